@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Checks style and format with ruff.
+. "$(dirname "$0")/environment.sh"
+use_environment lint
+ruff check .
+ruff format --check .

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every attack shares: how it is called, and how it calls its objective.
+
+`launch` checks the images, makes each image's seed and runs the attack as one graph.
+`score` and `gradient` evaluate an objective at images, checked to be one number each.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol
+
+import tensorflow as tf
+
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+
+# f(x) or f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
+Objective = Callable[..., Any]
+
+
+class Attack(Protocol):
+    """A frozen record of numbers, equal and of equal hash for equal attacks."""
+
+    def search(self, objective: Objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """Returns images of x's shape and dtype; traced, on checked arguments."""
+
+
+_TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
+
+
+def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor:
+    """Runs the attack, compiled, and returns its images under stop_gradient.
+
+    Within a tf.function it becomes part of that graph. Called eagerly it is
+    compiled here: once and for all for objectives that keep their batch apart from what
+    they do with it (`attacks.objective` on a Keras model), but anew in each call for
+    any other callable, for a graph cannot see what its closure has come to hold since.
+
+    Args:
+      attack: the record.
+      objective: what to raise.
+      x: float images in [0, 1], [batch, ...].
+      seed: an int or a seed per image, see `threat.image_keys`.
+
+    Raises:
+      InputError: `x`, `seed` or what the objective returns cannot be used.
+    """
+    x = _images(x)
+    keys = threat.image_keys(seed, _indices(x))
+    if not tf.executing_eagerly():
+        found = attack.search(objective, x, keys)
+    elif getattr(objective, "reusable", False):
+        found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
+    else:
+        graph = tf.function(
+            functools.partial(attack.search, objective), autograph=False
+        )
+        found = graph.get_concrete_function(x, keys)(x, keys)
+    return tf.stop_gradient(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(attack: Attack, recipe: Callable[..., Any]) -> Callable[..., tf.Tensor]:
+    """Returns the compiled attack on `recipe` with its batch as an argument."""
+
+    # AutoGraph would rewrite our error messages, and there is nothing to convert.
+    @tf.function(autograph=False)
+    def run(batch, x, keys):
+        return attack.search(functools.partial(recipe, batch), x, keys)
+
+    return run
+
+
+def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
+    """Returns how good each image is, [batch] in x's dtype."""
+    return _evaluate(objective, x, progress)[1]
+
+
+def gradient(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the gradient of what each image raises, like `x`, and scores [batch].
+
+    The tape watches `x` alone: no gradient by any weight is computed.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        ascend, scores = _evaluate(objective, x, progress)
+    slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
+    if slope is None:
+        raise InputError(
+            "The objective must depend on the images through differentiable TensorFlow "
+            "operations, got one without a gradient; compute it from its argument."
+        )
+    return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
+
+
+def _evaluate(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (ascend, score), each [batch]."""
+    returned = objective(x, progress) if _takes_progress(objective) else objective(x)
+    pair = returned if isinstance(returned, tuple) else (returned, returned)
+    if len(pair) != 2:
+        raise InputError(
+            "The objective returns [batch] or (ascend [batch], score [batch]), "
+            f"got a tuple of {len(pair)}."
+        )
+    return _one_per_image(pair[0], x), _one_per_image(pair[1], x)
+
+
+def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
+    values = tf.convert_to_tensor(values)
+    if not values.shape.is_compatible_with(x.shape[:1]):
+        raise InputError(
+            f"The objective must return one number per image, shape {x.shape[:1]}, "
+            f"got shape {values.shape}; reduce over all axes but the first."
+        )
+    return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
+
+
+def _takes_progress(objective: Objective) -> bool:
+    """Whether to pass the progress: there is a second argument that needs a value.
+
+    Or one named so. Other defaults are not touched: `lambda x, y=labels: ...`.
+    """
+    try:
+        parameters = list(inspect.signature(objective).parameters.values())
+    except (TypeError, ValueError):  # Some built-ins have no signature.
+        return False
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    second = [p for p in parameters if p.kind in positional][1:2]
+    return any(p.default is p.empty or p.name == "progress" for p in second)
+
+
+def _images(x: Any) -> tf.Tensor:
+    """Returns `x` as a tensor, checked, and rid of rounding outside [0, 1]."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating or not x.shape.rank:
+        raise InputError(
+            "Images are floats in [0, 1] with a leading batch axis, "
+            f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
+        )
+    if tf.executing_eagerly() and x.shape.num_elements():
+        low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
+            raise InputError(
+                f"Images are in [0, 1], got values from {low:g} to {high:g}; put the "
+                "normalisation into the model."
+            )
+    return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
+
+
+def _indices(x: tf.Tensor) -> tf.Tensor:
+    """Returns each image's number in the global batch, replica after replica, [batch].
+
+    With batches of one size on all replicas, one int seed thus gives every image the
+    noise that it has in the same batch on one device, and no two images the same.
+    """
+    size = tf.shape(x, out_type=tf.int64)[0]
+    context = tf.distribute.get_replica_context()
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    indices = tf.cast(replica, tf.int64) * size + tf.range(size)
+    return tf.ensure_shape(indices, x.shape[:1])

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Projected gradient ascent (Madry et al. 2018) and FGSM (Goodfellow et al. 2015)."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from typing import Any
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+
+
+class Best(NamedTuple):
+    """The best point of each image so far: points [batch, ...], scores [batch]."""
+
+    points: tf.Tensor
+    scores: tf.Tensor
+
+    def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
+        """Returns the better per image; the earlier one where equal or NaN."""
+        return self.take(scores > self.scores, points, scores)
+
+    def take(self, where: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
+        """Returns these with the images of the mask [batch] replaced."""
+        return Best(
+            tf.where(threat.per_image(where, points), points, self.points),
+            tf.where(where, scores, self.scores),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PGD:
+    """Steps of fixed size along the steepest direction, each projected back.
+
+    `PGD(...)(objective, x, seed)` returns images of x's shape and dtype in ball and box
+    that raise `objective`: any callable `f(x)` or `f(x, progress)` -> `[batch]`, or
+    -> (ascend, score), both `[batch]`. The gradient is taken of `ascend`; `score` says
+    which point is best. `progress` is the share of steps done: 0 at first, 1 when only
+    the score of the last point is asked for.
+
+    Attributes:
+      epsilon: Radius in pixel units of [0, 1]; for "l2" the norm of the whole image's
+        difference. Zero is allowed.
+      step_size: Length of a step, in the same unit.
+      steps: Number of steps.
+      norm: "linf" or "l2".
+      random_start: Whether to start at a uniform point of the ball (clipped to the
+        box), a function of each image's seed and the restart alone; else at the image.
+      restarts: Number of runs, each from a start of its own.
+      keep: "best" returns the point with the highest score among all points of all runs
+        (starts and last points included; one more forward pass), so that more steps or
+        restarts never do worse. Of equal ones the earlier; an image that no gradient
+        moved from its start comes back as it was unless its start scores higher.
+        "last" returns the last point, of the run in which that scores highest.
+
+    Raises:
+      InputError: A setting is out of range; or, when called, images, seed or what the
+        objective returns have the wrong type or shape.
+    """
+
+    epsilon: float
+    step_size: float
+    steps: int
+    norm: str = "linf"
+    random_start: bool = True
+    restarts: int = 1
+    keep: str = "best"
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+        threat.check_number("step_size", self.step_size)
+        if self.step_size <= 0:
+            raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
+        if self.norm == "linf" and self.step_size > 1:
+            raise InputError(
+                "step_size is in [0, 1] pixel units (2/255, not 2), "
+                f"got {self.step_size:g}."
+            )
+        for name in ("steps", "restarts"):
+            value = getattr(self, name)
+            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+            if not whole or value < 1:
+                raise InputError(
+                    f"{name} is a whole number of at least 1, got {value!r}."
+                )
+        if not isinstance(self.random_start, bool):
+            raise InputError(
+                f"random_start is True or False, got {self.random_start!r}."
+            )
+        if self.keep not in ("best", "last"):
+            raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
+
+        Args:
+          objective: What to raise, see above.
+          x: Float images in [0, 1], [batch, ...], of any float type; half precision is
+            attacked in float32 and the result is inside the ball as it is stored.
+          seed: An int: image i (of the global batch, under a strategy) gets a seed made
+            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
+        """
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        ball = threat.ball(self.norm, self.epsilon)
+        project = ball.projection(x)
+        centre = tf.cast(x, threat.compute_dtype(x))
+        judged = self.keep == "best" or self.restarts > 1
+
+        def step(number, point, best):
+            progress = tf.cast(number, tf.float32) / self.steps
+            slope, scores = calling.gradient(objective, point, progress)
+            if self.keep == "best":
+                best = best.offer(point, scores)
+            point = project(point + self.step_size * ball.steepest(slope))
+            return number + 1, point, best
+
+        def run(restart, point, best):
+            start = centre
+            if self.random_start:
+                start = project(threat.random_start(ball, x, keys, restart))
+            _, point, best = tf.while_loop(
+                lambda number, *_: number < self.steps, step, (0, start, best)
+            )
+            if judged:
+                best = self._judge(objective, centre, start, point, best)
+            return restart + 1, point, best
+
+        unknown = tf.fill(tf.shape(x)[:1], tf.constant(-float("inf"), centre.dtype))
+        state = (0, centre, Best(centre, tf.ensure_shape(unknown, x.shape[:1])))
+        if self.restarts == 1:
+            _, point, best = run(*state)
+        else:
+            _, point, best = tf.while_loop(
+                lambda restart, *_: restart < self.restarts, run, state
+            )
+        return ball.rounded(best.points if judged else point, x)
+
+    def _judge(self, objective, centre, start, point, best) -> Best:
+        """Offers the last point of a run, the only one not scored yet.
+
+        Where that is still the start, its score is known. The clean image is scored in
+        its place there and wins a tie: without a gradient, nothing shall move.
+        """
+        if self.keep == "last":
+            return best.offer(point, calling.score(objective, point, tf.constant(1.0)))
+        axes = list(range(1, point.shape.rank))
+        stuck = tf.reduce_all(tf.equal(point, start), axes)
+        point = tf.where(threat.per_image(stuck, point), centre, point)
+        scores = calling.score(objective, point, tf.constant(1.0))
+        better = (scores > best.scores) | (stuck & (scores >= best.scores))
+        return best.take(better, point, scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class FGSM:
+    """One step of length epsilon from the image: the fast gradient (sign) method.
+
+    Attributes:
+      epsilon: As for PGD.
+      norm: "linf" or "l2".
+    """
+
+    epsilon: float
+    norm: str = "linf"
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+
+    @property
+    def step_size(self) -> float:
+        """As PGD's: the one step's length."""
+        return self.epsilon
+
+    @property
+    def steps(self) -> int:
+        """As PGD's: one."""
+        return 1
+
+    @property
+    def restarts(self) -> int:
+        """As PGD's: one."""
+        return 1
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images like `x`; as PGD's, but no seed matters."""
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        del keys  # Nothing is random.
+        ball = threat.ball(self.norm, self.epsilon)
+        point = tf.cast(x, threat.compute_dtype(x))
+        slope, _ = calling.gradient(objective, point, tf.constant(0.0))
+        point = ball.projection(x)(point + self.epsilon * ball.steepest(slope))
+        return ball.rounded(point, x)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threat models: how far an image may move, and what one step in that ball looks like.
+
+A threat model is a ball of radius `epsilon` around each image, in some norm, cut with
+the box [0, 1] of valid pixels. Each norm answers the same four questions: a random
+point of the unit ball, the steepest direction, the projection onto ball and box, and
+the rounding of a result to the image's own dtype without leaving either.
+
+Everything acts per image: the leading axis is the batch, the others are the image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import numbers
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from mtr_tf.errors import InputError
+
+# An integer type of each float type's size: neighbouring non-negative floats have
+# neighbouring bit patterns, so adding 1 to the bits is the next float up.
+_BITS = {
+    tf.float16: tf.int16,
+    tf.bfloat16: tf.int16,
+    tf.float32: tf.int32,
+    tf.float64: tf.int64,
+}
+_ALG = "philox"  # The same numbers on every device.
+
+
+@dataclasses.dataclass(frozen=True)
+class Linf:
+    """No pixel value may change by more than `epsilon`, in pixel units of [0, 1]."""
+
+    epsilon: float
+
+    def __post_init__(self):
+        check_number("epsilon", self.epsilon)
+        if not 0 <= self.epsilon <= 1:
+            raise InputError(
+                "epsilon is in [0, 1] pixel units (8/255, not 8), "
+                f"got {self.epsilon:g}."
+            )
+
+    def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Returns one uniform point of the unit cube [-1, 1)^shape."""
+        return tf.random.stateless_uniform(shape, key, -1, 1, dtype, _ALG)
+
+    def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns the unit move that raises a linear loss most: the sign."""
+        return tf.sign(_without_nan(gradient))
+
+    def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns the map onto ball and box around `x`: a clip between two bounds.
+
+        The bounds are numbers of x's own dtype, with no difference to x above epsilon
+        even in exact arithmetic. So neither the clip nor a later plain rounding to
+        that dtype (rounding is monotone) can leave the ball or the box.
+        """
+        wide = tf.cast(x, tf.float64)
+        low = tf.maximum(wide - self.epsilon, 0)
+        high = tf.minimum(wide + self.epsilon, 1)
+        low = tf.cast(_round_towards(x, low, self.epsilon), compute_dtype(x))
+        high = tf.cast(_round_towards(x, high, self.epsilon), compute_dtype(x))
+        return lambda point: tf.clip_by_value(point, low, high)
+
+    def rounded(self, point: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Returns a projected `point` in x's dtype, still inside (see projection)."""
+        return tf.cast(point, x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class L2:
+    """The plain l2 norm of the difference of two images in [0, 1] is at most epsilon.
+
+    Plain: the root of the sum (not the mean) of squares over all pixels and channels.
+    """
+
+    epsilon: float
+
+    def __post_init__(self):
+        check_number("epsilon", self.epsilon)
+        if self.epsilon < 0:
+            raise InputError(
+                "epsilon is an l2 norm and at least 0 (of images in [0, 1]), "
+                f"got {self.epsilon:g}."
+            )
+
+    def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Returns one uniform point of the unit ball.
+
+        A Gaussian has a uniform direction, and the share of a d-dimensional ball
+        within radius r is r^d, so the radius is u^(1/d) with u uniform in [0, 1).
+        """
+        direction = tf.random.stateless_normal(
+            shape, fold_in(key, 0), dtype=dtype, alg=_ALG
+        )
+        u = tf.random.stateless_uniform([], fold_in(key, 1), dtype=dtype, alg=_ALG)
+        radius = u ** (1 / tf.cast(tf.reduce_prod(shape), dtype))
+        return tf.math.divide_no_nan(direction, tf.norm(direction)) * radius
+
+    def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
+        """Returns each image's gradient over its l2 norm; zero where that is zero.
+
+        Divided by the largest entry first: squares of small entries are below what
+        float32 can hold.
+        """
+        gradient = _without_nan(gradient)
+        largest = tf.reduce_max(tf.abs(gradient), _inner_axes(gradient), keepdims=True)
+        scaled = tf.math.divide_no_nan(gradient, largest)
+        return tf.math.divide_no_nan(scaled, _norms(scaled))
+
+    def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns the map onto ball and box around `x`: shrink into the ball, clip.
+
+        Clipping does not leave the ball again: x is in the box, so clipping a
+        coordinate to the box brings it nearer to x's. The result is a point of both
+        sets, though not always the nearest one of their intersection.
+        """
+        centre = tf.cast(x, compute_dtype(x))
+        epsilon = tf.constant(self.epsilon, centre.dtype)
+
+        def project(point):
+            offset = point - centre
+            radii = tf.maximum(_norms(offset), epsilon)
+            offset *= tf.math.divide_no_nan(epsilon, radii)
+            return tf.clip_by_value(centre + offset, 0, 1)
+
+        return project
+
+    def rounded(self, point: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """Returns `point` in x's dtype, inside ball and box in float64 arithmetic.
+
+        Shrinks into the ball once more in float64, then rounds each coordinate towards
+        x, which shortens the difference and keeps between two points of the box.
+        """
+        wide = tf.cast(x, tf.float64)
+        offset = tf.cast(point, tf.float64) - wide
+        inner = self.epsilon * (1 - 1e-12)  # Room for the rounding of a norm's sum.
+        offset *= tf.math.divide_no_nan(
+            tf.constant(inner, tf.float64), tf.maximum(_norms(offset), inner)
+        )
+        return _round_towards(x, wide + offset, tf.abs(offset))
+
+
+NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
+
+
+def ball(norm: str, epsilon: float) -> Linf | L2:
+    """Returns the threat model of that norm ("linf" or "l2") and radius.
+
+    Raises:
+      InputError: an unknown norm, or a radius that the norm does not allow.
+    """
+    if norm not in NORMS:
+        near = difflib.get_close_matches(str(norm).lower(), NORMS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"norm is one of {', '.join(NORMS)}, got {norm!r}{hint}")
+    return NORMS[norm](epsilon)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a finite real number."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise InputError(f"{name} is a finite number, got {value!r}.")
+
+
+def compute_dtype(x: tf.Tensor) -> tf.DType:
+    """Returns what an attack on `x` computes in: float64 for float64, else float32."""
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
+
+
+def random_start(
+    threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, restart: tf.Tensor | int
+) -> tf.Tensor:
+    """Returns, for each image, the image plus uniform noise from its ball.
+
+    The noise of an image is a function of its key and the restart alone, whatever the
+    batch around it. It may leave the box: project it.
+
+    Args:
+      threat: the ball.
+      x: images, [batch, ...].
+      keys: from `image_keys`, int64 [batch, 2].
+      restart: the number of the restart.
+    """
+    dtype = compute_dtype(x)
+    shape = tf.shape(x)[1:]
+    noise = tf.map_fn(
+        lambda key: threat.noise(shape, fold_in(key, restart), dtype),
+        keys,
+        fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
+    )
+    return tf.cast(x, dtype) + threat.epsilon * noise
+
+
+def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
+    """Returns keys, int64 [..., 2]: one out of `seed` and each number of `data`.
+
+    `fold_in(seed, indices)` is a seed per image for an attack, by each image's number
+    in its data set: then noise depends neither on batch size nor order nor replicas.
+
+    Args:
+      seed: an int, or a key [2].
+      data: ints of any shape.
+    """
+    seed, data = tf.cast(seed, tf.int64), tf.cast(data, tf.int64)
+    key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
+    mixed = tf.random.experimental.stateless_fold_in(
+        key, tf.constant(0, tf.int64), _ALG
+    )
+    return tf.stack([tf.broadcast_to(mixed[0], tf.shape(data)), data], axis=-1)
+
+
+def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
+    """Returns int64 [batch, 2]: the key of each image's random numbers.
+
+    Args:
+      seed: an int, into which each image's index is folded; or a seed per image, which
+        decides alone: int [batch], or [batch, 2] as `fold_in` returns.
+      indices: int [batch], each image's number, used with a single seed only.
+
+    Raises:
+      InputError: `seed` is not of integers, or of another shape.
+    """
+    seed = tf.convert_to_tensor(seed)
+    if not seed.dtype.is_integer:
+        raise InputError(f"seed is of whole numbers, got {seed.dtype.name}.")
+    seed = tf.cast(seed, tf.int64)
+    if seed.shape.rank == 0:
+        return fold_in(seed, indices)
+    matches = seed.shape[:1].is_compatible_with(indices.shape)
+    if matches and seed.shape.rank == 1:
+        return tf.stack([seed, tf.zeros_like(seed)], axis=1)
+    if matches and seed.shape.rank == 2 and seed.shape[1] == 2:
+        return seed
+    raise InputError(
+        f"seed is one int or one per image (shape [batch] or [batch, 2]), got shape "
+        f"{seed.shape} for a batch of {indices.shape[0]}."
+    )
+
+
+def per_image(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Returns [batch] values with axes of size 1 added, to meet images like `x`."""
+    return tf.reshape(values, [-1] + [1] * (x.shape.rank - 1))
+
+
+def _inner_axes(x: tf.Tensor) -> list[int]:
+    return list(range(1, x.shape.rank))
+
+
+def _norms(x: tf.Tensor) -> tf.Tensor:
+    """Returns each image's l2 norm, [batch, 1, ...]."""
+    squares = tf.reduce_sum(tf.square(x), _inner_axes(x), keepdims=True)
+    return tf.sqrt(squares)
+
+
+def _without_nan(gradient: tf.Tensor) -> tf.Tensor:
+    """Returns the gradient with 0, a pixel left alone, for NaN and +-inf finite."""
+    limit = gradient.dtype.max
+    finite = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
+    return tf.clip_by_value(finite, -limit, limit)
+
+
+def _round_towards(
+    x: tf.Tensor, value: tf.Tensor, reach: tf.Tensor | float
+) -> tf.Tensor:
+    """Returns float64 `value` in x's dtype, at most `reach` away from `x`.
+
+    Rounds to the nearest number, and where that is too far goes to its neighbour on
+    x's side. All numbers are in [0, 1].
+    """
+    nearest = tf.cast(value, x.dtype)
+    gap = tf.cast(x, tf.float64) - tf.cast(nearest, tf.float64)
+    move = tf.where(tf.abs(gap) > reach, tf.sign(gap), tf.zeros_like(gap))
+    bits = _BITS[x.dtype]
+    return tf.bitcast(tf.bitcast(nearest, bits) + tf.cast(move, bits), x.dtype)

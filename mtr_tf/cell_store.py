@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished cells on disk, so that none is run twice.
+
+    cells/HASH.json   scores of one cell; HASH is of all that they depend on
+    cells/HASH.npz    its first examples, painted
+    examples/*.npz    its first examples as they are, if asked for
+
+The JSON file is written last: a cell is finished if it is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mtr_tf import runs
+from mtr_tf.cells import Cell
+from mtr_tf.data.source import Columns
+from mtr_tf.evaluation import Examples
+
+_FORMAT = 1  # Of the files; cells of another number are not known.
+# What reading a damaged .json or .npz may raise.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one cell, or the clean images (`cell` None), came to.
+
+    Attributes:
+      cell: The attack.
+      scores: {task: {metric: {"value": float or None, "interval": [low, high]}}}.
+      count: How many images.
+      pictures: Painted examples, uint8 `[M, H, W, 3]`: {image}, {target/<task>},
+        {output/<task>}, and of an attack {adversarial} and {perturbation}.
+    """
+
+    cell: Cell | None
+    scores: dict[str, dict[str, dict[str, Any]]]
+    count: int
+    pictures: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """The finished cells of one folder, about one model and one set of examples.
+
+    Attributes:
+      folder: Where they are.
+      facts: What results depend on beside the attack, as JSON: fingerprints of weights
+        and data, tasks, seed, versions.
+      save_examples: A cell counts as finished only with so many examples saved.
+    """
+
+    folder: pathlib.Path
+    facts: Mapping[str, Any]
+    save_examples: int = 0
+
+    def write(self, result: Result, examples: Examples) -> None:
+        """Keeps a finished cell."""
+        if self.save_examples:
+            _write_arrays(self._examples(result.cell), _arrays(examples))
+        path = self._path(result.cell)
+        _write_arrays(path.with_suffix(".npz"), result.pictures)
+        content = {
+            "key": self._key(result.cell),
+            "count": result.count,
+            "scores": result.scores,
+        }
+        runs.write_json(path, content)
+
+    def read(self, cell: Cell | None) -> Result | None:
+        """The finished cell; None if there is none, or (warning) a damaged one."""
+        path = self._path(cell)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            if content["key"] != self._key(cell):
+                raise ValueError("it holds the result of something else")
+            with np.load(path.with_suffix(".npz")) as arrays:
+                pictures = dict(arrays)
+            result = Result(cell, content["scores"], content["count"], pictures)
+            return result if self._examples_saved(result) else None
+        except _DAMAGED as error:
+            logging.warning("%s is damaged (%s); it is done again", path, error)
+            return None
+
+    def _key(self, cell: Cell | None) -> dict[str, Any]:
+        attack = dataclasses.asdict(cell) if cell else {}
+        key = {"format": _FORMAT, **self.facts, "attack": attack}
+        return json.loads(json.dumps(key))  # As it comes back: lists for tuples.
+
+    def _hash(self, cell: Cell | None) -> str:
+        text = json.dumps(self._key(cell), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _path(self, cell: Cell | None) -> pathlib.Path:
+        return self.folder / "cells" / f"{self._hash(cell)}.json"
+
+    def _examples(self, cell: Cell | None) -> pathlib.Path:
+        name = f"{cell.attack}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
+        return self.folder / "examples" / f"{name}_{self._hash(cell)[:8]}.npz"
+
+    def _examples_saved(self, result: Result) -> bool:
+        wanted = min(self.save_examples, result.count)
+        path = self._examples(result.cell)
+        if not wanted:
+            return True
+        if not path.exists():
+            return False
+        with np.load(path) as arrays:
+            return len(arrays["image"]) >= wanted
+
+
+def data_fingerprint(columns: Columns, num_examples: int) -> str:
+    """A hash of the images, targets and masks that are evaluated."""
+    digest = hashlib.sha256()
+    parts = {"images": columns.images, **columns.targets}
+    parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
+    for name in sorted(parts):
+        values = np.ascontiguousarray(parts[name][:num_examples])
+        digest.update(f"{name} {values.dtype} {values.shape};".encode())
+        digest.update(values)
+    return digest.hexdigest()[:16]
+
+
+def _arrays(examples: Examples) -> dict[str, np.ndarray]:
+    """{image, adversarial, target/<task>, mask/<task>, output/<task>}, unpainted."""
+    arrays = {"image": examples.image}
+    if examples.adversarial is not None:
+        arrays["adversarial"] = examples.adversarial
+    for task, output in (examples.attacked or examples.clean).items():
+        arrays[f"target/{task}"] = examples.targets[task]
+        arrays[f"mask/{task}"] = examples.masks[task]
+        arrays[f"output/{task}"] = output
+    return arrays
+
+
+def _write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with runs.whole_file(path) as beside, open(beside, "wb") as file:
+        np.savez_compressed(file, **arrays)

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: keeping them during training, and loading a model to attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import pathlib
+import shutil
+from typing import Any
+
+from mtr_tf import runs
+from mtr_tf.config import TrainConfig
+from mtr_tf.errors import InputError
+
+
+class Keeper:
+    """The checkpoints of a training run: the newest few, and the best.
+
+    A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step and
+    the best score so far. It is complete or absent: TensorFlow writes it beside.
+    """
+
+    def __init__(self, workdir: pathlib.Path, model: Any, optimizer: Any, keep: int):
+        """Looks at `workdir/checkpoints`, and clears what a killed save left there."""
+        import tensorflow as tf
+
+        self._folder = workdir / "checkpoints"
+        for leftover in self._folder.glob("**/*_temp"):
+            shutil.rmtree(leftover)
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
+        self._checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=optimizer, step=self._step, best=self._best
+        )
+        self._newest = tf.train.CheckpointManager(
+            self._checkpoint, str(self._folder), max_to_keep=keep
+        )
+        self._kept_best = tf.train.CheckpointManager(
+            self._checkpoint, str(self._folder / "best"), max_to_keep=1
+        )
+
+    def restore(self) -> int:
+        """Restores the newest checkpoint if there is one; returns the steps done.
+
+        Raises:
+          InputError: it is damaged, or of another model.
+        """
+        import tensorflow as tf
+
+        newest = self._newest.latest_checkpoint
+        if newest is None:
+            return 0
+        try:
+            self._checkpoint.restore(newest).assert_consumed()
+        except (tf.errors.OpError, AssertionError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint {newest} is damaged; delete {newest}.* and the last "
+                f"entry of {self._folder / 'checkpoint'} to go on from the one before."
+            ) from error
+        return int(self._step.numpy())
+
+    def save(self, step: int) -> None:
+        """Saves a checkpoint, and deletes the oldest beyond those to keep."""
+        self._write(self._newest, step)
+
+    def save_if_best(self, step: int, score: float, better: str) -> None:
+        """Saves to `best/` when the score beats all before; `better`: higher, lower."""
+        best = float(self._best.numpy())
+        improved = score > best if better == "higher" else score < best
+        if improved or (math.isnan(best) and not math.isnan(score)):
+            self._best.assign(score)
+            self._write(self._kept_best, step)
+
+    def _write(self, manager: Any, step: int) -> None:
+        self._step.assign(step)
+        with runs.full_disk_explained(self._folder):
+            manager.save(checkpoint_number=step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model to attack, and what is known of it."""
+
+    model: Any  # keras.Model: images [B, H, W, 3] in [0, 1] -> {task: output}.
+    tasks: tuple[str, ...]
+    config: TrainConfig | None  # None for a .keras file of the user's own.
+    directory: pathlib.Path  # Where results of attacks go.
+    fingerprint: str  # SHA-256 of the weights; what a cached result depends on.
+
+
+def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
+    """Loads a run directory, a checkpoint in one, or a `.keras` file.
+
+    Args:
+      ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
+      single_task: for a `.keras` file with one unnamed output, the task it predicts.
+
+    Raises:
+      InputError: nothing is there, the file is damaged or foreign, it would run code
+        when loaded, or its outputs are not tasks.
+    """
+    path = pathlib.Path(ckpt)
+    root = _run_root(path)
+    if root is None and path.suffix == ".keras":
+        return _foreign(path, single_task)
+    config = runs.read_config(root) if root else None
+    if config is None:
+        near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
+        known = f" Runs beside it: {', '.join(near)}." if near else ""
+        raise InputError(
+            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
+            f".keras file; got {ckpt!r}, which {_what_is(path)}.{known}"
+        )
+    if path.suffix == ".keras":
+        model = _load_keras(path)
+    elif path == root and (root / "model.keras").exists():
+        model = _load_keras(root / "model.keras")
+    else:
+        model = _restore(root, path, config)
+    return Run(model, tuple(model.output), config, root, fingerprint(model))
+
+
+def _what_is(path: pathlib.Path) -> str:
+    if path.is_dir():
+        return "is a directory without config.json"
+    return "is some other file" if path.exists() else "does not exist"
+
+
+def _run_root(path: pathlib.Path) -> pathlib.Path | None:
+    """The run directory that a path lies in, by its config.json."""
+    for root in (path, *list(path.parents)[:3]):
+        if (root / "config.json").is_file():
+            return root
+    return None
+
+
+def _restore(root: pathlib.Path, path: pathlib.Path, config: TrainConfig) -> Any:
+    """A model rebuilt from the settings, with the weights of a checkpoint."""
+    import tensorflow as tf
+
+    from mtr_tf import training
+
+    folder = root / "checkpoints" if path == root else path
+    prefix = str(folder).removesuffix(".index")
+    if folder.is_dir():
+        prefix = tf.train.latest_checkpoint(folder)
+    if not prefix or not pathlib.Path(f"{prefix}.index").exists():
+        raise InputError(
+            f"there is no checkpoint at {folder}; train first, or name one of "
+            f"{sorted(p.stem for p in (root / 'checkpoints').glob('**/*.index'))}."
+        )
+    model = training.build_model(config, training.open_source(config).info)
+    try:
+        status = tf.train.Checkpoint(model=model).restore(prefix)
+        status.assert_existing_objects_matched().expect_partial()
+    except (tf.errors.OpError, AssertionError, ValueError) as error:
+        raise InputError(
+            f"the checkpoint {prefix} is damaged or of another model; try an older one "
+            "from the same folder."
+        ) from error
+    return model
+
+
+def _load_keras(path: pathlib.Path) -> Any:
+    import keras
+
+    from mtr_tf import models  # noqa: F401  (registers the layers of our own)
+
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check --ckpt.")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises nearly every kind on a damaged file.
+        if "safe_mode" in str(error) or "unsafe" in str(error).lower():
+            raise InputError(
+                f"{path} holds Python code (such as a Lambda layer) that would run "
+                "when it is loaded, which is refused. Save the model without it."
+            ) from error
+        detail = str(error).strip().splitlines()
+        raise InputError(
+            f"{path} is no .keras file that can be loaded here: it is truncated, or "
+            "not of Keras 3, or uses layers that are not Keras's own "
+            f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
+        ) from error
+
+
+def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
+    """A model of the user's own: a dict of outputs named after tasks, or one output."""
+    import keras
+
+    from mtr_tf import tasks
+
+    model = _load_keras(path)
+    if not isinstance(getattr(model, "output", None), dict):
+        names = tasks.resolve(single_task) if single_task else ()
+        count = len(getattr(model, "outputs", ()))
+        if len(names) != 1 or count != 1:
+            raise InputError(
+                f"the outputs of {path} must be a dict named after tasks, such as "
+                "keras.Model(x, {'seg': ..., 'depth': ...}), or one output whose task "
+                f"--tasks=NAME says; got {count} output(s) and "
+                f"--tasks={','.join(single_task)}."
+            )
+        model = keras.Model(model.inputs, {names[0]: model.outputs[0]})
+    outputs = {tasks.resolve([name])[0]: out for name, out in model.output.items()}
+    if len(model.inputs) != 1:
+        raise InputError(
+            f"the model of {path} must have one input, the image; it has "
+            f"{len(model.inputs)}."
+        )
+    if set(outputs) != set(model.output):
+        model = keras.Model(model.inputs, outputs)
+    directory = pathlib.Path("runs", path.stem)
+    return Run(model, tuple(outputs), None, directory, fingerprint(model))
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over the names, shapes and values of all of a model's variables."""
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        value = variable.numpy()
+        digest.update(f"{variable.path} {value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

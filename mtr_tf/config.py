@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of the binaries: its default, its help, its range, and cross-checks.
+
+The flags are made from these records (`common_flags.define`), a run keeps them in its
+`config.json`, and nothing else in the package holds a default of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.errors import InputError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A dataclass field with what a flag needs; the range includes both ends."""
+    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of the records: range checks of each field, and to and from plain dicts."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_range(field, getattr(self, field.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON takes them (tuples as lists)."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> typing.Self:
+        """The record of a dict that `to_dict` made; unknown keys raise `InputError`."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(key, names, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"there is no setting {key!r}{hint}")
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        )
+
+
+def check_range(field: dataclasses.Field, value: Any) -> None:
+    """Raises `InputError` where a field's value is outside its choices or range."""
+    choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
+    if choices and value not in choices:
+        raise InputError(
+            f"--{field.name} must be one of {', '.join(choices)}, got {value!r}."
+        )
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if not math.isfinite(number):
+            raise InputError(f"--{field.name} must be a finite number, got {number}.")
+        if (low is not None and number < low) or (high is not None and number > high):
+            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise InputError(f"--{field.name} must be {bounds}, got {number}.")
+
+
+def parse_image_size(text: str) -> tuple[int, int] | None:
+    """`64` or `96x128` (height x width) as (height, width); empty gives None."""
+    if not text:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise InputError(
+            "--image_size must be one number (64) or height x width (96x128), "
+            f"got {text!r}."
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Settings):
+    """What `python -m mtr_tf.train` takes."""
+
+    tasks: tuple[str, ...] = setting(
+        ("seg", "depth"),
+        "Tasks to train, one head each: names, Taskonomy's names or the paper's "
+        "letters (seg,depth or s,d).",
+    )
+    main_tasks: tuple[str, ...] = setting(
+        (),
+        "The main tasks among --tasks; each weighs 1/number of them. The others are "
+        "auxiliary and share --aux_weight. Empty: all are main.",
+    )
+    aux_weight: float = setting(
+        1.0, "Weight that the auxiliary tasks share (the paper's lambda).", low=0
+    )
+    # Data.
+    dataset: str = setting(
+        "rooms",
+        "Data set: rooms (made on the spot), camvid, or another of mtr_tf.data.",
+    )
+    data_dir: str = setting(
+        "",
+        "Folder of the data. For rooms, where it is kept once made; empty: "
+        "TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    )
+    image_size: str = setting(
+        "", "Height x width, such as 96x128, or one number; empty: the data set's own."
+    )
+    train_examples: int = setting(
+        0, "Train on the first N examples only; 0: all.", low=0
+    )
+    flip: bool = setting(True, "Mirror training examples left-right at random.")
+    crop: str = setting(
+        "", "Train on random crops of this height x width; empty: whole pictures."
+    )
+    # Model.
+    model: str = setting("resnet18", "Architecture, one of mtr_tf.models.")
+    width: int = setting(
+        0, "Channels of the first stage (64 is ResNet-18's); 0: the model's own.", low=0
+    )
+    decoders: str = setting(
+        "separate",
+        "One decoder per task, or one for all with a last layer per task.",
+        choices=("separate", "shared"),
+    )
+    sync_batch_norm: bool = setting(
+        False, "Share batch-norm statistics between replicas."
+    )
+    # Optimisation.
+    epochs: int = setting(20, "Passes over the training split.", low=1)
+    batch_size: int = setting(32, "Examples per step, over all replicas.", low=1)
+    learning_rate: float = setting(2e-3, "Learning rate at the start.", low=0)
+    optimizer: str = setting("adam", "Optimizer.", choices=("adam", "sgd"))
+    momentum: float = setting(0.9, "Momentum of sgd.", low=0, high=1)
+    weight_decay: float = setting(
+        0.0,
+        "L2 weight decay, added to the gradient as PyTorch's SGD does (coupled).",
+        low=0,
+    )
+    schedule: str = setting(
+        "cosine",
+        "Learning rate over time: cosine to zero, step (times --lr_factor at each of "
+        "--lr_epochs), or constant.",
+        choices=("cosine", "step", "constant"),
+    )
+    lr_epochs: tuple[int, ...] = setting(
+        (), "Epochs after which the step schedule multiplies the rate.", low=1
+    )
+    lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
+    seed: int = setting(
+        0, "Seed of weights, order of examples, augmentation and attacks.", low=0
+    )
+    # Where and how it runs.
+    strategy: str = setting(
+        "auto",
+        "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
+        "else one device.",
+        choices=("auto", "one_device", "mirrored"),
+    )
+    replicas: int = setting(
+        0,
+        "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
+        "split into that many, for trials.",
+        low=0,
+    )
+    precision: str = setting(
+        "float32",
+        "Keras precision policy.",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    deterministic: bool = setting(
+        True, "Use deterministic kernels: equal seeds give equal bits."
+    )
+    # Watching and keeping.
+    summary_every: int = setting(
+        20, "Steps between training summaries (also of one compiled call).", low=1
+    )
+    eval_every: int = setting(
+        0, "Steps between evaluations on validation; 0: five times a run.", low=0
+    )
+    eval_examples: int = setting(
+        64,
+        "Validation examples that are evaluated and attacked during training.",
+        low=1,
+    )
+    eval_eps: float = setting(
+        4.0, "Radius of that attack (l-inf, in 0-255 levels).", low=0, high=255
+    )
+    eval_steps: int = setting(5, "PGD steps of that attack.", low=1)
+    checkpoint_every: int = setting(
+        0, "Steps between checkpoints; 0: five times a run.", low=0
+    )
+    keep_checkpoints: int = setting(2, "Newest checkpoints kept.", low=1)
+    best_metric: str = setting(
+        "",
+        "Metric on validation by which the best checkpoint is kept: TASK/METRIC, with "
+        "an optional clean/ or adversarial/ before it; empty: the first main task's "
+        "headline metric, clean.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.schedule == "step" and not self.lr_epochs:
+            raise InputError(
+                "--schedule=step needs --lr_epochs, the epochs after which the rate "
+                "falls; it is empty. Give for example --lr_epochs=120,140."
+            )
+        parse_image_size(self.image_size)
+        parse_image_size(self.crop)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlace(Settings):
+    """Where a training run is kept; not a part of what it computes."""
+
+    workdir: str = setting(
+        "", "Run directory; empty: runs/ and a name made of the main settings."
+    )
+    resume: bool = setting(
+        True,
+        "Go on from the newest checkpoint of the run directory, if it has one; "
+        "--noresume refuses a directory that holds a run.",
+    )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets: one table, and how to open and read them.
+
+Nothing here imports TensorFlow before a data set is opened.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mtr_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mtr_tf.data.source import Source
+
+
+def _rooms(**options: object) -> Source:
+    from mtr_tf.data import rooms
+
+    return rooms.open_source(**options)
+
+
+def _camvid(**options: object) -> Source:
+    from mtr_tf.data import camvid
+
+    return camvid.open_source(**options)
+
+
+# Name of a data set -> function (image_size, data_dir, tasks) that opens it.
+DATASETS: dict[str, Callable[..., Source]] = {"rooms": _rooms, "camvid": _camvid}
+
+
+def open_source(
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Source:
+    """Opens a data set for random access; prepares it first where that is needed.
+
+    Args:
+        name: a key of DATASETS.
+        image_size: (height, width); None for the data set's own.
+        data_dir: where the data is; None for the data set's own place.
+        tasks: names, aliases or letters of the tasks to read; None for all it has.
+
+    Raises:
+        InputError: no such data set, an unknown task, or one that the data set lacks.
+    """
+    from mtr_tf import tasks as task_table
+
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}."
+        )
+    asked = None if tasks is None else task_table.resolve(tasks)
+    source = DATASETS[name](image_size=image_size, data_dir=data_dir, tasks=asked)
+    for task in asked or ():
+        if task not in source.info.tasks:
+            raise InputError(
+                f"Data set {name!r} has no task {task!r}; it has "
+                f"{', '.join(source.info.tasks)}."
+            )
+    return source
+
+
+def load(
+    name: str,
+    split: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+) -> tf.data.Dataset:
+    """Opens a split as an unbatched dataset of examples, in index order.
+
+    Args:
+        name: a key of DATASETS.
+        split: "train", "validation" or "test", as far as the data set has it.
+        image_size: (height, width); None for the data set's own.
+        data_dir: where the data is; None for the data set's own place.
+        tasks: names, aliases or letters of the tasks to read; None for all it has.
+
+    Returns:
+        A dataset, of known cardinality, of {"image": float32 [H, W, 3] in [0, 1],
+        "targets": {task: int32 [H, W] or float32 [H, W, C]}, "masks": {task: float32
+        [H, W], zero where the target is not known}}.
+
+    Raises:
+        InputError: no such data set or split, or no such task in it.
+    """
+    from mtr_tf import tasks as task_table
+    from mtr_tf.data import batching
+
+    source = open_source(name, image_size=image_size, data_dir=data_dir, tasks=tasks)
+    names = source.info.tasks if tasks is None else task_table.resolve(tasks)
+    return batching.examples(source.columns(split), names)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random flips and crops that move an image, its targets and its masks together.
+
+What is drawn for an image is a pure function of (seed, step, position of the image in
+the global batch): it does not depend on the number of replicas, on threads, or on
+whether a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from mtr_tf import tasks as task_table
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """How training images are varied.
+
+    Attributes:
+        flip: mirror left and right with probability one half. A task whose values turn
+            round in a mirror says so itself (`Task.mirror`, a factor per channel).
+        crop: (height, width) of the window that is cut out, every place of the window
+            being equally likely; None leaves the picture whole.
+    """
+
+    flip: bool = True
+    crop: tuple[int, int] | None = None
+
+    def check(self, height: int, width: int) -> None:
+        """Raises InputError if pictures of [height, width] are too small for `crop`."""
+        if self.crop is None:
+            return
+        if not (0 < self.crop[0] <= height and 0 < self.crop[1] <= width):
+            raise InputError(
+                f"The crop must be at least 1x1 and fit into the pictures, got "
+                f"{self.crop[0]}x{self.crop[1]} for pictures of {height}x{width} "
+                "(height x width)."
+            )
+
+    def __call__(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Returns `batch` with its images, targets and masks flipped and cropped.
+
+        Args:
+            batch: "image" float32 [b, H, W, 3], "targets" {task: [b, H, W] or
+                [b, H, W, C]}, "masks" {task: float32 [b, H, W]}, "step" int64 [],
+                "position" int64 [b]; further entries are passed through.
+            seed: the seed of the run.
+        """
+        height, width = batch["image"].shape[1:3]
+        self.check(height, width)
+        size = self.crop or (height, width)
+
+        def vary(arguments: tuple[tf.Tensor, dict[str, Any]]) -> dict[str, Any]:
+            position, example = arguments
+            draws = uniform(seed, batch["step"], position, 3)
+            top = _offset(draws[0], height, size[0])
+            left = _offset(draws[1], width, size[1])
+            window = tf.nest.map_structure(
+                lambda maps: maps[top : top + size[0], left : left + size[1]], example
+            )
+            if not self.flip:
+                return window
+            return tf.cond(draws[2] < 0.5, lambda: mirrored(window), lambda: window)
+
+        examples = {name: batch[name] for name in ("image", "targets", "masks")}
+        varied = tf.map_fn(
+            vary,
+            (batch["position"], examples),
+            fn_output_signature=tf.nest.map_structure(
+                lambda maps: tf.TensorSpec((*size, *maps.shape[3:]), maps.dtype),
+                examples,
+            ),
+        )
+        return {**batch, **varied}
+
+
+def mirrored(example: dict[str, Any]) -> dict[str, Any]:
+    """Returns one example {"image", "targets", "masks"} with left and right swapped."""
+    swapped = tf.nest.map_structure(lambda maps: tf.reverse(maps, [1]), example)
+    for task, target in swapped["targets"].items():
+        factors = task_table.TASKS[task].mirror
+        if factors is not None:
+            swapped["targets"][task] = target * tf.constant(factors, target.dtype)
+    return swapped
+
+
+def uniform(seed: int, step: tf.Tensor, position: tf.Tensor, count: int) -> tf.Tensor:
+    """Draws `count` numbers of [0, 1): float32, a function of the other arguments.
+
+    The generator is Philox by name, so that CPU and GPU draw the same.
+    """
+    fold_in = tf.random.experimental.stateless_fold_in
+    key = fold_in(fold_in(tf.constant([seed, 0], tf.int64), step), position)
+    return tf.random.stateless_uniform([count], key, alg="philox")
+
+
+def _offset(draw: tf.Tensor, length: int, size: int) -> tf.Tensor:
+    """Where a window of `size` starts on [0, length), each place being as likely."""
+    choices = length - size + 1
+    # The product may round up to `choices`, a place too far.
+    return tf.minimum(tf.cast(draw * choices, tf.int32), choices - 1)

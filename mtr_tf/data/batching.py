@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which examples are in which batch, and on which replica.
+
+Training batches are pure functions of (seed, step), so that a run that was stopped goes
+on exactly where it was. A global batch is split contiguously over the replicas, so that
+any number of replicas sees the same global batches. The functions `train_batches` and
+`eval_batches` make the input of one worker, to be used as
+
+    strategy.distribute_datasets_from_function(
+        lambda context: train_batches(..., context=context)
+    )
+
+A batch is {"image": float32 [b, H, W, 3] in [0, 1], "targets": {task: int32 [b, H, W]
+or float32 [b, H, W, C]}, "masks": {task: float32 [b, H, W]}, "index": int64 [b] (the
+example's number in its split, -1 for padding), "position": int64 [b] (the example's
+place in the global batch), "step": int64 [] (the number of the global batch)}.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.data import picture
+from mtr_tf.data.augment import Augment
+from mtr_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from mtr_tf.data.source import Columns
+
+_ONE_PIPELINE = tf.distribute.InputContext()
+
+
+def gather(
+    columns: Columns, tasks: Sequence[str], indices: np.ndarray
+) -> dict[str, Any]:
+    """Reads examples by number as one NumPy batch.
+
+    Only the asked rows of the columns' arrays are touched, so these may be memory maps.
+
+    Args:
+        columns: the split to read from.
+        tasks: canonical names; tasks defined by the picture are computed here.
+        indices: int [b]; -1 asks for padding: zero image, zero targets, zero masks.
+
+    Returns:
+        The batch described in the module's docstring without "position" and "step".
+    """
+    indices = np.asarray(indices, np.int64)
+    real = indices >= 0
+    rows = indices[real]
+
+    def pad(values: np.ndarray, dtype: type) -> np.ndarray:
+        if len(values) == len(indices):
+            return values.astype(dtype, copy=False)
+        padded = np.zeros((len(indices), *values.shape[1:]), dtype)
+        padded[real] = values
+        return padded
+
+    images = columns.images[rows]
+    targets, masks = {}, {}
+    for task in tasks:
+        target, mask = _read_task(columns, task, images, rows)
+        integral = np.issubdtype(target.dtype, np.integer)
+        targets[task] = pad(target, np.int32 if integral else np.float32)
+        masks[task] = pad(mask, np.float32)
+    image = pad(images.astype(np.float32) / np.float32(255), np.float32)
+    return {"image": image, "targets": targets, "masks": masks, "index": indices}
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """The full batches in `n` examples; InputError if there is none."""
+    _check_batch_size(batch_size)
+    if n < batch_size:
+        raise InputError(
+            f"A batch cannot be larger than what it is taken from: the batch size is "
+            f"{batch_size}, for {n} examples; take a smaller batch."
+        )
+    return n // batch_size
+
+
+def train_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The examples of training step `step`: int64 [batch_size], values in [0, n).
+
+    Each epoch is a permutation of its own; the tail that does not fill a batch is
+    dropped for that epoch.
+
+    Raises:
+        InputError: n < batch_size, or seed < 0.
+    """
+    epoch, place = divmod(int(step), steps_per_epoch(n, batch_size))
+    start = place * batch_size
+    return _permutation(n, seed, epoch)[start : start + batch_size]
+
+
+def eval_indices(n: int, batch_size: int, step: int) -> np.ndarray:
+    """The examples of evaluation batch `step`: int64 [batch_size], -1 past the end."""
+    indices = np.arange(batch_size, dtype=np.int64) + int(step) * batch_size
+    return np.where(indices < n, indices, -1)
+
+
+def eval_steps(n: int, batch_size: int) -> int:
+    """How many batches, the last one padded, hold `n` examples."""
+    _check_batch_size(batch_size)
+    return -(-n // batch_size)
+
+
+def train_batches(
+    columns: Columns,
+    tasks: Sequence[str],
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    num_examples: int | None = None,
+    augment: Augment | None = None,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """The training input of one worker: its replicas' shares, step after step.
+
+    Args:
+        columns: the split to read from.
+        tasks: canonical names of the tasks to read.
+        batch_size: of the global batch.
+        seed: at least 0; the order and the augmentation follow from it and the step.
+        first_step: the first step to yield.
+        last_step: the first step that is not yielded any more.
+        num_examples: train on this many examples from the start; None for all.
+        augment: flips and crops; None for none.
+        context: which worker this is of how many, and the number of replicas of all
+            workers; None is one worker with one replica.
+
+    Returns:
+        A dataset of per-replica batches. Inside a step the worker's replicas follow
+        one another.
+
+    Raises:
+        InputError: fewer examples than `batch_size` or `num_examples`; `batch_size` not
+            divisible by the number of replicas; a negative seed; a crop larger than the
+            pictures.
+    """
+    n = _first(columns, num_examples)
+    train_indices(n, batch_size, seed, first_step)  # complains now, not in a thread
+    if augment is not None:
+        augment.check(*columns.images.shape[1:3])
+    batches = _share(
+        columns,
+        tasks,
+        lambda step: train_indices(n, batch_size, seed, step),
+        range(first_step, max(first_step, last_step)),
+        batch_size,
+        context or _ONE_PIPELINE,
+    )
+    if augment is not None:
+        batches = batches.map(
+            lambda batch: augment(batch, seed), tf.data.AUTOTUNE, deterministic=True
+        )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def eval_batches(
+    columns: Columns,
+    tasks: Sequence[str],
+    *,
+    batch_size: int,
+    num_examples: int | None = None,
+    context: tf.distribute.InputContext | None = None,
+) -> tf.data.Dataset:
+    """The evaluation input of one worker: each example once, in order, padded.
+
+    Args:
+        columns: the split to read from.
+        tasks: canonical names of the tasks to read.
+        batch_size: of the global batch. All batches are full: the last one is padded
+            with zero images of index -1 whose masks are zero.
+        num_examples: how many examples from the start; None for all.
+        context: as for `train_batches`.
+
+    Returns:
+        A dataset of per-replica batches, `eval_steps(num_examples, batch_size)` for
+        each of the worker's replicas.
+
+    Raises:
+        InputError: `num_examples` below 1 or above what the split has; `batch_size`
+            not divisible by the number of replicas.
+    """
+    n = _first(columns, num_examples)
+    return _share(
+        columns,
+        tasks,
+        lambda step: eval_indices(n, batch_size, step),
+        range(eval_steps(n, batch_size)),
+        batch_size,
+        context or _ONE_PIPELINE,
+    ).prefetch(tf.data.AUTOTUNE)
+
+
+def examples(columns: Columns, tasks: Sequence[str]) -> tf.data.Dataset:
+    """All examples {"image", "targets", "masks"}, unbatched, in index order."""
+
+    def first(batch: dict[str, Any]) -> dict[str, Any]:
+        parts = {name: batch[name] for name in ("image", "targets", "masks")}
+        return tf.nest.map_structure(lambda value: value[0], parts)
+
+    return eval_batches(columns, tasks, batch_size=1).map(first)
+
+
+def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list[slice]:
+    """The parts of the global batch that the replicas of one worker get, in order."""
+    replicas = context.num_replicas_in_sync
+    if batch_size % replicas:
+        lower = batch_size - batch_size % replicas
+        good = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
+        raise InputError(
+            f"The batch size must be divisible by the number of replicas, got a batch "
+            f"size of {batch_size} for {replicas} replicas; take {good}."
+        )
+    if replicas % context.num_input_pipelines:
+        raise InputError(
+            f"Each worker must have the same number of replicas, got {replicas} "
+            f"replicas on {context.num_input_pipelines} workers."
+        )
+    size = batch_size // replicas
+    local = replicas // context.num_input_pipelines
+    first = context.input_pipeline_id * local
+    return [slice(r * size, (r + 1) * size) for r in range(first, first + local)]
+
+
+def _first(columns: Columns, num_examples: int | None) -> int:
+    """`num_examples`, or all if it is None; InputError unless there are as many."""
+    n = len(columns)
+    if num_examples is None:
+        return n
+    if not 1 <= num_examples <= n:
+        raise InputError(
+            f"The number of examples must be from 1 to {n}, the size of the split, "
+            f"got {num_examples}."
+        )
+    return num_examples
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, got {batch_size}.")
+
+
+def _share(
+    columns: Columns,
+    tasks: Sequence[str],
+    indices_of: Callable[[int], np.ndarray],
+    steps: range,
+    batch_size: int,
+    context: tf.distribute.InputContext,
+) -> tf.data.Dataset:
+    """Reads, for each of `steps`, the shares of the replicas of one worker."""
+    slices = replica_slices(batch_size, context)
+
+    def read(number: int) -> dict[str, Any]:
+        step, replica = divmod(int(number), len(slices))
+        part = slices[replica]
+        batch = gather(columns, tasks, indices_of(step)[part])
+        position = np.arange(part.start, part.stop, dtype=np.int64)
+        return {**batch, "position": position, "step": np.int64(step)}
+
+    spec = tf.nest.map_structure(
+        lambda value: tf.TensorSpec(value.shape, value.dtype),
+        read(steps.start * len(slices)),
+    )
+    numbers = tf.data.Dataset.range(steps.start * len(slices), steps.stop * len(slices))
+    return numbers.map(_tensor_function(read, spec), tf.data.AUTOTUNE, True)
+
+
+def _tensor_function(
+    function: Callable[[int], Any], spec: Any
+) -> Callable[[tf.Tensor], Any]:
+    """Wraps a pure NumPy function, whose result is laid out as `spec`, for tf.data."""
+    leaves = tf.nest.flatten(spec)
+
+    def call(number: tf.Tensor) -> Any:
+        values = tf.numpy_function(
+            lambda n: tf.nest.flatten(function(n)),
+            [number],
+            [leaf.dtype for leaf in leaves],
+            stateful=False,
+        )
+        for value, leaf in zip(values, leaves, strict=True):
+            value.set_shape(leaf.shape)
+        return tf.nest.pack_sequence_as(spec, values)
+
+    return call
+
+
+def _read_task(
+    columns: Columns, task: str, images: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The target and the mask of one task for `rows`, whose `images` are read."""
+    stored = columns.targets.get(task)
+    target = picture.compute(task, images) if stored is None else stored[rows]
+    mask = columns.masks.get(task)
+    known = np.ones(target.shape[:3], bool) if mask is None else mask[rows]
+    return target, known
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    if seed < 0:
+        raise InputError(f"The seed must be at least 0, got {seed}.")
+    order = np.random.default_rng([seed, epoch]).permutation(n).astype(np.int64)
+    order.flags.writeable = False  # shared by all callers
+    return order

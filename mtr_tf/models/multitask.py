@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image in, one output per task: encoder, decoders and heads as a Keras model."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+
+from mtr_tf import tasks as task_table
+from mtr_tf.errors import InputError
+from mtr_tf.models.layers import BilinearUpSampling
+from mtr_tf.models.layers import Blocks
+
+DECODERS = ("separate", "shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one model from another.
+
+    Attributes:
+      stride: Image sides must be multiples of it.
+      width: Default channels of the first layer; all others scale with it.
+      encoder: (blocks, image, width) -> features.
+      decoder: (blocks, features, width, name) -> features for the heads.
+      head: (blocks, features, channels, name) -> one task's output.
+      upsample: How many times smaller than the image a head's output is.
+    """
+
+    stride: int
+    width: int
+    encoder: Callable
+    decoder: Callable
+    head: Callable
+    upsample: int = 1
+
+
+def assemble(
+    name: str,
+    architecture: Architecture,
+    tasks: Sequence[str],
+    image_shape: Sequence[int],
+    num_classes: int | None,
+    *,
+    width: int | None,
+    decoders: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    blocks: Blocks,
+) -> keras.Model:
+    """Checks the settings and builds the model; `mtr_tf.models.build` explains them."""
+    tasks = task_table.resolve(tasks)
+    width = architecture.width if width is None else width
+    _check_image_shape(name, image_shape, architecture.stride)
+    _check_classes(tasks, num_classes)
+    _check_settings(width, decoders, mean, std)
+
+    image = keras.Input(tuple(image_shape), name="image", dtype="float32")
+    x = _normalize(image, mean, std)
+    features = architecture.encoder(blocks, x, width)
+    if decoders == "shared":
+        shared = architecture.decoder(blocks, features, width, "decoder_shared")
+    outputs = {}
+    for task in tasks:
+        decoded = (
+            shared
+            if decoders == "shared"
+            else architecture.decoder(blocks, features, width, f"decoder_{task}")
+        )
+        channels = task_table.TASKS[task].output_channels(num_classes)
+        output = architecture.head(blocks, decoded, channels, f"head_{task}")
+        outputs[task] = _finish(output, architecture.upsample, task)
+    return keras.Model(image, outputs, name=name)
+
+
+def _normalize(image, mean, std):
+    """Applies (x - mean) / std, in float32 under any precision policy.
+
+    A step of one grey level vanishes in bfloat16 near 1, where its spacing is 1/256.
+    """
+    scale = [1 / s for s in std]
+    offset = [-m / s for m, s in zip(mean, std, strict=True)]
+    return keras.layers.Rescaling(scale, offset, name="normalize", dtype="float32")(
+        image
+    )
+
+
+def _finish(x, upsample, task):
+    """Brings a head's output to float32 and to the image's resolution."""
+    x = keras.layers.Activation("linear", name=f"output_{task}", dtype="float32")(x)
+    if upsample == 1:
+        return x
+    return BilinearUpSampling(upsample, name=f"upsample_{task}", dtype="float32")(x)
+
+
+def _check_image_shape(name, image_shape, stride):
+    if len(image_shape) != 3 or image_shape[2] != 3:
+        raise InputError(
+            f"image_shape must be (height, width, 3), got {tuple(image_shape)}."
+        )
+    sides = image_shape[:2]
+    if all(side > 0 and side % stride == 0 for side in sides):
+        return
+    height, width = (max(stride, round(side / stride) * stride) for side in sides)
+    raise InputError(
+        f"{name} takes images whose height and width are multiples of {stride}, got "
+        f"{sides[0]}x{sides[1]}; the nearest size that fits is {height}x{width}."
+    )
+
+
+def _check_classes(tasks, num_classes):
+    for task in tasks:
+        discrete = task_table.TASKS[task].discrete
+        if discrete and (num_classes is None or num_classes < 2):
+            raise InputError(
+                f"num_classes must be at least 2 for the task {task}, got "
+                f"{num_classes}."
+            )
+
+
+def _check_settings(width, decoders, mean, std):
+    if not _is_integer(width) or width < 1:
+        raise InputError(f"width must be a whole number, 1 or more, got {width}.")
+    if decoders not in DECODERS:
+        raise InputError(f"decoders must be {' or '.join(DECODERS)}, got {decoders!r}.")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InputError(
+            "mean and std must have three numbers each, one per colour, and std must "
+            f"be above 0; got mean {tuple(mean)} and std {tuple(std)}."
+        )
+
+
+def _is_integer(value):
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True

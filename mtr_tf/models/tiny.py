@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few thousand parameters with every kind of layer that matters, for tests."""
+
+from __future__ import annotations
+
+from mtr_tf.models import drn
+
+STRIDE = 4
+WIDTH = 8
+
+
+def encoder(blocks, x, width):
+    """Maps [batch, H, W, 3] to [batch, H/4, W/4, 2 width]."""
+    x = blocks.conv_norm(x, width, 3, "encoder_stem", strides=2)
+    return blocks.basic_block(x, 2 * width, "encoder_block", strides=2)
+
+
+def decoder(blocks, x, width, name):
+    """Maps [batch, h, w, 2 width] to [batch, h, w, 2 width]."""
+    return blocks.conv_norm(x, 2 * width, 3, name, dilation_rate=2)
+
+
+head = drn.head

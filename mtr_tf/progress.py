@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long steps: a bar on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+
+import tqdm
+from absl import logging
+
+LOG_SECONDS = 10.0
+
+
+@contextlib.contextmanager
+def bar(total: int, what: str, unit: str = "it", done: int = 0) -> Iterator[Callable]:
+    """Yields `advance(n, note="")`; shows the share done and an estimate of time left.
+
+    Args:
+      total: what `done` plus all advances add up to.
+      what: a few words that say what is going on.
+      unit: what is counted.
+      done: what an earlier process had done already.
+    """
+    start = time.monotonic()
+    shown = [start]
+    interactive = sys.stderr.isatty()
+    meter = tqdm.tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        disable=not interactive,
+        dynamic_ncols=True,
+        leave=True,
+    )
+    count = done
+
+    def advance(n: int = 1, note: str = "") -> None:
+        nonlocal count
+        count += n
+        if interactive:
+            meter.set_postfix_str(note, refresh=False)
+            meter.update(n)
+            return
+        now = time.monotonic()
+        if now - shown[0] >= LOG_SECONDS or count >= total:
+            shown[0] = now
+            left = (now - start) / max(count - done, 1) * (total - count)
+            logging.info(
+                "%s: %d of %d %s, %s left%s", what, count, total, unit,
+                tqdm.tqdm.format_interval(left), f", {note}" if note else "",
+            )  # fmt: skip
+
+    with meter:
+        yield advance

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks one model with each cell of a sweep; finished cells are not run again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import metrics
+from mtr_tf import palettes
+from mtr_tf import progress
+from mtr_tf import summaries
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.cell_store import Result
+from mtr_tf.cell_store import Store
+from mtr_tf.cells import Cell
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.evaluation import Evaluation
+from mtr_tf.evaluation import Evaluator
+from mtr_tf.evaluation import Examples
+from mtr_tf.evaluation import Rows
+
+PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is attacked: a model, and the first `num_examples` of a split.
+
+    `seed` is that of random starts and of the bootstrap.
+    """
+
+    model: keras.Model
+    tasks: tuple[str, ...]
+    info: DatasetInfo
+    columns: Columns
+    num_examples: int
+    strategy: tf.distribute.Strategy
+    batch_size: int
+    seed: int
+
+
+def run(
+    subject: Subject, cells: Sequence[Cell], store: Store
+) -> tuple[Result, list[Result]]:
+    """Runs what the store has not; returns (clean result, results of the cells)."""
+    found = {cell: store.read(cell) for cell in (None, *cells)}
+    cost = {cell: _passes(cell) * subject.num_examples for cell in found}
+    pending = [cell for cell, result in found.items() if result is None]
+    finished = [cell for cell in found if cell not in pending]
+    if finished:
+        logging.info(
+            "%d of %d evaluations are finished already", len(finished), len(found)
+        )
+    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    with progress.bar(total, "attacking", "image passes", done) as advance:
+        for cell in pending:
+            on_batch = functools.partial(_advance, advance, cell)
+            evaluation = _evaluate(subject, cell, store.save_examples, on_batch)
+            result = _result(subject, cell, evaluation)
+            store.write(result, evaluation.examples)
+            found[cell] = result
+    return found[None], [found[cell] for cell in cells]
+
+
+def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
+    note = f"{cell.attack} {cell.group} eps {cell.eps:g}" if cell else "clean"
+    advance(images * _passes(cell), note)
+
+
+def _passes(cell: Cell | None) -> int:
+    """How long an image takes, roughly, in passes through the model."""
+    return 1 + cell.steps * cell.restarts if cell and cell.eps else 1
+
+
+def _evaluate(
+    subject: Subject,
+    cell: Cell | None,
+    keep_examples: int,
+    on_batch: Callable[[int], None],
+) -> Evaluation:
+    attack = {}
+    if cell:
+        attack = {
+            "attack": cell.build(),
+            "attacked": cell.attacked,
+            "pixels": cell.pixel_mask(*subject.columns.images.shape[1:3]),
+            "clean": False,
+        }
+    evaluator = Evaluator(
+        subject.model,
+        subject.tasks,
+        subject.info.num_classes,
+        subject.strategy,
+        seed=subject.seed,
+        **attack,
+    )
+    return evaluator.run(
+        subject.columns,
+        batch_size=subject.batch_size,
+        num_examples=subject.num_examples,
+        on_batch=on_batch,
+        keep_examples=max(PAINTED, keep_examples),
+    )
+
+
+def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Result:
+    rows = evaluation.attacked if cell else evaluation.clean
+    return Result(
+        cell,
+        scores(rows, subject.seed),
+        len(evaluation.index),
+        _paint(evaluation.examples, subject),
+    )
+
+
+def scores(rows: Rows, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each metric's value with its 95 % bootstrap interval; None for NaN."""
+    return {
+        task: {
+            metric.name: {
+                "value": _number(metric.value(by_metric[metric.name].sum(0, float))),
+                "interval": [
+                    _number(end)
+                    for end in metrics.bootstrap_interval(
+                        metric, by_metric[metric.name], seed=seed
+                    )
+                ],
+            }
+            for metric in tasks_lib.TASKS[task].metrics
+        }
+        for task, by_metric in rows.items()
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A Python float, or None for what JSON cannot say."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
+    """The first examples as bytes, each task by its own colours; see `Result`."""
+    attacked = examples.adversarial is not None
+    outputs = examples.attacked if attacked else examples.clean
+    pictures = {"image": palettes.image_to_rgb(examples.image)}
+    if attacked:
+        change = examples.adversarial - examples.image
+        magnify = summaries.magnification(change[:PAINTED])
+        pictures["adversarial"] = palettes.image_to_rgb(examples.adversarial)
+        pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
+    for task in subject.tasks:
+        to_rgb = tasks_lib.TASKS[task].to_rgb
+        target, mask = examples.targets[task], examples.masks[task]
+        pictures[f"target/{task}"] = to_rgb(target, subject.info, mask)
+        pictures[f"output/{task}"] = to_rgb(outputs[task], subject.info)
+    return {name: picture[:PAINTED] for name, picture in pictures.items()}

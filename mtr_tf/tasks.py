@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of tasks: all that the rest of the package knows about any of them.
+
+A task is what one head of a model predicts and how that is scored. Nothing outside this
+file branches on a task's name. Targets are int32 `[batch, H, W]` for classes, float32
+`[batch, H, W, channels]` otherwise; outputs always have channels; masks are float32
+`[batch, H, W]`, zero where there is no target.
+
+Losses are those of the paper's code: cross-entropy for classes, the squared error for
+the autoencoder (its Cityscapes setting), the absolute error for the rest (its Taskonomy
+setting); but averaged over valid pixels only. Names and letters are Taskonomy's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf import losses
+from mtr_tf import metrics
+from mtr_tf import palettes
+from mtr_tf.errors import InputError
+
+Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# (target or output, DatasetInfo, mask or None) -> uint8 RGB
+Paint = Callable[[np.ndarray, Any, np.ndarray | None], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What model, loss, metrics and pictures need to know of a task.
+
+    Attributes:
+      name: The one name used in code, files and tables.
+      letter: The paper's code for it, case-sensitive.
+      aliases: Other names the command line takes, lower case.
+      channels: Of the output; None stands for the data set's number of classes.
+      loss: `(target, output, mask)` -> float32 `[batch]`.
+      metrics: The headline first, the loss last.
+      unit: Of the target; "" for a plain number.
+      paint: What `to_rgb` calls.
+      mirror: What a channel's values are multiplied by when left and right change
+        places; None where they stay as they are.
+    """
+
+    name: str
+    letter: str
+    aliases: tuple[str, ...]
+    channels: int | None
+    loss: Loss
+    metrics: tuple[metrics.Metric, ...]
+    unit: str
+    paint: Paint
+    mirror: tuple[float, ...] | None = None
+
+    @property
+    def discrete(self) -> bool:
+        """Whether targets are classes and outputs their logits."""
+        return self.channels is None
+
+    def output_channels(self, num_classes: int) -> int:
+        """Returns the channels of this task's head on a data set of so many classes."""
+        return num_classes if self.channels is None else self.channels
+
+    def to_rgb(
+        self, value: np.ndarray, info: Any, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Paints a target or an output.
+
+        Args:
+          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`.
+          info: The data set's `DatasetInfo`, for its `colors` and `ranges`.
+          mask: `[..., H, W]`, zero where the picture shall be black.
+
+        Returns:
+          uint8 `[..., H, W, 3]`.
+        """
+        return self.paint(np.asarray(value), info, mask)
+
+
+def resolve(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns the tasks' own names, in the order given.
+
+    Args:
+      names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
+        is depth_euclidean); or one string of them with commas between.
+
+    Raises:
+      InputError: An unknown name, the same task twice, or none at all.
+    """
+    given = names.split(",") if isinstance(names, str) else list(names)
+    given = [name.strip() for name in given]
+    if not any(given):
+        raise InputError(f"At least one task must be named, out of {_listing()}.")
+    resolved = tuple(_resolve_one(name) for name in given)
+    for name in resolved:
+        if resolved.count(name) > 1:
+            raise InputError(
+                f"Tasks must differ, got '{name}' {resolved.count(name)} times in "
+                f"'{','.join(given)}'."
+            )
+    return resolved
+
+
+def task_losses(
+    names: Sequence[str],
+    outputs: Mapping[str, tf.Tensor],
+    targets: Mapping[str, tf.Tensor],
+    masks: Mapping[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    """Returns {task: float32 `[batch]`}, each task's loss per image."""
+    return {
+        name: TASKS[name].loss(targets[name], outputs[name], masks[name])
+        for name in names
+    }
+
+
+def statistics(
+    names: Sequence[str],
+    outputs: Mapping[str, tf.Tensor],
+    targets: Mapping[str, tf.Tensor],
+    masks: Mapping[str, tf.Tensor],
+    num_classes: int,
+) -> dict[str, dict[str, tf.Tensor]]:
+    """Returns {task: {metric: float32 `[batch, K]`}}, the metrics' rows per image.
+
+    May be called inside a `tf.function`; padding (masks of zero) gives rows of zero.
+    """
+    return {
+        name: {
+            metric.name: metric.statistics(
+                targets[name], outputs[name], masks[name], num_classes
+            )
+            for metric in TASKS[name].metrics
+        }
+        for name in names
+    }
+
+
+def _resolve_one(name: str) -> str:
+    known = _LETTERS.get(name) or _NAMES.get(name.lower())
+    if known:
+        return known
+    if not name:
+        raise InputError(
+            "A task's name must not be empty (is there a comma too many?); "
+            f"the tasks are {_listing()}."
+        )
+    if len(name) == 1:
+        near = [name.swapcase()] if name.swapcase() in _LETTERS else []
+    else:
+        matches = difflib.get_close_matches(name.lower(), _NAMES)
+        near = dict.fromkeys(_NAMES[match] for match in matches)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise InputError(f"Unknown task '{name}'.{hint} The tasks are {_listing()}.")
+
+
+def _listing() -> str:
+    return ", ".join(f"{task.name} ({task.letter})" for task in TASKS.values())
+
+
+# How tasks are painted.
+
+
+def _paint_classes(value: np.ndarray, info: Any, mask: np.ndarray | None):
+    is_logits = np.issubdtype(value.dtype, np.floating)
+    classes = value.argmax(axis=-1) if is_logits else value
+    return palettes.classes_to_rgb(classes, info.colors, mask)
+
+
+def _paint_scalar(name: str, default: tuple[float, float] | None = None) -> Paint:
+    return lambda value, info, mask: palettes.scalar_to_rgb(
+        value, info.ranges.get(name, default), mask
+    )
+
+
+def _paint_pair(name: str) -> Paint:
+    return lambda value, info, mask: palettes.pair_to_rgb(
+        value, info.ranges.get(name), mask
+    )
+
+
+def _paint_vectors(value: np.ndarray, info: Any, mask: np.ndarray | None):
+    return palettes.vectors_to_rgb(value, mask)
+
+
+def _paint_image(value: np.ndarray, info: Any, mask: np.ndarray | None):
+    return palettes.image_to_rgb(value, mask)
+
+
+# The table.
+
+
+def _task(
+    name, letter, *aliases, channels, loss, scores, paint, unit="", mirror=None
+) -> Task:
+    scores = (*scores, metrics.mean_loss(loss))
+    return Task(name, letter, aliases, channels, loss, scores, unit, paint, mirror)
+
+
+def _map(name, letter, *aliases, unit="", value_range=None, scores=()) -> Task:
+    """A task of one number per pixel."""
+    return _task(
+        name,
+        letter,
+        *aliases,
+        channels=1,
+        loss=losses.l1,
+        scores=(metrics.mae(unit), metrics.rmse(unit), *scores),
+        paint=_paint_scalar(name, value_range),
+        unit=unit,
+    )
+
+
+_ALL = (
+    _task(
+        "seg",
+        "s",
+        "segmentsemantic",
+        "segment_semantic",
+        channels=None,
+        loss=losses.cross_entropy,
+        scores=(metrics.miou(), metrics.pixel_accuracy()),
+        paint=_paint_classes,
+    ),
+    _map("depth", "d", "depth_zbuffer", unit="m", scores=(metrics.rel(),)),
+    _map("depth_euclidean", "D", unit="m", scores=(metrics.rel(),)),
+    _task(
+        "normal",
+        "n",
+        channels=3,
+        loss=losses.l1,
+        scores=(metrics.angular_error(), metrics.mae()),
+        paint=_paint_vectors,
+        mirror=(-1.0, 1.0, 1.0),
+    ),
+    _map("edge_texture", "e", value_range=(0, 1)),
+    _map("edge_occlusion", "E", value_range=(0, 1)),
+    _map("keypoints2d", "k", value_range=(0, 1)),
+    _map("keypoints3d", "K", value_range=(0, 1)),
+    _map("reshading", "r", value_range=(0, 1)),
+    _task(
+        "curvature",
+        "p",
+        "principal_curvature",
+        channels=2,
+        loss=losses.l1,
+        scores=(metrics.mae("1/m"), metrics.rmse("1/m")),
+        paint=_paint_pair("curvature"),
+        unit="1/m",
+    ),
+    _task(
+        "autoencoder",
+        "A",
+        "reconstruct",
+        channels=3,
+        loss=losses.l2,
+        scores=(metrics.mse(), metrics.mae()),
+        paint=_paint_image,
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+_LETTERS = {task.letter: task.name for task in _ALL}
+_NAMES = {alias: task.name for task in _ALL for alias in (task.name, *task.aliases)}

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one model with a head per task, and leaves a run directory to attack.
+
+Example:
+  python -m mtr_tf.train --tasks=seg,depth
+  python -m mtr_tf.attack --ckpt=runs/rooms-resnet18-seg-depth-seed0
+
+The default data set, rooms, is made on the spot. The same command again goes on where
+the last one stopped. Watch it with: tensorboard --logdir=runs
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from mtr_tf import common_flags
+from mtr_tf.config import RunPlace
+from mtr_tf.config import TrainConfig
+
+
+def main(config: TrainConfig, place: RunPlace) -> None:
+    """Trains; raises `InputError` for what the user can put right."""
+    from mtr_tf import startup
+
+    startup.import_tensorflow()
+    from absl import logging
+
+    from mtr_tf import runs
+    from mtr_tf import training
+
+    workdir = pathlib.Path(place.workdir or runs.default_workdir(config))
+    training.train(config, workdir, place.resume)
+    logging.info("the model is %s", workdir / "model.keras")
+    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
+    logging.info("watch it:   tensorboard --logdir=%s", workdir)
+
+
+def run() -> None:
+    """The console entry point `mtr-train`."""
+    common_flags.run(
+        "mtr_tf.train",
+        __doc__,
+        (TrainConfig, RunPlace),
+        main,
+        "Checkpoints are kept; the same command goes on from the newest.",
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: one step on one replica, N steps in one compiled call, and the loop.
+
+The way of a batch is `replica_step`; everything around it only says when. Batches and
+augmentation are pure functions of (seed, step), and the checkpoint holds all else that
+a step depends on, so a run that was killed and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import checkpoints
+from mtr_tf import data
+from mtr_tf import models
+from mtr_tf import monitor as monitor_lib
+from mtr_tf import progress
+from mtr_tf import runs
+from mtr_tf import schedules
+from mtr_tf import strategy as strategy_lib
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.config import TrainConfig
+from mtr_tf.config import parse_image_size
+from mtr_tf.data import augment
+from mtr_tf.data import batching
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a step needs; made once, inside the strategy's scope."""
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    weights: dict[str, float]  # {task: its share of the total loss}
+    weight_decay: float
+    batch_size: int  # Over all replicas.
+
+
+def replica_step(learner: Learner, batch: dict) -> tf.Tensor:
+    """One optimizer step on one replica's share of the batch.
+
+    Returns:
+      float32 [tasks], this replica's part of each task's mean loss over the global
+      batch, in the order of `learner.weights`: their sum over replicas is the mean.
+    """
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    variables = learner.model.trainable_variables
+    with tf.GradientTape() as tape:
+        outputs = learner.model(batch["image"], training=True)
+        per_image = tasks_lib.task_losses(
+            tuple(learner.weights), outputs, batch["targets"], batch["masks"]
+        )
+        losses = {
+            task: tf.reduce_sum(loss) / learner.batch_size
+            for task, loss in per_image.items()
+        }
+        total = sum(learner.weights[task] * loss for task, loss in losses.items())
+        if learner.weight_decay:
+            # Coupled, as in PyTorch's SGD: its gradient is weight_decay * w. The
+            # optimizer sums gradients over replicas, so each adds its share.
+            decay = tf.add_n([tf.nn.l2_loss(tf.cast(v, tf.float32)) for v in variables])
+            total += learner.weight_decay / replicas * decay
+        scaled = learner.optimizer.scale_loss(total)
+    # Keras optimizers sum gradients over replicas themselves.
+    learner.optimizer.apply(tape.gradient(scaled, variables), variables)
+    return tf.stack(list(losses.values()))
+
+
+def compile_steps(learner: Learner, strategy: tf.distribute.Strategy) -> Callable:
+    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps."""
+
+    @tf.function(reduce_retracing=True)
+    def train_steps(iterator, n):
+        losses = tf.TensorArray(
+            tf.float32, size=n, element_shape=[len(learner.weights)]
+        )
+        for i in tf.range(n):  # One step in the graph, whatever n.
+            parts = strategy.run(replica_step, args=(learner, next(iterator)))
+            losses = losses.write(i, strategy.reduce("SUM", parts, axis=None))
+        return losses.stack()
+
+    return train_steps
+
+
+def task_weights(
+    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
+) -> dict[str, float]:
+    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+
+    The rule of the paper's released training loop. No main task named: all are main.
+
+    Raises:
+      InputError: a main task is not among the tasks.
+    """
+    tasks = tasks_lib.resolve(tasks)
+    main = tasks_lib.resolve(main_tasks) if main_tasks else tasks
+    missing = [task for task in main if task not in tasks]
+    if missing:
+        raise InputError(
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
+            f"{', '.join(missing)}; add it to --tasks or take it out."
+        )
+    auxiliaries = len(tasks) - len(main)
+    return {
+        task: 1 / len(main) if task in main else aux_weight / auxiliaries
+        for task in tasks
+    }
+
+
+def open_source(config: TrainConfig) -> data.Source:
+    """The data set of a run, for its tasks; prepared first where that is needed."""
+    return data.open_source(
+        config.dataset,
+        image_size=parse_image_size(config.image_size),
+        data_dir=config.data_dir or None,
+        tasks=tasks_lib.resolve(config.tasks),
+    )
+
+
+def build_model(config: TrainConfig, info: data.DatasetInfo) -> keras.Model:
+    """The untrained model of a run."""
+    return models.build(
+        config.model,
+        tasks_lib.resolve(config.tasks),
+        # With crops, training and evaluation differ in size.
+        (None, None, 3) if config.crop else info.image_shape,
+        len(info.classes),
+        width=config.width or None,
+        decoders=config.decoders,
+        mean=info.mean,
+        std=info.std,
+        seed=config.seed,
+        sync_batch_norm=config.sync_batch_norm,
+    )
+
+
+def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
+    """Trains a model and leaves a run directory (see `runs`).
+
+    Raises:
+      InputError: settings, data or directory cannot be used as they are, or a loss is
+        not finite.
+    """
+    weights = task_weights(config.tasks, config.main_tasks, config.aux_weight)
+    _check_directory(workdir, config, resume)
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.config.set_dtype_policy(config.precision)
+    strategy = strategy_lib.create(config.strategy, config.replicas)
+    batching.replica_slices(
+        config.batch_size,
+        tf.distribute.InputContext(num_replicas_in_sync=strategy.num_replicas_in_sync),
+    )
+    source = open_source(config)
+    columns = source.columns("train")
+    examples = _examples(config, len(columns.images))
+    per_epoch = batching.steps_per_epoch(examples, config.batch_size)
+    total = config.epochs * per_epoch
+    with strategy.scope():
+        model = build_model(config, source.info)
+        optimizer = schedules.optimizer(config, per_epoch)
+        optimizer.build(model.trainable_variables)
+    learner = Learner(model, optimizer, weights, config.weight_decay, config.batch_size)
+    with runs.locked(workdir):
+        if runs.read_config(workdir) is None:
+            runs.write_config(workdir, config)
+        keeper = checkpoints.Keeper(workdir, model, optimizer, config.keep_checkpoints)
+        first = keeper.restore()
+        if first:
+            logging.info("going on from step %d of %d in %s", first, total, workdir)
+        monitor = monitor_lib.Monitor(config, source, strategy, model, weights, workdir)
+
+        def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            return batching.train_batches(
+                columns,
+                tuple(weights),
+                batch_size=config.batch_size,
+                seed=config.seed,
+                first_step=first,
+                last_step=total,
+                num_examples=examples,
+                augment=augment.Augment(config.flip, parse_image_size(config.crop)),
+                context=context,
+            )
+
+        loop(
+            compile_steps(learner, strategy),
+            iter(strategy.distribute_datasets_from_function(batches)),
+            Timetable(first, total, config),
+            monitor,
+            keeper,
+        )
+        with runs.whole_file(workdir / "model.keras") as beside:
+            model.save(beside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timetable:
+    """When what happens, in steps; the last step is the time for everything."""
+
+    first: int
+    total: int
+    config: TrainConfig
+
+    def every(self, what: str) -> int:
+        """The period of `summary`, `eval` or `checkpoint`; 0 is five times a run."""
+        return getattr(self.config, f"{what}_every") or math.ceil(self.total / 5)
+
+    def due(self, what: str, step: int) -> bool:
+        """Whether it is time for something after `step` steps."""
+        return step == self.total or step % self.every(what) == 0
+
+    def stop_after(self, step: int) -> int:
+        """The next step after which anything is due."""
+        kinds = ("summary", "eval", "checkpoint")
+        return min(self.total, *(step - step % e + e for e in map(self.every, kinds)))
+
+
+def loop(
+    train_steps: Callable,
+    iterator: tf.distribute.DistributedIterator,
+    timetable: Timetable,
+    monitor: monitor_lib.Monitor,
+    keeper: checkpoints.Keeper,
+) -> None:
+    """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
+
+    Raises:
+      InputError: a loss is not finite. The checkpoints stay as they were before.
+    """
+    step = timetable.first
+    with progress.bar(timetable.total, "training", "step", done=step) as advance:
+        while step < timetable.total:
+            count = timetable.stop_after(step) - step
+            start = time.monotonic()
+            losses = train_steps(iterator, tf.constant(count)).numpy()
+            seconds = time.monotonic() - start
+            raise_if_not_finite(losses, tuple(monitor.weights), step)
+            step += count
+            total = monitor.trained(step, losses.mean(axis=0), count / seconds)
+            if timetable.due("eval", step):
+                score = monitor.evaluated(step)
+                keeper.save_if_best(step, score, monitor.best.better)
+            if timetable.due("checkpoint", step):
+                keeper.save(step)
+            advance(count, f"loss {total:.3f}")
+
+
+def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], before: int) -> None:
+    """Names the first step and task whose loss is not finite.
+
+    Args:
+      losses: [steps, tasks].
+      tasks: their names.
+      before: how many steps came before these.
+    """
+    for step, task in np.argwhere(~np.isfinite(losses))[:1]:
+        raise InputError(
+            f"the loss of {tasks[task]} is {losses[step, task]} at step "
+            f"{before + step + 1}: training has diverged. Lower --learning_rate or the "
+            "task's weight; the checkpoints before it are kept."
+        )
+
+
+def _check_directory(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
+    """Refuses a directory that holds another run, before anything is computed."""
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+    old = runs.read_config(workdir)
+    if old is not None:
+        runs.check_same(workdir, old, config)
+        if not resume:
+            raise InputError(
+                f"{workdir} holds a run already; leave --noresume out to go on with "
+                "it, or give another --workdir."
+            )
+
+
+def _examples(config: TrainConfig, available: int) -> int:
+    if config.train_examples > available:
+        raise InputError(
+            f"--train_examples must be at most {available}, the size of the training "
+            f"split of {config.dataset}; got {config.train_examples}."
+        )
+    return config.train_examples or available

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package metadata; the tools' settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+_VERSION = re.search(
+    r'^__version__ = "(.+)"$', (_ROOT / "mtr_tf/__init__.py").read_text(), re.MULTILINE
+).group(1)
+
+setuptools.setup(
+    name="mtr_tf",
+    version=_VERSION,
+    description="How robust is each output of a multi-task vision model? Training and "
+    "adversarial attacks in Keras 3 / TensorFlow.",
+    long_description=(_ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
+    package_data={"mtr_tf": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "importlib_resources>=6",  # TFDS needs it and does not say so.
+        "keras>=3.12",
+        "matplotlib>=3.9",
+        "numpy>=2",
+        "pillow>=10",
+        "tensorboard>=2.20",
+        "tensorflow>=2.20",
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.20"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "dill>=0.3.8"],
+        "lint": ["ruff>=0.14"],
+    },
+    entry_points={
+        "console_scripts": [
+            "mtr-train = mtr_tf.train:run",
+            "mtr-attack = mtr_tf.attack:run",
+        ]
+    },
+)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The balls: noise, steepest steps, projections, rounding; against NumPy and SciPy."""
+
+from __future__ import annotations
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from mtr_tf import attacks
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def images(shape, dtype="float32", seed=0, low=0.0, high=1.0):
+    values = np.random.default_rng(seed).uniform(low, high, shape)
+    return tf.cast(values, dtype)
+
+
+def keys(batch, seed=0):
+    return threat.image_keys(seed, tf.range(batch))
+
+
+def wide(x):
+    return tf.cast(x, tf.float64).numpy()
+
+
+def distance(norm, a, b):
+    """Each image's distance in float64."""
+    difference = (wide(a) - wide(b)).reshape(len(a), -1)
+    if norm == "linf":
+        return np.abs(difference).max(1)
+    return np.sqrt(np.square(difference).sum(1))
+
+
+def test_linf_start_is_uniform_in_every_coordinate():
+    # All images and pixels are one sample, by their shared distribution.
+    ball = threat.Linf(0.25)
+    x = tf.fill([200, 5, 4], 0.5)
+    noise = (threat.random_start(ball, x, keys(200), 0).numpy() - 0.5) / 0.25
+    assert kolmogorov(noise.ravel(), lambda t: (t + 1) / 2) < critical(noise.size)
+    for one in np.moveaxis(noise.reshape(200, -1), 1, 0):  # Each coordinate alone.
+        assert kolmogorov(one, lambda t: (t + 1) / 2) < critical(200)
+    correlation = np.corrcoef(noise.reshape(200, -1).T)
+    assert np.abs(correlation - np.eye(20)).max() < 0.3  # 4.2 standard deviations.
+
+
+def test_l2_start_is_uniform_in_the_ball():
+    ball = threat.L2(0.3)
+    x = tf.fill([400, 3], 0.5)
+    noise = (threat.random_start(ball, x, keys(400), 0).numpy() - 0.5) / 0.3
+    radii = np.linalg.norm(noise, axis=1)
+    # The share of a 3-ball inside radius r is r^3; by Archimedes, each coordinate of a
+    # uniform direction in 3 dimensions is uniform in [-1, 1].
+    assert kolmogorov(radii**3, lambda t: t) < critical(400)
+    for axis in range(3):
+        direction = noise[:, axis] / radii
+        assert kolmogorov(direction, lambda t: (t + 1) / 2) < critical(400)
+
+
+def kolmogorov(sample, distribution):
+    """The largest gap between the sample's and the given distribution function."""
+    expected = distribution(np.sort(sample))
+    steps = np.arange(len(sample) + 1) / len(sample)
+    return max(np.max(steps[1:] - expected), np.max(expected - steps[:-1]))
+
+
+def critical(n):
+    """The gap that a true sample exceeds once in 10 000 (asymptotic formula)."""
+    return np.sqrt(-0.5 * np.log(1e-4 / 2) / n)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_noise_depends_on_seed_image_and_restart_but_not_on_the_batch(norm):
+    ball = threat.ball(norm, 0.3)
+    x = tf.fill([8, 4, 4, 3], 0.5)
+
+    def start(seed, images=x, restart=0, first=0):
+        indices = tf.range(first, first + len(images))
+        image_keys = threat.image_keys(seed, indices)
+        return threat.random_start(ball, images, image_keys, restart).numpy()
+
+    whole = start(seed=1)
+    np.testing.assert_array_equal(whole, start(seed=1))
+    np.testing.assert_array_equal(whole[3:5], start(seed=1, images=x[3:5], first=3))
+    assert len(np.unique(whole[:, 0, 0, 0])) == 8
+    assert not np.any(whole == start(seed=2))
+    assert not np.any(whole == start(seed=1, restart=1))
+    np.testing.assert_array_equal(whole, start(attacks.fold_in(1, tf.range(8))))
+    np.testing.assert_array_equal(start(np.array([7] * 8))[0], start([7] * 8)[5])
+
+
+def test_seeds_of_another_shape_or_type_are_refused():
+    with pytest.raises(InputError, match=r"got shape \(3,\) for a batch of 4"):
+        threat.image_keys([1, 2, 3], tf.range(4))
+    with pytest.raises(InputError, match="whole numbers, got float32"):
+        threat.image_keys(0.5, tf.range(4))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steepest_step_is_the_best_of_many(norm):
+    # Of all moves of length 1, none raises a linear loss more: against random ones.
+    rng = np.random.default_rng(0)
+    w = rng.normal(size=(3, 2, 5))
+    step = threat.ball(norm, 0.1).steepest(tf.constant(w, tf.float32)).numpy()
+    np.testing.assert_allclose(distance(norm, step, 0 * step), 1, rtol=1e-6)
+    others = rng.normal(size=(2000, 3, 2, 5))
+    order = np.inf if norm == "linf" else 2
+    flat = others.reshape(2000, 3, -1)
+    others /= np.linalg.norm(flat, order, axis=2)[..., None, None]
+    assert np.all((w * step).sum((1, 2)) >= (w * others).sum((2, 3)).max(0))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_zero_tiny_huge_and_broken_gradients(norm):
+    w = np.random.default_rng(0).normal(size=6).astype(np.float32)
+    gradient = np.stack([w * 0, w * 1e-30, w * 1e30, w, w])
+    gradient[3, 0] = np.nan
+    gradient[4, 0] = np.inf
+    step = threat.ball(norm, 0.1).steepest(tf.constant(gradient)).numpy()
+    assert np.all(np.isfinite(step))
+    assert not step[0].any()
+    unit = np.sign(w) if norm == "linf" else w / np.linalg.norm(w)
+    np.testing.assert_allclose(step[1], unit, rtol=1e-5)
+    np.testing.assert_allclose(step[2], unit, rtol=1e-5)
+    assert step[3, 0] == 0
+    assert step[4, 0] == 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_keeps_what_is_inside_and_is_idempotent(norm):
+    ball = threat.ball(norm, 0.2)
+    x = images((6, 3, 3), seed=1)
+    project = ball.projection(x)
+    inside = project(threat.random_start(ball, x, keys(6), 0))
+    np.testing.assert_allclose(project(inside), inside, atol=1e-7)
+    outside = project(x + 5 * images((6, 3, 3), seed=2, low=-1))
+    np.testing.assert_allclose(project(outside), outside, atol=1e-6)
+
+
+def test_l2_projection_is_the_nearest_point_away_from_the_box():
+    x = tf.constant([[0.5, 0.5, 0.5]])
+    got = threat.L2(0.1).projection(x)(x + [[0.3, 0.0, -0.4]])
+    np.testing.assert_allclose(got, [[0.56, 0.5, 0.42]], atol=1e-7)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(
+    norm=st.sampled_from(["linf", "l2"]),
+    dtype=st.sampled_from(DTYPES),
+    epsilon=st.one_of(
+        st.just(0.0), st.floats(0, 1), st.floats(1e-6, 1e-2), st.integers(0, 255)
+    ),
+    seed=st.integers(0, 2**31),
+    edge=st.booleans(),
+)
+def test_starts_and_results_are_inside_as_measured_in_float64(
+    norm, dtype, epsilon, seed, edge
+):
+    # No tolerance: the difference of the stored numbers is at most epsilon.
+    epsilon = epsilon / 255 if isinstance(epsilon, int) else epsilon
+    ball = threat.ball(norm, epsilon)
+    x = images((3, 7), dtype, seed, *((-0.5, 1.5) if edge else (0, 1)))
+    x = tf.clip_by_value(x, tf.cast(0, dtype), tf.cast(1, dtype))
+    project = ball.projection(x)
+    start = project(threat.random_start(ball, x, keys(3, seed), 0))
+    noise = images((3, 7), start.dtype, seed + 1, -2 * epsilon, 2 * epsilon)
+    for point in (start, project(start + noise)):
+        result = ball.rounded(point, x)
+        assert result.dtype == x.dtype
+        assert np.all(distance(norm, result, x) <= epsilon)
+        assert wide(result).min() >= 0
+        assert wide(result).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_whole_ball_can_be_used(dtype):
+    # Rounding towards the image gives away one unit in the last place, not more.
+    x = tf.constant([[0.25, 0.5, 0.7]], dtype)
+    ball = threat.Linf(0.1)
+    start = tf.cast(x, threat.compute_dtype(x))
+    got = ball.rounded(ball.projection(x)(start + [[1.0, -1.0, 1.0]]), x)
+    unit = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24}.get(dtype, 2**-53)
+    reach = np.abs(wide(got) - wide(x))
+    assert np.all(reach > 0.1 - unit)
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "message"),
+    [
+        ("linf", 8, r"epsilon is in \[0, 1\] pixel units \(8/255, not 8\), got 8\."),
+        ("linf", -0.1, "got -0.1"),
+        ("linf", "8", "epsilon is a finite number, got '8'"),
+        ("linf", True, "finite number, got True"),
+        ("l2", -1, "at least 0"),
+        ("l2", float("nan"), "finite number, got nan"),
+        ("l_inf", 0.1, "one of linf, l2, got 'l_inf'; did you mean 'linf'?"),
+    ],
+)
+def test_bad_radii_and_norms_are_refused(norm, epsilon, message):
+    with pytest.raises(InputError, match=message):
+        threat.ball(norm, epsilon)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: defaults pass, ranges and choices are checked, dicts go round."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+
+from mtr_tf import common_flags
+from mtr_tf.config import RunPlace
+from mtr_tf.config import TrainConfig
+from mtr_tf.config import parse_image_size
+from mtr_tf.errors import InputError
+
+
+def test_defaults_are_valid_and_go_round():
+    config = TrainConfig()
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size must be at least 1, got 0"),
+        ({"eval_eps": 256.0}, "--eval_eps must be from 0 to 255, got 256"),
+        ({"eval_eps": float("nan")}, "finite"),
+        ({"decoders": "both"}, "separate, shared"),
+        ({"schedule": "step"}, "--lr_epochs"),
+        ({"lr_epochs": (3, 0)}, "--lr_epochs must be at least 1, got 0"),
+        ({"image_size": "64,64"}, "height x width"),
+        ({"crop": "0"}, "height x width"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_value(change, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**change)
+
+
+def test_an_unknown_setting_suggests_a_known_one():
+    with pytest.raises(InputError, match="did you mean 'batch_size'"):
+        TrainConfig.from_dict({"batchsize": 3})
+
+
+def test_image_size():
+    assert parse_image_size("64") == (64, 64)
+    assert parse_image_size("96x128") == (96, 128)
+    assert parse_image_size("") is None
+
+
+def parsed(*arguments):
+    values = flags.FlagValues()
+    common_flags.define(TrainConfig, values)
+    values(["train", *arguments])
+    return common_flags.read(TrainConfig, values)
+
+
+def test_flags_without_arguments_give_the_defaults():
+    assert parsed() == TrainConfig()
+
+
+def test_flags_of_every_kind():
+    config = parsed(
+        "--tasks=s, d", "--lr_epochs=2,5", "--noflip", "--learning_rate=1", "--seed=4"
+    )
+    assert config.tasks == ("s", "d")
+    assert config.lr_epochs == (2, 5)
+    assert config.flip is False
+    assert config.learning_rate == 1.0
+    assert config.seed == 4
+
+
+def test_a_list_of_the_wrong_kind():
+    with pytest.raises(InputError, match="whole numbers, got 'x'"):
+        parsed("--lr_epochs=2,x")
+
+
+def test_help_shows_every_flag_with_its_default():
+    text = common_flags.help_text("mtr_tf.train", "Doc.", (TrainConfig, RunPlace))
+    for record in (TrainConfig, RunPlace):
+        for field in dataclasses.fields(record):
+            assert f"--{field.name}=" in text
+    assert "--tasks=seg,depth" in text
+    assert "--flip=true" in text

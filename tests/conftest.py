@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: two logical CPU devices, and one strategy over them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+# Must come before any TensorFlow operation. Two replicas on one CPU stand for two GPUs.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
+
+@pytest.fixture(scope="session")
+def mirrored() -> tf.distribute.MirroredStrategy:
+    """The one two-replica strategy of the session (a second one would clash)."""
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], cross_device_ops=tf.distribute.ReductionToOneDevice()
+    )
+
+
+@pytest.fixture(scope="session")
+def camvid_dir(tmp_path_factory) -> pathlib.Path:
+    """A data set of a few random pictures of 40x48 in CamVid's layout."""
+    folder = tmp_path_factory.mktemp("camvid")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 9)):
+        (folder / split).mkdir()
+        (folder / f"{split}annot").mkdir()
+        for i in range(count):
+            labels = rng.integers(0, 12, (5, 6), np.uint8).repeat(8, 0).repeat(8, 1)
+            noise = rng.integers(0, 20, (40, 48, 3), np.uint8)
+            picture = (labels[..., None] * 20 + noise).astype(np.uint8)
+            Image.fromarray(picture).save(folder / split / f"{i:03}.png")
+            Image.fromarray(labels).save(folder / f"{split}annot" / f"{i:03}.png")
+    return folder

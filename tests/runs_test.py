@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories: files are whole or absent, settings are compared, locks hold."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from mtr_tf import common_flags
+from mtr_tf import runs
+from mtr_tf.config import TrainConfig
+from mtr_tf.errors import InputError
+
+
+def write_half(path, error):
+    with runs.whole_file(path) as beside:
+        beside.write_text("half")
+        raise error
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
+    path = tmp_path / "a.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError):
+        write_half(path, ZeroDivisionError())
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_nan_is_refused_in_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        runs.write_json(tmp_path / "a.json", float("nan"))
+
+
+def test_a_full_disk_is_explained(tmp_path):
+    with pytest.raises(InputError, match="no space is left"):
+        write_half(tmp_path / "a", OSError(28, "No space left on device"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_settings_go_round_and_differences_are_named(tmp_path):
+    config = TrainConfig(epochs=3, tasks=("seg",))
+    runs.write_config(tmp_path, config)
+    assert runs.read_config(tmp_path) == config
+    runs.check_same(tmp_path, config, TrainConfig(epochs=3, tasks=("seg",), replicas=2))
+    with pytest.raises(InputError, match="--epochs was 3 and is 4; --seed was 0"):
+        runs.check_same(tmp_path, config, TrainConfig(epochs=4, tasks=("seg",), seed=1))
+
+
+def test_the_flagfile_repeats_the_settings(tmp_path):
+    config = TrainConfig(
+        tasks=("seg", "depth"), flip=False, lr_epochs=(1, 2), schedule="step"
+    )
+    runs.write_config(tmp_path, config)
+    values = flags.FlagValues()
+    common_flags.define(TrainConfig, values)
+    values(["train", f"--flagfile={tmp_path / 'train.flags'}"])
+    assert common_flags.read(TrainConfig, values) == config
+
+
+def test_what_a_result_is_traced_by(tmp_path):
+    runs.write_config(tmp_path, TrainConfig())
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["train"]["seed"] == 0
+    assert {"python", "tensorflow", "keras", "numpy"} <= set(kept["versions"])
+    assert {"command", "commit", "time", "platform"} <= set(kept)
+
+
+def test_a_damaged_config_is_explained(tmp_path):
+    (tmp_path / "config.json").write_text('{"train": {')
+    with pytest.raises(InputError, match="damaged"):
+        runs.read_config(tmp_path)
+
+
+def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
+    code = (
+        "import sys, pathlib, time; from mtr_tf import runs\n"
+        "with runs.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); "
+        "time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(InputError, match=f"another process .pid {holder.pid}"),
+            runs.locked(tmp_path),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with runs.locked(tmp_path):
+        pass

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates by hand."""
+
+import math
+
+import keras
+import pytest
+
+from mtr_tf import schedules
+from mtr_tf.config import TrainConfig
+
+
+def rates(config, steps_per_epoch, steps):
+    schedule = schedules.learning_rate(config, steps_per_epoch)
+    return [float(schedule(step)) for step in range(steps)]
+
+
+def test_the_step_schedule_falls_when_an_epoch_is_over():
+    config = TrainConfig(
+        schedule="step", lr_epochs=(1, 2), lr_factor=0.5, learning_rate=1.0, epochs=3
+    )
+    assert rates(config, 3, 9) == [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
+
+
+def test_cosine_starts_at_the_rate_and_would_end_at_zero():
+    config = TrainConfig(learning_rate=2.0, epochs=2)
+    got = rates(config, 4, 9)
+    want = [1 + math.cos(math.pi * step / 8) for step in range(9)]
+    assert got == pytest.approx(want, abs=1e-6)
+
+
+def test_constant_stays():
+    config = TrainConfig(schedule="constant", learning_rate=0.3, epochs=2)
+    assert rates(config, 4, 8) == pytest.approx([0.3] * 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", keras.optimizers.SGD), ("adam", keras.optimizers.Adam)]
+)
+def test_optimizers(name, kind):
+    made = schedules.optimizer(TrainConfig(optimizer=name), 10)
+    assert type(made) is kind
+    assert not made.weight_decay
+
+
+def test_half_precision_scales_the_loss():
+    made = schedules.optimizer(TrainConfig(precision="mixed_float16"), 10)
+    assert isinstance(made, keras.optimizers.LossScaleOptimizer)
