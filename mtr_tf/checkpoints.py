@@ -14,6 +14,9 @@ from mtr_tf import runs
 from mtr_tf.config import TrainConfig
 from mtr_tf.errors import InputError
 
+# What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
+_READ_ERRORS = (AssertionError, LookupError, RuntimeError, ValueError)
+
 
 class Keeper:
     """The checkpoints of a training run: the newest few, and the best.
@@ -54,7 +57,7 @@ class Keeper:
             return 0
         try:
             self._checkpoint.restore(newest).assert_consumed()
-        except (tf.errors.OpError, AssertionError, ValueError) as error:
+        except (tf.errors.OpError, *_READ_ERRORS) as error:
             raise InputError(
                 f"the checkpoint {newest} is damaged; delete {newest}.* and the last "
                 f"entry of {self._folder / 'checkpoint'} to go on from the one before."
@@ -155,7 +158,7 @@ def _restore(root: pathlib.Path, path: pathlib.Path, config: TrainConfig) -> Any
     try:
         status = tf.train.Checkpoint(model=model).restore(prefix)
         status.assert_existing_objects_matched().expect_partial()
-    except (tf.errors.OpError, AssertionError, ValueError) as error:
+    except (tf.errors.OpError, *_READ_ERRORS) as error:
         raise InputError(
             f"the checkpoint {prefix} is damaged or of another model; try an older one "
             "from the same folder."

@@ -118,7 +118,7 @@ class Evaluator:
         self._pixels = pixels
         self._seed = seed
         self._clean = clean
-        self._compiled = tf.function(self._distributed_step, reduce_retracing=True)
+        self._compiled = {}  # By the type of the batches.
 
     def run(
         self,
@@ -145,7 +145,7 @@ class Evaluator:
         index, results, kept = [], [], []
         for batch in self._batches(columns, batch_size, num_examples):
             batch = {key: batch[key] for key in _USED}
-            rows, pictures = self._compiled(batch)
+            rows, pictures = self._step_for(batch)(batch)
             numbers = self._gather(batch["index"])
             index.append(numbers)
             results.append(tf.nest.map_structure(self._gather, rows))
@@ -174,8 +174,17 @@ class Evaluator:
             )
         )
 
-    def _distributed_step(self, batch):
-        return self._strategy.run(self._step, args=(batch,))
+    def _step_for(self, batch: dict[str, Any]) -> Callable[[dict], tuple[dict, dict]]:
+        """The compiled step for batches of this kind.
+
+        Asked for by hand because TensorFlow warns of retracing where many evaluators
+        are each compiled once, as in a sweep.
+        """
+        kind = str(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        if kind not in self._compiled:
+            step = tf.function(lambda b: self._strategy.run(self._step, args=(b,)))
+            self._compiled[kind] = step.get_concrete_function(batch)
+        return self._compiled[kind]
 
     def _step(self, batch: dict[str, Any]) -> tuple[dict, dict]:
         """One replica's batch -> (rows, outputs for pictures), clean and attacked."""

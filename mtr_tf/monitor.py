@@ -40,22 +40,31 @@ class Best:
         return self.metric.better
 
 
-def parse_best(text: str, tasks: tuple[str, ...], main: str, attacked: bool) -> Best:
-    """Reads `[clean/|adversarial/]TASK/METRIC`; empty: `main`'s headline metric, clean.
+def main_tasks(config: TrainConfig) -> tuple[str, ...]:
+    """The run's main tasks; all of them where none is named."""
+    return tasks_lib.resolve(config.main_tasks or config.tasks)
+
+
+def parse_best(config: TrainConfig) -> Best:
+    """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
+
+    Empty is the first main task's headline metric, clean.
 
     Raises:
       InputError: there is no such number in this run.
     """
+    text = config.best_metric
     if not text:
+        main = main_tasks(config)[0]
         return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
     known = {
         f"{task}/{metric.name}": Best(kind, task, metric)
-        for task in tasks
+        for task in tasks_lib.resolve(config.tasks)
         for metric in tasks_lib.TASKS[task].metrics
     }
-    kinds = ("clean", "adversarial") if attacked else ("clean",)
+    kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
     if kind not in kinds or f"{task}/{metric}" not in known:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
@@ -85,16 +94,12 @@ class Monitor:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         weights: dict[str, float],
+        best: Best,
         workdir: pathlib.Path,
     ):
-        """Reads the validation split, and writes the run's settings once."""
-        main = tasks_lib.resolve(config.main_tasks) if config.main_tasks else ()
-        main = main or tuple(weights)
-        attack = training_attack(config)
+        """Opens the event files, and writes the run's settings once."""
         self.weights = weights
-        self.best = parse_best(
-            config.best_metric, tuple(weights), main[0], attack is not None
-        )
+        self.best = best
         self._config = config
         self._info = source.info
         self._columns = source.columns("validation")
@@ -107,8 +112,8 @@ class Monitor:
             tuple(weights),
             source.info.num_classes,
             strategy,
-            attack=attack,
-            attacked=main,
+            attack=training_attack(config),
+            attacked=main_tasks(config),
             seed=config.seed,
         )
         self._train = tf.summary.create_file_writer(str(workdir / "train"))

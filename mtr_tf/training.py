@@ -130,11 +130,15 @@ def open_source(config: TrainConfig) -> data.Source:
 
 def build_model(config: TrainConfig, info: data.DatasetInfo) -> keras.Model:
     """The untrained model of a run."""
+    crop = parse_image_size(config.crop)
+    if crop:
+        models.check_image_size(config.model, info.image_shape[:2])
+        models.check_image_size(config.model, crop)
     return models.build(
         config.model,
         tasks_lib.resolve(config.tasks),
         # With crops, training and evaluation differ in size.
-        (None, None, 3) if config.crop else info.image_shape,
+        (None, None, 3) if crop else info.image_shape,
         len(info.classes),
         width=config.width or None,
         decoders=config.decoders,
@@ -153,6 +157,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         not finite.
     """
     weights = task_weights(config.tasks, config.main_tasks, config.aux_weight)
+    best = monitor_lib.parse_best(config)
     _check_directory(workdir, config, resume)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
@@ -165,7 +170,10 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     )
     source = open_source(config)
     columns = source.columns("train")
+    source.columns("validation")  # Complains now if it cannot be read.
     examples = _examples(config, len(columns.images))
+    vary = augment.Augment(config.flip, parse_image_size(config.crop))
+    vary.check(*source.info.image_shape[:2])
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     total = config.epochs * per_epoch
     with strategy.scope():
@@ -180,7 +188,9 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         first = keeper.restore()
         if first:
             logging.info("going on from step %d of %d in %s", first, total, workdir)
-        monitor = monitor_lib.Monitor(config, source, strategy, model, weights, workdir)
+        monitor = monitor_lib.Monitor(
+            config, source, strategy, model, weights, best, workdir
+        )
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return batching.train_batches(
@@ -191,7 +201,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
                 first_step=first,
                 last_step=total,
                 num_examples=examples,
-                augment=augment.Augment(config.flip, parse_image_size(config.crop)),
+                augment=vary,
                 context=context,
             )
 

@@ -85,7 +85,8 @@ def gradient(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
-    The tape watches `x` alone: no gradient by any weight is computed.
+    The tape watches `x` alone: no gradient by any weight is computed. Entries that are
+    NaN come back as 0, infinite ones as the largest number: the gradient is finite.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -96,7 +97,15 @@ def gradient(
             "The objective must depend on the images through differentiable TensorFlow "
             "operations, got one without a gradient; compute it from its argument."
         )
+    # One reading pass for all that is well; cleaning takes many times as long.
+    well = tf.math.is_finite(tf.reduce_sum(slope))
+    slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
+
+
+def _finite(slope: tf.Tensor) -> tf.Tensor:
+    known = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
+    return tf.clip_by_value(known, -slope.dtype.max, slope.dtype.max)
 
 
 def _evaluate(

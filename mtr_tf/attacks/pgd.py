@@ -28,7 +28,7 @@ class Best(NamedTuple):
     def take(self, where: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns these with the images of the mask [batch] replaced."""
         return Best(
-            tf.where(threat.per_image(where, points), points, self.points),
+            threat.choose(where, points, self.points),
             tf.where(where, scores, self.scores),
         )
 
@@ -157,7 +157,7 @@ class PGD:
             return best.offer(point, calling.score(objective, point, tf.constant(1.0)))
         axes = list(range(1, point.shape.rank))
         stuck = tf.reduce_all(tf.equal(point, start), axes)
-        point = tf.where(threat.per_image(stuck, point), centre, point)
+        point = threat.choose(stuck, centre, point)
         scores = calling.score(objective, point, tf.constant(1.0))
         better = (scores > best.scores) | (stuck & (scores >= best.scores))
         return best.take(better, point, scores)

@@ -17,6 +17,7 @@ import math
 import numbers
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from mtr_tf.errors import InputError
@@ -52,7 +53,7 @@ class Linf:
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns the unit move that raises a linear loss most: the sign."""
-        return tf.sign(_without_nan(gradient))
+        return tf.sign(gradient)
 
     def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns the map onto ball and box around `x`: a clip between two bounds.
@@ -66,7 +67,7 @@ class Linf:
         high = tf.minimum(wide + self.epsilon, 1)
         low = tf.cast(_round_towards(x, low, self.epsilon), compute_dtype(x))
         high = tf.cast(_round_towards(x, high, self.epsilon), compute_dtype(x))
-        return lambda point: tf.clip_by_value(point, low, high)
+        return lambda point: _clip(point, low, high)
 
     def rounded(self, point: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns a projected `point` in x's dtype, still inside (see projection)."""
@@ -106,29 +107,43 @@ class L2:
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns each image's gradient over its l2 norm; zero where that is zero.
 
-        Divided by the largest entry first: squares of small entries are below what
-        float32 can hold.
+        Divided by the largest entry first, for squares of small or large entries are
+        beyond float32; by no more than what has a reciprocal in it.
         """
-        gradient = _without_nan(gradient)
-        largest = tf.reduce_max(tf.abs(gradient), _inner_axes(gradient), keepdims=True)
-        scaled = tf.math.divide_no_nan(gradient, largest)
-        return tf.math.divide_no_nan(scaled, _norms(scaled))
+        axes, cap = _inner_axes(gradient), 0.5 / np.finfo(gradient.dtype.name).tiny
+        highest = tf.reduce_max(gradient, axes, keepdims=True)
+        lowest = tf.reduce_min(gradient, axes, keepdims=True)
+        largest = tf.minimum(tf.maximum(highest, -lowest), cap)
+        scaled = gradient * _reciprocal(largest)
+        return scaled * _reciprocal(_norms(scaled))
 
     def projection(self, x: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Returns the map onto ball and box around `x`: shrink into the ball, clip.
+        """Returns the map onto (nearly) the nearest point of ball and box around `x`.
 
-        Clipping does not leave the ball again: x is in the box, so clipping a
-        coordinate to the box brings it nearer to x's. The result is a point of both
-        sets, though not always the nearest one of their intersection.
+        The nearest point is clip(x + t offset), for the largest t <= 1 that is inside
+        the ball (Lagrange). Shrinking into the ball first and clipping then, as is
+        common, is inside: x is in the box, so clipping a coordinate brings it nearer to
+        x's. But its t is too small: on images near the box's edge, steps that end so
+        miss 2 to 5 % of a linear loss's maximum. So t is raised once to what fills the
+        ball if no further coordinate is clipped (should one be, the point is inside all
+        the more); then they miss 0.1 %.
         """
         centre = tf.cast(x, compute_dtype(x))
+        low, high = -centre, 1 - centre
         epsilon = tf.constant(self.epsilon, centre.dtype)
 
         def project(point):
             offset = point - centre
-            radii = tf.maximum(_norms(offset), epsilon)
-            offset *= tf.math.divide_no_nan(epsilon, radii)
-            return tf.clip_by_value(centre + offset, 0, 1)
+            t = epsilon * _reciprocal(tf.maximum(_norms(offset), epsilon))
+            wanted = t * offset
+            kept = _clip(wanted, low, high)
+            # A factor of 0 or 1: choosing by tf.where takes many times as long.
+            free = tf.cast(tf.equal(wanted, kept), centre.dtype)
+            free_norms = _norms(free * kept)
+            room = epsilon**2 - (_norms(kept) ** 2 - free_norms**2)
+            fills = tf.sqrt(tf.maximum(room, 0)) * _reciprocal(free_norms)
+            fills = tf.minimum(fills, _reciprocal(t))  # Not beyond the point itself.
+            return centre + _clip(tf.maximum(fills, 1) * wanted, low, high)
 
         return project
 
@@ -141,9 +156,7 @@ class L2:
         wide = tf.cast(x, tf.float64)
         offset = tf.cast(point, tf.float64) - wide
         inner = self.epsilon * (1 - 1e-12)  # Room for the rounding of a norm's sum.
-        offset *= tf.math.divide_no_nan(
-            tf.constant(inner, tf.float64), tf.maximum(_norms(offset), inner)
-        )
+        offset *= inner * _reciprocal(tf.maximum(_norms(offset), inner))
         return _round_towards(x, wide + offset, tf.abs(offset))
 
 
@@ -245,9 +258,13 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     )
 
 
-def per_image(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns [batch] values with axes of size 1 added, to meet images like `x`."""
-    return tf.reshape(values, [-1] + [1] * (x.shape.rank - 1))
+def choose(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
+    """Returns `yes` for the images of the mask [batch], `no` for the others.
+
+    This older form of tf.where copies whole images and needs no broadcasting, which
+    takes seven times as long.
+    """
+    return tf.raw_ops.Select(condition=mask, x=yes, y=no)
 
 
 def _inner_axes(x: tf.Tensor) -> list[int]:
@@ -260,11 +277,14 @@ def _norms(x: tf.Tensor) -> tf.Tensor:
     return tf.sqrt(squares)
 
 
-def _without_nan(gradient: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient with 0, a pixel left alone, for NaN and +-inf finite."""
-    limit = gradient.dtype.max
-    finite = tf.where(tf.math.is_nan(gradient), tf.zeros_like(gradient), gradient)
-    return tf.clip_by_value(finite, -limit, limit)
+def _reciprocal(values: tf.Tensor) -> tf.Tensor:
+    """Returns 1 / values, and 0 for 0."""
+    return tf.math.divide_no_nan(tf.ones_like(values), values)
+
+
+def _clip(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Returns `x` between bounds of its shape; tf.clip_by_value takes two passes."""
+    return tf.raw_ops.ClipByValue(t=x, clip_value_min=low, clip_value_max=high)
 
 
 def _round_towards(
@@ -277,6 +297,7 @@ def _round_towards(
     """
     nearest = tf.cast(value, x.dtype)
     gap = tf.cast(x, tf.float64) - tf.cast(nearest, tf.float64)
-    move = tf.where(tf.abs(gap) > reach, tf.sign(gap), tf.zeros_like(gap))
     bits = _BITS[x.dtype]
-    return tf.bitcast(tf.bitcast(nearest, bits) + tf.cast(move, bits), x.dtype)
+    too_far = tf.cast(tf.abs(gap) > reach, bits)
+    move = tf.cast(tf.sign(gap), bits) * too_far
+    return tf.bitcast(tf.bitcast(nearest, bits) + move, x.dtype)

@@ -15,8 +15,9 @@ from mtr_tf.models import tiny
 from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
+from mtr_tf.models.multitask import check_image_shape
 
-__all__ = ["MODELS", "build"]
+__all__ = ["MODELS", "build", "check_image_size"]
 
 MODELS = {
     "resnet18": Architecture(
@@ -53,7 +54,7 @@ def build(
       name: Key of MODELS.
       tasks: Names of tasks, aliases or letters; the outputs come in this order.
       image_shape: (height, width, 3); the sides must be multiples of the model's
-        stride (32 for resnet18, 8 for drn_d_22, 4 for tiny).
+        stride (32 for resnet18, 8 for drn_d_22, 4 for tiny), or None: any multiple.
       num_classes: Channels of the tasks that predict classes; may be None without one.
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task a decoder of its own; "shared" leaves it
@@ -70,15 +71,9 @@ def build(
     Raises:
       InputError: If a setting cannot be used; the message says what would do.
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise InputError(
-            f"Unknown model {name!r}: {hint}The models are {', '.join(MODELS)}."
-        )
     return assemble(
         name,
-        MODELS[name],
+        _architecture(name),
         tasks,
         image_shape,
         num_classes,
@@ -88,3 +83,18 @@ def build(
         std=std,
         blocks=Blocks(seed, sync_batch_norm),
     )
+
+
+def check_image_size(name: str, size: Sequence[int]) -> None:
+    """Raises `InputError` unless a model takes pictures of size (height, width)."""
+    check_image_shape(name, (*size, 3), _architecture(name).stride)
+
+
+def _architecture(name: str) -> Architecture:
+    if name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(
+            f"Unknown model {name!r}: {hint}The models are {', '.join(MODELS)}."
+        )
+    return MODELS[name]

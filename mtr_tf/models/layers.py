@@ -15,7 +15,6 @@ import math
 import zlib
 
 import keras
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +147,22 @@ class BilinearUpSampling(keras.layers.Layer):
 
     def call(self, x):
         """Maps [batch, h, w, channels] to [batch, factor h, factor w, channels]."""
-        rows, columns = (self._weights(side) for side in x.shape[1:3])
+        rows, columns = (self._weights(side) for side in keras.ops.shape(x)[1:3])
         x = keras.ops.einsum("oh,bhwc->bowc", rows, x)
         return keras.ops.einsum("pw,bowc->bopc", columns, x)
 
     def _weights(self, side):
         """Returns [factor side, side]: what each output takes from each input."""
-        centres = (np.arange(self.factor * side) + 0.5) / self.factor
-        distances = np.abs(centres[:, None] - (np.arange(side) + 0.5))
-        return np.maximum(0, 1 - distances).astype(self.compute_dtype)
+        outputs = keras.ops.arange(self.factor * side, dtype=self.compute_dtype)
+        inputs = keras.ops.arange(side, dtype=self.compute_dtype)
+        distances = (outputs[:, None] + 0.5) / self.factor - (inputs[None] + 0.5)
+        return keras.ops.maximum(0, 1 - keras.ops.abs(distances))
 
     def compute_output_shape(self, input_shape):
         """Returns the shape after up-sampling."""
         batch, height, width, channels = input_shape
-        return (batch, self.factor * height, self.factor * width, channels)
+        sides = (side and self.factor * side for side in (height, width))
+        return (batch, *sides, channels)
 
     def get_config(self):
         """Returns what a saved model needs to rebuild this layer."""

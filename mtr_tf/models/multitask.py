@@ -55,7 +55,7 @@ def assemble(
     """Checks the settings and builds the model; `mtr_tf.models.build` explains them."""
     tasks = task_table.resolve(tasks)
     width = architecture.width if width is None else width
-    _check_image_shape(name, image_shape, architecture.stride)
+    check_image_shape(name, image_shape, architecture.stride)
     _check_classes(tasks, num_classes)
     _check_settings(width, decoders, mean, std)
 
@@ -97,15 +97,18 @@ def _finish(x, upsample, task):
     return BilinearUpSampling(upsample, name=f"upsample_{task}", dtype="float32")(x)
 
 
-def _check_image_shape(name, image_shape, stride):
+def check_image_shape(name: str, image_shape: Sequence[int], stride: int) -> None:
+    """Raises InputError unless the sides are multiples of the stride, or None."""
     if len(image_shape) != 3 or image_shape[2] != 3:
         raise InputError(
             f"image_shape must be (height, width, 3), got {tuple(image_shape)}."
         )
     sides = image_shape[:2]
-    if all(side > 0 and side % stride == 0 for side in sides):
+    if all(side is None or (side > 0 and side % stride == 0) for side in sides):
         return
-    height, width = (max(stride, round(side / stride) * stride) for side in sides)
+    height, width = (
+        side and max(stride, round(side / stride) * stride) for side in sides
+    )
     raise InputError(
         f"{name} takes images whose height and width are multiples of {stride}, got "
         f"{sides[0]}x{sides[1]}; the nearest size that fits is {height}x{width}."

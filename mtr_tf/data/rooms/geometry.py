@@ -17,6 +17,7 @@ differ between machines, are not used.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TypeAlias
 
@@ -46,7 +47,7 @@ class Round:
         """Squared radius at height z."""
         return self.a + z * (self.b + z * self.c)
 
-    @property
+    @functools.cached_property
     def radius(self) -> float:
         """Radius of a ball around the frame's origin that holds the solid.
 
@@ -80,23 +81,23 @@ class Round:
         disc = beta * beta - alpha * gamma
         # The root pair that does not cancel: both stay exact when alpha is near 0.
         half = -(beta + np.copysign(np.sqrt(np.maximum(disc, 0.0)), beta))
-        best = np.full(alpha.shape, np.inf)
-        part = np.zeros(alpha.shape, np.uint8)
-        for t in (half / alpha, gamma / half):
-            z = o[2] + t * d[2]
-            on = (disc >= 0) & (t > 0) & (t < best) & (z >= self.low) & (z <= self.high)
-            best = np.where(on, t, best)
-        for number, z in ((1, self.low), (2, self.high)):
-            square = self.profile(z)
-            if square <= 1e-12:  # A pole or an apex: no flat end.
-                continue
-            t = (z - o[2]) / d[2]
-            x = o[0] + t * d[0]
-            y = o[1] + t * d[1]
-            on = (t > 0) & (t < best) & (x * x + y * y <= square)
-            best = np.where(on, t, best)
-            part[on] = number
-        return best, part
+        first, second = half / alpha, gamma / half
+        near, far = np.minimum(first, second), np.maximum(first, second)
+        step = 1 / d[2]
+        first, second = (self.low - o[2]) * step, (self.high - o[2]) * step
+        enter, leave = np.minimum(first, second), np.maximum(first, second)
+        # Along most rays F < 0 between the roots ...
+        t = np.maximum(near, enter)
+        on = (disc >= 0) & (t <= np.minimum(far, leave)) & (t > 0)
+        if self.c > 0:  # ... but outside of them where alpha < 0; everywhere, if none.
+            beyond = np.maximum(far, enter)
+            through = (enter > 0) & ((enter <= near) | (disc < 0))
+            again = (disc >= 0) & (beyond <= leave) & (beyond > 0)
+            steep = alpha < 0
+            t = np.where(steep, np.where(through, enter, beyond), t)
+            on = np.where(steep, through | again, on)
+        end = np.where(d[2] > 0, 1, 2).astype(np.uint8)
+        return np.where(on, t, np.inf), np.where(t == enter, end, np.uint8(0))
 
     def normal(self, p: Vector, part: np.ndarray) -> Vector:
         """Outward unit normals at points of the surface."""
@@ -129,7 +130,7 @@ class Box:
 
     half: tuple[float, float, float]
 
-    @property
+    @functools.cached_property
     def radius(self) -> float:
         """Radius of the ball around the box."""
         a, b, c = self.half
@@ -220,3 +221,8 @@ def out_of(rotation: Rotation, v: Vector) -> Vector:
         rotation[0][k] * v[0] + rotation[1][k] * v[1] + rotation[2][k] * v[2]
         for k in range(3)
     )
+
+
+def combine(first: Rotation, second: Rotation) -> Rotation:
+    """The rotation that does `into(first, into(second, v))` at once."""
+    return tuple(out_of(second, row) for row in first)

@@ -11,7 +11,8 @@ import numpy as np
 from mtr_tf.data.rooms.geometry import Vector
 
 OCCLUSION_METRES = 0.3  # A gap of this size, or more, is a full edge.
-KEYPOINT_SCALE = 0.02  # A response of this size is half a keypoint.
+OFFSET_METRES = 2.0  # A step of this size counts like one of 1 in a normal.
+KEYPOINT_SCALE = 0.01  # A response of this size is half a keypoint.
 
 
 def edge_occlusion(surface: np.ndarray, point: Vector, normal: Vector) -> np.ndarray:
@@ -70,11 +71,13 @@ def _slopes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
     """3D keypoints in [0, 1): corners of the surface, whatever its colours.
 
-    The tangent plane at a pixel has the coordinates (n, n . X / 1 m), constant over a
-    plane. Their structure tensor (central differences, summed over the four, averaged
-    over 3 x 3 pixels) has a smaller eigenvalue r that is large where the plane changes in
-    both directions (Shi and Tomasi 1994, Good features to track, on the tangent plane
-    in place of the brightness). The value is r / (r + 0.02).
+    The tangent plane at a pixel has the coordinates (n, n . X / 2 m), constant over a
+    plane. They are averaged over 3 x 3 pixels; their structure tensor (central
+    differences, summed over the four, averaged over 3 x 3 pixels twice) has eigenvalues
+    a <= b. a is large where the plane changes in both directions: the corner response of
+    Shi and Tomasi (1994, Good features to track), with the tangent plane in place of the
+    brightness. Times a / b, so that the steps of a slanted edge's pixels count little,
+    it is r = a^2 / b, and the value is r / (r + 0.01).
 
     Args:
       point: three float64 [H, W], camera frame.
@@ -83,13 +86,14 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
     offset = normal[0] * point[0] + normal[1] * point[1] + normal[2] * point[2]
     shape = offset.shape
     xx, xy, yy = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    for part in (*normal, offset):
-        across, down = _slopes(part)
+    for part in (*normal, offset / OFFSET_METRES):
+        across, down = _slopes(_blur(part))
         xx += across * across
         xy += across * down
         yy += down * down
-    xx, xy, yy = _blur(xx), _blur(xy), _blur(yy)
-    half = 0.5 * (xx - yy)
-    smaller = 0.5 * (xx + yy) - np.sqrt(half * half + xy * xy)
-    smaller = np.maximum(smaller, 0.0)
-    return smaller / (smaller + KEYPOINT_SCALE)
+    xx, xy, yy = (_blur(_blur(sum_)) for sum_ in (xx, xy, yy))
+    middle, half = 0.5 * (xx + yy), 0.5 * (xx - yy)
+    spread = np.sqrt(half * half + xy * xy)
+    smaller = np.maximum(middle - spread, 0.0)
+    response = smaller * smaller / np.maximum(middle + spread, 1e-12)
+    return response / (response + KEYPOINT_SCALE)

@@ -78,10 +78,7 @@ def grid(camera: Camera, height: int, width: int) -> tuple[np.ndarray, np.ndarra
 def cast(scene: Scene, height: int, width: int) -> Hits:
     """Finds the nearest surface for every pixel."""
     x, y = grid(scene.camera, height, width)
-    right, down, forward = scene.camera.frame
-    ray = tuple(
-        right[k] * x + down[k] * y + forward[k] for k in range(3)
-    )
+    ray = _rays(scene.camera.frame, x, y)
     depth, owner = _cast_room(scene, ray)
     part = np.zeros(owner.shape, np.uint8)
     for number, thing in enumerate(scene.things):
@@ -91,15 +88,23 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
         origin = tuple(
             a - b for a, b in zip(scene.camera.position, thing.center, strict=True)
         )
+        # The camera's axes in the thing's frame; rays are x right + y down + forward.
+        axes = tuple(geometry.into(thing.frame, axis) for axis in scene.camera.frame)
         t, piece = thing.shape.hit(
             geometry.into(thing.frame, origin),
-            geometry.into(thing.frame, tuple(axis[window] for axis in ray)),
+            _rays(axes, x[:, window[1]], y[window[0]]),
         )
         nearer = t < depth[window]
         depth[window][nearer] = t[nearer]
         owner[window][nearer] = _FACES + number
         part[window][nearer] = piece[nearer]
     return Hits(depth, owner, part, ray)
+
+
+def _rays(axes: geometry.Rotation, x: np.ndarray, y: np.ndarray) -> Vector:
+    """Directions of pixels, from the camera's axes right, down and forward."""
+    right, down, forward = axes
+    return tuple(right[k] * x + (down[k] * y + forward[k]) for k in range(3))
 
 
 def _cast_room(scene: Scene, ray: Vector) -> tuple[np.ndarray, np.ndarray]:

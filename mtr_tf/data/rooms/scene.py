@@ -119,7 +119,7 @@ def sample(seed: int, split: int, index: int) -> Scene:
             things.append(thing)
     count = stream.integer(1, 2)
     lights = [_light(stream, size, camera, things, count) for _ in range(count)]
-    level = stream.uniform(0.2, 0.45)
+    level = stream.uniform(0.1, 0.28)
     return Scene(
         size=size,
         faces=_faces(stream),
@@ -156,7 +156,7 @@ def _camera(stream: Stream, size: Vector) -> Camera:
 
 def _material(stream: Stream) -> Material:
     first, other = stream.color(), stream.color()
-    contrast = stream.uniform(0.25, 1.0)
+    contrast = stream.uniform(0.3, 1.0)
     second = tuple(a + contrast * (b - a) for a, b in zip(first, other, strict=True))
     x, y = stream.heading()
     turned = ((x, y, 0.0), (-y, x, 0.0), (0.0, 0.0, 1.0))
@@ -302,7 +302,7 @@ def _light(
             break
     else:
         position = camera.position
-    strength = stream.uniform(1.1, 1.7) if count == 1 else stream.uniform(0.5, 1.1)
+    strength = stream.uniform(1.3, 2.6) / count
     return Light(
         position, tuple(strength * stream.uniform(0.85, 1.15) for _ in range(3))
     )

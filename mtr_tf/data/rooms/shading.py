@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mtr_tf.data.rooms import geometry
+from mtr_tf.data.rooms.geometry import Rotation
 from mtr_tf.data.rooms.geometry import Vector
 from mtr_tf.data.rooms.scene import Light
 from mtr_tf.data.rooms.scene import Material
@@ -37,8 +38,11 @@ def shade(scene: Scene, surface: Surface) -> Vector:
     sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
     diffuse = [level * sky for level in scene.ambient]
     shine = [np.zeros(len(sky)) for _ in range(3)]
+    lifted = tuple(
+        p + _LIFT * n for p, n in zip(surface.point, surface.normal, strict=True)
+    )
     for light in scene.lights:
-        strength, bright = _lamp(scene, surface, light, view)
+        strength, bright = _lamp(scene, surface, lifted, light, view)
         bright *= gloss * strength
         for channel in range(3):
             diffuse[channel] += light.color[channel] * strength
@@ -52,15 +56,14 @@ def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
     albedo = tuple(np.empty(rows) for _ in range(3))
     gloss = np.empty(rows)
     for owner, group in surface.groups:
-        point = tuple(axis[group] for axis in surface.point)
         if owner < len(scene.faces):
-            material = scene.faces[owner]
+            material, frame, start = scene.faces[owner], geometry.IDENTITY, (0, 0, 0)
         else:
             thing = scene.things[owner - len(scene.faces)]
-            material = thing.material
-            gap = tuple(a - b for a, b in zip(point, thing.center, strict=True))
-            point = geometry.into(thing.frame, gap)
-        weight = texture_weight(material, point, scene.table)
+            material, frame, start = thing.material, thing.frame, thing.center
+        point = tuple(axis[group] for axis in surface.point)
+        cells = texture_cells(material, frame, start, point)
+        weight = TEXTURES[material.texture](*cells, scene.table)
         for channel in range(3):
             first, second = (color[channel] for color in material.colors)
             albedo[channel][group] = first + (second - first) * weight
@@ -68,18 +71,22 @@ def paint(scene: Scene, surface: Surface) -> tuple[Vector, np.ndarray]:
     return albedo, gloss
 
 
-def texture_weight(material: Material, point: Vector, table: np.ndarray) -> np.ndarray:
-    """How much of the second colour there is at points of a surface's own frame."""
-    turned = geometry.into(material.frame, point)
-    cells = (
-        axis * material.frequency + shift
-        for axis, shift in zip(turned, material.offset, strict=True)
-    )
-    return TEXTURES[material.texture](*cells, table)
+def texture_cells(
+    material: Material, frame: Rotation, start: Vector, point: Vector
+) -> Vector:
+    """A texture's coordinates at world points, on a surface with this frame."""
+    frequency = material.frequency
+    turned = geometry.combine(material.frame, frame)
+    cells = []
+    for row, offset in zip(turned, material.offset, strict=True):
+        scaled = tuple(frequency * part for part in row)
+        shift = offset - geometry.dot(scaled, start)
+        cells.append(geometry.dot(scaled, point) + shift)
+    return tuple(cells)
 
 
 def _lamp(
-    scene: Scene, surface: Surface, light: Light, view: Vector
+    scene: Scene, surface: Surface, lifted: Vector, light: Light, view: Vector
 ) -> tuple[np.ndarray, np.ndarray]:
     """Light of one lamp that arrives (Lambert's law), and its mirrored part."""
     ray = tuple(a - b for a, b in zip(light.position, surface.point, strict=True))
@@ -87,12 +94,12 @@ def _lamp(
     distance = np.sqrt(square)
     cosine = geometry.dot(surface.normal, ray) / distance
     lit = cosine > 0
-    _cast_shadows(scene.things, surface, light, ray, distance, lit)
+    _cast_shadows(scene.things, lifted, light, ray, distance, lit)
     strength = np.where(lit, cosine, 0.0) / (1 + square / _HALVING)
     # Blinn: the normal against the direction half-way between lamp and viewer.
     half = tuple(a / distance + b for a, b in zip(ray, view, strict=True))
     bright = geometry.dot(surface.normal, half)
-    bright = bright * bright / geometry.dot(half, half)
+    bright = bright * bright / np.maximum(geometry.dot(half, half), 1e-12)
     for _ in range(4):
         bright = bright * bright
     return strength, bright
@@ -100,7 +107,7 @@ def _lamp(
 
 def _cast_shadows(
     things: tuple[Thing, ...],
-    surface: Surface,
+    lifted: Vector,
     light: Light,
     ray: Vector,
     distance: np.ndarray,
@@ -121,10 +128,7 @@ def _cast_shadows(
         if not len(rows):
             continue
         start = tuple(
-            point[rows] + _LIFT * normal[rows] - shift
-            for point, normal, shift in zip(
-                surface.point, surface.normal, thing.center, strict=True
-            )
+            axis[rows] - shift for axis, shift in zip(lifted, thing.center, strict=True)
         )
         t, _ = thing.shape.hit(
             geometry.into(thing.frame, start),

@@ -74,11 +74,11 @@ class Stream:
         )
 
     def color(self) -> Vector:
-        """A colour of random brightness, hue and saturation, parts in [0.08, 0.92)."""
-        grey = self.uniform(0.15, 0.85)
-        strength = self.uniform(0.1, 0.9)
+        """A colour of random brightness, hue and saturation, parts in [0.03, 0.97)."""
+        grey = self.uniform(0.03, 0.97)
+        strength = self.uniform(0.1, 1.0)
         return tuple(
-            grey + strength * (self.uniform(0.08, 0.92) - grey) for _ in range(3)
+            grey + strength * (self.uniform(0.03, 0.97) - grey) for _ in range(3)
         )
 
     def bytes(self, count: int) -> np.ndarray:

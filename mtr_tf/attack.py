@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks a trained model, prints a table, and keeps the results beside the model.
+
+Example:
+  python -m mtr_tf.attack --ckpt=runs/NAME --attack=pgd,fgsm --eps=2,8
+  python -m mtr_tf.attack --ckpt=my.keras --dataset=camvid --data_dir=DIR --tasks=seg
+
+All combinations of --attack, --eps and --attack_tasks are run. Results go to
+RUN/attacks/NAME: results.json, results.csv, curves.png, gallery.png, and TensorBoard's
+files. Finished combinations are kept there: the same command does none of them twice.
+"""
+
+from __future__ import annotations
+
+from mtr_tf import common_flags
+from mtr_tf.attack_config import AttackConfig
+
+
+def main(config: AttackConfig) -> None:
+    """Attacks; raises `InputError` for what the user can put right."""
+    from mtr_tf import startup
+
+    startup.import_tensorflow()
+    from mtr_tf import attacking
+
+    print(attacking.attack(config))
+
+
+def run() -> None:
+    """The console entry point `mtr-attack`."""
+    common_flags.run(
+        "mtr_tf.attack",
+        __doc__,
+        (AttackConfig,),
+        main,
+        "Finished combinations are kept; the same command goes on with the others.",
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks a trained model as `AttackConfig` says, and leaves a folder of results.
+
+RUN/attacks/NAME/settings.json    settings, versions, commit, command
+                 results.json     a record per attack, task and metric; also .csv
+                 curves.png       metrics against the radius
+                 gallery.png      a few examples
+                 tensorboard/     the same for TensorBoard
+                 cells/           what is finished, so that nothing is run twice
+                 examples/        with --save_examples
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+import mtr_tf
+from mtr_tf import cell_store
+from mtr_tf import cells as cells_lib
+from mtr_tf import checkpoints
+from mtr_tf import data
+from mtr_tf import plots
+from mtr_tf import report
+from mtr_tf import runs
+from mtr_tf import strategy as strategy_lib
+from mtr_tf import summaries
+from mtr_tf import sweep
+from mtr_tf import tasks as tasks_lib
+from mtr_tf import training
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.attack_config import check_known
+from mtr_tf.cell_store import Result
+from mtr_tf.checkpoints import Run
+from mtr_tf.config import parse_image_size
+from mtr_tf.data import batching
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
+from mtr_tf.report import Record
+
+# Settings that do not enter the default name: they change no result.
+_PLACE_ONLY = ("ckpt", "name", "strategy", "replicas", "batch_size", "save_examples")
+
+
+def attack(config: AttackConfig) -> str:
+    """Runs what is not finished, writes the folder, returns the text to print.
+
+    Raises:
+      InputError: Settings, checkpoint and data do not go together; before anything is
+        written or computed.
+    """
+    tf.config.experimental.enable_op_determinism()
+    strategy = strategy_lib.create(config.strategy, config.replicas)
+    batching.replica_slices(config.batch_size, _one_worker(strategy))
+    with strategy.scope():
+        run = checkpoints.load_run(config.ckpt, config.tasks)
+    tasks = _tasks(config, run)
+    cells = cells_lib.make_cells(config, tasks)
+    source = _open_source(config, run, tasks)
+    columns = source.columns(config.split)
+    if config.precision not in ("own", run.config and run.config.precision):
+        with strategy.scope():
+            run = _with_precision(run, source.info, config.precision)
+    subject = sweep.Subject(
+        model=run.model,
+        tasks=tasks,
+        info=source.info,
+        columns=columns,
+        num_examples=min(config.num_examples or len(columns), len(columns)),
+        strategy=strategy,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    cells[0].pixel_mask(*source.info.image_shape[:2])  # Complains now.
+    folder = run.directory / "attacks" / (config.name or default_name(config))
+    with runs.locked(folder):
+        settings = {"attack": config.to_dict(), **runs.provenance()}
+        runs.write_json(folder / "settings.json", settings)
+        store = cell_store.Store(
+            folder, _facts(config, run, subject), config.save_examples
+        )
+        clean, results = sweep.run(subject, cells, store)
+        facts = {
+            "seed": config.seed,
+            "dataset": source.info.name,
+            "split": config.split,
+            "model_fingerprint": run.fingerprint,
+        }
+        records = report.make_records(clean, results, facts)
+        report.write(records, folder)
+        plots.save_curves(records, folder / "curves.png")
+        plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
+        _write_tensorboard(config, clean, results, folder / "tensorboard")
+    return _text(config, subject, records, folder)
+
+
+def _one_worker(strategy: tf.distribute.Strategy) -> tf.distribute.InputContext:
+    return tf.distribute.InputContext(
+        num_replicas_in_sync=strategy.num_replicas_in_sync
+    )
+
+
+def default_name(config: AttackConfig) -> str:
+    """A readable name of the main settings, and a hash of all of them."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in _PLACE_ONLY}
+    text = json.dumps(settings, sort_keys=True)
+    unique = hashlib.sha256(text.encode()).hexdigest()[:6]
+    radii = "-".join(f"{eps:g}" for eps in config.eps)
+    return f"{'-'.join(config.attack)}_{config.norm}_{radii}_{config.split}_{unique}"
+
+
+def _tasks(config: AttackConfig, run: Run) -> tuple[str, ...]:
+    """The tasks to look at, in the model's order."""
+    if not config.tasks:
+        return tuple(run.tasks)
+    named = tasks_lib.resolve(config.tasks)
+    cells_lib.check_has(named, run.tasks, "--tasks")
+    return tuple(task for task in run.tasks if task in named)
+
+
+def _open_source(config: AttackConfig, run: Run, tasks: Sequence[str]) -> data.Source:
+    """The data set to attack on, checked against the model."""
+    own = run.config
+    if not own and not config.dataset:
+        raise InputError(
+            f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
+            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}."
+        )
+    same = own and config.dataset in ("", own.dataset)
+    size = parse_image_size(config.image_size or (own.image_size if same else ""))
+    source = data.open_source(
+        config.dataset or own.dataset,
+        image_size=size or _input_size(run.model),
+        data_dir=config.data_dir or (own.data_dir if same else "") or None,
+        tasks=tasks,
+    )
+    check_known("split", config.split, tuple(source.info.splits))
+    _check_fits(run, source.info, tasks)
+    return source
+
+
+def _input_size(model: keras.Model) -> tuple[int, int] | None:
+    """(height, width) of the model's input; None where it takes any."""
+    size = model.input_shape[1:3]
+    return None if None in size else tuple(size)
+
+
+def _check_fits(run: Run, info: DatasetInfo, tasks: Sequence[str]) -> None:
+    size = _input_size(run.model)
+    if size and size != tuple(info.image_shape[:2]):
+        raise InputError(
+            f"the model takes images of {size[0]}x{size[1]}, and those of {info.name} "
+            f"are {info.image_shape[0]}x{info.image_shape[1]}; give "
+            f"--image_size={size[0]}x{size[1]}."
+        )
+    for task in tasks:
+        channels = run.model.output[task].shape[-1]
+        expected = tasks_lib.TASKS[task].output_channels(info.num_classes)
+        if channels != expected:
+            raise InputError(
+                f"the model's {task} has {channels} channels, and on {info.name} it "
+                f"must have {expected}; choose the data set that it was trained on."
+            )
+
+
+def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
+    """The run with its model built anew under another precision policy."""
+    if run.config is None:
+        raise InputError(
+            "--precision can be changed for runs of mtr_tf.train only, and "
+            f"{run.directory} is none; leave it at --precision=own."
+        )
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = training.build_model(run.config, info)
+    finally:
+        keras.config.set_dtype_policy(before)
+    model.set_weights(run.model.get_weights())
+    return dataclasses.replace(run, model=model)
+
+
+def _facts(config: AttackConfig, run: Run, subject: sweep.Subject) -> dict:
+    """All that a cell's result depends on beside the attack."""
+    own = run.config.precision if run.config else "own"
+    return {
+        "mtr_tf": mtr_tf.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "model": run.fingerprint,
+        "precision": own if config.precision == "own" else config.precision,
+        "dataset": subject.info.name,
+        "split": config.split,
+        "num_examples": subject.num_examples,
+        "data": cell_store.data_fingerprint(subject.columns, subject.num_examples),
+        "tasks": subject.tasks,
+        "seed": config.seed,
+    }
+
+
+def _write_tensorboard(
+    config: AttackConfig,
+    clean: Result,
+    results: Sequence[Result],
+    folder: pathlib.Path,
+) -> None:
+    """Scalars over the radius, pictures, settings; replaces what was there.
+
+    The step is the radius if all radii are whole numbers, else a thousandth of it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    scale = 1 if all(eps == int(eps) for eps in config.eps) else 1000
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default():
+        summaries.write_settings(config.to_dict(), folder.parent.name)
+        for result in results:
+            prefix = f"attack/{result.cell.attack}/{result.cell.group}"
+            step = round(result.cell.eps * scale)
+            for now, at in ((clean, 0), (result, step)):
+                summaries.write_scalars(_scalars(prefix, now), at)
+            summaries.write_pictures(_pictures(prefix, clean, result), step)
+    writer.close()
+
+
+def _scalars(prefix: str, result: Result) -> dict[str, float]:
+    return {
+        f"{prefix}/{task}/{metric}": score["value"]
+        for task, by_metric in result.scores.items()
+        for metric, score in by_metric.items()
+        if score["value"] is not None
+    }
+
+
+def _pictures(prefix: str, clean: Result, result: Result) -> dict:
+    return {
+        f"{prefix}/{task}": summaries.grid(
+            [
+                clean.pictures["image"],
+                clean.pictures[f"target/{task}"],
+                clean.pictures[f"output/{task}"],
+                result.pictures[f"output/{task}"],
+                result.pictures["perturbation"],
+            ]
+        )
+        for task in clean.scores
+    }
+
+
+def _text(
+    config: AttackConfig,
+    subject: sweep.Subject,
+    records: Sequence[Record],
+    folder: pathlib.Path,
+) -> str:
+    unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
+    width = shutil.get_terminal_size((140, 24)).columns
+    return "\n".join(
+        [
+            f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
+            f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean",
+            "",
+            report.table(records, width),
+            "",
+            f"results:  {folder / 'results.json'} and .csv",
+            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
+            f"watch it: tensorboard --logdir={folder}",
+        ]
+    )

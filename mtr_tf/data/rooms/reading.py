@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens rooms: prepares it once, under a lock, then reads columns into memory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import io
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mtr_tf.data.rooms import layout
+from mtr_tf.data.rooms import scene
+from mtr_tf.data.rooms.rooms_dataset_builder import Rooms
+from mtr_tf.data.rooms.rooms_dataset_builder import RoomsConfig
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+_READ_BATCH = 50
+
+
+def open_source(
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+    config: RoomsConfig | None = None,
+) -> Source:
+    """Opens rooms, which is made first where that has not been done.
+
+    Args:
+      image_size: (height, width), a square of 32, 64 (the default) or 128 pixels.
+      data_dir: where prepared data sets are kept; None for $TFDS_DATA_DIR, else
+        ~/tensorflow_datasets.
+      tasks: the tasks whose targets are read; None for all.
+      config: a builder config of one's own, in place of `image_size`.
+
+    Raises:
+      InputError: another size, or a folder that cannot be written.
+    """
+    chosen = config or _named_config(image_size)
+    builder = prepare(chosen, data_dir)
+    wanted = [name for name in layout.STORED if tasks is None or name in tasks]
+    info = dataset_info(chosen.size, chosen.splits)
+    return Source(info, functools.partial(_read, builder, wanted))
+
+
+def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetInfo:
+    """The facts of rooms at a size."""
+    return DatasetInfo(
+        name="rooms",
+        image_shape=(size, size, 3),
+        classes=scene.CLASSES,
+        colors=layout.COLORS,
+        tasks=layout.TASKS,
+        splits=dict(splits or layout.SPLIT_SIZES),
+        mean=layout.MEAN,
+        std=layout.STD,
+        ranges=dict(layout.RANGES),
+    )
+
+
+def _named_config(image_size: tuple[int, int] | None) -> RoomsConfig:
+    size = (layout.DEFAULT_SIZE,) * 2 if image_size is None else tuple(image_size)
+    for config in Rooms.BUILDER_CONFIGS:
+        if size == (config.size, config.size):
+            return config
+    given = " x ".join(map(str, size))
+    raise InputError(
+        f"rooms has pictures of 32 x 32, 64 x 64 or 128 x 128 pixels, not {given}: "
+        "choose one of these as the image size."
+    )
+
+
+def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
+    """Makes the data set unless it is there; of two processes, the second one waits.
+
+    TFDS writes into a folder of its own and renames it at the end, so that a process
+    that is killed leaves nothing that looks whole; what it leaves is removed by the next.
+
+    Raises:
+      InputError: the folder cannot be written, or the disk is full.
+    """
+    given = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    root = pathlib.Path(given).expanduser()
+    builder = _builder(config, root)
+    if builder.is_prepared():
+        return builder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / f".rooms-{config.name}.lock"):
+            builder = _builder(config, root)
+            if not builder.is_prepared():
+                _make(builder)
+    except OSError as error:
+        raise InputError(
+            f"rooms must be written to {str(root)!r} once, which failed: "
+            f"{error.strerror or error}. Choose another folder with --data_dir, or make "
+            "room there."
+        ) from error
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back TFDS's warnings about folders not yet made and its own old names."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _builder(config: RoomsConfig, root: pathlib.Path) -> Rooms:
+    with _quiet():
+        return Rooms(data_dir=root, config=config)
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Holds a lock that ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Another process is making rooms; waiting for it.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(builder: Rooms) -> None:
+    """Prepares under the lock, without TFDS's own bars and message."""
+    parent = pathlib.Path(builder.data_dir).parent
+    for left in parent.glob("*incomplete*"):
+        shutil.rmtree(left, ignore_errors=True)
+    bars = tfds.core.utils.tqdm_utils
+    shown = bars._active
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        bars.display_progress_bar(shown)
+
+
+def _read(builder: Rooms, wanted: Sequence[str], split: str) -> Columns:
+    """Reads the picture and the wanted targets of a split, in the order of index."""
+    names = ("image", *wanted)
+    table = layout.arrays(builder.builder_config.size)
+    count = builder.info.splits[split].num_examples
+    columns = {
+        name: np.empty((count, *table[name][0]), table[name][1]) for name in names
+    }
+    with _quiet():
+        examples = builder.as_dataset(
+            split=split,
+            decoders=tfds.decode.PartialDecoding(dict.fromkeys(names, True)),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+    done = 0
+    for batch in examples.batch(_READ_BATCH).as_numpy_iterator():
+        size = len(batch["image"])
+        for name in names:
+            columns[name][done : done + size] = batch[name]
+        done += size
+    everywhere = np.broadcast_to(np.True_, columns["image"].shape[:3])
+    images = columns.pop("image")
+    return Columns(images, columns, dict.fromkeys(wanted, everywhere))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TFDS builder of rooms: `tfds.builder("rooms/64")`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtr_tf import progress
+from mtr_tf.data.rooms import layout
+from mtr_tf.data.rooms import scene
+from mtr_tf.data.rooms import workers
+
+_DESCRIPTION = """
+Indoor scenes, ray-cast on the spot: a textured box room with balls, boxes, cylinders,
+cones and spools at random, one or two lights, shadows and sensor noise, with exact
+targets from the geometry. Colours and textures say nothing about the class.
+"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class RoomsConfig(tfds.core.BuilderConfig):
+    """A size of rooms.
+
+    Attributes:
+      size: height and width in pixels.
+      seed: of all scenes.
+      splits: number of examples by split.
+    """
+
+    size: int
+    seed: int = 0
+    splits: dict[str, int] = dataclasses.field(
+        default_factory=lambda: dict(layout.SPLIT_SIZES)
+    )
+
+
+class Rooms(tfds.core.GeneratorBasedBuilder):
+    """Ray-cast rooms; examples are in the order of their index."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+    BUILDER_CONFIGS = [
+        RoomsConfig(name=str(size), description=f"{size} x {size} pixels.", size=size)
+        for size in layout.SIZES
+    ]
+    DEFAULT_CONFIG_NAME = str(layout.DEFAULT_SIZE)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(_features(self.builder_config.size)),
+            disable_shuffling=True,  # The order is the index.
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator]:
+        del dl_manager
+        return {
+            split: self._generate_examples(split, count)
+            for split, count in self.builder_config.splits.items()
+        }
+
+    def _generate_examples(
+        self, split: str, count: int
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        config = self.builder_config
+        number = scene.SPLITS.index(split)
+        made = workers.examples(config.seed, number, count, config.size)
+        what = f"Making rooms/{config.name}, {split}"
+        with progress.bar(count, what, unit="images") as advance:
+            for index, arrays in enumerate(made):
+                yield index, arrays
+                advance(1)
+
+
+def _features(size: int) -> dict[str, tfds.features.FeatureConnector]:
+    features = {}
+    for name, (shape, kind) in layout.arrays(size).items():
+        if name == "image":
+            features[name] = tfds.features.Image(shape=shape, encoding_format="png")
+        else:
+            features[name] = tfds.features.Tensor(
+                shape=shape, dtype=kind, encoding=tfds.features.Encoding.BYTES
+            )
+    return features

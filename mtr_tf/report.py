@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep's results as records, as a table to read, and as JSON and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import math
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf import metrics
+from mtr_tf import runs
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.cell_store import Result
+
+Record = dict[str, Any]
+
+
+def make_records(
+    clean: Result, results: Sequence[Result], facts: Mapping[str, Any]
+) -> list[Record]:
+    """One record per cell, task and metric; numbers that do not exist are None.
+
+    Args:
+      clean: The scores of the clean images.
+      results: Those of the attacks.
+      facts: What every record repeats: seed, dataset, split, model_fingerprint.
+    """
+    return [
+        _record(clean, result, task, metric, facts)
+        for result in results
+        for task in clean.scores
+        for metric in tasks_lib.TASKS[task].metrics
+    ]
+
+
+def _record(
+    clean: Result,
+    result: Result,
+    task: str,
+    metric: metrics.Metric,
+    facts: Mapping[str, Any],
+) -> Record:
+    cell = result.cell
+    before = clean.scores[task][metric.name]
+    after = result.scores[task][metric.name]
+    return {
+        "attack": cell.attack,
+        "norm": cell.norm,
+        "eps": cell.eps,
+        "steps": cell.steps,
+        "step_size": cell.step_size,
+        "attacked": list(cell.attacked),
+        "task": task,
+        "metric": metric.name,
+        "clean": before["value"],
+        "attacked_value": after["value"],
+        "relative_vulnerability": _vulnerability(
+            metric, before["value"], after["value"]
+        ),
+        "n": result.count,
+        **facts,
+        "clean_interval": before["interval"],
+        "attacked_interval": after["interval"],
+        "restarts": cell.restarts,
+        "attack_pixels": cell.pixels,
+        "better": metric.better,
+        "unit": metric.unit,
+    }
+
+
+def _vulnerability(
+    metric: metrics.Metric, clean: float | None, attacked: float | None
+) -> float | None:
+    if clean is None or attacked is None:
+        return None
+    value = float(metrics.relative_vulnerability(metric, clean, attacked))
+    return value if math.isfinite(value) else None
+
+
+def write(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes results.json and results.csv; returns their paths."""
+    json_path, csv_path = folder / "results.json", folder / "results.csv"
+    runs.write_json(json_path, list(records))
+    rows = [_flat(record) for record in records]
+    with runs.whole_file(csv_path) as beside, open(beside, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return [json_path, csv_path]
+
+
+def _flat(record: Record) -> Record:
+    """A record without lists: groups joined by `+`, intervals as two columns."""
+    flat = {}
+    for name, value in record.items():
+        if name.endswith("_interval"):
+            flat[f"{name[:-9]}_low"], flat[f"{name[:-9]}_high"] = value
+        else:
+            flat[name] = "+".join(value) if isinstance(value, list) else value
+    return flat
+
+
+def table(records: Sequence[Record], width: int = 120) -> str:
+    """A table to read: a row per cell; per task its headline metric and its loss.
+
+    Args:
+      records: As `make_records` returns them.
+      width: Tasks that do not fit beside the others come in a table below.
+    """
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    rows = list(dict.fromkeys(_row_of(record) for record in records))
+    by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
+    left = [["", "attack", *(row[0] for row in rows)]]
+    left.append(["", "attacked", *(row[1] for row in rows)])
+    left.append(["", "eps", *(f"{row[2]:g}" for row in rows)])
+    left = _paste([_align(left[0]), _align(left[1]), _align(left[2], str.rjust)])
+    blocks = [_block(task, rows, by_place) for task in tasks]
+    tables, line = [], [left]
+    for block in blocks:
+        if len(line) > 1 and sum(len(b[0]) + 3 for b in [*line, block]) > width:
+            tables.append(line)
+            line = [left]
+        line.append(block)
+    return "\n\n".join("\n".join(_paste(line, " | ")) for line in [*tables, line])
+
+
+def _row_of(record: Record) -> tuple[str, str, float]:
+    return record["attack"], "+".join(record["attacked"]), record["eps"]
+
+
+def _block(task: str, rows: Sequence[tuple], by_place: Mapping) -> list[str]:
+    """One task's columns: a title, the heads, and a line per row."""
+    metric = tasks_lib.TASKS[task].metrics[0]
+    clean, attacked, interval, ratio = ["clean"], ["attacked"], ["95 % interval"], []
+    for row in rows:
+        record = by_place[row, task, metric.name]
+        loss = by_place[row, task, "loss"]
+        clean.append(short(record["clean"]))
+        attacked.append(short(record["attacked_value"]))
+        interval.append(" to ".join(map(short, record["attacked_interval"])))
+        ratio.append(_times(loss["clean"], loss["attacked_value"]))
+    columns = [clean, attacked, interval, ["loss", *ratio]]
+    body = _paste([_align(column, str.rjust) for column in columns])
+    unit = f" [{metric.unit}]" if metric.unit else ""
+    title = f"{task} {metric.name}{unit}, {metric.better} is better"
+    return _align([title, *body])
+
+
+def _times(before: float | None, after: float | None) -> str:
+    return f"x{short(after / before)}" if before and after is not None else "-"
+
+
+def short(value: float | None) -> str:
+    """Three significant digits; `-` for a number that does not exist."""
+    return "-" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def _align(texts: Sequence[str], justify=str.ljust) -> list[str]:
+    width = max(map(len, texts))
+    return [justify(text, width) for text in texts]
+
+
+def _paste(columns: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """Joins columns of equally many lines side by side."""
+    return [between.join(parts) for parts in zip(*columns, strict=True)]

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mtr_tf.attack` from flags to files, on a tiny trained model and made-up pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attack_config
+from mtr_tf import attacking
+from mtr_tf import attacks
+from mtr_tf import cell_store
+from mtr_tf import cells
+from mtr_tf import data
+from mtr_tf import evaluation
+from mtr_tf import models
+from mtr_tf import runs
+from mtr_tf import sweep
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+SIZE = 16
+TASKS = ("seg", "depth")
+INFO = DatasetInfo(
+    name="blobs",
+    image_shape=(SIZE, SIZE, 3),
+    classes=("wall", "ball"),
+    colors=((40, 40, 200), (240, 160, 20)),
+    tasks=("seg", "depth", "autoencoder"),
+    splits={"train": 32, "validation": 11},
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    ranges={"depth": (1.0, 3.0)},
+)
+SETTINGS = {
+    "attack": ("pgd", "fgsm"),
+    "eps": (1.0, 2.0, 4.0, 8.0),
+    "steps": 3,
+    "batch_size": 4,
+    "name": "test",
+}
+
+
+def blobs(split: str) -> Columns:
+    """Bright discs, nearer the brighter, before a dark wall 3 m away."""
+    n = INFO.splits[split]
+    rng = np.random.default_rng(len(split))
+    y, x = np.mgrid[:SIZE, :SIZE]
+    center = rng.uniform(3, SIZE - 3, (2, n, 1, 1))
+    ball = (y - center[0]) ** 2 + (x - center[1]) ** 2 < 16
+    light = rng.uniform(0.55, 0.95, (n, 1, 1))
+    gray = np.where(ball, light, 0.4) + rng.normal(0, 0.03, ball.shape)
+    depth = np.where(ball, 4 - 3 * light, 3.0)
+    return Columns(
+        images=np.rint(255 * gray.clip(0, 1))[..., None].repeat(3, -1).astype(np.uint8),
+        targets={
+            "seg": ball.astype(np.uint8),
+            "depth": depth[..., None].astype(np.float32),
+        },
+        masks={},
+    )
+
+
+def open_blobs(*, image_size=None, data_dir=None, tasks=None) -> Source:
+    return Source(INFO, blobs)
+
+
+@pytest.fixture(autouse=True)
+def blobs_known(monkeypatch):
+    monkeypatch.setitem(data.DATASETS, "blobs", open_blobs)
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    model = models.build("tiny", TASKS, INFO.image_shape, 2)
+    batch = batching.gather(blobs("train"), TASKS, np.arange(32))
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            outputs = model(batch["image"], training=True)
+            losses = tasks_lib.task_losses(
+                TASKS, outputs, batch["targets"], batch["masks"]
+            )
+            total = tf.reduce_sum(tf.add_n(list(losses.values())))
+        gradients = tape.gradient(total, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    for _ in range(60):
+        step()
+    return model
+
+
+@pytest.fixture
+def run_directory(trained, tmp_path) -> pathlib.Path:
+    folder = tmp_path / "run"
+    config = TrainConfig(tasks=TASKS, dataset="blobs", model="tiny")
+    runs.write_config(folder, config)
+    trained.save(folder / "model.keras")
+    return folder
+
+
+def run_attack(folder: pathlib.Path, **changes) -> list[dict]:
+    config = AttackConfig(ckpt=str(folder), **{**SETTINGS, **changes})
+    text = attacking.attack(config)
+    assert "relative_vulnerability" not in text
+    results = folder / "attacks" / (config.name or attacking.default_name(config))
+    return json.loads((results / "results.json").read_text())
+
+
+def files(folder: pathlib.Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in folder.glob("cells/*")}
+
+
+def test_from_run_to_results_and_again(run_directory, monkeypatch):
+    records = run_attack(run_directory)
+    folder = run_directory / "attacks" / "test"
+    for name in ("results.csv", "settings.json", "curves.png", "gallery.png"):
+        assert (folder / name).stat().st_size > 500, name
+
+    # 2 attacks x 3 groups x 4 radii; seg has 3 metrics, depth 4.
+    assert len(records) == 24 * 7
+    for record in records:
+        raised = record["attacked_value"] > record["clean"]
+        if record["metric"] == "loss" and record["task"] in record["attacked"]:
+            alone = len(record["attacked"]) == 1
+            assert raised or not alone, record
+        assert record["n"] == 11
+
+    # A stronger attack of the same kind raises the loss more.
+    for attack in SETTINGS["attack"]:
+        losses = [
+            record["attacked_value"]
+            for record in records
+            if (record["attack"], record["attacked"]) == (attack, ["seg"])
+            and (record["task"], record["metric"]) == ("seg", "loss")
+        ]
+        assert losses == sorted(losses)
+
+    # The same command again: no model is called, nothing changes.
+    before, text = files(folder), (folder / "results.json").read_bytes()
+    monkeypatch.setattr(sweep, "Evaluator", None)
+    assert run_attack(run_directory) == records
+    assert files(folder) == before
+    assert (folder / "results.json").read_bytes() == text
+
+
+def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(
+    run_directory, monkeypatch, caplog
+):
+    settings = {"attack": ("pgd",), "eps": (2.0, 0.0), "attack_tasks": ("each",)}
+    expected = run_attack(run_directory, **settings, name="whole")
+    calls = []
+
+    class Interrupted(evaluation.Evaluator):
+        def run(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == 4:  # The clean images and two cells are done.
+                raise KeyboardInterrupt
+            return super().run(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "Evaluator", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_attack(run_directory, **settings, name="cut")
+        folder = run_directory / "attacks" / "cut"
+        assert not (folder / "results.json").exists()
+        kept = files(folder)
+        assert len(kept) == 6
+        assert run_attack(run_directory, **settings, name="cut") == expected
+    assert len(calls) == 4 + 2
+    whole = run_directory / "attacks" / "whole"
+    for name in ("results.json", "results.csv", "curves.png", "gallery.png"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert files(folder).items() >= kept.items()
+
+    # eps 0 is the clean image.
+    for record in expected:
+        if record["eps"] == 0:
+            assert record["attacked_value"] == record["clean"]
+
+    # A truncated file, and one with other content: redone, with the same result.
+    *_, first, second = sorted(folder.glob("cells/*.json"))
+    first.write_text(first.read_text()[:50])
+    second.with_suffix(".npz").write_bytes(b"PK\3\4")
+    assert run_attack(run_directory, **settings, name="cut") == expected
+    assert files(folder)[first.name] != kept.get(first.name)
+
+
+def test_other_settings_other_data_other_weights_make_other_cells(run_directory):
+    base = AttackConfig(ckpt=str(run_directory), **SETTINGS)
+    cell = cells.make_cells(base, TASKS)[0]
+    columns = blobs("validation")
+    changed = Columns(columns.images, {**columns.targets}, {})
+    changed.targets["depth"] = columns.targets["depth"] + np.float32(1e-3)
+    fingerprint = cell_store.data_fingerprint
+    assert fingerprint(columns, 5) == fingerprint(blobs("validation"), 5)
+    assert fingerprint(columns, 5) != fingerprint(columns, 6)
+    assert fingerprint(columns, 5) != fingerprint(changed, 5)
+    folder = pathlib.Path("unused")
+    names = {
+        cell_store.Store(folder, facts)._path(cell)
+        for facts in ({"model": "a"}, {"model": "b"}, {"model": "a", "seed": 1})
+    }
+    assert len(names) == 3
+
+
+def test_examples_are_saved_as_they_are(run_directory):
+    settings = {"attack": ("pgd",), "eps": (4.0,), "attack_tasks": ("all",)}
+    run_attack(run_directory, **settings)
+    run_attack(run_directory, **settings, save_examples=5)  # Done again, to save.
+    folder = run_directory / "attacks" / "test" / "examples"
+    saved = {path.name.rpartition("_")[0]: path for path in folder.glob("*.npz")}
+    assert set(saved) == {"clean", "pgd_seg+depth_eps4"}
+    with np.load(saved["pgd_seg+depth_eps4"]) as arrays:
+        columns = blobs("validation")
+        np.testing.assert_allclose(arrays["image"], columns.images[:5] / 255, 1e-6)
+        change = np.abs(arrays["adversarial"] - arrays["image"])
+        assert change.max() == pytest.approx(4 / 255, rel=1e-4)
+        assert arrays["output/seg"].shape == (5, SIZE, SIZE, 2)
+
+
+def test_a_keras_file_with_one_output_needs_its_task(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.keras"
+    keras.Model(trained.inputs, trained.output["depth"]).save(path)
+    settings = {"attack": ("fgsm",), "eps": (4.0,), "dataset": "blobs"}
+    with pytest.raises(InputError, match="--tasks"):
+        attacking.attack(AttackConfig(ckpt=str(path), **settings))
+    with pytest.raises(InputError, match="--dataset"):
+        attacking.attack(AttackConfig(ckpt=str(path), tasks=("depth",)))
+    assert not list(tmp_path.glob("**/attacks"))
+    text = attacking.attack(AttackConfig(ckpt=str(path), tasks=("d",), **settings))
+    assert "depth mae [m], lower is better" in text
+    assert list(tmp_path.glob("**/attacks/fgsm_linf_4_*/results.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack_tasks": ("seg+normal",)}, "normal.*has only.*seg, depth"),
+        ({"attack_tasks": ("segg",)}, "Did you mean 'seg'"),
+        ({"split": "validaton"}, "Did you mean 'validation'"),
+        ({"tasks": ("autoencoder",)}, "autoencoder.*has only.*seg, depth"),
+        ({"attack_pixels": 257}, "at most 256.*257"),
+        ({"dataset": "blob"}, "blob"),
+        ({"ckpt": "/nowhere/at/all"}, "does not exist"),
+    ],
+)
+def test_wrong_requests_leave_nothing_behind(run_directory, changes, message):
+    settings = {"ckpt": str(run_directory), **SETTINGS, **changes}
+    with pytest.raises(InputError, match=message):
+        attacking.attack(AttackConfig(**settings))
+    assert not (run_directory / "attacks").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ckpt": ""}, "--ckpt"),
+        ({"eps": (-1.0,)}, "--eps.*-1"),
+        ({"eps": (256.0,)}, "--eps.*255.*256"),
+        ({"eps": ()}, "--eps"),
+        ({"steps": 0}, "--steps.*0"),
+        ({"attack": ("pgdd",)}, "Did you mean 'pgd'"),
+        ({"attack": ()}, "--attack"),
+        ({"attack_tasks": ()}, "--attack_tasks"),
+        ({"norm": "l1"}, "--norm.*l1"),
+        ({"name": "../up"}, "--name"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        AttackConfig(**{"ckpt": "x", **changes})
+    AttackConfig(ckpt="x", norm="l2", eps=(300.0,))
+
+
+def test_the_attacks_of_the_flag_are_those_of_the_table():
+    assert set(attack_config.ATTACKS) == set(attacks.ATTACKS)
+
+
+def start(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "mtr_tf.attack", *flags],
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(data.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_is_quick_and_shows_every_flag():
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = start("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert done.returncode == 0
+    assert seconds < 0.5
+    for name, default in AttackConfig(ckpt="x").to_dict().items():
+        assert f"  --{name}=" in done.stdout
+        if name not in ("ckpt",) and not isinstance(default, list):
+            assert f"  --{name}={default}\n" in done.stdout
+
+
+def test_the_binary_answers_a_mistake_in_one_line():
+    done = start("--ckpt=runs/none", "--eps=-3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: --eps")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objectives on multi-task models: which losses, pixels and heads, and at what cost."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.errors import InputError
+
+NAMES = ("seg", "depth", "autoencoder")
+EPS = 8 / 255
+PGD = attacks.PGD(EPS, EPS / 4, 4)
+
+
+def batch(size=4, height=6, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = (size, height, width)
+    targets = {
+        "seg": rng.integers(0, 3, pixels).astype(np.int32),
+        "depth": rng.normal(size=(*pixels, 1)).astype(np.float32),
+        "autoencoder": rng.uniform(size=(*pixels, 3)).astype(np.float32),
+    }
+    masks = {n: rng.integers(0, 2, pixels).astype(np.float32) for n in NAMES}
+    return rng.uniform(size=(*pixels, 3)).astype(np.float32), targets, masks
+
+
+def keras_net(height=6, width=5, kernel=3):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((height, width, 3), name="image")
+    y = keras.layers.Conv2D(8, kernel, padding="same", name="trunk")(image)
+    y = keras.layers.BatchNormalization(name="norm")(y)
+    y = keras.layers.Activation("softplus")(y)
+    channels = {"seg": 3, "depth": 1, "autoencoder": 3}
+    heads = {n: keras.layers.Conv2D(c, 1, name=n)(y) for n, c in channels.items()}
+    return keras.Model(image, heads)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return keras_net()
+
+
+def slope(objective, x):
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        ascend, score = objective(x)
+    np.testing.assert_array_equal(ascend, score)
+    return score.numpy(), tape.gradient(ascend, x).numpy()
+
+
+def test_joint_objective_is_the_sum_of_the_single_ones_and_so_is_its_gradient(net):
+    x, targets, masks = batch()
+    single = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
+    both = slope(attacks.objective(net, targets, masks, ("seg", "depth")), x)
+    joint = slope(attacks.objective(net, targets, masks), x)
+    mean = slope(attacks.objective(net, targets, masks, balance="mean"), x)
+    for kind in (0, 1):  # Values, gradients.
+        total = sum(s[kind] for s in single)
+        pair = single[0][kind] + single[1][kind]
+        np.testing.assert_allclose(joint[kind], total, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(both[kind], pair, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(mean[kind], total / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_the_value_is_the_mean_over_chosen_valid_pixels_by_hand(net):
+    x, targets, masks = batch()
+    pixels = np.random.default_rng(3).integers(0, 2, (6, 5)).astype(np.float32)
+    objective = attacks.objective(net, targets, masks, "depth", pixels=pixels)
+    error = np.abs(net(x)["depth"] - targets["depth"])[..., 0]
+    chosen = masks["depth"] * pixels
+    by_hand = (error * chosen).sum((1, 2)) / chosen.sum((1, 2))
+    np.testing.assert_allclose(objective(x)[0], by_hand, rtol=1e-5)
+    each = np.repeat(pixels[None], 4, 0)
+    same = attacks.objective(net, targets, masks, "depth", pixels=each)
+    np.testing.assert_array_equal(objective(x)[0], same(x)[0])
+
+
+def test_names_letters_and_aliases_mean_the_same(net):
+    x, targets, masks = batch()
+    by_name = attacks.objective(net, targets, masks, ("seg", "autoencoder"))
+    by_letter = attacks.objective(net, targets, masks, "s,A")
+    assert by_name.recipe == by_letter.recipe
+    np.testing.assert_array_equal(by_name(x)[0], by_letter(x)[0])
+
+
+def test_an_image_whose_mask_is_all_zero_does_not_move(net):
+    x, targets, masks = batch()
+    masks = {name: mask.copy() for name, mask in masks.items()}
+    for mask in masks.values():
+        mask[2] = 0
+    for attack in (PGD, attacks.FGSM(EPS), attacks.PGD(0.5, 0.1, 3, "l2", restarts=2)):
+        got = attack(attacks.objective(net, targets, masks), x).numpy()
+        np.testing.assert_array_equal(got[2], x[2])
+        assert np.all(np.abs(got - x).max((1, 2, 3))[[0, 1, 3]] > 0)
+    nothing = attacks.objective(net, targets, masks, pixels=np.zeros((6, 5)))
+    np.testing.assert_array_equal(PGD(nothing, x), x)
+
+
+def test_a_subset_of_output_pixels_moves_only_what_they_see():
+    x, targets, masks = batch()
+    masks = {name: np.ones_like(mask) for name, mask in masks.items()}
+    pixels = np.zeros((6, 5), np.float32)
+    pixels[1, 1] = pixels[4, 3] = 1
+    attack = attacks.PGD(EPS, EPS / 4, 3, random_start=False)
+    for kernel in (1, 3):  # A 1x1 net sees one pixel, a 3x3 net its neighbours too.
+        net = keras_net(kernel=kernel)
+        objective = attacks.objective(net, targets, masks, pixels=pixels)
+        moved = np.any(attack(objective, x).numpy() != x, axis=-1)
+        reach = np.zeros((6, 5), bool)
+        for row, column in ((1, 1), (4, 3)):
+            r = kernel // 2
+            reach[row - r : row + r + 1, column - r : column + r + 1] = True
+        assert not moved[:, ~reach].any()
+        assert moved[:, reach].all()
+
+
+def test_batch_norm_is_in_inference_mode_and_left_as_it_is():
+    net = keras_net()
+    layer = net.get_layer("norm")
+    layer.moving_mean.assign(tf.range(8.0) / 8)
+    before = [w.numpy() for w in net.weights]
+    x, targets, masks = batch()
+    objective = attacks.objective(net, targets, masks)
+    whole = objective(x)[0].numpy()
+    # In training mode an image's loss would depend on the rest of its batch.
+    first = attacks.objective(
+        net,
+        {n: t[:1] for n, t in targets.items()},
+        {n: m[:1] for n, m in masks.items()},
+    )
+    np.testing.assert_allclose(first(x[:1])[0], whole[:1], rtol=1e-5)
+    PGD(objective, x)
+    for weight, old in zip(net.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+def test_only_attacked_heads_are_in_the_backward_pass():
+    @tf.custom_gradient
+    def one_way(y):
+        def backward(upstream):
+            raise AssertionError("the backward pass entered a head not attacked")
+
+        return y, backward
+
+    def model(x):
+        return {"seg": one_way(x), "depth": x[..., :1]}
+
+    x, targets, masks = batch()
+    PGD(attacks.objective(model, targets, masks, "depth"), x)
+    with pytest.raises(AssertionError, match="not attacked"):
+        PGD(attacks.objective(model, targets, masks, "seg,depth"), x)
+
+
+def test_the_attack_raises_the_attacked_loss_of_every_image(net):
+    x, targets, masks = batch()
+    masks = {name: np.ones_like(mask) for name, mask in masks.items()}
+    for tasks in ("seg", "depth", "seg,depth,autoencoder"):
+        objective = attacks.objective(net, targets, masks, tasks)
+        rise = objective(PGD(objective, x))[0] - objective(x)[0]
+        fgsm = objective(attacks.FGSM(EPS)(objective, x))[0] - objective(x)[0]
+        assert np.all(rise > 0)
+        assert np.all(fgsm > 0)
+
+
+def test_eager_calls_compile_once_per_attack_and_model():
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, y):
+            traces.append(y)
+            return y
+
+    image = keras.Input((6, 5, 3))
+    net = keras.Model(image, {"autoencoder": Counted()(image)})
+    traces.clear()
+    found = []
+    for seed in range(4):
+        x, targets, masks = batch(seed=seed)
+        attack = attacks.PGD(EPS, EPS / 4, 4)  # An equal record, made anew.
+        objective = attacks.objective(net, targets, masks, "autoencoder")
+        found.append(attack(objective, x, seed).numpy())
+    assert len(traces) == 2  # The loop's body and the last point's score.
+    for seed in range(4):  # And each call had its own batch.
+        x, targets, masks = batch(seed=seed)
+        objective = attacks.objective(
+            lambda z: {"autoencoder": z}, targets, masks, "autoencoder"
+        )
+        np.testing.assert_allclose(PGD(objective, x, seed), found[seed], atol=1e-6)
+
+
+def test_weights_that_change_between_eager_calls_are_seen():
+    net = keras_net()
+    x, targets, masks = batch()
+    objective = attacks.objective(net, targets, masks, "depth")
+    fgsm = attacks.FGSM(EPS)
+    before = fgsm(objective, x).numpy()
+    head = net.get_layer("depth")
+    head.set_weights([-w for w in head.get_weights()])
+    after = fgsm(objective, x).numpy()
+    plain = attacks.objective(lambda z: net(z, training=False), targets, masks, "depth")
+    np.testing.assert_allclose(after, fgsm(plain, x), atol=1e-6)
+    assert np.any(before != after)
+
+
+def test_two_replicas_equal_one_with_a_model(mirrored):
+    x, targets, masks = batch()
+    with mirrored.scope():
+        net = keras_net()
+    objective = attacks.objective(net, targets, masks)
+    whole = PGD(objective, x, attacks.fold_in(1, tf.range(4))).numpy()
+
+    def part(context):
+        chosen = slice(2 * context.replica_id_in_sync_group, None)
+        cut = lambda value: tf.constant(value[chosen][:2])  # noqa: E731
+        return tf.nest.map_structure(cut, (x, targets, masks, np.arange(4)))
+
+    def replica(x, targets, masks, index):
+        objective = attacks.objective(net, targets, masks)
+        return PGD(objective, x, attacks.fold_in(1, index))
+
+    parts = mirrored.experimental_distribute_values_from_function(part)
+    compiled = tf.function(lambda parts: mirrored.run(replica, parts))
+    for result in (compiled(parts), mirrored.run(replica, parts)):
+        joined = mirrored.gather(result, axis=0)
+        np.testing.assert_allclose(joined, whole, atol=1e-6)
+
+
+def test_half_precision_images_and_models():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        net = keras_net()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, targets, masks = batch()
+    x = tf.cast(x, tf.bfloat16)
+    got = PGD(attacks.objective(net, targets, masks), x)
+    assert got.dtype == tf.bfloat16
+    moved = tf.cast(got, tf.float64) - tf.cast(x, tf.float64)
+    assert 0 < np.abs(moved).max() <= EPS
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": "normal"}, "needs a target, got none for 'normal', only for 'seg'"),
+        ({"tasks": "segg"}, "seg"),
+        ({"tasks": ()}, "At least one task"),
+        ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
+        ({"balance": "summ"}, "one of sum, mean, got 'summ'; did you mean 'sum'?"),
+        ({"pixels": np.ones((5, 6))}, r"one image's \(6, 5\), got \(5, 6\)"),
+    ],
+)
+def test_bad_arguments_are_refused(net, change, message):
+    _, targets, masks = batch()
+    arguments = {"model": net, "targets": targets, "masks": masks} | change
+    with pytest.raises(InputError, match=message):
+        attacks.objective(**arguments)
+
+
+def test_models_without_the_task_are_refused():
+    x, targets, masks = batch()
+    for model, message in (
+        (lambda z: {"seg": z}, "The model has no task 'depth' to attack, only 'seg'"),
+        (lambda z: z, r"must return a dict {task: output}, got SymbolicTensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PGD(attacks.objective(model, targets, masks, "depth"), x)
+
+
+def test_every_balance_takes_any_task():
+    # One entry per task is all that a balance sees: no names, no shapes but [batch].
+    losses = {name: tf.constant([1.0, 3.0]) for name in tasks_lib.TASKS}
+    count = len(losses)
+    np.testing.assert_allclose(attacks.BALANCES["sum"](losses), [count, 3 * count])
+    np.testing.assert_allclose(attacks.BALANCES["mean"](losses), [1, 3])

@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PGD and FGSM against closed forms, brute force and a loop written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from mtr_tf import attacks
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+
+EPS = 8 / 255
+SHAPE = (4, 5, 6, 3)
+
+
+def images(shape=SHAPE, seed=0, low=0.0, high=1.0):
+    values = np.random.default_rng(seed).uniform(low, high, shape)
+    return values.astype(np.float32)
+
+
+def normal(shape=SHAPE, seed=1):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def linear(w):
+    """The loss sum_i w_i x_i, whose maximum over a ball is known."""
+    return lambda x: tf.reduce_sum(
+        tf.cast(w, x.dtype) * x, list(range(1, x.shape.rank))
+    )
+
+
+def norms(d):
+    return np.linalg.norm(np.asarray(d, np.float64).reshape(len(d), -1), axis=1)
+
+
+def small_net(seed=0):
+    """Two fixed convolutions with a softplus between: smooth, pixels interact."""
+    rng = np.random.default_rng(seed)
+    first = tf.constant(rng.normal(size=(3, 3, 3, 8)) / 3, tf.float32)
+    second = tf.constant(rng.normal(size=(3, 3, 8, 1)) / 5, tf.float32)
+
+    def loss(x):
+        hidden = tf.nn.softplus(tf.nn.conv2d(x, first, 1, "SAME"))
+        return tf.reduce_sum(
+            tf.square(tf.nn.conv2d(hidden, second, 1, "SAME")), [1, 2, 3]
+        )
+
+    return loss
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("keep", ["best", "last"])
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_linear_loss_linf_ends_in_the_corner(random_start, keep, scale):
+    x, w = images(), normal()
+    attack = attacks.PGD(EPS, EPS / 4, 10, random_start=random_start, keep=keep)
+    got = attack(linear(scale * w), x)
+    np.testing.assert_allclose(got, np.clip(x + EPS * np.sign(w), 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("random_start", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_linear_loss_l2_ends_at_the_closed_form_inside_the_box(random_start, scale):
+    x, w = images(low=0.3, high=0.7), normal()
+    best = x + 0.25 * w / norms(w)[:, None, None, None]
+    # Near the maximum a float32 loss is flat, so "best" may choose a point before it.
+    for keep, atol in (("last", 1e-6), ("best", 1e-4)):
+        attack = attacks.PGD(
+            0.25, 0.25, 40, norm="l2", random_start=random_start, keep=keep
+        )
+        np.testing.assert_allclose(attack(linear(scale * w), x, 5), best, atol=atol)
+
+
+def test_linear_loss_l2_near_the_box_is_the_true_maximum():
+    # The maximum of w.d over |d| <= eps and -x <= d <= 1 - x is d = clip(t w) for the
+    # largest t with |d| <= eps (Lagrange): t by bisection.
+    x, w, eps = images((20, 50), high=0.3), normal((20, 50)), 0.8
+    low, high = np.zeros(20), np.full(20, 1e3)
+    for _ in range(100):
+        t = (low + high) / 2
+        inside = norms(np.clip(x + t[:, None] * w, 0, 1) - x) <= eps
+        low, high = np.where(inside, t, low), np.where(inside, high, t)
+    best = np.clip(x + low[:, None] * w, 0, 1)
+    assert ((best == 0) & (x > 0)).sum() > 100  # The box does cut in.
+    attack = attacks.PGD(eps, eps / 4, 40, norm="l2", random_start=False)
+    got = attack(linear(w), x)
+    np.testing.assert_allclose(got, best, atol=2e-3)
+    share = (w * (got - x)).numpy().sum(1) / (w * (best - x)).sum(1)
+    assert share.min() > 0.998  # Clipping what is shrunk into the ball reaches 0.967.
+    assert share.max() < 1 + 1e-6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fgsm_is_one_whole_step_from_the_image(norm):
+    x, w = images(low=0.2, high=0.8), normal()
+    step = np.sign(w) if norm == "linf" else w / norms(w)[:, None, None, None]
+    got = attacks.FGSM(EPS, norm)(linear(w), x)
+    np.testing.assert_allclose(got, x + EPS * step, atol=1e-6)
+    same = attacks.PGD(EPS, EPS, 1, norm, random_start=False, keep="last")
+    np.testing.assert_array_equal(got, same(linear(w), x))
+    np.testing.assert_array_equal(attacks.FGSM(0, norm)(linear(w), x), x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_concave_quadratic_ends_at_its_known_maximiser(norm):
+    # -sum (x - peak)^2 is highest at the point of the ball nearest to the peak.
+    x = images(low=0.3, high=0.7)
+    peak = x + images(seed=2, low=-0.1, high=0.1)
+    eps = 0.05 if norm == "linf" else 0.5
+    away = peak - x
+    if norm == "linf":
+        away = np.clip(away, -eps, eps)
+    else:
+        away *= np.minimum(1, eps / norms(away))[:, None, None, None]
+    attack = attacks.PGD(eps, eps / 100, 300, norm)
+    got = attack(lambda z: -tf.reduce_sum(tf.square(z - peak), [1, 2, 3]), x)
+    atol = eps / 100 + 1e-6  # A step's length: fixed steps overshoot.
+    np.testing.assert_allclose(got, x + away, atol=atol)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_two_pixels_against_brute_force(norm):
+    # A wavy loss on two-pixel images; the whole ball is searched on a fine grid.
+    x = images((6, 2), seed=3)
+    eps, a, b = 0.3, normal((6, 2), 4) * 4, normal((6, 1), 5)
+
+    def loss(z):
+        waves = tf.sin(a * z) + tf.cos(3 * z + b)
+        return tf.reduce_sum(waves, 1) + tf.reduce_prod(z, 1)
+
+    if norm == "linf":
+        line = np.linspace(-eps, eps, 301)
+        grid = np.stack(np.meshgrid(line, line), -1)
+    else:
+        radius, angle = np.meshgrid(
+            np.linspace(0, eps, 151), np.linspace(0, 2 * np.pi, 721)
+        )
+        grid = radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
+    points = np.clip(x + grid.reshape(-1, 1, 2), 0, 1).astype(np.float32)
+    search = tf.function(lambda points: tf.map_fn(loss, points))
+    best = search(tf.constant(points)).numpy().max(axis=0)
+    got = attacks.PGD(eps, 0.01, 60, norm, restarts=20)(loss, x)
+    found = loss(got).numpy()
+    assert np.all(found >= best - 2e-3)
+    assert np.all(found <= best + 2e-3)
+
+
+def test_a_start_is_no_corner_and_a_matter_of_the_seed():
+    # The released code's "noise" put every pixel at its upper bound (paper.md, Q2).
+    x = images(low=0.2, high=0.8)
+    attack = attacks.PGD(EPS, 1e-9, 1, keep="last")
+    flat = linear(np.zeros(SHAPE))
+    first, second = attack(flat, x, 0).numpy(), attack(flat, x, 1).numpy()
+    share = np.abs(first - x) / EPS
+    assert share.max() <= 1
+    assert 0.45 < share.mean() < 0.55
+    assert not np.any(first == second)
+    assert not np.any(np.abs(first[0] - x[0]) == np.abs(first[1] - x[1]))
+    seeds = np.array([9, 8, 9, 7])
+    repeated = attack(flat, np.repeat(x[:1], 4, 0), seeds).numpy()
+    np.testing.assert_array_equal(repeated[0], repeated[2])
+    assert not np.any(repeated[0] == repeated[1])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
+    x, loss = images((6, 8), seed=6), lambda z: tf.reduce_sum(tf.sin(40 * z), 1)
+    # Steps so long that the loss goes up and down along the way.
+    for name, values in (("steps", (1, 2, 4, 9)), ("restarts", (1, 2, 5))):
+        found = []
+        for value in values:
+            settings = {"steps": 4} | {name: value}
+            attack = attacks.PGD(0.2, 0.15, norm=norm, **settings)
+            found.append(loss(attack(loss, x, seed=3)).numpy())
+        assert np.all(np.diff(found, axis=0) >= -1e-5)
+        assert np.any(np.diff(found, axis=0) > 0.1)
+
+
+def test_best_is_the_best_point_of_the_whole_path_and_last_is_the_last():
+    # The path of every run, traced by hand: start, every step, end.
+    x, w = images((5, 8), seed=7), normal((5, 8), 8) * 20
+    loss = lambda z: tf.reduce_sum(tf.sin(w * z), 1)  # noqa: E731
+    runs = []
+    for restart in range(3):
+        path = [first_point(x, restart)]
+        for _ in range(4):
+            path.append(plain_step(loss, path[-1], x, 0.2, 0.1))
+        runs.append(path)
+    points = np.array(runs)  # [restart, step, image, pixel]
+    scores = np.array([[loss(p) for p in path] for path in runs])
+    image = range(5)
+    flat = points.reshape(15, 5, 8)
+    best = flat[scores.reshape(15, 5).argmax(0), image]
+    last = points[scores[:, -1].argmax(0), -1, image]
+    for keep, expected in (("best", best), ("last", last)):
+        attack = attacks.PGD(0.2, 0.1, 4, restarts=3, keep=keep)
+        np.testing.assert_allclose(attack(loss, x, 3), expected, atol=1e-6)
+
+
+def first_point(x, restart):
+    """Where run number `restart` of seed 3 starts in a ball of radius 0.2."""
+    keys = attacks.fold_in(3, tf.range(len(x)))
+    start = threat.random_start(threat.Linf(0.2), tf.constant(x), keys, restart)
+    return np.clip(start.numpy(), 0, 1)
+
+
+def plain_step(loss, point, x, eps, step_size):
+    """One step of PGD in plain TensorFlow and NumPy."""
+    point = tf.constant(point)
+    with tf.GradientTape() as tape:
+        tape.watch(point)
+        value = tf.reduce_sum(loss(point))
+    moved = point.numpy() + step_size * np.sign(tape.gradient(value, point).numpy())
+    return np.clip(np.clip(moved, x - eps, x + eps), 0, 1).astype(np.float32)
+
+
+def test_equals_a_loop_written_by_hand():
+    x, loss = images(seed=9), small_net()
+    by_hand = x
+    for _ in range(7):
+        by_hand = plain_step(loss, by_hand, x, EPS, EPS / 4)
+    attack = attacks.PGD(EPS, EPS / 4, 7, random_start=False, keep="last")
+    np.testing.assert_allclose(attack(loss, x), by_hand, atol=1e-6)
+
+
+def test_a_batch_of_one_equals_the_image_in_a_batch_of_eight():
+    x, loss = images((8, 6, 6, 3), seed=10), small_net()
+    attack = attacks.PGD(EPS, EPS / 4, 5, restarts=2)
+    seeds = attacks.fold_in(0, tf.range(8))
+    whole = attack(loss, x, 0).numpy()
+    for i in (0, 3, 7):
+        alone = attack(loss, x[i : i + 1], seeds[i : i + 1])
+        np.testing.assert_allclose(alone[0], whole[i], atol=1e-5)
+
+
+def test_images_do_not_scale_each_other():
+    # A steep image beside a flat one: each is stepped by its own gradient.
+    x, w = images((2, 6), low=0.4, high=0.6), normal((2, 6))
+    scale = np.array([[1e-6], [1e6]], np.float32)
+    attack = attacks.PGD(0.1, 0.05, 30, norm="l2", keep="last")
+    expected = x + 0.1 * w / norms(w)[:, None]
+    np.testing.assert_allclose(attack(linear(scale * w), x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_without_a_gradient_nothing_moves(norm, restarts):
+    x, w = images(), normal()
+    w[1] = 0
+    attack = attacks.PGD(EPS, EPS / 4, 3, norm, restarts=restarts)
+    got = attack(linear(w), x).numpy()
+    np.testing.assert_array_equal(got[1], x[1])
+    assert np.all(norms(got - x)[[0, 2, 3]] > 0)
+
+
+def test_a_start_that_scores_higher_is_kept_where_gradients_vanish():
+    # A masked gradient (steps of a staircase): noise that helps must not be dropped.
+    x = np.full((64, 2), 0.5, np.float32)
+
+    def staircase(z):
+        height = tf.cast(z[:, 0] > 0.5, tf.float32)
+        return height + 0 * tf.reduce_sum(z, 1)
+
+    once = staircase(attacks.PGD(0.1, 0.1, 2)(staircase, x)).numpy()
+    often = staircase(attacks.PGD(0.1, 0.1, 2, restarts=12)(staircase, x)).numpy()
+    assert 0.3 < once.mean() < 0.7
+    assert often.all()
+    lost = attacks.PGD(0.1, 0.1, 2)(lambda z: -staircase(z), x + 0).numpy()
+    assert np.all(lost[:, 0] <= 0.5)  # Noise that harms is.
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_broken_losses_never_leave_the_ball(norm, keep):
+    x = images((3, 4), low=0.3, high=0.7)
+    weights = np.ones((3, 4), np.float32)
+    weights[0] = np.nan  # A loss that is NaN, with its gradient.
+    weights[1, 0] = np.inf  # An infinite one.
+    got = attacks.PGD(0.1, 0.05, 30, norm, keep=keep)(linear(weights), x).numpy()
+    order = np.inf if norm == "linf" else 2
+    assert np.all(np.linalg.norm(got - x, order, axis=1) <= 0.1)
+    assert got[1, 0] > x[1, 0]
+    unit = 1 if norm == "linf" else 0.5
+    np.testing.assert_allclose(got[2], x[2] + 0.1 * unit, atol=1e-4)
+
+
+def test_a_pixel_without_a_gradient_does_not_stop_the_others():
+    @tf.custom_gradient
+    def broken(z):  # A finite loss, whose gradient by the first pixel is NaN.
+        slope = tf.constant([[np.nan, 1.0, -1.0]])
+        return tf.reduce_sum(z * [[0.0, 1.0, -1.0]], 1), lambda up: up[:, None] * slope
+
+    x = images((1, 3), low=0.3, high=0.7)
+    attack = attacks.PGD(0.1, 0.05, 4, random_start=False, keep="last")
+    np.testing.assert_allclose(attack(broken, x), x + [[0, 0.1, -0.1]], atol=1e-6)
+
+
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
+@hypothesis.given(
+    norm=st.sampled_from(["linf", "l2"]),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    epsilon=st.floats(0, 1),
+    step=st.floats(1e-3, 1),
+    keep=st.sampled_from(["best", "last"]),
+    seed=st.integers(0, 1000),
+)
+def test_results_are_inside_ball_and_box_in_every_dtype(
+    norm, dtype, epsilon, step, keep, seed
+):
+    x = tf.cast(np.clip(images((3, 5), seed, -0.3, 1.3), 0, 1), dtype)
+    w = normal((3, 5), seed)
+    attack = attacks.PGD(epsilon, step, 3, norm, keep=keep)
+    keys = attacks.fold_in(seed, tf.range(3))
+    # The very search, run operation by operation: compiling takes far longer.
+    got = attack.search(lambda z: linear(w)(tf.sin(9 * z)), x, keys)
+    assert got.dtype == x.dtype
+    got, x = tf.cast(got, tf.float64).numpy(), tf.cast(x, tf.float64).numpy()
+    order = np.inf if norm == "linf" else 2
+    assert np.all(np.linalg.norm(got - x, order, axis=1) <= epsilon)
+    assert got.min() >= 0
+    assert got.max() <= 1
+
+
+def test_the_image_is_left_untouched_and_the_result_has_no_gradient():
+    x, w = tf.constant(images()), tf.Variable(1.0)
+    before = x.numpy().copy()
+    attack = attacks.PGD(EPS, EPS, 2)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        got = attack(lambda z: w * tf.reduce_sum(z, [1, 2, 3]), x)
+        loss = w * tf.reduce_sum(got)
+    by_w, by_x = tape.gradient(loss, (w, x))
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_allclose(by_w, np.sum(got), rtol=1e-6)
+    assert by_x is None
+
+
+def test_the_graph_does_not_grow_with_steps_or_restarts():
+    traces = []
+
+    def loss(x):
+        traces.append(x)
+        return tf.reduce_sum(tf.sin(x), [1, 2, 3])
+
+    sizes = set()
+    for steps, restarts in ((2, 2), (100, 9)):
+        attack = attacks.PGD(EPS, 1 / 255, steps, restarts=restarts)
+        graph = tf.function(lambda x, a=attack: a(loss, x)).get_concrete_function(
+            tf.TensorSpec([2, 4, 4, 3])
+        )
+        functions = graph.graph.as_graph_def().library.function
+        sizes.add(sum(len(f.node_def) for f in functions))
+        assert len(traces) == 2  # Once in the loop, once for the last point.
+        traces.clear()
+    assert len(sizes) == 1
+
+
+def test_unknown_batch_and_image_sizes():
+    # One graph for batches of any size, as under tf.data without drop_remainder.
+    attack = attacks.PGD(EPS, EPS / 2, 3, norm="l2", restarts=2)
+    spec = tf.TensorSpec([None, None, None, 3])
+    graph = tf.function(lambda x: attack(small_net(), x), input_signature=[spec])
+    for shape in ((2, 5, 6, 3), (3, 4, 4, 3)):
+        x = images(shape)
+        np.testing.assert_allclose(graph(x), attack(small_net(), x), atol=1e-6)
+
+
+def test_two_replicas_equal_one(mirrored):
+    x, loss = images((8, 6, 6, 3), seed=11), small_net()
+    attack = attacks.PGD(EPS, EPS / 4, 4, restarts=2)
+    whole = attack(loss, x, seed=5).numpy()
+    seeds = attacks.fold_in(5, tf.range(8))
+
+    def halves(values):
+        return mirrored.experimental_distribute_values_from_function(
+            lambda context: tf.constant(
+                np.split(np.asarray(values), 2)[context.replica_id_in_sync_group]
+            )
+        )
+
+    def replica(part, part_seeds):
+        return attack(loss, part, part_seeds), attack(loss, part, 5)
+
+    compiled = tf.function(lambda *args: mirrored.run(replica, args))
+    by_image, by_int = compiled(halves(x), halves(seeds))
+    eager = mirrored.run(lambda part: attack(loss, part, 5), (halves(x),))
+    for result in (by_image, by_int, eager):
+        joined = mirrored.gather(result, axis=0)
+        np.testing.assert_allclose(joined, whole, atol=1e-6)
+
+
+def test_progress_is_the_share_of_steps_done():
+    # The gradient's sign follows the progress: up in steps 0 to 2, down in step 3.
+    x = np.full((1, 1), 0.5, np.float32)
+    attack = attacks.PGD(0.4, 0.1, 4, random_start=False, keep="last")
+
+    def loss(z, progress):
+        return z[:, 0] * tf.where(progress < 0.7, 1.0, -1.0)
+
+    np.testing.assert_allclose(attack(loss, x), [[0.7]], atol=1e-6)
+
+    def by_value(z, progress):  # Steps of either sign show the very numbers.
+        known = tf.reduce_any(tf.equal(progress, [0.0, 0.25, 0.5, 0.75]))
+        return z[:, 0] * tf.where(known, 1.0, -1.0)
+
+    np.testing.assert_allclose(attack(by_value, x), [[0.9]], atol=1e-6)
+
+
+def test_other_defaults_of_an_objective_are_left_alone():
+    x, w = images((2, 3), low=0.3, high=0.6), normal((2, 3))
+    attack = attacks.FGSM(0.1)
+    got = attack(lambda z, weights=w: tf.reduce_sum(weights * z, 1), x)
+    np.testing.assert_allclose(got, x + 0.1 * np.sign(w), atol=1e-6)
+
+
+def test_the_score_decides_and_the_other_is_climbed():
+    # Climbs x, but judges by nearness to 0.58: the point after step 2 is best.
+    x = np.full((1, 1), 0.5, np.float32)
+    attack = attacks.PGD(0.3, 0.04, 6, random_start=False)
+    got = attack(lambda z: (z[:, 0], -tf.abs(z[:, 0] - 0.585)), x)
+    np.testing.assert_allclose(got, [[0.58]], atol=1e-6)
+
+
+def test_a_closure_that_changes_is_seen():
+    # A plain callable is traced in each eager call: nothing of an old batch is kept.
+    x, held = images((2, 3), low=0.3, high=0.6), {}
+    loss = lambda z: tf.reduce_sum(held["w"] * z, 1)  # noqa: E731
+    for sign in (1.0, -1.0):
+        held["w"] = sign
+        np.testing.assert_allclose(
+            attacks.FGSM(0.1)(loss, x), x + 0.1 * sign, atol=1e-6
+        )
+
+
+def test_memory_of_traces_is_given_back():
+    x = tf.constant(images((2, 3)))
+    gone = []
+
+    class Marker:
+        def __del__(self):
+            gone.append(True)
+
+    for _ in range(3):
+        marker = Marker()
+        attacks.FGSM(0.1)(lambda z, m=marker: tf.reduce_sum(z, 1), x)
+        del marker
+    gc.collect()
+    assert len(gone) == 3
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda x: tf.reduce_sum(x), r"one number per image, shape \(4,\), got shape"),
+        (lambda x: x, r"got shape \(4, 5, 6, 3\)"),
+        (lambda x: (x, x, x), "got a tuple of 3"),
+        (lambda x: tf.zeros(4), "must depend on the images"),
+    ],
+)
+def test_objectives_of_another_form_are_refused(objective, message):
+    with pytest.raises(InputError, match=message):
+        attacks.PGD(EPS, EPS, 2)(objective, images())
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((2, 3), np.uint8), "got uint8"),
+        (np.float32(0.5), r"of shape \(\)"),
+        (np.full((2, 3), 255.0), r"Images are in \[0, 1\], got values from 255 to 255"),
+        (np.array([[0.0, np.nan]]), "got values from nan"),
+    ],
+)
+def test_images_of_another_form_are_refused(x, message):
+    with pytest.raises(InputError, match=message):
+        attacks.FGSM(EPS)(linear(1.0), x)
+
+
+def test_images_a_rounding_error_outside_the_box_are_taken():
+    got = attacks.FGSM(0.1)(linear(1.0), np.array([[-3e-8, 1.0000001]], np.float32))
+    np.testing.assert_allclose(got, [[0.1, 1.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": 8}, r"epsilon is in \[0, 1\] pixel units \(8/255, not 8\), got 8"),
+        ({"step_size": 2}, r"step_size is in \[0, 1\] pixel units \(2/255, not 2\)"),
+        ({"step_size": 0}, "step_size must be above 0, got 0"),
+        ({"step_size": None}, "step_size is a finite number, got None"),
+        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "steps is a whole number of at least 1, got 2.5"),
+        ({"restarts": 0}, "restarts is a whole number of at least 1, got 0"),
+        ({"norm": "l1"}, "norm is one of linf, l2, got 'l1'"),
+        ({"keep": "all"}, "keep is 'best' or 'last', got 'all'"),
+        ({"random_start": 1}, "random_start is True or False, got 1"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    good = attacks.PGD(EPS, EPS / 4, 20)
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(good, **change)
+
+
+def test_the_table_makes_every_attack_from_the_same_settings():
+    settings = {"epsilon": 0.1, "step_size": 0.02, "steps": 7, "norm": "l2"}
+    made = {k: make(**settings, restarts=2) for k, make in attacks.ATTACKS.items()}
+    assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
+    assert made["fgsm"] == attacks.FGSM(0.1, "l2")
+    assert (made["fgsm"].steps, made["fgsm"].step_size) == (1, 0.1)

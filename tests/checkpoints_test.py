@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping checkpoints, and every way that `--ckpt` can be given, right or wrong."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import checkpoints
+from mtr_tf import models
+from mtr_tf import runs
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import camvid
+from mtr_tf.errors import InputError
+
+
+def tiny(seed=0, tasks=("seg", "autoencoder")):
+    return models.build(
+        "tiny", tasks, (32, 48, 3), 11, seed=seed, mean=camvid.MEAN, std=camvid.STD
+    )
+
+
+def outputs(model):
+    image = tf.random.stateless_uniform([2, 32, 48, 3], [0, 1])
+    return {k: v.numpy() for k, v in model(image, training=False).items()}
+
+
+def assert_same(a, b):
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def keeper(workdir, model, keep=2):
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    return checkpoints.Keeper(workdir, model, optimizer, keep)
+
+
+@pytest.fixture
+def run(tmp_path, camvid_dir):
+    """A run directory as training leaves it, with checkpoints of other weights."""
+    config = TrainConfig(
+        model="tiny",
+        tasks=("seg", "A"),
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+        image_size="32x48",
+    )
+    workdir = tmp_path / "runs" / "one"
+    runs.write_config(workdir, config)
+    tiny(seed=1).save(workdir / "model.keras")
+    keeper(workdir, tiny(seed=2)).save(10)
+    keeper(workdir, tiny(seed=3)).save_if_best(5, 0.5, "higher")
+    return workdir
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path):
+    model = tiny()
+    made = keeper(tmp_path, model)
+    for step, score in ((1, 0.1), (2, 0.7), (3, 0.5), (4, float("nan"))):
+        model.trainable_variables[0].assign_add(
+            tf.ones_like(model.trainable_variables[0])
+        )
+        made.save_if_best(step, score, "higher")
+        made.save(step)
+    names = {path.stem for path in (tmp_path / "checkpoints").glob("*.index")}
+    best = {path.stem for path in (tmp_path / "checkpoints/best").glob("*.index")}
+    assert names == {"ckpt-3", "ckpt-4"}
+    assert best == {"ckpt-2"}
+    fresh = tiny(seed=5)
+    again = keeper(tmp_path, fresh)
+    assert again.restore() == 4
+    assert_same(outputs(fresh), outputs(model))
+    again.save_if_best(5, 0.6, "higher")  # The best score so far came back, too.
+    assert {p.stem for p in (tmp_path / "checkpoints/best").glob("*.index")} == best
+
+
+def test_lower_can_be_better_and_the_first_number_beats_nan(tmp_path):
+    made = keeper(tmp_path, tiny())
+    for step, score in ((1, float("nan")), (2, 0.7), (3, 0.5), (4, 0.6)):
+        made.save_if_best(step, score, "lower")
+    best = [path.stem for path in (tmp_path / "checkpoints/best").glob("*.index")]
+    assert best == ["ckpt-3"]
+
+
+def test_a_killed_save_leaves_nothing_that_matters(tmp_path):
+    model = tiny()
+    keeper(tmp_path, model).save(1)
+    leftover = tmp_path / "checkpoints" / "ckpt-2_temp"
+    leftover.mkdir()
+    (leftover / "part-00000-of-00001.data-00000-of-00001").write_bytes(b"half")
+    assert keeper(tmp_path, tiny(seed=1)).restore() == 1
+    assert not leftover.exists()
+
+
+def test_a_damaged_checkpoint_is_explained(tmp_path):
+    keeper(tmp_path, tiny()).save(1)
+    data = next((tmp_path / "checkpoints").glob("*.data*"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(InputError, match="ckpt-1 is damaged"):
+        keeper(tmp_path, tiny()).restore()
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "seed"),
+    [
+        ("", 1),
+        ("model.keras", 1),
+        ("checkpoints", 2),
+        ("checkpoints/ckpt-10", 2),
+        ("checkpoints/ckpt-10.index", 2),
+        ("checkpoints/best", 3),
+        ("checkpoints/best/ckpt-5", 3),
+    ],
+)
+def test_every_way_to_name_a_run(run, ckpt, seed):
+    loaded = checkpoints.load_run(str(run / ckpt))
+    assert_same(outputs(loaded.model), outputs(tiny(seed)))
+    assert loaded.tasks == ("seg", "autoencoder")
+    assert loaded.directory == run
+    assert loaded.config == runs.read_config(run)
+    assert loaded.fingerprint == checkpoints.fingerprint(tiny(seed))
+
+
+def test_an_unfinished_run_is_its_newest_checkpoint(run):
+    (run / "model.keras").unlink()
+    loaded = checkpoints.load_run(str(run))
+    assert_same(outputs(loaded.model), outputs(tiny(2)))
+
+
+def test_fingerprints_tell_weights_apart():
+    assert checkpoints.fingerprint(tiny(1)) != checkpoints.fingerprint(tiny(2))
+
+
+def own_model(path, outputs=None):
+    image = keras.Input((32, 48, 3))
+    made = {
+        name: keras.layers.Conv2D(1, 1)(image) for name in outputs or ("depth_zbuffer",)
+    }
+    if outputs is None:
+        (made,) = made.values()
+    keras.Model(image, made).save(path)
+    return str(path)
+
+
+def test_a_model_of_ones_own_with_a_dict_of_outputs(tmp_path):
+    path = own_model(tmp_path / "m.keras", ("depth_zbuffer", "r"))
+    loaded = checkpoints.load_run(path)
+    assert loaded.tasks == ("depth", "reshading")
+    assert set(loaded.model.output) == {"depth", "reshading"}
+    assert loaded.config is None
+    assert loaded.directory.parts == ("runs", "m")
+
+
+def test_a_model_of_ones_own_with_one_output(tmp_path):
+    path = own_model(tmp_path / "m.keras")
+    assert set(checkpoints.load_run(path, ("d",)).model.output) == {"depth"}
+    with pytest.raises(InputError, match="--tasks=NAME"):
+        checkpoints.load_run(path)
+    with pytest.raises(InputError, match="Unknown task 'boxes'"):
+        checkpoints.load_run(own_model(tmp_path / "n.keras", ("boxes",)))
+
+
+def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"autoencoder": keras.layers.Lambda(lambda x: x)(image)})
+    path = tmp_path / "m.keras"
+    model.save(path)
+    with pytest.raises(InputError, match="Python code"):
+        checkpoints.load_run(str(path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
+def test_a_damaged_file_is_explained(tmp_path, damage):
+    path = tmp_path / "m.keras"
+    own_model(path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"truncated": whole[:1000], "foreign": b"PNG", "empty": b""}[damage]
+    )
+    with pytest.raises(InputError, match=r"no .keras file that can be loaded"):
+        checkpoints.load_run(str(path))
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.keras", "runs", "a.txt"])
+def test_nothing_to_load_is_explained(run, name):
+    (run.parent.parent / "a.txt").write_text("")
+    with pytest.raises(InputError, match="--ckpt"):
+        checkpoints.load_run(str(run.parent.parent / name))
+
+
+def test_runs_beside_a_wrong_name_are_listed(run):
+    with pytest.raises(InputError, match="Runs beside it: one"):
+        checkpoints.load_run(str(run.parent / "oen"))
+
+
+def test_a_checkpoint_that_is_not_there_lists_those_that_are(run):
+    with pytest.raises(InputError, match="ckpt-10"):
+        checkpoints.load_run(str(run / "checkpoints/ckpt-11"))
+
+
+def test_a_checkpoint_of_another_model_is_explained(run):
+    kept = json.loads((run / "config.json").read_text())
+    kept["train"]["tasks"] = ["seg", "edge_texture"]
+    (run / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="damaged or of another model"):
+        checkpoints.load_run(str(run / "checkpoints"))
+
+
+def test_a_run_without_checkpoints_is_explained(run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "model.keras").unlink()
+    with pytest.raises(InputError, match="no checkpoint"):
+        checkpoints.load_run(str(run))

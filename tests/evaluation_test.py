@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluator against a NumPy brute force, and against itself in other batches."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import evaluation
+from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import Evaluator
+
+CLASSES = 3
+TASKS = ("seg", "depth")
+PGD = attacks.PGD(epsilon=8 / 255, step_size=4 / 255, steps=2)
+
+
+def make_columns(n: int = 7, size: int = 8) -> Columns:
+    rng = np.random.default_rng(0)
+    masks = rng.random((2, n, size, size)) > 0.2
+    masks[0, 2] = False  # An image without any label.
+    labels = rng.integers(0, CLASSES, (n, size, size)).astype(np.uint8)
+    return Columns(
+        images=rng.integers(0, 256, (n, size, size, 3)).astype(np.uint8),
+        targets={
+            "seg": np.where(masks[0], labels, 255).astype(np.uint8),
+            "depth": rng.random((n, size, size, 1), np.float32) + 0.5,
+        },
+        masks={"seg": masks[0], "depth": masks[1]},
+    )
+
+
+def make_model() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(6, 3, padding="same", activation="relu")(image)
+    x = keras.layers.BatchNormalization(momentum=0.0)(x)  # Would show training=True.
+    outputs = {
+        "seg": keras.layers.Conv2D(CLASSES, 1, name="seg")(x),
+        "depth": keras.layers.Conv2D(1, 1, name="depth")(x),
+    }
+    return keras.Model(image, outputs)
+
+
+@pytest.fixture(scope="module")
+def reference() -> evaluation.Evaluation:
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, attack=PGD, seed=3)
+    return evaluator.run(make_columns(), batch_size=8, keep_examples=7)
+
+
+def brute_force(outputs: dict, columns: Columns) -> dict:
+    """Metrics pixel by pixel, with plain loops over what the definitions say."""
+    logits = outputs["seg"].astype(np.float64)
+    valid, labels = columns.masks["seg"], columns.targets["seg"]
+    predictions = logits.argmax(-1)
+    ious = []
+    for c in range(CLASSES):
+        hit = ((predictions == c) & (labels == c) & valid).sum()
+        union = (((predictions == c) | (labels == c)) & valid).sum()
+        if union:
+            ious.append(hit / union)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = [
+        np.mean([-log_p[i, y, x, labels[i, y, x]] for y, x in np.argwhere(valid[i])])
+        for i in range(len(labels))
+        if valid[i].any()
+    ]
+    error = np.abs(outputs["depth"] - columns.targets["depth"])[..., 0]
+    there = columns.masks["depth"]
+    return {
+        "seg": {
+            "miou": np.mean(ious),
+            "pixel_accuracy": (predictions == labels)[valid].mean(),
+            "loss": np.mean(losses),
+        },
+        "depth": {
+            "mae": error[there].mean(),
+            "rmse": np.sqrt((error[there] ** 2).mean()),
+            "rel": (error / columns.targets["depth"][..., 0])[there].mean(),
+            "loss": np.mean([e[t].mean() for e, t in zip(error, there, strict=True)]),
+        },
+    }
+
+
+def assert_close(found: dict, expected: dict, tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys()
+    for task in expected:
+        assert found[task] == pytest.approx(expected[task], rel=tolerance)
+
+
+def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
+    columns, examples = make_columns(), reference.examples
+    model = make_model()
+    clean = model.predict(columns.images / np.float32(255), verbose=0)
+    attacked = model.predict(examples.adversarial, verbose=0)
+    assert_close(evaluation.values(reference.clean), brute_force(clean, columns))
+    assert_close(evaluation.values(reference.attacked), brute_force(attacked, columns))
+
+
+def test_every_image_is_counted_once_in_order(reference):
+    columns = make_columns()
+    np.testing.assert_array_equal(reference.index, np.arange(7))
+    pixels = reference.clean["seg"]["miou"].sum(axis=1)  # A confusion matrix each.
+    np.testing.assert_array_equal(pixels, columns.masks["seg"].sum(axis=(1, 2)))
+    np.testing.assert_allclose(reference.examples.image, columns.images / 255, 1e-6)
+    np.testing.assert_array_equal(
+        reference.examples.targets["depth"], columns.targets["depth"]
+    )
+
+
+def test_the_attack_stays_in_its_ball_and_raises_the_losses(reference):
+    change = reference.examples.adversarial - reference.examples.image
+    assert 0.9 * 8 / 255 < np.abs(change).max() <= 8 / 255 + 1e-6
+    clean, attacked = map(evaluation.values, (reference.clean, reference.attacked))
+    assert attacked["seg"]["loss"] > clean["seg"]["loss"]
+    assert attacked["depth"]["loss"] > clean["depth"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "replicas"), [(1, 1), (3, 1), (2, 2), (6, 2), (8, 2)]
+)
+def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, replicas):
+    strategy = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = make_model()
+    evaluator = Evaluator(model, TASKS, CLASSES, strategy, attack=PGD, seed=3)
+    counts = []
+    found = evaluator.run(
+        make_columns(), batch_size=batch_size, on_batch=counts.append, keep_examples=3
+    )
+    assert sum(counts) == 7
+    np.testing.assert_array_equal(found.index, reference.index)
+    for kind in ("clean", "attacked"):
+        rows, expected = getattr(found, kind), getattr(reference, kind)
+        tf.nest.map_structure(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            rows,
+            expected,
+        )
+    np.testing.assert_allclose(
+        found.examples.adversarial, reference.examples.adversarial[:3], atol=1e-6
+    )
+    for task in TASKS:
+        np.testing.assert_allclose(
+            found.examples.attacked[task],
+            reference.examples.attacked[task][:3],
+            atol=1e-5,
+        )
+
+
+def test_a_new_seed_gives_new_starts_and_the_subset_is_a_prefix(reference):
+    model = make_model()
+    other = Evaluator(model, TASKS, CLASSES, attack=PGD, seed=4)
+    found = other.run(make_columns(), batch_size=2, num_examples=3, keep_examples=9)
+    assert found.index.tolist() == [0, 1, 2]
+    for name, rows in found.clean["depth"].items():
+        np.testing.assert_allclose(
+            rows, reference.clean["depth"][name][:3], rtol=1e-5, atol=1e-6
+        )
+    moved = found.examples.adversarial - reference.examples.adversarial[:3]
+    assert np.abs(moved).max() > 1 / 255
+
+
+def test_later_calls_reuse_the_graph_and_see_new_weights():
+    model = make_model()
+    traces = []
+
+    def attack(objective, x, seed):
+        traces.append(1)
+        return x
+
+    evaluator = Evaluator(model, ("depth",), CLASSES, attack=attack)
+    columns = make_columns()
+    first = evaluation.values(evaluator.run(columns, batch_size=4).clean)
+    model.set_weights([w + 0.1 for w in model.get_weights()])
+    second = evaluation.values(evaluator.run(columns, batch_size=4).clean)
+    assert len(traces) == 1, "compiled once"
+    assert first["depth"]["mae"] != pytest.approx(second["depth"]["mae"], rel=1e-3)
+
+
+def test_pixels_that_are_not_attacked_do_not_matter():
+    seen = {}
+
+    def attack(objective, x, seed):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            ascend, _ = objective(x, 0.0)
+        seen["slope"] = tape.gradient(ascend, x)
+        return x + 0.001 * tf.sign(seen["slope"])
+
+    pixels = np.zeros((8, 8), np.float32)
+    pixels[2, 5] = 1
+    evaluator = Evaluator(
+        make_model(), ("depth",), CLASSES, attack=attack, pixels=pixels
+    )
+    kept = evaluator.run(make_columns(), batch_size=7, keep_examples=7).examples
+    moved = np.abs(kept.adversarial - kept.image).max(axis=(0, 3)) > 0
+    expected = np.zeros((8, 8), bool)
+    expected[1:4, 4:7] = True  # The pixel's 3x3 receptive field.
+    np.testing.assert_array_equal(moved, expected)
+
+
+def test_without_clean_only_the_attacked_rows_come_back():
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, attack=PGD, clean=False)
+    found = evaluator.run(make_columns(), batch_size=4, keep_examples=1)
+    assert found.clean == {}
+    assert found.examples.clean == {}
+    assert set(found.attacked) == set(TASKS)
+
+
+def test_a_batch_that_does_not_divide_is_refused(mirrored):
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, mirrored)
+    with pytest.raises(InputError, match="3.*2"):
+        evaluator.run(make_columns(), batch_size=3)

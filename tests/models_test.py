@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every model promises: sizes, outputs, gradients, saving, initial values."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import models
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import TASKS
+
+THREE = ("seg", "depth", "autoencoder")
+# Narrow enough to be quick; resnet18 at 64 px has a 2x2 bottleneck.
+NARROW = {"resnet18": 4, "drn_d_22": 2, "tiny": 8}
+KINDS = [(name, d) for name in NARROW for d in ("separate", "shared")]
+
+
+def _build(name, tasks=THREE, size=(64, 96), **options):
+    return models.build(name, tasks, (*size, 3), 5, width=NARROW[name], **options)
+
+
+def _images(batch, size=(64, 96), seed=0):
+    return np.random.default_rng(seed).random((batch, *size, 3), np.float32)
+
+
+def _trainable(model):
+    return sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+
+
+def _by_path(model):
+    return {v.path: v.value.numpy() for v in model.variables}
+
+
+@pytest.fixture(scope="module", params=KINDS, ids="-".join)
+def model(request):
+    """Each model, narrow, with running statistics that are not the initial ones."""
+    name, decoders = request.param
+    model = _build(name, decoders=decoders, sync_batch_norm=False)
+    model(_images(4), training=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "num_classes", "decoders", "count"),
+    [
+        # The released PyTorch model has 27 735 681 parameters.
+        ("resnet18", tuple(TASKS), 18, "separate", 27_735_681),
+        # Encoder, one decoder less its head, 289 for each of 33 output channels.
+        ("resnet18", tuple(TASKS), 18, "shared", 11_176_512 + 1_504_512 + 289 * 33),
+        # 15 898 439 in PyTorch, which counts 256 fixed up-sampling weights for each
+        # of 23 output channels.
+        ("drn_d_22", THREE, 19, "shared", 15_898_439 - 256 * 23),
+        ("drn_d_22", THREE, 19, "separate", 2_766_384 + 3 * 13_114_368 + 513 * 23),
+        ("tiny", THREE, 9, "separate", 11_141),
+        ("tiny", THREE, 9, "shared", 6_469),
+    ],
+)
+def test_parameter_counts(name, tasks, num_classes, decoders, count):
+    model = models.build(name, tasks, (64, 64, 3), num_classes, decoders=decoders)
+    assert _trainable(model) == count
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (128, 32)])
+@pytest.mark.parametrize("name", NARROW)
+def test_outputs_have_the_images_size_and_the_tasks_channels(name, size):
+    tasks = ("autoencoder", "seg", "normal", "depth", "curvature")
+    model = _build(name, tasks, size, decoders="shared")
+    assert tuple(model.output) == tasks
+    shapes = {task: y.shape[1:] for task, y in model(_images(1, size)).items()}
+    channels = {"autoencoder": 3, "seg": 5, "normal": 3, "depth": 1, "curvature": 2}
+    assert shapes == {task: (*size, c) for task, c in channels.items()}
+
+
+@pytest.mark.parametrize(("name", "size"), [("drn_d_22", (8, 24)), ("tiny", (4, 12))])
+def test_the_smallest_sizes_work(name, size):
+    outputs = _build(name, size=size)(_images(1, size))
+    assert outputs["depth"].shape == (1, *size, 1)
+
+
+def test_aliases_and_letters_name_tasks():
+    assert tuple(_build("tiny", "n,segmentsemantic").output) == ("normal", "seg")
+
+
+def test_normalisation_is_the_first_layer_and_has_no_weights():
+    mean, std = (0.29, 0.33, 0.28), (0.18, 0.19, 0.2)
+    model = _build("tiny", mean=mean, std=std)
+    assert [layer.name for layer in model.layers[:2]] == ["image", "normalize"]
+    assert not model.get_layer("normalize").variables
+    x = _images(2)
+    expected = (x - np.float32(mean)) / np.float32(std)
+    np.testing.assert_allclose(model.get_layer("normalize")(x), expected, atol=1e-6)
+
+
+def test_layers_have_readable_names(model):
+    starts = ("encoder_", "decoder_", "head_", "output_", "upsample_")
+    names = [layer.name for layer in model.layers if layer.name != "image"]
+    assert [n for n in names[1:] if not n.startswith(starts)] == []
+    assert {f"head_{task}" for task in THREE} <= set(names)
+
+
+def test_saved_and_loaded_model_is_equal(model, tmp_path):
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
+    x = _images(2)
+    outputs, again = model(x, training=False), loaded(x, training=False)
+    assert tuple(again) == tuple(outputs)
+    for task in outputs:
+        np.testing.assert_array_equal(again[task], outputs[task])
+    assert [v.path for v in loaded.variables] == [v.path for v in model.variables]
+
+
+def test_gradient_reaches_the_image_from_every_task(model):
+    x = tf.constant(_images(2))
+    for task in THREE:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_mean(model(x, training=False)[task] ** 2)
+        gradient = tape.gradient(loss, x).numpy()
+        assert np.isfinite(gradient).all()
+        assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_one_image_alone_equals_it_in_a_batch(model):
+    x = _images(8)
+    together, alone = model(x, training=False), model(x[3:4], training=False)
+    for task in THREE:
+        scale = np.abs(together[task]).max()
+        np.testing.assert_allclose(alone[task][0], together[task][3], atol=1e-5 * scale)
+
+
+def test_inference_leaves_the_model_alone_and_training_does_not(model):
+    before = _by_path(model)
+    model(_images(2), training=False)
+    for path, value in _by_path(model).items():
+        np.testing.assert_array_equal(value, before[path], err_msg=path)
+    model(_images(2), training=True)
+    changed = {p for p, v in _by_path(model).items() if (v != before[p]).any()}
+    moving = {p for p in before if p.endswith(("moving_mean", "moving_variance"))}
+    assert changed == moving
+    for variable in model.variables:
+        variable.assign(before[variable.path])
+
+
+def test_tasks_share_just_what_they_should(model):
+    x = _images(1)
+    with tf.GradientTape(persistent=True) as tape:
+        outputs = model(x, training=False)
+        losses = {task: tf.reduce_mean(outputs[task]) for task in THREE}
+    reached = {}
+    for task in THREE:
+        values = tape.gradient(losses[task], model.trainable_variables)
+        pairs = zip(model.trainable_variables, values, strict=True)
+        reached[task] = {v.path for v, gradient in pairs if gradient is not None}
+    common = set.intersection(*reached.values())
+    shared = any(layer.name.startswith("decoder_shared") for layer in model.layers)
+    assert common == {
+        v.path
+        for v in model.trainable_variables
+        if v.path.startswith(("encoder_", "decoder_shared") if shared else "encoder_")
+    }
+    own = [reached[task] - common for task in THREE]
+    assert sum(map(len, own)) == len(set.union(*own))
+    if shared:
+        heads = {f"head_{task}/{w}" for task in THREE for w in ("kernel", "bias")}
+        assert set.union(*own) == heads
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [(name, "mixed_bfloat16") for name in NARROW] + [("tiny", "mixed_float16")],
+)
+def test_half_precision_ends_in_float32(name, policy):
+    exact = _build(name, size=(32, 32))(_images(2, (32, 32)))
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = _build(name, size=(32, 32))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("normalize").compute_dtype == "float32"
+    assert model.get_layer("head_depth").compute_dtype == policy.removeprefix("mixed_")
+    for task, output in model(_images(2, (32, 32))).items():
+        assert output.dtype == tf.float32
+        scale = np.abs(exact[task]).max()
+        np.testing.assert_allclose(output, exact[task], atol=0.1 * scale)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_initial_values_depend_on_seed_and_name_alone(name):
+    first = _by_path(_build(name, ("seg", "depth"), seed=3))
+    second = _by_path(_build(name, ("normal", "depth"), (32, 32), seed=3))
+    common = first.keys() & second.keys()
+    assert {"encoder_", "decoder", "head_dep"} == {
+        next(s for s in ("encoder_", "decoder", "head_dep") if p.startswith(s))
+        for p in common
+    }
+    for path in common:
+        np.testing.assert_array_equal(first[path], second[path], err_msg=path)
+    other = _by_path(_build(name, ("seg", "depth"), seed=4))
+    kernels = [p for p in first if p.endswith("kernel")]
+    assert all((other[p] != first[p]).any() for p in kernels)
+    values = [first[p].ravel()[:8].tobytes() for p in kernels]
+    assert len(set(values)) == len(kernels)
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_training_step_on_an_odd_batch_of_a_narrow_model(name):
+    """A strided 1x1 convolution would crash here (platform: oneDNN, few channels)."""
+    model = _build(name, ("depth",), (64, 64))
+    optimizer = keras.optimizers.Adam(1e-2)
+    optimizer.build(model.trainable_variables)
+    x = tf.constant(_images(5, (64, 64)))
+
+    def step():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True)["depth"] - 0.5) ** 2)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+        return loss
+
+    losses = [float(step()) for _ in range(5)]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+def test_synchronised_statistics_of_two_replicas_are_those_of_the_batch(mirrored):
+    x = _images(4)
+    alone = _build("tiny")
+    alone(x, training=True)
+    with mirrored.scope():
+        model = _build("tiny", sync_batch_norm=True)
+    halves = iter((x[:2], x[2:]))
+    batch = mirrored.experimental_distribute_values_from_function(
+        lambda _: tf.constant(next(halves))
+    )
+    mirrored.run(tf.function(lambda images: model(images, training=True)), (batch,))
+    expected = _by_path(alone)
+    for path, value in _by_path(model).items():
+        np.testing.assert_allclose(value, expected[path], atol=1e-5, err_msg=path)
+
+
+def test_drn_geometry():
+    """Table of the paper's Cityscapes model: where it strides and where it dilates."""
+    model = models.build("drn_d_22", THREE, (336, 680, 3), 19, decoders="shared")
+    convs = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    dilations = {}
+    for conv in convs:
+        layer = next((p for p in conv.name.split("_") if p.startswith("layer")), "head")
+        if "shortcut" not in conv.name:
+            dilations.setdefault(layer, []).append(conv.dilation_rate[0])
+    assert dilations == {
+        "layer0": [1],
+        "layer1": [1],
+        "layer2": [1],
+        "layer3": [1] * 4,
+        "layer4": [1] * 4,
+        "layer5": [2] * 4,
+        "layer6": [4] * 4,
+        "layer7": [2],
+        "layer8": [1],
+        "head": [1] * 3,
+    }
+    features = model.get_layer("encoder_layer5_block1_relu").output
+    assert features.shape == (None, 42, 85, 256)
+    assert model.get_layer("decoder_shared_layer8_relu").output.shape[-1] == 512
+    assert model.output["seg"].shape == (None, 336, 680, 19)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "resnet81"}, ["resnet81", "did you mean resnet18", "drn_d_22"]),
+        ({"image_shape": (60, 80, 3)}, ["multiples of 32", "60x80", "64x64"]),
+        ({"image_shape": (8, 100, 3)}, ["multiples of 32", "8x100", "32x96"]),
+        ({"image_shape": (0, 64, 3)}, ["multiples of 32", "0x64"]),
+        ({"image_shape": (64, 64)}, ["(height, width, 3)", "(64, 64)"]),
+        ({"image_shape": (64, 64, 1)}, ["(height, width, 3)", "(64, 64, 1)"]),
+        ({"tasks": ()}, ["task"]),
+        ({"tasks": ("seg", "depht")}, ["depht", "depth"]),
+        ({"tasks": ("seg", "seg")}, ["seg"]),
+        ({"num_classes": 1}, ["at least 2", "seg", "1"]),
+        ({"num_classes": None}, ["at least 2", "seg", "None"]),
+        ({"width": 0}, ["width", "0"]),
+        ({"width": 1.5}, ["width", "1.5"]),
+        ({"decoders": "both"}, ["separate or shared", "'both'"]),
+        ({"std": (1, 0, 1)}, ["std", "(1, 0, 1)"]),
+        ({"mean": (0.5,)}, ["mean", "(0.5,)"]),
+    ],
+)
+def test_unusable_settings_are_explained(change, words):
+    settings = {
+        "name": "resnet18",
+        "tasks": ("seg",),
+        "image_shape": (64, 64, 3),
+        "num_classes": 5,
+        "width": 2,
+    }
+    with pytest.raises(InputError) as error:
+        models.build(**{**settings, **change})
+    assert [word for word in words if word not in str(error.value)] == []
+
+
+def test_num_classes_may_be_left_out_without_classes():
+    assert tuple(models.build("tiny", ("depth",), (8, 8, 3), None).output) == ("depth",)
