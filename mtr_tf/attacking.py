@@ -220,13 +220,18 @@ def _write_tensorboard(
     writer = tf.summary.create_file_writer(str(folder))
     with writer.as_default():
         summaries.write_settings(config.to_dict(), folder.parent.name)
+        for prefix in dict.fromkeys(_prefix(result) for result in results):
+            summaries.write_scalars(_scalars(prefix, clean), 0)
         for result in results:
-            prefix = f"attack/{result.cell.attack}/{result.cell.group}"
-            step = round(result.cell.eps * scale)
-            for now, at in ((clean, 0), (result, step)):
-                summaries.write_scalars(_scalars(prefix, now), at)
-            summaries.write_pictures(_pictures(prefix, clean, result), step)
+            if result.cell.eps:
+                prefix, step = _prefix(result), round(result.cell.eps * scale)
+                summaries.write_scalars(_scalars(prefix, result), step)
+                summaries.write_pictures(_pictures(prefix, clean, result), step)
     writer.close()
+
+
+def _prefix(result: Result) -> str:
+    return f"attack/{result.cell.attack}/{result.cell.group}"
 
 
 def _scalars(prefix: str, result: Result) -> dict[str, float]:

@@ -97,7 +97,7 @@ def _flat(record: Record) -> Record:
     flat = {}
     for name, value in record.items():
         if name.endswith("_interval"):
-            flat[f"{name[:-9]}_low"], flat[f"{name[:-9]}_high"] = value
+            flat[f"{name}_low"], flat[f"{name}_high"] = value
         else:
             flat[name] = "+".join(value) if isinstance(value, list) else value
     return flat

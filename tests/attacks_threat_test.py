@@ -148,7 +148,7 @@ def test_l2_projection_is_the_nearest_point_away_from_the_box():
     np.testing.assert_allclose(got, [[0.56, 0.5, 0.42]], atol=1e-7)
 
 
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 @hypothesis.given(
     norm=st.sampled_from(["linf", "l2"]),
     dtype=st.sampled_from(DTYPES),

@@ -96,13 +96,16 @@ def test_normals_are_orthogonal_to_the_surface(name):
     """Neighbouring rays' hits differ by tangents, but for second order."""
     origin, direction = random_rays(2000)
     t, part = cast(name, origin, direction)
+    hit = np.isfinite(t)
+    origin, direction, t, part = origin[hit], direction[hit], t[hit], part[hit]
     p = origin + t[:, None] * direction
     normal = np.stack(SHAPES[name].normal(tuple(p.T), part), axis=-1)
     step = 1e-6
     for axis in np.eye(3):
         moved_direction = direction + step * axis
         moved_t, moved_part = cast(name, origin, moved_direction)
-        both = np.isfinite(t) & np.isfinite(moved_t) & (part == moved_part)
+        both = np.isfinite(moved_t) & (part == moved_part)
+        moved_t[~both] = 0
         q = origin + moved_t[:, None] * moved_direction
         both &= np.abs((normal * direction).sum(1)) > 0.2  # Not at the rim.
         both &= (p[:, 2] < 0.8) | (name != "cone")  # Not at the apex.

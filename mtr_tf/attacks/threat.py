@@ -6,7 +6,7 @@ the box [0, 1] of valid pixels. Each norm answers the same four questions: a ran
 point of the unit ball, the steepest direction, the projection onto ball and box, and
 the rounding of a result to the image's own dtype without leaving either.
 
-Everything acts per image: the leading axis is the batch, the others are the image.
+All acts per image: the leading axis is the batch, the others are the image.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ class Linf:
         wide = tf.cast(x, tf.float64)
         low = tf.maximum(wide - self.epsilon, 0)
         high = tf.minimum(wide + self.epsilon, 1)
-        low = tf.cast(_round_towards(x, low, self.epsilon), compute_dtype(x))
-        high = tf.cast(_round_towards(x, high, self.epsilon), compute_dtype(x))
+        low, high = (
+            tf.cast(_round_towards(x, bound, self.epsilon), compute_dtype(x))
+            for bound in (low, high)
+        )
         return lambda point: _clip(point, low, high)
 
     def rounded(self, point: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
@@ -191,16 +193,10 @@ def compute_dtype(x: tf.Tensor) -> tf.DType:
 def random_start(
     threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, restart: tf.Tensor | int
 ) -> tf.Tensor:
-    """Returns, for each image, the image plus uniform noise from its ball.
+    """Returns images [batch, ...] plus noise uniform in the ball; may leave the box.
 
-    The noise of an image is a function of its key and the restart alone, whatever the
-    batch around it. It may leave the box: project it.
-
-    Args:
-      threat: the ball.
-      x: images, [batch, ...].
-      keys: from `image_keys`, int64 [batch, 2].
-      restart: the number of the restart.
+    The noise of an image is a function of its key (int64 [batch, 2], see `image_keys`)
+    and the number of the restart alone, whatever the batch around it.
     """
     dtype = compute_dtype(x)
     shape = tf.shape(x)[1:]

@@ -11,6 +11,7 @@ import keras
 from mtr_tf.errors import InputError
 from mtr_tf.models import drn
 from mtr_tf.models import resnet
+from mtr_tf.models import small
 from mtr_tf.models import tiny
 from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
@@ -25,6 +26,14 @@ MODELS = {
     ),
     "drn_d_22": Architecture(
         drn.STRIDE, drn.WIDTH, drn.encoder, drn.decoder, drn.head, drn.STRIDE
+    ),
+    "small": Architecture(
+        small.STRIDE,
+        small.WIDTH,
+        small.encoder,
+        small.decoder,
+        small.head,
+        small.STRIDE,
     ),
     "tiny": Architecture(
         tiny.STRIDE, tiny.WIDTH, tiny.encoder, tiny.decoder, tiny.head, tiny.STRIDE
@@ -54,7 +63,7 @@ def build(
       name: Key of MODELS.
       tasks: Names of tasks, aliases or letters; the outputs come in this order.
       image_shape: (height, width, 3); the sides must be multiples of the model's
-        stride (32 for resnet18, 8 for drn_d_22, 4 for tiny), or None: any multiple.
+        stride (32 for resnet18, 8 for drn_d_22, 4 for the others); None: any such.
       num_classes: Channels of the tasks that predict classes; may be None without one.
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task a decoder of its own; "shared" leaves it

@@ -6,8 +6,8 @@ Two kinds of solid are enough. A *round* solid is the part between two planes of
     x^2 + y^2 <= A + B z + C z^2            (in its own frame)
 
 which is a sphere for (r^2, 0, -1), a cylinder for (r^2, 0, 0), a cone of height h for
-(r^2, -2 r^2 / h, r^2 / h^2) and a hyperboloid of one sheet for C > 0 and no apex. A *box*
-is |x| <= a, |y| <= b, |z| <= c.
+(r^2, -2 r^2 / h, r^2 / h^2) and a hyperboloid of one sheet for C > 0 and no apex. A
+*box* is |x| <= a, |y| <= b, |z| <= c.
 
 Everything is float64 and uses only + - * / sqrt, which IEEE 754 rounds correctly, so
 the results are the same bits on any machine; sin, pow, BLAS and sums over pixels, which
@@ -51,8 +51,8 @@ class Round:
     def radius(self) -> float:
         """Radius of a ball around the frame's origin that holds the solid.
 
-        The squared distance q(z) + z^2 of the rim is quadratic in z: its maximum is at an
-        end, or where its derivative is zero.
+        The squared distance q(z) + z^2 of the rim is quadratic in z: its maximum is at
+        an end, or where its derivative is zero.
         """
         heights = [self.low, self.high]
         if self.c + 1 < 0:
@@ -75,7 +75,8 @@ class Round:
           t (float64, inf for a miss) and the part that is hit (uint8).
         """
         # Substituted into F = x^2 + y^2 - q(z): alpha t^2 + 2 beta t + gamma = 0.
-        alpha = d[0] * d[0] + d[1] * d[1] - self.c * (d[2] * d[2])
+        # 1e-300 is lost but on a cylinder's own axis, where it puts the roots far off.
+        alpha = d[0] * d[0] + d[1] * d[1] - self.c * (d[2] * d[2]) + 1e-300
         beta = o[0] * d[0] + o[1] * d[1] - (0.5 * self.b + self.c * o[2]) * d[2]
         gamma = o[0] * o[0] + o[1] * o[1] - self.profile(o[2])
         disc = beta * beta - alpha * gamma
@@ -126,7 +127,7 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """The solid |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are faces across x, y, z."""
+    """The |x| <= a, |y| <= b, |z| <= c; parts 0, 1, 2 are its faces across x, y, z."""
 
     half: tuple[float, float, float]
 
@@ -185,7 +186,7 @@ def cone(r: float, half_height: float) -> Round:
 
 
 def spool(waist: float, rim: float, half_height: float) -> Round:
-    """A hyperboloid of one sheet: radius `waist` at z = 0 and `rim` at its flat ends."""
+    """A hyperboloid of one sheet: radius `waist` at z = 0, `rim` at its flat ends."""
     slope = (rim * rim - waist * waist) / (half_height * half_height)
     return Round(waist * waist, 0.0, slope, -half_height, half_height)
 

@@ -74,10 +74,10 @@ def keypoints3d(point: Vector, normal: Vector) -> np.ndarray:
     The tangent plane at a pixel has the coordinates (n, n . X / 2 m), constant over a
     plane. They are averaged over 3 x 3 pixels; their structure tensor (central
     differences, summed over the four, averaged over 3 x 3 pixels twice) has eigenvalues
-    a <= b. a is large where the plane changes in both directions: the corner response of
-    Shi and Tomasi (1994, Good features to track), with the tangent plane in place of the
-    brightness. Times a / b, so that the steps of a slanted edge's pixels count little,
-    it is r = a^2 / b, and the value is r / (r + 0.01).
+    a <= b. a is large where the plane changes in both directions: the corner response
+    of Shi and Tomasi (1994, Good features to track), with the tangent plane in place of
+    the brightness. Times a / b, so that the steps of a slanted edge's pixels count
+    little, it is r = a^2 / b, and the value is r / (r + 0.01).
 
     Args:
       point: three float64 [H, W], camera frame.

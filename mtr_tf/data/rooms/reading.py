@@ -87,27 +87,27 @@ def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
     """Makes the data set unless it is there; of two processes, the second one waits.
 
     TFDS writes into a folder of its own and renames it at the end, so that a process
-    that is killed leaves nothing that looks whole; what it leaves is removed by the next.
+    that is killed leaves nothing that looks whole; the next removes what it left.
 
     Raises:
       InputError: the folder cannot be written, or the disk is full.
     """
     given = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
     root = pathlib.Path(given).expanduser()
-    builder = _builder(config, root)
-    if builder.is_prepared():
+    builder, done = _builder(config, root)
+    if done:
         return builder
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / f".rooms-{config.name}.lock"):
-            builder = _builder(config, root)
-            if not builder.is_prepared():
+            builder, done = _builder(config, root)
+            if not done:
                 _make(builder)
     except OSError as error:
         raise InputError(
             f"rooms must be written to {str(root)!r} once, which failed: "
-            f"{error.strerror or error}. Choose another folder with --data_dir, or make "
-            "room there."
+            f"{error.strerror or error}. Choose another folder with --data_dir, or "
+            "make room there."
         ) from error
     return builder
 
@@ -123,9 +123,11 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _builder(config: RoomsConfig, root: pathlib.Path) -> Rooms:
+def _builder(config: RoomsConfig, root: pathlib.Path) -> tuple[Rooms, bool]:
+    """The builder, and whether its data are there."""
     with _quiet():
-        return Rooms(data_dir=root, config=config)
+        builder = Rooms(data_dir=root, config=config)
+        return builder, builder.is_prepared()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a scene to its picture and its exact targets, by ray casting.
 
-    arrays = render(sample(seed, split, index), height, width)
+    arrays = render(sampling.sample(seed, split, index), height, width)
 
 Camera frame: x right, y down, z forward; pixel (row i, column j) looks along
-((j + 1/2 - W/2) / (f W), (i + 1/2 - H/2) / (f W), 1), so that the ray's parameter is the
-z-depth. Targets (float32, every pixel valid):
+((j + 1/2 - W/2) / (f W), (i + 1/2 - H/2) / (f W), 1), so that the ray's parameter is
+the z-depth. Targets (float32, every pixel valid):
 
     seg              uint8 [H, W], position in CLASSES
     depth            [H, W, 1], z-depth in metres, in [0.3, 10]

@@ -2,8 +2,8 @@
 """Random numbers that are the same on any machine and under any version of NumPy.
 
 NumPy promises a stable stream for the raw words of a bit generator and for
-`SeedSequence`, not for the methods of `Generator` (NEP 19); so numbers are made from raw
-words here, by exact operations.
+`SeedSequence`, not for the methods of `Generator` (NEP 19); so numbers are made from
+raw words here, by exact operations.
 """
 
 from __future__ import annotations

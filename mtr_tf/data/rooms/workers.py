@@ -21,7 +21,7 @@ import numpy as np
 
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
-from mtr_tf.data.rooms import scene
+from mtr_tf.data.rooms import sampling
 
 MAX_PROCESSES = 8
 _FEW = 64  # Fewer examples than this are not worth a process.
@@ -29,7 +29,7 @@ _FEW = 64  # Fewer examples than this are not worth a process.
 
 def example(seed: int, split: int, index: int, size: int) -> dict[str, np.ndarray]:
     """One example: a pure function of its arguments (see `render`)."""
-    drawn = scene.sample(seed, split, index)
+    drawn = sampling.sample(seed, split, index)
     return render.render(drawn, size, size, key=(seed, split, index))
 
 

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records, table and files from results written down by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from mtr_tf import report
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
+
+FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
+KEYS = ["attack", "norm", "eps", "steps", "step_size", "attacked", "task", "metric"]
+KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
+
+
+def score(value, half=0.01):
+    interval = [None, None] if value is None else [value - half, value + half]
+    return {"value": value, "interval": interval}
+
+
+def result(eps, seg, depth, attacked=("seg", "depth")) -> Result:
+    cell = None
+    if eps is not None:
+        cell = Cell("pgd", "linf", eps, eps / 4, 20, 1, attacked, 0, 3)
+    scores = {
+        "seg": {
+            "miou": score(seg),
+            "pixel_accuracy": score(0.5),
+            "loss": score(1.0 if eps is None else 2.5),
+        },
+        "depth": {
+            "mae": score(depth),
+            "rmse": score(0.0 if eps is None else 1.0),
+            "rel": score(0.5),
+            "loss": score(depth),
+        },
+    }
+    picture = np.zeros((2, 8, 8, 3), np.uint8)
+    names = ["image", "adversarial", "perturbation"]
+    names += [f"{kind}/{task}" for kind in ("target", "output") for task in scores]
+    return Result(cell, scores, 12, dict.fromkeys(names, picture))
+
+
+CLEAN = result(None, 0.4, 0.2)
+RESULTS = [result(1.0, 0.3, 0.3), result(8.0, 0.1, None, ("seg",))]
+RECORDS = report.make_records(CLEAN, RESULTS, FACTS)
+
+
+def record(eps, task, metric):
+    (found,) = (
+        r for r in RECORDS if (r["eps"], r["task"], r["metric"]) == (eps, task, metric)
+    )
+    return found
+
+
+def test_records():
+    assert len(RECORDS) == 2 * (3 + 4)
+    assert all(set(KEYS) < set(r) for r in RECORDS)
+    found = record(1.0, "seg", "miou")
+    expected = ["pgd", "linf", 1.0, 20, 0.25, ["seg", "depth"], "seg", "miou", 0.4, 0.3]
+    assert [found[key] for key in KEYS[:10]] == expected
+    assert found["relative_vulnerability"] == pytest.approx(0.25)  # Higher is better.
+    assert found["attacked_interval"] == pytest.approx([0.29, 0.31])
+    assert (found["n"], found["seed"], found["better"]) == (12, 3, "higher")
+    found = record(1.0, "depth", "mae")
+    assert found["relative_vulnerability"] == pytest.approx(0.5)  # Lower is better.
+    assert record(1.0, "depth", "rmse")["relative_vulnerability"] is None  # By 0.
+    assert record(8.0, "depth", "mae")["attacked_value"] is None
+    assert record(8.0, "depth", "mae")["relative_vulnerability"] is None
+
+
+def test_files(tmp_path):
+    json_path, csv_path = report.write(RECORDS, tmp_path)
+    assert json.loads(json_path.read_text()) == RECORDS
+    assert "NaN" not in json_path.read_text()
+    with open(csv_path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(RECORDS)
+    assert rows[0]["attacked"] == "seg+depth"
+    assert float(rows[0]["clean"]) == 0.4
+    assert float(rows[0]["attacked_interval_low"]) == pytest.approx(0.29)
+    empty = [row for row in rows if row["eps"] == "8.0" and row["metric"] == "mae"]
+    assert empty[0]["attacked_value"] == ""
+
+
+def test_table():
+    table = report.table(RECORDS).splitlines()
+    assert table[0].split("|")[1].strip() == "seg miou, higher is better"
+    assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
+    left, seg, depth = (part.split() for part in table[2].split("|"))
+    assert left == ["pgd", "seg+depth", "1"]
+    assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
+    assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
+    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "to", "-", "-"]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_a_narrow_table_is_broken_by_task():
+    narrow = report.table(RECORDS, width=80)
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    first, second = narrow.split("\n\n")
+    assert "miou" in first
+    assert "mae" not in first
+    assert "mae" in second
+    assert "seg+depth" in second
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.500"), (12.345, "12.3"), (123.4, "123"), (0.0, "0.00"), (None, "-")],
+)
+def test_short_numbers(value, text):
+    assert report.short(value) == text

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TFDS builder of rooms, and reading it back."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mtr_tf.data import rooms
+from mtr_tf.data.rooms import layout
+from mtr_tf.data.rooms import reading
+from mtr_tf.data.rooms import workers
+from mtr_tf.errors import InputError
+
+SPLITS = {"train": 12, "validation": 3, "test": 2}
+
+
+def tiny(**changes) -> rooms.RoomsConfig:
+    return rooms.RoomsConfig(name="tiny", size=32, **{"splits": SPLITS, **changes})
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("data"))
+    reading.prepare(tiny(), folder)
+    return folder
+
+
+def test_configs_and_splits():
+    names = {config.name: config for config in rooms.Rooms.BUILDER_CONFIGS}
+    assert {name: config.size for name, config in names.items()} == {
+        "32": 32,
+        "64": 64,
+        "128": 128,
+    }
+    for config in names.values():
+        assert config.splits == {"train": 2000, "validation": 300, "test": 300}
+    assert rooms.Rooms.VERSION == "1.0.0"
+
+
+def test_builder_is_registered(tmp_path):
+    builder = tfds.builder("rooms/128", data_dir=tmp_path)
+    assert builder.info.full_name == "rooms/128/1.0.0"
+    assert builder.info.features["image"].shape == (128, 128, 3)
+
+
+def test_read_back_equals_rendered_in_order(data_dir):
+    source = rooms.open_source(config=tiny(), data_dir=data_dir)
+    for number, (split, count) in enumerate(SPLITS.items()):
+        columns = source.columns(split)
+        assert len(columns) == count
+        for index in range(count):
+            expected = workers.example(0, number, index, 32)
+            np.testing.assert_array_equal(columns.images[index], expected["image"])
+            for name in layout.STORED:
+                np.testing.assert_array_equal(
+                    columns.targets[name][index], expected[name]
+                )
+                assert columns.masks[name][index].all()
+
+
+def test_plain_tfds_reads_it_too(data_dir):
+    builder = rooms.Rooms(config=tiny(), data_dir=data_dir)
+    examples = list(builder.as_dataset(split="validation").as_numpy_iterator())
+    assert len(examples) == 3
+    expected = workers.example(0, 1, 2, 32)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(examples[2][name], array)
+
+
+def test_only_the_asked_tasks_are_read(data_dir):
+    source = rooms.open_source(
+        config=tiny(), data_dir=data_dir, tasks=("depth", "autoencoder")
+    )
+    columns = source.columns("test")
+    assert set(columns.targets) == set(columns.masks) == {"depth"}
+    assert columns.targets["depth"].shape == (2, 32, 32, 1)
+    assert columns.masks["depth"].shape == (2, 32, 32)
+
+
+def test_info(data_dir):
+    info = rooms.open_source(config=tiny(), data_dir=data_dir).info
+    assert info.name == "rooms"
+    assert info.image_shape == (32, 32, 3)
+    assert info.num_classes == len(info.colors) == 8
+    assert dict(info.splits) == SPLITS
+    assert len(info.tasks) == 11
+    assert set(layout.STORED) <= set(info.tasks)
+    assert set(info.ranges) == set(info.tasks) - {"seg"}
+    assert len(set(info.colors)) == 8
+
+
+def test_mean_and_deviation_are_those_of_the_pictures():
+    pictures = [workers.example(0, 0, index, 32)["image"] / 255 for index in range(300)]
+    pixels = np.reshape(pictures, (-1, 3))
+    np.testing.assert_allclose(pixels.mean(0), layout.MEAN, atol=0.02)
+    np.testing.assert_allclose(pixels.std(0), layout.STD, atol=0.01)
+
+
+def test_bad_input_is_one_sentence(data_dir, tmp_path):
+    for size in [(48, 48), (64, 32), (64, 64, 3)]:
+        with pytest.raises(InputError, match="32 x 32, 64 x 64 or 128 x 128 pixels"):
+            rooms.open_source(image_size=size, data_dir=data_dir)
+    source = rooms.open_source(config=tiny(), data_dir=data_dir)
+    with pytest.raises(InputError, match="train, validation, test, not 'val'"):
+        source.columns("val")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(InputError, match="must be written"):
+        rooms.open_source(config=tiny(), data_dir=str(file / "below"))
+
+
+def test_default_folder_comes_from_the_environment(data_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", data_dir)
+    assert len(rooms.open_source(config=tiny()).columns("test")) == 2
+
+
+SCRIPT = """
+import sys
+from mtr_tf.data import rooms
+from mtr_tf.data.rooms import reading
+splits = {"train": int(sys.argv[2]), "validation": 1, "test": 1}
+config = rooms.RoomsConfig(name="race", size=32, splits=splits)
+made = []
+real = reading._make
+reading._make = lambda builder: (made.append(1), real(builder))
+reading.prepare(config, sys.argv[1])
+print(len(made))
+"""
+
+
+def start(folder: pathlib.Path, count: int) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), str(count)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
+    killed = start(tmp_path, 5000)
+    folder = tmp_path / "rooms" / "race"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*incomplete*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    killed.stdout.close()
+    assert [path.name[:10] for path in folder.iterdir()] == ["incomplete"]
+
+    both = [start(tmp_path, 70), start(tmp_path, 70)]
+    made = [int(process.communicate(timeout=120)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(made) == [0, 1]
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+    splits = {"train": 70, "validation": 1, "test": 1}
+    config = rooms.RoomsConfig(name="race", size=32, splits=splits)
+    columns = rooms.open_source(config=config, data_dir=str(tmp_path)).columns("train")
+    last = workers.example(0, 0, 69, 32)
+    np.testing.assert_array_equal(columns.images[69], last["image"])

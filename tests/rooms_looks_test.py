@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classes, colours, textures and noise of rooms, by counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtr_tf.data.rooms import layout
+from mtr_tf.data.rooms import render
+from mtr_tf.data.rooms import sampling
+from mtr_tf.data.rooms import scene
+from mtr_tf.data.rooms import textures
+from mtr_tf.data.rooms import workers
+
+MANY = 200
+
+
+@pytest.fixture(scope="module")
+def many() -> list[dict[str, np.ndarray]]:
+    """The first examples of the training split, small."""
+    return [workers.example(0, 0, index, 32) for index in range(MANY)]
+
+
+def test_no_class_is_rare(many):
+    counts = sum(np.bincount(a["seg"].ravel(), minlength=8) for a in many)
+    share = counts / counts.sum()
+    assert len(scene.CLASSES) == len(share) == len(layout.COLORS) == 8
+    assert share.min() > 0.02
+    assert share.max() < 0.5
+
+
+def test_colours_and_textures_say_nothing_about_the_class():
+    by_class: dict[str, list[scene.Material]] = {name: [] for name in scene.CLASSES}
+    for index in range(400):
+        drawn = sampling.sample(0, 0, index)
+        kinds = ("wall", None, None, None, "floor", "ceiling")
+        for kind, material in zip(kinds, drawn.faces, strict=True):
+            if kind:
+                by_class[kind].append(material)
+        for thing in drawn.things:
+            by_class[thing.kind].append(thing.material)
+    everything = [m for materials in by_class.values() for m in materials]
+    assert {m.texture for m in everything} == set(textures.TEXTURES)
+    for name, materials in by_class.items():
+        count = len(materials)
+        assert count >= 400, name
+        for part in (0, 1):
+            color = np.array([m.colors[part] for m in materials])
+            error = 4.5 * np.sqrt(
+                0.06 / count
+            )  # The variance of a colour is below .06.
+            np.testing.assert_allclose(color.mean(0), 0.5, atol=error, err_msg=name)
+        for texture in textures.TEXTURES:
+            share = np.mean([m.texture == texture for m in materials])
+            assert abs(share - 1 / 8) < 4.5 * np.sqrt(1 / 8 * 7 / 8 / count), name
+
+
+def test_pictures_hue_says_nothing_about_the_class(many):
+    """Per class, the mean share of red, green and blue in the light is near a third."""
+    for number, name in enumerate(scene.CLASSES):
+        shares = []
+        for arrays in many:
+            seen = arrays["image"][arrays["seg"] == number].astype(float) ** 2
+            if len(seen) >= 10:
+                shares.append(seen.sum(0) / max(seen.sum(), 1))
+        assert len(shares) > 50
+        np.testing.assert_allclose(np.mean(shares, 0), 1 / 3, atol=0.05, err_msg=name)
+
+
+def test_textures_differ_and_stay_in_range():
+    rng = np.random.default_rng(0)
+    x, y, z = rng.uniform(-20, 20, (3, 4000))
+    table = rng.integers(0, 256, textures.NOISE_CELLS**3) / 255
+    found = {name: f(x, y, z, table) for name, f in textures.TEXTURES.items()}
+    for name, weight in found.items():
+        assert weight.min() >= 0, name
+        assert weight.max() <= 1, name
+        assert (weight.std() > 0.2) == (name != "plain"), name
+    stacked = np.corrcoef([w for name, w in found.items() if name != "plain"])
+    np.fill_diagonal(stacked, 0)
+    assert np.abs(stacked).max() < 0.4
+    # Checker by its definition, noise by its table at whole numbers.
+    odd = (np.floor(x) + np.floor(y) + np.floor(z)) % 2
+    np.testing.assert_array_equal(found["checker"], odd)
+    i, j, k = rng.integers(-40, 40, (3, 50))
+    expected = table.reshape(16, 16, 16)[i % 16, j % 16, k % 16]
+    whole = textures.noise(*(v.astype(float) for v in (i, j, k)), table)
+    np.testing.assert_allclose(whole, expected)
+
+
+def test_noise_of_the_sensor():
+    drawn = sampling.sample(0, 0, 3)
+    clean = render.render(drawn, 128, 128)["image"].astype(float)
+    noisy = render.render(drawn, 128, 128, key=(0, 0, 3))["image"].astype(float)
+    inside = (clean > 30) & (clean < 225)
+    error = (noisy - clean)[inside]
+    assert abs(error.mean()) < 0.1
+    np.testing.assert_allclose(error.std(), drawn.noise, rtol=0.1)

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a sweep, by hand; running them is in attack_binary_test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mtr_tf import attacks
+from mtr_tf import metrics
+from mtr_tf import sweep
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.cells import make_cells
+from mtr_tf.cells import parse_groups
+from mtr_tf.errors import InputError
+
+TASKS = ("seg", "depth", "normal")
+
+
+def cells(tasks=TASKS, **settings):
+    return make_cells(AttackConfig(ckpt="x", **settings), tasks)
+
+
+def test_groups():
+    each = (("seg",), ("depth",), ("normal",))
+    assert parse_groups(("each",), TASKS) == each
+    assert parse_groups(("all", "Each"), TASKS) == (TASKS, *each)
+    assert parse_groups(("n+s",), TASKS) == (("seg", "normal"),)
+    assert parse_groups(("depth_zbuffer", "d"), TASKS) == (("depth",),)
+    assert parse_groups(("each", "all"), ("seg",)) == (("seg",),)
+    with pytest.raises(InputError, match="curvature.*seg, depth, normal"):
+        parse_groups(("seg+curvature",), TASKS)
+    with pytest.raises(InputError, match="twice|2 times"):
+        parse_groups(("seg+s",), TASKS)
+
+
+def test_the_product_without_repetitions():
+    found = cells(attack=("pgd", "fgsm"), eps=(8, 1, 8), attack_tasks=("seg", "s+d"))
+    assert [(c.attack, c.group, c.eps) for c in found] == [
+        (attack, group, eps)
+        for attack in ("pgd", "fgsm")
+        for group in ("seg", "seg+depth")
+        for eps in (1, 8)
+    ]
+
+
+def test_units_and_defaults():
+    (cell,) = cells(eps=(8.0,), steps=7, restarts=2, attack_tasks=("all",))
+    assert cell.build() == attacks.PGD(8 / 255, 2 / 255, 7, "linf", restarts=2)
+    (cell,) = cells(eps=(0.5,), step_size=0.2, norm="l2", attack_tasks=("all",))
+    assert cell.build() == attacks.PGD(0.5, 0.2, 20, "l2")
+    (cell,) = cells(attack=("fgsm",), eps=(4.0,), attack_tasks=("all",))
+    assert cell.build() == attacks.FGSM(4 / 255)
+    assert (cell.steps, cell.step_size, cell.restarts) == (1, 4.0, 1)
+    (cell,) = cells(eps=(0.0,), attack_tasks=("all",))
+    assert cell.build()(None, "x", 0) == "x"
+
+
+def test_attacked_pixels_are_a_seeded_subset():
+    def mask(seed):
+        (cell,) = cells(eps=(1.0,), attack_tasks=("seg",), attack_pixels=10, seed=seed)
+        return cell.pixel_mask(6, 7)
+
+    assert mask(0).shape == (6, 7)
+    assert set(np.unique(mask(0))) == {0, 1}
+    assert mask(0).sum() == 10
+    np.testing.assert_array_equal(mask(0), mask(0))
+    assert (mask(0) != mask(1)).any()
+    assert cells(attack_tasks=("seg",))[0].pixel_mask(6, 7) is None
+    with pytest.raises(InputError, match="at most 42.*43"):
+        cells(attack_tasks=("seg",), attack_pixels=43)[0].pixel_mask(6, 7)
+
+
+def test_scores_say_none_for_what_nobody_can_know():
+    rows = {"depth": {m.name: np.zeros((4, 2)) for m in sweep_metrics("depth")}}
+    found = sweep.scores(rows, seed=0)["depth"]["mae"]
+    assert found == {"value": None, "interval": [None, None]}
+
+
+def test_scores_are_those_of_the_metrics():
+    rng = np.random.default_rng(0)
+    counts = np.stack((rng.uniform(1, 9, 50), np.full(50, 10.0)), axis=-1)
+    rows = {"depth": {m.name: counts for m in sweep_metrics("depth")}}
+    found = sweep.scores(rows, seed=5)["depth"]["mae"]
+    assert found["value"] == pytest.approx(counts[:, 0].mean() / 10)
+    interval = metrics.bootstrap_interval(sweep_metrics("depth")[0], counts, seed=5)
+    assert found["interval"] == pytest.approx(interval)
+    # Of a mean: about 2 standard errors to either side.
+    error = 1.96 * counts[:, 0].std() / 10 / np.sqrt(50)
+    assert interval[1] - interval[0] == pytest.approx(2 * error, rel=0.15)
+
+
+def sweep_metrics(task):
+    return sweep.tasks_lib.TASKS[task].metrics
