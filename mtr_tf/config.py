@@ -127,9 +127,13 @@ class TrainConfig(Settings):
         "", "Train on random crops of this height x width; empty: whole pictures."
     )
     # Model.
-    model: str = setting("resnet18", "Architecture, one of mtr_tf.models.")
+    model: str = setting(
+        "small", "Architecture, one of mtr_tf.models: small, resnet18, drn_d_22, tiny."
+    )
     width: int = setting(
-        0, "Channels of the first stage (64 is ResNet-18's); 0: the model's own.", low=0
+        0,
+        "Channels of the first layer; 0: the published width (resnet18 64, drn_d_22 16).",
+        low=0,
     )
     decoders: str = setting(
         "separate",

@@ -3,7 +3,7 @@
 
 Example:
   python -m mtr_tf.train --tasks=seg,depth
-  python -m mtr_tf.attack --ckpt=runs/rooms-resnet18-seg-depth-seed0
+  python -m mtr_tf.attack --ckpt=runs/rooms-small-seg-depth-seed0
 
 The default data set, rooms, is made on the spot. The same command again goes on where
 the last one stopped. Watch it with: tensorboard --logdir=runs
