@@ -44,6 +44,7 @@ setuptools.setup(
         "console_scripts": [
             "mtr-train = mtr_tf.train:run",
             "mtr-attack = mtr_tf.attack:run",
+            "mtr-compare = mtr_tf.compare:run",
         ]
     },
 )

@@ -31,13 +31,15 @@ class Cell:
     seed: int
 
     @property
-    def epsilon(self) -> float:
-        """The radius as the attacks take it: of images in [0, 1]."""
-        return self.eps / self._unit
+    def numbers(self) -> tuple[float, float]:
+        """(epsilon, step size) as the attacks take them: of images in [0, 1]."""
+        unit = 255 if self.norm == "linf" else 1
+        return self.eps / unit, self.step_size / unit
 
     @property
-    def _unit(self) -> float:
-        return 255.0 if self.norm == "linf" else 1.0
+    def family(self) -> Cell:
+        """What it shares with the cells that differ in `numbers` alone."""
+        return dataclasses.replace(self, eps=0.0, step_size=0.0)
 
     @property
     def group(self) -> str:
@@ -45,16 +47,14 @@ class Cell:
         return "+".join(self.attacked)
 
     def build(self) -> Callable[..., tf.Tensor]:
-        """The attack, `(objective, x, seed) -> x_adv`."""
-        if self.eps == 0:
-            return lambda objective, x, seed: x
-        return attacks.ATTACKS[self.attack](
-            self.epsilon,
-            self.step_size / self._unit,
-            self.steps,
-            self.norm,
-            self.restarts,
-        )
+        """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family."""
+
+        def attack(objective, x, seed, epsilon, step_size):
+            make = attacks.ATTACKS[self.attack]
+            made = make(epsilon, step_size, self.steps, self.norm, self.restarts)
+            return made(objective, x, seed)
+
+        return attack
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
         """The attacked output pixels, 0/1 `[height, width]`; None for all.

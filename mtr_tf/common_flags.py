@@ -142,7 +142,9 @@ class _PlainHandler(standard_logging.Handler):
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
         ours = "mtr_tf" in record.pathname
-        return super().filter(record) and (ours or record.levelno > logging.INFO)
+        return super().filter(record) and (
+            ours or record.levelno > standard_logging.INFO
+        )
 
     def emit(self, record: standard_logging.LogRecord) -> None:
         tqdm.tqdm.write(self.format(record), file=sys.stderr)

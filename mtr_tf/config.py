@@ -132,7 +132,7 @@ class TrainConfig(Settings):
     )
     width: int = setting(
         0,
-        "Channels of the first layer; 0: the published width (resnet18 64, drn_d_22 16).",
+        "Channels of the first layer; 0: the model's own (resnet18 64, drn_d_22 16).",
         low=0,
     )
     decoders: str = setting(

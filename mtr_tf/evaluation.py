@@ -103,7 +103,8 @@ class Evaluator:
           tasks: The tasks to score.
           num_classes: Of the data set.
           strategy: None: TensorFlow's default, one device.
-          attack: `(objective, x, seed) -> x_adv`; None: clean images only.
+          attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
+            is given; None: clean images only.
           attacked: The tasks whose summed loss is raised; empty: all of `tasks`.
           pixels: Handed to `attacks.objective`: which output pixels are attacked.
           seed: Image i is attacked under a seed made of (seed, i).
@@ -128,6 +129,7 @@ class Evaluator:
         num_examples: int | None = None,
         on_batch: Callable[[int], None] | None = None,
         keep_examples: int = 0,
+        numbers: Sequence[float] = (),
     ) -> Evaluation:
         """Evaluates the first `num_examples` images (None or 0: all), each once.
 
@@ -137,22 +139,25 @@ class Evaluator:
           num_examples: How many images.
           on_batch: Called after each batch with the number of images in it.
           keep_examples: How many of the first images to return with their outputs.
+          numbers: Handed to the attack as float64 tensors: a call with other numbers,
+            but as many, is not compiled anew.
 
         Raises:
           InputError: The split has fewer images, or the batch size cannot be divided
             among the replicas.
         """
         index, results, kept = [], [], []
+        numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
         for batch in self._batches(columns, batch_size, num_examples):
             batch = {key: batch[key] for key in _USED}
-            rows, pictures = self._step_for(batch)(batch)
-            numbers = self._gather(batch["index"])
-            index.append(numbers)
+            rows, pictures = self._step_for(batch, numbers)(batch, numbers)
+            places = self._gather(batch["index"])
+            index.append(places)
             results.append(tf.nest.map_structure(self._gather, rows))
-            if (numbers[numbers >= 0] < keep_examples).any():
+            if (places[places >= 0] < keep_examples).any():
                 kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
             if on_batch:
-                on_batch(int((numbers >= 0).sum()))
+                on_batch(int((places >= 0).sum()))
         order = _ascending(np.concatenate(index))
         rows = _join(results, order)
         return Evaluation(
@@ -174,19 +179,20 @@ class Evaluator:
             )
         )
 
-    def _step_for(self, batch: dict[str, Any]) -> Callable[[dict], tuple[dict, dict]]:
+    def _step_for(self, batch: dict[str, Any], numbers: tuple) -> Callable:
         """The compiled step for batches of this kind.
 
         Asked for by hand because TensorFlow warns of retracing where many evaluators
         are each compiled once, as in a sweep.
         """
-        kind = str(tf.nest.map_structure(tf.type_spec_from_value, batch))
+        arguments = (batch, numbers)
+        kind = str(tf.nest.map_structure(tf.type_spec_from_value, arguments))
         if kind not in self._compiled:
-            step = tf.function(lambda b: self._strategy.run(self._step, args=(b,)))
-            self._compiled[kind] = step.get_concrete_function(batch)
+            step = tf.function(lambda *args: self._strategy.run(self._step, args))
+            self._compiled[kind] = step.get_concrete_function(*arguments)
         return self._compiled[kind]
 
-    def _step(self, batch: dict[str, Any]) -> tuple[dict, dict]:
+    def _step(self, batch: dict[str, Any], numbers: tuple) -> tuple[dict, dict]:
         """One replica's batch -> (rows, outputs for pictures), clean and attacked."""
         rows, pictures = {}, {}
         if self._clean:
@@ -194,14 +200,14 @@ class Evaluator:
             rows["clean"] = self._statistics(outputs, batch)
             pictures["clean"] = outputs
         if self._attack is not None:
-            x_adv = self._attack_images(batch)
+            x_adv = self._attack_images(batch, numbers)
             outputs = self._model(x_adv, training=False)
             rows["attacked"] = self._statistics(outputs, batch)
             pictures["attacked"] = outputs
             pictures["adversarial"] = x_adv
         return rows, pictures
 
-    def _attack_images(self, batch: dict[str, Any]) -> tf.Tensor:
+    def _attack_images(self, batch: dict[str, Any], numbers: tuple) -> tf.Tensor:
         objective = attacks.objective(
             self._model,
             batch["targets"],
@@ -210,7 +216,7 @@ class Evaluator:
             pixels=self._pixels,
         )
         seeds = threat.image_keys(self._seed, batch["index"])
-        return self._attack(objective, batch["image"], seeds)
+        return self._attack(objective, batch["image"], seeds, *numbers)
 
     def _statistics(self, outputs, batch) -> dict[str, dict[str, tf.Tensor]]:
         return tasks_lib.statistics(

@@ -62,10 +62,20 @@ def run(
             "%d of %d evaluations are finished already", len(finished), len(found)
         )
     total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    family, evaluator = None, None
     with progress.bar(total, "attacking", "image passes", done) as advance:
         for cell in pending:
-            on_batch = functools.partial(_advance, advance, cell)
-            evaluation = _evaluate(subject, cell, store.save_examples, on_batch)
+            if evaluator is None or family != (cell and cell.family):
+                family = cell and cell.family  # One graph for all its radii.
+                evaluator = _evaluator(subject, family)
+            evaluation = evaluator.run(
+                subject.columns,
+                batch_size=subject.batch_size,
+                num_examples=subject.num_examples,
+                on_batch=functools.partial(_advance, advance, cell),
+                keep_examples=max(PAINTED, store.save_examples),
+                numbers=cell.numbers if cell else (),
+            )
             result = _result(subject, cell, evaluation)
             store.write(result, evaluation.examples)
             found[cell] = result
@@ -82,12 +92,7 @@ def _passes(cell: Cell | None) -> int:
     return 1 + cell.steps * cell.restarts if cell and cell.eps else 1
 
 
-def _evaluate(
-    subject: Subject,
-    cell: Cell | None,
-    keep_examples: int,
-    on_batch: Callable[[int], None],
-) -> Evaluation:
+def _evaluator(subject: Subject, cell: Cell | None) -> Evaluator:
     attack = {}
     if cell:
         attack = {
@@ -96,20 +101,13 @@ def _evaluate(
             "pixels": cell.pixel_mask(*subject.columns.images.shape[1:3]),
             "clean": False,
         }
-    evaluator = Evaluator(
+    return Evaluator(
         subject.model,
         subject.tasks,
         subject.info.num_classes,
         subject.strategy,
         seed=subject.seed,
         **attack,
-    )
-    return evaluator.run(
-        subject.columns,
-        batch_size=subject.batch_size,
-        num_examples=subject.num_examples,
-        on_batch=on_batch,
-        keep_examples=max(PAINTED, keep_examples),
     )
 
 

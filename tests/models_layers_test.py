@@ -64,6 +64,14 @@ def test_bilinear_is_the_transposed_convolution(factor):
     np.testing.assert_allclose(y, _bilinear_transposed_conv(x, factor), atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_bilinear_that_replicates_is_tensorflows(factor):
+    x = _random(2, 3, 5, 2)
+    y = BilinearUpSampling(factor, replicate=True)(x)
+    expected = tf.image.resize(x, (3 * factor, 5 * factor))
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
 def test_bilinear_gradient_is_the_adjoint():
     x, cotangent = tf.constant(_random(2, 3, 4, 2)), _random(2, 24, 32, 2, seed=1)
     with tf.GradientTape() as tape:

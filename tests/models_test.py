@@ -14,7 +14,7 @@ from mtr_tf.tasks import TASKS
 
 THREE = ("seg", "depth", "autoencoder")
 # Narrow enough to be quick; resnet18 at 64 px has a 2x2 bottleneck.
-NARROW = {"resnet18": 4, "drn_d_22": 2, "tiny": 8}
+NARROW = {"resnet18": 4, "drn_d_22": 2, "small": 2, "tiny": 8}
 KINDS = [(name, d) for name in NARROW for d in ("separate", "shared")]
 
 
@@ -54,6 +54,7 @@ def model(request):
         # of 23 output channels.
         ("drn_d_22", THREE, 19, "shared", 15_898_439 - 256 * 23),
         ("drn_d_22", THREE, 19, "separate", 2_766_384 + 3 * 13_114_368 + 513 * 23),
+        ("small", THREE, 9, "separate", 165_264 + 3 * 18_496 + 33 * 13),
         ("tiny", THREE, 9, "separate", 11_141),
         ("tiny", THREE, 9, "shared", 6_469),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import metrics
@@ -44,16 +45,40 @@ def test_the_product_without_repetitions():
     ]
 
 
-def test_units_and_defaults():
-    (cell,) = cells(eps=(8.0,), steps=7, restarts=2, attack_tasks=("all",))
-    assert cell.build() == attacks.PGD(8 / 255, 2 / 255, 7, "linf", restarts=2)
-    (cell,) = cells(eps=(0.5,), step_size=0.2, norm="l2", attack_tasks=("all",))
-    assert cell.build() == attacks.PGD(0.5, 0.2, 20, "l2")
-    (cell,) = cells(attack=("fgsm",), eps=(4.0,), attack_tasks=("all",))
-    assert cell.build() == attacks.FGSM(4 / 255)
-    assert (cell.steps, cell.step_size, cell.restarts) == (1, 4.0, 1)
-    (cell,) = cells(eps=(0.0,), attack_tasks=("all",))
-    assert cell.build()(None, "x", 0) == "x"
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        (
+            {"eps": (8.0,), "steps": 7, "restarts": 2},
+            attacks.PGD(8 / 255, 2 / 255, 7, "linf", restarts=2),
+        ),
+        (
+            {"eps": (0.5,), "step_size": 0.2, "norm": "l2"},
+            attacks.PGD(0.5, 0.2, 20, "l2"),
+        ),
+        ({"eps": (4.0,), "attack": ("fgsm",)}, attacks.FGSM(4 / 255)),
+        ({"eps": (0.0,)}, lambda objective, x, seed: x),
+    ],
+)
+def test_units_and_defaults(settings, same):
+    (cell,) = cells(attack_tasks=("all",), **settings)
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.random((2, 3, 3, 3)), tf.float32)
+    slope = tf.constant(rng.normal(size=(3, 3, 3)), tf.float32)
+
+    def objective(x):
+        return tf.reduce_sum(slope * tf.sin(3 * x), [1, 2, 3])
+
+    numbers = [tf.constant(number, tf.float64) for number in cell.numbers]
+    found = cell.build()(objective, x, 5, *numbers)
+    np.testing.assert_array_equal(found, same(objective, x, 5))
+
+
+def test_one_graph_for_all_radii():
+    one, other = cells(eps=(1.0, 4.0), attack_tasks=("all",))
+    assert one != other
+    assert one.family == other.family
+    assert one.family != cells(attack_tasks=("seg",))[0].family
 
 
 def test_attacked_pixels_are_a_seeded_subset():

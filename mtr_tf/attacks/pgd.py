@@ -45,7 +45,8 @@ class PGD:
 
     Attributes:
       epsilon: Radius in pixel units of [0, 1]; for "l2" the norm of the whole image's
-        difference. Zero is allowed.
+        difference. Zero is allowed. It and the step size may be float64 tensors, whose
+        values are not checked: one graph then serves all radii.
       step_size: Length of a step, in the same unit.
       steps: Number of steps.
       norm: "linf" or "l2".
@@ -63,8 +64,8 @@ class PGD:
         objective returns have the wrong type or shape.
     """
 
-    epsilon: float
-    step_size: float
+    epsilon: float | tf.Tensor
+    step_size: float | tf.Tensor
     steps: int
     norm: str = "linf"
     random_start: bool = True
@@ -73,14 +74,8 @@ class PGD:
 
     def __post_init__(self):
         threat.ball(self.norm, self.epsilon)
-        threat.check_number("step_size", self.step_size)
-        if self.step_size <= 0:
-            raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
-        if self.norm == "linf" and self.step_size > 1:
-            raise InputError(
-                "step_size is in [0, 1] pixel units (2/255, not 2), "
-                f"got {self.step_size:g}."
-            )
+        if not tf.is_tensor(self.step_size):
+            self._check_step_size()
         for name in ("steps", "restarts"):
             value = getattr(self, name)
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -94,6 +89,16 @@ class PGD:
             )
         if self.keep not in ("best", "last"):
             raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
+
+    def _check_step_size(self):
+        threat.check_number("step_size", self.step_size)
+        if self.step_size <= 0:
+            raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
+        if self.norm == "linf" and self.step_size > 1:
+            raise InputError(
+                "step_size is in [0, 1] pixel units (2/255, not 2), "
+                f"got {self.step_size:g}."
+            )
 
     def __call__(
         self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
@@ -116,6 +121,7 @@ class PGD:
         ball = threat.ball(self.norm, self.epsilon)
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))
+        step_size = tf.cast(self.step_size, centre.dtype)
         judged = self.keep == "best" or self.restarts > 1
 
         def step(number, point, best):
@@ -123,7 +129,7 @@ class PGD:
             slope, scores = calling.gradient(objective, point, progress)
             if self.keep == "best":
                 best = best.offer(point, scores)
-            point = project(point + self.step_size * ball.steepest(slope))
+            point = project(point + step_size * ball.steepest(slope))
             return number + 1, point, best
 
         def run(restart, point, best):
@@ -172,7 +178,7 @@ class FGSM:
       norm: "linf" or "l2".
     """
 
-    epsilon: float
+    epsilon: float | tf.Tensor
     norm: str = "linf"
 
     def __post_init__(self):
@@ -207,5 +213,6 @@ class FGSM:
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
         slope, _ = calling.gradient(objective, point, tf.constant(0.0))
-        point = ball.projection(x)(point + self.epsilon * ball.steepest(slope))
+        epsilon = tf.cast(self.epsilon, point.dtype)
+        point = ball.projection(x)(point + epsilon * ball.steepest(slope))
         return ball.rounded(point, x)

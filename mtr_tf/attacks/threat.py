@@ -35,11 +35,17 @@ _ALG = "philox"  # The same numbers on every device.
 
 @dataclasses.dataclass(frozen=True)
 class Linf:
-    """No pixel value may change by more than `epsilon`, in pixel units of [0, 1]."""
+    """No pixel value may change by more than `epsilon`, in pixel units of [0, 1].
 
-    epsilon: float
+    `epsilon` may be a float64 tensor, so that one graph serves all radii; a tensor's
+    value is not checked.
+    """
+
+    epsilon: float | tf.Tensor
 
     def __post_init__(self):
+        if tf.is_tensor(self.epsilon):
+            return
         check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
@@ -81,11 +87,14 @@ class L2:
     """The plain l2 norm of the difference of two images in [0, 1] is at most epsilon.
 
     Plain: the root of the sum (not the mean) of squares over all pixels and channels.
+    As for `Linf`, `epsilon` may be a float64 tensor, unchecked.
     """
 
-    epsilon: float
+    epsilon: float | tf.Tensor
 
     def __post_init__(self):
+        if tf.is_tensor(self.epsilon):
+            return
         check_number("epsilon", self.epsilon)
         if self.epsilon < 0:
             raise InputError(
@@ -132,7 +141,7 @@ class L2:
         """
         centre = tf.cast(x, compute_dtype(x))
         low, high = -centre, 1 - centre
-        epsilon = tf.constant(self.epsilon, centre.dtype)
+        epsilon = tf.cast(self.epsilon, centre.dtype)
 
         def project(point):
             offset = point - centre
@@ -165,7 +174,7 @@ class L2:
 NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
-def ball(norm: str, epsilon: float) -> Linf | L2:
+def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
     """Returns the threat model of that norm ("linf" or "l2") and radius.
 
     Raises:
@@ -205,7 +214,7 @@ def random_start(
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )
-    return tf.cast(x, dtype) + threat.epsilon * noise
+    return tf.cast(x, dtype) + tf.cast(threat.epsilon, dtype) * noise
 
 
 def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:

@@ -34,6 +34,7 @@ MODELS = {
         small.decoder,
         small.head,
         small.STRIDE,
+        replicate=True,
     ),
     "tiny": Architecture(
         tiny.STRIDE, tiny.WIDTH, tiny.encoder, tiny.decoder, tiny.head, tiny.STRIDE

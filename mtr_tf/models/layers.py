@@ -132,18 +132,20 @@ class Blocks:
 
 @keras.saving.register_keras_serializable(package="mtr_tf")
 class BilinearUpSampling(keras.layers.Layer):
-    """Multiplies height and width by an even factor, with zeros outside the map.
+    """Multiplies height and width by an even factor.
 
-    Equal to a fixed transposed convolution per channel with stride `factor`, kernel
+    With zeros outside the map, equal to a fixed transposed convolution per channel with stride `factor`, kernel
     2 factor x 2 factor with the triangle weights 1 - |i + 1/2 - factor| / factor, and
     factor / 2 cropped from each side: the released code's frozen up-sampler. Written as
     two matrix products, which on CPU has a gradient 2 to 4 times as fast as that of the
     transposed convolution or of tf.image.resize, and no atomic additions on GPU.
+    With `replicate`, the map's edge goes on outside it, as in tf.image.resize.
     """
 
-    def __init__(self, factor: int, **kwargs):
+    def __init__(self, factor: int, replicate: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.factor = factor
+        self.replicate = replicate
 
     def call(self, x):
         """Maps [batch, h, w, channels] to [batch, factor h, factor w, channels]."""
@@ -156,7 +158,10 @@ class BilinearUpSampling(keras.layers.Layer):
         outputs = keras.ops.arange(self.factor * side, dtype=self.compute_dtype)
         inputs = keras.ops.arange(side, dtype=self.compute_dtype)
         distances = (outputs[:, None] + 0.5) / self.factor - (inputs[None] + 0.5)
-        return keras.ops.maximum(0, 1 - keras.ops.abs(distances))
+        weights = keras.ops.maximum(0, 1 - keras.ops.abs(distances))
+        if self.replicate:  # What falls outside goes to the edge: rows sum to 1.
+            weights = weights / keras.ops.sum(weights, axis=1, keepdims=True)
+        return weights
 
     def compute_output_shape(self, input_shape):
         """Returns the shape after up-sampling."""
@@ -166,4 +171,5 @@ class BilinearUpSampling(keras.layers.Layer):
 
     def get_config(self):
         """Returns what a saved model needs to rebuild this layer."""
-        return {**super().get_config(), "factor": self.factor}
+        own = {"factor": self.factor, "replicate": self.replicate}
+        return {**super().get_config(), **own}

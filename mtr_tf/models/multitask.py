@@ -29,6 +29,7 @@ class Architecture:
       decoder: (blocks, features, width, name) -> features for the heads.
       head: (blocks, features, channels, name) -> one task's output.
       upsample: How many times smaller than the image a head's output is.
+      replicate: Whether up-sampling goes on with the edge, or (as DRN's) with zeros.
     """
 
     stride: int
@@ -37,6 +38,7 @@ class Architecture:
     decoder: Callable
     head: Callable
     upsample: int = 1
+    replicate: bool = False
 
 
 def assemble(
@@ -73,7 +75,7 @@ def assemble(
         )
         channels = task_table.TASKS[task].output_channels(num_classes)
         output = architecture.head(blocks, decoded, channels, f"head_{task}")
-        outputs[task] = _finish(output, architecture.upsample, task)
+        outputs[task] = _finish(output, architecture, task)
     return keras.Model(image, outputs, name=name)
 
 
@@ -89,12 +91,17 @@ def _normalize(image, mean, std):
     )
 
 
-def _finish(x, upsample, task):
+def _finish(x, architecture, task):
     """Brings a head's output to float32 and to the image's resolution."""
     x = keras.layers.Activation("linear", name=f"output_{task}", dtype="float32")(x)
-    if upsample == 1:
+    if architecture.upsample == 1:
         return x
-    return BilinearUpSampling(upsample, name=f"upsample_{task}", dtype="float32")(x)
+    return BilinearUpSampling(
+        architecture.upsample,
+        architecture.replicate,
+        name=f"upsample_{task}",
+        dtype="float32",
+    )(x)
 
 
 def check_image_shape(name: str, image_shape: Sequence[int], stride: int) -> None:

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the attack results of several runs side by side; computes nothing new.
+
+Example:
+  python -m mtr_tf.compare --runs=runs/a,runs/b --task=seg
+
+First, how one task holds up in each run when it alone is attacked. Then, for runs of
+several tasks, how much of its single-task rise in loss each task suffers when tasks are
+attacked together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf import common_flags
+from mtr_tf.config import Settings
+from mtr_tf.config import setting
+from mtr_tf.errors import InputError
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig(Settings):
+    """What `python -m mtr_tf.compare` takes."""
+
+    runs: tuple[str, ...] = setting(
+        (), "Run directories that have been attacked. Required."
+    )
+    name: str = setting(
+        "", "Which RUN/attacks/NAME to read; empty: the only one that there is."
+    )
+    attack: str = setting("pgd", "Which attack to compare.")
+    task: str = setting("seg", "The task that is compared between runs.")
+    metric: str = setting("miou", "The metric of that task.")
+    plot: str = setting("", "Also draw the first table into this PNG file.")
+
+
+def main(config: CompareConfig) -> None:
+    """Prints the tables; raises `InputError` for what the user can put right."""
+    if not config.runs:
+        raise InputError("--runs must name one or more attacked runs; it is empty.")
+    found = {
+        pathlib.Path(run).name: _read(pathlib.Path(run), config) for run in config.runs
+    }
+    curves = {name: _curve(name, records, config) for name, records in found.items()}
+    first = next(iter(found.values()))[0]
+    print(
+        f"{config.task} {config.metric} under {config.attack} on {config.task} alone "
+        f"({first['norm']}, {first['n']} images of {first['dataset']} "
+        f"{first['split']}; 95 % intervals over images)\n"
+    )
+    print(_curves_table(curves))
+    for name, records in found.items():
+        if len({record["task"] for record in records}) > 1:
+            print(
+                f"\n{name}: rise of each task's loss, joint attack / attack on it alone"
+            )
+            print(_joint_table(records))
+    print(
+        "\nOne training run per model proves nothing about the method: another seed "
+        "can turn\nthe order round. Intervals cover the choice of images, not of seeds."
+    )
+    if config.plot:
+        _plot(curves, config, pathlib.Path(config.plot))
+        print(f"\nplot: {config.plot}")
+
+
+def _read(run: pathlib.Path, config: CompareConfig) -> list[Record]:
+    """The records of one run and attack."""
+    folders = sorted(run.glob(f"attacks/{config.name or '*'}/results.json"))
+    if len(folders) != 1:
+        names = ", ".join(path.parent.name for path in folders) or "none"
+        raise InputError(
+            f"{run} must have exactly one finished attack to compare, and it has "
+            f"{names}; run mtr_tf.attack on it, or choose one with --name."
+        )
+    records = json.loads(folders[0].read_text())
+    chosen = [record for record in records if record["attack"] == config.attack]
+    if not chosen:
+        raise InputError(
+            f"{folders[0]} has no attack {config.attack!r}, only "
+            f"{', '.join(sorted({r['attack'] for r in records}))}."
+        )
+    return chosen
+
+
+def _curve(
+    name: str, records: Iterable[Record], config: CompareConfig
+) -> list[tuple[float, float, list[float]]]:
+    """(eps, value, interval) with the clean value at 0, of the attack on one task."""
+    chosen = [
+        record
+        for record in records
+        if record["attacked"] == [config.task]
+        and (record["task"], record["metric"]) == (config.task, config.metric)
+    ]
+    if not chosen:
+        raise InputError(
+            f"{name} has no {config.task}/{config.metric} under an attack on "
+            f"{config.task} alone; run mtr_tf.attack with --attack_tasks={config.task}."
+        )
+    clean = (0.0, chosen[0]["clean"], chosen[0]["clean_interval"])
+    attacked = [(r["eps"], r["attacked_value"], r["attacked_interval"]) for r in chosen]
+    return [clean, *sorted(a for a in attacked if a[0])]
+
+
+def _curves_table(curves: dict[str, list]) -> str:
+    radii = sorted({eps for curve in curves.values() for eps, *_ in curve})
+    rows = [["eps", *curves]]
+    for eps in radii:
+        row = [f"{eps:g}" if eps else "clean"]
+        for curve in curves.values():
+            cells = {
+                e: f"{v:.3f} ({low:.3f}-{high:.3f})" for e, v, (low, high) in curve
+            }
+            row.append(cells.get(eps, "-"))
+        rows.append(row)
+    return _aligned(rows)
+
+
+def _joint_table(records: Sequence[Record]) -> str:
+    """Rows: radius and joint group; columns: each attacked task's share of its rise."""
+    losses = {
+        (r["eps"], tuple(r["attacked"]), r["task"]): r["attacked_value"] - r["clean"]
+        for r in records
+        if r["metric"] == "loss"
+    }
+    tasks = list(dict.fromkeys(task for *_, task in losses))
+    groups = list(dict.fromkeys(group for _, group, _ in losses if len(group) > 1))
+    rows = [["eps", "attacked together", *tasks]]
+    for eps in sorted({eps for eps, *_ in losses if eps}):
+        for group in groups:
+            row = [f"{eps:g}", "+".join(group)]
+            for task in tasks:
+                joint = losses.get((eps, group, task))
+                alone = losses.get((eps, (task,), task))
+                known = task in group and joint is not None and alone
+                row.append(f"{joint / alone:.2f}" if known else "-")
+            rows.append(row)
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+
+
+def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) -> None:
+    from matplotlib.figure import Figure
+
+    from mtr_tf import runs
+
+    figure = Figure((5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, curve in curves.items():
+        eps, values, intervals = zip(*curve, strict=True)
+        low, high = zip(*intervals, strict=True)
+        axes.plot(eps, values, marker="o", ms=4, label=name)
+        axes.fill_between(eps, low, high, alpha=0.15, lw=0)
+    axes.set_xlabel("eps (0: clean)")
+    axes.set_ylabel(f"{config.task} {config.metric}")
+    axes.set_title(f"{config.attack} on {config.task} alone, one seed each")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with runs.whole_file(path) as beside:
+        figure.savefig(beside, dpi=110)
+
+
+def run() -> None:
+    """The console entry point `mtr-compare`."""
+    common_flags.run("mtr_tf.compare", __doc__, (CompareConfig,), main, "")
+
+
+if __name__ == "__main__":
+    run()

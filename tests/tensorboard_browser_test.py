@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user sees in TensorBoard: its pages, opened in headless Chromium.
+
+Chromium is driven through ChromeDriver in the W3C WebDriver protocol, which is JSON
+over HTTP. TensorBoard's pages are trees of shadow roots: the scripts walk those.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtr_tf import attacking
+from mtr_tf import training
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="chromium and chromedriver are not installed; on Debian: apt-get "
+        "install chromium chromium-driver",
+    ),
+]
+
+SECONDS = 60.0  # Until everything in the browser must be done.
+TASKS = ("seg", "autoencoder")
+JOINT = "+".join(TASKS)
+
+# The tags that must be seen, each with the run that has it.
+TRAINING = {
+    **dict.fromkeys((f"loss/{name}" for name in (*TASKS, "total")), "train"),
+    **dict.fromkeys(("learning_rate", "examples_per_second"), "train"),
+    **{
+        f"eval/{kind}/{name}/loss": "validation"
+        for kind in ("clean", "adversarial")
+        for name in (*TASKS, "total")
+    },
+}
+ATTACK = {
+    f"attack/pgd/{attacked}/{task}/loss": "attacks/test/tensorboard"
+    for attacked in (*TASKS, JOINT)
+    for task in TASKS
+}
+TRAINING_PICTURES = [f"pictures/{task}" for task in TASKS]
+ATTACK_PICTURES = [f"attack/pgd/{JOINT}/{task}" for task in TASKS]
+
+CHROMIUM = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--window-size=1500,4000",  # Charts are drawn once they are in the window.
+)
+
+# Scripts that run in the page. `walk`: a node and all under it, through shadow roots.
+WALK = """
+const walk = node => [node, ...[
+    ...(node.shadowRoot ? [node.shadowRoot] : []), ...node.childNodes].flatMap(walk)];
+const texts = node => walk(node)
+    .filter(n => n.nodeType == 3 && n.parentElement?.checkVisibility())
+    .map(n => n.textContent.trim()).filter(text => text);
+const named = name => walk(document.body).filter(n => n.localName == name);
+"""
+# Time Series: [tag, texts] of each chart.
+CARDS = (
+    WALK
+    + """return named('scalar-card').map(card => [
+    walk(card).find(n => n.localName == 'tb-truncated-path').title, texts(card)])"""
+)
+# Scalars: [tag, numbers of points of the lines] of each chart.
+CHARTS = (
+    WALK
+    + """return named('tf-scalar-card').map(card => [card.tag, walk(card)
+    .filter(n => n.localName == 'path' && n.classList.contains('line'))
+    .map(n => (n.getAttribute('d') || '').split('L').length)])"""
+)
+# Images: [tag, number of colours] of each picture that is loaded.
+PICTURES = (
+    WALK
+    + """return named('tf-image-loader').flatMap(loader => walk(loader)
+    .filter(n => n.localName == 'img' && n.complete && n.naturalWidth)
+    .map(img => {
+        const [width, height] = [img.naturalWidth, img.naturalHeight];
+        const canvas = Object.assign(document.createElement('canvas'), {width, height});
+        const context = canvas.getContext('2d');
+        context.drawImage(img, 0, 0);
+        const {data} = context.getImageData(0, 0, width, height);
+        return [loader.tag, new Set(new Uint32Array(data.buffer)).size];
+    }))"""
+)
+SETTINGS = WALK + "return named('tr').map(texts)"  # The rows of tables.
+HPARAMS = WALK + "return named('vaadin-grid-cell-content').flatMap(texts)"
+ADDRESSES = "return performance.getEntriesByType('resource').map(entry => entry.name)"
+
+
+class Clock:
+    """One deadline for all that is waited for."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
+
+    def wait(self, what: str, look, found=bool):
+        """Calls `look` until what it returns is `found`; returns that."""
+        while not found(seen := look()):
+            if time.monotonic() > self._end:
+                pytest.fail(f"no {what} in time; last seen: {str(seen)[:3000]}")
+            time.sleep(0.1)
+        return seen
+
+
+@contextlib.contextmanager
+def server(command, log: pathlib.Path, announcement: str, clock: Clock, **env):
+    """Starts a server on a free port of its choice; yields its address, ends it.
+
+    It leads a process group of its own: whatever it started ends with it.
+    """
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | env,
+        )
+
+    def port():
+        assert process.poll() is None, log.read_text()
+        return re.search(announcement, log.read_text())
+
+    try:
+        found = clock.wait(f"port of {command[0]}", port)
+        yield f"http://127.0.0.1:{found[1]}"
+    finally:
+        process.terminate()  # So that it removes its temporary files.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+class Browser:
+    """A WebDriver session with headless Chromium."""
+
+    def __init__(self, driver: str, profile: pathlib.Path, clock: Clock):
+        self._clock = clock
+        self._http = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._session = driver
+        options = {
+            "binary": shutil.which("chromium"),
+            "args": [*CHROMIUM, f"--user-data-dir={profile}"],
+        }
+        capabilities = {"alwaysMatch": {"goog:chromeOptions": options}}
+        started = self._ask("POST", "/session", capabilities=capabilities)
+        self._session += f"/session/{started['sessionId']}"
+
+    def _ask(self, method: str, path: str, **values):
+        request = urllib.request.Request(
+            self._session + path,
+            json.dumps(values).encode() if method == "POST" else None,
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        try:
+            with self._http.open(request, timeout=self._clock.left() + 5) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+
+    def open(self, url: str) -> None:
+        self._ask("POST", "/url", url="about:blank")  # A new fragment loads nothing.
+        self._ask("POST", "/url", url=url)
+
+    def run(self, script: str):
+        return self._ask("POST", "/execute/sync", script=script, args=[])
+
+    def wait(self, what: str, script: str, found):
+        """Runs the script until what it returns is `found`; returns that."""
+        return self._clock.wait(what, lambda: self.run(script), found)
+
+    def close(self, picture: pathlib.Path) -> None:
+        """Ends Chromium; what it showed at the end is saved first."""
+        with contextlib.suppress(Exception):
+            picture.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
+        with contextlib.suppress(Exception):
+            self._ask("DELETE", "")
+
+
+@pytest.fixture(scope="module")
+def run_directory(camvid_dir, tmp_path_factory) -> pathlib.Path:
+    """A run of 12 steps, and an attack on it."""
+    folder = tmp_path_factory.mktemp("runs") / "browsed"
+    config = TrainConfig(
+        tasks=TASKS,
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+        image_size="32x40",
+        model="tiny",
+        batch_size=4,
+        epochs=2,
+        summary_every=3,
+        eval_every=3,
+        eval_examples=4,
+        eval_steps=1,
+        deterministic=False,
+    )
+    training.train(config, folder)
+    attack = AttackConfig(
+        ckpt=str(folder), eps=(2.0, 8.0), steps=2, num_examples=4, name="test"
+    )
+    attacking.attack(attack)
+    return folder
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator[Browser]:
+    clock = Clock(SECONDS)
+    homes = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    with server(
+        ("chromedriver", "--port=0"),
+        tmp_path / "chromedriver.log",
+        r"started successfully on port (\d+)",
+        clock,
+        **dict.fromkeys(homes, str(tmp_path)),
+    ) as driver:
+        browser = Browser(driver, tmp_path / "profile", clock)
+        try:
+            yield browser
+        finally:
+            browser.close(tmp_path / "last_page.png")
+            shutil.rmtree(tmp_path / "profile", ignore_errors=True)
+
+
+@pytest.fixture
+def pages(run_directory, tmp_path) -> Iterator[str]:
+    """The address of a TensorBoard that shows the run."""
+    command = (sys.executable, "-m", "tensorboard.main", "--logdir", run_directory)
+    with server(
+        (*command, "--host=127.0.0.1", "--port=0"),
+        tmp_path / "tensorboard.log",
+        r"TensorBoard \S+ at http://127\.0\.0\.1:(\d+)/",
+        Clock(SECONDS),
+    ) as address:
+        yield address
+
+
+def test_every_page_shows_the_run_and_its_attack(run_directory, pages, browser):
+    for series in (TRAINING, ATTACK):
+        check_time_series(browser, pages, series, run_directory)
+        check_scalars(browser, pages, series)
+    check_images(browser, pages)
+    check_text(browser, pages)
+    check_hparams(browser, pages)
+
+
+def only(tags) -> str:
+    """A filter for these tags: TensorBoard shows the first 12 of those that pass."""
+    assert len(tags) <= 12
+    return urllib.parse.quote(f"^({'|'.join(map(re.escape, tags))})$", safe="")
+
+
+def check_time_series(browser, pages, series, folder):
+    """Under each chart the last step and value are those in the event files."""
+    browser.open(f"{pages}/?tagFilter={only(series)}#timeseries")
+
+    def tables(cards):
+        found = {}
+        for tag, texts in cards:
+            if series.get(tag) in texts:  # run, smoothed value, value, step, time
+                _, value, step = texts[texts.index(series[tag]) + 1 :][:3]
+                found[tag] = (int(step), float(value.replace(",", "")))
+        return found
+
+    shown = tables(
+        browser.wait("tables", CARDS, lambda cards: tables(cards).keys() == {*series})
+    )
+    for tag, run in series.items():
+        event = EventAccumulator(str(folder / run)).Reload().Tensors(tag)[-1]
+        value = float(tf.make_ndarray(event.tensor_proto))
+        assert shown[tag] == (event.step, pytest.approx(value, rel=1e-3, abs=1e-4)), tag
+
+
+def check_scalars(browser, pages, series):
+    """Each chart has a line."""
+    browser.open(f"{pages}/#scalars&tagFilter={only(series)}")
+
+    def drawn(charts):
+        return {tag for tag, points in charts if max(points, default=0) > 1}
+
+    browser.wait("lines", CHARTS, lambda charts: drawn(charts) >= {*series})
+    check_addresses(browser, pages)
+
+
+def check_images(browser, pages):
+    """Each picture is loaded and is not just one colour."""
+    browser.open(f"{pages}/#images")
+    tags = {*TRAINING_PICTURES, *ATTACK_PICTURES}
+    pictures = browser.wait(
+        "pictures", PICTURES, lambda pictures: {tag for tag, _ in pictures} >= tags
+    )
+    assert all(colors > 50 for _, colors in pictures), pictures
+    check_addresses(browser, pages)
+
+
+def check_text(browser, pages):
+    """The settings of the run and of the attack are tables."""
+    browser.open(f"{pages}/#text")
+    expected = (["tasks", ",".join(TASKS)], ["eval_steps", "1"], ["eps", "2.0,8.0"])
+    browser.wait(
+        "settings", SETTINGS, lambda rows: all(row in rows for row in expected)
+    )
+
+
+def check_hparams(browser, pages):
+    """The run has a row with settings and results."""
+    browser.open(f"{pages}/#hparams")
+    cells = browser.wait("row", HPARAMS, lambda cells: "browsed" in cells)
+    assert "loss/total" in cells, cells
+    assert ",".join(TASKS) in cells, cells
+    check_addresses(browser, pages)
+
+
+def check_addresses(browser, pages):
+    """The page was loaded from this machine alone."""
+    addresses = browser.run(ADDRESSES)
+    assert addresses
+    assert all(address.startswith(pages) for address in addresses), addresses
