@@ -43,7 +43,7 @@ pytestmark = [
 
 SECONDS = 60.0  # Until everything in the browser must be done.
 TASKS = ("seg", "autoencoder")
-JOINT = "+".join(TASKS)
+ATTACKED = f"attack/fgsm/{'+'.join(TASKS)}"
 
 # The tags that must be seen, each with the run that has it.
 TRAINING = {
@@ -55,13 +55,8 @@ TRAINING = {
         for name in (*TASKS, "total")
     },
 }
-ATTACK = {
-    f"attack/pgd/{attacked}/{task}/loss": "attacks/test/tensorboard"
-    for attacked in (*TASKS, JOINT)
-    for task in TASKS
-}
-TRAINING_PICTURES = [f"pictures/{task}" for task in TASKS]
-ATTACK_PICTURES = [f"attack/pgd/{JOINT}/{task}" for task in TASKS]
+ATTACK = {f"{ATTACKED}/{task}/loss": "attacks/test/tensorboard" for task in TASKS}
+PICTURES = {f"{group}/{task}" for group in ("pictures", ATTACKED) for task in TASKS}
 
 CHROMIUM = (
     "--headless",
@@ -99,7 +94,7 @@ CHARTS = (
     .map(n => (n.getAttribute('d') || '').split('L').length)])"""
 )
 # Images: [tag, number of colours] of each picture that is loaded.
-PICTURES = (
+IMAGES = (
     WALK
     + """return named('tf-image-loader').flatMap(loader => walk(loader)
     .filter(n => n.localName == 'img' && n.complete && n.naturalWidth)
@@ -113,7 +108,8 @@ PICTURES = (
     }))"""
 )
 SETTINGS = WALK + "return named('tr').map(texts)"  # The rows of tables.
-HPARAMS = WALK + "return named('vaadin-grid-cell-content').flatMap(texts)"
+CELLS = WALK + "return named('vaadin-grid-cell-content').flatMap(texts)"
+TEXTS = WALK + "return texts(document.body)"
 ADDRESSES = "return performance.getEntriesByType('resource').map(entry => entry.name)"
 
 
@@ -233,7 +229,13 @@ def run_directory(camvid_dir, tmp_path_factory) -> pathlib.Path:
     )
     training.train(config, folder)
     attack = AttackConfig(
-        ckpt=str(folder), eps=(2.0, 8.0), steps=2, num_examples=4, name="test"
+        ckpt=str(folder),
+        attack=("fgsm",),
+        attack_tasks=("all",),
+        eps=(2.0, 8.0),
+        num_examples=4,
+        batch_size=4,
+        name="test",
     )
     attacking.attack(attack)
     return folder
@@ -321,9 +323,8 @@ def check_scalars(browser, pages, series):
 def check_images(browser, pages):
     """Each picture is loaded and is not just one colour."""
     browser.open(f"{pages}/#images")
-    tags = {*TRAINING_PICTURES, *ATTACK_PICTURES}
     pictures = browser.wait(
-        "pictures", PICTURES, lambda pictures: {tag for tag, _ in pictures} >= tags
+        "pictures", IMAGES, lambda pictures: {tag for tag, _ in pictures} >= PICTURES
     )
     assert all(colors > 50 for _, colors in pictures), pictures
     check_addresses(browser, pages)
@@ -339,11 +340,12 @@ def check_text(browser, pages):
 
 
 def check_hparams(browser, pages):
-    """The run has a row with settings and results."""
+    """The run has a row; its settings and results are offered as columns."""
     browser.open(f"{pages}/#hparams")
-    cells = browser.wait("row", HPARAMS, lambda cells: "browsed" in cells)
-    assert "loss/total" in cells, cells
-    assert ",".join(TASKS) in cells, cells
+    browser.wait("row", CELLS, lambda cells: "browsed" in cells)
+    texts = browser.run(TEXTS)
+    for text in ("batch_size", ",".join(TASKS), "loss/total"):
+        assert text in texts, texts
     check_addresses(browser, pages)
 
 

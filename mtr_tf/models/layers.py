@@ -134,12 +134,13 @@ class Blocks:
 class BilinearUpSampling(keras.layers.Layer):
     """Multiplies height and width by an even factor.
 
-    With zeros outside the map, equal to a fixed transposed convolution per channel with stride `factor`, kernel
-    2 factor x 2 factor with the triangle weights 1 - |i + 1/2 - factor| / factor, and
-    factor / 2 cropped from each side: the released code's frozen up-sampler. Written as
-    two matrix products, which on CPU has a gradient 2 to 4 times as fast as that of the
-    transposed convolution or of tf.image.resize, and no atomic additions on GPU.
-    With `replicate`, the map's edge goes on outside it, as in tf.image.resize.
+    With zeros outside the map, it is a fixed transposed convolution per channel with
+    stride `factor`, kernel 2 factor x 2 factor with the triangle weights
+    1 - |i + 1/2 - factor| / factor, and factor / 2 cropped from each side: the released
+    code's frozen up-sampler. Written as two matrix products, which on CPU has a
+    gradient 2 to 4 times as fast as that of the transposed convolution or of
+    tf.image.resize, and no atomic additions on GPU. With `replicate`, the map's edge
+    goes on outside it, as in tf.image.resize.
     """
 
     def __init__(self, factor: int, replicate: bool = False, **kwargs):
