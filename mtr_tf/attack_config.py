@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import re
 
+from mtr_tf.config import REPLICAS
+from mtr_tf.config import STRATEGY
 from mtr_tf.config import Settings
 from mtr_tf.config import parse_image_size
 from mtr_tf.config import setting
@@ -74,18 +76,8 @@ class AttackConfig(Settings):
     )
     seed: int = setting(0, "Seed of random starts, pixels and intervals.", low=0)
     # Where and how it runs.
-    strategy: str = setting(
-        "auto",
-        "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-        "else one device.",
-        choices=("auto", "one_device", "mirrored"),
-    )
-    replicas: int = setting(
-        0,
-        "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
-        "split into that many, for trials.",
-        low=0,
-    )
+    strategy: str = STRATEGY
+    replicas: int = REPLICAS
     precision: str = setting(
         "own",
         "Keras precision policy; own: the one the model was saved with.",

@@ -89,6 +89,21 @@ def parse_image_size(text: str) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+# Fields that both binaries have.
+STRATEGY = setting(
+    "auto",
+    "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
+    "else one device.",
+    choices=("auto", "one_device", "mirrored"),
+)
+REPLICAS = setting(
+    0,
+    "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
+    "split into that many, for trials.",
+    low=0,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
     """What `python -m mtr_tf.train` takes."""
@@ -168,18 +183,8 @@ class TrainConfig(Settings):
         0, "Seed of weights, order of examples, augmentation and attacks.", low=0
     )
     # Where and how it runs.
-    strategy: str = setting(
-        "auto",
-        "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-        "else one device.",
-        choices=("auto", "one_device", "mirrored"),
-    )
-    replicas: int = setting(
-        0,
-        "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
-        "split into that many, for trials.",
-        low=0,
-    )
+    strategy: str = STRATEGY
+    replicas: int = REPLICAS
     precision: str = setting(
         "float32",
         "Keras precision policy.",

@@ -11,8 +11,8 @@ from mtr_tf.errors import InputError
 def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
     """The strategy of a name.
 
-    `auto` takes all GPUs (mirrored) if there are several, else the one GPU, else the
-    CPU. `mirrored` with no GPU splits the CPU into `replicas` logical devices, which
+    `auto` is mirrored if there are several GPUs or replicas are asked for, else the one
+    GPU, else the CPU. `mirrored` with no GPU splits the CPU into `replicas` logical devices, which
     computes what as many GPUs would and is there for trials and tests.
 
     Args:
@@ -21,12 +21,17 @@ def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
 
     Raises:
       InputError: more replicas are asked for than there are GPUs (where there are
-        any), or TensorFlow has started before the CPU could be split.
+        any) or than one device has, or TensorFlow has started before the CPU could be split.
     """
     gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
     if name == "auto":
-        name = "mirrored" if len(gpus) > 1 else "one_device"
+        name = "mirrored" if len(gpus) > 1 or replicas > 1 else "one_device"
     if name == "one_device":
+        if replicas > 1:
+            raise InputError(
+                f"--replicas={replicas} needs --strategy=mirrored, got one_device; "
+                "leave one of the two out."
+            )
         return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "CPU:0")
     if gpus:
         if replicas > len(gpus):
