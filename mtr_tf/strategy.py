@@ -12,8 +12,8 @@ def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
     """The strategy of a name.
 
     `auto` is mirrored if there are several GPUs or replicas are asked for, else the one
-    GPU, else the CPU. `mirrored` with no GPU splits the CPU into `replicas` logical devices, which
-    computes what as many GPUs would and is there for trials and tests.
+    GPU, else the CPU. `mirrored` with no GPU splits the CPU into `replicas` logical
+    devices, which computes what as many GPUs would and is there for trials and tests.
 
     Args:
       name: auto, one_device or mirrored.
@@ -21,7 +21,8 @@ def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
 
     Raises:
       InputError: more replicas are asked for than there are GPUs (where there are
-        any) or than one device has, or TensorFlow has started before the CPU could be split.
+        any) or than one device has, or TensorFlow has started before the CPU could be
+        split.
     """
     gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
     if name == "auto":
