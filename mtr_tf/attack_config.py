@@ -24,7 +24,7 @@ class AttackConfig(Settings):
     ckpt: str = setting(
         "",
         "What to attack: a run directory (runs/NAME), a checkpoint in it, or a .keras "
-        "file. Required.",
+        "file of your own, whose results go to runs/FILE-HASH. Required.",
     )
     # The attacks: all combinations of --attack, --eps and --attack_tasks are run.
     attack: tuple[str, ...] = setting(
@@ -74,7 +74,9 @@ class AttackConfig(Settings):
         "The task of a .keras model that has one output without a task's name; "
         "otherwise, which of the model's tasks to look at (empty: all).",
     )
-    seed: int = setting(0, "Seed of random starts, pixels and intervals.", low=0)
+    seed: int = setting(
+        0, "Seed of random starts, pixels and intervals.", low=0, high=2**32 - 1
+    )
     # Where and how it runs.
     strategy: str = STRATEGY
     replicas: int = REPLICAS

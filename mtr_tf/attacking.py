@@ -5,7 +5,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
                  curves.png       metrics against the radius
                  gallery.png      a few examples
-                 tensorboard/     the same for TensorBoard
+                 ATTACK/GROUP/    the same for TensorBoard
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
 """
@@ -21,8 +21,10 @@ from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 import mtr_tf
+from mtr_tf import attack_summaries
 from mtr_tf import cell_store
 from mtr_tf import cells as cells_lib
 from mtr_tf import checkpoints
@@ -31,13 +33,11 @@ from mtr_tf import plots
 from mtr_tf import report
 from mtr_tf import runs
 from mtr_tf import strategy as strategy_lib
-from mtr_tf import summaries
 from mtr_tf import sweep
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import training
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attack_config import check_known
-from mtr_tf.cell_store import Result
 from mtr_tf.checkpoints import Run
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import batching
@@ -81,7 +81,12 @@ def attack(config: AttackConfig) -> str:
     cells[0].pixel_mask(*source.info.image_shape[:2])  # Complains now.
     folder = run.directory / "attacks" / (config.name or default_name(config))
     with runs.locked(folder):
-        settings = {"attack": config.to_dict(), **runs.provenance()}
+        settings = {
+            "attack": config.to_dict(),
+            "model_fingerprint": run.fingerprint,
+            "checkpoint_step": run.unfinished,
+            **runs.provenance(),
+        }
         runs.write_json(folder / "settings.json", settings)
         store = cell_store.Store(
             folder, _facts(config, run, subject), config.save_examples
@@ -97,7 +102,7 @@ def attack(config: AttackConfig) -> str:
         report.write(records, folder)
         plots.save_curves(records, folder / "curves.png")
         plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
-        _write_tensorboard(config, clean, results, folder / "tensorboard")
+        attack_summaries.write(config.to_dict(), clean, results, folder)
     return _text(config, subject, records, folder)
 
 
@@ -160,14 +165,31 @@ def _check_fits(run: Run, info: DatasetInfo, tasks: Sequence[str]) -> None:
             f"are {info.image_shape[0]}x{info.image_shape[1]}; give "
             f"--image_size={size[0]}x{size[1]}."
         )
+    shapes = run.model.compute_output_shape((1, *info.image_shape))
     for task in tasks:
-        channels = run.model.output[task].shape[-1]
-        expected = tasks_lib.TASKS[task].output_channels(info.num_classes)
-        if channels != expected:
+        channels = tasks_lib.TASKS[task].output_channels(info.num_classes)
+        expected = (*info.image_shape[:2], channels)
+        if tuple(shapes[task][1:]) != expected:
             raise InputError(
-                f"the model's {task} has {channels} channels, and on {info.name} it "
-                f"must have {expected}; choose the data set that it was trained on."
+                f"the model's {task} must have shape {expected} (height, width, "
+                f"channels) on {info.name}, and it has {tuple(shapes[task][1:])}; "
+                "choose the data set that it was trained on, or change the model."
             )
+        if tasks_lib.TASKS[task].discrete and _ends_in_softmax(run.model.output[task]):
+            logging.warning(
+                "the model's %s ends in a softmax, and logits are expected: a second "
+                "softmax hides most of the loss from the attack, and the model will "
+                "look robust. Drop the model's softmax.",
+                task,
+            )
+
+
+def _ends_in_softmax(output: keras.KerasTensor) -> bool:
+    layer = output._keras_history.operation
+    activation = getattr(layer, "activation", None)
+    return isinstance(layer, keras.layers.Softmax) or (
+        activation is keras.activations.softmax
+    )
 
 
 def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
@@ -177,12 +199,8 @@ def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
             "--precision can be changed for runs of mtr_tf.train only, and "
             f"{run.directory} is none; leave it at --precision=own."
         )
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = training.build_model(run.config, info)
-    finally:
-        keras.config.set_dtype_policy(before)
+    config = dataclasses.replace(run.config, precision=policy)
+    model = training.build_model(config, info)
     model.set_weights(run.model.get_weights())
     return dataclasses.replace(run, model=model)
 
@@ -202,59 +220,6 @@ def _facts(config: AttackConfig, run: Run, subject: sweep.Subject) -> dict:
         "data": cell_store.data_fingerprint(subject.columns, subject.num_examples),
         "tasks": subject.tasks,
         "seed": config.seed,
-    }
-
-
-def _write_tensorboard(
-    config: AttackConfig,
-    clean: Result,
-    results: Sequence[Result],
-    folder: pathlib.Path,
-) -> None:
-    """Scalars over the radius, pictures, settings; replaces what was there.
-
-    The step is the radius if all radii are whole numbers, else a thousandth of it.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    scale = 1 if all(eps == int(eps) for eps in config.eps) else 1000
-    writer = tf.summary.create_file_writer(str(folder))
-    with writer.as_default():
-        summaries.write_settings(config.to_dict(), folder.parent.name)
-        for prefix in dict.fromkeys(_prefix(result) for result in results):
-            summaries.write_scalars(_scalars(prefix, clean), 0)
-        for result in results:
-            if result.cell.eps:
-                prefix, step = _prefix(result), round(result.cell.eps * scale)
-                summaries.write_scalars(_scalars(prefix, result), step)
-                summaries.write_pictures(_pictures(prefix, clean, result), step)
-    writer.close()
-
-
-def _prefix(result: Result) -> str:
-    return f"attack/{result.cell.attack}/{result.cell.group}"
-
-
-def _scalars(prefix: str, result: Result) -> dict[str, float]:
-    return {
-        f"{prefix}/{task}/{metric}": score["value"]
-        for task, by_metric in result.scores.items()
-        for metric, score in by_metric.items()
-        if score["value"] is not None
-    }
-
-
-def _pictures(prefix: str, clean: Result, result: Result) -> dict:
-    return {
-        f"{prefix}/{task}": summaries.grid(
-            [
-                clean.pictures["image"],
-                clean.pictures[f"target/{task}"],
-                clean.pictures[f"output/{task}"],
-                result.pictures[f"output/{task}"],
-                result.pictures["perturbation"],
-            ]
-        )
-        for task in clean.scores
     }
 
 

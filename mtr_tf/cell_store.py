@@ -98,7 +98,9 @@ class Store:
                 raise ValueError("it holds the result of something else")
             with np.load(path.with_suffix(".npz")) as arrays:
                 pictures = dict(arrays)
-            result = Result(cell, content["scores"], content["count"], pictures)
+            result = Result(
+                cell, _scores(content["scores"]), content["count"], pictures
+            )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:
             logging.warning("%s is damaged (%s); it is done again", path, error)
@@ -129,6 +131,15 @@ class Store:
             return False
         with np.load(path) as arrays:
             return len(arrays["image"]) >= wanted
+
+
+def _scores(scores: dict) -> dict:
+    """The scores as they are, once it is sure that all parts are there."""
+    for by_metric in scores.values():
+        for score in by_metric.values():
+            for number in (score["value"], *score["interval"]):
+                float(number or 0)  # None stands for NaN.
+    return scores
 
 
 def data_fingerprint(columns: Columns, num_examples: int) -> str:

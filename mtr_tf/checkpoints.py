@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import pathlib
 import shutil
+import zipfile
 from typing import Any
+
+from absl import logging
 
 from mtr_tf import runs
 from mtr_tf.config import TrainConfig
@@ -45,24 +49,28 @@ class Keeper:
         )
 
     def restore(self) -> int:
-        """Restores the newest checkpoint if there is one; returns the steps done.
+        """Restores the newest checkpoint that can be read; returns the steps done.
 
         Raises:
-          InputError: it is damaged, or of another model.
+          InputError: there are some, and none can be read.
         """
         import tensorflow as tf
 
-        newest = self._newest.latest_checkpoint
-        if newest is None:
-            return 0
-        try:
-            self._checkpoint.restore(newest).assert_consumed()
-        except (tf.errors.OpError, *_READ_ERRORS) as error:
+        kept = self._newest.checkpoints
+        for path in reversed(kept):
+            try:
+                self._checkpoint.restore(path).assert_consumed()
+            except (tf.errors.OpError, *_READ_ERRORS) as error:
+                reason = str(error).splitlines()[0] if str(error) else "unreadable"
+                logging.warning("%s is damaged (%s)", path, reason[:100])
+            else:
+                return int(self._step.numpy())
+        if kept:
             raise InputError(
-                f"the checkpoint {newest} is damaged; delete {newest}.* and the last "
-                f"entry of {self._folder / 'checkpoint'} to go on from the one before."
-            ) from error
-        return int(self._step.numpy())
+                f"all checkpoints in {self._folder} are damaged or of another model; "
+                "delete the folder to start again, or give another --workdir."
+            )
+        return 0
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, and deletes the oldest beyond those to keep."""
@@ -78,7 +86,7 @@ class Keeper:
 
     def _write(self, manager: Any, step: int) -> None:
         self._step.assign(step)
-        with runs.full_disk_explained(self._folder):
+        with runs.write_errors_explained(self._folder):
             manager.save(checkpoint_number=step)
 
 
@@ -90,7 +98,8 @@ class Run:
     tasks: tuple[str, ...]
     config: TrainConfig | None  # None for a .keras file of the user's own.
     directory: pathlib.Path  # Where results of attacks go.
-    fingerprint: str  # SHA-256 of the weights; what a cached result depends on.
+    fingerprint: str  # Of architecture and weights; a cached result depends on it.
+    unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
 
 
 def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
@@ -116,13 +125,15 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
             "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
             f".keras file; got {ckpt!r}, which {_what_is(path)}.{known}"
         )
+    if path == root and (root / "model.keras").exists():
+        path = root / "model.keras"
+    step = None
     if path.suffix == ".keras":
         model = _load_keras(path)
-    elif path == root and (root / "model.keras").exists():
-        model = _load_keras(root / "model.keras")
     else:
-        model = _restore(root, path, config)
-    return Run(model, tuple(model.output), config, root, fingerprint(model))
+        model, step = _restore(root, path, config)
+        logging.info("this is the model after %d steps, from a checkpoint", step)
+    return Run(model, tuple(model.output), config, root, fingerprint(model), step)
 
 
 def _what_is(path: pathlib.Path) -> str:
@@ -132,15 +143,17 @@ def _what_is(path: pathlib.Path) -> str:
 
 
 def _run_root(path: pathlib.Path) -> pathlib.Path | None:
-    """The run directory that a path lies in, by its config.json."""
+    """The run directory that a path lies in, by the files that only a run has."""
     for root in (path, *list(path.parents)[:3]):
-        if (root / "config.json").is_file():
+        if all((root / name).is_file() for name in ("config.json", "train.flags")):
             return root
     return None
 
 
-def _restore(root: pathlib.Path, path: pathlib.Path, config: TrainConfig) -> Any:
-    """A model rebuilt from the settings, with the weights of a checkpoint."""
+def _restore(
+    root: pathlib.Path, path: pathlib.Path, config: TrainConfig
+) -> tuple[Any, int]:
+    """A model rebuilt from the settings, with a checkpoint's weights; and its step."""
     import tensorflow as tf
 
     from mtr_tf import training
@@ -150,20 +163,23 @@ def _restore(root: pathlib.Path, path: pathlib.Path, config: TrainConfig) -> Any
     if folder.is_dir():
         prefix = tf.train.latest_checkpoint(folder)
     if not prefix or not pathlib.Path(f"{prefix}.index").exists():
+        kept = sorted((root / "checkpoints").glob("**/*.index"))
+        names = ", ".join(str(p.with_suffix("").relative_to(root)) for p in kept)
         raise InputError(
-            f"there is no checkpoint at {folder}; train first, or name one of "
-            f"{sorted(p.stem for p in (root / 'checkpoints').glob('**/*.index'))}."
+            f"there is no checkpoint at {folder}; "
+            + (f"the run has {names}." if names else "go on with its training first.")
         )
     model = training.build_model(config, training.open_source(config).info)
     try:
-        status = tf.train.Checkpoint(model=model).restore(prefix)
-        status.assert_existing_objects_matched().expect_partial()
+        step = int(tf.train.load_variable(prefix, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+        status = tf.train.Checkpoint(model=model).restore(prefix).expect_partial()
+        status.assert_existing_objects_matched()
     except (tf.errors.OpError, *_READ_ERRORS) as error:
         raise InputError(
             f"the checkpoint {prefix} is damaged or of another model; try an older one "
             "from the same folder."
         ) from error
-    return model
+    return model, step
 
 
 def _load_keras(path: pathlib.Path) -> Any:
@@ -173,6 +189,11 @@ def _load_keras(path: pathlib.Path) -> Any:
 
     if not path.is_file():
         raise InputError(f"there is no file {path}; check --ckpt.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path} is no .keras file that can be loaded here: it is truncated, or "
+            "something else with that name; copy or save it again."
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
@@ -208,22 +229,43 @@ def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
             )
         model = keras.Model(model.inputs, {names[0]: model.outputs[0]})
     outputs = {tasks.resolve([name])[0]: out for name, out in model.output.items()}
-    if len(model.inputs) != 1:
+    if len(outputs) < len(model.output):
         raise InputError(
-            f"the model of {path} must have one input, the image; it has "
-            f"{len(model.inputs)}."
+            f"each output of {path} must be another task, got "
+            f"{', '.join(model.output)}, two of which are one; rename or drop one."
+        )
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] not in (3, None):
+        raise InputError(
+            f"the model of {path} must have one input, RGB images of shape (batch, "
+            f"height, width, 3); it has {', '.join(map(str, shapes))}."
         )
     if set(outputs) != set(model.output):
         model = keras.Model(model.inputs, outputs)
-    directory = pathlib.Path("runs", path.stem)
-    return Run(model, tuple(outputs), None, directory, fingerprint(model))
+    unique = fingerprint(model)
+    directory = pathlib.Path("runs", f"{path.stem}-{unique[:8]}")
+    return Run(model, tuple(outputs), None, directory, unique)
 
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 over the names, shapes and values of all of a model's variables."""
-    digest = hashlib.sha256()
+    """SHA-256 over a model's architecture and the values of all its variables."""
+    architecture = json.dumps(_lasting(model.get_config()), default=str)
+    digest = hashlib.sha256(architecture.encode())
     for variable in model.variables:
         value = variable.numpy()
         digest.update(f"{variable.path} {value.shape} {value.dtype}".encode())
         digest.update(value.tobytes())
     return digest.hexdigest()
+
+
+def _lasting(config: Any) -> Any:
+    """A model's config without its initialisers, which no longer matter."""
+    if isinstance(config, dict):
+        return {
+            key: _lasting(value)
+            for key, value in config.items()
+            if not str(key).endswith("_initializer")
+        }
+    if isinstance(config, list | tuple):
+        return [_lasting(value) for value in config]
+    return config

@@ -119,6 +119,9 @@ def run(
         sys.exit(0)
     for record in records:
         define(record)
+    if "--helpfull" in sys.argv[1:]:
+        print(flags.FLAGS.get_help())
+        sys.exit(0)
 
     def guarded(argv: list[str]) -> None:
         try:

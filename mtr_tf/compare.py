@@ -46,9 +46,8 @@ def main(config: CompareConfig) -> None:
     """Prints the tables; raises `InputError` for what the user can put right."""
     if not config.runs:
         raise InputError("--runs must name one or more attacked runs; it is empty.")
-    found = {
-        pathlib.Path(run).name: _read(pathlib.Path(run), config) for run in config.runs
-    }
+    found = {run: _read(pathlib.Path(run), config) for run in config.runs}
+    _check_comparable(found)
     curves = {name: _curve(name, records, config) for name, records in found.items()}
     first = next(iter(found.values()))[0]
     print(
@@ -58,7 +57,7 @@ def main(config: CompareConfig) -> None:
     )
     print(_curves_table(curves))
     for name, records in found.items():
-        if len({record["task"] for record in records}) > 1:
+        if any(len(record["attacked"]) > 1 for record in records):
             print(
                 f"\n{name}: rise of each task's loss, joint attack / attack on it alone"
             )
@@ -81,14 +80,38 @@ def _read(run: pathlib.Path, config: CompareConfig) -> list[Record]:
             f"{run} must have exactly one finished attack to compare, and it has "
             f"{names}; run mtr_tf.attack on it, or choose one with --name."
         )
-    records = json.loads(folders[0].read_text())
+    try:
+        records = json.loads(folders[0].read_text())
+        known = ", ".join(sorted({record["attack"] for record in records}))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folders[0]} is damaged ({error}); repeat the attack to write it anew."
+        ) from error
     chosen = [record for record in records if record["attack"] == config.attack]
     if not chosen:
-        raise InputError(
-            f"{folders[0]} has no attack {config.attack!r}, only "
-            f"{', '.join(sorted({r['attack'] for r in records}))}."
-        )
+        raise InputError(f"{folders[0]} has no attack {config.attack!r}, only {known}.")
     return chosen
+
+
+def _check_comparable(found: dict[str, list[Record]]) -> None:
+    """Raises `InputError` unless all runs were attacked in the same way."""
+    same = ("norm", "steps", "restarts", "attack_pixels", "dataset", "split", "n")
+    settings = {
+        run: {name: records[0].get(name) for name in same}
+        for run, records in found.items()
+    }
+    first, expected = next(iter(settings.items()))
+    for run, given in settings.items():
+        different = [
+            f"{name} is {expected[name]} in {first} and {given[name]} in {run}"
+            for name in same
+            if given[name] != expected[name]
+        ]
+        if different:
+            raise InputError(
+                f"runs must have been attacked alike to be compared: "
+                f"{'; '.join(different)}. Repeat one attack with the other's settings."
+            )
 
 
 def _curve(

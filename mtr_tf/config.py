@@ -54,9 +54,15 @@ class Settings:
                 near = difflib.get_close_matches(key, names, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"there is no setting {key!r}{hint}")
-        return cls(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        )
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for field in dataclasses.fields(cls):
+            value, kind = values.get(field.name, field.default), type(field.default)
+            whole = kind is float and type(value) is int
+            if type(value) is not kind and not whole:
+                raise InputError(
+                    f"{field.name} must be of type {kind.__name__}, got {value!r}"
+                )
+        return cls(**values)
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:
@@ -180,7 +186,10 @@ class TrainConfig(Settings):
     )
     lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
     seed: int = setting(
-        0, "Seed of weights, order of examples, augmentation and attacks.", low=0
+        0,
+        "Seed of weights, order of examples, augmentation and attacks.",
+        low=0,
+        high=2**32 - 1,
     )
     # Where and how it runs.
     strategy: str = STRATEGY
@@ -198,11 +207,12 @@ class TrainConfig(Settings):
         20, "Steps between training summaries (also of one compiled call).", low=1
     )
     eval_every: int = setting(
-        0, "Steps between evaluations on validation; 0: five times a run.", low=0
+        0, "Steps between evaluations on validation; 0: ten times a run.", low=0
     )
     eval_examples: int = setting(
         64,
-        "Validation examples that are evaluated and attacked during training.",
+        "Validation examples that are evaluated and attacked during training, or all "
+        "if there are fewer.",
         low=1,
     )
     eval_eps: float = setting(
@@ -222,6 +232,16 @@ class TrainConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.lr_epochs and self.schedule != "step":
+            raise InputError(
+                f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "
+                "one of the two out."
+            )
+        if list(self.lr_epochs) != sorted(set(self.lr_epochs)):
+            raise InputError(
+                "--lr_epochs must rise, such as 120,140; got "
+                f"{','.join(map(str, self.lr_epochs))}."
+            )
         if self.schedule == "step" and not self.lr_epochs:
             raise InputError(
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "

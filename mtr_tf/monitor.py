@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,7 +24,25 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import Evaluator
 from mtr_tf.evaluation import values
 
-_PICTURES = 4  # Examples in each picture.
+# The settings that people compare runs by.
+_HPARAMS = (
+    "tasks",
+    "main_tasks",
+    "aux_weight",
+    "dataset",
+    "image_size",
+    "model",
+    "width",
+    "decoders",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "schedule",
+    "weight_decay",
+    "seed",
+    "precision",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +100,23 @@ def training_attack(config: TrainConfig) -> attacks.PGD | None:
     return attacks.PGD(epsilon, epsilon / 4, config.eval_steps)
 
 
+def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The settings of a run for a table of many runs, those left empty filled in."""
+    height, width = image_size
+    filled = {
+        "tasks": tasks_lib.resolve(config.tasks),
+        "main_tasks": main_tasks(config),
+        "image_size": f"{height}x{width}",
+    }
+    return {name: filled.get(name, getattr(config, name)) for name in _HPARAMS}
+
+
 class Monitor:
     """Writes the summaries of one run, and evaluates it as it trains.
 
-    The attack raises the sum of the main tasks' losses; every task is scored.
+    The attack raises the sum of the main tasks' losses; every task is scored. Numbers
+    go to `train/`, `validation/` (clean images, pictures, settings) and, if there is an
+    attack, `validation/adversarial/`, under the same tags.
     """
 
     def __init__(
@@ -116,54 +148,82 @@ class Monitor:
             attacked=main_tasks(config),
             seed=config.seed,
         )
-        self._train = tf.summary.create_file_writer(str(workdir / "train"))
-        self._validation = tf.summary.create_file_writer(str(workdir / "validation"))
-        with self._train.as_default():
-            summaries.write_settings(config.to_dict(), workdir.name)
+        self._count = min(config.eval_examples, len(self._columns.images))
+        self._train = _writer(workdir / "train")
+        self._validation = {"clean": _writer(workdir / "validation")}
+        images = f"On the first {self._count} images of validation"
+        self._about = {"clean": f"{images}."}
+        if config.eval_eps:
+            folder = workdir / "validation" / "adversarial"
+            self._validation["adversarial"] = _writer(folder)
+            self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
+        with self._validation["clean"].as_default():
+            summaries.write_settings(config.to_dict())
+            summaries.write_hparams(
+                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+            )
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
         scalars = summaries.loss_scalars(
             dict(zip(self.weights, losses, strict=True)), self.weights
         )
+        speed = steps_per_second * self._config.batch_size
         with self._train.as_default():
             summaries.write_scalars(
+                scalars, step, "Mean over the training images since the last point."
+            )
+            summaries.write_scalars(
                 {
-                    **scalars,
-                    "learning_rate": float(self._rate(step - 1)),
-                    "examples_per_second": steps_per_second * self._config.batch_size,
+                    "optimizer/learning_rate": float(self._rate(step - 1)),
+                    "optimizer/examples_per_second": speed,
                 },
                 step,
             )
-        return scalars["loss/total"]
+        return scalars["total/loss"]
 
     def evaluated(self, step: int) -> float:
         """Evaluates and attacks part of validation; returns the score of `best`."""
         evaluation = self._evaluator.run(
             self._columns,
             batch_size=self._config.batch_size,
-            num_examples=min(self._config.eval_examples, len(self._columns.images)),
-            keep_examples=_PICTURES,
+            num_examples=self._count,
+            keep_examples=summaries.EXAMPLES,
         )
         found = {"clean": values(evaluation.clean)}
         if evaluation.attacked:
             found["adversarial"] = values(evaluation.attacked)
-        with self._validation.as_default():
-            for kind, numbers in found.items():
-                summaries.write_scalars(
-                    summaries.evaluation_scalars(kind, numbers, self.weights), step
-                )
-            pictures = summaries.pictures(
-                evaluation.examples,
-                tuple(self.weights),
-                self._info,
-                self._config.eval_eps / 255,
-            )
-            summaries.write_pictures(pictures, step)
-        self._validation.flush()
-        self._train.flush()
+        for kind, numbers in found.items():
+            scalars = summaries.evaluation_scalars(numbers, self.weights)
+            with self._validation[kind].as_default():
+                summaries.write_scalars(scalars, step, self._about[kind])
+        pictures = summaries.pictures(
+            evaluation.examples,
+            tuple(self.weights),
+            self._info,
+            self._config.eval_eps / 255,
+        )
+        about = ""
+        if evaluation.attacked:
+            about = f"{_attack(self._config)}; grey is no perturbation."
+        with self._validation["clean"].as_default():
+            summaries.write_pictures(pictures, step, about)
+        for writer in (self._train, *self._validation.values()):
+            writer.flush()
         logging.info("step %d: %s", step, _headlines(found))
         return found[self.best.kind][self.best.task][self.best.metric.name]
+
+
+def _attack(config: TrainConfig) -> str:
+    """The attack of `training_attack` and what it raises, in words."""
+    return (
+        f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
+        f"steps) on {' + '.join(main_tasks(config))}"
+    )
+
+
+def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
+    return tf.summary.create_file_writer(str(folder))
 
 
 def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:

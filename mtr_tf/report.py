@@ -76,7 +76,7 @@ def _vulnerability(
 ) -> float | None:
     if clean is None or attacked is None:
         return None
-    value = float(metrics.relative_vulnerability(metric, clean, attacked))
+    value = float(metrics.relative_vulnerability(metric, clean, attacked)) + 0.0
     return value if math.isfinite(value) else None
 
 
@@ -114,7 +114,7 @@ def table(records: Sequence[Record], width: int = 120) -> str:
     rows = list(dict.fromkeys(_row_of(record) for record in records))
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
     left = [["", "attack", *(row[0] for row in rows)]]
-    left.append(["", "attacked", *(row[1] for row in rows)])
+    left.append(["", "attacked", *(_short_group(row[1], tasks) for row in rows)])
     left.append(["", "eps", *(f"{row[2]:g}" for row in rows)])
     left = _paste([_align(left[0]), _align(left[1]), _align(left[2], str.rjust)])
     blocks = [_block(task, rows, by_place) for task in tasks]
@@ -125,6 +125,12 @@ def table(records: Sequence[Record], width: int = 120) -> str:
             line = [left]
         line.append(block)
     return "\n\n".join("\n".join(_paste(line, " | ")) for line in [*tables, line])
+
+
+def _short_group(group: str, tasks: Sequence[str]) -> str:
+    """The group's name in a table: not all of more than three tasks one by one."""
+    count = group.count("+") + 1
+    return f"all {count} tasks" if count == len(tasks) > 3 else group
 
 
 def _row_of(record: Record) -> tuple[str, str, float]:

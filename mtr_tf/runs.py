@@ -43,21 +43,25 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       InputError: the disk is full. What stood at `path` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{os.getpid()}.{path.name}")  # Keeps the suffix.
     try:
-        with full_disk_explained(path):
+        with write_errors_explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield beside
             with open(beside, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
 @contextlib.contextmanager
-def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns the errors of a full disk, Python's or TensorFlow's, into `InputError`."""
+def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of writing into `InputError`: a full disk, a folder without rights.
+
+    A full disk is told by TensorFlow's errors as well as by Python's.
+    """
     try:
         yield
     except Exception as error:
@@ -66,8 +70,13 @@ def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in codes or any(
             os.strerror(code) in text for code in codes
         )
-        if not full:
+        if not full and not isinstance(error, OSError):
             raise
+        if not full:
+            raise InputError(
+                f"{path} cannot be written: {error.strerror or error}. Give another "
+                "directory, or the right to write there."
+            ) from error
         raise InputError(
             f"no space is left on the disk to write {path}; what was there before is "
             "kept. Free some space, then repeat the command to go on."
@@ -92,9 +101,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
-    with full_disk_explained(workdir):
+    with write_errors_explained(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "a+") as file:
+        lock = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -83,7 +83,11 @@ def run(
 
 
 def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
-    note = f"{cell.attack} {cell.group} eps {cell.eps:g}" if cell else "clean"
+    note = "clean"
+    if cell:
+        many = len(cell.attacked) > 3
+        group = f"{len(cell.attacked)} tasks" if many else cell.group
+        note = f"{cell.attack} {group} eps {cell.eps:g}"
     advance(images * _passes(cell), note)
 
 

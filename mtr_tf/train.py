@@ -11,6 +11,8 @@ the last one stopped. Watch it with: tensorboard --logdir=runs
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pathlib
 
 from mtr_tf import common_flags
@@ -26,8 +28,15 @@ def main(config: TrainConfig, place: RunPlace) -> None:
     from absl import logging
 
     from mtr_tf import runs
+    from mtr_tf import tasks
     from mtr_tf import training
 
+    config = dataclasses.replace(
+        config,  # As it is kept: one spelling, and valid in any working directory.
+        tasks=tasks.resolve(config.tasks),
+        main_tasks=tasks.resolve(config.main_tasks) if config.main_tasks else (),
+        data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
+    )
     workdir = pathlib.Path(place.workdir or runs.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")
@@ -42,7 +51,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "Checkpoints are kept; the same command goes on from the newest.",
+        "What is finished is kept; the same command goes on from there.",
     )
 
 

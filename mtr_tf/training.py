@@ -134,11 +134,20 @@ def build_model(config: TrainConfig, info: data.DatasetInfo) -> keras.Model:
     if crop:
         models.check_image_size(config.model, info.image_shape[:2])
         models.check_image_size(config.model, crop)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        return _build(config, info)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _build(config: TrainConfig, info: data.DatasetInfo) -> keras.Model:
     return models.build(
         config.model,
         tasks_lib.resolve(config.tasks),
         # With crops, training and evaluation differ in size.
-        (None, None, 3) if crop else info.image_shape,
+        (None, None, 3) if config.crop else info.image_shape,
         len(info.classes),
         width=config.width or None,
         decoders=config.decoders,
@@ -162,7 +171,6 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    keras.config.set_dtype_policy(config.precision)
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.replica_slices(
         config.batch_size,
@@ -225,8 +233,9 @@ class Timetable:
     config: TrainConfig
 
     def every(self, what: str) -> int:
-        """The period of `summary`, `eval` or `checkpoint`; 0 is five times a run."""
-        return getattr(self.config, f"{what}_every") or math.ceil(self.total / 5)
+        """The period of `summary`, `eval` (10 a run) or `checkpoint` (5 a run)."""
+        times = 10 if what == "eval" else 5
+        return getattr(self.config, f"{what}_every") or math.ceil(self.total / times)
 
     def due(self, what: str, step: int) -> bool:
         """Whether it is time for something after `step` steps."""
@@ -279,8 +288,8 @@ def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], before: int) -
     for step, task in np.argwhere(~np.isfinite(losses))[:1]:
         raise InputError(
             f"the loss of {tasks[task]} is {losses[step, task]} at step "
-            f"{before + step + 1}: training has diverged. Lower --learning_rate or the "
-            "task's weight; the checkpoints before it are kept."
+            f"{before + step + 1}: training has diverged; what was saved before is "
+            "kept. Lower --learning_rate or the task's weight, in another --workdir."
         )
 
 

@@ -143,10 +143,10 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     folder = run_directory / "attacks" / "test"
     for name in ("results.csv", "settings.json", "curves.png", "gallery.png"):
         assert (folder / name).stat().st_size > 500, name
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    curve = events.Tensors("attack/pgd/seg/seg/miou")
+    events = EventAccumulator(str(folder / "pgd" / "seg")).Reload()
+    curve = events.Tensors("seg_by_eps/miou")
     assert [event.step for event in curve] == [0, 1, 2, 4, 8]
-    assert "attack/pgd/seg/depth" in events.Tags()["tensors"]  # A picture.
+    assert "depth_by_eps/pictures" in events.Tags()["tensors"]
 
     assert len(records) == 4 * (3 + 4)  # Radii; metrics of seg and of depth.
     assert all(record["n"] == 11 for record in records)

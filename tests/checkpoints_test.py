@@ -97,12 +97,19 @@ def test_a_killed_save_leaves_nothing_that_matters(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_damaged_checkpoint_is_explained(tmp_path):
-    keeper(tmp_path, tiny()).save(1)
-    data = next((tmp_path / "checkpoints").glob("*.data*"))
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(InputError, match="ckpt-1 is damaged"):
-        keeper(tmp_path, tiny()).restore()
+def test_from_a_damaged_checkpoint_to_the_one_before(tmp_path):
+    made = keeper(tmp_path, tiny())
+    for step in (1, 2):
+        made.save(step)
+    for damaged, found in ((2, 1), (1, None)):
+        path = next((tmp_path / "checkpoints").glob(f"ckpt-{damaged}.data*"))
+        path.write_bytes(path.read_bytes()[:100])
+        again = keeper(tmp_path, tiny())
+        if found:
+            assert again.restore() == found
+        else:
+            with pytest.raises(InputError, match="all checkpoints .* are damaged"):
+                again.restore()
 
 
 @pytest.mark.parametrize(
@@ -130,10 +137,31 @@ def test_an_unfinished_run_is_its_newest_checkpoint(run):
     (run / "model.keras").unlink()
     loaded = checkpoints.load_run(str(run))
     assert_same(outputs(loaded.model), outputs(tiny(2)))
+    assert loaded.unfinished == 10
+
+
+def test_a_checkpoint_keeps_the_runs_precision(run):
+    kept = json.loads((run / "config.json").read_text())
+    kept["train"]["precision"] = "mixed_bfloat16"
+    (run / "config.json").write_text(json.dumps(kept))
+    model = checkpoints.load_run(str(run / "checkpoints")).model
+    assert model.get_layer("encoder_stem_conv").compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_fingerprints_tell_weights_apart():
     assert checkpoints.fingerprint(tiny(1)) != checkpoints.fingerprint(tiny(2))
+
+
+def test_fingerprints_tell_architectures_apart():
+    def scaled(by):
+        image = keras.Input((8, 8, 3), name="image")
+        return keras.Model(
+            image, {"autoencoder": keras.layers.Rescaling(by, name="scale")(image)}
+        )
+
+    prints = {checkpoints.fingerprint(scaled(by)) for by in (1.0, 10.0)}
+    assert len(prints) == 2
 
 
 def own_model(path, outputs=None):
@@ -153,7 +181,20 @@ def test_a_model_of_ones_own_with_a_dict_of_outputs(tmp_path):
     assert loaded.tasks == ("depth", "reshading")
     assert set(loaded.model.output) == {"depth", "reshading"}
     assert loaded.config is None
-    assert loaded.directory.parts == ("runs", "m")
+    assert loaded.directory.parts == ("runs", f"m-{loaded.fingerprint[:8]}")
+
+
+def test_two_outputs_for_one_task_are_refused(tmp_path):
+    with pytest.raises(InputError, match="each output .* another task"):
+        checkpoints.load_run(own_model(tmp_path / "m.keras", ("depth", "d")))
+
+
+def test_a_model_without_colours_is_refused(tmp_path):
+    image = keras.Input((8, 8, 1))
+    path = tmp_path / "m.keras"
+    keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)}).save(path)
+    with pytest.raises(InputError, match="RGB images"):
+        checkpoints.load_run(str(path))
 
 
 def test_a_model_of_ones_own_with_one_output(tmp_path):

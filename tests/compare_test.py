@@ -63,7 +63,7 @@ def test_tables(runs, capsys, tmp_path):
     compare.main(CompareConfig(runs=runs, plot=str(plot)))
     lines = lines_of(capsys.readouterr().out)
     both = ["0.375", "(0.365-0.385)"] * 2
-    assert ["eps", "a", "b"] in lines
+    assert ["eps", *runs] in lines
     assert ["clean", *["0.500", "(0.490-0.510)"] * 2] in lines
     assert ["1", *both] in lines
     # Joint against single rise: (1.5 - 1) / (2 - 1) and (6 - 3) / (7 - 3).
@@ -83,3 +83,17 @@ def test_tables(runs, capsys, tmp_path):
 def test_bad_input(runs, changes, message):
     with pytest.raises(InputError, match=message):
         compare.main(CompareConfig(**({"runs": runs} | changes)))
+
+
+def test_attacks_that_differ_are_not_compared(runs, tmp_path):
+    other = write(
+        tmp_path / "c", [record(1, ["seg"], "seg", "miou", 0.5, 0.1) | {"norm": "l2"}]
+    )
+    with pytest.raises(InputError, match="norm is linf in .*/a and l2 in .*/c"):
+        compare.main(CompareConfig(runs=(runs[0], other)))
+
+
+def test_a_damaged_file_is_explained(runs, tmp_path):
+    (tmp_path / "a" / "attacks" / "quick" / "results.json").write_text("[{")
+    with pytest.raises(InputError, match="damaged"):
+        compare.main(CompareConfig(runs=runs))

@@ -26,6 +26,9 @@ def test_defaults_are_valid_and_go_round():
         ({"eval_eps": float("nan")}, "finite"),
         ({"decoders": "both"}, "separate, shared"),
         ({"schedule": "step"}, "--lr_epochs"),
+        ({"lr_epochs": (2,)}, "--lr_epochs goes with --schedule=step"),
+        ({"schedule": "step", "lr_epochs": (2, 1)}, "--lr_epochs must rise"),
+        ({"seed": 2**32}, "--seed must be from 0 to"),
         ({"lr_epochs": (3, 0)}, "--lr_epochs must be at least 1, got 0"),
         ({"image_size": "64,64"}, "height x width"),
         ({"crop": "0"}, "height x width"),
@@ -39,6 +42,12 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
 def test_an_unknown_setting_suggests_a_known_one():
     with pytest.raises(InputError, match="did you mean 'batch_size'"):
         TrainConfig.from_dict({"batchsize": 3})
+
+
+@pytest.mark.parametrize("values", [{"dataset": 5}, {"epochs": "two"}, {"flip": 1}])
+def test_a_setting_of_another_type_is_refused(values):
+    with pytest.raises(InputError, match=f"{next(iter(values))} must be of type"):
+        TrainConfig.from_dict(values)
 
 
 def test_image_size():
@@ -60,7 +69,12 @@ def test_flags_without_arguments_give_the_defaults():
 
 def test_flags_of_every_kind():
     config = parsed(
-        "--tasks=s, d", "--lr_epochs=2,5", "--noflip", "--learning_rate=1", "--seed=4"
+        "--tasks=s, d",
+        "--schedule=step",
+        "--lr_epochs=2,5",
+        "--noflip",
+        "--learning_rate=1",
+        "--seed=4",
     )
     assert config.tasks == ("s", "d")
     assert config.lr_epochs == (2, 5)

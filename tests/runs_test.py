@@ -30,6 +30,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_place_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="/file/a cannot be written: "):
+        runs.write_text(tmp_path / "file" / "a", "text")
+    with (
+        pytest.raises(InputError, match="cannot be written"),
+        runs.locked(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
 def test_nan_is_refused_in_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         runs.write_json(tmp_path / "a.json", float("nan"))

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pathlib
 import types
 
 import numpy as np
@@ -12,12 +14,24 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from mtr_tf import attack_summaries
+from mtr_tf import models
+from mtr_tf import monitor
 from mtr_tf import summaries
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attack_config import ATTACKS
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
+from mtr_tf.config import TrainConfig
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
 from mtr_tf.evaluation import Examples
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
 )
+GAP, HEADING = 2, 20
 
 
 def make_examples(attacked: bool = True) -> Examples:
@@ -34,38 +48,133 @@ def make_examples(attacked: bool = True) -> Examples:
     )
 
 
+def read(folder: pathlib.Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def numbers(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    """(step, value) of a scalar."""
+    return [
+        (event.step, float(tf.make_ndarray(event.tensor_proto)))
+        for event in events.Tensors(tag)
+    ]
+
+
+def picture(events: EventAccumulator, tag: str) -> np.ndarray:
+    _, _, png = tf.make_ndarray(events.Tensors(tag)[-1].tensor_proto)
+    return tf.io.decode_png(png).numpy()
+
+
+def description(events: EventAccumulator, tag: str) -> str:
+    return events.SummaryMetadata(tag).summary_description
+
+
+def hparams(events: EventAccumulator) -> dict:
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    return {
+        name: getattr(value, value.WhichOneof("kind"))
+        for name, value in started.hparams.items()
+    }
+
+
 def test_tags_and_totals():
     assert summaries.loss_scalars(
         {"seg": 2.0, "depth": 0.5}, {"seg": 1, "depth": 2}
     ) == {
-        "loss/seg": 2.0,
-        "loss/depth": 0.5,
-        "loss/total": 3.0,
+        "seg/loss": 2.0,
+        "depth/loss": 0.5,
+        "total/loss": 3.0,
     }
     values = {"seg": {"miou": 0.5, "loss": 2.0}, "depth": {"loss": math.nan}}
-    found = summaries.evaluation_scalars("clean", values)
-    assert found["eval/clean/seg/miou"] == 0.5
-    assert found["eval/clean/total/loss"] == 2.0  # Without the task nobody knows.
-    assert math.isnan(found["eval/clean/depth/loss"])
+    found = summaries.evaluation_scalars(values)
+    assert found["seg/miou"] == 0.5
+    assert found["total/loss"] == 2.0  # Without the task nobody knows.
+    assert math.isnan(found["depth/loss"])
+
+
+def test_every_number_says_its_unit_and_which_way_is_better():
+    for name, task in tasks_lib.TASKS.items():
+        for metric in task.metrics:
+            text = summaries.describe(f"{name}/{metric.name}")
+            assert f"{metric.better} is better" in text
+            assert f", in {metric.unit}" in text or not metric.unit
+    assert "lower is better" in summaries.describe("total/loss")
+    assert "higher is better" in summaries.describe("optimizer/examples_per_second")
+
+
+@pytest.mark.parametrize(
+    ("tag", "same"),
+    [
+        ("depth/loss", "depth/mae"),
+        ("depth/mae", "depth/loss"),
+        ("autoencoder/loss", "autoencoder/mse"),
+        ("depth/rmse", None),
+        ("autoencoder/mae", None),
+        ("seg/loss", None),
+    ],
+)
+def test_numbers_that_coincide_say_so(tag, same):
+    text = summaries.describe(tag)
+    assert ("is the same number" in text) == bool(same)
+    assert not same or same in text
 
 
 def test_the_columns_of_a_picture():
-    (picture,) = summaries.pictures(make_examples(), ("seg",), INFO, 0.1).values()
-    assert picture.shape == (2 * 4 + 2, 5 * 5 + 4 * 2, 3)
-    tile = picture[:4].swapaxes(0, 1)[:, 0]  # The first pixel row, by column.
-    image, target, clean, attacked, change = (tile[7 * i : 7 * i + 5] for i in range(5))
+    (columns,) = summaries.pictures(make_examples(), ("seg",), INFO, 0.1).values()
+    image, target, clean, attacked, change = columns.values()
+    assert [*columns] == [
+        "image",
+        "target",
+        "clean output",
+        "attacked output",
+        "perturbation x5",
+    ]
+    assert all(tiles.shape == (2, 4, 5, 3) for tiles in columns.values())
     assert (image == 128).all()
     assert (target == (10, 20, 30)).all()
     assert (clean == (10, 20, 30)).all()
     assert (attacked == (200, 100, 50)).all()
     assert (change == 255).all()  # +eps is white.
-    assert (picture[:, 5:7] == 255).all()
-    assert (picture[4:6] == 255).all()
 
 
 def test_a_picture_without_an_attack_has_three_columns():
     found = summaries.pictures(make_examples(attacked=False), ("seg",), INFO)
-    assert found["pictures/seg"].shape == (10, 3 * 5 + 2 * 2, 3)
+    assert [*found] == ["seg/pictures"]
+    assert [*found["seg/pictures"]] == ["image", "target", "clean output"]
+
+
+@pytest.mark.parametrize(("size", "factor"), [((4, 5), 32), ((128, 200), 1)])
+def test_a_sheet_has_large_tiles_under_headings(size, factor):
+    tiles = np.random.default_rng(0).integers(0, 255, (2, *size, 3), np.uint8)
+    sheet = summaries.sheet({"one": tiles, "another": 255 - tiles})
+    height, width = (side * factor for side in size)
+    assert sheet.shape == (HEADING + 2 * height + GAP, 2 * width + GAP, 3)
+    below = sheet[HEADING:]
+    np.testing.assert_array_equal(below[:height:factor, :width:factor], tiles[0])
+    np.testing.assert_array_equal(
+        below[height + GAP :, width + GAP :],
+        np.kron(255 - tiles[1], np.ones((factor, factor, 1), np.uint8)),
+    )
+    assert (below[height : height + GAP] == 255).all()
+    assert (below[:, width : width + GAP] == 255).all()
+    for start in (0, width + GAP):
+        above = sheet[:HEADING, start : start + width].min(axis=-1)
+        dark = np.argwhere(above < 100)
+        assert len(dark) > 20  # There is a heading,
+        top, left = dark.min(axis=0)
+        bottom, right = dark.max(axis=0)
+        assert top >= 1  # whole, and in the middle.
+        assert bottom <= HEADING - 2
+        assert (left + right) / 2 == pytest.approx(width / 2, abs=2)
+
+
+def test_the_longest_heading_is_no_wider_than_the_smallest_tile():
+    heading = "perturbation x128"
+    tiles = np.full((1, 128, 128, 3), 255, np.uint8)
+    sheet = summaries.sheet({"a": tiles, heading: tiles, "b": tiles})
+    gap = sheet[:HEADING, 128 : 128 + GAP], sheet[:HEADING, 258 : 258 + GAP]
+    assert (np.array(gap) == 255).all()
 
 
 def test_magnification():
@@ -76,8 +185,16 @@ def test_magnification():
 
 
 def test_settings_as_text():
-    table = summaries.settings_table({"tasks": ["seg", "depth"], "a|b": "c|d"})
-    assert table.splitlines()[2:] == ["| tasks | `seg,depth` |", "| a|b | `c\\|d` |"]
+    table = summaries.settings_table(
+        {"tasks": ["seg", "depth"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
+    )
+    assert table.splitlines()[2:] == [
+        "| tasks | `seg,depth` |",
+        "| a|b | `c\\|d` |",
+        "| crop |  |",
+        "| main |  |",
+        "| n | `0` |",
+    ]
     assert summaries.hparam_values({"a": (1, 2), "b": 0.5, "c": None, "d": True}) == {
         "a": "1,2",
         "b": 0.5,
@@ -87,24 +204,217 @@ def test_settings_as_text():
 
 
 def test_what_is_written_can_be_read_back(tmp_path):
+    tiles = np.full((1, 200, 150, 3), 9, np.uint8)
     writer = tf.summary.create_file_writer(str(tmp_path))
     with writer.as_default():
-        summaries.write_scalars({"loss/seg": 0.25, "loss/depth": math.nan}, 7)
-        summaries.write_pictures({"pictures/seg": np.full((3, 4, 3), 9, np.uint8)}, 7)
-        summaries.write_settings({"tasks": ("seg",), "epochs": 3}, "trial")
+        summaries.write_scalars(
+            {"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images."
+        )
+        summaries.write_scalars({"seg/miou": 0.5}, 8, suffix="_x")
+        summaries.write_pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
+        summaries.write_settings({"tasks": ("seg",), "epochs": 3})
+        summaries.write_hparams({"tasks": ("seg",), "epochs": 3}, "trial")
     writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert set(events.Tags()["tensors"]) >= {"loss/seg", "pictures/seg", "settings"}
-    assert "loss/depth" not in events.Tags()["tensors"]
-    (scalar,) = events.Tensors("loss/seg")
-    assert scalar.step == 7
-    assert tf.make_ndarray(scalar.tensor_proto) == 0.25
-    width, height, png = tf.make_ndarray(events.Tensors("pictures/seg")[0].tensor_proto)
-    assert (int(width), int(height)) == (4, 3)
-    assert (tf.io.decode_png(png).numpy() == 9).all()
+    events = read(tmp_path)
+    assert set(events.Tags()["tensors"]) == {
+        "seg/loss",
+        "seg_x/miou",
+        "seg/pictures",
+        "settings",
+        "_hparams_/session_start_info",
+    }
+    assert numbers(events, "seg/loss") == [(7, 0.25)]
+    about = description(events, "seg/loss")
+    assert about.startswith("loss (cross entropy) of seg; lower is better.")
+    assert about.endswith("On 3 images.")
+    assert description(events, "seg/pictures") == "Columns: image. So."
+    assert (picture(events, "seg/pictures")[HEADING:] == 9).all()
     (text,) = tf.make_ndarray(events.Tensors("settings")[0].tensor_proto).ravel()[:1]
     assert b"| epochs | `3` |" in text
-    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
-    started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
-    assert started.hparams["epochs"].number_value == 3
-    assert started.hparams["tasks"].string_value == "seg"
+    assert hparams(events) == {"epochs": 3, "tasks": "seg"}
+
+
+# Training.
+
+
+def a_source() -> Source:
+    """Noise of 16 x 16, for seg and depth."""
+    rng = np.random.default_rng(0)
+    columns = Columns(
+        images=rng.integers(0, 256, (6, 16, 16, 3), np.uint8),
+        targets={
+            "seg": rng.integers(0, 2, (6, 16, 16), np.uint8),
+            "depth": rng.uniform(1, 3, (6, 16, 16, 1)).astype(np.float32),
+        },
+        masks={},
+    )
+    info = DatasetInfo(
+        name="noise",
+        image_shape=(16, 16, 3),
+        classes=("a", "b"),
+        colors=INFO.colors,
+        tasks=("seg", "depth"),
+        splits={"train": 6, "validation": 6},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        ranges={"depth": (1.0, 3.0)},
+    )
+    return Source(info, lambda split: columns)
+
+
+def watch(folder: pathlib.Path, **settings) -> None:
+    """What a run of one step on `a_source` writes."""
+    config = TrainConfig(
+        tasks=("d", "s"),
+        dataset="noise",
+        batch_size=2,
+        eval_examples=5,
+        eval_steps=1,
+        **settings,
+    )
+    tasks = tasks_lib.resolve(config.tasks)
+    watched = monitor.Monitor(
+        config,
+        a_source(),
+        tf.distribute.get_strategy(),
+        models.build("tiny", tasks, (16, 16, 3), 2),
+        {"depth": 1.0, "seg": 2.0},
+        monitor.parse_best(config),
+        folder,
+    )
+    watched.trained(1, np.array([0.5, 0.25]), 3.0)
+    watched.evaluated(1)
+
+
+def test_the_three_runs_of_training_share_their_tags(tmp_path):
+    watch(tmp_path / "run", main_tasks=("s",))
+    runs = {
+        name: read(tmp_path / "run" / name)
+        for name in ("train", "validation", "validation/adversarial")
+    }
+    tags = {name: set(events.Tags()["tensors"]) for name, events in runs.items()}
+    losses = {"seg/loss", "depth/loss", "total/loss"}
+    metrics = {"seg/miou", "seg/pixel_accuracy"}
+    metrics |= {"depth/mae", "depth/rmse", "depth/rel"}
+    speed = {"optimizer/learning_rate", "optimizer/examples_per_second"}
+    assert tags["train"] == losses | speed
+    assert tags["validation/adversarial"] == losses | metrics
+    assert tags["validation"] == losses | metrics | {
+        "seg/pictures",
+        "depth/pictures",
+        "settings",
+        "_hparams_/session_start_info",
+    }
+    assert numbers(runs["train"], "total/loss") == [(1, 1.0)]
+    assert numbers(runs["train"], "optimizer/examples_per_second") == [(1, 6.0)]
+    ((_, clean),), ((_, attacked),) = (
+        numbers(runs[name], "seg/loss")
+        for name in ("validation", "validation/adversarial")
+    )
+    assert attacked > clean
+    for name, events in runs.items():
+        assert ("5 images" in description(events, "depth/loss")) == (name != "train")
+    about = description(runs["validation/adversarial"], "depth/loss")
+    assert "eps 4 levels of 0-255, 1 steps) on seg." in about
+    shown = picture(runs["validation"], "seg/pictures")
+    assert shown.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
+    assert hparams(runs["validation"]) == {
+        "tasks": "depth,seg",
+        "main_tasks": "seg",
+        "aux_weight": 1.0,
+        "dataset": "noise",
+        "image_size": "16x16",
+        "model": "small",
+        "width": 0,
+        "decoders": "separate",
+        "epochs": 20,
+        "batch_size": 2,
+        "learning_rate": 2e-3,
+        "optimizer": "adam",
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "seed": 0,
+        "precision": "float32",
+    }
+
+
+def test_training_without_an_attack_has_no_adversarial_run(tmp_path):
+    watch(tmp_path, eval_eps=0.0)
+    assert not (tmp_path / "validation" / "adversarial").exists()
+    about = description(read(tmp_path / "validation"), "seg/pictures")
+    assert about == "Columns: image, target, clean output."
+
+
+# Attacks.
+
+
+def a_result(attack: str, group: tuple[str, ...], eps: float, miou: float) -> Result:
+    cell = Cell(attack, "l2", eps, eps, 1, 1, group, 0, 0) if attack else None
+    tiles = np.full((3, 128, 128, 3), 7, np.uint8)
+    names = ("image", "target/seg", "output/seg", "adversarial", "perturbation")
+    scores = {"seg": {"miou": {"value": miou}, "loss": {"value": None}}}
+    return Result(cell, scores, 11, dict.fromkeys(names, tiles))
+
+
+def write_attacks(folder: pathlib.Path, results: list[Result]) -> None:
+    settings = {"split": "test", "eps": sorted({r.cell.eps for r in results})}
+    clean = a_result("", (), 0, 0.75)
+    attack_summaries.write(settings, clean, results, folder)
+
+
+def test_attacks_are_curves_over_eps_with_a_run_per_attack_and_group(tmp_path):
+    write_attacks(
+        tmp_path,
+        [
+            a_result("pgd", ("seg", "depth"), 0.25, 0.5),
+            a_result("fgsm", ("seg",), 0.0, 0.75),
+            a_result("pgd", ("seg", "depth"), 1.5, 0.25),
+            a_result("fgsm", ("seg",), 1.0, 0.125),
+        ],
+    )
+    joint = read(tmp_path / "pgd" / "seg+depth")
+    tag = "seg_by_eps/miou"
+    assert numbers(joint, tag) == [(0, 0.75), (250, 0.5), (1500, 0.25)]
+    fgsm = read(tmp_path / "fgsm" / "seg")
+    assert numbers(fgsm, tag) == [(0, 0.75), (1000, 0.125)]
+    assert set(fgsm.Tags()["tensors"]) == {tag, "seg_by_eps/pictures"}
+    about = description(fgsm, tag)
+    assert "miou of seg; higher is better." in about
+    assert "first 11 images of test" in about
+    assert "eps times 1000 (l2, the plain l2 norm)" in about
+    assert read(tmp_path).Tags()["tensors"] == ["settings"]
+    assert [e.step for e in joint.Tensors("seg_by_eps/pictures")] == [250, 1500]
+    shown = picture(joint, "seg_by_eps/pictures")
+    assert shown.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
+    assert "attacked output, perturbation." in description(joint, "seg_by_eps/pictures")
+
+
+def test_whole_radii_are_the_steps_themselves(tmp_path):
+    write_attacks(tmp_path, [a_result("pgd", ("seg",), 8.0, 0.5)])
+    events = read(tmp_path / "pgd" / "seg")
+    assert numbers(events, "seg_by_eps/miou") == [(0, 0.75), (8, 0.5)]
+    assert "eps (l2" in description(events, "seg_by_eps/miou")
+
+
+def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
+    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in ATTACKS]
+    write_attacks(tmp_path, [*earlier, a_result("pgd", ("depth",), 1.0, 0.5)])
+    mine = [
+        tmp_path / "results.json",
+        tmp_path / "cells" / "0.json",
+        tmp_path / "fgsm" / "notes.txt",
+        tmp_path / "pgd" / "seg" / "events.out.tfevents.1.someone.else.v2",
+    ]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(path.name))
+    write_attacks(tmp_path, [a_result("pgd", ("seg", "depth"), 1.0, 0.5)])
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    events = {path for path in left if path.name.endswith(".mtr_tf")}
+    assert left == {*mine, *events}
+    assert {path.parent for path in events} == {tmp_path, tmp_path / "pgd/seg+depth"}
+    assert len(events) == 2
+    for path in mine:
+        assert json.loads(path.read_text()) == path.name
+    assert not (tmp_path / "fgsm" / "seg").exists()
+    assert not (tmp_path / "pgd" / "depth").exists()

@@ -43,20 +43,23 @@ pytestmark = [
 
 SECONDS = 60.0  # Until everything in the browser must be done.
 TASKS = ("seg", "autoencoder")
-ATTACKED = f"attack/fgsm/{'+'.join(TASKS)}"
+GROUPS = ("seg", "+".join(TASKS))
 
-# The tags that must be seen, each with the run that has it.
+# The tags that must be seen, each with the runs that have it.
 TRAINING = {
-    **dict.fromkeys((f"loss/{name}" for name in (*TASKS, "total")), "train"),
-    **dict.fromkeys(("learning_rate", "examples_per_second"), "train"),
     **{
-        f"eval/{kind}/{name}/loss": "validation"
-        for kind in ("clean", "adversarial")
+        f"{name}/loss": ("train", "validation", "validation/adversarial")
         for name in (*TASKS, "total")
     },
+    "seg/miou": ("validation", "validation/adversarial"),
+    "optimizer/learning_rate": ("train",),
+    "optimizer/examples_per_second": ("train",),
 }
-ATTACK = {f"{ATTACKED}/{task}/loss": "attacks/test/tensorboard" for task in TASKS}
-PICTURES = {f"{group}/{task}" for group in ("pictures", ATTACKED) for task in TASKS}
+ATTACK = {
+    f"{task}_by_eps/loss": tuple(f"attacks/test/fgsm/{group}" for group in GROUPS)
+    for task in TASKS
+}
+PICTURES = {f"{task}{kind}/pictures" for kind in ("", "_by_eps") for task in TASKS}
 
 CHROMIUM = (
     "--headless",
@@ -86,7 +89,7 @@ CARDS = (
     + """return named('scalar-card').map(card => [
     walk(card).find(n => n.localName == 'tb-truncated-path').title, texts(card)])"""
 )
-# Scalars: [tag, numbers of points of the lines] of each chart.
+# Scalars: [tag, numbers of points of the lines] of each chart; a line per run.
 CHARTS = (
     WALK
     + """return named('tf-scalar-card').map(card => [card.tag, walk(card)
@@ -231,7 +234,7 @@ def run_directory(camvid_dir, tmp_path_factory) -> pathlib.Path:
     attack = AttackConfig(
         ckpt=str(folder),
         attack=("fgsm",),
-        attack_tasks=("all",),
+        attack_tasks=("seg", "all"),
         eps=(2.0, 8.0),
         num_examples=4,
         batch_size=4,
@@ -279,7 +282,7 @@ def test_every_page_shows_the_run_and_its_attack(run_directory, pages, browser):
         check_scalars(browser, pages, series)
     check_images(browser, pages)
     check_text(browser, pages)
-    check_hparams(browser, pages)
+    check_hparams(browser, pages, run_directory)
 
 
 def only(tags) -> str:
@@ -289,40 +292,49 @@ def only(tags) -> str:
 
 
 def check_time_series(browser, pages, series, folder):
-    """Under each chart the last step and value are those in the event files."""
+    """Under each chart the last steps and values are those in the event files."""
     browser.open(f"{pages}/?tagFilter={only(series)}#timeseries")
+    expected = {(tag, run) for tag, runs in series.items() for run in runs}
 
     def tables(cards):
         found = {}
         for tag, texts in cards:
-            if series.get(tag) in texts:  # run, smoothed value, value, step, time
-                _, value, step = texts[texts.index(series[tag]) + 1 :][:3]
-                found[tag] = (int(step), float(value.replace(",", "")))
+            for run in series.get(tag, ()):
+                if run in texts:  # run, smoothed value, value, step, time
+                    _, value, step = texts[texts.index(run) + 1 :][:3]
+                    found[tag, run] = (int(step), float(value.replace(",", "")))
         return found
 
     shown = tables(
-        browser.wait("tables", CARDS, lambda cards: tables(cards).keys() == {*series})
+        browser.wait("tables", CARDS, lambda cards: tables(cards).keys() == expected)
     )
-    for tag, run in series.items():
-        event = EventAccumulator(str(folder / run)).Reload().Tensors(tag)[-1]
-        value = float(tf.make_ndarray(event.tensor_proto))
-        assert shown[tag] == (event.step, pytest.approx(value, rel=1e-3, abs=1e-4)), tag
+    for tag, run in expected:
+        want = last(folder / run, tag)
+        assert shown[tag, run] == (want[0], pytest.approx(want[1], 1e-3, 1e-4)), tag
+
+
+def last(folder, tag) -> tuple[int, float]:
+    """(step, value) of a run's last event."""
+    event = EventAccumulator(str(folder)).Reload().Tensors(tag)[-1]
+    return event.step, float(tf.make_ndarray(event.tensor_proto))
 
 
 def check_scalars(browser, pages, series):
-    """Each chart has a line."""
-    browser.open(f"{pages}/#scalars&tagFilter={only(series)}")
+    """Each chart has a line for each of its runs."""
+    browser.open(f"{pages}/#scalars&_smoothingWeight=0&tagFilter={only(series)}")
 
     def drawn(charts):
-        return {tag for tag, points in charts if max(points, default=0) > 1}
+        lines = {tag: sum(count > 1 for count in points) for tag, points in charts}
+        return {tag: count for tag, count in lines.items() if tag in series}
 
-    browser.wait("lines", CHARTS, lambda charts: drawn(charts) >= {*series})
+    expected = {tag: len(runs) for tag, runs in series.items()}
+    browser.wait("lines", CHARTS, lambda charts: drawn(charts) == expected)
     check_addresses(browser, pages)
 
 
 def check_images(browser, pages):
     """Each picture is loaded and is not just one colour."""
-    browser.open(f"{pages}/#images")
+    browser.open(f"{pages}/#images&tagFilter={only(PICTURES)}")
     pictures = browser.wait(
         "pictures", IMAGES, lambda pictures: {tag for tag, _ in pictures} >= PICTURES
     )
@@ -333,19 +345,41 @@ def check_images(browser, pages):
 def check_text(browser, pages):
     """The settings of the run and of the attack are tables."""
     browser.open(f"{pages}/#text")
-    expected = (["tasks", ",".join(TASKS)], ["eval_steps", "1"], ["eps", "2.0,8.0"])
+    expected = (
+        ["tasks", ",".join(TASKS)],
+        ["eval_steps", "1"],
+        ["eps", "2.0,8.0"],
+        ["crop"],  # It is empty.
+    )
     browser.wait(
         "settings", SETTINGS, lambda rows: all(row in rows for row in expected)
     )
 
 
-def check_hparams(browser, pages):
-    """The run has a row; its settings and results are offered as columns."""
+def check_hparams(browser, pages, folder):
+    """Training has a row, with what validation came to; the attack has none."""
     browser.open(f"{pages}/#hparams")
-    browser.wait("row", CELLS, lambda cells: "browsed" in cells)
+
+    def table(cells):  # The cells under "Show Metrics" hold a box and no text.
+        columns = [cell for cell in cells if cell != "Show Metrics"]
+        start = columns.index("browsed") if "browsed" in columns else 0
+        one_row = start and len(columns) == 2 * start
+        return (
+            dict(zip(columns[:start], columns[start:], strict=True)) if one_row else {}
+        )
+
+    shown = table(browser.wait("row", CELLS, table))
+    assert (shown["epochs"], shown["batch_size"]) == ("2.0000", "4.0000")
+    for column, run in (
+        ("autoencoder/loss", "validation"),
+        ("adversarial.autoencoder/loss", "validation/adversarial"),
+    ):
+        _, value = last(folder / run, "autoencoder/loss")
+        assert float(shown[column]) == pytest.approx(value, 1e-3), column
     texts = browser.run(TEXTS)
-    for text in ("batch_size", ",".join(TASKS), "loss/total"):
+    for text in ("image_size", "32x40", ",".join(TASKS), "total/loss"):
         assert text in texts, texts
+    assert not {"eval_steps", "eps", "strategy", "seg_by_eps/loss"} & {*texts}
     check_addresses(browser, pages)
 
 

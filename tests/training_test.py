@@ -164,3 +164,11 @@ def test_the_timetable():
     assert [s for s in stops if timetable.due("checkpoint", s)] == [3, 6, 9, 12, 13]
     later = dataclasses.replace(timetable, first=7)
     assert later.stop_after(7) == 8
+
+
+def test_ten_evaluations_and_five_checkpoints_unless_told_otherwise():
+    timetable = training.Timetable(0, 100, TrainConfig())
+    for what, times in (("eval", 10), ("checkpoint", 5)):
+        due = [step for step in range(1, 101) if timetable.due(what, step)]
+        assert due == list(range(100 // times, 101, 100 // times)), what
+    assert timetable.stop_after(0) == 10

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
@@ -103,10 +104,11 @@ def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
             builder, done = _builder(config, root)
             if not done:
                 _make(builder)
-    except OSError as error:
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise InputError(
             f"rooms must be written to {str(root)!r} once, which failed: "
-            f"{error.strerror or error}. Choose another folder with --data_dir, or "
+            f"{reason}. Choose another folder with --data_dir, or "
             "make room there."
         ) from error
     return builder
