@@ -29,7 +29,7 @@ setuptools.setup(
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=2",
-        "pillow>=10",
+        "pillow>=10.1",
         "tensorboard>=2.20",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

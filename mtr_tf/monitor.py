@@ -227,11 +227,11 @@ def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
 
 
 def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Each task's first metric, clean and (after the arrow) attacked, on one line."""
+    """Each task's first metric, clean and attacked, on one line."""
     parts = []
     for task, numbers in found["clean"].items():
         name = tasks_lib.TASKS[task].metrics[0].name
         parts.append(f"{task} {name} {numbers[name]:.3f}")
         if "adversarial" in found:
-            parts[-1] += f" -> {found['adversarial'][task][name]:.3f}"
+            parts[-1] += f" (attacked {found['adversarial'][task][name]:.3f})"
     return ", ".join(parts)
