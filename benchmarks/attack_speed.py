@@ -20,7 +20,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from mtr_tf import startup
+
+startup.import_tensorflow()  # Without its start-up noise.
 
 import tensorflow as tf
 
