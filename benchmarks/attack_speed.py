@@ -9,6 +9,7 @@ one run, and the ratio is that of their medians: absolute times say little on a 
 machine. CPU time (all threads) is shown beside it as the steadier figure.
 """
 
+# ruff: noqa: E402  (TensorFlow is imported after its noise is off)
 from __future__ import annotations
 
 import argparse

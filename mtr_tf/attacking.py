@@ -60,7 +60,8 @@ def attack(config: AttackConfig) -> str:
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.replica_slices(config.batch_size, _one_worker(strategy))
     with strategy.scope():
-        run = checkpoints.load_run(config.ckpt, config.tasks)
+        own_data = config.data_dir if not config.dataset else ""
+        run = checkpoints.load_run(config.ckpt, config.tasks, own_data)
     tasks = _tasks(config, run)
     cells = cells_lib.make_cells(config, tasks)
     source = _open_source(config, run, tasks)
@@ -79,7 +80,8 @@ def attack(config: AttackConfig) -> str:
         seed=config.seed,
     )
     cells[0].pixel_mask(*source.info.image_shape[:2])  # Complains now.
-    folder = run.directory / "attacks" / (config.name or default_name(config))
+    name = config.name or default_name(config, run.fingerprint)
+    folder = run.directory / "attacks" / name
     with runs.locked(folder):
         settings = {
             "attack": config.to_dict(),
@@ -112,10 +114,10 @@ def _one_worker(strategy: tf.distribute.Strategy) -> tf.distribute.InputContext:
     )
 
 
-def default_name(config: AttackConfig) -> str:
-    """A readable name of the main settings, and a hash of all of them."""
+def default_name(config: AttackConfig, fingerprint: str) -> str:
+    """A readable name of the main settings, and a hash of all of them and the model."""
     settings = {k: v for k, v in config.to_dict().items() if k not in _PLACE_ONLY}
-    text = json.dumps(settings, sort_keys=True)
+    text = json.dumps(settings | {"model": fingerprint}, sort_keys=True)
     unique = hashlib.sha256(text.encode()).hexdigest()[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     return f"{'-'.join(config.attack)}_{config.norm}_{radii}_{config.split}_{unique}"
@@ -198,6 +200,11 @@ def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
         raise InputError(
             "--precision can be changed for runs of mtr_tf.train only, and "
             f"{run.directory} is none; leave it at --precision=own."
+        )
+    if info.name != run.config.dataset:
+        raise InputError(
+            "--precision can be changed only on the run's own data set, "
+            f"{run.config.dataset}, since the model is built anew; got {info.name}."
         )
     config = dataclasses.replace(run.config, precision=policy)
     model = training.build_model(config, info)

@@ -36,6 +36,8 @@ class Keeper:
         self._folder = workdir / "checkpoints"
         for leftover in self._folder.glob("**/*_temp"):
             shutil.rmtree(leftover)
+        for leftover in workdir.glob(".[0-9]*.model.keras"):
+            leftover.unlink()
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
@@ -102,12 +104,13 @@ class Run:
     unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
 
 
-def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
+def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.
 
     Args:
       ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
       single_task: for a `.keras` file with one unnamed output, the task it predicts.
+      data_dir: where the run's data set is now; empty: where it was in training.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code
@@ -115,6 +118,8 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
     """
     path = pathlib.Path(ckpt)
     root = _run_root(path)
+    if path.suffix == ".keras" and path.name != "model.keras":
+        root = None  # A file of the user's own, wherever it lies.
     if root is None and path.suffix == ".keras":
         return _foreign(path, single_task)
     config = runs.read_config(root) if root else None
@@ -131,6 +136,7 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = ()) -> Run:
     if path.suffix == ".keras":
         model = _load_keras(path)
     else:
+        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
         model, step = _restore(root, path, config)
         logging.info("this is the model after %d steps, from a checkpoint", step)
     return Run(model, tuple(model.output), config, root, fingerprint(model), step)

@@ -140,12 +140,17 @@ def _curves_table(curves: dict[str, list]) -> str:
     for eps in radii:
         row = [f"{eps:g}" if eps else "clean"]
         for curve in curves.values():
-            cells = {
-                e: f"{v:.3f} ({low:.3f}-{high:.3f})" for e, v, (low, high) in curve
-            }
+            cells = {eps: _cell(value, ends) for eps, value, ends in curve}
             row.append(cells.get(eps, "-"))
         rows.append(row)
     return _aligned(rows)
+
+
+def _cell(value: float | None, interval: Sequence[float | None]) -> str:
+    if value is None:  # What is not a number in JSON.
+        return "-"
+    low, high = interval
+    return f"{value:.3f}" + ("" if low is None else f" ({low:.3f}-{high:.3f})")
 
 
 def _joint_table(records: Sequence[Record]) -> str:
@@ -153,7 +158,7 @@ def _joint_table(records: Sequence[Record]) -> str:
     losses = {
         (r["eps"], tuple(r["attacked"]), r["task"]): r["attacked_value"] - r["clean"]
         for r in records
-        if r["metric"] == "loss"
+        if r["metric"] == "loss" and None not in (r["attacked_value"], r["clean"])
     }
     tasks = list(dict.fromkeys(task for *_, task in losses))
     groups = list(dict.fromkeys(group for _, group, _ in losses if len(group) > 1))
@@ -186,7 +191,8 @@ def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) ->
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        eps, values, intervals = zip(*curve, strict=True)
+        known = [point for point in curve if None not in (point[1], *point[2])]
+        eps, values, intervals = zip(*known, strict=True)
         low, high = zip(*intervals, strict=True)
         axes.plot(eps, values, marker="o", ms=4, label=name)
         axes.fill_between(eps, low, high, alpha=0.15, lw=0)

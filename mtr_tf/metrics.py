@@ -60,11 +60,12 @@ def confusion_matrix(
     """Counts pixels by (target, prediction): float32 `[batch, num_classes**2]`.
 
     Entry `target * num_classes + prediction`, the prediction being the largest logit
-    (the first among equals).
+    (the first among equals). Logits that are not finite count as a wrong class: a
+    broken model is not right about class 0.
     """
     cells = num_classes**2
     batch = tf.shape(mask)[0]
-    prediction = tf.argmax(output, axis=-1, output_type=tf.int32)
+    prediction = _prediction(target, output) % num_classes
     cell = tf.cast(target, tf.int32) * num_classes + prediction
     first_of_image = tf.range(batch)[:, tf.newaxis, tf.newaxis] * cells
     dropped = -tf.ones_like(cell)  # What unsorted_segment_sum leaves out.
@@ -72,6 +73,13 @@ def confusion_matrix(
     ones = tf.ones_like(segment, tf.float32)
     counts = tf.math.unsorted_segment_sum(ones, segment, batch * cells)
     return tf.reshape(counts, (batch, cells))
+
+
+def _prediction(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """The class of the largest logit; target + 1 where a logit is NaN or infinite."""
+    sound = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    largest = tf.argmax(output, axis=-1, output_type=tf.int32)
+    return tf.where(sound, largest, tf.cast(target, tf.int32) + 1)
 
 
 def _mean_iou(sums: np.ndarray) -> np.ndarray:
@@ -87,8 +95,7 @@ def _mean_iou(sums: np.ndarray) -> np.ndarray:
 
 def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
     del num_classes
-    prediction = tf.argmax(output, axis=-1, output_type=tf.int32)
-    correct = tf.equal(prediction, tf.cast(target, tf.int32))
+    correct = tf.equal(_prediction(target, output), tf.cast(target, tf.int32))
     return _sum_and_count(tf.cast(correct, tf.float32), mask)
 
 

@@ -21,6 +21,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.config import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import Evaluation
 from mtr_tf.evaluation import Evaluator
 from mtr_tf.evaluation import values
 
@@ -190,6 +191,7 @@ class Monitor:
             num_examples=self._count,
             keep_examples=summaries.EXAMPLES,
         )
+        _raise_if_not_finite(evaluation, step)
         found = {"clean": values(evaluation.clean)}
         if evaluation.attacked:
             found["adversarial"] = values(evaluation.attacked)
@@ -224,6 +226,17 @@ def _attack(config: TrainConfig) -> str:
 
 def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
     return tf.summary.create_file_writer(str(folder))
+
+
+def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
+    """Finds a model that its last update has broken, before it is saved."""
+    for task, rows in evaluation.clean.items():
+        if not np.isfinite(rows["loss"]).all():
+            raise InputError(
+                f"the loss of {task} on validation is not finite after step {step}: "
+                "training has diverged; what was saved before is kept. Lower "
+                "--learning_rate or the task's weight, in another --workdir."
+            )
 
 
 def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:

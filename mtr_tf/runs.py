@@ -114,9 +114,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"{file.read().strip() or 'unknown'}); wait for it, stop it, or give "
                 "another directory."
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with write_errors_explained(workdir):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield
 
 

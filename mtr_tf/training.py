@@ -93,6 +93,21 @@ def compile_steps(learner: Learner, strategy: tf.distribute.Strategy) -> Callabl
     return train_steps
 
 
+def settle_statistics(model: keras.Model) -> None:
+    """Gives all replicas the mean of their batch-norm statistics.
+
+    Without --sync_batch_norm each replica keeps running statistics of its own. Before a
+    model is evaluated or saved they must be one, or results would depend on which
+    replica an image meets, and a resumed run would differ from one that never stopped.
+    """
+    for variable in model.non_trainable_variables:
+        copies = getattr(variable.value, "values", ())
+        if len(copies) > 1 and copies[0].dtype.is_floating:
+            mean = tf.add_n([tf.identity(copy) for copy in copies]) / len(copies)
+            for copy in copies:
+                copy.assign(tf.cast(mean, copy.dtype))
+
+
 def task_weights(
     tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
 ) -> dict[str, float]:
@@ -190,15 +205,17 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         optimizer.build(model.trainable_variables)
     learner = Learner(model, optimizer, weights, config.weight_decay, config.batch_size)
     with runs.locked(workdir):
+        _check_directory(workdir, config, resume)  # Nobody else came first meanwhile.
         if runs.read_config(workdir) is None:
             runs.write_config(workdir, config)
         keeper = checkpoints.Keeper(workdir, model, optimizer, config.keep_checkpoints)
         first = keeper.restore()
         if first:
             logging.info("going on from step %d of %d in %s", first, total, workdir)
-        monitor = monitor_lib.Monitor(
-            config, source, strategy, model, weights, best, workdir
-        )
+        with runs.write_errors_explained(workdir):
+            monitor = monitor_lib.Monitor(
+                config, source, strategy, model, weights, best, workdir
+            )
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return batching.train_batches(
@@ -219,6 +236,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
             Timetable(first, total, config),
             monitor,
             keeper,
+            lambda: settle_statistics(model),
         )
         with runs.whole_file(workdir / "model.keras") as beside:
             model.save(beside)
@@ -253,8 +271,11 @@ def loop(
     timetable: Timetable,
     monitor: monitor_lib.Monitor,
     keeper: checkpoints.Keeper,
+    settle: Callable[[], None],
 ) -> None:
     """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
+
+    `settle` is called before the model is evaluated or saved.
 
     Raises:
       InputError: a loss is not finite. The checkpoints stay as they were before.
@@ -269,6 +290,8 @@ def loop(
             raise_if_not_finite(losses, tuple(monitor.weights), step)
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
+            if timetable.due("eval", step) or timetable.due("checkpoint", step):
+                settle()
             if timetable.due("eval", step):
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)

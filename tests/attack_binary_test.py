@@ -22,6 +22,7 @@ from mtr_tf import attacking
 from mtr_tf import attacks
 from mtr_tf import cell_store
 from mtr_tf import cells
+from mtr_tf import checkpoints
 from mtr_tf import data
 from mtr_tf import evaluation
 from mtr_tf import models
@@ -127,10 +128,18 @@ def run_directory(trained, tmp_path) -> pathlib.Path:
     return folder
 
 
+def _unique(folder: pathlib.Path) -> str:
+    return checkpoints.load_run(str(folder)).fingerprint
+
+
 def run_attack(folder: pathlib.Path, **changes) -> list[dict]:
     config = AttackConfig(ckpt=str(folder), **{**SETTINGS, **changes})
     attacking.attack(config)
-    results = folder / "attacks" / (config.name or attacking.default_name(config))
+    results = (
+        folder
+        / "attacks"
+        / (config.name or attacking.default_name(config, _unique(folder)))
+    )
     return json.loads((results / "results.json").read_text())
 
 

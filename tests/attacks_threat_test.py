@@ -196,7 +196,7 @@ def test_the_whole_ball_can_be_used(dtype):
         ("linf", -0.1, "got -0.1"),
         ("linf", "8", "epsilon is a finite number, got '8'"),
         ("linf", True, "finite number, got True"),
-        ("l2", -1, "at least 0"),
+        ("l2", -1, "from 0 to 1e6"),
         ("l2", float("nan"), "finite number, got nan"),
         ("l_inf", 0.1, "one of linf, l2, got 'l_inf'; did you mean 'linf'?"),
     ],

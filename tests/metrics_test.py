@@ -304,3 +304,13 @@ def test_bootstrap_edge_cases():
         metrics.bootstrap_change_interval(
             metrics.mae(), np.zeros((3, 2)), np.zeros((2, 2)), seed=0
         )
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_wrong(broken):
+    target = np.zeros((1, 2, 2), np.int32)
+    output = np.full((1, 2, 2, 3), broken, np.float32)
+    mask = np.ones((1, 2, 2), np.float32)
+    for metric in (metrics.miou(), metrics.pixel_accuracy()):
+        rows = np.asarray(metric.statistics(target, output, mask, 3))
+        assert metric.value(rows.sum(axis=0)) == 0

@@ -170,10 +170,16 @@ def test_a_run_of_other_settings_is_refused_and_kept(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path):
-    said = finish(*small, "--learning_rate=1e30", "--optimizer=sgd", code=1)
+@pytest.mark.parametrize("steps", [1, 60])
+def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, steps):
+    """In the last step of all the broken model is found by its evaluation."""
+    flags = ["--learning_rate=1e30", "--optimizer=sgd", "--schedule=constant"]
+    if steps == 1:
+        flags += ["--epochs=1", "--train_examples=4"]
+    said = finish(*small, *flags, code=1)
     assert "error: the loss of" in said
-    assert "at step" in said
+    assert ("after step 1" if steps == 1 else "at step") in said
+    assert not (tmp_path / "run" / "model.keras").exists()
 
 
 @pytest.mark.slow

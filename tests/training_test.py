@@ -40,8 +40,7 @@ def learner(**settings):
         TASKS,
         (16, 16, 3),
         3,
-        sync_batch_norm=True,
-        seed=settings.pop("seed", 0),
+        sync_batch_norm=settings.pop("sync", True),
     )
     optimizer = keras.optimizers.SGD(settings.pop("rate", 0.01), momentum=0.9)
     optimizer.build(model.trainable_variables)
@@ -121,6 +120,17 @@ def test_two_replicas_equal_one(mirrored, weight_decay):
     np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
     for a, b in zip(one[1], two[1], strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_statistics_of_replicas_settle_on_their_mean(mirrored):
+    _, _, made = train(mirrored, 2, sync=False)
+    moving = [v for v in made.model.non_trainable_variables if "moving" in v.path]
+    before = [[copy.numpy() for copy in v.value.values] for v in moving]
+    assert any(not np.array_equal(*pair) for pair in before)
+    training.settle_statistics(made.model)
+    for variable, pair in zip(moving, before, strict=True):
+        for copy in variable.value.values:
+            np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
 
 
 def test_steps_in_one_call_equal_steps_in_many():

@@ -53,7 +53,7 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
     keys = threat.image_keys(seed, _indices(x))
     if not tf.executing_eagerly():
         found = attack.search(objective, x, keys)
-    elif getattr(objective, "reusable", False):
+    elif getattr(objective, "reusable", False) and _hashable(attack):
         found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
     else:
         graph = tf.function(
@@ -61,6 +61,11 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
         )
         found = graph.get_concrete_function(x, keys)(x, keys)
     return tf.stop_gradient(found)
+
+
+def _hashable(attack: Attack) -> bool:
+    """Whether it is a record of numbers, without tensors."""
+    return not any(tf.is_tensor(value) for value in vars(attack).values())
 
 
 @functools.lru_cache(maxsize=16)

@@ -100,9 +100,10 @@ class TaskObjective:
     def reusable(self) -> bool:
         """Whether the recipe's graph serves later batches: all its state is variables.
 
-        True of Keras models; any other callable may close over Python values.
+        True of functional and sequential Keras models; any other callable, a subclassed
+        model too, may look at Python values.
         """
-        return isinstance(self.recipe.model, keras.Layer)
+        return type(self.recipe.model).__name__ in ("Functional", "Sequential")
 
     def __call__(
         self, x: tf.Tensor, progress: tf.Tensor | float = 0.0

@@ -55,8 +55,9 @@ class PGD:
       restarts: Number of runs, each from a start of its own.
       keep: "best" returns the point with the highest score among all points of all runs
         (starts and last points included; one more forward pass), so that more steps or
-        restarts never do worse. Of equal ones the earlier; an image that no gradient
-        moved from its start comes back as it was unless its start scores higher.
+        restarts never do worse. Of equal ones the earlier. For an image whose last
+        point is its start, as where no gradient moved it, the clean image is scored in
+        that point's place, and comes back unless another scores higher.
         "last" returns the last point, of the run in which that scores highest.
 
     Raises:

@@ -96,9 +96,9 @@ class L2:
         if tf.is_tensor(self.epsilon):
             return
         check_number("epsilon", self.epsilon)
-        if self.epsilon < 0:
+        if not 0 <= self.epsilon <= 1e6:
             raise InputError(
-                "epsilon is an l2 norm and at least 0 (of images in [0, 1]), "
+                "epsilon is an l2 norm of images in [0, 1], from 0 to 1e6, "
                 f"got {self.epsilon:g}."
             )
 
