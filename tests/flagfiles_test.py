@@ -31,12 +31,14 @@ def test_a_flagfile_gives_valid_settings(path, monkeypatch):
 
 
 def test_only_binaries_know_flags():
+    imports = re.compile(
+        r"^\s*(from absl import flags|import absl.flags)", re.MULTILINE
+    )
     users = [
         path.name
         for path in (ROOT / "mtr_tf").rglob("*.py")
-        if re.search(r"^\s*(from absl import flags|import absl.flags)", path.read_text(),
-                     re.MULTILINE)
-    ]  # fmt: skip
+        if imports.search(path.read_text())
+    ]
     assert users == ["common_flags.py"]
 
 
