@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
@@ -104,7 +103,7 @@ def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
             builder, done = _builder(config, root)
             if not done:
                 _make(builder)
-    except (OSError, RuntimeError, tf.errors.OpError) as error:
+    except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise InputError(
             f"rooms must be written to {str(root)!r} once, which failed: "
