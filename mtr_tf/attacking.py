@@ -58,7 +58,7 @@ def attack(config: AttackConfig) -> str:
     """
     tf.config.experimental.enable_op_determinism()
     strategy = strategy_lib.create(config.strategy, config.replicas)
-    batching.replica_slices(config.batch_size, _one_worker(strategy))
+    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         own_data = config.data_dir if not config.dataset else ""
         run = checkpoints.load_run(config.ckpt, config.tasks, own_data)
@@ -106,12 +106,6 @@ def attack(config: AttackConfig) -> str:
         plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
         attack_summaries.write(config.to_dict(), clean, results, folder)
     return _text(config, subject, records, folder)
-
-
-def _one_worker(strategy: tf.distribute.Strategy) -> tf.distribute.InputContext:
-    return tf.distribute.InputContext(
-        num_replicas_in_sync=strategy.num_replicas_in_sync
-    )
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:

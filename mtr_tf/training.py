@@ -187,10 +187,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategy_lib.create(config.strategy, config.replicas)
-    batching.replica_slices(
-        config.batch_size,
-        tf.distribute.InputContext(num_replicas_in_sync=strategy.num_replicas_in_sync),
-    )
+    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     source = open_source(config)
     columns = source.columns("train")
     source.columns("validation")  # Complains now if it cannot be read.

@@ -212,9 +212,8 @@ def examples(columns: Columns, tasks: Sequence[str]) -> tf.data.Dataset:
     return eval_batches(columns, tasks, batch_size=1).map(first)
 
 
-def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list[slice]:
-    """The parts of the global batch that the replicas of one worker get, in order."""
-    replicas = context.num_replicas_in_sync
+def check_divisible(batch_size: int, replicas: int) -> None:
+    """Raises InputError unless every replica gets an equal part of the batch."""
     if batch_size % replicas:
         lower = batch_size - batch_size % replicas
         good = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
@@ -222,6 +221,12 @@ def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list
             f"The batch size must be divisible by the number of replicas, got a batch "
             f"size of {batch_size} for {replicas} replicas; take {good}."
         )
+
+
+def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list[slice]:
+    """The parts of the global batch that the replicas of one worker get, in order."""
+    replicas = context.num_replicas_in_sync
+    check_divisible(batch_size, replicas)
     if replicas % context.num_input_pipelines:
         raise InputError(
             f"Each worker must have the same number of replicas, got {replicas} "

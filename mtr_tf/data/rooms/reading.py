@@ -53,7 +53,7 @@ def open_source(
     builder = prepare(chosen, data_dir)
     wanted = [name for name in layout.STORED if tasks is None or name in tasks]
     info = dataset_info(chosen.size, chosen.splits)
-    return Source(info, functools.partial(_read, builder, wanted))
+    return Source(info, functools.cache(functools.partial(_read, builder, wanted)))
 
 
 def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetInfo:
