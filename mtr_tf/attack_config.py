@@ -14,7 +14,20 @@ from mtr_tf.config import parse_image_size
 from mtr_tf.config import setting
 from mtr_tf.errors import InputError
 
-ATTACKS = ("pgd", "fgsm")
+ATTACKS = (
+    "pgd",
+    "fgsm",
+    "mim",
+    "mim_released",
+    "apgd",
+    "square",
+    "noise",
+    "corner",
+    "sea",
+    "worst",
+)
+MEMBERS = tuple(name for name in ATTACKS if name not in ("sea", "worst"))
+OWN_LOSS = "own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +39,11 @@ class AttackConfig(Settings):
         "What to attack: a run directory (runs/NAME), a checkpoint in it, or a .keras "
         "file of your own, whose results go to runs/FILE-HASH. Required.",
     )
-    # The attacks: all combinations of --attack, --eps and --attack_tasks are run.
+    # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
-        ("pgd",), f"Attacks, out of {', '.join(ATTACKS)}."
+        ("pgd",),
+        f"Attacks, out of {', '.join(ATTACKS)}. worst: the worst per image of those in "
+        "--ensemble.",
     )
     eps: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
@@ -38,22 +53,69 @@ class AttackConfig(Settings):
     )
     attack_tasks: tuple[str, ...] = setting(
         ("each", "all"),
-        "Groups of tasks attacked together, by the sum of their losses: seg is one "
-        "task, seg+depth two; each: every task by itself; all: all together.",
+        "Groups of tasks attacked together: seg is one task, seg+depth two; each: "
+        "every task by itself; all: all together.",
+    )
+    attack_loss: tuple[str, ...] = setting(
+        (OWN_LOSS,),
+        "Losses that are raised. own: each task's training loss; other names, for the "
+        "tasks that they fit, joined by + for several tasks (js+angular), are in "
+        "the README.",
+    )
+    balance: tuple[str, ...] = setting(
+        ("sum",), "How the losses of tasks attacked together become one; see README."
+    )
+    attack_weights: tuple[str, ...] = setting(
+        (), "Weights of the attacked tasks' losses, as seg:1,depth:0.5; others: 1."
     )
     norm: str = setting(
         "linf", "Norm that bounds the perturbation.", choices=("linf", "l2")
     )
-    steps: int = setting(20, "Steps of pgd.", low=1)
+    steps: int = setting(20, "Steps of pgd, mim and apgd; of sea, in each run.", low=1)
     step_size: float = setting(
-        0.0, "Step of pgd, in the unit of --eps; 0: a quarter of each eps.", low=0
+        0.0,
+        "Step of pgd and mim, in the unit of --eps; 0: a quarter of each eps.",
+        low=0,
     )
     restarts: int = setting(
-        1, "Random starts of pgd; the worst per image counts.", low=1
+        1, "Random starts, or draws of noise; the worst per image counts.", low=1
+    )
+    random_start: bool = setting(True, "Start at a random point of the ball.")
+    queries: int = setting(500, "Forward passes of square.", low=1)
+    ensemble: tuple[str, ...] = setting(
+        ("apgd", "pgd", "square"), f"What worst consists of: {', '.join(MEMBERS)}."
+    )
+    targeted: bool = setting(
+        False,
+        "Bring the outputs near to what another image of the split (half the split "
+        "further on) has as its target, rather than away from their own.",
     )
     attack_pixels: int = setting(
         0, "Attack this many output pixels, drawn by --seed; 0: all.", low=0
     )
+    attack_block: str = setting(
+        "",
+        "Attack a block of output pixels: ROWSxCOLUMNS, in the middle, or with its "
+        "first row and column, ROWSxCOLUMNS+TOP+LEFT.",
+    )
+    attack_classes: tuple[str, ...] = setting(
+        (),
+        "Attack only the pixels of these classes, by name, of a task with classes.",
+    )
+    source_ckpt: str = setting(
+        "",
+        "Transfer: make the adversarial images on this other run or .keras file, and "
+        "look at what they do to --ckpt.",
+    )
+    fast: bool = setting(
+        False,
+        "Take gradients in bfloat16, of a copy of the model; results are still those "
+        "of the model itself. See README for what that gains and costs.",
+    )
+    checks: bool = setting(
+        True, "Afterwards check whether the attack can be trusted, and warn."
+    )
+    check_examples: int = setting(16, "Images for these checks.", low=1)
     # The data.
     split: str = setting("validation", "Split of the data set.")
     num_examples: int = setting(
@@ -100,11 +162,22 @@ class AttackConfig(Settings):
                 "--ckpt must name what to attack: a run directory such as runs/NAME, a "
                 "checkpoint in it, or a .keras file; it is empty."
             )
-        for name in ("attack", "eps", "attack_tasks"):
+        for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
                 raise InputError(f"--{name} must have at least one value; it is empty.")
         for name in self.attack:
             check_known("attack", name, ATTACKS)
+        for name in self.ensemble:
+            check_known("attack in --ensemble", name, MEMBERS)
+        if "worst" in self.attack and not self.ensemble:
+            raise InputError(
+                "--ensemble must name what worst consists of; it is empty."
+            )
+        if bool(self.attack_pixels) and self.attack_block:
+            raise InputError(
+                "--attack_pixels and --attack_block both say which pixels to attack; "
+                "give one of them."
+            )
         if self.norm == "linf" and max(self.eps) > 255:
             raise InputError(
                 "--eps must be from 0 to 255 levels under --norm=linf, got "
@@ -116,6 +189,36 @@ class AttackConfig(Settings):
                 f"got {self.name!r}."
             )
         parse_image_size(self.image_size)
+        parse_block(self.attack_block)
+        parse_weights(self.attack_weights)
+
+
+def parse_block(text: str) -> tuple[int, ...]:
+    """`16x32` or `16x32+8+0` as (rows, columns[, top, left]); empty gives ()."""
+    if not text:
+        return ()
+    found = re.fullmatch(r"(\d+)x(\d+)(?:\+(\d+)\+(\d+))?", text)
+    numbers = tuple(int(part) for part in found.groups() if part) if found else ()
+    if not numbers or 0 in numbers[:2]:
+        raise InputError(
+            "--attack_block must be ROWSxCOLUMNS or ROWSxCOLUMNS+TOP+LEFT, such as "
+            f"16x32+8+0, got {text!r}."
+        )
+    return numbers
+
+
+def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    """`seg:1`, `depth:0.5` as pairs of a name and a number."""
+    pairs = []
+    for text in texts:
+        name, _, number = text.partition(":")
+        try:
+            pairs.append((name, float(number)))
+        except ValueError:
+            raise InputError(
+                f"--attack_weights must be pairs such as seg:1,depth:0.5, got {text!r}."
+            ) from None
+    return tuple(pairs)
 
 
 def check_known(what: str, given: str, known: tuple[str, ...]) -> None:

@@ -21,7 +21,6 @@ from typing import Any
 import tensorflow as tf
 
 from mtr_tf import summaries
-from mtr_tf.attack_config import ATTACKS
 from mtr_tf.cell_store import Result
 
 SUFFIX = "_by_eps"
@@ -71,7 +70,7 @@ def _about(clean: Result, attacked: Result, split: str, whole: bool) -> str:
 
 
 def _run(result: Result) -> str:
-    return f"{result.cell.attack}/{result.cell.group}"
+    return f"{result.cell.label}/{result.cell.group}"
 
 
 def _scalars(result: Result) -> dict[str, float]:
@@ -111,10 +110,10 @@ def _writing(folder: pathlib.Path) -> Iterator[None]:
 
 def _remove_earlier(folder: pathlib.Path) -> None:
     """Removes the event files of an earlier sweep, and folders left empty by that."""
-    runs = [run for attack in ATTACKS for run in (folder / attack).glob("*/")]
-    for run in (folder, *runs):
+    folders = {path.parent for path in folder.glob(f"*/*/events.out.tfevents.*{_MARK}")}
+    for run in (folder, *folders):
         for file in run.glob(f"events.out.tfevents.*{_MARK}"):
             file.unlink()
-    for left in (*runs, *(folder / attack for attack in ATTACKS)):
-        with contextlib.suppress(OSError):  # There is none, or it holds something.
+    for left in (*folders, *{run.parent for run in folders}):
+        with contextlib.suppress(OSError):  # It holds something else.
             left.rmdir()

@@ -6,6 +6,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  curves.png       metrics against the radius
                  gallery.png      a few examples
                  ATTACK/GROUP/    the same for TensorBoard
+                 checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
 """
@@ -36,6 +37,7 @@ from mtr_tf import strategy as strategy_lib
 from mtr_tf import sweep
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import training
+from mtr_tf import trust
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attack_config import check_known
 from mtr_tf.checkpoints import Run
@@ -43,10 +45,20 @@ from mtr_tf.config import parse_image_size
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.models import inference
 from mtr_tf.report import Record
 
 # Settings that do not enter the default name: they change no result.
-_PLACE_ONLY = ("ckpt", "name", "strategy", "replicas", "batch_size", "save_examples")
+_PLACE_ONLY = (
+    "ckpt",
+    "name",
+    "strategy",
+    "replicas",
+    "batch_size",
+    "save_examples",
+    "checks",
+    "check_examples",
+)
 
 
 def attack(config: AttackConfig) -> str:
@@ -62,13 +74,18 @@ def attack(config: AttackConfig) -> str:
     with strategy.scope():
         own_data = config.data_dir if not config.dataset else ""
         run = checkpoints.load_run(config.ckpt, config.tasks, own_data)
+        source_run = _source_run(config)
     tasks = _tasks(config, run)
-    cells = cells_lib.make_cells(config, tasks)
     source = _open_source(config, run, tasks)
+    cells = cells_lib.make_cells(config, tasks, source.info.classes)
     columns = source.columns(config.split)
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = _with_precision(run, source.info, config.precision)
+    if source_run:
+        for cell in cells:
+            cells_lib.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
+        _check_fits(source_run, source.info, cells[0].attacked)
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -78,8 +95,10 @@ def attack(config: AttackConfig) -> str:
         strategy=strategy,
         batch_size=config.batch_size,
         seed=config.seed,
+        surrogate=_surrogate(config, source_run or run, strategy),
     )
-    cells[0].pixel_mask(*source.info.image_shape[:2])  # Complains now.
+    for cell in cells:  # Complains now.
+        cell.check(source.info.image_shape, source.info.num_classes)
     name = config.name or default_name(config, run.fingerprint)
     folder = run.directory / "attacks" / name
     with runs.locked(folder):
@@ -90,22 +109,51 @@ def attack(config: AttackConfig) -> str:
             **runs.provenance(),
         }
         runs.write_json(folder / "settings.json", settings)
-        store = cell_store.Store(
-            folder, _facts(config, run, subject), config.save_examples
-        )
+        facts = _facts(config, run, source_run, subject)
+        store = cell_store.Store(folder, facts, config.save_examples)
         clean, results = sweep.run(subject, cells, store)
-        facts = {
+        warnings = []
+        if config.checks:
+            warnings = trust.check_once(
+                subject,
+                results,
+                facts,
+                folder / "checks.json",
+                examples=config.check_examples,
+                transfer=source_run is not None,
+            )
+        about = {
             "seed": config.seed,
             "dataset": source.info.name,
             "split": config.split,
             "model_fingerprint": run.fingerprint,
+            "source_fingerprint": source_run.fingerprint if source_run else None,
+            "fast": config.fast,
+            "warnings": warnings,
         }
-        records = report.make_records(clean, results, facts)
+        records = report.make_records(clean, results, about)
         report.write(records, folder)
         plots.save_curves(records, folder / "curves.png")
         plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
         attack_summaries.write(config.to_dict(), clean, results, folder)
     return _text(config, subject, records, folder)
+
+
+def _source_run(config: AttackConfig) -> Run | None:
+    """What the adversarial images are made on, if not on --ckpt itself."""
+    if not config.source_ckpt:
+        return None
+    return checkpoints.load_run(config.source_ckpt, config.tasks, config.data_dir)
+
+
+def _surrogate(
+    config: AttackConfig, run: Run, strategy: tf.distribute.Strategy
+) -> keras.Model | None:
+    """The model that gradients are taken of; None: the attacked one as it is."""
+    if config.fast:
+        with strategy.scope():
+            return inference.in_bfloat16(run.model)
+    return run.model if config.source_ckpt else None
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
@@ -206,7 +254,9 @@ def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
     return dataclasses.replace(run, model=model)
 
 
-def _facts(config: AttackConfig, run: Run, subject: sweep.Subject) -> dict:
+def _facts(
+    config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
+) -> dict:
     """All that a cell's result depends on beside the attack."""
     own = run.config.precision if run.config else "own"
     return {
@@ -214,6 +264,8 @@ def _facts(config: AttackConfig, run: Run, subject: sweep.Subject) -> dict:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "model": run.fingerprint,
+        "source": source_run.fingerprint if source_run else None,
+        "fast": config.fast,
         "precision": own if config.precision == "own" else config.precision,
         "dataset": subject.info.name,
         "split": config.split,
@@ -222,6 +274,17 @@ def _facts(config: AttackConfig, run: Run, subject: sweep.Subject) -> dict:
         "tasks": subject.tasks,
         "seed": config.seed,
     }
+
+
+def _extra(records: Sequence[Record]) -> list[str]:
+    """What the table does not show: wanted targets, and warnings."""
+    lines = []
+    wanted = report.wanted_table(records)
+    if wanted:
+        lines += ["", "outputs against the targets that they are drawn to:", wanted]
+    for warning in records[0]["warnings"]:
+        lines += ["", f"WARNING, can this attack be trusted? {warning}"]
+    return lines
 
 
 def _text(
@@ -238,6 +301,7 @@ def _text(
             f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean",
             "",
             report.table(records, width),
+            *_extra(records),
             "",
             f"results:  {folder / 'results.json'} and .csv",
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",

@@ -2,7 +2,7 @@
 """Finished cells on disk, so that none is run twice.
 
     cells/HASH.json   scores of one cell; HASH is of all that they depend on
-    cells/HASH.npz    its first examples, painted
+    cells/HASH.npz    its rows per image (see `evaluation`), its first examples, painted
     examples/*.npz    its first examples as they are, if asked for
 
 The JSON file is written last: a cell is finished if it is there.
@@ -26,8 +26,9 @@ from mtr_tf import runs
 from mtr_tf.cells import Cell
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import Examples
+from mtr_tf.evaluation import Rows
 
-_FORMAT = 1  # Of the files; cells of another number are not known.
+_FORMAT = 2  # Of the files; cells of another number are not known.
 # What reading a damaged .json or .npz may raise.
 _DAMAGED = (
     OSError,
@@ -51,12 +52,21 @@ class Result:
       count: How many images.
       pictures: Painted examples, uint8 `[M, H, W, 3]`: {image}, {target/<task>},
         {output/<task>}, and of an attack {adversarial} and {perturbation}.
+      rows: What the scores are of, image by image.
+      wanted: Of a targeted attack, {task: {metric: {"clean": float or None,
+        "attacked": ...}}} against the targets that it is after; else empty.
+      wanted_rows: The rows of the attacked images behind that.
     """
 
     cell: Cell | None
     scores: dict[str, dict[str, dict[str, Any]]]
     count: int
     pictures: dict[str, np.ndarray]
+    rows: Rows = dataclasses.field(default_factory=dict)
+    wanted: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
+    wanted_rows: Rows = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +89,16 @@ class Store:
         if self.save_examples:
             _write_arrays(self._examples(result.cell), _arrays(examples))
         path = self._path(result.cell)
-        _write_arrays(path.with_suffix(".npz"), result.pictures)
+        arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
+        for kind, rows in (("row", result.rows), ("wanted", result.wanted_rows)):
+            for task, by_metric in rows.items():
+                arrays |= {f"{kind}/{task}/{m}": a for m, a in by_metric.items()}
+        _write_arrays(path.with_suffix(".npz"), arrays)
         content = {
             "key": self._key(result.cell),
             "count": result.count,
             "scores": result.scores,
+            "wanted": result.wanted,
         }
         runs.write_json(path, content)
 
@@ -96,10 +111,16 @@ class Store:
             content = json.loads(path.read_text())
             if content["key"] != self._key(cell):
                 raise ValueError("it holds the result of something else")
-            with np.load(path.with_suffix(".npz")) as arrays:
-                pictures = dict(arrays)
+            with np.load(path.with_suffix(".npz")) as file:
+                arrays = dict(file)
             result = Result(
-                cell, _scores(content["scores"]), content["count"], pictures
+                cell,
+                _scores(content["scores"]),
+                content["count"],
+                _part(arrays, "picture"),
+                _rows(arrays, "row"),
+                content["wanted"],
+                _rows(arrays, "wanted"),
             )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:
@@ -119,7 +140,7 @@ class Store:
         return self.folder / "cells" / f"{self._hash(cell)}.json"
 
     def _examples(self, cell: Cell | None) -> pathlib.Path:
-        name = f"{cell.attack}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
+        name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
         return self.folder / "examples" / f"{name}_{self._hash(cell)[:8]}.npz"
 
     def _examples_saved(self, result: Result) -> bool:
@@ -131,6 +152,23 @@ class Store:
             return False
         with np.load(path) as arrays:
             return len(arrays["image"]) >= wanted
+
+
+def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """Those whose names begin with `kind/`, by the rest of the name."""
+    return {
+        name.removeprefix(f"{kind}/"): array
+        for name, array in arrays.items()
+        if name.startswith(f"{kind}/")
+    }
+
+
+def _rows(arrays: Mapping[str, np.ndarray], kind: str) -> Rows:
+    rows: Rows = {}
+    for name, array in _part(arrays, kind).items():
+        task, metric = name.split("/")
+        rows.setdefault(task, {})[metric] = array
+    return rows
 
 
 def _scores(scores: dict) -> dict:

@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cells of a sweep: every combination of attacks, radii and groups of tasks."""
+"""The cells of a sweep: every combination of attacks, objectives, radii and groups."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attack_config import OWN_LOSS
 from mtr_tf.attack_config import AttackConfig
+from mtr_tf.attack_config import parse_block
+from mtr_tf.attack_config import parse_weights
+from mtr_tf.attacks import arguments
+from mtr_tf.attacks import ensemble
+from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One attack. `eps` and `step_size` are in levels (linf) or plain norms (l2)."""
+    """One attack. `eps` and `step_size` are in levels (linf) or plain norms (l2).
+
+    `steps` are queries of square; `step_size` is 0 where the attack has its own, and
+    `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
+    pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
+    `radii` the stages of apgd; `ensemble` and `queries` are those of worst.
+    """
 
     attack: str
     norm: str
@@ -29,6 +43,16 @@ class Cell:
     attacked: tuple[str, ...]
     pixels: int
     seed: int
+    losses: tuple[str, ...] = ()
+    balance: str = "sum"
+    weights: tuple[tuple[str, float], ...] = ()
+    targeted: bool = False
+    random_start: bool = True
+    block: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
+    radii: tuple[tuple[float, float], ...] = ()
+    ensemble: tuple[str, ...] = ()
+    queries: int = 0
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -46,59 +70,199 @@ class Cell:
         """The attacked tasks as one word."""
         return "+".join(self.attacked)
 
+    @property
+    def label(self) -> str:
+        """The attack with what is not as usual about its objective, as one word."""
+        parts = [self.attack, "+".join(self.losses)]
+        parts += [self.balance if self.balance != "sum" else ""]
+        parts += ["targeted" if self.targeted else ""]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def members(self) -> tuple[Cell, ...]:
+        """The cells that this one takes the worst of; empty for a plain attack."""
+        if self.attack == "sea":
+            return tuple(
+                dataclasses.replace(
+                    self, attack="apgd", losses=(loss,), radii=ensemble.SEA_RADII
+                )
+                for loss in ensemble.SEA_LOSSES
+            )
+        return tuple(
+            _fitted(dataclasses.replace(self, attack=name, ensemble=()))
+            for name in self.ensemble
+        )
+
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family."""
 
         def attack(objective, x, seed, epsilon, step_size):
-            make = attacks.ATTACKS[self.attack]
-            made = make(epsilon, step_size, self.steps, self.norm, self.restarts)
-            return made(objective, x, seed)
+            return self._attack(epsilon, step_size)(objective, x, seed)
 
         return attack
+
+    def _attack(self, epsilon, step_size) -> attacks.Attack:
+        settings = {
+            "step_size": step_size,
+            "steps": self.steps,
+            "norm": self.norm,
+            "restarts": self.restarts,
+            "random_start": self.random_start,
+        }
+        if self.radii:
+            settings["radii"] = self.radii
+        return attacks.make(self.attack, epsilon, **settings)
+
+    def check(self, image_shape: Sequence[int], num_classes: int) -> None:
+        """Raises InputError where its attack or its objective cannot be made."""
+        for cell in self.members or (self,):
+            if cell.eps:  # Else nothing is run, and no step is fine.
+                cell._attack(*cell.numbers)
+        height, width, _ = image_shape
+        targets, masks = {}, {}
+        for name in self.attacked:
+            task = tasks_lib.TASKS[name]
+            channels = task.output_channels(num_classes)
+            shape = (1, height, width) + (() if task.discrete else (channels,))
+            targets[name] = np.zeros(shape, np.int32 if task.discrete else np.float32)
+            masks[name] = np.ones((1, height, width), np.float32)
+        settings = self.objective_settings(height, width)
+        attacks.objective(lambda x: {}, targets, masks, **settings)
+
+    def objective_settings(self, height: int, width: int) -> dict[str, Any]:
+        """What `attacks.objective` takes beside model, targets and masks.
+
+        Raises:
+          InputError: The pixels are not all within `height` x `width`.
+        """
+        return {
+            "tasks": self.attacked,
+            "balance": self.balance,
+            "pixels": self.pixel_mask(height, width),
+            "weights": dict(self.weights) or None,
+            "losses": self.losses,
+            "targeted": self.targeted,
+            "classes": self.classes or None,
+        }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
         """The attacked output pixels, 0/1 `[height, width]`; None for all.
 
-        The same ones for every image and task, drawn without replacement.
-
-        Raises:
-          InputError: There are fewer pixels than asked for.
+        The same ones for every image and task; see `attacks.random_pixels`.
         """
-        if not self.pixels:
-            return None
-        if self.pixels > height * width:
-            raise InputError(
-                f"--attack_pixels must be at most {height * width}, the pixels of a "
-                f"{height}x{width} output; got {self.pixels}."
-            )
-        mask = np.zeros(height * width, np.float32)
-        order = np.random.default_rng(self.seed).permutation(height * width)
-        mask[order[: self.pixels]] = 1
-        return mask.reshape(height, width)
+        if self.pixels:
+            return attacks.random_pixels(height, width, self.pixels, self.seed)
+        if self.block:
+            rows, columns, *place = self.block
+            top, left = place or ((height - rows) // 2, (width - columns) // 2)
+            return attacks.block(height, width, top, left, rows, columns)
+        return None
 
 
-def make_cells(config: AttackConfig, tasks: Sequence[str]) -> list[Cell]:
-    """All combinations, without repetitions: by attack, then group, then radius."""
+def make_cells(
+    config: AttackConfig, tasks: Sequence[str], classes: Sequence[str] = ()
+) -> list[Cell]:
+    """All combinations, without repetitions: by attack, objective, group, radius.
+
+    Args:
+      config: The settings.
+      tasks: The model's.
+      classes: The names of the data set's classes.
+
+    Raises:
+      InputError: A task, loss, balance or class is unknown, or does not fit.
+    """
     cells = []
-    for attack in config.attack:
-        for group in parse_groups(config.attack_tasks, tasks):
-            for eps in sorted(config.eps):
-                step, steps, restarts = config.step_size, config.steps, config.restarts
-                if attack == "fgsm":  # One step of eps from the image itself.
-                    step, steps, restarts = eps, 1, 1
-                cell = Cell(
-                    attack,
-                    config.norm,
-                    eps,
-                    step or eps / 4,
-                    steps,
-                    restarts,
-                    group,
-                    config.attack_pixels,
-                    config.seed,
-                )
-                cells.append(cell)
+    groups = parse_groups(config.attack_tasks, tasks)
+    for attack, loss, balance, group, eps in itertools.product(
+        config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
+    ):
+        cell = Cell(
+            attack,
+            config.norm,
+            eps,
+            config.step_size,
+            config.steps,
+            config.restarts,
+            group,
+            config.attack_pixels,
+            config.seed,
+            () if loss == OWN_LOSS else tuple(loss.split("+")),
+            balance,
+            _weights(config, group),
+            config.targeted,
+            config.random_start,
+            parse_block(config.attack_block),
+            tuple(_class_label(name, classes) for name in config.attack_classes),
+            ensemble=config.ensemble,
+            queries=config.queries,
+        )
+        cell = _fitted(cell)
+        if (cell.losses or loss == OWN_LOSS or attack == "sea") and _possible(cell):
+            cells.append(cell)
+    if not cells:
+        raise InputError(
+            f"--attack={','.join(config.attack)} with "
+            f"--attack_loss={','.join(config.attack_loss)} fits none of the groups "
+            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and a "
+            "loss a task of its kind."
+        )
     return list(dict.fromkeys(cells))
+
+
+def _fitted(cell: Cell) -> Cell:
+    """The cell with only what applies to its attack and its tasks."""
+    change: dict[str, Any] = {}
+    if cell.attack != "worst":
+        change |= {"ensemble": (), "queries": 0}
+    if cell.attack == "fgsm":  # One step of eps from the image itself.
+        change |= {"steps": 1, "restarts": 1, "random_start": False}
+        change |= {"step_size": cell.eps}
+    elif cell.attack in ("pgd", "mim", "mim_released"):
+        change |= {"step_size": cell.step_size or cell.eps / 4}
+    elif cell.attack == "square":
+        change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
+    elif cell.attack in ("noise", "corner"):
+        change |= {"step_size": 0.0, "steps": 1}
+    elif cell.attack in ("apgd", "sea"):
+        change |= {"step_size": 0.0}
+    fits = [
+        loss
+        for loss in cell.losses
+        if any(_surrogate(loss).fits(tasks_lib.TASKS[t]) for t in cell.attacked)
+    ]
+    losses = () if cell.attack == "sea" else tuple(fits)
+    return dataclasses.replace(cell, **change, losses=losses)
+
+
+def _surrogate(name: str) -> surrogates.Surrogate:
+    arguments.check_name("loss", name, attacks.SURROGATES)
+    return attacks.SURROGATES[name]
+
+
+def _possible(cell: Cell) -> bool:
+    """Whether there is such an attack on these tasks."""
+    discrete = any(tasks_lib.TASKS[task].discrete for task in cell.attacked)
+    return discrete or cell.attack != "sea"
+
+
+def _weights(
+    config: AttackConfig, group: tuple[str, ...]
+) -> tuple[tuple[str, float], ...]:
+    """Those of the settings that are about tasks of this group."""
+    weights = parse_weights(config.attack_weights)
+    named = tasks_lib.resolve([name for name, _ in weights]) if weights else ()
+    pairs = zip(named, (number for _, number in weights), strict=True)
+    return tuple((task, number) for task, number in pairs if task in group)
+
+
+def _class_label(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise InputError(
+            f"--attack_classes names {name!r}, and the data set's classes are "
+            f"{', '.join(classes) or 'not known'}."
+        )
+    return list(classes).index(name)
 
 
 def parse_groups(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 
-_USED = ("image", "targets", "masks", "index")
+_USED = ("image", "targets", "masks", "index", "wanted")
 
 Rows = dict[str, dict[str, np.ndarray]]
 """{task: {metric: float32 [N, K]}}, images in the order of their index."""
@@ -53,12 +54,17 @@ class Evaluation:
       index: int64 `[N]`, the numbers of the images, ascending.
       clean: Rows of the clean images; empty with `clean=False`.
       attacked: Rows of the attacked images; empty without an attack.
+      wanted: Of a targeted attack, rows of the attacked images' outputs against the
+        targets that they are drawn to; `unmoved` the same of the clean images. Else
+        empty.
       examples: None unless `keep_examples` is positive.
     """
 
     index: np.ndarray
     clean: Rows
     attacked: Rows
+    wanted: Rows
+    unmoved: Rows
     examples: Examples | None
 
 
@@ -91,8 +97,8 @@ class Evaluator:
         strategy: tf.distribute.Strategy | None = None,
         *,
         attack: Callable[..., tf.Tensor] | None = None,
-        attacked: Sequence[str] = (),
-        pixels: Any = None,
+        objective: Mapping[str, Any] | None = None,
+        surrogate: Callable[..., Any] | None = None,
         seed: int = 0,
         clean: bool = True,
     ):
@@ -105,8 +111,11 @@ class Evaluator:
           strategy: None: TensorFlow's default, one device.
           attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
             is given; None: clean images only.
-          attacked: The tasks whose summed loss is raised; empty: all of `tasks`.
-          pixels: Handed to `attacks.objective`: which output pixels are attacked.
+          objective: Handed to `attacks.objective`: which tasks are attacked, and how;
+            None: the sum of the losses of `tasks`. With `targeted`, each image is drawn
+            to the targets of the one half the split further on.
+          surrogate: The model that is attacked in place of `model`, which is only
+            scored: a transfer. None: `model` itself.
           seed: Image i is attacked under a seed made of (seed, i).
           clean: False leaves the clean images out.
         """
@@ -115,8 +124,9 @@ class Evaluator:
         self._num_classes = num_classes
         self._strategy = strategy or tf.distribute.get_strategy()
         self._attack = attack
-        self._attacked = tuple(attacked) or self._tasks
-        self._pixels = pixels
+        self._objective = {"tasks": self._tasks, **(objective or {})}
+        self._targeted = bool(self._objective.get("targeted"))
+        self._surrogate = surrogate or model
         self._seed = seed
         self._clean = clean
         self._compiled = {}  # By the type of the batches.
@@ -130,6 +140,7 @@ class Evaluator:
         on_batch: Callable[[int], None] | None = None,
         keep_examples: int = 0,
         numbers: Sequence[float] = (),
+        seed: int | None = None,
     ) -> Evaluation:
         """Evaluates the first `num_examples` images (None or 0: all), each once.
 
@@ -141,16 +152,19 @@ class Evaluator:
           keep_examples: How many of the first images to return with their outputs.
           numbers: Handed to the attack as float64 tensors: a call with other numbers,
             but as many, is not compiled anew.
+          seed: In place of the evaluator's own, for this call; not compiled anew.
 
         Raises:
           InputError: The split has fewer images, or the batch size cannot be divided
             among the replicas.
         """
         index, results, kept = [], [], []
+        seed = tf.constant(self._seed if seed is None else seed, tf.int64)
         numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
         for batch in self._batches(columns, batch_size, num_examples):
-            batch = {key: batch[key] for key in _USED}
-            rows, pictures = self._step_for(batch, numbers)(batch, numbers)
+            batch = {key: batch[key] for key in _USED if key in batch}
+            arguments = (batch, seed, numbers)
+            rows, pictures = self._step_for(arguments)(*arguments)
             places = self._gather(batch["index"])
             index.append(places)
             results.append(tf.nest.map_structure(self._gather, rows))
@@ -164,6 +178,8 @@ class Evaluator:
             index=np.concatenate(index)[order],
             clean=rows.get("clean", {}),
             attacked=rows.get("attacked", {}),
+            wanted=rows.get("wanted", {}),
+            unmoved=rows.get("unmoved", {}),
             examples=_examples(kept, keep_examples) if kept else None,
         )
 
@@ -176,46 +192,54 @@ class Evaluator:
                 batch_size=batch_size,
                 num_examples=num_examples or None,
                 context=context,
+                wanted=self._targeted,
             )
         )
 
-    def _step_for(self, batch: dict[str, Any], numbers: tuple) -> Callable:
-        """The compiled step for batches of this kind.
+    def _step_for(self, arguments: tuple) -> Callable:
+        """The compiled step for arguments of this kind.
 
         Asked for by hand because TensorFlow warns of retracing where many evaluators
         are each compiled once, as in a sweep.
         """
-        arguments = (batch, numbers)
         kind = str(tf.nest.map_structure(tf.type_spec_from_value, arguments))
         if kind not in self._compiled:
-            step = tf.function(lambda *args: self._strategy.run(self._step, args))
+            step = tf.function(
+                lambda *args: self._strategy.run(self._step, args), autograph=False
+            )
             self._compiled[kind] = step.get_concrete_function(*arguments)
         return self._compiled[kind]
 
-    def _step(self, batch: dict[str, Any], numbers: tuple) -> tuple[dict, dict]:
+    def _step(
+        self, batch: dict[str, Any], seed: tf.Tensor, numbers: tuple
+    ) -> tuple[dict, dict]:
         """One replica's batch -> (rows, outputs for pictures), clean and attacked."""
         rows, pictures = {}, {}
-        if self._clean:
+        if self._clean or self._targeted:
             outputs = self._model(batch["image"], training=False)
-            rows["clean"] = self._statistics(outputs, batch)
-            pictures["clean"] = outputs
+            if self._targeted:
+                rows["unmoved"] = self._statistics(outputs, batch["wanted"])
+            if self._clean:
+                rows["clean"] = self._statistics(outputs, batch)
+                pictures["clean"] = outputs
         if self._attack is not None:
-            x_adv = self._attack_images(batch, numbers)
+            x_adv = self._attack_images(batch, seed, numbers)
             outputs = self._model(x_adv, training=False)
             rows["attacked"] = self._statistics(outputs, batch)
+            if self._targeted:
+                rows["wanted"] = self._statistics(outputs, batch["wanted"])
             pictures["attacked"] = outputs
             pictures["adversarial"] = x_adv
         return rows, pictures
 
-    def _attack_images(self, batch: dict[str, Any], numbers: tuple) -> tf.Tensor:
+    def _attack_images(
+        self, batch: dict[str, Any], seed: tf.Tensor, numbers: tuple
+    ) -> tf.Tensor:
+        goal = batch["wanted"] if self._targeted else batch
         objective = attacks.objective(
-            self._model,
-            batch["targets"],
-            batch["masks"],
-            tasks=self._attacked,
-            pixels=self._pixels,
+            self._surrogate, goal["targets"], goal["masks"], **self._objective
         )
-        seeds = threat.image_keys(self._seed, batch["index"])
+        seeds = threat.image_keys(seed, batch["index"])
         return self._attack(objective, batch["image"], seeds, *numbers)
 
     def _statistics(self, outputs, batch) -> dict[str, dict[str, tf.Tensor]]:

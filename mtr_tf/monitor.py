@@ -146,7 +146,7 @@ class Monitor:
             source.info.num_classes,
             strategy,
             attack=training_attack(config),
-            attacked=main_tasks(config),
+            objective={"tasks": main_tasks(config)},
             seed=config.seed,
         )
         self._count = min(config.eval_examples, len(self._columns.images))

@@ -110,7 +110,7 @@ def save_gallery(clean: Result, attacked: Result, path: pathlib.Path) -> None:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     cell = attacked.cell
-    figure.suptitle(f"{cell.attack} on {cell.group}, {cell.norm} eps {cell.eps:g}")
+    figure.suptitle(f"{cell.label} on {cell.group}, {cell.norm} eps {cell.eps:g}")
     _save(figure, path)
 
 

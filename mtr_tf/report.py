@@ -26,7 +26,8 @@ def make_records(
     Args:
       clean: The scores of the clean images.
       results: Those of the attacks.
-      facts: What every record repeats: seed, dataset, split, model_fingerprint.
+      facts: What every record repeats: seed, dataset, split, model_fingerprint,
+        warnings.
     """
     return [
         _record(clean, result, task, metric, facts)
@@ -46,8 +47,9 @@ def _record(
     cell = result.cell
     before = clean.scores[task][metric.name]
     after = result.scores[task][metric.name]
+    wanted = result.wanted.get(task, {}).get(metric.name, {})
     return {
-        "attack": cell.attack,
+        "attack": cell.label,
         "norm": cell.norm,
         "eps": cell.eps,
         "steps": cell.steps,
@@ -64,8 +66,19 @@ def _record(
         **facts,
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
+        "algorithm": cell.attack,
+        "loss": "+".join(cell.losses) or "own",
+        "balance": cell.balance,
+        "weights": dict(cell.weights),
+        "targeted": cell.targeted,
+        "wanted_clean": wanted.get("clean"),
+        "wanted_value": wanted.get("attacked"),
         "restarts": cell.restarts,
+        "random_start": cell.random_start,
+        "ensemble": list(cell.ensemble),
         "attack_pixels": cell.pixels,
+        "attack_block": list(cell.block),
+        "attack_classes": list(cell.classes),
         "better": metric.better,
         "unit": metric.unit,
     }
@@ -98,8 +111,11 @@ def _flat(record: Record) -> Record:
     for name, value in record.items():
         if name.endswith("_interval"):
             flat[f"{name}_low"], flat[f"{name}_high"] = value
+        elif isinstance(value, dict):
+            flat[name] = "+".join(f"{key}:{item}" for key, item in value.items())
         else:
-            flat[name] = "+".join(value) if isinstance(value, list) else value
+            listed = isinstance(value, list)
+            flat[name] = "+".join(map(str, value)) if listed else value
     return flat
 
 
@@ -125,6 +141,24 @@ def table(records: Sequence[Record], width: int = 120) -> str:
             line = [left]
         line.append(block)
     return "\n\n".join("\n".join(_paste(line, " | ")) for line in [*tables, line])
+
+
+def wanted_table(records: Sequence[Record]) -> str:
+    """How near the outputs come to the targets that targeted attacks are after.
+
+    A row per targeted cell and task, with the task's headline metric against those
+    targets, clean and attacked; empty without a targeted attack.
+    """
+    rows = [("attack", "attacked", "eps", "task", "metric", "clean", "attacked")]
+    for record in records:
+        headline = tasks_lib.TASKS[record["task"]].metrics[0].name
+        if record["targeted"] and record["metric"] == headline:
+            numbers = (short(record[key]) for key in ("wanted_clean", "wanted_value"))
+            attack, group, eps = _row_of(record)
+            rows.append((attack, group, f"{eps:g}", record["task"], headline, *numbers))
+    if len(rows) == 1:
+        return ""
+    return "\n".join(_paste([_align(column) for column in zip(*rows, strict=True)]))
 
 
 def _short_group(group: str, tasks: Sequence[str]) -> str:

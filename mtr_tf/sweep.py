@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,11 +16,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import evaluation as evaluation_lib
 from mtr_tf import metrics
 from mtr_tf import palettes
 from mtr_tf import progress
 from mtr_tf import summaries
 from mtr_tf import tasks as tasks_lib
+from mtr_tf import worst
 from mtr_tf.cell_store import Result
 from mtr_tf.cell_store import Store
 from mtr_tf.cells import Cell
@@ -36,7 +40,8 @@ PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
 class Subject:
     """What is attacked: a model, and the first `num_examples` of a split.
 
-    `seed` is that of random starts and of the bootstrap.
+    `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
+    which adversarial images are made, if that is not `model`.
     """
 
     model: keras.Model
@@ -47,15 +52,17 @@ class Subject:
     strategy: tf.distribute.Strategy
     batch_size: int
     seed: int
+    surrogate: Callable[..., Any] | None = None
 
 
 def run(
     subject: Subject, cells: Sequence[Cell], store: Store
 ) -> tuple[Result, list[Result]]:
     """Runs what the store has not; returns (clean result, results of the cells)."""
-    found = {cell: store.read(cell) for cell in (None, *cells)}
+    plain = [member for cell in cells for member in cell.members or (cell,)]
+    found = {cell: store.read(cell) for cell in (None, *plain)}
     cost = {cell: _passes(cell) * subject.num_examples for cell in found}
-    pending = [cell for cell, result in found.items() if result is None]
+    pending = _by_family(cell for cell, result in found.items() if result is None)
     finished = [cell for cell in found if cell not in pending]
     if finished:
         logging.info(
@@ -67,7 +74,7 @@ def run(
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
                 family = cell and cell.family  # One graph for all its radii.
-                evaluator = _evaluator(subject, family)
+                evaluator = make_evaluator(subject, family)
             evaluation = evaluator.run(
                 subject.columns,
                 batch_size=subject.batch_size,
@@ -79,7 +86,46 @@ def run(
             result = _result(subject, cell, evaluation)
             store.write(result, evaluation.examples)
             found[cell] = result
+    for cell in cells:
+        if cell.members:
+            found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
     return found[None], [found[cell] for cell in cells]
+
+
+def _by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
+    """The cells with those side by side that share a graph."""
+    families: dict[Cell | None, list[Cell | None]] = {}
+    for cell in cells:
+        families.setdefault(cell and cell.family, []).append(cell)
+    return [cell for members in families.values() for cell in members]
+
+
+def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
+    """The worst per image of the results of a cell's members."""
+    choice = worst.choose(cell, results)
+    wanted_rows = worst.take(choice, [result.wanted_rows for result in results])
+    rows = worst.combine(cell, results)
+    return dataclasses.replace(
+        results[0],
+        cell=cell,
+        scores=scores(rows, subject.seed),
+        pictures=worst.pictures(choice, results),
+        rows=rows,
+        wanted=_wanted(results[0].wanted, wanted_rows),
+        wanted_rows=wanted_rows,
+    )
+
+
+def _wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """The scores against the wanted targets, from those of the clean images."""
+    after = evaluation_lib.values(rows)
+    return {
+        task: {
+            name: {"clean": before[task][name]["clean"], "attacked": _number(value)}
+            for name, value in by_metric.items()
+        }
+        for task, by_metric in after.items()
+    }
 
 
 def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
@@ -87,22 +133,29 @@ def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> No
     if cell:
         many = len(cell.attacked) > 3
         group = f"{len(cell.attacked)} tasks" if many else cell.group
-        note = f"{cell.attack} {group} eps {cell.eps:g}"
+        note = f"{cell.label} {group} eps {cell.eps:g}"
     advance(images * _passes(cell), note)
 
 
-def _passes(cell: Cell | None) -> int:
-    """How long an image takes, roughly, in passes through the model."""
-    return 1 + cell.steps * cell.restarts if cell and cell.eps else 1
+def _passes(cell: Cell | None) -> float:
+    """How long an image takes, roughly, in passes forwards and backwards."""
+    if not cell or not cell.eps:
+        return 1
+    return 1 + cell.steps * cell.restarts * (0.4 if cell.attack == "square" else 1)
 
 
-def _evaluator(subject: Subject, cell: Cell | None) -> Evaluator:
-    attack = {}
+def make_evaluator(
+    subject: Subject,
+    cell: Cell | None,
+    attack: Callable[..., tf.Tensor] | None = None,
+) -> Evaluator:
+    """The evaluator of a cell's family, or of another attack on its objective."""
+    settings = {}
     if cell:
-        attack = {
-            "attack": cell.build(),
-            "attacked": cell.attacked,
-            "pixels": cell.pixel_mask(*subject.columns.images.shape[1:3]),
+        settings = {
+            "attack": attack or cell.build(),
+            "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
+            "surrogate": subject.surrogate,
             "clean": False,
         }
     return Evaluator(
@@ -111,17 +164,24 @@ def _evaluator(subject: Subject, cell: Cell | None) -> Evaluator:
         subject.info.num_classes,
         subject.strategy,
         seed=subject.seed,
-        **attack,
+        **settings,
     )
 
 
 def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Result:
     rows = evaluation.attacked if cell else evaluation.clean
+    unmoved = {
+        task: {name: {"clean": _number(value)} for name, value in by_metric.items()}
+        for task, by_metric in evaluation_lib.values(evaluation.unmoved).items()
+    }
     return Result(
         cell,
         scores(rows, subject.seed),
         len(evaluation.index),
         _paint(evaluation.examples, subject),
+        rows,
+        _wanted(unmoved, evaluation.wanted),
+        evaluation.wanted,
     )
 
 

@@ -57,6 +57,7 @@ SETTINGS = {
     "steps": 3,
     "batch_size": 4,
     "name": "test",
+    "checks": False,
 }
 
 
@@ -246,6 +247,42 @@ def test_examples_are_saved_as_they_are(run_directory, unplotted):
         assert arrays["output/seg"].shape == (5, SIZE, SIZE, 2)
 
 
+def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
+    """Of every kind of setting one, and the orders that must hold between them."""
+    folder = run_directory / "attacks" / "test"
+    settings = {"attack_tasks": ("seg",), "eps": (8.0,), "steps": 4, "queries": 10}
+
+    def losses(**changes):
+        records = run_attack(run_directory, **settings | changes)
+        return {
+            r["attack"]: (r["clean"], r["attacked_value"])
+            for r in records
+            if (r["task"], r["metric"]) == ("seg", "loss")
+        }
+
+    attack = ("pgd", "worst", "sea")
+    found = losses(attack=attack, ensemble=("pgd", "square"), attack_tasks=("s+d",))
+    clean, pgd = found["pgd"]
+    assert found["worst"][1] >= pgd * 0.9 > clean * 0.9
+    assert set(found) == set(attack)
+    found = losses(attack_loss=("own", "js"), balance=("sum", "dgba"))
+    assert set(found) == {"pgd", "pgd-js", "pgd-dgba", "pgd-js-dgba"}
+    assert found["pgd"] == pytest.approx(found["pgd-dgba"], rel=0.01)  # One task.
+    assert len(list(folder.glob("pgd-js-dgba/seg/events*"))) == 1
+    found = losses(attack_classes=("ball",), attack_block="4x4", fast=True)
+    assert found["pgd"][1] > clean
+
+    other = models.build("tiny", TASKS, INFO.image_shape, 2, seed=9)
+    other.save(tmp_path / "other.keras")
+    transferred = losses(source_ckpt=str(tmp_path / "other.keras"))
+    assert abs(transferred["pgd"][1] - clean) < 0.5 * (pgd - clean)
+
+    records = run_attack(run_directory, **settings | {"targeted": True})
+    wanted = next(r for r in records if (r["task"], r["metric"]) == ("seg", "loss"))
+    assert wanted["attack"] == "pgd-targeted"
+    assert wanted["wanted_value"] < wanted["wanted_clean"]
+
+
 def test_a_keras_file_with_one_output_needs_its_task(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.keras"
@@ -291,8 +328,17 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
         ({"attack_tasks": ("segg",)}, "Did you mean 'seg'"),
         ({"split": "validaton"}, "Did you mean 'validation'"),
         ({"tasks": ("autoencoder",)}, "autoencoder.*has only.*seg, depth"),
-        ({"attack_pixels": 257}, "at most 256.*257"),
+        ({"attack_pixels": 257}, "1 to 256.*257"),
         ({"dataset": "blob"}, "blob"),
+        ({"attack_loss": ("cosPGD",)}, "did you mean 'cospgd'"),
+        ({"attack_loss": ("angular",)}, "angular.*fits none"),
+        ({"balance": ("wdg",)}, "did you mean 'wgd'"),
+        ({"balance": ("dgba",), "attack_weights": ("seg:2",)}, "Weights.*'dgba'"),
+        ({"attack_weights": ("seg:-1",)}, "-1"),
+        ({"attack_block": "8x8+12+0"}, "16"),
+        ({"attack_classes": ("door",)}, "'door'.*wall, ball"),
+        ({"attack": ("sea",), "attack_tasks": ("depth",)}, "sea needs a task with"),
+        ({"source_ckpt": "/nowhere/at/all"}, "does not exist"),
         ({"ckpt": "/nowhere/at/all"}, "does not exist"),
     ],
 )
@@ -316,6 +362,11 @@ def test_wrong_requests_leave_nothing_behind(run_directory, changes, message):
         ({"attack_tasks": ()}, "--attack_tasks"),
         ({"norm": "l1"}, "--norm.*l1"),
         ({"name": "../up"}, "--name"),
+        ({"ensemble": ("pgd", "sea")}, "'sea'"),
+        ({"attack": ("worst",), "ensemble": ()}, "--ensemble"),
+        ({"attack_block": "8"}, "--attack_block.*'8'"),
+        ({"attack_block": "8x8", "attack_pixels": 3}, "--attack_pixels"),
+        ({"attack_weights": ("seg",)}, "--attack_weights.*'seg'"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
@@ -325,7 +376,7 @@ def test_wrong_settings_are_refused(changes, message):
 
 
 def test_the_attacks_of_the_flag_are_those_of_the_table():
-    assert set(attack_config.ATTACKS) == set(attacks.ATTACKS)
+    assert set(attack_config.ATTACKS) == {*attacks.ATTACKS, "worst"}
 
 
 ENVIRONMENT = {
@@ -356,6 +407,7 @@ def test_help_is_quick_and_shows_every_flag():
     for name, default in AttackConfig(ckpt="x").to_dict().items():
         assert f"  --{name}=" in done.stdout
         if name not in ("ckpt",) and not isinstance(default, list):
+            default = str(default).lower() if isinstance(default, bool) else default
             assert f"  --{name}={default}\n" in done.stdout
 
 

@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import pixels as attacks_pixels
+from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
 
 NAMES = ("seg", "depth", "autoencoder")
@@ -194,6 +197,17 @@ def test_eager_calls_compile_once_per_attack_and_model():
         np.testing.assert_allclose(PGD(objective, x, seed), found[seed], atol=1e-6)
 
 
+def test_graphs_kept_between_eager_calls_begin_their_runs_too(net):
+    # Whoever keeps a graph binds the recipe to each batch: `begin` must not be lost.
+    x, targets, masks = batch()
+    attack = attacks.PGD(EPS, EPS / 4, 4, random_start=False, keep="last")
+    kept, fresh = (
+        attack(attacks.objective(model, targets, masks, balance="wgd_released"), x)
+        for model in (net, lambda z: net(z, training=False))
+    )
+    np.testing.assert_allclose(kept, fresh, atol=1e-6)
+
+
 def test_weights_that_change_between_eager_calls_are_seen():
     net = keras_net()
     x, targets, masks = batch()
@@ -252,7 +266,30 @@ def test_half_precision_images_and_models():
         ({"tasks": "segg"}, "seg"),
         ({"tasks": ()}, "At least one task"),
         ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
-        ({"balance": "summ"}, "one of sum, mean, got 'summ'; did you mean 'sum'?"),
+        (
+            {"balance": "summ"},
+            "balance is one of sum, mean.*'summ'; did you mean 'su",
+        ),
+        ({"judge": "errors"}, "judge is one of loss, error, got 'errors'; did you"),
+        ({"losses": ("cosgpd",)}, "A loss is one of ce, .* did you mean 'cospgd'?"),
+        ({"losses": "ce,margin"}, "but 'ce' and 'margin' both fit 'seg'; choose one"),
+        ({"losses": "angular"}, "'angular' fits none of 'seg', 'depth', 'autoencoder'"),
+        ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),
+        ({"losses": "margin", "balance": "dgba"}, "must not be negative, but 'margin'"),
+        ({"losses": "houdini_released", "targeted": True}, "has no targeted form"),
+        ({"weights": {"seg": -1}}, "finite numbers from 0, got -1 for 'seg'"),
+        ({"weights": {"seg": np.inf}}, "finite numbers from 0, got inf for 'seg'"),
+        ({"weights": {"seg": "1"}}, "finite numbers from 0, got '1' for 'seg'"),
+        ({"weights": {"segg": 1}}, "Unknown task 'segg'"),
+        ({"weights": {"normal": 1}}, "'seg', 'depth', 'autoencoder'; got one for 'nor"),
+        ({"weights": {"seg": 0}, "tasks": "seg"}, "weight must be above 0"),
+        (
+            {"weights": {"seg": 2}, "balance": "wgd"},
+            "for the balances sum, mean,.*wgd",
+        ),
+        ({"classes": ()}, r"classes are whole numbers from 0, got \[\]"),
+        ({"classes": (-1,)}, r"classes are whole numbers from 0, got \[-1\]"),
+        ({"classes": (1,), "tasks": "depth"}, "none is among the attacked: 'depth'"),
         ({"pixels": np.ones((5, 6))}, r"one image's \(6, 5\), got \(5, 6\)"),
     ],
 )
@@ -271,6 +308,146 @@ def test_models_without_the_task_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             PGD(attacks.objective(model, targets, masks, "depth"), x)
+
+
+def test_weights_multiply_each_task_s_loss(net):
+    x, targets, masks = batch()
+    single = [slope(attacks.objective(net, targets, masks, n), x) for n in NAMES]
+    weights = {"s": 2, "autoencoder": 0.5}  # The depth's is 1.
+    for balance, share in (("sum", 1), ("mean", 3)):
+        both = attacks.objective(net, targets, masks, NAMES, balance, weights=weights)
+        for kind, got in enumerate(slope(both, x)):
+            parts = [w * s[kind] for w, s in zip((2, 1, 0.5), single, strict=True)]
+            np.testing.assert_allclose(got, sum(parts) / share, rtol=1e-4, atol=1e-6)
+
+
+def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
+    x, targets, masks = batch()
+    plain = attacks.objective(net, targets, masks)
+    outputs = net(x)
+
+    def of(name, task):
+        case = surrogates.Case(
+            tf.constant(targets[task]),
+            outputs[task],
+            tf.constant(masks[task]),
+            tasks_lib.TASKS[task].loss,
+            0.25,
+        )
+        return surrogates.SURROGATES[name].loss(case)
+
+    def own(task):
+        return tasks_lib.TASKS[task].loss(targets[task], outputs[task], masks[task])
+
+    for names, expected in (
+        ("segpgd", of("segpgd", "seg") + own("depth") + own("autoencoder")),
+        ("js,l2", of("js", "seg") + of("l2", "depth") + of("l2", "autoencoder")),
+        ("cospgd", sum(of("cospgd", task) for task in NAMES)),
+        ("houdini", of("houdini", "seg") + own("depth") + own("autoencoder")),
+    ):
+        built = attacks.objective(net, targets, masks, losses=names)
+        for objective in (built, plain.with_losses(names.split(","))):
+            ascend, score = objective(x, 0.25)
+            np.testing.assert_allclose(ascend, expected, rtol=1e-5)
+            np.testing.assert_allclose(score, plain(x)[1], rtol=1e-6)
+        assert built.recipe == objective.recipe
+        assert hash(built.recipe) == hash(objective.recipe)
+    assert plain.with_losses(()).recipe == plain.recipe
+    with pytest.raises(InputError, match="fits none of"):
+        plain.with_losses(["angular"])
+
+
+def test_scores_of_errors_by_hand(net):
+    x, targets, masks = batch()
+    outputs = net(x)
+    wrong = outputs["seg"].numpy().argmax(-1) != targets["seg"]
+    error = np.abs(outputs["depth"] - targets["depth"])[..., 0]
+    wrong, error = (
+        (v * masks[name]).sum((1, 2)) / masks[name].sum((1, 2))
+        for name, v in (("seg", wrong), ("depth", error))
+    )
+    plain = attacks.objective(net, targets, masks, "seg,depth")
+    judged = attacks.objective(net, targets, masks, "seg,depth", judge="error")
+    for objective in (judged, plain.with_judge("error")):
+        ascend, score = objective(x)
+        np.testing.assert_allclose(score, wrong + error, rtol=1e-5)
+        np.testing.assert_allclose(ascend, plain(x)[0], rtol=1e-6)
+    minus = attacks.objective(
+        net, targets, masks, "seg,depth", targeted=True, judge="error"
+    )
+    np.testing.assert_allclose(minus(x)[1], -(wrong + error), rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", ["sum", "dgba", "worst"])
+def test_targeted_attacks_bring_every_task_nearer_to_its_target(net, balance):
+    x, targets, masks = batch()
+    masks = {name: np.ones_like(mask) for name, mask in masks.items()}
+    objective = attacks.objective(net, targets, masks, balance=balance, targeted=True)
+    found = attacks.PGD(0.2, 0.02, 8, random_start=False)(objective, x)
+    before, after = (
+        tasks_lib.task_losses(NAMES, net(z), targets, masks) for z in (x, found)
+    )
+    for name in NAMES:
+        assert np.mean(after[name]) < np.mean(before[name])
+    begun = objective.begin(x)
+    np.testing.assert_array_less(begun(x)[1], begun(found)[1])
+
+
+def test_targeted_is_minus_untargeted_where_no_weights_of_pixels_turn_round(net):
+    x, targets, masks = batch()
+    for losses in ((), ("margin", "l2"), ("js",), ("houdini",)):
+        plain, minus = (
+            attacks.objective(net, targets, masks, losses=losses, targeted=t)(x)
+            for t in (False, True)
+        )
+        for a, b in zip(plain, minus, strict=True):
+            np.testing.assert_allclose(a, -b, rtol=1e-6)
+
+
+def test_one_class_is_attacked_alone(net):
+    x, targets, masks = batch()
+    targets["seg"] = np.where(masks["seg"] > 0, targets["seg"], 255)
+    for classes in ((1,), (0, 2)):
+        chosen = np.isin(targets["seg"], classes).astype(np.float32)
+        objective = attacks.objective(net, targets, masks, "seg,depth", classes=classes)
+        same = attacks.objective(
+            net, targets, {**masks, "seg": masks["seg"] * chosen}, "seg,depth"
+        )
+        np.testing.assert_array_equal(objective(x)[0], same(x)[0])
+    void = attacks.objective(net, targets, masks, "seg", classes=(255,))
+    assert not np.any(void(x)[0])
+
+
+@pytest.mark.parametrize("losses", ["masked_ce_balanced", "cospgd", "houdini_released"])
+def test_garbage_under_masks_does_not_reach_any_gradient(net, losses):
+    x, targets, masks = batch()
+    clean = attacks.objective(net, targets, masks, balance="dgba", losses=losses)
+    for name, target in targets.items():
+        target[masks[name] == 0] = 255 if name == "seg" else np.nan
+    dirty = attacks.objective(net, targets, masks, balance="dgba", losses=losses)
+    found = [calling.gradient(f, tf.constant(x), 0.5) for f in (clean, dirty)]
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.any(found[0][0])
+
+
+def test_random_pixels_and_blocks():
+    mask = attacks_pixels.random_pixels(6, 5, 7, seed=3)
+    assert (mask.shape, mask.dtype, mask.sum()) == ((6, 5), np.float32, 7)
+    order = np.random.default_rng(3).permutation(30)
+    np.testing.assert_array_equal(np.flatnonzero(mask), np.sort(order[:7]))
+    more = attacks_pixels.random_pixels(6, 5, 30, seed=3)
+    assert more.all()
+    block = attacks_pixels.block(4, 5, top=1, left=2, rows=2, columns=3)
+    expected = [[0] * 5, [0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0] * 5]
+    np.testing.assert_array_equal(block, expected)
+    assert block.dtype == np.float32
+    for count in (0, 31, 2.5):
+        with pytest.raises(InputError, match=r"from 1 to 30, .* 6x5 output; got"):
+            attacks_pixels.random_pixels(6, 5, count, seed=0)
+    for corner in ((-1, 0, 2, 2), (3, 0, 2, 2), (0, 4, 1, 2), (0, 0, 0, 2)):
+        with pytest.raises(InputError, match="lies inside 4x5 pixels, got"):
+            attacks_pixels.block(4, 5, *corner)
 
 
 def test_every_balance_takes_any_task():

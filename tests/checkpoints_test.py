@@ -40,8 +40,8 @@ def keeper(workdir, model, keep=2):
     return checkpoints.Keeper(workdir, model, optimizer, keep)
 
 
-@pytest.fixture
-def run(tmp_path, camvid_dir):
+@pytest.fixture(scope="module")
+def made_run(tmp_path_factory, camvid_dir):
     """A run directory as training leaves it, with checkpoints of other weights."""
     config = TrainConfig(
         model="tiny",
@@ -50,12 +50,18 @@ def run(tmp_path, camvid_dir):
         data_dir=str(camvid_dir),
         image_size="32x48",
     )
-    workdir = tmp_path / "runs" / "one"
+    workdir = tmp_path_factory.mktemp("made") / "one"
     runs.write_config(workdir, config)
     tiny(seed=1).save(workdir / "model.keras")
     keeper(workdir, tiny(seed=2)).save(10)
     keeper(workdir, tiny(seed=3)).save_if_best(5, 0.5, "higher")
     return workdir
+
+
+@pytest.fixture
+def run(made_run, tmp_path):
+    """A copy of it, to be changed at will."""
+    return shutil.copytree(made_run, tmp_path / "runs" / "one")
 
 
 def test_the_newest_are_kept_and_the_best(tmp_path):

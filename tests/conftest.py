@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -43,3 +46,41 @@ def camvid_dir(tmp_path_factory) -> pathlib.Path:
             Image.fromarray(picture).save(folder / split / f"{i:03}.png")
             Image.fromarray(labels).save(folder / f"{split}annot" / f"{i:03}.png")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeRun:
+    """A run of `python -m mtr_tf.train`, undisturbed: copy it to change it."""
+
+    flags: tuple[str, ...]  # All but --workdir.
+    workdir: pathlib.Path
+    said: str  # All that it wrote to stderr.
+
+
+@pytest.fixture(scope="session")
+def whole_run(camvid_dir, tmp_path_factory) -> WholeRun:
+    """30 steps with 5 evaluations and 8 checkpoints: what several tests look at."""
+    flags = (
+        "--dataset=camvid",
+        f"--data_dir={camvid_dir}",
+        "--tasks=seg,autoencoder",
+        "--model=tiny",
+        "--image_size=32x40",
+        "--batch_size=4",
+        "--epochs=5",
+        "--crop=24x32",
+        "--checkpoint_every=4",
+        "--summary_every=2",
+        "--eval_every=7",
+        "--eval_examples=4",
+        "--eval_steps=1",
+    )
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(
+        [sys.executable, "-m", "mtr_tf.train", *flags, f"--workdir={workdir}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return WholeRun(flags, workdir, done.stderr)

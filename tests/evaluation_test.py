@@ -193,7 +193,11 @@ def test_pixels_that_are_not_attacked_do_not_matter():
     pixels = np.zeros((8, 8), np.float32)
     pixels[2, 5] = 1
     evaluator = Evaluator(
-        make_model(), ("depth",), CLASSES, attack=attack, pixels=pixels
+        make_model(),
+        ("depth",),
+        CLASSES,
+        attack=attack,
+        objective={"pixels": pixels},
     )
     kept = evaluator.run(make_columns(), batch_size=7, keep_examples=7).examples
     moved = np.abs(kept.adversarial - kept.image).max(axis=(0, 3)) > 0

@@ -92,7 +92,7 @@ def test_attacked_pixels_are_a_seeded_subset():
     np.testing.assert_array_equal(mask(0), mask(0))
     assert (mask(0) != mask(1)).any()
     assert cells(attack_tasks=("seg",))[0].pixel_mask(6, 7) is None
-    with pytest.raises(InputError, match="at most 42.*43"):
+    with pytest.raises(InputError, match="1 to 42.*43"):
         cells(attack_tasks=("seg",), attack_pixels=43)[0].pixel_mask(6, 7)
 
 

@@ -28,9 +28,7 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf import attacking
-from mtr_tf import training
 from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
 
 pytestmark = [
     pytest.mark.slow,
@@ -213,24 +211,10 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def run_directory(camvid_dir, tmp_path_factory) -> pathlib.Path:
-    """A run of 12 steps, and an attack on it."""
-    folder = tmp_path_factory.mktemp("runs") / "browsed"
-    config = TrainConfig(
-        tasks=TASKS,
-        dataset="camvid",
-        data_dir=str(camvid_dir),
-        image_size="32x40",
-        model="tiny",
-        batch_size=4,
-        epochs=2,
-        summary_every=3,
-        eval_every=3,
-        eval_examples=4,
-        eval_steps=1,
-        deterministic=False,
-    )
-    training.train(config, folder)
+def run_directory(whole_run, tmp_path_factory) -> pathlib.Path:
+    """A run of 30 steps, and an attack on it."""
+    folder = tmp_path_factory.mktemp("browsed") / whole_run.workdir.name
+    shutil.copytree(whole_run.workdir, folder)
     attack = AttackConfig(
         ckpt=str(folder),
         attack=("fgsm",),
@@ -349,7 +333,7 @@ def check_text(browser, pages):
         ["tasks", ",".join(TASKS)],
         ["eval_steps", "1"],
         ["eps", "2.0,8.0"],
-        ["crop"],  # It is empty.
+        ["main_tasks"],  # It is empty.
     )
     browser.wait(
         "settings", SETTINGS, lambda rows: all(row in rows for row in expected)
@@ -362,14 +346,14 @@ def check_hparams(browser, pages, folder):
 
     def table(cells):  # The cells under "Show Metrics" hold a box and no text.
         columns = [cell for cell in cells if cell != "Show Metrics"]
-        start = columns.index("browsed") if "browsed" in columns else 0
+        start = columns.index(folder.name) if folder.name in columns else 0
         one_row = start and len(columns) == 2 * start
         return (
             dict(zip(columns[:start], columns[start:], strict=True)) if one_row else {}
         )
 
     shown = table(browser.wait("row", CELLS, table))
-    assert (shown["epochs"], shown["batch_size"]) == ("2.0000", "4.0000")
+    assert (shown["epochs"], shown["batch_size"]) == ("5.0000", "4.0000")
     for column, run in (
         ("autoencoder/loss", "validation"),
         ("adversarial.autoencoder/loss", "validation/adversarial"),

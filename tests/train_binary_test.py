@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import random
 import resource
-import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import tensorflow as tf
+from absl import flags as absl_flags
 
 from mtr_tf import checkpoints
+from mtr_tf import common_flags
+from mtr_tf import train
 from mtr_tf import training
+from mtr_tf.config import RunPlace
 from mtr_tf.config import TrainConfig
 from mtr_tf.errors import InputError
 
@@ -42,25 +48,22 @@ def finish(*arguments, code=0, **options):
     return done.stderr
 
 
-@pytest.fixture
-def small(camvid_dir, tmp_path):
-    """Flags of a run of 60 steps on `camvid_dir`."""
-    return (
-        "--dataset=camvid",
-        f"--data_dir={camvid_dir}",
-        "--tasks=seg,autoencoder",
-        "--model=tiny",
-        "--image_size=32x40",
-        "--batch_size=4",
-        "--epochs=10",
-        "--crop=24x32",
-        "--checkpoint_every=4",
-        "--summary_every=2",
-        "--eval_every=7",
-        "--eval_examples=4",
-        "--eval_steps=1",
-        f"--workdir={tmp_path / 'run'}",
-    )
+def read(flags):
+    """The settings that the binary makes of flags."""
+    values = absl_flags.FlagValues()
+    for record in (TrainConfig, RunPlace):
+        common_flags.define(record, values)
+    values(["train", *flags])
+    return [common_flags.read(record, values) for record in (TrainConfig, RunPlace)]
+
+
+@pytest.fixture(scope="module")
+def here():
+    """Does in this process what the binary does with flags."""
+    with pytest.MonkeyPatch.context() as patch:
+        # It would stay on in all later tests; no step is computed here.
+        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        yield lambda *flags: train.main(*read(flags))
 
 
 def newest(workdir):
@@ -68,34 +71,130 @@ def newest(workdir):
     return max(map(int, steps), default=0)
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_same_bits(small, tmp_path):
-    whole = tmp_path / "whole"
-    finish(*small, f"--workdir={whole}")
-    workdir = tmp_path / "run"
+@dataclasses.dataclass
+class Stopped:
+    """A run of the flags of `whole_run` that was stopped again and again."""
+
+    workdir: pathlib.Path
+    full_disk: str = ""  # What it said when nothing could be written any more.
+    left: tuple[str, ...] = ()  # What was there then.
+    kills: int = 0
+    in_use: tuple[str, str] = ("", "")  # Pid; the refusal of another process.
+
+
+@pytest.fixture(scope="module")
+def stopped(whole_run, here, tmp_path_factory):
+    """One run from a full disk through two kills to its end: each start takes long."""
+    run = Stopped(tmp_path_factory.mktemp("stopped") / "run")
+    flags = (*whole_run.flags, f"--workdir={run.workdir}")
+
+    def limit():  # Files of at most 40 kB: checkpoints do not fit, summaries do.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    run.full_disk = finish(*flags, code=1, preexec_fn=limit)
+    run.left = tuple(path.name for path in run.workdir.iterdir())
     moment = random.Random(0)
-    kills = 0
-    for _ in range(3):
-        before = newest(workdir)
-        process = subprocess.Popen(command(*small), stderr=subprocess.DEVNULL)
-        while newest(workdir) == before and process.poll() is None:
-            time.sleep(0.002)
-        time.sleep(moment.uniform(0, 0.3))
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
-    assert kills >= 2
-    finish(*small)
+    for after in (0, 8):  # At first before any evaluation, then after one.
+        process = subprocess.Popen(command(*flags), stderr=subprocess.DEVNULL)
+        try:
+            while newest(run.workdir) <= after and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(moment.uniform(0, 0.3))
+            process.send_signal(signal.SIGSTOP)  # It holds the directory still.
+            run.kills += process.poll() is None
+            if after:
+                with pytest.raises(InputError) as refused:
+                    here(*flags)
+                run.in_use = (str(process.pid), str(refused.value))
+        finally:
+            process.kill()
+            process.wait()
+    finish(*flags)
+    return run
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bits(whole_run, stopped):
+    assert stopped.kills == 2
     prints = {
         name: {
             checkpoints.load_run(str(path / part)).fingerprint
-            for path in (whole, workdir)
+            for path in (whole_run.workdir, stopped.workdir)
         }
         for name, part in (("end", "model.keras"), ("best", "checkpoints/best"))
     }
     assert all(len(values) == 1 for values in prints.values()), prints
-    log = finish(*small)  # Ended already: nothing is left to do.
-    assert "going on from step 60 of 60" in log
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(stopped):
+    assert "no space is left on the disk" in stopped.full_disk.strip().splitlines()[-1]
+    assert "config.json" in stopped.left
+    assert "model.keras" not in stopped.left
+    assert (stopped.workdir / "model.keras").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_use_is_refused(stopped):
+    pid, refusal = stopped.in_use
+    assert f"pid {pid}" in refusal
+
+
+@pytest.mark.slow
+def test_of_a_run_that_has_ended_nothing_is_left_to_do(
+    whole_run, stopped, here, monkeypatch
+):
+    lines = []
+    monkeypatch.setattr(
+        training.logging, "info", lambda line, *values: lines.append(line % values)
+    )
+    monkeypatch.setattr(training, "replica_step", None)
+    before = checkpoints.load_run(str(stopped.workdir)).fingerprint
+    here(*whole_run.flags, f"--workdir={stopped.workdir}")
+    assert any(line.startswith("going on from step 30 of 30") for line in lines)
+    assert checkpoints.load_run(str(stopped.workdir)).fingerprint == before
+
+
+@pytest.mark.slow
+def test_a_run_of_other_settings_is_refused_and_kept(whole_run, here):
+    flags = (*whole_run.flags, f"--workdir={whole_run.workdir}")
+    kept = {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")}
+    with pytest.raises(InputError, match=r"--seed was 0 and is 3.*other --workdir"):
+        here(*flags, "--seed=3")
+    with pytest.raises(InputError, match="--noresume"):
+        here(*flags, "--noresume")
+    assert {p: p.stat().st_mtime_ns for p in whole_run.workdir.rglob("*")} == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_loss_that_is_not_finite_stops_the_run(whole_run, here, tmp_path, steps):
+    """In the last step of all the broken model is found by its evaluation."""
+    flags = [*whole_run.flags, f"--workdir={tmp_path / 'run'}", "--eval_eps=0"]
+    flags += ["--learning_rate=1e30", "--optimizer=sgd", "--schedule=constant"]
+    flags += ["--epochs=1", f"--train_examples={4 * steps}", "--nodeterministic"]
+    flags += ["--crop="]
+    where = "after step 1:" if steps == 1 else r"at step \d"
+    with pytest.raises(InputError, match=f"the loss of .* {where}"):
+        here(*flags)
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.slow
+def test_the_start_is_quiet(whole_run):
+    for noise in ("oneDNN", "cuda", "CUDA", "cpu_feature_guard", "WARNING"):
+        assert noise not in whole_run.said
+    assert "Traceback" not in whole_run.said
+    assert "(attacked " in whole_run.said
+
+
+def test_help_is_quick():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert "--tasks=seg,depth" in done.stdout
+    assert done.stderr == ""
+    assert after.ru_utime - before.ru_utime < 0.5
 
 
 @pytest.mark.parametrize(
@@ -158,85 +257,26 @@ def test_bad_flags_are_one_line(tmp_path, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_a_run_of_other_settings_is_refused_and_kept(small, tmp_path):
-    finish(*small, "--epochs=1")
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")}
-    said = finish(*small, "--epochs=1", "--seed=3", code=1)
-    assert "--seed was 0 and is 3" in said
-    assert "other --workdir" in said
-    assert "--noresume" in finish(*small, "--epochs=1", "--noresume", code=1)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*")} == kept
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 60])
-def test_a_loss_that_is_not_finite_stops_the_run(small, tmp_path, steps):
-    """In the last step of all the broken model is found by its evaluation."""
-    flags = ["--learning_rate=1e30", "--optimizer=sgd", "--schedule=constant"]
-    if steps == 1:
-        flags += ["--epochs=1", "--train_examples=4"]
-    said = finish(*small, *flags, code=1)
-    assert "error: the loss of" in said
-    assert ("after step 1" if steps == 1 else "at step") in said
-    assert not (tmp_path / "run" / "model.keras").exists()
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(small, tmp_path):
-    def limit():  # Files of at most 40 kB: checkpoints do not fit, summaries do.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-
-    said = finish(*small, code=1, preexec_fn=limit)
-    assert "no space is left on the disk" in said.strip().splitlines()[-1]
-    assert not (tmp_path / "run" / "model.keras").exists()
-    finish(*small)
-    assert (tmp_path / "run" / "model.keras").exists()
-
-
-@pytest.mark.slow
-def test_a_run_in_use_is_refused(small, tmp_path):
-    process = subprocess.Popen(command(*small), stderr=subprocess.DEVNULL)
-    try:
-        while newest(tmp_path / "run") == 0 and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(19)  # SIGSTOP: it holds the directory and does nothing.
-        assert f"pid {process.pid}" in finish(*small, code=1)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.slow
-def test_help_and_start_are_quiet_and_quick(small, tmp_path):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command("--help"), capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert "--tasks=seg,depth" in done.stdout
-    assert done.stderr == ""
-    assert after.ru_utime - before.ru_utime < 0.5
-    said = finish(*small, "--epochs=1")
-    for noise in ("oneDNN", "cuda", "CUDA", "cpu_feature_guard", "WARNING"):
-        assert noise not in said
-    shutil.rmtree(tmp_path / "run")
-
-
 @needs_camvid
 @pytest.mark.slow
 def test_real_pictures(tmp_path):
-    said = finish(
-        "--dataset=camvid",
-        f"--data_dir={CAMVID}",
-        "--tasks=seg,autoencoder",
-        "--model=tiny",
-        "--epochs=2",
-        "--train_examples=96",
-        f"--workdir={tmp_path / 'run'}",
+    config = TrainConfig(
+        dataset="camvid",
+        data_dir=str(CAMVID),
+        tasks=("seg", "autoencoder"),
+        model="tiny",
+        image_size="48x64",
+        epochs=2,
+        train_examples=96,
+        eval_every=100,
+        eval_eps=0.0,
+        deterministic=False,
     )
-    assert "(attacked " in said
+    training.train(config, tmp_path / "run")
     attacking = [sys.executable, "-m", "mtr_tf.attack", f"--ckpt={tmp_path / 'run'}"]
-    attacking += ["--attack_tasks=each", "--num_examples=32", "--name=all"]
-    subprocess.run(attacking, check=True, capture_output=True, timeout=300)
+    attacking += ["--attack_tasks=each", "--num_examples=16", "--name=all"]
+    done = subprocess.run(attacking, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     results = tmp_path / "run" / "attacks" / "all" / "results.json"
     records = json.loads(results.read_text())
     own = [r for r in records if r["attacked"] == [r["task"]] and r["metric"] == "loss"]

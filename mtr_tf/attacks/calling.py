@@ -69,15 +69,24 @@ def _hashable(attack: Attack) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(attack: Attack, recipe: Callable[..., Any]) -> Callable[..., tf.Tensor]:
+def _compiled(attack: Attack, recipe: Any) -> Callable[..., tf.Tensor]:
     """Returns the compiled attack on `recipe` with its batch as an argument."""
 
     # AutoGraph would rewrite our error messages, and there is nothing to convert.
     @tf.function(autograph=False)
     def run(batch, x, keys):
-        return attack.search(functools.partial(recipe, batch), x, keys)
+        return attack.search(recipe.bind(batch), x, keys)
 
     return run
+
+
+def begin(objective: Objective, start: tf.Tensor) -> Objective:
+    """Returns the objective for one run from `start` [batch, ...].
+
+    An objective with a method `begin(start)` returns there one that has computed what
+    stays the same during a run: the losses at its start, say, or folded weights.
+    """
+    return objective.begin(start) if hasattr(objective, "begin") else objective
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:

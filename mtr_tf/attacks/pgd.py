@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 from typing import Any
 from typing import NamedTuple
@@ -45,8 +46,8 @@ class PGD:
 
     Attributes:
       epsilon: Radius in pixel units of [0, 1]; for "l2" the norm of the whole image's
-        difference. Zero is allowed. It and the step size may be float64 tensors, whose
-        values are not checked: one graph then serves all radii.
+        difference. Zero is allowed. It and the step size may be float64 tensors, and
+        steps an int32 one, unchecked: one graph then serves all values.
       step_size: Length of a step, in the same unit.
       steps: Number of steps.
       norm: "linf" or "l2".
@@ -79,6 +80,8 @@ class PGD:
             self._check_step_size()
         for name in ("steps", "restarts"):
             value = getattr(self, name)
+            if tf.is_tensor(value):
+                continue
             whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
             if not whole or value < 1:
                 raise InputError(
@@ -125,9 +128,9 @@ class PGD:
         step_size = tf.cast(self.step_size, centre.dtype)
         judged = self.keep == "best" or self.restarts > 1
 
-        def step(number, point, best):
-            progress = tf.cast(number, tf.float32) / self.steps
-            slope, scores = calling.gradient(objective, point, progress)
+        def step(begun, number, point, best):
+            progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
+            slope, scores = calling.gradient(begun, point, progress)
             if self.keep == "best":
                 best = best.offer(point, scores)
             point = project(point + step_size * ball.steepest(slope))
@@ -137,11 +140,14 @@ class PGD:
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
+            begun = calling.begin(objective, start)
             _, point, best = tf.while_loop(
-                lambda number, *_: number < self.steps, step, (0, start, best)
+                lambda number, *_: number < self.steps,
+                functools.partial(step, begun),
+                (0, start, best),
             )
             if judged:
-                best = self._judge(objective, centre, start, point, best)
+                best = self._judge(begun, centre, start, point, best)
             return restart + 1, point, best
 
         unknown = tf.fill(tf.shape(x)[:1], tf.constant(-float("inf"), centre.dtype))
@@ -213,6 +219,7 @@ class FGSM:
         del keys  # Nothing is random.
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
+        objective = calling.begin(objective, point)
         slope, _ = calling.gradient(objective, point, tf.constant(0.0))
         epsilon = tf.cast(self.epsilon, point.dtype)
         point = ball.projection(x)(point + epsilon * ball.steepest(slope))

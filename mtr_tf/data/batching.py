@@ -172,6 +172,7 @@ def eval_batches(
     batch_size: int,
     num_examples: int | None = None,
     context: tf.distribute.InputContext | None = None,
+    wanted: bool = False,
 ) -> tf.data.Dataset:
     """The evaluation input of one worker: each example once, in order, padded.
 
@@ -182,6 +183,8 @@ def eval_batches(
             with zero images of index -1 whose masks are zero.
         num_examples: how many examples from the start; None for all.
         context: as for `train_batches`.
+        wanted: whether each example also has `wanted`, the targets and masks of the
+            example half the split further on: what a targeted attack is after.
 
     Returns:
         A dataset of per-replica batches, `eval_steps(num_examples, batch_size)` for
@@ -199,6 +202,7 @@ def eval_batches(
         range(eval_steps(n, batch_size)),
         batch_size,
         context or _ONE_PIPELINE,
+        wanted,
     ).prefetch(tf.data.AUTOTUNE)
 
 
@@ -263,6 +267,7 @@ def _share(
     steps: range,
     batch_size: int,
     context: tf.distribute.InputContext,
+    wanted: bool = False,
 ) -> tf.data.Dataset:
     """Reads, for each of `steps`, the shares of the replicas of one worker."""
     slices = replica_slices(batch_size, context)
@@ -270,7 +275,11 @@ def _share(
     def read(number: int) -> dict[str, Any]:
         step, replica = divmod(int(number), len(slices))
         part = slices[replica]
-        batch = gather(columns, tasks, indices_of(step)[part])
+        indices = indices_of(step)[part]
+        batch = gather(columns, tasks, indices)
+        if wanted:
+            other = gather(columns, tasks, _partners(indices, len(columns)))
+            batch["wanted"] = {key: other[key] for key in ("targets", "masks")}
         position = np.arange(part.start, part.stop, dtype=np.int64)
         return {**batch, "position": position, "step": np.int64(step)}
 
@@ -280,6 +289,11 @@ def _share(
     )
     numbers = tf.data.Dataset.range(steps.start * len(slices), steps.stop * len(slices))
     return numbers.map(_tensor_function(read, spec), tf.data.AUTOTUNE, True)
+
+
+def _partners(indices: np.ndarray, n: int) -> np.ndarray:
+    """For each example the one half the split further on; padding stays padding."""
+    return np.where(indices < 0, -1, (indices + n // 2) % n)
 
 
 def _tensor_function(

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Auto-PGD: step sizes that follow the score (Croce and Hein, AutoAttack, 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import threat
+from mtr_tf.attacks.pgd import Best
+from mtr_tf.errors import InputError
+
+_MOMENTUM = 0.75  # The share of the new step in a move; the rest repeats the last move.
+_RISES = 0.75  # rho: the share of steps that must raise the score.
+
+
+@dataclasses.dataclass(frozen=True)
+class APGD:
+    """PGD with momentum that halves its own step size; no step size to choose.
+
+    From x_0 = x_-1, a start in the ball, with eta = 2 epsilon,
+
+        z = project(x_k + eta * steepest(gradient_k))
+        x_{k+1} = project(x_k + a (z - x_k) + (1 - a) (x_k - x_{k-1})),
+
+    a = 1 in the first step and 0.75 in all others. At checkpoints, each image for
+    itself, eta is halved and x_k becomes the best point so far (with its gradient and
+    score; x_{k-1} stays) where, since the last checkpoint,
+
+    - fewer than 75 % of the steps led to a point of higher score than the one they left
+    - or neither eta nor the best score has changed.
+
+    Checkpoints are the steps ceil(p_j N) of N with p_0 = 0, p_1 = 0.22 and
+    p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06); the check is made when the point
+    after so many steps has been scored, before the next step.
+
+    This is the paper's text. AutoAttack's code differs in details: it also halves at
+    exactly 75 %, rounds the distances of checkpoints (0.22 N, less 0.03 N each time, at
+    least 0.06 N) down to whole steps, exempts the first checkpoint from the second
+    condition, and after a jump to the best point counts the next step against the score
+    of the point that was left.
+
+    Attributes:
+      epsilon: As for PGD.
+      steps: Number of steps, each one gradient. One forward pass more per stage scores
+        its last point.
+      norm: "linf" or "l2".
+      restarts: Number of runs, each from a start of its own.
+      random_start: Whether to start at a uniform point of the (first) ball, as PGD does
+        from the same seed; else at the image.
+      radii: Stages (multiple of epsilon, share of the steps), the last multiple 1.
+        Each is a run of its own, from the best point of the stage before, projected
+        onto its ball. SEA's are ((2, 0.3), (1.5, 0.3), (1, 0.4)).
+
+    The point returned has the highest score of all points of all last stages (their
+    starts and last points included), which are inside the ball of radius epsilon. Of
+    equal ones the earlier; a score that is NaN never wins. As in PGD, where no gradient
+    moved an image, the clean image comes back unless the start scores higher.
+
+    Raises:
+      InputError: A setting is out of range; or, when called, as for PGD.
+    """
+
+    epsilon: float | tf.Tensor
+    steps: int
+    norm: str = "linf"
+    restarts: int = 1
+    random_start: bool = True
+    radii: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+        check_count("steps", self.steps)
+        check_count("restarts", self.restarts)
+        if not isinstance(self.random_start, bool):
+            raise InputError(
+                f"random_start is True or False, got {self.random_start!r}."
+            )
+        object.__setattr__(self, "radii", _stages(self.radii))
+        if min(np.diff(self._ends())) < 1:
+            raise InputError(
+                f"Each of the {len(self.radii)} radii needs a step at least, got "
+                f"{self.steps} steps in all; take more."
+            )
+
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image, with or without a gradient."""
+        return self.restarts * (self.steps + len(self.radii))
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images like `x`; arguments as for PGD."""
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        centre = tf.cast(x, threat.compute_dtype(x))
+        multiples = tf.constant([radius for radius, _ in self.radii], tf.float64)
+        ends = tf.constant(self._ends())
+        # Not tf.cast, which makes a float32 of a Python number first.
+        epsilon = tf.convert_to_tensor(self.epsilon, tf.float64)
+
+        def stage_ball(stage):
+            return threat.ball(self.norm, epsilon * tf.gather(multiples, stage))
+
+        def run(restart, best):
+            start = centre
+            if self.random_start:
+                first = stage_ball(0)
+                start = threat.random_start(first, x, keys, restart)
+                start = first.projection(x)(start)
+            raised = calling.begin(objective, start)
+
+            def stage(number, found):
+                span = tf.gather(ends, number), tf.gather(ends, number + 1)
+                ball = stage_ball(number)
+                return self._stage(raised, ball, x, found.points, span)
+
+            found = _repeat(len(self.radii), stage, nothing(start))
+            return best.offer(*found)
+
+        best = _repeat(self.restarts, run, nothing(centre))
+        return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
+
+    def _ends(self) -> list[int]:
+        """The number of steps before each stage, and of all: one more than stages."""
+        shares = [0.0] + [share for _, share in self.radii]
+        return [round(end * self.steps) for end in np.cumsum(shares)]
+
+    def _needed(self) -> np.ndarray:
+        """How many rises each step's check asks for, [steps]; -1: no checkpoint."""
+        needed = np.full(self.steps, -1.0)
+        ends = self._ends()
+        for first, last in zip(ends, ends[1:], strict=False):
+            marks = checkpoints(last - first)
+            needed[first] = 0
+            for before, mark in zip(marks, marks[1:], strict=False):
+                needed[first + mark] = _RISES * (mark - before)
+        return needed
+
+    def _stage(self, objective, ball, x, start, span) -> Best:
+        """Runs the steps numbered span[0] to span[1] - 1; returns their best points."""
+        first, last = span
+        project = ball.projection(x)
+        start = project(start)
+        needed = tf.constant(self._needed(), start.dtype)
+
+        def step(number, state):
+            progress = tf.cast(number, tf.float32) / self.steps
+            slope, scores = calling.gradient(objective, state.point, progress)
+            state = state.seen(slope, scores)
+            rises = needed[number]
+            state = tf.cond(rises >= 0, lambda: state.checked(rises), lambda: state)
+            share = tf.where(number > first, _MOMENTUM, 1.0)
+            return number + 1, state.moved(ball, project, share)
+
+        _, state = tf.while_loop(
+            lambda number, _: number < last,
+            step,
+            (first, _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))),
+        )
+        centre = tf.cast(x, start.dtype)
+        axes = list(range(1, start.shape.rank))
+        still = tf.equal(state.point, start) & tf.equal(state.slope, 0)
+        return _judge(objective, centre, tf.reduce_all(still, axes), state)
+
+
+class _State(NamedTuple):
+    """Where each image's run is: numbers are [batch], all else [batch, ...]."""
+
+    point: tf.Tensor
+    previous: tf.Tensor  # The point before.
+    slope: tf.Tensor  # The gradient at the point, and its score.
+    score: tf.Tensor
+    best: Best
+    best_slope: tf.Tensor
+    step_size: tf.Tensor
+    rises: tf.Tensor  # Steps since the last checkpoint that raised the score.
+    halved: tf.Tensor  # At the last checkpoint: whether the step size was halved,
+    record: tf.Tensor  # and the best score.
+
+    @classmethod
+    def at(cls, start: tf.Tensor, step_size: tf.Tensor) -> _State:
+        """A run that has not scored its start yet."""
+        best = nothing(start)
+        zeros, none = tf.zeros_like(start), tf.zeros_like(best.scores)
+        return cls(
+            point=start,
+            previous=start,
+            slope=zeros,
+            score=none + np.inf,  # Above all: the start is no rise.
+            best=best,
+            best_slope=zeros,
+            step_size=none + step_size,
+            rises=none,
+            halved=tf.zeros_like(none, tf.bool),
+            record=none + np.nan,  # Equal to none: the start is no stand-still.
+        )
+
+    def seen(self, slope: tf.Tensor, score: tf.Tensor) -> _State:
+        """With the gradients and the scores of the points."""
+        better = score > self.best.scores
+        return self._replace(
+            slope=slope,
+            score=score,
+            best=self.best.take(better, self.point, score),
+            best_slope=threat.choose(better, slope, self.best_slope),
+            rises=self.rises + tf.cast(score > self.score, self.rises.dtype),
+        )
+
+    def checked(self, needed: tf.Tensor) -> _State:
+        """After a checkpoint that asks for so many rises."""
+        idle = ~self.halved & tf.equal(self.best.scores, self.record)
+        halved = (self.rises < needed) | idle
+        return self._replace(
+            point=threat.choose(halved, self.best.points, self.point),
+            slope=threat.choose(halved, self.best_slope, self.slope),
+            score=tf.where(halved, self.best.scores, self.score),
+            step_size=tf.where(halved, self.step_size / 2, self.step_size),
+            rises=tf.zeros_like(self.rises),
+            halved=halved,
+            record=self.best.scores,
+        )
+
+    def moved(self, ball, project: Callable, share: tf.Tensor) -> _State:
+        """After a step: `share` of it the new move, the rest the last one again."""
+        ones = [1] * (self.point.shape.rank - 1)
+        step_size = tf.reshape(self.step_size, [-1, *ones])
+        share = tf.cast(share, self.point.dtype)
+        aim = project(self.point + step_size * ball.steepest(self.slope))
+        new, last = aim - self.point, self.point - self.previous
+        point = project(self.point + share * new + (1 - share) * last)
+        return self._replace(point=point, previous=self.point)
+
+
+def checkpoints(steps: int) -> list[int]:
+    """Returns the numbers of steps, from 0 to below `steps`, after which APGD checks.
+
+    ceil(p_j steps) of the paper, in whole hundredths: 0.22 + 0.19 is 0.41.
+    """
+    marks, p, gap = [0], 22, 22
+    while p * steps <= 100 * (steps - 1):
+        marks.append(-(-p * steps // 100))  # Rounded up.
+        gap = max(gap - 3, 6)
+        p += gap
+    return sorted(set(marks))
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a whole number of at least 1."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise InputError(f"{name} is a whole number of at least 1, got {value!r}.")
+
+
+def nothing(points: tf.Tensor) -> Best:
+    """Returns `points` as the best that any other with a score will replace."""
+    scores = tf.fill(tf.shape(points)[:1], tf.constant(-np.inf, points.dtype))
+    return Best(points, tf.ensure_shape(scores, points.shape[:1]))
+
+
+def _stages(radii: Any) -> tuple[tuple[float, float], ...]:
+    """Returns the radii as tuples; raises InputError where they are no schedule."""
+    try:
+        stages = tuple((float(radius), float(share)) for radius, share in radii)
+    except (TypeError, ValueError):
+        stages = ()
+    valid = (
+        stages
+        and all(r > 0 and math.isfinite(r) and s > 0 for r, s in stages)
+        and stages[-1][0] == 1
+        and math.isclose(sum(share for _, share in stages), 1, abs_tol=1e-6)
+    )
+    if not valid:
+        raise InputError(
+            "radii is a tuple of pairs (multiple of epsilon, share of the steps), all "
+            f"above 0, the last multiple 1, the shares 1 in all; got {radii!r}."
+        )
+    return stages
+
+
+def _repeat(count: int, body: Callable, state: Any) -> Any:
+    """Returns state = body(number, state) for the numbers below `count`."""
+    if count == 1:
+        return body(0, state)
+    _, state = tf.while_loop(
+        lambda number, _: number < count,
+        lambda number, state: (number + 1, body(number, state)),
+        (0, state),
+    )
+    return state
+
+
+def _judge(objective, centre: tf.Tensor, still: tf.Tensor, state: _State) -> Best:
+    """Returns the best of a stage, with its last point, the only one not scored yet.
+
+    Where the image stood `still` (a mask [batch]), without a gradient, that point's
+    score is known. The clean image is scored in its place and wins a tie, as in PGD.
+    """
+    point = threat.choose(still, centre, state.point)
+    scores = calling.score(objective, point, tf.constant(1.0))
+    better = (scores > state.best.scores) | (still & (scores >= state.best.scores))
+    return state.best.take(better, point, scores)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the losses of several tasks become one number per image.
+
+A balance says two things: what is climbed, and by what points are judged. All act per
+image: no image's loss scales another's. Below, L_t is the loss of attacked task t out
+of M, L_t(start) that of the point the run began from, g_t the gradient of L_t, and
+what stands in [brackets] is held fixed (stop_gradient).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.attacks import threat
+
+Losses = Mapping[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """One way to make one number of several losses.
+
+    Attributes:
+      combine: (losses, losses at the start, both [tasks, batch], progress) -> what is
+        climbed, [batch].
+      judge: (losses, losses at the start or None) -> the score, [batch].
+      formula: What is climbed, in one line.
+      source: Where it is from.
+      weighted: Whether the tasks may have weights: they multiply the losses, and
+        would cancel out of all the other balances.
+      relative: Whether losses are divided by losses, which must not be negative then.
+      from_start: Whether the losses at the start of the run are used.
+      steepest: What becomes of each task's gradient before they are added up; None
+        where the gradient is that of `combine`.
+    """
+
+    combine: Callable[[tf.Tensor, tf.Tensor, tf.Tensor | float], tf.Tensor]
+    judge: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]
+    formula: str
+    source: str
+    weighted: bool = False
+    relative: bool = False
+    from_start: bool = False
+    steepest: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+    def __call__(
+        self,
+        losses: Losses,
+        start: Losses | None = None,
+        progress: tf.Tensor | float = 0.0,
+    ) -> tf.Tensor:
+        """Returns what is climbed, [batch]; without `start` this point is the start."""
+        start = losses if start is None else start
+        fixed = tf.stop_gradient(_stacked(start, losses))
+        return self.combine(_stacked(losses, losses), fixed, progress)
+
+    def score(self, losses: Losses, start: Losses | None = None) -> tf.Tensor:
+        """Returns what points are judged by, [batch]; the same at any progress."""
+        fixed = None if start is None else _stacked(start, losses)
+        return self.judge(_stacked(losses, losses), fixed)
+
+
+def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
+    return tf.stack([losses[name] for name in order])
+
+
+# What is climbed.
+
+
+def _sum(losses, start=None, progress=0.0) -> tf.Tensor:
+    del start, progress
+    return tf.reduce_sum(losses, axis=0)
+
+
+def _mean(losses, start=None, progress=0.0) -> tf.Tensor:
+    del start, progress
+    return tf.reduce_mean(losses, axis=0)
+
+
+def _dgba(losses, start, progress) -> tf.Tensor:
+    del start, progress
+    return _sum(tf.math.divide_no_nan(losses, tf.stop_gradient(losses)))
+
+
+def _wgd(losses, start, progress) -> tf.Tensor:
+    del progress
+    growth = tf.math.divide_no_nan(tf.stop_gradient(losses), start)
+    weights = tf.math.divide_no_nan(growth, tf.reduce_mean(growth, axis=0))
+    return _sum(weights * losses)
+
+
+def _wgd_released(losses, start, progress) -> tf.Tensor:
+    grown = tf.math.divide_no_nan(losses, start)
+    return tf.where(tf.equal(progress, 0), _sum(losses), _sum(grown))
+
+
+def _worst(losses, start, progress) -> tf.Tensor:
+    growth = tf.math.divide_no_nan(losses, start)
+    first, later = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
+    return tf.where(tf.equal(progress, 0), first, later)
+
+
+# What points are judged by.
+
+
+def _log(losses: tf.Tensor) -> tf.Tensor:
+    """Returns the logarithms, with a loss of 0 counted as the smallest number."""
+    return tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny))
+
+
+def _geometric(losses, start) -> tf.Tensor:
+    """The mean of log L_t: so many e-folds have the losses grown, but for a constant.
+
+    Dividing each loss by that of any start would change the score by a number that is
+    the same at all points. So none is used, and runs from different starts compare.
+    """
+    del start
+    return tf.reduce_mean(_log(losses), axis=0)
+
+
+def _largest(losses, start) -> tf.Tensor:
+    """The largest log(L_t / L_t(start)); of log L_t without a start."""
+    before = 0.0 if start is None else _log(start)
+    return tf.reduce_max(_log(losses) - before, axis=0)
+
+
+BALANCES: dict[str, Balance] = {
+    "sum": Balance(
+        _sum,
+        _sum,
+        "sum_t w_t L_t",
+        "Mao et al. 2020 (the paper's joint attack)",
+        weighted=True,
+    ),
+    "mean": Balance(
+        _mean,
+        _mean,
+        "(1/M) sum_t w_t L_t",
+        "Mao et al. 2020 (its theorem); equal steps, other gradient norms",
+        weighted=True,
+    ),
+    "dgba": Balance(
+        _dgba,
+        _geometric,
+        "sum_t L_t / [L_t], gradient sum_t g_t / L_t",
+        "Zhang et al., arXiv 2305.12066 (DGBA, GB-MTA)",
+        relative=True,
+    ),
+    "wgd": Balance(
+        _wgd,
+        _geometric,
+        "sum_t [r_t] L_t, r_t = R_t / mean R, R_t = L_t / L_t(start)",
+        "Ghamizi et al. 2022, arXiv 2110.15053, as its text says",
+        relative=True,
+        from_start=True,
+    ),
+    "wgd_released": Balance(
+        _wgd_released,
+        _geometric,
+        "first step sum_t L_t, later sum_t L_t / L_t(start)",
+        "Ghamizi et al. 2022, as its released code computes",
+        relative=True,
+        from_start=True,
+    ),
+    "normalized": Balance(
+        _sum,
+        _geometric,
+        "gradient sum_t g_t / ||g_t||_2; one backward pass per task",
+        "normalised gradients",
+        steepest=threat.L2(0.0).steepest,
+    ),
+    "sign_sum": Balance(
+        _sum,
+        _geometric,
+        "gradient sum_t sign(g_t); one backward pass per task",
+        "baseline of Zhang et al., arXiv 2305.12066",
+        steepest=threat.Linf(0.0).steepest,
+    ),
+    "worst": Balance(
+        _worst,
+        _largest,
+        "max_t L_t / L_t(start); at the first step their mean",
+        "the task that has suffered most, so far, is pushed further",
+        relative=True,
+        from_start=True,
+    ),
+}
+
+
+def sum_of_steepest(
+    tape: tf.GradientTape,
+    x: tf.Tensor,
+    losses: Sequence[tf.Tensor],
+    steepest: Callable[[tf.Tensor], tf.Tensor],
+) -> tf.Tensor:
+    """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
+
+    That takes one backward pass per task, through heads and trunk alike, but only once
+    a gradient is asked for: a score costs one forward pass as ever. Entries of a g_t
+    that are not finite count as 0, so that one broken task does not hide the others.
+    There is no gradient towards anything else, nor a second derivative.
+
+    Args:
+      tape: A persistent tape that watched `x` while the losses were made, and is over.
+      x: Images [batch, ...].
+      losses: Each task's, [batch].
+      steepest: Maps gradients [batch, ...] to what is added up.
+    """
+    total = tf.stop_gradient(tf.add_n(list(losses)))
+
+    @tf.custom_gradient
+    def joined(_):
+        def backward(upstream):
+            moves = [steepest(_slope(tape, x, loss)) for loss in losses]
+            ones = [1] * (x.shape.rank - 1)
+            scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
+            return scale * tf.add_n(moves)
+
+        return total, backward
+
+    return joined(x)
+
+
+def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
+    slope = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks that know nothing: random points of the ball. What every attack must beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from mtr_tf.attacks import apgd
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import threat
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """A uniform point of the ball, clipped to the box; the best of so many draws.
+
+    Attributes:
+      epsilon: As for PGD.
+      norm: "linf" or "l2".
+      draws: Number of points, each scored; the highest is returned, the earlier of
+        equal ones. Where all scores are NaN, the clean image is. Draw n of a seed is
+        the start of PGD's run n.
+
+    Raises:
+      InputError: A setting is out of range; or, when called, as for PGD.
+    """
+
+    epsilon: float | tf.Tensor
+    norm: str = "linf"
+    draws: int = 1
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+        apgd.check_count("draws", self.draws)
+
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image."""
+        return self.draws
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images like `x`; arguments as for PGD."""
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        ball = threat.ball(self.norm, self.epsilon)
+        return _best_of(
+            lambda draw: threat.random_start(ball, x, keys, draw),
+            self.draws,
+            ball,
+            objective,
+            x,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner:
+    """A random point of the ball's rim, clipped to the box; the best of so many draws.
+
+    For "linf" each value moves by epsilon up or down, with equal chance: a corner of
+    the cube. For "l2" it is a point of the sphere, of uniform direction.
+
+    Attributes:
+      epsilon, norm, draws: As for Noise.
+
+    Raises:
+      InputError: As for Noise.
+    """
+
+    epsilon: float | tf.Tensor
+    norm: str = "linf"
+    draws: int = 1
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+        apgd.check_count("draws", self.draws)
+
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image."""
+        return self.draws
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images like `x`; arguments as for PGD."""
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        ball = threat.ball(self.norm, self.epsilon)
+        dtype = threat.compute_dtype(x)
+
+        def point(draw):
+            # The steepest move along a Gaussian: its signs, or its direction.
+            noise = random_images(tf.random.stateless_normal, x, keys, draw)
+            return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(
+                noise
+            )
+
+        return _best_of(point, self.draws, ball, objective, x)
+
+
+def random_images(
+    draw: Callable[..., tf.Tensor], x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor
+) -> tf.Tensor:
+    """Returns random numbers like `x`, each image's from its own key and `number`.
+
+    Args:
+      draw: tf.random.stateless_normal or _uniform.
+      x: images [batch, ...].
+      keys: int64 [batch, 2].
+      number: int, what the numbers are the how-manieth of.
+    """
+    dtype = threat.compute_dtype(x)
+    return tf.map_fn(
+        lambda key: draw(
+            tf.shape(x)[1:], threat.fold_in(key, number), dtype=dtype, alg="philox"
+        ),
+        keys,
+        fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
+    )
+
+
+def _best_of(point: Callable, draws: int, ball, objective, x: tf.Tensor) -> tf.Tensor:
+    """Returns the point(number) of highest score of each image, in ball and box."""
+    project = ball.projection(x)
+    centre = tf.cast(x, threat.compute_dtype(x))
+    objective = calling.begin(objective, centre)
+
+    def step(number, best):
+        points = project(point(number))
+        return number + 1, best.offer(
+            points, calling.score(objective, points, tf.constant(1.0))
+        )
+
+    _, best = tf.while_loop(
+        lambda number, _: number < draws, step, (0, apgd.nothing(centre))
+    )
+    return ball.rounded(best.points, x)

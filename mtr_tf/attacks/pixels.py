@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of output pixels, for attacks on a part of what a model predicts."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.errors import InputError
+
+
+def random_pixels(height: int, width: int, count: int, seed: int) -> np.ndarray:
+    """Returns a mask of `count` pixels drawn without replacement.
+
+    The masks of one seed are nested: a larger count keeps the pixels of a smaller one.
+
+    Returns:
+      float32 0/1 [height, width].
+
+    Raises:
+      InputError: `count` is not a whole number from 1 to height * width.
+    """
+    if not _whole(count) or not 1 <= count <= height * width:
+        raise InputError(
+            f"count is a whole number from 1 to {height * width}, the pixels of a "
+            f"{height}x{width} output; got {count!r}."
+        )
+    mask = np.zeros(height * width, np.float32)
+    order = np.random.default_rng(seed).permutation(height * width)
+    mask[order[:count]] = 1
+    return mask.reshape(height, width)
+
+
+def block(
+    height: int, width: int, top: int, left: int, rows: int, columns: int
+) -> np.ndarray:
+    """Returns a mask of a block of pixels, its corner at row `top`, column `left`.
+
+    Returns:
+      float32 0/1 [height, width].
+
+    Raises:
+      InputError: The block is empty or not inside.
+    """
+    inside = 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
+    if not inside:
+        raise InputError(
+            f"A block has at least one row and column and lies inside {height}x{width} "
+            f"pixels, got {rows}x{columns} at row {top}, column {left}."
+        )
+    mask = np.zeros((height, width), np.float32)
+    mask[top : top + rows, left : left + columns] = 1
+    return mask
+
+
+def restricted(mask: Any, pixels: Any | None) -> tf.Tensor:
+    """Returns a mask of targets times one of pixels, [batch, H, W] or [H, W]."""
+    mask = tf.cast(mask, tf.float32)
+    if pixels is None:
+        return mask
+    pixels = tf.cast(pixels, tf.float32)
+    fits = mask.shape.is_compatible_with(pixels.shape)
+    if not fits and not mask.shape[1:].is_compatible_with(pixels.shape):
+        raise InputError(
+            f"pixels has a mask's shape {mask.shape} or one image's {mask.shape[1:]}, "
+            f"got {pixels.shape}."
+        )
+    return mask * pixels
+
+
+def of_classes(
+    classes: Iterable[int],
+    targets: Mapping[str, tf.Tensor],
+    masks: Mapping[str, tf.Tensor],
+) -> dict[str, tf.Tensor]:
+    """Returns the masks, those of tasks with classes restricted to some classes."""
+    chosen = list(classes)
+    if not chosen or not all(map(_whole, chosen)) or min(chosen) < 0:
+        raise InputError(f"classes are whole numbers from 0, got {chosen}.")
+    discrete = [name for name in targets if tasks_lib.TASKS[name].discrete]
+    if not discrete:
+        raise InputError(
+            "classes restrict tasks with classes, but none is among the attacked: "
+            f"{', '.join(map(repr, targets))}; leave them out."
+        )
+    found = dict(masks)
+    for name in discrete:
+        target = tf.cast(targets[name], tf.int32)[..., tf.newaxis]
+        matches = tf.reduce_any(tf.equal(target, np.array(chosen, np.int32)), axis=-1)
+        found[name] = masks[name] * tf.cast(matches, tf.float32)
+    return found
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Keras model as attacks need it: the same outputs, less work, weights read once.
+
+Without training, a batch normalisation is a fixed scale and offset per channel. Where
+it follows a convolution, `s (W * x) + b` is `(s W) * x + b`: one pass over the features
+less forwards and one less backwards.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
+
+
+def can_fold(model: object, names: Iterable[str]) -> bool:
+    """Whether `fold` takes it: a functional model of one input with these outputs."""
+    return (
+        type(model).__name__ == "Functional"
+        and isinstance(model.input, keras.KerasTensor)
+        and isinstance(model.output, dict)
+        and all(name in model.output for name in names)
+    )
+
+
+def fold(
+    model: keras.Model, names: Sequence[str]
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns images -> {name: output}, equal to the model's with `training=False`.
+
+    Equal but for rounding. Weights are read and folded here, so call it where a run
+    begins, within the graph: later changes of the model do not show. Batch norms that
+    do not directly follow a convolution stay as they are.
+
+    Args:
+      model: What `can_fold` accepts.
+      names: Which outputs; what only the others need is not computed.
+    """
+    outputs = {name: model.output[name] for name in names}
+    nodes = _nodes(outputs.values())
+    calls = {id(node): _inference(node.operation) for node in nodes}
+    calls |= _folded_calls(nodes, list(outputs.values()))
+
+    def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        values = {id(model.input): x}
+        for node in nodes:
+            if node.is_input:
+                continue
+            args, kwargs = keras.tree.map_structure(
+                lambda given: values.get(id(given), given),
+                (node.arguments.args, node.arguments.kwargs),
+            )
+            made = calls[id(node)](*args, **kwargs)
+            symbols = map(id, node.output_tensors)
+            values.update(zip(symbols, keras.tree.flatten(made), strict=True))
+        return {name: values[id(output)] for name, output in outputs.items()}
+
+    return run
+
+
+def _nodes(outputs: Iterable[keras.KerasTensor]) -> list[Any]:
+    """The calls of layers that the outputs need, each after those that it reads."""
+    nodes, seen = [], set()
+    pending = [(_node(output), False) for output in outputs]
+    while pending:  # No recursion: nets may be deeper than Python's stack.
+        node, ready = pending.pop()
+        if ready:
+            nodes.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            pending.append((node, True))
+            pending += [(_node(source), False) for source in node.input_tensors]
+    return nodes
+
+
+def _node(tensor: keras.KerasTensor) -> Any:
+    """Returns the call of a layer that `tensor` comes from."""
+    layer, number, _ = tensor._keras_history
+    return layer._inbound_nodes[number]
+
+
+def _inference(layer: Callable[..., Any]) -> Callable[..., Any]:
+    takes_training = "training" in inspect.signature(layer.call).parameters
+    return functools.partial(layer, training=False) if takes_training else layer
+
+
+def _folded_calls(
+    nodes: Sequence[Any], outputs: Sequence[keras.KerasTensor]
+) -> dict[int, Callable[..., tf.Tensor]]:
+    """What to call in place of convolutions and the norms after them, by node id."""
+    read = [id(tensor) for node in nodes for tensor in node.input_tensors]
+    read += [id(output) for output in outputs]
+    calls = {}
+    for node in nodes:
+        if type(node.operation) is not keras.layers.BatchNormalization:
+            continue
+        source = node.input_tensors[0]
+        if read.count(id(source)) == 1 and _foldable(_node(source), node.operation):
+            convolution = _node(source).operation
+            calls[id(_node(source))] = _folded(convolution, node.operation)
+            calls[id(node)] = lambda x, **_: x
+    return calls
+
+
+def _foldable(node: Any, norm: keras.layers.BatchNormalization) -> bool:
+    """Whether it is a plain convolution over the channels that `norm` scales."""
+    layer = node.operation
+    return (
+        type(layer) in _CONVOLUTIONS
+        and layer.activation is keras.activations.linear
+        and layer.data_format == "channels_last"
+        and norm.axis in (-1, 3)
+        and norm.compute_dtype == layer.compute_dtype
+        and not layer.quantization_mode
+    )
+
+
+def _folded(
+    layer: keras.layers.Layer, norm: keras.layers.BatchNormalization
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the convolution with the norm in its kernel and offset."""
+    scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+    if norm.scale:
+        scale *= norm.gamma
+    offset = -norm.moving_mean * scale
+    if norm.center:
+        offset += norm.beta
+    if layer.use_bias:
+        offset += layer.bias * scale
+    transposed = isinstance(layer, keras.layers.Conv2DTranspose)
+    # A transposed kernel is [rows, columns, out, in], a plain one [..., in, out].
+    kernel = layer.kernel * (scale[:, tf.newaxis] if transposed else scale)
+    kernel, offset = (tf.cast(t, layer.compute_dtype) for t in (kernel, offset))
+
+    def convolve(x):
+        x = tf.cast(x, kernel.dtype)
+        if not transposed:
+            return tf.nn.bias_add(layer.convolution_op(x, kernel), offset)
+        made = keras.ops.conv_transpose(
+            x,
+            kernel,
+            strides=layer.strides,
+            padding=layer.padding,
+            output_padding=layer.output_padding,
+            dilation_rate=layer.dilation_rate,
+        )
+        return tf.nn.bias_add(made, offset)
+
+    return convolve
+
+
+def in_bfloat16(model: keras.Model) -> keras.Model:
+    """Returns a copy that computes in bfloat16 where the model computes in float32.
+
+    Its variables are float32 and the model's values of now. The first layer after the
+    input and the last before each output stay as they are, so that images are not
+    rounded (steps of one grey level vanish in bfloat16) and losses are float32.
+    """
+    inputs = {id(tensor) for tensor in model.inputs}
+    exact = {id(_node(output).operation) for output in keras.tree.flatten(model.output)}
+    for layer in model.layers:
+        for node in layer._inbound_nodes:
+            if any(id(tensor) in inputs for tensor in node.input_tensors):
+                exact.add(id(layer))
+
+    def copy(layer):
+        config = layer.get_config()
+        if id(layer) not in exact and layer.dtype_policy.name == "float32":
+            config["dtype"] = "mixed_bfloat16"
+        return type(layer).from_config(config)
+
+    made = keras.models.clone_model(model, clone_function=copy)
+    made.set_weights(model.get_weights())
+    return made

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Can the attack be trusted? Signs that a model only looks robust, looked for.
+
+A model may hide its gradients, and an attack may be too weak or wrongly set. Each check
+here compares attacks that must stand in a known order, or results that must agree, on a
+few images, and says in a sentence what is wrong (after Carlini et al. 2019, "On
+Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import attacks
+from mtr_tf import progress
+from mtr_tf import runs
+from mtr_tf import sweep
+from mtr_tf import tasks as tasks_lib
+from mtr_tf import worst
+from mtr_tf.attacks import calling
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
+from mtr_tf.evaluation import Evaluation
+
+_STEPS = 20  # Of the probe where the attack itself takes no steps.
+_QUERIES = 200  # Of the black-box attack.
+_HUGE = 64 / 255  # A radius at which no picture can be told any more.
+_FLOOR = 0.2  # The share of pixels that may still be right there.
+_FAR_STEPS = 50  # There, at least.
+_FEW = 4  # Images that are attacked one by one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One check: `reason` says what is wrong, and is empty where nothing is.
+
+    `measured` has the numbers behind it: mean losses of the attacked tasks (of a
+    targeted attack their negatives), shares, accuracies.
+    """
+
+    name: str
+    reason: str
+    measured: dict[str, float]
+
+
+def probe(cells: Sequence[Cell]) -> Cell | None:
+    """The white-box attack that is looked at: PGD with the settings of the sweep.
+
+    Its radius is the largest, its group the first of that radius; None where there is
+    no radius but 0.
+    """
+    cell = max(cells, key=lambda cell: cell.eps)
+    if not cell.eps:
+        return None
+    stepping = cell.attack not in ("fgsm", "square", "noise", "corner")
+    return dataclasses.replace(
+        cell,
+        attack="pgd",
+        step_size=cell.step_size if cell.attack in ("pgd", "mim") else cell.eps / 4,
+        steps=cell.steps if stepping else _STEPS,
+        restarts=1,
+        random_start=True,
+        ensemble=(),
+        queries=0,
+    )
+
+
+def check_once(
+    subject: sweep.Subject,
+    results: Sequence[Result],
+    facts: Mapping[str, Any],
+    path: pathlib.Path,
+    *,
+    examples: int,
+    transfer: bool = False,
+) -> list[str]:
+    """Checks the attack of a sweep and logs what is wrong; returns the warnings.
+
+    Args:
+      subject: What was attacked.
+      results: Of the sweep.
+      facts: What results depend on beside the attack, as JSON.
+      path: The file that keeps the checks; those of the same attack are not run again.
+      examples: How many images are looked at.
+      transfer: Whether the results come from images made on another model.
+    """
+    cell = probe([result.cell for result in results])
+    if cell is None:
+        return []
+    count = min(examples, subject.num_examples)
+    about = {**facts, "num_examples": count, "attack": dataclasses.asdict(cell)}
+    about = json.loads(json.dumps(about))  # As it comes back: lists for tuples.
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if known.get("about") != about:
+        replicas = subject.strategy.num_replicas_in_sync
+        few = dataclasses.replace(
+            subject,
+            num_examples=count,
+            batch_size=min(-(-count // replicas) * replicas, subject.batch_size),
+            surrogate=None if transfer else subject.surrogate,
+        )
+        alike = [
+            result
+            for result in results
+            if transfer
+            and (result.cell.attacked, result.cell.eps) == (cell.attacked, cell.eps)
+        ]
+        checks = run(few, cell, alike)
+        known = {
+            "about": about,
+            "checks": [dataclasses.asdict(check) for check in checks],
+            "warnings": warnings(checks),
+        }
+        runs.write_json(path, known)
+    for warning in known["warnings"]:
+        logging.warning("can this attack be trusted? %s", warning)
+    return known["warnings"]
+
+
+def run(
+    subject: sweep.Subject, cell: Cell, transferred: Sequence[Result] = ()
+) -> list[Check]:
+    """Runs all checks.
+
+    Args:
+      subject: What is attacked; all its examples are used.
+      cell: As `probe` returns it.
+      transferred: Results of attacks made on another model, on at least these images.
+    """
+    with progress.bar(10, "checking the attack", "evaluations") as advance:
+        made = _Runs(subject, cell, advance)
+        epsilon, step = cell.numbers
+        huge = _HUGE
+        if cell.norm == "l2":
+            huge *= math.sqrt(math.prod(subject.info.image_shape))
+        clean = made.harm(made.pgd(0, 0, 0))
+        found = made.pgd(epsilon, step, cell.steps)
+        base = made.harm(found)
+        more = made.harm(made.pgd(epsilon, step, 2 * cell.steps))
+        other = made.harm(made.pgd(epsilon, step, cell.steps, seed=subject.seed + 1))
+        far = made.far(huge, max(_FAR_STEPS, cell.steps))
+        single = made.harm(made.pgd(epsilon, step, cell.steps, alone=True))
+        fgsm = made.harm(made.other("fgsm", epsilon))
+        square = made.harm(made.other("square", epsilon, steps=_QUERIES))
+        slopes = made.slopes()
+    scale = max(float(np.mean(base - clean)), 1e-6)
+    return [
+        _zero_gradients(slopes, cell),
+        _order(
+            "more_steps",
+            np.mean(base) <= np.mean(more) + 0.02 * scale,
+            f"PGD does less harm after {2 * cell.steps} steps than after {cell.steps}; "
+            "the step size is too large, or the gradients mislead",
+            steps=base,
+            twice=more,
+        ),
+        _order(
+            "converged",
+            np.mean(more) <= np.mean(base) + 0.25 * scale,
+            f"{2 * cell.steps} steps instead of {cell.steps} raise the loss by more "
+            "than a quarter again; give more --steps",
+            steps=base,
+            twice=more,
+        ),
+        _order(
+            "black_box",
+            np.mean(square) <= np.mean(base),
+            f"Square, which sees no gradient, does more harm in {_QUERIES} queries "
+            "than PGD; the gradients are masked",
+            white_box=base,
+            square=square,
+        ),
+        _order(
+            "fgsm",
+            np.mean(fgsm) <= np.mean(base) + 0.02 * scale,
+            "one step of FGSM does more harm than PGD; the step size is wrong, or the "
+            "gradients mislead",
+            pgd=base,
+            fgsm=fgsm,
+        ),
+        _floor(cell, base, made.harm(far), far),
+        _order(
+            "batch_size",
+            np.mean(np.abs(single - base[: len(single)])) <= 0.05 * scale,
+            "images attacked one by one come out otherwise than in a batch; the model "
+            "mixes the images of a batch",
+            batch=base[: len(single)],
+            alone=single,
+        ),
+        _order(
+            "random_start",
+            abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
+            "another seed of the random start changes the loss by more than a tenth of "
+            "its rise; give more --restarts and --steps",
+            seed=base,
+            other_seed=other,
+        ),
+        *(_transfer(cell, result, base) for result in transferred),
+    ]
+
+
+def warnings(checks: Sequence[Check]) -> list[str]:
+    """The reasons of the checks that failed, as sentences."""
+    return [f"{check.reason} ({_numbers(check)})." for check in checks if check.reason]
+
+
+def _numbers(check: Check) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in check.measured.items())
+
+
+class _Runs:
+    """Attacks the examples again and again; PGD of all settings is one graph."""
+
+    def __init__(self, subject: sweep.Subject, cell: Cell, advance: Any):
+        self._subject, self._cell, self._advance = subject, cell, advance
+        self._pgd = sweep.make_evaluator(subject, cell, self._stepping)
+
+    def _stepping(self, objective, x, seed, epsilon, step_size, steps):
+        steps = tf.cast(steps, tf.int32)
+        attack = attacks.PGD(
+            epsilon, step_size, steps, norm=self._cell.norm, keep="last"
+        )
+        return attack(objective, x, seed)
+
+    def pgd(
+        self,
+        epsilon: float,
+        step_size: float,
+        steps: int,
+        *,
+        seed: int | None = None,
+        alone: bool = False,
+    ) -> Evaluation:
+        """The last points of PGD; `alone`: of a few images, in batches of one."""
+        numbers = (epsilon, step_size, steps)
+        return self._run(self._pgd, numbers=numbers, seed=seed, alone=alone)
+
+    def far(self, epsilon: float, steps: int) -> Evaluation:
+        """PGD far from the image; on classes with a loss that leaves none right.
+
+        The sum of cross-entropies goes on with pixels that are wrong already, and may
+        leave the others as they are at any radius.
+        """
+        if not _all_pixels_of_classes(self._cell):
+            return self.pgd(epsilon, epsilon / 4, steps)
+        cell = dataclasses.replace(self._cell, losses=("masked_ce",), balance="sum")
+        evaluator = sweep.make_evaluator(self._subject, cell, self._stepping)
+        return self._run(evaluator, numbers=(epsilon, epsilon / 4, steps))
+
+    def other(self, name: str, epsilon: float, **settings: Any) -> Evaluation:
+        """Another attack at this radius."""
+
+        def attack(objective, x, seed, epsilon):
+            made = attacks.make(name, epsilon, norm=self._cell.norm, **settings)
+            return made(objective, x, seed)
+
+        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        return self._run(evaluator, numbers=(epsilon,))
+
+    def slopes(self) -> np.ndarray:
+        """The gradients at the clean images, `[N, H, W, 3]`."""
+
+        def attack(objective, x, seed):  # Hands out what is no image, to look at it.
+            del seed
+            begun = calling.begin(objective, x)
+            return calling.gradient(begun, x, tf.constant(0.0))[0]
+
+        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        found = self._run(evaluator, keep_examples=self._subject.num_examples)
+        return found.examples.adversarial
+
+    def harm(self, evaluation: Evaluation) -> np.ndarray:
+        """What the attack raises, of each image."""
+        return worst.harm(self._cell, evaluation.attacked, evaluation.wanted)
+
+    def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
+        subject = self._subject
+        size = subject.strategy.num_replicas_in_sync
+        count = min(_FEW, subject.num_examples) if alone else subject.num_examples
+        found = evaluator.run(
+            subject.columns,
+            batch_size=size if alone else subject.batch_size,
+            num_examples=count,
+            **settings,
+        )
+        self._advance(1)
+        return found
+
+
+def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
+    """A check that compares mean losses."""
+    measured = {key: float(np.mean(values)) for key, values in harms.items()}
+    return Check(name, "" if holds else reason, measured)
+
+
+def _zero_gradients(slopes: np.ndarray, cell: Cell) -> Check:
+    dead = np.all(slopes == 0, axis=-1)
+    images = float(np.mean(np.all(dead, axis=(1, 2))))
+    pixels = float(np.mean(dead))
+    restricted = cell.pixels or cell.block or cell.classes
+    reason = ""
+    if images or (pixels > 0.1 and not restricted):
+        reason = (
+            "the gradient is exactly zero for some images, or for over a tenth of the "
+            "pixels; where it is, attacks by gradient see nothing"
+        )
+    return Check("zero_gradients", reason, {"images": images, "pixels": pixels})
+
+
+def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> Check:
+    """At a radius of 64 levels classes alone under attack must be near 0 right."""
+    measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
+    high = ""
+    if _all_pixels_of_classes(cell):
+        correct, count = found.attacked[cell.attacked[0]]["pixel_accuracy"].sum(axis=0)
+        measured["accuracy"] = float(correct / max(count, 1))
+        if measured["accuracy"] > _FLOOR:
+            high = "at eps 64 over a fifth of the pixels are still classified right"
+    elif np.mean(far) < np.mean(base):
+        high = "at eps 64 PGD does less harm than at the radius itself"
+    reason = (
+        f"{high}; the gradients are masked, or more steps are needed" if high else ""
+    )
+    return Check("large_eps", reason, measured)
+
+
+def _all_pixels_of_classes(cell: Cell) -> bool:
+    """Whether the attack is on all pixels of one task that has classes."""
+    restricted = cell.pixels or cell.block or cell.classes or cell.targeted
+    discrete = tasks_lib.TASKS[cell.attacked[0]].discrete
+    return discrete and len(cell.attacked) == 1 and not restricted
+
+
+def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
+    harm = worst.harm(cell, result.rows, result.wanted_rows)[: len(base)]
+    return _order(
+        "transfer",
+        np.mean(harm) <= np.mean(base),
+        f"{result.cell.label} made on another model does more harm than PGD on the "
+        "model itself; its gradients are masked",
+        white_box=base,
+        transfer=harm,
+    )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worst of several attacks: for each image one of them, chosen from their rows.
+
+An attacker may try many attacks and keep, for each image, the one that did most harm.
+Mean IoU is no mean over images, so for it the choice is improved image by image, as
+Croce, Singh and Hein (ECCV 2024) do: the attack on an image is exchanged wherever that
+lowers the mean IoU of the whole set. What comes out is at most as good for the model as
+each attack alone; it need not be the very worst choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtr_tf import metrics
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
+from mtr_tf.evaluation import Rows
+
+_GAIN = 1e-6  # Rounds of exchanges end when one gains no more.
+
+
+def choose(cell: Cell, results: Sequence[Result]) -> np.ndarray:
+    """The number of the worst result for each image, int `[N]`; the first among equals.
+
+    Worst is the largest sum of the attacked tasks' losses, weighted as the attack's
+    are; of a targeted attack the smallest, to the wanted targets. For sea it is the
+    largest share of wrong pixels.
+    """
+    harms = np.array([harm(cell, r.rows, r.wanted_rows) for r in results])
+    return np.argmax(np.where(np.isnan(harms), -np.inf, harms), axis=0)
+
+
+def harm(cell: Cell, rows: Rows, wanted_rows: Rows) -> np.ndarray:
+    """How much each image was harmed, float `[N]`; see `choose`."""
+    weights = dict(cell.weights)
+    total = 0.0
+    for task in cell.attacked:
+        if cell.attack == "sea":
+            if tasks_lib.TASKS[task].discrete:
+                correct, count = rows[task]["pixel_accuracy"].T
+                total = total - correct / np.maximum(count, 1)
+        elif cell.targeted:
+            total = total - weights.get(task, 1.0) * wanted_rows[task]["loss"][:, 0]
+        else:
+            total = total + weights.get(task, 1.0) * rows[task]["loss"][:, 0]
+    return total
+
+
+def take(choice: np.ndarray, rows: Sequence[Rows]) -> Rows:
+    """The rows of each image under the attack chosen for it."""
+    images = np.arange(len(choice))
+    return {
+        task: {
+            name: np.stack([r[task][name] for r in rows])[choice, images]
+            for name in rows[0][task]
+        }
+        for task in rows[0]
+    }
+
+
+def combine(cell: Cell, results: Sequence[Result]) -> Rows:
+    """The rows of the worst per image; for mean IoU those of the greedy choice."""
+    choice = choose(cell, results)
+    rows = take(choice, [result.rows for result in results])
+    if cell.targeted:
+        return rows
+    for task in cell.attacked:
+        for metric in tasks_lib.TASKS[task].metrics:
+            if metric.name == "miou":
+                matrices = np.stack([r.rows[task]["miou"] for r in results])
+                better = greedy(metric, matrices, choice, cell.seed)
+                rows[task]["miou"] = matrices[better, np.arange(len(better))]
+    return rows
+
+
+def greedy(
+    metric: metrics.Metric, rows: np.ndarray, choice: np.ndarray, seed: int
+) -> np.ndarray:
+    """Lowers a metric of the whole set by exchanging one image's attack at a time.
+
+    Args:
+      metric: Higher is better.
+      rows: `[A, N, K]`, of each attack and image.
+      choice: int `[N]`, where to start; one attack for all is taken if that is lower.
+      seed: Of the order of the images, which is drawn anew in each round.
+
+    Returns:
+      int `[N]`: a choice that no exchange of one image's attack lowers by much.
+    """
+    rows = np.asarray(rows, np.float64)
+    count = len(choice)
+    starts = [choice, *(np.full(count, number) for number in range(len(rows)))]
+    values = [metric.value(rows[s, np.arange(count)].sum(0)) for s in starts]
+    choice, value = starts[np.argmin(values)].copy(), float(np.min(values))
+    total = rows[choice, np.arange(count)].sum(axis=0)
+    random = np.random.default_rng(seed)
+    gain = np.inf
+    while gain > _GAIN:
+        before = value
+        for image in random.permutation(count):
+            totals = total - rows[choice[image], image] + rows[:, image]
+            candidates = metric.value(totals)
+            best = int(np.argmin(candidates))
+            if candidates[best] < value:
+                choice[image], value, total = best, candidates[best], totals[best]
+        gain = before - value
+    return choice
+
+
+def pictures(choice: np.ndarray, results: Sequence[Result]) -> dict[str, np.ndarray]:
+    """The painted examples of each image under the attack chosen for it."""
+    shown = len(results[0].pictures["image"])
+    return {
+        name: np.stack([r.pictures[name] for r in results])[
+            choice[:shown], np.arange(shown)
+        ]
+        for name in results[0].pictures
+    }

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worst of several attacks: per image, by the score asked for; SEA's three runs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf.attacks import apgd
+from mtr_tf.attacks import threat
+from mtr_tf.attacks.ensemble import SEA
+from mtr_tf.attacks.ensemble import Worst
+from mtr_tf.attacks.floors import Corner
+from mtr_tf.attacks.floors import Noise
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """An attack that shifts every value, whatever the objective; keeps its keys."""
+
+    by: float
+    passes: int = 3
+
+    def search(self, objective, x, keys):
+        KEYS.append(keys.numpy())
+        return x + tf.cast(self.by, x.dtype)
+
+
+KEYS = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """Raises the sum of its losses; each a linear one, with a maximum of its own."""
+
+    names: tuple = ("up",)
+    judge: str = ""
+    slopes = {"up": 1.0, "down": -1.0, "masked_ce_balanced": [1.0, 1.0, 1.0]}  # noqa: RUF012
+    slopes |= {"masked_ce": [-1.0, 1.0, 1.0], "js": [1.0, -1.0, -1.0]}
+
+    def with_losses(self, names):
+        return dataclasses.replace(self, names=tuple(names))
+
+    def with_judge(self, judge):
+        return dataclasses.replace(self, judge=judge)
+
+    def __call__(self, z):
+        if self.judge:
+            return judgement(z)
+        return tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
+
+
+def judgement(z):
+    """Image 0 is worst where its values fall, 1 where they rise, 2 at low-high-high."""
+    signs = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]
+    return tf.reduce_sum(z * tf.constant(signs), 1)
+
+
+def search(attack, objective, x, seed=0):
+    keys = threat.image_keys(seed, tf.range(len(x)))
+    return attack.search(objective, tf.constant(x), keys).numpy()
+
+
+def test_each_image_keeps_its_highest_and_of_equals_the_first():
+    x = np.full((4, 2), 0.5, np.float32)
+    wanted = np.array([[0.125], [-0.25], [0.375], [0.0]], np.float32)
+    near = lambda z: -tf.reduce_sum(tf.abs(z - x - wanted), 1)  # noqa: E731
+    worst = Worst((Move(0.125), Move(-0.25), Move(0.375), Move(-0.125)))
+    got = search(worst, near, x)
+    # The last image is as near to the first as to the fourth.
+    moves = np.array([[0.125], [-0.25], [0.375], [0.125]])
+    np.testing.assert_array_equal(got, x + moves)
+
+
+@pytest.mark.parametrize("order", [(0.1, -0.1), (-0.1, 0.1)])
+def test_nan_never_wins_wherever_it_comes(order):
+    x = np.full((2, 2), 0.5, np.float32)
+    root = lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1))  # noqa: E731
+    got = search(Worst(tuple(Move(by) for by in order)), root, x)
+    np.testing.assert_allclose(got, 0.6)
+    lost = search(Worst((Move(-0.1), Move(-0.2))), root, x)
+    np.testing.assert_allclose(lost, 0.4)  # None has a score: the first's.
+
+
+def test_members_and_images_have_random_numbers_of_their_own():
+    KEYS.clear()
+    x = np.full((3, 2), 0.5, np.float32)
+    flat = lambda z: 0 * tf.reduce_sum(z, 1)  # noqa: E731
+    search(Worst((Move(0.1), Worst((Move(0.1), Move(0.1))))), flat, x)
+    assert len(np.unique(np.concatenate(KEYS), axis=0)) == 9
+    own = threat.image_keys(0, tf.range(3)).numpy()
+    assert not any((key == own).all(1).any() for key in np.concatenate(KEYS))
+    # Two members of one kind draw differently: no worse than either, better somewhere.
+    wave = lambda z: tf.reduce_sum(tf.sin(30 * z), 1)  # noqa: E731
+    x = np.random.default_rng(0).uniform(0, 1, (8, 3)).astype(np.float32)
+    one = wave(Worst((Noise(0.2),))(wave, x)).numpy()
+    two = wave(Worst((Noise(0.2), Noise(0.2)))(wave, x)).numpy()
+    assert np.all(two >= one - 1e-5)
+    assert np.any(two > one + 0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_results_are_the_members_bit_for_bit_in_every_dtype(dtype):
+    x = tf.cast(np.random.default_rng(1).uniform(0, 1, (5, 3)), dtype)
+    worst = Worst((Corner(0.1), Noise(0.1)))
+    keys = threat.image_keys(0, tf.range(5))
+    total = lambda z: tf.reduce_sum(z, 1)  # noqa: E731
+    got = worst.search(total, x, keys)
+    assert got.dtype == x.dtype
+    found = []
+    for number, member in enumerate(worst.attacks):
+        member_keys = tf.stack([threat.fold_in(key, number) for key in keys])
+        found.append(member.search(total, x, member_keys))
+    sums = [tf.reduce_sum(tf.cast(points, tf.float64), 1).numpy() for points in found]
+    for i in range(5):
+        expected = found[int(sums[1][i] > sums[0][i])][i]
+        assert np.all((got[i] == expected).numpy())
+
+
+def test_members_with_losses_of_their_own():
+    x = np.full((4, 3), 0.5, np.float32)
+    run = apgd.APGD(0.1, 4)
+    worst = Worst(((run, ("down",)), (run, ["up"])), judge="any")
+    assert worst == Worst(((run, ("down",)), (run, ("up",))), judge="any")
+    got = worst(Losses(), x).numpy()
+    # Of going all up and all down: the first two by judgement, the others too.
+    expected = np.array([-0.1, 0.1, 0.1, -0.1])[:, None] + x
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    own = Worst((run, (run, ("down",))))(Losses(("up",)), x)  # Judged by "up".
+    np.testing.assert_allclose(own, 0.6, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_sea_is_the_worst_of_three_runs_by_error(norm):
+    x = np.full((4, 3), 0.5, np.float32)
+    got = SEA(0.1, 60, norm)(Losses(), x).numpy() - x
+    # What each image's judge likes best of (1, 1, 1), (-1, 1, 1), (1, -1, -1).
+    signs = [[1, -1, -1], [1, 1, 1], [-1, 1, 1], [1, -1, -1]]
+    scale = 1 if norm == "linf" else np.sqrt(1 / 3)
+    np.testing.assert_allclose(got, 0.1 * scale * np.array(signs), atol=1e-4)
+
+
+def test_sea_is_three_runs_of_shrinking_radius():
+    assert SEA(0.1).steps == 300
+    assert SEA(0.1, 300).passes == 3 * (300 + 3 + 1)
+    members = SEA(0.1, 300)._worst().attacks
+    assert [losses for _, losses in members] == [
+        ("masked_ce_balanced",),
+        ("masked_ce",),
+        ("js",),
+    ]
+    radii = ((2, 0.3), (1.5, 0.3), (1, 0.4))
+    assert {run for run, _ in members} == {apgd.APGD(0.1, 300, radii=radii)}
+    assert SEA(0.1) == SEA(0.1, 300, "linf")
+    with pytest.raises(InputError, match="not 8"):
+        SEA(8)
+    with pytest.raises(InputError, match="steps is a whole number"):
+        SEA(0.1, 0)
+
+
+def test_the_objective_begins_once_for_every_member_and_for_the_judge():
+    begun = []
+
+    class Begins:
+        def begin(self, start):
+            begun.append(start.numpy())
+            return lambda z: tf.reduce_sum(z, 1)
+
+    x = np.full((2, 3), 0.5, np.float32)
+    search(Worst((apgd.APGD(0.1, 2, restarts=3), Noise(0.1))), Begins(), x)
+    # The judge and the noise begin at the images, the runs where they start.
+    assert len(begun) == 5
+    assert [bool(np.all(start == x)) for start in begun] == [True, *[False] * 3, True]
+
+
+def test_passes_are_the_members_and_one_more_each():
+    assert Worst((apgd.APGD(0.1, 10), (Noise(0.1, draws=4), ("up",)))).passes == 17
+
+
+@pytest.mark.parametrize(
+    "attacks", [(), None, (1,), (("up",),), ((Noise, ("up",), 1),)]
+)
+def test_members_that_are_no_attacks_are_refused(attacks):
+    with pytest.raises(InputError, match="got "):
+        Worst(attacks)
+
+
+def test_objectives_without_the_methods_are_refused():
+    x = np.full((2, 3), 0.5, np.float32)
+    total = lambda z: tf.reduce_sum(z, 1)  # noqa: E731
+    with pytest.raises(
+        InputError, match=r"method with_judge; make it with attacks\.ob"
+    ):
+        SEA(0.1, 10)(total, x)
+    with pytest.raises(InputError, match="method with_losses"):
+        Worst(((Noise(0.1), ("ce",)),))(total, x)

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every attack, over random configurations.
+
+Results are in ball and box as stored, finite, of x's dtype; an image's result depends
+on nothing else in its batch; and attacks that keep their best are never below their
+start. The slow test tries 11 264 images, each with an objective of its own, 64 to a
+batch and a radius to each batch: a new graph costs far more than running it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from mtr_tf.attacks import apgd
+from mtr_tf.attacks import ensemble
+from mtr_tf.attacks import floors
+from mtr_tf.attacks import momentum
+from mtr_tf.attacks import pgd
+from mtr_tf.attacks import square
+from mtr_tf.attacks import threat
+
+SHAPE = (5, 4, 2)
+SEA = ((2, 0.3), (1.5, 0.3), (1, 0.4))
+
+
+def step(epsilon):
+    return tf.constant(0.3, tf.float64) * epsilon
+
+
+ATTACKS = {
+    "fgsm": pgd.FGSM,
+    "pgd": lambda e, norm: pgd.PGD(e, step(e), 3, norm),
+    "pgd_last": lambda e, norm: pgd.PGD(e, step(e), 3, norm, restarts=2, keep="last"),
+    "mim": lambda e, norm: momentum.MIM(e, step(e), 3, norm),
+    "mim_released": lambda e, norm: momentum.MIM(
+        e, step(e), 3, norm, decay=0.5, normalize=False
+    ),
+    "apgd": lambda e, norm: apgd.APGD(e, 9, norm, restarts=2),
+    "apgd_radii": lambda e, norm: apgd.APGD(e, 9, norm, radii=SEA),
+    "square": lambda e, norm: square.Square(e, 8, norm),
+    "noise": lambda e, norm: floors.Noise(e, norm, draws=2),
+    "corner": lambda e, norm: floors.Corner(e, norm, draws=2),
+    "worst": lambda e, norm: ensemble.Worst(
+        (apgd.APGD(e, 2, norm), square.Square(e, 3, norm), pgd.FGSM(e, norm))
+    ),
+}
+STARTED = ("pgd", "mim", "mim_released", "apgd", "noise")  # At draw 0, and keep best.
+# Every attack in both norms; each dtype comes with each attack and with each norm.
+DTYPES = ("float32", "float16", "float64", "bfloat16")
+CASES = [
+    (name, norm, DTYPES[(i + j) % 4])
+    for i, name in enumerate(ATTACKS)
+    for j, norm in enumerate(("linf", "l2"))
+]
+EPSILONS = st.one_of(
+    st.sampled_from([0.0, 1.0, 4 / 255, 8 / 255]),
+    st.floats(0, 1),
+    st.floats(1e-6, 1e-2),
+)
+
+
+def objective(weights, dtype):
+    """Polynomials, for they are the same wherever an image is in its batch."""
+    a, b, c = (tf.cast(w, dtype) for w in tf.unstack(weights))
+
+    def loss(z):
+        wave = a * z + b * z * z * (1 - z) + c * z * tf.reverse(z, [1])
+        return tf.reduce_sum(wave, [1, 2, 3])
+
+    return loss
+
+
+def run(name, norm, epsilon, x, weights, keys):
+    attack = ATTACKS[name](epsilon, norm)
+    return attack.search(objective(weights, threat.compute_dtype(x)), x, keys)
+
+
+compiled = functools.lru_cache(maxsize=None)(
+    lambda name, norm: tf.function(functools.partial(run, name, norm), autograph=False)
+)
+
+
+random_start = tf.function(threat.random_start, autograph=False, reduce_retracing=True)
+
+
+def batch(size, dtype, seed):
+    """Images (many at the box's edge), weights and keys; some weights are broken."""
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(rng.uniform(-0.5, 1.5, (2, size, 1, 1, 1)), axis=0)
+    images = np.clip(rng.uniform(low, high, (size, *SHAPE)), 0, 1)
+    weights = rng.normal(size=(3, size, *SHAPE)) * 10 ** rng.uniform(
+        -6, 6, (1, size, 1, 1, 1)
+    )
+    weights = weights.astype(np.float32)
+    broken = rng.choice([np.nan, np.inf, 0, 1e38], size)
+    weights[0, :, 0, 0, 0] = np.where(
+        rng.uniform(size=size) < 0.2, broken, weights[0, :, 0, 0, 0]
+    )
+    weights[:, rng.uniform(size=size) < 0.05] = 0
+    keys = rng.integers(0, 2**31, (size, 2))
+    return tf.cast(images, dtype), tf.constant(weights), tf.constant(keys, tf.int64)
+
+
+def check(runner, name, norm, dtype, epsilon, seed, size):
+    """Runs once and once more among other images; checks all that must hold."""
+    radius = tf.constant(epsilon, tf.float64)
+    x, weights, keys = batch(size, dtype, seed)
+    got = runner(radius, x, weights, keys)
+    assert got.dtype == x.dtype
+    check_place(norm, epsilon, wide(got), wide(x))
+
+    rng = np.random.default_rng(seed)
+    order, other = rng.permutation(size), rng.uniform(size=size) < 0.5
+    other[0] = False
+    mixed = [
+        np.where(other.reshape(-1, *[1] * (new.shape.rank - 1)), new, old)
+        for new, old in zip(
+            leading(*batch(size, dtype, seed + 1)),
+            leading(x, weights, keys),
+            strict=True,
+        )
+    ]
+    shuffled, w, k = (tf.constant(part[order]) for part in mixed)
+    again = runner(radius, shuffled, tf.stack(tf.unstack(w, axis=1)), k)
+    kept = ~other[order]
+    np.testing.assert_array_equal(wide(again)[kept], wide(got)[order][kept])
+
+    if name in STARTED and dtype in ("float32", "float64"):
+        ball = threat.ball(norm, radius)
+        start = ball.projection(x)(random_start(ball, x, keys, 0))
+        judge = objective(weights, x.dtype)
+        before, after = judge(start).numpy(), judge(got).numpy()
+        size = np.abs(weights.numpy()).sum((0, 2, 3, 4))
+        with np.errstate(invalid="ignore"):  # Infinite scores; NaN is not below.
+            assert not np.any(after < before - 1e-5 * size)
+
+
+def leading(x, weights, keys):
+    """With the batch as every tensor's first axis."""
+    return x, tf.stack(tf.unstack(weights), axis=1), keys
+
+
+def wide(x):
+    return tf.cast(x, tf.float64).numpy()
+
+
+def check_place(norm, epsilon, got, x):
+    assert np.all(np.isfinite(got))
+    assert got.min() >= 0
+    assert got.max() <= 1
+    offset = (got - x).reshape(len(x), -1)
+    if norm == "linf":
+        assert np.abs(offset).max() <= epsilon
+    else:
+        assert np.sqrt(np.square(offset).sum(1)).max() <= epsilon
+
+
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+@hypothesis.given(
+    case=st.sampled_from(CASES), epsilon=EPSILONS, seed=st.integers(0, 2**31)
+)
+def test_every_attack_keeps_its_promises(case, epsilon, seed):
+    # Operation by operation: for few cases that is less than compiling.
+    runner = functools.partial(run, *case[:2])
+    check(runner, *case, epsilon, seed, size=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("part", range(2))
+def test_every_attack_keeps_its_promises_in_ten_thousand_cases(case, part):
+    runner = compiled(*case[:2])
+
+    @hypothesis.settings(max_examples=4, deadline=None, derandomize=True)
+    @hypothesis.given(epsilon=EPSILONS, seed=st.integers(0, 2**31))
+    def batches(epsilon, seed):
+        check(runner, *case, epsilon, 2 * seed + part, size=64)
+
+    batches()
+
+
+def test_every_image_alone_equals_it_in_a_batch():
+    # As the public call runs it: seeds from one int and the image's number.
+    x, weights, _ = batch(4, "float32", 7)
+    weights = tf.where(tf.math.is_finite(weights), weights, 1.0)
+    seeds = threat.fold_in(5, tf.range(4))
+    for name, norm in (("apgd", "l2"), ("square", "linf"), ("corner", "linf")):
+        attack = ATTACKS[name](tf.constant(0.1, tf.float64), norm)
+        whole = attack(objective(weights, x.dtype), x, 5)
+        alone = attack(objective(weights[:, 2:3], x.dtype), x[2:3], seeds[2:3])
+        np.testing.assert_allclose(alone[0], whole[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"fgsm", "pgd", "pgd_last"}))
+def test_every_run_begins_the_objective_where_it_starts(name):
+    # The objective that begin returns is the one that is asked; once for every run.
+    started, asked = [], []
+
+    class Begins:
+        def begin(self, start):
+            started.append(start.numpy())
+
+            def loss(z):
+                asked.append(z.numpy())
+                return tf.reduce_sum(z, [1, 2, 3])
+
+            return loss
+
+    x, _, keys = batch(2, "float32", 3)
+    attack = ATTACKS[name](tf.constant(0.1, tf.float64), "linf")
+    attack.search(Begins(), x, keys)
+    runs = {"apgd": 2, "worst": 4}.get(name, 1)
+    assert len(started) == runs
+    assert len(asked) == getattr(attack, "passes", 0) or name == "worst"
+    if name not in ("noise", "corner", "worst"):
+        np.testing.assert_array_equal(asked[0], started[0])

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folded and bfloat16 copies against the models that they stand for."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import models
+from mtr_tf.models import inference
+
+L = keras.layers
+
+
+def _as_trained(model: keras.Model) -> keras.Model:
+    """Gives batch norms statistics and weights that matter."""
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        if "norm" in variable.path:
+            name = variable.path.rpartition("/")[2]
+            noise = 0.3 * rng.normal(size=variable.shape)
+            centre = {"gamma": 1.0, "moving_variance": 1.0}.get(name, 0.0)
+            variable.assign(np.abs(centre + noise) if centre else noise)
+    return model
+
+
+def _compare(model: keras.Model, names, shape) -> None:
+    """Outputs, and the gradient by the image of a sum of them, relative to largest."""
+    x = tf.constant(np.random.default_rng(1).random((2, *shape)), tf.float32)
+
+    @tf.function
+    def gradient(x):
+        pairs = []
+        for call in (lambda x: model(x, training=False), inference.fold(model, names)):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = call(x)
+                total = tf.add_n([tf.reduce_mean(tf.sin(outputs[n])) for n in names])
+            slope = tape.gradient(total, x)
+            pairs.append([*(outputs[n] for n in names), slope])
+        return pairs
+
+    for one, other in zip(*gradient(x), strict=True):
+        scale = np.abs(one).max()
+        np.testing.assert_allclose(one / scale, other / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoders"), [("small", "separate"), ("resnet18", "shared")]
+)
+def test_our_models(name, decoders):
+    shape = (32, 32, 3)
+    tasks = ("seg", "depth", "normal")
+    model = models.build(name, tasks, shape, 4, width=4, decoders=decoders)
+    assert inference.can_fold(model, tasks)
+    _compare(_as_trained(model), ("seg", "normal"), shape)
+    folded = _operations(inference.fold(model, ("seg",)), shape)
+    assert not [op for op in folded if "Norm" in op or "Rsqrt" in op]
+
+
+def _operations(function, shape) -> list[str]:
+    graph = tf.function(function).get_concrete_function(tf.zeros((1, *shape))).graph
+    return [op.type for op in graph.get_operations()]
+
+
+def _odd_model() -> keras.Model:
+    """Norms that must not be folded, and layers called in unusual ways."""
+    image = keras.Input((8, 8, 3), name="image")
+    twice = L.Conv2D(4, 3, padding="same", name="twice")
+    read = twice(image)  # Also read by the sum below: its norm must stay.
+    x = L.Add()([L.BatchNormalization(name="norm_kept")(read), read])
+    x = L.Dropout(0.9)(x)  # Must be off.
+    bent = L.Conv2D(4, 3, padding="same", activation="tanh")(x)
+    x = L.BatchNormalization(name="norm_after_tanh")(bent)
+    plain = L.Conv2DTranspose(4, 3, 2, padding="same")(x)  # With a bias.
+    x = L.BatchNormalization(name="norm_folded", scale=False)(plain)
+    x = L.Conv2D(4, 1, use_bias=False)(x)
+    x = L.BatchNormalization(name="norm_of_rows", axis=1)(x)  # Not the channels.
+    inner_in = keras.Input((16, 16, 4))
+    inner = L.Conv2D(4, 3, dilation_rate=2, padding="same")(inner_in)
+    inner = L.BatchNormalization(name="norm_inner")(inner)
+    inner = keras.Model(inner_in, [inner, 2 * inner], name="inner")
+    one, other = inner(x)
+    seg = L.Concatenate()([one, keras.ops.mean(other, axis=-1, keepdims=True)])
+    same = twice(image)  # A second call of a layer.
+    depth = L.BatchNormalization(name="norm_second", center=False)(same)
+    return keras.Model(image, {"seg": seg, "depth": depth})
+
+
+def test_models_with_other_layers():
+    model = _as_trained(_odd_model())
+    _compare(model, ("seg", "depth"), (8, 8, 3))
+    _compare(model, ("depth",), (8, 8, 3))
+
+
+def test_what_cannot_be_folded():
+    model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
+    assert inference.can_fold(model, ("seg",))
+    assert not inference.can_fold(model, ("depth",))
+    assert not inference.can_fold(lambda x: {"seg": x}, ("seg",))
+    assert not inference.can_fold(keras.Model(model.input, model.output["seg"]), ())
+
+
+def test_weights_are_those_of_the_moment():
+    model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
+    x = tf.random.stateless_uniform((1, 16, 16, 3), (0, 0))
+    run = tf.function(lambda x: inference.fold(model, ("seg",))(x)["seg"])
+    before = run(x)
+    for variable in model.trainable_variables:
+        variable.assign(2 * variable)
+    assert np.abs(run(x) - before).max() > 0.01
+    np.testing.assert_allclose(
+        run(x), model(x, training=False)["seg"], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_bfloat16_copy():
+    tasks = ("seg", "depth")
+    model = _as_trained(models.build("small", tasks, (32, 32, 3), 4, width=4))
+    copy = inference.in_bfloat16(model)
+    assert copy.get_layer("normalize").compute_dtype == "float32"
+    assert copy.get_layer(_first_conv(copy)).compute_dtype == "bfloat16"
+    x = tf.random.stateless_uniform((2, 32, 32, 3), (0, 0))
+    exact, rounded = (m(x, training=False) for m in (model, copy))
+    for task in tasks:
+        assert rounded[task].dtype == tf.float32
+        scale = np.abs(exact[task]).max()
+        error = np.abs(rounded[task] - exact[task]).max() / scale
+        assert 1e-5 < error < 0.1
+
+
+def _first_conv(model: keras.Model) -> str:
+    return next(layer.name for layer in model.layers if isinstance(layer, L.Conv2D))

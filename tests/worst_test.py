@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worst of several attacks, against all choices that there are."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from mtr_tf import metrics
+from mtr_tf import worst
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
+
+
+def a_cell(attack="worst", **settings) -> Cell:
+    return Cell(attack, "linf", 8.0, 2.0, 5, 1, ("seg",), 0, 0, **settings)
+
+
+def a_result(losses, correct=None, wanted=None) -> Result:
+    """One task, images of 10 pixels and two classes; `correct` pixels of the first."""
+    losses = np.array(losses, np.float32)
+    correct = np.array([5] * len(losses) if correct is None else correct, np.float32)
+    ones, zeros = np.ones_like(losses), np.zeros_like(losses)
+    rows = {
+        "miou": np.stack([correct, 10 - correct, zeros, zeros], axis=-1),
+        "pixel_accuracy": np.stack([correct, 10 * ones], axis=-1),
+        "loss": np.stack([losses, ones], axis=-1),
+    }
+    wanted_rows = {}
+    if wanted is not None:
+        wanted_rows = {"seg": {"loss": np.stack([np.array(wanted), ones], axis=-1)}}
+    return Result(None, {}, len(losses), {}, {"seg": rows}, {}, wanted_rows)
+
+
+def test_the_largest_loss_per_image_wins():
+    results = [a_result([1, 5, 2, np.nan]), a_result([2, 4, 2, 1])]
+    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0, 0, 1])
+    rows = worst.take(np.array([1, 0, 0, 1]), [r.rows for r in results])
+    np.testing.assert_array_equal(rows["seg"]["loss"][:, 0], [2, 5, 2, 1])
+
+
+def test_sea_goes_by_wrong_pixels():
+    results = [a_result([1, 9], [3, 8]), a_result([2, 1], [4, 7])]
+    np.testing.assert_array_equal(worst.choose(a_cell("sea"), results), [0, 1])
+
+
+def test_targeted_goes_by_the_wanted_targets():
+    results = [a_result([9, 1], wanted=[3, 8]), a_result([1, 9], wanted=[4, 7])]
+    cell = a_cell(targeted=True)
+    np.testing.assert_array_equal(worst.choose(cell, results), [0, 1])
+
+
+def test_weights_of_the_attack_are_those_of_the_choice():
+    results = [a_result([2]), a_result([1])]
+    for number, result in enumerate(results):  # A second task, the other way round.
+        result.rows["depth"] = {"loss": np.array([[1.0 + number, 1.0]])}
+    cell = Cell("worst", "linf", 8.0, 2.0, 5, 1, ("seg", "depth"), 0, 0)
+    assert worst.choose(cell, results) == [0]  # 3 to 3: the first.
+    weighted = Cell(*list(vars(cell).values())[:9], weights=(("depth", 2.0),))
+    assert worst.choose(weighted, results) == [1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_mean_iou_against_all_choices(seed):
+    rng = np.random.default_rng(seed)
+    metric = metrics.miou()
+    rows = rng.integers(0, 9, (3, 6, 9))  # Attacks, images, 3x3 confusions.
+    images = np.arange(6)
+
+    def value(choice):
+        return metric.value(rows[np.array(choice), images].sum(axis=0))
+
+    found = worst.greedy(metric, rows, np.zeros(6, int), seed=0)
+    everything = [value(choice) for choice in itertools.product(range(3), repeat=6)]
+    alone = [value([number] * 6) for number in range(3)]
+    assert min(everything) <= value(found) <= min(alone)
+    for image, other in itertools.product(images, range(3)):  # No exchange is better.
+        exchanged = found.copy()
+        exchanged[image] = other
+        assert value(exchanged) >= value(found) - 1e-6
+    # Few land far from the very worst: within a tenth of what can be gained.
+    assert value(found) - min(everything) <= 0.25 * (min(alone) - min(everything))
+
+
+def test_greedy_starts_from_the_choice_if_that_is_lower():
+    metric = metrics.miou()
+    rows = np.zeros((2, 2, 4))
+    rows[:, :, 0] = [[9, 1], [1, 9]]  # Hits of class 0; the rest is missed.
+    rows[:, :, 1] = 10 - rows[:, :, 0]
+    np.testing.assert_array_equal(
+        worst.greedy(metric, rows, np.array([1, 0]), 0), [1, 0]
+    )
