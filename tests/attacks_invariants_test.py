@@ -77,16 +77,16 @@ def objective(weights, dtype):
 
 
 def run(name, norm, epsilon, x, weights, keys):
+    """Returns the attack's images and where the first run of PGD starts."""
+    ball = threat.ball(norm, epsilon)
+    start = ball.projection(x)(threat.random_start(ball, x, keys, 0))
     attack = ATTACKS[name](epsilon, norm)
-    return attack.search(objective(weights, threat.compute_dtype(x)), x, keys)
+    return attack.search(objective(weights, start.dtype), x, keys), start
 
 
 compiled = functools.lru_cache(maxsize=None)(
     lambda name, norm: tf.function(functools.partial(run, name, norm), autograph=False)
 )
-
-
-random_start = tf.function(threat.random_start, autograph=False, reduce_retracing=True)
 
 
 def batch(size, dtype, seed):
@@ -111,7 +111,7 @@ def check(runner, name, norm, dtype, epsilon, seed, size):
     """Runs once and once more among other images; checks all that must hold."""
     radius = tf.constant(epsilon, tf.float64)
     x, weights, keys = batch(size, dtype, seed)
-    got = runner(radius, x, weights, keys)
+    got, start = runner(radius, x, weights, keys)
     assert got.dtype == x.dtype
     check_place(norm, epsilon, wide(got), wide(x))
 
@@ -127,13 +127,11 @@ def check(runner, name, norm, dtype, epsilon, seed, size):
         )
     ]
     shuffled, w, k = (tf.constant(part[order]) for part in mixed)
-    again = runner(radius, shuffled, tf.stack(tf.unstack(w, axis=1)), k)
+    again, _ = runner(radius, shuffled, tf.stack(tf.unstack(w, axis=1)), k)
     kept = ~other[order]
     np.testing.assert_array_equal(wide(again)[kept], wide(got)[order][kept])
 
     if name in STARTED and dtype in ("float32", "float64"):
-        ball = threat.ball(norm, radius)
-        start = ball.projection(x)(random_start(ball, x, keys, 0))
         judge = objective(weights, x.dtype)
         before, after = judge(start).numpy(), judge(got).numpy()
         size = np.abs(weights.numpy()).sum((0, 2, 3, 4))

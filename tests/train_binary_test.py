@@ -274,7 +274,8 @@ def test_real_pictures(tmp_path):
     )
     training.train(config, tmp_path / "run")
     attacking = [sys.executable, "-m", "mtr_tf.attack", f"--ckpt={tmp_path / 'run'}"]
-    attacking += ["--attack_tasks=each", "--num_examples=16", "--name=all"]
+    attacking += ["--attack_tasks=each", "--num_examples=8", "--steps=5"]
+    attacking += ["--name=all"]
     done = subprocess.run(attacking, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     results = tmp_path / "run" / "attacks" / "all" / "results.json"

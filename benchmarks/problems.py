@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks attack: a net and a batch, and the gradient without the library.
+
+The limit of every comparison is `Problem.passes`: as many calls of one compiled forward
+and backward-to-input pass as the attack takes steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import checkpoints
+from mtr_tf import config
+from mtr_tf import models
+from mtr_tf import tasks as tasks_lib
+from mtr_tf import training
+from mtr_tf.data import batching
+
+_CLASSES = 8
+Model = Callable[..., Mapping[str, tf.Tensor]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A model and one batch; `names` are the attacked tasks."""
+
+    model: Model
+    names: tuple[str, ...]
+    x: tf.Tensor
+    targets: dict[str, tf.Tensor]
+    masks: dict[str, tf.Tensor]
+
+    def objective(self, model: Model | None = None, **options) -> attacks.TaskObjective:
+        """Returns the library's: the sum of the attacked tasks' losses."""
+        model = self.model if model is None else model
+        return attacks.objective(
+            model, self.targets, self.masks, self.names, **options
+        )
+
+    def gradient(self) -> Callable[[], tf.Tensor]:
+        """Returns the compiled gradient by the images, written without the library."""
+
+        @tf.function
+        def compiled(x, targets, masks):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                outputs = self.model(x, training=False)
+                losses = tasks_lib.task_losses(self.names, outputs, targets, masks)
+                loss = tf.add_n(list(losses.values()))
+            return tape.gradient(loss, x)
+
+        return lambda: compiled(self.x, self.targets, self.masks)
+
+    def passes(self, count: int) -> Callable[[], tf.Tensor]:
+        """Returns the limit: a function that calls the gradient so many times."""
+        gradient = self.gradient()
+
+        def run():
+            for _ in range(count):
+                found = gradient()
+            return found
+
+        return run
+
+    def loss(self, x: tf.Tensor) -> float:
+        """Returns the mean over the batch of the sum of losses, in float32."""
+        outputs = self.model(x, training=False)
+        losses = tasks_lib.task_losses(self.names, outputs, self.targets, self.masks)
+        return float(tf.reduce_mean(tf.add_n(list(losses.values()))))
+
+    def head(self, size: int) -> Problem:
+        """Returns it with the first `size` images only."""
+        cut = tf.nest.map_structure(
+            lambda t: t[:size], (self.x, self.targets, self.masks)
+        )
+        return Problem(self.model, self.names, *cut)
+
+
+def add_flags(parser: argparse.ArgumentParser, **defaults) -> None:
+    """Adds the flags that `build` and `batch` read."""
+    parser.add_argument("--model", default="resnet18", help="a key of models.MODELS")
+    parser.add_argument("--width", type=int, help="of the first layer; resnet18: 16")
+    parser.add_argument("--image_size", default="64", help="sides, such as 128x256")
+    parser.add_argument("--decoders", default="separate", choices=("separate", "shared"))
+    parser.add_argument("--tasks", default="seg,depth", help="heads, all attacked")
+    parser.set_defaults(**defaults)
+
+
+def random(args: argparse.Namespace, size: int) -> Problem:
+    """Returns a new net, random images and targets, and masks of ones."""
+    names = tasks_lib.resolve(args.tasks)
+    sides = config.parse_image_size(args.image_size)
+    width = args.width or (16 if args.model == "resnet18" else None)
+    model = models.build(
+        args.model, names, (*sides, 3), _CLASSES, width=width, decoders=args.decoders
+    )
+    x = tf.random.stateless_uniform((size, *sides, 3), (0, 0))
+    targets = {name: _target(name, (size, *sides)) for name in names}
+    return Problem(model, names, x, targets, dict.fromkeys(names, tf.ones(x.shape[:3])))
+
+
+def _target(name: str, pixels: tuple[int, int, int]) -> tf.Tensor:
+    task = tasks_lib.TASKS[name]
+    if task.discrete:
+        return tf.random.stateless_uniform(pixels, (0, 1), 0, _CLASSES, tf.int32)
+    return tf.random.stateless_uniform((*pixels, task.channels), (0, 2))
+
+
+def trained(ckpt: str, size: int) -> Problem:
+    """Returns a run's net with the first images of its validation split."""
+    run = checkpoints.load_run(ckpt)
+    names = tuple(run.tasks)
+    columns = training.open_source(run.config).columns("validation")
+    batch = batching.gather(columns, names, range(size))
+    read = tf.nest.map_structure(tf.convert_to_tensor, batch)
+    return Problem(run.model, names, read["image"], read["targets"], read["masks"])

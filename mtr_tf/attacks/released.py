@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attacks of the paper's released code with their mistakes, for one question only.
+
+Mao et al. ("Multitask Learning Strengthens Adversarial Robustness", 2020) released code
+(columbia/MTRobust) whose attacks differ from what the paper says. Whether its results
+need those differences can only be asked of attacks that have them. To measure
+robustness, use the others: nothing else in this package imports this module.
+
+What differs, and where it is:
+
+- The "random" start: `start="corner"`.
+- The scale of the evaluation on Cityscapes: `scale="wrong"`.
+- Momentum: `decay=0.5`, on raw gradients. Without the other two it is
+  `attacks.MIM(..., decay=0.5, normalize=False)`.
+- Houdini: the surrogate "houdini_released" of `attacks.objective`, always with momentum.
+
+The facts are from learning/attack.py, ensemble_attack.py and utils_learn.py there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import momentum
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+
+STARTS = ("corner", "image")
+SCALES = ("pixels", "wrong")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReleasedPGD:
+    """L-inf PGD as the released code runs it: one run, the last point, nothing random.
+
+    Called as the other attacks are: `ReleasedPGD(...)(objective, x, seed)`, on images
+    in [0, 1], [batch, ..., channels].
+
+    WITH `scale="wrong"` THE RESULT IS OUTSIDE THE BALL OF RADIUS `epsilon`, AND MAY BE
+    OUTSIDE [0, 1]. That is the mistake it stands for; nothing here puts it right. The
+    released code treats standardised images, s = (x - mean) / std, as if they were in
+    [-1, 1]: s moves by at most 2 epsilon, and is clamped to the box [-1, 1]. In pixels
+    of [0, 1] that is
+
+        lower = max(x - r, mean - std),  upper = min(x + r, mean + std),
+        r = 2 epsilon std,  steps of 2 step_size std,
+        clamp(point) = max(lower, min(upper, point))
+
+    Where x is far from the mean, lower is above upper, and every clamp ends at lower:
+    a value above mean + std + r goes to x - r, one below mean - std - r goes to
+    mean - std however far that is, both whatever the objective. On Cityscapes, at
+    4/255, r is 1.46/255, and 62 % of all red levels (0 to 25, and from 123) are such
+    values. With mean and std 0.5 the scale is right, as it is on Taskonomy.
+
+    Attributes:
+      epsilon: Nominal radius in pixel units of [0, 1]. At zero the images come back
+        as they are. It and the step size may be float64 tensors, unchecked.
+      step_size: Nominal length of a step, in the same unit.
+      steps: Number of steps.
+      start: "corner" is where the released "random" start lands, for its two bounds
+        are swapped: whatever the noise, max(upper, min(lower, x + noise)) is upper,
+        that is min(1, x + epsilon). (Where lower is above upper it is the end of
+        [x - r, x + r] that is nearer to the box.) "image" starts at the image.
+      scale: "pixels" is right: epsilon and box [0, 1] in pixels. "wrong" is above.
+      mean: Of each channel in [0, 1]; for "wrong" alone, which needs it.
+      std: Of each channel; as mean.
+      decay: What is left of the sum of raw gradients after a step, at least 0; 0.5 is
+        the released momentum.
+
+    Raises:
+      InputError: A setting is out of range; or, when called, as for PGD, or images
+        without as many channels as mean has numbers.
+    """
+
+    epsilon: float | tf.Tensor
+    step_size: float | tf.Tensor
+    steps: int
+    start: str = "corner"
+    scale: str = "pixels"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    decay: float = 0.0
+
+    def __post_init__(self):
+        # Whose settings mean the same, and are checked there.
+        momentum.MIM(self.epsilon, self.step_size, self.steps, decay=self.decay)
+        for name, known in (("start", STARTS), ("scale", SCALES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise InputError(f"{name} is one of {', '.join(known)}, got {value!r}.")
+        for name in ("mean", "std"):
+            self._check_channels(name)
+        if self.mean is not None and len(self.mean) != len(self.std):
+            raise InputError(
+                "mean and std have one number per channel, got "
+                f"{len(self.mean)} and {len(self.std)}."
+            )
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f"std is above 0, got {min(self.std):g}.")
+
+    def _check_channels(self, name: str):
+        value = getattr(self, name)
+        if self.scale == "pixels":
+            if value is not None:
+                raise InputError(
+                    f"{name} is for the scale 'wrong' alone, got {value!r} with "
+                    "'pixels'; leave it out."
+                )
+            return
+        if not isinstance(value, tuple) or not value:
+            raise InputError(
+                f"The scale 'wrong' needs {name}, a tuple of one number per channel, "
+                f"got {value!r}."
+            )
+        for number in value:
+            threat.check_number(name, number)
+
+    def __call__(
+        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns attacked images like `x`; as PGD's, but no seed matters.
+
+        With `scale="wrong"` they are NOT in the ball of radius epsilon; see above.
+        """
+        return calling.launch(self, objective, x, seed)
+
+    def search(
+        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        del keys  # Nothing is random.
+        centre = tf.cast(x, threat.compute_dtype(x))
+        unit, box_low, box_high = self._pixels(centre)
+        radius = unit * tf.cast(self.epsilon, centre.dtype)
+        step_size = unit * tf.cast(self.step_size, centre.dtype)
+        upper = tf.minimum(box_high, centre + radius)
+        lower = tf.maximum(box_low, centre - radius)
+        start = centre
+        if self.start == "corner":
+            start = _clamp(centre, lower, upper)  # Swapped, as released.
+        begun = calling.begin(objective, start)
+
+        def step(number, point, total):
+            progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
+            slope, _ = calling.gradient(begun, point, progress)
+            # Of any size: standardised inputs' gradients have the same signs.
+            total = self.decay * total + slope
+            point = _clamp(point + step_size * tf.sign(total), upper, lower)
+            return number + 1, point, total
+
+        _, point, _ = tf.while_loop(
+            lambda number, *_: number < self.steps,
+            step,
+            (0, start, tf.zeros_like(start)),
+        )
+        return tf.where(tf.equal(self.epsilon, 0), x, tf.cast(point, x.dtype))
+
+    def _pixels(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns what one unit of length is, and the box's ends, in pixels of [0, 1].
+
+        Numbers, or one per channel.
+        """
+        if self.scale == "pixels":
+            return tuple(tf.constant(number, x.dtype) for number in (1, 0, 1))
+        if x.shape[-1] != len(self.mean):
+            raise InputError(
+                f"The last axis of the images is for {len(self.mean)} channels, as "
+                f"many as mean has numbers, got shape {x.shape}."
+            )
+        mean, std = tf.constant(self.mean, x.dtype), tf.constant(self.std, x.dtype)
+        return 2 * std, mean - std, mean + std
+
+
+def _clamp(image: tf.Tensor, upper: tf.Tensor, lower: tf.Tensor) -> tf.Tensor:
+    """Returns the image below `upper`, then above `lower`, which so has the last word.
+
+    The order of the released `clamp_tensor`, and of its arguments.
+    """
+    return tf.maximum(tf.minimum(image, upper), lower)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of an attack, on models made to fail one of them."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import sweep
+from mtr_tf import trust
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.cell_store import Result
+from mtr_tf.cells import make_cells
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+
+SIZE, COUNT = 6, 6
+INFO = DatasetInfo(
+    name="made_up",
+    image_shape=(SIZE, SIZE, 3),
+    classes=("dark", "bright"),
+    colors=((0, 0, 0), (255, 255, 255)),
+    tasks=("seg",),
+    splits={"validation": COUNT},
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    ranges={},
+)
+
+
+@keras.saving.register_keras_serializable(package="trust_test")
+class Reversed(keras.layers.Layer):
+    """The identity, with the gradient's sign turned round."""
+
+    def call(self, x):
+        """Returns x."""
+        return 2 * tf.stop_gradient(x) - x
+
+
+def honest(x):
+    return x
+
+
+def dead(x):
+    return keras.layers.ReLU()(x - 2.0) + 0.5
+
+
+def turned(x):
+    return Reversed()(x)
+
+
+def mixing(x):
+    return x - 0.9 * keras.ops.mean(x, axis=0, keepdims=True) + 0.4
+
+
+def make_subject(front) -> sweep.Subject:
+    """Classes by brightness, through a front that makes trouble."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(100, 156, (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
+    bright = images.mean(axis=-1) > 127.5
+    image = keras.Input((SIZE, SIZE, 3))
+    mean = keras.ops.mean(front(image), axis=-1, keepdims=True) - 0.5
+    logits = keras.ops.concatenate([-20 * mean, 20 * mean], axis=-1)
+    return sweep.Subject(
+        model=keras.Model(image, {"seg": logits}),
+        tasks=("seg",),
+        info=INFO,
+        columns=Columns(images, {"seg": bright.astype(np.uint8)}, {}),
+        num_examples=COUNT,
+        strategy=tf.distribute.get_strategy(),
+        batch_size=COUNT,
+        seed=0,
+    )
+
+
+def a_cell(**settings):
+    config = AttackConfig(ckpt="x", eps=(2.0,), steps=12, **settings)
+    return trust.probe(make_cells(config, ("seg",)))
+
+
+@pytest.mark.parametrize(
+    ("front", "failing"),
+    [
+        (honest, set()),
+        (dead, {"zero_gradients", "large_eps"}),
+        (turned, {"black_box", "large_eps"}),
+        (mixing, {"batch_size"}),
+    ],
+)
+def test_what_is_wrong_is_found(front, failing):
+    checks = trust.run(make_subject(front), a_cell())
+    found = {check.name for check in checks if check.reason}
+    assert found >= failing if failing else not found
+    assert len({check.name for check in checks}) == 8
+    warnings = trust.warnings(checks)
+    assert len(warnings) == len(found)
+    assert all(w.endswith(").") and "nan" not in w for w in warnings)
+
+
+def test_a_transfer_that_does_more_harm():
+    cell = a_cell()
+    rows = {"seg": {"loss": np.full((COUNT, 2), 9.0, np.float32)}}
+    strong = Result(cell, {}, COUNT, {}, rows)
+    checks = trust.run(make_subject(honest), cell, [strong])
+    (warning,) = trust.warnings(checks)
+    assert "made on another model does more harm" in warning
+    assert "transfer 9" in warning
+
+
+def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
+    calls = []
+
+    def run(subject, cell, transferred):
+        calls.append((subject.num_examples, subject.batch_size, cell.attack))
+        return [trust.Check("fgsm", "it is odd", {"pgd": 1.0, "fgsm": 2.0})]
+
+    monkeypatch.setattr(trust, "run", run)
+    config = AttackConfig(ckpt="x", eps=(0.0, 2.0), attack=("square", "pgd"))
+    results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",))]
+    path = tmp_path / "checks.json"
+    for facts, examples in (({"a": 1}, 4), ({"a": 1}, 4), ({"a": 2}, 99)):
+        found = trust.check_once(
+            make_subject(honest), results, facts, path, examples=examples
+        )
+        assert found == ["it is odd (pgd 1, fgsm 2)."]
+    assert calls == [(4, 4, "pgd"), (COUNT, COUNT, "pgd")]
+    assert json.loads(path.read_text())["warnings"] == found
+
+
+def test_the_probe_is_pgd_at_the_largest_radius():
+    config = AttackConfig(
+        ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
+    )
+    cell = trust.probe(make_cells(config, ("seg", "depth")))
+    assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
+    assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
+    none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
+    assert trust.probe(none) is None
