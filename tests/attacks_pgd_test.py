@@ -515,4 +515,4 @@ def test_the_table_makes_every_attack_from_the_same_settings():
     made = {k: make(**settings, restarts=2) for k, make in attacks.ATTACKS.items()}
     assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
     assert made["fgsm"] == attacks.FGSM(0.1, "l2")
-    assert (made["fgsm"].steps, made["fgsm"].step_size) == (1, 0.1)
+    assert (made["fgsm"].passes, made["pgd"].passes) == (1, 2 * 8)

@@ -65,7 +65,11 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
 
 def _hashable(attack: Attack) -> bool:
     """Whether it is a record of numbers, without tensors."""
-    return not any(tf.is_tensor(value) for value in vars(attack).values())
+    try:
+        hash(attack)
+    except TypeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=16)

@@ -34,6 +34,11 @@ class Best(NamedTuple):
         )
 
 
+def exactly(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns a number as a tensor; tf.cast alone makes float32 of Python's first."""
+    return tf.cast(tf.convert_to_tensor(number, tf.float64), dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class PGD:
     """Steps of fixed size along the steepest direction, each projected back.
@@ -104,6 +109,11 @@ class PGD:
                 f"got {self.step_size:g}."
             )
 
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image, with or without a gradient."""
+        return self.restarts * (self.steps + self._judged)
+
     def __call__(
         self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
     ) -> tf.Tensor:
@@ -125,26 +135,27 @@ class PGD:
         ball = threat.ball(self.norm, self.epsilon)
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))
-        step_size = tf.cast(self.step_size, centre.dtype)
-        judged = self.keep == "best" or self.restarts > 1
+        step_size = exactly(self.step_size, centre.dtype)
+        judged = self._judged
 
-        def step(begun, number, point, best):
+        def step(begun, number, point, best, memory):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
             slope, scores = calling.gradient(begun, point, progress)
             if self.keep == "best":
                 best = best.offer(point, scores)
-            point = project(point + step_size * ball.steepest(slope))
-            return number + 1, point, best
+            memory, direction = self._remember(memory, slope)
+            point = project(point + step_size * ball.steepest(direction))
+            return number + 1, point, best, memory
 
         def run(restart, point, best):
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
             begun = calling.begin(objective, start)
-            _, point, best = tf.while_loop(
+            _, point, best, _ = tf.while_loop(
                 lambda number, *_: number < self.steps,
                 functools.partial(step, begun),
-                (0, start, best),
+                (0, start, best, self._memory(start)),
             )
             if judged:
                 best = self._judge(begun, centre, start, point, best)
@@ -159,6 +170,20 @@ class PGD:
                 lambda restart, *_: restart < self.restarts, run, state
             )
         return ball.rounded(best.points if judged else point, x)
+
+    @property
+    def _judged(self) -> bool:
+        """Whether the last point of a run is scored."""
+        return self.keep == "best" or self.restarts > 1
+
+    def _memory(self, start: tf.Tensor) -> Any:
+        """What a run remembers of its gradients, at first; here nothing."""
+        del start
+        return ()
+
+    def _remember(self, memory: Any, slope: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        """Returns the memory after a gradient, and what the next step follows."""
+        return memory, slope
 
     def _judge(self, objective, centre, start, point, best) -> Best:
         """Offers the last point of a run, the only one not scored yet.
@@ -192,18 +217,8 @@ class FGSM:
         threat.ball(self.norm, self.epsilon)
 
     @property
-    def step_size(self) -> float:
-        """As PGD's: the one step's length."""
-        return self.epsilon
-
-    @property
-    def steps(self) -> int:
-        """As PGD's: one."""
-        return 1
-
-    @property
-    def restarts(self) -> int:
-        """As PGD's: one."""
+    def passes(self) -> int:
+        """Evaluations of the objective per image: one."""
         return 1
 
     def __call__(
@@ -221,6 +236,6 @@ class FGSM:
         point = tf.cast(x, threat.compute_dtype(x))
         objective = calling.begin(objective, point)
         slope, _ = calling.gradient(objective, point, tf.constant(0.0))
-        epsilon = tf.cast(self.epsilon, point.dtype)
+        epsilon = exactly(self.epsilon, point.dtype)
         point = ball.projection(x)(point + epsilon * ball.steepest(slope))
         return ball.rounded(point, x)

@@ -12,7 +12,8 @@ What differs, and where it is:
 - The scale of the evaluation on Cityscapes: `scale="wrong"`.
 - Momentum: `decay=0.5`, on raw gradients. Without the other two it is
   `attacks.MIM(..., decay=0.5, normalize=False)`.
-- Houdini: the surrogate "houdini_released" of `attacks.objective`, always with momentum.
+- Houdini: the surrogate "houdini_released" of `attacks.objective`; the released runs
+  always have momentum with it.
 
 The facts are from learning/attack.py, ensemble_attack.py and utils_learn.py there.
 """
