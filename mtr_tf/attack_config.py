@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 
 from mtr_tf.config import REPLICAS
@@ -213,11 +214,15 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
     for text in texts:
         name, _, number = text.partition(":")
         try:
-            pairs.append((name, float(number)))
+            weight = float(number)
         except ValueError:
+            weight = math.nan
+        if not 0 <= weight < math.inf:
             raise InputError(
-                f"--attack_weights must be pairs such as seg:1,depth:0.5, got {text!r}."
-            ) from None
+                "--attack_weights must be pairs of a task and a number from 0, such as "
+                f"seg:1,depth:0.5; got {text!r}."
+            )
+        pairs.append((name, weight))
     return tuple(pairs)
 
 

@@ -23,6 +23,8 @@ from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
 
+_FLOORS = ("noise", "corner")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -198,7 +200,9 @@ def make_cells(
             queries=config.queries,
         )
         cell = _fitted(cell)
-        if (cell.losses or loss == OWN_LOSS or attack == "sea") and _possible(cell):
+        arguments.check_name("balance", balance, attacks.BALANCES)
+        blind = attack in ("sea", *_FLOORS)
+        if (cell.losses or loss == OWN_LOSS or blind) and _possible(cell):
             cells.append(cell)
     if not cells:
         raise InputError(
@@ -222,8 +226,10 @@ def _fitted(cell: Cell) -> Cell:
         change |= {"step_size": cell.step_size or cell.eps / 4}
     elif cell.attack == "square":
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
-    elif cell.attack in ("noise", "corner"):
+    elif cell.attack in _FLOORS:
         change |= {"step_size": 0.0, "steps": 1}
+        if cell.restarts == 1:  # Nothing to choose by the objective.
+            change |= {"balance": "sum", "weights": ()}
     elif cell.attack in ("apgd", "sea"):
         change |= {"step_size": 0.0}
     fits = [
@@ -231,8 +237,11 @@ def _fitted(cell: Cell) -> Cell:
         for loss in cell.losses
         if any(_surrogate(loss).fits(tasks_lib.TASKS[t]) for t in cell.attacked)
     ]
-    losses = () if cell.attack == "sea" else tuple(fits)
-    return dataclasses.replace(cell, **change, losses=losses)
+    blind = cell.attack == "sea" or (cell.attack in _FLOORS and cell.restarts == 1)
+    cell = dataclasses.replace(cell, **change, losses=() if blind else tuple(fits))
+    if len(cell.attacked) == 1:  # All balances climb the one loss there is.
+        cell = dataclasses.replace(cell, balance="sum", weights=())
+    return cell
 
 
 def _surrogate(name: str) -> surrogates.Surrogate:

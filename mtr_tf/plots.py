@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.cell_store import Result
 from mtr_tf.report import Record
 
-_DASHES = ("-", "--", ":", "-.")  # By attack; the colour is that of the group.
+# By attack; the colour is that of the group.
+_STYLES = tuple(itertools.product("os^Dv", ("-", "--", ":", "-.")))
+_MOST_BANDS = 6  # More lines than that are drawn without their intervals.
 _MOST_ROWS = 12  # Of the gallery.
 _SHARED = 3  # Columns of the gallery that are the same for all tasks.
 
@@ -48,7 +51,9 @@ def _draw_curves(axes, records: Sequence[Record]) -> None:
     groups = list(dict.fromkeys("+".join(r["attacked"]) for r in records))
     name = "tab10" if len(groups) <= 10 else "tab20"
     colors = matplotlib.colormaps[name].colors
+    bands = len({(r["attack"], *r["attacked"]) for r in records}) <= _MOST_BANDS
     for attack in attacks:
+        marker, dashes = _STYLES[attacks.index(attack) % len(_STYLES)]
         for number, group in enumerate(groups):
             line = [
                 (r["eps"], r["attacked_value"], *r["attacked_interval"])
@@ -56,16 +61,18 @@ def _draw_curves(axes, records: Sequence[Record]) -> None:
                 if (r["attack"], "+".join(r["attacked"])) == (attack, group)
                 and r["eps"]
             ]
+            if not line:  # A combination that makes no difference to another.
+                continue
             line = [(0, first["clean"], *first["clean_interval"]), *sorted(line)]
             eps, value, low, high = np.array(line, float).T  # None becomes NaN.
             color = colors[number % len(colors)]
-            dashes = _DASHES[attacks.index(attack) % len(_DASHES)]
             label = f"{attack} on {group}"
-            axes.plot(eps, value, dashes, color=color, marker="o", ms=4, label=label)
-            axes.fill_between(eps, low, high, color=color, alpha=0.15, lw=0)
+            axes.plot(eps, value, dashes, color=color, marker=marker, ms=4, label=label)
+            if bands:
+                axes.fill_between(eps, low, high, color=color, alpha=0.15, lw=0)
     unit = f" [{first['unit']}]" if first["unit"] else ""
-    axes.set_title(first["task"])
-    axes.set_ylabel(f"{first['metric']}{unit} ({first['better']} is better)")
+    axes.set_title(f"{first['task']} ({first['better']} is better)")
+    axes.set_ylabel(f"{first['metric']}{unit}")
     levels = "levels of 0-255" if first["norm"] == "linf" else "plain l2 norm"
     axes.set_xlabel(f"eps, {first['norm']} ({levels})")
     axes.grid(alpha=0.3)

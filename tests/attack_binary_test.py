@@ -266,9 +266,10 @@ def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
     assert found["worst"][1] >= pgd * 0.9 > clean * 0.9
     assert set(found) == set(attack)
     found = losses(attack_loss=("own", "js"), balance=("sum", "dgba"))
-    assert set(found) == {"pgd", "pgd-js", "pgd-dgba", "pgd-js-dgba"}
-    assert found["pgd"] == pytest.approx(found["pgd-dgba"], rel=0.01)  # One task.
-    assert len(list(folder.glob("pgd-js-dgba/seg/events*"))) == 1
+    assert set(found) == {"pgd", "pgd-js"}  # One task: nothing to balance.
+    found = losses(attack_loss=("js",), balance=("dgba",), attack_tasks=("s+d",))
+    assert set(found) == {"pgd-js-dgba"}
+    assert len(list(folder.glob("pgd-js-dgba/seg+depth/events*"))) == 1
     found = losses(attack_classes=("ball",), attack_block="4x4", fast=True)
     assert found["pgd"][1] > clean
 
@@ -333,8 +334,14 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
         ({"attack_loss": ("cosPGD",)}, "did you mean 'cospgd'"),
         ({"attack_loss": ("angular",)}, "angular.*fits none"),
         ({"balance": ("wdg",)}, "did you mean 'wgd'"),
-        ({"balance": ("dgba",), "attack_weights": ("seg:2",)}, "Weights.*'dgba'"),
-        ({"attack_weights": ("seg:-1",)}, "-1"),
+        (
+            {
+                "balance": ("dgba",),
+                "attack_weights": ("seg:2",),
+                "attack_tasks": ("all",),
+            },
+            "Weights.*'dgba'",
+        ),
         ({"attack_block": "8x8+12+0"}, "16"),
         ({"attack_classes": ("door",)}, "'door'.*wall, ball"),
         ({"attack": ("sea",), "attack_tasks": ("depth",)}, "sea needs a task with"),
@@ -367,6 +374,7 @@ def test_wrong_requests_leave_nothing_behind(run_directory, changes, message):
         ({"attack_block": "8"}, "--attack_block.*'8'"),
         ({"attack_block": "8x8", "attack_pixels": 3}, "--attack_pixels"),
         ({"attack_weights": ("seg",)}, "--attack_weights.*'seg'"),
+        ({"attack_weights": ("seg:-1",)}, "--attack_weights.*'seg:-1'"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):

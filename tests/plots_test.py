@@ -24,7 +24,8 @@ def test_curves_start_at_the_clean_value(monkeypatch, tmp_path):
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
     plots.save_curves(hand.RECORDS, tmp_path / "curves.png")
     seg, depth = (axes for axes in figures[0].axes if axes.get_visible())
-    assert (seg.get_title(), depth.get_title()) == ("seg", "depth")
+    titles = ("seg (higher is better)", "depth (lower is better)")
+    assert (seg.get_title(), depth.get_title()) == titles
     assert seg.get_ylabel() == "miou (higher is better)"
     assert depth.get_ylabel() == "mae [m] (lower is better)"
     lines = {line.get_label(): line.get_xydata().tolist() for line in seg.lines}
