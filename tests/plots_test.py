@@ -26,8 +26,8 @@ def test_curves_start_at_the_clean_value(monkeypatch, tmp_path):
     seg, depth = (axes for axes in figures[0].axes if axes.get_visible())
     titles = ("seg (higher is better)", "depth (lower is better)")
     assert (seg.get_title(), depth.get_title()) == titles
-    assert seg.get_ylabel() == "miou (higher is better)"
-    assert depth.get_ylabel() == "mae [m] (lower is better)"
+    assert seg.get_ylabel() == "miou"
+    assert depth.get_ylabel() == "mae [m]"
     lines = {line.get_label(): line.get_xydata().tolist() for line in seg.lines}
     assert lines == {
         "pgd on seg+depth": [[0, 0.4], [1, 0.3]],
