@@ -37,8 +37,20 @@ setuptools.setup(
     ],
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.20"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "scipy>=1.13", "dill>=0.3.8"],
+        "test": [
+            "dill>=0.3.8",
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "scipy>=1.13",
+        ],
         "lint": ["ruff>=0.14"],
+        "bench": [  # What the benchmarks compare with.
+            "adversarial-robustness-toolbox>=1.20.1",
+            "cleverhans>=4.0.0",
+            "foolbox>=3.3.4",
+            "torch>=2.13",
+        ],
     },
     entry_points={
         "console_scripts": [

@@ -21,6 +21,7 @@ from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import training
 from mtr_tf.data import batching
+from mtr_tf.models import multitask
 
 _CLASSES = 8
 Model = Callable[..., Mapping[str, tf.Tensor]]
@@ -39,9 +40,7 @@ class Problem:
     def objective(self, model: Model | None = None, **options) -> attacks.TaskObjective:
         """Returns the library's: the sum of the attacked tasks' losses."""
         model = self.model if model is None else model
-        return attacks.objective(
-            model, self.targets, self.masks, self.names, **options
-        )
+        return attacks.objective(model, self.targets, self.masks, self.names, **options)
 
     def gradient(self) -> Callable[[], tf.Tensor]:
         """Returns the compiled gradient by the images, written without the library."""
@@ -74,6 +73,10 @@ class Problem:
         losses = tasks_lib.task_losses(self.names, outputs, self.targets, self.masks)
         return float(tf.reduce_mean(tf.add_n(list(losses.values()))))
 
+    def only(self, name: str) -> Problem:
+        """Returns it with one attacked task."""
+        return dataclasses.replace(self, names=(name,))
+
     def head(self, size: int) -> Problem:
         """Returns it with the first `size` images only."""
         cut = tf.nest.map_structure(
@@ -87,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser, **defaults) -> None:
     parser.add_argument("--model", default="resnet18", help="a key of models.MODELS")
     parser.add_argument("--width", type=int, help="of the first layer; resnet18: 16")
     parser.add_argument("--image_size", default="64", help="sides, such as 128x256")
-    parser.add_argument("--decoders", default="separate", choices=("separate", "shared"))
+    parser.add_argument("--decoders", default="separate", choices=multitask.DECODERS)
     parser.add_argument("--tasks", default="seg,depth", help="heads, all attacked")
     parser.set_defaults(**defaults)
 

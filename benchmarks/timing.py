@@ -46,9 +46,7 @@ class Times(NamedTuple):
 
     def over(self, other: Times, share: float = 1.0) -> Times:
         """Returns the ratios to `share` of the other's times."""
-        return Times(
-            self.wall / (share * other.wall), self.cpu / (share * other.cpu)
-        )
+        return Times(self.wall / (share * other.wall), self.cpu / (share * other.cpu))
 
 
 def parser(doc: str, name: str, rounds: int = 15) -> argparse.ArgumentParser:

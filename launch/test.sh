@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what the tests need and runs them all, the slow ones too. Arguments go to
-# pytest: `bash launch/test.sh -m "not slow"` takes a minute or two.
+# Installs what the tests need and runs them all, the slow ones too, in two processes
+# (tests mostly keep one core busy). Arguments go to pytest: `bash launch/test.sh -m "not
+# slow"` runs the quick ones.
 . "$(dirname "$0")/environment.sh"
 use_environment test
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf import models
+from mtr_tf.attacks.released import ReleasedPGD
 
 _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared"
 RELEASED = pathlib.Path(os.environ.get("MTR_SHARED", _BESIDE)) / "released"
@@ -37,6 +39,8 @@ CITYSCAPES = {
     "mean": (0.290101, 0.328081, 0.286964),
     "std": (0.182954, 0.186566, 0.184475),
 }
+PGD = attacks.PGD(8 / 255, 2 / 255, 5, random_start=False, keep="last")
+RELEASED_PGD = ReleasedPGD(8 / 255, 2 / 255, 5)
 # Ours -> the released code's, in the order of its decoders.
 NAMES = {
     "seg": "segmentsemantic",
@@ -140,10 +144,8 @@ def released():
     return np.load(RELEASED / "released_2020.npz"), shapes
 
 
-@pytest.fixture(scope="module")
-def drn(released):
+def _build_drn(shapes):
     """DRN-D-22 with one decoder for all, as released, and the formula's weights."""
-    _, shapes = released
     tasks = ("seg", "depth", "autoencoder")
     model = models.build(
         "drn_d_22", tasks, (64, 128, 3), 19, decoders="shared", **CITYSCAPES
@@ -155,6 +157,22 @@ def drn(released):
     rest = {name for name in rest if not name.endswith("num_batches_tracked")}
     assert rest == {f"task_to_decoder.{NAMES[task]}.4.weight" for task in tasks}
     return model
+
+
+@pytest.fixture(scope="module")
+def drn(released):
+    return _build_drn(released[1])
+
+
+@pytest.fixture(scope="module")
+def exact_drn(released):
+    """The same in float64."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float64")
+    try:
+        return _build_drn(released[1])
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def test_drn_outputs(released, drn):
@@ -207,6 +225,80 @@ def test_drn_losses_and_input_gradients(released, drn):
         norms = tf.sqrt(tf.reduce_sum(gradient**2, axis=(1, 2, 3)))
         expected = arrays[f"drn/grad_l2/{NAMES[task]}"]
         np.testing.assert_allclose(norms, expected, rtol=1e-3)
+
+
+def _released_sum(model, arrays, tasks):
+    """Returns x -> each image's share in the sum of the released losses, [batch].
+
+    They are means over the batch, or its valid pixels, with weights of 1.
+    """
+    labels = arrays["drn/y_seg"][:, 0].astype(np.int32)
+    valid = (labels != 255).astype(np.float32)
+    labels = np.where(valid, labels, 0)
+    depth = _nhwc(arrays["drn/y_depth"])
+    clean = _nhwc(arrays["drn/x01"]) - np.float32(CITYSCAPES["mean"])
+    clean /= np.float32(CITYSCAPES["std"])
+
+    def loss(x):
+        outputs = model(x, training=False)
+        scores = tf.nn.log_softmax(outputs["seg"])
+        chosen = tf.gather(scores, labels, batch_dims=3)
+        far = abs(outputs["depth"] - depth)
+        square = (outputs["autoencoder"] - clean) ** 2
+        errors = {
+            "seg": tf.reduce_sum(-chosen * valid, (1, 2)) / valid.sum(),
+            "depth": tf.reduce_mean(far, (1, 2, 3)) / len(labels),
+            "autoencoder": tf.reduce_mean(square, (1, 2, 3)) / len(labels),
+        }
+        return tf.add_n([errors[task] for task in tasks])
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "attack", "most"),
+    [
+        # The measured shares: .0201 and 0, .00004 and .1405, .1339 and .0635.
+        ("pgd5_seg", ("seg",), PGD, (0.03, 1e-4)),
+        ("pgd5_seg_depth_ae", ("seg", "depth", "autoencoder"), PGD, (1e-4, 0.16)),
+        ("pgd5_seg_released_start", ("seg",), RELEASED_PGD, (0.15, 0.08)),
+    ],
+)
+def test_drn_attacked_images(released, exact_drn, name, tasks, attack, most):
+    """To 1e-5, but for a share of each image's values, at most `most`.
+
+    The stored images are computed in float32, and there rounding decides: a sign or
+    ReLU turned over by it turns others in the steps that follow. So an image either
+    agrees or differs in some percent. Ours in float32 do so too: noise of 1e-7 on the
+    input sends an image to one of a few ends, up to 18 % of the values apart. Ours are
+    in float64 here, so that at least they do not depend on the machine.
+    """
+    arrays, _ = released
+    x = _nhwc(arrays["drn/x01"]).astype(np.float64)
+    loss = _released_sum(exact_drn, arrays, tasks)
+    got, want = attack(loss, x), _nhwc(arrays[f"drn/{name}"]).astype(np.float64)
+    differ = np.mean(np.abs(got - want) > 1e-5, axis=(1, 2, 3))
+    assert np.all(differ <= most), differ
+    reached = loss(want) - loss(x)
+    np.testing.assert_allclose(loss(got) - loss(x), reached, rtol=2e-3)
+
+
+def test_drn_released_start(released, exact_drn):
+    """The stored images did start at the corner, and first stepped as ours do."""
+    arrays, _ = released
+    x = _nhwc(arrays["drn/x01"]).astype(np.float64)
+    want = _nhwc(arrays["drn/pgd5_seg_released_start"])
+    inside = np.abs(x - 0.5) < 0.46  # The box does not matter there.
+    moved = np.where(inside, (want - x) * 255, 0)
+    np.testing.assert_allclose(moved, 2 * np.round(moved / 2), atol=1e-3)
+    assert np.min(moved) > -2.01  # Five steps of 2 from 8, not from 0.
+    always_down = moved < -1.99
+    assert np.mean(always_down[inside]) > 0.05
+    loss = _released_sum(exact_drn, arrays, ("seg",))
+    for steps, most in ((1, 3e-4), (2, 3e-3)):  # Measured: 2 and 21 of 13476.
+        found = ReleasedPGD(8 / 255, 2 / 255, steps)(loss, x)
+        down = np.isclose((found - x)[always_down], (8 - 2 * steps) / 255, atol=1e-6)
+        assert 1 - np.mean(down) <= most
 
 
 def test_resnet18_outputs(released):

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an attack of many steps needs more memory than one of few: it must not.
+
+    python benchmarks/memory.py
+
+Each attack runs in a process of its own, because a process's peak never falls. Reported
+is the peak of resident memory: of all, and above what the process held before the
+attack was built (weights, images, TensorFlow itself). The allocator's luck moves the
+peak by a few per cent, so each attack runs several times and medians are compared.
+"""
+
+# ruff: noqa: E402  (TensorFlow is imported after its noise is off)
+from __future__ import annotations
+
+import argparse
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from mtr_tf import startup
+
+startup.import_tensorflow()  # Without its start-up noise.
+
+import problems
+import timing
+
+from mtr_tf import attacks
+
+_TOLERANCE = 0.05  # Of the attack's own memory.
+_COLUMNS = {"attack": "s", "steps": "d", "peak MB": ".1f", "attack's own MB": ".1f"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON; or is one of the processes."""
+    args = _arguments(argv)
+    if args.child:
+        name, steps = args.child.split(",")
+        print(*_measure(args, name, int(steps)))
+        return
+    records, goals = [], []
+    for name in args.attacks.split(","):
+        rows = [_medians(args, name, int(steps)) for steps in args.steps.split(",")]
+        own = [row["attack's own MB"] for row in rows]
+        ratio = max(own) / min(own)
+        text = f"{name}: its memory is the same within {_TOLERANCE:.0%}: {ratio:.3f}"
+        goals.append((text, ratio <= 1 + _TOLERANCE))
+        records += rows
+    timing.finish(args, records, _COLUMNS, goals)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = timing.parser(__doc__, "memory", rounds=3)
+    problems.add_flags(parser)
+    parser.add_argument("--attacks", default="pgd,apgd", help="comma-separated")
+    parser.add_argument("--steps", default="5,100", help="comma-separated")
+    parser.add_argument("--batch_size", type=int, default=32, help="images")
+    parser.add_argument("--child", help="what a process of its own measures")
+    return parser.parse_args(argv)
+
+
+def _medians(args: argparse.Namespace, name: str, steps: int) -> dict:
+    """Returns a row: medians over processes."""
+    pairs = [_process(args, name, steps) for _ in range(args.rounds)]
+    peak, own = map(statistics.median, zip(*pairs, strict=True))
+    return {"attack": name, "steps": steps, "peak MB": peak, "attack's own MB": own}
+
+
+def _process(args: argparse.Namespace, name: str, steps: int) -> tuple[float, float]:
+    """Returns what `_measure` does in a process of its own."""
+    command = [sys.executable, str(pathlib.Path(__file__)), f"--child={name},{steps}"]
+    for flag in ("model", "width", "image_size", "decoders", "tasks", "batch_size"):
+        if getattr(args, flag) is not None:
+            command.append(f"--{flag}={getattr(args, flag)}")
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    peak, own = map(float, done.stdout.split())
+    return peak, own
+
+
+def _measure(args: argparse.Namespace, name: str, steps: int) -> tuple[float, float]:
+    """Returns this process's peak in MB, and how much the attack raised it."""
+    problem = problems.random(args, args.batch_size)
+    objective = problem.objective()
+    epsilon = 8 / 255
+    attack = attacks.make(name, epsilon, step_size=epsilon / 4, steps=steps)
+    before = _peak()
+    attack(objective, problem.x, seed=0).numpy()
+    return _peak(), _peak() - before
+
+
+def _peak() -> float:
+    """Returns the highest resident memory so far, in MB; Linux counts in KiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PGD here and in foolbox, ART and cleverhans: the same budget on one classifier.
+
+    pip install mtr_tf[bench]
+    python benchmarks/peers.py
+
+One Keras classifier (a ResNet-18 encoder, briefly trained to tell patterns apart),
+because the peers know a single output of classes. All take the same steps from the
+image itself, without a random start. Final losses are compared in the same run, over
+--judged images: ours must be equal or higher.
+"""
+
+# ruff: noqa: E402  (TensorFlow is imported after its noise is off)
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from collections.abc import Sequence
+
+from mtr_tf import startup
+
+startup.import_tensorflow()  # Without its start-up noise.
+
+import keras
+import numpy as np
+import tensorflow as tf
+import timing
+
+from mtr_tf import attacks
+from mtr_tf.models import layers
+from mtr_tf.models import resnet
+
+_CLASSES = 8
+_PEERS = ("foolbox", "art", "cleverhans")
+_EQUAL = 0.999  # Of the highest loss: rounding turns some signs.
+_NOT_JUDGED = {"loss": None, "pixels unlike ours": None}
+_COLUMNS = {
+    "what": "s",
+    "batch": "d",
+    "ms": ".1f",
+    "over limit": ".2f",
+    "over ours": ".2f",
+    "loss": ".4f",
+    "pixels unlike ours": ".4f",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the JSON."""
+    args = _arguments(argv)
+    names = [name for name in args.peers.split(",") if name]
+    try:
+        peers = {name: _ADAPTERS[name]() for name in names}
+    except ImportError as error:
+        sys.exit(f"The peers are not installed ({error}): pip install mtr_tf[bench]")
+    model = _classifier(args.image_size, args.width)
+    _train(model, args.train_steps)
+    contestants = {"mtr_tf": _ours, **peers}
+    judged = _strength(args, model, contestants)
+    records, goals = [], []
+    for size in map(int, args.batch_sizes.split(",")):
+        rows = _measure(args, model, contestants, size)
+        for row in rows:
+            row |= judged.get(
+                row["what"], dict.fromkeys(("loss", "pixels unlike ours"))
+            )
+        records += rows
+        goals += _goals(rows, size)
+    timing.finish(args, records, _COLUMNS, goals)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = timing.parser(__doc__, "peers", rounds=7)
+    parser.add_argument("--peers", default=",".join(_PEERS), help="comma-separated")
+    parser.add_argument("--image_size", type=int, default=64, help="height and width")
+    parser.add_argument("--width", type=int, default=16, help="of the first layer")
+    parser.add_argument("--epsilon", type=float, default=8, help="l-inf, of 255")
+    parser.add_argument("--step_size", type=float, default=2, help="of 255")
+    parser.add_argument("--steps", type=int, default=20, help="of PGD")
+    parser.add_argument("--train_steps", type=int, default=60, help="of 32 images")
+    parser.add_argument("--judged", type=int, default=64, help="images, for the losses")
+    parser.add_argument("--batch_sizes", default="1,8,32", help="comma-separated")
+    return parser.parse_args(argv)
+
+
+def _classifier(side: int, width: int) -> keras.Model:
+    """Returns images [batch, side, side, 3] -> logits [batch, classes]."""
+    image = keras.Input((side, side, 3), name="image")
+    x = keras.layers.Rescaling(4.0, -2.0)(image)
+    x = resnet.encoder(layers.Blocks(), x, width)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(_CLASSES)(x))
+
+
+def _patterns(size: int, side: int, number: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns images and labels: a coarse pattern per class, under noise."""
+    coarse = tf.random.stateless_uniform((_CLASSES, side // 8, side // 8, 3), (0, 0))
+    patterns = tf.image.resize(coarse, (side, side))
+    y = tf.random.stateless_uniform([size], (1, number), 0, _CLASSES, tf.int32)
+    noise = tf.random.stateless_uniform((size, side, side, 3), (2, number))
+    return 0.1 * tf.gather(patterns, y) + 0.9 * noise, y
+
+
+def _train(model: keras.Model, steps: int) -> None:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss)
+    for number in range(steps):
+        model.train_on_batch(*_patterns(32, model.input_shape[1], number))
+
+
+# Each adapter: () -> (model, x, y, args) -> function that attacks; imports its library.
+
+
+def _ours(model, x, y, args) -> Callable[[], tf.Tensor]:
+    # A classifier is a segmentation net of one pixel.
+    logits = keras.layers.Reshape((1, 1, _CLASSES))(model.output)
+    dense = keras.Model(model.input, {"seg": logits})
+    targets, masks = {"seg": y[:, None, None]}, {"seg": tf.ones((len(y), 1, 1))}
+    objective = attacks.objective(dense, targets, masks)
+    attack = attacks.PGD(
+        args.epsilon / 255, args.step_size / 255, args.steps, random_start=False
+    )
+    return lambda: attack(objective, x)
+
+
+def _foolbox():
+    import foolbox
+
+    def prepare(model, x, y, args):
+        wrapped = foolbox.TensorFlowModel(model, bounds=(0, 1))
+        attack = foolbox.attacks.LinfPGD(
+            abs_stepsize=args.step_size / 255, steps=args.steps, random_start=False
+        )
+        labels = tf.cast(y, tf.int64)  # Others fail with NumPy 2.
+        epsilon = args.epsilon / 255
+        return lambda: attack(wrapped, x, labels, epsilons=epsilon)[1]
+
+    return prepare
+
+
+def _art():
+    from art.attacks import evasion
+    from art.estimators import classification
+
+    def prepare(model, x, y, args):
+        estimator = classification.TensorFlowV2Classifier(
+            model,
+            nb_classes=_CLASSES,
+            input_shape=x.shape[1:],
+            loss_object=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            clip_values=(0, 1),
+        )
+        attack = evasion.ProjectedGradientDescent(
+            estimator,
+            eps=args.epsilon / 255,
+            eps_step=args.step_size / 255,
+            max_iter=args.steps,
+            batch_size=len(x),
+            verbose=False,
+        )
+        images, labels = x.numpy(), y.numpy()
+        return lambda: attack.generate(images, labels)
+
+    return prepare
+
+
+def _cleverhans():
+    with contextlib.redirect_stdout(io.StringIO()):
+        from cleverhans.tf2.attacks import projected_gradient_descent as module
+
+    def prepare(model, x, y, args):
+        # The same model object each time: a new lambda would be a new graph.
+        return lambda: module.projected_gradient_descent(
+            model,
+            x,
+            eps=args.epsilon / 255,
+            eps_iter=args.step_size / 255,
+            nb_iter=args.steps,
+            norm=np.inf,
+            y=y,
+            clip_min=0.0,
+            clip_max=1.0,
+            rand_init=False,
+            sanity_checks=False,
+        )
+
+    return prepare
+
+
+_ADAPTERS = {"foolbox": _foolbox, "art": _art, "cleverhans": _cleverhans}
+
+
+def _strength(args: argparse.Namespace, model: keras.Model, contestants: dict) -> dict:
+    """Returns what the table says of each one's images: {name: {column: value}}."""
+    x, y = _patterns(args.judged, args.image_size, -1)
+    found = {
+        name: np.asarray(prepare(model, x, y, args)())
+        for name, prepare in contestants.items()
+    }
+    return {
+        name: {
+            "loss": _loss(model, images, y),
+            "pixels unlike ours": _unlike(images, found["mtr_tf"]),
+        }
+        for name, images in found.items()
+    }
+
+
+def _measure(
+    args: argparse.Namespace, model: keras.Model, contestants: dict, size: int
+) -> list[dict]:
+    """Returns the table's rows of one batch size, the limit's first, then ours."""
+    x, y = _patterns(size, args.image_size, -2)
+    runs = {"limit": _limit(model, x, y, args.steps)}
+    for name, prepare in contestants.items():
+        runs[name] = prepare(model, x, y, args)
+    times = timing.alternate(runs, args.rounds)
+    return [
+        {
+            "what": name,
+            "batch": size,
+            "ms": 1000 * own.wall,
+            "over limit": own.over(times["limit"]).wall,
+            "over ours": own.over(times["mtr_tf"]).wall,
+        }
+        for name, own in times.items()
+    ]
+
+
+def _limit(model, x, y, steps: int) -> Callable[[], tf.Tensor]:
+    """Returns what calls a compiled forward and backward pass `steps` times."""
+
+    @tf.function
+    def gradient(x, y):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            logits = model(x, training=False)
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+        return tape.gradient(loss, x)
+
+    def run():
+        for _ in range(steps):
+            found = gradient(x, y)
+        return found
+
+    return run
+
+
+def _loss(model, images: np.ndarray, y) -> float:
+    logits = model(images, training=False)
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+    return float(tf.reduce_mean(losses))
+
+
+def _unlike(images: np.ndarray, ours: np.ndarray) -> float:
+    """Returns the share of values that differ from ours by more than 1e-5."""
+    return float(np.mean(np.abs(images - ours) > 1e-5))
+
+
+def _goals(rows: list[dict], size: int) -> list[tuple[str, bool]]:
+    ours, others = rows[1], rows[2:]
+    goals = []
+    for row in others:
+        text = (
+            f"batch {size}: {row['what']} takes {row['over ours']:.2f} of ours (1 or "
+            "more wanted) at a loss no higher than ours"
+        )
+        strong = ours["loss"] >= _EQUAL * row["loss"]
+        goals.append((text, row["over ours"] >= 1 and strong))
+    return goals
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every benchmark runs, at the smallest sizes, and writes what it should."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+_FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+_SMALL = ("--model=tiny", "--width=4", "--image_size=16", "--steps=2")
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a file of benchmarks/ as running it would."""
+    monkeypatch.syspath_prepend(_FOLDER)
+    return importlib.import_module
+
+
+def _report(script, name, tmp_path, *flags) -> dict:
+    path = tmp_path / "report.json"
+    script(name).main([*flags, "--rounds=1", f"--output={path}"])
+    report = json.loads(path.read_text())
+    assert report["settings"]["rounds"] == 1
+    assert report["versions"]["tensorflow"] == tf.__version__
+    return report
+
+
+def test_ratios_are_of_medians(script, monkeypatch):
+    timing = script("timing")
+    clock = iter(np.cumsum([0, 1, 0, 3, 0, 8, 0, 2, 0, 2, 0, 2]))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(timing.random.Random, "sample", lambda _, names, count: names)
+    calls = []
+    contestants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.alternate(contestants, 3, warm_up=1)
+    assert calls == [*"ab", *"ababab"]
+    assert times["a"].wall == 2  # The median of 1, 8 and 2.
+    assert times["a"].over(times["b"], 0.5).wall == 2 / (0.5 * 2)
+
+
+def test_table(script):
+    timing = script("timing")
+    records = [{"what": "long name", "ms": 1.25}, {"what": "x", "ms": None}]
+    assert timing.table(records, {"what": "s", "ms": ".1f"}) == (
+        "what        ms\nlong name  1.2\nx"
+    )
+
+
+def test_attack_speed(script, tmp_path, capsys):
+    flags = (*_SMALL, "--attacks=fgsm", "--norms=l2", "--batch_sizes=2")
+    report = _report(script, "attack_speed", tmp_path, *flags)
+    (row,) = report["results"]
+    assert row["attack"] == "fgsm"
+    # The limit of FGSM is one pass, of the two that were timed.
+    assert row["ratio"] == pytest.approx(row["attack ms"] / row["limit ms"])
+    assert "unfolded" in capsys.readouterr().out
+
+
+def test_below_limit(script, tmp_path):
+    report = _report(script, "below_limit", tmp_path, *_SMALL, "--batch_sizes=2")
+    losses = {row["what"]: row["relative loss"] for row in report["results"]}
+    assert losses["PGD"] == 1
+    assert losses["PGD, folded"] == pytest.approx(1, abs=1e-3)
+    assert losses["PGD, folded, bfloat16"] == pytest.approx(1, abs=0.1)
+
+
+def test_joint_speed(script, tmp_path):
+    flags = (*_SMALL, "--tasks=seg,depth", "--batch_sizes=1")
+    report = _report(script, "joint_speed", tmp_path, *flags)
+    assert {row["decoders"] for row in report["results"]} == {"shared", "separate"}
+
+
+def test_memory(script, capsys):
+    script("memory").main([*_SMALL, "--batch_size=2", "--child=pgd,1"])
+    peak, own = map(float, capsys.readouterr().out.split())
+    assert peak > own >= 0
+
+
+def test_peers_without_peers(script, tmp_path):
+    small = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
+    small += ("--train_steps=1", "--judged=2")
+    report = _report(script, "peers", tmp_path, *small)
+    limit, ours = report["results"]
+    assert (limit["what"], ours["what"]) == ("limit", "mtr_tf")
+    assert ours["loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["peers", "released_speed"])
+def test_what_is_missing_is_named(script, name, monkeypatch):
+    for module in ("foolbox", "torch"):
+        monkeypatch.setitem(script("sys").modules, module, None)
+    with pytest.raises(SystemExit, match=r"pip install mtr_tf\[bench\]"):
+        script(name).main([])
+
+
+def test_torch_computes_the_same(script, tmp_path):
+    pytest.importorskip("torch")
+    flags = ("--width=4", "--image_size=16", "--steps=2")
+    report = _report(script, "released_speed", tmp_path, *flags)
+    losses = [row["loss"] for row in report["results"]]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-3)
