@@ -47,6 +47,7 @@ class Learner:
     batch_size: int  # Over all replicas.
 
 
+@tf.autograph.experimental.do_not_convert  # There is nothing to; it takes seconds.
 def replica_step(learner: Learner, batch: dict) -> tf.Tensor:
     """One optimizer step on one replica's share of the batch.
 

@@ -247,6 +247,7 @@ def test_examples_are_saved_as_they_are(run_directory, unplotted):
         assert arrays["output/seg"].shape == (5, SIZE, SIZE, 2)
 
 
+@pytest.mark.slow
 def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
     """Of every kind of setting one, and the orders that must hold between them."""
     folder = run_directory / "attacks" / "test"
@@ -443,7 +444,11 @@ def test_ctrl_c_says_what_is_kept(run_directory, tmp_path):
     script.write_text(INTERRUPTED.format(path=__file__))
     flags = [f"--ckpt={run_directory}", "--name=cut", "--steps=300", "--eps=1,2,3"]
     with subprocess.Popen(
-        [sys.executable, str(script), *flags], env=ENVIRONMENT, stderr=subprocess.PIPE
+        [sys.executable, str(script), *flags],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        # Who starts the tests in the background (`pytest &`) has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         cells_folder = run_directory / "attacks" / "cut" / "cells"
         deadline = time.monotonic() + 60

@@ -223,6 +223,7 @@ def run_directory(whole_run, tmp_path_factory) -> pathlib.Path:
         num_examples=4,
         batch_size=4,
         name="test",
+        checks=False,
     )
     attacking.attack(attack)
     return folder

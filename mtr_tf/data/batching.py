@@ -34,6 +34,8 @@ from mtr_tf.errors import InputError
 if TYPE_CHECKING:
     from mtr_tf.data.source import Columns
 
+# AutoGraph would look for Python's control flow, for seconds, where there is none.
+_as_it_is = tf.autograph.experimental.do_not_convert
 _ONE_PIPELINE = tf.distribute.InputContext()
 
 
@@ -160,7 +162,9 @@ def train_batches(
     )
     if augment is not None:
         batches = batches.map(
-            lambda batch: augment(batch, seed), tf.data.AUTOTUNE, deterministic=True
+            _as_it_is(lambda batch: augment(batch, seed)),
+            tf.data.AUTOTUNE,
+            deterministic=True,
         )
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -313,7 +317,7 @@ def _tensor_function(
             value.set_shape(leaf.shape)
         return tf.nest.pack_sequence_as(spec, values)
 
-    return call
+    return _as_it_is(call)
 
 
 def _read_task(
