@@ -162,11 +162,14 @@ def in_bfloat16(model: keras.Model) -> keras.Model:
 
     Its variables are float32 and the model's values of now. The first layer after the
     input and the last before each output stay as they are, so that images are not
-    rounded (steps of one grey level vanish in bfloat16) and losses are float32.
+    rounded (steps of one grey level vanish in bfloat16) and losses are float32. So does
+    max pooling, which on CPUs is slow in bfloat16.
     """
     inputs = {id(tensor) for tensor in model.inputs}
     exact = {id(_node(output).operation) for output in keras.tree.flatten(model.output)}
     for layer in model.layers:
+        if isinstance(layer, keras.layers.MaxPooling2D):
+            exact.add(id(layer))
         for node in layer._inbound_nodes:
             if any(id(tensor) in inputs for tensor in node.input_tensors):
                 exact.add(id(layer))
