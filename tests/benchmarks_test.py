@@ -63,13 +63,15 @@ def test_attack_speed(script, tmp_path, capsys):
 
 
 def test_below_limit(script, tmp_path):
-    report = _report(script, "below_limit", tmp_path, *_SMALL, "--batch_sizes=2")
+    flags = (*_SMALL, "--batch_sizes=2", "--judged=2")
+    report = _report(script, "below_limit", tmp_path, *flags)
     losses = {row["what"]: row["relative loss"] for row in report["results"]}
     assert losses["PGD"] == 1
     assert losses["PGD, folded"] == pytest.approx(1, abs=1e-3)
     assert losses["PGD, folded, bfloat16"] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_joint_speed(script, tmp_path):
     flags = (*_SMALL, "--tasks=seg,depth", "--batch_sizes=1")
     report = _report(script, "joint_speed", tmp_path, *flags)
@@ -84,7 +86,7 @@ def test_memory(script, capsys):
 
 def test_peers_without_peers(script, tmp_path):
     small = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
-    small += ("--train_steps=1", "--judged=2")
+    small += ("--train_steps=0", "--judged=2")
     report = _report(script, "peers", tmp_path, *small)
     limit, ours = report["results"]
     assert (limit["what"], ours["what"]) == ("limit", "mtr_tf")
