@@ -81,7 +81,8 @@ def _compiled(attack: Attack, recipe: Any) -> Callable[..., tf.Tensor]:
     def run(batch, x, keys):
         return attack.search(recipe.bind(batch), x, keys)
 
-    return run
+    # Asked for by hand: plain calls warn of retracing where there are many attacks.
+    return lambda *arguments: run.get_concrete_function(*arguments)(*arguments)
 
 
 def begin(objective: Objective, start: tf.Tensor) -> Objective:
