@@ -18,7 +18,7 @@ from mtr_tf.attack_config import OWN_LOSS
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attack_config import parse_block
 from mtr_tf.attack_config import parse_weights
-from mtr_tf.attacks import arguments
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
@@ -200,7 +200,7 @@ def make_cells(
             queries=config.queries,
         )
         cell = _fitted(cell)
-        arguments.check_name("balance", balance, attacks.BALANCES)
+        checks.check_name("balance", balance, attacks.BALANCES)
         blind = attack in ("sea", *_FLOORS)
         if (cell.losses or loss == OWN_LOSS or blind) and _possible(cell):
             cells.append(cell)
@@ -245,7 +245,7 @@ def _fitted(cell: Cell) -> Cell:
 
 
 def _surrogate(name: str) -> surrogates.Surrogate:
-    arguments.check_name("loss", name, attacks.SURROGATES)
+    checks.check_name("loss", name, attacks.SURROGATES)
     return attacks.SURROGATES[name]
 
 

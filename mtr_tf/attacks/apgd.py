@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import calling
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
@@ -78,12 +78,9 @@ class APGD:
 
     def __post_init__(self):
         threat.ball(self.norm, self.epsilon)
-        check_count("steps", self.steps)
-        check_count("restarts", self.restarts)
-        if not isinstance(self.random_start, bool):
-            raise InputError(
-                f"random_start is True or False, got {self.random_start!r}."
-            )
+        checks.check_count("steps", self.steps)
+        checks.check_count("restarts", self.restarts)
+        checks.check_flag("random_start", self.random_start)
         object.__setattr__(self, "radii", _stages(self.radii))
         if min(np.diff(self._ends())) < 1:
             raise InputError(
@@ -128,10 +125,10 @@ class APGD:
                 ball = stage_ball(number)
                 return self._stage(raised, ball, x, found.points, span)
 
-            found = _repeat(len(self.radii), stage, nothing(start))
+            found = _repeat(len(self.radii), stage, Best.none(start))
             return best.offer(*found)
 
-        best = _repeat(self.restarts, run, nothing(centre))
+        best = _repeat(self.restarts, run, Best.none(centre))
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
@@ -194,7 +191,7 @@ class _State(NamedTuple):
     @classmethod
     def at(cls, start: tf.Tensor, step_size: tf.Tensor) -> _State:
         """A run that has not scored its start yet."""
-        best = nothing(start)
+        best = Best.none(start)
         zeros, none = tf.zeros_like(start), tf.zeros_like(best.scores)
         return cls(
             point=start,
@@ -256,19 +253,6 @@ def checkpoints(steps: int) -> list[int]:
         gap = max(gap - 3, 6)
         p += gap
     return sorted(set(marks))
-
-
-def check_count(name: str, value: object) -> None:
-    """Raises InputError unless `value` is a whole number of at least 1."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or value < 1:
-        raise InputError(f"{name} is a whole number of at least 1, got {value!r}.")
-
-
-def nothing(points: tf.Tensor) -> Best:
-    """Returns `points` as the best that any other with a score will replace."""
-    scores = tf.fill(tf.shape(points)[:1], tf.constant(-np.inf, points.dtype))
-    return Best(points, tf.ensure_shape(scores, points.shape[:1]))
 
 
 def _stages(radii: Any) -> tuple[tuple[float, float], ...]:

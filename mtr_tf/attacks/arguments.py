@@ -3,23 +3,14 @@
 
 from __future__ import annotations
 
-import difflib
 import numbers
 from collections.abc import Iterable
 from collections.abc import Mapping
-from typing import Any
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import checks
 from mtr_tf.attacks.surrogates import SURROGATES
 from mtr_tf.errors import InputError
-
-
-def check_name(kind: str, given: Any, known: Iterable[str]) -> None:
-    """Raises InputError unless `given` is one of `known`."""
-    if given not in known:
-        near = difflib.get_close_matches(str(given).lower(), known, 1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}{hint}")
 
 
 def weights(
@@ -52,7 +43,7 @@ def surrogates(
     given = given.split(",") if isinstance(given, str) else given
     chosen: dict[str, str] = {}
     for loss in given:
-        check_name("A loss", loss, SURROGATES)
+        checks.check_name("A loss", loss, SURROGATES)
         fitting = [n for n in names if SURROGATES[loss].fits(tasks_lib.TASKS[n])]
         if not fitting:
             raise InputError(

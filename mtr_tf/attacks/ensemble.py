@@ -11,6 +11,7 @@ import tensorflow as tf
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
@@ -89,7 +90,7 @@ class Worst:
                 raised = _method(objective, "with_losses")(losses)
             points = attack.search(raised, x, _member_keys(keys, number))
             points = tf.cast(points, dtype)  # Exact: x's numbers in what scores take.
-            best = apgd.nothing(points) if best is None else best
+            best = Best.none(points) if best is None else best
             scores = calling.score(judge, points, tf.constant(1.0))
             best = best.offer(points, scores)
         return tf.cast(best.points, x.dtype)

@@ -9,9 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtr_tf.attacks import apgd
 from mtr_tf.attacks import calling
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.pgd import Best
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Noise:
 
     def __post_init__(self):
         threat.ball(self.norm, self.epsilon)
-        apgd.check_count("draws", self.draws)
+        checks.check_count("draws", self.draws)
 
     @property
     def passes(self) -> int:
@@ -82,7 +83,7 @@ class Corner:
 
     def __post_init__(self):
         threat.ball(self.norm, self.epsilon)
-        apgd.check_count("draws", self.draws)
+        checks.check_count("draws", self.draws)
 
     @property
     def passes(self) -> int:
@@ -146,6 +147,6 @@ def _best_of(point: Callable, draws: int, ball, objective, x: tf.Tensor) -> tf.T
         )
 
     _, best = tf.while_loop(
-        lambda number, _: number < draws, step, (0, apgd.nothing(centre))
+        lambda number, _: number < draws, step, (0, Best.none(centre))
     )
     return ball.rounded(best.points, x)

@@ -8,8 +8,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import pgd
-from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
 
@@ -39,11 +39,10 @@ class MIM(pgd.PGD):
 
     def __post_init__(self):
         super().__post_init__()
-        threat.check_number("decay", self.decay)
+        checks.check_number("decay", self.decay)
         if self.decay < 0:
             raise InputError(f"decay must be at least 0, got {self.decay:g}.")
-        if not isinstance(self.normalize, bool):
-            raise InputError(f"normalize is True or False, got {self.normalize!r}.")
+        checks.check_flag("normalize", self.normalize)
 
     def _memory(self, start: tf.Tensor) -> tf.Tensor:
         """The sum of gradients so far."""

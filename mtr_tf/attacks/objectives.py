@@ -23,6 +23,7 @@ from mtr_tf import metrics
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import pixels as pixels_lib
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.balance import Losses
@@ -63,8 +64,8 @@ class Recipe:
     fold: bool = True
 
     def __post_init__(self):
-        arguments.check_name("balance", self.balance, BALANCES)
-        arguments.check_name("judge", self.judge, JUDGES)
+        checks.check_name("balance", self.balance, BALANCES)
+        checks.check_name("judge", self.judge, JUDGES)
         if self.weights and not BALANCES[self.balance].weighted:
             raise InputError(
                 "Weights are for the balances "

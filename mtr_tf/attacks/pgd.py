@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
 from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from mtr_tf.attacks import calling
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -21,6 +21,12 @@ class Best(NamedTuple):
 
     points: tf.Tensor
     scores: tf.Tensor
+
+    @classmethod
+    def none(cls, points: tf.Tensor) -> Best:
+        """Returns `points` as the best that any other with a score will replace."""
+        scores = tf.fill(tf.shape(points)[:1], tf.constant(-float("inf"), points.dtype))
+        return cls(points, tf.ensure_shape(scores, points.shape[:1]))
 
     def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns the better per image; the earlier one where equal or NaN."""
@@ -85,22 +91,14 @@ class PGD:
             self._check_step_size()
         for name in ("steps", "restarts"):
             value = getattr(self, name)
-            if tf.is_tensor(value):
-                continue
-            whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-            if not whole or value < 1:
-                raise InputError(
-                    f"{name} is a whole number of at least 1, got {value!r}."
-                )
-        if not isinstance(self.random_start, bool):
-            raise InputError(
-                f"random_start is True or False, got {self.random_start!r}."
-            )
+            if not tf.is_tensor(value):
+                checks.check_count(name, value)
+        checks.check_flag("random_start", self.random_start)
         if self.keep not in ("best", "last"):
             raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
 
     def _check_step_size(self):
-        threat.check_number("step_size", self.step_size)
+        checks.check_number("step_size", self.step_size)
         if self.step_size <= 0:
             raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
         if self.norm == "linf" and self.step_size > 1:
@@ -161,8 +159,7 @@ class PGD:
                 best = self._judge(begun, centre, start, point, best)
             return restart + 1, point, best
 
-        unknown = tf.fill(tf.shape(x)[:1], tf.constant(-float("inf"), centre.dtype))
-        state = (0, centre, Best(centre, tf.ensure_shape(unknown, x.shape[:1])))
+        state = (0, centre, Best.none(centre))
         if self.restarts == 1:
             _, point, best = run(*state)
         else:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
 
 
@@ -26,7 +26,7 @@ def random_pixels(height: int, width: int, count: int, seed: int) -> np.ndarray:
     Raises:
       InputError: `count` is not a whole number from 1 to height * width.
     """
-    if not _whole(count) or not 1 <= count <= height * width:
+    if not checks.is_whole(count) or not 1 <= count <= height * width:
         raise InputError(
             f"count is a whole number from 1 to {height * width}, the pixels of a "
             f"{height}x{width} output; got {count!r}."
@@ -81,7 +81,7 @@ def of_classes(
 ) -> dict[str, tf.Tensor]:
     """Returns the masks, those of tasks with classes restricted to some classes."""
     chosen = list(classes)
-    if not chosen or not all(map(_whole, chosen)) or min(chosen) < 0:
+    if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
         raise InputError(f"classes are whole numbers from 0, got {chosen}.")
     discrete = [name for name in targets if tasks_lib.TASKS[name].discrete]
     if not discrete:
@@ -95,7 +95,3 @@ def of_classes(
         matches = tf.reduce_any(tf.equal(target, np.array(chosen, np.int32)), axis=-1)
         found[name] = masks[name] * tf.cast(matches, tf.float32)
     return found
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

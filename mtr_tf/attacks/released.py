@@ -26,6 +26,7 @@ from typing import Any
 import tensorflow as tf
 
 from mtr_tf.attacks import calling
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import momentum
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
@@ -118,7 +119,7 @@ class ReleasedPGD:
                 f"got {value!r}."
             )
         for number in value:
-            threat.check_number(name, number)
+            checks.check_number(name, number)
 
     def __call__(
         self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0

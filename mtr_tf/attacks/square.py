@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import apgd
 from mtr_tf.attacks import calling
+from mtr_tf.attacks import checks
 from mtr_tf.attacks import floors
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
 # The window's share of the image is halved after so many of 10 000 queries.
@@ -70,9 +71,9 @@ class Square:
 
     def __post_init__(self):
         threat.ball(self.norm, self.epsilon)
-        apgd.check_count("queries", self.queries)
-        apgd.check_count("restarts", self.restarts)
-        threat.check_number("p", self.p)
+        checks.check_count("queries", self.queries)
+        checks.check_count("restarts", self.restarts)
+        checks.check_number("p", self.p)
         if not 0 < self.p <= 1:
             raise InputError(
                 f"p is a share of the pixels, above 0 and at most 1, got {self.p:g}."
@@ -107,7 +108,7 @@ class Square:
             run_keys = tf.map_fn(lambda key: threat.fold_in(key, restart), keys)
             start = moves.start(run_keys)
             asked = calling.begin(objective, start)
-            found = apgd.nothing(moves.centre)
+            found = Best.none(moves.centre)
             found = found.offer(start, calling.score(asked, start, one))
             draws = _draws(x, run_keys, self.queries)
 
@@ -125,7 +126,7 @@ class Square:
         _, best = tf.while_loop(
             lambda restart, _: restart < self.restarts,
             run,
-            (0, apgd.nothing(moves.centre)),
+            (0, Best.none(moves.centre)),
         )
         return ball.rounded(best.points, x)
 

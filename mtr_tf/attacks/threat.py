@@ -12,14 +12,12 @@ All acts per image: the leading axis is the batch, the others are the image.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import numbers
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
 
 # An integer type of each float type's size: neighbouring non-negative floats have
@@ -46,7 +44,7 @@ class Linf:
     def __post_init__(self):
         if tf.is_tensor(self.epsilon):
             return
-        check_number("epsilon", self.epsilon)
+        checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
                 "epsilon is in [0, 1] pixel units (8/255, not 8), "
@@ -95,7 +93,7 @@ class L2:
     def __post_init__(self):
         if tf.is_tensor(self.epsilon):
             return
-        check_number("epsilon", self.epsilon)
+        checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1e6:
             raise InputError(
                 "epsilon is an l2 norm of images in [0, 1], from 0 to 1e6, "
@@ -180,18 +178,8 @@ def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
     Raises:
       InputError: an unknown norm, or a radius that the norm does not allow.
     """
-    if norm not in NORMS:
-        near = difflib.get_close_matches(str(norm).lower(), NORMS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(f"norm is one of {', '.join(NORMS)}, got {norm!r}{hint}")
+    checks.check_name("norm", norm, NORMS)
     return NORMS[norm](epsilon)
-
-
-def check_number(name: str, value: object) -> None:
-    """Raises InputError unless `value` is a finite real number."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
-        raise InputError(f"{name} is a finite number, got {value!r}.")
 
 
 def compute_dtype(x: tf.Tensor) -> tf.DType:

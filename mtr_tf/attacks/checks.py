@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of single settings, which attacks and objectives share.
+
+Each raises InputError with what must hold and what was given.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+
+from mtr_tf.errors import InputError
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a finite real number."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise InputError(f"{name} is a finite number, got {value!r}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises InputError unless `value` is a whole number of at least 1."""
+    if not is_whole(value) or value < 1:
+        raise InputError(f"{name} is a whole number of at least 1, got {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises InputError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is True or False, got {value!r}.")
+
+
+def check_name(kind: str, given: object, known: Iterable[str]) -> None:
+    """Raises InputError unless `given` is one of `known`."""
+    if given not in known:
+        near = difflib.get_close_matches(str(given).lower(), known, 1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}{hint}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, of Python or NumPy."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
