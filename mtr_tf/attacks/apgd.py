@@ -23,7 +23,7 @@ _RISES = 0.75  # rho: the share of steps that must raise the score.
 
 
 @dataclasses.dataclass(frozen=True)
-class APGD:
+class APGD(calling.Attack):
     """PGD with momentum that halves its own step size; no step size to choose.
 
     From x_0 = x_-1, a start in the ball, with eta = 2 epsilon,
@@ -92,12 +92,6 @@ class APGD:
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
         return self.restarts * (self.steps + len(self.radii))
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
 
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor

@@ -25,6 +25,20 @@ Objective = Callable[..., Any]
 class Attack(Protocol):
     """A frozen record of numbers, equal and of equal hash for equal attacks."""
 
+    def __call__(
+        self, objective: Objective, x: Any, seed: int | tf.Tensor = 0
+    ) -> tf.Tensor:
+        """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
+
+        Args:
+          objective: What to raise, see `attacks.PGD`.
+          x: Float images in [0, 1], [batch, ...], of any float type; half precision is
+            attacked in float32 and the result is inside the ball as it is stored.
+          seed: An int: image i (of the global batch, under a strategy) gets a seed made
+            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
+        """
+        return launch(self, objective, x, seed)
+
     def search(self, objective: Objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """Returns images of x's shape and dtype; traced, on checked arguments."""
 

@@ -22,7 +22,7 @@ Member = calling.Attack | tuple[calling.Attack, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Worst:
+class Worst(calling.Attack):
     """Of several attacks' results, for each image the one that scores highest.
 
     Attributes:
@@ -68,12 +68,6 @@ class Worst:
         """Evaluations of the objective per image, with or without a gradient."""
         return sum(attack.passes + 1 for attack, _ in self._pairs())
 
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
-
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
@@ -103,7 +97,7 @@ class Worst:
 
 
 @dataclasses.dataclass(frozen=True)
-class SEA:
+class SEA(calling.Attack):
     """Segmentation ensemble attack: the worst of three APGD runs on three losses.
 
     Each run has `steps` steps, in balls of 2, 1.5 and 1 epsilon for 30, 30 and 40 % of
@@ -133,12 +127,6 @@ class SEA:
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
         return self._worst().passes
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
 
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor

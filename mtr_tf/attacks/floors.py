@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
@@ -16,7 +15,7 @@ from mtr_tf.attacks.pgd import Best
 
 
 @dataclasses.dataclass(frozen=True)
-class Noise:
+class Noise(calling.Attack):
     """A uniform point of the ball, clipped to the box; the best of so many draws.
 
     Attributes:
@@ -43,28 +42,32 @@ class Noise:
         """Evaluations of the objective per image."""
         return self.draws
 
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
-
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         ball = threat.ball(self.norm, self.epsilon)
-        return _best_of(
-            lambda draw: threat.random_start(ball, x, keys, draw),
-            self.draws,
-            ball,
-            objective,
-            x,
+        project = ball.projection(x)
+        centre = tf.cast(x, threat.compute_dtype(x))
+        begun = calling.begin(objective, centre)
+
+        def step(draw, best):
+            points = project(self._points(ball, x, keys, draw))
+            scores = calling.score(begun, points, tf.constant(1.0))
+            return draw + 1, best.offer(points, scores)
+
+        _, best = tf.while_loop(
+            lambda draw, _: draw < self.draws, step, (0, Best.none(centre))
         )
+        return ball.rounded(best.points, x)
+
+    def _points(self, ball, x, keys, draw) -> tf.Tensor:
+        """A point of the ball around each image; may leave the box."""
+        return threat.random_start(ball, x, keys, draw)
 
 
 @dataclasses.dataclass(frozen=True)
-class Corner:
+class Corner(Noise):
     """A random point of the ball's rim, clipped to the box; the best of so many draws.
 
     For "linf" each value moves by epsilon up or down, with equal chance: a corner of
@@ -77,40 +80,11 @@ class Corner:
       InputError: As for Noise.
     """
 
-    epsilon: float | tf.Tensor
-    norm: str = "linf"
-    draws: int = 1
-
-    def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
-        checks.check_count("draws", self.draws)
-
-    @property
-    def passes(self) -> int:
-        """Evaluations of the objective per image."""
-        return self.draws
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
-
-    def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
-    ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
-        ball = threat.ball(self.norm, self.epsilon)
+    def _points(self, ball, x, keys, draw) -> tf.Tensor:
+        """A point of the rim: along a Gaussian, its signs or its direction."""
         dtype = threat.compute_dtype(x)
-
-        def point(draw):
-            # The steepest move along a Gaussian: its signs, or its direction.
-            noise = random_images(tf.random.stateless_normal, x, keys, draw)
-            return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(
-                noise
-            )
-
-        return _best_of(point, self.draws, ball, objective, x)
+        noise = random_images(tf.random.stateless_normal, x, keys, draw)
+        return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)
 
 
 def random_images(
@@ -132,21 +106,3 @@ def random_images(
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )
-
-
-def _best_of(point: Callable, draws: int, ball, objective, x: tf.Tensor) -> tf.Tensor:
-    """Returns the point(number) of highest score of each image, in ball and box."""
-    project = ball.projection(x)
-    centre = tf.cast(x, threat.compute_dtype(x))
-    objective = calling.begin(objective, centre)
-
-    def step(number, best):
-        points = project(point(number))
-        return number + 1, best.offer(
-            points, calling.score(objective, points, tf.constant(1.0))
-        )
-
-    _, best = tf.while_loop(
-        lambda number, _: number < draws, step, (0, Best.none(centre))
-    )
-    return ball.rounded(best.points, x)

@@ -46,7 +46,7 @@ def exactly(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class PGD:
+class PGD(calling.Attack):
     """Steps of fixed size along the steepest direction, each projected back.
 
     `PGD(...)(objective, x, seed)` returns images of x's shape and dtype in ball and box
@@ -111,20 +111,6 @@ class PGD:
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
         return self.restarts * (self.steps + self._judged)
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
-
-        Args:
-          objective: What to raise, see above.
-          x: Float images in [0, 1], [batch, ...], of any float type; half precision is
-            attacked in float32 and the result is inside the ball as it is stored.
-          seed: An int: image i (of the global batch, under a strategy) gets a seed made
-            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
-        """
-        return calling.launch(self, objective, x, seed)
 
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
@@ -199,7 +185,7 @@ class PGD:
 
 
 @dataclasses.dataclass(frozen=True)
-class FGSM:
+class FGSM(calling.Attack):
     """One step of length epsilon from the image: the fast gradient (sign) method.
 
     Attributes:
@@ -217,12 +203,6 @@ class FGSM:
     def passes(self) -> int:
         """Evaluations of the objective per image: one."""
         return 1
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; as PGD's, but no seed matters."""
-        return calling.launch(self, objective, x, seed)
 
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor

@@ -36,7 +36,7 @@ SCALES = ("pixels", "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
-class ReleasedPGD:
+class ReleasedPGD(calling.Attack):
     """L-inf PGD as the released code runs it: one run, the last point, nothing random.
 
     Called as the other attacks are: `ReleasedPGD(...)(objective, x, seed)`, on images

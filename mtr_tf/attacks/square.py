@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ _GRID = 5  # The l2 start is of so many squares along the image's shorter side.
 
 
 @dataclasses.dataclass(frozen=True)
-class Square:
+class Square(calling.Attack):
     """Random windows, each kept where it raises the score; needs no gradient at all.
 
     Every query changes a square window of an image's best point so far, at a uniform
@@ -83,12 +82,6 @@ class Square:
     def passes(self) -> int:
         """Evaluations of the objective per image."""
         return self.restarts * self.queries
-
-    def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns adversarial images like `x`; arguments as for PGD."""
-        return calling.launch(self, objective, x, seed)
 
     def search(
         self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
