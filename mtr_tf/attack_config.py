@@ -61,10 +61,11 @@ class AttackConfig(Settings):
         (OWN_LOSS,),
         "Losses that are raised. own: each task's training loss; other names, for the "
         "tasks that they fit, joined by + for several tasks (js+angular), are in "
-        "the README.",
+        "docs/attacks.md.",
     )
     balance: tuple[str, ...] = setting(
-        ("sum",), "How the losses of tasks attacked together become one; see README."
+        ("sum",),
+        "How the losses of tasks attacked together become one; see docs/attacks.md.",
     )
     attack_weights: tuple[str, ...] = setting(
         (), "Weights of the attacked tasks' losses, as seg:1,depth:0.5; others: 1."
@@ -174,7 +175,7 @@ class AttackConfig(Settings):
             raise InputError(
                 "--ensemble must name what worst consists of; it is empty."
             )
-        if bool(self.attack_pixels) and self.attack_block:
+        if self.attack_pixels and self.attack_block:
             raise InputError(
                 "--attack_pixels and --attack_block both say which pixels to attack; "
                 "give one of them."

@@ -104,7 +104,7 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
     """The worst per image of the results of a cell's members."""
     choice = worst.choose(cell, results)
     wanted_rows = worst.take(choice, [result.wanted_rows for result in results])
-    rows = worst.combine(cell, results)
+    rows = worst.combine(cell, results, choice)
     return dataclasses.replace(
         results[0],
         cell=cell,

@@ -140,15 +140,14 @@ def run(
       cell: As `probe` returns it.
       transferred: Results of attacks made on another model, on at least these images.
     """
-    with progress.bar(10, "checking the attack", "evaluations") as advance:
+    with progress.bar(9, "checking the attack", "evaluations") as advance:
         made = _Runs(subject, cell, advance)
         epsilon, step = cell.numbers
         huge = _HUGE
         if cell.norm == "l2":
             huge *= math.sqrt(math.prod(subject.info.image_shape))
         clean = made.harm(made.pgd(0, 0, 0))
-        found = made.pgd(epsilon, step, cell.steps)
-        base = made.harm(found)
+        base = made.harm(made.pgd(epsilon, step, cell.steps))
         more = made.harm(made.pgd(epsilon, step, 2 * cell.steps))
         other = made.harm(made.pgd(epsilon, step, cell.steps, seed=subject.seed + 1))
         far = made.far(huge, max(_FAR_STEPS, cell.steps))

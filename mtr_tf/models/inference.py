@@ -8,6 +8,7 @@ less forwards and one less backwards.
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
 from collections.abc import Callable
@@ -96,14 +97,16 @@ def _folded_calls(
     nodes: Sequence[Any], outputs: Sequence[keras.KerasTensor]
 ) -> dict[int, Callable[..., tf.Tensor]]:
     """What to call in place of convolutions and the norms after them, by node id."""
-    read = [id(tensor) for node in nodes for tensor in node.input_tensors]
-    read += [id(output) for output in outputs]
+    read = collections.Counter(
+        id(tensor) for node in nodes for tensor in node.input_tensors
+    )
+    read.update(id(output) for output in outputs)
     calls = {}
     for node in nodes:
         if type(node.operation) is not keras.layers.BatchNormalization:
             continue
         source = node.input_tensors[0]
-        if read.count(id(source)) == 1 and _foldable(_node(source), node.operation):
+        if read[id(source)] == 1 and _foldable(_node(source), node.operation):
             convolution = _node(source).operation
             calls[id(_node(source))] = _folded(convolution, node.operation)
             calls[id(node)] = lambda x, **_: x
