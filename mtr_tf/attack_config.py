@@ -130,6 +130,11 @@ class AttackConfig(Settings):
         "", "Data set; empty: the run's own. A .keras file of your own needs it."
     )
     data_dir: str = setting("", "Folder of the data; empty: as in training.")
+    depth_target: str = setting(
+        "own",
+        "As in training (own: that of the run, or disparity), for cityscapes.",
+        choices=("own", "disparity", "inverse_depth", "metres", "released"),
+    )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the model's own."
     )

@@ -41,6 +41,7 @@ from mtr_tf import trust
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attack_config import check_known
 from mtr_tf.checkpoints import Run
+from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
@@ -189,10 +190,21 @@ def _open_source(config: AttackConfig, run: Run, tasks: Sequence[str]) -> data.S
         image_size=size or _input_size(run.model),
         data_dir=config.data_dir or (own.data_dir if same else "") or None,
         tasks=tasks,
+        **_options(config, own if same else None),
     )
     check_known("split", config.split, tuple(source.info.splits))
     _check_fits(run, source.info, tasks)
     return source
+
+
+def _options(config: AttackConfig, own: TrainConfig | None) -> dict[str, object]:
+    """The data set's options: the flags', else the run's, else the defaults."""
+    options = {name: default for name, (default, _) in data.OPTIONS.items()}
+    if own:
+        options = {name: getattr(own, name) for name in options}
+    if config.depth_target != "own":
+        options["depth_target"] = config.depth_target
+    return options
 
 
 def _input_size(model: keras.Model) -> tuple[int, int] | None:

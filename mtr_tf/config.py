@@ -147,6 +147,18 @@ class TrainConfig(Settings):
     crop: str = setting(
         "", "Train on random crops of this height x width; empty: whole pictures."
     )
+    depth_target: str = setting(
+        "disparity",
+        "What cityscapes' depth is: disparity (pixels), inverse_depth (1/m) or metres "
+        "(both need camera/), or released (as the paper's code has it: the file's "
+        "values / 1000, nothing masked).",
+        choices=("disparity", "inverse_depth", "metres", "released"),
+    )
+    as_released: bool = setting(
+        False,
+        "Read taskonomy as the paper's released code does, with its errors "
+        "(docs/reproduce.md lists them).",
+    )
     # Model.
     model: str = setting(
         "small", "Architecture, one of mtr_tf.models: small, resnet18, drn_d_22, tiny."

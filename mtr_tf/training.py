@@ -141,6 +141,7 @@ def open_source(config: TrainConfig) -> data.Source:
         image_size=parse_image_size(config.image_size),
         data_dir=config.data_dir or None,
         tasks=tasks_lib.resolve(config.tasks),
+        **{option: getattr(config, option) for option in data.OPTIONS},
     )
 
 

@@ -31,8 +31,13 @@ def _camvid(**options: object) -> Source:
     return camvid.open_source(**options)
 
 
-# Name of a data set -> function (image_size, data_dir, tasks) that opens it.
+# Name of a data set -> function (image_size, data_dir, tasks, **options) that opens it.
 DATASETS: dict[str, Callable[..., Source]] = {"rooms": _rooms, "camvid": _camvid}
+# What some data sets let the user choose: the option, its default, who takes it.
+OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "depth_target": ("disparity", ("cityscapes",)),
+    "as_released": (False, ("taskonomy",)),
+}
 
 
 def open_source(
@@ -41,6 +46,7 @@ def open_source(
     image_size: tuple[int, int] | None = None,
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
+    **options: object,
 ) -> Source:
     """Opens a data set for random access; prepares it first where that is needed.
 
@@ -49,9 +55,11 @@ def open_source(
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
         tasks: names, aliases or letters of the tasks to read; None for all it has.
+        **options: keys of OPTIONS, for the data sets that have them.
 
     Raises:
-        InputError: no such data set, an unknown task, or one that the data set lacks.
+        InputError: no such data set, an unknown task, or one that the data set lacks;
+            an option that it has not.
     """
     from mtr_tf import tasks as task_table
 
@@ -62,7 +70,12 @@ def open_source(
             f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}."
         )
     asked = None if tasks is None else task_table.resolve(tasks)
-    source = DATASETS[name](image_size=image_size, data_dir=data_dir, tasks=asked)
+    source = DATASETS[name](
+        image_size=image_size,
+        data_dir=data_dir,
+        tasks=asked,
+        **_own_options(name, options),
+    )
     for task in asked or ():
         if task not in source.info.tasks:
             raise InputError(
@@ -79,6 +92,7 @@ def load(
     image_size: tuple[int, int] | None = None,
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
+    **options: object,
 ) -> tf.data.Dataset:
     """Opens a split as an unbatched dataset of examples, in index order.
 
@@ -88,6 +102,7 @@ def load(
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
         tasks: names, aliases or letters of the tasks to read; None for all it has.
+        **options: as for `open_source`.
 
     Returns:
         A dataset, of known cardinality, of {"image": float32 [H, W, 3] in [0, 1],
@@ -100,6 +115,23 @@ def load(
     from mtr_tf import tasks as task_table
     from mtr_tf.data import batching
 
-    source = open_source(name, image_size=image_size, data_dir=data_dir, tasks=tasks)
+    source = open_source(
+        name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
+    )
     names = source.info.tasks if tasks is None else task_table.resolve(tasks)
     return batching.examples(source.columns(split), names)
+
+
+def _own_options(name: str, options: dict[str, object]) -> dict[str, object]:
+    """The options that a data set takes; `InputError` for another that is set."""
+    own = {}
+    for option, value in options.items():
+        default, takers = OPTIONS[option]
+        if name in takers:
+            own[option] = value
+        elif value != default:
+            raise InputError(
+                f"--{option} is a choice for {' and '.join(takers)} only, got "
+                f"{value!r} for {name}; leave it out."
+            )
+    return own

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class DatasetInfo:
       mean: mean of the training pictures, per colour, in [0, 1].
       std: standard deviation of the training pictures, per colour.
       ranges: by task the (low, high) that a scalar map is painted between.
+      units: by task the unit of its targets, where it is not the task's usual one.
+      class_weights: weight of each class of `seg` in the training loss; empty: all 1.
     """
 
     name: str
@@ -37,6 +40,8 @@ class DatasetInfo:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     ranges: Mapping[str, tuple[float, float]]
+    units: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    class_weights: tuple[float, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -46,7 +51,10 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """The arrays of one split, one row per example; any of them may be a memmap.
+    """The arrays of one split, one row per example.
+
+    Any of them may be a memory map, or anything else that has `shape` and `dtype`,
+    `len()`, and gives a NumPy array for `array[rows]` with int64 `rows`.
 
     Attributes:
       images: uint8 [N, H, W, 3].
@@ -55,11 +63,14 @@ class Columns:
         not stored; see `mtr_tf.data.picture`.
       masks: by task bool [N, H, W], False where the target is not known. A task that
         is absent here is known everywhere.
+      names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
+        where examples have none.
     """
 
     images: np.ndarray
     targets: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.images)
