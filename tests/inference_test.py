@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ def _as_trained(model: keras.Model) -> keras.Model:
 def _compare(model: keras.Model, names, shape) -> None:
     """Outputs, and the gradient by the image of a sum of them, relative to largest."""
     x = tf.constant(np.random.default_rng(1).random((2, *shape)), tf.float32)
+    scales = {n: np.abs(y).max() for n, y in model(x, training=False).items()}
 
     @tf.function
     def gradient(x):
@@ -37,7 +42,8 @@ def _compare(model: keras.Model, names, shape) -> None:
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 outputs = call(x)
-                total = tf.add_n([tf.reduce_mean(tf.sin(outputs[n])) for n in names])
+                waves = [tf.sin(outputs[n] / scales[n]) for n in names]
+                total = tf.add_n([tf.reduce_mean(wave) for wave in waves])
             slope = tape.gradient(total, x)
             pairs.append([*(outputs[n] for n in names), slope])
         return pairs
@@ -58,6 +64,34 @@ def test_our_models(name, decoders):
     _compare(_as_trained(model), ("seg", "normal"), shape)
     folded = _operations(inference.fold(model, ("seg",)), shape)
     assert not [op for op in folded if "Norm" in op or "Rsqrt" in op]
+
+
+def test_dilated_convolutions():
+    model = models.build("drn_d_22", ("seg", "depth"), (64, 64, 3), 4, width=4)
+    _compare(_as_trained(model), ("seg", "depth"), (64, 64, 3))
+    rearranged = "SpaceToBatchND" in _operations(
+        inference.fold(model, ("seg",)), (64, 64, 3)
+    )
+    assert rearranged != inference._dilates_directly(tf.float32)
+
+
+def test_dilated_convolutions_without_onednn():
+    """There the direct gradient does not exist, and must not be tried."""
+    code = """
+import tensorflow as tf
+from mtr_tf import models
+from mtr_tf.models import inference
+model = models.build("drn_d_22", ("depth",), (16, 16, 3), None, width=4)
+@tf.function(autograph=False)
+def gradient(x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = inference.fold(model, ("depth",))(x)["depth"]
+    return tape.gradient(y, x)
+assert tf.reduce_max(abs(gradient(tf.ones((1, 16, 16, 3))))) > 0
+"""
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def _operations(function, shape) -> list[str]:

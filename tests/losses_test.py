@@ -43,6 +43,38 @@ def test_cross_entropy_by_hand():
     np.testing.assert_allclose(loss, [math.log(4 / 3)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1, 30, 1e4])
+def test_cross_entropy_is_tensorflows(scale):
+    rng = np.random.default_rng(0)
+    logits = scale * rng.normal(size=(2, 8, 8, 7)).astype(np.float32)
+    target = rng.integers(0, 7, (2, 8, 8)).astype(np.int32)
+    mask = np.ones((2, 8, 8), np.float32)
+
+    def of_tensorflow(target, output, mask):
+        del mask
+        pixels = tf.nn.sparse_softmax_cross_entropy_with_logits(target, output)
+        return tf.reduce_mean(pixels, axis=(1, 2))
+
+    ours = loss_and_gradient(losses.cross_entropy, target, logits, mask)
+    theirs = loss_and_gradient(of_tensorflow, target, logits, mask)
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=2e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5, atol=1e-9)
+
+
+def test_cross_entropy_of_logits_that_are_not_finite():
+    ones = np.ones((1, 1, 1), np.float32)
+    target = np.zeros((1, 1, 1), np.int32)
+
+    def value(*logits):
+        output = np.array(logits, np.float32).reshape(1, 1, 1, -1)
+        return losses.cross_entropy(target, output, ones).numpy()[0]
+
+    assert value(1, 1, -INF) == pytest.approx(math.log(2))  # A class ruled out.
+    assert math.isnan(value(NAN, 0))
+    assert math.isnan(value(0, NAN))
+    assert not math.isfinite(value(-INF, 0))
+
+
 def arguments(loss, rng, junk):
     """One batch of 3 images, with `junk` where masked; the last is masked wholly."""
     mask = (rng.random((3, 5, 4)) < 0.6).astype(np.float32)

@@ -142,22 +142,57 @@ def _folded(
     # A transposed kernel is [rows, columns, out, in], a plain one [..., in, out].
     kernel = layer.kernel * (scale[:, tf.newaxis] if transposed else scale)
     kernel, offset = (tf.cast(t, layer.compute_dtype) for t in (kernel, offset))
+    convolution = _convolution(layer, kernel.dtype)
+    return lambda x: tf.nn.bias_add(
+        convolution(tf.cast(x, kernel.dtype), kernel), offset
+    )
 
-    def convolve(x):
-        x = tf.cast(x, kernel.dtype)
-        if not transposed:
-            return tf.nn.bias_add(layer.convolution_op(x, kernel), offset)
-        made = keras.ops.conv_transpose(
-            x,
-            kernel,
+
+def _convolution(
+    layer: keras.layers.Layer, dtype: tf.DType
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns (x, kernel) -> what the layer computes with that kernel."""
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return functools.partial(
+            keras.ops.conv_transpose,
             strides=layer.strides,
             padding=layer.padding,
             output_padding=layer.output_padding,
             dilation_rate=layer.dilation_rate,
         )
-        return tf.nn.bias_add(made, offset)
+    if max(layer.dilation_rate) > 1 and _dilates_directly(dtype):
+        # Without rearranging the input, as TensorFlow does for layers.
+        return functools.partial(
+            tf.nn.conv2d,
+            strides=layer.strides,
+            padding=layer.padding.upper(),
+            dilations=layer.dilation_rate,
+        )
+    return layer.convolution_op
 
-    return convolve
+
+@functools.cache
+def _dilates_directly(dtype: tf.DType) -> bool:
+    """Whether this machine has the gradient of a dilated convolution.
+
+    TensorFlow's own CPU kernels have none, oneDNN's (except for float16 and float64)
+    and cuDNN's have. Which will run is seen by running it.
+    """
+
+    @tf.function(autograph=False)
+    def gradient(x, kernel):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            made = tf.nn.conv2d(x, kernel, 1, "SAME", dilations=2)
+        return tape.gradient(made, x)
+
+    with tf.init_scope():  # Now, not in the graph that is being built.
+        try:
+            made = gradient(tf.ones((1, 8, 8, 4), dtype), tf.ones((3, 3, 4, 4), dtype))
+            made.numpy()  # Errors show only here.
+        except tf.errors.OpError:
+            return False
+    return True
 
 
 def in_bfloat16(model: keras.Model) -> keras.Model:
