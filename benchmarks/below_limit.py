@@ -4,7 +4,9 @@
     python benchmarks/below_limit.py --ckpt=runs/NAME
 
 The limit is as many forward and backward-to-input passes of the net as Keras has it as
-PGD takes steps. The rows are PGD on that net; on it with its batch norms folded into
+PGD takes steps, with losses as a user of TensorFlow would write them. The rows are
+such
+passes with our losses; PGD on that net; on it with its batch norms folded into
 its convolutions; on its copy in bfloat16 (`--fast`); on both. Losses are always those
 of the original net in float32, relative to those that PGD on that net reaches, over
 --judged images: over a few, luck with single pixels' signs moves them by a per cent.
@@ -105,7 +107,11 @@ def _attacks(
 ) -> list[dict]:
     """Returns the rows of these, the limit's first."""
     limit = f"limit, {args.steps} passes"
-    contestants = {limit: problem.passes(args.steps), **_runs(args, problem, fast)}
+    contestants = {
+        limit: problem.passes(args.steps, plain=True),
+        "passes, our losses": problem.passes(args.steps),
+        **_runs(args, problem, fast),
+    }
     return _rows(timing.alternate(contestants, args.rounds), limit, problem)
 
 
@@ -117,10 +123,10 @@ def _heads(args: argparse.Namespace, problem: problems.Problem) -> list[dict]:
     alone = keras.Model(image, {name: outputs[name]})
 
     contestants = {
-        f"passes, {name} alone": one.passes(args.steps),
+        f"passes, {name} alone": one.passes(args.steps, plain=True),
         f"passes, {name} alone, net without other heads": dataclasses.replace(
             one, model=alone
-        ).passes(args.steps),
+        ).passes(args.steps, plain=True),
     }
     times = timing.alternate(contestants, args.rounds)
     return _rows(times, next(iter(contestants)), problem)

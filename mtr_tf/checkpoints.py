@@ -10,6 +10,7 @@ import math
 import pathlib
 import shutil
 import zipfile
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -25,11 +26,19 @@ _READ_ERRORS = (AssertionError, LookupError, RuntimeError, ValueError)
 class Keeper:
     """The checkpoints of a training run: the newest few, and the best.
 
-    A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step and
-    the best score so far. It is complete or absent: TensorFlow writes it beside.
+    A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step, the
+    best score so far, and what else is trained. It is complete or absent: TensorFlow
+    writes it beside.
     """
 
-    def __init__(self, workdir: pathlib.Path, model: Any, optimizer: Any, keep: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        model: Any,
+        optimizer: Any,
+        keep: int,
+        variables: Sequence[Any] = (),
+    ):
         """Looks at `workdir/checkpoints`, and clears what a killed save left there."""
         import tensorflow as tf
 
@@ -41,7 +50,11 @@ class Keeper:
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=optimizer, step=self._step, best=self._best
+            model=model,
+            optimizer=optimizer,
+            step=self._step,
+            best=self._best,
+            **{variable.name: variable.value for variable in variables},
         )
         self._newest = tf.train.CheckpointManager(
             self._checkpoint, str(self._folder), max_to_keep=keep

@@ -127,6 +127,26 @@ class TrainConfig(Settings):
     aux_weight: float = setting(
         1.0, "Weight that the auxiliary tasks share (the paper's lambda).", low=0
     )
+    task_weights: str = setting(
+        "main_aux",
+        "What a task's loss weighs. main_aux: as --main_tasks and --aux_weight say. "
+        "equal: 1/number of tasks. uncertainty: learned (Kendall et al. 2018).",
+        choices=("main_aux", "equal", "uncertainty"),
+    )
+    task_losses: tuple[str, ...] = setting(
+        (),
+        "Other training losses than the tasks' own, as autoencoder:l1; one of "
+        "cross_entropy, l1, l2.",
+    )
+    loss_norm: str = setting(
+        "valid",
+        "What a masked loss is divided by: the valid pixels, or all (as the paper's "
+        "code does on Taskonomy).",
+        choices=("valid", "all"),
+    )
+    class_weights: bool = setting(
+        True, "Weigh classes in training as the data set has it (taskonomy does)."
+    )
     # Data.
     dataset: str = setting(
         "rooms",
@@ -190,13 +210,39 @@ class TrainConfig(Settings):
     schedule: str = setting(
         "cosine",
         "Learning rate over time: cosine to zero, step (times --lr_factor at each of "
-        "--lr_epochs), or constant.",
-        choices=("cosine", "step", "constant"),
+        "--lr_epochs), constant, or released (as the paper's code on Cityscapes: "
+        "constant for 180 epochs, then 0).",
+        choices=("cosine", "step", "constant", "released"),
     )
     lr_epochs: tuple[int, ...] = setting(
         (), "Epochs after which the step schedule multiplies the rate.", low=1
     )
     lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
+    # Adversarial training.
+    adversarial_tasks: str = setting(
+        "",
+        "Train on images attacked by PGD (linf): main, all, or names joined by +, the "
+        "tasks whose losses the attack raises; empty: no adversarial training.",
+    )
+    adversarial_eps: float = setting(
+        8.0, "Radius of that attack, in 0-255 levels.", low=0, high=255
+    )
+    adversarial_step_size: float = setting(
+        0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
+    )
+    adversarial_steps: int = setting(5, "Its steps.", low=1)
+    adversarial_share: float = setting(
+        1.0,
+        "Weight of the attacked images' loss; the clean ones' has the rest.",
+        low=0,
+        high=1,
+    )
+    adversarial_batch_norm: str = setting(
+        "inference",
+        "Batch norms during that attack: with their running statistics, or, as in the "
+        "paper's code, in training mode, with each batch's own.",
+        choices=("inference", "training"),
+    )
     seed: int = setting(
         0,
         "Seed of weights, order of examples, augmentation and attacks.",
@@ -248,6 +294,12 @@ class TrainConfig(Settings):
             raise InputError(
                 f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "
                 "one of the two out."
+            )
+        ruled = self.main_tasks or self.aux_weight != 1
+        if ruled and self.task_weights != "main_aux":
+            raise InputError(
+                "--main_tasks and --aux_weight go with --task_weights=main_aux, got "
+                f"{self.task_weights}; leave one of the two out."
             )
         if list(self.lr_epochs) != sorted(set(self.lr_epochs)):
             raise InputError(

@@ -23,10 +23,20 @@ def cross_entropy(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.T
       output: Logits, float `[batch, height, width, classes]`.
       mask: `[batch, height, width]`, zero where there is no target.
     """
+    return mean_over_valid(pixel_cross_entropy(target, output, mask), mask)
+
+
+def pixel_cross_entropy(
+    target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
+    """Returns the cross-entropy of each pixel, float32 `[batch, height, width]`.
+
+    The arguments are those of `cross_entropy`. Masked pixels have some finite value.
+    """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
     chosen = tf.one_hot(labels, logits.shape[-1] or tf.shape(logits)[-1])
-    return mean_over_valid(_negative_log_softmax(chosen, logits), mask)
+    return _negative_log_softmax(chosen, logits)
 
 
 @tf.custom_gradient

@@ -24,12 +24,15 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import Evaluation
 from mtr_tf.evaluation import Evaluator
 from mtr_tf.evaluation import values
+from mtr_tf.training_losses import Weighting
 
 # The settings that people compare runs by.
 _HPARAMS = (
     "tasks",
     "main_tasks",
     "aux_weight",
+    "task_weights",
+    "adversarial_tasks",
     "dataset",
     "image_size",
     "model",
@@ -126,12 +129,13 @@ class Monitor:
         source: data.Source,
         strategy: tf.distribute.Strategy,
         model: keras.Model,
-        weights: dict[str, float],
+        weighting: Weighting,
         best: Best,
         workdir: pathlib.Path,
     ):
         """Opens the event files, and writes the run's settings once."""
-        self.weights = weights
+        self.tasks = tuple(weighting.fixed)
+        self._weighting = weighting
         self.best = best
         self._config = config
         self._info = source.info
@@ -142,7 +146,7 @@ class Monitor:
         )
         self._evaluator = Evaluator(
             model,
-            tuple(weights),
+            self.tasks,
             source.info.num_classes,
             strategy,
             attack=training_attack(config),
@@ -166,8 +170,9 @@ class Monitor:
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
+        weights = self._weighting.current()
         scalars = summaries.loss_scalars(
-            dict(zip(self.weights, losses, strict=True)), self.weights
+            dict(zip(self.tasks, losses, strict=True)), weights
         )
         speed = steps_per_second * self._config.batch_size
         with self._train.as_default():
@@ -181,6 +186,9 @@ class Monitor:
                 },
                 step,
             )
+            if self._weighting.log_variances:
+                learned = {f"optimizer/weight_{t}": w for t, w in weights.items()}
+                summaries.write_scalars(learned, step)
         return scalars["total/loss"]
 
     def evaluated(self, step: int) -> float:
@@ -196,12 +204,12 @@ class Monitor:
         if evaluation.attacked:
             found["adversarial"] = values(evaluation.attacked)
         for kind, numbers in found.items():
-            scalars = summaries.evaluation_scalars(numbers, self.weights)
+            scalars = summaries.evaluation_scalars(numbers, self._weighting.current())
             with self._validation[kind].as_default():
                 summaries.write_scalars(scalars, step, self._about[kind])
         pictures = summaries.pictures(
             evaluation.examples,
-            tuple(self.weights),
+            self.tasks,
             self._info,
             self._config.eval_eps / 255,
         )

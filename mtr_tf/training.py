@@ -27,111 +27,15 @@ from mtr_tf import monitor as monitor_lib
 from mtr_tf import progress
 from mtr_tf import runs
 from mtr_tf import schedules
+from mtr_tf import step as step_lib
 from mtr_tf import strategy as strategy_lib
 from mtr_tf import tasks as tasks_lib
+from mtr_tf import training_losses
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import augment
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """What a step needs; made once, inside the strategy's scope."""
-
-    model: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    weights: dict[str, float]  # {task: its share of the total loss}
-    weight_decay: float
-    batch_size: int  # Over all replicas.
-
-
-@tf.autograph.experimental.do_not_convert  # There is nothing to; it takes seconds.
-def replica_step(learner: Learner, batch: dict) -> tf.Tensor:
-    """One optimizer step on one replica's share of the batch.
-
-    Returns:
-      float32 [tasks], this replica's part of each task's mean loss over the global
-      batch, in the order of `learner.weights`: their sum over replicas is the mean.
-    """
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    variables = learner.model.trainable_variables
-    with tf.GradientTape() as tape:
-        outputs = learner.model(batch["image"], training=True)
-        per_image = tasks_lib.task_losses(
-            tuple(learner.weights), outputs, batch["targets"], batch["masks"]
-        )
-        losses = {
-            task: tf.reduce_sum(loss) / learner.batch_size
-            for task, loss in per_image.items()
-        }
-        total = sum(learner.weights[task] * loss for task, loss in losses.items())
-        if learner.weight_decay:
-            # Coupled, as in PyTorch's SGD: its gradient is weight_decay * w. The
-            # optimizer sums gradients over replicas, so each adds its share.
-            decay = tf.add_n([tf.nn.l2_loss(tf.cast(v, tf.float32)) for v in variables])
-            total += learner.weight_decay / replicas * decay
-        scaled = learner.optimizer.scale_loss(total)
-    # Keras optimizers sum gradients over replicas themselves.
-    learner.optimizer.apply(tape.gradient(scaled, variables), variables)
-    return tf.stack(list(losses.values()))
-
-
-def compile_steps(learner: Learner, strategy: tf.distribute.Strategy) -> Callable:
-    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps."""
-
-    @tf.function(reduce_retracing=True)
-    def train_steps(iterator, n):
-        losses = tf.TensorArray(
-            tf.float32, size=n, element_shape=[len(learner.weights)]
-        )
-        for i in tf.range(n):  # One step in the graph, whatever n.
-            parts = strategy.run(replica_step, args=(learner, next(iterator)))
-            losses = losses.write(i, strategy.reduce("SUM", parts, axis=None))
-        return losses.stack()
-
-    return train_steps
-
-
-def settle_statistics(model: keras.Model) -> None:
-    """Gives all replicas the mean of their batch-norm statistics.
-
-    Without --sync_batch_norm each replica keeps running statistics of its own. Before a
-    model is evaluated or saved they must be one, or results would depend on which
-    replica an image meets, and a resumed run would differ from one that never stopped.
-    """
-    for variable in model.non_trainable_variables:
-        copies = getattr(variable.value, "values", ())
-        if len(copies) > 1 and copies[0].dtype.is_floating:
-            mean = tf.add_n([tf.identity(copy) for copy in copies]) / len(copies)
-            for copy in copies:
-                copy.assign(tf.cast(mean, copy.dtype))
-
-
-def task_weights(
-    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
-) -> dict[str, float]:
-    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
-
-    The rule of the paper's released training loop. No main task named: all are main.
-
-    Raises:
-      InputError: a main task is not among the tasks.
-    """
-    tasks = tasks_lib.resolve(tasks)
-    main = tasks_lib.resolve(main_tasks) if main_tasks else tasks
-    missing = [task for task in main if task not in tasks]
-    if missing:
-        raise InputError(
-            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
-            f"{', '.join(missing)}; add it to --tasks or take it out."
-        )
-    auxiliaries = len(tasks) - len(main)
-    return {
-        task: 1 / len(main) if task in main else aux_weight / auxiliaries
-        for task in tasks
-    }
 
 
 def open_source(config: TrainConfig) -> data.Source:
@@ -182,7 +86,8 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
       InputError: settings, data or directory cannot be used as they are, or a loss is
         not finite.
     """
-    weights = task_weights(config.tasks, config.main_tasks, config.aux_weight)
+    tasks = tasks_lib.resolve(config.tasks)
+    adversary = step_lib.make_adversary(config, monitor_lib.main_tasks(config))
     best = monitor_lib.parse_best(config)
     _check_directory(workdir, config, resume)
     keras.utils.set_random_seed(config.seed)
@@ -190,6 +95,8 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         tf.config.experimental.enable_op_determinism()
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
+    with strategy.scope():
+        weighting = training_losses.make_weighting(config)
     source = open_source(config)
     columns = source.columns("train")
     source.columns("validation")  # Complains now if it cannot be read.
@@ -201,25 +108,35 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     with strategy.scope():
         model = build_model(config, source.info)
         optimizer = schedules.optimizer(config, per_epoch)
-        optimizer.build(model.trainable_variables)
-    learner = Learner(model, optimizer, weights, config.weight_decay, config.batch_size)
+        optimizer.build(model.trainable_variables + weighting.variables)
+    learner = step_lib.Learner(
+        model,
+        optimizer,
+        training_losses.make(config, source.info),
+        weighting,
+        config.weight_decay,
+        config.batch_size,
+        adversary,
+    )
     with runs.locked(workdir):
         _check_directory(workdir, config, resume)  # Nobody else came first meanwhile.
         if runs.read_config(workdir) is None:
             runs.write_config(workdir, config)
-        keeper = checkpoints.Keeper(workdir, model, optimizer, config.keep_checkpoints)
+        keeper = checkpoints.Keeper(
+            workdir, model, optimizer, config.keep_checkpoints, weighting.variables
+        )
         first = keeper.restore()
         if first:
             logging.info("going on from step %d of %d in %s", first, total, workdir)
         with runs.write_errors_explained(workdir):
             monitor = monitor_lib.Monitor(
-                config, source, strategy, model, weights, best, workdir
+                config, source, strategy, model, weighting, best, workdir
             )
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
             return batching.train_batches(
                 columns,
-                tuple(weights),
+                tasks,
                 batch_size=config.batch_size,
                 seed=config.seed,
                 first_step=first,
@@ -230,12 +147,12 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
             )
 
         loop(
-            compile_steps(learner, strategy),
+            step_lib.compile_steps(learner, strategy),
             iter(strategy.distribute_datasets_from_function(batches)),
             Timetable(first, total, config),
             monitor,
             keeper,
-            lambda: settle_statistics(model),
+            lambda: step_lib.settle_statistics(model),
         )
         with runs.whole_file(workdir / "model.keras") as beside:
             model.save(beside)
@@ -286,7 +203,7 @@ def loop(
             start = time.monotonic()
             losses = train_steps(iterator, tf.constant(count)).numpy()
             seconds = time.monotonic() - start
-            raise_if_not_finite(losses, tuple(monitor.weights), step)
+            raise_if_not_finite(losses, monitor.tasks, step)
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
             if timetable.due("eval", step) or timetable.due("checkpoint", step):

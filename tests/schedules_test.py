@@ -46,3 +46,11 @@ def test_optimizers(name, kind):
 def test_half_precision_scales_the_loss():
     made = schedules.optimizer(TrainConfig(precision="mixed_float16"), 10)
     assert isinstance(made, keras.optimizers.LossScaleOptimizer)
+
+
+def test_the_released_schedule_is_zero_after_180_epochs():
+    config = TrainConfig(schedule="released", learning_rate=0.01, epochs=200)
+    rate = schedules.learning_rate(config, steps_per_epoch=3)
+    rates = [float(rate(step)) for step in range(600)]
+    assert rates[:540] == pytest.approx([0.01] * 540)
+    assert rates[540:] == [0] * 60

@@ -27,6 +27,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation import Examples
+from mtr_tf.training_losses import Weighting
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
@@ -278,7 +279,7 @@ def watch(folder: pathlib.Path, **settings) -> None:
         a_source(),
         tf.distribute.get_strategy(),
         models.build("tiny", tasks, (16, 16, 3), 2),
-        {"depth": 1.0, "seg": 2.0},
+        Weighting({"depth": 1.0, "seg": 2.0}),
         monitor.parse_best(config),
         folder,
     )
@@ -322,6 +323,8 @@ def test_the_three_runs_of_training_share_their_tags(tmp_path):
         "tasks": "depth,seg",
         "main_tasks": "seg",
         "aux_weight": 1.0,
+        "task_weights": "main_aux",
+        "adversarial_tasks": "",
         "dataset": "noise",
         "image_size": "16x16",
         "model": "small",

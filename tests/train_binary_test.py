@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 
 from mtr_tf import checkpoints
 from mtr_tf import common_flags
+from mtr_tf import step
 from mtr_tf import train
 from mtr_tf import training
 from mtr_tf.config import RunPlace
@@ -148,7 +149,7 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
     monkeypatch.setattr(
         training.logging, "info", lambda line, *values: lines.append(line % values)
     )
-    monkeypatch.setattr(training, "replica_step", None)
+    monkeypatch.setattr(step, "replica_step", None)
     before = checkpoints.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
     assert any(line.startswith("going on from step 30 of 30") for line in lines)

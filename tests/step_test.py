@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step against hand-made updates, and one replica against two."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import models
+from mtr_tf import step as step_lib
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import threat
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
+from mtr_tf.training_losses import Weighting
+
+TASKS = ("seg", "depth")
+WEIGHTS = {"seg": 0.75, "depth": 0.25}
+BATCH = 4
+
+
+def columns(count=8, size=16):
+    rng = np.random.default_rng(0)
+    return Columns(
+        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
+        targets={
+            "seg": rng.integers(0, 3, (count, size, size), np.uint8),
+            "depth": rng.uniform(1, 3, (count, size, size, 1)).astype(np.float32),
+        },
+        masks={task: rng.random((count, size, size)) < 0.8 for task in TASKS},
+    )
+
+
+def learner(**settings):
+    """SGD on `tiny`; under the strategy in scope."""
+    model = models.build(
+        "tiny",
+        TASKS,
+        (16, 16, 3),
+        3,
+        sync_batch_norm=settings.pop("sync", True),
+    )
+    optimizer = keras.optimizers.SGD(settings.pop("rate", 0.01), momentum=0.9)
+    defaults = {"weight_decay": 0.0, "batch_size": BATCH}
+    weighting = settings.pop("weighting", None) or Weighting(WEIGHTS)
+    optimizer.build(model.trainable_variables + weighting.variables)
+    losses = {task: tasks_lib.TASKS[task].loss for task in TASKS}
+    return step_lib.Learner(
+        model, optimizer, losses, weighting, **(defaults | settings)
+    )
+
+
+def batches(strategy, steps):
+    return iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: batching.train_batches(
+                columns(),
+                TASKS,
+                batch_size=BATCH,
+                seed=0,
+                first_step=0,
+                last_step=steps,
+                context=context,
+            )
+        )
+    )
+
+
+def train(strategy, steps=3, **settings):
+    """Losses [steps, tasks] and weights after so many steps."""
+    with strategy.scope():
+        made = learner(**settings)
+    run = step_lib.compile_steps(made, strategy)
+    losses = run(batches(strategy, steps), tf.constant(steps)).numpy()
+    return losses, [v.numpy() for v in made.model.trainable_variables], made
+
+
+def test_one_step_is_sgd_on_the_weighted_loss_with_coupled_decay():
+    losses, after, _ = train(tf.distribute.get_strategy(), 1, weight_decay=0.3)
+    fresh = learner()
+    batch = next(batches(tf.distribute.get_strategy(), 1))
+    variables = fresh.model.trainable_variables
+    before = [v.numpy() for v in variables]
+    with tf.GradientTape() as tape:
+        outputs = fresh.model(batch["image"], training=True)
+        want = [
+            tf.reduce_mean(
+                tasks_lib.TASKS[t].loss(
+                    batch["targets"][t], outputs[t], batch["masks"][t]
+                )
+            )
+            for t in TASKS
+        ]
+        total = 0.75 * want[0] + 0.25 * want[1]
+    np.testing.assert_allclose(losses[0], want, rtol=1e-5)
+    for w, g, got in zip(before, tape.gradient(total, variables), after, strict=True):
+        np.testing.assert_allclose(got, w - 0.01 * (g + 0.3 * w), atol=2e-6)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_two_replicas_equal_one(mirrored, weight_decay):
+    settings = {"weight_decay": weight_decay, "rate": 0.002}
+    one = train(tf.distribute.get_strategy(), **settings)
+    two = train(mirrored, **settings)
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
+    for a, b in zip(one[1], two[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_statistics_of_replicas_settle_on_their_mean(mirrored):
+    _, _, made = train(mirrored, 2, sync=False)
+    moving = [v for v in made.model.non_trainable_variables if "moving" in v.path]
+    before = [[copy.numpy() for copy in v.value.values] for v in moving]
+    assert any(not np.array_equal(*pair) for pair in before)
+    step_lib.settle_statistics(made.model)
+    for variable, pair in zip(moving, before, strict=True):
+        for copy in variable.value.values:
+            np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
+
+
+def test_steps_in_one_call_equal_steps_in_many():
+    strategy = tf.distribute.get_strategy()
+    _, together, _ = train(strategy, 3)
+    made = learner()
+    run, iterator = step_lib.compile_steps(made, strategy), batches(strategy, 3)
+    for _ in range(3):
+        run(iterator, tf.constant(1))
+    assert run.experimental_get_tracing_count() == 1
+    for a, b in zip(together, made.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    strategy = tf.distribute.get_strategy()
+    made = learner(rate=0.05)
+    one = tf.data.Dataset.from_tensors(next(batches(strategy, 1))).repeat(20)
+    losses = step_lib.compile_steps(made, strategy)(iter(one), tf.constant(20)).numpy()
+    assert (losses[-1] < losses[0] * [0.98, 0.7]).all()
+
+
+# Learned weights.
+
+
+def learned(seg=0.0, depth=0.0):
+    return Weighting(
+        {"seg": 1.0, "depth": 0.5},
+        {
+            "seg": keras.Variable(seg, dtype="float32"),
+            "depth": keras.Variable(depth, dtype="float32"),
+        },
+    )
+
+
+def test_one_step_of_learned_weights_by_hand():
+    weighting = learned(0.3, -0.2)
+    losses, _, _ = train(tf.distribute.get_strategy(), 1, weighting=weighting, rate=0.1)
+    for task, c, s in (("seg", 1.0, 0.3), ("depth", 0.5, -0.2)):
+        loss = losses[0, TASKS.index(task)]
+        want = s - 0.1 * (0.5 - c * np.exp(-s) * loss)
+        got = float(weighting.log_variances[task].value)
+        assert got == pytest.approx(want, abs=1e-6)
+        assert weighting.current()[task] == pytest.approx(c * np.exp(-got))
+
+
+def test_learned_weights_on_two_replicas_equal_those_on_one(mirrored):
+    found = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            weighting = learned()
+        train(strategy, 2, weighting=weighting, rate=0.002)
+        found.append(weighting.current())
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+# Adversarial training.
+
+
+def adversary(**changes):
+    settings = {
+        "attack": attacks.PGD(8 / 255, 2 / 255, 3, keep="last"),
+        "tasks": ("seg",),
+        "share": 1.0,
+        "batch_norm": "inference",
+        "seed": 7,
+    }
+    return step_lib.Adversary(**(settings | changes))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_one_adversarial_step_by_hand(share):
+    versus = adversary(share=share)
+    losses, after, _ = train(tf.distribute.get_strategy(), 1, adversary=versus)
+    fresh = learner()
+    batch = next(batches(tf.distribute.get_strategy(), 1))
+    objective = attacks.objective(
+        fresh.model, batch["targets"], batch["masks"], ("seg",)
+    )
+    keys = threat.fold_in(threat.fold_in(7, batch["step"]), batch["position"])
+    attacked = versus.attack(objective, batch["image"], seed=keys)
+    assert np.abs(attacked - batch["image"]).max() > 7 / 255
+    variables = fresh.model.trainable_variables
+    before = [v.numpy() for v in variables]
+    want = dict.fromkeys(TASKS, 0.0)
+    with tf.GradientTape() as tape:
+        for images, part in ((attacked, share), (batch["image"], 1 - share)):
+            outputs = fresh.model(images, training=True)
+            for t in TASKS:
+                loss = tasks_lib.TASKS[t].loss
+                each = loss(batch["targets"][t], outputs[t], batch["masks"][t])
+                want[t] += part * tf.reduce_mean(each)
+        total = sum(WEIGHTS[t] * want[t] for t in TASKS)
+    np.testing.assert_allclose(losses[0], list(want.values()), rtol=1e-4)
+    for w, g, got in zip(before, tape.gradient(total, variables), after, strict=True):
+        np.testing.assert_allclose(got, w - 0.01 * g, atol=1e-5)
+
+
+def test_adversarial_steps_on_two_replicas_equal_those_on_one(mirrored):
+    settings = {"adversary": adversary(tasks=TASKS), "rate": 0.002}
+    one = train(tf.distribute.get_strategy(), 2, **settings)
+    two = train(mirrored, 2, **settings)
+    np.testing.assert_allclose(one[0], two[0], rtol=1e-3)
+    for a, b in zip(one[1], two[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_batch_norm_in_training_mode_sees_the_attack():
+    """As in the released code: each pass of the attack moves running statistics."""
+    plain, attacked = (
+        train(tf.distribute.get_strategy(), 1, adversary=adversary(batch_norm=mode))[2]
+        for mode in ("inference", "training")
+    )
+    moved = [
+        float(np.abs(a.numpy() - b.numpy()).max())
+        for a, b in zip(
+            plain.model.non_trainable_variables,
+            attacked.model.non_trainable_variables,
+            strict=True,
+        )
+    ]
+    assert max(moved) > 1e-3
+
+
+def test_what_the_flags_make():
+    def made(**settings):
+        config = TrainConfig(tasks=("seg", "depth", "autoencoder"), **settings)
+        return step_lib.make_adversary(config, ("seg",))
+
+    assert made() is None
+    assert made(adversarial_tasks="main", adversarial_share=0.0) is None
+    main = made(adversarial_tasks="main")
+    assert main.tasks == ("seg",)
+    assert main.attack.epsilon == pytest.approx(8 / 255)
+    assert main.attack.step_size == pytest.approx(2 / 255)
+    assert made(adversarial_tasks="all").tasks == ("seg", "depth", "autoencoder")
+    assert made(adversarial_tasks="d+A").tasks == ("depth", "autoencoder")
+    with pytest.raises(InputError, match="--adversarial_tasks .* got normal"):
+        made(adversarial_tasks="normal")
