@@ -96,6 +96,8 @@ def describe(tag: str) -> str:
     if tag == "total/loss":
         return "Sum of the tasks' losses, each times its weight; lower is better."
     name, measure = tag.split("/")
+    if measure.startswith("weight_"):
+        return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
     task = tasks_lib.TASKS[name]
     metric = next(metric for metric in task.metrics if metric.name == measure)
     unit = f", in {metric.unit}" if metric.unit else ""
