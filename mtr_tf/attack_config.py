@@ -29,6 +29,8 @@ ATTACKS = (
 )
 MEMBERS = tuple(name for name in ATTACKS if name not in ("sea", "worst"))
 OWN_LOSS = "own"
+NO_ATTACK = ("none",)
+MEASURES = ("tasks", "pixels", "blocks", "first_order")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +46,7 @@ class AttackConfig(Settings):
     attack: tuple[str, ...] = setting(
         ("pgd",),
         f"Attacks, out of {', '.join(ATTACKS)}. worst: the worst per image of those in "
-        "--ensemble.",
+        "--ensemble. none: only --measure.",
     )
     eps: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
@@ -118,6 +120,14 @@ class AttackConfig(Settings):
         True, "Afterwards check whether the attack can be trusted, and warn."
     )
     check_examples: int = setting(16, "Images for these checks.", low=1)
+    measure: tuple[str, ...] = setting(
+        (),
+        f"Also measure what the theory speaks of, out of {', '.join(MEASURES)}: see "
+        "docs/measures.md. Results go to measures.json.",
+    )
+    measure_draws: int = setting(
+        4, "Draws of output pixels of each number, for these measures.", low=1
+    )
     # The data.
     split: str = setting("validation", "Split of the data set.")
     num_examples: int = setting(
@@ -161,6 +171,11 @@ class AttackConfig(Settings):
     save_examples: int = setting(
         0, "Also save the first N images, attacked, and all outputs as .npz.", low=0
     )
+    export_predictions: bool = setting(
+        False,
+        "Also write the predicted classes of cityscapes, clean and attacked, as files "
+        "for its own evaluator, to RUN/attacks/NAME/predictions.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -172,8 +187,19 @@ class AttackConfig(Settings):
         for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
                 raise InputError(f"--{name} must have at least one value; it is empty.")
-        for name in self.attack:
+        for name in self.attack if self.attack != NO_ATTACK else ():
             check_known("attack", name, ATTACKS)
+        for name in self.measure:
+            check_known("measure", name, MEASURES)
+        if self.attack == NO_ATTACK and not self.measure:
+            raise InputError(
+                "--attack=none is for measuring only, and --measure is empty; name one "
+                f"or more of {', '.join(MEASURES)}."
+            )
+        if "first_order" in self.measure and not any(self.eps):
+            raise InputError(
+                "--measure=first_order needs a radius above 0 in --eps, got only 0."
+            )
         for name in self.ensemble:
             check_known("attack in --ensemble", name, MEMBERS)
         if "worst" in self.attack and not self.ensemble:

@@ -9,6 +9,8 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
+                 predictions/     with --export_predictions (see `exporting`)
+                 measures.json    with --measure (see `measuring`)
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -30,6 +33,9 @@ from mtr_tf import cell_store
 from mtr_tf import cells as cells_lib
 from mtr_tf import checkpoints
 from mtr_tf import data
+from mtr_tf import exporting
+from mtr_tf import measuring
+from mtr_tf import models
 from mtr_tf import plots
 from mtr_tf import report
 from mtr_tf import runs
@@ -38,6 +44,7 @@ from mtr_tf import sweep
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import training
 from mtr_tf import trust
+from mtr_tf.attack_config import NO_ATTACK
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attack_config import check_known
 from mtr_tf.checkpoints import Run
@@ -57,8 +64,11 @@ _PLACE_ONLY = (
     "replicas",
     "batch_size",
     "save_examples",
+    "export_predictions",
     "checks",
     "check_examples",
+    "measure",
+    "measure_draws",
 )
 
 
@@ -78,7 +88,9 @@ def attack(config: AttackConfig) -> str:
         source_run = _source_run(config)
     tasks = _tasks(config, run)
     source = _open_source(config, run, tasks)
-    cells = cells_lib.make_cells(config, tasks, source.info.classes)
+    cells = []
+    if config.attack != NO_ATTACK:
+        cells = cells_lib.make_cells(config, tasks, source.info.classes)
     columns = source.columns(config.split)
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
@@ -86,7 +98,7 @@ def attack(config: AttackConfig) -> str:
     if source_run:
         for cell in cells:
             cells_lib.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
-        _check_fits(source_run, source.info, cells[0].attacked)
+        _check_fits(source_run, source.info, cells[0].attacked if cells else ())
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -102,6 +114,15 @@ def attack(config: AttackConfig) -> str:
         cell.check(source.info.image_shape, source.info.num_classes)
     name = config.name or default_name(config, run.fingerprint)
     folder = run.directory / "attacks" / name
+    predictions = None
+    if config.export_predictions:
+        predictions = exporting.open_predictions(
+            folder / "predictions",
+            source.info,
+            columns,
+            tasks,
+            subject.num_examples,
+        )
     with runs.locked(folder):
         settings = {
             "attack": config.to_dict(),
@@ -111,33 +132,61 @@ def attack(config: AttackConfig) -> str:
         }
         runs.write_json(folder / "settings.json", settings)
         facts = _facts(config, run, source_run, subject)
-        store = cell_store.Store(folder, facts, config.save_examples)
-        clean, results = sweep.run(subject, cells, store)
-        warnings = []
-        if config.checks:
-            warnings = trust.check_once(
-                subject,
-                results,
-                facts,
-                folder / "checks.json",
-                examples=config.check_examples,
-                transfer=source_run is not None,
-            )
         about = {
             "seed": config.seed,
             "dataset": source.info.name,
             "split": config.split,
             "model_fingerprint": run.fingerprint,
-            "source_fingerprint": source_run.fingerprint if source_run else None,
-            "fast": config.fast,
-            "warnings": warnings,
         }
-        records = report.make_records(clean, results, about)
-        report.write(records, folder)
-        plots.save_curves(records, folder / "curves.png")
-        plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
-        attack_summaries.write(config.to_dict(), clean, results, folder)
-    return _text(config, subject, records, folder)
+        text = []
+        if cells:
+            records = _sweep(config, subject, cells, predictions, facts, about, folder)
+            unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
+            title = (
+                f"{config.ckpt} on {subject.num_examples} images of {source.info.name} "
+                f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean"
+            )
+            text.append(report.text(title, records, folder))
+        if config.measure:
+            settings = measuring.settings_of(config, tasks)
+            text.append(measuring.measure(subject, settings, facts, about, folder))
+    return "\n\n".join(text) + f"\nwatch it: tensorboard --logdir={folder}"
+
+
+def _sweep(
+    config: AttackConfig,
+    subject: sweep.Subject,
+    cells: Sequence[cells_lib.Cell],
+    predictions: exporting.Predictions | None,
+    facts: Mapping[str, Any],
+    about: Mapping[str, Any],
+    folder: pathlib.Path,
+) -> list[Record]:
+    """Runs what is not finished of an attack, and writes its files."""
+    store = cell_store.Store(folder, facts, config.save_examples)
+    clean, results = sweep.run(subject, cells, store, predictions)
+    warnings = []
+    if config.checks:
+        warnings = trust.check_once(
+            subject,
+            results,
+            facts,
+            folder / "checks.json",
+            examples=config.check_examples,
+            transfer=facts["source"] is not None,
+        )
+    about = {
+        **about,
+        "source_fingerprint": facts["source"],
+        "fast": config.fast,
+        "warnings": warnings,
+    }
+    records = report.make_records(clean, results, about)
+    report.write(records, folder)
+    plots.save_curves(records, folder / "curves.png")
+    plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
+    attack_summaries.write(config.to_dict(), clean, results, folder)
+    return records
 
 
 def _source_run(config: AttackConfig) -> Run | None:
@@ -163,7 +212,8 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     text = json.dumps(settings | {"model": fingerprint}, sort_keys=True)
     unique = hashlib.sha256(text.encode()).hexdigest()[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
-    return f"{'-'.join(config.attack)}_{config.norm}_{radii}_{config.split}_{unique}"
+    kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
+    return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
 
 
 def _tasks(config: AttackConfig, run: Run) -> tuple[str, ...]:
@@ -181,7 +231,8 @@ def _open_source(config: AttackConfig, run: Run, tasks: Sequence[str]) -> data.S
     if not own and not config.dataset:
         raise InputError(
             f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
-            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}."
+            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
+            "package.module:function for data of your own (docs/own_data.md)."
         )
     same = own and config.dataset in ("", own.dataset)
     size = parse_image_size(config.image_size or (own.image_size if same else ""))
@@ -261,6 +312,8 @@ def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
             f"{run.config.dataset}, since the model is built anew; got {info.name}."
         )
     config = dataclasses.replace(run.config, precision=policy)
+    mean, std = models.normalization(run.model)  # Not info's where it was converted.
+    info = dataclasses.replace(info, mean=mean, std=std)
     model = training.build_model(config, info)
     model.set_weights(run.model.get_weights())
     return dataclasses.replace(run, model=model)
@@ -268,7 +321,7 @@ def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
 
 def _facts(
     config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
-) -> dict:
+) -> dict[str, Any]:
     """All that a cell's result depends on beside the attack."""
     own = run.config.precision if run.config else "own"
     return {
@@ -286,37 +339,3 @@ def _facts(
         "tasks": subject.tasks,
         "seed": config.seed,
     }
-
-
-def _extra(records: Sequence[Record]) -> list[str]:
-    """What the table does not show: wanted targets, and warnings."""
-    lines = []
-    wanted = report.wanted_table(records)
-    if wanted:
-        lines += ["", "outputs against the targets that they are drawn to:", wanted]
-    for warning in records[0]["warnings"]:
-        lines += ["", f"WARNING, can this attack be trusted? {warning}"]
-    return lines
-
-
-def _text(
-    config: AttackConfig,
-    subject: sweep.Subject,
-    records: Sequence[Record],
-    folder: pathlib.Path,
-) -> str:
-    unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
-    width = shutil.get_terminal_size((140, 24)).columns
-    return "\n".join(
-        [
-            f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
-            f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean",
-            "",
-            report.table(records, width),
-            *_extra(records),
-            "",
-            f"results:  {folder / 'results.json'} and .csv",
-            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
-            f"watch it: tensorboard --logdir={folder}",
-        ]
-    )

@@ -271,6 +271,33 @@ def bootstrap_change_interval(
     return _interval(attacked - clean, confidence)
 
 
+def bootstrap_means(
+    values: np.ndarray, *, resamples: int = 1000, seed: int
+) -> np.ndarray:
+    """Returns means over resampled images, float64 `[resamples, ...]`.
+
+    Args:
+      values: `[images, ...]`; NaN where an image has no value, which leaves it out.
+      resamples: How many times the images are drawn, with replacement.
+      seed: Equal seeds draw equal images.
+    """
+    values = np.asarray(values, np.float64)
+    counts = _resample_counts(len(values), resamples, seed)
+    known = ~np.isnan(values)
+    flat = (len(values), -1)
+    total = counts @ np.where(known, values, 0.0).reshape(flat)
+    count = counts @ known.reshape(flat).astype(np.float64)
+    return _divide(total, count).reshape(resamples, *values.shape[1:])
+
+
+def percentile_interval(draws: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Returns (low, high) of draws over their first axis, `[2, ...]`; NaN if none."""
+    draws = np.asarray(draws, np.float64)
+    columns = draws.reshape(len(draws), -1).T
+    ends = [_interval(column, confidence) for column in columns]
+    return np.reshape(np.transpose(ends), (2, *draws.shape[1:]))
+
+
 def _resample_counts(images: int, resamples: int, seed: int) -> np.ndarray:
     """Returns how often each image is drawn, float64 `[resamples, images]`."""
     if resamples < 1:

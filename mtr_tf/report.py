@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import math
 import pathlib
+import shutil
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -117,6 +118,24 @@ def _flat(record: Record) -> Record:
             listed = isinstance(value, list)
             flat[name] = "+".join(map(str, value)) if listed else value
     return flat
+
+
+def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
+    """What is printed of a sweep: the table, wanted targets, warnings, places."""
+    lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
+    wanted = wanted_table(records)
+    if wanted:
+        lines += ["", "outputs against the targets that they are drawn to:", wanted]
+    for warning in records[0]["warnings"]:
+        lines += ["", f"WARNING, can this attack be trusted? {warning}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"results:  {folder / 'results.json'} and .csv",
+            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
+        ]
+    )
 
 
 def table(records: Sequence[Record], width: int = 120) -> str:

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the arrays of a measure come to: records with values, intervals, predictions.
+
+A record has `measure`, `quantity` and of the following what applies: `tasks`; `norm`
+(l2, or l1, the dual norm of linf); `normalisation`; `metric`; `count` (of tasks, or of
+output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images;
+`predicted`, what the theory says in place of the value; and more as `docs/measures.md`
+says. Then the facts that all records repeat. Numbers that do not exist are None.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf import metrics
+from mtr_tf import vulnerability
+
+Record = dict[str, Any]
+Arrays = Mapping[str, np.ndarray]
+NORMS = ("l2", "l1")
+
+
+def number(value: Any) -> float | None:
+    """A Python float; None for what JSON cannot say."""
+    return float(value) if np.isfinite(value) else None
+
+
+def own_norms(gradients: Arrays, norm: str) -> np.ndarray:
+    """Each task's own gradient norms `[N, M]`, NaN where an image has no such task."""
+    squares = np.diagonal(gradients["gram"], axis1=1, axis2=2)
+    norms = np.sqrt(squares) if norm == "l2" else gradients["l1"]
+    return np.where(gradients["valid"], norms, np.nan)
+
+
+# Tasks.
+
+
+def of_tasks(
+    gradients: Arrays, l1: Arrays, tasks: Sequence[str], seed: int
+) -> list[Record]:
+    """The records of how tasks share a perturbation.
+
+    Args:
+      gradients: What `measure_steps.gradients` returns, over all images.
+      l1: What `measure_steps.l1_of_sets` returns.
+      tasks: Names, in the order of the arrays.
+      seed: Of the intervals.
+    """
+    records = _pairs(gradients, tasks, seed)
+    for norm, how in itertools.product(NORMS, vulnerability.NORMALISATIONS):
+        scale = vulnerability.scales(own_norms(gradients, norm), how)
+        if norm == "l2":
+            sums = vulnerability.l2_of_sums(gradients["gram"], scale)
+        else:
+            sums = vulnerability.without_missing(l1[how], scale)
+        records += [
+            {"measure": "tasks", "norm": norm, "normalisation": how, **record}
+            for record in _norms(gradients, sums, how, tasks, seed)
+        ]
+    return records
+
+
+def _norms(
+    gradients: Arrays, sums: np.ndarray, how: str, tasks: Sequence[str], seed: int
+) -> list[Record]:
+    """Of one norm and normalisation: each set, each size, the slope over sizes."""
+    chosen = vulnerability.members(len(tasks))
+    sizes = chosen.sum(axis=1).astype(int)
+    means = sums / sizes
+    single = vulnerability.root_mean_square(means)[sizes == 1]
+    scale = vulnerability.scales(own_norms(gradients, "l2"), how)
+    covariance = vulnerability.covariance(gradients["gram"], scale)
+    correlated = vulnerability.correlation(covariance)
+    by_set = vulnerability.predicted(single, correlated)
+    ends = intervals(metrics.bootstrap_means(means, seed=seed))
+    values = vulnerability.mean(means)
+    records = [
+        {
+            "quantity": "norm_of_mean",
+            "tasks": [
+                name for name, of in zip(tasks, chosen[place], strict=True) if of
+            ],
+            "count": int(sizes[place]),
+            "value": number(values[place]),
+            "interval": ends[place],
+            "predicted": number(by_set[place]),
+            "norm_of_sum": number(values[place] * sizes[place]),
+        }
+        for place in range(len(sizes))
+    ]
+    rho = vulnerability.mean_correlation(correlated * single[:, np.newaxis] * single)
+    return records + _over_sizes(means, by_set, rho, len(tasks), seed)
+
+
+def _over_sizes(
+    means: np.ndarray, by_set: np.ndarray, rho: float, tasks: int, seed: int
+) -> list[Record]:
+    """Means over all sets of each size, beside what the paper's theorem says."""
+    count = np.arange(1, tasks + 1)
+    theory = vulnerability.by_size(by_set)
+    factor = vulnerability.factor(0.0 if tasks == 1 else rho, count)
+    per_image = vulnerability.by_size(means)
+    draws = metrics.bootstrap_means(per_image, seed=seed)
+    values = vulnerability.mean(per_image)
+    squares = vulnerability.mean(vulnerability.by_size(means**2))
+    records = [
+        {
+            "quantity": "norm_by_size",
+            "count": int(k),
+            "value": number(value),
+            "interval": interval,
+            "predicted": number(by_sets),
+            "factor": number(equal),
+            "root_mean_square": number(np.sqrt(square)),
+            "norm_of_sum": number(k * value),
+        }
+        for k, value, interval, by_sets, equal, square in zip(
+            count, values, intervals(draws), theory, factor, squares, strict=True
+        )
+    ]
+    records.append(slope(count, values, draws, theory))
+    records.append({"quantity": "rho", "value": number(rho)})
+    return records
+
+
+def slope(
+    count: Sequence[int], values: np.ndarray, draws: np.ndarray, theory: np.ndarray
+) -> Record:
+    """The log-log slope over counts `[K]`.
+
+    Args:
+      count: Of tasks or pixels.
+      values: `[K]`.
+      draws: `[resamples, K]`, of its interval.
+      theory: `[K]`; NaN where there is none.
+    """
+    return {
+        "quantity": "slope",
+        "value": number(vulnerability.slope(count, values)),
+        "interval": intervals(vulnerability.slope(count, draws)[:, np.newaxis])[0],
+        "predicted": number(vulnerability.slope(count, theory)),
+    }
+
+
+def _pairs(gradients: Arrays, tasks: Sequence[str], seed: int) -> list[Record]:
+    """Cosines and covariances of each two tasks' gradients, and their means."""
+    products = gradients["gram"]
+    norms = own_norms(gradients, "l2")
+    raw = vulnerability.scales(norms, "raw")
+    unit = vulnerability.scales(norms, "unit")
+    covariance = vulnerability.covariance(products, raw)
+    cosines = products * unit[:, :, np.newaxis] * unit[:, np.newaxis, :]
+    matrices = {
+        "cosine": (vulnerability.mean(cosines), cosines),
+        "abs_cosine": (vulnerability.mean(np.abs(cosines)), np.abs(cosines)),
+        "covariance": (covariance, None),
+        "correlation": (vulnerability.correlation(covariance), None),
+    }
+    records = []
+    for quantity, (matrix, per_image) in matrices.items():
+        ends = None
+        if per_image is not None:
+            draws = metrics.bootstrap_means(per_image, seed=seed)
+            ends = metrics.percentile_interval(draws)
+        for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
+            record = {"measure": "tasks", "quantity": quantity, "norm": "l2"}
+            record |= {"tasks": [tasks[i], tasks[j]], "value": number(matrix[i, j])}
+            if ends is not None:
+                record["interval"] = [number(end) for end in ends[:, i, j]]
+            records.append(record)
+    return records + _mean_of_pairs(cosines, seed)
+
+
+def _mean_of_pairs(cosines: np.ndarray, seed: int) -> list[Record]:
+    """Means over all pairs of different tasks; `cosines` are `[N, M, M]`."""
+    off = np.where(np.eye(cosines.shape[1], dtype=bool), np.nan, cosines)
+    records = []
+    for quantity, values in (("cosine", off), ("abs_cosine", np.abs(off))):
+        per_image = vulnerability.mean(values.reshape(len(values), -1).T)
+        draws = metrics.bootstrap_means(per_image[:, np.newaxis], seed=seed)
+        records.append(
+            {
+                "measure": "tasks",
+                "quantity": f"mean_{quantity}",
+                "norm": "l2",
+                "value": number(vulnerability.mean(per_image)),
+                "interval": intervals(draws)[0],
+            }
+        )
+    return records
+
+
+# First order.
+
+
+def of_first_order(
+    group: Sequence[str],
+    norm: str,
+    unit: float,
+    found: Mapping[float, Arrays],
+    seed: int,
+) -> list[Record]:
+    """The rise of the mean loss that PGD reaches, beside eps times the dual norm.
+
+    Args:
+      group: The attacked tasks.
+      norm: Of the ball.
+      unit: What one of the radii is, in pixel units of [0, 1].
+      found: {radius: {"norm", "before", "after": `[N]`, NaN where a task is missing}}.
+      seed: Of the intervals.
+    """
+    records = []
+    for eps, arrays in sorted(found.items()):
+        rise = arrays["after"] - arrays["before"]
+        linear = eps * unit * arrays["norm"]
+        draws = metrics.bootstrap_means(np.stack([rise, linear], axis=1), seed=seed)
+        ratios = np.stack([draws[:, 0], ratio(draws[:, 0], draws[:, 1])], axis=1)
+        ends = intervals(ratios)
+        value, theory = vulnerability.mean(rise), vulnerability.mean(linear)
+        records.append(
+            {
+                "measure": "first_order",
+                "quantity": "rise",
+                "tasks": list(group),
+                "norm": norm,
+                "count": len(group),
+                "eps": eps,
+                "value": number(value),
+                "interval": ends[0],
+                "predicted": number(theory),
+                "ratio": number(ratio(value, theory)),
+                "ratio_interval": ends[1],
+                "clean": number(vulnerability.mean(arrays["before"])),
+            }
+        )
+    return records
+
+
+def ratio(above: Any, below: Any) -> np.ndarray:
+    """Above / below, NaN where that is by 0."""
+    below = np.asarray(below)
+    return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
+
+
+def intervals(draws: np.ndarray) -> list[list[float | None]]:
+    """[low, high] of each column of `[resamples, K]`."""
+    return [
+        [number(end) for end in ends] for ends in metrics.percentile_interval(draws).T
+    ]

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures over a data set: files, resumption, records and passes by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtr_tf import attack_config
+from mtr_tf import attacking
+from mtr_tf import attacks
+from mtr_tf import data
+from mtr_tf import measure_parts
+from mtr_tf import measure_pixel_records
+from mtr_tf import measure_plots
+from mtr_tf import measure_records
+from mtr_tf import measure_sets
+from mtr_tf import measure_steps
+from mtr_tf import metrics
+from mtr_tf import models
+from mtr_tf import runs
+from mtr_tf import sweep
+from mtr_tf import vulnerability
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+SIDE, COUNT = 8, 5
+TASKS = ("seg", "depth")
+INFO = DatasetInfo(
+    name="specks",
+    image_shape=(SIDE, SIDE, 3),
+    classes=("dark", "bright"),
+    colors=((0, 0, 0), (255, 255, 255)),
+    tasks=TASKS,
+    splits={"validation": COUNT},
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    ranges={"depth": (0.0, 1.0)},
+)
+
+
+def specks(split: str) -> Columns:
+    """Noise; the class is whether a pixel is bright; one picture has no depth."""
+    random = np.random.default_rng(0)
+    images = random.integers(60, 196, (COUNT, SIDE, SIDE, 3), np.uint8)
+    light = images.mean(axis=-1)
+    known = random.integers(0, 4, (COUNT, SIDE, SIDE)) > 0
+    known[1] = False
+    return Columns(
+        images=images,
+        targets={
+            "seg": (light > 128).astype(np.uint8),
+            "depth": (light[..., np.newaxis] / 255).astype(np.float32),
+        },
+        masks={"depth": known},
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    return models.build("tiny", TASKS, INFO.image_shape, 2)
+
+
+def subject_of(model, strategy=None, batch_size=2) -> sweep.Subject:
+    return sweep.Subject(
+        model=model,
+        tasks=TASKS,
+        info=INFO,
+        columns=specks("validation"),
+        num_examples=COUNT,
+        strategy=strategy or tf.distribute.get_strategy(),
+        batch_size=batch_size,
+        seed=0,
+    )
+
+
+@pytest.fixture
+def run_directory(model, tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.setitem(data.DATASETS, "specks", lambda **options: Source(INFO, specks))
+    folder = tmp_path / "run"
+    runs.write_config(folder, TrainConfig(tasks=TASKS, dataset="specks", model="tiny"))
+    model.save(folder / "model.keras")
+    return folder
+
+
+def config_of(folder, **changes) -> AttackConfig:
+    settings = {
+        "attack": ("none",),
+        "measure": attack_config.MEASURES,
+        "measure_draws": 2,
+        "eps": (2.0,),
+        "attack_tasks": ("seg",),
+        "steps": 2,
+        "batch_size": 4,
+        "name": "test",
+    }
+    return AttackConfig(ckpt=str(folder), **{**settings, **changes})
+
+
+def chosen(records, quantity, **where):
+    return [
+        r
+        for r in records
+        if r["quantity"] == quantity and all(r.get(k) == v for k, v in where.items())
+    ]
+
+
+@pytest.mark.slow
+def test_command_files_and_resumption(run_directory, monkeypatch):
+    text = attacking.attack(config_of(run_directory))
+    folder = run_directory / "attacks" / "test"
+    records = json.loads((folder / "measures.json").read_text())
+    assert "mean of 3" not in text
+    assert "attacked  eps=0.125  eps=0.5  eps=2" in text
+    assert f"logdir={folder}" in text
+    assert not (folder / "results.json").exists()
+
+    for record in records:
+        assert record["n"] == COUNT
+        assert record["dataset"], record["split"] == ("specks", "validation")
+        assert record["seed"] == 0
+        assert len(record["model_fingerprint"]) > 8
+    with open(folder / "measures.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(records)
+    assert float(rows[0]["value"]) == records[0]["value"]
+    check_records(records)
+    check_tensorboard(folder / "measures", records)
+
+    # The same command computes nothing; a lost or damaged part is made again.
+    before = (folder / "measures.json").read_text()
+    parts = sorted((folder / "measures").glob("*.npz"))
+    called = []
+    real = measure_parts.Pass.__call__
+
+    def counted(self, *arguments):
+        called.append(self)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(measure_parts.Pass, "__call__", counted)
+    attacking.attack(config_of(run_directory, batch_size=3))
+    assert not called
+    assert (folder / "measures.json").read_text() == before
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:100])
+    attacking.attack(config_of(run_directory))
+    assert called
+    assert (folder / "measures.json").read_text() == before
+    assert sorted((folder / "measures").glob("*.npz")) == parts
+
+
+def check_records(records):
+    sizes = chosen(records, "norm_by_size", norm="l2", normalisation="unit")
+    assert [r["count"] for r in sizes] == [1, 2]
+    assert sizes[0]["value"] == pytest.approx(1)
+    assert sizes[1]["value"] <= sizes[1]["root_mean_square"]
+    (cosine,) = chosen(records, "cosine", tasks=["seg", "depth"])
+    (magnitude,) = chosen(records, "abs_cosine", tasks=["seg", "depth"])
+    assert abs(cosine["value"]) <= magnitude["value"] <= 1
+    assert cosine["interval"][0] <= cosine["value"] <= cosine["interval"][1]
+    (both,) = chosen(
+        records,
+        "norm_of_mean",
+        norm="l2",
+        normalisation="raw",
+        count=2,
+    )
+    assert both["tasks"] == ["seg", "depth"]
+    assert both["value"] <= both["predicted"] * (1 + 1e-6)  # Jensen.
+    assert both["norm_of_sum"] == pytest.approx(2 * both["value"])
+    for measure in ("pixels", "blocks"):
+        found = chosen(
+            records, "gradient_norm", measure=measure, norm="l2", tasks=["seg"]
+        )
+        assert [r["count"] for r in found] == [1, 4, 16, 64]
+        assert found[0]["relative"] == 1
+        rights = chosen(records, "attacked_pixels", measure=measure, tasks=["seg"])
+        for right in rights:
+            if right["metric"] == "pixel_accuracy":
+                assert right["value"] <= right["clean"]
+            else:
+                assert right["value"] >= right["clean"]
+    rises = chosen(records, "rise", tasks=["seg"])
+    assert [r["eps"] for r in rises] == [0.125, 0.5, 2]
+    assert rises[0]["ratio"] == pytest.approx(1, abs=0.05)
+
+
+def check_tensorboard(folder, records):
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    values = {
+        event.step: float(tf.make_ndarray(event.tensor_proto))
+        for event in events.Tensors("measure_pixels/seg_gradient_l2")
+    }
+    found = chosen(records, "gradient_norm", measure="pixels", norm="l2", tasks=["seg"])
+    assert values == pytest.approx({r["count"]: r["value"] for r in found})
+
+
+def test_passes_depend_on_neither_batch_size_nor_replicas(model, mirrored):
+    def arrays(subject, model):
+        step = measure_steps.gradients(model, TASKS)
+        seen = []
+        made = measure_parts.Pass(subject, step)(seen.append)
+        assert sum(seen) == COUNT
+        return made
+
+    plain = arrays(subject_of(model), model)
+    other = arrays(subject_of(model, batch_size=3), model)
+    with mirrored.scope():
+        copy = models.build("tiny", TASKS, INFO.image_shape, 2)
+    copy.set_weights(model.get_weights())
+    spread = arrays(subject_of(copy, mirrored, 4), copy)
+    for name, array in plain.items():
+        assert len(array) == COUNT
+        np.testing.assert_allclose(other[name], array, rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(spread[name], array, rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(plain["valid"][:, 1], np.arange(COUNT) != 1)
+
+
+def test_a_killed_measure_goes_on(tmp_path):
+    made = []
+
+    def part(name, fails=False):
+        def make(advance):
+            if fails:
+                raise KeyboardInterrupt
+            made.append(name)
+            return {"value": np.full(COUNT, ord(name))}
+
+        return measure_parts.Part({"part": name}, 1, make)
+
+    parts = measure_parts.Parts(tmp_path, {"model": "m"})
+    with pytest.raises(KeyboardInterrupt):
+        parts.finish([part("a"), part("b", fails=True)], COUNT)
+    found = parts.finish([part("a"), part("b")], COUNT)
+    assert made == ["a", "b"]
+    assert [int(arrays["value"][0]) for arrays in found] == [97, 98]
+    other = measure_parts.Parts(tmp_path, {"model": "another"})
+    other.finish([part("a")], COUNT)
+    assert made == ["a", "b", "a"]
+
+
+def test_sets_of_pixels():
+    for make in (measure_sets.random_sets, measure_sets.block_sets):
+        sets = make(8, 12, draws=3, seed=0)
+        again = make(8, 12, draws=3, seed=0)
+        other = make(8, 12, draws=3, seed=1)
+        assert list(sets)[-1] == 96
+        for count, masks in sets.items():
+            assert len(masks) == (3 if count < 96 else 1)
+            for mask in masks:
+                assert mask.shape == (8, 12)
+                assert set(np.unique(mask)) <= {0, 1}
+                assert mask.sum() == count
+            np.testing.assert_array_equal(masks, again[count])
+        assert not np.array_equal(sets[4], other[4])
+    assert list(measure_sets.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
+    assert list(measure_sets.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
+    rows, columns = np.nonzero(measure_sets.block_sets(8, 12, 1, 0)[16][0])
+    assert (np.ptp(rows), np.ptp(columns)) == (3, 3)
+    small = measure_sets.random_sets(1, 1, 2, 0)
+    assert {count: len(masks) for count, masks in small.items()} == {1: 1}
+
+
+def test_attacks_on_pixels_are_judged_on_these_pixels(model):
+    # Against the attack called by hand and NumPy.
+    subject = subject_of(model, batch_size=COUNT)
+    pgd = attacks.PGD(8 / 255, 2 / 255, 5, random_start=False)
+    mask = attacks.random_pixels(SIDE, SIDE, 7, 3)
+    step = measure_steps.pixel_attack(subject, "seg", pgd)
+    found = measure_parts.Pass(subject, step)(lambda n: None, tf.constant(mask))
+    images = (subject.columns.images / np.float32(255)).astype("f")
+    labels = subject.columns.targets["seg"].astype(np.int32)
+    masks = {"seg": np.broadcast_to(mask, labels.shape)}
+    goal = attacks.objective(model, {"seg": labels}, masks, ("seg",))
+    for kind, image in (("clean", images), ("attacked", pgd(goal, images))):
+        logits = model(image, training=False)["seg"].numpy()
+        right = ((logits.argmax(-1) == labels) * mask).sum((1, 2))
+        rows = found[f"{kind}/pixel_accuracy"]
+        np.testing.assert_array_equal(rows, np.stack([right, [7] * COUNT], 1))
+        normed = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        own = -np.take_along_axis(normed, labels[..., None], -1)[..., 0]
+        losses = (own * mask).sum((1, 2)) / 7
+        np.testing.assert_allclose(found[f"{kind}/loss"][:, 0], losses, rtol=1e-3)
+
+
+def test_records_of_tasks_by_hand():
+    # Two images, two tasks with gradients (3, 4), (4, -3) and (6, 8), (3, 4).
+    gradients = np.array([[[3.0, 4], [4, -3]], [[6, 8], [3, 4]]])
+    arrays = {
+        "gram": gradients @ gradients.transpose(0, 2, 1),
+        "l1": np.abs(gradients).sum(axis=2),
+        "valid": np.ones((2, 2), bool),
+    }
+    chosen_sets = vulnerability.members(2)
+    l1 = {
+        how: np.abs(chosen_sets @ (gradients * _by_hand(arrays, how))).sum(axis=2)
+        for how in vulnerability.NORMALISATIONS
+    }
+    records = measure_records.of_tasks(arrays, l1, TASKS, seed=0)
+    raw = {"norm": "l2", "normalisation": "raw"}
+    values = [r["value"] for r in chosen(records, "norm_of_mean", **raw)]
+    both = (np.sqrt(50) / 2 + 15 / 2) / 2
+    np.testing.assert_allclose(values, [7.5, 5, both])
+    (theory,) = (
+        r["predicted"] for r in chosen(records, "norm_of_mean", **raw, count=2)
+    )
+    assert theory == pytest.approx(np.sqrt((50 / 4 + 225 / 4) / 2))
+    (size,) = chosen(records, "norm_by_size", **raw, count=1)
+    assert size["value"] == pytest.approx(6.25)
+    (size,) = chosen(records, "norm_by_size", **raw, count=2)
+    rho = 25 / ((62.5 + 25) / 2)
+    assert size["factor"] == pytest.approx(np.sqrt((1 + rho) / 2))
+    assert size["predicted"] == pytest.approx(theory)
+    first, second = (
+        r["root_mean_square"] for r in chosen(records, "norm_by_size", **raw)
+    )
+    assert second == pytest.approx(first * size["factor"])
+    (slope,) = chosen(records, "slope", **raw)
+    assert slope["value"] == pytest.approx(np.log2(both / 6.25))
+    unit = chosen(records, "norm_by_size", norm="l1", normalisation="unit")
+    # (3, 4) / 7 + (4, -3) / 7 has l1 norm 8 / 7; the second image's add up to 2.
+    np.testing.assert_allclose([r["value"] for r in unit], [1, (4 / 7 + 1) / 2])
+    (cosine,) = chosen(records, "cosine", tasks=list(TASKS))
+    (covariance,) = chosen(records, "covariance", tasks=list(TASKS))
+    (related,) = chosen(records, "correlation", tasks=list(TASKS))
+    assert cosine["value"] == pytest.approx(0.5)
+    assert covariance["value"] == pytest.approx(25)
+    assert related["value"] == pytest.approx(25 / np.sqrt(62.5 * 25))
+    (mean,) = chosen(records, "mean_cosine")
+    assert mean["value"] == pytest.approx(0.5)
+
+
+def test_intervals_of_means_are_those_of_metrics():
+    values = np.random.default_rng(0).normal(size=(30, 2, 2))
+    values[3, 1, 0] = np.nan
+    draws = metrics.bootstrap_means(values, resamples=200, seed=5)
+    ends = metrics.percentile_interval(draws)
+    mean = metrics.mae()  # A sum over a count.
+    for i, j in np.ndindex(2, 2):
+        column = values[:, i, j]
+        rows = np.stack([np.nan_to_num(column), ~np.isnan(column)], axis=1)
+        expected = metrics.bootstrap_interval(mean, rows, resamples=200, seed=5)
+        np.testing.assert_allclose(ends[:, i, j], expected)
+    nothing = metrics.bootstrap_means(np.full((3, 1), np.nan), seed=0)
+    assert np.isnan(metrics.percentile_interval(nothing)).all()
+
+
+def _by_hand(arrays, how):
+    return vulnerability.scales(arrays["l1"], how)[..., np.newaxis]
+
+
+def test_one_task_and_no_pixels_give_numbers_that_json_takes():
+    arrays = {"gram": np.zeros((2, 1, 1)), "l1": np.zeros((2, 1))}
+    arrays["valid"] = np.array([[True], [False]])
+    l1 = {how: np.zeros((2, 1)) for how in vulnerability.NORMALISATIONS}
+    records = measure_records.of_tasks(arrays, l1, TASKS[:1], seed=0)
+    empty = np.full((2, 3, 1), np.nan)
+    found = {1: {"l2": empty, "l1": empty}, 4: {"l2": empty, "l1": empty}}
+    records += measure_pixel_records.of_pixel_gradients("pixels", found, TASKS[:1], 0)
+    json.dumps(records, allow_nan=False)
+    figure = measure_plots.draw_tasks(records, TASKS[:1])
+    assert len(figure.axes) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"measure": ("task",)}, "'tasks'"),
+        ({"measure": ()}, "--measure"),
+        ({"eps": (0.0,)}, "above 0"),
+        ({"attack": ("none", "pgd")}, "none"),
+    ],
+)
+def test_mistakes(changes, words):
+    with pytest.raises(InputError, match=words):
+        config_of("anything", **changes)
+
+
+def test_the_page_names_every_measure():
+    page = pathlib.Path(__file__).parent.parent / "docs" / "measures.md"
+    for name in attack_config.MEASURES:
+        assert f"`{name}`" in page.read_text()
