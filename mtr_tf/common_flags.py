@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging as standard_logging
 import os
+import re
 import sys
 import textwrap
 import typing
@@ -136,8 +137,22 @@ def run(
             sys.exit(_say(f"error: {error}", 1))
         except KeyboardInterrupt:
             sys.exit(_say(f"\ninterrupted. {on_interrupt}", 130))
+        except Exception as error:
+            told = input_error_within(error)
+            if told is None:
+                raise
+            sys.exit(_say(f"error: {told}", 1))
 
     app.run(guarded)
+
+
+def input_error_within(error: Exception) -> str | None:
+    """What an `InputError` said that was raised while a batch was read.
+
+    TensorFlow passes on its text, in an error of its own. None for any other error.
+    """
+    found = re.search(r"^mtr_tf\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
+    return found and found[1]
 
 
 class _PlainHandler(standard_logging.Handler):

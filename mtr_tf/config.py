@@ -150,7 +150,8 @@ class TrainConfig(Settings):
     # Data.
     dataset: str = setting(
         "rooms",
-        "Data set: rooms (made on the spot), camvid, or another of mtr_tf.data.",
+        "Data set: rooms (made on the spot), camvid, cityscapes, taskonomy, or your "
+        "own as module:function (docs/own_data.md).",
     )
     data_dir: str = setting(
         "",
@@ -181,11 +182,13 @@ class TrainConfig(Settings):
     )
     # Model.
     model: str = setting(
-        "small", "Architecture, one of mtr_tf.models: small, resnet18, drn_d_22, tiny."
+        "small",
+        "Architecture, one of mtr_tf.models: small, tiny; resnet18, resnet34, "
+        "resnet50; drn_c_26, drn_d_22, drn_d_38, drn_d_54, drn_d_105.",
     )
     width: int = setting(
         0,
-        "Channels of the first layer; 0: the model's own (resnet18 64, drn_d_22 16).",
+        "Channels of the first layer; 0: the model's own (ResNets 64, DRNs 16).",
         low=0,
     )
     decoders: str = setting(

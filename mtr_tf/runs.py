@@ -22,6 +22,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -168,9 +169,8 @@ def default_workdir(config: TrainConfig) -> pathlib.Path:
     from mtr_tf import tasks
 
     names = "-".join(tasks.resolve(config.tasks))
-    return pathlib.Path(
-        "runs", f"{config.dataset}-{config.model}-{names}-seed{config.seed}"
-    )
+    dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
+    return pathlib.Path("runs", f"{dataset}-{config.model}-{names}-seed{config.seed}")
 
 
 def write_config(workdir: pathlib.Path, config: TrainConfig) -> None:

@@ -193,7 +193,8 @@ def _paint_vectors(value: np.ndarray, info: Any, mask: np.ndarray | None):
 
 
 def _paint_image(value: np.ndarray, info: Any, mask: np.ndarray | None):
-    return palettes.image_to_rgb(value, mask)
+    low, high = info.ranges.get("autoencoder", (0, 1))
+    return palettes.image_to_rgb((value - low) / (high - low), mask)
 
 
 # The table.

@@ -7,6 +7,7 @@ Nothing here imports TensorFlow before a data set is opened.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,8 +32,25 @@ def _camvid(**options: object) -> Source:
     return camvid.open_source(**options)
 
 
+def _taskonomy(**options: object) -> Source:
+    from mtr_tf.data import taskonomy
+
+    return taskonomy.open_source(**options)
+
+
+def _cityscapes(**options: object) -> Source:
+    from mtr_tf.data.cityscapes import reading
+
+    return reading.open_source(**options)
+
+
 # Name of a data set -> function (image_size, data_dir, tasks, **options) that opens it.
-DATASETS: dict[str, Callable[..., Source]] = {"rooms": _rooms, "camvid": _camvid}
+DATASETS: dict[str, Callable[..., Source]] = {
+    "rooms": _rooms,
+    "camvid": _camvid,
+    "cityscapes": _cityscapes,
+    "taskonomy": _taskonomy,
+}
 # What some data sets let the user choose: the option, its default, who takes it.
 OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
     "depth_target": ("disparity", ("cityscapes",)),
@@ -51,7 +69,8 @@ def open_source(
     """Opens a data set for random access; prepares it first where that is needed.
 
     Args:
-        name: a key of DATASETS.
+        name: a key of DATASETS, or package.module:function for a user's own data (see
+            `mtr_tf.data.custom`).
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
         tasks: names, aliases or letters of the tasks to read; None for all it has.
@@ -63,14 +82,8 @@ def open_source(
     """
     from mtr_tf import tasks as task_table
 
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}."
-        )
     asked = None if tasks is None else task_table.resolve(tasks)
-    source = DATASETS[name](
+    source = _opener(name)(
         image_size=image_size,
         data_dir=data_dir,
         tasks=asked,
@@ -97,7 +110,7 @@ def load(
     """Opens a split as an unbatched dataset of examples, in index order.
 
     Args:
-        name: a key of DATASETS.
+        name: as for `open_source`.
         split: "train", "validation" or "test", as far as the data set has it.
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
@@ -120,6 +133,22 @@ def load(
     )
     names = source.info.tasks if tasks is None else task_table.resolve(tasks)
     return batching.examples(source.columns(split), names)
+
+
+def _opener(name: str) -> Callable[..., Source]:
+    """The function that opens a data set."""
+    if ":" in name:
+        from mtr_tf.data import custom
+
+        return functools.partial(custom.open_source, name)
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}; and "
+        "package.module:function for data of your own (docs/own_data.md)."
+    )
 
 
 def _own_options(name: str, options: dict[str, object]) -> dict[str, object]:

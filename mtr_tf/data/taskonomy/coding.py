@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How targets are stored: one array for a target and where it is known.
+
+Labels are bytes, class + 1. What has bounds is stored in 65534 steps of them as 16
+bits, from 1: finer than the files, of 8 bits or 16 bits before they are averaged, say.
+Code 0 stands for "not known". What has no bounds is float32, with NaN for "not known".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtr_tf.data.taskonomy import layout
+
+_STEPS = 65534
+
+
+def spec(task: str, size: tuple[int, int]) -> tuple[tuple[int, ...], type[np.generic]]:
+    """Shape and type of a task's codes."""
+    domain = layout.DOMAINS[task]
+    if domain.stored == np.uint8:
+        return size, domain.stored
+    return (*size, domain.channels), domain.stored
+
+
+def unknown(task: str, size: tuple[int, int]) -> np.ndarray:
+    """The codes of a target of which nothing is known."""
+    shape, kind = spec(task, size)
+    return np.full(shape, np.nan if kind == np.float32 else 0, kind)
+
+
+def encode(task: str, target: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Codes of a target, [h, w] labels or [h, w, C], and of where it is known."""
+    shape, kind = spec(task, known.shape)
+    if kind == np.uint8:
+        codes = target + 1
+    elif kind == np.uint16:
+        low, high = layout.DOMAINS[task].span
+        codes = 1 + np.rint((target - low) / (high - low) * _STEPS)
+    else:
+        codes = target
+    everywhere = known.reshape(known.shape + (1,) * (len(shape) - 2))
+    return np.where(everywhere, codes, unknown(task, known.shape)).astype(kind)
+
+
+def target(task: str, codes: np.ndarray) -> np.ndarray:
+    """Targets of codes [..., h, w] or [..., h, w, C]; 0 where not known.
+
+    Returns:
+      uint8 labels, or float32.
+    """
+    known = _known(codes)
+    if codes.dtype == np.uint8:
+        return np.where(known, codes - 1, 0).astype(np.uint8)
+    if codes.dtype == np.uint16:
+        low, high = map(np.float32, layout.DOMAINS[task].span)
+        step = (high - low) / np.float32(_STEPS)
+        codes = low + (codes.astype(np.float32) - np.float32(1)) * step
+    return np.where(known, codes, np.float32(0))
+
+
+def mask(codes: np.ndarray) -> np.ndarray:
+    """Where a target is known: bool [N, h, w] of codes [N, h, w] or [N, h, w, C]."""
+    known = _known(codes)
+    return known if codes.dtype == np.uint8 else known[..., 0]
+
+
+def _known(codes: np.ndarray) -> np.ndarray:
+    return ~np.isnan(codes) if codes.dtype == np.float32 else codes != 0

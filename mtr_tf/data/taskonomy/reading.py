@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens Taskonomy: prepares it once from the files of a folder, then reads columns."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import threading
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mtr_tf.data import prepared
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.data.taskonomy import coding
+from mtr_tf.data.taskonomy import finding
+from mtr_tf.data.taskonomy import layout
+from mtr_tf.data.taskonomy.finding import View
+from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
+from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
+from mtr_tf.errors import InputError
+
+
+def open_source(
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+    as_released: bool = False,
+) -> Source:
+    """Opens Taskonomy, which is read and resized first where that has not been done.
+
+    The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for every
+    size, choice of `as_released` and state of the folder.
+
+    Args:
+      image_size: (height, width) that everything is resized to; by default (256, 256).
+      data_dir: a folder as `finding` describes it.
+      tasks: the tasks whose targets are read; None for all that have files.
+      as_released: repeat the released code's errors (see `released`), split by points
+        and count 18 classes.
+
+    Raises:
+      InputError: there is no such folder, or no picture in it; a file is broken or not
+        of its domain's kind; what is prepared cannot be written.
+    """
+    size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"The image size must be a positive height and width, got {image_size}."
+        )
+    listing = finding.scan(data_dir)
+    splits = finding.splits(listing, as_released=as_released)
+    logging.info("%s", finding.summary(listing, splits))
+    way = "-as_released" if as_released else ""
+    config = TaskonomyConfig(
+        name=f"{size[0]}x{size[1]}{way}-{listing.fingerprint}",
+        size=size,
+        tasks=listing.tasks,
+        as_released=as_released,
+        splits=splits,
+        source=str(pathlib.Path(data_dir).expanduser().resolve()),
+    )
+    builder = prepared.prepare(
+        functools.partial(_builder, config),
+        prepared.root_folder(),
+        "taskonomy",
+        "TFDS_DATA_DIR",
+    )
+    info = dataset_info(listing.tasks, size, splits, as_released=as_released)
+    wanted = [task for task in info.tasks if tasks is None or task in tasks]
+
+    @functools.cache
+    def load(split: str) -> Columns:
+        return _columns(builder, split, wanted, [view.name for view in splits[split]])
+
+    return Source(info, load)
+
+
+def dataset_info(
+    tasks: Sequence[str],
+    size: tuple[int, int],
+    splits: Mapping[str, Sequence[View]],
+    *,
+    as_released: bool = False,
+) -> DatasetInfo:
+    """The facts of Taskonomy: `tasks` are those with files."""
+    names, colors = tuple(layout.CLASSES), tuple(layout.CLASSES.values())
+    weights = layout.CLASS_WEIGHTS
+    if as_released:
+        name, color, weight = layout.RELEASED_SPARE_CLASS
+        names, colors, weights = (*names, name), (*colors, color), (*weights, weight)
+    return DatasetInfo(
+        name="taskonomy",
+        image_shape=(*size, 3),
+        classes=names,
+        colors=colors,
+        tasks=(*tasks, "autoencoder"),
+        splits={split: len(views) for split, views in splits.items()},
+        mean=layout.MEAN,
+        std=layout.STD,
+        ranges=dict(layout.RANGES),
+        units=dict(layout.UNITS),
+        class_weights=weights,
+    )
+
+
+class Remembered:
+    """A column that keeps, for each thread, the rows that it has read last.
+
+    A batch's target and mask are made of the same codes, one after the other.
+    """
+
+    def __init__(self, column: prepared.Column):
+        self._column = column
+        self._last = threading.local()
+        self.shape, self.dtype = column.shape, column.dtype
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Reads rows; the result is shared, and must not be written to."""
+        rows = np.arange(len(self))[rows]
+        key = rows.tobytes()
+        if getattr(self._last, "key", None) != key:
+            self._last.values = self._column[rows]
+            self._last.key = key
+        return self._last.values
+
+
+class Derived:
+    """A column that is computed from another one, row by row, when it is read."""
+
+    def __init__(
+        self,
+        column: Remembered,
+        function: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+    ):
+        """`function` maps rows of `column` to as many of `shape` and `dtype`."""
+        self._column = column
+        self._function = function
+        self.shape = (len(column), *shape)
+        self.dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self._function(self._column[rows])
+
+
+def _builder(config: TaskonomyConfig, root: pathlib.Path) -> Taskonomy:
+    return Taskonomy(config=config, data_dir=root, file_format=prepared.FILE_FORMAT)
+
+
+def _columns(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    tasks: Sequence[str],
+    names: Sequence[str],
+) -> Columns:
+    images = Remembered(prepared.Column(builder, split, "image"))
+    size = images.shape[1:3]
+    targets, masks = {}, {}
+    for task in tasks:
+        if task == "autoencoder":
+            targets[task] = Derived(images, _autoencoder, (*size, 3), np.float32)
+            continue
+        codes = Remembered(prepared.Column(builder, split, task))
+        labels = codes.dtype == np.uint8
+        targets[task] = Derived(
+            codes,
+            functools.partial(coding.target, task),
+            codes.shape[1:],
+            np.uint8 if labels else np.float32,
+        )
+        masks[task] = Derived(codes, coding.mask, size, np.bool_)
+    return Columns(images, targets, masks, names)
+
+
+def _autoencoder(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)

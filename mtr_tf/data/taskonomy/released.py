@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a domain's file to a task's target as the paper's released code has it.
+
+The functions are called as those of `transforms`. What differs, on purpose:
+
+*   Pictures shrink by a blur and linear interpolation (scikit-image's resize at order
+    1), whether pixels are known or not: missing depth bleeds into its neighbours. A
+    pixel counts as known where the resized mask is at least 0.99.
+*   A depth of 0 counts as known.
+*   principal_curvature is read as a grey picture in [0, 1] and then standardised as if
+    it had levels of 0-255, so that both channels are nearly constant.
+*   edge_occlusion is blurred over 4 pixels at any size, also where it is not known.
+
+The released labels were resized by whatever was Pillow's default; nearest neighbour was
+at the time, and is used here. Pixels without a label have class 0 and no loss, as here;
+its metrics counted them as background all the same, which one mask cannot say.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from mtr_tf.data.taskonomy import layout
+from mtr_tf.data.taskonomy import resizing
+from mtr_tf.data.taskonomy import transforms
+
+_KNOWN = 0.99
+
+
+def depth_known(file: np.ndarray) -> np.ndarray:
+    """Where a depth file says something: bool [H, W]."""
+    return file < layout.NO_DEPTH
+
+
+def image(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture, uint8 [h, w, 3], of uint8 [H, W, 3]; the code keeps floats."""
+    return np.rint(resizing.linear_anti_aliased(file, size)).astype(np.uint8)
+
+
+def log_depth(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln(1 + v) / ln(2**16)."""
+    return _resized(transforms.logarithm(file), known, size)
+
+
+def scaled(
+    task: str, file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
+    target, known = _resized(transforms.in_channels(task, file), known, size)
+    return transforms.rescaled(task, target), known
+
+
+def edge_occlusion(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Occlusion edges from -1, blurred over 4 pixels."""
+    target, known = scaled("edge_occlusion", file, known, size)
+    everywhere = np.ones(size, bool)
+    return resizing.blur_valid(target, everywhere, layout.BLUR_SIGMA), known
+
+
+def curvature(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The grey picture, twice, standardised as if it were curvatures."""
+    grey = transforms.grey(file) if file.ndim == 3 else file[..., np.newaxis]
+    target, known = _resized(grey, known, size)
+    return transforms.standardised(target), known
+
+
+def _resized(
+    values: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    mask = resizing.linear_anti_aliased(known[..., np.newaxis], size)[..., 0]
+    return resizing.linear_anti_aliased(values, size), mask >= _KNOWN
+
+
+TRANSFORMS = {
+    "seg": transforms.labels,
+    "depth": log_depth,
+    "depth_euclidean": log_depth,
+    "normal": functools.partial(scaled, "normal"),
+    "edge_texture": functools.partial(scaled, "edge_texture"),
+    "edge_occlusion": edge_occlusion,
+    "keypoints2d": functools.partial(scaled, "keypoints2d"),
+    "keypoints3d": functools.partial(scaled, "keypoints3d"),
+    "reshading": functools.partial(scaled, "reshading"),
+    "curvature": curvature,
+}

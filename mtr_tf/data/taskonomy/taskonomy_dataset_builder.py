@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TFDS builder of Taskonomy, from files that `finding` has found."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtr_tf.data import parts
+from mtr_tf.data import prepared
+from mtr_tf.data.taskonomy import coding
+from mtr_tf.data.taskonomy import examples
+from mtr_tf.data.taskonomy.finding import View
+
+_DESCRIPTION = """
+Real indoor scenes with targets for eleven tasks, resized; targets are stored as
+mtr_tf.data.taskonomy.coding has them.
+"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaskonomyConfig(tfds.core.BuilderConfig):
+    """A size of Taskonomy's pictures, made of the files of a folder.
+
+    Attributes:
+      size: (height, width).
+      tasks: of which there are files.
+      as_released: whether the released code's errors are repeated.
+      splits: views by split.
+      source: what the folder that the files are in is called.
+    """
+
+    size: tuple[int, int]
+    tasks: Sequence[str]
+    as_released: bool
+    splits: Mapping[str, Sequence[View]]
+    source: str
+
+
+class Taskonomy(tfds.core.GeneratorBasedBuilder):
+    """Views of Taskonomy, by building, point and view."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        features = {"image": _tensor((*config.size, 3), np.uint8)}
+        for task in config.tasks:
+            features[task] = _tensor(*coding.spec(task, config.size))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # The order is the index.
+        )
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Prepares; then nothing is left of the parts."""
+        super().download_and_prepare(**options)
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    @property
+    def _parts(self) -> pathlib.Path:
+        """Where parts are kept while it prepares.
+
+        The same place for all states of a folder: if a file is broken and fetched
+        again, the other views need not be read again.
+        """
+        config = self.builder_config
+        facts = (config.size, config.tasks, config.as_released, config.source)
+        name = f".parts-{self.version}-{prepared.fingerprint(facts)}"
+        return pathlib.Path(self.data_dir).parents[1] / name
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator]:
+        del dl_manager
+        return {
+            split: self._generate_examples(split, views)
+            for split, views in self.builder_config.splits.items()
+        }
+
+    def _generate_examples(
+        self, split: str, views: Sequence[View]
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        jobs = {}
+        for view in views:
+            sizes = sorted((task, place.size) for task, place in view.places.items())
+            key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
+            jobs[key] = self._job(view)
+        made = parts.examples(
+            self._parts,
+            jobs,
+            work=f"{examples.__name__}:make",
+            what=f"reading Taskonomy {split}",
+            unit="views",
+        )
+        for index, arrays in enumerate(made):
+            yield prepared.key(index, len(views)), arrays
+
+    def _job(self, view: View) -> dict[str, Any]:
+        """What `examples.make` is given."""
+        config = self.builder_config
+        return {
+            "files": {task: str(view.path(task)) for task in view.places},
+            "tasks": list(config.tasks),
+            "size": config.size,
+            "as_released": config.as_released,
+        }
+
+
+def _tensor(
+    shape: tuple[int, ...], kind: type[np.generic]
+) -> tfds.features.FeatureConnector:
+    return tfds.features.Tensor(
+        shape=shape, dtype=kind, encoding=tfds.features.Encoding.ZLIB
+    )

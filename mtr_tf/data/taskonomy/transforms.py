@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a domain's file to a task's target, right where the released code is not.
+
+Each function takes (file, known, size): the file's numbers, [H, W] or [H, W, 3]; bool
+[H, W], false where they mean nothing; and the (height, width) to make. It returns the
+target, [h, w] labels or float32 [h, w, C], and bool [h, w], where it is known. Targets
+are 0 where it is not. `layout` says what scale they have.
+
+Numbers are averaged over the known part of the area that a new pixel covers, labels
+picked by nearest neighbour. The depth files' numbers are averaged after the logarithm,
+as in the released code. See `released` for that code's own way.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from mtr_tf.data.taskonomy import layout
+from mtr_tf.data.taskonomy import resizing
+
+# Luminance of linear RGB, ITU-R BT.709, which scikit-image's greys are made with.
+_GREY = np.array((0.2125, 0.7154, 0.0721), np.float32)
+
+
+def depth_known(file: np.ndarray) -> np.ndarray:
+    """Where a depth file says something: bool [H, W]."""
+    return (file > 0) & (file < layout.NO_DEPTH)
+
+
+def image(file: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture, uint8 [h, w, 3], of uint8 [H, W, 3]."""
+    return np.rint(resizing.mean_of_area(file, size)).astype(np.uint8)
+
+
+def labels(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Classes from 0, the background; label 0 of the file is not known."""
+    del known
+    picked = resizing.nearest(file, size)
+    return np.where(picked > 0, picked - 1, 0).astype(np.uint8), picked > 0
+
+
+def log_depth(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """ln(1 + v) / ln(2**16)."""
+    return resizing.mean_of_valid_area(logarithm(file), known, size)
+
+
+def scaled(
+    task: str, file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `layout.SCALED_FROM` says for the task, as [-1, 1]."""
+    mean, known = resizing.mean_of_valid_area(in_channels(task, file), known, size)
+    return np.where(known[..., np.newaxis], rescaled(task, mean), np.float32(0)), known
+
+
+def edge_occlusion(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Occlusion edges from -1, blurred over what is known.
+
+    The blur grows with the picture: `layout.BLUR_SIGMA` pixels at a width of 256.
+    """
+    target, known = scaled("edge_occlusion", file, known, size)
+    sigma = layout.BLUR_SIGMA * size[1] / layout.IMAGE_SIZE[1]
+    blurred = resizing.blur_valid(target, known, sigma)
+    return np.where(known[..., np.newaxis], blurred, np.float32(0)), known
+
+
+def curvature(
+    file: np.ndarray, known: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two principal curvatures, red and green, standardised."""
+    return resizing.mean_of_valid_area(standardised(file[..., :2]), known, size)
+
+
+# Steps that the released way shares.
+
+
+def unit(file: np.ndarray) -> np.ndarray:
+    """Integers as float32 in [0, 1]."""
+    return file.astype(np.float32) / np.float32(np.iinfo(file.dtype).max)
+
+
+def grey(file: np.ndarray) -> np.ndarray:
+    """The luminance of colours, [H, W, 1] in [0, 1]."""
+    return unit(file) @ _GREY[:, np.newaxis]
+
+
+def in_channels(task: str, file: np.ndarray) -> np.ndarray:
+    """`unit` or, of colours where the task has one channel, `grey`: [H, W, C]."""
+    if file.ndim == 2:
+        return unit(file)[..., np.newaxis]
+    return grey(file) if layout.DOMAINS[task].channels == 1 else unit(file)
+
+
+def logarithm(file: np.ndarray) -> np.ndarray:
+    """ln(1 + v) / ln(2**16), float32 [H, W, 1]."""
+    return (np.log1p(file.astype(np.float32)) / layout.LOG_SCALE)[..., np.newaxis]
+
+
+def standardised(values: np.ndarray) -> np.ndarray:
+    """Curvatures of [..., 2], or of one channel that stands for both."""
+    mean = np.array(layout.CURVATURE_MEAN, np.float32)
+    return (values.astype(np.float32) - mean) / np.array(
+        layout.CURVATURE_STD, np.float32
+    )
+
+
+def rescaled(task: str, values: np.ndarray) -> np.ndarray:
+    """Maps `layout.SCALED_FROM` to [-1, 1]; what lies outside is clipped for some."""
+    low, high = map(np.float32, layout.SCALED_FROM[task])
+    if task in layout.CLIPPED:
+        values = np.clip(values, low, high)
+    return (values - low) / (high - low) * np.float32(2) - np.float32(1)
+
+
+TRANSFORMS = {
+    "seg": labels,
+    "depth": log_depth,
+    "depth_euclidean": log_depth,
+    "normal": functools.partial(scaled, "normal"),
+    "edge_texture": functools.partial(scaled, "edge_texture"),
+    "edge_occlusion": edge_occlusion,
+    "keypoints2d": functools.partial(scaled, "keypoints2d"),
+    "keypoints3d": functools.partial(scaled, "keypoints3d"),
+    "reshading": functools.partial(scaled, "reshading"),
+    "curvature": curvature,
+}

@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's own data: what comes out of it, and every mistake's one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import common_flags
+from mtr_tf import data
+from mtr_tf import runs
+from mtr_tf import tasks
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data import custom
+from mtr_tf.data import custom_facts
+from mtr_tf.errors import InputError
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs" / "own_data.md"
+
+
+def example(i=0, **changes):
+    """An 8 x 6 example of seg (3 classes) and depth, unlike those of other numbers."""
+    rng = np.random.default_rng(i)
+    made = {
+        "image": rng.integers(0, 256, (8, 6, 3), np.uint8),
+        "targets": {
+            "seg": rng.integers(0, 3, (8, 6)),
+            "depth": rng.uniform(1, 5, (8, 6)),
+        },
+    }
+    return made | changes
+
+
+class Lazy:
+    """A sequence that counts what is asked of it."""
+
+    def __init__(self, n=5, wrong=None):
+        self.n, self.wrong, self.asked = n, wrong, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        return self.wrong if i == self.n - 1 and self.wrong else example(i)
+
+
+@pytest.fixture
+def open_it(monkeypatch):
+    """Opens what a function of the module own_data gives."""
+
+    def open_it(given, **options):
+        module = types.ModuleType("own_data")
+        module.examples = given if callable(given) else lambda: given
+        monkeypatch.setitem(sys.modules, "own_data", module)
+        return data.open_source("own_data:examples", **options)
+
+    return open_it
+
+
+# What comes out.
+
+
+def as_dataset(examples):
+    return tf.data.Dataset.from_generator(
+        lambda: iter(examples),
+        output_signature=tf.nest.map_structure(
+            lambda a: tf.TensorSpec(a.shape, a.dtype), examples[0]
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "form",
+    [list, tuple, iter, lambda made: (e for e in made), as_dataset, lambda _: Lazy()],
+    ids=["list", "tuple", "iterator", "generator", "dataset", "lazy"],
+)
+def test_all_forms_give_the_same_batches(open_it, form):
+    made = [example(i) for i in range(5)]
+    source = open_it({"train": form(made), "classes": ["a", "b", "c"]})
+    assert source.info.splits == {"train": 5}
+    batch = batching.gather(source.columns("train"), ("seg", "depth"), [3, -1, 0])
+    for row, i in ((0, 3), (2, 0)):
+        np.testing.assert_allclose(
+            batch["image"][row], made[i]["image"] / 255, atol=1e-7
+        )
+        targets = made[i]["targets"]
+        np.testing.assert_array_equal(batch["targets"]["seg"][row], targets["seg"])
+        np.testing.assert_allclose(
+            batch["targets"]["depth"][row, ..., 0], targets["depth"], rtol=1e-6
+        )
+        assert batch["masks"]["seg"][row].all()
+    assert not batch["masks"]["depth"][1].any()
+
+
+def test_pairs_as_for_fit(open_it):
+    made = example()
+    mask = np.zeros((8, 6), np.float32)
+    mask[2:] = 1
+    source = open_it(
+        {
+            "train": [(made["image"] / 255, made["targets"])],
+            "test": [(made["image"], made["targets"], {"depth_zbuffer": mask})],
+        }
+    )
+    np.testing.assert_array_equal(source.columns("train").images[0], made["image"])
+    test = source.columns("test")
+    np.testing.assert_array_equal(test.masks["depth"][0], mask > 0)
+    assert not test.targets["depth"][0, :2].any()
+
+
+def test_facts_are_found_out(open_it):
+    made = [example(i, name=f"n{i}") for i in range(37)]
+    source = open_it({"train": made, "validation": made[:1]})
+    info = source.info
+    images = np.stack([e["image"] for e in made]) / 255
+    np.testing.assert_allclose(info.mean, images.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(info.std, images.std((0, 1, 2)), rtol=1e-6)
+    assert info.name == "own_data:examples"
+    assert info.image_shape == (8, 6, 3)
+    assert info.classes == ("class_0", "class_1", "class_2")
+    assert len(set(info.colors)) == 3
+    assert info.tasks == ("seg", "depth", "edge_texture", "keypoints2d", "autoencoder")
+    assert 1 <= info.ranges["depth"][0] < info.ranges["depth"][1] <= 5
+    assert list(source.columns("train").names) == [f"n{i}" for i in range(37)]
+
+
+def test_facts_can_be_given(open_it):
+    facts = {
+        "classes": ["a", "b", "c", "d"],
+        "colors": [(i, 0, 0) for i in range(4)],
+        "class_weights": [1, 2, 3, 0.5],
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.4, 0.5, 0.6],
+        "ranges": {"depth": (0, 9)},
+        "units": {"depth": "px"},
+    }
+    info = open_it({"train": [example()], **facts}).info
+    assert info.num_classes == 4
+    assert info.colors[3] == (3, 0, 0)
+    assert info.class_weights == (1, 2, 3, 0.5)
+    assert (info.mean, info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert info.ranges["depth"] == (0, 9)
+    assert info.units == {"depth": "px"}
+
+
+def test_only_the_asked_tasks_are_kept(open_it):
+    source = open_it({"train": [example()]}, tasks=["d"])
+    assert set(source.columns("train").targets) == {"depth"}
+    with pytest.raises(InputError, match="has no task 'normal'; it has seg, depth"):
+        open_it({"train": [example()]}, tasks=["n"])
+
+
+def test_lazy_examples_are_asked_for_when_needed(open_it, monkeypatch):
+    monkeypatch.setattr(custom_facts, "_SAMPLE", 2)
+    monkeypatch.setattr(custom_facts, "_PAINTED", 2)
+    lazy = Lazy(100)
+    source = open_it({"train": lazy, "classes": ["a", "b", "c"]})
+    assert set(lazy.asked) <= {0, 50}
+    lazy.asked.clear()
+    columns = source.columns("train")
+    assert len(columns) == 100
+    batching.gather(columns, ("seg", "depth"), [7, 99, 7])
+    assert lazy.asked == [7, 99, 7]  # Once for all the columns.
+    assert columns.targets["depth"][:2].shape == (2, 8, 6, 1)
+
+
+def test_data_dir_is_handed_over(open_it):
+    def examples(data_dir):
+        return {"train": [example(name=data_dir)]}
+
+    assert open_it(examples, data_dir="there").columns("train").names == ["there"]
+    with pytest.raises(InputError, match="--data_dir goes to own_data:examples as its"):
+        open_it({"train": [example()]}, data_dir="there")
+
+
+def test_the_size_is_that_of_the_examples(open_it):
+    open_it({"train": [example()]}, image_size=(8, 6))
+    with pytest.raises(InputError, match="has images of 8x6, and 16x6 is asked for"):
+        open_it({"train": [example()]}, image_size=(16, 6))
+
+
+def test_a_run_has_a_plain_name():
+    config = TrainConfig(dataset="my.data:examples", tasks=("seg",), model="tiny")
+    assert str(runs.default_workdir(config)) == "runs/my-data-examples-tiny-seg-seed0"
+
+
+# Mistakes.
+
+
+def changed(kind, task, value):
+    made = example()
+    made.setdefault(kind, {})[task] = value
+    return made
+
+
+def nan_at(i, j):
+    value = np.ones((8, 6), np.float32)
+    value[i, j] = np.nan
+    return value
+
+
+IMAGE = np.zeros((8, 6, 3), np.uint8)
+WRONG_EXAMPLES = {
+    "no image": ({"targets": {}}, "must have 'image', but example 1 of train has none"),
+    "typo": (example(target={}), "has 'target'. Did you mean 'targets'?"),
+    "a number": (3, "but example 1 of train is of type int"),
+    "an array": (IMAGE, "is an array of shape [8, 6, 3]"),
+    "batch": (
+        example(image=IMAGE[None]),
+        "one by one, not in batches, but the image of example 1 of train has shape",
+    ),
+    "grey": (
+        example(image=IMAGE[..., :1]),
+        "[height, width, 3], but that of example 1",
+    ),
+    "levels": (
+        example(image=IMAGE + np.float32(255)),
+        "in [0, 1], but that of example 1 of train goes from 255 to 255; rescale it",
+    ),
+    "image with nan": (example(image=IMAGE * np.nan), "goes from nan to nan"),
+    "int64 image": (example(image=IMAGE.astype(int)), "uint8, or float in [0, 1], but"),
+    "targets as array": (example(targets=IMAGE), 'by task, such as {"seg": ...}'),
+    "unknown task": (
+        changed("targets", "sag", 1),
+        "In the targets of example 1 of train: Unknown task 'sag'. Did you mean 'seg'",
+    ),
+    "same task twice": (changed("targets", "s", 1), "Tasks must differ, got 'seg' 2"),
+    "float labels": (
+        changed("targets", "seg", np.zeros((8, 6))),
+        "whole numbers of shape [8, 6], the class of each pixel, but that of example 1 "
+        "of train is float64",
+    ),
+    "one-hot": (
+        changed("targets", "seg", np.zeros((8, 6, 3), int)),
+        "is int64 of shape [8, 6, 3]; convert it (one-hot: argmax)",
+    ),
+    "negative label": (
+        changed("targets", "seg", np.full((8, 6), -1)),
+        "must not be negative, but example 1 of train has -1; where there is no label",
+    ),
+    "void label": (
+        changed("targets", "seg", np.full((8, 6), 255)),
+        "below the number of classes, 3, but example 1 of train has 255",
+    ),
+    "channels": (
+        changed("targets", "depth", np.zeros((8, 6, 2))),
+        "depth must be numbers of shape [8, 6, 1], but that of example 1 of train",
+    ),
+    "words": (
+        changed("targets", "depth", np.full((8, 6), "x")),
+        "depth must be numbers of shape [8, 6, 1], but",
+    ),
+    "nan": (
+        changed("targets", "depth", nan_at(2, 5)),
+        "depth must be finite where it is known, but example 1 of train has [nan] at "
+        "row 2, column 5",
+    ),
+    "mask's shape": (
+        changed("masks", "seg", np.ones((6, 8))),
+        "A mask must have its image's height and width, [8, 6]",
+    ),
+    "mask with nan": (changed("masks", "seg", nan_at(0, 0)), "with NaN in it"),
+    "mask alone": (
+        changed("masks", "normal", np.ones((8, 6))),
+        "example 1 of train has a mask for normal and no target",
+    ),
+    "other size": (
+        (np.zeros((4, 6, 3), np.uint8), {"seg": np.zeros((4, 6), int)}),
+        "one size, but example 1 of train is 4x6 and the first one 8x6",
+    ),
+    "other tasks": (
+        (IMAGE, {"seg": np.zeros((8, 6), int)}),
+        "the same tasks, but example 1 of train has seg and the first one depth, seg",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_EXAMPLES)
+def test_wrong_examples(open_it, mistake):
+    wrong, message = WRONG_EXAMPLES[mistake]
+    classes = ["a", "b", "c"]
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        open_it({"train": [example(), wrong], "classes": classes})
+    assert "example 1 of train" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    if not isinstance(wrong, np.ndarray | int):
+        lazy = open_it({"train": Lazy(2000, wrong), "classes": classes})
+        with pytest.raises(InputError, match="example 1999 of train"):
+            lazy.columns("train").images[np.array([1999])]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "must give a dict such as {'train': ..., 'validation': ...}, but gave"),
+        ({"trian": []}, "but gave 'trian'. Did you mean 'train'?"),
+        ({}, "at least one split of train, validation, test, but gave an empty dict"),
+        ({"classes": ["a"]}, "at least one split of train, validation, test, but gave"),
+        ({"train": []}, "The split train must have an example at least, but is empty"),
+        ({"train": Lazy(0)}, "must have an example at least, but is empty"),
+        (
+            {"train": {"image": IMAGE}},
+            "must be a sequence, a generator or a tf.data.Dat",
+        ),
+        ({"train": 3}, "of examples, but is of type int"),
+        (
+            {"train": Lazy()},
+            'The classes must be named ("classes": [...]), since train',
+        ),
+        (
+            {"train": tf.data.Dataset.range(3).repeat()},
+            "The split train must end, but its tf.data.Dataset repeats for ever",
+        ),
+        (
+            {"train": [example()], "test": [(IMAGE, {"seg": IMAGE[..., 0]})]},
+            "the same tasks, but test has seg and train depth, seg",
+        ),
+        (
+            {"train": [(IMAGE, {})], "test": [(IMAGE[:4], {})]},
+            "one size, but those of test are 4x6 and those of train 8x6",
+        ),
+        ({"train": [example()], "classes": "abc"}, '"classes" must be a list of names'),
+        ({"train": [example()], "colors": [(0, 0, 0)]}, 'for each of the "classes"'),
+        (
+            {"train": [example()], "classes": ["a"], "class_weights": [-1]},
+            '"class_weights" must be a number that is not negative',
+        ),
+        ({"train": [example()], "mean": 0.5}, '"mean" must be three numbers'),
+        ({"train": [example()], "mean": [127.0] * 3}, "for images in [0, 1]; got"),
+        ({"train": [example()], "std": [0, 1, 1]}, "three numbers above 0"),
+        ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
+        ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
+    ],
+)
+def test_wrong_data_sets(open_it, given, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        open_it(given)
+
+
+def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it):
+    wrong = changed("targets", "seg", np.full((8, 6), 7))
+    columns = open_it({"train": Lazy(2000, wrong), "classes": ["a", "b", "c"]}).columns(
+        "train"
+    )
+    batches = batching.eval_batches(columns, ("seg",), batch_size=1)
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(batches.skip(1999))
+    told = common_flags.input_error_within(raised.value)
+    assert told.startswith("The labels of seg must be below the number of classes, 3, ")
+    assert "example 1999 of train has 7" in told
+    assert common_flags.input_error_within(ValueError("another")) is None
+
+
+def test_examples_that_fail(open_it):
+    class Broken(Lazy):
+        def __getitem__(self, i):
+            raise OSError("no such file")
+
+    def broken():
+        yield example()
+        raise KeyError("x")
+
+    with pytest.raises(InputError, match="Example 0 of train cannot be read: OSErr"):
+        open_it({"train": Broken()})
+    with pytest.raises(InputError, match="Example 1 of test cannot be read: KeyErr"):
+        open_it({"test": broken()})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current directory, whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("mine:", "", "must be named as package.module:function, such as my_data:ex"),
+        (":examples", "", "must be named as package.module:function"),
+        ("mine:a b", "", "got 'mine:a b'"),
+        (
+            "nowhere:f",
+            "",
+            "There is no module 'nowhere' for --dataset=nowhere:f; start",
+        ),
+        ("mine.x:f", "", "There is no module 'mine.x'"),
+        ("mine:f", "import nowhere", "cannot be imported: ModuleNotFoundError: No mod"),
+        ("mine:f", "1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("mine:f", "def f(:", "SyntaxError: invalid syntax (mine.py, line 1)."),
+        ("mine:f", "f = 3", "must have a function 'f', but has a int of that name"),
+        ("mine:gets", "def get(): pass", "but has none. Did you mean 'get'?"),
+        (
+            "mine:f",
+            "def f():\n    return {}['x']",
+            "mine:f must give a dict, but raised KeyError: 'x' (mine.py, line 2)",
+        ),
+        (
+            "mine:f",
+            "import numpy\ndef f():\n    numpy.load('x')",
+            "No such file or directory: 'x' (mine.py, line 3).",
+        ),
+        (
+            "mine:f",
+            "def f(path): pass",
+            "raised TypeError: f() missing 1 required positional argument: 'path'.",
+        ),
+    ],
+)
+def test_functions_that_cannot_be_called(folder, name, code, message):
+    (folder / "mine.py").write_text(code)
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        data.open_source(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_modules_of_the_current_directory_are_found(folder):
+    (folder / "mine.py").write_text(
+        "import numpy as np\n"
+        "def f():\n"
+        "    return {'test': [(np.zeros((4, 4, 3)), {'depth': np.ones((4, 4))})]}\n"
+    )
+    assert data.open_source("mine:f").info.splits == {"test": 1}
+
+
+# The page.
+
+
+def test_the_page_names_all_keys_and_tasks():
+    page = PAGE.read_text()
+    keys = set(re.findall(r'"(\w+)"', "".join(re.findall(r"^\| (.*?) \|", page, re.M))))
+    assert keys == {"image", "targets", "masks", "name", *custom.SPLITS,
+                    *custom_facts.KEYS}  # fmt: skip
+    listed = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
+    assert re.findall(r"`(\w+)`", listed) == list(tasks.TASKS)
+
+
+def _run(folder, *command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_page_runs(tmp_path):
+    """The page's example and its commands, shortened."""
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(# my_data.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "my_data.py").write_text(code)
+    assert len(code.splitlines()) <= 35
+    commands = re.findall(r"^    (python -m mtr_tf\..*)$", page, re.MULTILINE)
+    train, attack = (command.split()[1:] for command in commands[:2])
+    few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
+           "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
+    _run(tmp_path, *train, *few)
+    attack = [part for part in attack if not part.startswith("--ckpt=")]
+    attack += [
+        "--ckpt=run",
+        "--steps=1",
+        "--num_examples=4",
+        "--batch_size=4",
+        "--nochecks",
+    ]
+    _run(tmp_path, *attack)
+    (results,) = (tmp_path / "run" / "attacks").glob("*/results.json")
+    assert json.loads(results.read_text())
+    model = [*attack[:2], "--ckpt=run/model.keras", "--dataset=my_data:examples",
+             "--steps=1", "--num_examples=4", "--split=validation",
+             "--batch_size=4", "--nochecks"]  # fmt: skip
+    assert "seg" in _run(tmp_path, *model).stdout
