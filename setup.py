@@ -44,6 +44,8 @@ setuptools.setup(
             "pytest-xdist>=3.5",
             "scipy>=1.13",
         ],
+        "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
+        "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
         "lint": ["ruff>=0.14"],
         "bench": [  # What the benchmarks compare with.
             "adversarial-robustness-toolbox>=1.20.1",
@@ -57,6 +59,7 @@ setuptools.setup(
             "mtr-train = mtr_tf.train:run",
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",
+            "mtr-convert = mtr_tf.convert:run",
         ]
     },
 )

@@ -28,6 +28,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import Examples
 from mtr_tf.evaluation import Rows
 
+_ROWS = 16  # Examples that are read at once.
 _FORMAT = 2  # Of the files; cells of another number are not known.
 # What reading a damaged .json or .npz may raise.
 _DAMAGED = (
@@ -139,9 +140,13 @@ class Store:
     def _path(self, cell: Cell | None) -> pathlib.Path:
         return self.folder / "cells" / f"{self._hash(cell)}.json"
 
-    def _examples(self, cell: Cell | None) -> pathlib.Path:
+    def label(self, cell: Cell | None) -> str:
+        """A name for files about a cell, which no other cell has."""
         name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
-        return self.folder / "examples" / f"{name}_{self._hash(cell)[:8]}.npz"
+        return f"{name}_{self._hash(cell)[:8]}"
+
+    def _examples(self, cell: Cell | None) -> pathlib.Path:
+        return self.folder / "examples" / f"{self.label(cell)}.npz"
 
     def _examples_saved(self, result: Result) -> bool:
         wanted = min(self.save_examples, result.count)
@@ -186,9 +191,12 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
     for name in sorted(parts):
-        values = np.ascontiguousarray(parts[name][:num_examples])
-        digest.update(f"{name} {values.dtype} {values.shape};".encode())
-        digest.update(values)
+        array = parts[name]
+        shape = (min(num_examples, len(array)), *array.shape[1:])
+        digest.update(f"{name} {array.dtype} {shape};".encode())
+        for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
+            rows = np.arange(first, min(first + _ROWS, shape[0]))
+            digest.update(np.ascontiguousarray(array[rows]))
     return digest.hexdigest()[:16]
 
 

@@ -138,6 +138,7 @@ class Evaluator:
         batch_size: int,
         num_examples: int | None = None,
         on_batch: Callable[[int], None] | None = None,
+        on_outputs: Mapping[str, Callable[..., None]] | None = None,
         keep_examples: int = 0,
         numbers: Sequence[float] = (),
         seed: int | None = None,
@@ -149,6 +150,9 @@ class Evaluator:
           batch_size: Images per step over all replicas; the last batch is padded.
           num_examples: How many images.
           on_batch: Called after each batch with the number of images in it.
+          on_outputs: By task, called after each batch with the numbers of its images,
+            int64 `[b]` (-1 for padding), and their outputs, float32 `[b, H, W, C]`:
+            attacked where there is an attack.
           keep_examples: How many of the first images to return with their outputs.
           numbers: Handed to the attack as float64 tensors: a call with other numbers,
             but as many, is not compiled anew.
@@ -170,6 +174,9 @@ class Evaluator:
             results.append(tf.nest.map_structure(self._gather, rows))
             if (places[places >= 0] < keep_examples).any():
                 kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
+            for task, call in (on_outputs or {}).items():
+                outputs = pictures["clean" if self._attack is None else "attacked"]
+                call(places, self._gather(outputs[task]))
             if on_batch:
                 on_batch(int((places >= 0).sum()))
         order = _ascending(np.concatenate(index))

@@ -17,6 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import evaluation as evaluation_lib
+from mtr_tf import exporting
 from mtr_tf import metrics
 from mtr_tf import palettes
 from mtr_tf import progress
@@ -32,6 +33,7 @@ from mtr_tf.evaluation import Evaluation
 from mtr_tf.evaluation import Evaluator
 from mtr_tf.evaluation import Examples
 from mtr_tf.evaluation import Rows
+from mtr_tf.exporting import Predictions
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
 
@@ -56,11 +58,22 @@ class Subject:
 
 
 def run(
-    subject: Subject, cells: Sequence[Cell], store: Store
+    subject: Subject,
+    cells: Sequence[Cell],
+    store: Store,
+    predictions: Predictions | None = None,
 ) -> tuple[Result, list[Result]]:
-    """Runs what the store has not; returns (clean result, results of the cells)."""
+    """Runs what the store has not; returns (clean result, results of the cells).
+
+    With `predictions`, what is predicted for all images is written there too.
+    """
     plain = [member for cell in cells for member in cell.members or (cell,)]
-    found = {cell: store.read(cell) for cell in (None, *plain)}
+    found = {
+        cell: store.read(cell)
+        if not predictions or predictions.complete(store.label(cell))
+        else None
+        for cell in (None, *plain)
+    }
     cost = {cell: _passes(cell) * subject.num_examples for cell in found}
     pending = _by_family(cell for cell, result in found.items() if result is None)
     finished = [cell for cell in found if cell not in pending]
@@ -80,6 +93,7 @@ def run(
                 batch_size=subject.batch_size,
                 num_examples=subject.num_examples,
                 on_batch=functools.partial(_advance, advance, cell),
+                on_outputs=_writers(predictions, store.label(cell)),
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
@@ -89,7 +103,30 @@ def run(
     for cell in cells:
         if cell.members:
             found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
+            if predictions:
+                _choose(predictions, store, cell, [found[m] for m in cell.members])
     return found[None], [found[cell] for cell in cells]
+
+
+def _writers(
+    predictions: Predictions | None, label: str
+) -> dict[str, Callable[..., None]]:
+    """What is to be called with the outputs of a cell, by task."""
+    if not predictions:
+        return {}
+    return {exporting.TASK: functools.partial(predictions.write, label)}
+
+
+def _choose(
+    predictions: Predictions, store: Store, cell: Cell, results: Sequence[Result]
+) -> None:
+    """Copies the predictions whose mean IoU is that of a worst of several."""
+    if predictions.complete(store.label(cell)):
+        return
+    choice = worst.choose(cell, results)
+    choice = worst.choose_for_miou(cell, results, exporting.TASK, choice)
+    members = [store.label(member) for member in cell.members]
+    predictions.choose(store.label(cell), members, choice)
 
 
 def _by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:

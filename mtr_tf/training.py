@@ -236,6 +236,11 @@ def _check_directory(workdir: pathlib.Path, config: TrainConfig, resume: bool) -
     """Refuses a directory that holds another run, before anything is computed."""
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+    if (workdir / "conversion.json").exists():
+        raise InputError(
+            f"{workdir} holds weights that mtr_tf.convert took over, which training "
+            "would replace; give another --workdir."
+        )
     old = runs.read_config(workdir)
     if old is not None:
         runs.check_same(workdir, old, config)

@@ -70,10 +70,21 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
     for task in cell.attacked:
         for metric in tasks_lib.TASKS[task].metrics:
             if metric.name == "miou":
+                better = choose_for_miou(cell, results, task, choice)
                 matrices = np.stack([r.rows[task]["miou"] for r in results])
-                better = greedy(metric, matrices, choice, cell.seed)
                 rows[task]["miou"] = matrices[better, np.arange(len(better))]
     return rows
+
+
+def choose_for_miou(
+    cell: Cell, results: Sequence[Result], task: str, choice: np.ndarray
+) -> np.ndarray:
+    """The choice behind the mean IoU of `combine`, where `choose` gave `choice`."""
+    if cell.targeted or task not in cell.attacked:
+        return choice
+    (metric,) = (m for m in tasks_lib.TASKS[task].metrics if m.name == "miou")
+    matrices = np.stack([result.rows[task]["miou"] for result in results])
+    return greedy(metric, matrices, choice, cell.seed)
 
 
 def greedy(

@@ -16,10 +16,13 @@ THREE = ("seg", "depth", "autoencoder")
 # Narrow enough to be quick; resnet18 at 64 px has a 2x2 bottleneck.
 NARROW = {"resnet18": 4, "drn_d_22": 2, "small": 2, "tiny": 8}
 KINDS = [(name, d) for name in NARROW for d in ("separate", "shared")]
+# The other kinds of blocks; all sizes of them are compared in models_torch_test.py.
+BLOCKS = {"drn_c_26": 2, "resnet50": 4}
+WIDTHS = NARROW | BLOCKS
 
 
 def _build(name, tasks=THREE, size=(64, 96), **options):
-    return models.build(name, tasks, (*size, 3), 5, width=NARROW[name], **options)
+    return models.build(name, tasks, (*size, 3), 5, width=WIDTHS[name], **options)
 
 
 def _images(batch, size=(64, 96), seed=0):
@@ -32,6 +35,10 @@ def _trainable(model):
 
 def _by_path(model):
     return {v.path: v.value.numpy() for v in model.variables}
+
+
+def _slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
@@ -53,6 +60,21 @@ def model(request):
         # 15 898 439 in PyTorch, which counts 256 fixed up-sampling weights for each
         # of 23 output channels.
         ("drn_d_22", THREE, 19, "shared", 15_898_439 - 256 * 23),
+        # And so do the others; models_torch_test.py counts them there. As networks for
+        # ImageNet (513 000 in place of the heads) DRN's authors have 21.1, 16.4, 26.5,
+        # 35.8 and 54.8 million.
+        ("drn_c_26", THREE, 19, "shared", 20_631_271 - 256 * 23),
+        ("drn_d_38", THREE, 19, "shared", 26_006_599 - 256 * 23),
+        _slow("drn_d_54", THREE, 19, "shared", 35_313_863 - 256 * 23),
+        _slow("drn_d_105", THREE, 19, "shared", 54_305_991 - 256 * 23),
+        # 21 797 672 and 25 557 032 in torchvision, of which the last layer has 513 000
+        # and 2 049 000; decoders of 1 504 801 and 3 077 665 for one channel.
+        _slow("resnet34", tuple(TASKS), 18, "separate", 37_843_841),
+        _slow(
+            "resnet34", ("depth",), None, "separate", 21_797_672 - 513_000 + 1_504_801
+        ),
+        _slow("resnet50", tuple(TASKS), 18, "separate", 57_368_705),
+        ("resnet50", ("depth",), None, "separate", 25_557_032 - 2_049_000 + 3_077_665),
         ("drn_d_22", THREE, 19, "separate", 2_766_384 + 3 * 13_114_368 + 513 * 23),
         ("small", THREE, 9, "separate", 165_264 + 3 * 18_496 + 33 * 13),
         ("tiny", THREE, 9, "separate", 11_141),
@@ -62,6 +84,43 @@ def model(request):
 def test_parameter_counts(name, tasks, num_classes, decoders, count):
     model = models.build(name, tasks, (64, 64, 3), num_classes, decoders=decoders)
     assert _trainable(model) == count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BLOCKS)
+def test_other_blocks_train_and_save(name, tmp_path):
+    """An odd batch of narrow models, as below; and every weight gets a gradient."""
+    model = _build(name, ("seg",), decoders="shared")
+    x = tf.constant(_images(3))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x, training=True)["seg"] ** 2)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    assert all(np.max(np.abs(gradient)) > 0 for gradient in gradients)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras", safe_mode=True)
+    expected = model(x, training=False)["seg"]
+    np.testing.assert_array_equal(loaded(x, training=False)["seg"], expected)
+
+
+def test_drn_c_has_no_shortcuts_in_its_last_layers():
+    model = _build("drn_c_26", ("depth",))
+    adds = [layer.name for layer in model.layers if layer.name.endswith("_add")]
+    blocks = {1: 1, 2: 1, 3: 2, 4: 2, 5: 2, 6: 2}
+    assert len(adds) == sum(blocks.values())
+    assert not [name for name in adds if "layer7" in name or "layer8" in name]
+    last = model.get_layer("decoder_depth_layer7_block0_2_conv")
+    assert last.dilation_rate == (2, 2)
+    assert model.get_layer("decoder_depth_layer8_block0_1_conv").dilation_rate == (1, 1)
+
+
+def test_new_heads_start_as_pytorchs_and_those_of_small_nets_at_zero():
+    for name, size in (("drn_d_22", 64), ("resnet18", 9 * 2)):
+        head = _build(name, ("seg",)).get_layer("head_seg")
+        bias = head.bias.numpy()
+        assert np.all(np.abs(bias) <= 1 / np.sqrt(size))
+        assert np.std(bias) > 0.1 / np.sqrt(size)
+    for name in ("small", "tiny"):
+        assert not np.any(_build(name, ("seg",)).get_layer("head_seg").bias)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), (128, 32)])
@@ -93,6 +152,7 @@ def test_normalisation_is_the_first_layer_and_has_no_weights():
     x = _images(2)
     expected = (x - np.float32(mean)) / np.float32(std)
     np.testing.assert_allclose(model.get_layer("normalize")(x), expected, atol=1e-6)
+    assert models.normalization(model) == (mean, std)
 
 
 def test_layers_have_readable_names(model):
@@ -272,7 +332,7 @@ def test_drn_geometry():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "resnet81"}, ["resnet81", "did you mean resnet18", "drn_d_22"]),
+        ({"name": "resnet81"}, ["resnet81", "did you mean resnet18", "drn_d_105"]),
         ({"image_shape": (60, 80, 3)}, ["multiples of 32", "60x80", "64x64"]),
         ({"image_shape": (8, 100, 3)}, ["multiples of 32", "8x100", "32x96"]),
         ({"image_shape": (0, 64, 3)}, ["multiples of 32", "0x64"]),

@@ -124,13 +124,14 @@ def test_default_folder_comes_from_the_environment(data_dir, monkeypatch):
 
 SCRIPT = """
 import sys
+from mtr_tf.data import prepared
 from mtr_tf.data import rooms
 from mtr_tf.data.rooms import reading
 splits = {"train": int(sys.argv[2]), "validation": 1, "test": 1}
 config = rooms.RoomsConfig(name="race", size=32, splits=splits)
 made = []
-real = reading._make
-reading._make = lambda builder: (made.append(1), real(builder))
+real = prepared._make
+prepared._make = lambda builder: (made.append(1), real(builder))
 reading.prepare(config, sys.argv[1])
 print(len(made))
 """

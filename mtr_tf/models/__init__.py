@@ -18,15 +18,32 @@ from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
 from mtr_tf.models.multitask import check_image_shape
 
-__all__ = ["MODELS", "build", "check_image_size"]
+__all__ = ["MODELS", "build", "check_image_size", "normalization"]
+
+
+def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
+    net = drn.DRN(family, depths, bottleneck)
+    return Architecture(
+        drn.STRIDE, drn.WIDTH, net.encoder, net.decoder, drn.head, drn.STRIDE
+    )
+
+
+def _resnet(*depths: int, bottleneck: bool = False) -> Architecture:
+    encoder = resnet.ResNet(depths, bottleneck).encoder
+    return Architecture(
+        resnet.STRIDE, resnet.WIDTH, encoder, resnet.decoder, resnet.head
+    )
+
 
 MODELS = {
-    "resnet18": Architecture(
-        resnet.STRIDE, resnet.WIDTH, resnet.encoder, resnet.decoder, resnet.head
-    ),
-    "drn_d_22": Architecture(
-        drn.STRIDE, drn.WIDTH, drn.encoder, drn.decoder, drn.head, drn.STRIDE
-    ),
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, bottleneck=True),
+    "drn_c_26": _drn("c", 2, 2, 2, 2),
+    "drn_d_22": _drn("d", 2, 2, 2, 2),
+    "drn_d_38": _drn("d", 3, 4, 6, 3),
+    "drn_d_54": _drn("d", 3, 4, 6, 3, bottleneck=True),
+    "drn_d_105": _drn("d", 3, 4, 23, 3, bottleneck=True),
     "small": Architecture(
         small.STRIDE,
         small.WIDTH,
@@ -64,7 +81,7 @@ def build(
       name: Key of MODELS.
       tasks: Names of tasks, aliases or letters; the outputs come in this order.
       image_shape: (height, width, 3); the sides must be multiples of the model's
-        stride (32 for resnet18, 8 for drn_d_22, 4 for the others); None: any such.
+        stride (32 for ResNets, 8 for DRNs, 4 for the others); None: any such.
       num_classes: Channels of the tasks that predict classes; may be None without one.
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task a decoder of its own; "shared" leaves it
@@ -93,6 +110,16 @@ def build(
         std=std,
         blocks=Blocks(seed, sync_batch_norm),
     )
+
+
+def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and std that `build` gave a model, one number per colour."""
+    layer = model.get_layer("normalize")
+    std = tuple(round(1 / scale, 12) for scale in layer.scale)
+    mean = (
+        -offset / scale for offset, scale in zip(layer.offset, layer.scale, strict=True)
+    )
+    return tuple(round(m, 12) for m in mean), std
 
 
 def check_image_size(name: str, size: Sequence[int]) -> None:

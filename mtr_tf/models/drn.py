@@ -1,50 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DRN-D-22, a dilated residual network of stride 8: the paper's Cityscapes model.
+"""DRN, dilated residual networks of stride 8: the paper's Cityscapes models.
 
-Yu, Koltun and Funkhouser 2017, "Dilated Residual Networks" (arXiv 1705.09914). In place
-of the last strides there are dilations of 2 and 4; two plain layers of dilation 2 and 1
-at the end remove the grid that these would leave in the output.
+Yu, Koltun and Funkhouser 2017, "Dilated Residual Networks" (arXiv 1705.09914), with the
+sizes of the authors' own code. In place of the last two strides there are dilations of
+2 and 4, and two layers at the end (7 and 8, of dilation 2 and 1) remove the grid that
+these would leave in the output. In family C layers 1, 2, 7 and 8 are basic blocks, the
+last two of them without a shortcut; in family D they are plain convolutions.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 STRIDE = 8
 WIDTH = 16
 
 
-def encoder(blocks, x, width):
-    """Layers 0 to 5: maps [batch, H, W, 3] to [batch, H/8, W/8, 16 width]."""
-    x = blocks.conv_norm(x, width, 7, "encoder_layer0")
-    x = blocks.conv_norm(x, width, 3, "encoder_layer1")
-    x = blocks.conv_norm(x, 2 * width, 3, "encoder_layer2", strides=2)
-    x = _residual_layer(blocks, x, 4 * width, "encoder_layer3", strides=2)
-    x = _residual_layer(blocks, x, 8 * width, "encoder_layer4", strides=2)
-    return _residual_layer(blocks, x, 16 * width, "encoder_layer5", dilation=2)
+@dataclasses.dataclass(frozen=True)
+class DRN:
+    """One size of DRN, cut in two where the paper's code cuts it.
 
-
-def decoder(blocks, x, width, name):
-    """Layers 6 to 8: maps [batch, h, w, 16 width] to [batch, h, w, 32 width].
-
-    The released code means to give each task its own and shares one by mistake
-    (`decoders="shared"` here).
+    Attributes:
+      family: "c" or "d".
+      depths: Blocks in each of the layers 3, 4, 5 and 6.
+      bottleneck: Whether these are bottleneck blocks, else basic ones.
     """
-    x = _residual_layer(blocks, x, 32 * width, f"{name}_layer6", dilation=4)
-    x = blocks.conv_norm(x, 32 * width, 3, f"{name}_layer7", dilation_rate=2)
-    return blocks.conv_norm(x, 32 * width, 3, f"{name}_layer8")
+
+    family: str
+    depths: tuple[int, int, int, int]
+    bottleneck: bool = False
+
+    def encoder(self, blocks, x, width):
+        """Layers 0 to 5: maps [batch, H, W, 3] to [batch, H/8, W/8, 16 width].
+
+        With bottleneck blocks there are 4 times as many channels.
+        """
+        x = blocks.conv_norm(x, width, 7, "encoder_layer0")
+        x = self._outer(blocks, x, width, "encoder_layer1")
+        x = self._outer(blocks, x, 2 * width, "encoder_layer2", strides=2)
+        x = self._inner(blocks, x, 3, 4 * width, "encoder", strides=2)
+        x = self._inner(blocks, x, 4, 8 * width, "encoder", strides=2)
+        return self._inner(blocks, x, 5, 16 * width, "encoder", dilation=2)
+
+    def decoder(self, blocks, x, width, name):
+        """Layers 6 to 8: maps `encoder`'s output to [batch, h, w, 32 width].
+
+        The released code means to give each task its own and shares one by mistake
+        (`decoders="shared"` here).
+        """
+        x = self._inner(blocks, x, 6, 32 * width, name, dilation=4)
+        layer7, layer8 = f"{name}_layer7", f"{name}_layer8"
+        x = self._outer(blocks, x, 32 * width, layer7, dilation=2, residual=False)
+        return self._outer(blocks, x, 32 * width, layer8, residual=False)
+
+    def _inner(self, blocks, x, layer, filters, name, *, strides=1, dilation=1):
+        """One of the layers 3 to 6: blocks, of which the first has the stride."""
+        block = blocks.bottleneck_block if self.bottleneck else blocks.basic_block
+        for i in range(self.depths[layer - 3]):
+            x = block(
+                x,
+                filters,
+                f"{name}_layer{layer}_block{i}",
+                strides=strides if i == 0 else 1,
+                dilation=dilation,
+            )
+        return x
+
+    def _outer(self, blocks, x, filters, name, *, strides=1, dilation=1, residual=True):
+        """One of the layers 1, 2, 7 and 8: a basic block in C, a convolution in D."""
+        if self.family == "c":
+            return blocks.basic_block(
+                x,
+                filters,
+                f"{name}_block0",
+                strides=strides,
+                dilation=dilation,
+                residual=residual,
+            )
+        return blocks.conv_norm(
+            x, filters, 3, name, strides=strides, dilation_rate=dilation
+        )
 
 
 def head(blocks, x, channels, name):
     """Maps features to one task's output at 1/8 of the input's resolution.
 
-    Starts as PyTorch's default: by the output's size, as elsewhere, one channel out of
-    512 would start at values of about 20.
+    Kernel and bias start as PyTorch's defaults, as in the released code. That goes by
+    the number of inputs: by the outputs', one channel out of 512 would start at values
+    of about 20.
     """
-    initializer = blocks.uniform(x.shape[-1], name)
-    return blocks.conv(x, channels, 1, name, use_bias=True, initializer=initializer)
-
-
-def _residual_layer(blocks, x, filters, name, *, strides=1, dilation=1):
-    x = blocks.basic_block(
-        x, filters, f"{name}_block0", strides=strides, dilation=dilation
+    fan_in = x.shape[-1]
+    return blocks.conv(
+        x,
+        channels,
+        1,
+        name,
+        use_bias=True,
+        initializer=blocks.uniform(fan_in, name),
+        bias_initializer=blocks.uniform(fan_in, f"{name}_bias"),
     )
-    return blocks.basic_block(x, filters, f"{name}_block1", dilation=dilation)

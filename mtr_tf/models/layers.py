@@ -16,6 +16,8 @@ import zlib
 
 import keras
 
+EXPANSION = 4  # Output channels of a bottleneck block over its inner ones.
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
@@ -96,23 +98,46 @@ class Blocks:
         )(x)
         return keras.layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
-    def basic_block(self, x, filters, name, *, strides=1, dilation=1):
+    def basic_block(self, x, filters, name, *, strides=1, dilation=1, residual=True):
         """Applies ResNet's basic block: two 3x3 convolutions beside a shortcut.
 
-        The shortcut has a 1x1 convolution only where the shape changes.
+        The shortcut has a 1x1 convolution only where the shape changes; without
+        `residual` there is none at all.
         """
-        shortcut = x
-        if strides > 1 or x.shape[-1] != filters:
-            shortcut = self.conv_norm(
-                x, filters, 1, f"{name}_shortcut", strides=strides, relu=False
-            )
+        shortcut = self._shortcut(x, filters, name, strides) if residual else None
         x = self.conv_norm(
             x, filters, 3, f"{name}_1", strides=strides, dilation_rate=dilation
         )
         x = self.conv_norm(
             x, filters, 3, f"{name}_2", dilation_rate=dilation, relu=False
         )
-        x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
+        return self._add(x, shortcut, name)
+
+    def bottleneck_block(self, x, filters, name, *, strides=1, dilation=1):
+        """Applies ResNet's bottleneck block: 1x1, 3x3 and 1x1 beside a shortcut.
+
+        The 3x3 convolution has the stride and the dilation, as in torchvision and DRN;
+        the last one makes EXPANSION times `filters` channels.
+        """
+        wide = EXPANSION * filters
+        shortcut = self._shortcut(x, wide, name, strides)
+        x = self.conv_norm(x, filters, 1, f"{name}_1")
+        x = self.conv_norm(
+            x, filters, 3, f"{name}_2", strides=strides, dilation_rate=dilation
+        )
+        x = self.conv_norm(x, wide, 1, f"{name}_3", relu=False)
+        return self._add(x, shortcut, name)
+
+    def _shortcut(self, x, filters, name, strides):
+        if strides == 1 and x.shape[-1] == filters:
+            return x
+        return self.conv_norm(
+            x, filters, 1, f"{name}_shortcut", strides=strides, relu=False
+        )
+
+    def _add(self, x, shortcut, name):
+        if shortcut is not None:
+            x = keras.layers.Add(name=f"{name}_add")([x, shortcut])
         return keras.layers.ReLU(name=f"{name}_relu")(x)
 
     def normal_by_output(self, kernel_size, filters, name):

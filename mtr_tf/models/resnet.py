@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet-18 with up-sampling decoders: the paper's Taskonomy model.
+"""ResNets with up-sampling decoders: the paper's Taskonomy models.
 
-He et al. 2016 (arXiv 1512.03385), as torchvision lays it out; the decoder is that of
+He et al. 2016 (arXiv 1512.03385), as torchvision lays them out; the decoder is that of
 Standley et al. 2020 (arXiv 1905.07553), which the released code took over.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import keras
 
@@ -13,22 +15,41 @@ STRIDE = 32
 WIDTH = 64
 
 
-def encoder(blocks, x, width):
-    """Maps [batch, H, W, 3] to [batch, H/32, W/32, 8 width]."""
-    x = blocks.conv_norm(x, width, 7, "encoder_stem", strides=2)
-    # After a ReLU, padding with zeros is PyTorch's padding with minus infinity.
-    x = keras.layers.ZeroPadding2D(1, name="encoder_stem_pool_pad")(x)
-    x = keras.layers.MaxPooling2D(3, 2, name="encoder_stem_pool")(x)
-    for stage in range(1, 5):
-        name, filters = f"encoder_layer{stage}", width * 2 ** (stage - 1)
-        strides = 1 if stage == 1 else 2
-        x = blocks.basic_block(x, filters, f"{name}_block0", strides=strides)
-        x = blocks.basic_block(x, filters, f"{name}_block1")
-    return x
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+    """One size of ResNet.
+
+    Attributes:
+      depths: Blocks in each of the layers 1 to 4.
+      bottleneck: Whether these are bottleneck blocks, else basic ones.
+    """
+
+    depths: tuple[int, int, int, int]
+    bottleneck: bool = False
+
+    def encoder(self, blocks, x, width):
+        """Maps [batch, H, W, 3] to [batch, H/32, W/32, 8 width].
+
+        With bottleneck blocks there are 4 times as many channels.
+        """
+        x = blocks.conv_norm(x, width, 7, "encoder_stem", strides=2)
+        # After a ReLU, padding with zeros is PyTorch's padding with minus infinity.
+        x = keras.layers.ZeroPadding2D(1, name="encoder_stem_pool_pad")(x)
+        x = keras.layers.MaxPooling2D(3, 2, name="encoder_stem_pool")(x)
+        block = blocks.bottleneck_block if self.bottleneck else blocks.basic_block
+        for layer, depth in enumerate(self.depths, start=1):
+            for i in range(depth):
+                strides = 2 if layer > 1 and i == 0 else 1
+                name = f"encoder_layer{layer}_block{i}"
+                x = block(x, width * 2 ** (layer - 1), name, strides=strides)
+        return x
 
 
 def decoder(blocks, x, width, name):
-    """Maps [batch, h, w, 8 width] to [batch, 32 h, 32 w, width / 2]."""
+    """Maps [batch, h, w, channels] to [batch, 32 h, 32 w, width / 2].
+
+    Biases before a batch normalisation start at zero: they change nothing.
+    """
     channels = (4 * width, 2 * width, width, max(1, 3 * width // 4))
     for stage, filters in enumerate(channels):
         x = blocks.double(x, filters, f"{name}_up{stage}")
@@ -37,5 +58,9 @@ def decoder(blocks, x, width, name):
 
 
 def head(blocks, x, channels, name):
-    """Maps decoded features to one task's output, at the input's resolution."""
-    return blocks.conv(x, channels, 3, name, use_bias=True)
+    """Maps decoded features to one task's output, at the input's resolution.
+
+    The bias starts as PyTorch's default, as in the released code.
+    """
+    bias = blocks.uniform(9 * x.shape[-1], f"{name}_bias")
+    return blocks.conv(x, channels, 3, name, use_bias=True, bias_initializer=bias)

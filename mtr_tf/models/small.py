@@ -7,8 +7,6 @@ net keeps a quarter of the resolution and looks around with dilated convolutions
 
 from __future__ import annotations
 
-from mtr_tf.models import drn
-
 STRIDE = 4
 WIDTH = 16
 
@@ -27,4 +25,7 @@ def decoder(blocks, x, width, name):
     return blocks.conv_norm(x, 2 * width, 3, name)
 
 
-head = drn.head
+def head(blocks, x, channels, name):
+    """Maps features to one task's output at 1/4 of the input's resolution."""
+    initializer = blocks.uniform(x.shape[-1], name)
+    return blocks.conv(x, channels, 1, name, use_bias=True, initializer=initializer)

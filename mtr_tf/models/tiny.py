@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from mtr_tf.models import drn
+from mtr_tf.models import small
 
 STRIDE = 4
 WIDTH = 8
@@ -20,4 +20,4 @@ def decoder(blocks, x, width, name):
     return blocks.conv_norm(x, 2 * width, 3, name, dilation_rate=2)
 
 
-head = drn.head
+head = small.head

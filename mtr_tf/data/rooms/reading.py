@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
-import io
-import os
-import pathlib
-import shutil
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 
+from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
 from mtr_tf.data.rooms.rooms_dataset_builder import Rooms
@@ -84,78 +77,11 @@ def _named_config(image_size: tuple[int, int] | None) -> RoomsConfig:
 
 
 def prepare(config: RoomsConfig, data_dir: str | None = None) -> Rooms:
-    """Makes the data set unless it is there; of two processes, the second one waits.
-
-    TFDS writes into a folder of its own and renames it at the end, so that a process
-    that is killed leaves nothing that looks whole; the next removes what it left.
-
-    Raises:
-      InputError: the folder cannot be written, or the disk is full.
-    """
-    given = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
-    root = pathlib.Path(given).expanduser()
-    builder, done = _builder(config, root)
-    if done:
-        return builder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".rooms-{config.name}.lock"):
-            builder, done = _builder(config, root)
-            if not done:
-                _make(builder)
-    except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"rooms must be written to {str(root)!r} once, which failed: "
-            f"{reason}. Choose another folder with --data_dir, or "
-            "make room there."
-        ) from error
-    return builder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back TFDS's warnings about folders not yet made and its own old names."""
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-def _builder(config: RoomsConfig, root: pathlib.Path) -> tuple[Rooms, bool]:
-    """The builder, and whether its data are there."""
-    with _quiet():
-        builder = Rooms(data_dir=root, config=config)
-        return builder, builder.is_prepared()
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Holds a lock that ends with the process, however that ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("Another process is making rooms; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _make(builder: Rooms) -> None:
-    """Prepares under the lock, without TFDS's own bars and message."""
-    parent = pathlib.Path(builder.data_dir).parent
-    for left in parent.glob("*incomplete*"):
-        shutil.rmtree(left, ignore_errors=True)
-    bars = tfds.core.utils.tqdm_utils
-    shown = bars._active
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    finally:
-        bars.display_progress_bar(shown)
+    """Makes the data set unless it is there; see `prepared.prepare`."""
+    root = prepared.root_folder(data_dir)
+    return prepared.prepare(
+        lambda folder: Rooms(data_dir=folder, config=config), root, "rooms"
+    )
 
 
 def _read(builder: Rooms, wanted: Sequence[str], split: str) -> Columns:
@@ -166,7 +92,7 @@ def _read(builder: Rooms, wanted: Sequence[str], split: str) -> Columns:
     columns = {
         name: np.empty((count, *table[name][0]), table[name][1]) for name in names
     }
-    with _quiet():
+    with prepared.quiet():
         examples = builder.as_dataset(
             split=split,
             decoders=tfds.decode.PartialDecoding(dict.fromkeys(names, True)),

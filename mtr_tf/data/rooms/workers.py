@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from mtr_tf.data import parts
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
@@ -49,7 +50,7 @@ def examples(
       RuntimeError: a worker has died.
     """
     if processes is None:
-        processes = min(_cores(), MAX_PROCESSES) if count >= _FEW else 1
+        processes = min(parts.cores(), MAX_PROCESSES) if count >= _FEW else 1
     if processes < 2:
         yield from (example(seed, split, index, size) for index in range(count))
         return
@@ -60,13 +61,6 @@ def examples(
         ]
         for index in range(count):
             yield _read(pipes[index % processes], size)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

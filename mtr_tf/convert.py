@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a run to attack out of a PyTorch file of DRN or ResNet weights.
+
+Example:
+  python -m mtr_tf.convert --torch=drn_d_22_sdA.pth.tar --model=drn_d_22 --tasks=s,d,A
+  python -m mtr_tf.attack --ckpt=runs/drn_d_22_sdA --data_dir=DIR
+
+Takes the paper's released checkpoints, the official DRN weights for segmentation and
+classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torch]'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import TYPE_CHECKING
+
+from mtr_tf import common_flags
+from mtr_tf.config import Settings
+from mtr_tf.config import TrainConfig
+from mtr_tf.config import parse_image_size
+from mtr_tf.config import setting
+from mtr_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+    from mtr_tf.weights_torch import Contents
+
+# Mean and standard deviation of red, green and blue in [0, 1].
+NORMALIZATIONS = {
+    "cityscapes": ((0.290101, 0.328081, 0.286964), (0.182954, 0.186566, 0.184475)),
+    "minus_one_to_one": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig(Settings):
+    """What `python -m mtr_tf.convert` takes."""
+
+    torch: str = setting("", "File that torch.save wrote: the weights. Required.")
+    model: str = setting(
+        "drn_d_22", "Architecture of the weights: a DRN or ResNet of mtr_tf.models."
+    )
+    tasks: tuple[str, ...] = setting(
+        (), "Tasks to take over, as in mtr_tf.train; empty: all that the file has."
+    )
+    workdir: str = setting("", "Run directory to make; empty: runs/ and FILE's name.")
+    decoders: str = setting(
+        "auto",
+        "One decoder per task, or one for all with a last layer per task; auto: "
+        "shared for DRNs, if those in the file are equal, else separate.",
+        choices=("auto", "separate", "shared"),
+    )
+    num_classes: int = setting(
+        0,
+        "Classes of seg; 0: as in the file. A ResNet's file may have one more, which "
+        "is left out: the released Taskonomy models have 18 outputs for 17 classes "
+        "(18 go with --as_released, 17 with --noas_released).",
+        low=0,
+    )
+    normalize: str = setting(
+        "auto",
+        "What the model subtracts from pictures in [0, 1] and divides by; auto: "
+        "cityscapes for DRNs, minus_one_to_one for ResNets, imagenet for files of "
+        "classification networks.",
+        choices=("auto", *NORMALIZATIONS),
+    )
+    dataset: str = setting(
+        "",
+        "Data set that the run is to be attacked on; empty: cityscapes for DRNs, "
+        "taskonomy for ResNets.",
+    )
+    data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.")
+    image_size: str = setting(
+        "",
+        "Height x width to attack at, in multiples of 8 (DRNs) or 32 (ResNets); empty: "
+        "the data set's own.",
+    )
+    depth_target: str = setting(
+        "released",
+        "What cityscapes' depth is, as in mtr_tf.train; released models predict "
+        "`released`.",
+        choices=("disparity", "inverse_depth", "metres", "released"),
+    )
+    as_released: bool = setting(
+        True, "Read taskonomy as the released code does, as in mtr_tf.train."
+    )
+    seed: int = setting(
+        0, "Seed of what the file has no weights for.", low=0, high=2**32 - 1
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_image_size(self.image_size)
+
+
+def main(config: ConvertConfig) -> None:
+    """Converts; raises `InputError` for what the user can put right."""
+    if not config.torch:
+        raise InputError("--torch must name a file of PyTorch weights; it is empty.")
+    from mtr_tf import startup
+
+    startup.import_tensorflow()
+    from absl import logging
+
+    workdir = convert(config)
+    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
+
+
+def convert(config: ConvertConfig) -> pathlib.Path:
+    """Reads the file and writes the run directory; returns where.
+
+    The directory gets conversion.json (what was taken, and what left out), model.keras
+    and, last of all, what makes it a run. The same command again finds it done.
+
+    Raises:
+      InputError: The file cannot be read, does not fit the model, or the directory
+        holds something else.
+    """
+    from absl import logging
+
+    from mtr_tf import models
+    from mtr_tf import runs
+    from mtr_tf import weights_file
+    from mtr_tf import weights_torch
+
+    _check_model(config.model, tuple(models.MODELS))
+    if config.image_size:
+        models.check_image_size(config.model, parse_image_size(config.image_size))
+    found = weights_torch.contents(weights_file.read(config.torch), config.model)
+    run_config = _run_config(config, found)
+    settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
+    del settings["workdir"]  # It may be moved.
+    about = {"convert": settings, "sha256": _sha256(config.torch)}
+    stem = pathlib.Path(config.torch).name.split(".")[0]
+    workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
+    with runs.locked(workdir):
+        for leftover in workdir.glob(".[0-9]*.model.keras"):  # Of a killed command.
+            leftover.unlink()
+        if _is_done(workdir, about):
+            logging.info("%s is converted already", workdir)
+            return workdir
+        model, said = _model(config, run_config, found)
+        for sentence in said:
+            logging.info("%s", sentence)
+        runs.write_json(workdir / "conversion.json", about | {"said": said})
+        with runs.whole_file(workdir / "model.keras") as beside:
+            model.save(beside)
+        runs.write_config(workdir, run_config)
+    logging.info("%d weights are in %s", len(model.variables), workdir)
+    return workdir
+
+
+def _check_model(name: str, known: tuple[str, ...]) -> None:
+    families = [other for other in known if other.startswith(("drn_", "resnet"))]
+    if name not in families:
+        raise InputError(f"--model must be one of {', '.join(families)}, got {name!r}.")
+
+
+def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
+    """The settings under which the weights count as a run of mtr_tf.train."""
+    from mtr_tf import data
+    from mtr_tf import models
+    from mtr_tf import tasks
+
+    width, published = found.width(), models.MODELS[config.model].width
+    drn = config.model.startswith("drn_")
+    decoders = config.decoders
+    if decoders == "auto":
+        decoders = "shared" if drn and found.one_decoder else "separate"
+    dataset = config.dataset or ("cityscapes" if drn else "taskonomy")
+    if dataset not in data.DATASETS and ":" not in dataset:
+        raise InputError(
+            f"--dataset must be one of {', '.join(data.DATASETS)}, or "
+            f"package.module:function; got {dataset!r}."
+        )
+    if not config.tasks and not found.tasks:
+        raise InputError(
+            "--tasks must say which heads the model gets, since the file has none; "
+            "it is empty."
+        )
+    return TrainConfig(
+        tasks=tasks.resolve(config.tasks or found.tasks),
+        dataset=dataset,
+        data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
+        image_size=config.image_size,
+        model=config.model,
+        width=0 if width in (None, published) else width,
+        decoders=decoders,
+        seed=config.seed,
+        **{
+            option: getattr(config, option) if dataset in takers else default
+            for option, (default, takers) in data.OPTIONS.items()
+        },
+    )
+
+
+def _model(
+    config: ConvertConfig, run_config: TrainConfig, found: Contents
+) -> tuple[keras.Model, list[str]]:
+    """The model with the file's weights, and what there is to say of it."""
+    from mtr_tf import models
+    from mtr_tf import weights_torch
+
+    stored = found.num_classes()
+    classes = config.num_classes or stored
+    unused_class = config.model.startswith("resnet") and stored == (classes or 0) + 1
+    normalization = config.normalize
+    if normalization == "auto":
+        drn = config.model.startswith("drn_")
+        released = "cityscapes" if drn else "minus_one_to_one"
+        normalization = released if found.tasks else "imagenet"
+    mean, std = NORMALIZATIONS[normalization]
+    model = models.build(
+        config.model,
+        run_config.tasks,
+        (None, None, 3),
+        classes,
+        width=run_config.width or None,
+        decoders=run_config.decoders,
+        mean=mean,
+        std=std,
+        seed=config.seed,
+    )
+    said = weights_torch.assign(model, found, unused_class)
+    if unused_class:
+        said.append(f"the last of the {stored} outputs of seg is left out.")
+    if "seg" in run_config.tasks and config.model.startswith("drn_"):
+        said.append("seg gives logits: the log-softmax after them is the loss's.")
+    said.append(f"pictures are standardised as for {normalization}.")
+    return model, said
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_done(workdir: pathlib.Path, about: dict) -> bool:
+    """Whether the directory holds this conversion; raises if it holds another run."""
+    try:
+        kept = json.loads((workdir / "conversion.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        kept = {}
+    if {key: kept.get(key) for key in about} == about:
+        return all((workdir / n).exists() for n in ("config.json", "train.flags"))
+    names = ("config.json", "model.keras", "checkpoints")
+    holds = [name for name in names if (workdir / name).exists()]
+    if holds:
+        raise InputError(
+            f"{workdir} holds something else ({', '.join(holds)}); give another "
+            "--workdir."
+        )
+    return False
+
+
+def run() -> None:
+    """The console entry point `mtr-convert`."""
+    common_flags.run(
+        "mtr_tf.convert",
+        __doc__,
+        (ConvertConfig,),
+        main,
+        "The same command starts again.",
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The TFDS builder of Cityscapes as we read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from mtr_tf.data import parts
+from mtr_tf.data import prepared
+from mtr_tf.data.cityscapes import layout
+
+_DESCRIPTION = """
+Cityscapes at one size: pictures, train ids, and one kind of depth, with masks.
+"""
+_WORK = "mtr_tf.data.cityscapes.examples:make"
+
+
+@dataclasses.dataclass(kw_only=True)
+class CityscapesConfig(tfds.core.BuilderConfig):
+    """What is prepared.
+
+    Attributes:
+      size: (height, width).
+      depth_target: what `depth` is.
+      source: the folder with the files.
+      jobs: by split, by CITY_SEQUENCE_FRAME, what `examples.make` is given.
+    """
+
+    size: tuple[int, int]
+    depth_target: str
+    source: str
+    jobs: dict[str, dict[str, Any]] = dataclasses.field(repr=False)
+
+
+class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
+    """Cityscapes, in the order of its names (TFDS has a `cityscapes` of its own)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            features=tfds.features.FeaturesDict(_features(self.builder_config.size)),
+            disable_shuffling=True,  # The order is the index.
+        )
+
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator]:
+        del dl_manager
+        return {
+            split: self._generate_examples(split) for split in self.builder_config.jobs
+        }
+
+    @property
+    def parts(self) -> pathlib.Path:
+        """Where parts are kept while it prepares."""
+        config = self.builder_config
+        facts = (config.size, config.depth_target, config.source)
+        return prepared.parts_folder(self, facts)
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        jobs = self.builder_config.jobs[split]
+        made = parts.examples(
+            self.parts / split,
+            {_part(name, job): job for name, job in jobs.items()},
+            _WORK,
+            f"Preparing Cityscapes, {split}",
+        )
+        for index, (name, arrays) in enumerate(zip(jobs, made, strict=True)):
+            example = {"name": name, "city": name.split("_")[0], **arrays}
+            yield prepared.key(index, len(jobs)), example
+
+
+def _part(name: str, job: dict[str, Any]) -> str:
+    """The key of a part: other files of the same name make another part."""
+    found = [job[kind.folder] for kind in layout.KINDS]
+    return f"{name}-{prepared.fingerprint(found)}"
+
+
+def _features(size: tuple[int, int]) -> dict[str, Any]:
+    def stored(shape: tuple[int, ...], kind: type) -> tfds.features.Tensor:
+        # As they are: the files of array_record are compressed.
+        encoding = tfds.features.Encoding.BYTES
+        return tfds.features.Tensor(shape=shape, dtype=kind, encoding=encoding)
+
+    return {
+        "name": tfds.features.Text(),
+        "city": tfds.features.Text(),
+        "image": stored((*size, 3), np.uint8),
+        "seg": stored(size, np.uint8),
+        "seg_known": stored(size, np.bool_),
+        "depth": stored((*size, 1), np.float32),
+        "depth_known": stored(size, np.bool_),
+        "original_size": stored((2,), np.int32),
+    }

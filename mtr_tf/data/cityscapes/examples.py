@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the arrays of one example of Cityscapes out of its files.
+
+*   `image` is averaged over areas, rounded to bytes.
+*   `seg` is picked at the nearest pixel; void has label 0 and mask False.
+*   `depth` starts from the file's 16-bit p, which says disparity = (p - 1) / 256 pixels
+    of the original picture where p > 0, and nothing where p = 0. A new pixel's
+    disparity is the mean over its known original pixels, and stays in pixels of the
+    original, whatever the new size. From it, with baseline b (metres) and focal length
+    fx (pixels of the original) of the camera file, depth is b fx / disparity: metres;
+    not known where the disparity is 0 (without end). `inverse_depth` is its inverse.
+    `released` is the mean of p / 1000 over all pixels, with nothing masked, as the
+    paper's code has it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.data.cityscapes import files
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.cityscapes import resizing
+from mtr_tf.data.cityscapes.files import File
+from mtr_tf.errors import InputError
+
+Size = tuple[int, int]
+
+
+def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of an example.
+
+    Args:
+      job: "size" [h, w], "depth_target", and by the kind's folder the fields of a
+        `File`, or None where there is none.
+
+    Returns:
+      image uint8 [h, w, 3]; seg uint8 [h, w] of train ids and its mask seg_known bool
+      [h, w]; depth float32 [h, w, 1] and depth_known bool [h, w], all False where there
+      is no file; original_size int32 [2], (height, width).
+
+    Raises:
+      InputError: a file cannot be read, or holds what it must not.
+    """
+    found = {
+        kind.folder: File(*job[kind.folder]) if job[kind.folder] else None
+        for kind in layout.KINDS
+    }
+    size, target = tuple(job["size"]), job["depth_target"]
+    image = _read(found[layout.IMAGE.folder], np.uint8, 3, None)
+    original = image.shape[:2]
+    train_ids = _train_ids(found[layout.LABEL.folder], original)
+    depth, known = _depth(
+        found[layout.DISPARITY.folder],
+        found[layout.CAMERA.folder],
+        original,
+        size,
+        target,
+    )
+    labels = resizing.nearest(train_ids, size)
+    return {
+        "image": np.rint(resizing.area(image, size)).astype(np.uint8),
+        "seg": np.where(labels == layout.VOID, 0, labels).astype(np.uint8),
+        "seg_known": labels != layout.VOID,
+        "depth": depth[..., np.newaxis].astype(np.float32),
+        "depth_known": known,
+        "original_size": np.array(original, np.int32),
+    }
+
+
+def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
+    """A picture of the type, number of axes and size that it must have."""
+    picture = files.read_png(file)
+    if picture.dtype != kind or picture.ndim != axes:
+        bits = 8 * np.dtype(kind).itemsize
+        channels = "three channels" if axes == 3 else "one channel"
+        raise InputError(
+            f"'{file}' must have {channels} of {bits} bits, but has the shape "
+            f"{picture.shape} and the type {picture.dtype}; extract or download it "
+            "again."
+        )
+    if size and picture.shape[:2] != size:
+        raise InputError(
+            f"A file must be as large as its picture, {size[1]} x {size[0]}, but "
+            f"'{file}' is {picture.shape[1]} x {picture.shape[0]}."
+        )
+    return picture
+
+
+def _train_ids(file: File | None, size: Size) -> np.ndarray:
+    """Train ids of [H, W], VOID where there is none."""
+    if file is None:
+        return np.full(size, layout.VOID, np.int16)
+    values = _read(file, np.uint8, 2, size)
+    of_train_ids = file.path.endswith(layout.LABEL.suffixes[0])
+    table = layout.OF_TRAIN_IDS if of_train_ids else layout.OF_LABEL_IDS
+    train_ids = table[values]
+    wrong = values[train_ids < 0]
+    if wrong.size:
+        last = 18 if of_train_ids else layout.LAST_LABEL_ID
+        raise InputError(
+            f"The labels of '{file}' must be 0-{last}, or 255 for none, but one is "
+            f"{wrong.max()}; extract or download it again."
+        )
+    return train_ids
+
+
+def _depth(
+    file: File | None, camera: File | None, original: Size, size: Size, target: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The target of `depth`, float64 [h, w], and its mask."""
+    nothing = np.zeros(size), np.zeros(size, bool)
+    if file is None or (camera is None and target in layout.NEED_CAMERA):
+        return nothing
+    raw = _read(file, np.uint16, 2, original).astype(np.int32)
+    if target == "released":
+        return resizing.area(raw, size) / 1000, np.ones(size, bool)
+    mean, known = resizing.area_of_known(raw - 1, raw > 0, size)
+    disparity = mean / 256
+    if target == "disparity":
+        return disparity, known
+    metres_times_pixels = _baseline_times_focal_length(camera)
+    if target == "inverse_depth":
+        return disparity / metres_times_pixels, known
+    near = known & (disparity > 0)
+    metres = np.divide(metres_times_pixels, disparity, out=np.zeros(size), where=near)
+    return metres, near
+
+
+def _baseline_times_focal_length(camera: File) -> float:
+    """The product in metres times pixels of the original picture."""
+    try:
+        values = json.loads(camera.read())
+        baseline = float(values["extrinsic"]["baseline"])
+        focal_length = float(values["intrinsic"]["fx"])
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"'{camera}' must be JSON with extrinsic.baseline and intrinsic.fx, but "
+            f"has not ({type(error).__name__}: {error}); extract or download it again."
+        ) from error
+    product = baseline * focal_length
+    if not 0 < product < math.inf:
+        raise InputError(
+            f"extrinsic.baseline and intrinsic.fx of '{camera}' must be positive, got "
+            f"{baseline:g} and {focal_length:g}; extract or download it again."
+        )
+    return product

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and reads Cityscapes' files: in the official archives, or extracted.
+
+In --data_dir there is, for each kind of file (`layout.KINDS`), a folder or a zip:
+
+    leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png   or
+    leftImg8bit_trainvaltest.zip, which holds that folder; also extracted beside
+    leftImg8bit_trainvaltest/leftImg8bit/...
+
+A folder comes before an archive. Kinds need not be of the same sort.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from mtr_tf.data import png
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.cityscapes.layout import Kind
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file, in an archive or not.
+
+    Attributes:
+      archive: path of the zip; "" for none.
+      path: of the file, or its name in the archive.
+      size: in bytes.
+    """
+
+    archive: str
+    path: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}: {self.path}" if self.archive else self.path
+
+    def read(self) -> bytes:
+        """Its contents; InputError if they cannot be read."""
+        try:
+            if self.archive:
+                return _opened(self.archive).read(self.path)
+            return pathlib.Path(self.path).read_bytes()
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"'{self}' cannot be read ({error}); extract or download it again."
+            ) from error
+
+
+Files = dict[str, dict[str, File]]
+"""{split: {CITY_SEQUENCE_FRAME + suffix: file}}, of one kind."""
+
+
+def _opened(archive: str) -> zipfile.ZipFile:
+    """The archive, which is opened again only if it has changed."""
+    return _open(archive, os.stat(archive).st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _open(archive: str, changed: int) -> zipfile.ZipFile:
+    del changed
+    return zipfile.ZipFile(archive)
+
+
+def find(root: pathlib.Path, kind: Kind) -> Files | None:
+    """All files of a kind by split; None where there is neither folder nor archive.
+
+    Raises:
+      InputError: the archive is damaged.
+    """
+    beside = root / kind.archive.removesuffix(".zip") / kind.folder
+    for folder in (root / kind.folder, beside):
+        if folder.is_dir():
+            return _sorted(kind, _in_folder(folder))
+    archive = root / kind.archive
+    if archive.is_file():
+        return _sorted(kind, _in_archive(archive))
+    return None
+
+
+def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:
+    """(SPLIT, CITY, name) and the file, of all three levels down."""
+    for split in layout.SPLITS.values():
+        for place, _, names in os.walk(folder / split, followlinks=True):
+            for name in names:
+                path = pathlib.Path(place, name)
+                parts = list(path.relative_to(folder).parts)
+                yield parts, File("", str(path), path.stat().st_size)
+
+
+def _in_archive(archive: pathlib.Path) -> Iterator[tuple[list[str], File]]:
+    try:
+        entries = _opened(str(archive)).infolist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"'{archive}' must be one of Cityscapes' archives, but cannot be read "
+            f"({error}); download it again."
+        ) from error
+    for entry in entries:
+        parts = entry.filename.split("/")[-3:]
+        yield parts, File(str(archive), entry.filename, entry.file_size)
+
+
+def _sorted(kind: Kind, found: Iterator[tuple[list[str], File]]) -> Files:
+    files: Files = {split: {} for split in layout.SPLITS}
+    split_of = {folder: split for split, folder in layout.SPLITS.items()}
+    for parts, file in sorted(found, key=lambda pair: pair[0]):
+        hidden = parts[-1].startswith(".")
+        if len(parts) != 3 or parts[0] not in split_of or hidden:
+            continue
+        if parts[-1].endswith(kind.suffixes):
+            files[split_of[parts[0]]][parts[-1]] = file
+    return files
+
+
+def read_png(file: File) -> np.ndarray:
+    """Returns [H, W] uint8 or uint16, or RGB [H, W, 3] uint8; see `png.decode`.
+
+    Raises:
+      InputError: it cannot be read, is not whole, or is no PNG file.
+    """
+    return png.decode(file.read(), str(file))

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens Cityscapes: finds its files, prepares them once, then reads what is asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mtr_tf.data import picture
+from mtr_tf.data import prepared
+from mtr_tf.data.cityscapes import files
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.cityscapes.cityscapes_dataset_builder import CityscapesConfig
+from mtr_tf.data.cityscapes.cityscapes_dataset_builder import MtrCityscapes
+from mtr_tf.data.cityscapes.files import Files
+from mtr_tf.data.cityscapes.layout import Kind
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+_STORED = ("seg", "depth")
+_REGISTER = "free of charge at cityscapes-dataset.com, after registration"
+
+Jobs = dict[str, dict[str, Any]]
+"""{CITY_SEQUENCE_FRAME: what `examples.make` is given}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CityscapesColumns(Columns):
+    """The arrays of one split.
+
+    Attributes:
+      original_sizes: int32 [N, 2], (height, width) of the files.
+    """
+
+    original_sizes: np.ndarray | None = None
+
+
+def open_source(
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+    depth_target: str = "disparity",
+) -> Source:
+    """Opens Cityscapes, which is prepared first where that has not been done.
+
+    Prepared data go to $TFDS_DATA_DIR, else ~/tensorflow_datasets, in a folder for each
+    image size, depth target and listing of files. A missing file of labels or depth
+    (also of the camera, where it is needed) makes that target unknown for the image;
+    how many there are is logged. `test` exists if its labels do; those of the official
+    archive are all void.
+
+    Args:
+      image_size: (height, width); None for the paper's (336, 680), for which see
+        `resizing`.
+      data_dir: the folder with the archives or the extracted folders (see `files`).
+      tasks: the tasks whose targets are read; None for all whose files there are.
+      depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`.
+
+    Raises:
+      InputError: files are missing, damaged or not as they must be; the image size is
+        not positive; prepared data cannot be written.
+    """
+    size = _checked_size(image_size)
+    if depth_target not in layout.DEPTHS:
+        raise InputError(
+            f"--depth_target must be one of {', '.join(layout.DEPTHS)}, got "
+            f"{depth_target!r}."
+        )
+    root = _folder(data_dir)
+    needed = [layout.IMAGE, layout.LABEL, layout.DISPARITY]
+    if depth_target in layout.NEED_CAMERA:
+        needed.append(layout.CAMERA)
+    found = {kind: files.find(root, kind) for kind in needed}
+    available = _available(found, root, depth_target, tasks)
+    wanted = [task for task in _STORED if task in (tasks or available)]
+    jobs = _jobs(found, root, size, depth_target)
+    _log_missing(jobs, needed[1:], wanted)
+    builder = _prepared(root, size, depth_target, jobs)
+    unit, painted = layout.DEPTHS[depth_target]
+    ranges = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0), "depth": painted}
+    info = DatasetInfo(
+        name="cityscapes",
+        image_shape=(*size, 3),
+        classes=layout.CLASSES,
+        colors=layout.COLORS,
+        tasks=available,
+        splits={split: len(of_split) for split, of_split in jobs.items()},
+        mean=layout.MEAN,
+        std=layout.STD,
+        ranges=ranges,
+        units={"depth": unit},
+    )
+    return Source(info, functools.cache(functools.partial(_columns, builder, wanted)))
+
+
+def _checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
+    size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"The image size must be a positive height and width, got {image_size}."
+        )
+    return size
+
+
+def _folder(data_dir: str | None) -> pathlib.Path:
+    wanted = (
+        f"the folder with {layout.IMAGE.archive}, {layout.LABEL.archive} and "
+        f"{layout.DISPARITY.archive}, or with what is in them"
+    )
+    if not data_dir:
+        raise InputError(
+            f"Cityscapes is not downloaded (it can be had {_REGISTER}); give "
+            f"--data_dir: {wanted}."
+        )
+    root = pathlib.Path(data_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise InputError(f"--data_dir must be {wanted}, got '{data_dir}'.")
+    return root
+
+
+def _available(
+    found: dict[Kind, Files | None],
+    root: pathlib.Path,
+    depth_target: str,
+    tasks: Sequence[str] | None,
+) -> tuple[str, ...]:
+    """The tasks whose files there are; InputError where those of `tasks` are not."""
+    needs = {"seg": [layout.LABEL], "depth": [layout.DISPARITY]}
+    if layout.CAMERA in found:
+        needs["depth"].append(layout.CAMERA)
+    reasons = {"seg": "", "depth": f" with --depth_target={depth_target}"}
+    missing = {
+        task: [k for k in kinds if found[k] is None] for task, kinds in needs.items()
+    }
+    for task in _STORED:
+        if missing[task] and task in (tasks or ()):
+            _need(missing[task][0], root, f"the task {task}{reasons[task]}")
+    if found[layout.IMAGE] is None:
+        _need(layout.IMAGE, root, "Cityscapes")
+    return (*(task for task in _STORED if not missing[task]), *picture.TASKS)
+
+
+def _need(kind: Kind, root: pathlib.Path, reason: str) -> None:
+    raise InputError(
+        f"{reason} needs {kind.archive} or the folder {kind.folder} in --data_dir, and "
+        f"'{root}' has neither; they can be had {_REGISTER}."
+    )
+
+
+def _jobs(
+    found: dict[Kind, Files | None],
+    root: pathlib.Path,
+    size: tuple[int, int],
+    depth_target: str,
+) -> dict[str, Jobs]:
+    """What is to be made of each split that there is, in the order of the names."""
+    jobs = {}
+    for split in layout.SPLITS:
+        here = {
+            kind: (by_split or {}).get(split, {}) for kind, by_split in found.items()
+        }
+        names = _names(here, root, split)
+        if not names or (split == "test" and not here[layout.LABEL]):
+            continue
+        jobs[split] = {
+            name: {
+                "size": size,
+                "depth_target": depth_target,
+                **dict.fromkeys(kind.folder for kind in layout.KINDS),
+                **{k.folder: _fields(k, here[k], name) for k in here},
+            }
+            for name in names
+        }
+    if not jobs:
+        raise InputError(
+            f"{layout.IMAGE.folder} of '{root}' must hold pictures of train or val as "
+            "train/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png, but has none; extract the "
+            "archive again."
+        )
+    return jobs
+
+
+def _names(
+    here: dict[Kind, dict[str, files.File]], root: pathlib.Path, split: str
+) -> list[str]:
+    """The names of a split's pictures; InputError for labels or depth without one."""
+    images = {_core(layout.IMAGE, name) for name in here[layout.IMAGE]}
+    if not images:
+        return []
+    for kind in (layout.LABEL, layout.DISPARITY):
+        for name, file in here[kind].items():
+            if _core(kind, name) not in images:
+                raise InputError(
+                    f"There must be a picture for '{file}', but "
+                    f"{_core(kind, name)}{layout.IMAGE.suffixes[0]} is not in "
+                    f"{layout.IMAGE.folder}/{layout.SPLITS[split]} of '{root}'; "
+                    "extract it again."
+                )
+    return sorted(images)
+
+
+def _core(kind: Kind, name: str) -> str:
+    """CITY_SEQUENCE_FRAME of a file's name."""
+    for suffix in kind.suffixes:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _fields(
+    kind: Kind, here: dict[str, files.File], name: str
+) -> tuple[str, str, int] | None:
+    """The file of a kind for a picture, as JSON takes it; None where there is none."""
+    for suffix in kind.suffixes:
+        if name + suffix in here:
+            return dataclasses.astuple(here[name + suffix])
+    return None
+
+
+def _prepared(
+    root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
+) -> MtrCityscapes:
+    """The builder of what `jobs` say, which is prepared where it is not yet."""
+    config = CityscapesConfig(
+        name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
+        description=f"{size[0]} x {size[1]} pixels, depth: {depth_target}.",
+        size=size,
+        depth_target=depth_target,
+        source=str(root),
+        jobs=jobs,
+    )
+    return prepared.prepare(
+        lambda folder: MtrCityscapes(
+            data_dir=folder, config=config, file_format=prepared.FILE_FORMAT
+        ),
+        prepared.root_folder(),
+        "Cityscapes",
+        "the variable TFDS_DATA_DIR",
+    )
+
+
+def _log_missing(
+    jobs: dict[str, Jobs], kinds: Sequence[Kind], wanted: Sequence[str]
+) -> None:
+    """One line on how many files are missing for the wanted tasks, if any are."""
+    counts = []
+    for split, of_split in jobs.items():
+        for kind in kinds:
+            if ("seg" if kind == layout.LABEL else "depth") not in wanted:
+                continue
+            missing = sum(job[kind.folder] is None for job in of_split.values())
+            if missing:
+                counts.append(
+                    f"{missing} of {len(of_split)} in {split} have no {kind.folder}"
+                )
+    if counts:
+        logging.warning(
+            "Cityscapes: of the pictures, %s file; they are used, with nothing known "
+            "there.", ", ".join(counts)
+        )  # fmt: skip
+
+
+def _fingerprint(jobs: dict[str, Jobs]) -> str:
+    """Stands for the names and sizes of all files, wherever they are."""
+    listing = []
+    for split, of_split in jobs.items():
+        for name, job in of_split.items():
+            found = [job[kind.folder] for kind in layout.KINDS]
+            parts = [f and (pathlib.PurePath(f[1]).name, f[2]) for f in found]
+            listing.append((split, name, parts))
+    return prepared.fingerprint(listing)
+
+
+def _columns(
+    builder: MtrCityscapes, wanted: Sequence[str], split: str
+) -> CityscapesColumns:
+    """The arrays of a split, which are read from the files when they are asked for."""
+
+    def column(name: str) -> prepared.Column:
+        return prepared.Column(builder, split, name)
+
+    return CityscapesColumns(
+        images=column("image"),
+        targets={task: column(task) for task in wanted},
+        masks={task: column(f"{task}_known") for task in wanted},
+        names=tuple(builder.builder_config.jobs[split]),
+        original_sizes=column("original_size"),
+    )

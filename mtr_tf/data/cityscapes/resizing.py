@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resizing arrays of one picture: by area, by nearest neighbour, and back.
+
+Pixel i of n along a side stands for [i, i + 1) / n of it. The paper's size, 336 x 680
+of 1024 x 2048, is the one exception: there a pixel stands for 3 x 3 pixels, counted
+from the upper left, and the last 16 rows and 8 columns are left out (a third is
+341 x 682, of which the released code keeps 336 x 680).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mtr_tf.data.cityscapes import layout
+
+Size = tuple[int, int]  # (height, width)
+
+
+def window(original: Size, size: Size) -> Size:
+    """The upper left part (height, width) of the original that `size` stands for."""
+    if size == layout.IMAGE_SIZE and original == layout.ORIGINAL_SIZE:
+        return 3 * size[0], 3 * size[1]
+    return original
+
+
+def area(values: np.ndarray, size: Size) -> np.ndarray:
+    """The mean over the area that each new pixel stands for; exact for integers.
+
+    Args:
+      values: [H, W, ...] numbers, of magnitude below 2**31.
+      size: of the result.
+
+    Returns:
+      float64 [*size, ...].
+    """
+    height, width = window(values.shape[:2], size)
+    values = values[:height, :width].astype(np.float64)
+    for axis, length in enumerate(size):
+        values = np.moveaxis(_mean_first(np.moveaxis(values, axis, 0), length), 0, axis)
+    return values
+
+
+def area_of_known(
+    values: np.ndarray, known: np.ndarray, size: Size
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over the known pixels of that area.
+
+    Args:
+      values: [H, W] numbers; any where not known.
+      known: bool [H, W].
+      size: of the result.
+
+    Returns:
+      float64 [*size], 0 where nothing is known; bool [*size], whether anything is.
+    """
+    share = area(known, size)
+    total = area(np.where(known, values, 0), size)
+    some = share > 0
+    return np.divide(total, share, out=np.zeros(size), where=some), some
+
+
+def nearest(values: np.ndarray, size: Size) -> np.ndarray:
+    """The pixel that each new pixel's centre lies in (of two, the further one).
+
+    Args:
+      values: [H, W].
+      size: of the result.
+    """
+    rows, columns = (
+        (2 * np.arange(n) + 1) * whole // (2 * n)
+        for n, whole in zip(size, window(values.shape, size), strict=True)
+    )
+    return values[np.ix_(rows, columns)]
+
+
+def nearest_back(values: np.ndarray, original: Size) -> np.ndarray:
+    """For each original pixel, the value of the new pixel that stands for it.
+
+    Beyond what the new pixels stand for, that of the nearest one.
+
+    Args:
+      values: [h, w].
+      original: size of the result, and of what the pixels were made of.
+    """
+    rows, columns = (
+        np.minimum((2 * np.arange(n) + 1) * part // (2 * seen), part - 1)
+        for n, part, seen in zip(
+            original, values.shape, window(original, values.shape), strict=True
+        )
+    )
+    return values[np.ix_(rows, columns)]
+
+
+def _mean_first(values: np.ndarray, length: int) -> np.ndarray:
+    """Means over `length` equal parts of the first axis."""
+    whole = len(values)
+    step, rest = divmod(whole, length)
+    if not rest:  # The same as below, but faster.
+        return sum(values[start::step] for start in range(step)) / step
+    sums = np.zeros((whole + 1, *values.shape[1:]))
+    np.cumsum(values, axis=0, out=sums[1:])
+    edge, rest = np.divmod(np.arange(length + 1) * whole, length)
+    share = (rest / length).reshape(-1, *(1,) * (values.ndim - 1))
+    inside = np.append(values, np.zeros_like(values[:1]), axis=0)[edge]
+    return np.diff(sums[edge] + share * inside, axis=0) * (length / whole)

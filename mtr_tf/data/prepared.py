@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets that are prepared once with TFDS, then read example by example.
+
+`prepare` writes under a lock, so that of two processes the second one waits; TFDS
+writes into a folder of its own and renames it at the end, so that a process that is
+killed leaves nothing that looks whole. What is expensive about an example can be kept
+in parts (`mtr_tf.data.parts`), so that the next process goes on where that one was.
+
+`Column` reads one feature of a prepared split as if it were an array, from sharded
+array_record files, without holding it in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import resource
+import shutil
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from mtr_tf.errors import InputError
+
+FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
+_OPEN_FILES = 4096
+_LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
+
+
+def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+    """Where prepared data sets are: `data_dir`, else $TFDS_DATA_DIR, else TFDS's own.
+
+    The last is ~/tensorflow_datasets.
+    """
+    given = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    return pathlib.Path(given).expanduser()
+
+
+def fingerprint(facts: Iterable[object]) -> str:
+    """Eight hexadecimal digits that stand for a listing, for the name of a config."""
+    digest = hashlib.sha256()
+    for fact in facts:
+        digest.update(repr(fact).encode() + b"\n")
+    return digest.hexdigest()[:8]
+
+
+def parts_folder(
+    builder: tfds.core.DatasetBuilder, facts: Iterable[object]
+) -> pathlib.Path:
+    """Where a builder keeps its parts while it prepares.
+
+    It does not depend on the config's name, so that parts outlast a change of the
+    listing of files: when one of them was broken and is replaced. What is called
+    `parts` of a builder is removed by `prepare` in the end.
+
+    Args:
+      builder: whose parts they are.
+      facts: what all of them depend on; the keys of parts must stand for the rest.
+    """
+    name = f".parts-{builder.version}-{fingerprint(facts)}"
+    return pathlib.Path(builder.data_dir).parents[1] / name
+
+
+def key(index: int, count: int) -> int:
+    """The key under which example `index` of `count` goes to TFDS.
+
+    With `disable_shuffling` keys give the order. TFDS sorts by reading one bucket after
+    the other into memory, of a thousand that share the 128 bits of a key evenly: keys
+    of 0, 1, 2, ... would all be in the first, and all examples in memory at once.
+    """
+    return index * (2**128 // count)
+
+
+def prepare(
+    make: Callable[[pathlib.Path], tfds.core.DatasetBuilder],
+    root: pathlib.Path,
+    what: str,
+    place: str = "--data_dir",
+) -> tfds.core.DatasetBuilder:
+    """Makes a data set unless it is there; of two processes, the second one waits.
+
+    Args:
+      make: gives the builder, whose `data_dir` must be its argument, `root`.
+      root: where prepared data sets are.
+      what: the data set's name in messages.
+      place: how the user chooses `root`, for messages: a flag or a variable.
+
+    Returns:
+      The builder of the prepared data set.
+
+    Raises:
+      InputError: the folder cannot be written, or the disk is full; also what the
+        builder raises.
+    """
+    builder, done = _builder(make, root)
+    if done:
+        return builder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        name = f"{builder.name}-{builder.builder_config.name}"
+        with _lock(root / f".{name}.lock", what):
+            builder, done = _builder(make, root)
+            if not done:
+                _make(builder)
+    except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"{what} must be written to {str(root)!r} once, which failed: "
+            f"{reason}. Choose another folder with {place}, or make room there."
+        ) from error
+    return builder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps back TFDS's warnings about folders not yet made and its own old names."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _builder(
+    make: Callable[[pathlib.Path], tfds.core.DatasetBuilder], root: pathlib.Path
+) -> tuple[tfds.core.DatasetBuilder, bool]:
+    """The builder, and whether its data are there."""
+    with quiet():
+        builder = make(root)
+        return builder, builder.is_prepared()
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Holds a lock that ends with the process, however that ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("Another process is making %s; waiting for it.", what)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares under the lock, without TFDS's own bars and message."""
+    folder = pathlib.Path(builder.data_dir).parent
+    for left in folder.glob("*incomplete*"):
+        shutil.rmtree(left, ignore_errors=True)
+    _allow_open_files()
+    bars = tfds.core.utils.tqdm_utils
+    shown = bars._active
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        bars.display_progress_bar(shown)
+    if hasattr(builder, "parts"):
+        shutil.rmtree(builder.parts, ignore_errors=True)
+
+
+def _allow_open_files() -> None:
+    """Lets this process have the files open that TFDS sorts large data with.
+
+    These are a thousand; the usual limit, which may be raised, is 1024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class _Records:
+    """The examples of a split as stored; each thread keeps the batch it has read last.
+
+    So that the columns of a batch, which are read one after the other, do not each read
+    and decompress its examples.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
+        self._source = builder.as_data_source(
+            split=split,
+            deserialize_method=tfds.core.decode.DeserializeMethod.RAW_BYTES,
+        )
+        self._local = threading.local()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The examples of some rows, one after the other."""
+        if len(rows) > _LARGEST_BATCH:
+            return (self._source[row] for row in rows)
+        last = getattr(self._local, "batch", {})
+        batch = {row: last.get(row) or self._source[row] for row in set(rows)}
+        self._local.batch = batch
+        return (batch[row] for row in rows)
+
+
+@functools.lru_cache(maxsize=8)
+def _records(builder: tfds.core.DatasetBuilder, split: str) -> _Records:
+    """What the columns of a split share."""
+    with quiet():
+        return _Records(builder, split)
+
+
+class Column:
+    """One feature of a prepared split, read when it is asked for.
+
+    Attributes:
+      shape: (examples, *shape of the feature).
+      dtype: NumPy's.
+
+    `len(column)` is the number of examples; `column[rows]`, of int64 rows, a slice or a
+    mask, is a new array [len(rows), ...]. Little is kept (see `_Records`). Threads may
+    read at the same time.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, name: str):
+        """Opens a feature of a builder that was made with FILE_FORMAT."""
+        self._records = _records(builder, split)
+        with quiet():
+            only = tfds.decode.PartialDecoding({name: True})
+            self._features = only.extract_features(builder.info.features)
+            self._features.get_serialized_info()  # Made once, and cached.
+        self._name = name
+        feature = builder.info.features[name]
+        self.shape = (len(self._records), *feature.shape)
+        self.dtype = np.dtype(feature.np_dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        rows = np.arange(len(self))[rows]
+        values = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
+        for place, record in enumerate(self._records.read(rows.tolist())):
+            example = self._features.deserialize_example_np(record)
+            values[place] = example[self._name]
+        return values

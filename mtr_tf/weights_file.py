@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading PyTorch's files of weights without running code in them."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.errors import InputError
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a state dict, as float32 or integer arrays, by name.
+
+    Takes what `torch.save` wrote of a state dict, plain or under the key `state_dict`
+    of a checkpoint. `module.`, which DataParallel puts before names, is taken off.
+    Only tensors and plain values are read: code in the file is never run.
+
+    Raises:
+      InputError: No torch, or one that is too old to be safe; no such file; it holds
+        code, or no tensors; a tensor is not finite.
+    """
+    torch = _torch()
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--torch must be a file that torch.save wrote; got {path!s}.")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise InputError(
+            f"{path} holds more than tensors and plain values"
+            f"{f' ({found[1]})' if found else ''}, which could run code when read, and "
+            "is refused. Where you trust it, save its weights alone: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)."
+        ) from error
+    except Exception as error:  # torch raises nearly every kind on a damaged file.
+        detail = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"{path} cannot be read as a file of torch.save: {type(error).__name__}: "
+            f"{detail[0][:150]}; copy or save it again."
+        ) from error
+    return _arrays(stored, torch, path)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            "reading PyTorch's files needs torch, which is not installed: "
+            "pip install 'mtr_tf[torch]'."
+        ) from error
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        raise InputError(
+            f"torch must be 2.6 or newer, got {torch.__version__}: older ones can be "
+            "made to run code by a file even when they read weights only "
+            "(CVE-2025-32434). Install a newer one."
+        )
+    return torch
+
+
+def _arrays(stored: Any, torch: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
+        stored = stored["state_dict"]
+    if not isinstance(stored, dict) or not stored:
+        raise InputError(
+            f"{path} must hold a state dict (names and tensors), or one under the key "
+            f"'state_dict'; it holds {type(stored).__name__}."
+        )
+    arrays = {}
+    for name, value in stored.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"{path} must hold a state dict (names and tensors), or one under the "
+                f"key 'state_dict'; {name!r} is {type(value).__name__}."
+            )
+        value = value.detach()
+        array = (value.float() if value.is_floating_point() else value).numpy()
+        if not np.isfinite(array).all():
+            raise InputError(f"{path} holds NaN or infinity in {name}; it is damaged.")
+        arrays[re.sub(r"^(module\.)+", "", str(name))] = array
+    return arrays

@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cityscapes as a data set: finding files, preparing once, reading back."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import cityscapes_fixture as fixture
+import numpy as np
+import pytest
+from absl import logging
+from tensorflow_datasets.core import shuffle
+
+from mtr_tf import data
+from mtr_tf import tasks
+from mtr_tf.data import batching
+from mtr_tf.data import parts
+from mtr_tf.data.cityscapes import examples
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.cityscapes.files import File
+from mtr_tf.errors import InputError
+
+SIZE = (8, 10)
+
+
+@pytest.fixture(autouse=True)
+def prepared_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+@pytest.fixture
+def root(tmp_path) -> pathlib.Path:
+    return fixture.write(tmp_path / "raw")
+
+
+def open_at(root, **options):
+    settings = {"image_size": SIZE, "data_dir": str(root), **options}
+    return data.open_source("cityscapes", **settings)
+
+
+def expected(root, split, name, **job):
+    """What `examples.make`, which is tested by itself, gives for a picture."""
+    found = {}
+    for kind in fixture.KINDS:
+        path = fixture.path(root, kind, split, name)
+        file = File("", str(path), 0)
+        found[kind] = dataclasses.astuple(file) if path.exists() else None
+    return examples.make({"size": SIZE, "depth_target": "disparity", **found, **job})
+
+
+def check(source, root, split, folder, names, **job):
+    columns = source.columns(split)
+    assert columns.names == tuple(sorted(names))
+    rows = np.arange(len(names))
+    for row, name in enumerate(sorted(names)):
+        made = expected(root, folder, name, **job)
+        one = np.array([row])
+        np.testing.assert_array_equal(columns.images[one][0], made["image"])
+        for task in ("seg", "depth"):
+            np.testing.assert_array_equal(columns.targets[task][one][0], made[task])
+            np.testing.assert_array_equal(
+                columns.masks[task][one][0], made[f"{task}_known"]
+            )
+    np.testing.assert_array_equal(columns.original_sizes[rows], [[24, 32]] * len(names))
+
+
+def test_read_back_equals_what_is_made_of_the_files(root):
+    source = open_at(root)
+    check(source, root, "train", "train", fixture.TRAIN)
+    check(source, root, "validation", "val", fixture.VAL)
+
+
+def test_info(root):
+    info = open_at(root, depth_target="inverse_depth").info
+    assert info.name == "cityscapes"
+    assert info.image_shape == (*SIZE, 3)
+    assert info.num_classes == 19
+    assert info.splits == {"train": 4, "validation": 3}
+    assert info.tasks == (
+        "seg", "depth", "edge_texture", "keypoints2d", "autoencoder"
+    )  # fmt: skip
+    assert tasks.resolve("s,d,e,k,A") == info.tasks
+    assert info.mean == (0.290101, 0.328081, 0.286964)
+    assert info.std == (0.182954, 0.186566, 0.184475)
+    assert info.units == {"depth": "1/m"}
+    for target, unit in (("disparity", "px"), ("metres", "m"), ("released", "p/1000")):
+        assert layout.DEPTHS[target][0] == unit
+
+
+def test_the_default_size_is_the_papers(root):
+    assert data.open_source("cityscapes", data_dir=str(root)).info.image_shape == (
+        (336, 680, 3)
+    )
+
+
+@pytest.mark.parametrize("kinds", [fixture.KINDS, ("leftImg8bit", "disparity")])
+def test_archives_are_read_like_folders(root, tmp_path, kinds):
+    zipped = fixture.zip_up(fixture.write(tmp_path / "zipped"), kinds)
+    assert not (zipped / "leftImg8bit").exists()
+    source = open_at(zipped, depth_target="metres")
+    check(source, root, "train", "train", fixture.TRAIN, depth_target="metres")
+    check(source, root, "validation", "val", fixture.VAL, depth_target="metres")
+    # The same files, so nothing is prepared again.
+    before = list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())
+    open_at(root, depth_target="metres")
+    assert list((tmp_path / "tfds" / "mtr_cityscapes").iterdir()) == before
+
+
+def test_archives_extracted_each_into_its_own_folder(root):
+    for kind in fixture.KINDS:
+        inner = root / f"{kind}_trainvaltest"
+        inner.mkdir()
+        (root / kind).rename(inner / kind)
+    assert open_at(root).info.splits == {"train": 4, "validation": 3}
+
+
+def test_settings_and_files_never_mix(root, tmp_path):
+    shallow = open_at(root).columns("train")
+    deep = open_at(root, depth_target="metres").columns("train")
+    other = open_at(root, image_size=(4, 5)).columns("train")
+    assert other.images.shape == (4, 4, 5, 3)
+    assert not np.array_equal(shallow.targets["depth"][:], deep.targets["depth"][:])
+    fixture.path(root, "gtFine", "train", fixture.TRAIN[0]).unlink()
+    fewer = open_at(root).columns("train")
+    assert shallow.masks["seg"][:1].any()
+    assert not fewer.masks["seg"][:1].any()
+    assert len(list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())) == 4
+
+
+def test_missing_labels_and_disparities_are_unknown_and_counted(root, monkeypatch):
+    lines = []
+
+    def note(text, *arguments):
+        if text.startswith("Cityscapes"):  # TFDS, held back, says something too.
+            lines.append(text % arguments)
+
+    monkeypatch.setattr(logging, "warning", note)
+    open_at(root)
+    assert not lines
+    fixture.path(root, "gtFine", "train", fixture.TRAIN[1]).unlink()
+    for name in fixture.VAL[:2]:
+        fixture.path(root, "disparity", "val", name).unlink()
+    fixture.path(root, "camera", "val", fixture.VAL[2]).unlink()
+    source = open_at(root)
+    (line,) = lines
+    assert "1 of 4 in train have no gtFine" in line
+    assert "2 of 3 in validation have no disparity" in line
+    check(source, root, "train", "train", fixture.TRAIN)
+    check(source, root, "validation", "val", fixture.VAL)
+    assert source.info.splits == {"train": 4, "validation": 3}
+    masks = source.columns("train").masks["seg"][:]
+    assert masks.any((1, 2)).tolist() == [True, False, True, True]
+    masks = source.columns("validation").masks["depth"][:]
+    assert masks.any((1, 2)).tolist() == [False, False, True]
+
+    lines.clear()
+    source = open_at(root, depth_target="metres", tasks=("depth",))
+    (line,) = lines
+    assert "gtFine" not in line
+    assert "1 of 3 in validation have no camera" in line
+    assert not source.columns("validation").masks["depth"][:].any()
+
+
+def test_only_the_asked_tasks_are_read(root):
+    columns = open_at(root, tasks=("depth", "autoencoder")).columns("train")
+    assert set(columns.targets) == set(columns.masks) == {"depth"}
+    batch = batching.gather(columns, ("depth", "autoencoder"), np.array([2, -1]))
+    made = expected(root, "train", fixture.TRAIN[2])
+    np.testing.assert_array_equal(batch["targets"]["depth"][0], made["depth"])
+    np.testing.assert_array_equal(batch["masks"]["depth"][0], made["depth_known"])
+    np.testing.assert_array_equal(batch["image"][0] * 255, made["image"])
+
+
+def test_what_is_not_asked_for_need_not_be_there(root):
+    fixture.shutil.rmtree(root / "gtFine")
+    assert "seg" not in open_at(root).info.tasks
+    open_at(root, tasks=("depth",))
+    with pytest.raises(InputError, match="seg needs gtFine_trainvaltest.zip or the fo"):
+        open_at(root, tasks=("seg",))
+    fixture.shutil.rmtree(root / "camera")
+    with pytest.raises(InputError, match="=metres needs camera_trainvaltest.zip"):
+        open_at(root, tasks=("depth",), depth_target="metres")
+    assert "depth" not in open_at(root, depth_target="inverse_depth").info.tasks
+    fixture.shutil.rmtree(root / "disparity")
+    with pytest.raises(InputError, match="needs disparity_trainvaltest.zip"):
+        open_at(root, tasks=("depth",))
+    assert open_at(root, tasks=("autoencoder",)).info.tasks == (
+        "edge_texture", "keypoints2d", "autoencoder"
+    )  # fmt: skip
+
+
+def test_the_test_split_is_there_if_its_labels_are(tmp_path):
+    names = ("berlin_000000_000019",)
+    root = fixture.write(tmp_path / "more", test=names)
+    source = open_at(root)
+    assert source.info.splits == {"train": 4, "validation": 3, "test": 1}
+    check(source, root, "test", "test", names)
+    fixture.shutil.rmtree(root / "gtFine" / "test")
+    assert "test" not in open_at(root).info.splits
+
+
+def test_train_ids_come_before_label_ids(root):
+    path = fixture.path(root, "trainIds", "train", fixture.TRAIN[0])
+    fixture.save(path, np.full((24, 32), 5, np.uint8))
+    columns = open_at(root).columns("train")
+    assert (columns.targets["seg"][:1] == 5).all()
+    assert columns.masks["seg"][:1].all()
+
+
+def test_other_files_are_left_alone(root):
+    (root / "leftImg8bit" / "train" / "aachen" / "._x_leftImg8bit.png").write_text("")
+    (root / "gtFine" / "train" / "aachen" / "a_gtFine_color.png").write_text("")
+    (root / "leftImg8bit" / "train_extra").mkdir()
+    (root / "leftImg8bit" / "train" / "list.txt").write_text("")
+    assert open_at(root).info.splits == {"train": 4, "validation": 3}
+
+
+def test_broken_files_are_named_whatever_process_meets_them(root, monkeypatch):
+    path = fixture.path(root, "gtFine", "val", fixture.VAL[1])
+    fixture.save(path, np.full((24, 32), 77, np.uint8))
+    for few in (1000, 1):
+        monkeypatch.setattr(parts, "_FEW", few)
+        with pytest.raises(InputError, match=rf"^The labels of '{path}' .* one is 77"):
+            open_at(root)
+
+
+def test_after_a_broken_file_only_that_is_read_again(root, monkeypatch, tmp_path):
+    path = fixture.path(root, "leftImg8bit", "val", fixture.VAL[2])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match="must be a whole PNG file"):
+        open_at(root)
+    path.write_bytes(whole)
+    made = []
+    real = examples.make
+    monkeypatch.setattr(
+        examples, "make", lambda job: (made.append(job["leftImg8bit"][1]), real(job))[1]
+    )
+    source = open_at(root)
+    assert made == [str(path)]
+    check(source, root, "validation", "val", fixture.VAL)
+    check(source, root, "train", "train", fixture.TRAIN)
+
+
+def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    most = []
+    real = shuffle._Bucket.read_values
+
+    def read(bucket):
+        found = list(real(bucket))
+        most.append(len(found))
+        return iter(found)
+
+    monkeypatch.setattr(shuffle._Bucket, "read_values", read)
+    check(open_at(root), root, "train", "train", fixture.TRAIN)
+    assert max(most) == 1  # Never more of them in memory at once.
+
+
+def test_few_open_files_are_allowed(tmp_path, monkeypatch):
+    """As many as TFDS sorts with are not, by the usual limit."""
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    monkeypatch.setattr(parts, "_FEW", 1000)
+    names = tuple(f"aachen_000000_{i:06}" for i in range(80))
+    root = fixture.write(tmp_path / "many", train=names, size=(4, 4), block=2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(list(pathlib.Path("/dev/fd").iterdir())) + 40
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        columns = open_at(root, image_size=(4, 4)).columns("train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    last = fixture.load(fixture.path(root, "leftImg8bit", "train", names[-1]))
+    np.testing.assert_array_equal(columns.images[np.array([79])][0], last)
+
+
+def test_a_picture_that_is_missing_or_cut(root):
+    path = fixture.path(root, "leftImg8bit", "train", fixture.TRAIN[0])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(InputError, match=f"'{path}' must be a whole PNG file"):
+        open_at(root)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"labelIds.png', but {path.name} is not in"):
+        open_at(root)
+
+
+def test_what_a_user_can_get_wrong(root, tmp_path):
+    with pytest.raises(InputError, match="give --data_dir: the folder with leftImg8b"):
+        data.open_source("cityscapes")
+    with pytest.raises(InputError, match="--data_dir must be the folder.*nowhere'"):
+        open_at(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="needs leftImg8bit_trainvaltest.zip or the"):
+        open_at(tmp_path)
+    with pytest.raises(InputError, match="positive height and width"):
+        open_at(root, image_size=(0, 8))
+    with pytest.raises(InputError, match="--depth_target must be one of disparity"):
+        open_at(root, depth_target="feet")
+    with pytest.raises(InputError, match="no task 'normal'"):
+        open_at(root, tasks=("normal",))
+    with pytest.raises(InputError, match="train, validation, not 'val'"):
+        open_at(root).columns("val")
+    for split in ("train", "val"):
+        fixture.shutil.rmtree(root / "leftImg8bit" / split)
+    with pytest.raises(InputError, match="must hold pictures of train or val"):
+        open_at(root)
+    fixture.shutil.rmtree(root / "leftImg8bit")
+    (root / "leftImg8bit_trainvaltest.zip").write_bytes(b"PK but no archive")
+    with pytest.raises(InputError, match="must be one of Cityscapes' archives"):
+        open_at(root)
+
+
+def test_a_damaged_archive_is_named(root):
+    fixture.zip_up(root)
+    path = root / "disparity_trainvaltest.zip"
+    with zipfile.ZipFile(path) as archive:
+        info = archive.infolist()[-1]
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 120] ^= 1  # Inside the stored file.
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path}: {info.filename}' cannot be read"):
+        open_at(root)
+
+
+def test_a_folder_that_cannot_be_written(root, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "file" / "below"))
+    with pytest.raises(InputError, match="another folder with the variable TFDS_DATA"):
+        open_at(root)
+
+
+def test_what_workers_import_is_without_tensorflow():
+    script = (
+        "import sys; import mtr_tf.data.cityscapes.examples, mtr_tf.data.parts; "
+        "sys.exit(any(name.startswith('tensorflow') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+SCRIPT = """
+import sys
+from mtr_tf.data.cityscapes import reading
+reading.open_source(data_dir=sys.argv[1], image_size=(40, 60))
+"""
+
+
+def start(root) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(root)])
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_and_of_two_one_waits(tmp_path):
+    names = tuple(f"aachen_000000_{i:06}" for i in range(150))
+    root = fixture.write(tmp_path / "raw", train=names, size=(200, 300), block=40)
+    killed = start(root)
+    folder = tmp_path / "tfds" / "mtr_cityscapes"
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob(".parts*/train/aach*"))) < 9:
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    time.sleep(1)  # Its workers end by themselves.
+    kept = sorted(folder.glob(".parts*/train/aach*"))
+    assert 9 <= len(kept) < 150
+    (config,) = folder.glob("[!.]*")
+    assert not list(config.glob("1.0.0"))
+
+    # What was made is not made again: a part with a mark keeps it.
+    marked = names.index(kept[5].name[: len(names[0])])
+    with np.load(kept[5]) as arrays:
+        np.savez(kept[5], **{**arrays, "image": np.full((40, 60, 3), 7, np.uint8)})
+    both = [start(root), start(root)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert [path.name for path in config.iterdir()] == ["1.0.0"]
+    assert not list(folder.glob(".parts*"))
+    source = open_at(root, image_size=(40, 60))
+    columns = source.columns("train")
+    assert (columns.images[np.array([marked])] == 7).all()
+    for row in {0, 77, 149} - {marked}:
+        made = expected(root, "train", names[row], size=(40, 60))
+        one = np.array([row])
+        np.testing.assert_array_equal(columns.images[one][0], made["image"])
+        np.testing.assert_array_equal(columns.targets["depth"][one][0], made["depth"])

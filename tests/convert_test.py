@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a file of PyTorch weights to a run that can be attacked; and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from mtr_tf import checkpoints
+from mtr_tf import runs
+from mtr_tf import training
+from mtr_tf import weights_file
+from mtr_tf import weights_names
+from mtr_tf import weights_torch
+from mtr_tf.convert import ConvertConfig
+from mtr_tf.convert import convert
+from mtr_tf.errors import InputError
+
+CHANNELS = {"segmentsemantic": 11, "depth_zbuffer": 1, "autoencoder": 3}
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="needs torch: pip install .[torch]")
+
+
+@pytest.fixture(scope="module")
+def net(torch):
+    """DRN-D-22 of two channels, as released, and the formula's weights."""
+    import torch_fixture
+
+    return torch_fixture.fill(torch_fixture.Released("drn_d_22", CHANNELS, 2))
+
+
+@pytest.fixture
+def state(net):
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+@pytest.fixture
+def file(torch, state, tmp_path):
+    """As the released training loop saves it."""
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
+    path = tmp_path / "d22.pth.tar"
+    torch.save({"epoch": 200, "arch": "drn_d_22", "state_dict": state}, path)
+    return path
+
+
+def arrays(state):
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "weight"),
+    [
+        ("encoder_layer0_conv/kernel", "encoder", "layer0.0.weight"),
+        ("encoder_layer2_norm/beta", "encoder", "layer2.1.bias"),
+        ("encoder_layer4_block22_3_conv/kernel", "encoder", "layer4.22.conv3.weight"),
+        (
+            "encoder_layer3_block0_shortcut_norm/moving_mean",
+            "encoder",
+            "layer3.0.downsample.1.running_mean",
+        ),
+        ("encoder_stem_norm/gamma", "encoder", "bn1.weight"),
+        ("decoder_shared_layer8_conv/kernel", "shared", "layer8.0.weight"),
+        (
+            "decoder_depth_euclidean_layer6_block1_2_norm/moving_variance",
+            "depth_euclidean",
+            "layer6.1.bn2.running_var",
+        ),
+        ("decoder_seg_up4_conv/bias", "seg", "upconv4.bias"),
+        ("decoder_seg_stage0_norm/gamma", "seg", "bn_decode0.weight"),
+        ("head_edge_texture/bias", "edge_texture", "head.bias"),
+    ],
+)
+def test_names_of_variables(path, part, weight):
+    assert weights_names.of_variable(path) == (part, weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "expected"),
+    [
+        ("encoder.0.0.weight", "drn_d_22", ("encoder", "layer0.0.weight")),
+        ("base.5.1.bn2.bias", "drn_d_22", ("encoder", "layer5.1.bn2.bias")),
+        ("base.6.0.conv1.weight", "drn_d_22", ("shared", "layer6.0.conv1.weight")),
+        ("layer8.1.running_var", "drn_d_22", ("shared", "layer8.1.running_var")),
+        ("encoder.0.weight", "drn_c_26", ("encoder", "layer0.0.weight")),
+        ("base.1.running_mean", "drn_c_26", ("encoder", "layer0.1.running_mean")),
+        ("bn1.weight", "drn_c_26", ("encoder", "layer0.1.weight")),
+        ("encoder.7.1.bn1.bias", "drn_c_26", ("encoder", "layer5.1.bn1.bias")),
+        ("base.10.0.bn2.bias", "drn_c_26", ("shared", "layer8.0.bn2.bias")),
+        ("task_to_decoder.depth.1.0.weight", "drn_d_22", ("depth", "layer7.0.weight")),
+        ("task_to_decoder.d.3.bias", "drn_d_22", ("depth", "head.bias")),
+        ("task_to_decoder.reconstruct.0.1.bn1.bias", "drn_d_22",
+         ("autoencoder", "layer6.1.bn1.bias")),
+        ("seg.weight", "drn_d_22", ("seg", "head.weight")),
+        ("up.weight", "drn_d_22", ("seg", "up.weight")),
+        ("fc.weight", "drn_d_22", ("classifier", "fc.weight")),
+        ("encoder.9.0.weight", "drn_d_22", None),
+        ("task_to_decoder.depth.5.weight", "drn_d_22", None),
+        ("optimizer.weight", "drn_d_22", None),
+        ("encoder.conv1.weight", "resnet18", ("encoder", "conv1.weight")),
+        ("layer4.1.bn2.bias", "resnet34", ("encoder", "layer4.1.bn2.bias")),
+        (
+            "task_to_decoder.principal_curvature.conv_decode4.bias",
+            "resnet18",
+            ("curvature", "head.bias"),
+        ),
+        ("task_to_decoder.segment_unsup2d.upconv0.bias", "resnet18",
+         ("segment_unsup2d", "upconv0.bias")),
+        ("layer5.0.conv1.weight", "resnet18", None),
+    ],
+)  # fmt: skip
+def test_names_in_files(name, model, expected):
+    assert weights_names.of_tensor(name, model) == expected
+
+
+def test_without_torch_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match=r"pip install 'mtr_tf\[torch\]'"):
+        weights_file.read("any.pth")
+
+
+def test_a_torch_that_is_not_safe_is_refused(monkeypatch):
+    old = types.SimpleNamespace(__version__="2.5.1+cpu")
+    monkeypatch.setitem(sys.modules, "torch", old)
+    with pytest.raises(InputError, match=r"2\.6 or newer, got 2\.5\.1.*CVE"):
+        weights_file.read("any.pth")
+
+
+class Malicious:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_no_code_in_a_file_is_run(torch, state, tmp_path, new):
+    trace, path = tmp_path / "ran", tmp_path / "bad.pth"
+    stored = {"state_dict": state, "extra": Malicious(trace)}
+    torch.save(stored, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(InputError, match=r"could run code.*is refused"):
+        weights_file.read(path)
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # It would have.
+
+
+def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
+    path = tmp_path / "f.pth"
+    with pytest.raises(InputError, match=r"--torch must be a file"):
+        weights_file.read(path)
+    path.write_bytes(b"PK\x03\x04 but no zip file")
+    with pytest.raises(InputError, match=r"cannot be read|is refused"):
+        weights_file.read(path)
+    for stored, words in (
+        ([1, 2], "it holds list"),
+        ({}, "it holds dict"),
+        ({"epoch": 3}, "'epoch' is int"),
+        ({"a": torch.tensor([1, float("nan")])}, "NaN or infinity in a"),
+    ):
+        torch.save(stored, path)
+        with pytest.raises(InputError, match=words):
+            weights_file.read(path)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_each_way_of_saving_reads_the_same(torch, state, tmp_path, new):
+    path = tmp_path / "f.pth"
+    dtypes = (torch.float32, torch.float64)
+    for prefix in ("", "module.", "module.module."):
+        for wrap in (lambda d: d, lambda d: {"epoch": 1, "state_dict": d}):
+            for dtype in dtypes:
+                tensors = {
+                    prefix + name: t.to(dtype) if t.is_floating_point() else t
+                    for name, t in state.items()
+                }
+                torch.save(wrap(tensors), path, _use_new_zipfile_serialization=new)
+                found = weights_file.read(path)
+                assert found.keys() == state.keys()
+                for name, tensor in state.items():
+                    np.testing.assert_array_equal(found[name], tensor)
+                    assert found[name].dtype in (np.float32, np.int64)
+
+
+def _drop(state):
+    del state["encoder.3.0.conv1.weight"]
+
+
+def _add(state):
+    state["encoder.3.7.conv1.weight"] = state["encoder.3.0.conv2.weight"]
+    state["optimizer.step"] = state["encoder.3.0.bn1.bias"]
+
+
+def _reshape(state):
+    name = "task_to_decoder.depth_zbuffer.3.weight"
+    state[name] = state[name][:, 1:]
+
+
+def _differ(state):
+    state["task_to_decoder.depth_zbuffer.1.0.weight"] += 1
+
+
+def _sharpen(state):
+    state["task_to_decoder.depth_zbuffer.4.weight"] *= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_drop, ["1 missing: encoder: layer3.0.conv1.weight"]),
+        (_add, ["2 unexpected: encoder.3.7.conv1.weight, optimizer.step"]),
+        (
+            _reshape,
+            ["1 of another shape: task_to_decoder.depth_zbuffer.3.weight",
+             "[1, 63, 1, 1] and must be [1, 64, 1, 1]"],
+        ),
+        (_differ, ["--decoders=separate", "depth_zbuffer.1.0.weight"]),
+        (_sharpen, ["4.weight (not the fixed bilinear kernel)"]),
+        (lambda state: (_drop(state), _add(state)), ["1 missing", "2 unexpected"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_listed(state, change, words):
+    from mtr_tf import models
+
+    change(state)
+    found = weights_torch.contents(arrays(state), "drn_d_22")
+    model = models.build(
+        "drn_d_22", "s,d,A", (None, None, 3), 11, width=2, decoders="shared"
+    )
+    before = [variable.numpy() for variable in model.variables]
+    with pytest.raises(InputError) as error:
+        weights_torch.assign(model, found)
+    said = str(error.value)
+    assert [word for word in words if word not in said] == []
+    assert "heads for seg, depth, autoencoder" in said
+    assert "\n" not in said
+    for variable, value in zip(model.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
+def test_a_file_of_another_model_is_one_sentence(file):
+    with pytest.raises(InputError) as error:
+        convert(ConvertConfig(torch=str(file), model="drn_d_38"))
+    assert "does not fit --model=drn_d_38" in str(error.value)
+    assert "more" in str(error.value)
+    assert len(str(error.value)) < 1200
+
+
+def test_a_run_has_the_files_settings(file, net, tmp_path):
+    config = ConvertConfig(torch=str(file), workdir=str(tmp_path / "run"))
+    workdir = convert(config)
+    kept = runs.read_config(workdir)
+    assert kept.tasks == ("seg", "depth", "autoencoder")
+    assert (kept.model, kept.width, kept.decoders) == ("drn_d_22", 2, "shared")
+    assert (kept.dataset, kept.depth_target) == ("cityscapes", "released")
+    assert not kept.as_released
+    record = json.loads((workdir / "conversion.json").read_text())
+    assert record["convert"]["torch"] == "d22.pth.tar"
+    assert any("log-softmax" in sentence for sentence in record["said"])
+    model = checkpoints.load_run(str(workdir)).model
+    x = np.random.default_rng(0).random((1, 16, 24, 3), np.float32)
+    outputs = model(x, training=False)
+    assert {t: y.shape[-1] for t, y in outputs.items()} == {
+        "seg": 11,
+        "depth": 1,
+        "autoencoder": 3,
+    }
+    standard = model.get_layer("normalize")(x)
+    mean, std = (0.290101, 0.328081, 0.286964), (0.182954, 0.186566, 0.184475)
+    expected = (x - np.float32(mean)) / np.float32(std)
+    np.testing.assert_allclose(standard, expected, atol=1e-5)
+    with pytest.raises(InputError, match=r"took over, which training would replace"):
+        training.train(kept, workdir)
+    before = (workdir / "model.keras").stat().st_mtime_ns
+    convert(config)  # Finds it done.
+    (workdir / "config.json").unlink()  # Killed before its end: does it again.
+    convert(config)
+    assert (workdir / "model.keras").stat().st_mtime_ns > before
+    with pytest.raises(InputError, match=r"holds something else \(config\.json"):
+        convert(dataclasses.replace(config, tasks=("seg",)))
+
+
+def test_decoders_that_differ_become_separate(torch, state, tmp_path):
+    _differ(state)
+    path = tmp_path / "f.pth"
+    torch.save(state, path)
+    config = ConvertConfig(
+        torch=str(path), tasks=("d", "s"), workdir=str(tmp_path / "r")
+    )
+    workdir = convert(config)
+    assert runs.read_config(workdir).decoders == "separate"
+    run = checkpoints.load_run(str(workdir))
+    assert run.tasks == ("depth", "seg")
+    kernels = [
+        run.model.get_layer(f"decoder_{task}_layer7_conv").kernel.numpy()
+        for task in run.tasks
+    ]
+    np.testing.assert_allclose(kernels[0], kernels[1] + 1, atol=1e-6)
+    said = json.loads((workdir / "conversion.json").read_text())["said"]
+    assert "autoencoder: what is theirs alone is left out." in said
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(0, 18), (17, 17)])
+def test_taskonomys_unused_class(torch, tmp_path, classes, channels):
+    import torch_fixture
+
+    net = torch_fixture.Released("resnet18", {"segmentsemantic": 18, "normal": 3}, 4)
+    path = tmp_path / "r18.pth"
+    torch.save(torch_fixture.fill(net).state_dict(), path)
+    workdir = convert(
+        ConvertConfig(
+            torch=str(path),
+            model="resnet18",
+            num_classes=classes,
+            workdir=str(tmp_path / "run"),
+        )
+    )
+    kept = runs.read_config(workdir)
+    assert (kept.dataset, kept.as_released) == ("taskonomy", True)
+    assert (kept.decoders, kept.width) == ("separate", 4)
+    model = checkpoints.load_run(str(workdir)).model
+    head = net.state_dict()["task_to_decoder.segmentsemantic.conv_decode4.weight"]
+    expected = head.numpy()[:channels].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(model.get_layer("head_seg").kernel, expected)
+    np.testing.assert_allclose(
+        model.get_layer("normalize")(np.eye(3)), 2 * np.eye(3) - 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": "small"}, r"--model must be one of resnet18,.*got 'small'"),
+        ({"tasks": ("seg", "normal")}, "heads for seg, depth, autoencoder"),
+        ({"num_classes": 12}, r"\[11, 64, 1, 1\] and must be \[12, 64, 1, 1\]"),
+        ({"image_size": "60x90"}, "multiples of 8"),
+        ({"dataset": "citiscapes"}, "--dataset must be one of .*cityscapes"),
+        ({"torch": ""}, "--torch must be a file"),
+    ],
+)
+def test_mistakes_are_explained(file, tmp_path, settings, words):
+    settings = {"torch": str(file), "workdir": str(tmp_path / "run"), **settings}
+    with pytest.raises(InputError, match=words):
+        convert(ConvertConfig(**settings))
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_a_classification_file_needs_tasks(torch, tmp_path):
+    import torch_fixture
+
+    path = tmp_path / "official.pth"
+    torch.save(torch_fixture.classification("drn_d_22", 2).state_dict(), path)
+    settings = {"torch": str(path), "workdir": str(tmp_path / "run"), "num_classes": 5}
+    with pytest.raises(InputError, match="--tasks must say which heads"):
+        convert(ConvertConfig(**settings))
+    workdir = convert(ConvertConfig(**settings, tasks=("s", "d")))
+    said = json.loads((workdir / "conversion.json").read_text())["said"]
+    assert "head_depth, head_seg: not in the file, at their initial values." in said
+    assert "pictures are standardised as for imagenet." in said
+
+
+@pytest.mark.slow
+def test_from_the_file_to_an_attack(file, camvid_dir, tmp_path):
+    def run(module, *flags):
+        return subprocess.run(
+            [sys.executable, "-m", module, *flags],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    workdir = tmp_path / "run"
+    made = run(
+        "mtr_tf.convert",
+        f"--torch={file}",
+        "--tasks=s,A",
+        "--dataset=camvid",
+        f"--data_dir={camvid_dir}",
+        "--image_size=40x48",
+        f"--workdir={workdir}",
+    )
+    assert made.returncode == 0, made.stderr
+    assert f"python -m mtr_tf.attack --ckpt={workdir}" in made.stderr
+    done = run(
+        "mtr_tf.attack",
+        f"--ckpt={workdir}",
+        "--attack=fgsm",
+        "--precision=mixed_bfloat16",
+        "--eps=4",
+        "--split=validation",
+        "--attack_tasks=seg",
+        "--nochecks",
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = workdir.glob("attacks/*/results.json")
+    found = {(r["task"], r["metric"]) for r in json.loads(results.read_text())}
+    assert ("seg", "miou") in found
+    refused = run("mtr_tf.convert", f"--torch={file}", f"--workdir={workdir}")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert len(refused.stderr.splitlines()) == 1

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported predictions, and Cityscapes' own evaluator on them."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import cityscapes_fixture as fixture
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtr_tf import attacking
+from mtr_tf import data
+from mtr_tf import exporting
+from mtr_tf import metrics
+from mtr_tf import models
+from mtr_tf import plots
+from mtr_tf import runs
+from mtr_tf import sweep
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.errors import InputError
+
+SIZE = (24, 32)
+
+
+@pytest.fixture(autouse=True)
+def prepared_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+def official_score(root: pathlib.Path, predictions: pathlib.Path) -> dict:
+    """What the evaluator says of the predictions for all labels of val."""
+    evaluator = pytest.importorskip(
+        "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+        reason="needs the extra [cityscapes]",
+    )
+    arguments = evaluator.args
+    arguments.evalInstLevelScore = arguments.JSONOutput = False
+    arguments.quiet = True
+    arguments.predictionPath, arguments.predictionWalk = str(predictions), None
+    labels = sorted(map(str, (root / "gtFine" / "val").glob("*/*_gtFine_labelIds.png")))
+    found = [evaluator.getPrediction(arguments, label) for label in labels]
+    return evaluator.evaluateImgLists(found, labels, arguments)
+
+
+# What the evaluator does with classes that do not occur.
+
+CASES = {
+    # Label ids of the truth, and of the prediction, in four pixels.
+    "all right": ([7, 8, 11, 11], [7, 8, 11, 11]),
+    "absent from truth and prediction": ([7, 7, 8, 8], [7, 8, 8, 8]),
+    "predicted, and not in the truth": ([7, 7, 8, 8], [7, 26, 8, 8]),
+    "predicted under void only": ([7, 0, 3, 8], [7, 26, 33, 7]),
+    "in the truth, and never predicted": ([7, 33, 33, 24], [7, 7, 7, 7]),
+    "nothing known": ([0, 1, 2, 29], [7, 8, 11, 26]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mean_iou_is_the_evaluators(case, tmp_path):
+    truth, predicted = (np.array([ids], np.uint8) for ids in CASES[case])
+    name = fixture.VAL[0]
+    fixture.save(fixture.path(tmp_path, "gtFine", "val", name), truth)
+    fixture.save(tmp_path / "predictions" / f"{name}_pred.png", predicted)
+    official = official_score(tmp_path, tmp_path / "predictions")
+
+    target = layout.OF_LABEL_IDS[truth][np.newaxis]
+    known = target != layout.VOID
+    logits = np.eye(19, dtype=np.float32)[layout.OF_LABEL_IDS[predicted]]
+    metric = metrics.miou()
+    rows = metric.statistics(
+        np.where(known, target, 0).astype(np.int32),
+        logits[np.newaxis],
+        known.astype(np.float32),
+        19,
+    )
+    ours = metric.value(np.sum(rows, axis=0))
+    np.testing.assert_allclose(ours, official["averageScoreClasses"], atol=1e-12)
+
+
+# Files.
+
+
+def predictions_in(folder, sizes=((4, 6), (4, 6))) -> exporting.Predictions:
+    return exporting.Predictions(folder, fixture.VAL[:2], np.array(sizes))
+
+
+def logits_of(train_ids) -> np.ndarray:
+    return np.eye(19, dtype=np.float32)[np.asarray(train_ids)]
+
+
+def test_files_have_label_ids_at_the_size_of_the_labels(tmp_path):
+    predictions = predictions_in(tmp_path, ((4, 6), (2, 2)))
+    small = np.array([[0, 1, 2], [18, 13, 16]])
+    batch = logits_of(np.stack([small, small, small]))
+    predictions.write("clean_1", np.array([-1, 1, 0]), batch)
+    assert predictions.complete("clean_1")
+    first = tmp_path / "clean_1" / f"{fixture.VAL[0]}_predLabelIds.png"
+    with Image.open(first) as picture:
+        assert picture.mode == "L"
+    ids = np.array([[7, 8, 11], [33, 26, 31]], np.uint8)
+    np.testing.assert_array_equal(fixture.load(first), ids.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(
+        fixture.load(predictions.path("clean_1", 1)), [[7, 11], [33, 31]]
+    )
+    assert len(list((tmp_path / "clean_1").iterdir())) == 2
+
+
+def test_logits_that_are_not_finite_are_wrong(tmp_path):
+    logits = logits_of(np.full((1, 4, 6), 3))
+    logits[0, 0, 0, 5], logits[0, 0, 1, 3] = np.nan, np.inf
+    predictions = predictions_in(tmp_path)
+    predictions.write("x", np.array([0]), logits)
+    found = fixture.load(predictions.path("x", 0))
+    assert found[0, :3].tolist() == [0, 0, 12]
+    assert not predictions.complete("x")
+
+
+def test_a_worst_of_several_takes_the_chosen_files(tmp_path):
+    predictions = predictions_in(tmp_path)
+    for number, label in enumerate("ab"):
+        batch = logits_of(np.full((2, 4, 6), number))
+        predictions.write(label, np.arange(2), batch)
+    predictions.choose("worst", ["a", "b"], np.array([1, 0]))
+    assert (fixture.load(predictions.path("worst", 0)) == 8).all()
+    assert (fixture.load(predictions.path("worst", 1)) == 7).all()
+
+
+# Through an attack.
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Saves the second that plots take."""
+    for name in ("save_curves", "save_gallery"):
+        monkeypatch.setattr(plots, name, lambda *arguments: None)
+
+
+@pytest.fixture
+def root(tmp_path) -> pathlib.Path:
+    return fixture.write(tmp_path / "raw", size=SIZE)
+
+
+@pytest.fixture
+def run_directory(root, tmp_path) -> pathlib.Path:
+    """A run with a model of no training, for pictures as large as the files."""
+    folder = tmp_path / "run"
+    config = TrainConfig(
+        tasks=("seg", "autoencoder"),
+        dataset="cityscapes",
+        data_dir=str(root),
+        image_size=f"{SIZE[0]}x{SIZE[1]}",
+        model="tiny",
+    )
+    runs.write_config(folder, config)
+    keras.utils.set_random_seed(0)
+    model = models.build("tiny", config.tasks, (*SIZE, 3), 19)
+    model.save(folder / "model.keras")
+    return folder
+
+
+def attack(folder, **changes) -> list[dict]:
+    settings = {
+        "attack": ("corner", "worst"),  # Without gradients: soon compiled.
+        "ensemble": ("corner", "noise"),
+        "eps": (4.0,),
+        "attack_tasks": ("seg",),
+        "steps": 1,
+        "batch_size": 2,
+        "num_examples": 0,
+        "checks": False,
+        "name": "it",
+        "export_predictions": True,
+        **changes,
+    }
+    attacking.attack(AttackConfig(ckpt=str(folder), **settings))
+    results = folder / "attacks" / settings["name"] / "results.json"
+    return runs.json.loads(results.read_text())
+
+
+def by_cell(records) -> dict[str, float]:
+    """The clean and the attacked mean IoU of each attack."""
+    found = {}
+    for record in records:
+        if (record["task"], record["metric"]) == ("seg", "miou"):
+            found["clean"] = record["clean"]
+            found[record["attack"]] = record["attacked_value"]
+    return found
+
+
+@pytest.mark.slow
+def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unplotted):
+    records = attack(run_directory)
+    folder = run_directory / "attacks" / "it" / "predictions"
+    ours = by_cell(records)
+    assert set(ours) == {"clean", "corner", "worst"}
+    sets = {path.name.split("_")[0]: path for path in folder.iterdir()}
+    assert set(sets) == {*ours, "noise"}
+    for name, value in ours.items():
+        found = sorted(path.name for path in sets[name].iterdir())
+        assert found == [f"{name}_predLabelIds.png" for name in fixture.VAL]
+        official = official_score(root, sets[name])["averageScoreClasses"]
+        assert abs(official - value) < 1e-4
+    assert ours["worst"] <= ours["corner"] != ours["clean"]
+
+    # Nothing is run again; with a file less, only what it belongs to.
+    run = []
+    real = sweep._result
+    monkeypatch.setattr(
+        sweep, "_result", lambda *a: (run.append(a[1] and a[1].attack), real(*a))[1]
+    )
+    attack(run_directory)
+    assert run == []
+    next(sets["corner"].iterdir()).unlink()
+    assert by_cell(attack(run_directory)) == ours
+    assert run == ["corner"]
+    assert len(list(sets["corner"].iterdir())) == 3
+
+
+def test_what_cannot_be_exported(run_directory, monkeypatch):
+    with pytest.raises(InputError, match="writes what the task seg predicts, and the"):
+        attack(run_directory, tasks=("autoencoder",), attack_tasks=("all",))
+    real = data.open_source
+    info = real("cityscapes", data_dir=str(run_directory.parent / "raw")).info
+    other = exporting.dataclasses.replace(info, name="camvid")
+    with pytest.raises(InputError, match="must be cityscapes, got camvid; leave it"):
+        exporting.open_predictions(run_directory, other, None, ("seg",), 1)
+    assert not (run_directory / "attacks").exists()
+
+
+# Real pictures, through the whole of it.
+
+
+def from_camvid(camvid: pathlib.Path, root: pathlib.Path) -> None:
+    """Some of CamVid, laid out as Cityscapes, with made-up disparities."""
+    # CamVid's classes of the SegNet tutorial, the last for none, as label ids.
+    ids = np.array([23, 11, 17, 7, 8, 21, 20, 13, 26, 24, 33, 0], np.uint8)
+    for split, folder, count in (("train", "train", 12), ("val", "val", 5)):
+        for number, image in enumerate(sorted((camvid / folder).glob("*.png"))[:count]):
+            name = f"cambridge_000000_{number:06}"
+            label = fixture.load(camvid / f"{folder}annot" / image.name)
+            down = np.linspace(0, 20000, label.shape[0]).astype(np.uint16)
+            disparity = np.broadcast_to(down[:, np.newaxis], label.shape)
+            fixture.save(fixture.path(root, "gtFine", split, name), ids[label])
+            fixture.save(fixture.path(root, "disparity", split, name), disparity)
+            picture = fixture.path(root, "leftImg8bit", split, name)
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(image, picture)
+
+
+def command(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
+    beside = pathlib.Path(__file__).parents[2] / "shared" / "camvid"
+    camvid = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
+    if not camvid.is_dir():
+        pytest.skip(f"no CamVid in {camvid}; set MTR_CAMVID to its folder")
+    root, run = tmp_path / "raw", tmp_path / "run"
+    from_camvid(camvid, root)
+    fixture.zip_up(root, ("leftImg8bit", "disparity"))
+    command(
+        "mtr_tf.train",
+        "--dataset=cityscapes",
+        f"--data_dir={root}",
+        "--tasks=s,d",
+        "--model=tiny",
+        "--image_size=60x80",
+        "--batch_size=4",
+        "--epochs=2",
+        "--eval_every=1000",
+        "--eval_examples=2",
+        "--eval_steps=1",
+        f"--workdir={run}",
+    )
+    command(
+        "mtr_tf.attack",
+        f"--ckpt={run}",
+        "--eps=2",
+        "--steps=2",
+        "--attack_tasks=seg",
+        "--num_examples=0",
+        "--nochecks",
+        "--export_predictions",
+        "--name=it",
+    )
+    records = runs.json.loads((run / "attacks/it/results.json").read_text())
+    ours = by_cell(records)
+    size = fixture.load(next((camvid / "valannot").glob("*.png"))).shape
+    for path in (run / "attacks" / "it" / "predictions").iterdir():
+        files = sorted(path.iterdir())
+        assert len(files) == 5
+        assert {fixture.load(file).shape for file in files} == {size}
+        assert set(np.unique(fixture.load(files[0]))) <= set(layout.LABEL_IDS)
+        official = official_score(root, path)["averageScoreClasses"]
+        # Ours is of smaller pictures.
+        assert abs(official - ours[path.name.split("_")[0]]) < 0.03

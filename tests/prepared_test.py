@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preparing once, keeping parts, and reading features as columns."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
+
+from mtr_tf.data import parts
+from mtr_tf.data import prepared
+from mtr_tf.data import rooms
+from mtr_tf.data.rooms import workers
+from mtr_tf.errors import InputError
+
+COUNT = 13
+
+
+def builder_in(folder: pathlib.Path) -> rooms.Rooms:
+    splits = {"train": COUNT, "validation": 3, "test": 3}
+    config = rooms.RoomsConfig(name="columns", size=32, splits=splits)
+    return rooms.Rooms(data_dir=folder, config=config, file_format=prepared.FILE_FORMAT)
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory) -> rooms.Rooms:
+    """Three shards: what is read must be in order across files."""
+    made = builder_in(tmp_path_factory.mktemp("data"))
+    made.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=3)
+    )
+    assert len(list(pathlib.Path(made.data_dir).glob("*train*"))) == 3
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    made = [workers.example(0, 0, index, 32) for index in range(COUNT)]
+    return {name: np.stack([e[name] for e in made]) for name in made[0]}
+
+
+@pytest.mark.parametrize("name", ["image", "seg", "depth", "normal"])
+def test_a_column_is_the_array(builder, expected, name):
+    column, array = prepared.Column(builder, "train", name), expected[name]
+    assert column.shape == array.shape
+    assert column.dtype == array.dtype
+    assert len(column) == COUNT
+    for rows in (
+        np.array([3, 12, 0, 3], np.int64),
+        np.array([], np.int64),
+        slice(2, 9),
+        slice(None),
+        array.mean(tuple(range(1, array.ndim))) > array.mean(),
+        np.array([-1]),
+    ):
+        found = column[rows]
+        np.testing.assert_array_equal(found, array[rows])
+        assert found.dtype == array.dtype
+        assert found.shape == array[rows].shape
+    with pytest.raises(IndexError):
+        column[np.array([COUNT])]
+
+
+def test_threads_may_read_one_column(builder, expected):
+    column = prepared.Column(builder, "train", "depth")
+    rng = np.random.default_rng(0)
+    asked = [rng.integers(0, COUNT, 5) for _ in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for rows, found in zip(asked, pool.map(column.__getitem__, asked), strict=True):
+            np.testing.assert_array_equal(found, expected["depth"][rows])
+
+
+class Noting:
+    """A data source that notes what is read."""
+
+    def __init__(self, source, read):
+        self.source, self.read = source, read
+
+    def __getitem__(self, row):
+        self.read.append(row)
+        return self.source[row]
+
+
+def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
+    column = prepared.Column(builder, "train", "image")
+    column[np.array([0])][:] = 0
+    np.testing.assert_array_equal(column[np.array([0])], expected["image"][:1])
+
+    read = []
+    records = prepared._Records(builder, "train")
+    real = records._source
+    monkeypatch.setattr(records, "_source", Noting(real, read))
+    for rows in ([3, 3], [1, 3], [3, 1], [1, 2], [1], [2]):
+        assert list(records.read(rows)) == [real[row] for row in rows]
+    assert read == [3, 1, 2, 2]  # What is in the last batch is not read again.
+    monkeypatch.setattr(prepared, "_LARGEST_BATCH", 2)
+    read.clear()
+    found = records.read([2, 4, 5])
+    assert read == []  # One after the other, and none is kept.
+    assert list(found) == [real[2], real[4], real[5]]
+    list(records.read([4]))
+    assert read == [2, 4, 5, 4]
+
+
+# Preparing.
+
+
+class Failing:
+    """A builder that raises where TFDS would generate."""
+
+    def __init__(self, folder, error):
+        self.name, self.version, self.error = "failing", "1.0.0", error
+        self.data_dir = folder / "failing" / "tiny" / "1.0.0"
+        self.builder_config = rooms.RoomsConfig(name="tiny", size=32)
+
+    def is_prepared(self):
+        return False
+
+    def download_and_prepare(self):
+        raise self.error
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="'x.png' is broken"):
+        prepared.prepare(
+            lambda folder: Failing(folder, InputError("'x.png' is broken")),
+            tmp_path,
+            "Things",
+        )
+    full = OSError(28, "No space left on device")
+    with pytest.raises(InputError, match=r"Things must be written .* No space .* VAR"):
+        prepared.prepare(lambda f: Failing(f, full), tmp_path, "Things", "VAR")
+
+
+class WithParts(rooms.Rooms):
+    """Rooms that says that it keeps parts."""
+
+    @property
+    def parts(self):
+        return prepared.parts_folder(self, ("facts",))
+
+
+def test_parts_go_when_the_data_set_is_whole(tmp_path):
+    plain = builder_in(tmp_path)
+
+    def make(folder):
+        return WithParts(data_dir=folder, config=plain.builder_config)
+
+    folder = make(tmp_path).parts
+    assert folder != prepared.parts_folder(plain, ("other facts",))
+    folder.mkdir(parents=True)
+    (folder / "0.npz").write_bytes(b"left")
+    assert prepared.prepare(make, tmp_path, "rooms").is_prepared()
+    assert not folder.exists()
+    assert not list(folder.parent.glob(".parts*"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 1000, 1001, 20000])
+def test_keys_share_tfds_buckets_in_order(count):
+    keys = [prepared.key(index, count) for index in range(count)]
+    assert all(low < high for low, high in zip(keys, keys[1:], strict=False))
+    assert keys[0] == 0
+    assert keys[-1] < 2**shuffle.HKEY_SIZE
+    buckets = [shuffle.get_bucket_number(k, shuffle.BUCKETS_NUMBER) for k in keys]
+    assert np.bincount(buckets).max() <= -(-count // shuffle.BUCKETS_NUMBER) + 1
+
+
+def test_where_data_go(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert prepared.root_folder() == tmp_path
+    assert prepared.root_folder("elsewhere") == pathlib.Path("elsewhere")
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert prepared.root_folder().name == "tensorflow_datasets"
+
+
+def test_a_fingerprint_is_of_all_and_of_their_order():
+    one = prepared.fingerprint(["a", ("b", 1)])
+    assert one == prepared.fingerprint(["a", ("b", 1)])
+    others = [["a", ("b", 2)], [("b", 1), "a"], ["a"], []]
+    assert len({one, *map(prepared.fingerprint, others)}) == 5
+    assert len(one) == 8
+
+
+# Parts.
+
+WORK = "prepared_fixture:square"
+
+
+def jobs(tmp_path, count, **more):
+    log = str(tmp_path / "log")
+    return {
+        f"no{i}": {"value": i, "log": log, **more.get(f"no{i}", {})}
+        for i in range(count)
+    }
+
+
+def called(tmp_path):
+    return sorted(int(line) for line in (tmp_path / "log").read_text().split())
+
+
+def run(tmp_path, wanted, processes):
+    found = parts.examples(
+        tmp_path / "parts", wanted, WORK, "testing", processes=processes
+    )
+    return [int(arrays["squared"][0]) for arrays in found]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
+    wanted = jobs(tmp_path, 10)
+    assert run(tmp_path, dict(list(wanted.items())[3:5]), 1) == [9, 16]
+    assert run(tmp_path, wanted, processes) == [i * i for i in range(10)]
+    assert called(tmp_path) == list(range(10))
+    assert run(tmp_path, wanted, processes) == [i * i for i in range(10)]
+    assert called(tmp_path) == list(range(10))
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        f"no{i}.npz" for i in range(10)
+    ]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
+    wanted = jobs(tmp_path, 6, no3={"fail": "input"})
+    with pytest.raises(InputError, match=r"^'3.png' is broken$"):
+        run(tmp_path, wanted, processes)
+    kept = {p.stem for p in (tmp_path / "parts").glob("*.npz")}
+    assert kept >= {"no0", "no1", "no2"}  # Needed no more work than this.
+    assert "no3" not in kept
+
+
+def test_a_worker_that_dies_is_no_silent_end(tmp_path, capfd):
+    wanted = jobs(tmp_path, 4, no1={"fail": "bug"})
+    with pytest.raises(parts.WorkerError, match="has ended"):
+        run(tmp_path, wanted, 2)
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+SCRIPT = """
+import json, pathlib, sys
+from mtr_tf.data import parts
+folder, jobs = sys.argv[1:]
+work = "prepared_fixture:square"
+made = parts.examples(pathlib.Path(folder), json.loads(jobs), work, "it", processes=2)
+print(len(list(made)))
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_where_it_was(tmp_path):
+    wanted = jobs(tmp_path, 40)
+    slow = {key: {**job, "sleep": 0.1} for key, job in wanted.items()}
+    folder = tmp_path / "parts"
+    path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(slow)],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("no*.npz"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # Its workers end by themselves.
+    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("no*.npz")}
+    assert 5 <= len(before) < 20
+    assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
+    for name, time_ns in before.items():
+        assert (folder / name).stat().st_mtime_ns == time_ns
