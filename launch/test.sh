@@ -4,5 +4,5 @@
 # (tests mostly keep one core busy). Arguments go to pytest: `bash launch/test.sh -m "not
 # slow"` runs the quick ones.
 . "$(dirname "$0")/environment.sh"
-use_environment test
+use_environment "test${MTR_EXTRAS:+,$MTR_EXTRAS}"
 exec python -m pytest --numprocesses=2 --dist=loadfile "$@"
