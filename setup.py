@@ -42,6 +42,7 @@ setuptools.setup(
             "hypothesis>=6.100",
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "scikit-image>=0.24",  # The released code resizes with it.
             "scipy>=1.13",
         ],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.

@@ -157,7 +157,7 @@ class APGD(calling.Attack):
             share = tf.where(number > first, _MOMENTUM, 1.0)
             return number + 1, state.moved(ball, project, share)
 
-        _, state = tf.while_loop(
+        _, state = calling.loop(
             lambda number, _: number < last,
             step,
             (first, _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))),
@@ -273,7 +273,7 @@ def _repeat(count: int, body: Callable, state: Any) -> Any:
     """Returns state = body(number, state) for the numbers below `count`."""
     if count == 1:
         return body(0, state)
-    _, state = tf.while_loop(
+    _, state = calling.loop(
         lambda number, _: number < count,
         lambda number, state: (number + 1, body(number, state)),
         (0, state),

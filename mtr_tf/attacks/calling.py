@@ -108,6 +108,14 @@ def begin(objective: Objective, start: tf.Tensor) -> Objective:
     return objective.begin(start) if hasattr(objective, "begin") else objective
 
 
+def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
+    """Is tf.while_loop, with one pass at a time.
+
+    Ten passes may overlap otherwise, and the features of several be held at once.
+    """
+    return tf.while_loop(condition, body, state, parallel_iterations=1)
+
+
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     """Returns how good each image is, [batch] in x's dtype."""
     return _evaluate(objective, x, progress)[1]

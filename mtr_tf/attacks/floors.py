@@ -56,7 +56,7 @@ class Noise(calling.Attack):
             scores = calling.score(begun, points, tf.constant(1.0))
             return draw + 1, best.offer(points, scores)
 
-        _, best = tf.while_loop(
+        _, best = calling.loop(
             lambda draw, _: draw < self.draws, step, (0, Best.none(centre))
         )
         return ball.rounded(best.points, x)

@@ -136,7 +136,7 @@ class PGD(calling.Attack):
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
             begun = calling.begin(objective, start)
-            _, point, best, _ = tf.while_loop(
+            _, point, best, _ = calling.loop(
                 lambda number, *_: number < self.steps,
                 functools.partial(step, begun),
                 (0, start, best, self._memory(start)),
@@ -149,7 +149,7 @@ class PGD(calling.Attack):
         if self.restarts == 1:
             _, point, best = run(*state)
         else:
-            _, point, best = tf.while_loop(
+            _, point, best = calling.loop(
                 lambda restart, *_: restart < self.restarts, run, state
             )
         return ball.rounded(best.points if judged else point, x)

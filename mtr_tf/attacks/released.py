@@ -154,7 +154,7 @@ class ReleasedPGD(calling.Attack):
             point = _clamp(point + step_size * tf.sign(total), upper, lower)
             return number + 1, point, total
 
-        _, point, _ = tf.while_loop(
+        _, point, _ = calling.loop(
             lambda number, *_: number < self.steps,
             step,
             (0, start, tf.zeros_like(start)),

@@ -111,12 +111,12 @@ class Square(calling.Attack):
                 scores = calling.score(asked, point, one)
                 return number + 1, found.offer(point, scores)
 
-            _, found = tf.while_loop(
+            _, found = calling.loop(
                 lambda number, _: number < self.queries, query, (1, found)
             )
             return restart + 1, best.offer(*found)
 
-        _, best = tf.while_loop(
+        _, best = calling.loop(
             lambda restart, _: restart < self.restarts,
             run,
             (0, Best.none(moves.centre)),
