@@ -15,6 +15,7 @@ import zipfile
 import cityscapes_fixture as fixture
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import shuffle
 
@@ -75,6 +76,17 @@ def test_read_back_equals_what_is_made_of_the_files(root):
     source = open_at(root)
     check(source, root, "train", "train", fixture.TRAIN)
     check(source, root, "validation", "val", fixture.VAL)
+
+
+def test_plain_tfds_reads_it_with_city_and_name(root, tmp_path):
+    open_at(root)
+    (folder,) = (tmp_path / "tfds" / "mtr_cityscapes").glob("*/1.0.0")
+    stored = tfds.builder_from_directory(folder).as_data_source("train")
+    assert [example["name"].decode() for example in stored] == list(fixture.TRAIN)
+    assert {example["city"] for example in stored} == {b"aachen", b"bochum"}
+    made = expected(root, "train", fixture.TRAIN[3])
+    for name, array in made.items():
+        np.testing.assert_array_equal(stored[3][name], array)
 
 
 def test_info(root):
@@ -265,7 +277,7 @@ def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
 
 
 def test_few_open_files_are_allowed(tmp_path, monkeypatch):
-    """As many as TFDS sorts with are not, by the usual limit."""
+    """TFDS sorts with a thousand, and raises the limit if it must."""
     monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
     monkeypatch.setattr(parts, "_FEW", 1000)
     names = tuple(f"aachen_000000_{i:06}" for i in range(80))

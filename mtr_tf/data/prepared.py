@@ -19,7 +19,6 @@ import hashlib
 import io
 import os
 import pathlib
-import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -34,7 +33,6 @@ from absl import logging
 from mtr_tf.errors import InputError
 
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
-_OPEN_FILES = 4096
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
 
 
@@ -159,7 +157,6 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
     folder = pathlib.Path(builder.data_dir).parent
     for left in folder.glob("*incomplete*"):
         shutil.rmtree(left, ignore_errors=True)
-    _allow_open_files()
     bars = tfds.core.utils.tqdm_utils
     shown = bars._active
     tfds.disable_progress_bar()
@@ -170,17 +167,6 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
         bars.display_progress_bar(shown)
     if hasattr(builder, "parts"):
         shutil.rmtree(builder.parts, ignore_errors=True)
-
-
-def _allow_open_files() -> None:
-    """Lets this process have the files open that TFDS sorts large data with.
-
-    These are a thousand; the usual limit, which may be raised, is 1024.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Records:
