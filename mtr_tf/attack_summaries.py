@@ -35,10 +35,12 @@ def write(
     clean: Result,
     results: Sequence[Result],
     folder: pathlib.Path,
+    units: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the runs of a sweep; those of an earlier one are removed first.
 
     The step is the radius if all radii are whole numbers, else a thousandth of it.
+    `units` are those of the data set's `DatasetInfo`.
     """
     _remove_earlier(folder)
     with _writing(folder):
@@ -48,12 +50,13 @@ def write(
     runs = itertools.groupby(sorted(results, key=_run), _run)
     for run, members in runs:
         with _writing(folder / run):
-            summaries.write_scalars(_scalars(clean), 0, about, SUFFIX)
+            summaries.write_scalars(_scalars(clean), 0, about, SUFFIX, units)
             for result in members:
                 if result.cell.eps:
                     step = round(result.cell.eps * (1 if whole else 1000))
                     images = _pictures(clean, result)
-                    summaries.write_scalars(_scalars(result), step, about, SUFFIX)
+                    scalars = _scalars(result)
+                    summaries.write_scalars(scalars, step, about, SUFFIX, units)
                     summaries.write_pictures(images, step, _MAGNIFIED, SUFFIX)
 
 

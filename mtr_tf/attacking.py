@@ -181,11 +181,11 @@ def _sweep(
         "fast": config.fast,
         "warnings": warnings,
     }
-    records = report.make_records(clean, results, about)
+    records = report.make_records(clean, results, about, subject.info.units)
     report.write(records, folder)
     plots.save_curves(records, folder / "curves.png")
     plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
-    attack_summaries.write(config.to_dict(), clean, results, folder)
+    attack_summaries.write(config.to_dict(), clean, results, folder, subject.info.units)
     return records
 
 

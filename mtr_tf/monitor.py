@@ -177,7 +177,10 @@ class Monitor:
         speed = steps_per_second * self._config.batch_size
         with self._train.as_default():
             summaries.write_scalars(
-                scalars, step, "Mean over the training images since the last point."
+                scalars,
+                step,
+                "Mean over the training images since the last point.",
+                units=self._info.units,
             )
             summaries.write_scalars(
                 {
@@ -206,7 +209,9 @@ class Monitor:
         for kind, numbers in found.items():
             scalars = summaries.evaluation_scalars(numbers, self._weighting.current())
             with self._validation[kind].as_default():
-                summaries.write_scalars(scalars, step, self._about[kind])
+                summaries.write_scalars(
+                    scalars, step, self._about[kind], units=self._info.units
+                )
         pictures = summaries.pictures(
             evaluation.examples,
             self.tasks,

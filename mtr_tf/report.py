@@ -20,7 +20,10 @@ Record = dict[str, Any]
 
 
 def make_records(
-    clean: Result, results: Sequence[Result], facts: Mapping[str, Any]
+    clean: Result,
+    results: Sequence[Result],
+    facts: Mapping[str, Any],
+    units: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """One record per cell, task and metric; numbers that do not exist are None.
 
@@ -29,9 +32,10 @@ def make_records(
       results: Those of the attacks.
       facts: What every record repeats: seed, dataset, split, model_fingerprint,
         warnings.
+      units: Those of the data set's `DatasetInfo`.
     """
     return [
-        _record(clean, result, task, metric, facts)
+        _record(clean, result, task, metric, facts, units or {})
         for result in results
         for task in clean.scores
         for metric in tasks_lib.TASKS[task].metrics
@@ -44,6 +48,7 @@ def _record(
     task: str,
     metric: metrics.Metric,
     facts: Mapping[str, Any],
+    units: Mapping[str, str],
 ) -> Record:
     cell = result.cell
     before = clean.scores[task][metric.name]
@@ -81,7 +86,7 @@ def _record(
         "attack_block": list(cell.block),
         "attack_classes": list(cell.classes),
         "better": metric.better,
-        "unit": metric.unit,
+        "unit": tasks_lib.TASKS[task].unit_of(metric, units),
     }
 
 
@@ -203,7 +208,8 @@ def _block(task: str, rows: Sequence[tuple], by_place: Mapping) -> list[str]:
         ratio.append(_times(loss["clean"], loss["attacked_value"]))
     columns = [clean, attacked, interval, ["loss", *ratio]]
     body = _paste([_align(column, str.rjust) for column in columns])
-    unit = f" [{metric.unit}]" if metric.unit else ""
+    unit = by_place[rows[0], task, metric.name]["unit"]
+    unit = f" [{unit}]" if unit else ""
     title = f"{task} {metric.name}{unit}, {metric.better} is better"
     return _align([title, *body])
 

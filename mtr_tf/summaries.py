@@ -89,8 +89,8 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
     return float(sum(term for term in terms if not math.isnan(term)))
 
 
-def describe(tag: str) -> str:
-    """What a number is, its unit, and which way is better."""
+def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
+    """What a number is, its unit (`units`: the data set's), which way is better."""
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
     if tag == "total/loss":
@@ -100,7 +100,8 @@ def describe(tag: str) -> str:
         return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
     task = tasks_lib.TASKS[name]
     metric = next(metric for metric in task.metrics if metric.name == measure)
-    unit = f", in {metric.unit}" if metric.unit else ""
+    unit = task.unit_of(metric, units or {})
+    unit = f", in {unit}" if unit else ""
     kind = f" ({task.loss.__name__.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
     same = {"loss", _TWINS.get(task.loss)}
@@ -220,7 +221,11 @@ def _text(value: Any) -> str:
 
 
 def write_scalars(
-    values: Mapping[str, float], step: int, about: str = "", suffix: str = ""
+    values: Mapping[str, float],
+    step: int,
+    about: str = "",
+    suffix: str = "",
+    units: Mapping[str, str] | None = None,
 ) -> None:
     """Writes each number that is not NaN.
 
@@ -229,11 +234,12 @@ def write_scalars(
       step: Of training, or what stands for it.
       about: Added to each number's description: over which images, for example.
       suffix: Added to the first part of each tag.
+      units: Those of the data set's `DatasetInfo`.
     """
     for tag, value in values.items():
         if not math.isnan(value):
             name = _with_suffix(tag, suffix)
-            description = f"{describe(tag)} {about}".strip()
+            description = f"{describe(tag, units)} {about}".strip()
             tf.summary.scalar(name, value, step, description=description)
 
 

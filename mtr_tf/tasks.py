@@ -66,6 +66,11 @@ class Task:
         """Whether targets are classes and outputs their logits."""
         return self.channels is None
 
+    def unit_of(self, metric: metrics.Metric, units: Mapping[str, str]) -> str:
+        """Returns a metric's unit on a data set with the `units` of its DatasetInfo."""
+        of_target = self.unit and metric.unit == self.unit
+        return units.get(self.name, metric.unit) if of_target else metric.unit
+
     def output_channels(self, num_classes: int) -> int:
         """Returns the channels of this task's head on a data set of so many classes."""
         return num_classes if self.channels is None else self.channels

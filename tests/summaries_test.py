@@ -100,6 +100,7 @@ def test_every_number_says_its_unit_and_which_way_is_better():
             text = summaries.describe(f"{name}/{metric.name}")
             assert f"{metric.better} is better" in text
             assert f", in {metric.unit}" in text or not metric.unit
+    assert ", in pixels;" in summaries.describe("depth/mae", {"depth": "pixels"})
     assert "lower is better" in summaries.describe("total/loss")
     assert "higher is better" in summaries.describe("optimizer/examples_per_second")
 

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flagfiles of the paper's experiments run, on tiny data in the official layouts.
+
+Everything is as the files say but the size: two steps on pictures of 32 pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import cityscapes_fixture
+import keras
+import pytest
+import taskonomy_fixture
+from absl import flags
+
+from mtr_tf import attack
+from mtr_tf import common_flags
+from mtr_tf import train
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import RunPlace
+from mtr_tf.config import TrainConfig
+
+pytestmark = pytest.mark.slow
+
+FLAGS = pathlib.Path(__file__).parent.parent / "flags"
+MODELS = sorted(p.stem for p in FLAGS.glob("[ct][ia]*_*.flags"))
+ATTACKS = sorted(
+    p.stem
+    for kind in ("paper", "follow_up", "measure")
+    for p in FLAGS.glob(f"attack_{kind}*.flags")
+)
+SMALL = (
+    "--image_size=32",
+    "--batch_size=2",
+    "--epochs=1",
+    "--train_examples=4",
+    "--eval_examples=2",
+    "--eval_eps=0",
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """{data set: the folder with its files}, and a place for what is prepared."""
+    root = tmp_path_factory.mktemp("official")
+    cityscapes_fixture.write(root / "cityscapes", size=(40, 64))
+    taskonomy_fixture.write_building(root / "taskonomy", (0, 1, 2, 3, 1200, 1201), 32)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TFDS_DATA_DIR", str(root / "prepared"))
+    yield {name: root / name for name in ("cityscapes", "taskonomy")}
+    patch.undo()
+
+
+def read(records, *arguments):
+    values = flags.FlagValues()
+    for record in records:
+        common_flags.define(record, values)
+    values(["binary", *arguments])
+    return [common_flags.read(record, values) for record in records]
+
+
+def trained(name, folders, workdir, *changes):
+    keras.utils.clear_session()
+    data = folders[name.partition("_")[0]]
+    place = (f"--data_dir={data}", f"--workdir={workdir}")
+    file = f"--flagfile={FLAGS / name}.flags"
+    train.main(*read((TrainConfig, RunPlace), file, *SMALL, *place, *changes))
+    return workdir
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_the_paper_trains(name, folders, tmp_path):
+    crop = ("--crop=16",) if name.startswith("cityscapes") else ()
+    width = "--width=2" if name.startswith("cityscapes") else "--width=4"
+    trained(name, folders, tmp_path / "run", *crop, width)
+    assert (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.fixture(scope="module")
+def tiny_runs(folders, tmp_path_factory):
+    """A tiny model of each data set, with all tasks that the attacks name."""
+    root = tmp_path_factory.mktemp("runs")
+    tiny = ("--model=tiny", "--decoders=separate")
+    return {
+        "cityscapes": trained(
+            "cityscapes_drn_d_22_seg_depth", folders, root / "c", "--crop=", *tiny
+        ),
+        "taskonomy": trained(
+            "taskonomy_resnet18_seg_depth", folders, root / "t", *tiny
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_of_the_paper_runs(name, tiny_runs):
+    taskonomy = "taskonomy" in name or "follow_up" in name
+    run = tiny_runs["taskonomy" if taskonomy else "cityscapes"]
+    small = ("--steps=2", "--batch_size=2", "--check_examples=1", f"--name={name}")
+    file = f"--flagfile={FLAGS / name}.flags"
+    (config,) = read((AttackConfig,), file, f"--ckpt={run}", *small)
+    attack.main(config)
+    measured = name.startswith("attack_measure")
+    kept = "measures.json" if measured else "results.json"
+    assert json.loads((run / "attacks" / name / kept).read_text())
