@@ -29,7 +29,7 @@ from mtr_tf.evaluation import Examples
 from mtr_tf.evaluation import Rows
 
 _ROWS = 16  # Examples that are read at once.
-_FORMAT = 2  # Of the files; cells of another number are not known.
+_FORMAT = 3  # Of the files; cells of another number are not known.
 # What reading a damaged .json or .npz may raise.
 _DAMAGED = (
     OSError,
@@ -57,6 +57,8 @@ class Result:
       wanted: Of a targeted attack, {task: {metric: {"clean": float or None,
         "attacked": ...}}} against the targets that it is after; else empty.
       wanted_rows: The rows of the attacked images behind that.
+      aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
+        the attacked images over these pixels, against the targets it is after.
     """
 
     cell: Cell | None
@@ -68,6 +70,7 @@ class Result:
         default_factory=dict
     )
     wanted_rows: Rows = dataclasses.field(default_factory=dict)
+    aimed_rows: Rows = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,12 @@ class Store:
             _write_arrays(self._examples(result.cell), _arrays(examples))
         path = self._path(result.cell)
         arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
-        for kind, rows in (("row", result.rows), ("wanted", result.wanted_rows)):
+        kinds = {
+            "row": result.rows,
+            "wanted": result.wanted_rows,
+            "aimed": result.aimed_rows,
+        }
+        for kind, rows in kinds.items():
             for task, by_metric in rows.items():
                 arrays |= {f"{kind}/{task}/{m}": a for m, a in by_metric.items()}
         _write_arrays(path.with_suffix(".npz"), arrays)
@@ -122,6 +130,7 @@ class Store:
                 _rows(arrays, "row"),
                 content["wanted"],
                 _rows(arrays, "wanted"),
+                _rows(arrays, "aimed"),
             )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:

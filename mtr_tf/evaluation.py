@@ -57,6 +57,8 @@ class Evaluation:
       wanted: Of a targeted attack, rows of the attacked images' outputs against the
         targets that they are drawn to; `unmoved` the same of the clean images. Else
         empty.
+      aimed: Of an attack on some of the output pixels, rows of the attacked images over
+        these pixels alone, against what `wanted` or else `attacked` are; else empty.
       examples: None unless `keep_examples` is positive.
     """
 
@@ -65,6 +67,7 @@ class Evaluation:
     attacked: Rows
     wanted: Rows
     unmoved: Rows
+    aimed: Rows
     examples: Examples | None
 
 
@@ -126,6 +129,9 @@ class Evaluator:
         self._attack = attack
         self._objective = {"tasks": self._tasks, **(objective or {})}
         self._targeted = bool(self._objective.get("targeted"))
+        self._restricted = any(
+            self._objective.get(kind) is not None for kind in ("pixels", "classes")
+        )
         self._surrogate = surrogate or model
         self._seed = seed
         self._clean = clean
@@ -187,6 +193,7 @@ class Evaluator:
             attacked=rows.get("attacked", {}),
             wanted=rows.get("wanted", {}),
             unmoved=rows.get("unmoved", {}),
+            aimed=rows.get("aimed", {}),
             examples=_examples(kept, keep_examples) if kept else None,
         )
 
@@ -230,28 +237,33 @@ class Evaluator:
                 rows["clean"] = self._statistics(outputs, batch)
                 pictures["clean"] = outputs
         if self._attack is not None:
-            x_adv = self._attack_images(batch, seed, numbers)
+            goal = batch["wanted"] if self._targeted else batch
+            objective = attacks.objective(
+                self._surrogate, goal["targets"], goal["masks"], **self._objective
+            )
+            seeds = threat.image_keys(seed, batch["index"])
+            x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._model(x_adv, training=False)
             rows["attacked"] = self._statistics(outputs, batch)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
+            if self._restricted:
+                rows["aimed"] = self._statistics(
+                    outputs, objective.batch, objective.recipe.tasks
+                )
             pictures["attacked"] = outputs
             pictures["adversarial"] = x_adv
         return rows, pictures
 
-    def _attack_images(
-        self, batch: dict[str, Any], seed: tf.Tensor, numbers: tuple
-    ) -> tf.Tensor:
-        goal = batch["wanted"] if self._targeted else batch
-        objective = attacks.objective(
-            self._surrogate, goal["targets"], goal["masks"], **self._objective
-        )
-        seeds = threat.image_keys(seed, batch["index"])
-        return self._attack(objective, batch["image"], seeds, *numbers)
-
-    def _statistics(self, outputs, batch) -> dict[str, dict[str, tf.Tensor]]:
+    def _statistics(
+        self, outputs, batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, dict[str, tf.Tensor]]:
         return tasks_lib.statistics(
-            self._tasks, outputs, batch["targets"], batch["masks"], self._num_classes
+            tasks or self._tasks,
+            outputs,
+            batch["targets"],
+            batch["masks"],
+            self._num_classes,
         )
 
     def _gather(self, value) -> np.ndarray:

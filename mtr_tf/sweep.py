@@ -150,6 +150,7 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         rows=rows,
         wanted=_wanted(results[0].wanted, wanted_rows),
         wanted_rows=wanted_rows,
+        aimed_rows=worst.take(choice, [result.aimed_rows for result in results]),
     )
 
 
@@ -219,6 +220,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         rows,
         _wanted(unmoved, evaluation.wanted),
         evaluation.wanted,
+        evaluation.aimed,
     )
 
 

@@ -283,7 +283,9 @@ class _Runs:
 
     def harm(self, evaluation: Evaluation) -> np.ndarray:
         """What the attack raises, of each image."""
-        return worst.harm(self._cell, evaluation.attacked, evaluation.wanted)
+        return worst.harm(
+            self._cell, evaluation.attacked, evaluation.wanted, evaluation.aimed
+        )
 
     def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
         subject = self._subject
@@ -344,7 +346,8 @@ def _all_pixels_of_classes(cell: Cell) -> bool:
 
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
-    harm = worst.harm(cell, result.rows, result.wanted_rows)[: len(base)]
+    harm = worst.harm(cell, result.rows, result.wanted_rows, result.aimed_rows)
+    harm = harm[: len(base)]
     return _order(
         "transfer",
         np.mean(harm) <= np.mean(base),

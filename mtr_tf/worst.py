@@ -28,14 +28,16 @@ def choose(cell: Cell, results: Sequence[Result]) -> np.ndarray:
 
     Worst is the largest sum of the attacked tasks' losses, weighted as the attack's
     are; of a targeted attack the smallest, to the wanted targets. For sea it is the
-    largest share of wrong pixels.
+    largest share of wrong pixels. An attack on some of the output pixels goes by these.
     """
-    harms = np.array([harm(cell, r.rows, r.wanted_rows) for r in results])
+    harms = np.array([harm(cell, r.rows, r.wanted_rows, r.aimed_rows) for r in results])
     return np.argmax(np.where(np.isnan(harms), -np.inf, harms), axis=0)
 
 
-def harm(cell: Cell, rows: Rows, wanted_rows: Rows) -> np.ndarray:
+def harm(cell: Cell, rows: Rows, wanted_rows: Rows, aimed_rows: Rows) -> np.ndarray:
     """How much each image was harmed, float `[N]`; see `choose`."""
+    rows = aimed_rows or (wanted_rows if cell.targeted else rows)
+    sign = -1.0 if cell.targeted else 1.0
     weights = dict(cell.weights)
     total = 0.0
     for task in cell.attacked:
@@ -43,10 +45,9 @@ def harm(cell: Cell, rows: Rows, wanted_rows: Rows) -> np.ndarray:
             if tasks_lib.TASKS[task].discrete:
                 correct, count = rows[task]["pixel_accuracy"].T
                 total = total - correct / np.maximum(count, 1)
-        elif cell.targeted:
-            total = total - weights.get(task, 1.0) * wanted_rows[task]["loss"][:, 0]
         else:
-            total = total + weights.get(task, 1.0) * rows[task]["loss"][:, 0]
+            weight = sign * weights.get(task, 1.0)
+            total = total + weight * rows[task]["loss"][:, 0]
     return total
 
 

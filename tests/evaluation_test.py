@@ -206,6 +206,24 @@ def test_pixels_that_are_not_attacked_do_not_matter():
     np.testing.assert_array_equal(moved, expected)
 
 
+def test_attacks_on_some_pixels_are_also_scored_on_these():
+    columns = make_columns()
+    corner = np.zeros((8, 8), np.float32)
+    corner[:3, :2] = 1
+    found = Evaluator(
+        make_model(),
+        TASKS,
+        CLASSES,
+        attack=PGD,
+        objective={"tasks": ("depth",), "pixels": corner},
+    ).run(columns, batch_size=4, keep_examples=7)
+    assert list(found.aimed) == ["depth"]
+    error = np.abs(found.examples.attacked["depth"] - columns.targets["depth"])[..., 0]
+    there = columns.masks["depth"] * corner
+    expected = (error * there).sum((1, 2)) / there.sum((1, 2))
+    np.testing.assert_allclose(found.aimed["depth"]["loss"][:, 0], expected, rtol=1e-5)
+
+
 def test_without_clean_only_the_attacked_rows_come_back():
     evaluator = Evaluator(make_model(), TASKS, CLASSES, attack=PGD, clean=False)
     found = evaluator.run(make_columns(), batch_size=4, keep_examples=1)

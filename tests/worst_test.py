@@ -52,6 +52,16 @@ def test_targeted_goes_by_the_wanted_targets():
     np.testing.assert_array_equal(worst.choose(cell, results), [0, 1])
 
 
+def test_attacks_on_some_pixels_go_by_these():
+    results = [a_result([9, 1]), a_result([1, 9])]
+    for result, losses in zip(results, ([3, 8], [4, 7]), strict=True):
+        rows = np.stack([np.array(losses), np.ones(2)], axis=-1)
+        result.aimed_rows["seg"] = {"loss": rows}
+    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0])
+    targeted = a_cell(targeted=True)
+    np.testing.assert_array_equal(worst.choose(targeted, results), [0, 1])
+
+
 def test_weights_of_the_attack_are_those_of_the_choice():
     results = [a_result([2]), a_result([1])]
     for number, result in enumerate(results):  # A second task, the other way round.
