@@ -28,6 +28,21 @@ def decode(data: bytes, name: str) -> np.ndarray:
     Raises:
       InputError: it is not whole, or is no PNG file.
     """
+    picture = read(data, name)
+    if picture.mode in _SIXTEEN_BITS:
+        return np.asarray(picture).astype(np.uint16)
+    if picture.mode in ("L", "P"):
+        return np.asarray(picture)
+    if picture.mode in ("1", "LA"):
+        return np.asarray(picture.convert("L"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def read(data: bytes, name: str) -> Image.Image:
+    """Returns the picture as Pillow has it, once all of the file is checked and read.
+
+    The arguments, and what is raised, are those of `decode`.
+    """
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
@@ -45,10 +60,4 @@ def decode(data: bytes, name: str) -> np.ndarray:
             f"'{name}' must be a whole PNG file, but cannot be read ({error}); fetch "
             "it again."
         ) from error
-    if picture.mode in _SIXTEEN_BITS:
-        return np.asarray(picture).astype(np.uint16)
-    if picture.mode in ("L", "P"):
-        return np.asarray(picture)
-    if picture.mode in ("1", "LA"):
-        return np.asarray(picture.convert("L"))
-    return np.asarray(picture.convert("RGB"))
+    return picture
