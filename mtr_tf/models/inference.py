@@ -3,7 +3,7 @@
 
 Without training, a batch normalisation is a fixed scale and offset per channel. Where
 it follows a convolution, `s (W * x) + b` is `(s W) * x + b`: one pass over the features
-less forwards and one less backwards.
+less forwards and one less backwards. So is the scale of a Rescaling before it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
@@ -107,10 +108,41 @@ def _folded_calls(
             continue
         source = node.input_tensors[0]
         if read[id(source)] == 1 and _foldable(_node(source), node.operation):
+            before = _rescaling(_node(source), read)
+            rescaling = before and before.operation
             convolution = _node(source).operation
-            calls[id(_node(source))] = _folded(convolution, node.operation)
+            calls[id(_node(source))] = _folded(convolution, node.operation, rescaling)
             calls[id(node)] = lambda x, **_: x
+            if before:
+                calls[id(before)] = functools.partial(_shifted, rescaling)
     return calls
+
+
+def _rescaling(convolution: Any, read: collections.Counter) -> Any | None:
+    """Returns the call of a Rescaling that this convolution alone reads, if any.
+
+    There may be padding with zeros between: zeros stay zeros, whatever the scale.
+    """
+    node = _node(convolution.input_tensors[0])
+    if type(convolution.operation) is not keras.layers.Conv2D:
+        return None
+    while read[id(node.output_tensors[0])] == 1:
+        if type(node.operation) is keras.layers.Rescaling:
+            return node if np.all(node.operation.scale) else None
+        if type(node.operation) is not keras.layers.ZeroPadding2D:
+            return None
+        node = _node(node.input_tensors[0])
+    return None
+
+
+def _shifted(layer: keras.layers.Rescaling, x: tf.Tensor) -> tf.Tensor:
+    """Returns what `layer` does to x, divided by its scale: one pass for two."""
+    shift = tf.constant(layer.offset, tf.float32) / _scale(layer)
+    return tf.cast(x, layer.compute_dtype) + tf.cast(shift, layer.compute_dtype)
+
+
+def _scale(layer: keras.layers.Rescaling) -> tf.Tensor:
+    return tf.constant(layer.scale, tf.float32)
 
 
 def _foldable(node: Any, norm: keras.layers.BatchNormalization) -> bool:
@@ -127,9 +159,17 @@ def _foldable(node: Any, norm: keras.layers.BatchNormalization) -> bool:
 
 
 def _folded(
-    layer: keras.layers.Layer, norm: keras.layers.BatchNormalization
+    layer: keras.layers.Layer,
+    norm: keras.layers.BatchNormalization,
+    rescaling: keras.layers.Rescaling | None,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the convolution with the norm in its kernel and offset."""
+    """Returns the convolution with what is around it in its kernel and offset.
+
+    Args:
+      layer: the convolution.
+      norm: the norm after it.
+      rescaling: what scales its input, and is to leave that to the kernel.
+    """
     scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
     if norm.scale:
         scale *= norm.gamma
@@ -141,6 +181,8 @@ def _folded(
     transposed = isinstance(layer, keras.layers.Conv2DTranspose)
     # A transposed kernel is [rows, columns, out, in], a plain one [..., in, out].
     kernel = layer.kernel * (scale[:, tf.newaxis] if transposed else scale)
+    if rescaling is not None:
+        kernel *= tf.reshape(_scale(rescaling), (-1, 1))
     kernel, offset = (tf.cast(t, layer.compute_dtype) for t in (kernel, offset))
     convolution = _convolution(layer, kernel.dtype)
     return lambda x: tf.nn.bias_add(
