@@ -90,7 +90,7 @@ def _classifier(side: int, width: int) -> keras.Model:
     """Returns images [batch, side, side, 3] -> logits [batch, classes]."""
     image = keras.Input((side, side, 3), name="image")
     x = keras.layers.Rescaling(4.0, -2.0)(image)
-    x = resnet.encoder(layers.Blocks(), x, width)
+    x = resnet.ResNet((2, 2, 2, 2)).encoder(layers.Blocks(), x, width)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(image, keras.layers.Dense(_CLASSES)(x))
 

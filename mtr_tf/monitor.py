@@ -110,6 +110,7 @@ def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
     filled = {
         "tasks": tasks_lib.resolve(config.tasks),
         "main_tasks": main_tasks(config),
+        "adversarial_tasks": config.adversarial_tasks or "none",  # Not an empty cell.
         "image_size": f"{height}x{width}",
     }
     return {name: filled.get(name, getattr(config, name)) for name in _HPARAMS}
