@@ -97,7 +97,7 @@ def tiny_runs(folders, tmp_path_factory):
 def test_an_attack_of_the_paper_runs(name, tiny_runs):
     taskonomy = "taskonomy" in name or "follow_up" in name
     run = tiny_runs["taskonomy" if taskonomy else "cityscapes"]
-    small = ("--steps=2", "--batch_size=2", "--check_examples=1", f"--name={name}")
+    small = ("--steps=2", "--batch_size=2", "--nochecks", f"--name={name}")
     file = f"--flagfile={FLAGS / name}.flags"
     (config,) = read((AttackConfig,), file, f"--ckpt={run}", *small)
     attack.main(config)

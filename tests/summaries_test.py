@@ -325,7 +325,7 @@ def test_the_three_runs_of_training_share_their_tags(tmp_path):
         "main_tasks": "seg",
         "aux_weight": 1.0,
         "task_weights": "main_aux",
-        "adversarial_tasks": "",
+        "adversarial_tasks": "none",
         "dataset": "noise",
         "image_size": "16x16",
         "model": "small",
