@@ -21,7 +21,7 @@ setuptools.setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
-    package_data={"mtr_tf": ["py.typed"]},
+    package_data={"mtr_tf": ["py.typed"], "mtr_tf.study": ["files/*.toml"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -61,6 +61,7 @@ setuptools.setup(
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",
             "mtr-convert = mtr_tf.convert:run",
+            "mtr-reproduce = mtr_tf.reproduce:run",
         ]
     },
 )

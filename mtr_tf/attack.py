@@ -8,6 +8,7 @@ Example:
 All combinations of --attack, --eps and --attack_tasks are run. Results go to
 RUN/attacks/NAME: results.json, results.csv, curves.png, gallery.png, and TensorBoard's
 files. Finished combinations are kept there: the same command does none of them twice.
+--measure adds what the theory speaks of, such as gradient norms of groups of tasks.
 """
 
 from __future__ import annotations

@@ -181,7 +181,9 @@ def _sweep(
         "fast": config.fast,
         "warnings": warnings,
     }
-    records = report.make_records(clean, results, about, subject.info.units)
+    records = report.make_records(
+        clean, results, about, subject.info.units, store.rows_file
+    )
     report.write(records, folder)
     plots.save_curves(records, folder / "curves.png")
     plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")

@@ -149,6 +149,11 @@ class Store:
     def _path(self, cell: Cell | None) -> pathlib.Path:
         return self.folder / "cells" / f"{self._hash(cell)}.json"
 
+    def rows_file(self, cell: Cell | None) -> str:
+        """Where a cell's rows per image are, in the folder: arrays `row/TASK/METRIC`."""
+        path = self._path(cell).with_suffix(".npz")
+        return path.relative_to(self.folder).as_posix()
+
     def label(self, cell: Cell | None) -> str:
         """A name for files about a cell, which no other cell has."""
         name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"

@@ -7,6 +7,7 @@ import csv
 import math
 import pathlib
 import shutil
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from mtr_tf import metrics
 from mtr_tf import runs
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cell_store import Result
+from mtr_tf.cells import Cell
 
 Record = dict[str, Any]
 
@@ -24,6 +26,7 @@ def make_records(
     results: Sequence[Result],
     facts: Mapping[str, Any],
     units: Mapping[str, str] | None = None,
+    file_of: Callable[[Cell | None], str] | None = None,
 ) -> list[Record]:
     """One record per cell, task and metric; numbers that do not exist are None.
 
@@ -33,9 +36,13 @@ def make_records(
       facts: What every record repeats: seed, dataset, split, model_fingerprint,
         warnings.
       units: Those of the data set's `DatasetInfo`.
+      file_of: The file with a cell's rows per image, `rows` and `clean_rows` of the
+        records; without, they are empty.
     """
+    file_of = file_of or (lambda cell: "")
     return [
         _record(clean, result, task, metric, facts, units or {})
+        | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
         for metric in tasks_lib.TASKS[task].metrics

@@ -134,6 +134,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
         "platform": platform.platform(),
+        "cores": os.cpu_count(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

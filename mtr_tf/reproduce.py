@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a study: trains, attacks, measures, and says which claims hold.
+
+Example:
+  python -m mtr_tf.reproduce                          says which studies there are
+  python -m mtr_tf.reproduce --study=rooms-quick
+  python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
+
+What is done is kept in --workdir: the same command goes on where the last one stopped.
+The report is WORKDIR/report/index.html.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+from typing import TYPE_CHECKING
+
+from mtr_tf import common_flags
+from mtr_tf.config import Settings
+from mtr_tf.config import setting
+from mtr_tf.errors import InputError
+
+if TYPE_CHECKING:
+    from mtr_tf.study.design import Study
+    from mtr_tf.study.runner import Runner
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproduceConfig(Settings):
+    """What `python -m mtr_tf.reproduce` takes."""
+
+    study: str = setting(
+        "",
+        "Name of a study that comes with mtr_tf, or path of a .toml file of your own. "
+        "Empty: lists the studies.",
+    )
+    workdir: str = setting("", "The study's folder; empty: runs/study-NAME.")
+    workers: int = setting(
+        0,
+        "Processes at a time, each with one GPU or one thread; 0: one per GPU, or per "
+        "core where there is no GPU.",
+        low=0,
+    )
+    seeds: tuple[int, ...] = setting(
+        (), "Seeds to take instead of the study's.", low=0, high=2**32 - 1
+    )
+    only: tuple[str, ...] = setting(
+        (), "Train and attack only these variants; empty: all."
+    )
+    dataset: str = setting("", "Data set to take instead of the study's.")
+    data_dir: str = setting("", "Folder of the data; empty: as in training.")
+    image_size: str = setting(
+        "", "Size of pictures to take instead of the study's: 96x128, or one number."
+    )
+    report: bool = setting(
+        False, "Train and attack nothing; only write the report of what is there."
+    )
+    dry_run: bool = setting(
+        False, "Only list what would be done, and the commands for it."
+    )
+
+
+def main(config: ReproduceConfig) -> None:
+    """Runs a study; raises `InputError` for what the user can put right."""
+    from mtr_tf import startup
+
+    if not config.study:
+        print(_listing())
+        return
+    startup.import_tensorflow()
+    from mtr_tf import runs
+    from mtr_tf.study import claims
+    from mtr_tf.study import design
+    from mtr_tf.study import runner as runner_lib
+
+    overrides = ("dataset", "data_dir", "image_size")
+    given = {name: getattr(config, name) for name in overrides}
+    study = design.load(
+        config.study,
+        seeds=config.seeds or None,
+        train={name: value for name, value in given.items() if value},
+    )
+    for name in config.only:
+        study.variant(name)  # Complains of an unknown one.
+    claims.check(study)  # Mistakes in them show now, not after hours.
+    workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
+    if config.dry_run:
+        print(_plan(runner_lib.Runner(study, workdir, config.only)))
+        return
+    with runs.locked(workdir):
+        runner = runner_lib.Runner(study, workdir, config.only)
+        if config.report:
+            runner.write(computes=False)
+        else:
+            _run(runner, study, config.workers, workdir)
+        _write_report(workdir)
+    failures = runner.failures()
+    if failures:
+        raise InputError(
+            f"{len(failures)} of {len(runner.queue.cells)} cells have failed, and the "
+            "report lacks them; see what each says in its log, and repeat the command. "
+            f"The first: {failures[0]}"
+        )
+
+
+def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> None:
+    """Does what is missing."""
+    import tensorflow as tf
+    from absl import logging
+
+    from mtr_tf import training
+    from mtr_tf.data import parts
+    from mtr_tf.study import runner as runner_lib
+
+    gpus = _gpus(len(tf.config.list_physical_devices("GPU")))
+    tf.config.set_visible_devices([], "GPU")  # They are the workers'.
+    runner.queue.retry()
+    missing = len(runner.queue.waiting())
+    runner.write(computes=missing > 0)
+    slots = runner_lib.slots(workers, gpus, parts.cores())
+    logging.info(
+        "%s: %d of %d cells to do, %d at a time; what they say is in %s",
+        study.name,
+        missing,
+        len(runner.queue.cells),
+        len(slots),
+        workdir / "logs",
+    )
+    if missing:  # Prepared once, rather than by all workers; and wrong data show now.
+        for variant in study.variants:
+            training.open_source(study.train_config(variant.name, study.seeds[0]))
+    runner.run(slots)
+
+
+def _write_report(workdir: pathlib.Path) -> None:
+    from mtr_tf.study import report
+
+    print(report.write(workdir))
+    print(f"\nthe report is {workdir / 'report' / 'index.html'}")
+
+
+def _listing() -> str:
+    """The studies that come with the package, a line each."""
+    from mtr_tf.study import design_file
+    from mtr_tf.study import toml_table
+
+    lines = ["There are these studies; choose one with --study=NAME.", ""]
+    for name, path in design_file.shipped().items():
+        about = " ".join(toml_table.read(path).get("about", "").split())
+        lines.append(f"  {name:14} {re.split(r'(?<=[.?!]) ', about)[0]}")
+    return "\n".join(lines)
+
+
+def _plan(runner: Runner) -> str:
+    """What would be done: each cell with its share of the work, and its command."""
+    from mtr_tf.study import cell_queue
+    from mtr_tf.study.messages import interval
+
+    waiting = runner.queue.waiting()
+    costs = runner.clock.costs
+    total = sum(costs[cell.folder] for cell in waiting) or 1
+    lines = []
+    for cell in waiting:
+        share = costs[cell.folder] / total
+        seconds = runner.clock.seconds(cell)
+        about = f", about {interval(seconds)}" if seconds else ""
+        lines += [f"# {cell.title}: {share:.1%} of the work{about}", cell.shown]
+    done = runner.queue.count(cell_queue.DONE)
+    lines.append(f"# {len(waiting)} cells to do, {done} done")
+    return "\n".join(lines)
+
+
+def _gpus(count: int) -> list[str]:
+    """The GPUs that TensorFlow has found, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in named.split(",") if name.strip()]
+    return (names or [str(i) for i in range(count)])[:count]
+
+
+def end_well() -> None:
+    """Makes SIGTERM do what Ctrl-C does."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def run() -> None:
+    """The console entry point `mtr-reproduce`."""
+    end_well()
+    common_flags.run(
+        "mtr_tf.reproduce",
+        __doc__,
+        (ReproduceConfig,),
+        main,
+        "What is done is kept; the same command goes on from there.",
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cell is next, and which ones are done, failed or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+from mtr_tf.study.commands import Cell
+
+DONE = "done"
+MISSING = "missing"
+FAILED = "failed"
+_RUNNING = "running"
+
+
+class Queue:
+    """The cells of a study, in order; each is done once, after what it needs.
+
+    A cell is next if all that stands before it is taken, or waits for something: seeds
+    are completed one after the other, and a worker never waits while there is work.
+    """
+
+    def __init__(self, cells: Sequence[Cell], chosen: Iterable[str]):
+        """Takes all cells, and the folders of those that shall be done."""
+        self.cells = tuple(cells)
+        self._states = dict.fromkeys((cell.folder for cell in cells), MISSING)
+        self._chosen = set(chosen)
+
+    def set(self, cell: Cell, state: str) -> None:
+        """Says what a cell has become."""
+        self._states[cell.folder] = state
+
+    def retry(self) -> None:
+        """Makes failed cells missing ones."""
+        for folder, state in self._states.items():
+            if state == FAILED:
+                self._states[folder] = MISSING
+
+    def take(self) -> Cell | None:
+        """The next cell, which is running from now on; None if none can be run now."""
+        for cell in self.waiting():
+            if all(self._states[need] == DONE for need in cell.needs):
+                self._states[cell.folder] = _RUNNING
+                return cell
+        return None
+
+    def waiting(self) -> list[Cell]:
+        """The chosen cells that are still to be run; not those that cannot be."""
+        return [
+            cell
+            for cell in self.cells
+            if cell.folder in self._chosen
+            and self._states[cell.folder] == MISSING
+            and not any(self._states[need] == FAILED for need in cell.needs)
+        ]
+
+    def state(self, cell: Cell) -> str:
+        """done, failed, or missing: also while it runs."""
+        state = self._states[cell.folder]
+        return MISSING if state == _RUNNING else state
+
+    def count(self, state: str) -> int:
+        """How many of the chosen cells are in a state."""
+        return sum(
+            self.state(cell) == state
+            for cell in self.cells
+            if cell.folder in self._chosen
+        )

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claims as a study's file has them, and the number that each comes to per seed.
+
+    [[claims]]
+    id = "E4"                       # what plots and files call it
+    source = "Mao et al. 2020"      # who claims it
+    statement = "..."               # what is claimed
+    attack = "pgd"                  # an attack of the study; then radii, task, metric
+    eps = [2, 4]
+    task = "seg"
+    metric = "miou"
+    better = ["s+d", "s+A"]         # one of: better and than, terms, measure
+    than = ["s"]                    # or { matched = ["s", "s early"] }
+
+An effect is positive where things are as claimed. Metrics count upwards: of a metric
+where lower is better, the negative is taken. `relative` takes minus the relative
+vulnerability, (attacked - clean) / clean, instead.
+
+- `better` and `than`: the mean over better's models and radii, less that over than's.
+  Of `matched` models, each seed and each of better's takes the one whose clean value
+  is nearest, the control for clean accuracy.
+- `terms`: a sum of `weight` times such means, each term with `variant` (one or several)
+  and whatever differs from the claim's own fields.
+- `measure`: `sign` times (`quantity` of measures.json less `reference`); its other
+  keys choose records, lists of values are averaged over. `field` is read (value),
+  divided by the field `ratio_to` if that is named; `minus` is a table of keys for what
+  is taken off. With `within`, the number is claimed to be that near to `reference`.
+- `margin`: an effect below is too small to matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.study.design import Study
+from mtr_tf.study.results import CHOICES
+from mtr_tf.study.toml_table import Table
+from mtr_tf.study.toml_table import did_you_mean
+
+_POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
+_CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
+_KEYS = (*_CLAIM, "relative", "margin")
+_TERM = ("weight", "variant", *_POINT)
+# Of a measure: what is done with the records, and what chooses them.
+_USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
+MEASURE = (
+    "measure",
+    "quantity",
+    "tasks",
+    "normalisation",
+    "norm",
+    "metric",
+    "count",
+    "eps",
+)
+_WAYS = ("better", "terms", "measure")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A number of each seed's model: a metric under an attack, or clean at eps 0."""
+
+    variant: str
+    attack: str
+    eps: float
+    task: str
+    metric: str
+    attacked: tuple[str, ...]
+    choice: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """The mean over some points, with a weight."""
+
+    weight: float
+    points: tuple[Point, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """One claim; see the module.
+
+    Attributes:
+      id: Its name.
+      source: Who claims it.
+      statement: What is claimed.
+      attack: Name of the attack that is named first.
+      task: The task that is named first.
+      metric: The metric that is named first.
+      attacked: The group of tasks that is.
+      better: Variants that are claimed to be more robust.
+      than: Variants that they are compared with.
+      matched: Or variants of which the nearest in clean value is taken.
+      terms: What is added up, unless it is a measure; those of `matched` are in pairs
+        (one of better's, all candidates).
+      measure: The measure; empty: none.
+      relative: Compare relative vulnerabilities.
+      margin: The smallest effect that matters, at least 0.
+    """
+
+    id: str
+    source: str
+    statement: str
+    attack: str = ""
+    task: str = ""
+    metric: str = ""
+    attacked: tuple[str, ...] = ()
+    better: tuple[str, ...] = ()
+    than: tuple[str, ...] = ()
+    matched: tuple[str, ...] = ()
+    terms: tuple[Term, ...] = ()
+    measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    relative: bool = False
+    margin: float = 0.0
+
+    @property
+    def within(self) -> float | None:
+        """How near to its reference a measure is claimed to be; None: no such claim."""
+        return self.measure.get("within")
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """All that it is about, each once."""
+        named = [point.variant for term in self.terms for point in term.points]
+        named += self.measure.get("variants", ())
+        return tuple(dict.fromkeys(named))
+
+
+def read(study: Study) -> tuple[Claim, ...]:
+    """The claims of a study, checked against its variants and attacks.
+
+    Raises:
+      InputError: Something in a claim cannot be; the message names claim and key.
+    """
+    found = []
+    for number, content in enumerate(study.claims, start=1):
+        name = content.get("id", f"number {number}")
+        table = Table(f"{study.name}.toml, claim {name!r}", content)
+        found.append(_claim(table, study))
+        if found[-1].id in [other.id for other in found[:-1]]:
+            table.fail("each claim must have an id of its own; another has this one.")
+    return tuple(found)
+
+
+def _claim(table: Table, study: Study) -> Claim:
+    table.check_keys(_KEYS)
+    said = {key: table.value(key, str) for key in ("id", "source", "statement")}
+    ways = [key for key in _WAYS if key in table.content]
+    if len(ways) != 1:
+        table.fail(
+            "there must be one of better (with than), terms and measure, got "
+            f"{' and '.join(ways) or 'none of them'}."
+        )
+    margin = table.value("margin", float, 0.0)
+    if margin < 0:
+        table.fail(f"margin must be 0 or more, got {margin}.")
+    fields = said | {"relative": table.value("relative", bool, False)}
+    fields |= {"margin": float(margin)}
+    if ways == ["measure"]:
+        measure = _measure(
+            Table(f"{table.where}, measure", table.content["measure"]), study
+        )
+        return Claim(**fields, attack=measure["attack"], measure=measure)
+    made = _compared(table, study) if ways == ["better"] else _listed(table, study)
+    first = made["terms"][0].points[0]
+    names = ("attack", "task", "metric", "attacked")
+    return Claim(**fields, **made, **{name: getattr(first, name) for name in names})
+
+
+def _compared(table: Table, study: Study) -> dict[str, Any]:
+    """The fields of a claim with better and than."""
+    better = table.values("better", str)
+    candidates: tuple[str, ...] = ()
+    if isinstance(table.content.get("than"), dict):
+        inner = Table(f"{table.where}, than", table.content["than"])
+        inner.check_keys(("matched",))
+        candidates = than = inner.values("matched", str)
+    else:
+        than = table.values("than", str)
+    if not better or not than:
+        table.fail("better and than must name one or more variants each.")
+
+    def term(weight, *variants):
+        points = [p for v in variants for p in _points(table, study, v)]
+        return Term(weight, tuple(points))
+
+    if candidates:
+        share = 1 / len(better)
+        pairs = [(term(share, v), term(-share, *candidates)) for v in better]
+        terms = tuple(one for pair in pairs for one in pair)
+        return {"better": better, "matched": candidates, "terms": terms}
+    terms = (term(1.0, *better), term(-1.0, *than))
+    return {"better": better, "than": than, "terms": terms}
+
+
+def _listed(table: Table, study: Study) -> dict[str, Any]:
+    """The fields of a claim with terms, which inherit the claim's own."""
+    own = {key: table.content[key] for key in _POINT if key in table.content}
+    terms = []
+    for number, content in enumerate(table.values("terms", dict), start=1):
+        inner = Table(f"{table.where}, term {number}", {**own, **content})
+        inner.check_keys(_TERM)
+        variants = _several(inner, "variant", str)
+        points = [p for v in variants for p in _points(inner, study, v)]
+        terms.append(Term(float(inner.value("weight", float)), tuple(points)))
+    if not terms:
+        table.fail("terms must hold one or more tables.")
+    return {"terms": tuple(terms)}
+
+
+def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
+    """One value or a list of them."""
+    if isinstance(table.content.get(key), list):
+        return table.values(key, kind)
+    return (table.value(key, kind),)
+
+
+def _points(table: Table, study: Study, variant: str) -> list[Point]:
+    """A point per radius, of one variant."""
+    from mtr_tf import tasks  # Imports TensorFlow.
+
+    _one_of(table, "variant", variant, [each.name for each in study.variants])
+    attack = _one_of(
+        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
+    )
+    spec = study.spec(attack)
+    _one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
+    config = study.train_config(variant, study.seeds[0])
+    with table.explained():
+        task = tasks.resolve([table.value("task", str)])[0]
+        attacked = tasks.resolve(table.values("attacked", str, [task]))
+    for one in (task, *attacked):
+        _one_of(table, f"task of variant {variant!r}", one, config.tasks)
+    metrics = [metric.name for metric in tasks.TASKS[task].metrics]
+    metric = _one_of(table, f"metric of {task}", table.value("metric", str), metrics)
+    radii = [float(eps) for eps in _several(table, "eps", float)]
+    known = study.attack_fields(attack, variant, study.seeds[0]).get("eps")
+    for eps in radii:
+        if eps and known and eps not in [float(one) for one in known]:
+            table.fail(
+                f"eps must be radii of attack {attack!r}, "
+                f"{', '.join(f'{one:g}' for one in known)}, or 0 (clean); got {eps:g}."
+            )
+    choice = tuple((key, table.content[key]) for key in CHOICES if key in table.content)
+    return [
+        Point(variant, attack, eps, task, metric, attacked, choice) for eps in radii
+    ]
+
+
+def _measure(table: Table, study: Study) -> dict[str, Any]:
+    """The measure of a claim, with all that it leaves out filled in."""
+    table.check_keys((*_USED, *MEASURE, "minus"))
+    attack = _one_of(
+        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
+    )
+    variants = table.values("variants", str)
+    for variant in variants:
+        _one_of(table, f"variant of {attack!r}", variant, study.spec(attack).variants)
+    if not variants:
+        table.fail("variants must name one or more.")
+    kinds = study.attack_fields(attack, variants[0], study.seeds[0]).get("measure", ())
+    _one_of(table, "measure", table.value("measure", str), kinds)
+    table.value("quantity", str)
+    minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
+    minus.check_keys(MEASURE)
+    within = table.value("within", float, 0.0) if "within" in table.content else None
+    return {
+        **table.content,
+        "variants": variants,
+        "sign": float(table.value("sign", float, 1.0)),
+        "reference": float(table.value("reference", float, 0.0)),
+        "within": within,
+        "field": table.value("field", str, "value"),
+        "ratio_to": table.value("ratio_to", str, ""),
+        "minus": dict(minus.content),
+    }
+
+
+def _one_of(table: Table, what: str, given: str, known: Sequence[str]) -> str:
+    if given not in known:
+        hint = did_you_mean(given, known)
+        table.fail(
+            f"there is no {what} {given!r}; there are "
+            f"{', '.join(known) or 'none'}{hint or '.'}"
+        )
+    return given

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdict on each claim of a study, from its results alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtr_tf.study import claim_file
+from mtr_tf.study import statistics
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.design import Study
+from mtr_tf.study.results import Results
+
+ALPHA = 0.05
+LEAST_SEEDS = 4  # With fewer, nothing is decided.
+HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
+RULES = (
+    f"A claim holds if at least {LEAST_SEEDS} seeds have a number for it, the exact "
+    "one-sided sign-flip test over paired seeds, corrected over all claims of the "
+    f"study (max-T), gives p of at most {ALPHA:g}, and the 95 % bootstrap interval "
+    "over seeds and images lies above 0, with the effect no smaller than what matters; "
+    "n seeds give p of 1/2^n at best, so that 5 are needed.",
+    "It does not hold if test and interval say in the same way that the effect is "
+    "below what matters, or below 0; a claim that a number is near a value holds if "
+    "the interval is near enough, and does not if it lies outside.",
+    "All else is undecided.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+      claim: The claim.
+      verdict: "holds", "does not hold" or "undecided".
+      effect: Mean over seeds, positive as claimed; None where no seed has it. Of a
+        claim of nearness: the difference from the reference.
+      interval: Its 95 % bootstrap interval; None where there is none.
+      over: What was resampled: "seeds and images" or "seeds".
+      n: How many seeds have the effect.
+      p: One-sided, of the sign-flip test; 1 of a claim of nearness, which has none.
+      p_corrected: The same over all directional claims of the study.
+      by_seed: Effects, `[seeds]`, NaN where there is none.
+      clean: {variant: clean values `[seeds]`} of the models compared.
+      reason: A sentence made from the numbers.
+    """
+
+    claim: Claim
+    verdict: str
+    effect: float | None
+    interval: tuple[float, float] | None
+    over: str
+    n: int
+    p: float
+    p_corrected: float
+    by_seed: np.ndarray
+    clean: Mapping[str, np.ndarray]
+    reason: str
+
+
+def check(study: Study) -> None:
+    """Raises `InputError` where a claim of the study cannot be judged at all."""
+    claim_file.read(study)
+
+
+def evaluate(results: Results) -> list[Verdict]:
+    """The verdict on each claim, in the order of the study's file."""
+    from mtr_tf.study import effects  # Imports TensorFlow.
+
+    claims = claim_file.read(results.study)
+    found = [effects.of(claim, results) for claim in claims]
+    directed = [i for i, claim in enumerate(claims) if claim.within is None]
+    ours = statistics.max_t([found[i].by_seed for i in directed])
+    less = [claims[i].margin - found[i].by_seed for i in directed]
+    theirs = statistics.max_t(less)
+    tested = {i: (ours[:, j], theirs[1, j]) for j, i in enumerate(directed)}
+    verdicts = []
+    for i, (claim, effect) in enumerate(zip(claims, found, strict=True)):
+        (p, corrected), opposite = tested.get(i, ((1.0, 1.0), 1.0))
+        numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
+        word, reason = judge(claim, *numbers)
+        verdicts.append(
+            Verdict(
+                claim=claim,
+                verdict=word,
+                effect=effect.mean,
+                interval=effect.interval,
+                over="seeds and images" if effect.on_images else "seeds",
+                n=effect.n,
+                p=float(p),
+                p_corrected=float(corrected),
+                by_seed=effect.by_seed,
+                clean=effect.clean,
+                reason=reason,
+            )
+        )
+    return verdicts
+
+
+def judge(
+    claim: Claim,
+    effect: float | None,
+    interval: tuple[float, float] | None,
+    n: int,
+    p: float,
+    opposite: float,
+) -> tuple[str, str]:
+    """Returns the verdict and its reason; see `RULES`.
+
+    Args:
+      claim: Whose `within` and `margin` count.
+      effect: Mean over seeds.
+      interval: Of it.
+      n: Seeds that have it.
+      p: Corrected, of "the effect is positive".
+      opposite: The same of "it is below the margin".
+    """
+    if effect is None or interval is None:
+        return OPEN, "Nothing to go by: no seed has all the numbers that it needs."
+    low, high = interval
+    if n < LEAST_SEEDS:
+        return OPEN, f"{n} of the {LEAST_SEEDS} seeds that a verdict needs."
+    if claim.within is not None:
+        return _nearness(claim, low, high)
+    if low > 0 and p <= ALPHA and effect >= claim.margin:
+        return HOLDS, f"Positive in {n} seeds (p {p:.2g}), and so is the interval."
+    if high < claim.margin and opposite <= ALPHA:
+        said = f"below {claim.margin:g}, too little" if claim.margin else "negative"
+        return FAILS, f"{said.capitalize()} in {n} seeds (p {opposite:.2g})."
+    return OPEN, _open(claim, effect, low, high, n, p if effect > 0 else opposite)
+
+
+def _nearness(claim: Claim, low: float, high: float) -> tuple[str, str]:
+    within, value = claim.within, claim.measure["reference"]
+    if max(abs(low), abs(high)) <= within:
+        return HOLDS, f"The whole interval is within {within:g} of {value:g}."
+    if low > within or high < -within:
+        return FAILS, f"The whole interval is further than {within:g} from {value:g}."
+    return OPEN, f"The interval is in part within {within:g} of {value:g}."
+
+
+def _open(
+    claim: Claim, effect: float, low: float, high: float, n: int, p: float
+) -> str:
+    """What a claim that is neither lacks."""
+    side = "as claimed" if effect > 0 else "against the claim"
+    if low <= 0 <= high:
+        return f"The effect is {side}, but its interval holds 0 (n = {n}, p {p:.2g})."
+    if 2.0**-n > ALPHA:
+        return (
+            f"The interval is on one side of 0, {side}, but {n} seeds cannot give p of "
+            f"{ALPHA:g} or less (1/{2**n} at best): 5 are needed."
+        )
+    if p > ALPHA:
+        return (
+            f"The interval is on one side of 0, {side}, but p is {p:.2g} after "
+            "correction for all claims."
+        )
+    return f"The effect is smaller than the {claim.margin:g} that matters."

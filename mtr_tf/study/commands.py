@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cells of a study: one public command each, with a folder named by its content.
+
+    runs/SLUG-seedK-HASH8/                         a run of mtr_tf.train
+    runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
+
+HASH8 is of all settings that change results, of the package's version, and, for an
+attack, of the same of the runs it needs: cells of different settings never meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shlex
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import mtr_tf
+from mtr_tf import runs
+from mtr_tf.attack_config import NO_ATTACK
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import Settings
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+from mtr_tf.study.design import slug
+
+MARKER = "finished.json"
+# Settings of attacks that say where, how fast and on what cell, and change no result.
+_PLACE_ONLY = (
+    "ckpt",
+    "source_ckpt",
+    "name",
+    "data_dir",
+    "strategy",
+    "replicas",
+    "batch_size",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One command.
+
+    Attributes:
+      kind: train or attack.
+      variant: Its name.
+      seed: Its seed.
+      attack: The attack's name in the study; None for training.
+      folder: Where its results are, relative to the study's folder.
+      needs: Folders of the cells that must be done before.
+      command: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
+      hash: Of all that its results depend on.
+      files: What it leaves.
+      config: Its settings.
+    """
+
+    kind: str
+    variant: str
+    seed: int
+    attack: str | None
+    folder: str
+    needs: tuple[str, ...]
+    command: tuple[str, ...]
+    hash: str
+    files: tuple[str, ...]
+    config: Settings
+
+    @property
+    def shown(self) -> str:
+        """The command as it can be pasted into a shell."""
+        return shlex.join(["python", "-m", *self.command])
+
+    @property
+    def title(self) -> str:
+        """What it does, for one line of text."""
+        run = f"{self.variant}, seed {self.seed}"
+        return f"{self.attack} on {run}" if self.attack else f"training of {run}"
+
+    @property
+    def log(self) -> str:
+        """The file of what its command says, relative to the study's folder."""
+        return f"logs/{'-'.join(pathlib.PurePath(self.folder).parts[1::2])}.log"
+
+
+def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
+    """All cells, seed by seed; of each seed, training first.
+
+    Args:
+      study: What is to be done.
+      workdir: The study's folder, for the commands.
+    """
+    cells = []
+    for seed in study.seeds:
+        trained = {}
+        for variant in study.variants:
+            trained[variant.name] = _train_cell(study, variant.name, seed, workdir)
+        cells += trained.values()
+        for variant in study.variants:
+            for spec in study.attacks:
+                if variant.name in spec.variants:
+                    source = trained.get(spec.source)
+                    run = trained[variant.name]
+                    cells.append(_attack_cell(study, spec, run, source, workdir))
+    return cells
+
+
+def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
+    """Whether its command ended well, once.
+
+    A training run has its model then; an attack the marker that the runner writes last.
+    """
+    folder = workdir / cell.folder
+    if not all((folder / name).exists() for name in cell.files):
+        return False
+    return cell.kind == "train" or read_marker(cell, workdir).get("hash") == cell.hash
+
+
+def read_marker(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
+    """What `write_marker` wrote; empty where there is none, or a damaged one."""
+    try:
+        return dict(json.loads((workdir / cell.folder / MARKER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write_marker(
+    cell: Cell,
+    workdir: pathlib.Path,
+    seconds: float,
+    whole: bool,
+    environment: Mapping[str, str],
+) -> None:
+    """Says that a cell's command has ended well.
+
+    Args:
+      cell: Which.
+      workdir: The study's folder.
+      seconds: How long it took.
+      whole: Whether it did everything; not, where it went on with what was there.
+      environment: The variables that the runner has set for it.
+    """
+    marker = {
+        "hash": cell.hash,
+        "command": cell.shown,
+        "seconds": round(seconds, 1),
+        "whole": whole,
+        "environment": dict(environment),
+    }
+    runs.write_json(workdir / cell.folder / MARKER, marker)
+
+
+def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
+    config = study.train_config(variant, seed)
+    settings = _results_only(config, runs._PLACE_ONLY)
+    digest = _hash({"train": settings})
+    folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
+    flags = [*_flags(config), f"--workdir={workdir / folder}"]
+    return Cell(
+        kind="train",
+        variant=variant,
+        seed=seed,
+        attack=None,
+        folder=folder,
+        needs=(),
+        command=("mtr_tf.train", *flags),
+        hash=digest,
+        files=("model.keras",),
+        config=config,
+    )
+
+
+def _attack_cell(
+    study: Study,
+    spec: AttackSpec,
+    run: Cell,
+    source: Cell | None,
+    workdir: pathlib.Path,
+) -> Cell:
+    fields = study.attack_fields(spec.name, run.variant, run.seed)
+    place = {"ckpt": str(workdir / run.folder)}
+    if source:
+        place["source_ckpt"] = str(workdir / source.folder)
+    config = AttackConfig(**fields, **place)
+    digest = _hash(
+        {
+            "attack": _results_only(config, _PLACE_ONLY),
+            "run": run.hash,
+            "source": source.hash if source else None,
+        }
+    )
+    config = dataclasses.replace(config, name=f"{slug(spec.name)}-{digest[:8]}")
+    files = ["results.json"] if config.attack != NO_ATTACK else []
+    files += ["measures.json"] if config.measure else []
+    return Cell(
+        kind="attack",
+        variant=run.variant,
+        seed=run.seed,
+        attack=spec.name,
+        folder=f"{run.folder}/attacks/{config.name}",
+        needs=tuple(cell.folder for cell in (run, source) if cell),
+        command=("mtr_tf.attack", *_flags(config)),
+        hash=digest,
+        files=tuple(files),
+        config=config,
+    )
+
+
+def _results_only(config: Settings, without: Iterable[str]) -> dict[str, Any]:
+    return {k: v for k, v in config.to_dict().items() if k not in without}
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps({"mtr_tf": mtr_tf.__version__, **content}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _flags(config: Settings) -> list[str]:
+    """The flags that differ from the defaults, in the record's order."""
+    return [
+        f"--{field.name}={_text(getattr(config, field.name))}"
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+
+
+def _text(value: Any) -> str:
+    """A value as flags take it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cells cost, and how much time is left, as learned from those that are done.
+
+The unit of cost is one forward and backward pass of one image of 64 x 64 pixels through
+an encoder and one head. It need not be right: it is there to compare cells of one kind,
+and what a unit takes is learned while the study runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from mtr_tf.attack_config import NO_ATTACK
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+from mtr_tf.config import parse_image_size
+from mtr_tf.study.commands import Cell
+
+_START = 10.0  # Seconds of each process before the first pass: imports, compiling.
+_EXAMPLES = 2000  # Of a training split whose size is not known here.
+_FORWARD = 0.4  # Of a pass, without the way back.
+_SEA_RUNS = 3
+_PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
+
+
+def of_training(config: TrainConfig) -> float:
+    """The cost of a training run."""
+    images = config.epochs * (config.train_examples or _EXAMPLES)
+    passes = 1 + (config.adversarial_steps if config.adversarial_tasks else 0)
+    return images * passes * _size(config.image_size, len(config.tasks))
+
+
+def of_attack(config: AttackConfig, run: TrainConfig) -> float:
+    """The cost of an attack on a run."""
+    images = config.num_examples or _EXAMPLES
+    count = len(config.tasks or run.tasks)
+    groups = sum(count if text == "each" else 1 for text in config.attack_tasks)
+    radii = sum(eps > 0 for eps in config.eps)
+    passes = sum(
+        _MEASURE[name](config, count, groups, radii) for name in config.measure
+    )
+    if config.attack != NO_ATTACK:
+        each = sum(_passes(name, config) + _FORWARD for name in config.attack)
+        objectives = len(config.attack_loss) * len(config.balance)
+        passes += groups * radii * objectives * each
+    return images * passes * _size(config.image_size or run.image_size, count)
+
+
+def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
+    """The costs of cells, by their folders."""
+    trained = {cell.folder: cell.config for cell in cells if cell.kind == "train"}
+    return {
+        cell.folder: of_training(cell.config)
+        if cell.kind == "train"
+        else of_attack(cell.config, trained[cell.needs[0]])
+        for cell in cells
+    }
+
+
+def _passes(attack: str, config: AttackConfig) -> float:
+    """Passes per image of one attack at one radius."""
+    if attack == "worst":
+        return sum(_passes(name, config) for name in config.ensemble)
+    if attack == "square":
+        return config.queries * _FORWARD
+    if attack in ("noise", "corner"):
+        return config.restarts * _FORWARD
+    if attack == "fgsm":
+        return 1
+    return config.steps * config.restarts * (_SEA_RUNS if attack == "sea" else 1)
+
+
+def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:
+    return config.measure_draws * _PIXEL_SIZES * (1 + 9 * tasks)
+
+
+# Passes per image of each measure: see docs/measures.md.
+_MEASURE = {
+    "tasks": lambda config, tasks, groups, radii: 2 * (1 + tasks),
+    "pixels": _of_pixels,
+    "blocks": _of_pixels,
+    "first_order": lambda config, tasks, groups, radii: (
+        groups * radii * (config.steps + 4)
+    ),
+}
+
+
+def _size(image_size: str, tasks: int) -> float:
+    height, width = parse_image_size(image_size) or (64, 64)
+    return height * width / 64**2 * (1 + tasks) / 2
+
+
+@dataclasses.dataclass
+class Clock:
+    """Says how long cells will take, from how long others took.
+
+    Attributes:
+      costs: By the cells' folders.
+    """
+
+    costs: Mapping[str, float]
+    _took: dict[str, tuple[Cell, float]] = dataclasses.field(default_factory=dict)
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Learns from a cell that was done from its beginning to its end."""
+        self._took[cell.folder] = (cell, seconds)
+
+    def seconds(self, cell: Cell) -> float | None:
+        """How long a cell will take; None as long as nothing is known.
+
+        As the nearest cells did: of the same variant and attack with other seeds; else
+        the same attack on other variants, or training of others; else of the same kind;
+        else all. The last three by their cost.
+        """
+        for alike in (
+            lambda c: (
+                (c.kind, c.variant, c.attack) == (cell.kind, cell.variant, cell.attack)
+            ),
+            lambda c: (c.kind, c.attack) == (cell.kind, cell.attack),
+            lambda c: c.kind == cell.kind,
+            lambda c: True,
+        ):
+            near = [pair for pair in self._took.values() if alike(pair[0])]
+            if near:
+                return _START + self._rate(near) * self.costs[cell.folder]
+        return None
+
+    def _rate(self, near: Sequence[tuple[Cell, float]]) -> float:
+        """Seconds per unit of cost."""
+        worked = sum(max(seconds - _START, 0.1 * seconds) for _, seconds in near)
+        return worked / sum(self.costs[cell.folder] for cell, _ in near)
+
+    def left(
+        self,
+        waiting: Sequence[Cell],
+        running: Sequence[tuple[Cell, float]],
+        workers: int,
+    ) -> float | None:
+        """Seconds until all is done, by playing the queue; None if not yet known.
+
+        Args:
+          waiting: the cells to come, in the queue's order.
+          running: those that run, and the seconds since each started.
+          workers: how many cells run at a time.
+        """
+        if not self._took:
+            return None
+        ends: list[tuple[float, str]] = []  # When the cells that run end.
+        for cell, elapsed in running:
+            needed = self.seconds(cell)
+            heapq.heappush(ends, (max(needed - elapsed, 0.1 * needed), cell.folder))
+        now = 0.0
+        waiting = list(waiting)
+        while waiting or ends:
+            if len(ends) < workers:
+                to_come = {folder for _, folder in ends} | {c.folder for c in waiting}
+                cell = next((c for c in waiting if not to_come & set(c.needs)), None)
+                if cell:
+                    waiting.remove(cell)
+                    heapq.heappush(ends, (now + self.seconds(cell), cell.folder))
+                    continue
+            if not ends:
+                break  # The rest waits for what will not come.
+            now, _ = heapq.heappop(ends)
+        return now

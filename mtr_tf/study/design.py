@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study is: its models, seeds, attacks and claims, and the file that says so.
+
+A study file is TOML:
+
+    about = "One paragraph: what is asked, on what."
+    seeds = [0, 1, 2, 3]
+    [train]                     # settings of mtr_tf.train, for all variants
+    [attack]                    # settings of mtr_tf.attack, for all attacks
+    [variants."s+A"]            # settings of mtr_tf.train for one kind of model
+    tasks = ["seg", "autoencoder"]
+    note = "shown in the report"
+    [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
+    variants = ["s+A"]          # which models it is run on; left out: on all
+    source = "s"                # made on this variant's run of the same seed
+    [[claims]]                  # see `claims`
+
+A setting is called as its flag. What differs between runs (seeds, folders) is the
+study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.config import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.study.toml_table import did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One kind of model, trained once per seed.
+
+    Attributes:
+      name: As in "s+A".
+      train: Its own fields of `TrainConfig`, beside those of the study.
+      note: Text for the report.
+    """
+
+    name: str
+    train: dict[str, Any]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSpec:
+    """One call of `mtr_tf.attack`, run on each of some variants, once per seed.
+
+    Attributes:
+      name: As in "pgd50".
+      attack: Its own fields of `AttackConfig`, beside those of the study.
+      variants: Names of the variants it is run on.
+      source: Name of the variant on whose run of the same seed the adversarial images
+        are made (transfer); empty: on the attacked run itself.
+    """
+
+    name: str
+    attack: dict[str, Any]
+    variants: tuple[str, ...]
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    Attributes:
+      name: The file's, without .toml.
+      about: What is asked, on what.
+      seeds: Each variant is trained and attacked with each of them.
+      train: Fields of `TrainConfig` that all variants have, unless they say otherwise.
+      attack: The same of `AttackConfig` for all attacks.
+      variants: In the order of the file.
+      attacks: In the order of the file.
+      claims: As they stand in the file; `claims` reads them.
+      file: The name or path that it was read by.
+    """
+
+    name: str
+    about: str
+    seeds: tuple[int, ...]
+    train: dict[str, Any]
+    attack: dict[str, Any]
+    variants: tuple[Variant, ...]
+    attacks: tuple[AttackSpec, ...]
+    claims: tuple[dict[str, Any], ...]
+    file: str = ""
+
+    def variant(self, name: str) -> Variant:
+        """The variant of a name; `InputError` for an unknown one."""
+        return _by_name("variant", name, self.variants)
+
+    def spec(self, name: str) -> AttackSpec:
+        """The attack of a name; `InputError` for an unknown one."""
+        return _by_name("attack", name, self.attacks)
+
+    def train_config(self, variant: str, seed: int) -> TrainConfig:
+        """The settings of the run of a variant's name and a seed."""
+        own = self.variant(variant).train
+        return TrainConfig(**{**self.train, **own, "seed": seed})
+
+    def attack_fields(self, spec: str, variant: str, seed: int) -> dict[str, Any]:
+        """The fields of `AttackConfig` of an attack on the run of a variant and a seed.
+
+        All but `ckpt`, `source_ckpt` and `name`, which are the runner's to say. Data
+        are looked for where the study has them now, not where they were in training.
+        """
+        fields = {**self.attack, **self.spec(spec).attack, "seed": seed}
+        data_dir = self.train_config(variant, seed).data_dir
+        if data_dir and not fields.get("dataset"):
+            fields.setdefault("data_dir", data_dir)
+        return fields
+
+    def to_dict(self) -> dict[str, Any]:
+        """The study as JSON takes it: lists for tuples."""
+        return _plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Study:
+        """The study of a dict that `to_dict` made; what else is in it does not matter.
+
+        Raises:
+          InputError: A part is missing, or one is of another version.
+        """
+        try:
+            parts = {
+                "seeds": tuple(values["seeds"]),
+                "train": _settings(values["train"]),
+                "attack": _settings(values["attack"]),
+                "claims": tuple(values["claims"]),
+                "variants": tuple(
+                    Variant(**{**each, "train": _settings(each["train"])})
+                    for each in values["variants"]
+                ),
+                "attacks": tuple(
+                    AttackSpec(
+                        **{**_settings(each), "attack": _settings(each["attack"])}
+                    )
+                    for each in values["attacks"]
+                ),
+            }
+            plain = {key: values[key] for key in ("name", "about", "file")}
+            return cls(**plain, **parts)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"this is no study of this version of mtr_tf ({error!r}); repeat "
+                "mtr_tf.reproduce in this --workdir to write study.json anew."
+            ) from error
+
+
+def slug(name: str) -> str:
+    """A variant's or attack's name as a part of a folder's name."""
+    return re.sub(r"[^\w.+-]+", "_", name)
+
+
+def load(
+    name_or_path: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> Study:
+    """Reads a study that comes with the package, by name, or a .toml file, by path.
+
+    Args:
+      name_or_path: As `rooms`, or `my/study.toml`.
+      seeds: Take these instead of the file's.
+      train: Fields of `TrainConfig` to take instead of those in the file's [train].
+
+    Raises:
+      InputError: There is no such study or file, or something in it cannot be used;
+        the message names file, table and key.
+    """
+    from mtr_tf.study import design_file  # It makes these records.
+
+    return design_file.load(name_or_path, seeds=seeds, train=train)
+
+
+def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
+    for one in known:
+        if one.name == name:
+            return one
+    names = [one.name for one in known]
+    raise InputError(
+        f"there is no {what} {name!r} in this study; there are "
+        f"{', '.join(names) or 'none'}{did_you_mean(name, names) or '.'}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Dicts and lists all the way down."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return (
+        [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+    )
+
+
+def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as the records have them: tuples for lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

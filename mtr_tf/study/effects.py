@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a claim comes to for each seed, on all images and on resampled ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf import metrics
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.errors import InputError
+from mtr_tf.study import statistics
+from mtr_tf.study.claim_file import MEASURE
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.claim_file import Point
+from mtr_tf.study.claim_file import Term
+from mtr_tf.study.results import Results
+
+RESAMPLES = 2000
+
+Weighted = tuple[tuple[float, Point], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """A claim's number.
+
+    Attributes:
+      by_seed: `[seeds]`, NaN where a part of it is missing.
+      draws: Resampled means, `[resamples]`; see `statistics.bootstrap`.
+      on_images: Whether images were resampled too.
+      clean: {variant: its clean values `[seeds]`} of all that are compared.
+    """
+
+    by_seed: np.ndarray
+    draws: np.ndarray
+    on_images: bool = False
+    clean: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds; None where no seed has it."""
+        known = self.by_seed[~np.isnan(self.by_seed)]
+        return float(known.mean()) if len(known) else None
+
+    @property
+    def n(self) -> int:
+        """How many seeds have it."""
+        return int((~np.isnan(self.by_seed)).sum())
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % percentile interval."""
+        low, high = metrics.percentile_interval(self.draws)
+        return None if np.isnan(low) else (float(low), float(high))
+
+
+def of(claim: Claim, results: Results) -> Effect:
+    """The effect of a claim in the results that there are.
+
+    Raises:
+      InputError: Several records fit one of its numbers.
+    """
+    if claim.measure:
+        by_seed = np.array([_measured(claim, results, s) for s in results.seeds])
+        return Effect(by_seed, statistics.bootstrap(by_seed, resamples=RESAMPLES))
+    return _compared(claim, results)
+
+
+# Metrics under attack.
+
+
+def _compared(claim: Claim, results: Results) -> Effect:
+    """Choices among `matched` models are made on all images, and stay."""
+    parts = [_parts(claim, results, i) for i in range(len(results.seeds))]
+    numbers = _Numbers(claim, results)
+    by_seed = np.array(
+        [
+            sum(weight * numbers.value(point, i) for weight, point in part)
+            for i, part in enumerate(parts)
+        ]
+    )
+    clean = {v: _clean(claim, results, v) for v in claim.variants}
+    images = numbers.images(parts, by_seed)
+
+    def on_images(counts: np.ndarray) -> np.ndarray:
+        found = np.full((len(counts), len(parts)), np.nan)
+        for i, part in enumerate(parts):
+            if not np.isnan(by_seed[i]):
+                found[:, i] = sum(
+                    weight * numbers.resampled(point, i, counts)
+                    for weight, point in part
+                )
+        return found
+
+    draws = statistics.bootstrap(
+        by_seed, on_images if images else None, images, resamples=RESAMPLES
+    )
+    return Effect(by_seed, draws, bool(images), clean)
+
+
+def _parts(claim: Claim, results: Results, place: int) -> Weighted:
+    """The weighted points of one seed."""
+    terms = claim.terms
+    if claim.matched:
+        pairs = zip(terms[::2], terms[1::2], strict=True)
+        terms = tuple(
+            one
+            for ours, candidates in pairs
+            for one in (ours, _nearest(ours, candidates, results, place))
+        )
+    return tuple(
+        (term.weight / len(term.points), point)
+        for term in terms
+        for point in term.points
+    )
+
+
+def _nearest(ours: Term, candidates: Term, results: Results, place: int) -> Term:
+    """The points of the candidate whose clean value is nearest to ours; all if none."""
+    first = ours.points[0]
+    metric = (first.task, first.metric)
+    wanted = results.clean(first.variant, *metric)[place]
+    names = dict.fromkeys(point.variant for point in candidates.points)
+    far = {name: abs(results.clean(name, *metric)[place] - wanted) for name in names}
+    known = {name: d for name, d in far.items() if not np.isnan(d)}
+    if not known:
+        return candidates
+    chosen = min(known, key=known.__getitem__)
+    points = tuple(p for p in candidates.points if p.variant == chosen)
+    return dataclasses.replace(candidates, points=points)
+
+
+def _clean(claim: Claim, results: Results, variant: str) -> np.ndarray:
+    points = [p for term in claim.terms for p in term.points if p.variant == variant]
+    return results.clean(variant, points[0].task, points[0].metric)
+
+
+class _Numbers:
+    """Values of points, upwards the more robust; what is read is kept."""
+
+    def __init__(self, claim: Claim, results: Results):
+        self._relative = claim.relative
+        self._results = results
+        self._rows: dict[tuple[Point, int, bool], np.ndarray | None] = {}
+
+    def value(self, point: Point, place: int) -> float:
+        """Of the seed at a place; NaN where absent."""
+        metric = _metric(point)
+        record = self._record(point, place)
+        if record is None:
+            return np.nan
+        values = [
+            np.nan if record[key] is None else record[key]
+            for key in ("clean", "attacked_value" if point.eps else "clean")
+        ]
+        return float(self._upwards(metric, *values))
+
+    def images(self, parts: Sequence[Weighted], by_seed: np.ndarray) -> int:
+        """How many images all have rows of; 0 where some have none, or not as many."""
+        counts = set()
+        for place, part in enumerate(parts):
+            if np.isnan(by_seed[place]):
+                continue
+            for _, point in part:
+                for clean in (False, True) if self._relative else (False,):
+                    rows = self._of(point, place, clean)
+                    counts.add(0 if rows is None else len(rows))
+        return counts.pop() if len(counts) == 1 else 0
+
+    def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
+        """Of the seed at a place, on images drawn so often, `[resamples]`."""
+        metric = _metric(point)
+        attacked = metric.value(counts @ self._of(point, place, False))
+        clean = attacked
+        if self._relative:
+            clean = metric.value(counts @ self._of(point, place, True))
+        return self._upwards(metric, clean, attacked)
+
+    def _upwards(self, metric: metrics.Metric, clean: Any, attacked: Any) -> Any:
+        if self._relative:
+            return -metrics.relative_vulnerability(metric, clean, attacked)
+        return attacked if metric.better == "higher" else -attacked
+
+    def _of(self, point: Point, place: int, clean: bool) -> np.ndarray | None:
+        key = (point, place, clean)
+        if key not in self._rows:
+            eps = 0.0 if clean else point.eps
+            record = self._record(point, place)
+            self._rows[key] = self._results.rows_of(record, eps)
+        return self._rows[key]
+
+    def _record(self, point: Point, place: int) -> dict[str, Any] | None:
+        return self._results.record(
+            point.variant,
+            self._results.seeds[place],
+            point.attack,
+            point.eps,
+            point.task,
+            point.metric,
+            point.attacked,
+            **dict(point.choice),
+        )
+
+
+def _metric(point: Point) -> metrics.Metric:
+    known = {metric.name: metric for metric in tasks_lib.TASKS[point.task].metrics}
+    return known[point.metric]
+
+
+# Measures.
+
+
+def _measured(claim: Claim, results: Results, seed: int) -> float:
+    """A measure's number of one seed, the mean over variants; NaN where one is absent.
+
+    A claim of nearness has the distance from the reference with its sign.
+    """
+    measure = claim.measure
+    values = []
+    for variant in measure["variants"]:
+        records = results.measures(measure["attack"], variant, seed)
+        value = _read(claim, records, {})
+        if measure["minus"]:
+            value -= _read(claim, records, measure["minus"])
+        values.append(value)
+    return measure["sign"] * (float(np.mean(values)) - measure["reference"])
+
+
+def _read(
+    claim: Claim, records: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]
+) -> float:
+    """The mean over the records that a measure chooses; lists choose several values."""
+    measure = {**claim.measure, **changes}
+    wanted = {key: measure[key] for key in MEASURE if key in measure}
+    fitting = [r for r in records if all(_fits(r.get(k), v) for k, v in wanted.items())]
+    listed = [key for key, value in wanted.items() if isinstance(value, list)]
+    _check_one_each(claim, fitting, listed)
+    found = []
+    for record in fitting:
+        value, below = record[measure["field"]], measure["ratio_to"]
+        divisor = record[below] if below else 1.0
+        if value is None or not divisor:
+            return np.nan
+        found.append(value / divisor)
+    return float(np.mean(found)) if found else np.nan
+
+
+def _fits(given: Any, wanted: Any) -> bool:
+    """Tasks are a list themselves; of other keys a list is a choice."""
+    if isinstance(given, list):
+        return given == wanted
+    return given in wanted if isinstance(wanted, list) else given == wanted
+
+
+def _check_one_each(
+    claim: Claim, records: Sequence[Any], listed: Sequence[str]
+) -> None:
+    """Refuses two records that differ in nothing that the claim lists."""
+    seen = set()
+    for record in records:
+        place = tuple(str(record.get(key)) for key in listed)
+        if place not in seen:
+            seen.add(place)
+            continue
+        differing = [
+            f"{key} ({', '.join(sorted({str(r.get(key)) for r in records}))})"
+            for key in MEASURE
+            if key not in listed and len({str(r.get(key)) for r in records}) > 1
+        ]
+        raise InputError(
+            f"claim {claim.id!r}: several records of the measure fit; say which by "
+            f"{' and '.join(differing) or 'fewer of them'}."
+        )

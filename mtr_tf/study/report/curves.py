@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The records of a study's attacks as curves: a metric over the radius."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.study.report import text
+from mtr_tf.study.report.elements import identifier
+from mtr_tf.study.results import CHOICES
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One metric of one task under one attack, of all variants.
+
+    Attributes:
+      spec: The attack's name in the study.
+      label: What tells the attacks of one spec apart, as "apgd-js".
+      attacked: The tasks attacked together.
+      task: Whose metric it is.
+      metric: Its name.
+      headline: Whether it is the task's first metric.
+      facts: What all its records have in common: "norm", "unit", "better", and what
+        chooses among the attacks of a spec, as "algorithm".
+      eps: `[E]`, growing; the first is 0, the clean images.
+      values: {variant: `[seeds, E]`}, NaN where there is no result.
+      warnings: {what a check found: {variant: its seeds}}.
+    """
+
+    spec: str
+    label: str
+    attacked: tuple[str, ...]
+    task: str
+    metric: str
+    headline: bool
+    facts: Mapping[str, Any]
+    eps: np.ndarray
+    values: dict[str, np.ndarray]
+    warnings: dict[str, dict[str, list[int]]]
+
+    @property
+    def id(self) -> str:
+        """The plot's name, for files and links."""
+        group = "+".join(self.attacked)
+        return identifier("curve", self.spec, self.label, group, self.task, self.metric)
+
+    @property
+    def title(self) -> str:
+        """A line above the plot."""
+        return f"{self.task} {self.metric} under {self.attack}"
+
+    @property
+    def attack(self) -> str:
+        """The attack in words."""
+        how = "" if self.label == self.spec else f"{self.label} "
+        return f"{self.spec} ({how}on {'+'.join(self.attacked)})"
+
+
+def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int]):
+    """All curves that there are records of, in the order of the records.
+
+    Args:
+      records: As `Results.records` returns them.
+      variants: Names, in the order of the study.
+      seeds: Those of the study.
+
+    Returns:
+      A list of `Curve`.
+    """
+    grouped: dict[tuple, list[Record]] = {}
+    for record in records:
+        grouped.setdefault(_key(record), []).append(record)
+    headline: dict[str, str] = {}
+    for record in records:
+        headline.setdefault(record["task"], record["metric"])
+    return [
+        _curve(key, members, headline, variants, seeds)
+        for key, members in grouped.items()
+    ]
+
+
+def _key(record: Record) -> tuple:
+    attacked = tuple(record["attacked"])
+    return record["spec"], record["attack"], attacked, record["task"], record["metric"]
+
+
+def _curve(key, records, headline, variants, seeds) -> Curve:
+    task, metric = key[-2:]
+    eps = np.array(sorted({0.0, *(float(record["eps"]) for record in records)}))
+    known = {record["variant"] for record in records}
+    values = {
+        v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in known
+    }
+    for record in records:
+        row = values[record["variant"]][list(seeds).index(record["seed"])]
+        row[0] = _number(record["clean"])
+        if record["eps"]:
+            row[np.searchsorted(eps, record["eps"])] = _number(record["attacked_value"])
+    first = records[0]
+    facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
+    is_first = headline[task] == metric
+    return Curve(*key, is_first, facts, eps, values, warnings(records))
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def images(records: Iterable[Record]) -> str:
+    """Which images the records are of: `96 images of rooms (validation)`."""
+    kinds = {(r["n"], r["dataset"], r["split"]) for r in records}
+    texts = [f"{n} images of {name} ({split})" for n, name, split in sorted(kinds)]
+    return " or ".join(texts)
+
+
+def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
+    """{what a check found: {variant: its seeds}}; the numbers it measured left out."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for record in records:
+        for warning in record.get("warnings") or ():
+            reason = re.sub(r" \([^()]*\)\.?$", "", warning)
+            seeds = found.setdefault(reason, {}).setdefault(record["variant"], [])
+            if record["seed"] not in seeds:
+                seeds.append(record["seed"])
+    return found
+
+
+def warning_lines(found: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+    """A sentence per warning, with whose it is."""
+    return [
+        f"{reason} [{'; '.join(_whose(*item) for item in of.items())}]"
+        for reason, of in found.items()
+    ]
+
+
+def _whose(variant: str, seeds: Sequence[int]) -> str:
+    return f"{variant}: {text.numbers_in_words(sorted(seeds))}"

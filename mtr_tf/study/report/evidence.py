@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a claim rests on: the plot that shows it, what checks of its attacks found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.report import curves as curves_lib
+from mtr_tf.study.report import plots
+from mtr_tf.study.report.curves import Curve
+
+
+def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str | None:
+    """The `id` of the plot that shows a claim's numbers; None if there is none.
+
+    Args:
+      claim: The claim; of a sum its first term is looked at.
+      curves: All of the report.
+      known: The ids of all its plots.
+    """
+    wanted = _of_measure(claim) if claim.measure else _of_curve(claim, curves)
+    return wanted if wanted in known else None
+
+
+def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:
+    point = claim.terms[0].points[0]
+    place = (point.attack, {*point.attacked}, point.task, point.metric)
+    for curve in curves:
+        own = (curve.spec, {*curve.attacked}, curve.task, curve.metric)
+        if own == place and dict(point.choice).items() <= curve.facts.items():
+            return curve.id
+    return None
+
+
+def _of_measure(claim: Claim) -> str:
+    """The plot of the first variant, norm and so on that are named."""
+    chosen = {name: _first(value) for name, value in claim.measure.items()}
+    quantity, kind = chosen["quantity"], chosen["measure"]
+    norm = chosen.get("norm", "l2")
+    if kind == "tasks" and "cosine" in quantity:
+        what = (quantity.removeprefix("mean_"),)
+    elif kind == "tasks":
+        what = (kind, norm, chosen.get("normalisation", "raw"))
+    elif quantity == "attacked_pixels":
+        what = (quantity, chosen.get("tasks", ""), chosen.get("metric", ""))
+    elif kind == "first_order":
+        what = (kind, chosen.get("norm", "linf"), "ratio")
+    else:
+        what = (kind, norm)
+    return plots.measure_id(chosen["attack"], chosen["variants"], *what)
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list | tuple) and value else value
+
+
+def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
+    """What the checks of the attacks found on the models that a claim compares."""
+    points = [point for term in claim.terms for point in term.points]
+    places = {(point.attack, point.variant) for point in points}
+    found: dict[str, dict[str, list[int]]] = {}
+    for curve in curves:
+        for reason, whose in curve.warnings.items():
+            own = {v: seeds for v, seeds in whose.items() if (curve.spec, v) in places}
+            if own:
+                found.setdefault(f"{curve.spec}: {reason}", {}).update(own)
+    return curves_lib.warning_lines(found)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacked examples of each task: the same images of all variants, one attack.
+
+The pictures are those that `cell_store` keeps of every cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from mtr_tf.study.report import draw
+from mtr_tf.study.report import text
+from mtr_tf.study.report.elements import Html
+from mtr_tf.study.report.elements import details
+from mtr_tf.study.report.elements import identifier
+from mtr_tf.study.report.elements import join
+from mtr_tf.study.report.elements import picture
+from mtr_tf.study.report.elements import tag
+
+Record = Mapping[str, Any]
+_EXAMPLES = 3  # Of each variant at most.
+_TILE = 1.1  # Inches.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+HEADINGS = (
+    "image",
+    "attacked image",
+    "perturbation",
+    "target",
+    "output, clean",
+    "output, attacked",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shots:
+    """Examples of one variant.
+
+    Attributes:
+      variant: Its name.
+      record: The cell's record of the task's first metric.
+      pictures: uint8 `[examples, H, W, 3]` for each of `HEADINGS`.
+    """
+
+    variant: str
+    record: Record
+    pictures: tuple[np.ndarray, ...]
+
+    @property
+    def scores(self) -> str:
+        """The metric before and after."""
+        unit = f" {self.record['unit']}" if self.record["unit"] else ""
+        before = text.number(self.record["clean"])
+        after = text.number(self.record["attacked_value"])
+        return f"{self.record['metric']} {before} → {after}{unit}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Examples of one task under one attack, of all variants that have it."""
+
+    task: str
+    shots: tuple[Shots, ...]
+
+    @property
+    def id(self) -> str:
+        """The gallery's name, for files and links."""
+        return identifier("gallery", self.task)
+
+    @property
+    def attack(self) -> str:
+        """What is shown, in words."""
+        first = self.shots[0].record
+        unit = " levels of 0-255" if first["norm"] == "linf" else ""
+        return (
+            f"{first['spec']} ({first['attack']} on {'+'.join(first['attacked'])}), "
+            f"{first['norm']} eps {first['eps']:g}{unit}, seed {first['seed']}"
+        )
+
+
+def make(records: Sequence[Record], workdir: pathlib.Path) -> list[Gallery]:
+    """A gallery for each attacked task, in the order of the records.
+
+    Of its attacks the one on the task alone, at its largest radius, that most variants
+    have; of the seeds the first that most of these have.
+
+    Args:
+      records: As `Results.records` returns them.
+      workdir: The study's folder.
+    """
+    galleries = []
+    for task in dict.fromkeys(task for r in records for task in r["attacked"]):
+        own = [r for r in records if r["task"] == task and task in r["attacked"]]
+        metric = own[0]["metric"] if own else ""
+        shots = _shots([r for r in own if r["metric"] == metric], task, workdir)
+        if shots:
+            galleries.append(Gallery(task, shots))
+    return galleries
+
+
+def _shots(
+    records: Sequence[Record], task: str, workdir: pathlib.Path
+) -> tuple[Shots, ...]:
+    by_attack: dict[tuple, list] = {}
+    for record in records:
+        key = (record["spec"], record["attack"], tuple(record["attacked"]))
+        by_attack.setdefault((*key, record["eps"], record["seed"]), []).append(record)
+
+    def rank(key: tuple) -> tuple:
+        *_, attacked, eps, seed = key
+        return -len(attacked), len(by_attack[key]), eps, -seed
+
+    for key in sorted(by_attack, key=rank, reverse=True):
+        found = [_read(workdir, record, task) for record in by_attack[key]]
+        shots = tuple(shot for shot in found if shot)
+        if shots:
+            return shots
+    return ()
+
+
+def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
+    """The pictures of a record's cell; None where they cannot be read."""
+    try:
+        folder = workdir / record["folder"]
+        clean = _arrays(folder / record["clean_rows"])
+        attacked = _arrays(folder / record["rows"])
+        arrays = (
+            clean["picture/image"],
+            attacked["picture/adversarial"],
+            attacked["picture/perturbation"],
+            clean[f"picture/target/{task}"],
+            clean[f"picture/output/{task}"],
+            attacked[f"picture/output/{task}"],
+        )
+    except _DAMAGED:
+        return None
+    return Shots(record["variant"], record, tuple(a[:_EXAMPLES] for a in arrays))
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with np.load(path.with_suffix(".npz")) as file:
+        return {key: file[key] for key in file.files if key.startswith("picture/")}
+
+
+# What is shown.
+
+
+def plot(gallery: Gallery) -> draw.Plot:
+    """The first example of each variant, for files and TensorBoard."""
+    caption = f"{gallery.task} under {gallery.attack}. The perturbation is magnified."
+    return draw.Plot(
+        gallery.id, gallery.task, caption, caption, lambda: _sheet(gallery)
+    )
+
+
+def _sheet(gallery: Gallery) -> matplotlib.figure.Figure:
+    rows, columns = len(gallery.shots), len(HEADINGS)
+    height, width = gallery.shots[0].pictures[0].shape[1:3]
+    wide = _TILE * width / height
+    size = (wide * columns + 1.6, (_TILE + 0.08) * rows + 0.6)
+    figure = matplotlib.figure.Figure(size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for line, shot in zip(grid, gallery.shots, strict=True):
+        for axes, tiles in zip(line, shot.pictures, strict=True):
+            axes.imshow(tiles[0], interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(shot.variant, rotation=0, ha="right", va="center")
+    for axes, heading in zip(grid[0], HEADINGS, strict=True):
+        axes.set_title(heading)
+    figure.suptitle(f"{gallery.task} under {gallery.attack}", fontsize=9.5)
+    return figure
+
+
+def section(gallery: Gallery) -> Html:
+    """The examples as HTML: the first of each variant, the others one click away."""
+    parts = [
+        tag("h3", gallery.task, id=gallery.id),
+        tag("p", f"Under {gallery.attack}."),
+    ]
+    for shot in gallery.shots:
+        parts.append(_row(gallery.task, shot, 0))
+    more = [
+        _row(gallery.task, shot, example)
+        for example in range(1, len(gallery.shots[0].pictures[0]))
+        for shot in gallery.shots
+        if example < len(shot.pictures[0])
+    ]
+    parts.append(details("more examples", *more) if more else None)
+    return tag("section", *parts)
+
+
+def _row(task: str, shot: Shots, example: int) -> Html:
+    tiles = []
+    for heading, array in zip(HEADINGS, shot.pictures, strict=True):
+        alt = f"{heading} of {task}, {shot.variant}, example {example + 1}"
+        shown = picture(array[example], alt)
+        tiles.append(tag("figure", shown, tag("figcaption", heading)))
+    about = tag("p", tag("strong", shot.variant), f" {shot.scores}", class_="about")
+    return join(about, tag("div", *tiles, class_="tiles"))

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which plots a report has, each with its name, caption and text for the blind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtr_tf.study.report import draw
+from mtr_tf.study.report import draw_theory
+from mtr_tf.study.report import text
+from mtr_tf.study.report import theory
+from mtr_tf.study.report.curves import Curve
+from mtr_tf.study.report.curves import warning_lines
+from mtr_tf.study.report.draw import Plot
+from mtr_tf.study.report.elements import identifier
+from mtr_tf.study.report.theory import Record
+
+_HOW = {
+    "raw": "gradients as they are",
+    "unit": "each task's gradient scaled to 1 on each image",
+    "dataset": "each task's gradients scaled to 1 over the images",
+}
+
+
+def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
+    """A plot per curve; at once are shown headline metrics of attacked tasks."""
+    return [
+        Plot(
+            curve.id,
+            curve.title,
+            _seeds(curve),
+            _curve_alt(curve),
+            functools.partial(draw.curve, curve, variants),
+            curve.headline and curve.task in curve.attacked,
+            tuple(warning_lines(curve.warnings)),
+        )
+        for curve in found
+    ]
+
+
+def _seeds(curve: Curve) -> str:
+    counts = {
+        int((~np.isnan(values)).any(axis=1).sum()) for values in curve.values.values()
+    }
+    many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    return f"{many} seed{'s' * (many != '1')} per variant."
+
+
+def _curve_alt(curve: Curve) -> str:
+    """Each variant's ends in numbers."""
+    parts = []
+    for variant, values in curve.values.items():
+        line = draw.mean(values)
+        parts.append(
+            f"{variant} from {text.number(line[0])} to {text.number(line[-1])}"
+        )
+    return (
+        f"{curve.title}, from clean to eps {curve.eps[-1]:g}, mean over seeds: "
+        f"{'; '.join(parts)}."
+    )
+
+
+# The theory.
+
+
+def norms(records: Sequence[Record]) -> list[Plot]:
+    """The norm of the mean gradient over the number of tasks."""
+    found = theory.chosen(records, measure="tasks", quantity="norm_by_size")
+    kinds = theory.distinct(found, "spec", "variant", "norm", "normalisation")
+    plots = []
+    for spec, variant, norm, how in sorted(kinds, key=lambda kind: kind[2:] != _FIRST):
+        own = theory.chosen(
+            records, spec=spec, variant=variant, norm=norm, normalisation=how
+        )
+        slopes = theory.chosen(own, measure="tasks", quantity="slope")
+        about = f"Slope {_mean(slopes)}, by theory {_mean(slopes, 'predicted')}"
+        title = f"{variant}: {norm}, {_HOW[how]}"
+        plots.append(
+            Plot(
+                measure_id(spec, variant, "tasks", norm, how),
+                title,
+                f"{about}; {_of_seeds(own)}.",
+                f"{title}: norm of the mean gradient of k tasks. {about}.",
+                functools.partial(draw_theory.sizes, own, title),
+                (norm, how) == _FIRST,
+            )
+        )
+    return plots
+
+
+_FIRST = ("l2", "unit")
+
+
+def measure_id(spec: str, variant: str, *what: str) -> str:
+    """The name of the plot of a measure, for files and links."""
+    return identifier("measure", spec, variant, *what)
+
+
+def _mean(records: Sequence[Record], name: str = "value") -> str:
+    return text.number(draw.mean(theory.by_seed(records, name)[:, np.newaxis])[0])
+
+
+def _of_seeds(records: Sequence[Record]) -> str:
+    return text.numbers_in_words(sorted({record["seed"] for record in records}))
+
+
+def pixels(records: Sequence[Record]) -> list[Plot]:
+    """Gradient norms over the number of output pixels, and attacks on just these."""
+    plots = []
+    found = theory.chosen(records, quantity="gradient_norm")
+    for kind in theory.distinct(found, "spec", "variant", "measure", "norm"):
+        spec, variant, measure, norm = kind
+        own = theory.chosen(
+            found, spec=spec, variant=variant, measure=measure, norm=norm
+        )
+        where = "random output pixels" if measure == "pixels" else "pixels of a block"
+        dashes = "Dashes: theory, correlation fitted; " * (measure == "pixels")
+        title = f"{variant}: {norm} gradient norm of n {where}"
+        about = text.capital(f"{dashes}{_of_seeds(own)}.")
+        make = functools.partial(draw_theory.pixels, own, title)
+        name = measure_id(*kind[:2], measure, norm)
+        plots.append(
+            Plot(name, title, about, _pixel_alt(own, title), make, norm == "l2")
+        )
+    return plots + _attacked_pixels(records)
+
+
+def _pixel_alt(records: Sequence[Record], title: str) -> str:
+    parts = []
+    for (task,) in theory.distinct(records, "tasks"):
+        n, (value,) = theory.over(
+            theory.chosen(records, tasks=list(task)), "count", "value"
+        )
+        ends = draw.mean(value)[[0, -1]]
+        parts.append(f"{task[0]} from {' to '.join(map(text.number, ends))}")
+    return f"{title}, from n = 1 to {n[-1]:g}: {'; '.join(parts)}."
+
+
+def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
+    plots = []
+    found = theory.chosen(records, quantity="attacked_pixels")
+    for kind in theory.distinct(found, "spec", "variant", "tasks", "metric"):
+        spec, variant, (task,), metric = kind
+        own = theory.chosen(
+            found, spec=spec, variant=variant, tasks=[task], metric=metric
+        )
+        title = f"{variant}: {task} {metric} on n attacked output pixels"
+        about = f"PGD linf eps {own[0]['eps']:g}; dashes: clean; "
+        plots.append(
+            Plot(
+                measure_id(spec, variant, "attacked_pixels", task, metric),
+                title,
+                text.capital(f"{about}{_of_seeds(own)}."),
+                _pixel_alt(own, title),
+                functools.partial(draw_theory.attacked_pixels, own, title),
+                metric != "loss",
+            )
+        )
+    return plots
+
+
+def first_order(records: Sequence[Record]) -> list[Plot]:
+    """The rise of the loss under PGD, its first-order prediction, and their ratio."""
+    plots = []
+    found = theory.chosen(records, measure="first_order", quantity="rise")
+    for spec, variant, norm in theory.distinct(found, "spec", "variant", "norm"):
+        own = theory.chosen(found, spec=spec, variant=variant, norm=norm)
+        for ratio in (False, True):
+            what = "rise of the loss over its first-order prediction"
+            if not ratio:
+                what = "rise of the loss; dashes: first-order prediction"
+            title = f"{variant}: {what}"
+            name = ("first_order", norm, *(("ratio",) if ratio else ()))
+            plots.append(
+                Plot(
+                    measure_id(spec, variant, *name),
+                    title,
+                    f"{text.capital(_of_seeds(own))}.",
+                    f"{title}. Ratio at the least eps: {_least_ratios(own)}.",
+                    functools.partial(draw_theory.first_order, own, title, ratio),
+                )
+            )
+    return plots
+
+
+def _least_ratios(records: Sequence[Record]) -> str:
+    parts = []
+    for (group,) in theory.distinct(records, "tasks"):
+        own = theory.chosen(records, tasks=list(group))
+        _, (ratio,) = theory.over(own, "eps", "ratio")
+        parts.append(f"{'+'.join(group)} {text.number(draw.mean(ratio)[0])}")
+    return "; ".join(parts)
+
+
+def cosines(records: Sequence[Record]) -> list[Plot]:
+    """Mean cosines of each two tasks' gradients."""
+    plots = []
+    names = {"cosine": "mean cosine", "abs_cosine": "mean |cosine|"}
+    for spec, variant in theory.distinct(
+        theory.chosen(records, quantity="cosine"), "spec", "variant"
+    ):
+        own = theory.chosen(records, measure="tasks", spec=spec, variant=variant)
+        for quantity, name in names.items():
+            tasks, values = theory.matrix(own, quantity)
+            overall = theory.chosen(own, quantity=f"mean_{quantity}")
+            title = f"{variant}: {name} of two tasks' gradients"
+            about = f"Mean over pairs {_mean(overall)}; {_of_seeds(own)}."
+            plots.append(
+                Plot(
+                    measure_id(spec, variant, quantity),
+                    title,
+                    about,
+                    f"{title}: {_matrix_words(tasks, values)}.",
+                    functools.partial(draw_theory.matrix, tasks, values, title),
+                )
+            )
+    return plots
+
+
+def _matrix_words(tasks: Sequence[str], values: np.ndarray) -> str:
+    pairs = [
+        f"{tasks[i]} and {tasks[j]} {values[i, j]:.2f}"
+        for i in range(len(tasks))
+        for j in range(i)
+    ]
+    return "; ".join(pairs) or "one task only"

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers as a reader wants them: three digits that matter, signs where they do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+
+NONE = "–"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a dash for a number that does not exist."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value and not 1e-4 <= abs(value) < 1e5:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits}e{int(exponent)}".replace("-", _MINUS)
+    digits = f"{value:#.3g}"
+    if "e" in digits:  # From 1000 on.
+        digits = f"{value:.0f}"
+    return digits.rstrip(".").replace("-", _MINUS)
+
+
+def signed(value: float | None) -> str:
+    """A difference: as `number`, always with its sign."""
+    text = number(value)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def percent(value: float | None) -> str:
+    """A signed share of something, as 0.123 is +12.3 %."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{signed(100 * value)} %"
+
+
+def probability(value: float | None) -> str:
+    """A p value; a very small one only as a bound."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def interval(
+    ends: Sequence[float | None] | None, form: Callable[[float | None], str] = number
+) -> str:
+    """`low to high`; a dash where there is none."""
+    if ends is None or any(end is None or not math.isfinite(end) for end in ends):
+        return NONE
+    return " to ".join(map(form, ends))
+
+
+def seconds(value: float | None) -> str:
+    """A time: `8.1 s`, `12 min` or `2 h 5 min`."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value < 99.5:
+        return f"{number(value)} s"
+    minutes = round(value / 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
+def capital(words: str) -> str:
+    """The same with its first letter large."""
+    return words[:1].upper() + words[1:]
+
+
+def numbers_in_words(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 0, 2`."""
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verdicts: the first table of the report, and the one for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.study import claims
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.claims import Verdict
+from mtr_tf.study.report import text
+from mtr_tf.study.report.elements import Html
+from mtr_tf.study.report.elements import bullets
+from mtr_tf.study.report.elements import details
+from mtr_tf.study.report.elements import identifier
+from mtr_tf.study.report.elements import join
+from mtr_tf.study.report.elements import table
+from mtr_tf.study.report.elements import tag
+
+# Word: (sign, class of the style sheet). The word always stands beside the colour.
+_LOOKS = {
+    "holds": ("✓", "holds"),
+    "does not hold": ("✗", "fails"),
+    "undecided": ("?", "open"),
+}
+
+
+_EFFECTS = (
+    "Effects are positive where things are as claimed; clean values, to judge them by, "
+    "are means over seeds."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the rest of the report knows about a verdict.
+
+    Attributes:
+      seeds: Those of the study, as `Verdict.by_seed` counts them.
+      unit: (task, metric) -> the metric's unit.
+      plot: Verdict -> the `id` of the plot that shows it; None if there is none.
+      warnings: Verdict -> what the checks of its attacks found, as sentences.
+    """
+
+    seeds: Sequence[int]
+    unit: Callable[[str, str], str]
+    plot: Callable[[Verdict], str | None]
+    warnings: Callable[[Verdict], Sequence[str]]
+
+
+def tally(verdicts: Sequence[Verdict]) -> str:
+    """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided."""
+    count = Counter(found.verdict for found in verdicts)
+    verbs = {
+        "holds": ("holds", "hold"),
+        "does not hold": ("does not hold", "do not hold"),
+        "undecided": ("is undecided", "are undecided"),
+    }
+    parts = [f"{count[w] or 'none'} {verbs[w][count[w] != 1]}" for w in _LOOKS]
+    claims_ = "claim" if len(verdicts) == 1 else "claims"
+    return f"Of {len(verdicts)} {claims_} {', '.join(parts)}."
+
+
+def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
+    """The table in plain words, its head first: for the terminal and TensorBoard."""
+    head = ["claim", "who", "verdict", "effect", "95 % interval", "of", "n", "p"]
+    body = [
+        [
+            found.claim.id,
+            found.claim.source,
+            found.verdict,
+            form(found)(found.effect),
+            text.interval(found.interval, form(found)),
+            quantity(found.claim, context),
+            str(found.n),
+            _probability(found, found.p_corrected),
+        ]
+        for found in verdicts
+    ]
+    return [head, *body]
+
+
+def terminal(verdicts: Sequence[Verdict], context: Context) -> str:
+    """The table aligned, and the tally."""
+    lines = rows(verdicts, context)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*aligned, "", tally(verdicts)])
+
+
+def form(found: Verdict) -> Callable[[float | None], str]:
+    """How the numbers of an effect are written."""
+    return text.percent if found.claim.relative else text.signed
+
+
+def _probability(found: Verdict, value: float) -> str:
+    """A p value; a claim of nearness has none."""
+    return text.NONE if found.claim.within is not None else text.probability(value)
+
+
+def quantity(claim: Claim, context: Context) -> str:
+    """What the effect is a number of: a metric with its unit, or a measure."""
+    if claim.measure:
+        return _measured(claim.measure)
+    what = f"{claim.task} {claim.metric}"
+    if claim.relative:
+        return f"{what}, relative to clean"
+    unit = context.unit(claim.task, claim.metric)
+    return f"{what} [{unit}]" if unit else what
+
+
+def _measured(measure: Mapping[str, Any]) -> str:
+    """As `slope less -0.5`, or the other way round where the sign is -1."""
+    words = f"{measure['measure']}: {measure['quantity']}"
+    if measure["field"] != "value":
+        words += f" {measure['field']}"
+    if measure["ratio_to"]:
+        words += f" / {measure['ratio_to']}"
+    if measure["minus"]:
+        words += f" less that of {_keys(measure['minus'])}"
+    reference = measure["reference"]
+    if measure["sign"] < 0:
+        return f"{reference:g} less {words}"
+    return f"{words} less {reference:g}" if reference else words
+
+
+def _keys(fields: Mapping[str, Any]) -> str:
+    """As `count 1`."""
+    return ", ".join(f"{name} {value}" for name, value in fields.items())
+
+
+# The section.
+
+
+def section(verdicts: Sequence[Verdict], context: Context) -> Html:
+    """The table, and how verdicts are made."""
+    head = ("claim", "verdict", "effect", "seeds", "p, corrected", "clean", "plot")
+    body = [_row(found, context) for found in verdicts]
+    ids = [identifier("claim", found.claim.id) for found in verdicts]
+    if not verdicts:
+        return join(tag("h2", "Verdicts", id="verdicts"), tag("p", "No claims."))
+    return tag(
+        "section",
+        tag("h2", "Verdicts", id="verdicts"),
+        tag("p", tally(verdicts), class_="tally"),
+        table(head, body, cards=True, label="claims and verdicts", row_ids=ids),
+        tag("p", f"{_EFFECTS} {' '.join(claims.RULES)}", class_="soft"),
+    )
+
+
+def _row(found: Verdict, context: Context) -> list[Html]:
+    claim, write = found.claim, form(found)
+    warnings = context.warnings(found)
+    plot = context.plot(found)
+    sign, look = _LOOKS[found.verdict]
+    about = (
+        tag("span", claim.statement, class_="statement"),
+        tag("span", claim.source, class_="soft"),
+    )
+    word = tag("span", f"{sign} {found.verdict}", class_=f"verdict {look}")
+    effect = (
+        tag("span", write(found.effect), class_="line"),
+        tag("span", text.interval(found.interval, write), class_="line soft nowrap"),
+        tag("span", quantity(claim, context), class_="line soft"),
+    )
+    link = tag("a", "plot", href=f"#{plot}") if plot else text.NONE
+    return [
+        join(tag("span", claim.id), *about),
+        tag("div", word, _why(found, context, warnings)),
+        tag("div", *effect),
+        tag("div", str(found.n)),
+        tag("div", _probability(found, found.p_corrected)),
+        tag("div", *_clean(found)),
+        tag("div", link),
+    ]
+
+
+def _why(found: Verdict, context: Context, warnings: Sequence[str]) -> Html:
+    """The reason, one click away; warnings of the attacks at once."""
+    write = form(found)
+    values = zip(context.seeds, found.by_seed, strict=True)
+    seeds = "; ".join(f"seed {seed} {write(value)}" for seed, value in values)
+    parts = [
+        tag("p", found.reason),
+        tag("p", f"Effect: {seeds}."),
+        tag("p", f"Resampled for the interval: {found.over}."),
+        tag("p", f"p before correction: {_probability(found, found.p)}."),
+    ]
+    if warnings:
+        parts.append(tag("p", tag("strong", "The attacks' own checks warn:")))
+        parts.append(bullets(warnings))
+    return details("why, warnings ⚠" if warnings else "why", *parts)
+
+
+def _clean(found: Verdict) -> list[Html]:
+    """The mean clean value of each variant."""
+    lines = []
+    for variant, values in found.clean.items():
+        known = values[~np.isnan(values)]
+        mean = text.number(known.mean()) if len(known) else text.NONE
+        lines.append(tag("span", f"{variant}: {mean}", class_="line"))
+    return lines or [Html(text.NONE)]

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study's folder holds, finished or not, as records and arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.errors import InputError
+from mtr_tf.study.design import Study
+
+Record = dict[str, Any]
+# What may tell two records of one attack, radius, task and metric apart.
+CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The finished cells of a study; cells that are not done are simply absent.
+
+    Attributes:
+      study: What was asked.
+      workdir: Its folder.
+    """
+
+    study: Study
+    workdir: pathlib.Path
+    _found: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+    _measured: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+
+    @classmethod
+    def read(cls, workdir: str | pathlib.Path) -> Results:
+        """Reads study.json, index.json and the files of all cells that are done.
+
+        Raises:
+          InputError: The folder holds no study, or a file of it is damaged.
+        """
+        workdir = pathlib.Path(workdir)
+        content = _json(workdir / "study.json")
+        content.pop("provenance", None)
+        found, measured = [], []
+        for cell in _json(workdir / "index.json")["cells"]:
+            if cell["kind"] != "attack" or cell["state"] != "done":
+                continue
+            about = {"variant": cell["variant"], "seed": cell["seed"]}
+            about["spec"] = cell["attack"]
+            folder = workdir / cell["folder"]
+            about["folder"] = cell["folder"]
+            for name, kept in (("results", found), ("measures", measured)):
+                if (folder / f"{name}.json").exists():
+                    records = _json(folder / f"{name}.json")
+                    kept += [record | about for record in records]
+        return cls(Study.from_dict(content), workdir, tuple(found), tuple(measured))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the study."""
+        return self.study.seeds
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """Names, in the order of the study."""
+        return tuple(variant.name for variant in self.study.variants)
+
+    def records(
+        self,
+        attack: str | None = None,
+        variant: str | None = None,
+        seed: int | None = None,
+    ) -> list[Record]:
+        """Those of results.json with `variant`, `seed`, `spec` (the attack) added."""
+        return _choose(self._found, attack, variant, seed)
+
+    def measures(
+        self,
+        attack: str | None = None,
+        variant: str | None = None,
+        seed: int | None = None,
+    ) -> list[Record]:
+        """The same of measures.json."""
+        return _choose(self._measured, attack, variant, seed)
+
+    def record(
+        self,
+        variant: str,
+        seed: int,
+        attack: str,
+        eps: float,
+        task: str,
+        metric: str,
+        attacked: Sequence[str] = (),
+        **more: Any,
+    ) -> Record | None:
+        """The one record of these; None if it is not there (yet).
+
+        Args:
+          variant: Name of a variant.
+          seed: One of the study's.
+          attack: Name of an attack in the study.
+          eps: A radius of it; at 0, any record, for its clean value.
+          task: Whose metric is looked at.
+          metric: Its name.
+          attacked: Tasks attacked together; empty: `task` alone.
+          **more: Of `CHOICES`, where the attack has several, as algorithm="apgd".
+
+        Raises:
+          InputError: Several records fit; the message says by what they differ.
+        """
+        wanted = {"task": task, "metric": metric, **more}
+        if eps:
+            wanted |= {"eps": eps, "attacked": list(attacked) or [task]}
+        fitting = [
+            record
+            for record in self._index.get((attack, variant, seed), ())
+            if all(record.get(name) == value for name, value in wanted.items())
+        ]
+        if len(fitting) > 1 and eps:
+            raise InputError(_ambiguous(attack, fitting, wanted))
+        return fitting[0] if fitting else None
+
+    def values(
+        self,
+        variant: str,
+        attack: str,
+        eps: float,
+        task: str,
+        metric: str,
+        attacked: Sequence[str] = (),
+        **more: Any,
+    ) -> np.ndarray:
+        """The metric of each seed, `[seeds]`, NaN where absent; see `record`."""
+        where = (attack, eps, task, metric, attacked)
+        found = [self.record(variant, s, *where, **more) for s in self.seeds]
+        return np.array([value_of(record, eps) for record in found], float)
+
+    def clean(self, variant: str, task: str, metric: str) -> np.ndarray:
+        """The metric on clean images, by any attack, `[seeds]`, NaN where absent."""
+        found = np.full(len(self.seeds), np.nan)
+        for record in self.records(variant=variant):
+            if (record["task"], record["metric"]) == (task, metric):
+                found[self.seeds.index(record["seed"])] = value_of(record, 0.0)
+        return found
+
+    def rows(
+        self,
+        variant: str,
+        seed: int,
+        attack: str,
+        eps: float,
+        task: str,
+        metric: str,
+        attacked: Sequence[str] = (),
+        **more: Any,
+    ) -> np.ndarray | None:
+        """What the metric is of, float64 `[images, K]`; None where absent."""
+        where = (variant, seed, attack, eps, task, metric, attacked)
+        return self.rows_of(self.record(*where, **more), eps)
+
+    def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
+        """The same of a record, of the attacked images, or at eps 0 of the clean."""
+        name = (record or {}).get("rows" if eps else "clean_rows")
+        path = (self.workdir / record["folder"] / name) if name else None
+        if path is None or not path.with_suffix(".npz").exists():
+            return None
+        with np.load(path.with_suffix(".npz")) as arrays:
+            return np.asarray(arrays[f"row/{record['task']}/{record['metric']}"], float)
+
+    @functools.cached_property
+    def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
+        """Records by (attack, variant, seed)."""
+        found: dict[tuple[str, str, int], list[Record]] = {}
+        for record in self._found:
+            place = (record["spec"], record["variant"], record["seed"])
+            found.setdefault(place, []).append(record)
+        return found
+
+
+def value_of(record: Record | None, eps: float) -> float:
+    """A record's attacked value, at eps 0 its clean one; NaN where there is none."""
+    value = record["attacked_value" if eps else "clean"] if record else None
+    return np.nan if value is None else float(value)
+
+
+def _choose(records, attack, variant, seed) -> list[Record]:
+    wanted = {"spec": attack, "variant": variant, "seed": seed}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    return [r for r in records if all(r[name] == v for name, v in wanted.items())]
+
+
+def _ambiguous(
+    attack: str, records: Sequence[Record], wanted: Mapping[str, Any]
+) -> str:
+    said = []
+    for name in CHOICES:
+        values = sorted({str(record.get(name)) for record in records})
+        if name not in wanted and len(values) > 1:
+            said.append(f"{name} ({', '.join(values)})")
+    return (
+        f"attack {attack!r} of the study has several results that fit; say which by "
+        f"{' and '.join(said) or 'another name for one of them'}."
+    )
+
+
+def _json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path} is not there; --workdir must be the folder of a study that "
+            "mtr_tf.reproduce has begun."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}); repeat mtr_tf.reproduce to write it "
+            "anew."
+        ) from error

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a study's TOML: every mistake in it is one sentence that names its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import typing
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.config import Settings
+from mtr_tf.config import check_range
+from mtr_tf.errors import InputError
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: 'a text in quotes, "..."',
+    list: "a list, [...]",
+    dict: "a table",
+}
+
+
+def read(path: Any) -> dict[str, Any]:
+    """What a TOML file holds."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"the study file {path} cannot be read ({error.strerror or error}); give "
+            "the path of a .toml file, or the name of a study that comes with mtr_tf."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no known word is near."""
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(given.lower(), by_lower, 1, cutoff=0.4)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a file. Its methods raise `InputError` that begins with `where`.
+
+    Attributes:
+      where: Its place, as `rooms.toml, [variants."s+A"]`.
+      content: What it holds.
+    """
+
+    where: str
+    content: Mapping[str, Any]
+
+    def fail(self, sentence: str) -> typing.NoReturn:
+        """Raises `InputError` with the place before a sentence."""
+        raise InputError(f"{self.where}: {sentence}")
+
+    def check_keys(self, known: Sequence[str]) -> None:
+        """Refuses keys that are not known."""
+        for key in self.content:
+            if key not in known:
+                hint = did_you_mean(key, known) or f"; there are {', '.join(known)}."
+                self.fail(f"there is no key {key!r}{hint}")
+
+    def value(self, key: str, kind: type, default: Any = None) -> Any:
+        """What a key holds, of a type; a key without a default must be there."""
+        if key not in self.content:
+            if default is None:
+                self.fail(f"{key} must be given, as {_KINDS[kind]}.")
+            return default
+        given = self.content[key]
+        if not _is(given, kind):
+            self.fail(f"{key} must be {_KINDS[kind]}, got {given!r}.")
+        return given
+
+    def values(self, key: str, kind: type, default: Any = None) -> tuple[Any, ...]:
+        """The items of the list under a key, all of a type."""
+        found = self.value(key, list, default)
+        for item in found:
+            if not _is(item, kind):
+                self.fail(
+                    f"each item of {key} must be {_KINDS[kind]}, got {item!r} in it."
+                )
+        return tuple(found)
+
+    def tables(self, key: str) -> dict[str, Table]:
+        """The named tables under a key, as [variants."s"] and [variants."d"]."""
+        found = {}
+        file = self.where.split(", [")[0]
+        for name, inner in self.value(key, dict, {}).items():
+            if not isinstance(inner, dict):
+                self.fail(
+                    f'{key} must hold named tables, as [{key}."{name}"]; got {name} = '
+                    f"{inner!r}."
+                )
+            found[name] = Table(f'{file}, [{key}."{name}"]', inner)
+        return found
+
+    def table(self, key: str) -> Table:
+        """The table under a key; an empty one where it is not there."""
+        file = self.where.split(", [")[0]
+        return Table(f"{file}, [{key}]", self.value(key, dict, {}))
+
+    def settings(
+        self,
+        record: type[Settings],
+        refused: Mapping[str, str],
+        spelled: Mapping[str, Callable[[Sequence[str]], Sequence[str]]],
+        beside: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """The fields of a record that the table gives, in the record's own types.
+
+        Args:
+          record: `TrainConfig` or `AttackConfig`.
+          refused: {field: why it may not be given}.
+          spelled: {field: gives its names their one spelling}.
+          beside: keys of the table that are no fields.
+        """
+        fields = {field.name: field for field in dataclasses.fields(record)}
+        types = typing.get_type_hints(record)
+        for key in self.content:
+            if key in refused:
+                self.fail(f"{key} may not be given: {refused[key]}.")
+        allowed = [name for name in fields if name not in refused]
+        self.check_keys([*beside, *allowed])
+        found = {}
+        for key in self.content:
+            if key in beside:
+                continue
+            given = self._setting(key, types[key])
+            with self.explained(f"{key}: "):
+                check_range(fields[key], given)
+                spell = spelled.get(key)
+                found[key] = tuple(spell(given)) if spell and given else given
+        return found
+
+    def explained(self, before: str = "") -> _Explained:
+        """A context in which an `InputError` gets the table's place before it."""
+        return _Explained(f"{self.where}: {before}")
+
+    def _setting(self, key: str, hint: Any) -> Any:
+        if typing.get_origin(hint) is tuple:
+            of = typing.get_args(hint)[0]
+            return tuple(of(item) for item in self.values(key, of))
+        return hint(self.value(key, hint))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Explained:
+    before: str
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, InputError):
+            raise InputError(f"{self.before}{error}") from error
+
+
+def _is(given: Any, kind: type) -> bool:
+    if kind is float:
+        return type(given) in (int, float) and math.isfinite(given)
+    return type(given) is kind

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs `python -m MODULE --flags` for a runner, and ends when the runner is gone.
+
+    python -m mtr_tf.study.worker mtr_tf.train --tasks=seg
+
+The runner holds the other end of this process's standard input. However it ends, even
+by kill -9, the system closes that end, and this process ends at once. That is safe:
+both binaries can be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+
+
+def _end_with_the_runner() -> None:
+    while os.read(0, 1):  # Not sys.stdin, whose lock would be held at a normal end.
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Does what the module's own command does."""
+    threading.Thread(target=_end_with_the_runner, daemon=True).start()
+    module = importlib.import_module(sys.argv[1])
+    sys.argv = [module.__file__, *sys.argv[2:]]
+    module.run()
+
+
+if __name__ == "__main__":
+    main()

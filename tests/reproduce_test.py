@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m mtr_tf.reproduce`: what it says, and that kills change no figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mtr_tf import reproduce
+from mtr_tf.errors import InputError
+from mtr_tf.reproduce import ReproduceConfig
+from mtr_tf.study import design
+from mtr_tf.study import design_file
+
+STUDY = """
+about = "Two models and a look at each."
+seeds = [3]
+[train]
+dataset = "camvid"
+data_dir = "{data_dir}"
+model = "tiny"
+image_size = "32x40"
+crop = "24x32"
+batch_size = 4
+epochs = 5
+checkpoint_every = 4
+eval_every = 30
+eval_examples = 4
+eval_steps = 1
+[attack]
+num_examples = 6
+batch_size = 3
+checks = false
+steps = 2
+[variants."s"]
+tasks = ["seg"]
+[variants."s+A"]
+tasks = ["seg", "autoencoder"]
+main_tasks = ["seg"]
+aux_weight = 0.1
+[attacks."pgd"]
+attack_tasks = ["seg"]
+eps = [1, 2, 4, 8]
+measure = ["tasks"]
+"""
+# Does what the binary does, without importing TensorFlow, which takes seconds.
+RUNNER = """
+import pathlib, sys
+from mtr_tf.study import design, runner
+study = design.Study.from_dict(__import__("json").load(open(sys.argv[1])))
+runner.Runner(study, pathlib.Path(sys.argv[2])).run(runner.slots(2, [], 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def study_file(camvid_dir, tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("studies") / "tiny.toml"
+    path.write_text(STUDY.format(data_dir=camvid_dir))
+    return path
+
+
+def test_without_a_study_it_says_which_there_are(capsys):
+    reproduce.main(ReproduceConfig())
+    said = capsys.readouterr().out
+    for name in design_file.shipped():
+        line = next(line for line in said.splitlines() if line.split()[:1] == [name])
+        about = design.load(name).about
+        assert about.startswith(line.split(maxsplit=1)[1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"study": "rooms-quik"}, "did you mean 'rooms-quick'"),
+        ({"only": ("s+a",)}, "did you mean 's\\+A'"),
+        ({"seeds": (1, 1)}, "seeds must be one or more different"),
+        ({"image_size": "x"}, "--image_size must be"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_written(
+    study_file, tmp_path, fields, said
+):
+    given = {"study": str(study_file), "workdir": str(tmp_path / "w")} | fields
+    with pytest.raises(InputError, match=said):
+        reproduce.main(ReproduceConfig(**given))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_dry_run_lists_commands_and_writes_nothing(study_file, tmp_path, capsys):
+    workdir = tmp_path / "w"
+    config = ReproduceConfig(
+        study=str(study_file), workdir=str(workdir), dry_run=True, seeds=(5, 6)
+    )
+    reproduce.main(config)
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if not line.startswith("#")]
+    assert len(said) == 8
+    assert all(line.startswith("python -m mtr_tf.") for line in said)
+    shares = [float(line.split(": ")[1].split("%")[0]) for line in lines if "%" in line]
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert "8 cells to do, 0 done" in lines[-1]
+    reproduce.main(dataclasses.replace(config, only=("s",)))
+    assert "4 cells to do" in capsys.readouterr().out
+    assert not workdir.exists()
+
+
+def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert reproduce._gpus(2) == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    assert reproduce._gpus(2) == ["5", "7"]
+    assert reproduce._gpus(0) == []
+
+
+# Killed and not.
+
+
+def start(command, **options):
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        **options,
+    )
+
+
+def processes_of(workdir):
+    """Those whose command names the folder."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except OSError:  # It has ended meanwhile.
+            continue
+        if str(workdir).encode() in words and int(path.parent.name) != os.getpid():
+            found.append(words)
+    return found
+
+
+def wait_until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@dataclasses.dataclass
+class Studies:
+    """Two folders of one study, and what was seen of the second one."""
+
+    whole: pathlib.Path
+    killed: pathlib.Path
+    kills: int = 0
+
+
+@pytest.fixture(scope="module")
+def studies(study_file, tmp_path_factory) -> Studies:
+    """A study that was never disturbed, and one that was stopped again and again."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    found = Studies(folder / "whole", folder / "killed")
+    plain = folder / "plain.json"
+    plain.write_text(json.dumps(design.load(str(study_file)).to_dict()))
+    undisturbed = start(["-c", RUNNER, plain, found.whole])
+    _, said = undisturbed.communicate()
+    assert undisturbed.returncode == 0, said
+    moment = random.Random(1)
+    for there in ("runs/s-*/checkpoints/ckpt-*.index", "runs/*/attacks/*/cells/*.json"):
+        process = start(["-c", RUNNER, plain, found.killed])
+        wait_until(lambda there=there: list(found.killed.glob(there)))
+        time.sleep(moment.uniform(0, 0.3))
+        found.kills += process.poll() is None
+        process.kill()
+        process.communicate()
+        wait_until(lambda: not processes_of(found.killed))
+    flags = [f"--study={study_file}", f"--workdir={found.killed}", "--workers=2"]
+    process = start(["-m", "mtr_tf.reproduce", *flags])
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
+def test_killed_at_any_moment_all_figures_are_the_same(studies):
+    assert studies.kills == 2
+    found = sorted(studies.whole.glob("runs/*/attacks/*/*s.json"))
+    names = [path.name for path in found]
+    assert names.count("results.json") == names.count("measures.json") == 2
+    for path in found:
+        if path.name != "settings.json":  # Has the time in it.
+            again = studies.killed / path.relative_to(studies.whole)
+            assert again.read_bytes() == path.read_bytes()
+    entries = json.loads((studies.killed / "index.json").read_text())["cells"]
+    assert [entry["state"] for entry in entries] == ["done"] * 4

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Effects and verdicts of hand-made studies, with numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import study_fixture
+
+from mtr_tf.errors import InputError
+from mtr_tf.study import claims
+from mtr_tf.study import design
+from mtr_tf.study import effects
+from mtr_tf.study import statistics
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.results import Results
+from mtr_tf.tasks import TASKS
+
+STUDY = """
+about = "By hand."
+seeds = [0, 1, 2, 3, 4]
+[variants."s"]
+tasks = ["seg"]
+[variants."early"]
+tasks = ["seg"]
+[variants."s+d"]
+tasks = ["seg", "depth"]
+[attacks."pgd"]
+attack = ["pgd", "apgd"]
+attack_tasks = ["seg"]
+eps = [2, 4]
+[attacks."theory"]
+attack = ["none"]
+measure = ["tasks", "pixels"]
+variants = ["s+d"]
+"""
+CLAIM = """
+[[claims]]
+id = "E4"
+source = "someone"
+statement = "depth helps"
+"""
+COMPARED = """
+attack = "pgd"
+algorithm = "pgd"
+eps = [2, 4]
+task = "seg"
+metric = "miou"
+better = ["s+d"]
+"""
+# Mean IoU by (variant, eps), then by seed.
+MIOU = {
+    ("s", 0): [0.60, 0.60, 0.60, 0.60, 0.60],
+    ("s", 2): [0.30, 0.31, 0.32, 0.33, 0.34],
+    ("s", 4): [0.10, 0.11, 0.12, 0.13, 0.14],
+    ("early", 0): [0.50, 0.50, 0.50, 0.50, 0.61],
+    ("early", 2): [0.32, 0.32, 0.32, 0.32, 0.35],
+    ("early", 4): [0.12, 0.12, 0.12, 0.12, 0.15],
+    ("s+d", 0): [0.52, 0.52, 0.52, 0.52, 0.62],
+    ("s+d", 2): [0.33, 0.33, 0.36, 0.36, 0.37],
+    ("s+d", 4): [0.11, 0.13, 0.12, 0.15, 0.17],
+}
+
+
+def study_with(tmp_path, claim, study=STUDY):
+    file = tmp_path / "hand.toml"
+    file.write_text(study + claim)
+    return design.load(str(file))
+
+
+def write(workdir, study, absent=()):
+    """All cells but those (variant, seed) that are absent."""
+    cells = []
+    for variant in study.variants:
+        for i, seed in enumerate(study.seeds):
+            for spec in study.attacks:
+                if variant.name not in spec.variants:
+                    continue
+                folder = f"{variant.name}-{seed}-{spec.name}"
+                state = "missing" if (variant.name, seed) in absent else "done"
+                about = {"variant": variant.name, "seed": seed, "attack": spec.name}
+                cells.append(
+                    {"kind": "attack", "folder": folder, "state": state} | about
+                )
+                (workdir / folder).mkdir(parents=True)
+                if spec.name == "theory":
+                    content, name = measures(seed), "measures.json"
+                else:
+                    content, name = records(variant.name, i), "results.json"
+                (workdir / folder / name).write_text(json.dumps(content))
+    (workdir / "study.json").write_text(json.dumps(study.to_dict()))
+    (workdir / "index.json").write_text(json.dumps({"study": "hand", "cells": cells}))
+    return Results.read(workdir)
+
+
+def records(variant, i):
+    return [
+        {
+            "algorithm": algorithm,
+            "eps": eps,
+            "attacked": ["seg"],
+            "task": "seg",
+            "metric": "miou",
+            "clean": MIOU[variant, 0][i],
+            "attacked_value": MIOU[variant, eps][i] - 0.01 * (algorithm == "apgd"),
+        }
+        for algorithm in ("pgd", "apgd")
+        for eps in (2, 4)
+    ]
+
+
+def measures(seed):
+    norms = {"measure": "tasks", "norm": "l2", "normalisation": "unit"}
+    pixels = {"measure": "pixels", "norm": "l2", "quantity": "gradient_norm"}
+    return [
+        norms | {"quantity": "slope", "value": -0.40 - 0.01 * seed},
+        norms | {"quantity": "norm", "count": 2, "value": 0.8, "predicted": 0.8},
+        norms | {"quantity": "norm", "count": 3, "value": 0.6, "predicted": 0.5},
+        norms | {"quantity": "slope", "norm": "l1", "value": -0.2},
+        pixels | {"count": 1, "value": 3.0 + seed},
+        pixels | {"count": 64, "value": 1.0},
+    ]
+
+
+def effect(tmp_path, text, **settings):
+    study = study_with(tmp_path, CLAIM + text)
+    results = write(tmp_path / "work", study, **settings)
+    (claim,) = claims.claim_file.read(study)
+    return effects.of(claim, results)
+
+
+def test_better_than_is_a_mean_over_models_and_radii(tmp_path):
+    found = effect(tmp_path, COMPARED + 'than = ["s"]')
+    # Of seed 0: 0.22 less 0.20.
+    np.testing.assert_allclose(found.by_seed, [0.02, 0.02, 0.02, 0.025, 0.03])
+    assert found.mean == pytest.approx(0.023)
+    assert set(found.clean) == {"s", "s+d"}
+    np.testing.assert_allclose(found.clean["s"], 0.6)
+
+
+def test_matched_takes_the_model_that_is_as_good_on_clean_images(tmp_path):
+    found = effect(tmp_path, COMPARED + 'than = { matched = ["s", "early"] }')
+    # 0.52 is nearer to 0.50 than to 0.60; 0.62 is nearer to 0.61.
+    np.testing.assert_allclose(found.by_seed, [0.0, 0.01, 0.02, 0.035, 0.02])
+
+
+def test_relative_vulnerability(tmp_path):
+    found = effect(tmp_path, COMPARED + 'than = ["s"]\nrelative = true')
+    ours = np.mean([(0.52 - 0.33) / 0.52, (0.52 - 0.11) / 0.52])
+    theirs = np.mean([(0.60 - 0.30) / 0.60, (0.60 - 0.10) / 0.60])
+    assert found.by_seed[0] == pytest.approx(theirs - ours)
+
+
+def test_terms_inherit_the_claims_fields(tmp_path):
+    text = """
+attack = "pgd"
+task = "seg"
+metric = "miou"
+algorithm = "pgd"
+eps = 4
+terms = [
+  { weight = 1, variant = "s+d" },
+  { weight = -1, variant = "s" },
+  { weight = -1, variant = "s+d", algorithm = "apgd" },
+  { weight = 1, variant = "s", algorithm = "apgd", eps = [2, 4] },
+]
+"""
+    found = effect(tmp_path, text)
+    # Of s under APGD: 0.29 and 0.09.
+    assert found.by_seed[0] == pytest.approx(0.01 - 0.10 + 0.19)
+
+
+def measured(tmp_path, text):
+    fields = f'attack = "theory", variants = ["s+d"], {text}'
+    return effect(tmp_path, f"measure = {{ {fields} }}")
+
+
+def test_measures(tmp_path):
+    slope = 'measure = "tasks", quantity = "slope", norm = "l2"'
+    found = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
+    np.testing.assert_allclose(found.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
+    norm = 'measure = "tasks", quantity = "norm", count = [2, 3]'
+    found = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
+    np.testing.assert_allclose(found.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
+    falls = 'measure = "pixels", quantity = "gradient_norm", count = 1'
+    found = measured(tmp_path / "c", f"{falls}, minus = {{ count = 64 }}")
+    np.testing.assert_allclose(found.by_seed, [2, 3, 4, 5, 6])
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+
+
+def test_cells_that_are_not_done_leave_seeds_out(tmp_path):
+    found = effect(tmp_path, COMPARED + 'than = ["s"]', absent=[("s", 1), ("s+d", 3)])
+    np.testing.assert_allclose(found.by_seed, [0.02, np.nan, 0.02, np.nan, 0.03])
+    assert found.n == 3
+
+
+def test_several_results_that_fit_are_refused(tmp_path):
+    text = COMPARED.replace('algorithm = "pgd"\n', "") + 'than = ["s"]'
+    with pytest.raises(InputError, match=r"say which by algorithm \(apgd, pgd\)"):
+        effect(tmp_path, text)
+    with pytest.raises(InputError, match=r"E4.*norm \(l1, l2\)"):
+        measured(tmp_path / "a", 'measure = "tasks", quantity = "slope"')
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('better = ["s+d"]', 'better = ["s+D"]'), "did you mean 's\\+d'"),
+        (('attack = "pgd"', 'attack = "pdg"'), "did you mean 'pgd'"),
+        (('task = "seg"', 'task = "depth"'), "no metric of depth 'miou'"),
+        (('metric = "miou"', 'metric = "iou"'), "did you mean 'miou'"),
+        (("eps = [2, 4]", "eps = [2, 3]"), "2, 4, or 0 \\(clean\\); got 3"),
+        (('metric = "miou"', 'metrics = "miou"'), "did you mean 'metric'"),
+        (('better = ["s+d"]', ""), "one of better"),
+        (('attack = "pgd"', 'attack = "theory"'), "variant of attack 'theory' 's'"),
+    ],
+)
+def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, message):
+    text = COMPARED.replace(*change) + 'than = ["s"]'
+    study = study_with(tmp_path, "")
+    study = design.Study.from_dict(
+        study.to_dict() | {"claims": tomllib_claims(CLAIM + text)}
+    )
+    with pytest.raises(InputError, match=f"hand.toml, claim 'E4': .*{message}"):
+        claims.check(study)
+
+
+def tomllib_claims(text):
+    return tomllib.loads(text)["claims"]
+
+
+def test_images_are_resampled_together(tmp_path):
+    """On a study with rows: against a plain loop over resamples and seeds."""
+    text = (
+        study_fixture.EXAMPLE
+        + CLAIM.replace("E4", "mine")
+        + 'attack = "pgd50"\neps = [1, 4]\n'
+    )
+    text += 'task = "seg"\nmetric = "miou"\nbetter = ["s+d"]\nthan = ["s"]\n'
+    study = study_fixture.example(tmp_path / "work", text)
+    results = Results.read(tmp_path / "work")
+    claim = claims.claim_file.read(study)[-1]
+    found = effects.of(claim, results)
+    assert found.on_images
+    images = statistics.resampled_images(12, effects.RESAMPLES, 0).astype(int)
+    seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
+    (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
+    for i in range(5):
+        chosen = np.repeat(np.arange(12), images[i])
+        by_seed = []
+        for seed in study.seeds:
+            value = {}
+            for variant in ("s", "s+d"):
+                value[variant] = np.mean(
+                    [
+                        miou.value(
+                            results.rows(variant, seed, "pgd50", eps, "seg", "miou")[
+                                chosen
+                            ].sum(axis=0)
+                        )
+                        for eps in (1, 4)
+                    ]
+                )
+            by_seed.append(value["s+d"] - value["s"])
+        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+
+
+def claim(**fields):
+    return Claim("E4", "someone", "something", **fields)
+
+
+@pytest.mark.parametrize(
+    ("n", "interval", "p", "opposite", "margin", "verdict", "reason"),
+    [
+        (6, (0.1, 0.3), 0.03, 1.0, 0.0, "holds", "Positive in 6 seeds"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.25, "undecided", "smaller than the 0.25"),
+        (6, (0.1, 0.3), 0.06, 1.0, 0.0, "undecided", "p is 0.06 after correction"),
+        (6, (-0.1, 0.3), 0.03, 1.0, 0.0, "undecided", "its interval holds 0"),
+        (4, (0.1, 0.3), 1 / 16, 1.0, 0.0, "undecided", "5 are needed"),
+        (3, (0.1, 0.3), 0.01, 1.0, 0.0, "undecided", "3 of the 4 seeds"),
+        (6, (-0.3, -0.1), 1.0, 0.03, 0.0, "does not hold", "Negative in 6 seeds"),
+        (6, (-0.3, -0.1), 1.0, 0.06, 0.0, "undecided", "against the claim"),
+        (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "Below 0.05, too little"),
+        (6, (-0.1, 0.02), 0.5, 0.06, 0.05, "undecided", "interval holds 0"),
+    ],
+)
+def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, reason):
+    effect = sum(interval) / 2
+    word, why = claims.judge(claim(margin=margin), effect, interval, n, p, opposite)
+    assert word == verdict
+    assert reason in why
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((-0.05, 0.09), "holds"),
+        ((-0.05, 0.11), "undecided"),
+        ((0.11, 0.2), "does not hold"),
+        ((-0.3, -0.11), "does not hold"),
+    ],
+)
+def test_nearness(interval, verdict):
+    near = claim(measure={"within": 0.1, "reference": 1.0})
+    assert claims.judge(near, 0.0, interval, 4, 1.0, 1.0)[0] == verdict
+    assert claims.judge(near, 0.0, interval, 3, 1.0, 1.0)[0] == "undecided"
+
+
+def test_nothing_to_go_by():
+    assert claims.judge(claim(), None, None, 0, 1.0, 1.0) == (
+        "undecided",
+        "Nothing to go by: no seed has all the numbers that it needs.",
+    )
+
+
+def test_evaluate_corrects_over_all_claims(tmp_path):
+    text = CLAIM + COMPARED + 'than = ["s"]'
+    second = CLAIM.replace("E4", "E5") + COMPARED.replace("s+d", "s") + 'than = ["s+d"]'
+    study = study_with(tmp_path, text + second)
+    first, opposite = claims.evaluate(write(tmp_path / "work", study))
+    assert (first.n, first.p) == (5, 1 / 32)
+    # The claim's opposite is a claim too: with all signs turned it is as large.
+    assert first.p_corrected == 2 / 32
+    assert first.verdict == opposite.verdict == "undecided"
+    assert first.effect == pytest.approx(-opposite.effect) == pytest.approx(0.023)

@@ -1,0 +1,477 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a study: numbers, plots, page and files."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import scipy.optimize
+import study_fixture
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mtr_tf.study import claims
+from mtr_tf.study import report
+from mtr_tf.study.report import curves
+from mtr_tf.study.report import draw
+from mtr_tf.study.report import draw_theory
+from mtr_tf.study.report import elements
+from mtr_tf.study.report import gallery
+from mtr_tf.study.report import plots
+from mtr_tf.study.report import text
+from mtr_tf.study.report import theory
+from mtr_tf.study.results import Results
+
+VOID = ("img", "link", "meta", "wbr")
+
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "0.500"),
+        (0.123456, "0.123"),
+        (-0.0123456, "−0.0123"),
+        (12.3456, "12.3"),
+        (123.456, "123"),
+        (1234.5, "1234"),
+        (99999.0, "99999"),
+        (123456.0, "1.23e5"),
+        (0.00012345, "0.000123"),
+        (0.000012345, "1.23e−5"),
+        (0.0, "0.00"),
+        (None, "–"),
+        (np.nan, "–"),
+        (np.inf, "–"),
+    ],
+)
+def test_three_digits(value, expected):
+    assert text.number(value) == expected
+
+
+def test_signs_percents_and_probabilities():
+    assert [text.signed(v) for v in (0.5, -0.5, 0.0)] == ["+0.500", "−0.500", "0.00"]
+    assert text.percent(0.1234) == "+12.3 %"
+    assert text.percent(-1.5) == "−150 %"
+    assert [text.probability(p) for p in (1 / 32, 0.0001, 1.0)] == [
+        "0.031",
+        "< 0.001",
+        "1",
+    ]
+    assert text.interval((-0.1, 0.25), text.signed) == "−0.100 to +0.250"
+    assert text.interval((None, 0.25)) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.5, "0.500 s"), (59.4, "59.4 s"), (120, "2 min"), (7500, "2 h 5 min")],
+)
+def test_seconds(seconds, expected):
+    assert text.seconds(seconds) == expected
+
+
+# HTML.
+
+
+class Tree(html.parser.HTMLParser):
+    """Checks that elements close as they open, and keeps what was found."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found, self.texts = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.texts.append(data)
+
+
+def parse(page: str) -> Tree:
+    tree = Tree()
+    tree.feed(page)
+    tree.close()
+    assert tree.open == []
+    return tree
+
+
+def test_text_is_escaped_and_html_is_not():
+    hostile = "<script>\"&'</script>"
+    made = elements.tag("p", hostile, elements.tag("b", "x"), title=hostile)
+    tree = parse(made)
+    assert tree.found == [("p", {"title": hostile}), ("b", {})]
+    assert "".join(tree.texts) == f"{hostile}x"
+
+
+def test_table_has_heads_for_rows_and_columns():
+    made = elements.table(["a", "b"], [["r", "1"], ["s", "2"]], label="all")
+    heads = [
+        attributes["scope"] for tag, attributes in parse(made).found if tag == "th"
+    ]
+    assert heads == ["col", "col", "row", "row"]
+
+
+def test_identifiers_are_fit_for_files_and_links():
+    assert elements.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
+
+
+# Curves.
+
+
+def record(variant, seed, eps, value, clean=1.0, **more):
+    return {
+        "variant": variant,
+        "seed": seed,
+        "spec": "pgd50",
+        "attack": "pgd",
+        "attacked": ["seg"],
+        "task": "seg",
+        "metric": "miou",
+        "norm": "linf",
+        "unit": "",
+        "better": "higher",
+        "eps": eps,
+        "clean": clean,
+        "attacked_value": value,
+        "warnings": [],
+        **more,
+    }
+
+
+def test_curves_have_clean_values_at_0_and_nan_where_nothing_is():
+    records = [
+        record("b", 7, 4, 0.1, 0.9),
+        record("b", 7, 2, 0.2, 0.9),
+        record("a", 3, 2, 0.3, 0.8),
+        record("a", 3, 4, None, 0.8),
+        record("a", 3, 4, 5.0, 6.0, metric="loss"),
+    ]
+    miou, loss = curves.make(records, ("a", "b", "c"), (3, 7))
+    np.testing.assert_array_equal(miou.eps, [0, 2, 4])
+    assert list(miou.values) == ["a", "b"]
+    nan = np.nan
+    np.testing.assert_array_equal(miou.values["a"], [[0.8, 0.3, nan], [nan, nan, nan]])
+    np.testing.assert_array_equal(miou.values["b"], [[nan, nan, nan], [0.9, 0.2, 0.1]])
+    assert (miou.headline, loss.headline) == (True, False)
+    np.testing.assert_array_equal(loss.values["a"], [[6, 5], [nan, nan]])
+
+
+def test_attacks_of_one_spec_are_curves_of_their_own():
+    records = [
+        record("a", 0, 2, 0.3),
+        record("a", 0, 2, 0.3, attack="apgd"),
+        record("a", 0, 2, 0.3, attacked=["seg", "depth"]),
+        record("a", 0, 2, 0.3, spec="other"),
+    ]
+    found = curves.make(records, ("a",), (0,))
+    assert len({curve.id for curve in found}) == 4
+
+
+def test_warnings_say_whose_they_are():
+    records = [
+        record(
+            "a", seed, 2, 0.3, warnings=[f"more steps help (base {seed}.1, more 2)."]
+        )
+        for seed in (1, 0)
+    ] + [record("b", 1, 2, 0.3, warnings=["more steps help (base 9, more 2)."])]
+    (curve,) = curves.make(records, ("a", "b"), (0, 1))
+    lines = curves.warning_lines(curve.warnings)
+    assert lines == ["more steps help [a: seeds 0, 1; b: seed 1]"]
+
+
+# Plots.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_move_as_little_as_needed(seed):
+    """Against a general solver of the same quadratic program."""
+    rng = np.random.default_rng(seed)
+    wanted = np.sort(rng.uniform(0, 1, rng.integers(1, 9)))
+    apart = rng.uniform(0.02, 0.3)
+    found = np.array(draw.spread(wanted, apart))
+    assert np.all(np.diff(found) >= apart - 1e-12)
+    gaps = {"type": "ineq", "fun": lambda y: np.diff(y) - apart}
+    solved = scipy.optimize.minimize(
+        lambda y: np.sum((y - wanted) ** 2),
+        wanted[0] + apart * np.arange(len(wanted)),
+        constraints=[gaps] if len(wanted) > 1 else [],
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    np.testing.assert_allclose(found, solved.x, atol=1e-4)
+
+
+def test_lines_are_means_and_bands_reach_over_seeds():
+    values = np.array([[0.8, 0.5, np.nan], [0.6, 0.1, 0.2], [0.7, np.nan, np.nan]])
+    records = [
+        record("a", seed, eps, None if np.isnan(v) else v, values[seed, 0])
+        for seed in range(3)
+        for eps, v in zip((2, 4), values[seed, 1:], strict=True)
+    ]
+    (curve,) = curves.make(records, ("a",), (0, 1, 2))
+    axes = draw.curve(curve, ("z", "a")).axes[0]
+    line = next(line for line in axes.lines if line.get_marker() != "None")
+    np.testing.assert_allclose(line.get_xdata(), [0, 2, 4])
+    np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=0))
+    assert line.get_color() == draw.COLORS[1]  # By its place among all variants.
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(c) for c in corners.round(9)} == {
+        (0, 0.6),
+        (0, 0.8),
+        (2, 0.1),
+        (2, 0.5),
+    }
+
+
+def test_styles_of_lines_differ():
+    looks = [tuple(draw.style(place).values()) for place in range(21)]
+    assert len({look[:2] for look in looks}) == 21
+
+
+def test_slope_in_the_plot_is_that_of_the_points():
+    """Against a straight line fitted by NumPy to the logarithms."""
+    k = np.arange(1, 6)
+    rows = []
+    for seed, (size, power) in enumerate([(2.0, -0.3), (3.0, -0.4)]):
+        y = size * k**power * np.array([1, 1.1, 0.9, 1, 1])
+        fit = np.polyfit(np.log(k), np.log(y), 1)[0]
+        same = {"measure": "tasks", "spec": "t", "variant": "v", "seed": seed}
+        same |= {"norm": "l2", "normalisation": "unit"}
+        rows.append({**same, "quantity": "slope", "value": fit, "predicted": -0.5})
+        rows += [
+            {
+                **same,
+                "quantity": "norm_by_size",
+                "count": int(n),
+                "value": value,
+                "predicted": 1.0,
+                "factor": 1.0,
+            }
+            for n, value in zip(k, y, strict=True)
+        ]
+    axes = draw_theory.sizes(rows, "title").axes[0]
+    measured, fitted = axes.lines[:2]
+    points = np.log(measured.get_ydata())
+    expected = np.poly1d(np.polyfit(np.log(k), points, 1))(np.log(k))
+    np.testing.assert_allclose(np.log(fitted.get_ydata()), expected, atol=0.01)
+    slopes = [row["value"] for row in rows if row["quantity"] == "slope"]
+    slope = np.diff(np.log(fitted.get_ydata())) / np.diff(np.log(k))
+    np.testing.assert_allclose(slope, np.mean(slopes))
+    (plot,) = plots.norms(rows)
+    assert f"{np.mean(slopes):.3f}".replace("-", "−") in plot.caption
+
+
+def test_matrix_is_symmetric_and_a_mean_over_seeds():
+    rows = [
+        {"quantity": "cosine", "tasks": list(pair), "value": value}
+        for values in ((1.0, 0.2, 1.0), (1.0, 0.4, 1.0), (1.0, None, 1.0))
+        for pair, value in zip(("aa", "ab", "bb"), values, strict=True)
+    ]
+    tasks, found = theory.matrix(rows, "cosine")
+    assert tasks == ("a", "b")
+    np.testing.assert_allclose(found, [[1, 0.3], [0.3, 1]])
+
+
+# The whole report.
+
+
+WARNING = "twice the steps do less harm (base 1, more 0.5)."
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[pathlib.Path, str]:
+    """(folder of a report, what is printed of it) of a study with two attacks."""
+    workdir = tmp_path_factory.mktemp("study")
+    study_fixture.example(
+        workdir,
+        study_fixture.EXAMPLE.replace('"pixels", ', ""),
+        warnings=lambda variant, seed, attack: [WARNING] if seed == 2 else [],
+    )
+    (workdir / "report" / "plots").mkdir(parents=True)
+    (workdir / "report" / "plots" / "of_another_report.png").write_bytes(b"")
+    return workdir / "report", report.write(workdir)
+
+
+@pytest.fixture(scope="module")
+def page(written) -> str:
+    return (written[0] / "index.html").read_text()
+
+
+def shown(page: str) -> str:
+    """All text of a page, with single spaces."""
+    return " ".join(" ".join(parse(page).texts).split())
+
+
+def test_page_is_one_sound_file(page):
+    tree = parse(page)
+    tags = [tag for tag, _ in tree.found]
+    assert not {"script", "iframe", "object"} & {*tags}
+    for tag, attributes in tree.found:
+        if tag in ("img", "link"):
+            address = attributes.get("src") or attributes.get("href")
+            assert address.startswith("data:"), address[:80]
+        if tag == "img":
+            assert attributes["alt"]
+    assert "url(" not in page
+    ids = [attributes["id"] for _, attributes in tree.found if "id" in attributes]
+    assert len(ids) == len({*ids})
+    links = [a["href"] for tag, a in tree.found if tag == "a"]
+    assert {link[1:] for link in links if link.startswith("#")} <= {*ids}
+
+
+def test_order_of_sections(page):
+    """Verdicts come first, then curves, clean metrics, theory, examples, settings."""
+    tags = [(tag, a.get("id")) for tag, a in parse(page).found]
+    assert [name for tag, name in tags if tag == "h2"] == [
+        "verdicts",
+        "curves",
+        "clean",
+        "theory",
+        "examples",
+        "settings",
+        "provenance",
+        "commands",
+    ]
+
+
+def test_every_verdict_stands_in_page_files_and_terminal(written, page):
+    folder, printed = written
+    found = claims.evaluate(Results.read(folder.parent))
+    assert found
+    on_page = shown(page)
+    kept = json.loads((folder / "claims.json").read_text())
+    with open(folder / "claims.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for verdict, whole, row in zip(found, kept, rows, strict=True):
+        claim = verdict.claim
+        for part in (claim.id, claim.source, claim.statement, verdict.reason):
+            assert part in on_page
+        assert f"{verdict.verdict}" in on_page
+        form = text.percent if claim.relative else text.signed
+        assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in on_page
+        line = next(line for line in printed.splitlines() if line.startswith(claim.id))
+        assert verdict.verdict in line
+        assert (whole["claim"]["id"], row["id"]) == (claim.id, claim.id)
+        assert whole["effect"] == pytest.approx(verdict.effect)
+        assert float(row["effect"]) == pytest.approx(verdict.effect)
+        low, high = verdict.interval
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+        assert whole["verdict"] == row["verdict"] == verdict.verdict
+
+
+def test_results_csv_has_every_record(written):
+    folder, _ = written
+    records = Results.read(folder.parent).records()
+    with open(folder / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(records) > 0
+    names = ("variant", "spec", "task", "metric")
+    for row, expected in zip(rows, records, strict=True):
+        assert [row[name] for name in names] == [expected[name] for name in names]
+        assert float(row["attacked_value"]) == expected["attacked_value"]
+        assert (int(row["seed"]), float(row["eps"])) == (
+            expected["seed"],
+            expected["eps"],
+        )
+
+
+def test_plots_are_files_too(written, page):
+    folder, _ = written
+    figures = {a["id"] for tag, a in parse(page).found if tag == "figure" and "id" in a}
+    files = {path.stem for path in (folder / "plots").iterdir()}
+    assert figures <= files
+    assert files - figures == {"gallery-seg"}
+    for path in (folder / "plots").iterdir():
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5, path
+
+
+def test_warnings_stand_at_curves_and_verdicts(page):
+    curve = re.search(r'<figure id="curve-pgd50-pgd-seg-seg-miou".*?</figure>', page)[0]
+    line = "twice the steps do less harm [s: seed 2; s+d: seed 2]"
+    assert line in shown(curve)
+    table = page.split('id="curves"')[0]
+    assert f"pgd50: {line}" in table
+
+
+def test_tensorboard_has_the_plots_and_the_verdicts(written):
+    folder, _ = written
+    events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
+    tags = events.Tags()["tensors"]
+    plots_ = {path.stem for path in (folder / "plots").iterdir()}
+    assert {tag.replace("/", "-", 1) for tag in tags} == {*plots_, "verdicts"}
+    (value,) = tf.make_ndarray(events.Tensors("verdicts")[0].tensor_proto).ravel()
+    assert value.decode().splitlines()[1].startswith("| ---")
+
+
+def test_unfinished_study_says_what_is_missing(tmp_path):
+    """Also: names that look like HTML, and the same bytes when written again."""
+    hostile = "<b>&s"
+    file = study_fixture.EXAMPLE.replace('variants."s"', f'variants."{hostile}"')
+    file = file.split("[[claims]]")[0].split('[attacks."theory"]')[0]
+
+    def done(variant, seed, attack):
+        return (seed, attack) in ((0, None), (0, "pgd50"), (1, None))
+
+    study_fixture.example(tmp_path, file, done=done)
+    report.write(tmp_path)
+    path = tmp_path / "report" / "index.html"
+    page = path.read_text()
+    words = shown(page)
+    assert "not finished: 6 of 20 cells are done" in words
+    assert f"pgd50 on {hostile}: seeds 1, 2, 3, 4" in words
+    assert f"training of {hostile}: seeds 2, 3, 4" in words
+    report.write(tmp_path)
+    assert path.read_text() == page
+
+
+# Examples.
+
+
+def shot(workdir, number, **fields):
+    """A record with the pictures of its cell, of which all pixels are its number."""
+    made = record("a", 0, 2, 0.3, folder="cell", **fields)
+    made |= {"rows": f"cells/{number}", "clean_rows": f"cells/{number}clean"}
+    tile = np.full((1, 4, 4, 3), number, np.uint8)
+    names = ("image", "adversarial", "perturbation", "target/seg", "output/seg")
+    (workdir / "cell" / "cells").mkdir(parents=True, exist_ok=True)
+    for stem in (made["rows"], made["clean_rows"]):
+        arrays = {f"picture/{name}": tile for name in names}
+        np.savez(workdir / "cell" / f"{stem}.npz", **arrays)
+    return made
+
+
+def test_gallery_is_of_the_attack_on_the_task_alone_at_its_largest_radius(tmp_path):
+    joint = {"attacked": ["seg", "depth"], "spec": "joint"}
+    records = [
+        shot(tmp_path, 1, **joint),
+        shot(tmp_path, 2, metric="loss"),
+        shot(tmp_path, 3),
+        shot(tmp_path, 4) | {"eps": 4},
+        shot(tmp_path, 5) | {"eps": 4, "seed": 1},
+        shot(tmp_path, 6, task="depth", **joint),
+    ]
+    (found,) = gallery.make(records, tmp_path)
+    assert [shots.pictures[0][0, 0, 0, 0] for shots in found.shots] == [4]
+    assert "eps 4" in found.attack
+
+
+def test_gallery_goes_on_without_damaged_pictures(tmp_path):
+    records = [shot(tmp_path, 1), shot(tmp_path, 2) | {"eps": 4}]
+    (tmp_path / "cell" / "cells" / "2.npz").write_bytes(b"PK nonsense")
+    (found,) = gallery.make(records, tmp_path)
+    assert found.shots[0].pictures[0][0, 0, 0, 0] == 1

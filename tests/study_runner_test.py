@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner of studies: folders, order, estimates, failures and kills.
+
+Most of it with commands that only write files: modules that `fake` makes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from absl import flags as absl_flags
+
+import mtr_tf
+from mtr_tf import common_flags
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import RunPlace
+from mtr_tf.config import TrainConfig
+from mtr_tf.study import commands
+from mtr_tf.study import costs
+from mtr_tf.study import messages
+from mtr_tf.study import runner as runner_lib
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+from mtr_tf.study.design import Variant
+
+STUDY = Study(
+    name="mine",
+    about="About.",
+    seeds=(0, 1),
+    train={"dataset": "rooms", "epochs": 3},
+    attack={"num_examples": 8},
+    variants=(
+        Variant("s", {"tasks": ("seg",)}),
+        Variant("s A", {"tasks": ("seg", "autoencoder"), "aux_weight": 0.1}),
+    ),
+    attacks=(
+        AttackSpec("pgd", {"attack_tasks": ("seg",), "eps": (1.0, 2.5)}, ("s", "s A")),
+        AttackSpec("moved", {"attack_tasks": ("seg",)}, ("s",), "s A"),
+        AttackSpec("theory", {"attack": ("none",), "measure": ("tasks",)}, ("s A",)),
+    ),
+    claims=(),
+)
+HERE = pathlib.Path("w")
+ONE = [{}]  # One worker, with nothing in its environment.
+
+
+def cells_of(study=STUDY, workdir=HERE):
+    return commands.make_cells(study, workdir)
+
+
+def changed(*path, **fields):
+    """STUDY with fields changed in one place: `changed("train", epochs=4)`."""
+    name, *index = path
+    if not index:
+        return dataclasses.replace(STUDY, **{name: getattr(STUDY, name) | fields})
+    items = list(getattr(STUDY, name))
+    inner = {"variants": "train", "attacks": "attack"}[name]
+    mine = items[index[0]]
+    items[index[0]] = dataclasses.replace(
+        mine, **{inner: getattr(mine, inner) | fields}
+    )
+    return dataclasses.replace(STUDY, **{name: tuple(items)})
+
+
+# Cells and their folders.
+
+
+def test_cells_come_seed_by_seed_with_what_they_need():
+    found = [(c.seed, c.kind, c.variant, c.attack) for c in cells_of()]
+    of_one_seed = [
+        ("train", "s", None),
+        ("train", "s A", None),
+        ("attack", "s", "pgd"),
+        ("attack", "s", "moved"),
+        ("attack", "s A", "pgd"),
+        ("attack", "s A", "theory"),
+    ]
+    assert found == [(seed, *cell) for seed in (0, 1) for cell in of_one_seed]
+    train, source, pgd, moved, *_ = cells_of()
+    assert pgd.needs == (train.folder,)
+    assert moved.needs == (train.folder, source.folder)
+    assert source.folder == f"runs/s_A-seed0-{source.hash[:8]}"
+    assert moved.folder == f"{train.folder}/attacks/moved-{moved.hash[:8]}"
+
+
+def parsed(command, *records):
+    """The settings that the binary makes of a command's flags."""
+    values = absl_flags.FlagValues()
+    for record in records:
+        common_flags.define(record, values)
+    values(list(command))
+    return [common_flags.read(record, values) for record in records]
+
+
+def test_the_commands_flags_say_what_the_study_says_and_no_more():
+    weird = changed("variants", 1, flip=False, weight_decay=1e-5, lr_epochs=(1, 2),
+                    schedule="step", adversarial_tasks="main")  # fmt: skip
+    weird = dataclasses.replace(weird, attack={"num_examples": 0, "checks": False})
+    for cell in cells_of(weird):
+        if cell.kind == "train":
+            config, place = parsed(cell.command, TrainConfig, RunPlace)
+            assert config == weird.train_config(cell.variant, cell.seed)
+            assert place == RunPlace(workdir=f"w/{cell.folder}")
+        else:
+            (config,) = parsed(cell.command, AttackConfig)
+            run, *source = cell.needs
+            fields = weird.attack_fields(cell.attack, cell.variant, cell.seed)
+            assert config == AttackConfig(
+                ckpt=f"w/{run}",
+                source_ckpt=f"w/{source[0]}" if source else "",
+                name=pathlib.PurePath(cell.folder).name,
+                **fields,
+            )
+    first = cells_of()[0]
+    assert first.shown == (
+        f"python -m mtr_tf.train --tasks=seg --epochs=3 --workdir=w/{first.folder}"
+    )
+
+
+ALL = {"s/train", "s A/train", "s/pgd", "s A/pgd", "s/moved", "s A/theory"}
+
+
+@pytest.mark.parametrize(
+    ("other", "new"),
+    [
+        # What is said in another place, or where and how fast it runs, does not matter.
+        (changed("train", data_dir="d", replicas=1, keep_checkpoints=9), set()),
+        (changed("train", learning_rate=2e-3), set()),  # The default.
+        (changed("attack", batch_size=5, data_dir="d", replicas=2), set()),
+        (changed("attacks", 0, num_examples=8), set()),
+        # What changes results makes other folders of these cells, and of no others.
+        (changed("train", epochs=4), ALL),
+        (changed("variants", 0, width=5), {"s/train", "s/pgd", "s/moved"}),
+        (
+            changed("variants", 1, width=5),
+            {"s A/train", "s A/pgd", "s A/theory", "s/moved"},  # Moved from there.
+        ),
+        (changed("attack", num_examples=9), ALL - {"s/train", "s A/train"}),
+        (changed("attacks", 1, steps=9), {"s/moved"}),
+        (changed("attacks", 2, measure_draws=9), {"s A/theory"}),
+    ],
+)
+def test_a_folder_stands_for_all_that_changes_results(other, new):
+    pairs = list(zip(cells_of(), cells_of(other), strict=True))
+    found = {
+        f"{old.variant}/{old.attack or 'train'}"
+        for old, now in pairs
+        if now.hash != old.hash
+    }
+    assert found == new
+    for old, now in pairs:
+        assert (old.folder == now.folder) == (old.hash == now.hash)
+
+
+def test_another_version_of_the_package_is_another_folder(monkeypatch):
+    before = {cell.folder for cell in cells_of()}
+    monkeypatch.setattr(mtr_tf, "__version__", "9.9")
+    assert before.isdisjoint(cell.folder for cell in cells_of())
+
+
+def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path):
+    train, _, pgd, *_ = cells_of(workdir=tmp_path)
+    theory = cells_of(workdir=tmp_path)[5]
+    for cell, file in ((train, "model.keras"), (pgd, "results.json"),
+                       (theory, "measures.json")):  # fmt: skip
+        assert not commands.is_done(cell, tmp_path)
+        (tmp_path / cell.folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / cell.folder / file).write_text("{}")
+        assert commands.is_done(cell, tmp_path) == (cell.kind == "train")
+        commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
+        assert commands.is_done(cell, tmp_path)
+    marker = tmp_path / pgd.folder / commands.MARKER
+    for text in ("", "{", "[]", json.dumps({"hash": theory.hash})):
+        marker.write_text(text)
+        assert not commands.is_done(pgd, tmp_path)
+    commands.write_marker(pgd, tmp_path, 1.0, whole=True, environment={})
+    (tmp_path / pgd.folder / "results.json").unlink()
+    assert not commands.is_done(pgd, tmp_path)
+
+
+# The time left.
+
+
+def clock(costs_of_cells, took):
+    """A clock over cells of given costs that knows how long some of them took."""
+    made = costs.Clock({cell.folder: cost for cell, cost in costs_of_cells.items()})
+    for cell, seconds in took.items():
+        made.add(cell, seconds)
+    return made
+
+
+def test_the_nearest_cells_say_how_long_one_takes():
+    cells = cells_of()
+    train, other, pgd, moved, pgd_a, _ = cells[:6]
+    later, later_pgd = cells[6], cells[8]
+    prices = dict.fromkeys(cells, 1.0) | {other: 2.0, pgd_a: 3.0, later_pgd: 1.0}
+    assert clock(prices, {}).seconds(train) is None
+    known = clock(prices, {train: 10 + 40})  # Ten of them to start.
+    assert known.seconds(later) == 10 + 40
+    assert known.seconds(other) == 10 + 2 * 40  # By cost.
+    assert known.seconds(pgd) == 10 + 40  # As long as no attack is known.
+    known.add(pgd, 10 + 7)
+    assert known.seconds(pgd_a) == 10 + 3 * 7  # The same attack on another variant.
+    assert known.seconds(moved) == 10 + 7  # Another attack.
+    known.add(pgd_a, 10 + 60)
+    assert known.seconds(later_pgd) == 10 + 7  # The same with another seed.
+
+
+def test_time_left_by_hand():
+    cells = cells_of()
+    train, other, pgd, moved, *_ = cells
+    known = clock(dict.fromkeys(cells, 1.0), {train: 10 + 20})  # 30 s each.
+    assert clock({}, {}).left([train], [], 1) is None
+    assert known.left([], [], 2) == 0
+    assert known.left([train, other], [], 1) == 60
+    assert known.left([train, other], [], 2) == 30
+    assert known.left([train, other, pgd], [], 2) == 60
+    assert known.left([train, other, pgd, moved], [], 4) == 60  # Both wait.
+    assert known.left([pgd], [(train, 25.0)], 2) == 5 + 30
+    assert known.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
+    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 30 + 30
+
+
+def test_costs_are_in_proportion():
+    def of(**fields):
+        return costs.of_training(TrainConfig(**{"train_examples": 100, **fields}))
+
+    assert of(epochs=40) == 2 * of(epochs=20)
+    assert of(image_size="128") == 4 * of()
+    assert of(tasks=("seg", "depth", "normal")) == 2 * of(tasks=("seg",))
+    assert of(adversarial_tasks="main", adversarial_steps=3) == 4 * of()
+
+    run = TrainConfig(tasks=("seg", "depth"))
+
+    def attack(**fields):
+        return costs.of_attack(AttackConfig(ckpt="x", **fields), run)
+
+    few = attack(attack_tasks=("each",), steps=10)
+    assert attack(attack_tasks=("each", "all"), steps=10) == pytest.approx(1.5 * few)
+    assert attack(attack_tasks=("each",), steps=10, eps=(0.0, 1.0)) == few / 4
+    assert attack(steps=100) > 9 * attack(steps=10)
+    nothing = {"attack": ("none",), "measure": ("pixels",)}
+    assert attack(**nothing, measure_draws=8) == 2 * attack(**nothing, measure_draws=4)
+
+
+# Running.
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Makes cells run a module's `run(folder)` that a test gives the text of."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    logged = []
+    logger = runner_lib.logging
+    monkeypatch.setattr(logger, "info", lambda line, *v: logged.append(line % v))
+    monkeypatch.setattr(logger, "error", lambda line, *v: logged.append(line % v))
+
+    def make(body, study=STUDY, variants=()):
+        module = tmp_path / "modules" / "fake_command.py"
+        module.parent.mkdir(exist_ok=True)
+        module.write_text(MODULE + textwrap.indent(textwrap.dedent(body), "    "))
+        monkeypatch.setattr(commands, "make_cells", fake_cells)
+        return runner_lib.Runner(study, tmp_path / "w", variants)
+
+    make.workdir, make.logged = tmp_path / "w", logged
+    return make
+
+
+REAL_CELLS = commands.make_cells
+
+
+def fake_cells(study, workdir):
+    """The cells with a command that runs `fake_command`, which `fake` has written."""
+    return [
+        dataclasses.replace(cell, command=("fake_command", str(workdir), cell.folder))
+        for cell in REAL_CELLS(study, workdir)
+    ]
+
+
+MODULE = """
+import os, pathlib, sys, time
+
+def run():
+    root, folder = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[1], sys.argv[2])
+    name = folder.name.rsplit("-", 1)[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(root / "order", "a") as file:
+        print(folder.relative_to(root), file=file)
+    def done():
+        for name in ("model.keras", "results.json", "measures.json"):
+            (folder / name).write_text("[]")
+"""
+
+
+def order(workdir):
+    return (workdir / "order").read_text().split("\n")[:-1]
+
+
+def index(workdir):
+    content = json.loads((workdir / "index.json").read_text())
+    assert content["study"] == "mine"
+    return {
+        (cell["seed"], cell["variant"], cell["attack"]): cell
+        for cell in content["cells"]
+    }
+
+
+def test_one_worker_goes_through_the_cells_in_order_and_a_second_time_through_none(
+    fake,
+):
+    runner = fake("done()")
+    runner.write()
+    assert {cell["state"] for cell in index(fake.workdir).values()} == {"missing"}
+    runner.run(ONE)
+    cells = cells_of(workdir=fake.workdir)
+    assert order(fake.workdir) == [cell.folder for cell in cells]
+    for cell in cells:
+        entry = index(fake.workdir)[cell.seed, cell.variant, cell.attack]
+        assert (entry["kind"], entry["folder"]) == (cell.kind, cell.folder)
+        assert (entry["state"], entry["error"]) == ("done", None)
+        assert 0 < entry["seconds"] < 60
+        assert (fake.workdir / entry["log"]).read_text() == f"$ {entry['command']}\n"
+        assert entry["command"].startswith("python -m fake_command ")
+    assert len({entry["log"] for entry in index(fake.workdir).values()}) == 12
+    assert "training of s, seed 0: 0 s; 11 left, about" in fake.logged[0]
+    assert fake.logged[-1].endswith("; 0 left")
+    assert (
+        Study.from_dict(json.loads((fake.workdir / "study.json").read_text())) == STUDY
+    )
+    fake("done()").run(ONE)
+    assert len(order(fake.workdir)) == 12
+
+
+def test_two_workers_work_at_a_time_and_never_before_what_a_cell_needs(fake):
+    runner = fake(
+        """
+        if name == "s-seed0":  # Waits for the other one, which starts beside it.
+            while not list(root.glob("runs/s_A-seed0-*/model.keras")):
+                time.sleep(0.01)
+        if "attacks" in folder.parts:
+            assert (folder.parents[1] / "model.keras").exists()
+        if name == "moved":
+            assert list(root.glob("runs/s_A-seed0-*/model.keras"))
+        done()
+        """
+    )
+    runner.run([{}, {}])
+    assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
+    assert len(order(fake.workdir)) == 12
+
+
+def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
+    body = """
+        print("12:00:00 working")
+        if name == "s_A-seed0":
+            raise ValueError("no good\\n  [Op:Nonsense]")
+        if name == "pgd" and "s-seed1" in str(folder):
+            print("error: --eps must be small.\\nsomething else")
+            sys.exit(1)
+        done()
+        """
+    runner = fake(body)
+    runner.run(ONE)
+    states = {key: cell["state"] for key, cell in index(fake.workdir).items()}
+    wrong = {key: state for key, state in states.items() if state != "done"}
+    assert wrong == {
+        (0, "s A", None): "failed",
+        (0, "s A", "pgd"): "missing",
+        (0, "s A", "theory"): "missing",
+        (0, "s", "moved"): "missing",  # It is made on it.
+        (1, "s", "pgd"): "failed",
+    }
+    assert runner.failures() == [
+        "training of s A, seed 0: ValueError: no good",
+        "pgd on s, seed 1: --eps must be small.",
+    ]
+    entry = index(fake.workdir)[0, "s A", None]
+    assert entry["error"] == "ValueError: no good"
+    assert any(str(fake.workdir / entry["log"]) in line for line in fake.logged)
+    again = fake("done()")
+    assert again.failures() == runner.failures()  # Known, as long as none is tried.
+    again.queue.retry()
+    again.run(ONE)
+    assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
+    assert not again.failures()
+    assert len(order(fake.workdir)) == 9 + 5
+
+
+def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):
+    runner = fake("if name != 'pgd': done()\nelse: print('I have ended')")
+    runner.run(ONE)
+    assert len(runner.failures()) == 4
+    assert "I have ended" in runner.failures()[0]
+
+
+def test_only_some_variants_and_what_they_need(fake):
+    fake("done()", variants=("s",)).run(ONE)
+    cells = cells_of(workdir=fake.workdir)
+    wanted = [c for c in cells if c.variant == "s" or c.kind == "train"]
+    assert order(fake.workdir) == [cell.folder for cell in wanted]
+    states = [cell["state"] for cell in index(fake.workdir).values()]
+    assert (states.count("done"), states.count("missing")) == (8, 4)
+
+
+def test_a_worker_has_one_thread_or_one_gpu(fake):
+    thread = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    thread |= {"OMP_NUM_THREADS": "1"}
+    assert runner_lib.slots(0, [], 3) == [thread] * 3
+    assert runner_lib.slots(2, [], 8) == [thread] * 2
+    assert runner_lib.slots(0, ["2", "5"], 8) == [
+        {"CUDA_VISIBLE_DEVICES": "2"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    ]
+    three = runner_lib.slots(3, ["2", "5"], 8)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in three] == ["2", "5", "2"]
+    assert {slot["TF_FORCE_GPU_ALLOW_GROWTH"] for slot in three} == {"true"}
+    study = dataclasses.replace(STUDY, seeds=(0,), attacks=())
+    fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(
+        [{"SLOT": "mine"}]
+    )
+    assert {p.read_text() for p in fake.workdir.glob("runs/*/env")} == {"mine"}
+
+
+RUNNER = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+import study_runner_test as test
+from mtr_tf import common_flags
+from mtr_tf import reproduce
+test.commands.make_cells = test.fake_cells
+runner = test.runner_lib.Runner(test.STUDY, pathlib.Path({workdir!r}))
+def main():
+    runner.run([{{}}, {{}}])
+reproduce.end_well()
+common_flags.run("x", "", (), main, "Go on.")
+"""
+
+
+def alive(pid):
+    """Whether a process is there, and not only its exit code."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)],
+)
+def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
+    """Commands that sleep, and that never let another thread in but when forced to."""
+    fake(
+        """
+        (root / f"pid{os.getpid()}").touch()
+        if name == "s-seed0":
+            time.sleep(1000)
+        while True:
+            sum(range(100_000))
+        """
+    )
+    script = tmp_path / "script.py"
+    tests = str(pathlib.Path(__file__).parent)
+    script.write_text(RUNNER.format(tests=tests, workdir=str(fake.workdir)))
+    runner = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: len(list(fake.workdir.glob("pid*"))) == 2)
+        runner.send_signal(signum)
+        said = runner.communicate(timeout=60)[1].decode()
+    finally:
+        runner.kill()
+    assert runner.returncode == code
+    if code == 130:
+        assert said == "\ninterrupted. Go on.\n"
+    pids = [int(path.name[3:]) for path in fake.workdir.glob("pid*")]
+    wait_until(lambda: not any(map(alive, pids)))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_intervals_are_said_as_people_do():
+    said = [messages.interval(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
+    assert said == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "2 h 47 min"]
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "said"),
+    [
+        (b"", 3, "it ended with code 3"),
+        (b"Killed", -9, "it was ended by SIGKILL, for which too little memory is"),
+        (b"x\nerror: --eps is wrong.\n", 1, "--eps is wrong."),
+        (
+            b"Traceback:\n  File\nmtr_tf.x.OddError: no\n  more\n",
+            1,
+            "mtr_tf.x.OddError",
+        ),
+        (
+            b"I0000 00:00 noise\n12:30:00 info\nlast \xff words\n\n",
+            1,
+            "last \ufffd words",
+        ),
+    ],
+)
+def test_the_line_that_says_why(log, code, said):
+    assert messages.last_words(log, code).startswith(said)

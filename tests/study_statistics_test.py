@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact tests against SciPy, brute force, simulation; the bootstrap against loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mtr_tf.errors import InputError
+from mtr_tf.study import statistics
+
+
+def effects(n, shift=0.5, seed=0):
+    return np.random.default_rng(seed).normal(shift, 1.0, n)
+
+
+def t(values):
+    return scipy.stats.ttest_1samp(values, 0.0).statistic
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 8])
+def test_sign_flips_against_scipy_and_brute_force(n):
+    values = effects(n)
+    expected = scipy.stats.permutation_test(
+        (values,),
+        lambda x, axis: np.mean(x, axis) / np.std(x, axis, ddof=1),
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=np.inf,
+    ).pvalue
+    seen = t(values)
+    flips = itertools.product((1, -1), repeat=n)
+    brute = np.mean([t(values * flip) >= seen - 1e-9 for flip in flips])
+    assert statistics.sign_flip_test(values) == pytest.approx(expected)
+    assert statistics.sign_flip_test(values) == pytest.approx(brute)
+
+
+def test_the_least_p_is_one_flip_and_equal_effects_have_it():
+    assert statistics.sign_flip_test([1.0, 2.0, 1.5, 3.0, 2.5]) == 1 / 32
+    assert statistics.sign_flip_test([2.0] * 5) == 1 / 32
+    assert statistics.sign_flip_test([-2.0] * 5) == 1
+    assert statistics.sign_flip_test([0.0] * 5) == 1
+
+
+def test_seeds_without_an_effect_are_left_out():
+    values = effects(5)
+    missing = np.insert(values, 2, np.nan)
+    assert statistics.sign_flip_test(missing) == statistics.sign_flip_test(values)
+    assert statistics.sign_flip_test([np.nan] * 4) == 1
+    assert statistics.sign_flip_test([np.nan, 1.0]) == 1
+
+
+def test_max_t_by_hand():
+    """Of 4 seeds and two claims: the flips under which either is as large."""
+    first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1.0, -1.5, -1.0, -1.2])
+    flips = list(itertools.product((1, -1), repeat=4))
+    largest = [max(t(first * flip), t(second * flip)) for flip in flips]
+    alone, corrected = statistics.max_t([first, second])
+    assert corrected[0] == np.mean([value >= t(first) - 1e-9 for value in largest])
+    assert corrected[1] == np.mean([value >= t(second) - 1e-9 for value in largest])
+    assert alone[0] == 1 / 16
+    # All seeds the other way round make the second claim the larger of the two.
+    assert corrected[0] == 2 / 16
+
+
+def test_max_t_of_nothing_and_of_seeds_that_differ():
+    assert statistics.max_t([]).shape == (2, 0)
+    with pytest.raises(InputError, match="same seeds"):
+        statistics.max_t([[1.0], [1.0, 2.0]])
+
+
+def test_many_claims_that_are_all_wrong_rarely_hold():
+    """Ten dependent claims without any effect: one or more at 5 % in 5 % of studies."""
+    rng = np.random.default_rng(3)
+    studies = 400
+    found = 0
+    for _ in range(studies):
+        common = rng.normal(size=7)
+        claims = 0.5 * common + rng.normal(size=(10, 7))
+        found += (statistics.max_t(list(claims))[1] <= 0.05).any()
+    assert found / studies <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / studies)
+    assert found  # It is not just that nothing ever holds.
+
+
+def test_many_seeds_take_random_flips():
+    values = effects(20, 0.3)
+    p = statistics.sign_flip_test(values)
+    assert p == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue / 2, abs=0.02)
+    assert p == statistics.sign_flip_test(values)
+
+
+def test_bootstrap_of_seeds_alone_against_a_loop():
+    values = np.array([1.0, 4.0, np.nan, 2.5])
+    draws = statistics.bootstrap(values, resamples=50, seed=4)
+    for draw, counts in zip(draws, statistics.resampled_seeds(4, 50, 4), strict=True):
+        drawn = np.repeat(values, counts.astype(int))
+        np.testing.assert_allclose(draw, np.nanmean(drawn) if len(drawn) else np.nan)
+
+
+def test_bootstrap_draws_the_same_images_for_all_seeds():
+    rows = np.random.default_rng(0).normal(size=(3, 6))  # [seeds, images]
+    draws = statistics.bootstrap(
+        rows.mean(axis=1), lambda counts: counts @ rows.T / 6, 6, resamples=40, seed=1
+    )
+    images = statistics.resampled_images(6, 40, 1).astype(int)
+    seeds = statistics.resampled_seeds(3, 40, 1).astype(int)
+    for draw, image_counts, seed_counts in zip(draws, images, seeds, strict=True):
+        chosen = np.repeat(np.arange(6), image_counts)
+        by_seed = rows[:, chosen].mean(axis=1)
+        np.testing.assert_allclose(draw, np.repeat(by_seed, seed_counts).mean())
+
+
+def test_bootstrap_has_the_spread_of_a_mean():
+    values = effects(200, seed=2)
+    draws = statistics.bootstrap(values, resamples=4000)
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", random_state=0
+    )
+    low, high = np.percentile(draws, (2.5, 97.5))
+    np.testing.assert_allclose(
+        (low, high), tuple(expected.confidence_interval), atol=0.02
+    )
+    assert draws.std() == pytest.approx(expected.standard_error, rel=0.1)
