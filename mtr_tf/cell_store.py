@@ -150,7 +150,7 @@ class Store:
         return self.folder / "cells" / f"{self._hash(cell)}.json"
 
     def rows_file(self, cell: Cell | None) -> str:
-        """Where a cell's rows per image are, in the folder: arrays `row/TASK/METRIC`."""
+        """Where a cell's rows per image are: arrays `row/TASK/METRIC`."""
         path = self._path(cell).with_suffix(".npz")
         return path.relative_to(self.folder).as_posix()
 

@@ -147,6 +147,11 @@ class TrainConfig(Settings):
     class_weights: bool = setting(
         True, "Weigh classes in training as the data set has it (taskonomy does)."
     )
+    random_targets: tuple[str, ...] = setting(
+        (),
+        "A control: these of --tasks are trained on noise, fixed for each example, in "
+        "place of their targets; validation has the real ones.",
+    )
     # Data.
     dataset: str = setting(
         "rooms",

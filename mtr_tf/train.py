@@ -35,6 +35,9 @@ def main(config: TrainConfig, place: RunPlace) -> None:
         config,  # As it is kept: one spelling, and valid in any working directory.
         tasks=tasks.resolve(config.tasks),
         main_tasks=tasks.resolve(config.main_tasks) if config.main_tasks else (),
+        random_targets=(
+            tasks.resolve(config.random_targets) if config.random_targets else ()
+        ),
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
     )
     workdir = pathlib.Path(place.workdir or runs.default_workdir(config))

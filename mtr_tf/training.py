@@ -35,6 +35,7 @@ from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import augment
 from mtr_tf.data import batching
+from mtr_tf.data import noise
 from mtr_tf.errors import InputError
 
 
@@ -79,6 +80,18 @@ def _build(config: TrainConfig, info: data.DatasetInfo) -> keras.Model:
     )
 
 
+def _noisy(config: TrainConfig, tasks: Sequence[str]) -> tuple[str, ...]:
+    """The tasks that are trained on noise; `InputError` for one that is not trained."""
+    names = tasks_lib.resolve(config.random_targets) if config.random_targets else ()
+    for name in names:
+        if name not in tasks:
+            raise InputError(
+                f"--random_targets must be among --tasks, {', '.join(tasks)}; got "
+                f"{name!r}."
+            )
+    return names
+
+
 def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
     """Trains a model and leaves a run directory (see `runs`).
 
@@ -98,7 +111,9 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     with strategy.scope():
         weighting = training_losses.make_weighting(config)
     source = open_source(config)
-    columns = source.columns("train")
+    columns = noise.replace(
+        source.columns("train"), _noisy(config, tasks), source.info, config.seed
+    )
     source.columns("validation")  # Complains now if it cannot be read.
     examples = _examples(config, len(columns.images))
     vary = augment.Augment(config.flip, parse_image_size(config.crop))

@@ -49,7 +49,7 @@ STUDY = Study(
     claims=(),
 )
 HERE = pathlib.Path("w")
-ONE = [{}]  # One worker, with nothing in its environment.
+ONE = [{"SLOT": "mine"}]  # One worker, and what is in its environment.
 
 
 def cells_of(study=STUDY, workdir=HERE):
@@ -256,7 +256,7 @@ def test_costs_are_in_proportion():
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Makes cells run a module's `run(folder)` that a test gives the text of."""
+    """A runner whose cells do what a test says, in Python; with `folder`, `name` ..."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     logged = []
     logger = runner_lib.logging
@@ -313,9 +313,7 @@ def index(workdir):
     }
 
 
-def test_one_worker_goes_through_the_cells_in_order_and_a_second_time_through_none(
-    fake,
-):
+def test_one_worker_does_the_cells_in_order_and_each_once(fake):
     runner = fake("done()")
     runner.write()
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"missing"}
@@ -326,6 +324,7 @@ def test_one_worker_goes_through_the_cells_in_order_and_a_second_time_through_no
         entry = index(fake.workdir)[cell.seed, cell.variant, cell.attack]
         assert (entry["kind"], entry["folder"]) == (cell.kind, cell.folder)
         assert (entry["state"], entry["error"]) == ("done", None)
+        assert entry["environment"] == ONE[0]
         assert 0 < entry["seconds"] < 60
         assert (fake.workdir / entry["log"]).read_text() == f"$ {entry['command']}\n"
         assert entry["command"].startswith("python -m fake_command ")
@@ -423,10 +422,24 @@ def test_a_worker_has_one_thread_or_one_gpu(fake):
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in three] == ["2", "5", "2"]
     assert {slot["TF_FORCE_GPU_ALLOW_GROWTH"] for slot in three} == {"true"}
     study = dataclasses.replace(STUDY, seeds=(0,), attacks=())
-    fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(
-        [{"SLOT": "mine"}]
-    )
+    fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(ONE)
     assert {p.read_text() for p in fake.workdir.glob("runs/*/env")} == {"mine"}
+
+
+def test_a_new_report_of_old_cells_is_traced_by_what_has_run(fake, monkeypatch):
+    traces = iter([{"commit": "first"}, {"commit": "second"}, {"commit": "third"}])
+    monkeypatch.setattr(runner_lib.runs, "provenance", lambda: next(traces))
+
+    def commit(computes, study=STUDY):
+        fake("done()", study).write(computes)
+        content = json.loads((fake.workdir / "study.json").read_text())
+        assert Study.from_dict(content) == study
+        return content["provenance"]["commit"]
+
+    changed_claims = dataclasses.replace(STUDY, claims=({"id": "new"},))
+    assert commit(computes=False) == "first"  # There was none.
+    assert commit(computes=False, study=changed_claims) == "first"
+    assert commit(computes=True) == "second"
 
 
 RUNNER = """

@@ -142,5 +142,7 @@ def commands(cells: Sequence[Cell]) -> Html:
 def _command(cell: Cell) -> Html:
     state = "" if cell["state"] == "done" else f" ({cell['state']})"
     head = f"{_name(cell)}: {text.seconds(cell['seconds'])}{state}"
-    code = tag("code", cell["command"], class_="command")
+    before = [f"{k}={v}" for k, v in (cell.get("environment") or {}).items()]
+    words = " ".join([*before, cell["command"]])
+    code = tag("code", words, class_="command")
     return tag("div", tag("p", head, class_="soft"), code)

@@ -56,6 +56,7 @@ thead th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 .holds { color: var(--holds); }
 .fails { color: var(--fails); }
 .open { color: var(--open); }
+.values { min-width: 8rem; }
 .nowrap { white-space: nowrap; }
 .line { display: block; }
 th .soft { font-weight: 400; }

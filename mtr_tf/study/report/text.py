@@ -24,6 +24,11 @@ def number(value: float | None) -> str:
     return digits.rstrip(".").replace("-", _MINUS)
 
 
+def short(value: float) -> str:
+    """A given number, with no more digits than it has."""
+    return f"{value:g}".replace("-", _MINUS)
+
+
 def signed(value: float | None) -> str:
     """A difference: as `number`, always with its sign."""
     text = number(value)

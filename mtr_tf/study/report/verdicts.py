@@ -57,6 +57,8 @@ class Context:
 
 def tally(verdicts: Sequence[Verdict]) -> str:
     """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided."""
+    if not verdicts:
+        return "The study makes no claims."
     count = Counter(found.verdict for found in verdicts)
     verbs = {
         "holds": ("holds", "hold"),
@@ -128,10 +130,10 @@ def _measured(measure: Mapping[str, Any]) -> str:
         words += f" / {measure['ratio_to']}"
     if measure["minus"]:
         words += f" less that of {_keys(measure['minus'])}"
-    reference = measure["reference"]
+    reference = text.short(measure["reference"])
     if measure["sign"] < 0:
-        return f"{reference:g} less {words}"
-    return f"{words} less {reference:g}" if reference else words
+        return f"{reference} less {words}"
+    return f"{words} less {reference}" if measure["reference"] else words
 
 
 def _keys(fields: Mapping[str, Any]) -> str:
@@ -147,15 +149,16 @@ def section(verdicts: Sequence[Verdict], context: Context) -> Html:
     head = ("claim", "verdict", "effect", "seeds", "p, corrected", "clean", "plot")
     body = [_row(found, context) for found in verdicts]
     ids = [identifier("claim", found.claim.id) for found in verdicts]
-    if not verdicts:
-        return join(tag("h2", "Verdicts", id="verdicts"), tag("p", "No claims."))
-    return tag(
-        "section",
+    parts = [
         tag("h2", "Verdicts", id="verdicts"),
         tag("p", tally(verdicts), class_="tally"),
-        table(head, body, cards=True, label="claims and verdicts", row_ids=ids),
-        tag("p", f"{_EFFECTS} {' '.join(claims.RULES)}", class_="soft"),
-    )
+    ]
+    if verdicts:
+        label = "claims and verdicts"
+        parts.append(table(head, body, cards=True, label=label, row_ids=ids))
+        rules = f"{_EFFECTS} {' '.join(claims.RULES)}"
+        parts.append(tag("p", rules, class_="soft"))
+    return tag("section", *parts)
 
 
 def _row(found: Verdict, context: Context) -> list[Html]:
@@ -180,7 +183,7 @@ def _row(found: Verdict, context: Context) -> list[Html]:
         tag("div", *effect),
         tag("div", str(found.n)),
         tag("div", _probability(found, found.p_corrected)),
-        tag("div", *_clean(found)),
+        tag("div", *_clean(found), class_="values"),
         tag("div", link),
     ]
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets that have nothing to do with the picture: a control of auxiliary tasks.
+
+If an auxiliary task makes a model more robust because of what it teaches, noise in
+place of its targets must not; if noise does as well, a second loss alone is what helps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseColumn:
+    """Random targets, a function of (seed, task, row) alone; see `Columns.targets`.
+
+    Classes are uniform; normals are uniform over the sphere; other maps are uniform
+    between `low` and `high`. Each pixel is drawn by itself.
+
+    Attributes:
+      task: Name of the task.
+      shape: `[N, H, W]` of classes, or `[N, H, W, C]`.
+      low: Of a map's values.
+      high: Of a map's values; of classes, how many there are.
+      seed: Equal seeds give equal targets.
+    """
+
+    task: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    seed: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """int32 of classes, else float32."""
+        return np.dtype(np.int32 if len(self.shape) == 3 else np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._row(int(row)) for row in rows])
+
+    def _row(self, row: int) -> np.ndarray:
+        name = zlib.crc32(self.task.encode())
+        rng = np.random.default_rng((self.seed, name, row))
+        if len(self.shape) == 3:
+            return rng.integers(int(self.high), size=self.shape[1:], dtype=np.int32)
+        if self.task == "normal":
+            vectors = rng.normal(size=self.shape[1:])
+            unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+            return unit.astype(np.float32)
+        scale = np.float32(self.high - self.low)
+        uniform = rng.random(self.shape[1:], np.float32)
+        return np.float32(self.low) + scale * uniform
+
+
+def replace(
+    columns: Columns, tasks: Sequence[str], info: DatasetInfo, seed: int
+) -> Columns:
+    """Returns the columns with noise as the targets of some tasks; masks stay.
+
+    Maps get values over the range that the data set gives of them, else [0, 1].
+    """
+    height, width = columns.images.shape[1:3]
+    targets = dict(columns.targets)
+    for name in tasks:
+        task = tasks_lib.TASKS[name]
+        shape: tuple[int, ...] = (len(columns), height, width)
+        low, high = info.ranges.get(name, (0.0, 1.0))
+        if task.discrete:
+            low, high = 0, info.num_classes
+        else:
+            shape = (*shape, task.channels)
+        targets[name] = NoiseColumn(name, shape, low, high, seed)
+    return dataclasses.replace(columns, targets=targets)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise in place of targets: its distribution, and what it leaves alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import checkpoints
+from mtr_tf import training
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import noise
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
+
+INFO = DatasetInfo(
+    name="made up",
+    image_shape=(40, 50, 3),
+    classes=("a", "b", "c", "d"),
+    colors=((0, 0, 0),) * 4,
+    tasks=("seg", "depth", "normal", "autoencoder"),
+    splits={"train": 6},
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    ranges={"depth": (2.0, 10.0)},
+)
+IMAGES = np.zeros((6, 40, 50, 3), np.uint8)
+MASK = np.ones((6, 40, 50), bool)
+
+
+def noisy(tasks, seed=0):
+    real = {"seg": np.zeros((6, 40, 50), np.uint8)}
+    return noise.replace(Columns(IMAGES, real, {"seg": MASK}), tasks, INFO, seed)
+
+
+def test_classes_and_values_are_uniform_over_what_the_data_set_has():
+    columns = noisy(("seg", "depth", "autoencoder"))
+    rows = np.arange(6)
+    labels = columns.targets["seg"][rows]
+    assert labels.dtype == np.int32
+    shares = np.bincount(labels.ravel(), minlength=4) / labels.size
+    np.testing.assert_allclose(shares, 0.25, atol=0.02)
+    assert columns.masks["seg"] is MASK
+    depth = columns.targets["depth"][rows]
+    assert (depth.shape, depth.dtype) == ((6, 40, 50, 1), np.float32)
+    assert (2 <= depth.min() < 2.01, 9.99 < depth.max() <= 10) == (True, True)
+    assert depth.mean() == pytest.approx(6, abs=0.1)
+    assert depth.var() == pytest.approx(8**2 / 12, rel=0.05)
+    picture = columns.targets["autoencoder"][rows]  # Not that of the picture.
+    assert picture.shape == (6, 40, 50, 3)
+    assert picture.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_normals_are_unit_vectors_without_a_direction():
+    normals = noisy(("normal",)).targets["normal"][np.arange(6)]
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(normals.mean(axis=(0, 1, 2)), 0, atol=0.02)
+
+
+def test_an_example_has_the_same_noise_wherever_it_comes():
+    column = noisy(("depth",)).targets["depth"]
+    whole = column[np.arange(6)]
+    np.testing.assert_array_equal(column[np.array([4, 1])], whole[[4, 1]])
+    assert (whole[0] != whole[1]).any()
+    assert (noisy(("depth",), seed=1).targets["depth"][np.arange(6)] != whole).any()
+    assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != whole).any()
+
+
+def trained(camvid_dir, workdir, **settings):
+    config = TrainConfig(
+        tasks=("seg", "autoencoder"),
+        main_tasks=("seg",),
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+        image_size="16x16",
+        model="tiny",
+        epochs=1,
+        batch_size=8,
+        eval_eps=0.0,
+        eval_examples=2,
+        **settings,
+    )
+    training.train(config, workdir)
+    model = checkpoints.load_run(str(workdir), (), "").model
+    return {v.path: v.numpy() for v in model.trainable_variables}
+
+
+@pytest.mark.slow
+def test_with_weight_zero_noise_changes_nothing_of_the_main_task(camvid_dir, tmp_path):
+    """The noise reaches the auxiliary loss alone, and no other random number."""
+    own = trained(camvid_dir, tmp_path / "own", aux_weight=0.0)
+    control = trained(
+        camvid_dir, tmp_path / "0", aux_weight=0.0, random_targets=("autoencoder",)
+    )
+    for name, value in own.items():
+        np.testing.assert_array_equal(control[name], value, err_msg=name)
+    tf.keras.backend.clear_session()
+    felt = trained(camvid_dir, tmp_path / "1", random_targets=("autoencoder",))
+    assert any((felt[name] != value).any() for name, value in own.items())
+
+
+def test_a_task_that_is_not_trained_is_refused(camvid_dir, tmp_path):
+    config = TrainConfig(
+        tasks=("seg",),
+        random_targets=("depth",),
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+    )
+    with pytest.raises(InputError, match="--random_targets must be among --tasks, seg"):
+        training.train(config, tmp_path / "run")
