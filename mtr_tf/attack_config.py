@@ -15,6 +15,8 @@ from mtr_tf.config import parse_image_size
 from mtr_tf.config import setting
 from mtr_tf.errors import InputError
 
+# With the mistakes of the paper's released code: for comparison only.
+RELEASED = ("pgd_released", "pgd_released_start", "pgd_released_scale")
 ATTACKS = (
     "pgd",
     "fgsm",
@@ -26,8 +28,9 @@ ATTACKS = (
     "corner",
     "sea",
     "worst",
+    *RELEASED,
 )
-MEMBERS = tuple(name for name in ATTACKS if name not in ("sea", "worst"))
+MEMBERS = tuple(n for n in ATTACKS if n not in ("sea", "worst", *RELEASED))
 OWN_LOSS = "own"
 NO_ATTACK = ("none",)
 MEASURES = ("tasks", "pixels", "blocks", "first_order")

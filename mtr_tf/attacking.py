@@ -90,7 +90,12 @@ def attack(config: AttackConfig) -> str:
     source = _open_source(config, run, tasks)
     cells = []
     if config.attack != NO_ATTACK:
-        cells = cells_lib.make_cells(config, tasks, source.info.classes)
+        cells = cells_lib.make_cells(
+            config,
+            tasks,
+            source.info.classes,
+            (tuple(source.info.mean), tuple(source.info.std)),
+        )
     columns = source.columns(config.split)
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():

@@ -24,6 +24,12 @@ from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
 
 _FLOORS = ("noise", "corner")
+# By name what the released code does wrong: (where it starts, its scale).
+_RELEASED = {
+    "pgd_released": ("corner", "wrong"),
+    "pgd_released_start": ("corner", "pixels"),
+    "pgd_released_scale": ("image", "wrong"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Cell:
     `steps` are queries of square; `step_size` is 0 where the attack has its own, and
     `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
-    `radii` the stages of apgd; `ensemble` and `queries` are those of worst.
+    `radii` the stages of apgd; `ensemble` and `queries` are those of worst. `scale` is
+    (mean, std) of the data set's pixels, for the released code's wrong scale.
     """
 
     attack: str
@@ -55,6 +62,7 @@ class Cell:
     radii: tuple[tuple[float, float], ...] = ()
     ensemble: tuple[str, ...] = ()
     queries: int = 0
+    scale: tuple[tuple[float, ...], ...] = ()
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -104,6 +112,8 @@ class Cell:
         return attack
 
     def _attack(self, epsilon, step_size) -> attacks.Attack:
+        if self.attack in _RELEASED:
+            return self._released(epsilon, step_size)
         settings = {
             "step_size": step_size,
             "steps": self.steps,
@@ -114,6 +124,17 @@ class Cell:
         if self.radii:
             settings["radii"] = self.radii
         return attacks.make(self.attack, epsilon, **settings)
+
+    def _released(self, epsilon, step_size) -> attacks.Attack:
+        """The one use of the released code's mistakes: when their name is given."""
+        from mtr_tf.attacks import released
+
+        if self.norm != "linf":
+            raise InputError(f"--attack={self.attack} needs --norm=linf, got l2.")
+        start, scale = _RELEASED[self.attack]
+        mean, std = self.scale or (None, None)
+        settings = {"start": start, "scale": scale, "mean": mean, "std": std}
+        return released.ReleasedPGD(epsilon, step_size, self.steps, **settings)
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
@@ -162,7 +183,10 @@ class Cell:
 
 
 def make_cells(
-    config: AttackConfig, tasks: Sequence[str], classes: Sequence[str] = ()
+    config: AttackConfig,
+    tasks: Sequence[str],
+    classes: Sequence[str] = (),
+    scale: tuple[tuple[float, ...], ...] = (),
 ) -> list[Cell]:
     """All combinations, without repetitions: by attack, objective, group, radius.
 
@@ -170,6 +194,7 @@ def make_cells(
       config: The settings.
       tasks: The model's.
       classes: The names of the data set's classes.
+      scale: (mean, std) of the data set's pixels, as its `DatasetInfo` has them.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
@@ -198,6 +223,7 @@ def make_cells(
             tuple(_class_label(name, classes) for name in config.attack_classes),
             ensemble=config.ensemble,
             queries=config.queries,
+            scale=scale if attack in _RELEASED else (),
         )
         cell = _fitted(cell)
         checks.check_name("balance", balance, attacks.BALANCES)
@@ -224,6 +250,11 @@ def _fitted(cell: Cell) -> Cell:
         change |= {"step_size": cell.eps}
     elif cell.attack in ("pgd", "mim", "mim_released"):
         change |= {"step_size": cell.step_size or cell.eps / 4}
+    elif cell.attack in _RELEASED:
+        change |= {"step_size": cell.step_size or cell.eps / 4}
+        change |= {"restarts": 1, "random_start": False}
+        if _RELEASED[cell.attack][1] == "pixels":
+            change |= {"scale": ()}
     elif cell.attack == "square":
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
     elif cell.attack in _FLOORS:

@@ -72,6 +72,7 @@ def probe(cells: Sequence[Cell]) -> Cell | None:
         random_start=True,
         ensemble=(),
         queries=0,
+        scale=(),
     )
 
 

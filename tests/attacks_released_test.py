@@ -6,6 +6,7 @@ Against the released models' own attacked images: models_parity_test.py.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -16,6 +17,8 @@ import tensorflow as tf
 
 import mtr_tf
 from mtr_tf import attacks
+from mtr_tf import cells
+from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attacks.released import ReleasedPGD
 from mtr_tf.errors import InputError
 
@@ -220,11 +223,33 @@ def test_channels_must_fit():
         attack(linear(1.0), np.zeros((2, 4, 1)))
 
 
-def test_nothing_in_the_package_knows_of_it():
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("pgd_released", {"start": "corner", "scale": "wrong", **CITYSCAPES}),
+        ("pgd_released_start", {"start": "corner"}),
+        ("pgd_released_scale", {"start": "image", "scale": "wrong", **CITYSCAPES}),
+    ],
+)
+def test_by_name(name, settings):
+    config = AttackConfig(ckpt="-", attack=(name,), eps=(8.0,), steps=3)
+    scale = (CITYSCAPES["mean"], CITYSCAPES["std"])
+    (cell,) = cells.make_cells(config, ("seg",), (), scale)
+    x = np.random.default_rng(0).uniform(size=(2, 4, 4, 3))
+    got = cell.build()(linear(1.0), x, 0, *cell.numbers)
+    want = ReleasedPGD(8 / 255, 2 / 255, 3, **settings)(linear(1.0), x)
+    np.testing.assert_array_equal(got, want)
+    with pytest.raises(InputError, match="needs --norm=linf"):
+        dataclasses.replace(cell, norm="l2").check((4, 4, 3), 2)
+    with pytest.raises(InputError, match="Unknown attack in --ensemble"):
+        AttackConfig(ckpt="-", ensemble=(name,))
+
+
+def test_only_its_names_lead_to_it():
     folder = pathlib.Path(mtr_tf.__file__).parent
     names = re.compile(r"attacks\.released|attacks import released|ReleasedPGD")
     found = {
         path.name for path in folder.rglob("*.py") if names.search(path.read_text())
     }
-    assert found == {"released.py"}
+    assert found == {"released.py", "cells.py"}
     assert not hasattr(attacks, "ReleasedPGD")

@@ -46,7 +46,9 @@ tasks = ["seg"]
 tasks = ["seg", "autoencoder"]
 main_tasks = ["seg"]
 aux_weight = 0.1
-[attacks."pgd"]
+[attacks."moved"]
+variants = ["s+A"]
+source = "s"
 attack_tasks = ["seg"]
 eps = [1, 2, 4, 8]
 measure = ["tasks"]
@@ -102,13 +104,13 @@ def test_a_dry_run_lists_commands_and_writes_nothing(study_file, tmp_path, capsy
     reproduce.main(config)
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if not line.startswith("#")]
-    assert len(said) == 8
+    assert len(said) == 6
     assert all(line.startswith("python -m mtr_tf.") for line in said)
     shares = [float(line.split(": ")[1].split("%")[0]) for line in lines if "%" in line]
     assert sum(shares) == pytest.approx(100, abs=0.5)
-    assert "8 cells to do, 0 done" in lines[-1]
+    assert "6 cells to do, 0 done" in lines[-1]
     reproduce.main(dataclasses.replace(config, only=("s",)))
-    assert "4 cells to do" in capsys.readouterr().out
+    assert "2 cells to do" in capsys.readouterr().out
     assert not workdir.exists()
 
 
@@ -194,10 +196,11 @@ def test_killed_at_any_moment_all_figures_are_the_same(studies):
     assert studies.kills == 2
     found = sorted(studies.whole.glob("runs/*/attacks/*/*s.json"))
     names = [path.name for path in found]
-    assert names.count("results.json") == names.count("measures.json") == 2
+    assert names.count("results.json") == names.count("measures.json") == 1
     for path in found:
         if path.name != "settings.json":  # Has the time in it.
             again = studies.killed / path.relative_to(studies.whole)
             assert again.read_bytes() == path.read_bytes()
     entries = json.loads((studies.killed / "index.json").read_text())["cells"]
-    assert [entry["state"] for entry in entries] == ["done"] * 4
+    assert (studies.killed / "report" / "index.html").exists()
+    assert [entry["state"] for entry in entries] == ["done"] * 3

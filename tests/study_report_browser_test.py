@@ -22,10 +22,12 @@ PHONES = [
 ]
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(one => one.open = true)"
-# How far the page goes, and the window; and what reaches out of it without a box.
-WIDTHS = "return [document.scrollingElement.scrollWidth, innerWidth]"
-OUTSIDE = """return [...document.querySelectorAll('main *')].filter(one =>
-    !one.closest('.box') && one.getBoundingClientRect().right > innerWidth + 1)
+# How far the page goes; and what reaches out of the window without a box. A phone
+# makes innerWidth as wide as a page that is too wide: clientWidth stays the screen's.
+WIDTH = "return document.scrollingElement.scrollWidth"
+OUTSIDE = """const screen = document.documentElement.clientWidth;
+    return [...document.querySelectorAll('main *')].filter(one =>
+    !one.closest('.box') && one.getBoundingClientRect().right > screen + 1)
     .map(one => one.outerHTML.slice(0, 200))"""
 # Of each picture what would be wrong with it.
 PICTURES = """return [...document.images].map(one =>
@@ -68,9 +70,9 @@ def test_report_is_whole_on_desktop_and_phone(folder, browser):
         browser.devtools("Emulation.setDeviceMetricsOverride", **screen)
         browser.requests()
         browser.open((folder / "index.html").as_uri())
-        fits(browser)
+        fits(browser, screen["width"])
         browser.run(OPEN_ALL)
-        fits(browser)
+        fits(browser, screen["width"])
         assert not browser.run(SMALL)
         pictures = browser.wait("pictures", PICTURES, lambda p: all(map(all, p)))
         assert len(pictures) > 20
@@ -83,10 +85,9 @@ def test_report_is_whole_on_desktop_and_phone(folder, browser):
         assert browser.console() == []
 
 
-def fits(browser):
-    """Nothing makes the page wider than the window."""
-    width, window = browser.run(WIDTHS)
-    assert width <= window, browser.run(OUTSIDE)
+def fits(browser, screen):
+    """Nothing makes the page wider than the screen."""
+    assert browser.run(WIDTH) <= screen, browser.run(OUTSIDE)
     assert browser.run(OUTSIDE) == []
 
 

@@ -4,7 +4,8 @@
 Mao et al. ("Multitask Learning Strengthens Adversarial Robustness", 2020) released code
 (columbia/MTRobust) whose attacks differ from what the paper says. Whether its results
 need those differences can only be asked of attacks that have them. To measure
-robustness, use the others: nothing else in this package imports this module.
+robustness, use the others: this module is imported in one place, where `cells` is asked
+for `pgd_released` by name.
 
 What differs, and where it is:
 
