@@ -30,6 +30,8 @@ _RELEASED = {
     "pgd_released_start": ("corner", "pixels"),
     "pgd_released_scale": ("image", "wrong"),
 }
+# Those that leave the ball of radius eps, as the released code does.
+OUTSIDE = tuple(name for name, (_, scale) in _RELEASED.items() if scale == "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Cell:
     `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
     `radii` the stages of apgd; `ensemble` and `queries` are those of worst. `scale` is
-    (mean, std) of the data set's pixels, for the released code's wrong scale.
+    (mean, std) that the model standardises images with, for the released code's wrong
+    scale.
     """
 
     attack: str
@@ -87,6 +90,23 @@ class Cell:
         parts += [self.balance if self.balance != "sum" else ""]
         parts += ["targeted" if self.targeted else ""]
         return "-".join(part for part in parts if part)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said wherever its results are, as sentences."""
+        if self.attack not in OUTSIDE or not self.eps:
+            return ()
+        # How far a value goes at most, by the formulas in `attacks.released`: by r, or
+        # from 0 to the lower end of the box.
+        reach = max(
+            max(2 * self.eps * std, 255 * (mean - std))
+            for mean, std in zip(*self.scale, strict=True)
+        )
+        return (
+            f"{self.attack} is not bound by eps, as the released code is not: at eps "
+            f"{self.eps:g} values move by up to {reach:.3g} levels; it is no measure of "
+            "robustness.",
+        )
 
     @property
     def members(self) -> tuple[Cell, ...]:
@@ -194,7 +214,8 @@ def make_cells(
       config: The settings.
       tasks: The model's.
       classes: The names of the data set's classes.
-      scale: (mean, std) of the data set's pixels, as its `DatasetInfo` has them.
+      scale: (mean, std) per colour of the model's standardisation; for the attacks
+        in OUTSIDE alone, which need it.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
@@ -223,7 +244,7 @@ def make_cells(
             tuple(_class_label(name, classes) for name in config.attack_classes),
             ensemble=config.ensemble,
             queries=config.queries,
-            scale=scale if attack in _RELEASED else (),
+            scale=scale if attack in OUTSIDE else (),
         )
         cell = _fitted(cell)
         checks.check_name("balance", balance, attacks.BALANCES)
@@ -253,8 +274,6 @@ def _fitted(cell: Cell) -> Cell:
     elif cell.attack in _RELEASED:
         change |= {"step_size": cell.step_size or cell.eps / 4}
         change |= {"restarts": 1, "random_start": False}
-        if _RELEASED[cell.attack][1] == "pixels":
-            change |= {"scale": ()}
     elif cell.attack == "square":
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
     elif cell.attack in _FLOORS:

@@ -34,7 +34,7 @@ def make_records(
       clean: The scores of the clean images.
       results: Those of the attacks.
       facts: What every record repeats: seed, dataset, split, model_fingerprint,
-        warnings.
+        warnings; a cell's own warnings come after these.
       units: Those of the data set's `DatasetInfo`.
       file_of: The file with a cell's rows per image, `rows` and `clean_rows` of the
         records; without, they are empty.
@@ -77,6 +77,7 @@ def _record(
         ),
         "n": result.count,
         **facts,
+        "warnings": [*facts.get("warnings", ()), *cell.warnings],
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
         "algorithm": cell.attack,
@@ -138,7 +139,7 @@ def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
     wanted = wanted_table(records)
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
-    for warning in records[0]["warnings"]:
+    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
         lines += ["", f"WARNING, can this attack be trusted? {warning}"]
     return "\n".join(
         [

@@ -29,6 +29,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf import worst
 from mtr_tf.attacks import calling
 from mtr_tf.cell_store import Result
+from mtr_tf.cells import OUTSIDE
 from mtr_tf.cells import Cell
 from mtr_tf.evaluation import Evaluation
 
@@ -117,6 +118,7 @@ def check_once(
             result
             for result in results
             if transfer
+            and result.cell.attack not in OUTSIDE  # Stronger for being outside.
             and (result.cell.attacked, result.cell.eps) == (cell.attacked, cell.eps)
         ]
         checks = run(few, cell, alike)

@@ -152,7 +152,7 @@ def write(
                 tasks = variant.train["tasks"]
                 _attack(workdir / folder, config, tasks, about, drop, images, warnings)
                 if config.measure:
-                    _measures(workdir / folder, config.measure, tasks, seed)
+                    write_measures(workdir / folder, config.measure, tasks, seed)
     content = study.to_dict() | {"provenance": runs.provenance()}
     runs.write_json(workdir / "study.json", content)
     runs.write_json(workdir / "index.json", {"study": study.name, "cells": cells})
@@ -271,7 +271,9 @@ def _write(folder: pathlib.Path, result: Result) -> str:
 # Measures.
 
 
-def _measures(folder, measures, tasks, seed) -> None:
+def write_measures(
+    folder: pathlib.Path, measures: Sequence[str], tasks: Sequence[str], seed: int
+) -> None:
     """measures.json of random gradients with a correlation of about 0.2."""
     rng = np.random.default_rng(seed)
     images, count = 12, len(tasks)

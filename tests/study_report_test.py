@@ -201,15 +201,16 @@ def test_warnings_say_whose_they_are():
 def test_labels_move_as_little_as_needed(seed):
     """Against a general solver of the same quadratic program."""
     rng = np.random.default_rng(seed)
-    wanted = np.sort(rng.uniform(0, 1, rng.integers(1, 9)))
-    apart = rng.uniform(0.02, 0.3)
+    count = rng.integers(1, 9)
+    wanted = np.sort(rng.uniform(-0.1, 1.1, count))
+    apart = rng.uniform(0.02, 0.9 / count)
     found = np.array(draw.spread(wanted, apart))
     assert np.all(np.diff(found) >= apart - 1e-12)
-    gaps = {"type": "ineq", "fun": lambda y: np.diff(y) - apart}
+    gaps = {"type": "ineq", "fun": lambda y: [*(np.diff(y) - apart), y[0], 1 - y[-1]]}
     solved = scipy.optimize.minimize(
         lambda y: np.sum((y - wanted) ** 2),
-        wanted[0] + apart * np.arange(len(wanted)),
-        constraints=[gaps] if len(wanted) > 1 else [],
+        apart * np.arange(count),
+        constraints=[gaps],
         options={"ftol": 1e-12, "maxiter": 500},
     )
     np.testing.assert_allclose(found, solved.x, atol=1e-4)
@@ -475,3 +476,54 @@ def test_gallery_goes_on_without_damaged_pictures(tmp_path):
     (tmp_path / "cell" / "cells" / "2.npz").write_bytes(b"PK nonsense")
     (found,) = gallery.make(records, tmp_path)
     assert found.shots[0].pictures[0][0, 0, 0, 0] == 1
+
+
+# What may be missing.
+
+KINDS = (plots.norms, plots.pixels, plots.first_order, plots.cosines)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict[tuple[str, ...], list[dict]]:
+    """{tasks: records of all measures of one seed}."""
+    found = {}
+    for tasks in (("seg",), ("seg", "depth")):
+        folder = tmp_path_factory.mktemp("measures")
+        measures = ("tasks", "pixels", "blocks", "first_order")
+        study_fixture.write_measures(folder, measures, tasks, 0)
+        records = json.loads((folder / "measures.json").read_text())
+        found[tasks] = [r | {"variant": "v", "spec": "t"} for r in records]
+    return found
+
+
+@pytest.mark.parametrize("tasks", [("seg",), ("seg", "depth")])
+def test_measures_of_one_seed_or_one_task_are_drawn(measured, tasks):
+    for kind in KINDS:
+        for plot in kind(measured[tasks]):
+            assert "nan" not in plot.alt + plot.caption
+            plot.draw().draw_without_rendering()
+
+
+def test_numbers_that_do_not_exist_leave_plots_empty(measured):
+    numbers = ("value", "predicted", "ratio", "clean", "factor")
+    empty = dict.fromkeys(numbers)
+    records = [r | empty for r in measured["seg", "depth"]]
+    for kind in KINDS:
+        for plot in kind(records):
+            assert "nan" not in plot.alt + plot.caption
+            plot.draw().draw_without_rendering()
+    without = [record("a", 0, eps, None, None) for eps in (1, 2)]
+    found = curves.make(without, ("a",), (0,))
+    (plot,) = plots.curves(found, ("a",))
+    plot.draw().draw_without_rendering()
+
+
+def test_claims_lead_to_plots_that_are_shown_at_once(page):
+    """Not to such as are folded away."""
+    table, rest = page.split('<h2 id="curves">')
+    links = re.findall(r'href="#((?:curve|measure)-[^"]+)"', table)
+    assert len(links) == 3
+    folded = "".join(re.findall(r"<details>.*?</details>", rest))
+    for link in links:
+        assert f'<figure id="{link}">' in rest
+        assert link not in folded

@@ -9,6 +9,7 @@ import itertools
 import pathlib
 import warnings
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import matplotlib
@@ -117,12 +118,12 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def label_ends(axes, lines: Sequence[tuple[str, float, float, str]]) -> None:
+def label_ends(axes, lines: Sequence[tuple[str, float, float, Mapping]]) -> None:
     """Writes each line's name right of the axes, near its end, none over another.
 
     Args:
       axes: After all is drawn, so that their limits are known.
-      lines: (name, x and y of the line's last point, its colour) of each.
+      lines: (name, x and y of the line's last point, its look) of each.
     """
     lines = [line for line in lines if np.isfinite(line[2])]
     axes.set_xlim(axes.get_xlim())  # No more scaling from here on.
@@ -132,34 +133,39 @@ def label_ends(axes, lines: Sequence[tuple[str, float, float, str]]) -> None:
     order = sorted(range(len(lines)), key=lambda i: ends[i][1])
     places = spread([ends[i][1] for i in order], _APART)
     for i, place in zip(order, places, strict=True):
-        name, _, _, color = lines[i]
+        name, _, _, look = lines[i]
         x, y = ends[i]
-        leader = {"transform": axes.transAxes, "clip_on": False}
-        axes.plot(
-            [x, 1.0, 1.04], [y, place, place], color=color, lw=0.7, alpha=0.8, **leader
-        )
-        axes.text(1.055, place, name, va="center", transform=axes.transAxes)
+        outside = {"transform": axes.transAxes, "clip_on": False}
+        thin = {"color": look["color"], "lw": 0.7, "alpha": 0.8}
+        axes.plot([x, 1.0, 1.02], [y, place, place], **thin, **outside)
+        sample = {**look, "markevery": [1], "lw": 1.2}
+        axes.plot([1.02, 1.05, 1.08], [place] * 3, **sample, **outside)
+        axes.text(1.1, place, name, va="center", transform=axes.transAxes)
 
 
 def spread(wanted: Sequence[float], apart: float) -> list[float]:
-    """Growing numbers moved as little as needed to lie `apart`: least squares.
+    """Growing numbers moved as little as needed to lie `apart` and within [0, 1].
 
-    It is isotonic regression of `wanted - i * apart` by pooling adjacent violators
-    (Barlow et al. 1972, "Statistical Inference under Order Restrictions").
+    The least squares of the moves: isotonic regression of `wanted - i * apart`, by
+    pooling adjacent violators (Barlow et al. 1972, "Statistical Inference under Order
+    Restrictions"). Where so many have no room, they reach beyond 1.
     """
+    highest = max(0.0, 1 - (len(wanted) - 1) * apart)
     pools: list[list[float]] = []  # [mean, how many]
     for place, value in enumerate(wanted):
         pools.append([value - place * apart, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             (above, many), (below, few) = pools.pop(), pools.pop()
             pools.append([(above * many + below * few) / (many + few), many + few])
+    pools = [[min(max(value, 0.0), highest), count] for value, count in pools]
     flat = [value for value, count in pools for _ in range(int(count))]
     return [value + place * apart for place, value in enumerate(flat)]
 
 
 def curve(found: Curve, variants: Sequence[str]) -> Figure:
     """A metric over the radius: a line per variant, the mean over seeds."""
-    figure, axes = new(found.title)
+    taller = max(1.0, _APART * len(found.values))  # All names beside the axes.
+    figure, axes = new(found.title, (SIZE[0], SIZE[1] * taller))
     lines = []
     for variant, values in found.values.items():
         look = style(list(variants).index(variant))
@@ -169,7 +175,7 @@ def curve(found: Curve, variants: Sequence[str]) -> Figure:
         if known.any():
             axes.plot(found.eps[known], line[known], **look)
             end = (found.eps[known][-1], line[known][-1])
-            lines.append((variant, *end, look["color"]))
+            lines.append((variant, *end, look))
     unit = f" [{found.facts['unit']}]" if found.facts["unit"] else ""
     axes.set_ylabel(f"{found.metric}{unit}, {found.facts['better']} is better")
     norm = found.facts["norm"]

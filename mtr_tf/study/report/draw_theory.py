@@ -79,7 +79,7 @@ def pixels(records: Sequence[Record], title: str) -> Figure:
         line = draw.mean(value)
         axes.plot(n, line, **look)
         axes.plot(n, draw.mean(predicted), color=look["color"], ls="--", lw=1)
-        ends.append((task, n[-1], line[-1], look["color"]))
+        ends.append((task, n[-1], line[-1], look))
         ticks |= set(n)
     _log_log(axes, sorted(ticks))
     axes.set_xlabel("n, output pixels in the mean loss")
@@ -105,9 +105,10 @@ def attacked_pixels(records: Sequence[Record], title: str) -> Figure:
         draw.band(axes, n, value, look["color"])
         line, before = draw.mean(value), draw.mean(clean)
         axes.plot(n, line, **look)
-        axes.plot(n, before, color=look["color"], ls="--", lw=1)
-        ends.append((names[measure], n[-1], line[-1], look["color"]))
-        ends.append((f"{names[measure]}, clean", n[-1], before[-1], look["color"]))
+        thin = {"color": look["color"], "linestyle": "--", "lw": 1}
+        axes.plot(n, before, **thin)
+        ends.append((names[measure], n[-1], line[-1], look))
+        ends.append((f"{names[measure]}, clean", n[-1], before[-1], thin))
         ticks |= set(n)
     axes.set_xscale("log")
     _ticks(axes, sorted(ticks))
@@ -140,7 +141,7 @@ def first_order(records: Sequence[Record], title: str, ratio: bool) -> Figure:
         if not ratio:
             axes.plot(eps, draw.mean(predicted), color=look["color"], ls="--", lw=1)
         name = "+".join(group) if len(group) < 4 else f"mean of {len(group)} tasks"
-        ends.append((name, eps[-1], line[-1], look["color"]))
+        ends.append((name, eps[-1], line[-1], look))
     if ratio:
         axes.set_xscale("log")
         axes.axhline(1, color="0.3", ls=":", lw=1)
@@ -178,7 +179,7 @@ def matrix(tasks: Sequence[str], values: np.ndarray, title: str) -> Figure:
 
 
 def _label(axes, x: np.ndarray, lines) -> None:
-    ends = [(name, x[-1], y[-1], look["color"]) for name, y, look in lines]
+    ends = [(name, x[-1], y[-1], look) for name, y, look in lines]
     draw.label_ends(axes, ends)
 
 

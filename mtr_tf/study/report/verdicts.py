@@ -65,7 +65,7 @@ def tally(verdicts: Sequence[Verdict]) -> str:
         "does not hold": ("does not hold", "do not hold"),
         "undecided": ("is undecided", "are undecided"),
     }
-    parts = [f"{count[w] or 'none'} {verbs[w][count[w] != 1]}" for w in _LOOKS]
+    parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
     claims_ = "claim" if len(verdicts) == 1 else "claims"
     return f"Of {len(verdicts)} {claims_} {', '.join(parts)}."
 
