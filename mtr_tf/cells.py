@@ -94,7 +94,7 @@ class Cell:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What must be said wherever its results are, as sentences."""
-        if self.attack not in OUTSIDE or not self.eps:
+        if not self.scale or not self.eps:
             return ()
         # How far a value goes at most, by the formulas in `attacks.released`: by r, or
         # from 0 to the lower end of the box.
@@ -104,7 +104,7 @@ class Cell:
         )
         return (
             f"{self.attack} is not bound by eps, as the released code is not: at eps "
-            f"{self.eps:g} values move by up to {reach:.3g} levels; it is no measure of "
+            f"{self.eps:g} values move by up to {reach:.3g} levels; it does not measure "
             "robustness.",
         )
 

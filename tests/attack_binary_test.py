@@ -285,6 +285,65 @@ def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
     assert wanted["wanted_value"] < wanted["wanted_clean"]
 
 
+MEAN, STD = (0.45, 0.5, 0.6), (0.02, 0.04, 0.05)
+
+
+def test_the_released_scale_is_that_of_the_attacked_model(tmp_path, unplotted):
+    """Not that of the data set: converted models have another."""
+    folder = tmp_path / "run"
+    model = models.build("tiny", TASKS, INFO.image_shape, 2, mean=MEAN, std=STD)
+    runs.write_config(folder, TrainConfig(tasks=TASKS, dataset="blobs", model="tiny"))
+    model.save(folder / "model.keras")
+    records = run_attack(
+        folder,
+        attack=("pgd_released", "pgd_released_start", "pgd_released_scale"),
+        attack_tasks=("seg",),
+        eps=(4.0,),
+        num_examples=4,
+        save_examples=4,
+    )
+    warned = {r["attack"]: r["warnings"] for r in records}
+    assert warned["pgd_released_start"] == []
+    # 255 (.6 - .05) levels: what black would move by.
+    for name in ("pgd_released", "pgd_released_scale"):
+        assert "up to 140 levels" in "".join(warned[name])
+        (path,) = folder.glob(f"attacks/test/examples/{name}_seg_*.npz")
+        with np.load(path) as arrays:
+            x, moved = arrays["image"], arrays["adversarial"]
+        radius = 2 * 4 / 255 * np.array(STD)
+        # Far from the mean all is fixed: by the formulas in `attacks.released`.
+        for far, ends in (
+            (x > np.add(MEAN, STD) + radius, x - radius),
+            (x < np.subtract(MEAN, STD) - radius, np.subtract(MEAN, STD) + 0 * x),
+        ):
+            assert far.any()
+            np.testing.assert_allclose(moved[far], ends[far], atol=1e-6)
+    (path,) = folder.glob("attacks/test/examples/pgd_released_start_seg_*.npz")
+    with np.load(path) as arrays:
+        change = np.abs(arrays["adversarial"] - arrays["image"])
+    assert change.max() == pytest.approx(4 / 255, rel=1e-4)
+
+
+def test_the_released_scale_needs_a_run(run_directory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.keras"
+    keras.saving.load_model(run_directory / "model.keras").save(path)
+    settings = {"eps": (4.0,), "num_examples": 2, "checks": False}
+    for changes in (
+        {"ckpt": str(path), "dataset": "blobs"},
+        {"ckpt": str(run_directory), "source_ckpt": str(path)},
+    ):
+        config = AttackConfig(**settings, **changes, attack=("pgd_released",))
+        with pytest.raises(InputError, match="--attack=pgd_released needs the mean"):
+            attacking.attack(config)
+    config = AttackConfig(
+        ckpt=str(run_directory), **settings, attack=("pgd_released",), norm="l2"
+    )
+    with pytest.raises(InputError, match="pgd_released needs --norm=linf"):
+        attacking.attack(config)
+    assert not list(tmp_path.glob("**/attacks"))
+
+
 def test_a_keras_file_with_one_output_needs_its_task(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.keras"

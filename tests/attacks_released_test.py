@@ -245,6 +245,26 @@ def test_by_name(name, settings):
         AttackConfig(ckpt="-", ensemble=(name,))
 
 
+@pytest.mark.parametrize("eps", [4.0, 100.0])
+@pytest.mark.parametrize("name", cells.OUTSIDE)
+def test_its_records_say_how_far_it_goes(name, eps):
+    config = AttackConfig(ckpt="-", attack=(name,), eps=(0.0, eps), steps=9)
+    scale = (CITYSCAPES["mean"], CITYSCAPES["std"])
+    still, cell = cells.make_cells(config, ("seg",), (), scale)
+    x = (LEVELS / 255).reshape(1, 256, 1, 1).repeat(3, axis=-1)  # All there are.
+    ends = [cell.build()(linear(s), x, 0, *cell.numbers) for s in (1.0, -1.0)]
+    farthest = 255 * max(np.abs(end - x).max() for end in ends)
+    (warning,) = cell.warnings
+    assert f"{name} is not bound by eps" in warning
+    assert f"at eps {eps:g} values move by up to {farthest:.3g} levels" in warning
+    assert farthest == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
+    assert still.warnings == ()
+    config = AttackConfig(ckpt="-", attack=("pgd", "pgd_released_start"))
+    for cell in cells.make_cells(config, ("seg",), (), scale):
+        assert cell.warnings == ()
+        assert cell.scale == ()
+
+
 def test_only_its_names_lead_to_it():
     folder = pathlib.Path(mtr_tf.__file__).parent
     names = re.compile(r"attacks\.released|attacks import released|ReleasedPGD")

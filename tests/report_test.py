@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -72,6 +73,22 @@ def test_records():
     assert record(1.0, "depth", "rmse")["relative_vulnerability"] is None  # By 0.
     assert record(8.0, "depth", "mae")["attacked_value"] is None
     assert record(8.0, "depth", "mae")["relative_vulnerability"] is None
+
+
+def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
+    plain, moved = result(4.0, 0.3, 0.3), result(8.0, 0.3, 0.3)
+    scale = ((0.5,) * 3, (0.25,) * 3)
+    cell = dataclasses.replace(moved.cell, attack="pgd_released", scale=scale)
+    moved = dataclasses.replace(moved, cell=cell)
+    facts = FACTS | {"warnings": ["of all."]}
+    records = report.make_records(CLEAN, [plain, moved], facts)
+    assert {tuple(r["warnings"]) for r in records} == {
+        ("of all.",),
+        ("of all.", *cell.warnings),
+    }
+    text = report.text("title", records, tmp_path)
+    assert text.count("of all.") == 1
+    assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
 
 
 def test_files(tmp_path):

@@ -11,6 +11,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 

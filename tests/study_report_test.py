@@ -489,7 +489,7 @@ def measured(tmp_path_factory) -> dict[tuple[str, ...], list[dict]]:
     found = {}
     for tasks in (("seg",), ("seg", "depth")):
         folder = tmp_path_factory.mktemp("measures")
-        measures = ("tasks", "pixels", "blocks", "first_order")
+        measures = ("tasks", "pixels", "first_order")
         study_fixture.write_measures(folder, measures, tasks, 0)
         records = json.loads((folder / "measures.json").read_text())
         found[tasks] = [r | {"variant": "v", "spec": "t"} for r in records]
@@ -501,7 +501,7 @@ def test_measures_of_one_seed_or_one_task_are_drawn(measured, tasks):
     for kind in KINDS:
         for plot in kind(measured[tasks]):
             assert "nan" not in plot.alt + plot.caption
-            plot.draw().draw_without_rendering()
+            plot.draw()
 
 
 def test_numbers_that_do_not_exist_leave_plots_empty(measured):
@@ -511,11 +511,11 @@ def test_numbers_that_do_not_exist_leave_plots_empty(measured):
     for kind in KINDS:
         for plot in kind(records):
             assert "nan" not in plot.alt + plot.caption
-            plot.draw().draw_without_rendering()
+            plot.draw()
     without = [record("a", 0, eps, None, None) for eps in (1, 2)]
     found = curves.make(without, ("a",), (0,))
     (plot,) = plots.curves(found, ("a",))
-    plot.draw().draw_without_rendering()
+    plot.draw()
 
 
 def test_claims_lead_to_plots_that_are_shown_at_once(page):

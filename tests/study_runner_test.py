@@ -20,6 +20,7 @@ from absl import flags as absl_flags
 
 import mtr_tf
 from mtr_tf import common_flags
+from mtr_tf import runs
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.config import RunPlace
 from mtr_tf.config import TrainConfig
@@ -164,6 +165,33 @@ def test_another_version_of_the_package_is_another_folder(monkeypatch):
     before = {cell.folder for cell in cells_of()}
     monkeypatch.setattr(mtr_tf, "__version__", "9.9")
     assert before.isdisjoint(cell.folder for cell in cells_of())
+
+
+def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path):
+    train, _, pgd, *_ = cells_of(workdir=tmp_path)
+    for cell, file in ((train, "config.json"), (pgd, commands.MARKER)):
+        folder = tmp_path / cell.folder
+        folder.mkdir(parents=True)
+        for name in cell.files:
+            (folder / name).touch()
+        if cell.kind == "train":
+            runs.write_config(folder, cell.config)
+        else:
+            commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
+        assert commands.is_done(cell, tmp_path)
+        content = json.loads((folder / file).read_text())
+        settings = content["train" if cell.kind == "train" else "settings"]
+        name = "momentum" if cell.kind == "train" else "restarts"
+        settings[name] += 1  # What the default was when it was done.
+        (folder / file).write_text(json.dumps(content))
+        assert not commands.is_done(cell, tmp_path)
+        del settings[name]  # There was no such setting.
+        (folder / file).write_text(json.dumps(content))
+        assert commands.is_done(cell, tmp_path)
+    # So a setting at its default is not in a folder's name.
+    explicit = changed("attacks", 0, restarts=1)
+    explicit = dataclasses.replace(explicit, train=STUDY.train | {"momentum": 0.9})
+    assert [c.hash for c in cells_of(explicit)] == [c.hash for c in cells_of()]
 
 
 def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path):

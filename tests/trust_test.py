@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mtr_tf import sweep
 from mtr_tf import trust
+from mtr_tf.attack_config import RELEASED
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.cell_store import Result
 from mtr_tf.cells import make_cells
@@ -109,6 +110,25 @@ def test_a_transfer_that_does_more_harm():
     (warning,) = trust.warnings(checks)
     assert "made on another model does more harm" in warning
     assert "transfer 9" in warning
+
+
+def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
+    tmp_path, monkeypatch
+):
+    compared = []
+
+    def run(subject, cell, transferred):
+        compared.extend(result.cell.attack for result in transferred)
+        return []
+
+    monkeypatch.setattr(trust, "run", run)
+    config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *RELEASED))
+    half = ((0.5,) * 3, (0.25,) * 3)
+    results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",), (), half)]
+    path = tmp_path / "checks.json"
+    settings = {"examples": 4, "transfer": True}
+    trust.check_once(make_subject(honest), results, {}, path, **settings)
+    assert compared == ["mim", "pgd_released_start"]
 
 
 def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):

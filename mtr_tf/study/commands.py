@@ -4,8 +4,10 @@
     runs/SLUG-seedK-HASH8/                         a run of mtr_tf.train
     runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
 
-HASH8 is of all settings that change results, of the package's version, and, for an
-attack, of the same of the runs it needs: cells of different settings never meet.
+HASH8 is of all settings that change results and are not at their defaults, of the
+package's version, and, for an attack, of the same of the runs it needs: cells of
+different settings never meet. A setting that is new to the package, at its default,
+leaves what is done as it is; a default that is another one now does not.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import hashlib
 import json
 import pathlib
 import shlex
-from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from mtr_tf import runs
 from mtr_tf.attack_config import NO_ATTACK
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.config import Settings
+from mtr_tf.config import TrainConfig
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
@@ -109,20 +111,28 @@ def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
 
 
 def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
-    """Whether its command ended well, once.
+    """Whether its command ended well, once, with the settings it has now.
 
     A training run has its model then; an attack the marker that the runner writes last.
     """
     folder = workdir / cell.folder
     if not all((folder / name).exists() for name in cell.files):
         return False
-    return cell.kind == "train" or read_marker(cell, workdir).get("hash") == cell.hash
+    if cell.kind == "train":
+        old = read_json(folder / "config.json").get("train", {})
+    else:
+        marker = read_json(folder / MARKER)
+        if marker.get("hash") != cell.hash:
+            return False
+        old = marker.get("settings", {})
+    now = _settings(cell.config)
+    return all(old[name] == now[name] for name in now if name in old)
 
 
-def read_marker(cell: Cell, workdir: pathlib.Path) -> dict[str, Any]:
-    """What `write_marker` wrote; empty where there is none, or a damaged one."""
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none, or a damaged one."""
     try:
-        return dict(json.loads((workdir / cell.folder / MARKER).read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -145,6 +155,7 @@ def write_marker(
     """
     marker = {
         "hash": cell.hash,
+        "settings": _settings(cell.config),
         "command": cell.shown,
         "seconds": round(seconds, 1),
         "whole": whole,
@@ -155,8 +166,7 @@ def write_marker(
 
 def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
     config = study.train_config(variant, seed)
-    settings = _results_only(config, runs._PLACE_ONLY)
-    digest = _hash({"train": settings})
+    digest = _hash({"train": _content(config)})
     folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
     flags = [*_flags(config), f"--workdir={workdir / folder}"]
     return Cell(
@@ -187,7 +197,7 @@ def _attack_cell(
     config = AttackConfig(**fields, **place)
     digest = _hash(
         {
-            "attack": _results_only(config, _PLACE_ONLY),
+            "attack": _content(config),
             "run": run.hash,
             "source": source.hash if source else None,
         }
@@ -209,8 +219,20 @@ def _attack_cell(
     )
 
 
-def _results_only(config: Settings, without: Iterable[str]) -> dict[str, Any]:
-    return {k: v for k, v in config.to_dict().items() if k not in without}
+def _settings(config: Settings) -> dict[str, Any]:
+    """The settings that change results."""
+    place = runs._PLACE_ONLY if isinstance(config, TrainConfig) else _PLACE_ONLY
+    return {k: v for k, v in config.to_dict().items() if k not in place}
+
+
+def _content(config: Settings) -> dict[str, Any]:
+    """Those of them that are not at their defaults."""
+    set_ = {f.name for f in dataclasses.fields(config) if _differs(config, f)}
+    return {k: v for k, v in _settings(config).items() if k in set_}
+
+
+def _differs(config: Settings, field: dataclasses.Field) -> bool:
+    return getattr(config, field.name) != field.default
 
 
 def _hash(content: Mapping[str, Any]) -> str:
@@ -223,7 +245,7 @@ def _flags(config: Settings) -> list[str]:
     return [
         f"--{field.name}={_text(getattr(config, field.name))}"
         for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
+        if _differs(config, field)
     ]
 
 

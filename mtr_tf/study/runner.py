@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import signal
@@ -120,7 +119,7 @@ class Runner:
             was run before.
         """
         path = self._workdir / "study.json"
-        before = {} if computes else _read(path)
+        before = {} if computes else commands.read_json(path)
         provenance = before.get("provenance") or runs.provenance()
         runs.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
@@ -198,7 +197,7 @@ class Runner:
             logging.error("%s FAILED: %s (log: %s)", cell.title, error, log)
 
     def _set_done(self, cell: Cell) -> None:
-        marker = commands.read_marker(cell, self._workdir)
+        marker = commands.read_json(self._workdir / cell.folder / commands.MARKER)
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, cell_queue.DONE)
@@ -261,14 +260,6 @@ def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
     """{folder: why}, of the cells that an earlier runner saw fail."""
     return {
         cell["folder"]: cell["error"]
-        for cell in _read(workdir / "index.json").get("cells", ())
+        for cell in commands.read_json(workdir / "index.json").get("cells", ())
         if cell["state"] == cell_queue.FAILED
     }
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none, or a damaged one."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}

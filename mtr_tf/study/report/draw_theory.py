@@ -185,8 +185,10 @@ def _label(axes, x: np.ndarray, lines) -> None:
 
 def _log_log(axes, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
-    axes.set_yscale("log")
     _ticks(axes, ticks)
+    if not any((np.asarray(line.get_ydata()) > 0).any() for line in axes.lines):
+        return  # Nothing to show on a logarithmic axis.
+    axes.set_yscale("log")
     low, high = axes.get_ylim()
     subs = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     axes.yaxis.set_major_locator(LogLocator(subs=subs if high < 1e4 * low else (1,)))

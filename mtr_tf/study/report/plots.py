@@ -222,7 +222,7 @@ def cosines(records: Sequence[Record]) -> list[Plot]:
 
 def _matrix_words(tasks: Sequence[str], values: np.ndarray) -> str:
     pairs = [
-        f"{tasks[i]} and {tasks[j]} {values[i, j]:.2f}"
+        f"{tasks[i]} and {tasks[j]} {text.number(values[i, j])}"
         for i in range(len(tasks))
         for j in range(i)
     ]

@@ -111,14 +111,18 @@ def _probability(found: Verdict, value: float) -> str:
 
 
 def quantity(claim: Claim, context: Context) -> str:
-    """What the effect is a number of: a metric with its unit, or a measure."""
+    """What the effect is a number of: metrics with their units, or a measure."""
     if claim.measure:
         return _measured(claim.measure)
-    what = f"{claim.task} {claim.metric}"
+    points = [point for term in claim.terms for point in term.points]
+    pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
-        return f"{what}, relative to clean"
-    unit = context.unit(claim.task, claim.metric)
-    return f"{what} [{unit}]" if unit else what
+        return ", ".join(map(" ".join, pairs)) + ", relative to clean"
+    return ", ".join(_with_unit(*pair, context.unit(*pair)) for pair in pairs)
+
+
+def _with_unit(task: str, metric: str, unit: str) -> str:
+    return f"{task} {metric} [{unit}]" if unit else f"{task} {metric}"
 
 
 def _measured(measure: Mapping[str, Any]) -> str:

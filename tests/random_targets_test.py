@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control `--random_targets` from batches to runs that are stopped and go on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mtr_tf import checkpoints
+from mtr_tf import training
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data import noise
+from mtr_tf.data.augment import Augment
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+
+TASKS = ("seg", "normal", "autoencoder")
+NOISY = ("normal", "autoencoder")
+N, HEIGHT, WIDTH = 7, 9, 11
+CROP = (6, 8)
+INFO = DatasetInfo(
+    name="made up",
+    image_shape=(HEIGHT, WIDTH, 3),
+    classes=("a", "b"),
+    colors=((0, 0, 0),) * 2,
+    tasks=TASKS,
+    splits={"train": N},
+    mean=(0.5,) * 3,
+    std=(0.5,) * 3,
+    ranges={},
+)
+
+
+def real_columns() -> Columns:
+    rng = np.random.default_rng(0)
+    shape = (N, HEIGHT, WIDTH)
+    known = rng.random(shape) < 0.7
+    return Columns(
+        images=rng.integers(0, 256, (*shape, 3), np.uint8),
+        targets={
+            "seg": rng.integers(0, 2, shape, np.uint8),
+            "normal": rng.normal(size=(*shape, 3)).astype(np.float32),
+        },
+        masks={"normal": known},
+    )
+
+
+def epochs(columns, count=4, first=0):
+    """All batches of some epochs of three steps, flipped and cropped."""
+    batches = batching.train_batches(
+        columns,
+        TASKS,
+        batch_size=2,
+        seed=5,
+        first_step=first,
+        last_step=3 * count,
+        augment=Augment(flip=True, crop=CROP),
+    )
+    return list(batches.as_numpy_iterator())
+
+
+def way_of(picture, whole):
+    """(rows, columns, sign) that make the picture out of the whole one, by search."""
+    for top in range(HEIGHT - CROP[0] + 1):
+        for left in range(WIDTH - CROP[1] + 1):
+            rows, columns = slice(top, top + CROP[0]), slice(left, left + CROP[1])
+            window = whole[rows, columns]
+            for step in (1, -1):
+                if np.array_equal(window[:, ::step], picture):
+                    return rows, columns, step
+    raise AssertionError("no window of the whole picture")
+
+
+def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_epoch():
+    columns = noise.replace(real_columns(), NOISY, INFO, 5)
+    everything = {task: columns.targets[task][np.arange(N)] for task in NOISY}
+    images = columns.images.astype(np.float32) / np.float32(255)
+    seen, steps = [], set()
+    for batch in epochs(columns):
+        for place, index in enumerate(batch["index"]):
+            rows, cols, step = way_of(batch["image"][place], images[index])
+            mirror = {
+                "autoencoder": 1,
+                "normal": (step, 1, 1),
+            }  # x points the other way.
+            for task in NOISY:
+                window = everything[task][index][rows, cols][:, ::step]
+                found = batch["targets"][task][place]
+                np.testing.assert_array_equal(found, window * np.float32(mirror[task]))
+            known = columns.masks["normal"][index][rows, cols][:, ::step]
+            np.testing.assert_array_equal(batch["masks"]["normal"][place], known)
+            seen.append(int(index))
+            steps.add(step)
+    assert steps == {1, -1}
+    assert min(seen.count(index) for index in set(seen)) >= 2  # Several epochs each.
+
+
+def test_all_else_is_bit_equal_and_a_later_start_goes_on():
+    control = noise.replace(real_columns(), NOISY, INFO, 5)
+    for own, other in zip(epochs(real_columns()), epochs(control), strict=True):
+        for name in ("image", "masks", "index", "position", "step"):
+            np.testing.assert_equal(other[name], own[name])
+        np.testing.assert_array_equal(other["targets"]["seg"], own["targets"]["seg"])
+        for task in NOISY:
+            assert other["targets"][task].dtype == np.float32
+            assert other["targets"][task].shape == own["targets"][task].shape
+            assert (other["targets"][task] != own["targets"][task]).any()
+    for whole, late in zip(epochs(control)[7:], epochs(control, first=7), strict=True):
+        np.testing.assert_equal(late, whole)
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def weights_of(workdir):
+    model = checkpoints.load_run(str(workdir)).model
+    return {variable.path: variable.numpy() for variable in model.variables}
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_with_the_same_bits(camvid_dir, tmp_path, monkeypatch):
+    config = TrainConfig(
+        tasks=("seg", "autoencoder"),
+        main_tasks=("seg",),
+        random_targets=("autoencoder",),
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+        image_size="16x16",
+        model="tiny",
+        epochs=2,
+        batch_size=8,
+        checkpoint_every=2,
+        eval_eps=0.0,
+        eval_examples=2,
+    )
+    training.train(config, tmp_path / "whole")
+    save = checkpoints.Keeper.save
+
+    def save_and_stop(keeper, step):
+        save(keeper, step)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Keeper, "save", save_and_stop)
+        with pytest.raises(Stopped):
+            training.train(config, tmp_path / "cut")
+    training.train(config, tmp_path / "cut")
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(cut[name], value, err_msg=name)
+    kept = json.loads((tmp_path / "cut" / "config.json").read_text())["train"]
+    assert kept["random_targets"] == ["autoencoder"]
