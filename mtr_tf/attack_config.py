@@ -49,7 +49,8 @@ class AttackConfig(Settings):
     attack: tuple[str, ...] = setting(
         ("pgd",),
         f"Attacks, out of {', '.join(ATTACKS)}. worst: the worst per image of those in "
-        "--ensemble. none: only --measure.",
+        "--ensemble. none: only --measure. pgd_released and its kin: with the errors "
+        "of the paper's code, for comparison only.",
     )
     eps: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
@@ -81,7 +82,8 @@ class AttackConfig(Settings):
     steps: int = setting(20, "Steps of pgd, mim and apgd; of sea, in each run.", low=1)
     step_size: float = setting(
         0.0,
-        "Step of pgd and mim, in the unit of --eps; 0: a quarter of each eps.",
+        "Step of pgd and mim (and the released ones), in the unit of --eps; 0: a "
+        "quarter of each eps.",
         low=0,
     )
     restarts: int = setting(

@@ -90,12 +90,9 @@ def attack(config: AttackConfig) -> str:
     source = _open_source(config, run, tasks)
     cells = []
     if config.attack != NO_ATTACK:
-        cells = cells_lib.make_cells(
-            config,
-            tasks,
-            source.info.classes,
-            _normalization(config, source_run or run),
-        )
+        asked = [name for name in config.attack if name in cells_lib.OUTSIDE]
+        scale = (source_run or run).normalization(asked[0]) if asked else ()
+        cells = cells_lib.make_cells(config, tasks, source.info.classes, scale)
     columns = source.columns(config.split)
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
@@ -211,23 +208,6 @@ def _surrogate(
         with strategy.scope():
             return inference.in_bfloat16(run.model)
     return run.model if config.source_ckpt else None
-
-
-def _normalization(
-    config: AttackConfig, run: Run
-) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[()]:
-    """(mean, std) that a model standardises images with, where an attack needs it."""
-    asked = [name for name in config.attack if name in cells_lib.OUTSIDE]
-    if not asked:
-        return ()
-    if run.config is None:
-        raise InputError(
-            f"--attack={asked[0]} needs the mean and standard deviation that the model "
-            "standardises images with, which only runs of mtr_tf.train and "
-            "mtr_tf.convert tell, and gradients are taken of a .keras file; attack a "
-            "run, or give another --attack."
-        )
-    return models.normalization(run.model)
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:

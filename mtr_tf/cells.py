@@ -104,8 +104,8 @@ class Cell:
         )
         return (
             f"{self.attack} is not bound by eps, as the released code is not: at eps "
-            f"{self.eps:g} values move by up to {reach:.3g} levels; it does not measure "
-            "robustness.",
+            f"{self.eps:g} values move by up to {reach:.3g} levels; it is no measure "
+            "of robustness.",
         )
 
     @property

@@ -116,6 +116,23 @@ class Run:
     fingerprint: str  # Of architecture and weights; a cached result depends on it.
     unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
 
+    def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
+        """(mean, std) per colour that the model standardises images with.
+
+        Raises:
+          InputError: It is a .keras file, which does not tell; `attack` needs them.
+        """
+        from mtr_tf import models
+
+        if self.config is None:
+            raise InputError(
+                f"--attack={attack} needs the mean and standard deviation that the "
+                "model standardises images with, which only runs of mtr_tf.train and "
+                "mtr_tf.convert tell, and gradients are taken of a .keras file; "
+                "attack a run, or give another --attack."
+            )
+        return models.normalization(self.model)
+
 
 def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.

@@ -116,9 +116,8 @@ def check_once(
         )
         alike = [
             result
-            for result in results
-            if transfer
-            and result.cell.attack not in OUTSIDE  # Stronger for being outside.
+            for result in (results if transfer else ())
+            if result.cell.attack not in OUTSIDE  # Stronger for being outside.
             and (result.cell.attacked, result.cell.eps) == (cell.attacked, cell.eps)
         ]
         checks = run(few, cell, alike)

@@ -13,6 +13,7 @@ import study_fixture
 from mtr_tf.errors import InputError
 from mtr_tf.study import claims
 from mtr_tf.study import design
+from mtr_tf.study import design_file
 from mtr_tf.study import effects
 from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import Claim
@@ -331,3 +332,10 @@ def test_evaluate_corrects_over_all_claims(tmp_path):
     assert first.p_corrected == 2 / 32
     assert first.verdict == opposite.verdict == "undecided"
     assert first.effect == pytest.approx(-opposite.effect) == pytest.approx(0.023)
+
+
+@pytest.mark.parametrize("name", list(design_file.shipped()))
+def test_studies_that_come_with_the_package_can_be_judged(name):
+    study = design.load(name)
+    claims.check(study)
+    assert len(study.seeds) >= 5  # Fewer could never say that a claim holds.

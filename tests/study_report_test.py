@@ -49,6 +49,7 @@ VOID = ("img", "link", "meta", "wbr")
         (0.00012345, "0.000123"),
         (0.000012345, "1.23e−5"),
         (0.0, "0.00"),
+        (-1e-17, "0.00"),
         (None, "–"),
         (np.nan, "–"),
         (np.inf, "–"),
@@ -59,7 +60,7 @@ def test_three_digits(value, expected):
 
 
 def test_signs_percents_and_probabilities():
-    assert [text.signed(v) for v in (0.5, -0.5, 0.0)] == ["+0.500", "−0.500", "0.00"]
+    assert [text.signed(v) for v in (0.5, -0.5, 1e-17)] == ["+0.500", "−0.500", "0.00"]
     assert text.percent(0.1234) == "+12.3 %"
     assert text.percent(-1.5) == "−150 %"
     assert [text.probability(p) for p in (1 / 32, 0.0001, 1.0)] == [
@@ -169,6 +170,23 @@ def test_curves_have_clean_values_at_0_and_nan_where_nothing_is():
     np.testing.assert_array_equal(miou.values["b"], [[nan, nan, nan], [0.9, 0.2, 0.1]])
     assert (miou.headline, loss.headline) == (True, False)
     np.testing.assert_array_equal(loss.values["a"], [[6, 5], [nan, nan]])
+
+
+def test_differences_are_of_equal_seeds():
+    values = {"a": (0.5, 0.4), "b": (0.7, 0.3), "c": (None, 0.9)}
+    records = [
+        record(variant, seed, 2, value, clean=seed + 1.0)
+        for variant, of in values.items()
+        for seed, value in enumerate(of)
+    ] + [record("a", 0, 2, 0.3, metric="loss"), record("b", 0, 2, 0.3, metric="loss")]
+    miou, less, loss = curves.with_differences(
+        curves.make(records, ("a", "b", "c"), (0, 1))
+    )
+    assert (less.reference, list(less.values)) == ("a", ["b", "c"])
+    np.testing.assert_allclose(less.values["b"], [[0, 0.2], [0, -0.1]])
+    np.testing.assert_allclose(less.values["c"], [[0, np.nan], [0, 0.5]])
+    assert (miou.reference, loss.reference) == ("", "")
+    assert len({miou.id, less.id, loss.id}) == 3
 
 
 def test_attacks_of_one_spec_are_curves_of_their_own():

@@ -19,6 +19,7 @@ from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.study.commands import Cell
 
+_TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, data.
 _START = 10.0  # Seconds of each process before the first pass: imports, compiling.
 _EXAMPLES = 2000  # Of a training split whose size is not known here.
 _FORWARD = 0.4  # Of a pass, without the way back.
@@ -29,7 +30,8 @@ _PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
 def of_training(config: TrainConfig) -> float:
     """The cost of a training run."""
     images = config.epochs * (config.train_examples or _EXAMPLES)
-    passes = 1 + (config.adversarial_steps if config.adversarial_tasks else 0)
+    attacked = config.adversarial_steps if config.adversarial_tasks else 0
+    passes = _TRAINING * (2 if attacked else 1) + attacked
     return images * passes * _size(config.image_size, len(config.tasks))
 
 

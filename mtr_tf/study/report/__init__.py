@@ -98,7 +98,8 @@ def _read(workdir: pathlib.Path) -> _Content:
     cells = json.loads((workdir / "index.json").read_text())["cells"]
     study = json.loads((workdir / "study.json").read_text())
     found = curves.make(records, results.variants, results.seeds)
-    of_curves = plots.curves(found, results.variants)
+    shown_curves = curves.with_differences(found)
+    of_curves = plots.curves(shown_curves, results.variants)
     of_theory = {
         "norms": plots.norms(measures),
         "first_order": plots.first_order(measures),
@@ -126,7 +127,7 @@ def _read(workdir: pathlib.Path) -> _Content:
         study.get("provenance", {}),
         decided,
         context,
-        found,
+        shown_curves,
         shown(of_curves),
         {name: shown(part) for name, part in of_theory.items()},
         gallery.make(records, workdir),
@@ -148,7 +149,7 @@ def _page(content: _Content, drawn: Mapping[str, bytes]) -> str:
         verdicts.section(content.verdicts, content.context),
         tag("nav", bullets(links), aria_label="sections"),
         sections.robustness(content.curves, content.of_curves, drawn, images),
-        sections.clean(content.curves, variants),
+        sections.clean([c for c in content.curves if not c.reference], variants),
         sections.theory(content.theory, drawn),
         sections.examples(content.galleries),
         settings.settings(study),

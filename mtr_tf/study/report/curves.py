@@ -35,6 +35,7 @@ class Curve:
       eps: `[E]`, growing; the first is 0, the clean images.
       values: {variant: `[seeds, E]`}, NaN where there is no result.
       warnings: {what a check found: {variant: its seeds}}.
+      reference: A variant whose values of the same seeds are taken off; empty: none.
     """
 
     spec: str
@@ -47,17 +48,25 @@ class Curve:
     eps: np.ndarray
     values: dict[str, np.ndarray]
     warnings: dict[str, dict[str, list[int]]]
+    reference: str = ""
 
     @property
     def id(self) -> str:
         """The plot's name, for files and links."""
+        kind = "less" if self.reference else "curve"
         group = "+".join(self.attacked)
-        return identifier("curve", self.spec, self.label, group, self.task, self.metric)
+        return identifier(kind, self.spec, self.label, group, self.task, self.metric)
 
     @property
     def title(self) -> str:
         """A line above the plot."""
-        return f"{self.task} {self.metric} under {self.attack}"
+        less = f" less that of {self.reference}" if self.reference else ""
+        return f"{self.task} {self.metric}{less} under {self.attack}"
+
+    @property
+    def first(self) -> bool:
+        """Whether it is of the first rank: the first metric of an attacked task."""
+        return self.headline and self.task in self.attacked
 
     @property
     def attack(self) -> str:
@@ -110,6 +119,23 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
     facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
     is_first = headline[task] == metric
     return Curve(*key, is_first, facts, eps, values, warnings(records))
+
+
+def with_differences(found: Sequence[Curve]) -> list[Curve]:
+    """The curves, each of the first rank followed by its differences.
+
+    These are between each variant and the first one, at equal seed.
+    """
+    curves = []
+    for curve in found:
+        curves.append(curve)
+        if curve.first and len(curve.values) > 1:
+            reference, *others = curve.values
+            off = curve.values[reference]
+            values = {name: curve.values[name] - off for name in others}
+            less = {"values": values, "reference": reference, "warnings": {}}
+            curves.append(dataclasses.replace(curve, **less))
+    return curves
 
 
 def _number(value: float | None) -> float:

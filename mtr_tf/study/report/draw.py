@@ -176,8 +176,11 @@ def curve(found: Curve, variants: Sequence[str]) -> Figure:
             axes.plot(found.eps[known], line[known], **look)
             end = (found.eps[known][-1], line[known][-1])
             lines.append((variant, *end, look))
+    if found.reference:
+        axes.axhline(0, color="0.3", lw=0.8)
     unit = f" [{found.facts['unit']}]" if found.facts["unit"] else ""
-    axes.set_ylabel(f"{found.metric}{unit}, {found.facts['better']} is better")
+    what = "difference" if found.reference else found.metric
+    axes.set_ylabel(f"{what}{unit}, {found.facts['better']} is better")
     norm = found.facts["norm"]
     levels = "levels of 0-255" if norm == "linf" else "plain l2 norm"
     axes.set_xlabel(f"eps, {norm} ({levels}); 0: clean")

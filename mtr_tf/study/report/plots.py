@@ -34,7 +34,7 @@ def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
             _seeds(curve),
             _curve_alt(curve),
             functools.partial(draw.curve, curve, variants),
-            curve.headline and curve.task in curve.attacked,
+            curve.first,
             tuple(warning_lines(curve.warnings)),
         )
         for curve in found
@@ -46,7 +46,8 @@ def _seeds(curve: Curve) -> str:
         int((~np.isnan(values)).any(axis=1).sum()) for values in curve.values.values()
     }
     many = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
-    return f"{many} seed{'s' * (many != '1')} per variant."
+    words = f"{many} seed{'s' * (many != '1')} per variant"
+    return f"{words}, paired." if curve.reference else f"{words}."
 
 
 def _curve_alt(curve: Curve) -> str:

@@ -81,7 +81,8 @@ def robustness(
         tag(
             "p",
             "Each line is a variant's mean over seeds, the band reaches from the least "
-            f"to the largest seed; eps 0 is without an attack. On {images}.",
+            "to the largest seed; eps 0 is without an attack. Differences are between "
+            f"models of one seed. On {images}.",
         )
     ]
     for attack in dict.fromkeys(curve.attack for curve in found):

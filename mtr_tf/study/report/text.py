@@ -9,12 +9,15 @@ from collections.abc import Sequence
 
 NONE = "–"
 _MINUS = "\N{MINUS SIGN}"
+_NOTHING = 1e-12  # What may be left of a difference of equal numbers.
 
 
 def number(value: float | None) -> str:
     """Three significant digits; a dash for a number that does not exist."""
     if value is None or not math.isfinite(value):
         return NONE
+    if abs(value) <= _NOTHING:
+        value = 0.0
     if value and not 1e-4 <= abs(value) < 1e5:
         digits, exponent = f"{value:.2e}".split("e")
         return f"{digits}e{int(exponent)}".replace("-", _MINUS)
@@ -32,7 +35,7 @@ def short(value: float) -> str:
 def signed(value: float | None) -> str:
     """A difference: as `number`, always with its sign."""
     text = number(value)
-    return f"+{text}" if value is not None and value > 0 else text
+    return f"+{text}" if value is not None and value > _NOTHING else text
 
 
 def percent(value: float | None) -> str:
