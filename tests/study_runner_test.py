@@ -264,7 +264,7 @@ def test_costs_are_in_proportion():
     assert of(epochs=40) == 2 * of(epochs=20)
     assert of(image_size="128") == 4 * of()
     assert of(tasks=("seg", "depth", "normal")) == 2 * of(tasks=("seg",))
-    assert of(adversarial_tasks="main", adversarial_steps=3) == 4 * of()
+    assert of(adversarial_tasks="main", adversarial_steps=5) == 3 * of()
 
     run = TrainConfig(tasks=("seg", "depth"))
 

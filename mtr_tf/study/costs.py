@@ -31,7 +31,7 @@ def of_training(config: TrainConfig) -> float:
     """The cost of a training run."""
     images = config.epochs * (config.train_examples or _EXAMPLES)
     attacked = config.adversarial_steps if config.adversarial_tasks else 0
-    passes = _TRAINING * (2 if attacked else 1) + attacked
+    passes = _TRAINING + attacked
     return images * passes * _size(config.image_size, len(config.tasks))
 
 
