@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of a study's report: numbers, HTML, curves, plots, examples."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import scipy.optimize
+import study_fixture
+from html_fixture import parse
+
+from mtr_tf.study.report import curves
+from mtr_tf.study.report import draw
+from mtr_tf.study.report import draw_theory
+from mtr_tf.study.report import elements
+from mtr_tf.study.report import gallery
+from mtr_tf.study.report import plots
+from mtr_tf.study.report import text
+from mtr_tf.study.report import theory
+
+# Numbers.
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "0.500"),
+        (0.123456, "0.123"),
+        (-0.0123456, "−0.0123"),
+        (12.3456, "12.3"),
+        (123.456, "123"),
+        (1234.5, "1234"),
+        (99999.0, "99999"),
+        (123456.0, "1.23e5"),
+        (0.00012345, "0.000123"),
+        (0.000012345, "1.23e−5"),
+        (0.0, "0.00"),
+        (-1e-17, "0.00"),
+        (None, "–"),
+        (np.nan, "–"),
+        (np.inf, "–"),
+    ],
+)
+def test_three_digits(value, expected):
+    assert text.number(value) == expected
+
+
+def test_signs_percents_and_probabilities():
+    assert [text.signed(v) for v in (0.5, -0.5, 1e-17)] == ["+0.500", "−0.500", "0.00"]
+    assert text.percent(0.1234) == "+12.3 %"
+    assert text.percent(-1.5) == "−150 %"
+    assert [text.probability(p) for p in (1 / 32, 0.0001, 1.0)] == [
+        "0.031",
+        "< 0.001",
+        "1",
+    ]
+    assert text.interval((-0.1, 0.25), text.signed) == "−0.100 to +0.250"
+    assert text.interval((None, 0.25)) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.5, "0.500 s"), (59.4, "59.4 s"), (120, "2 min"), (7500, "2 h 5 min")],
+)
+def test_seconds(seconds, expected):
+    assert text.seconds(seconds) == expected
+
+
+# HTML.
+
+
+def test_text_is_escaped_and_html_is_not():
+    hostile = "<script>\"&'</script>"
+    made = elements.tag("p", hostile, elements.tag("b", "x"), title=hostile)
+    tree = parse(made)
+    assert tree.found == [("p", {"title": hostile}), ("b", {})]
+    assert "".join(tree.texts) == f"{hostile}x"
+
+
+def test_table_has_heads_for_rows_and_columns():
+    made = elements.table(["a", "b"], [["r", "1"], ["s", "2"]], label="all")
+    heads = [
+        attributes["scope"] for tag, attributes in parse(made).found if tag == "th"
+    ]
+    assert heads == ["col", "col", "row", "row"]
+
+
+def test_identifiers_are_fit_for_files_and_links():
+    assert elements.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
+
+
+# Curves.
+
+
+def record(variant, seed, eps, value, clean=1.0, **more):
+    return {
+        "variant": variant,
+        "seed": seed,
+        "spec": "pgd50",
+        "attack": "pgd",
+        "attacked": ["seg"],
+        "task": "seg",
+        "metric": "miou",
+        "norm": "linf",
+        "unit": "",
+        "better": "higher",
+        "eps": eps,
+        "clean": clean,
+        "attacked_value": value,
+        "warnings": [],
+        **more,
+    }
+
+
+def test_curves_have_clean_values_at_0_and_nan_where_nothing_is():
+    records = [
+        record("b", 7, 4, 0.1, 0.9),
+        record("b", 7, 2, 0.2, 0.9),
+        record("a", 3, 2, 0.3, 0.8),
+        record("a", 3, 4, None, 0.8),
+        record("a", 3, 4, 5.0, 6.0, metric="loss"),
+    ]
+    miou, loss = curves.make(records, ("a", "b", "c"), (3, 7))
+    np.testing.assert_array_equal(miou.eps, [0, 2, 4])
+    assert list(miou.values) == ["a", "b"]
+    nan = np.nan
+    np.testing.assert_array_equal(miou.values["a"], [[0.8, 0.3, nan], [nan, nan, nan]])
+    np.testing.assert_array_equal(miou.values["b"], [[nan, nan, nan], [0.9, 0.2, 0.1]])
+    assert (miou.headline, loss.headline) == (True, False)
+    np.testing.assert_array_equal(loss.values["a"], [[6, 5], [nan, nan]])
+
+
+def test_differences_are_of_equal_seeds():
+    values = {"a": (0.5, 0.4), "b": (0.7, 0.3), "c": (None, 0.9)}
+    records = [
+        record(variant, seed, 2, value, clean=seed + 1.0)
+        for variant, of in values.items()
+        for seed, value in enumerate(of)
+    ] + [record("a", 0, 2, 0.3, metric="loss"), record("b", 0, 2, 0.3, metric="loss")]
+    miou, less, loss = curves.with_differences(
+        curves.make(records, ("a", "b", "c"), (0, 1))
+    )
+    assert (less.reference, list(less.values)) == ("a", ["b", "c"])
+    np.testing.assert_allclose(less.values["b"], [[0, 0.2], [0, -0.1]])
+    np.testing.assert_allclose(less.values["c"], [[0, np.nan], [0, 0.5]])
+    assert (miou.reference, loss.reference) == ("", "")
+    assert len({miou.id, less.id, loss.id}) == 3
+
+
+def test_attacks_of_one_spec_are_curves_of_their_own():
+    records = [
+        record("a", 0, 2, 0.3),
+        record("a", 0, 2, 0.3, attack="apgd"),
+        record("a", 0, 2, 0.3, attacked=["seg", "depth"]),
+        record("a", 0, 2, 0.3, spec="other"),
+    ]
+    found = curves.make(records, ("a",), (0,))
+    assert len({curve.id for curve in found}) == 4
+
+
+def test_warnings_say_whose_they_are():
+    records = [
+        record(
+            "a", seed, 2, 0.3, warnings=[f"more steps help (base {seed}.1, more 2)."]
+        )
+        for seed in (1, 0)
+    ] + [record("b", 1, 2, 0.3, warnings=["more steps help (base 9, more 2)."])]
+    (curve,) = curves.make(records, ("a", "b"), (0, 1))
+    lines = curves.warning_lines(curve.warnings)
+    assert lines == ["more steps help [a: seeds 0, 1; b: seed 1]"]
+
+
+# Plots.
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_move_as_little_as_needed(seed):
+    """Against a general solver of the same quadratic program."""
+    rng = np.random.default_rng(seed)
+    count = rng.integers(1, 9)
+    wanted = np.sort(rng.uniform(-0.1, 1.1, count))
+    apart = rng.uniform(0.02, 0.9 / count)
+    found = np.array(draw.spread(wanted, apart))
+    assert np.all(np.diff(found) >= apart - 1e-12)
+    gaps = {"type": "ineq", "fun": lambda y: [*(np.diff(y) - apart), y[0], 1 - y[-1]]}
+    solved = scipy.optimize.minimize(
+        lambda y: np.sum((y - wanted) ** 2),
+        apart * np.arange(count),
+        constraints=[gaps],
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    np.testing.assert_allclose(found, solved.x, atol=1e-4)
+
+
+def test_lines_are_means_and_bands_reach_over_seeds():
+    values = np.array([[0.8, 0.5, np.nan], [0.6, 0.1, 0.2], [0.7, np.nan, np.nan]])
+    records = [
+        record("a", seed, eps, None if np.isnan(v) else v, values[seed, 0])
+        for seed in range(3)
+        for eps, v in zip((2, 4), values[seed, 1:], strict=True)
+    ]
+    (curve,) = curves.make(records, ("a",), (0, 1, 2))
+    axes = draw.curve(curve, ("z", "a")).axes[0]
+    line = next(line for line in axes.lines if line.get_marker() != "None")
+    np.testing.assert_allclose(line.get_xdata(), [0, 2, 4])
+    np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=0))
+    assert line.get_color() == draw.COLORS[1]  # By its place among all variants.
+    corners = axes.collections[0].get_paths()[0].vertices
+    assert {tuple(c) for c in corners.round(9)} == {
+        (0, 0.6),
+        (0, 0.8),
+        (2, 0.1),
+        (2, 0.5),
+    }
+
+
+def test_styles_of_lines_differ():
+    looks = [tuple(draw.style(place).values()) for place in range(21)]
+    assert len({look[:2] for look in looks}) == 21
+
+
+def test_slope_in_the_plot_is_that_of_the_points():
+    """Against a straight line fitted by NumPy to the logarithms."""
+    k = np.arange(1, 6)
+    rows = []
+    for seed, (size, power) in enumerate([(2.0, -0.3), (3.0, -0.4)]):
+        y = size * k**power * np.array([1, 1.1, 0.9, 1, 1])
+        fit = np.polyfit(np.log(k), np.log(y), 1)[0]
+        same = {"measure": "tasks", "spec": "t", "variant": "v", "seed": seed}
+        same |= {"norm": "l2", "normalisation": "unit"}
+        rows.append({**same, "quantity": "slope", "value": fit, "predicted": -0.5})
+        rows += [
+            {
+                **same,
+                "quantity": "norm_by_size",
+                "count": int(n),
+                "value": value,
+                "predicted": 1.0,
+                "factor": 1.0,
+            }
+            for n, value in zip(k, y, strict=True)
+        ]
+    axes = draw_theory.sizes(rows, "title").axes[0]
+    measured, fitted = axes.lines[:2]
+    points = np.log(measured.get_ydata())
+    expected = np.poly1d(np.polyfit(np.log(k), points, 1))(np.log(k))
+    np.testing.assert_allclose(np.log(fitted.get_ydata()), expected, atol=0.01)
+    slopes = [row["value"] for row in rows if row["quantity"] == "slope"]
+    slope = np.diff(np.log(fitted.get_ydata())) / np.diff(np.log(k))
+    np.testing.assert_allclose(slope, np.mean(slopes))
+    (plot,) = plots.norms(rows)
+    assert f"{np.mean(slopes):.3f}".replace("-", "−") in plot.caption
+
+
+def test_matrix_is_symmetric_and_a_mean_over_seeds():
+    rows = [
+        {"quantity": "cosine", "tasks": list(pair), "value": value}
+        for values in ((1.0, 0.2, 1.0), (1.0, 0.4, 1.0), (1.0, None, 1.0))
+        for pair, value in zip(("aa", "ab", "bb"), values, strict=True)
+    ]
+    tasks, found = theory.matrix(rows, "cosine")
+    assert tasks == ("a", "b")
+    np.testing.assert_allclose(found, [[1, 0.3], [0.3, 1]])
+
+
+# Examples.
+
+
+def shot(workdir, number, **fields):
+    """A record with the pictures of its cell, of which all pixels are its number."""
+    made = record("a", 0, 2, 0.3, folder="cell", **fields)
+    made |= {"rows": f"cells/{number}", "clean_rows": f"cells/{number}clean"}
+    tile = np.full((1, 4, 4, 3), number, np.uint8)
+    names = ("image", "adversarial", "perturbation", "target/seg", "output/seg")
+    (workdir / "cell" / "cells").mkdir(parents=True, exist_ok=True)
+    for stem in (made["rows"], made["clean_rows"]):
+        arrays = {f"picture/{name}": tile for name in names}
+        np.savez(workdir / "cell" / f"{stem}.npz", **arrays)
+    return made
+
+
+def test_gallery_is_of_the_attack_on_the_task_alone_at_its_largest_radius(tmp_path):
+    joint = {"attacked": ["seg", "depth"], "spec": "joint"}
+    records = [
+        shot(tmp_path, 1, **joint),
+        shot(tmp_path, 2, metric="loss"),
+        shot(tmp_path, 3),
+        shot(tmp_path, 4) | {"eps": 4},
+        shot(tmp_path, 5) | {"eps": 4, "seed": 1},
+        shot(tmp_path, 6, task="depth", **joint),
+    ]
+    (found,) = gallery.make(records, tmp_path)
+    assert [shots.pictures[0][0, 0, 0, 0] for shots in found.shots] == [4]
+    assert "eps 4" in found.attack
+
+
+def test_gallery_goes_on_without_damaged_pictures(tmp_path):
+    records = [shot(tmp_path, 1), shot(tmp_path, 2) | {"eps": 4}]
+    (tmp_path / "cell" / "cells" / "2.npz").write_bytes(b"PK nonsense")
+    (found,) = gallery.make(records, tmp_path)
+    assert found.shots[0].pictures[0][0, 0, 0, 0] == 1
+
+
+# What may be missing.
+
+KINDS = (plots.norms, plots.pixels, plots.first_order, plots.cosines)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> dict[tuple[str, ...], list[dict]]:
+    """{tasks: records of all measures of one seed}."""
+    found = {}
+    for tasks in (("seg",), ("seg", "depth")):
+        folder = tmp_path_factory.mktemp("measures")
+        measures = ("tasks", "pixels", "first_order")
+        study_fixture.write_measures(folder, measures, tasks, 0)
+        records = json.loads((folder / "measures.json").read_text())
+        found[tasks] = [r | {"variant": "v", "spec": "t"} for r in records]
+    return found
+
+
+@pytest.mark.parametrize("tasks", [("seg",), ("seg", "depth")])
+def test_measures_of_one_seed_or_one_task_are_drawn(measured, tasks):
+    for kind in KINDS:
+        for plot in kind(measured[tasks]):
+            assert "nan" not in plot.alt + plot.caption
+            plot.draw()
+
+
+def test_numbers_that_do_not_exist_leave_plots_empty(measured):
+    numbers = ("value", "predicted", "ratio", "clean", "factor")
+    empty = dict.fromkeys(numbers)
+    records = [r | empty for r in measured["seg", "depth"]]
+    for kind in KINDS:
+        for plot in kind(records):
+            assert "nan" not in plot.alt + plot.caption
+            plot.draw()
+    without = [record("a", 0, eps, None, None) for eps in (1, 2)]
+    found = curves.make(without, ("a",), (0,))
+    (plot,) = plots.curves(found, ("a",))
+    plot.draw()
