@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 
@@ -14,6 +13,7 @@ from mtr_tf.config import Settings
 from mtr_tf.config import parse_image_size
 from mtr_tf.config import setting
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 # With the mistakes of the paper's released code: for comparison only.
 RELEASED = ("pgd_released", "pgd_released_start", "pgd_released_scale")
@@ -267,6 +267,5 @@ def check_known(what: str, given: str, known: tuple[str, ...]) -> None:
     """Raises `InputError`, with the nearest known name, for an unknown one."""
     if given in known:
         return
-    near = difflib.get_close_matches(given.lower(), known, 1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(given, known)
     raise InputError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")

@@ -8,13 +8,13 @@ The flags are made from these records (`common_flags.define`), a run keeps them 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 
 def setting(
@@ -51,9 +51,8 @@ class Settings:
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
-                near = difflib.get_close_matches(key, names, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InputError(f"there is no setting {key!r}{hint}")
+                hint = did_you_mean(key, names)
+                raise InputError(f"there is no setting {key!r}.{hint}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for field in dataclasses.fields(cls):
             value, kind = values.get(field.name, field.default), type(field.default)

@@ -391,9 +391,9 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
         ({"tasks": ("autoencoder",)}, "autoencoder.*has only.*seg, depth"),
         ({"attack_pixels": 257}, "1 to 256.*257"),
         ({"dataset": "blob"}, "blob"),
-        ({"attack_loss": ("cosPGD",)}, "did you mean 'cospgd'"),
+        ({"attack_loss": ("cosPGD",)}, "Did you mean 'cospgd'"),
         ({"attack_loss": ("angular",)}, "angular.*fits none"),
-        ({"balance": ("wdg",)}, "did you mean 'wgd'"),
+        ({"balance": ("wdg",)}, "Did you mean 'wgd'"),
         (
             {
                 "balance": ("dgba",),

@@ -268,10 +268,10 @@ def test_half_precision_images_and_models():
         ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
         (
             {"balance": "summ"},
-            "balance is one of sum, mean.*'summ'; did you mean 'su",
+            "balance is one of sum, mean.*'summ'. Did you mean 'su",
         ),
-        ({"judge": "errors"}, "judge is one of loss, error, got 'errors'; did you"),
-        ({"losses": ("cosgpd",)}, "A loss is one of ce, .* did you mean 'cospgd'?"),
+        ({"judge": "errors"}, "judge is one of loss, error, got 'errors'. Did you"),
+        ({"losses": ("cosgpd",)}, "A loss is one of ce, .* Did you mean 'cospgd'?"),
         ({"losses": "ce,margin"}, "but 'ce' and 'margin' both fit 'seg'; choose one"),
         ({"losses": "angular"}, "'angular' fits none of 'seg', 'depth', 'autoencoder'"),
         ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),

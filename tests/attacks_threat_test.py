@@ -198,7 +198,7 @@ def test_the_whole_ball_can_be_used(dtype):
         ("linf", True, "finite number, got True"),
         ("l2", -1, "from 0 to 1e6"),
         ("l2", float("nan"), "finite number, got nan"),
-        ("l_inf", 0.1, "one of linf, l2, got 'l_inf'; did you mean 'linf'?"),
+        ("l_inf", 0.1, "one of linf, l2, got 'l_inf'. Did you mean 'linf'?"),
     ],
 )
 def test_bad_radii_and_norms_are_refused(norm, epsilon, message):

@@ -40,7 +40,7 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
 
 
 def test_an_unknown_setting_suggests_a_known_one():
-    with pytest.raises(InputError, match="did you mean 'batch_size'"):
+    with pytest.raises(InputError, match="Did you mean 'batch_size'"):
         TrainConfig.from_dict({"batchsize": 3})
 
 

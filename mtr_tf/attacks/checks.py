@@ -6,12 +6,12 @@ Each raises InputError with what must hold and what was given.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 
 def check_number(name: str, value: object) -> None:
@@ -36,9 +36,8 @@ def check_flag(name: str, value: object) -> None:
 def check_name(kind: str, given: object, known: Iterable[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
     if given not in known:
-        near = difflib.get_close_matches(str(given).lower(), known, 1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}{hint}")
+        hint = did_you_mean(given, known)
+        raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}.{hint}")
 
 
 def is_whole(value: object) -> bool:

@@ -6,13 +6,13 @@ Nothing here imports TensorFlow before a data set is opened.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -143,8 +143,7 @@ def _opener(name: str) -> Callable[..., Source]:
         return functools.partial(custom.open_source, name)
     if name in DATASETS:
         return DATASETS[name]
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(name, DATASETS)
     raise InputError(
         f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}; and "
         "package.module:function for data of your own (docs/own_data.md)."

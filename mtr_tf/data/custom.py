@@ -12,7 +12,6 @@ other is read into memory at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import os
@@ -29,6 +28,7 @@ from mtr_tf.data import custom_facts
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 SPLITS = ("train", "validation", "test")
 # Where files are whose lines would tell a user nothing.
@@ -131,8 +131,7 @@ def _function(name: str) -> Callable[..., Any]:
     function = getattr(module, function_name, None)
     if callable(function):
         return function
-    near = difflib.get_close_matches(function_name, dir(module), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(function_name, dir(module))
     found = "none" if function is None else f"a {type(function).__name__} of that name"
     raise InputError(
         f"The module {module_name!r} must have a function {function_name!r}, but has "
@@ -171,8 +170,7 @@ def _sort(name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         )
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, known)
             raise InputError(
                 f"{name} may give {', '.join(known)}, but gave {key!r}.{hint}"
             )

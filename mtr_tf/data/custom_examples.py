@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 _KEYS = ("image", "targets", "masks", "name")
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
@@ -80,8 +80,7 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
         )
     for key in raw:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, _KEYS)
             raise InputError(
                 f"An example has the keys {', '.join(_KEYS)}, but {where} has "
                 f"{key!r}.{hint}"

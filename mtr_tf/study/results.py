@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +48,7 @@ class Results:
         content = _json(workdir / "study.json")
         content.pop("provenance", None)
         found, measured = [], []
-        for cell in _json(workdir / "index.json")["cells"]:
+        for cell in _json(workdir / "index.json").get("cells", ()):
             if cell["kind"] != "attack" or cell["state"] != "done":
                 continue
             about = {"variant": cell["variant"], "seed": cell["seed"]}
@@ -116,13 +118,10 @@ class Results:
         wanted = {"task": task, "metric": metric, **more}
         if eps:
             wanted |= {"eps": eps, "attacked": list(attacked) or [task]}
-        fitting = [
-            record
-            for record in self._index.get((attack, variant, seed), ())
-            if all(record.get(name) == value for name, value in wanted.items())
-        ]
+        there = self._index.get((attack, variant, seed), ())
+        fitting = [record for record in there if fits(record, wanted)]
         if len(fitting) > 1 and eps:
-            raise InputError(_ambiguous(attack, fitting, wanted))
+            raise InputError(ambiguous(attack, fitting, wanted))
         return fitting[0] if fitting else None
 
     def values(
@@ -169,8 +168,15 @@ class Results:
         path = (self.workdir / record["folder"] / name) if name else None
         if path is None or not path.with_suffix(".npz").exists():
             return None
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return np.asarray(arrays[f"row/{record['task']}/{record['metric']}"], float)
+        try:
+            with np.load(path.with_suffix(".npz")) as arrays:
+                rows = arrays[f"row/{record['task']}/{record['metric']}"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path.with_suffix('.npz')} is damaged ({error}); delete the folder "
+                f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."
+            ) from error
+        return np.asarray(rows, float)
 
     @functools.cached_property
     def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
@@ -194,9 +200,20 @@ def _choose(records, attack, variant, seed) -> list[Record]:
     return [r for r in records if all(r[name] == v for name, v in wanted.items())]
 
 
-def _ambiguous(
+def fits(record: Record, wanted: Mapping[str, Any]) -> bool:
+    """Whether a record has these fields; the order of lists of tasks is no matter."""
+    return all(
+        sorted(record[name]) == sorted(value)
+        if isinstance(record.get(name), list) and isinstance(value, list)
+        else record.get(name) == value
+        for name, value in wanted.items()
+    )
+
+
+def ambiguous(
     attack: str, records: Sequence[Record], wanted: Mapping[str, Any]
 ) -> str:
+    """What to say where several records of an attack fit."""
     said = []
     for name in CHOICES:
         values = sorted({str(record.get(name)) for record in records})

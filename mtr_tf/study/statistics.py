@@ -151,15 +151,18 @@ def bootstrap(
     also asks for the exact test.
 
     Args:
-      effects: `[seeds]`, on all images; NaN where a seed has none.
+      effects: `[seeds]`, on all images; seeds that are NaN are left out.
       on_images: From counts `[resamples, images]` to effects `[resamples, seeds]`.
       images: How many there are, with `on_images`.
       resamples: How many times.
       seed: Equal seeds draw equally.
     """
     effects = np.asarray(effects, float)
-    counts = resampled_seeds(len(effects), resamples, seed)
-    values = effects[np.newaxis]
+    known = ~np.isnan(effects)
+    if not known.any():
+        return np.full(resamples, np.nan)
+    counts = resampled_seeds(int(known.sum()), resamples, seed)
+    values = effects[np.newaxis, known]
     if on_images and images:
-        values = on_images(resampled_images(images, resamples, seed))
+        values = on_images(resampled_images(images, resamples, seed))[:, known]
     return weighted_means(values, counts)

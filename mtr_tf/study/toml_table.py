@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import typing
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import errors
 from mtr_tf.config import Settings
 from mtr_tf.config import check_range
 from mtr_tf.errors import InputError
@@ -43,9 +43,7 @@ def read(path: Any) -> dict[str, Any]:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no known word is near."""
-    by_lower = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(given.lower(), by_lower, 1, cutoff=0.4)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+    return errors.did_you_mean(given, known).replace(" Did", "; did", 1)
 
 
 @dataclasses.dataclass(frozen=True)
