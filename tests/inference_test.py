@@ -54,7 +54,14 @@ def _compare(model: keras.Model, names, shape) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "decoders"), [("small", "separate"), ("resnet18", "shared")]
+    ("name", "decoders"),
+    [
+        ("small", "separate"),
+        ("resnet18", "shared"),
+        pytest.param("resnet50", "separate", marks=pytest.mark.slow),
+        pytest.param("drn_c_26", "shared", marks=pytest.mark.slow),
+        pytest.param("drn_d_54", "separate", marks=pytest.mark.slow),
+    ],
 )
 def test_our_models(name, decoders):
     shape = (32, 32, 3)

@@ -32,13 +32,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf.study.claim_checks import check_attack
+from mtr_tf.study.claim_checks import check_measure
+from mtr_tf.study.claim_checks import one_of
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
-from mtr_tf.study.toml_table import did_you_mean
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
@@ -223,68 +224,72 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     """A point per radius, of one variant."""
     from mtr_tf import tasks  # Imports TensorFlow.
 
-    _one_of(table, "variant", variant, [each.name for each in study.variants])
-    attack = _one_of(
+    one_of(table, "variant", variant, [each.name for each in study.variants])
+    attack = one_of(
         table, "attack", table.value("attack", str), [a.name for a in study.attacks]
     )
     spec = study.spec(attack)
-    _one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
+    one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
     config = study.train_config(variant, study.seeds[0])
     with table.explained():
         task = tasks.resolve([table.value("task", str)])[0]
         attacked = tasks.resolve(table.values("attacked", str, [task]))
     for one in (task, *attacked):
-        _one_of(table, f"task of variant {variant!r}", one, config.tasks)
+        one_of(table, f"task of variant {variant!r}", one, config.tasks)
     metrics = [metric.name for metric in tasks.TASKS[task].metrics]
-    metric = _one_of(table, f"metric of {task}", table.value("metric", str), metrics)
+    metric = one_of(table, f"metric of {task}", table.value("metric", str), metrics)
     radii = [float(eps) for eps in _several(table, "eps", float)]
-    known = study.attack_fields(attack, variant, study.seeds[0]).get("eps")
+    if not radii:
+        table.fail("eps must hold one or more radii.")
+    choice = {key: table.content[key] for key in CHOICES if key in table.content}
     for eps in radii:
-        if eps and known and eps not in [float(one) for one in known]:
-            table.fail(
-                f"eps must be radii of attack {attack!r}, "
-                f"{', '.join(f'{one:g}' for one in known)}, or 0 (clean); got {eps:g}."
-            )
-    choice = tuple((key, table.content[key]) for key in CHOICES if key in table.content)
+        wanted = {"eps": eps, "attacked": list(attacked)} if eps else {}
+        wanted |= {"task": task, **choice}
+        check_attack(table, study, attack, variant, wanted)
+    chosen = tuple(choice.items())
     return [
-        Point(variant, attack, eps, task, metric, attacked, choice) for eps in radii
+        Point(variant, attack, eps, task, metric, attacked, chosen) for eps in radii
     ]
 
 
 def _measure(table: Table, study: Study) -> dict[str, Any]:
     """The measure of a claim, with all that it leaves out filled in."""
     table.check_keys((*_USED, *MEASURE, "minus"))
-    attack = _one_of(
+    attack = one_of(
         table, "attack", table.value("attack", str), [a.name for a in study.attacks]
     )
     variants = table.values("variants", str)
     for variant in variants:
-        _one_of(table, f"variant of {attack!r}", variant, study.spec(attack).variants)
+        one_of(table, f"variant of {attack!r}", variant, study.spec(attack).variants)
     if not variants:
         table.fail("variants must name one or more.")
-    kinds = study.attack_fields(attack, variants[0], study.seeds[0]).get("measure", ())
-    _one_of(table, "measure", table.value("measure", str), kinds)
+    table.value("measure", str)
     table.value("quantity", str)
     minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
     minus.check_keys(MEASURE)
     within = table.value("within", float, 0.0) if "within" in table.content else None
-    return {
-        **table.content,
+    measure = {
+        **_with_tasks(table),
         "variants": variants,
         "sign": float(table.value("sign", float, 1.0)),
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),
         "ratio_to": table.value("ratio_to", str, ""),
-        "minus": dict(minus.content),
+        "minus": _with_tasks(minus),
     }
+    check_measure(table, study, measure)
+    if measure["minus"]:
+        check_measure(minus, study, {**measure, **measure["minus"]})
+    return measure
 
 
-def _one_of(table: Table, what: str, given: str, known: Sequence[str]) -> str:
-    if given not in known:
-        hint = did_you_mean(given, known)
-        table.fail(
-            f"there is no {what} {given!r}; there are "
-            f"{', '.join(known) or 'none'}{hint or '.'}"
-        )
-    return given
+def _with_tasks(table: Table) -> dict[str, Any]:
+    """What a table holds, tasks by their own names."""
+    from mtr_tf import tasks
+
+    if "tasks" not in table.content:
+        return dict(table.content)
+    with table.explained():
+        named = tasks.resolve(table.values("tasks", str))
+    return {**table.content, "tasks": list(named)}

@@ -21,8 +21,8 @@ RULES = (
     f"A claim holds if at least {LEAST_SEEDS} seeds have a number for it, the exact "
     "one-sided sign-flip test over paired seeds, corrected over all claims of the "
     f"study (max-T), gives p of at most {ALPHA:g}, and the 95 % bootstrap interval "
-    "over seeds and images lies above 0, with the effect no smaller than what matters; "
-    "n seeds give p of 1/2^n at best, so that 5 are needed.",
+    "over seeds and images lies above 0, or above what matters where the claim says "
+    "so; n seeds give p of 1/2^n at best, so that 5 are needed.",
     "It does not hold if test and interval say in the same way that the effect is "
     "below what matters, or below 0; a claim that a number is near a value holds if "
     "the interval is near enough, and does not if it lies outside.",
@@ -126,7 +126,7 @@ def judge(
         return OPEN, f"{n} of the {LEAST_SEEDS} seeds that a verdict needs."
     if claim.within is not None:
         return _nearness(claim, low, high)
-    if low > 0 and p <= ALPHA and effect >= claim.margin:
+    if low > claim.margin and p <= ALPHA:
         return HOLDS, f"Positive in {n} seeds (p {p:.2g}), and so is the interval."
     if high < claim.margin and opposite <= ALPHA:
         said = f"below {claim.margin:g}, too little" if claim.margin else "negative"
@@ -160,4 +160,4 @@ def _open(
             f"The interval is on one side of 0, {side}, but p is {p:.2g} after "
             "correction for all claims."
         )
-    return f"The effect is smaller than the {claim.margin:g} that matters."
+    return f"The interval goes below the {claim.margin:g} that matters."

@@ -21,6 +21,7 @@ from mtr_tf.study.claim_file import Term
 from mtr_tf.study.results import Results
 
 RESAMPLES = 2000
+_ROUNDING = 1e-12  # Sums this much smaller than what is summed are 0.
 
 Weighted = tuple[tuple[float, Point], ...]
 
@@ -78,12 +79,7 @@ def _compared(claim: Claim, results: Results) -> Effect:
     """Choices among `matched` models are made on all images, and stay."""
     parts = [_parts(claim, results, i) for i in range(len(results.seeds))]
     numbers = _Numbers(claim, results)
-    by_seed = np.array(
-        [
-            sum(weight * numbers.value(point, i) for weight, point in part)
-            for i, part in enumerate(parts)
-        ]
-    )
+    by_seed = np.array([numbers.sum(part, i) for i, part in enumerate(parts)])
     clean = {v: _clean(claim, results, v) for v in claim.variants}
     images = numbers.images(parts, by_seed)
 
@@ -121,23 +117,29 @@ def _parts(claim: Claim, results: Results, place: int) -> Weighted:
 
 
 def _nearest(ours: Term, candidates: Term, results: Results, place: int) -> Term:
-    """The points of the candidate whose clean value is nearest to ours; all if none."""
-    first = ours.points[0]
-    metric = (first.task, first.metric)
-    wanted = results.clean(first.variant, *metric)[place]
-    names = dict.fromkeys(point.variant for point in candidates.points)
-    far = {name: abs(results.clean(name, *metric)[place] - wanted) for name in names}
-    known = {name: d for name, d in far.items() if not np.isnan(d)}
-    if not known:
+    """The points of the candidate whose clean value is nearest to ours.
+
+    While one of them lacks its clean value it may be the nearest: all are returned,
+    whose mean is then not known either.
+    """
+    wanted = _clean_of(ours.points[0], results)[place]
+    clean = {point.variant: _clean_of(point, results) for point in candidates.points}
+    far = {name: abs(values[place] - wanted) for name, values in clean.items()}
+    if np.isnan(list(far.values())).any():
         return candidates
-    chosen = min(known, key=known.__getitem__)
+    chosen = min(far, key=far.__getitem__)
     points = tuple(p for p in candidates.points if p.variant == chosen)
     return dataclasses.replace(candidates, points=points)
 
 
 def _clean(claim: Claim, results: Results, variant: str) -> np.ndarray:
     points = [p for term in claim.terms for p in term.points if p.variant == variant]
-    return results.clean(variant, points[0].task, points[0].metric)
+    return _clean_of(points[0], results)
+
+
+def _clean_of(point: Point, results: Results) -> np.ndarray:
+    """On the images of the point's own attack, `[seeds]`."""
+    return results.values(point.variant, point.attack, 0.0, point.task, point.metric)
 
 
 class _Numbers:
@@ -159,6 +161,12 @@ class _Numbers:
             for key in ("clean", "attacked_value" if point.eps else "clean")
         ]
         return float(self._upwards(metric, *values))
+
+    def sum(self, part: Weighted, place: int) -> float:
+        """The effect of the seed at a place; what is only rounding is 0."""
+        values = [weight * self.value(point, place) for weight, point in part]
+        total = float(np.sum(values))
+        return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
 
     def images(self, parts: Sequence[Weighted], by_seed: np.ndarray) -> int:
         """How many images all have rows of; 0 where some have none, or not as many."""
@@ -242,8 +250,8 @@ def _read(
     _check_one_each(claim, fitting, listed)
     found = []
     for record in fitting:
-        value, below = record[measure["field"]], measure["ratio_to"]
-        divisor = record[below] if below else 1.0
+        value, below = record.get(measure["field"]), measure["ratio_to"]
+        divisor = record.get(below) if below else 1.0
         if value is None or not divisor:
             return np.nan
         found.append(value / divisor)
@@ -253,7 +261,7 @@ def _read(
 def _fits(given: Any, wanted: Any) -> bool:
     """Tasks are a list themselves; of other keys a list is a choice."""
     if isinstance(given, list):
-        return given == wanted
+        return sorted(given) == sorted(wanted)
     return given in wanted if isinstance(wanted, list) else given == wanted
 
 

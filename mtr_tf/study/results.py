@@ -210,9 +210,7 @@ def fits(record: Record, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def ambiguous(
-    attack: str, records: Sequence[Record], wanted: Mapping[str, Any]
-) -> str:
+def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any]) -> str:
     """What to say where several records of an attack fit."""
     said = []
     for name in CHOICES:

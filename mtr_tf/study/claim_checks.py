@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a study's attacks will have what its claims speak of, found out at once.
+
+An attack's cells are known before it is run, and so are the records of a measure: a
+claim that none of them fits, or several, is a mistake that need not take hours to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.attack_config import NO_ATTACK
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.study import results
+from mtr_tf.study.design import Study
+from mtr_tf.study.toml_table import Table
+from mtr_tf.study.toml_table import did_you_mean
+
+# By measure and quantity: (fields with numbers, keys that tell its records apart). Of
+# `tasks` it depends on the model's tasks whether they must be named.
+_SUMS = ("value", "predicted", "norm_of_sum")
+_SIZES = ("value", "predicted", "factor", "root_mean_square", "norm_of_sum")
+_PIXELS = ("value", "predicted", "root_mean_square", "relative", "deviation_of_draws")
+_HOW = ("norm", "normalisation")
+_OF_PIXELS = {
+    "gradient_norm": (_PIXELS, ("norm", "count")),
+    "slope": (("value", "predicted"), ("norm",)),
+    "attacked_pixels": (("value", "clean", "deviation_of_draws"), ("metric", "count")),
+}
+QUANTITIES = {
+    "tasks": {
+        "norm_of_mean": (_SUMS, ("tasks", *_HOW)),
+        "norm_by_size": (_SIZES, ("count", *_HOW)),
+        "slope": (("value", "predicted"), _HOW),
+        "rho": (("value",), _HOW),
+        "cosine": (("value",), ("tasks",)),
+        "abs_cosine": (("value",), ("tasks",)),
+        "covariance": (("value",), ("tasks",)),
+        "correlation": (("value",), ("tasks",)),
+        "mean_cosine": (("value",), ()),
+        "mean_abs_cosine": (("value",), ()),
+    },
+    "pixels": {**_OF_PIXELS, "rho": (("value",), ("norm",))},
+    "blocks": _OF_PIXELS,
+    "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
+}
+
+
+def one_of(table: Table, what: str, given: Any, known: Sequence[Any]) -> Any:
+    """Returns what is given; raises `InputError` where it is not known."""
+    if given not in known:
+        texts = list(map(_text, known))
+        hint = did_you_mean(_text(given), texts)
+        shown = repr(given) if isinstance(given, str) else _text(given)
+        table.fail(
+            f"there is no {what} {shown}; there are "
+            f"{', '.join(texts) or 'none'}{hint or '.'}"
+        )
+    return given
+
+
+def check_attack(
+    table: Table, study: Study, attack: str, variant: str, wanted: Mapping[str, Any]
+) -> None:
+    """Refuses a number that an attack on a variant will not have just one of.
+
+    Args:
+      table: The claim, for messages.
+      study: The study.
+      attack: Name of an attack of it.
+      variant: Name of a variant that it is run on.
+      wanted: What `Results.record` is to find: `task`, and of attacked images also
+        `eps`, `attacked` and what else is given of `results.CHOICES`.
+    """
+    config = _config(study, attack, variant)
+    if config.attack == NO_ATTACK:
+        table.fail(f"attack {attack!r} of the study only measures.")
+    looked_at = _tasks(study, config, variant)
+    one_of(table, f"task of attack {attack!r}", wanted["task"], looked_at)
+    cells = planned(config, looked_at)
+    wanted = {key: value for key, value in wanted.items() if key != "task"}
+    for key, value in wanted.items():
+        known = list({_text(cell[key]): cell[key] for cell in cells}.values())
+        if not any(results.fits(cell, {key: value}) for cell in cells):
+            one_of(table, f"{key} of attack {attack!r}", value, known)
+    fitting = [cell for cell in cells if results.fits(cell, wanted)]
+    if not fitting:
+        said = " and ".join(f"{key} {_text(value)}" for key, value in wanted.items())
+        table.fail(f"attack {attack!r} of the study has no result with {said} at once.")
+    if len(fitting) > 1 and "eps" in wanted:
+        table.fail(results.ambiguous(attack, fitting, wanted))
+
+
+def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each cell of an attack, the fields of its records that claims choose by."""
+    from mtr_tf import cells  # Imports TensorFlow.
+
+    return [
+        {
+            "eps": cell.eps,
+            "attacked": list(cell.attacked),
+            "algorithm": cell.attack,
+            "loss": "+".join(cell.losses) or "own",
+            "balance": cell.balance,
+            "targeted": cell.targeted,
+            "norm": cell.norm,
+            "steps": cell.steps,
+            "restarts": cell.restarts,
+        }
+        for cell in cells.make_cells(config, tasks, config.attack_classes)
+    ]
+
+
+def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> None:
+    """Refuses a measure of a claim that its attack will not leave one number of."""
+    attack = measure["attack"]
+    for variant in measure["variants"]:
+        config = _config(study, attack, variant)
+        one_of(
+            table, f"measure of attack {attack!r}", measure["measure"], config.measure
+        )
+        tasks = _tasks(study, config, variant)
+        for task in measure.get("tasks", ()):
+            one_of(table, f"task of variant {variant!r}", task, tasks)
+        quantities = QUANTITIES[measure["measure"]]
+        what = f"quantity of {measure['measure']}"
+        fields, needed = quantities[
+            one_of(table, what, measure["quantity"], list(quantities))
+        ]
+        what = f"field of {measure['quantity']}"
+        for field in filter(None, (measure["field"], measure["ratio_to"])):
+            one_of(table, what, field, fields)
+        if measure["measure"] != "tasks" and len(tasks) > 1:
+            needed = (*needed, "tasks")
+        for key in needed:
+            if key not in measure:
+                table.fail(f"{key} must be given, to say which {what[9:]} is meant.")
+
+
+def _config(study: Study, attack: str, variant: str) -> AttackConfig:
+    fields = study.attack_fields(attack, variant, study.seeds[0])
+    return AttackConfig(ckpt="-", **fields)
+
+
+def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
+    """Those that the attack looks at, in the model's order."""
+    from mtr_tf import tasks as tasks_lib
+
+    has = tasks_lib.resolve(study.train_config(variant, study.seeds[0]).tasks)
+    chosen = tasks_lib.resolve(config.tasks) if config.tasks else has
+    return tuple(task for task in has if task in chosen)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
