@@ -115,11 +115,17 @@ def records(variant, i):
 
 def measures(seed):
     norms = {"measure": "tasks", "norm": "l2", "normalisation": "unit"}
-    pixels = {"measure": "pixels", "norm": "l2", "quantity": "gradient_norm"}
+    sizes = norms | {"quantity": "norm_by_size"}
+    pixels = {
+        "measure": "pixels",
+        "tasks": ["seg"],
+        "norm": "l2",
+        "quantity": "gradient_norm",
+    }
     return [
         norms | {"quantity": "slope", "value": -0.40 - 0.01 * seed},
-        norms | {"quantity": "norm", "count": 2, "value": 0.8, "predicted": 0.8},
-        norms | {"quantity": "norm", "count": 3, "value": 0.6, "predicted": 0.5},
+        sizes | {"count": 2, "value": 0.8, "predicted": 0.8},
+        sizes | {"count": 3, "value": 0.6, "predicted": 0.5},
         norms | {"quantity": "slope", "norm": "l1", "value": -0.2},
         pixels | {"count": 1, "value": 3.0 + seed},
         pixels | {"count": 64, "value": 1.0},
@@ -146,6 +152,22 @@ def test_matched_takes_the_model_that_is_as_good_on_clean_images(tmp_path):
     found = effect(tmp_path, COMPARED + 'than = { matched = ["s", "early"] }')
     # 0.52 is nearer to 0.50 than to 0.60; 0.62 is nearer to 0.61.
     np.testing.assert_allclose(found.by_seed, [0.0, 0.01, 0.02, 0.035, 0.02])
+
+
+def test_matched_waits_for_all_candidates(tmp_path):
+    text = COMPARED + 'than = { matched = ["s", "early"] }'
+    found = effect(tmp_path, text, absent=[("early", 1)])
+    np.testing.assert_allclose(found.by_seed, [0.0, np.nan, 0.02, 0.035, 0.02])
+
+
+def test_what_is_only_rounding_is_no_effect(tmp_path):
+    """0.1 + 0.2 - 0.3 is 6e-17 in floating point; in every seed alike."""
+    points = ("weight = 0.1", "weight = 0.2", "weight = -0.3")
+    terms = ", ".join(f'{{ {weight}, variant = "s", eps = 0 }}' for weight in points)
+    text = f'attack = "pgd"\ntask = "seg"\nmetric = "miou"\nterms = [{terms}]'
+    assert 0.1 * 0.6 + 0.2 * 0.6 - 0.3 * 0.6 != 0
+    found = effect(tmp_path, text)
+    assert not found.by_seed.any()
 
 
 def test_relative_vulnerability(tmp_path):
@@ -180,13 +202,15 @@ def measured(tmp_path, text):
 
 
 def test_measures(tmp_path):
-    slope = 'measure = "tasks", quantity = "slope", norm = "l2"'
+    how = 'norm = "l2", normalisation = "unit"'
+    slope = f'measure = "tasks", quantity = "slope", {how}'
     found = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
     np.testing.assert_allclose(found.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
-    norm = 'measure = "tasks", quantity = "norm", count = [2, 3]'
+    norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {how}'
     found = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
     np.testing.assert_allclose(found.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
-    falls = 'measure = "pixels", quantity = "gradient_norm", count = 1'
+    falls = 'measure = "pixels", quantity = "gradient_norm", count = 1, norm = "l2"'
+    falls += ', tasks = ["seg"]'
     found = measured(tmp_path / "c", f"{falls}, minus = {{ count = 64 }}")
     np.testing.assert_allclose(found.by_seed, [2, 3, 4, 5, 6])
 
@@ -203,12 +227,16 @@ def test_cells_that_are_not_done_leave_seeds_out(tmp_path):
     assert found.n == 3
 
 
-def test_several_results_that_fit_are_refused(tmp_path):
-    text = COMPARED.replace('algorithm = "pgd"\n', "") + 'than = ["s"]'
-    with pytest.raises(InputError, match=r"say which by algorithm \(apgd, pgd\)"):
-        effect(tmp_path, text)
+def test_several_records_of_a_measure_that_fit_are_refused(tmp_path):
+    """Which `claims.check` finds, unless the records are of another version."""
+    results = write(tmp_path / "work", study_with(tmp_path, ""))
+    measure = {"attack": "theory", "variants": ("s+d",), "measure": "tasks"}
+    measure |= {"quantity": "slope", "sign": 1.0, "reference": 0.0, "minus": {}}
+    measure |= {"field": "value", "ratio_to": ""}
     with pytest.raises(InputError, match=r"E4.*norm \(l1, l2\)"):
-        measured(tmp_path / "a", 'measure = "tasks", quantity = "slope"')
+        effects.of(claim(measure=measure), results)
+    absent = measure | {"norm": "l2", "field": "factor"}
+    assert effects.of(claim(measure=absent), results).n == 0
 
 
 @pytest.mark.parametrize(
@@ -218,10 +246,18 @@ def test_several_results_that_fit_are_refused(tmp_path):
         (('attack = "pgd"', 'attack = "pdg"'), "did you mean 'pgd'"),
         (('task = "seg"', 'task = "depth"'), "no metric of depth 'miou'"),
         (('metric = "miou"', 'metric = "iou"'), "did you mean 'miou'"),
-        (("eps = [2, 4]", "eps = [2, 3]"), "2, 4, or 0 \\(clean\\); got 3"),
+        (("eps = [2, 4]", "eps = [2, 3]"), "no eps of attack 'pgd' 3; there are 2, 4"),
         (('metric = "miou"', 'metrics = "miou"'), "did you mean 'metric'"),
         (('better = ["s+d"]', ""), "one of better"),
-        (('attack = "pgd"', 'attack = "theory"'), "variant of attack 'theory' 's'"),
+        (('attack = "pgd"', 'attack = "theory"'), "'theory' of the study only meas"),
+        (('better = ["s+d"]', 'attacked = ["depth"]\nbetter = ["s+d"]'), "attacked of"),
+        (('algorithm = "pgd"', 'algorithm = "mim"'), "there are pgd, apgd"),
+        (
+            ('algorithm = "pgd"\n', ""),
+            r"several .* say which by algorithm \(apgd, pgd\)",
+        ),
+        (('algorithm = "pgd"', 'algorithm = "pgd"\nsteps = 7'), "no steps of"),
+        (("eps = [2, 4]", "eps = []"), "eps must hold one or more"),
     ],
 )
 def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, message):
@@ -232,6 +268,37 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
     )
     with pytest.raises(InputError, match=f"hand.toml, claim 'E4': .*{message}"):
         claims.check(study)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('measure = "taks", quantity = "slope"', "did you mean 'tasks'"),
+        ('measure = "tasks", quantity = "sloep"', "did you mean 'slope'"),
+        ('measure = "tasks", quantity = "slope"', "norm must be given, .* slope is"),
+        ('measure = "pixels", quantity = "rho", norm = "l1"', "tasks must be given"),
+        (
+            'measure = "tasks", quantity = "mean_cosine", field = "valeu"',
+            "field of mean_cosine 'valeu'; there are value; did you",
+        ),
+        (
+            'measure = "tasks", quantity = "cosine", tasks = ["seg", "normal"]',
+            "no task of variant 's\\+d' 'normal'",
+        ),
+        (
+            'measure = "tasks", quantity = "rho", variant = "s"',
+            "did you mean 'variants'",
+        ),
+    ],
+)
+def test_mistakes_in_a_measure_are_found_before_anything_runs(
+    tmp_path, fields, message
+):
+    text = f'measure = {{ attack = "theory", variants = ["s+d"], {fields} }}'
+    with pytest.raises(
+        InputError, match=f"hand.toml, claim 'E4', measure: .*{message}"
+    ):
+        claims.check(study_with(tmp_path, CLAIM + text))
 
 
 def tomllib_claims(text):
@@ -282,7 +349,9 @@ def claim(**fields):
     ("n", "interval", "p", "opposite", "margin", "verdict", "reason"),
     [
         (6, (0.1, 0.3), 0.03, 1.0, 0.0, "holds", "Positive in 6 seeds"),
-        (6, (0.1, 0.3), 0.03, 1.0, 0.25, "undecided", "smaller than the 0.25"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.09, "holds", "Positive in 6 seeds"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.1, "undecided", "below the 0.1 that matters"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.25, "undecided", "below the 0.25 that matters"),
         (6, (0.1, 0.3), 0.06, 1.0, 0.0, "undecided", "p is 0.06 after correction"),
         (6, (-0.1, 0.3), 0.03, 1.0, 0.0, "undecided", "its interval holds 0"),
         (4, (0.1, 0.3), 1 / 16, 1.0, 0.0, "undecided", "5 are needed"),

@@ -95,9 +95,11 @@ def test_many_seeds_take_random_flips():
 def test_bootstrap_of_seeds_alone_against_a_loop():
     values = np.array([1.0, 4.0, np.nan, 2.5])
     draws = statistics.bootstrap(values, resamples=50, seed=4)
-    for draw, counts in zip(draws, statistics.resampled_seeds(4, 50, 4), strict=True):
-        drawn = np.repeat(values, counts.astype(int))
-        np.testing.assert_allclose(draw, np.nanmean(drawn) if len(drawn) else np.nan)
+    for draw, counts in zip(draws, statistics.resampled_seeds(3, 50, 4), strict=True):
+        drawn = np.repeat([1.0, 4.0, 2.5], counts.astype(int))
+        assert len(drawn) == 3  # The missing one is not drawn.
+        np.testing.assert_allclose(draw, drawn.mean())
+    assert np.isnan(statistics.bootstrap([np.nan] * 3, resamples=2)).all()
 
 
 def test_bootstrap_draws_the_same_images_for_all_seeds():
@@ -111,6 +113,42 @@ def test_bootstrap_draws_the_same_images_for_all_seeds():
         chosen = np.repeat(np.arange(6), image_counts)
         by_seed = rows[:, chosen].mean(axis=1)
         np.testing.assert_allclose(draw, np.repeat(by_seed, seed_counts).mean())
+
+
+def test_seeds_that_are_left_out_are_left_out_on_images_too():
+    rows = np.random.default_rng(0).normal(size=(4, 6))
+    missing = rows.mean(axis=1)
+    missing[1] = np.nan
+
+    def on_images(of):
+        return lambda counts: counts @ of.T / 6
+
+    with_gap = statistics.bootstrap(missing, on_images(rows), 6, resamples=20)
+    fewer = rows[[0, 2, 3]]
+    without = statistics.bootstrap(
+        fewer.mean(axis=1), on_images(fewer), 6, resamples=20
+    )
+    np.testing.assert_allclose(with_gap, without)
+
+
+@pytest.mark.parametrize(("seeds", "images"), [(30, 40), (12, 80)])
+def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, images):
+    """Effects of seed + image + both, mean 0: in 95 % of studies, or more."""
+    rng = np.random.default_rng(7)
+    studies, held = 200, 0
+    for study in range(studies):
+        rows = rng.normal(0, 0.3, (seeds, 1)) + rng.normal(0, 0.5, (1, images))
+        rows = rows + rng.normal(0, 0.5, (seeds, images))
+        draws = statistics.bootstrap(
+            rows.mean(axis=1),
+            lambda counts, rows=rows: counts @ rows.T / images,
+            images,
+            resamples=400,
+            seed=study,
+        )
+        low, high = np.percentile(draws, (2.5, 97.5))
+        held += low <= 0 <= high
+    assert 0.95 - 0.05 < held / studies < 1.0
 
 
 def test_bootstrap_has_the_spread_of_a_mean():

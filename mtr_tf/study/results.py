@@ -21,6 +21,8 @@ from mtr_tf.study.design import Study
 Record = dict[str, Any]
 # What may tell two records of one attack, radius, task and metric apart.
 CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
+# What reading a damaged .npz may raise.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Results:
         try:
             with np.load(path.with_suffix(".npz")) as arrays:
                 rows = arrays[f"row/{record['task']}/{record['metric']}"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGED as error:
             raise InputError(
                 f"{path.with_suffix('.npz')} is damaged ({error}); delete the folder "
                 f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a study's folder: what is done, what is not, and what is damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import study_fixture
+
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.errors import InputError
+from mtr_tf.study import claim_checks
+from mtr_tf.study import design
+from mtr_tf.study import results as results_lib
+from mtr_tf.study.results import Results
+from mtr_tf.tasks import TASKS
+
+WHERE = ("pgd50", 4, "seg", "miou")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Without the attack on s of seed 1, and without training s+d of seed 3."""
+
+    def done(variant, seed, attack):
+        return (variant, seed) != ("s+d", 3) and (variant, seed, attack) != (
+            "s",
+            1,
+            "pgd50",
+        )
+
+    workdir = tmp_path_factory.mktemp("study")
+    study_fixture.example(workdir, done=done)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return Results.read(folder)
+
+
+def test_cells_that_are_not_done_are_absent(results):
+    assert results.seeds == (0, 1, 2, 3, 4)
+    assert results.variants == ("s", "s+d")
+    of_s = np.isnan(results.values("s", *WHERE))
+    np.testing.assert_array_equal(of_s, [False, True, False, False, False])
+    of_both = np.isnan(results.clean("s+d", "seg", "miou"))
+    np.testing.assert_array_equal(of_both, [False, False, False, True, False])
+    assert results.rows("s", 1, *WHERE) is None
+    assert results.records("pgd50", "s", 1) == []
+    assert results.measures("theory", "s+d", 3) == []
+
+
+def test_values_are_what_the_metric_makes_of_the_rows(results):
+    (miou,) = [metric for metric in TASKS["seg"].metrics if metric.name == "miou"]
+    rows = results.rows("s", 2, *WHERE)
+    assert rows.shape == (12, study_fixture.CLASSES**2)
+    assert rows.dtype == np.float64
+    assert results.values("s", *WHERE)[2] == pytest.approx(miou.value(rows.sum(axis=0)))
+    clean = results.rows("s", 2, "pgd50", 0, "seg", "miou")
+    expected = results.clean("s", "seg", "miou")[2]
+    assert miou.value(clean.sum(axis=0)) == pytest.approx(expected)
+    assert expected > results.values("s", *WHERE)[2]
+    assert results.values("s", "pgd50", 0, "seg", "miou")[2] == expected
+
+
+def test_records_say_where_they_are_from(results):
+    for record in results.records("pgd50", "s+d", 4):
+        assert (record["spec"], record["variant"], record["seed"]) == (
+            "pgd50",
+            "s+d",
+            4,
+        )
+    assert {r["seed"] for r in results.measures("theory")} == {0, 1, 2, 4}
+
+
+def test_tasks_attacked_together_may_come_in_any_order(tmp_path):
+    text = study_fixture.EXAMPLE.split("[[claims]]")[0]
+    text = text.replace('attack_tasks = ["seg"]', 'attack_tasks = ["seg+depth"]')
+    text = text.replace('[attacks."pgd50"]', '[attacks."pgd50"]\nvariants = ["s+d"]')
+    study_fixture.example(tmp_path, text)
+    both = Results.read(tmp_path)
+    found = [
+        both.values("s+d", *WHERE, attacked=group)
+        for group in (["seg", "depth"], ["depth", "seg"])
+    ]
+    assert not np.isnan(found).any()
+    np.testing.assert_array_equal(*found)
+    assert np.isnan(both.values("s+d", *WHERE)).all()  # Never seg alone.
+
+
+def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
+    doubled = [
+        record | {"algorithm": name}
+        for record in results.records("pgd50")
+        for name in ("pgd", "apgd")
+    ]
+    several = dataclasses.replace(results, _found=tuple(doubled))
+    with pytest.raises(
+        InputError, match=r"'pgd50'.*say which by algorithm \(apgd, pgd"
+    ):
+        several.values("s", *WHERE)
+    chosen = several.values("s", *WHERE, algorithm="apgd")
+    np.testing.assert_array_equal(chosen, results.values("s", *WHERE))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("study.json", None, "study.json is not there; --workdir must be"),
+        ("index.json", None, "index.json is not there"),
+        ("study.json", "{", "study.json cannot be read"),
+        ("study.json", "{}", "no study of this version"),
+    ],
+)
+def test_a_folder_without_a_study(tmp_path, name, text, message):
+    study_fixture.example(tmp_path, done=lambda *cell: False)
+    (tmp_path / name).unlink()
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        Results.read(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_damaged_rows_are_named(tmp_path, kept):
+    study_fixture.example(tmp_path)
+    read = Results.read(tmp_path)
+    record = read.record("s", 0, *WHERE)
+    file = (tmp_path / record["folder"] / record["rows"]).with_suffix(".npz")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(InputError, match=f"{file.name} is damaged"):
+        read.rows("s", 0, *WHERE)
+    file.unlink()
+    assert read.rows("s", 0, *WHERE) is None  # The value stays.
+    assert not np.isnan(read.values("s", *WHERE)[0])
+
+
+# What `claim_checks` expects of attacks and measures is what they leave.
+
+
+def test_planned_cells_are_those_that_records_come_from(tmp_path):
+    text = study_fixture.EXAMPLE.split("[[claims]]")[0].replace(
+        'attack = ["pgd"]',
+        'attack = ["pgd", "apgd", "fgsm"]\nattack_loss = ["own", "js"]',
+    )
+    study = study_fixture.example(tmp_path, text)
+    fields = study.attack_fields("pgd50", "s", 0)
+    planned = claim_checks.planned(AttackConfig(ckpt="-", **fields), ("seg",))
+    keys = ("eps", "attacked", *results_lib.CHOICES)
+    found = [
+        {key: record[key] for key in keys}
+        for record in Results.read(tmp_path).records("pgd50", "s", 0)
+        if record["metric"] == "miou"
+    ]
+    assert found == planned
+    assert len(planned) == 3 * 2 * 2
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder's records of all measures, of a model of three tasks."""
+    folder = tmp_path_factory.mktemp("measured")
+    kinds = ("tasks", "pixels", "blocks", "first_order")
+    study_fixture.write_measures(folder, kinds, ("seg", "depth", "normal"), 0)
+    return results_lib._json(folder / "measures.json")
+
+
+def test_quantities_have_the_fields_that_records_have(measured):
+    about = {"count", "eps", "draws", "seed", "n"}
+    found = {}
+    for record in measured:
+        numbers = {k for k, v in record.items() if v is None or isinstance(v, float)}
+        place = (record["measure"], record["quantity"])
+        found.setdefault(place, set()).update(numbers - about)
+    expected = {
+        (measure, quantity): set(fields)
+        for measure, quantities in claim_checks.QUANTITIES.items()
+        for quantity, (fields, _) in quantities.items()
+    }
+    assert found == expected
+
+
+def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
+    places = []
+    for record in measured:
+        _, keys = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
+        keys = (*keys, *(["tasks"] if record["measure"] != "tasks" else []))
+        said = [str(record[key]) for key in keys]
+        places.append((record["measure"], record["quantity"], *said))
+    assert len(places) == len(set(places))
+
+
+def test_a_study_of_another_version(tmp_path):
+    with pytest.raises(InputError, match="no study of this version"):
+        design.Study.from_dict({"seeds": [0]})
