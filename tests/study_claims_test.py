@@ -161,11 +161,11 @@ def test_matched_waits_for_all_candidates(tmp_path):
 
 
 def test_what_is_only_rounding_is_no_effect(tmp_path):
-    """0.1 + 0.2 - 0.3 is 6e-17 in floating point; in every seed alike."""
-    points = ("weight = 0.1", "weight = 0.2", "weight = -0.3")
+    """A sum that is 0 but for -1e-16 in floating point, in every seed alike."""
+    points = ("weight = 0.3", "weight = 0.8", "weight = -1.1")
     terms = ", ".join(f'{{ {weight}, variant = "s", eps = 0 }}' for weight in points)
     text = f'attack = "pgd"\ntask = "seg"\nmetric = "miou"\nterms = [{terms}]'
-    assert 0.1 * 0.6 + 0.2 * 0.6 - 0.3 * 0.6 != 0
+    assert 0.3 * 0.6 + 0.8 * 0.6 - 1.1 * 0.6 != 0
     found = effect(tmp_path, text)
     assert not found.by_seed.any()
 
