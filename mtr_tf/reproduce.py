@@ -51,7 +51,11 @@ class ReproduceConfig(Settings):
     only: tuple[str, ...] = setting(
         (), "Train and attack only these variants; empty: all."
     )
-    dataset: str = setting("", "Data set to take instead of the study's.")
+    dataset: str = setting(
+        "",
+        "Data set to take instead of the study's; models with tasks that it has not "
+        "are left out.",
+    )
     data_dir: str = setting("", "Folder of the data; empty: as in training.")
     image_size: str = setting(
         "", "Size of pictures to take instead of the study's: 96x128, or one number."
@@ -84,6 +88,8 @@ def main(config: ReproduceConfig) -> None:
         seeds=config.seeds or None,
         train={name: value for name, value in given.items() if value},
     )
+    if config.dataset:
+        study = _fitted(study)
     for name in config.only:
         study.variant(name)  # Complains of an unknown one.
     claims.check(study)  # Mistakes in them show now, not after hours.
@@ -105,6 +111,23 @@ def main(config: ReproduceConfig) -> None:
             "report lacks them; see what each says in its log, and repeat the command. "
             f"The first: {failures[0]}"
         )
+
+
+def _fitted(study: Study) -> Study:
+    """The study without what its data have no tasks for."""
+    from absl import logging
+
+    from mtr_tf import training
+    from mtr_tf.study import fitting
+
+    config = study.train_config(study.variants[0].name, study.seeds[0])
+    config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
+    fitted = fitting.to_tasks(
+        study, config.dataset, training.open_source(config).info.tasks
+    )
+    if fitted is not study:
+        logging.warning("%s", fitted.about.removeprefix(study.about).strip())
+    return fitted
 
 
 def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> None:

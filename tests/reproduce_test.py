@@ -114,6 +114,20 @@ def test_a_dry_run_lists_commands_and_writes_nothing(study_file, tmp_path, capsy
     assert not workdir.exists()
 
 
+def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
+    config = ReproduceConfig(
+        study="rooms", workdir=str(tmp_path / "w"), dry_run=True, seeds=(0,)
+    )
+    reproduce.main(config)
+    assert "--tasks=depth " in capsys.readouterr().out
+    given = {"dataset": "camvid", "data_dir": str(camvid_dir), "image_size": "32x40"}
+    reproduce.main(dataclasses.replace(config, **given))
+    commands = capsys.readouterr().out
+    assert "--tasks=seg,autoencoder " in commands
+    assert "--dataset=camvid" in commands
+    assert "depth" not in commands
+
+
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert reproduce._gpus(2) == ["0", "1"]

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study on data that lack some of its tasks: what is left of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.errors import InputError
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+
+
+def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
+    """Returns a study without what needs tasks that a data set has not.
+
+    Left out are the variants with such a task, the attacks and claims of which nothing
+    remains, and these variants where several are named: a mean over auxiliary tasks is
+    one over those that there are. `about` says so.
+
+    Args:
+      study: What is to be done.
+      dataset: Name of the data set.
+      has: The tasks that it has, by their full names.
+
+    Raises:
+      InputError: No variant is left.
+    """
+    lacking = {each.name: _lacking(study, each.name, has) for each in study.variants}
+    kept = [name for name, tasks in lacking.items() if not tasks]
+    if len(kept) == len(lacking):
+        return study
+    if not kept:
+        raise InputError(
+            f"the study {study.name} has no models for {dataset}, which has the tasks "
+            f"{', '.join(has)}; choose another --study or --dataset."
+        )
+    attacks = [spec for each in study.attacks if (spec := _attack(each, kept))]
+    names = [each.name for each in attacks]
+    claims = [found for each in study.claims if (found := _claim(each, kept, names))]
+    fitted = dataclasses.replace(
+        study,
+        variants=tuple(each for each in study.variants if each.name in kept),
+        attacks=tuple(attacks),
+        claims=tuple(claims),
+    )
+    missing = dict.fromkeys(task for tasks in lacking.values() for task in tasks)
+    about = f"{study.about} {_said(study, fitted, dataset, missing)}"
+    return dataclasses.replace(fitted, about=about)
+
+
+def _lacking(study: Study, variant: str, has: Sequence[str]) -> list[str]:
+    from mtr_tf import tasks  # Imports TensorFlow.
+
+    wanted = tasks.resolve(study.train_config(variant, study.seeds[0]).tasks)
+    return [task for task in wanted if task not in has]
+
+
+def _attack(spec: AttackSpec, kept: Collection[str]) -> AttackSpec | None:
+    """The attack on those variants that are kept; None where nothing is left."""
+    variants = tuple(name for name in spec.variants if name in kept)
+    if not variants or (spec.source and spec.source not in kept):
+        return None
+    return dataclasses.replace(spec, variants=variants)
+
+
+def _claim(
+    claim: dict[str, Any], kept: Collection[str], attacks: Collection[str]
+) -> dict[str, Any] | None:
+    """The claim on what is kept; None where one of its sides is empty."""
+    found = {}
+    for key, value in claim.items():
+        if key == "attack" and value not in attacks:
+            return None
+        if key in ("variant", "variants", "better", "than", "matched"):
+            value = _kept(value, kept)
+        elif key == "terms":
+            value = [_claim(term, kept, attacks) for term in value]
+            value = [] if None in value else value
+        elif key == "measure" and isinstance(value, dict):
+            value = _claim(value, kept, attacks)
+        if value in (None, [], ()):
+            return None
+        found[key] = value
+    return found
+
+
+def _kept(named: Any, kept: Collection[str]) -> Any:
+    """One variant, several, or the table of `matched` ones: those that are kept."""
+    if isinstance(named, str):
+        return named if named in kept else None
+    if isinstance(named, dict):
+        return _claim(named, kept, ())
+    return [name for name in named if name in kept]
+
+
+def _said(study: Study, fitted: Study, dataset: str, missing: Collection[str]) -> str:
+    """What was left out, and why."""
+    parts = []
+    for key, name in (("variants", "name"), ("attacks", "name"), ("claims", "id")):
+        before, after = (
+            [
+                each[name] if isinstance(each, dict) else getattr(each, name)
+                for each in getattr(one, key)
+            ]
+            for one in (study, fitted)
+        )
+        left_out = [each for each in before if each not in after]
+        if left_out:
+            parts.append(f"{key} {', '.join(left_out)}")
+    return f"{dataset} has no {' or '.join(missing)}; left out: {'; '.join(parts)}."

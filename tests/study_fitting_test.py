@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies on data that lack tasks: what is left can be done, nothing else is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from mtr_tf.errors import InputError
+from mtr_tf.study import claim_file
+from mtr_tf.study import design
+from mtr_tf.study import fitting
+
+CITYSCAPES = ("seg", "depth", "edge_texture", "keypoints2d", "autoencoder")
+
+
+@pytest.fixture(scope="module")
+def rooms():
+    return design.load("rooms")
+
+
+def test_all_tasks_change_nothing(rooms):
+    has = rooms.train_config("eleven", 0).tasks
+    assert fitting.to_tasks(rooms, "rooms", has) is rooms
+
+
+def test_rooms_on_cityscapes(rooms):
+    fitted = fitting.to_tasks(rooms, "cityscapes", CITYSCAPES)
+    gone = {each.name for each in rooms.variants} - {v.name for v in fitted.variants}
+    assert gone == {"s+n 1", "s+n .1", "d+n 1", "d+n .1", "eleven"}
+    assert [each.name for each in rooms.attacks if each.name != "tasks"] == [
+        each.name for each in fitted.attacks
+    ]
+    claims = {claim.id: claim for claim in claim_file.read(fitted)}
+    theory = {"T2", "T2 1/2", "T3", "T4"}  # On the model of eleven tasks.
+    assert {claim["id"] for claim in rooms.claims} - set(claims) == theory
+    assert claims["E4 1"].better == ("s+d 1", "s+A 1", "s+d+A 1")
+    assert claims["E4 1"].than == ("s",)
+    assert claims["A2 matched"].matched == ("s", "s early", "s earlier")
+    assert claims["E5"].better == ("d+s 1", "d+s .1")
+    small = [point.variant for point in claims["F2 APGD"].terms[0].points]
+    assert small == ["s+d .1", "s+A .1", "s+d+A .1"]
+    assert fitted.about.startswith(rooms.about)
+    assert "cityscapes has no normal or " in fitted.about
+    assert "claims T2, T2 1/2, T3, T4." in fitted.about
+    assert fitted.train_config("s", 0) == rooms.train_config("s", 0)
+
+
+def test_what_needs_a_source_or_a_term_goes_with_it(rooms):
+    fitted = fitting.to_tasks(rooms, "heights", ("depth", "normal"))
+    assert {each.name for each in fitted.variants} == {"d", "d+n 1", "d+n .1"}
+    assert [each.name for each in fitted.attacks] == ["depth"]
+    claims = claim_file.read(fitted)
+    assert [claim.id for claim in claims] == ["E5"]
+    sourced = dataclasses.replace(rooms.spec("depth"), source="s")
+    study = dataclasses.replace(rooms, attacks=(sourced,), claims=())
+    assert not fitting.to_tasks(study, "heights", ("depth", "normal")).attacks
+
+
+def test_data_without_any_of_the_models(rooms):
+    with pytest.raises(
+        InputError, match="no models for plain, which has the tasks auto"
+    ):
+        fitting.to_tasks(rooms, "plain", ("autoencoder",))
