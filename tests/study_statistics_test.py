@@ -54,16 +54,35 @@ def test_seeds_without_an_effect_are_left_out():
 
 
 def test_max_t_by_hand():
-    """Of 4 seeds and two claims: the flips under which either is as large."""
+    """Of 4 seeds and two claims: the flips under which either is as large.
+
+    The smaller one is corrected for itself alone, but has no smaller p than the larger.
+    """
     first, second = np.array([1.0, 2.0, 3.0, 4.0]), np.array([-1.0, -1.5, -1.0, -1.2])
     flips = list(itertools.product((1, -1), repeat=4))
     largest = [max(t(first * flip), t(second * flip)) for flip in flips]
     alone, corrected = statistics.max_t([first, second])
     assert corrected[0] == np.mean([value >= t(first) - 1e-9 for value in largest])
-    assert corrected[1] == np.mean([value >= t(second) - 1e-9 for value in largest])
     assert alone[0] == 1 / 16
+    assert corrected[1] == alone[1] == 1
     # All seeds the other way round make the second claim the larger of the two.
     assert corrected[0] == 2 / 16
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_max_t_against_all_sets_of_claims(seed):
+    """Closed testing: a claim is as good as the worst set of claims that it is in."""
+    rng = np.random.default_rng(seed)
+    claims = rng.normal(rng.normal(0.3, 0.5, (5, 1)), 0.5, (5, 6))
+    flips = list(itertools.product((1, -1), repeat=6))
+    flipped = np.array([[t(claim * flip) for flip in flips] for claim in claims])
+    expected = np.zeros(5)
+    for size in range(1, 6):
+        for chosen in map(list, itertools.combinations(range(5), size)):
+            largest = flipped[chosen].max(axis=0)
+            p = np.mean(largest >= largest[0] - 1e-9)
+            expected[chosen] = np.maximum(expected[chosen], p)
+    np.testing.assert_allclose(statistics.max_t(list(claims))[1], expected)
 
 
 def test_max_t_of_nothing_and_of_seeds_that_differ():

@@ -72,11 +72,12 @@ def sign_flip_test(effects: np.ndarray) -> float:
 def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
     """One-sided p-values of many effects on the same seeds, alone and corrected.
 
-    Single-step max-T (Westfall and Young, "Resampling-Based Multiple Testing", 1993,
-    section 2.6): the corrected p is the share of changes of sign, the same for all
-    effects, under which the largest of all studentised means is at least as large as
-    this one. The chance of any false "positive" is at most the level, however the
-    effects depend on each other.
+    Step-down max-T (Westfall and Young, "Resampling-Based Multiple Testing", 1993,
+    section 2.6): effects are gone through from the largest studentised mean to the
+    smallest. The corrected p is the share of changes of sign, the same for all effects,
+    under which the largest mean of this effect and those after it is at least as large
+    as this one, and no less than the p before. The chance of any false "positive" is at
+    most the level, however the effects depend on each other.
 
     Args:
       effects: Each `[seeds]`, NaN where a seed has none; of the same seeds.
@@ -99,7 +100,10 @@ def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
     seen = found[:, :1]
     least = seen - _ROUNDING * np.where(np.isinf(seen), 0.0, np.abs(seen))
     alone = (found >= least).mean(axis=1)
-    corrected = (found.max(axis=0) >= least).mean(axis=1)
+    order = np.argsort(-seen[:, 0], kind="stable")
+    largest = np.maximum.accumulate(found[order[::-1]])[::-1]  # Of it and those after.
+    corrected = np.empty_like(alone)
+    corrected[order] = np.maximum.accumulate((largest >= least[order]).mean(axis=1))
     none = np.isnan(np.stack(effects)).all(axis=1)
     return np.where(none, 1.0, np.stack([alone, corrected]))
 
