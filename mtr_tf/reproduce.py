@@ -63,6 +63,11 @@ class ReproduceConfig(Settings):
     report: bool = setting(
         False, "Train and attack nothing; only write the report of what is there."
     )
+    export: str = setting(
+        "",
+        "Folder to copy the report's README.md, tables and main plots to, to keep in a "
+        "repository.",
+    )
     dry_run: bool = setting(
         False, "Only list what would be done, and the commands for it."
     )
@@ -80,6 +85,7 @@ def main(config: ReproduceConfig) -> None:
     from mtr_tf.study import claims
     from mtr_tf.study import design
     from mtr_tf.study import runner as runner_lib
+    from mtr_tf.study.report import markdown
 
     overrides = ("dataset", "data_dir", "image_size")
     given = {name: getattr(config, name) for name in overrides}
@@ -94,6 +100,8 @@ def main(config: ReproduceConfig) -> None:
         study.variant(name)  # Complains of an unknown one.
     claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
+    if config.export:
+        markdown.check_export(pathlib.Path(config.export))
     if config.dry_run:
         print(_plan(runner_lib.Runner(study, workdir, config.only)))
         return
@@ -103,7 +111,7 @@ def main(config: ReproduceConfig) -> None:
             runner.write(computes=False)
         else:
             _run(runner, study, config.workers, workdir)
-        _write_report(workdir)
+        _write_report(workdir, config.export)
     failures = runner.failures()
     if failures:
         raise InputError(
@@ -159,10 +167,10 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     runner.run(slots)
 
 
-def _write_report(workdir: pathlib.Path) -> None:
+def _write_report(workdir: pathlib.Path, export: str) -> None:
     from mtr_tf.study import report
 
-    print(report.write(workdir))
+    print(report.write(workdir, pathlib.Path(export) if export else None))
     print(f"\nthe report is {workdir / 'report' / 'index.html'}")
 
 

@@ -16,8 +16,10 @@ from html_fixture import parse
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtr_tf.errors import InputError
 from mtr_tf.study import claims
 from mtr_tf.study import report
+from mtr_tf.study.report import markdown
 from mtr_tf.study.report import text
 from mtr_tf.study.results import Results
 
@@ -35,7 +37,13 @@ def written(tmp_path_factory) -> tuple[pathlib.Path, str]:
     )
     (workdir / "report" / "plots").mkdir(parents=True)
     (workdir / "report" / "plots" / "of_another_report.png").write_bytes(b"")
-    return workdir / "report", report.write(workdir)
+    return workdir / "report", report.write(workdir, workdir / "kept")
+
+
+@pytest.fixture(scope="module")
+def exported(written) -> pathlib.Path:
+    """The folder that it was exported to."""
+    return written[0].parent / "kept"
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +156,64 @@ def test_tensorboard_has_the_plots_and_the_verdicts(written):
     assert {tag.replace("/", "-", 1) for tag in tags} == {*plots_, "verdicts"}
     (value,) = tf.make_ndarray(events.Tensors("verdicts")[0].tensor_proto).ravel()
     assert value.decode().splitlines()[1].startswith("| ---")
+
+
+def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
+    folder, _ = written
+    words = (exported / "README.md").read_text()
+    for verdict in claims.evaluate(Results.read(folder.parent)):
+        lines = [
+            x for x in words.splitlines() if x.startswith(f"| {verdict.claim.id} ")
+        ]
+        (line,) = lines
+        assert f"**{verdict.verdict}**" in line
+        assert verdict.claim.statement in line
+        assert f"{verdict.n} |" in line
+    plots_ = set(re.findall(r"\]\((plots/[^)]+)\)", words))
+    files = {
+        str(path.relative_to(exported))
+        for path in exported.rglob("*")
+        if path.is_file()
+    }
+    assert plots_
+    assert files == plots_ | {"README.md", "claims.json", "claims.csv", "results.csv"}
+    for name in files:
+        assert (exported / name).read_bytes() == (folder / name).read_bytes()
+    assert (
+        "twice the steps do less harm [s: seed 2; s+d: seed 2] Bears on E4, F1."
+        in words
+    )
+    assert str(folder.parent) not in words  # Nothing of this machine.
+    counts = {line.count("|") for line in words.split("## Clean")[0].splitlines()}
+    assert len(counts) == 3  # No table, that of the origin, that of the verdicts.
+
+
+def test_values_of_an_export_are_means_over_seeds(written, exported):
+    folder, _ = written
+    results = Results.read(folder.parent)
+    words = (exported / "README.md").read_text()
+    table = words.split("### seg miou under pgd50")[1].split("###")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| s+d "))
+    cells = [cell.strip().split(" ± ") for cell in row.split("|")[2:-1]]
+    assert len(cells) == 3  # Clean, eps 1, eps 4.
+    for (mean, spread), eps in zip(cells, (0, 1, 4), strict=True):
+        values = results.values("s+d", "pgd50", eps, "seg", "miou")
+        assert float(mean) == pytest.approx(values.mean(), rel=5e-3)
+        assert float(spread) == pytest.approx(values.std(ddof=1), rel=5e-2)
+
+
+def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
+    stray = exported / "plots" / "of_an_earlier_one.png"
+    stray.write_bytes(b"")
+    kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
+    markdown.export(written[0], exported, kept)
+    assert not stray.exists()
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="--export must be a new folder.*'README.md'"):
+        markdown.export(written[0], tmp_path, kept)
+    assert (tmp_path / "README.md").read_text() == "mine"
+    with pytest.raises(InputError, match="--export must be"):
+        markdown.check_export(tmp_path / "README.md")
 
 
 def test_unfinished_study_says_what_is_missing(tmp_path):

@@ -44,6 +44,7 @@ class Verdict:
       n: How many seeds have the effect.
       p: One-sided, of the sign-flip test; 1 of a claim of nearness, which has none.
       p_corrected: The same over all directional claims of the study.
+      p_opposite: Of "the effect is below 0, or the margin", corrected likewise.
       by_seed: Effects, `[seeds]`, NaN where there is none.
       clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
@@ -57,6 +58,7 @@ class Verdict:
     n: int
     p: float
     p_corrected: float
+    p_opposite: float
     by_seed: np.ndarray
     clean: Mapping[str, np.ndarray]
     reason: str
@@ -93,6 +95,7 @@ def evaluate(results: Results) -> list[Verdict]:
                 n=effect.n,
                 p=float(p),
                 p_corrected=float(corrected),
+                p_opposite=float(opposite),
                 by_seed=effect.by_seed,
                 clean=effect.clean,
                 reason=reason,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -131,9 +132,11 @@ class Clock:
         return None
 
     def _rate(self, near: Sequence[tuple[Cell, float]]) -> float:
-        """Seconds per unit of cost."""
-        worked = sum(max(seconds - _START, 0.1 * seconds) for _, seconds in near)
-        return worked / sum(self.costs[cell.folder] for cell, _ in near)
+        """Seconds per unit of cost: the median, as one may have stood still."""
+        return statistics.median(
+            max(seconds - _START, 0.1 * seconds) / self.costs[cell.folder]
+            for cell, seconds in near
+        )
 
     def left(
         self,

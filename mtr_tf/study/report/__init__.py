@@ -2,6 +2,7 @@
 """The report of a study: WORKDIR/report, made of what is there.
 
 index.html              all in one file, to read anywhere
+README.md               verdicts, tables and main plots, to keep in a repository
 claims.json, claims.csv every verdict with its numbers
 results.csv             every clean and attacked value
 plots/*.png             the plots of index.html as files
@@ -13,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -20,12 +22,14 @@ from typing import Any
 
 from mtr_tf import runs
 from mtr_tf.study import claims
+from mtr_tf.study import commands
 from mtr_tf.study.report import board
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import files
 from mtr_tf.study.report import gallery
+from mtr_tf.study.report import markdown
 from mtr_tf.study.report import plots
 from mtr_tf.study.report import sections
 from mtr_tf.study.report import settings
@@ -37,17 +41,19 @@ from mtr_tf.study.report.elements import tag
 from mtr_tf.study.results import Results
 
 
-def write(workdir: pathlib.Path) -> str:
+def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     """Writes WORKDIR/report anew, also of a study that is not finished.
 
     Args:
       workdir: The folder of a study, as `mtr_tf.reproduce` leaves it.
+      export: A folder to copy README.md and what it shows to.
 
     Returns:
       The verdicts as a table to print.
 
     Raises:
-      InputError: There is no study in the folder, or a part of it cannot be used.
+      InputError: There is no study in the folder, or a part of it cannot be used; or
+        something else is in the folder `export`.
     """
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
@@ -60,6 +66,9 @@ def write(workdir: pathlib.Path) -> str:
     table = verdicts.rows(found, context)
     board.write(content.plots, folder / "plots", table, folder / "tensorboard")
     runs.write_text(folder / "index.html", _page(content, drawn))
+    runs.write_text(folder / markdown.PAGE, _markdown(content))
+    if export:
+        markdown.export(folder, export, sorted(markdown.pinned(found, context)))
     return verdicts.terminal(found, context)
 
 
@@ -115,7 +124,7 @@ def _read(workdir: pathlib.Path) -> _Content:
         lambda verdict: evidence.plot_of(verdict.claim, found, ids),
         lambda verdict: evidence.warnings_of(verdict.claim, found),
     )
-    pinned = {context.plot(verdict) for verdict in decided}
+    pinned = markdown.pinned(decided, context)
 
     def shown(part: Sequence[Plot]) -> list[Plot]:
         return [dataclasses.replace(p, first=p.first or p.id in pinned) for p in part]
@@ -124,7 +133,8 @@ def _read(workdir: pathlib.Path) -> _Content:
         results,
         records,
         cells,
-        study.get("provenance", {}),
+        study.get("provenance", {})
+        | {"commits of the cells": _commits(workdir, cells)},
         decided,
         context,
         shown_curves,
@@ -149,10 +159,36 @@ def _page(content: _Content, drawn: Mapping[str, bytes]) -> str:
         verdicts.section(content.verdicts, content.context),
         tag("nav", bullets(links), aria_label="sections"),
         sections.robustness(content.curves, content.of_curves, drawn, images),
-        sections.clean([c for c in content.curves if not c.reference], variants),
+        sections.clean(content.curves, variants),
         sections.theory(content.theory, drawn),
         sections.examples(content.galleries),
         settings.settings(study),
         settings.provenance(content.provenance),
         settings.commands(content.cells),
     )
+
+
+def _markdown(content: _Content) -> str:
+    study = content.results.study
+    return markdown.page(
+        study.name,
+        study.about,
+        markdown.origin(study, content.provenance, content.cells),
+        content.verdicts,
+        content.context,
+        content.curves,
+        content.plots,
+        content.results.variants,
+    )
+
+
+def _commits(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
+    """The commits that cells were done with, and how many with each."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        if cell["state"] == "done":
+            name = "config.json" if cell["kind"] == "train" else "settings.json"
+            found[
+                commands.read_json(workdir / cell["folder"] / name).get("commit")
+            ] += 1
+    return ", ".join(f"{commit} ({count})" for commit, count in found.items())

@@ -47,13 +47,13 @@ def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
     """All of each verdict as JSON; as CSV what fits into a row."""
     whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
     runs.write_json(folder / "claims.json", whole)
-    names = ("verdict", "effect", "low", "high", "n", "p", "p_corrected", "reason")
-    columns = ("id", "source", "statement", *names)
+    names = ("verdict", "effect", "low", "high", "n", "p", "p_corrected", "p_opposite")
+    columns = ("id", "source", "statement", *names, "reason")
     rows = []
     for found in whole:
         claim, (low, high) = found["claim"], found["interval"] or (None, None)
         row = {name: claim.get(name) for name in columns[:3]}
-        row |= {name: found.get(name) for name in names}
+        row |= {name: found.get(name) for name in (*names, "reason")}
         rows.append(row | {"low": low, "high": high})
     _write_csv(rows, columns, folder / "claims.csv")
 

@@ -96,27 +96,37 @@ def robustness(
 def clean(found: Sequence[Curve], variants: Sequence[str]) -> Html:
     """A table per task: each metric's mean and standard deviation over seeds."""
     parts = []
-    for task in dict.fromkeys(curve.task for curve in found):
-        metrics = {}
-        for curve in found:
-            if curve.task == task:
-                metrics.setdefault(curve.metric, []).append(curve)
-        heads = [_head(name, own[0]) for name, own in metrics.items()]
-        rows = []
-        for variant in variants:
-            cells = [_clean_values(own, variant) for own in metrics.values()]
-            if any(len(cell) for cell in cells):
-                seeds = max(len(cell) for cell in cells)
-                rows.append([variant, *map(_mean_and_sd, cells), str(seeds)])
-        head = ["variant", *heads, "seeds"]
-        parts += [tag("h3", task), table(head, rows, label=f"{task}, clean images")]
+    for task, (head, *rows) in clean_tables(found, variants):
+        body = [[name, *map(_unbroken, values)] for name, *values in rows]
+        parts += [tag("h3", task), table(head, body, label=f"{task}, clean images")]
     about = "Mean ± standard deviation over seeds. ↑: higher is better, ↓: lower."
     return section("clean", "Clean metrics", tag("p", about), *parts)
 
 
-def _head(name: str, curve: Curve) -> str:
-    unit = f" [{curve.facts['unit']}]" if curve.facts["unit"] else ""
-    return f"{name}{unit} {'↑' if curve.facts['better'] == 'higher' else '↓'}"
+def clean_tables(
+    found: Sequence[Curve], variants: Sequence[str]
+) -> list[tuple[str, list[list[str]]]]:
+    """Each task with the rows of its table of clean metrics, the head first."""
+    tables = []
+    for task in dict.fromkeys(curve.task for curve in found):
+        metrics = {}
+        for curve in found:
+            if curve.task == task and not curve.reference:
+                metrics.setdefault(curve.metric, []).append(curve)
+        rows = [["variant", *(_head(*item) for item in metrics.items()), "seeds"]]
+        for variant in variants:
+            cells = [_clean_values(own, variant) for own in metrics.values()]
+            seeds = max(map(len, cells))
+            if seeds:
+                rows.append([variant, *map(mean_and_sd, cells), str(seeds)])
+        tables.append((task, rows))
+    return tables
+
+
+def _head(name: str, curves: Sequence[Curve]) -> str:
+    facts = curves[0].facts
+    unit = f" [{facts['unit']}]" if facts["unit"] else ""
+    return f"{name}{unit} {'↑' if facts['better'] == 'higher' else '↓'}"
 
 
 def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
@@ -129,11 +139,16 @@ def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
     return np.array(values)
 
 
-def _mean_and_sd(values: np.ndarray) -> Html | str:
+def mean_and_sd(values: np.ndarray) -> str:
+    """Of `[seeds]` without NaN; a dash where there is none."""
     if not len(values):
         return text.NONE
     spread = f" ± {values.std(ddof=1):#.2g}" if len(values) > 1 else ""
-    return tag("span", f"{text.number(values.mean())}{spread}", class_="nowrap")
+    return f"{text.number(values.mean())}{spread}"
+
+
+def _unbroken(words: str) -> Html:
+    return tag("span", words, class_="nowrap")
 
 
 def theory(made: Mapping[str, Sequence[Plot]], drawn: Drawn) -> Html:

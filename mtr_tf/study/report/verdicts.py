@@ -32,9 +32,9 @@ _LOOKS = {
 }
 
 
-_EFFECTS = (
-    "Effects are positive where things are as claimed; clean values, to judge them by, "
-    "are means over seeds."
+EFFECTS = (
+    "Effects are positive where things are as claimed; p is that of the side which the "
+    "effect is on."
 )
 
 
@@ -82,7 +82,7 @@ def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
             text.interval(found.interval, form(found)),
             quantity(found.claim, context),
             str(found.n),
-            _probability(found, found.p_corrected),
+            _probability(found),
         ]
         for found in verdicts
     ]
@@ -105,9 +105,12 @@ def form(found: Verdict) -> Callable[[float | None], str]:
     return text.percent if found.claim.relative else text.signed
 
 
-def _probability(found: Verdict, value: float) -> str:
-    """A p value; a claim of nearness has none."""
-    return text.NONE if found.claim.within is not None else text.probability(value)
+def _probability(found: Verdict) -> str:
+    """The corrected p of the side that the effect is on; nearness has none."""
+    if found.claim.within is not None or found.effect is None:
+        return text.NONE
+    against = found.effect < found.claim.margin
+    return text.probability(found.p_opposite if against else found.p_corrected)
 
 
 def quantity(claim: Claim, context: Context) -> str:
@@ -160,7 +163,8 @@ def section(verdicts: Sequence[Verdict], context: Context) -> Html:
     if verdicts:
         label = "claims and verdicts"
         parts.append(table(head, body, cards=True, label=label, row_ids=ids))
-        rules = f"{_EFFECTS} {' '.join(claims.RULES)}"
+        about = f"{EFFECTS} Clean values, to judge them by, are means over seeds."
+        rules = f"{about} {' '.join(claims.RULES)}"
         parts.append(tag("p", rules, class_="soft"))
     return tag("section", *parts)
 
@@ -186,7 +190,7 @@ def _row(found: Verdict, context: Context) -> list[Html]:
         tag("div", word, _why(found, context, warnings)),
         tag("div", *effect),
         tag("div", str(found.n)),
-        tag("div", _probability(found, found.p_corrected)),
+        tag("div", _probability(found)),
         tag("div", *_clean(found), class_="values"),
         tag("div", link),
     ]
@@ -201,12 +205,20 @@ def _why(found: Verdict, context: Context, warnings: Sequence[str]) -> Html:
         tag("p", found.reason),
         tag("p", f"Effect: {seeds}."),
         tag("p", f"Resampled for the interval: {found.over}."),
-        tag("p", f"p before correction: {_probability(found, found.p)}."),
+        tag("p", _probabilities(found)),
     ]
     if warnings:
         parts.append(tag("p", tag("strong", "The attacks' own checks warn:")))
         parts.append(bullets(warnings))
     return details("why, warnings ⚠" if warnings else "why", *parts)
+
+
+def _probabilities(found: Verdict) -> str:
+    """All p values of a verdict."""
+    if found.claim.within is not None:
+        return "A claim of nearness has no p."
+    values = map(text.probability, (found.p, found.p_corrected, found.p_opposite))
+    return "p {}, corrected {}; of the opposite, corrected, {}.".format(*values)
 
 
 def _clean(found: Verdict) -> list[Html]:
