@@ -68,7 +68,8 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     runs.write_text(folder / "index.html", _page(content, drawn))
     runs.write_text(folder / markdown.PAGE, _markdown(content))
     if export:
-        markdown.export(folder, export, sorted(markdown.pinned(found, context)))
+        shown = markdown.shown(markdown.pinned(found, context), content.curves)
+        markdown.export(folder, export, shown)
     return verdicts.terminal(found, context)
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -57,7 +59,7 @@ def page(
       plots: All of it; shown are those that verdicts rest on.
       variants: Names, in the order of the study.
     """
-    shown = [plot for plot in plots if plot.id in pinned(found, context)]
+    chosen = shown(pinned(found, context), curves)
     by_id = {curve.id: curve for curve in curves}
     parts = [f"# Study {name}", about, table([("what", "value"), *origin])]
     parts += ["## Verdicts", verdicts.tally(found)]
@@ -69,7 +71,7 @@ def page(
     for task, rows in sections.clean_tables(curves, variants):
         parts += [f"### {task}", table(rows)]
     parts += ["## What the verdicts rest on"]
-    for plot in shown:
+    for plot in (plot for plot in plots if plot.id in chosen):
         parts += [f"### {plot.title}", f"![{plot.alt}](plots/{plot.id}.png)"]
         parts.append(plot.caption)
         if plot.id in by_id:
@@ -80,6 +82,16 @@ def page(
 def pinned(found: Sequence[claims.Verdict], context: Context) -> set[str]:
     """The plots that verdicts rest on."""
     return {plot for verdict in found if (plot := context.plot(verdict))}
+
+
+def shown(ids: Collection[str], curves: Sequence[Curve]) -> list[str]:
+    """The plots of a page: those of verdicts, and the differences of their curves."""
+    same = {
+        curve.id: dataclasses.replace(curve, reference="").id
+        for curve in curves
+        if curve.reference
+    }
+    return [*ids, *(less for less, curve in same.items() if curve in ids)]
 
 
 def check_export(folder: pathlib.Path) -> None:
