@@ -129,7 +129,7 @@ def _with_unit(task: str, metric: str, unit: str) -> str:
 
 
 def _measured(measure: Mapping[str, Any]) -> str:
-    """As `slope less -0.5`, or the other way round where the sign is -1."""
+    """As `slope less -0.5`; where the sign is -1 the other way round."""
     words = f"{measure['measure']}: {measure['quantity']}"
     if measure["field"] != "value":
         words += f" {measure['field']}"
@@ -138,9 +138,11 @@ def _measured(measure: Mapping[str, Any]) -> str:
     if measure["minus"]:
         words += f" less that of {_keys(measure['minus'])}"
     reference = text.short(measure["reference"])
+    if not measure["reference"]:
+        return f"{words}, negated" if measure["sign"] < 0 else words
     if measure["sign"] < 0:
         return f"{reference} less {words}"
-    return f"{words} less {reference}" if measure["reference"] else words
+    return f"{words} less {reference}"
 
 
 def _keys(fields: Mapping[str, Any]) -> str:
