@@ -11,10 +11,14 @@ import scipy.optimize
 import study_fixture
 from html_fixture import parse
 
+from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.claim_file import Point
+from mtr_tf.study.claim_file import Term
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import draw_theory
 from mtr_tf.study.report import elements
+from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
 from mtr_tf.study.report import text
@@ -170,6 +174,27 @@ def test_warnings_say_whose_they_are():
     (curve,) = curves.make(records, ("a", "b"), (0, 1))
     lines = curves.warning_lines(curve.warnings)
     assert lines == ["more steps help [a: seeds 0, 1; b: seed 1]"]
+
+
+def test_warnings_bear_on_claims_of_that_attack_and_those_models():
+    kinds = {"algorithm": "sea", "warnings": ["weak."]}
+    records = [
+        record("a", 0, 2, 0.3, **kinds),
+        record("b", 0, 2, 0.3, **kinds),
+        record("a", 0, 2, 0.3, algorithm="pgd", attack="plain"),
+    ]
+    found = curves.make(records, ("a", "b"), (0,))
+
+    def lines(variant, attacked, **choice):
+        chosen = tuple(choice.items())
+        point = Point(variant, "pgd50", 2, "seg", "miou", attacked, chosen)
+        claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
+        return evidence.warnings_of(claim, found)
+
+    assert lines("a", ("seg",), algorithm="sea") == ["pgd50: weak. [a: seed 0]"]
+    assert lines("a", ("seg",)) == ["pgd50: weak. [a: seed 0]"]
+    assert not lines("a", ("seg",), algorithm="pgd")
+    assert not lines("a", ("seg", "depth"), algorithm="sea")
 
 
 # Plots.

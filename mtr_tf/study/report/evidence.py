@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.claim_file import Point
 from mtr_tf.study.report import curves as curves_lib
 from mtr_tf.study.report import plots
 from mtr_tf.study.report.curves import Curve
@@ -27,12 +28,17 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
 
 def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:
     point = claim.terms[0].points[0]
-    place = (point.attack, {*point.attacked}, point.task, point.metric)
     for curve in curves:
-        own = (curve.spec, {*curve.attacked}, curve.task, curve.metric)
-        if own == place and dict(point.choice).items() <= curve.facts.items():
+        shown = (curve.task, curve.metric) == (point.task, point.metric)
+        if shown and _is_under(point, curve):
             return curve.id
     return None
+
+
+def _is_under(point: Point, curve: Curve) -> bool:
+    """Whether a point of a claim is under the attack that a curve is of."""
+    same = (point.attack, {*point.attacked}) == (curve.spec, {*curve.attacked})
+    return same and dict(point.choice).items() <= curve.facts.items()
 
 
 def _of_measure(claim: Claim) -> str:
@@ -60,11 +66,11 @@ def _first(value: Any) -> Any:
 def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
     """What the checks of the attacks found on the models that a claim compares."""
     points = [point for term in claim.terms for point in term.points]
-    places = {(point.attack, point.variant) for point in points}
     found: dict[str, dict[str, list[int]]] = {}
     for curve in curves:
+        variants = {point.variant for point in points if _is_under(point, curve)}
         for reason, whose in curve.warnings.items():
-            own = {v: seeds for v, seeds in whose.items() if (curve.spec, v) in places}
+            own = {v: seeds for v, seeds in whose.items() if v in variants}
             if own:
                 found.setdefault(f"{curve.spec}: {reason}", {}).update(own)
     return curves_lib.warning_lines(found)
