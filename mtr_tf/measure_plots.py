@@ -141,7 +141,7 @@ def draw_pixel_gradients(records: Sequence[Record], tasks: Sequence[str]) -> Fig
             counts = {r["count"] for r in found if r["measure"] == kind}
             _log_log(axes, sorted(counts), bool(counts))
             where = "random output pixels" if kind == "pixels" else "pixels of a block"
-            dashes = "; dashes: theory, correlation fitted" if kind == "pixels" else ""
+            dashes = "; dashes: theory (root mean square)" if kind == "pixels" else ""
             axes.set_title(f"mean loss over n {where}{dashes}", fontsize=10)
             axes.set_xlabel("n, output pixels")
             axes.set_ylabel(f"{norm} norm of the gradient")

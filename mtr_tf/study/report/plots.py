@@ -118,7 +118,8 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
             found, spec=spec, variant=variant, measure=measure, norm=norm
         )
         where = "random output pixels" if measure == "pixels" else "pixels of a block"
-        dashes = "Dashes: theory, correlation fitted; " * (measure == "pixels")
+        theory_is = "Dashes: theory, of root mean squares (at least the mean); "
+        dashes = theory_is if measure == "pixels" else ""
         title = f"{variant}: {norm} gradient norm of n {where}"
         about = text.capital(f"{dashes}{_of_seeds(own)}.")
         make = functools.partial(draw_theory.pixels, own, title)
