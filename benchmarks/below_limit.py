@@ -5,8 +5,7 @@
 
 The limit is as many forward and backward-to-input passes of the net as Keras has it as
 PGD takes steps, with losses as a user of TensorFlow would write them. The rows are
-such
-passes with our losses; PGD on that net; on it with its batch norms folded into
+such passes with our losses; PGD on that net; on it with its batch norms folded into
 its convolutions; on its copy in bfloat16 (`--fast`); on both. Losses are always those
 of the original net in float32, relative to those that PGD on that net reaches, over
 --judged images: over a few, luck with single pixels' signs moves them by a per cent.
