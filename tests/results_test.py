@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is said of the kept studies is what they found."""
+
+from __future__ import annotations
+
+import collections
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/claims.json"))
+VERDICTS = {
+    "What holds": "holds",
+    "What does not hold": "does not hold",
+    "What was not found": "undecided",
+}
+
+
+def verdicts(study):
+    """{claim: its verdict} as the study's report has it."""
+    found = json.loads((RESULTS / study / "claims.json").read_text("utf-8"))
+    return {verdict["claim"]["id"]: verdict for verdict in found}
+
+
+def rows(page, width):
+    """The cells of a page's table rows with so many of them, heads left out."""
+    lines = re.findall(r"^\| (.*) \|\n", page, re.MULTILINE)
+    cells = [line.split(" | ") for line in lines]
+    others = ("study", "claim", "---")
+    return [row for row in cells if len(row) == width and row[0] not in others]
+
+
+def test_there_are_studies():
+    assert {"rooms", "artefact"} <= {*STUDIES}
+
+
+def test_the_index_counts_verdicts():
+    index = (RESULTS / "README.md").read_text("utf-8")
+    counted = {}
+    for link, _, *numbers in rows(index, 6):
+        name = re.fullmatch(r"\[(.+)\]\((.+)/README.md\)", link)
+        assert name[1] == name[2]
+        counted[name[1]] = [int(number) for number in numbers]
+    expected = {}
+    for study in STUDIES:
+        count = collections.Counter(v["verdict"] for v in verdicts(study).values())
+        expected[study] = [count.total(), *(count[v] for v in VERDICTS.values())]
+    assert counted == expected
+
+
+@pytest.mark.parametrize("heading", VERDICTS)
+def test_quoted_claims_are_as_found(heading):
+    index = (RESULTS / "README.md").read_text("utf-8")
+    section = index.split(f"## {heading}\n")[1].split("\n## ")[0]
+    quoted = rows(section, 5)
+    assert quoted
+    for study, claim, statement, effect, interval in quoted:
+        verdict = verdicts(study)[claim]
+        page = (RESULTS / study / "README.md").read_text("utf-8")
+        assert verdict["verdict"] == VERDICTS[heading], claim
+        assert statement == verdict["claim"]["statement"]
+        row = next(row for row in rows(page, 9) if row[0] == claim)
+        assert [effect, interval] == row[4:6]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_verdicts_of_a_report_agree_with_its_numbers(study):
+    """The Markdown, the JSON and the CSV of one study."""
+    page = (RESULTS / study / "README.md").read_text("utf-8")
+    table = {row[0]: row for row in rows(page, 9)}
+    found = verdicts(study)
+    assert [*table] == [*found]
+    for claim, verdict in found.items():
+        assert table[claim][3] == f"**{verdict['verdict']}**"
+        assert table[claim][7] == str(verdict["n"])
+        effect = verdict["effect"]
+        shown = table[claim][4].split(" ")[0].replace("−", "-")
+        percent = "%" in table[claim][4]
+        assert float(shown) == pytest.approx(effect * (100 if percent else 1), rel=6e-3)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_plots_are_there(study):
+    page = (RESULTS / study / "README.md").read_text("utf-8")
+    linked = re.findall(r"\]\((plots/[^)]+)\)", page)
+    kept = {f"plots/{path.name}" for path in (RESULTS / study / "plots").iterdir()}
+    assert kept
+    assert {*linked} == kept
