@@ -58,13 +58,25 @@ def test_quoted_claims_are_as_found(heading):
     section = index.split(f"## {heading}\n")[1].split("\n## ")[0]
     quoted = rows(section, 5)
     assert quoted
-    for study, claim, statement, effect, interval in quoted:
-        verdict = verdicts(study)[claim]
-        page = (RESULTS / study / "README.md").read_text("utf-8")
-        assert verdict["verdict"] == VERDICTS[heading], claim
-        assert statement == verdict["claim"]["statement"]
-        row = next(row for row in rows(page, 9) if row[0] == claim)
-        assert [effect, interval] == row[4:6]
+    for *claim, effect, interval in quoted:
+        check(*claim, VERDICTS[heading], effect, interval)
+
+
+def test_claims_that_the_front_page_quotes_are_as_found():
+    page = (ROOT / "README.md").read_text("utf-8")
+    quoted = rows(page.split("## Which claims hold?\n")[1].split("\n## ")[0], 6)
+    assert {row[3] for row in quoted} == {*VERDICTS.values()}
+    for row in quoted:
+        check(*row)
+
+
+def check(study, claim, statement, verdict, effect, interval):
+    """A quoted row against the study's own."""
+    found = verdicts(study)[claim]
+    assert (statement, verdict) == (found["claim"]["statement"], found["verdict"])
+    page = (RESULTS / study / "README.md").read_text("utf-8")
+    (row,) = (row for row in rows(page, 9) if row[0] == claim)
+    assert [effect, interval] == row[4:6]
 
 
 @pytest.mark.parametrize("study", STUDIES)
