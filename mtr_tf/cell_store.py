@@ -88,9 +88,9 @@ class Store:
     facts: Mapping[str, Any]
     save_examples: int = 0
 
-    def write(self, result: Result, examples: Examples) -> None:
-        """Keeps a finished cell."""
-        if self.save_examples:
+    def write(self, result: Result, examples: Examples | None = None) -> None:
+        """Keeps a finished cell, and its examples if they are asked for and there."""
+        if self.save_examples and examples:
             _write_arrays(self._examples(result.cell), _arrays(examples))
         path = self._path(result.cell)
         arrays = {f"picture/{name}": a for name, a in result.pictures.items()}

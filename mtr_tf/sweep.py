@@ -103,6 +103,7 @@ def run(
     for cell in cells:
         if cell.members:
             found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
+            store.write(found[cell])  # For its rows: it is always combined anew.
             if predictions:
                 _choose(predictions, store, cell, [found[m] for m in cell.members])
     return found[None], [found[cell] for cell in cells]

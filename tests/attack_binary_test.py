@@ -247,6 +247,17 @@ def test_examples_are_saved_as_they_are(run_directory, unplotted):
         assert arrays["output/seg"].shape == (5, SIZE, SIZE, 2)
 
 
+def check_rows(folder, records):
+    """Each record's files hold the rows that its values are of."""
+    for record in records:
+        known = {m.name: m for m in tasks_lib.TASKS[record["task"]].metrics}
+        for file, value in (("rows", "attacked_value"), ("clean_rows", "clean")):
+            with np.load(folder / record[file]) as arrays:
+                rows = arrays[f"row/{record['task']}/{record['metric']}"]
+            found = float(known[record["metric"]].value(rows.sum(axis=0)))
+            assert found == pytest.approx(record[value], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
     """Of every kind of setting one, and the orders that must hold between them."""
@@ -255,6 +266,7 @@ def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
 
     def losses(**changes):
         records = run_attack(run_directory, **settings | changes)
+        check_rows(folder, records)
         return {
             r["attack"]: (r["clean"], r["attacked_value"])
             for r in records

@@ -200,9 +200,9 @@ def _attack(folder, config, tasks, about, drop, images, warnings) -> None:
             return drop(*about, cell.eps, task, task in cell.attacked)
 
         result = _result(cell, tasks, images, seed, lost)
-        stems = {"rows": _write(folder, result), "clean_rows": _write(folder, clean)}
+        files = {"rows": _write(folder, result), "clean_rows": _write(folder, clean)}
         made = report.make_records(clean, [result], facts, {"depth": "m"})
-        records += [record | stems for record in made]
+        records += [record | files for record in made]
     report.write(records, folder)
 
 
@@ -258,15 +258,15 @@ def _pictures(cell, tasks, lost) -> dict[str, np.ndarray]:
 
 
 def _write(folder: pathlib.Path, result: Result) -> str:
-    """Writes a cell as `cell_store` does; returns its path without the suffix."""
+    """Writes a cell as `cell_store` does; returns its path there."""
     about = result.cell.label + str(result.cell) if result.cell else "clean"
-    stem = f"cells/{_hash(about)}"
+    name = f"cells/{_hash(about)}.npz"
     arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
     for task, by_metric in result.rows.items():
         arrays |= {f"row/{task}/{name}": a for name, a in by_metric.items()}
     (folder / "cells").mkdir(parents=True, exist_ok=True)
-    np.savez(folder / f"{stem}.npz", **arrays)
-    return stem
+    np.savez(folder / name, **arrays)
+    return name
 
 
 # Measures.

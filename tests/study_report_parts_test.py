@@ -53,8 +53,8 @@ def test_three_digits(value, expected):
 
 def test_signs_percents_and_probabilities():
     assert [text.signed(v) for v in (0.5, -0.5, 1e-17)] == ["+0.500", "−0.500", "0.00"]
-    assert text.percent(0.1234) == "+12.3 %"
-    assert text.percent(-1.5) == "−150 %"
+    assert text.points(0.1234) == "+12.3 points"
+    assert text.points(-1.5) == "−150 points"
     assert [text.probability(p) for p in (1 / 32, 0.0001, 1.0)] == [
         "0.031",
         "< 0.001",
@@ -296,13 +296,13 @@ def test_matrix_is_symmetric_and_a_mean_over_seeds():
 def shot(workdir, number, **fields):
     """A record with the pictures of its cell, of which all pixels are its number."""
     made = record("a", 0, 2, 0.3, folder="cell", **fields)
-    made |= {"rows": f"cells/{number}", "clean_rows": f"cells/{number}clean"}
+    made |= {"rows": f"cells/{number}.npz", "clean_rows": f"cells/{number}clean.npz"}
     tile = np.full((1, 4, 4, 3), number, np.uint8)
     names = ("image", "adversarial", "perturbation", "target/seg", "output/seg")
     (workdir / "cell" / "cells").mkdir(parents=True, exist_ok=True)
-    for stem in (made["rows"], made["clean_rows"]):
+    for name in (made["rows"], made["clean_rows"]):
         arrays = {f"picture/{name}": tile for name in names}
-        np.savez(workdir / "cell" / f"{stem}.npz", **arrays)
+        np.savez(workdir / "cell" / name, **arrays)
     return made
 
 

@@ -101,7 +101,7 @@ def test_every_verdict_stands_in_page_files_and_terminal(written, page):
         for part in (claim.id, claim.source, claim.statement, verdict.reason):
             assert part in on_page
         assert f"{verdict.verdict}" in on_page
-        form = text.percent if claim.relative else text.signed
+        form = text.points if claim.relative else text.signed
         assert f"{form(verdict.effect)} {form(verdict.interval[0])} to" in on_page
         line = next(line for line in printed.splitlines() if line.startswith(claim.id))
         assert verdict.verdict in line

@@ -129,13 +129,14 @@ def test_damaged_rows_are_named(tmp_path, kept):
     study_fixture.example(tmp_path)
     read = Results.read(tmp_path)
     record = read.record("s", 0, *WHERE)
-    file = (tmp_path / record["folder"] / record["rows"]).with_suffix(".npz")
+    file = tmp_path / record["folder"] / record["rows"]
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(InputError, match=f"{file.name} is damaged"):
+    with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
         read.rows("s", 0, *WHERE)
     file.unlink()
-    assert read.rows("s", 0, *WHERE) is None  # The value stays.
+    with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
+        read.rows("s", 0, *WHERE)
     assert not np.isnan(read.values("s", *WHERE)[0])
 
 

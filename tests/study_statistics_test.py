@@ -150,7 +150,7 @@ def test_seeds_that_are_left_out_are_left_out_on_images_too():
     np.testing.assert_allclose(with_gap, without)
 
 
-@pytest.mark.parametrize(("seeds", "images"), [(30, 40), (12, 80)])
+@pytest.mark.parametrize(("seeds", "images"), [(30, 40), (12, 80), (6, 40)])
 def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, images):
     """Effects of seed + image + both, mean 0: in 95 % of studies, or more."""
     rng = np.random.default_rng(7)
@@ -165,9 +165,48 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, image
             resamples=400,
             seed=study,
         )
-        low, high = np.percentile(draws, (2.5, 97.5))
+        low, high = interval(draws, rows.mean(), seeds)
         held += low <= 0 <= high
     assert 0.95 - 0.05 < held / studies < 1.0
+
+
+def interval(draws, mean, seeds):
+    """The 95 % interval of a study."""
+    ends = np.percentile(draws, (2.5, 97.5))
+    return statistics.widened(ends, mean, seeds, 0.95)
+
+
+@pytest.mark.parametrize("seeds", [4, 6, 10])
+def test_intervals_over_few_seeds_hold_the_truth_in_95_percent(seeds):
+    rng = np.random.default_rng(3)
+    studies, held = 1000, 0
+    for study in range(studies):
+        values = rng.normal(size=seeds)
+        draws = statistics.bootstrap(values, resamples=1000, seed=study)
+        low, high = interval(draws, values.mean(), seeds)
+        held += low <= 0 <= high
+    assert abs(held / studies - 0.95) < 0.025
+
+
+def test_intervals_are_students_for_normal_draws():
+    values = effects(6)
+    draws = scipy.stats.norm.ppf((np.arange(20000) + 0.5) / 20000)
+    draws = values.mean() + draws * values.std() / np.sqrt(6)
+    expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    found = interval(draws, values.mean(), 6)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_an_interval_of_one_seed_stays():
+    assert statistics.widened((0.1, 0.3), 0.15, 1, 0.95) == (0.1, 0.3)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 11, 29])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_student_t(freedom, confidence):
+    expected = scipy.stats.t.ppf((1 + confidence) / 2, freedom)
+    found = statistics.student_t(confidence, freedom)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_bootstrap_has_the_spread_of_a_mean():

@@ -19,10 +19,11 @@ LEAST_SEEDS = 4  # With fewer, nothing is decided.
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 RULES = (
     f"A claim holds if at least {LEAST_SEEDS} seeds have a number for it, the exact "
-    "one-sided sign-flip test over paired seeds, corrected over all claims of the "
-    f"study (max-T), gives p of at most {ALPHA:g}, and the 95 % bootstrap interval "
-    "over seeds and images lies above 0, or above what matters where the claim says "
-    "so; n seeds give p of 1/2^n at best, so that 5 are needed.",
+    "one-sided sign-flip test over paired seeds, corrected over all directional claims "
+    f"of the study (max-T), gives p of at most {ALPHA:g}, and the 95 % bootstrap "
+    "interval over seeds, and over images where there are values of each, lies above "
+    "0, or above what matters where the claim says so; n seeds give p of 1/2^n at "
+    "best, so that 5 are needed.",
     "It does not hold if test and interval say in the same way that the effect is "
     "below what matters, or below 0; a claim that a number is near a value holds if "
     "the interval is near enough, and does not if it lies outside.",
@@ -42,7 +43,7 @@ class Verdict:
       interval: Its 95 % bootstrap interval; None where there is none.
       over: What was resampled: "seeds and images" or "seeds".
       n: How many seeds have the effect.
-      p: One-sided, of the sign-flip test; 1 of a claim of nearness, which has none.
+      p: One-sided, of the sign-flip test; NaN of a claim of nearness, which has none.
       p_corrected: The same over all directional claims of the study.
       p_opposite: Of "the effect is below 0, or the margin", corrected likewise.
       by_seed: Effects, `[seeds]`, NaN where there is none.
@@ -82,7 +83,7 @@ def evaluate(results: Results) -> list[Verdict]:
     tested = {i: (ours[:, j], theirs[1, j]) for j, i in enumerate(directed)}
     verdicts = []
     for i, (claim, effect) in enumerate(zip(claims, found, strict=True)):
-        (p, corrected), opposite = tested.get(i, ((1.0, 1.0), 1.0))
+        (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
         numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
         word, reason = judge(claim, *numbers)
         verdicts.append(

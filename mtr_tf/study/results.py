@@ -168,14 +168,14 @@ class Results:
         """The same of a record, of the attacked images, or at eps 0 of the clean."""
         name = (record or {}).get("rows" if eps else "clean_rows")
         path = (self.workdir / record["folder"] / name) if name else None
-        if path is None or not path.with_suffix(".npz").exists():
+        if path is None:
             return None
         try:
-            with np.load(path.with_suffix(".npz")) as arrays:
+            with np.load(path) as arrays:
                 rows = arrays[f"row/{record['task']}/{record['metric']}"]
         except _DAMAGED as error:
             raise InputError(
-                f"{path.with_suffix('.npz')} is damaged ({error}); delete the folder "
+                f"{path} is missing or damaged ({error}); delete the folder "
                 f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."
             ) from error
         return np.asarray(rows, float)

@@ -47,7 +47,8 @@ def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
     """All of each verdict as JSON; as CSV what fits into a row."""
     whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
     runs.write_json(folder / "claims.json", whole)
-    names = ("verdict", "effect", "low", "high", "n", "p", "p_corrected", "p_opposite")
+    names = ("verdict", "effect", "low", "high", "over", "n")
+    names += ("p", "p_corrected", "p_opposite")
     columns = ("id", "source", "statement", *names, "reason")
     rows = []
     for found in whole:

@@ -145,7 +145,7 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path.with_suffix(".npz")) as file:
+    with np.load(path) as file:
         return {key: file[key] for key in file.files if key.startswith("picture/")}
 
 

@@ -38,11 +38,11 @@ def signed(value: float | None) -> str:
     return f"+{text}" if value is not None and value > _NOTHING else text
 
 
-def percent(value: float | None) -> str:
-    """A signed share of something, as 0.123 is +12.3 %."""
+def points(value: float | None) -> str:
+    """A signed difference of shares in percentage points, as 0.123 is +12.3 points."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{signed(100 * value)} %"
+    return f"{signed(100 * value)} points"
 
 
 def probability(value: float | None) -> str:

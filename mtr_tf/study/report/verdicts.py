@@ -72,7 +72,8 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 
 def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
     """The table in plain words, its head first: for the terminal and TensorBoard."""
-    head = ["claim", "who", "verdict", "effect", "95 % interval", "of", "n", "p"]
+    head = ["claim", "who", "verdict", "effect", "95 % interval", "over", "of", "n"]
+    head.append("p, corrected")
     body = [
         [
             found.claim.id,
@@ -80,6 +81,7 @@ def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
             found.verdict,
             form(found)(found.effect),
             text.interval(found.interval, form(found)),
+            found.over,
             quantity(found.claim, context),
             str(found.n),
             _probability(found),
@@ -102,7 +104,7 @@ def terminal(verdicts: Sequence[Verdict], context: Context) -> str:
 
 def form(found: Verdict) -> Callable[[float | None], str]:
     """How the numbers of an effect are written."""
-    return text.percent if found.claim.relative else text.signed
+    return text.points if found.claim.relative else text.signed
 
 
 def _probability(found: Verdict) -> str:
