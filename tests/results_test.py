@@ -16,7 +16,7 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/claims.json"))
 VERDICTS = {
     "What holds": "holds",
     "What does not hold": "does not hold",
-    "What was not found": "undecided",
+    "What is undecided": "undecided",
 }
 
 
@@ -35,7 +35,7 @@ def rows(page, width):
 
 
 def test_there_are_studies():
-    assert {"rooms", "artefact"} <= {*STUDIES}
+    assert {"rooms", "artefact", "rooms-epochs"} <= {*STUDIES}
 
 
 def test_the_index_counts_verdicts():
@@ -57,7 +57,11 @@ def test_quoted_claims_are_as_found(heading):
     index = (RESULTS / "README.md").read_text("utf-8")
     section = index.split(f"## {heading}\n")[1].split("\n## ")[0]
     quoted = rows(section, 5)
-    assert quoted
+    assert len(quoted) == sum(
+        verdict["verdict"] == VERDICTS[heading]
+        for study in STUDIES
+        for verdict in verdicts(study).values()
+    )
     for *claim, effect, interval in quoted:
         check(*claim, VERDICTS[heading], effect, interval)
 
@@ -75,7 +79,7 @@ def check(study, claim, statement, verdict, effect, interval):
     found = verdicts(study)[claim]
     assert (statement, verdict) == (found["claim"]["statement"], found["verdict"])
     page = (RESULTS / study / "README.md").read_text("utf-8")
-    (row,) = (row for row in rows(page, 9) if row[0] == claim)
+    (row,) = (row for row in rows(page, 10) if row[0] == claim)
     assert [effect, interval] == row[4:6]
 
 
@@ -83,15 +87,15 @@ def check(study, claim, statement, verdict, effect, interval):
 def test_verdicts_of_a_report_agree_with_its_numbers(study):
     """The Markdown, the JSON and the CSV of one study."""
     page = (RESULTS / study / "README.md").read_text("utf-8")
-    table = {row[0]: row for row in rows(page, 9)}
+    table = {row[0]: row for row in rows(page, 10)}
     found = verdicts(study)
     assert [*table] == [*found]
     for claim, verdict in found.items():
         assert table[claim][3] == f"**{verdict['verdict']}**"
-        assert table[claim][7] == str(verdict["n"])
+        assert table[claim][8] == str(verdict["n"])
         effect = verdict["effect"]
         shown = table[claim][4].split(" ")[0].replace("−", "-")
-        percent = "%" in table[claim][4]
+        percent = "points" in table[claim][4]
         assert float(shown) == pytest.approx(effect * (100 if percent else 1), rel=6e-3)
 
 
