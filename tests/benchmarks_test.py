@@ -88,9 +88,14 @@ def test_peers_without_peers(script, tmp_path):
     small = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
     small += ("--train_steps=0", "--judged=2")
     report = _report(script, "peers", tmp_path, *small)
-    limit, ours = report["results"]
-    assert (limit["what"], ours["what"]) == ("limit", "mtr_tf")
-    assert ours["loss"] > 0
+    limit, ours, last = report["results"]
+    assert [row["what"] for row in (limit, ours, last)] == [
+        "limit",
+        "mtr_tf",
+        "mtr_tf last",
+    ]
+    assert (ours["keeps"], last["keeps"]) == ("best", "last")
+    assert ours["loss"] >= last["loss"] > 0
 
 
 @pytest.mark.parametrize("name", ["peers", "released_speed"])
