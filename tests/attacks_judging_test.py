@@ -15,7 +15,6 @@ from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import judging
-from mtr_tf.attacks import threat
 from mtr_tf.attacks.balance import BALANCES
 
 NAMES = ("seg", "depth", "normal", "autoencoder")
@@ -224,21 +223,6 @@ def test_more_steps_never_do_worse_on_the_judged_scale(net):
         found = attacks.PGD(EPS, EPS / 4, steps)(objective, x, 1)
         assert np.all(objective(found)[1] >= before - (steps == 1))
         before = objective(found)[1]
-
-
-def test_progress_starts_anew_in_each_stage():
-    seen = []
-
-    def objective(z, progress):
-        seen.append(float(progress))
-        return tf.reduce_sum(z, 1)
-
-    radii = ((2, 0.3), (1, 0.7))
-    attack = attacks.APGD(0.1, 10, radii=radii, random_start=False, restarts=2)
-    x = tf.fill([2, 3], 0.5)
-    attack.search(objective, x, threat.image_keys(0, tf.range(2)))
-    once = [*np.arange(3) / 3, 1.0, *np.arange(7) / 7, 1.0]
-    np.testing.assert_allclose(seen, [*once, *once], rtol=1e-6)
 
 
 def test_segpgd_weighs_by_the_progress_within_a_stage(net):
