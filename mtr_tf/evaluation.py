@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf import compiling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
@@ -107,6 +108,7 @@ class Evaluator:
         surrogate: Callable[..., Any] | None = None,
         seed: int = 0,
         clean: bool = True,
+        jit: bool = False,
     ):
         """Takes what does not change from call to call.
 
@@ -124,6 +126,7 @@ class Evaluator:
             scored: a transfer. None: `model` itself.
           seed: Image i is attacked under a seed made of (seed, i).
           clean: False leaves the clean images out.
+          jit: Whether XLA compiles it all (see `compiling`).
         """
         self._model = model
         self._tasks = tuple(tasks)
@@ -138,6 +141,7 @@ class Evaluator:
         self._surrogate = surrogate or model
         self._seed = seed
         self._clean = clean
+        self._jit = jit
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -222,10 +226,14 @@ class Evaluator:
         """
         kind = str(tf.nest.map_structure(tf.type_spec_from_value, arguments))
         if kind not in self._compiled:
-            step = tf.function(
-                lambda *args: self._strategy.run(self._step, args), autograph=False
-            )
-            self._compiled[kind] = step.get_concrete_function(*arguments)
+
+            def build(jit: bool) -> Callable:
+                step = compiling.per_replica(self._step, jit)
+                return tf.function(
+                    lambda *args: self._strategy.run(step, args), autograph=False
+                ).get_concrete_function(*arguments)
+
+            self._compiled[kind] = compiling.Fallback(build, self._jit, "an evaluation")
         return self._compiled[kind]
 
     def _step(

@@ -8,6 +8,7 @@ rest is the same.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf import compiling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.config import TrainConfig
@@ -107,13 +109,27 @@ class Learner:
 
 
 @tf.autograph.experimental.do_not_convert  # There is nothing to; it takes seconds.
-def replica_step(learner: Learner, batch: dict) -> tf.Tensor:
+def replica_step(learner: Learner, batch: dict, jit: bool = False) -> tf.Tensor:
     """One optimizer step on one replica's share of the batch.
+
+    Args:
+      learner: what is trained.
+      batch: its examples.
+      jit: whether XLA compiles all but the update, which speaks to other replicas.
 
     Returns:
       float32 [tasks], this replica's part of each task's mean loss over the global
       batch, in the order of the weights: their sum over replicas is the mean.
     """
+    slopes = compiling.per_replica(functools.partial(_gradients, learner), jit)
+    losses, gradients = slopes(batch)
+    # Keras optimizers sum gradients over replicas themselves.
+    learner.optimizer.apply(gradients, learner.variables)
+    return losses
+
+
+def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Returns the losses as `replica_step` does, and what the optimizer applies."""
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     views = _views(learner, batch)
     with tf.GradientTape() as tape:
@@ -122,10 +138,8 @@ def replica_step(learner: Learner, batch: dict) -> tf.Tensor:
         extra = (learner.weighting.penalty() + _decay(learner)) / replicas
         total = learner.weighting.total(losses) + extra
         scaled = learner.optimizer.scale_loss(total)
-    # Keras optimizers sum gradients over replicas themselves.
     gradients = tape.gradient(scaled, learner.variables)
-    learner.optimizer.apply(gradients, learner.variables)
-    return tf.stack(list(losses.values()))
+    return tf.stack(list(losses.values())), gradients
 
 
 def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
@@ -162,8 +176,17 @@ def _decay(learner: Learner) -> tf.Tensor | float:
     return learner.weight_decay * decay
 
 
-def compile_steps(learner: Learner, strategy: tf.distribute.Strategy) -> Callable:
-    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps."""
+def compile_steps(
+    learner: Learner, strategy: tf.distribute.Strategy, jit: bool = False
+) -> Callable:
+    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps.
+
+    With `jit` XLA compiles each replica's step: all of it where there is one replica,
+    and all but the update, which speaks to the others, where there are several.
+    """
+    several = strategy.num_replicas_in_sync > 1
+    step = functools.partial(replica_step, learner, jit=jit and several)
+    step = compiling.per_replica(step, jit and not several)
 
     @tf.function(reduce_retracing=True)
     def train_steps(iterator, n):
@@ -171,7 +194,7 @@ def compile_steps(learner: Learner, strategy: tf.distribute.Strategy) -> Callabl
             tf.float32, size=n, element_shape=[len(learner.weighting.fixed)]
         )
         for i in tf.range(n):  # One step in the graph, whatever n.
-            parts = strategy.run(replica_step, args=(learner, next(iterator)))
+            parts = strategy.run(step, args=(next(iterator),))
             losses = losses.write(i, strategy.reduce("SUM", parts, axis=None))
         return losses.stack()
 

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from mtr_tf import compiling
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -26,7 +27,12 @@ class Attack(Protocol):
     """A frozen record of numbers, equal and of equal hash for equal attacks."""
 
     def __call__(
-        self, objective: Objective, x: Any, seed: int | tf.Tensor = 0
+        self,
+        objective: Objective,
+        x: Any,
+        seed: int | tf.Tensor = 0,
+        *,
+        jit: str = "auto",
     ) -> tf.Tensor:
         """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
 
@@ -36,8 +42,10 @@ class Attack(Protocol):
             attacked in float32 and the result is inside the ball as it is stored.
           seed: An int: image i (of the global batch, under a strategy) gets a seed made
             of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
+          jit: Whether XLA compiles it: "on", "off", or "auto", where this one call is
+            long enough to gain by it. Within a tf.function that function decides.
         """
-        return launch(self, objective, x, seed)
+        return launch(self, objective, x, seed, jit)
 
     def search(self, objective: Objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """Returns images of x's shape and dtype; traced, on checked arguments."""
@@ -46,7 +54,9 @@ class Attack(Protocol):
 _TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
 
 
-def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor:
+def launch(
+    attack: Attack, objective: Objective, x: Any, seed: Any, jit: str = "auto"
+) -> tf.Tensor:
     """Runs the attack, compiled, and returns its images under stop_gradient.
 
     Within a tf.function it becomes part of that graph. Called eagerly it is
@@ -59,21 +69,22 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
       objective: what to raise.
       x: float images in [0, 1], [batch, ...].
       seed: an int or a seed per image, see `threat.image_keys`.
+      jit: one of `compiling.MODES`.
 
     Raises:
-      InputError: `x`, `seed` or what the objective returns cannot be used.
+      InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
     """
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
     if not tf.executing_eagerly():
-        found = attack.search(objective, x, keys)
-    elif getattr(objective, "reusable", False) and _hashable(attack):
-        found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
+        return tf.stop_gradient(attack.search(objective, x, keys))
+    passes = float(getattr(attack, "passes", 1))
+    on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+    if getattr(objective, "reusable", False) and _hashable(attack):
+        found = _compiled(attack, objective.recipe, on)(objective.batch, x, keys)
     else:
-        graph = tf.function(
-            functools.partial(attack.search, objective), autograph=False
-        )
-        found = graph.get_concrete_function(x, keys)(x, keys)
+        search = functools.partial(attack.search, objective)
+        found = _graph(search, on)(x, keys)
     return tf.stop_gradient(found)
 
 
@@ -87,16 +98,23 @@ def _hashable(attack: Attack) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(attack: Attack, recipe: Any) -> Callable[..., tf.Tensor]:
+def _compiled(attack: Attack, recipe: Any, jit: bool) -> Callable[..., tf.Tensor]:
     """Returns the compiled attack on `recipe` with its batch as an argument."""
+    return _graph(
+        lambda batch, x, keys: attack.search(recipe.bind(batch), x, keys), jit
+    )
 
-    # AutoGraph would rewrite our error messages, and there is nothing to convert.
-    @tf.function(autograph=False)
-    def run(batch, x, keys):
-        return attack.search(recipe.bind(batch), x, keys)
 
-    # Asked for by hand: plain calls warn of retracing where there are many attacks.
-    return lambda *arguments: run.get_concrete_function(*arguments)(*arguments)
+def _graph(run: Callable[..., tf.Tensor], jit: bool) -> Callable[..., tf.Tensor]:
+    """Returns the function as a graph, compiled by XLA or not."""
+
+    def build(jit: bool) -> Callable[..., tf.Tensor]:
+        # AutoGraph would rewrite our error messages, and there is nothing to convert.
+        made = tf.function(run, autograph=False, jit_compile=jit)
+        # Asked for by hand: plain calls warn of retracing where there are many attacks.
+        return lambda *arguments: made.get_concrete_function(*arguments)(*arguments)
+
+    return compiling.Fallback(build, jit, "the attack")
 
 
 def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import random_numbers
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 
@@ -83,7 +84,7 @@ class Corner(Noise):
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
         """A point of the rim: along a Gaussian, its signs or its direction."""
         dtype = threat.compute_dtype(x)
-        noise = random_images(tf.random.stateless_normal, x, keys, draw)
+        noise = random_images(random_numbers.normal, x, keys, draw)
         return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)
 
 
@@ -93,16 +94,14 @@ def random_images(
     """Returns random numbers like `x`, each image's from its own key and `number`.
 
     Args:
-      draw: tf.random.stateless_normal or _uniform.
+      draw: random_numbers.normal or random_numbers.uniform.
       x: images [batch, ...].
       keys: int64 [batch, 2].
       number: int, what the numbers are the how-manieth of.
     """
     dtype = threat.compute_dtype(x)
     return tf.map_fn(
-        lambda key: draw(
-            tf.shape(x)[1:], threat.fold_in(key, number), dtype=dtype, alg="philox"
-        ),
+        lambda key: draw(tf.shape(x)[1:], threat.fold_in(key, number), dtype),
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )

@@ -12,6 +12,7 @@ import tensorflow as tf
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import floors
+from mtr_tf.attacks import random_numbers
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
@@ -153,8 +154,7 @@ class _Linf:
 
     def start(self, keys: tf.Tensor) -> tf.Tensor:
         """Returns the stripes."""
-        uniform = tf.random.stateless_uniform
-        row = floors.random_images(uniform, self._x[:, :1], keys, 0)
+        row = floors.random_images(random_numbers.uniform, self._x[:, :1], keys, 0)
         return self._project(self.centre + self._epsilon * _signs(row))
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
@@ -178,8 +178,8 @@ class _L2:
         height, width = tf.shape(self._x)[1], tf.shape(self._x)[2]
         side = tf.maximum(tf.minimum(height, width) // _GRID, 1)
         rows, columns = tf.range(height) % side, tf.range(width) % side
-        uniform = tf.random.stateless_uniform
         cells = self._x[:, ::side, ::side]
+        uniform = random_numbers.uniform
         signs = _signs(floors.random_images(uniform, cells, keys, 0))
         signs = self._spread(signs, side)
         turned = floors.random_images(uniform, cells[..., :1], keys, 1) < 0.5
@@ -231,11 +231,8 @@ def _draws(x: tf.Tensor, keys: tf.Tensor, queries: int) -> tf.Tensor:
     """Returns uniform numbers [batch, queries, 5 + channels], by image."""
     dtype = threat.compute_dtype(x)
     return tf.map_fn(
-        lambda key: tf.random.stateless_uniform(
-            [queries, 5 + tf.shape(x)[3]],
-            threat.fold_in(key, 2),
-            dtype=dtype,
-            alg="philox",
+        lambda key: random_numbers.uniform(
+            [queries, 5 + tf.shape(x)[3]], threat.fold_in(key, 2), dtype
         ),
         keys,
         fn_output_signature=tf.TensorSpec([queries, None], dtype),

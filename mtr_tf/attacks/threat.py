@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import random_numbers
 from mtr_tf.errors import InputError
 
 # An integer type of each float type's size: neighbouring non-negative floats have
@@ -53,7 +54,7 @@ class Linf:
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit cube [-1, 1)^shape."""
-        return tf.random.stateless_uniform(shape, key, -1, 1, dtype, _ALG)
+        return 2 * random_numbers.uniform(shape, key, dtype) - 1
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns the unit move that raises a linear loss most: the sign."""
@@ -106,10 +107,8 @@ class L2:
         A Gaussian has a uniform direction, and the share of a d-dimensional ball
         within radius r is r^d, so the radius is u^(1/d) with u uniform in [0, 1).
         """
-        direction = tf.random.stateless_normal(
-            shape, fold_in(key, 0), dtype=dtype, alg=_ALG
-        )
-        u = tf.random.stateless_uniform([], fold_in(key, 1), dtype=dtype, alg=_ALG)
+        direction = random_numbers.normal(shape, fold_in(key, 0), dtype)
+        u = random_numbers.uniform([], fold_in(key, 1), dtype)
         radius = u ** (1 / tf.cast(tf.reduce_prod(shape), dtype))
         return tf.math.divide_no_nan(direction, tf.norm(direction)) * radius
 

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With XLA and without, everything comes out the same; and what XLA cannot do is left.
+
+On CPUs XLA is only ever forced; here it is, on nets small enough to be compiled soon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import compiling
+from mtr_tf import step as step_lib
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import random_numbers
+from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import Evaluator
+from mtr_tf.training_losses import Weighting
+
+TASKS = ("seg", "depth")
+SIZE = 8
+
+
+def columns(count=8):
+    rng = np.random.default_rng(0)
+    return Columns(
+        images=rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8),
+        targets={
+            "seg": rng.integers(0, 3, (count, SIZE, SIZE), np.uint8),
+            "depth": rng.uniform(1, 3, (count, SIZE, SIZE, 1)).astype(np.float32),
+        },
+        masks={task: rng.random((count, SIZE, SIZE)) < 0.8 for task in TASKS},
+    )
+
+
+def net() -> keras.Model:
+    """As little as has a convolution, a batch norm and two heads."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(image)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    outputs = {
+        "seg": keras.layers.Conv2D(3, 1)(x),
+        "depth": keras.layers.Conv2D(1, 1)(x),
+    }
+    return keras.Model(image, outputs)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """An objective on a small net with batch norms, and its images."""
+    model = net()
+    data = columns(3)
+    objective = attacks.objective(
+        model,
+        {task: tf.constant(data.targets[task]) for task in TASKS},
+        {task: tf.constant(data.masks[task], tf.float32) for task in TASKS},
+    )
+    return objective, tf.constant(data.images / np.float32(255))
+
+
+def both(attack, problem):
+    objective, x = problem
+    return [attack(objective, x, seed=3, jit=jit).numpy() for jit in ("off", "on")]
+
+
+E = 8 / 255
+ATTACKS = {
+    "pgd": attacks.PGD(E, E / 4, 3, restarts=2),
+    "pgd l2": attacks.PGD(0.5, 0.2, 3, "l2"),
+    "fgsm": attacks.FGSM(E),
+    "mim": attacks.MIM(E, E / 4, 3),
+    "apgd": attacks.APGD(E, 5),
+    "square": attacks.Square(E, 10),
+    "noise": attacks.Noise(0.5, "l2"),
+    "corner": attacks.Corner(E),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks(name, problem, caplog):
+    plain, compiled = both(ATTACKS[name], problem)
+    assert np.abs(plain - np.asarray(problem[1])).max() > E / 2
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+    assert "XLA" not in caplog.text  # It was not left out.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("balance", attacks.BALANCES)
+def test_balances(balance, problem):
+    objective, x = problem
+    recipe = dataclasses.replace(objective.recipe, balance=balance)
+    plain, compiled = both(attacks.PGD(E, E / 4, 3), (recipe.bind(objective.batch), x))
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", attacks.SURROGATES)
+def test_losses(loss, problem):
+    objective, x = problem
+    surrogate = attacks.SURROGATES[loss]
+    fitting = [task for task in TASKS if surrogate.fits(tasks_lib.TASKS[task])]
+    if not fitting:
+        pytest.skip("for other tasks")
+    batch = objective.batch
+    objective = attacks.objective(
+        objective.recipe.model, batch["targets"], batch["masks"], fitting, losses=loss
+    )
+    plain, compiled = both(attacks.PGD(E, E / 4, 3), (objective, x))
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_sea(problem):
+    plain, compiled = both(attacks.SEA(E, 5), problem)
+    np.testing.assert_allclose(compiled, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+@pytest.mark.parametrize("shape", [[], [37], [5, 3, 7]])
+def test_random_numbers_are_those_of_tensorflow(shape, dtype):
+    key = tf.constant([5, 7], tf.int64)
+    options = {"dtype": dtype, "alg": "philox"}
+    for ours, theirs, rounding in (
+        (random_numbers.uniform, tf.random.stateless_uniform, 0),
+        (random_numbers.normal, tf.random.stateless_normal, 1e-5),
+    ):
+        want = theirs(shape, key, **options)
+        np.testing.assert_allclose(ours(shape, key, dtype), want, atol=rounding)
+
+        def draw(key, ours=ours):
+            return ours(shape, key, dtype)
+
+        compiled = tf.function(draw, jit_compile=True, autograph=False)(key)
+        np.testing.assert_allclose(compiled, want, atol=rounding)
+
+
+def steps(jit, make_optimizer, strategy=None, count=3):
+    """Losses and all weights after some steps of training."""
+    strategy = strategy or tf.distribute.OneDeviceStrategy("CPU:0")
+    with strategy.scope():
+        model = net()
+        optimizer = make_optimizer()
+        optimizer.build(model.trainable_variables)
+        weighting = Weighting(dict.fromkeys(TASKS, 0.5))
+    adversary = step_lib.Adversary(
+        attacks.PGD(E, E / 2, 1, keep="last"), TASKS, 0.5, "inference", 7
+    )
+    losses = {task: tasks_lib.TASKS[task].loss for task in TASKS}
+    learner = step_lib.Learner(
+        model, optimizer, losses, weighting, 1e-4, 4, adversary=adversary
+    )
+    batches = strategy.distribute_datasets_from_function(
+        lambda context: batching.train_batches(
+            columns(),
+            TASKS,
+            batch_size=4,
+            seed=0,
+            first_step=0,
+            last_step=count,
+            context=context,
+        )
+    )
+    run = step_lib.compile_steps(learner, strategy, jit)
+    found = run(iter(batches), tf.constant(count)).numpy()
+    return found, model.get_weights()
+
+
+OPTIMIZERS = {
+    "sgd": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "adam": lambda: keras.optimizers.Adam(1e-3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training(name):
+    plain, compiled = (steps(jit, OPTIMIZERS[name]) for jit in (False, True))
+    np.testing.assert_allclose(compiled[0], plain[0], rtol=1e-5)
+    for one, two in zip(plain[1], compiled[1], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def test_training_on_two_replicas(mirrored):
+    make = OPTIMIZERS["sgd"]
+    plain, compiled = (steps(jit, make, mirrored, 2) for jit in (False, True))
+    np.testing.assert_allclose(compiled[0], plain[0], rtol=1e-5)
+    for one, two in zip(plain[1], compiled[1], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+def evaluated(jit, strategy=None):
+    with (strategy or tf.distribute.get_strategy()).scope():
+        model = net()
+    attack = attacks.PGD(E, E / 4, 2)
+    evaluator = Evaluator(model, TASKS, 3, strategy, attack=attack, jit=jit)
+    return evaluator.run(columns(5), batch_size=4)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_evaluation(replicas, mirrored):
+    strategy = mirrored if replicas == 2 else None
+    plain, compiled = (evaluated(jit, strategy) for jit in (False, True))
+    for kind in ("clean", "attacked"):
+        one, two = getattr(plain, kind), getattr(compiled, kind)
+        tf.nest.map_structure(
+            lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5),
+            one,
+            two,
+        )
