@@ -2,7 +2,8 @@
 """Finished cells on disk, so that none is run twice.
 
     cells/HASH.json   scores of one cell; HASH is of all that they depend on
-    cells/HASH.npz    its rows per image (see `evaluation`), its first examples, painted
+    cells/HASH.npz    its rows per image (see `evaluation`), the unit of each image that
+                      intervals draw, its first examples, painted
     examples/*.npz    its first examples as they are, if asked for
 
 The JSON file is written last: a cell is finished if it is there.
@@ -23,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from mtr_tf import runs
+from mtr_tf import sampling
 from mtr_tf.cells import Cell
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import Examples
@@ -59,6 +61,7 @@ class Result:
       wanted_rows: The rows of the attacked images behind that.
       aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
         the attacked images over these pixels, against the targets it is after.
+      unit: int64 `[count]`, the unit of each image that intervals draw (`sampling`).
     """
 
     cell: Cell | None
@@ -71,6 +74,7 @@ class Result:
     )
     wanted_rows: Rows = dataclasses.field(default_factory=dict)
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
+    unit: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,8 @@ class Store:
             _write_arrays(self._examples(result.cell), _arrays(examples))
         path = self._path(result.cell)
         arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
+        if result.unit is not None:
+            arrays["unit"] = result.unit
         kinds = {
             "row": result.rows,
             "wanted": result.wanted_rows,
@@ -131,6 +137,7 @@ class Store:
                 content["wanted"],
                 _rows(arrays, "wanted"),
                 _rows(arrays, "aimed"),
+                arrays.get("unit"),
             )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:
@@ -200,7 +207,7 @@ def _scores(scores: dict) -> dict:
 
 
 def data_fingerprint(columns: Columns, num_examples: int) -> str:
-    """A hash of the images, targets and masks that are evaluated."""
+    """A hash of the images, targets, masks and groups that are evaluated."""
     digest = hashlib.sha256()
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
@@ -211,6 +218,9 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
         for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
             rows = np.arange(first, min(first + _ROWS, shape[0]))
             digest.update(np.ascontiguousarray(array[rows]))
+    if columns.groups is not None:
+        units = sampling.units(columns.groups, num_examples)
+        digest.update(f"{units.over};{units.of.tolist()}".encode())
     return digest.hexdigest()[:16]
 
 

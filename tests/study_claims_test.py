@@ -317,7 +317,7 @@ def test_images_are_resampled_together(tmp_path):
     results = Results.read(tmp_path / "work")
     claim = claims.claim_file.read(study)[-1]
     found = effects.of(claim, results)
-    assert found.on_images
+    assert found.over == "seeds and images"
     images = statistics.resampled_images(12, effects.RESAMPLES, 0).astype(int)
     seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
     (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
