@@ -355,7 +355,7 @@ def test_intervals_of_means_are_those_of_metrics():
         column = values[:, i, j]
         rows = np.stack([np.nan_to_num(column), ~np.isnan(column)], axis=1)
         expected = intervals.of_metric(mean, rows, resamples=200, seed=5)
-        rtol = 1e-3 if (i, j) == (1, 0) else 1e-7  # Of 29 images there.
+        rtol = 1e-2 if (i, j) == (1, 0) else 1e-7  # Of 29 images there.
         np.testing.assert_allclose(ends[:, i, j], expected, rtol=rtol)
     nothing = intervals.resampled_means(np.full((3, 1), np.nan), seed=0)
     assert np.isnan(intervals.percentiles(nothing)).all()
