@@ -29,6 +29,7 @@ from mtr_tf import measure_pixel_records
 from mtr_tf import measure_records
 from mtr_tf import measure_sets
 from mtr_tf import measure_steps
+from mtr_tf import sampling
 from mtr_tf import vulnerability
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.measure_parts import Arrays
@@ -102,7 +103,9 @@ def measure(
     records = [record | {"n": subject.num_examples, **about} for record in records]
     text = measure_files.write(records, subject.tasks, folder)
     where = f"{subject.num_examples} images of {about['dataset']} {about['split']}"
-    return f"measured on {where}:\n\n{text}"
+    known = any(end is not None for r in records for end in r.get("interval") or ())
+    note = sampling.note(about["interval_over"], subject.num_examples, known)
+    return f"measured on {where}:\n\n{text}\n{note}"
 
 
 # The measures.

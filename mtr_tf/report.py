@@ -137,7 +137,7 @@ def _flat(record: Record) -> Record:
 def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
     """What is printed of a sweep: the table, wanted targets, warnings, places."""
     lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
-    lines += ["", _about_intervals(records)]
+    lines += ["", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
@@ -153,7 +153,8 @@ def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
     )
 
 
-def _about_intervals(records: Sequence[Record]) -> str:
+def about_intervals(records: Sequence[Record]) -> str:
+    """A line on what the intervals of records are over, or why there are none."""
     known = any(end is not None for r in records for end in r["attacked_interval"])
     return sampling.note(records[0]["interval_over"], records[0]["n"], known)
 
