@@ -183,9 +183,11 @@ def test_intervals_are_over_groups_where_there_are_some(
     run_directory, monkeypatch, unplotted, capsys, buildings
 ):
     groups = Groups([f"b{i % buildings}" for i in range(11)], "buildings")
-    source = Source(
-        INFO, lambda split: dataclasses.replace(blobs(split), groups=groups)
-    )
+
+    def load(split):
+        return dataclasses.replace(blobs(split), groups=groups)
+
+    source = Source(INFO, load)
     monkeypatch.setitem(data.DATASETS, "blobs", lambda **options: source)
     settings = SETTINGS | {"name": f"{buildings} buildings".replace(" ", "_")}
     settings |= {"attack": ("fgsm",), "eps": (2.0,), "attack_tasks": ("seg",)}
