@@ -139,6 +139,7 @@ def attack(config: AttackConfig) -> str:
             "dataset": source.info.name,
             "split": config.split,
             "model_fingerprint": run.fingerprint,
+            "interval_over": subject.units.over,
         }
         text = []
         if cells:

@@ -2,7 +2,8 @@
 """Finished cells on disk, so that none is run twice.
 
     cells/HASH.json   scores of one cell; HASH is of all that they depend on
-    cells/HASH.npz    its rows per image (see `evaluation`), its first examples, painted
+    cells/HASH.npz    its rows per image (see `evaluation`), the unit of each image that
+                      intervals draw, its first examples, painted
     examples/*.npz    its first examples as they are, if asked for
 
 The JSON file is written last: a cell is finished if it is there.
@@ -23,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from mtr_tf import runs
+from mtr_tf import sampling
 from mtr_tf.cells import Cell
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import Examples
@@ -61,6 +63,7 @@ class Result:
         the attacked images over these pixels, against the targets it is after.
       before_rows: Of an attack judged by comparison with the clean images, the attacked
         tasks' rows of these, over those pixels and against those targets.
+      unit: int64 `[count]`, the unit of each image that intervals draw (`sampling`).
     """
 
     cell: Cell | None
@@ -74,6 +77,7 @@ class Result:
     wanted_rows: Rows = dataclasses.field(default_factory=dict)
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
     before_rows: Rows = dataclasses.field(default_factory=dict)
+    unit: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Store:
             _write_arrays(self._examples(result.cell), _arrays(examples))
         path = self._path(result.cell)
         arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
+        if result.unit is not None:
+            arrays["unit"] = result.unit
         kinds = {
             "row": result.rows,
             "wanted": result.wanted_rows,
@@ -136,6 +142,7 @@ class Store:
                 _rows(arrays, "wanted"),
                 _rows(arrays, "aimed"),
                 _rows(arrays, "before"),
+                arrays.get("unit"),
             )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:
@@ -205,7 +212,7 @@ def _scores(scores: dict) -> dict:
 
 
 def data_fingerprint(columns: Columns, num_examples: int) -> str:
-    """A hash of the images, targets and masks that are evaluated."""
+    """A hash of the images, targets, masks and groups that are evaluated."""
     digest = hashlib.sha256()
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
@@ -216,6 +223,9 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
         for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
             rows = np.arange(first, min(first + _ROWS, shape[0]))
             digest.update(np.ascontiguousarray(array[rows]))
+    if columns.groups is not None:
+        units = sampling.units(columns.groups, num_examples)
+        digest.update(f"{units.over};{units.of.tolist()}".encode())
     return digest.hexdigest()[:16]
 
 

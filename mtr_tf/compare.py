@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mtr_tf import common_flags
 from mtr_tf.config import Settings
 from mtr_tf.config import setting
@@ -53,7 +55,8 @@ def main(config: CompareConfig) -> None:
     print(
         f"{config.task} {config.metric} under {config.attack} on {config.task} alone "
         f"({first['norm']}, {first['n']} images of {first['dataset']} "
-        f"{first['split']}; 95 % intervals over images)\n"
+        f"{first['split']}; 95 % intervals over {first.get('interval_over', 'images')})"
+        "\n"
     )
     print(_curves_table(curves))
     for name, records in found.items():
@@ -191,9 +194,8 @@ def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) ->
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        known = [point for point in curve if None not in (point[1], *point[2])]
-        eps, values, intervals = zip(*known, strict=True)
-        low, high = zip(*intervals, strict=True)
+        points = [(eps, value, *ends) for eps, value, ends in curve]
+        eps, values, low, high = np.array(points, float).T  # None becomes NaN.
         axes.plot(eps, values, marker="o", ms=4, label=name)
         axes.fill_between(eps, low, high, alpha=0.15, lw=0)
     axes.set_xlabel("eps (0: clean)")

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtr_tf import intervals
 from mtr_tf import measure_records
 from mtr_tf import metrics
+from mtr_tf import sampling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import vulnerability
 from mtr_tf.measure_records import NORMS
 from mtr_tf.measure_records import Arrays
 from mtr_tf.measure_records import Record
 from mtr_tf.measure_records import number
+from mtr_tf.sampling import Units
 
 
 def of_pixel_gradients(
@@ -24,6 +27,7 @@ def of_pixel_gradients(
     found: Mapping[int, Arrays],
     tasks: Sequence[str],
     seed: int,
+    units: Units | None = None,
 ) -> list[Record]:
     """The gradient norms of mean losses over some output pixels.
 
@@ -33,6 +37,7 @@ def of_pixel_gradients(
         counts}}.
       tasks: Names, in the order of the arrays.
       seed: Of the intervals.
+      units: What is drawn for them; None: each image by itself.
     """
     counts = sorted(found)
     records = []
@@ -41,19 +46,24 @@ def of_pixel_gradients(
         about = {"measure": measure, "norm": norm, "tasks": [task]}
         about |= {"normalisation": "raw"}
         # Blocks are no random sets: there is no such formula.
-        of_one = _gradients(counts, norms, measure == "pixels", seed)
+        of_one = _gradients(counts, norms, measure == "pixels", seed, units)
         records += [about | record for record in of_one]
     return records
 
 
 def _gradients(
-    counts: Sequence[int], norms: Sequence[np.ndarray], theorem: bool, seed: int
+    counts: Sequence[int],
+    norms: Sequence[np.ndarray],
+    theorem: bool,
+    seed: int,
+    units: Units | None,
 ) -> list[Record]:
     """Of one task: norms `[draws, N]` by count, their slope, the fit if wanted."""
     per_image = np.stack([vulnerability.mean(part) for part in norms], axis=1)
-    draws = metrics.bootstrap_means(per_image, seed=seed)
-    ends = measure_records.intervals(draws)
-    values = vulnerability.mean(per_image)
+    units = units or sampling.independent(len(per_image))
+    draws = intervals.resampled_means(per_image, units, seed=seed)
+    values, known = vulnerability.mean(per_image), units.known(per_image)
+    ends = measure_records.pairs_of_ends(draws, values, known)
     squares = [vulnerability.root_mean_square(part.ravel()) for part in norms]
     theory, more = np.full(len(counts), np.nan), []
     if theorem:
@@ -76,7 +86,8 @@ def _gradients(
                 "deviation_of_draws": number(_deviation(of_draws)),
             }
         )
-    return [*records, measure_records.slope(counts, values, draws, theory), *more]
+    slope = measure_records.slope(counts, values, draws, theory, known)
+    return [*records, slope, *more]
 
 
 def shown_metrics(task: str) -> list[metrics.Metric]:
@@ -90,7 +101,12 @@ def shown_metrics(task: str) -> list[metrics.Metric]:
 
 
 def of_pixel_attacks(
-    measure: str, task: str, found: Mapping[int, Arrays], eps: float, seed: int
+    measure: str,
+    task: str,
+    found: Mapping[int, Arrays],
+    eps: float,
+    seed: int,
+    units: Units | None = None,
 ) -> list[Record]:
     """What PGD on the loss of some output pixels does to these same pixels.
 
@@ -101,6 +117,7 @@ def of_pixel_attacks(
         `[draws, N, K]`, rows of the metric}}.
       eps: Radius in levels.
       seed: Of the intervals.
+      units: What is drawn for them; None: each image by itself.
     """
     records = []
     for (count, arrays), metric in itertools.product(
@@ -122,7 +139,7 @@ def of_pixel_attacks(
         ):
             rows = arrays[f"{kind}/{metric.name}"].astype(np.float64)
             pooled = rows.sum(axis=0)  # Statistics add up, over draws too.
-            ends = metrics.bootstrap_interval(metric, pooled, seed=seed)
+            ends = intervals.of_metric(metric, pooled, units, seed=seed)
             record[names[0]] = number(metric.value(pooled.sum(axis=0)))
             record[names[1]] = [number(end) for end in ends]
         of_draws = metric.value(rows.sum(axis=1))

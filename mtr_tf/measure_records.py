@@ -3,7 +3,8 @@
 
 A record has `measure`, `quantity` and of the following what applies: `tasks`; `norm`
 (l2, or l1, the dual norm of linf); `normalisation`; `metric`; `count` (of tasks, or of
-output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images;
+output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images
+(or what `sampling` draws in their place);
 `predicted`, what the theory says in place of the value; and more as `docs/measures.md`
 says. Then the facts that all records repeat. Numbers that do not exist are None.
 """
@@ -17,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import metrics
+from mtr_tf import intervals
+from mtr_tf import sampling
 from mtr_tf import vulnerability
+from mtr_tf.sampling import Units
 
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
@@ -41,7 +44,11 @@ def own_norms(gradients: Arrays, norm: str) -> np.ndarray:
 
 
 def of_tasks(
-    gradients: Arrays, l1: Arrays, tasks: Sequence[str], seed: int
+    gradients: Arrays,
+    l1: Arrays,
+    tasks: Sequence[str],
+    seed: int,
+    units: Units | None = None,
 ) -> list[Record]:
     """The records of how tasks share a perturbation.
 
@@ -50,8 +57,10 @@ def of_tasks(
       l1: What `measure_steps.l1_of_sets` returns.
       tasks: Names, in the order of the arrays.
       seed: Of the intervals.
+      units: What is drawn for them; None: each image by itself.
     """
-    records = _pairs(gradients, tasks, seed)
+    units = units or sampling.independent(len(gradients["gram"]))
+    records = _pairs(gradients, tasks, seed, units)
     for norm, how in itertools.product(NORMS, vulnerability.NORMALISATIONS):
         scale = vulnerability.scales(own_norms(gradients, norm), how)
         if norm == "l2":
@@ -60,13 +69,18 @@ def of_tasks(
             sums = vulnerability.without_missing(l1[how], scale)
         records += [
             {"measure": "tasks", "norm": norm, "normalisation": how, **record}
-            for record in _norms(gradients, sums, how, tasks, seed)
+            for record in _norms(gradients, sums, how, tasks, seed, units)
         ]
     return records
 
 
 def _norms(
-    gradients: Arrays, sums: np.ndarray, how: str, tasks: Sequence[str], seed: int
+    gradients: Arrays,
+    sums: np.ndarray,
+    how: str,
+    tasks: Sequence[str],
+    seed: int,
+    units: Units,
 ) -> list[Record]:
     """Of one norm and normalisation: each set, each size, the slope over sizes."""
     chosen = vulnerability.members(len(tasks))
@@ -77,8 +91,9 @@ def _norms(
     covariance = vulnerability.covariance(gradients["gram"], scale)
     correlated = vulnerability.correlation(covariance)
     by_set = vulnerability.predicted(single, correlated)
-    ends = intervals(metrics.bootstrap_means(means, seed=seed))
     values = vulnerability.mean(means)
+    draws = intervals.resampled_means(means, units, seed=seed)
+    ends = pairs_of_ends(draws, values, units.known(means))
     records = [
         {
             "quantity": "norm_of_mean",
@@ -94,19 +109,26 @@ def _norms(
         for place in range(len(sizes))
     ]
     rho = vulnerability.mean_correlation(correlated * single[:, np.newaxis] * single)
-    return records + _over_sizes(means, by_set, rho, len(tasks), seed)
+    return records + _over_sizes(means, by_set, rho, len(tasks), seed, units)
 
 
 def _over_sizes(
-    means: np.ndarray, by_set: np.ndarray, rho: float, tasks: int, seed: int
+    means: np.ndarray,
+    by_set: np.ndarray,
+    rho: float,
+    tasks: int,
+    seed: int,
+    units: Units,
 ) -> list[Record]:
     """Means over all sets of each size, beside what the paper's theorem says."""
     count = np.arange(1, tasks + 1)
     theory = vulnerability.by_size(by_set)
     factor = vulnerability.factor(0.0 if tasks == 1 else rho, count)
     per_image = vulnerability.by_size(means)
-    draws = metrics.bootstrap_means(per_image, seed=seed)
+    draws = intervals.resampled_means(per_image, units, seed=seed)
     values = vulnerability.mean(per_image)
+    known = units.known(per_image)
+    ends = pairs_of_ends(draws, values, known)
     squares = vulnerability.mean(vulnerability.by_size(means**2))
     records = [
         {
@@ -120,16 +142,20 @@ def _over_sizes(
             "norm_of_sum": number(k * value),
         }
         for k, value, interval, by_sets, equal, square in zip(
-            count, values, intervals(draws), theory, factor, squares, strict=True
+            count, values, ends, theory, factor, squares, strict=True
         )
     ]
-    records.append(slope(count, values, draws, theory))
+    records.append(slope(count, values, draws, theory, known))
     records.append({"quantity": "rho", "value": number(rho)})
     return records
 
 
 def slope(
-    count: Sequence[int], values: np.ndarray, draws: np.ndarray, theory: np.ndarray
+    count: Sequence[int],
+    values: np.ndarray,
+    draws: np.ndarray,
+    theory: np.ndarray,
+    known: int,
 ) -> Record:
     """The log-log slope over counts `[K]`.
 
@@ -138,16 +164,21 @@ def slope(
       values: `[K]`.
       draws: `[resamples, K]`, of its interval.
       theory: `[K]`; NaN where there is none.
+      known: How many units the values are of.
     """
+    value = vulnerability.slope(count, values)
+    slopes = vulnerability.slope(count, draws)[:, np.newaxis]
     return {
         "quantity": "slope",
-        "value": number(vulnerability.slope(count, values)),
-        "interval": intervals(vulnerability.slope(count, draws)[:, np.newaxis])[0],
+        "value": number(value),
+        "interval": pairs_of_ends(slopes, np.array([value]), known)[0],
         "predicted": number(vulnerability.slope(count, theory)),
     }
 
 
-def _pairs(gradients: Arrays, tasks: Sequence[str], seed: int) -> list[Record]:
+def _pairs(
+    gradients: Arrays, tasks: Sequence[str], seed: int, units: Units
+) -> list[Record]:
     """Cosines and covariances of each two tasks' gradients, and their means."""
     products = gradients["gram"]
     norms = own_norms(gradients, "l2")
@@ -165,31 +196,32 @@ def _pairs(gradients: Arrays, tasks: Sequence[str], seed: int) -> list[Record]:
     for quantity, (matrix, per_image) in matrices.items():
         ends = None
         if per_image is not None:
-            draws = metrics.bootstrap_means(per_image, seed=seed)
-            ends = metrics.percentile_interval(draws)
+            draws = intervals.resampled_means(per_image, units, seed=seed)
+            ends = intervals.of_draws(draws, matrix, units.known(per_image))
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
             record = {"measure": "tasks", "quantity": quantity, "norm": "l2"}
             record |= {"tasks": [tasks[i], tasks[j]], "value": number(matrix[i, j])}
             if ends is not None:
                 record["interval"] = [number(end) for end in ends[:, i, j]]
             records.append(record)
-    return records + _mean_of_pairs(cosines, seed)
+    return records + _mean_of_pairs(cosines, seed, units)
 
 
-def _mean_of_pairs(cosines: np.ndarray, seed: int) -> list[Record]:
+def _mean_of_pairs(cosines: np.ndarray, seed: int, units: Units) -> list[Record]:
     """Means over all pairs of different tasks; `cosines` are `[N, M, M]`."""
     off = np.where(np.eye(cosines.shape[1], dtype=bool), np.nan, cosines)
     records = []
     for quantity, values in (("cosine", off), ("abs_cosine", np.abs(off))):
-        per_image = vulnerability.mean(values.reshape(len(values), -1).T)
-        draws = metrics.bootstrap_means(per_image[:, np.newaxis], seed=seed)
+        per_image = vulnerability.mean(values.reshape(len(values), -1).T)[:, np.newaxis]
+        mean = vulnerability.mean(per_image)
+        draws = intervals.resampled_means(per_image, units, seed=seed)
         records.append(
             {
                 "measure": "tasks",
                 "quantity": f"mean_{quantity}",
                 "norm": "l2",
-                "value": number(vulnerability.mean(per_image)),
-                "interval": intervals(draws)[0],
+                "value": number(mean[0]),
+                "interval": pairs_of_ends(draws, mean, units.known(per_image))[0],
             }
         )
     return records
@@ -204,6 +236,7 @@ def of_first_order(
     unit: float,
     found: Mapping[float, Arrays],
     seed: int,
+    units: Units | None = None,
 ) -> list[Record]:
     """The rise of the mean loss that PGD reaches, beside eps times the dual norm.
 
@@ -213,15 +246,19 @@ def of_first_order(
       unit: What one of the radii is, in pixel units of [0, 1].
       found: {radius: {"norm", "before", "after": `[N]`, NaN where a task is missing}}.
       seed: Of the intervals.
+      units: What is drawn for them; None: each image by itself.
     """
     records = []
     for eps, arrays in sorted(found.items()):
         rise = arrays["after"] - arrays["before"]
         linear = eps * unit * arrays["norm"]
-        draws = metrics.bootstrap_means(np.stack([rise, linear], axis=1), seed=seed)
+        drawn = units or sampling.independent(len(rise))
+        both = np.stack([rise, linear], axis=1)
+        draws = intervals.resampled_means(both, drawn, seed=seed)
         ratios = np.stack([draws[:, 0], ratio(draws[:, 0], draws[:, 1])], axis=1)
-        ends = intervals(ratios)
         value, theory = vulnerability.mean(rise), vulnerability.mean(linear)
+        centre = np.array([value, ratio(value, theory)])
+        ends = pairs_of_ends(ratios, centre, drawn.known(rise))
         records.append(
             {
                 "measure": "first_order",
@@ -247,8 +284,9 @@ def ratio(above: Any, below: Any) -> np.ndarray:
     return np.where(below != 0, above / np.where(below != 0, below, 1.0), np.nan)
 
 
-def intervals(draws: np.ndarray) -> list[list[float | None]]:
-    """[low, high] of each column of `[resamples, K]`."""
-    return [
-        [number(end) for end in ends] for ends in metrics.percentile_interval(draws).T
-    ]
+def pairs_of_ends(
+    draws: np.ndarray, values: np.ndarray, known: int
+) -> list[list[float | None]]:
+    """[low, high] of each column of `[resamples, K]`, around `[K]` values."""
+    ends = intervals.of_draws(draws, values, known)
+    return [[number(end) for end in column] for column in ends.T]

@@ -29,6 +29,7 @@ from mtr_tf import measure_pixel_records
 from mtr_tf import measure_records
 from mtr_tf import measure_sets
 from mtr_tf import measure_steps
+from mtr_tf import sampling
 from mtr_tf import vulnerability
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.measure_parts import Arrays
@@ -102,7 +103,9 @@ def measure(
     records = [record | {"n": subject.num_examples, **about} for record in records]
     text = measure_files.write(records, subject.tasks, folder)
     where = f"{subject.num_examples} images of {about['dataset']} {about['split']}"
-    return f"measured on {where}:\n\n{text}"
+    known = any(end is not None for r in records for end in r.get("interval") or ())
+    note = sampling.note(about["interval_over"], subject.num_examples, known)
+    return f"measured on {where}:\n\n{text}\n{note}"
 
 
 # The measures.
@@ -149,7 +152,7 @@ def _tasks(job: _Job) -> list[dict]:
         lambda advance: sums(advance, tf.constant(divisors)),
     )
     (l1,) = job.finish([part], "measuring tasks (l1)")
-    return measure_records.of_tasks(found, l1, tasks, subject.seed)
+    return measure_records.of_tasks(found, l1, tasks, subject.seed, subject.units)
 
 
 def _some_pixels(measure: str, job: _Job) -> list[dict]:
@@ -186,7 +189,7 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
     found = job.finish(todo, f"measuring {measure}")
     by_count = dict(zip(masks, found, strict=True))
     return measure_pixel_records.of_pixel_gradients(
-        measure, by_count, tasks, subject.seed
+        measure, by_count, tasks, subject.seed, subject.units
     )
 
 
@@ -215,7 +218,7 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dic
     found = job.finish(todo, f"attacking {measure} of {task}")
     by_count = dict(zip(masks, found, strict=True))
     return measure_pixel_records.of_pixel_attacks(
-        measure, task, by_count, eps, job.subject.seed
+        measure, task, by_count, eps, job.subject.seed, job.subject.units
     )
 
 
@@ -252,7 +255,7 @@ def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
     found = job.finish(todo, f"first order of {shown}")
     by_eps = dict(zip(settings.eps, found, strict=True))
     return measure_records.of_first_order(
-        group, settings.norm, unit, by_eps, subject.seed
+        group, settings.norm, unit, by_eps, subject.seed, subject.units
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from mtr_tf import metrics
 from mtr_tf import runs
+from mtr_tf import sampling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cell_store import Result
 from mtr_tf.cells import Cell
@@ -34,7 +35,7 @@ def make_records(
       clean: The scores of the clean images.
       results: Those of the attacks.
       facts: What every record repeats: seed, dataset, split, model_fingerprint,
-        warnings; a cell's own warnings come after these.
+        interval_over, warnings; a cell's own warnings come after these.
       units: Those of the data set's `DatasetInfo`.
       file_of: The file with a cell's rows per image, `rows` and `clean_rows` of the
         records; without, they are empty.
@@ -137,6 +138,7 @@ def _flat(record: Record) -> Record:
 def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
     """What is printed of a sweep: the table, wanted targets, warnings, places."""
     lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
+    lines += ["", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
@@ -150,6 +152,12 @@ def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
         ]
     )
+
+
+def about_intervals(records: Sequence[Record]) -> str:
+    """A line on what the intervals of records are over, or why there are none."""
+    known = any(end is not None for r in records for end in r["attacked_interval"])
+    return sampling.note(records[0]["interval_over"], records[0]["n"], known)
 
 
 def table(records: Sequence[Record], width: int = 120) -> str:
@@ -213,7 +221,8 @@ def _block(task: str, rows: Sequence[tuple], by_place: Mapping) -> list[str]:
         loss = by_place[row, task, "loss"]
         clean.append(short(record["clean"]))
         attacked.append(short(record["attacked_value"]))
-        interval.append(" to ".join(map(short, record["attacked_interval"])))
+        ends = record["attacked_interval"]
+        interval.append("-" if None in ends else " to ".join(map(short, ends)))
         ratio.append(_times(loss["clean"], loss["attacked_value"]))
     columns = [clean, attacked, interval, ["loss", *ratio]]
     body = _paste([_align(column, str.rjust) for column in columns])

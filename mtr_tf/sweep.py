@@ -18,9 +18,10 @@ from absl import logging
 
 from mtr_tf import evaluation as evaluation_lib
 from mtr_tf import exporting
-from mtr_tf import metrics
+from mtr_tf import intervals
 from mtr_tf import palettes
 from mtr_tf import progress
+from mtr_tf import sampling
 from mtr_tf import summaries
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import worst
@@ -55,6 +56,11 @@ class Subject:
     batch_size: int
     seed: int
     surrogate: Callable[..., Any] | None = None
+
+    @property
+    def units(self) -> sampling.Units:
+        """What is drawn for intervals: images, groups of them or blocks of frames."""
+        return sampling.units(self.columns.groups, self.num_examples)
 
 
 def run(
@@ -146,7 +152,7 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
     return dataclasses.replace(
         results[0],
         cell=cell,
-        scores=scores(rows, subject.seed),
+        scores=scores(rows, subject.seed, subject.units),
         pictures=worst.pictures(choice, results),
         rows=rows,
         wanted=_wanted(results[0].wanted, wanted_rows),
@@ -215,7 +221,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
     }
     return Result(
         cell,
-        scores(rows, subject.seed),
+        scores(rows, subject.seed, subject.units),
         len(evaluation.index),
         _paint(evaluation.examples, subject),
         rows,
@@ -223,10 +229,13 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.wanted,
         evaluation.aimed,
         evaluation.before,
+        subject.units.of,
     )
 
 
-def scores(rows: Rows, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+def scores(
+    rows: Rows, seed: int, units: sampling.Units | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Each metric's value with its 95 % bootstrap interval; None for NaN."""
     return {
         task: {
@@ -234,8 +243,8 @@ def scores(rows: Rows, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
                 "value": _number(metric.value(by_metric[metric.name].sum(0, float))),
                 "interval": [
                     _number(end)
-                    for end in metrics.bootstrap_interval(
-                        metric, by_metric[metric.name], seed=seed
+                    for end in intervals.of_metric(
+                        metric, by_metric[metric.name], units, seed=seed
                     )
                 ],
             }

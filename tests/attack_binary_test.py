@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -25,9 +26,11 @@ from mtr_tf import cells
 from mtr_tf import checkpoints
 from mtr_tf import data
 from mtr_tf import evaluation
+from mtr_tf import intervals
 from mtr_tf import models
 from mtr_tf import plots
 from mtr_tf import runs
+from mtr_tf import sampling
 from mtr_tf import sweep
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attack_config import AttackConfig
@@ -35,6 +38,7 @@ from mtr_tf.config import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 
@@ -172,6 +176,43 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     assert run_attack(run_directory, attack_tasks=("seg",)) == records
     assert files(folder) == before
     assert (folder / "results.json").read_bytes() == text
+
+
+@pytest.mark.parametrize("buildings", [4, 2])
+def test_intervals_are_over_groups_where_there_are_some(
+    run_directory, monkeypatch, unplotted, capsys, buildings
+):
+    groups = Groups([f"b{i % buildings}" for i in range(11)], "buildings")
+
+    def load(split):
+        return dataclasses.replace(blobs(split), groups=groups)
+
+    source = Source(INFO, load)
+    monkeypatch.setitem(data.DATASETS, "blobs", lambda **options: source)
+    settings = SETTINGS | {"name": f"{buildings} buildings".replace(" ", "_")}
+    settings |= {"attack": ("fgsm",), "eps": (2.0,), "attack_tasks": ("seg",)}
+    text = attacking.attack(AttackConfig(ckpt=str(run_directory), **settings))
+    folder = run_directory / "attacks" / settings["name"]
+    for record in json.loads((folder / "results.json").read_text()):
+        assert record["interval_over"] == f"{buildings} buildings"
+        with np.load(folder / record["rows"]) as arrays:
+            np.testing.assert_array_equal(arrays["unit"], np.arange(11) % buildings)
+            rows = arrays[f"row/{record['task']}/{record['metric']}"]
+        if buildings == 2:
+            assert record["attacked_interval"] == [None, None]
+            continue
+        (metric,) = (
+            metric
+            for metric in tasks_lib.TASKS[record["task"]].metrics
+            if metric.name == record["metric"]
+        )
+        units = sampling.Units(np.arange(11) % 4, "")
+        expected = intervals.of_metric(metric, rows, units, seed=0)
+        np.testing.assert_allclose(record["attacked_interval"], expected)
+    said = "intervals: 95 %, over 4 buildings"
+    if buildings == 2:
+        said = "no intervals: they need 3 or more to draw from, and there are 2 build"
+    assert said in text
 
 
 def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(

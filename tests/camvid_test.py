@@ -52,6 +52,19 @@ def test_pictures_are_averaged_and_labels_are_picked(folder):
     assert mask.dtype == bool
 
 
+def test_videos_are_in_the_names_of_files(folder):
+    for split, names in (("train", "ab"), ("val", "c")):
+        for number, name in enumerate(names):
+            for part in (split, f"{split}annot"):
+                path = folder / part / f"{name}.png"
+                path.rename(path.with_stem(f"0016E5_{number:05}"))
+    for asked in (None, ("autoencoder",)):
+        columns = read_all(folder, tasks=asked)["train"]
+        assert columns.names == ["0016E5_00000", "0016E5_00001"]
+        assert columns.groups.of == ["0016E5", "0016E5"]
+        assert columns.groups.frames
+
+
 def test_size_is_kept_where_it_is_asked_for(folder):
     source = camvid.open_source(data_dir=str(folder), image_size=(8, 12))
     columns = source.columns("validation")

@@ -59,6 +59,8 @@ def expected(root, split, name, **job):
 def check(source, root, split, folder, names, **job):
     columns = source.columns(split)
     assert columns.names == tuple(sorted(names))
+    assert columns.groups.of == [name.split("_")[0] for name in sorted(names)]
+    assert columns.groups.name == "cities"
     rows = np.arange(len(names))
     for row, name in enumerate(sorted(names)):
         made = expected(root, folder, name, **job)

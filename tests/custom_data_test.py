@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -152,6 +153,59 @@ def test_facts_can_be_given(open_it):
     assert (info.mean, info.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert info.ranges["depth"] == (0, 9)
     assert info.units == {"depth": "px"}
+
+
+def labelled(*labels, **changes):
+    """An 8 x 6 example whose labels are these, again and again."""
+    seg = np.resize(labels, (8, 6))
+    return example(targets={"seg": seg}) | changes
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("ignored", [255, -1, [255, -1], (254, 255)])
+def test_labels_that_mean_none_are_masked(open_it, ignored, lazy):
+    values = ignored if isinstance(ignored, list | tuple) else [ignored]
+    made = [labelled(0, 2, 1, *values) for _ in range(3)]
+    given = {"train": made, "ignore_label": ignored}
+    if lazy:
+        given |= {"train": LazyList(made), "classes": ["a", "b", "c"]}
+    source = open_it(given)
+    assert source.info.num_classes == 3
+    columns = source.columns("train")
+    rows = np.arange(3)
+    known = ~np.isin([e["targets"]["seg"] for e in made], values)
+    np.testing.assert_array_equal(columns.masks["seg"][rows], known)
+    expected = np.where(known, [e["targets"]["seg"] for e in made], 0)
+    np.testing.assert_array_equal(columns.targets["seg"][rows], expected)
+
+
+class LazyList(collections.UserList):
+    """A list that is read like any other sequence."""
+
+
+def test_masked_labels_leave_no_gap(open_it):
+    made = labelled(1, 0, 255)
+    mask = made["targets"]["seg"] != 255
+    source = open_it({"train": [made | {"masks": {"seg": mask}}]})
+    assert source.info.classes == ("class_0", "class_1")
+    source = open_it({"train": [labelled(0)], "test": [labelled(1, 2)]})
+    assert source.info.num_classes == 3  # Of all splits together.
+    source = open_it({"train": [labelled(0, 3)], "classes": list("abcd")})
+    assert source.info.num_classes == 4  # Whoever names classes need not have all.
+
+
+def test_groups_are_handed_on(open_it):
+    made = [example(i) for i in range(4)]
+    given = {"train": made, "test": made[:2], "groups": {"train": list("abba")}}
+    source = open_it(given)
+    assert source.columns("test").groups is None
+    groups = source.columns("train").groups
+    assert (list(groups.of), groups.name, groups.frames) == (
+        list("abba"),
+        "groups",
+        False,
+    )
+    assert open_it(given | {"frames": True}).columns("train").groups.frames
 
 
 def test_only_the_asked_tasks_are_kept(open_it):
@@ -341,6 +395,27 @@ def test_wrong_examples(open_it, mistake):
         ({"train": [example()], "std": [0, 1, 1]}, "three numbers above 0"),
         ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
         ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
+        (
+            {"train": [labelled(0, 1, 2, 255)]},
+            "without gaps, but are 0-2 and 255; name all classes",
+        ),
+        ({"train": [labelled(1, 2)]}, "without gaps, but are 1-2; name all classes"),
+        (
+            {"train": [labelled(0, 2, 3, 5)]},
+            'are 0, 2-3 and 5; name all classes ("classes": [...], in the order of '
+            'their labels) or, where a label means none, say so ("ignore_label": 5) or',
+        ),
+        ({"train": [example()], "ignore_label": "x"}, '"ignore_label" must be a whole'),
+        ({"train": [example()], "groups": [0]}, '"groups" must be a dict by split'),
+        (
+            {"train": [example()], "groups": {"train": [0, 1]}},
+            "each of the 1 examples of train; got int64 of shape [2]",
+        ),
+        (
+            {"train": [example()], "groups": {"train": [0.5]}},
+            "each of the 1 examples of train; got float64 of shape [1]",
+        ),
+        ({"train": [example()], "frames": True}, '"frames" must be True or False, be'),
     ],
 )
 def test_wrong_data_sets(open_it, given, message):

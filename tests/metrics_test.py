@@ -9,7 +9,6 @@ import tensorflow as tf
 
 from mtr_tf import losses
 from mtr_tf import metrics
-from mtr_tf.errors import InputError
 
 
 def one_hot_logits(prediction, classes):
@@ -72,20 +71,73 @@ def test_miou_against_brute_force(classes):
     assert value == pytest.approx(expected, rel=1e-12)
 
 
-def test_confusion_matrix_rows_are_per_image():
+def test_rows_of_classes_are_per_image():
     target = np.array([[[0, 1]], [[1, 1]]], np.int32)
     logits = one_hot_logits(np.array([[[1, 1]], [[0, 1]]]), 2)
     mask = np.array([[[1, 1]], [[1, 0]]], np.float32)
-    rows = metrics.confusion_matrix(target, logits, mask, 2)
-    # (target, prediction): (0,0), (0,1), (1,0), (1,1).
-    np.testing.assert_array_equal(rows, [[0, 1, 0, 1], [0, 0, 1, 0]])
+    rows = metrics.miou().statistics(target, logits, mask, 2)
+    # Right ones, targets, predictions, of classes 0 and 1 each.
+    np.testing.assert_array_equal(rows, [[0, 1, 1, 1, 0, 2], [0, 0, 0, 1, 1, 0]])
 
 
 def test_miou_value_takes_leading_axes_and_nothing_is_nan():
-    sums = np.array([[[2, 0, 0, 2], [0, 4, 0, 0]], [[0, 0, 0, 0], [3, 0, 0, 0]]])
-    values = metrics.miou().value(sums)
+    sums = [[[2, 2, 2, 2, 2, 2], [0, 0, 4, 0, 0, 4]], [[0] * 6, [3, 0, 3, 0, 3, 0]]]
+    values = metrics.miou().value(np.array(sums))
     np.testing.assert_array_equal(values, [[1, 0], [math.nan, 1]])
     assert np.isnan(metrics.pixel_accuracy().value(np.zeros(2)))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("label", [-1, 3, 4, 255])
+def test_a_label_that_is_no_class_is_wrong_and_stays_in_its_image(label, in_graph):
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 3, (3, 4, 5)).astype(np.int32)
+    logits = rng.normal(size=(3, 4, 5, 3)).astype(np.float32)
+    mask = np.ones((3, 4, 5), np.float32)
+    spoilt = target.copy()
+    spoilt[1, 2, 3] = label
+    hidden = mask.copy()
+    hidden[1, 2, 3] = 0
+    predicted = logits[1, 2, 3].argmax()
+
+    def rows(metric, target, mask):
+        call = tf.function(metric.statistics) if in_graph else metric.statistics
+        return call(*map(tf.constant, (target, logits, mask)), 3).numpy()
+
+    miou, accuracy = metrics.miou(), metrics.pixel_accuracy()
+    expected = rows(miou, target, hidden)
+    expected[1, 6 + predicted] += 1  # Predicted, and never a target.
+    np.testing.assert_array_equal(rows(miou, spoilt, mask), expected)
+    expected = rows(accuracy, target, hidden)
+    expected[1, 1] += 1
+    np.testing.assert_array_equal(rows(accuracy, spoilt, mask), expected)
+
+
+def test_rows_of_counts_are_compiled_too():
+    batch = batch_for(metrics.miou(), np.random.default_rng(3))
+    for metric in (metrics.miou(), metrics.pixel_accuracy()):
+        compiled = tf.function(metric.statistics, jit_compile=True)
+        found = compiled(*map(tf.constant, batch), 3)
+        np.testing.assert_array_equal(found, metric.statistics(*batch, 3))
+
+
+@pytest.mark.slow
+def test_large_images_are_counted_exactly():
+    """4097 x 4099 pixels are more than float32 can count one by one."""
+    shape = (1, 4097, 4099)
+    pixels = 4097 * 4099
+    assert pixels > 2**24
+    target = tf.zeros(shape, tf.int32)
+    logits = tf.one_hot(target, 2)
+    mask = tf.ones(shape)
+    rows = metrics.miou().statistics(target, logits, mask, 2)
+    np.testing.assert_array_equal(rows, [[pixels, 0, pixels, 0, pixels, 0]])
+    rows = metrics.pixel_accuracy().statistics(target, logits, mask, 2)
+    np.testing.assert_array_equal(rows, [[pixels, pixels]])
+    output = np.random.default_rng(0).uniform(0, 1, (*shape, 1)).astype(np.float32)
+    rows = metrics.mae().statistics(tf.zeros((*shape, 1)), output, mask, None)
+    expected = [[output.sum(dtype=np.float64), pixels]]
+    np.testing.assert_allclose(rows, expected, rtol=1e-6)
 
 
 # Everything else.
@@ -189,7 +241,8 @@ def test_masked_pixels_change_nothing(metric, junk):
     np.testing.assert_array_equal(clean, dirty)
     assert not clean[6:].numpy().any()
     assert clean[:6].numpy().any(axis=1).all()
-    assert clean.dtype == tf.float32
+    counts = metric.better == "higher"
+    assert clean.dtype == (tf.int64 if counts else tf.float64)
 
 
 @BY_NAME
@@ -220,7 +273,7 @@ def test_two_replicas_give_the_rows_of_one(metric, mirrored):
     np.testing.assert_allclose(rows(*distributed), expected, rtol=1e-6)
 
 
-# Relative vulnerability and the bootstrap.
+# Relative vulnerability, broken outputs, sizes.
 
 
 def test_relative_vulnerability_by_hand():
@@ -230,80 +283,6 @@ def test_relative_vulnerability_by_hand():
     clean = np.array([0.0, 1.0, math.nan])
     values = metrics.relative_vulnerability(error, clean, np.array([1.0, 0.5, 1.0]))
     np.testing.assert_array_equal(values, [math.nan, -0.5, math.nan])
-
-
-def plain_bootstrap(metric, rows, confidence, resamples, seed):
-    """The same draws, with rows picked and summed one resample at a time."""
-    drawn = np.random.default_rng(seed).integers(len(rows), size=(resamples, len(rows)))
-    values = [float(metric.value(rows[indices].sum(0))) for indices in drawn]
-    values = sorted(v for v in values if not math.isnan(v))
-    interval = []
-    for share in ((1 - confidence) / 2, (1 + confidence) / 2):
-        place = share * (len(values) - 1)
-        low, part = math.floor(place), place - math.floor(place)
-        high = values[min(low + 1, len(values) - 1)]
-        interval.append(values[low] * (1 - part) + high * part)
-    return interval
-
-
-@pytest.mark.parametrize("confidence", [0.95, 0.5])
-def test_bootstrap_against_a_plain_loop(confidence):
-    rng = np.random.default_rng(3)
-    for metric, rows in (
-        (metrics.miou(), rng.integers(0, 9, (40, 9)).astype(np.float64)),
-        (metrics.rmse(), rng.random((25, 2)) + 0.5),
-        (metrics.mae(), np.array([[2.0, 1], [0, 0], [0, 0]])),  # NaN now and then.
-    ):
-        interval = metrics.bootstrap_interval(
-            metric, rows, confidence=confidence, resamples=200, seed=7
-        )
-        expected = plain_bootstrap(metric, rows, confidence, 200, 7)
-        np.testing.assert_allclose(interval, expected, rtol=1e-10)
-
-
-def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(4)
-    covered = 0
-    for seed in range(200):
-        errors = rng.exponential(2.0, 60)  # Of mean 2.
-        rows = np.stack((errors, np.ones(60)), axis=-1)
-        low, high = metrics.bootstrap_interval(
-            metrics.mae(), rows, confidence=0.9, resamples=300, seed=seed
-        )
-        covered += low <= 2 <= high
-    # Skewed and small: somewhat under 0.9. Binomial deviation of 200 draws: 0.02.
-    assert 0.8 < covered / 200 < 0.96
-
-
-def test_paired_interval_sees_what_unpaired_ones_cannot():
-    rng = np.random.default_rng(5)
-    clean = np.stack((rng.normal(10, 3, 50), np.ones(50)), axis=-1)
-    attacked = clean + np.stack((rng.normal(0.5, 0.1, 50), np.zeros(50)), axis=-1)
-    low, high = metrics.bootstrap_change_interval(
-        metrics.mae(), clean, attacked, seed=0
-    )
-    assert 0.4 < low < 0.5 < high < 0.6
-    shifted = clean + [1.0, 0.0]
-    low, high = metrics.bootstrap_change_interval(metrics.mae(), clean, shifted, seed=0)
-    assert low == pytest.approx(1)
-    assert high == pytest.approx(1)
-
-
-def test_bootstrap_edge_cases():
-    nothing = metrics.bootstrap_interval(metrics.mae(), np.zeros((0, 2)), seed=0)
-    assert np.isnan(nothing).all()
-    padding = metrics.bootstrap_interval(metrics.mae(), np.zeros((3, 2)), seed=0)
-    assert np.isnan(padding).all()
-    one = metrics.bootstrap_interval(metrics.mae(), np.array([[3.0, 2]]), seed=0)
-    assert one == (1.5, 1.5)
-    with pytest.raises(InputError, match="confidence must lie in"):
-        metrics.bootstrap_interval(metrics.mae(), one, confidence=1.0, seed=0)
-    with pytest.raises(InputError, match="at least 1, got 0"):
-        metrics.bootstrap_interval(metrics.mae(), one, resamples=0, seed=0)
-    with pytest.raises(InputError, match=r"\(3, 2\) and \(2, 2\)"):
-        metrics.bootstrap_change_interval(
-            metrics.mae(), np.zeros((3, 2)), np.zeros((2, 2)), seed=0
-        )
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])

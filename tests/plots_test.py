@@ -36,6 +36,8 @@ def test_curves_start_at_the_clean_value(monkeypatch, tmp_path):
     assert np.isnan(depth.lines[1].get_ydata()[1])  # What is not known is not drawn.
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert labels == list(lines)
+    about = "intervals: 95 %, over 12 images"
+    assert figures[0].get_suptitle() == about
 
 
 def test_the_gallery_is_of_most_tasks_then_of_the_largest_radius():

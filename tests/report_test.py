@@ -15,6 +15,7 @@ from mtr_tf.cell_store import Result
 from mtr_tf.cells import Cell
 
 FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
+FACTS |= {"interval_over": "images"}
 KEYS = ["attack", "norm", "eps", "steps", "step_size", "attacked", "task", "metric"]
 KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
 
@@ -87,6 +88,7 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
         ("of all.", *cell.warnings),
     }
     text = report.text("title", records, tmp_path)
+    assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
 
@@ -113,7 +115,7 @@ def test_table():
     assert left == ["pgd", "seg+depth", "1"]
     assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
     assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
-    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "to", "-", "-"]
+    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "-"]
     assert len({len(line) for line in table}) == 1
 
 

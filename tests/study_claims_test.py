@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import study_fixture
 
+from mtr_tf import sampling
 from mtr_tf.errors import InputError
 from mtr_tf.study import claims
 from mtr_tf.study import design
@@ -317,7 +318,7 @@ def test_images_are_resampled_together(tmp_path):
     results = Results.read(tmp_path / "work")
     claim = claims.claim_file.read(study)[-1]
     found = effects.of(claim, results)
-    assert found.on_images
+    assert found.over == "seeds and images"
     images = statistics.resampled_images(12, effects.RESAMPLES, 0).astype(int)
     seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
     (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
@@ -339,6 +340,49 @@ def test_images_are_resampled_together(tmp_path):
                 )
             by_seed.append(value["s+d"] - value["s"])
         assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+
+
+def test_groups_of_images_are_resampled_whole(tmp_path):
+    """Against a plain loop, on images of which each three are of one city."""
+    text = (
+        study_fixture.EXAMPLE
+        + CLAIM.replace("E4", "mine")
+        + 'attack = "pgd50"\neps = 4\ntask = "seg"\nmetric = "miou"\n'
+        + 'better = ["s+d"]\nthan = ["s"]\n'
+    )
+    study = study_fixture.example(tmp_path / "work", text)
+    of = np.arange(12) % 4
+    for path in (tmp_path / "work").glob("**/results.json"):
+        records = json.loads(path.read_text())
+        for record in records:
+            record["interval_over"] = "4 cities"
+        path.write_text(json.dumps(records))
+    for path in (tmp_path / "work").glob("**/cells/*.npz"):
+        with np.load(path) as arrays:
+            arrays = dict(arrays)
+        np.savez(path, unit=of, **arrays)
+    results = Results.read(tmp_path / "work")
+    claim = claims.claim_file.read(study)[-1]
+    found = effects.of(claim, results)
+    assert (found.over, found.units) == ("seeds and 4 cities", 4)
+    cities = statistics.resampled_images(4, effects.RESAMPLES, 0).astype(int)
+    seeds = statistics.resampled_seeds(5, effects.RESAMPLES, 0).astype(int)
+    (miou,) = [m for m in TASKS["seg"].metrics if m.name == "miou"]
+    for i in range(3):
+        by_seed = []
+        for seed in study.seeds:
+            ours, theirs = (
+                sum(
+                    results.rows(v, seed, "pgd50", 4, "seg", "miou")[of == city].sum(0)
+                    for city in np.repeat(np.arange(4), cities[i])
+                )
+                for v in ("s+d", "s")
+            )
+            by_seed.append(miou.value(ours) - miou.value(theirs))
+        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+    low, high = np.percentile(found.draws, (2.5, 97.5))
+    expected = sampling.widened((low, high), found.mean, 4, 0.95)
+    np.testing.assert_allclose(found.interval, expected)
 
 
 def claim(**fields):

@@ -191,6 +191,7 @@ def _attack(folder, config, tasks, about, drop, images, warnings) -> None:
         None, tasks, images, seed, lambda task: drop(*about, 0.0, task, False)
     )
     facts = {"seed": seed, "dataset": "rooms", "split": config.split}
+    facts |= {"interval_over": "images"}
     facts |= {"model_fingerprint": _hash(variant, seed), "source_fingerprint": None}
     facts |= {"warnings": warnings(*about)}
     records = []
@@ -225,17 +226,15 @@ def _result(cell, tasks, images, seed, lost) -> Result:
 
 
 def _rows(metric, badness: np.ndarray) -> np.ndarray:
-    """`[images, K]`: confusions of classes, else (sum, number of pixels)."""
+    """`[images, K]`: counts of classes, else (sum, number of pixels)."""
     pixels = SIDE * SIDE
     if metric.name == "miou":
         right = np.rint(pixels / CLASSES * (1 - badness))
-        wrong = (pixels / CLASSES - right) / (CLASSES - 1)
-        eye = np.eye(CLASSES)
-        matrix = right[:, None, None] * eye + wrong[:, None, None] * (1 - eye)
-        return matrix.reshape(len(badness), -1).astype(np.float32)
+        every = np.full((len(badness), 2 * CLASSES), pixels / CLASSES)
+        return np.concatenate([np.repeat(right[:, None], CLASSES, 1), every], axis=1)
     value = 1 - badness if metric.better == "higher" else 2 * badness
     count = 1.0 if metric.name == "loss" else pixels
-    return np.stack([value * count, np.full(len(badness), count)], 1).astype(np.float32)
+    return np.stack([value * count, np.full(len(badness), count)], 1)
 
 
 def _pictures(cell, tasks, lost) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def test_cells_that_are_not_done_are_absent(results):
 def test_values_are_what_the_metric_makes_of_the_rows(results):
     (miou,) = [metric for metric in TASKS["seg"].metrics if metric.name == "miou"]
     rows = results.rows("s", 2, *WHERE)
-    assert rows.shape == (12, study_fixture.CLASSES**2)
+    assert rows.shape == (12, 3 * study_fixture.CLASSES)
     assert rows.dtype == np.float64
     assert results.values("s", *WHERE)[2] == pytest.approx(miou.value(rows.sum(axis=0)))
     clean = results.rows("s", 2, "pgd50", 0, "seg", "miou")
@@ -122,6 +122,20 @@ def test_a_folder_without_a_study(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         Results.read(tmp_path)
+
+
+def test_rows_of_version_0_1_0_are_still_read(tmp_path):
+    """That version kept all pairs of target and prediction, as float32."""
+    study_fixture.example(tmp_path)
+    read = Results.read(tmp_path)
+    record = read.record("s", 0, *WHERE)
+    file = tmp_path / record["folder"] / record["rows"]
+    pairs = np.random.default_rng(0).integers(0, 9, (12, 5, 5))
+    np.savez(file, **{"row/seg/miou": pairs.reshape(12, 25).astype(np.float32)})
+    found = read.rows("s", 0, *WHERE)
+    np.testing.assert_array_equal(found[:, :5], np.einsum("ncc->nc", pairs))
+    np.testing.assert_array_equal(found[:, 5:10], pairs.sum(axis=2))
+    np.testing.assert_array_equal(found[:, 10:], pairs.sum(axis=1))
 
 
 @pytest.mark.parametrize("kept", [0, 0.5])

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import metrics
+from mtr_tf import intervals
 from mtr_tf import sweep
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.cells import make_cells
@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_metrics():
     rows = {"depth": {m.name: counts for m in sweep_metrics("depth")}}
     found = sweep.scores(rows, seed=5)["depth"]["mae"]
     assert found["value"] == pytest.approx(counts[:, 0].mean() / 10)
-    interval = metrics.bootstrap_interval(sweep_metrics("depth")[0], counts, seed=5)
+    interval = intervals.of_metric(sweep_metrics("depth")[0], counts, seed=5)
     assert found["interval"] == pytest.approx(interval)
     # Of a mean: about 2 standard errors to either side.
     error = 1.96 * counts[:, 0].std() / 10 / np.sqrt(50)

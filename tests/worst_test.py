@@ -24,7 +24,9 @@ def a_result(losses, correct=None, wanted=None) -> Result:
     correct = np.array([5] * len(losses) if correct is None else correct, np.float32)
     ones, zeros = np.ones_like(losses), np.zeros_like(losses)
     rows = {
-        "miou": np.stack([correct, 10 - correct, zeros, zeros], axis=-1),
+        "miou": np.stack(
+            [correct, zeros, 10 * ones, zeros, correct, 10 - correct], axis=-1
+        ),
         "pixel_accuracy": np.stack([correct, 10 * ones], axis=-1),
         "loss": np.stack([losses, ones], axis=-1),
     }
@@ -78,7 +80,9 @@ def test_weights_of_the_attack_are_those_of_the_choice():
 def test_greedy_mean_iou_against_all_choices(seed):
     rng = np.random.default_rng(seed)
     metric = metrics.miou()
-    rows = rng.integers(0, 9, (3, 6, 9))  # Attacks, images, 3x3 confusions.
+    pairs = rng.integers(0, 9, (3, 6, 3, 3))  # Attacks, images, target, prediction.
+    hits = np.diagonal(pairs, axis1=2, axis2=3)
+    rows = np.concatenate([hits, pairs.sum(axis=3), pairs.sum(axis=2)], axis=-1)
     images = np.arange(6)
 
     def value(choice):
@@ -98,9 +102,10 @@ def test_greedy_mean_iou_against_all_choices(seed):
 
 def test_greedy_starts_from_the_choice_if_that_is_lower():
     metric = metrics.miou()
-    rows = np.zeros((2, 2, 4))
-    rows[:, :, 0] = [[9, 1], [1, 9]]  # Hits of class 0; the rest is missed.
-    rows[:, :, 1] = 10 - rows[:, :, 0]
+    rows = np.zeros((2, 2, 6))
+    rows[:, :, 0] = rows[:, :, 4] = [[9, 1], [1, 9]]  # Hits of class 0,
+    rows[:, :, 2] = 10
+    rows[:, :, 5] = 10 - rows[:, :, 0]  # the rest is missed.
     np.testing.assert_array_equal(
         worst.greedy(metric, rows, np.array([1, 0]), 0), [1, 0]
     )

@@ -106,10 +106,9 @@ def _mean_iou(target, output, mask, of_all: bool) -> tf.Tensor:
     there is no valid pixel.
     """
     classes = output.shape[-1]
-    counts = metrics.confusion_matrix(target, output, mask, classes)
-    matrix = tf.reshape(counts, (-1, classes, classes))
-    hits = tf.linalg.diag_part(matrix)
-    union = tf.reduce_sum(matrix, axis=1) + tf.reduce_sum(matrix, axis=2) - hits
+    counts = metrics.class_counts(target, output, mask, classes)
+    hits, of_target, predicted = (tf.cast(count, tf.float32) for count in counts)
+    union = of_target + predicted - hits
     occurring = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
     total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
     return total / classes if of_all else tf.math.divide_no_nan(total, occurring)

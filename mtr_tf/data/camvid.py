@@ -6,7 +6,8 @@ ground truth database", Pattern Recognition Letters 30(2), 2009. The layout is t
 the SegNet tutorial's CamVid folder: pictures in `train`, `val` and `test`, labels under
 the same file names in `trainannot`, `valannot` and `testannot` (`test` may be absent).
 Pictures are RGB PNG files of any size; labels are PNG files of one 8-bit channel, with
-classes 0-10 and 11 for pixels without a label.
+classes 0-10 and 11 for pixels without a label. A file's name is VIDEO_FRAME.png; frames
+of a video depend on each other, so intervals draw blocks of them.
 
 Pictures are resized by averaging areas (Pillow's BOX, which rounds to bytes after each
 direction), labels by nearest neighbour. Nothing is decoded before a split is asked for;
@@ -28,6 +29,7 @@ from mtr_tf.data import picture
 from mtr_tf.data import png
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 
@@ -186,10 +188,13 @@ def _read_split(
                 label = _read_label(pair.label, image.size)
                 labels[i] = label.resize(size[::-1], Image.Resampling.NEAREST)
             advance(1)
+    names = [pair.image.stem for pair in pairs]
+    videos = Groups([name.split("_")[0] for name in names], frames=True)
     if not with_labels:
-        return Columns(images, {}, {})
+        return Columns(images, {}, {}, names, videos)
     known = labels != UNLABELLED
-    return Columns(images, {"seg": np.where(known, labels, 0)}, {"seg": known})
+    targets = {"seg": np.where(known, labels, 0)}
+    return Columns(images, targets, {"seg": known}, names, videos)
 
 
 def _read_image(path: pathlib.Path) -> Image.Image:

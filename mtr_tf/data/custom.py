@@ -57,11 +57,12 @@ def open_source(
     given = _call(name, data_dir)
     splits, facts = _sort(name, given)
     custom_facts.check(facts)
-    classes = len(facts["classes"]) if "classes" in facts else None
-    opened = {
-        split: custom_columns.open_split(split, examples, classes)
-        for split, examples in splits.items()
-    }
+    labels = custom_facts.labels(facts)
+    opened = {}
+    for split, examples in splits.items():
+        columns = custom_columns.open_split(split, examples, labels)
+        groups = custom_facts.groups(facts, split, len(columns))
+        opened[split] = dataclasses.replace(columns, groups=groups)
     custom_columns.check_alike(opened)
     first = next(iter(opened.values()))
     size = first.images.shape[1:3]

@@ -18,20 +18,21 @@ from mtr_tf import progress
 from mtr_tf import tasks as task_table
 from mtr_tf.data import custom_examples
 from mtr_tf.data.custom_examples import Example
+from mtr_tf.data.custom_examples import Labels
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 
 _END = object()
 
 
-def open_split(split: str, examples: Any, num_classes: int | None) -> Columns:
+def open_split(split: str, examples: Any, labels: Labels) -> Columns:
     """Opens a split: lazily if it can be indexed and is no list, else into memory.
 
     Args:
       split: its name.
       examples: a sequence, iterable or tf.data.Dataset of examples.
-      num_classes: number of classes of `seg`, None if it is not known. A lazy split of
-        labels needs it.
+      labels: what those of `seg` may be. A lazy split of labels needs the number of
+        classes.
 
     Raises:
       InputError: it is no such thing, is empty or endless, or its examples are wrong
@@ -44,8 +45,8 @@ def open_split(split: str, examples: Any, num_classes: int | None) -> Columns:
             f"of examples, but is of type {type(examples).__name__}."
         )
     if _is_lazy(examples):
-        return _lazy(split, examples, num_classes)
-    return _in_memory(split, examples, num_classes)
+        return _lazy(split, examples, labels)
+    return _in_memory(split, examples, labels)
 
 
 def check_alike(splits: Mapping[str, Columns]) -> None:
@@ -99,10 +100,10 @@ class LazyExamples:
     it has read last. The sequence itself is asked by one thread at a time.
     """
 
-    def __init__(self, split: str, sequence: Sequence, num_classes: int | None):
+    def __init__(self, split: str, sequence: Sequence, labels: Labels):
         self._split = split
         self._sequence = sequence
-        self._num_classes = num_classes
+        self._labels = labels
         self._lock = threading.Lock()
         self._last = threading.local()
         self.first = self._one(0, None)
@@ -122,7 +123,7 @@ class LazyExamples:
         where = f"example {row} of {self._split}"
         with self._lock, _reading(where):
             raw = self._sequence[row]
-        return _checked(raw, where, self._num_classes, first)
+        return _checked(raw, where, self._labels, first)
 
 
 def _is_lazy(examples: Any) -> bool:
@@ -133,12 +134,12 @@ def _is_lazy(examples: Any) -> bool:
     )
 
 
-def _lazy(split: str, sequence: Sequence, num_classes: int | None) -> Columns:
+def _lazy(split: str, sequence: Sequence, labels: Labels) -> Columns:
     if not len(sequence):
         raise _empty(split)
-    examples = LazyExamples(split, sequence, num_classes)
+    examples = LazyExamples(split, sequence, labels)
     first = examples.first
-    if num_classes is None and any(map(_is_discrete, first.targets)):
+    if labels.classes is None and any(map(_is_discrete, first.targets)):
         raise InputError(
             f'The classes must be named ("classes": [...]), since {split} is read '
             "example by example and nobody can know how many there are."
@@ -153,7 +154,7 @@ def _lazy(split: str, sequence: Sequence, num_classes: int | None) -> Columns:
     return Columns(images, targets, masks)
 
 
-def _in_memory(split: str, examples: Iterable, num_classes: int | None) -> Columns:
+def _in_memory(split: str, examples: Iterable, labels: Labels) -> Columns:
     found = []
     with _counted(split, examples) as (iterator, advance):
         while True:
@@ -163,7 +164,7 @@ def _in_memory(split: str, examples: Iterable, num_classes: int | None) -> Colum
             if raw is _END:
                 break
             first = found[0] if found else None
-            found.append(_checked(raw, where, num_classes, first))
+            found.append(_checked(raw, where, labels, first))
             advance(1)
     if not found:
         raise _empty(split)
@@ -217,10 +218,8 @@ def _reading(where: str) -> Iterator[None]:
         ) from error
 
 
-def _checked(
-    raw: Any, where: str, num_classes: int | None, first: Example | None
-) -> Example:
-    example = custom_examples.check(raw, where, num_classes)
+def _checked(raw: Any, where: str, labels: Labels, first: Example | None) -> Example:
+    example = custom_examples.check(raw, where, labels)
     if first is None:
         return example
     if example.image.shape != first.image.shape:

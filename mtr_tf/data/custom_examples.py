@@ -18,6 +18,19 @@ _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
 
 
 @dataclasses.dataclass(frozen=True)
+class Labels:
+    """What labels of classes may be.
+
+    Attributes:
+      classes: how many classes there are; None if that is not known.
+      ignored: labels that mean that there is none.
+    """
+
+    classes: int | None = None
+    ignored: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Example:
     """A checked example.
 
@@ -34,15 +47,15 @@ class Example:
     name: str
 
 
-def check(raw: Any, where: str, num_classes: int | None) -> Example:
+def check(raw: Any, where: str, labels: Labels) -> Example:
     """Checks an example as a user's function gives it.
 
     Args:
       raw: {"image", "targets", "masks", "name"}, the last two if there are any, or
         (image, targets) or (image, targets, masks).
       where: what messages call it, such as "example 3 of train".
-      num_classes: number of classes of `seg`; None where labels only must not be
-        negative.
+      labels: what those of `seg` may be; without a number of classes they only must
+        not be negative.
 
     Raises:
       InputError: anything is not as `docs/own_data.md` says.
@@ -62,10 +75,13 @@ def check(raw: Any, where: str, num_classes: int | None) -> Example:
     found, known = {}, {}
     for task, target in targets.items():
         known[task] = _mask(masks.get(task), task, image.shape[:2], where)
-        read = _labels if task_table.TASKS[task].discrete else _numbers
+        discrete = task_table.TASKS[task].discrete
+        if discrete:
+            known[task] &= _is_label(target, labels.ignored, known[task].shape)
+        read = _labels if discrete else _numbers
         found[task] = read(task, target, known[task], where)
-    if num_classes is not None:
-        _check_classes(found, known, num_classes, where)
+    if labels.classes is not None:
+        _check_classes(found, known, labels.classes, where)
     return Example(image, found, known, name)
 
 
@@ -158,6 +174,15 @@ def _mask(
     return value != 0
 
 
+def _is_label(
+    value: np.ndarray, ignored: tuple[int, ...], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Where a target is not one of the ignored labels, or is of another shape."""
+    if value.shape not in (shape, (*shape, 1)):
+        return np.ones(shape, bool)  # Which is said by `_labels`.
+    return ~np.isin(value.reshape(shape), ignored)
+
+
 def _labels(task: str, value: np.ndarray, known: np.ndarray, where: str) -> np.ndarray:
     if value.shape == (*known.shape, 1):
         value = value[..., 0]
@@ -170,7 +195,8 @@ def _labels(task: str, value: np.ndarray, known: np.ndarray, where: str) -> np.n
     if (value[known] < 0).any():
         raise InputError(
             f"The labels of {task} must not be negative, but {where} has "
-            f"{value[known].min()}; where there is no label, put a zero into "
+            f"{value[known].min()}; where there is no label, say so "
+            f'("ignore_label": {value[known].min()}) or put a zero into '
             f'"masks": {{"{task}": ...}}.'
         )
     return np.where(known, value, 0).astype(np.int32)
@@ -209,7 +235,8 @@ def _check_classes(
             raise InputError(
                 f"The labels of {task} must be below the number of classes, "
                 f"{num_classes}, but {where} has {target.max()}; name more classes in "
-                '"classes" or, where this means no label, put a zero into '
+                '"classes" or, where this means no label, say so '
+                f'("ignore_label": {target.max()}) or put a zero into '
                 f'"masks": {{"{task}": ...}}.'
             )
 

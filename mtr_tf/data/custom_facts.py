@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +15,24 @@ import numpy as np
 from mtr_tf import progress
 from mtr_tf import tasks as task_table
 from mtr_tf.data import picture
+from mtr_tf.data.custom_examples import Labels
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
 
-KEYS = ("classes", "colors", "class_weights", "mean", "std", "ranges", "units")
+KEYS = (
+    "classes",
+    "ignore_label",
+    "colors",
+    "class_weights",
+    "mean",
+    "std",
+    "ranges",
+    "units",
+    "groups",
+    "frames",
+)
 # Statistics are of at most so many training examples, evenly spaced.
 _SAMPLE = 1000
 _PAINTED = 32
@@ -57,11 +71,48 @@ def check(facts: Mapping[str, Any]) -> None:
             lambda given: _is_by_task(given, lambda unit: isinstance(unit, str)),
             "a dict of strings by task",
         ),
+        "ignore_label": (_are_labels, "a whole number, or a list of them"),
+        "groups": (
+            lambda given: isinstance(given, Mapping),
+            "a dict by split, with a name or number for each example",
+        ),
+        "frames": (
+            lambda given: isinstance(given, bool) and (not given or "groups" in facts),
+            'True or False, beside "groups"',
+        ),
     }
     for key, given in facts.items():
         is_good, what = rules[key]
         if not is_good(given):
             raise InputError(f'"{key}" must be {what}; got {given!r}.')
+
+
+def labels(facts: Mapping[str, Any]) -> Labels:
+    """What labels may be, of checked facts."""
+    names, ignored = facts.get("classes"), facts.get("ignore_label", ())
+    return Labels(
+        len(names) if names else None,
+        tuple(ignored) if isinstance(ignored, Sequence) else (ignored,),
+    )
+
+
+def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
+    """The groups of a split of so many examples; None where none are given.
+
+    Raises:
+      InputError: they are not one for each example.
+    """
+    given = facts.get("groups", {}).get(split)
+    if given is None:
+        return None
+    given = np.asarray(given)
+    if given.shape != (count,) or given.dtype.kind not in "uiSU":
+        raise InputError(
+            f'"groups" must have a name or number for each of the {count} examples of '
+            f"{split}; got {given.dtype} of shape {list(given.shape)}."
+        )
+    frames = facts.get("frames", False)
+    return Groups(given, "videos" if frames else "groups", frames)
 
 
 def dataset_info(
@@ -99,13 +150,38 @@ def dataset_info(
 
 
 def _classes(splits: Mapping[str, Columns]) -> tuple[str, ...]:
-    """Names for as many classes as the labels in memory need; none without labels."""
-    largest = -1
+    """Names for as many classes as the labels in memory need; none without labels.
+
+    Raises:
+      InputError: some numbers below the largest label are no label of any example, so
+        that nobody can know which labels are classes.
+    """
+    found = set()
     for columns in splits.values():
         for task, target in columns.targets.items():
             if task_table.TASKS[task].discrete:
-                largest = max(largest, int(target[:].max()))
-    return tuple(f"class_{i}" for i in range(largest + 1))
+                known = columns.masks.get(task)
+                found |= set(np.unique(target if known is None else target[known]))
+    if found and len(found) <= max(found):
+        raise InputError(
+            f"Labels must be 0, 1, 2, ... without gaps, but are {_ranges_of(found)}; "
+            'name all classes ("classes": [...], in the order of their labels) or, '
+            f'where a label means none, say so ("ignore_label": {max(found)}) or put '
+            "zeros into masks."
+        )
+    return tuple(f"class_{i}" for i in range(len(found)))
+
+
+def _ranges_of(numbers: Iterable[int]) -> str:
+    """Whole numbers as people write them: 0-18 and 255."""
+    ranges: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    texts = [str(low) if low == high else f"{low}-{high}" for low, high in ranges]
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
 
 
 def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -159,6 +235,11 @@ def _is_names(given: Any) -> bool:
         and len(given) > 0
         and all(isinstance(name, str) for name in given)
     )
+
+
+def _are_labels(given: Any) -> bool:
+    given = given if isinstance(given, list | tuple) else [given]
+    return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
 
 
 def _are_within(

@@ -50,6 +50,22 @@ class DatasetInfo:
 
 
 @dataclasses.dataclass(frozen=True)
+class Groups:
+    """Which images of a split depend on each other; see `mtr_tf.sampling`.
+
+    Attributes:
+      of: the group of each image, a name or a number, `[N]`.
+      name: what groups are called, such as "buildings".
+      frames: whether images of a group that follow one another are frames of a video,
+        so that only near ones depend on each other.
+    """
+
+    of: Sequence[str | int]
+    name: str = "groups"
+    frames: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Columns:
     """The arrays of one split, one row per example.
 
@@ -65,12 +81,14 @@ class Columns:
         is absent here is known everywhere.
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
+      groups: which images depend on each other; None where none do.
     """
 
     images: np.ndarray
     targets: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
     names: Sequence[str] = ()
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return len(self.images)

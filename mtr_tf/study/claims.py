@@ -41,7 +41,7 @@ class Verdict:
       effect: Mean over seeds, positive as claimed; None where no seed has it. Of a
         claim of nearness: the difference from the reference.
       interval: Its 95 % bootstrap interval; None where there is none.
-      over: What was resampled: "seeds and images" or "seeds".
+      over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
       n: How many seeds have the effect.
       p: One-sided, of the sign-flip test; NaN of a claim of nearness, which has none.
       p_corrected: The same over all directional claims of the study.
@@ -92,7 +92,7 @@ def evaluate(results: Results) -> list[Verdict]:
                 verdict=word,
                 effect=effect.mean,
                 interval=effect.interval,
-                over="seeds and images" if effect.on_images else "seeds",
+                over=effect.over,
                 n=effect.n,
                 p=float(p),
                 p_corrected=float(corrected),

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf import intervals
 from mtr_tf import metrics
+from mtr_tf import sampling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.study import statistics
@@ -34,13 +36,15 @@ class Effect:
     Attributes:
       by_seed: `[seeds]`, NaN where a part of it is missing.
       draws: Resampled means, `[resamples]`; see `statistics.bootstrap`.
-      on_images: Whether images were resampled too.
+      over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
+      units: How many of images, or of what is drawn in their place; 0: none.
       clean: {variant: its clean values `[seeds]`} of all that are compared.
     """
 
     by_seed: np.ndarray
     draws: np.ndarray
-    on_images: bool = False
+    over: str = "seeds"
+    units: int = 0
     clean: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
@@ -56,11 +60,13 @@ class Effect:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, by percentiles and widened for few seeds."""
-        ends = metrics.percentile_interval(self.draws, _CONFIDENCE)
+        """The 95 % interval, by percentiles and widened for few seeds or units."""
+        ends = intervals.percentiles(self.draws, _CONFIDENCE)
         if self.mean is None or np.isnan(ends[0]):
             return None
-        return statistics.widened(ends, self.mean, self.n, _CONFIDENCE)
+        few = min(self.n, self.units) if self.units else self.n
+        low, high = sampling.widened(ends, self.mean, few, _CONFIDENCE)
+        return float(low), float(high)
 
 
 def of(claim: Claim, results: Results) -> Effect:
@@ -84,7 +90,7 @@ def _compared(claim: Claim, results: Results) -> Effect:
     numbers = _Numbers(claim, results)
     by_seed = np.array([numbers.sum(part, i) for i, part in enumerate(parts)])
     clean = {v: _clean(claim, results, v) for v in claim.variants}
-    images = numbers.images(parts, by_seed)
+    units = numbers.units(parts, by_seed)
 
     def on_images(counts: np.ndarray) -> np.ndarray:
         found = np.full((len(counts), len(parts)), np.nan)
@@ -96,10 +102,14 @@ def _compared(claim: Claim, results: Results) -> Effect:
                 )
         return found
 
+    count = units.count if units else 0
     draws = statistics.bootstrap(
-        by_seed, on_images if images else None, images, resamples=RESAMPLES
+        by_seed, on_images if count else None, count, resamples=RESAMPLES
     )
-    return Effect(by_seed, draws, bool(images), clean)
+    over = "seeds"
+    if units:
+        over += f" and {units.over}"
+    return Effect(by_seed, draws, over, count, clean)
 
 
 def _parts(claim: Claim, results: Results, place: int) -> Weighted:
@@ -152,6 +162,7 @@ class _Numbers:
         self._relative = claim.relative
         self._results = results
         self._rows: dict[tuple[Point, int, bool], np.ndarray | None] = {}
+        self._units: dict[str, sampling.Units | None] = {}
 
     def value(self, point: Point, place: int) -> float:
         """Of the seed at a place; NaN where absent."""
@@ -171,20 +182,23 @@ class _Numbers:
         total = float(np.sum(values))
         return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
 
-    def images(self, parts: Sequence[Weighted], by_seed: np.ndarray) -> int:
-        """How many images all have rows of; 0 where some have none, or not as many."""
-        counts = set()
+    def units(
+        self, parts: Sequence[Weighted], by_seed: np.ndarray
+    ) -> sampling.Units | None:
+        """What all rows are of; None where some are absent, of other images, or few."""
+        found = []
         for place, part in enumerate(parts):
             if np.isnan(by_seed[place]):
                 continue
             for _, point in part:
-                for clean in (False, True) if self._relative else (False,):
-                    rows = self._of(point, place, clean)
-                    counts.add(0 if rows is None else len(rows))
-        return counts.pop() if len(counts) == 1 else 0
+                found.append(self._units_of(self._record(point, place)))
+        if not found or None in found or found[0].count < sampling.LEAST:
+            return None
+        alike = all(np.array_equal(each.of, found[0].of) for each in found)
+        return found[0] if alike else None
 
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
-        """Of the seed at a place, on images drawn so often, `[resamples]`."""
+        """Of the seed at a place, on units drawn so often, `[resamples]`."""
         metric = _metric(point)
         attacked = metric.value(counts @ self._of(point, place, False))
         clean = attacked
@@ -202,8 +216,16 @@ class _Numbers:
         if key not in self._rows:
             eps = 0.0 if clean else point.eps
             record = self._record(point, place)
-            self._rows[key] = self._results.rows_of(record, eps)
+            rows = self._results.rows_of(record, eps)
+            units = self._units_of(record)
+            self._rows[key] = rows if rows is None else units.sums(rows)
         return self._rows[key]
+
+    def _units_of(self, record: dict[str, Any]) -> sampling.Units | None:
+        path = f"{record['folder']}/{record.get('clean_rows')}"
+        if path not in self._units:
+            self._units[path] = self._results.units_of(record)
+        return self._units[path]
 
     def _record(self, point: Point, place: int) -> dict[str, Any] | None:
         return self._results.record(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf import sampling
 from mtr_tf.errors import InputError
 from mtr_tf.study.design import Study
 
@@ -167,18 +169,34 @@ class Results:
     def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
         """The same of a record, of the attacked images, or at eps 0 of the clean."""
         name = (record or {}).get("rows" if eps else "clean_rows")
-        path = (self.workdir / record["folder"] / name) if name else None
-        if path is None:
+        if not name:
             return None
+        array = f"row/{record['task']}/{record['metric']}"
+        rows = self._array(record, name, array)
+        if record["metric"] == "miou" and rows.dtype == np.float32:
+            rows = _without_pairs(rows)
+        return np.asarray(rows, float)
+
+    def units_of(self, record: Record) -> sampling.Units | None:
+        """What is drawn of the images of a record; None where it has no rows."""
+        if not record.get("clean_rows"):
+            return None
+        over = record.get("interval_over", "images")
+        if over == "images":
+            return sampling.independent(record["n"])
+        return sampling.Units(self._array(record, record["clean_rows"], "unit"), over)
+
+    def _array(self, record: Record, name: str, array: str) -> np.ndarray:
+        """An array of a file in a record's folder."""
+        path = self.workdir / record["folder"] / name
         try:
             with np.load(path) as arrays:
-                rows = arrays[f"row/{record['task']}/{record['metric']}"]
+                return arrays[array]
         except _DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); delete the folder "
                 f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."
             ) from error
-        return np.asarray(rows, float)
 
     @functools.cached_property
     def _index(self) -> Mapping[tuple[str, str, int], list[Record]]:
@@ -188,6 +206,14 @@ class Results:
             place = (record["spec"], record["variant"], record["seed"])
             found.setdefault(place, []).append(record)
         return found
+
+
+def _without_pairs(rows: np.ndarray) -> np.ndarray:
+    """Rows of mean IoU as they are now, of the confusions that version 0.1.0 kept."""
+    classes = math.isqrt(rows.shape[1])
+    pairs = rows.reshape(-1, classes, classes)
+    hits = np.diagonal(pairs, axis1=1, axis2=2)
+    return np.concatenate([hits, pairs.sum(axis=2), pairs.sum(axis=1)], axis=1)
 
 
 def value_of(record: Record | None, eps: float) -> float:

@@ -22,6 +22,7 @@ from mtr_tf.data.cityscapes.files import Files
 from mtr_tf.data.cityscapes.layout import Kind
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 
@@ -287,10 +288,12 @@ def _columns(
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
+    names = tuple(builder.builder_config.jobs[split])
     return CityscapesColumns(
         images=column("image"),
         targets={task: column(task) for task in wanted},
         masks={task: column(f"{task}_known") for task in wanted},
-        names=tuple(builder.builder_config.jobs[split]),
+        names=names,
+        groups=Groups([name.split("_")[0] for name in names], "cities"),
         original_sizes=column("original_size"),
     )

@@ -17,6 +17,7 @@ from absl import logging
 from mtr_tf.data import prepared
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import finding
@@ -78,7 +79,7 @@ def open_source(
 
     @functools.cache
     def load(split: str) -> Columns:
-        return _columns(builder, split, wanted, [view.name for view in splits[split]])
+        return _columns(builder, split, wanted, splits[split])
 
     return Source(info, load)
 
@@ -166,7 +167,7 @@ def _columns(
     builder: tfds.core.DatasetBuilder,
     split: str,
     tasks: Sequence[str],
-    names: Sequence[str],
+    views: Sequence[View],
 ) -> Columns:
     images = Remembered(prepared.Column(builder, split, "image"))
     size = images.shape[1:3]
@@ -184,7 +185,15 @@ def _columns(
             np.uint8 if labels else np.float32,
         )
         masks[task] = Derived(codes, coding.mask, size, np.bool_)
-    return Columns(images, targets, masks, names)
+    names = [view.name for view in views]
+    return Columns(images, targets, masks, names, _groups(views))
+
+
+def _groups(views: Sequence[View]) -> Groups:
+    """Which views depend on each other: those of a building, or of one's points."""
+    if len({view.building for view in views}) > 1:
+        return Groups([view.building for view in views], "buildings")
+    return Groups([view.point for view in views], "points of one building")
 
 
 def _autoencoder(images: np.ndarray) -> np.ndarray:
