@@ -41,9 +41,9 @@ class Cell:
     `steps` are queries of square; `step_size` is 0 where the attack has its own, and
     `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
-    `radii` the stages of apgd; `ensemble` and `queries` are those of worst. `scale` is
-    (mean, std) that the model standardises images with, for the released code's wrong
-    scale.
+    `radii` the stages of apgd; `ensemble` and `queries` are those of worst, whose
+    `random_start` may be None: each member's own. `scale` is the model's (mean, std),
+    for the released code's wrong scale.
     """
 
     attack: str
@@ -59,7 +59,7 @@ class Cell:
     balance: str = "sum"
     weights: tuple[tuple[str, float], ...] = ()
     targeted: bool = False
-    random_start: bool = True
+    random_start: bool | None = True
     block: tuple[int, ...] = ()
     classes: tuple[int, ...] = ()
     radii: tuple[tuple[float, float], ...] = ()
@@ -266,6 +266,8 @@ def _fitted(cell: Cell) -> Cell:
     change: dict[str, Any] = {}
     if cell.attack != "worst":
         change |= {"ensemble": (), "queries": 0}
+    if cell.attack != "worst" and cell.random_start is None:  # One mim: Dong et al.'s.
+        change |= {"random_start": cell.attack != "mim" or cell.restarts > 1}
     if cell.attack == "fgsm":  # One step of eps from the image itself.
         change |= {"steps": 1, "restarts": 1, "random_start": False}
         change |= {"step_size": cell.eps}
