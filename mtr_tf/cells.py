@@ -268,14 +268,12 @@ def _fitted(cell: Cell) -> Cell:
         change |= {"ensemble": (), "queries": 0}
     if cell.attack != "worst" and cell.random_start is None:  # One mim: Dong et al.'s.
         change |= {"random_start": cell.attack != "mim" or cell.restarts > 1}
-    if cell.attack == "fgsm":  # One step of eps from the image itself.
-        change |= {"steps": 1, "restarts": 1, "random_start": False}
-        change |= {"step_size": cell.eps}
-    elif cell.attack in ("pgd", "mim", "mim_released"):
-        change |= {"step_size": cell.step_size or cell.eps / 4}
-    elif cell.attack in _RELEASED:
-        change |= {"step_size": cell.step_size or cell.eps / 4}
+    if cell.attack in ("fgsm", *_RELEASED):
         change |= {"restarts": 1, "random_start": False}
+    if cell.attack == "fgsm":  # One step of eps from the image itself.
+        change |= {"steps": 1, "step_size": cell.eps}
+    elif cell.attack in ("pgd", "mim", "mim_released", *_RELEASED):
+        change |= {"step_size": cell.step_size or cell.eps / 4}
     elif cell.attack == "square":
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
     elif cell.attack in _FLOORS:
