@@ -33,7 +33,8 @@ class Attack(Protocol):
         Args:
           objective: What to raise, see `attacks.PGD`.
           x: Float images in [0, 1], [batch, ...], of any float type; half precision is
-            attacked in float32 and the result is inside the ball as it is stored.
+            attacked in float32 and the result is inside the ball as it is stored. An
+            empty batch comes back as it is.
           seed: An int: image i (of the global batch, under a strategy) gets a seed made
             of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
         """
@@ -65,8 +66,10 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
     """
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
-    if not tf.executing_eagerly():
-        found = attack.search(objective, x, keys)
+    if x.shape[0] == 0:
+        found = x
+    elif not tf.executing_eagerly():
+        found = _searched(attack, objective, x, keys)
     elif getattr(objective, "reusable", False) and _hashable(attack):
         found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
     else:
@@ -75,6 +78,19 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
         )
         found = graph.get_concrete_function(x, keys)(x, keys)
     return tf.stop_gradient(found)
+
+
+def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Returns the attack's images in the graph that is being built.
+
+    A batch that may turn out to be empty is then left alone: convolutions fail on it.
+    """
+    if x.shape[0] is not None:
+        return attack.search(objective, x, keys)
+    found = tf.cond(
+        tf.shape(x)[0] > 0, lambda: attack.search(objective, x, keys), lambda: x
+    )
+    return tf.ensure_shape(found, x.shape)
 
 
 def _hashable(attack: Attack) -> bool:
