@@ -15,6 +15,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from mtr_tf.attacks import half_precision
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -143,12 +144,17 @@ def gradient(
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
-    NaN come back as 0, infinite ones as the largest number: the gradient is finite.
+    NaN come back as 0, infinite ones as the largest number: the gradient is finite. An
+    objective that computes in float16 is scaled by image before (`half_precision`).
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    before = len(_operations())
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
+    made = _operations()[before:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
+    if slope is not None and half_precision.computes_in_float16(made):
+        slope = half_precision.gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
             "The objective must depend on the images through differentiable TensorFlow "
@@ -158,6 +164,13 @@ def gradient(
     well = tf.math.is_finite(tf.reduce_sum(slope))
     slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
+
+
+def _operations() -> list[tf.Operation]:
+    """Returns those of the graph that is being built; none where there is none."""
+    if tf.executing_eagerly():
+        return []
+    return tf.compat.v1.get_default_graph().get_operations()
 
 
 def _finite(slope: tf.Tensor) -> tf.Tensor:
