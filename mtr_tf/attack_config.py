@@ -97,7 +97,12 @@ class AttackConfig(Settings):
     restarts: int = setting(
         1, "Random starts, or draws of noise; the worst per image counts.", low=1
     )
-    random_start: bool = setting(True, "Start at a random point of the ball.")
+    random_start: bool | None = setting(
+        None,
+        "Start at a random point of the ball (--norandom_start: at the image). Not "
+        "given: all do but mim, which with one start begins at the image as its "
+        "authors' does.",
+    )
     queries: int = setting(500, "Forward passes of square.", low=1)
     ensemble: tuple[str, ...] = setting(
         ("apgd", "pgd", "square"), f"What worst consists of: {', '.join(MEMBERS)}."

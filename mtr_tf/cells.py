@@ -45,10 +45,10 @@ class Cell:
     `steps` are queries of square; `step_size` is 0 where the attack has its own, and
     `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
-    `radii` the stages of apgd; `ensemble` and `queries` are those of worst. `scale` is
-    (mean, std) that the model standardises images with, for the released code's wrong
-    scale. `judge` is "harm" or "loss"; `place` is that among the members of an
-    ensemble, which the random numbers depend on, -1 for none.
+    `radii` the stages of apgd; `ensemble` and `queries` are those of worst, whose
+    `random_start` may be None: each member's own. `scale` is the model's (mean, std),
+    for the released code's wrong scale. `judge` is "harm" or "loss"; `place` is that
+    among the members of an ensemble, which the random numbers depend on, -1 for none.
     """
 
     attack: str
@@ -64,7 +64,7 @@ class Cell:
     balance: str = "sum"
     weights: tuple[tuple[str, float], ...] = ()
     targeted: bool = False
-    random_start: bool = True
+    random_start: bool | None = True
     block: tuple[int, ...] = ()
     classes: tuple[int, ...] = ()
     radii: tuple[tuple[float, float], ...] = ()
@@ -275,14 +275,14 @@ def _fitted(cell: Cell) -> Cell:
     change: dict[str, Any] = {}
     if cell.attack != "worst":
         change |= {"ensemble": (), "queries": 0}
-    if cell.attack == "fgsm":  # One step of eps from the image itself.
-        change |= {"steps": 1, "restarts": 1, "random_start": False}
-        change |= {"step_size": cell.eps}
-    elif cell.attack in ("pgd", "mim", "mim_released"):
-        change |= {"step_size": cell.step_size or cell.eps / 4}
-    elif cell.attack in _RELEASED:
-        change |= {"step_size": cell.step_size or cell.eps / 4}
+    if cell.attack != "worst" and cell.random_start is None:  # One mim: Dong et al.'s.
+        change |= {"random_start": cell.attack != "mim" or cell.restarts > 1}
+    if cell.attack in ("fgsm", *_RELEASED):
         change |= {"restarts": 1, "random_start": False}
+    if cell.attack == "fgsm":  # One step of eps from the image itself.
+        change |= {"steps": 1, "step_size": cell.eps}
+    elif cell.attack in ("pgd", "mim", "mim_released", *_RELEASED):
+        change |= {"step_size": cell.step_size or cell.eps / 4}
     elif cell.attack == "square":
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
     elif cell.attack in _FLOORS:

@@ -43,6 +43,7 @@ def define(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> No
         else:
             make = {
                 bool: flags.DEFINE_bool,
+                type(None): flags.DEFINE_bool,
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
                 str: flags.DEFINE_string,
@@ -84,6 +85,8 @@ def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
                 default = ",".join(map(str, default))
             elif isinstance(default, bool):
                 default = str(default).lower()
+            elif default is None:
+                default = "not given"
             lines.append(f"  --{field.name}={default}")
             help = field.metadata["help"]
             if field.metadata["choices"]:

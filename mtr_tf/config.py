@@ -25,9 +25,16 @@ def setting(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A dataclass field with what a flag needs; the range includes both ends."""
+    """A dataclass field with what a flag needs; the range includes both ends.
+
+    A default of None makes a flag that is true, false or not said at all.
+    """
     metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# The types that a field takes, where they are not just that of its default.
+_TAKEN = {float: (float, int), type(None): (bool, type(None))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +63,10 @@ class Settings:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for field in dataclasses.fields(cls):
             value, kind = values.get(field.name, field.default), type(field.default)
-            whole = kind is float and type(value) is int
-            if type(value) is not kind and not whole:
+            allowed = _TAKEN.get(kind, (kind,))
+            if type(value) not in allowed:
                 raise InputError(
-                    f"{field.name} must be of type {kind.__name__}, got {value!r}"
+                    f"{field.name} must be of type {allowed[0].__name__}, got {value!r}"
                 )
         return cls(**values)
 

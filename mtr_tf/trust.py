@@ -23,6 +23,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
+from mtr_tf import dead_gradients
 from mtr_tf import progress
 from mtr_tf import runs
 from mtr_tf import sweep
@@ -152,8 +153,9 @@ def run(
         square = made.harm(made.other("square", epsilon, steps=_QUERIES))
         slopes = made.slopes()
     scale = max(float(np.mean(base - clean)), 1e-6)
+    attacked = subject.model if subject.surrogate is None else subject.surrogate
     return [
-        _zero_gradients(slopes, cell),
+        Check("zero_gradients", *dead_gradients.look(slopes, cell, attacked)),
         _order(
             "more_steps",
             np.mean(base) <= np.mean(more) + 0.02 * scale,
@@ -300,20 +302,6 @@ def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
     """A check that compares mean scores."""
     measured = {key: float(np.mean(values)) for key, values in harms.items()}
     return Check(name, "" if holds else reason, measured)
-
-
-def _zero_gradients(slopes: np.ndarray, cell: Cell) -> Check:
-    dead = np.all(slopes == 0, axis=-1)
-    images = float(np.mean(np.all(dead, axis=(1, 2))))
-    pixels = float(np.mean(dead))
-    restricted = cell.pixels or cell.block or cell.classes
-    reason = ""
-    if images or (pixels > 0.1 and not restricted):
-        reason = (
-            "the gradient is exactly zero for some images, or for over a tenth of the "
-            "pixels; where it is, attacks by gradient see nothing"
-        )
-    return Check("zero_gradients", reason, {"images": images, "pixels": pixels})
 
 
 def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> Check:

@@ -39,7 +39,7 @@ ATTACKS = {
     "pgd_last": lambda e, norm: pgd.PGD(e, step(e), 3, norm, restarts=2, keep="last"),
     "mim": lambda e, norm: momentum.MIM(e, step(e), 3, norm),
     "mim_released": lambda e, norm: momentum.MIM(
-        e, step(e), 3, norm, decay=0.5, normalize=False
+        e, step(e), 3, norm, True, decay=0.5, normalize=False
     ),
     "apgd": lambda e, norm: apgd.APGD(e, 9, norm, restarts=2),
     "apgd_radii": lambda e, norm: apgd.APGD(e, 9, norm, radii=SEA),
@@ -50,7 +50,7 @@ ATTACKS = {
         (apgd.APGD(e, 2, norm), square.Square(e, 3, norm), pgd.FGSM(e, norm))
     ),
 }
-STARTED = ("pgd", "mim", "mim_released", "apgd", "noise")  # At draw 0, and keep best.
+STARTED = ("pgd", "mim_released", "apgd", "noise")  # At draw 0, and keep best.
 # Every attack in both norms; each dtype comes with each attack and with each norm.
 DTYPES = ("float32", "float16", "float64", "bfloat16")
 CASES = [
@@ -219,3 +219,23 @@ def test_every_run_begins_the_objective_where_it_starts(name):
     assert len(asked) == getattr(attack, "passes", 0) or name == "worst"
     if name not in ("noise", "corner", "worst"):
         np.testing.assert_array_equal(asked[0], started[0])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_empty_batches_give_empty_batches(name, norm):
+    # Convolutions fail on an empty batch, so the model must not be called at all.
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 2, 1)), tf.float32)
+    loss = lambda z: tf.reduce_sum(tf.nn.conv2d(z, kernel, 1, "SAME"), [1, 2, 3])  # noqa: E731
+    attack = ATTACKS[name](8 / 255, norm)
+    x = np.random.default_rng(1).uniform(size=(2, *SHAPE)).astype(np.float32)
+    empty = attack(loss, x[:0])
+    assert empty.shape == (0, *SHAPE)
+    assert empty.dtype == tf.float32
+    graph = tf.function(
+        lambda z: attack(loss, z, seed=3),
+        input_signature=[tf.TensorSpec([None, *SHAPE])],
+        autograph=False,
+    )
+    assert graph(x[:0]).shape == (0, *SHAPE)
+    np.testing.assert_allclose(graph(x), attack(loss, x, seed=3), atol=1e-3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks import pgd
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.momentum import MIM
@@ -109,7 +110,7 @@ def test_two_pixels_against_brute_force(norm):
     points = np.clip(x + grid, 0, 1).astype(np.float32)
     z = np.moveaxis(points.astype(np.float64), 1, 0)
     best = (np.sin(a[:, None] * z).sum(2) + z.prod(2)).max(1)
-    found = loss(MIM(0.3, 0.01, 80, norm, restarts=20)(loss, x)).numpy()
+    found = loss(MIM(0.3, 0.01, 80, norm, True, 20)(loss, x)).numpy()
     assert np.all(found >= best - 3e-3)
     assert np.all(found <= best + 3e-3)
 
@@ -138,11 +139,29 @@ def test_broken_losses_never_leave_the_ball(norm, normalize):
 def test_starts_are_those_of_pgd_and_every_run_begins_with_an_empty_sum():
     x, w = images((3, 5)), normal((3, 5))
     keys = threat.image_keys(0, tf.range(3))
-    sets = {"restarts": 3, "keep": "last"}
+    sets = {"restarts": 3, "keep": "last", "random_start": True}
     shifting = lambda z, progress: linear(w)(z) * tf.cos(9 * progress)  # noqa: E731
     plain = pgd.PGD(0.2, 0.01, 1, **sets).search(shifting, tf.constant(x), keys)
     got = MIM(0.2, 0.01, 1, **sets).search(shifting, tf.constant(x), keys)
     np.testing.assert_allclose(got, plain, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_it_starts_at_the_image_unless_told_otherwise(norm):
+    x = np.full((2, 3), 0.5, np.float32)
+    seen = []
+
+    def loss(z):
+        tf.py_function(lambda v: seen.append(v.numpy()), [z], [])
+        return tf.reduce_sum(z, 1)
+
+    MIM(0.1, 0.02, 2, norm)(loss, x)
+    np.testing.assert_array_equal(seen[0], x)
+    seen.clear()
+    MIM(0.1, 0.02, 2, norm, random_start=True)(loss, x)
+    assert not np.any(seen[0] == x)
+    released = attacks.make("mim_released", 0.1, step_size=0.02, steps=2)
+    assert released.random_start
 
 
 def test_settings_and_passes():

@@ -10,6 +10,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from mtr_tf import attacks
+from mtr_tf.attacks import rounding
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -187,6 +188,46 @@ def test_the_whole_ball_can_be_used(dtype):
     unit = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24}.get(dtype, 2**-53)
     reach = np.abs(wide(got) - wide(x))
     assert np.all(reach > 0.1 - unit)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("epsilon", [0.1, 0.25, 0.5, 1.0, 2.0, 4.0])
+def test_half_precision_uses_the_l2_ball_and_never_leaves_it(dtype, side, epsilon):
+    rng = np.random.default_rng(side)
+    x = images((3, side, side, 3), dtype, side)
+    # Of all sizes, of one size (where one scale rounds all or none), and few large.
+    moves = rng.normal(size=x.shape)
+    moves[1] = np.sign(moves[1])
+    moves[2] **= 3
+    ball = threat.L2(epsilon)
+    centre = tf.cast(x, tf.float32)
+    point = ball.projection(x)(centre + tf.cast(100 * moves, tf.float32))
+    got = ball.rounded(point, x)
+    assert got.dtype == dtype
+    assert wide(got).min() >= 0
+    assert wide(got).max() <= 1
+    assert np.all(distance("l2", got, x) <= epsilon)
+    assert np.all(distance("l2", got, x) >= 0.99 * distance("l2", point, x))
+    # It raises a linear loss at least as much as rounding all coordinates towards x.
+    offset = wide(point) - wide(x)
+    inner = rounding.towards(x, tf.constant(wide(point)), np.abs(offset))
+    raised, before = (
+        np.sum((wide(y) - wide(x)) * offset, (1, 2, 3)) for y in (got, inner)
+    )
+    assert np.all(raised >= before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_stays_short_where_the_point_is_inside_the_ball(dtype):
+    x = images((4, 16, 16, 3), dtype, 3)
+    offset = np.random.default_rng(4).normal(size=x.shape) * 0.01
+    point = tf.clip_by_value(tf.cast(x, tf.float32) + offset, 0, 1)
+    lengths = distance("l2", threat.L2(10.0).rounded(point, x), x)
+    assert np.all(lengths <= distance("l2", point, x))
+    assert np.all(lengths >= 0.99 * distance("l2", point, x))
+    same = threat.L2(10.0).rounded(tf.cast(x, tf.float32), x)
+    np.testing.assert_array_equal(wide(same), wide(x))
 
 
 @pytest.mark.parametrize(

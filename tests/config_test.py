@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 from absl import flags
 
+from mtr_tf import cells
 from mtr_tf import common_flags
+from mtr_tf.attack_config import AttackConfig
 from mtr_tf.config import RunPlace
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
@@ -56,11 +58,11 @@ def test_image_size():
     assert parse_image_size("") is None
 
 
-def parsed(*arguments):
+def parsed(*arguments, record=TrainConfig):
     values = flags.FlagValues()
-    common_flags.define(TrainConfig, values)
+    common_flags.define(record, values)
     values(["train", *arguments])
-    return common_flags.read(TrainConfig, values)
+    return common_flags.read(record, values)
 
 
 def test_flags_without_arguments_give_the_defaults():
@@ -95,3 +97,28 @@ def test_help_shows_every_flag_with_its_default():
             assert f"--{field.name}=" in text
     assert "--tasks=seg,depth" in text
     assert "--flip=true" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ((), {"pgd": True, "mim": False, "mim_released": True, "apgd": True}),
+        (("--norandom_start",), dict.fromkeys(("pgd", "mim", "mim_released"), False)),
+        (("--random_start",), dict.fromkeys(("pgd", "mim", "mim_released"), True)),
+        (("--random_start=false",), {"mim": False, "apgd": False}),
+        (("--restarts=2",), {"pgd": True, "mim": True}),  # Else all runs are one.
+        (("--random_start", "--attack=fgsm"), {"fgsm": False}),
+    ],
+)
+def test_each_attack_starts_where_its_authors_does_unless_told(flag, wanted):
+    known = f"--attack={','.join(wanted)}"
+    config = parsed("--ckpt=x", "--eps=8", known, *flag, record=AttackConfig)
+    starts = {c.attack: c.random_start for c in cells.make_cells(config, ("seg",))}
+    assert starts == wanted
+    assert AttackConfig.from_dict(config.to_dict()) == config
+
+
+def test_members_of_worst_start_as_they_do_alone():
+    config = AttackConfig(ckpt="x", attack=("worst",), ensemble=("mim", "pgd"))
+    cell = cells.make_cells(config, ("seg",))[0]
+    assert [member.random_start for member in cell.members] == [False, True]

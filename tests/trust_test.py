@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import dead_gradients
 from mtr_tf import sweep
 from mtr_tf import trust
 from mtr_tf.attack_config import RELEASED
@@ -100,6 +101,30 @@ def test_what_is_wrong_is_found(front, failing):
     warnings = trust.warnings(checks)
     assert len(warnings) == len(found)
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
+
+
+def precise(policy):
+    """A model whose layers compute in that precision."""
+    layer = keras.layers.Conv2D(2, 1, dtype=policy)
+    image = keras.Input((4, 4, 3))
+    return keras.Model(image, {"seg": layer(image)})
+
+
+def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
+    # One colour without a gradient: no pixel is dead, a third of the entries is.
+    slopes = np.ones((2, 4, 4, 3), np.float32)
+    slopes[..., 2] = 0
+    reason, numbers = dead_gradients.look(slopes, a_cell(), precise("float32"))
+    assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
+    assert "over a tenth of the entries" in reason
+    assert "computes in" not in reason
+    for policy, said in (
+        ("mixed_float16", "computes in float16, where what is below 6e-08 is zero"),
+        ("mixed_bfloat16", "computes in bfloat16"),
+    ):
+        assert said in dead_gradients.look(slopes, a_cell(), precise(policy))[0]
+    partly = a_cell(attack_pixels=3)
+    assert not dead_gradients.look(slopes, partly, precise("float32"))[0]
 
 
 def test_a_transfer_that_does_more_harm():

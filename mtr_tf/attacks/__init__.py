@@ -85,7 +85,9 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "corner": functools.partial(_floor, Corner),
     "fgsm": functools.partial(_built, FGSM),
     "mim": functools.partial(_built, MIM),
-    "mim_released": functools.partial(_built, MIM, decay=0.5, normalize=False),
+    "mim_released": functools.partial(
+        _built, MIM, decay=0.5, normalize=False, random_start=True
+    ),
     "noise": functools.partial(_floor, Noise),
     "pgd": functools.partial(_built, PGD),
     "sea": functools.partial(_built, SEA),

@@ -16,6 +16,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from mtr_tf import compiling
+from mtr_tf.attacks import half_precision
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -39,7 +40,8 @@ class Attack(Protocol):
         Args:
           objective: What to raise, see `attacks.PGD`.
           x: Float images in [0, 1], [batch, ...], of any float type; half precision is
-            attacked in float32 and the result is inside the ball as it is stored.
+            attacked in float32 and the result is inside the ball as it is stored. An
+            empty batch comes back as it is.
           seed: An int: image i (of the global batch, under a strategy) gets a seed made
             of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
           jit: Whether XLA compiles it: "on", "off", or "auto", where this one call is
@@ -76,8 +78,10 @@ def launch(
     """
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
+    if x.shape[0] == 0:
+        return x
     if not tf.executing_eagerly():
-        return tf.stop_gradient(attack.search(objective, x, keys))
+        return tf.stop_gradient(_searched(attack, objective, x, keys))
     passes = float(getattr(attack, "passes", 1))
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
     if getattr(objective, "reusable", False) and _hashable(attack):
@@ -86,6 +90,19 @@ def launch(
         search = functools.partial(attack.search, objective)
         found = _graph(search, on)(x, keys)
     return tf.stop_gradient(found)
+
+
+def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Returns the attack's images in the graph that is being built.
+
+    A batch that may turn out to be empty is then left alone: convolutions fail on it.
+    """
+    if x.shape[0] is not None:
+        return attack.search(objective, x, keys)
+    found = tf.cond(
+        tf.shape(x)[0] > 0, lambda: attack.search(objective, x, keys), lambda: x
+    )
+    return tf.ensure_shape(found, x.shape)
 
 
 def _hashable(attack: Attack) -> bool:
@@ -146,12 +163,17 @@ def gradient(
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
-    NaN come back as 0, infinite ones as the largest number: the gradient is finite.
+    NaN come back as 0, infinite ones as the largest number: the gradient is finite. An
+    objective that computes in float16 is scaled by image before (`half_precision`).
     """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
+    before = len(_operations())
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
+    made = _operations()[before:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
+    if slope is not None and half_precision.computes_in_float16(made):
+        slope = half_precision.gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
             "The objective must depend on the images through differentiable TensorFlow "
@@ -161,6 +183,13 @@ def gradient(
     well = tf.math.is_finite(tf.reduce_sum(slope))
     slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
+
+
+def _operations() -> list[tf.Operation]:
+    """Returns those of the graph that is being built; none where there is none."""
+    if tf.executing_eagerly():
+        return []
+    return tf.compat.v1.get_default_graph().get_operations()
 
 
 def _finite(slope: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ What differs, and where it is:
 - The "random" start: `start="corner"`.
 - The scale of the evaluation on Cityscapes: `scale="wrong"`.
 - Momentum: `decay=0.5`, on raw gradients. Without the other two it is
-  `attacks.MIM(..., decay=0.5, normalize=False)`.
+  `attacks.MIM(..., decay=0.5, normalize=False, random_start=True)`.
 - Houdini: the surrogate "houdini_released" of `attacks.objective`; the released runs
   always have momentum with it.
 

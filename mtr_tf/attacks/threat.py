@@ -19,16 +19,9 @@ import tensorflow as tf
 
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import random_numbers
+from mtr_tf.attacks import rounding
 from mtr_tf.errors import InputError
 
-# An integer type of each float type's size: neighbouring non-negative floats have
-# neighbouring bit patterns, so adding 1 to the bits is the next float up.
-_BITS = {
-    tf.float16: tf.int16,
-    tf.bfloat16: tf.int16,
-    tf.float32: tf.int32,
-    tf.float64: tf.int64,
-}
 _ALG = "philox"  # The same numbers on every device.
 
 
@@ -71,7 +64,7 @@ class Linf:
         low = tf.maximum(wide - self.epsilon, 0)
         high = tf.minimum(wide + self.epsilon, 1)
         low, high = (
-            tf.cast(_round_towards(x, bound, self.epsilon), compute_dtype(x))
+            tf.cast(rounding.towards(x, bound, self.epsilon), compute_dtype(x))
             for bound in (low, high)
         )
         return lambda point: _clip(point, low, high)
@@ -159,13 +152,16 @@ class L2:
         """Returns `point` in x's dtype, inside ball and box in float64 arithmetic.
 
         Shrinks into the ball once more in float64, then rounds each coordinate towards
-        x, which shortens the difference and keeps between two points of the box.
+        x, which shortens the difference and keeps between two points of the box. In
+        half precision that would give away much of the radius; see `rounding.as_long`.
         """
         wide = tf.cast(x, tf.float64)
         offset = tf.cast(point, tf.float64) - wide
         inner = self.epsilon * (1 - 1e-12)  # Room for the rounding of a norm's sum.
         offset *= inner * _reciprocal(tf.maximum(_norms(offset), inner))
-        return _round_towards(x, wide + offset, tf.abs(offset))
+        if x.dtype.size == 2:
+            return rounding.as_long(x, offset)
+        return rounding.towards(x, wide + offset, tf.abs(offset))
 
 
 NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
@@ -277,19 +273,3 @@ def _reciprocal(values: tf.Tensor) -> tf.Tensor:
 def _clip(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     """Returns `x` between bounds of its shape; tf.clip_by_value takes two passes."""
     return tf.raw_ops.ClipByValue(t=x, clip_value_min=low, clip_value_max=high)
-
-
-def _round_towards(
-    x: tf.Tensor, value: tf.Tensor, reach: tf.Tensor | float
-) -> tf.Tensor:
-    """Returns float64 `value` in x's dtype, at most `reach` away from `x`.
-
-    Rounds to the nearest number, and where that is too far goes to its neighbour on
-    x's side. All numbers are in [0, 1].
-    """
-    nearest = tf.cast(value, x.dtype)
-    gap = tf.cast(x, tf.float64) - tf.cast(nearest, tf.float64)
-    bits = _BITS[x.dtype]
-    too_far = tf.cast(tf.abs(gap) > reach, bits)
-    move = tf.cast(tf.sign(gap), bits) * too_far
-    return tf.bitcast(tf.bitcast(nearest, bits) + move, x.dtype)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tomllib
+import types
 import typing
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -124,7 +125,7 @@ class Table:
           beside: keys of the table that are no fields.
         """
         fields = {field.name: field for field in dataclasses.fields(record)}
-        types = typing.get_type_hints(record)
+        hints = typing.get_type_hints(record)
         for key in self.content:
             if key in refused:
                 self.fail(f"{key} may not be given: {refused[key]}.")
@@ -134,7 +135,7 @@ class Table:
         for key in self.content:
             if key in beside:
                 continue
-            given = self._setting(key, types[key])
+            given = self._setting(key, hints[key])
             with self.explained(f"{key}: "):
                 check_range(fields[key], given)
                 spell = spelled.get(key)
@@ -149,6 +150,8 @@ class Table:
         if typing.get_origin(hint) is tuple:
             of = typing.get_args(hint)[0]
             return tuple(of(item) for item in self.values(key, of))
+        if isinstance(hint, types.UnionType):  # `bool | None`: None is to say nothing.
+            hint = typing.get_args(hint)[0]
         return hint(self.value(key, hint))
 
 

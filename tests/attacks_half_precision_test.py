@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients of models in half precision beside those of the same model in float32."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import step
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import half_precision
+from mtr_tf.models import inference
+
+
+def net(side, policy, classes=4):
+    """A small net of a few strided layers, of the same weights in every precision."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((side, side, 3))
+    x = image
+    for width in (4, 8):
+        x = keras.layers.Conv2D(width, 3, 1, "same", dtype=policy)(x)
+        x = keras.layers.BatchNormalization(dtype=policy)(x)
+        x = keras.layers.Activation("relu", dtype=policy)(x)
+    x = keras.layers.Conv2D(classes, 3, 1, "same", dtype=policy)(x)
+    x = keras.layers.Activation("linear", dtype="float32")(x)
+    model = keras.Model(image, {"seg": x})
+    rng = np.random.default_rng(1)
+    weights = [rng.normal(size=w.shape) / 4 for w in model.get_weights()]
+    model.set_weights([np.abs(w) if w.ndim == 1 else w for w in weights])
+    return model
+
+
+def a_batch(side, size=2, classes=4):
+    rng = np.random.default_rng(side)
+    images = rng.uniform(size=(size, side, side, 3)).astype(np.float32)
+    labels = rng.integers(0, classes, (size, side, side))
+    return images, {"seg": labels}, {"seg": np.ones((size, side, side))}
+
+
+def slopes(model, batch, **settings):
+    """The gradient that attacks take, compiled as they compile it."""
+    images, targets, masks = batch
+    objective = attacks.objective(model, targets, masks, **settings)
+
+    @tf.function(autograph=False)
+    def run(x):
+        return calling.gradient(calling.begin(objective, x), x, tf.constant(0.0))[0]
+
+    return run(tf.constant(images)).numpy()
+
+
+def agreement(got, want, at_least=0.5):
+    """The share of equal signs where float32's entry is over 1/1000 of the largest."""
+    telling = np.abs(want) > 1e-3 * np.abs(want).max(axis=(1, 2, 3), keepdims=True)
+    assert telling.mean() > at_least
+    return np.mean(np.sign(got[telling]) == np.sign(want[telling]))
+
+
+SIDES = [64, 256, pytest.param(1024, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("policy", ["mixed_float16", "float16"])
+def test_signs_are_those_of_float32(side, policy):
+    batch = a_batch(side)
+    want = slopes(net(side, "float32"), batch)
+    got = slopes(net(side, policy), batch)
+    assert got.dtype == np.float32
+    assert agreement(got, want) > 0.99
+    # The size is right too: what other attacks add up is no multiple.
+    scale = np.sqrt((got**2).mean() / (want**2).mean())
+    assert 0.95 < scale < 1.05
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_signs_of_the_fast_copy_are_those_of_float32(side):
+    batch = a_batch(side)
+    model = net(side, "float32")
+    fast = inference.in_bfloat16(model)
+    assert any(layer.compute_dtype == "bfloat16" for layer in fast.layers)
+    assert agreement(slopes(fast, batch), slopes(model, batch)) > 0.97
+
+
+def test_signs_where_the_model_is_right_and_sure(side=256):
+    # Then all gradients are small, and some of those of the plain mean zero.
+    images, _, masks = a_batch(side)
+    want_model, model = net(side, "float32"), net(side, "mixed_float16")
+    for one in (want_model, model):
+        one.layers[-2].kernel.assign(6 * one.layers[-2].kernel)
+    targets = {"seg": want_model(images)["seg"].numpy().argmax(-1)}
+    objective = attacks.objective(model, targets, masks)
+
+    @tf.function(autograph=False)
+    def plain(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            ascend, _ = objective(x)
+        return tape.gradient(ascend, x)
+
+    want = slopes(want_model, (images, targets, masks))
+    got = slopes(model, (images, targets, masks))
+    lost = plain(tf.constant(images)).numpy()
+    assert agreement(got, want, 0.2) > 0.99
+    assert agreement(lost, want, 0.2) < 0.97
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e-4, 1.0, 1e4, 1e7])
+def test_losses_of_any_size_keep_their_gradients(factor):
+    # By hand: the gradient of factor * mean(w x) is factor * w / entries.
+    rng = np.random.default_rng(0)
+    w = tf.constant(rng.choice([-1, 1], (2, 16, 16, 3)) * rng.uniform(0.5, 1), tf.half)
+    calls = []
+
+    def loss(x):
+        calls.append(1)
+        wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
+        return factor * tf.reduce_mean(wide, [1, 2, 3])
+
+    run = tf.function(lambda x: calling.gradient(loss, x, 0.0)[0], autograph=False)
+    got = run(tf.fill([2, 16, 16, 3], 0.5)).numpy()
+    np.testing.assert_allclose(
+        got, factor * w.numpy().astype(float) / (16 * 16 * 3), rtol=1e-3
+    )
+    assert len(calls) == 1
+
+
+def test_images_find_scales_of_their_own_and_dead_ones_stay_zero():
+    w = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), tf.half)
+    factors = tf.constant([1e7, 1e-7, 0.0, np.nan])
+
+    def loss(x):
+        wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
+        return factors * tf.reduce_mean(wide, [1, 2, 3])
+
+    run = tf.function(lambda x: calling.gradient(loss, x, 0.0)[0], autograph=False)
+    got = run(tf.fill([4, 8, 8, 3], 0.5)).numpy()
+    want = factors.numpy()[:, None, None, None] * w.numpy() / (8 * 8 * 3)
+    np.testing.assert_allclose(got[:3], want[:3], rtol=1e-3, atol=1e-14)
+    assert not got[3].any()
+
+
+def test_float16_is_seen_in_called_functions_and_nothing_else_is_scaled():
+    half = tf.function(lambda x: tf.cast(tf.cast(x, tf.half) * 2, tf.float32))
+    found = []
+
+    @tf.function(autograph=False)
+    def graph(x):
+        for change in (half, lambda x: x * 2, lambda x: tf.cast(x, tf.bfloat16)):
+            before = len(tf.compat.v1.get_default_graph().get_operations())
+            change(x)
+            made = tf.compat.v1.get_default_graph().get_operations()[before:]
+            found.append(half_precision.computes_in_float16(made))
+
+    graph(tf.ones([2]))
+    assert found == [True, False, False]
+
+
+@pytest.mark.parametrize("batch_norm", ["inference", "training"])
+def test_the_adversary_in_training_sees_them_too(batch_norm):
+    images, targets, masks = a_batch(64)
+    attack = attacks.PGD(8 / 255, 8 / 255, 1, random_start=False, keep="last")
+    adversary = step.Adversary(attack, ("seg",), 1.0, batch_norm, seed=0)
+    batch = {
+        "image": tf.constant(images),
+        "targets": targets,
+        "masks": masks,
+        "step": tf.constant(0, tf.int64),
+        "position": tf.range(2, dtype=tf.int64),
+    }
+    moved = []
+    for policy in ("float32", "mixed_float16"):
+        run = tf.function(functools.partial(adversary.perturb, net(64, policy), batch))
+        moved.append(np.sign(run().numpy() - images))
+    assert np.mean(moved[0] == moved[1]) > 0.98
