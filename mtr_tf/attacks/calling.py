@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from mtr_tf.attacks import draws as draws_lib
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -66,15 +68,31 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
     if not tf.executing_eagerly():
-        found = attack.search(objective, x, keys)
-    elif getattr(objective, "reusable", False) and _hashable(attack):
-        found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
-    else:
-        graph = tf.function(
-            functools.partial(attack.search, objective), autograph=False
-        )
-        found = graph.get_concrete_function(x, keys)(x, keys)
-    return tf.stop_gradient(found)
+        found = attack.search(_seeded(objective, keys), x, keys)
+        return tf.stop_gradient(found)
+    if hasattr(objective, "checked"):
+        objective = objective.checked(x)
+    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
+    with unchanged():
+        return tf.stop_gradient(_run(attack, objective, x, keys))
+
+
+def _run(
+    attack: Attack, objective: Objective, x: tf.Tensor, keys: tf.Tensor
+) -> tf.Tensor:
+    """Runs the attack as a graph of its own; see `launch`."""
+    if getattr(objective, "reusable", False) and _hashable(attack):
+        return _compiled(attack, objective.recipe)(objective.batch, x, keys)
+    graph = tf.function(
+        lambda x, keys: attack.search(_seeded(objective, keys), x, keys),
+        autograph=False,
+    )
+    return graph.get_concrete_function(x, keys)(x, keys)
+
+
+def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
+    """Returns it with random numbers, if it has any, made of the attack's keys."""
+    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
 
 
 def _hashable(attack: Attack) -> bool:
@@ -93,7 +111,7 @@ def _compiled(attack: Attack, recipe: Any) -> Callable[..., tf.Tensor]:
     # AutoGraph would rewrite our error messages, and there is nothing to convert.
     @tf.function(autograph=False)
     def run(batch, x, keys):
-        return attack.search(recipe.bind(batch), x, keys)
+        return attack.search(_seeded(recipe.bind(batch), keys), x, keys)
 
     # Asked for by hand: plain calls warn of retracing where there are many attacks.
     return lambda *arguments: run.get_concrete_function(*arguments)(*arguments)
@@ -117,8 +135,8 @@ def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
-    """Returns how good each image is, [batch] in x's dtype."""
-    return _evaluate(objective, x, progress)[1]
+    """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
+    return draws_lib.of(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
 
 
 def gradient(
@@ -128,7 +146,16 @@ def gradient(
 
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
     NaN come back as 0, infinite ones as the largest number: the gradient is finite.
+    Both are means over the draws of an objective that has some.
     """
+    slope, scores = draws_lib.of(objective, lambda drawn: _gradient(drawn, x, progress))
+    return tf.ensure_shape(slope, x.shape), scores
+
+
+def _gradient(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `gradient` does, of one draw."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
