@@ -24,7 +24,11 @@ from mtr_tf import compiling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
+from mtr_tf.models import inference
+from mtr_tf.models import stateless
 
+_SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
+_LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
 _USED = ("image", "targets", "masks", "index", "wanted")
 
 Rows = dict[str, dict[str, np.ndarray]]
@@ -178,20 +182,23 @@ class Evaluator:
         index, results, kept = [], [], []
         seed = tf.constant(self._seed if seed is None else seed, tf.int64)
         numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
-        for batch in self._batches(columns, batch_size, num_examples):
-            batch = {key: batch[key] for key in _USED if key in batch}
-            arguments = (batch, seed, numbers)
-            rows, pictures = self._step_for(arguments)(*arguments)
-            places = self._gather(batch["index"])
-            index.append(places)
-            results.append(tf.nest.map_structure(self._gather, rows))
-            if (places[places >= 0] < keep_examples).any():
-                kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
-            for task, call in (on_outputs or {}).items():
-                outputs = pictures["clean" if self._attack is None else "attacked"]
-                call(places, self._gather(outputs[task]))
-            if on_batch:
-                on_batch(int((places >= 0).sum()))
+        with stateless.unchanged(self._model, self._surrogate):
+            for batch in self._batches(columns, batch_size, num_examples):
+                batch = {key: batch[key] for key in _USED if key in batch}
+                if not index:
+                    self._check_fold(batch["image"])
+                arguments = (batch, seed, numbers)
+                rows, pictures = self._step_for(arguments)(*arguments)
+                places = self._gather(batch["index"])
+                index.append(places)
+                results.append(tf.nest.map_structure(self._gather, rows))
+                if (places[places >= 0] < keep_examples).any():
+                    kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
+                for task, call in (on_outputs or {}).items():
+                    outputs = pictures["clean" if self._attack is None else "attacked"]
+                    call(places, self._gather(outputs[task]))
+                if on_batch:
+                    on_batch(int((places >= 0).sum()))
         order = _ascending(np.concatenate(index))
         rows = _join(results, order)
         return Evaluation(
@@ -204,6 +211,13 @@ class Evaluator:
             before=rows.get("before", {}),
             examples=_examples(kept, keep_examples) if kept else None,
         )
+
+    def _check_fold(self, images) -> None:
+        """Has the attacked model looked at on a few images, before it is compiled."""
+        if self._attack is not None:
+            (few, *_) = self._strategy.experimental_local_results(images)
+            names = tasks_lib.resolve(self._objective["tasks"])
+            inference.check(self._surrogate, names, few[:_LOOKED_AT])
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""
@@ -242,7 +256,7 @@ class Evaluator:
         """One replica's batch -> (rows, outputs for pictures), clean and attacked."""
         rows, pictures = {}, {}
         if self._clean or self._targeted:
-            outputs = self._model(batch["image"], training=False)
+            outputs = self._outputs(batch["image"], batch, seed)
             if self._targeted:
                 rows["unmoved"] = self._statistics(outputs, batch["wanted"])
             if self._clean:
@@ -255,7 +269,7 @@ class Evaluator:
             )
             seeds = threat.image_keys(seed, batch["index"])
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
-            outputs = self._model(x_adv, training=False)
+            outputs = self._outputs(x_adv, batch, seed)
             rows["attacked"] = self._statistics(outputs, batch)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
@@ -268,6 +282,16 @@ class Evaluator:
             pictures["attacked"] = outputs
             pictures["adversarial"] = x_adv
         return rows, pictures
+
+    def _outputs(self, x: tf.Tensor, batch: Any, seed: tf.Tensor) -> Any:
+        """What the scored model gives.
+
+        A random one meets the same noise with clean and attacked images, and another
+        than in any attack.
+        """
+        keys = threat.image_keys(seed, batch["index"])
+        key = stateless.fold_in(stateless.batch_key(keys), _SCORING)
+        return stateless.outputs(self._model, x, key)
 
     def _statistics(
         self, outputs, batch, tasks: Sequence[str] | None = None

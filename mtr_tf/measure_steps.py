@@ -18,6 +18,7 @@ from mtr_tf import measure_pixel_records
 from mtr_tf import vulnerability
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import pixels as pixels_lib
+from mtr_tf.models import stateless
 from mtr_tf.sweep import Subject
 
 
@@ -88,7 +89,7 @@ def pixel_attack(
         }
         rows = {}
         for kind, image in images.items():
-            output = subject.model(image, training=False)[task]
+            output = stateless.outputs(subject.model, image)[task]
             for metric in measure_pixel_records.shown_metrics(task):
                 rows[f"{kind}/{metric.name}"] = metric.statistics(
                     batch["targets"][task],

@@ -176,7 +176,8 @@ def test_eager_calls_compile_once_per_attack_and_model():
 
     class Counted(keras.layers.Layer):
         def call(self, y):
-            traces.append(y)
+            if not hasattr(y, "numpy"):  # The look before is no part of the graph.
+                traces.append(y)
             return y
 
     image = keras.Input((6, 5, 3))

@@ -147,7 +147,7 @@ def test_the_scale_of_the_picture(after, names):
     _compare(model, names, (8, 8, 3))
     folds = names == ("seg",) and not (after and isinstance(after[0], L.ReLU))
     shifted = inference._folded_calls(
-        inference._nodes([model.output[n] for n in names]),
+        inference._nodes(model, [model.output[n] for n in names]),
         [model.output[n] for n in names],
     )
     assert len(shifted) == (3 if folds else 2)  # The convolution and the norm.

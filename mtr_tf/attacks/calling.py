@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from mtr_tf import compiling
+from mtr_tf.attacks import draws as draws_lib
 from mtr_tf.attacks import half_precision
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
@@ -82,14 +84,28 @@ def launch(
         return x
     if not tf.executing_eagerly():
         return tf.stop_gradient(_searched(attack, objective, x, keys))
+    if hasattr(objective, "checked"):
+        objective = objective.checked(x)
     passes = float(getattr(attack, "passes", 1))
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
+    with unchanged():
+        return tf.stop_gradient(_run(attack, objective, x, keys, on))
+
+
+def _run(
+    attack: Attack, objective: Objective, x: tf.Tensor, keys: tf.Tensor, jit: bool
+) -> tf.Tensor:
+    """Runs the attack as a graph of its own; see `launch`."""
     if getattr(objective, "reusable", False) and _hashable(attack):
-        found = _compiled(attack, objective.recipe, on)(objective.batch, x, keys)
-    else:
-        search = functools.partial(attack.search, objective)
-        found = _graph(search, on)(x, keys)
-    return tf.stop_gradient(found)
+        return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
+    search = functools.partial(_searched, attack, objective)
+    return _graph(search, jit)(x, keys)
+
+
+def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
+    """Returns it with random numbers, if it has any, made of the attack's keys."""
+    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
 
 
 def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -97,6 +113,7 @@ def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
 
     A batch that may turn out to be empty is then left alone: convolutions fail on it.
     """
+    objective = _seeded(objective, keys)
     if x.shape[0] is not None:
         return attack.search(objective, x, keys)
     found = tf.cond(
@@ -118,7 +135,7 @@ def _hashable(attack: Attack) -> bool:
 def _compiled(attack: Attack, recipe: Any, jit: bool) -> Callable[..., tf.Tensor]:
     """Returns the compiled attack on `recipe` with its batch as an argument."""
     return _graph(
-        lambda batch, x, keys: attack.search(recipe.bind(batch), x, keys), jit
+        lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys), jit
     )
 
 
@@ -153,8 +170,8 @@ def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
-    """Returns how good each image is, [batch] in x's dtype."""
-    return _evaluate(objective, x, progress)[1]
+    """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
+    return draws_lib.of(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
 
 
 def gradient(
@@ -163,9 +180,18 @@ def gradient(
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
-    NaN come back as 0, infinite ones as the largest number: the gradient is finite. An
-    objective that computes in float16 is scaled by image before (`half_precision`).
+    NaN come back as 0, infinite ones as the largest number: the gradient is finite.
+    Both are means over the draws of an objective that has some. An objective that
+    computes in float16 is scaled by image before (`half_precision`).
     """
+    slope, scores = draws_lib.of(objective, lambda drawn: _gradient(drawn, x, progress))
+    return tf.ensure_shape(slope, x.shape), scores
+
+
+def _gradient(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `gradient` does, of one draw."""
     before = len(_operations())
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)

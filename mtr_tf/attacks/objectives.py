@@ -10,19 +10,20 @@ serves any number of tasks, and tasks that are not attacked cost none.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import draws as draws_lib
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import pixels as pixels_lib
 from mtr_tf.attacks.balance import BALANCES
@@ -31,8 +32,11 @@ from mtr_tf.attacks.surrogates import SURROGATES
 from mtr_tf.attacks.surrogates import Case
 from mtr_tf.errors import InputError
 from mtr_tf.models import inference
+from mtr_tf.models import stateless
 
 Batch = Mapping[str, Mapping[str, tf.Tensor]]
+
+_LOOKED_AT = 2  # Images whose outputs are compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Recipe:
       targeted: Whether the targets are what the attacker wants to see.
       judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
+      eot: Draws of the model's own noise whose mean gradient attacks follow.
     """
 
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
@@ -59,10 +64,12 @@ class Recipe:
     targeted: bool = False
     judge: str = judging.AUTO
     fold: bool = True
+    eot: int = 1
 
     def __post_init__(self):
         checks.check_name("balance", self.balance, BALANCES)
         judging.check(self.judge)
+        checks.check_count("eot", self.eot)
         if self.weights and not BALANCES[self.balance].weighted:
             raise InputError(
                 "Weights are for the balances "
@@ -95,7 +102,7 @@ class Recipe:
         with tape:
             if balance.steepest:
                 tape.watch(x)
-            outputs = self._outputs(x)
+            outputs = self._outputs(x, noise_key(batch, progress))
             own = self._own(outputs, batch)
             raised = self._raised(own, outputs, batch, progress)
         ascend = balance(raised, batch.get("before"), progress)
@@ -139,12 +146,17 @@ class Recipe:
         compared = BALANCES[self.balance].compared
         if not compared:
             return batch
-        outputs = self._outputs(start if compared == "start" else clean)
-        own = self._own(outputs, batch)
-        batch = {**batch, "before": self._raised(own, outputs, batch, 0.0)}
-        if self.needs_clean:
-            batch["clean"] = self._rows(own, outputs, batch)
-        return batch
+        point = start if compared == "start" else clean
+
+        def compare(number: int | tf.Tensor) -> dict[str, Any]:
+            outputs = self._outputs(point, noise_key({**batch, "draw": number}, 0.0))
+            own = self._own(outputs, batch)
+            found = {"before": self._raised(own, outputs, batch, 0.0)}
+            if self.needs_clean:
+                found["clean"] = self._rows(own, outputs, batch)
+            return found
+
+        return {**batch, **draws_lib.mean(compare, self.eot)}
 
     def _own(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss."""
@@ -186,10 +198,9 @@ class Recipe:
                 rows[name] = {metric.name: metric.statistics(*case, None)}
         return rows
 
-    def _outputs(self, x: tf.Tensor) -> Mapping[str, tf.Tensor]:
+    def _outputs(self, x: tf.Tensor, key: tf.Tensor) -> Mapping[str, tf.Tensor]:
         # An attacked model's batch norm must neither use nor move batch statistics.
-        is_keras = isinstance(self.model, keras.Layer)
-        outputs = self.model(x, training=False) if is_keras else self.model(x)
+        outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
                 "The model must return a dict {task: output}, got "
@@ -202,6 +213,18 @@ class Recipe:
                     f"{', '.join(map(repr, outputs))}."
                 )
         return outputs
+
+
+def noise_key(batch: Batch, progress: tf.Tensor | float) -> tf.Tensor:
+    """Returns the key, int64 [2], of a random model's noise in one call.
+
+    One for each seed (that of the batch's first image), step of an attack, and draw.
+    Restarts and radii meet the same noise at the same step, so that they compare.
+    """
+    keys = batch.get("keys")
+    key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
+    step = tf.bitcast(tf.cast(progress, tf.float32), tf.int32)
+    return stateless.fold_in(stateless.fold_in(key, step), batch.get("draw", 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,8 +252,34 @@ class TaskObjective:
     def __call__(
         self, x: tf.Tensor, progress: tf.Tensor | float = 0.0
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (ascend, score) of the images x."""
-        return self.recipe(self.batch, x, progress)
+        """Returns (ascend, score) of the images x: means over the draws of noise."""
+        if "draw" in self.batch or self.draws == 1:
+            return self.recipe(self.batch, x, progress)
+        found = [self.drawn(number)(x, progress) for number in range(self.draws)]
+        return tuple(tf.add_n(parts) / self.draws for parts in zip(*found, strict=True))
+
+    @property
+    def draws(self) -> int:
+        """How many draws of the model's noise an attack takes the mean over."""
+        return self.recipe.eot
+
+    def drawn(self, number: int | tf.Tensor) -> TaskObjective:
+        """Returns it under the draw of that number; see `draws`."""
+        return self.recipe.bind({**self.batch, "draw": number})
+
+    def seeded(self, keys: tf.Tensor) -> TaskObjective:
+        """Returns it with noise made of an attack's seeds, int64 [batch, 2]."""
+        return self.recipe.bind({**self.batch, "keys": keys})
+
+    def checked(self, x: tf.Tensor) -> TaskObjective:
+        """Returns it, its model looked at on the images x: outside any graph."""
+        if self.recipe.fold:
+            inference.check(self.recipe.model, self.recipe.tasks, x[:_LOOKED_AT])
+        return self
+
+    def unchanged(self) -> contextlib.AbstractContextManager[None]:
+        """Puts back what the model changes behind Keras' back; see `stateless`."""
+        return stateless.unchanged(self.recipe.model)
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor | None = None) -> TaskObjective:
         """Returns this objective for one run from `start`, around `clean` images.
@@ -257,7 +306,8 @@ class TaskObjective:
         return self.with_judge(judge)
 
     def _changed(self, **fields) -> TaskObjective:
-        batch = {kind: self.batch[kind] for kind in ("targets", "masks")}
+        kept = ("targets", "masks", "keys")
+        batch = {kind: self.batch[kind] for kind in kept if kind in self.batch}
         return dataclasses.replace(self.recipe, **fields).bind(batch)
 
 
@@ -275,6 +325,7 @@ def objective(
     classes: Iterable[int] | None = None,
     judge: str = judging.AUTO,
     fold: bool = True,
+    eot: int = 1,
 ) -> TaskObjective:
     """Returns the objective that raises the attacked tasks' losses on one batch.
 
@@ -307,7 +358,13 @@ def objective(
       judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
         (`losses` empty) outside ensembles, else "harm".
       fold: Whether attacks may fold a functional Keras model's batch norms into its
-        convolutions, which is faster and changes nothing but rounding.
+        convolutions, which is faster and changes nothing but rounding. Not done where
+        the first batch comes out otherwise.
+      eot: Of a Keras model with noise of its own (dropout that is always on, say):
+        attacks follow the mean gradient over so many draws, and judge points by the
+        mean score (expectation over transformation, Athalye et al. 2018). Draws are
+        anew at each step, and made of the attack's seed: the same one gives the same
+        bits.
 
     Raises:
       InputError: A task without target or mask, an unknown name, settings that do not
@@ -331,6 +388,7 @@ def objective(
         bool(targeted),
         judge,
         fold,
+        eot,
     )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: pixels_lib.restricted(masks[name], pixels) for name in names}

@@ -10,32 +10,42 @@ from __future__ import annotations
 
 import collections
 import functools
-import inspect
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
+
+from mtr_tf.models import stateless
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
+_CHECKED = weakref.WeakSet()  # Models whose folded copies were looked at,
+_DIFFERENT = weakref.WeakSet()  # and those that came out as other functions.
+_BFLOAT16_SHARE = 0.2  # A deep net's outputs may differ so much in bfloat16.
+_EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def can_fold(model: object, names: Iterable[str]) -> bool:
-    """Whether `fold` takes it: a functional model of one input with these outputs."""
+    """Whether `fold` takes it: a functional model of one input with these outputs.
+
+    And one that no `check` has found to come out otherwise.
+    """
     return (
         type(model).__name__ == "Functional"
         and isinstance(model.input, keras.KerasTensor)
         and isinstance(model.output, dict)
-        and all(name in model.output for name in names)
+        and all(_is_tensor(model.output.get(name)) for name in names)
+        and model not in _DIFFERENT
     )
 
 
-def fold(
-    model: keras.Model, names: Sequence[str]
-) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+def fold(model: keras.Model, names: Sequence[str]) -> stateless.Copy:
     """Returns images -> {name: output}, equal to the model's with `training=False`.
 
     Equal but for rounding. Weights are read and folded here, so call it where a run
@@ -46,41 +56,131 @@ def fold(
       model: What `can_fold` accepts.
       names: Which outputs; what only the others need is not computed.
     """
-    outputs = {name: model.output[name] for name in names}
-    nodes = _nodes(outputs.values())
-    calls = {id(node): _inference(node.operation) for node in nodes}
-    calls |= _folded_calls(nodes, list(outputs.values()))
+    wanted = {name: model.output[name] for name in names}
+    nodes = _nodes(model, wanted.values())
+    calls = {id(node): _inference(node) for node in nodes}
+    calls |= _folded_calls(nodes, list(wanted.values()))
 
     def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        (x,) = model._standardize_inputs(x)
         values = {id(model.input): x}
         for node in nodes:
-            if node.is_input:
-                continue
-            args, kwargs = keras.tree.map_structure(
-                lambda given: values.get(id(given), given),
-                (node.arguments.args, node.arguments.kwargs),
-            )
-            made = calls[id(node)](*args, **kwargs)
-            symbols = map(id, node.output_tensors)
-            values.update(zip(symbols, keras.tree.flatten(made), strict=True))
-        return {name: values[id(output)] for name, output in outputs.items()}
+            made = keras.tree.flatten(calls[id(node)](values))
+            values.update(zip(map(id, node.output_tensors), made, strict=True))
+        return {name: values[id(output)] for name, output in wanted.items()}
 
-    return run
+    inside = _Inside(model, run)
+    return stateless.Copy(
+        lambda x: inside(tf.convert_to_tensor(x), training=False), model
+    )
 
 
-def _nodes(outputs: Iterable[keras.KerasTensor]) -> list[Any]:
-    """The calls of layers that the outputs need, each after those that it reads."""
-    nodes, seen = [], set()
-    pending = [(_node(output), False) for output in outputs]
+def check(model: object, names: Iterable[str], images: tf.Tensor) -> bool:
+    """Whether attacks may fold the model: a first batch comes out as it should.
+
+    Looked at once for each model, eagerly, before anything is compiled. Where outputs
+    differ by more than rounding, it is said, and `can_fold` refuses the model from then
+    on. Models that are not folded anyway are not looked at.
+
+    Args:
+      model: What `can_fold` is asked about.
+      names: The outputs that are attacked.
+      images: [batch, ...]; a few of them do.
+    """
+    if model in _CHECKED or not can_fold(model, names):
+        return can_fold(model, names)
+    _CHECKED.add(model)
+    try:
+        names = [name for name, y in model.output.items() if _is_tensor(y)]
+        given = stateless.outputs(model, images)
+        reason = difference(given, fold(model, names)(images), _tolerance(model))
+    except Exception as error:  # Whatever it is, the model itself may do without.
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        _DIFFERENT.add(model)
+        logging.warning(
+            "with its batch norms folded the model would be another function (%s); it "
+            "is attacked as it is, which takes longer. Its layers: %s",
+            reason,
+            layer_types(model),
+        )
+    return not reason
+
+
+def difference(
+    given: Mapping[str, tf.Tensor], made: Mapping[str, tf.Tensor], tolerance: float
+) -> str:
+    """How outputs differ by more than a share of their magnitude; "" if they do not.
+
+    Args:
+      given: The outputs as they should be, at least those of `made`.
+      made: Those in question. Where either is not finite, nothing is compared.
+      tolerance: Of the largest difference, as a share of the largest output.
+    """
+    for name in made:
+        one, other = (np.asarray(tf.cast(y[name], tf.float64)) for y in (given, made))
+        known = np.isfinite(one) & np.isfinite(other)
+        if not known.any():
+            continue
+        error = np.abs(one - other)[known].max()
+        scale = np.abs(one)[known].max()
+        if error > tolerance * scale:
+            return f"{name} differs by up to {error:.2g}, values reach {scale:.2g}"
+    return ""
+
+
+def layer_types(model: keras.Model) -> str:
+    """The types of all its layers, such as `BatchNormalization, Conv2D`."""
+    types = {
+        type(layer).__name__ for layer in model._flatten_layers(include_self=False)
+    }
+    return ", ".join(sorted(types - {"InputLayer"}))
+
+
+def _tolerance(model: keras.Model) -> float:
+    """What rounding may do to the largest output, as a share of it."""
+    kinds = {layer.compute_dtype for layer in model._flatten_layers()}
+    coarsest = max(_EPSILONS.get(kind, 0.0) for kind in kinds)
+    return max(1e-3, 16 * coarsest)
+
+
+class _Inside(keras.Layer):
+    """Runs a function as if within a model: what layers look up there is the same.
+
+    That is whether they train, where their `call` has no such argument but layers
+    within have, and which dtype variables are read in.
+    """
+
+    def __init__(self, model: keras.Model, run: Callable[[tf.Tensor], Any]):
+        super().__init__(
+            dtype=model.dtype_policy, autocast=model.autocast, name="folded"
+        )
+        self._convert_input_args = model._convert_input_args
+        self._run = run
+        self.built = True
+
+    def call(self, x: tf.Tensor, training: bool | None = None) -> Any:
+        """Returns what the function does."""
+        del training  # Passed on by Keras.
+        return self._run(x)
+
+
+def _nodes(model: keras.Model, outputs: Iterable[keras.KerasTensor]) -> list[Any]:
+    """The calls of layers that the outputs need, in the order in which Keras calls."""
+    needed = set()
+    pending = [_node(output) for output in outputs]
     while pending:  # No recursion: nets may be deeper than Python's stack.
-        node, ready = pending.pop()
-        if ready:
-            nodes.append(node)
-        elif id(node) not in seen:
-            seen.add(id(node))
-            pending.append((node, True))
-            pending += [(_node(source), False) for source in node.input_tensors]
-    return nodes
+        node = pending.pop()
+        if id(node) not in needed:
+            needed.add(id(node))
+            pending += map(_node, node.input_tensors)
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    ordered = [node for depth in depths for node in model._nodes_by_depth[depth]]
+    return [node for node in ordered if id(node) in needed and not node.is_input]
+
+
+def _is_tensor(output: Any) -> bool:
+    return isinstance(output, keras.KerasTensor)
 
 
 def _node(tensor: keras.KerasTensor) -> Any:
@@ -89,14 +189,29 @@ def _node(tensor: keras.KerasTensor) -> Any:
     return layer._inbound_nodes[number]
 
 
-def _inference(layer: Callable[..., Any]) -> Callable[..., Any]:
-    takes_training = "training" in inspect.signature(layer.call).parameters
-    return functools.partial(layer, training=False) if takes_training else layer
+_Values = Mapping[int, tf.Tensor]  # By the id of the symbolic tensor.
+
+
+def _inference(node: Any) -> Callable[[_Values], Any]:
+    """Returns the call of the layer or operation itself, as `predict` makes it.
+
+    There `training=False` counts more than what the layer was called with when the
+    model was made, which Keras stores with the node.
+    """
+    operation = node.operation
+    known = getattr(operation, "_call_context_args", ())
+    context = {"training": False} if "training" in known else {}
+
+    def call(values):
+        args, kwargs = node.arguments.fill_in(values)
+        return operation(*args, **{**kwargs, **context})
+
+    return call
 
 
 def _folded_calls(
     nodes: Sequence[Any], outputs: Sequence[keras.KerasTensor]
-) -> dict[int, Callable[..., tf.Tensor]]:
+) -> dict[int, Callable[[_Values], tf.Tensor]]:
     """What to call in place of convolutions and the norms after them, by node id."""
     read = collections.Counter(
         id(tensor) for node in nodes for tensor in node.input_tensors
@@ -108,14 +223,26 @@ def _folded_calls(
             continue
         source = node.input_tensors[0]
         if read[id(source)] == 1 and _foldable(_node(source), node.operation):
-            before = _rescaling(_node(source), read)
+            convolution = _node(source)
+            before = _rescaling(convolution, read)
             rescaling = before and before.operation
-            convolution = _node(source).operation
-            calls[id(_node(source))] = _folded(convolution, node.operation, rescaling)
-            calls[id(node)] = lambda x, **_: x
+            calls[id(convolution)] = _on_input(
+                convolution,
+                _folded(convolution.operation, node.operation, rescaling),
+            )
+            calls[id(node)] = _on_input(node, lambda x: x)
             if before:
-                calls[id(before)] = functools.partial(_shifted, rescaling)
+                shifted = functools.partial(_shifted, rescaling)
+                calls[id(before)] = _on_input(before, shifted)
     return calls
+
+
+def _on_input(
+    node: Any, function: Callable[[tf.Tensor], tf.Tensor]
+) -> Callable[[_Values], tf.Tensor]:
+    """Returns a call of the function on the one tensor that the node reads."""
+    (tensor,) = node.input_tensors
+    return lambda values: function(values[id(tensor)])
 
 
 def _rescaling(convolution: Any, read: collections.Counter) -> Any | None:
@@ -126,23 +253,29 @@ def _rescaling(convolution: Any, read: collections.Counter) -> Any | None:
     node = _node(convolution.input_tensors[0])
     if type(convolution.operation) is not keras.layers.Conv2D:
         return None
-    while read[id(node.output_tensors[0])] == 1:
+    while not node.is_input and read[id(node.output_tensors[0])] == 1:
         if type(node.operation) is keras.layers.Rescaling:
-            return node if np.all(node.operation.scale) else None
+            return node if _per_channel(node.operation.scale) else None
         if type(node.operation) is not keras.layers.ZeroPadding2D:
             return None
         node = _node(node.input_tensors[0])
     return None
 
 
+def _per_channel(scale: Any) -> bool:
+    """Whether it is one number, or one for each channel, and never zero."""
+    sizes = np.shape(scale)
+    plain = keras.config.image_data_format() == "channels_last"  # Rescaling looks too.
+    return bool(
+        np.all(scale)
+        and (np.size(scale) == 1 or (plain and np.size(scale) == sizes[-1]))
+    )
+
+
 def _shifted(layer: keras.layers.Rescaling, x: tf.Tensor) -> tf.Tensor:
     """Returns what `layer` does to x, divided by its scale: one pass for two."""
-    shift = tf.constant(layer.offset, tf.float32) / _scale(layer)
+    shift = np.asarray(layer.offset, np.float64) / np.asarray(layer.scale, np.float64)
     return tf.cast(x, layer.compute_dtype) + tf.cast(shift, layer.compute_dtype)
-
-
-def _scale(layer: keras.layers.Rescaling) -> tf.Tensor:
-    return tf.constant(layer.scale, tf.float32)
 
 
 def _foldable(node: Any, norm: keras.layers.BatchNormalization) -> bool:
@@ -170,24 +303,42 @@ def _folded(
       norm: the norm after it.
       rescaling: what scales its input, and is to leave that to the kernel.
     """
-    scale = tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+    wide = tf.float64 if layer.compute_dtype == "float64" else tf.float32
+
+    def widened(variable):
+        return tf.cast(tf.convert_to_tensor(variable), wide)
+
+    scale = tf.math.rsqrt(widened(norm.moving_variance) + norm.epsilon)
     if norm.scale:
-        scale *= norm.gamma
-    offset = -norm.moving_mean * scale
+        scale *= widened(norm.gamma)
+    offset = -widened(norm.moving_mean) * scale
     if norm.center:
-        offset += norm.beta
+        offset += widened(norm.beta)
     if layer.use_bias:
-        offset += layer.bias * scale
+        offset += widened(layer.bias) * scale
     transposed = isinstance(layer, keras.layers.Conv2DTranspose)
     # A transposed kernel is [rows, columns, out, in], a plain one [..., in, out].
-    kernel = layer.kernel * (scale[:, tf.newaxis] if transposed else scale)
+    kernel = widened(layer.kernel) * (scale[:, tf.newaxis] if transposed else scale)
     if rescaling is not None:
-        kernel *= tf.reshape(_scale(rescaling), (-1, 1))
+        kernel *= tf.cast(_scale_of_kernel(layer, rescaling.scale), wide)
     kernel, offset = (tf.cast(t, layer.compute_dtype) for t in (kernel, offset))
     convolution = _convolution(layer, kernel.dtype)
     return lambda x: tf.nn.bias_add(
         convolution(tf.cast(x, kernel.dtype), kernel), offset
     )
+
+
+def _scale_of_kernel(layer: keras.layers.Conv2D, scale: Any) -> np.ndarray:
+    """The scale of its input as factors of a convolution's kernel, [in, 1 or out].
+
+    Each of its groups of output channels reads another part of the input's channels,
+    and the kernel has them at the same places.
+    """
+    factors = np.reshape(scale, (-1,)).astype(np.float64)
+    if factors.size == 1 or layer.groups == 1:
+        return factors[:, np.newaxis]
+    by_group = factors.reshape(layer.groups, -1)
+    return np.repeat(by_group.T, layer.filters // layer.groups, axis=1)
 
 
 def _convolution(
@@ -197,12 +348,14 @@ def _convolution(
     if isinstance(layer, keras.layers.Conv2DTranspose):
         return functools.partial(
             keras.ops.conv_transpose,
+            data_format=layer.data_format,
             strides=layer.strides,
             padding=layer.padding,
             output_padding=layer.output_padding,
             dilation_rate=layer.dilation_rate,
         )
-    if max(layer.dilation_rate) > 1 and _dilates_directly(dtype):
+    dilated = max(layer.dilation_rate) > 1 and layer.groups == 1
+    if dilated and _dilates_directly(dtype):
         # Without rearranging the input, as TensorFlow does for layers.
         return functools.partial(
             tf.nn.conv2d,
@@ -240,29 +393,67 @@ def _dilates_directly(dtype: tf.DType) -> bool:
     return True
 
 
-def in_bfloat16(model: keras.Model) -> keras.Model:
+def in_bfloat16(model: keras.Model, images: tf.Tensor | None = None) -> keras.Model:
     """Returns a copy that computes in bfloat16 where the model computes in float32.
 
     Its variables are float32 and the model's values of now. The first layer after the
     input and the last before each output stay as they are, so that images are not
     rounded (steps of one grey level vanish in bfloat16) and losses are float32. So does
     max pooling, which on CPUs is slow in bfloat16.
+
+    Args:
+      model: Functional.
+      images: A few, [batch, ...]: with them the copy's outputs are compared to the
+        model's. Where they differ by more than bfloat16 explains, or no copy can be
+        made, it is said and the model itself returned.
     """
-    inputs = {id(tensor) for tensor in model.inputs}
-    exact = {id(_node(output).operation) for output in keras.tree.flatten(model.output)}
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.MaxPooling2D):
-            exact.add(id(layer))
-        for node in layer._inbound_nodes:
-            if any(id(tensor) in inputs for tensor in node.input_tensors):
-                exact.add(id(layer))
+    if images is None:
+        return _in_bfloat16(model)
+    try:
+        copy = _in_bfloat16(model)
+        given, made = (stateless.outputs(m, images) for m in (model, copy))
+        reason = difference(given, made, _BFLOAT16_SHARE)
+    except Exception as error:  # Whatever it is, the model itself may do without.
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        logging.warning(
+            "there is no copy of the model in bfloat16 that does the same (%s); "
+            "gradients are taken of the model itself. Its layers: %s",
+            reason,
+            layer_types(model),
+        )
+        return model
+    return copy
+
+
+def _in_bfloat16(model: keras.Model) -> keras.Model:
+    exact = _kept_exact(model)
 
     def copy(layer):
         config = layer.get_config()
-        if id(layer) not in exact and layer.dtype_policy.name == "float32":
+        policy = getattr(layer, "dtype_policy", None)  # Operations have none.
+        if policy is not None and policy.name == "float32" and id(layer) not in exact:
             config["dtype"] = "mixed_bfloat16"
         return type(layer).from_config(config)
 
-    made = keras.models.clone_model(model, clone_function=copy)
+    made = keras.models.clone_model(model, clone_function=copy, recursive=True)
     made.set_weights(model.get_weights())
     return made
+
+
+def _kept_exact(model: keras.Model) -> set[int]:
+    """The ids of the layers that stay in float32, with all that is within them."""
+    inputs = {id(tensor) for tensor in model.inputs}
+    outermost = [_node(output).operation for output in keras.tree.flatten(model.output)]
+    for layer in model._flatten_layers(include_self=False):
+        nodes = layer._inbound_nodes
+        reads = [id(tensor) for node in nodes for tensor in node.input_tensors]
+        if isinstance(layer, keras.layers.MaxPooling2D) or inputs & set(reads):
+            outermost.append(layer)
+    within = [
+        inner
+        for layer in outermost
+        if isinstance(layer, keras.Layer)
+        for inner in layer._flatten_layers()
+    ]
+    return {id(layer) for layer in (*outermost, *within)}
