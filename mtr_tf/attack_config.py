@@ -166,6 +166,20 @@ class AttackConfig(Settings):
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the model's own."
     )
+    input_range: tuple[float, ...] = setting(
+        (),
+        "What a .keras file of your own takes in place of images in [0, 1]: LOW,HIGH, "
+        "such as 0,255 or -1,1. Radii stay those of images in [0, 1]. Holds for --ckpt "
+        "and --source_ckpt, for both where both are .keras files.",
+    )
+    input_mean: tuple[float, ...] = setting(
+        (),
+        "What is subtracted from images in the range that --input_range says, before "
+        "the .keras file gets them: a number, or one per channel.",
+    )
+    input_std: tuple[float, ...] = setting(
+        (), "What they are then divided by: a number, or one per channel."
+    )
     tasks: tuple[str, ...] = setting(
         (),
         "The task of a .keras model that has one output without a task's name; "
@@ -242,6 +256,42 @@ class AttackConfig(Settings):
         parse_image_size(self.image_size)
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
+        self._check_input()
+
+    def _check_input(self):
+        if self.input_range and not (
+            len(self.input_range) == 2 and self.input_range[0] < self.input_range[1]
+        ):
+            raise InputError(
+                "--input_range must be two numbers, LOW,HIGH, the lower first, such as "
+                f"0,255; got {','.join(f'{n:g}' for n in self.input_range)}."
+            )
+        for name in ("input_mean", "input_std"):
+            numbers = getattr(self, name)
+            bad = name == "input_std" and numbers and min(numbers) <= 0
+            if len(numbers) not in (0, 1, 3) or bad:
+                above = " above 0" if name == "input_std" else ""
+                raise InputError(
+                    f"--{name} must be one number{above}, or three, one per channel; "
+                    f"got {','.join(f'{n:g}' for n in numbers)}."
+                )
+
+    @property
+    def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(scale, offset) per channel of what the model takes for images in [0, 1].
+
+        None where it takes just these.
+        """
+        if not (self.input_range or self.input_mean or self.input_std):
+            return None
+        low, high = self.input_range or (0.0, 1.0)
+        mean = self.input_mean or (0.0,)
+        std = self.input_std or (1.0,)
+        mean, std = (n if len(n) == 3 else n * 3 for n in (mean, std))
+        return (
+            tuple((high - low) / s for s in std),
+            tuple((low - m) / s for m, s in zip(mean, std, strict=True)),
+        )
 
 
 def parse_block(text: str) -> tuple[int, ...]:

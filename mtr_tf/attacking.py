@@ -34,7 +34,9 @@ from mtr_tf import cells as cells_lib
 from mtr_tf import checkpoints
 from mtr_tf import data
 from mtr_tf import exporting
+from mtr_tf import first_look
 from mtr_tf import measuring
+from mtr_tf import model_fit
 from mtr_tf import models
 from mtr_tf import plots
 from mtr_tf import report
@@ -80,6 +82,15 @@ def attack(config: AttackConfig) -> str:
         written or computed.
     """
     tf.config.experimental.enable_op_determinism()
+    if config.norm == "linf" and 0 < max(config.eps) <= 1:
+        logging.warning(
+            "--eps is in levels of 0-255 under --norm=linf, so that %g is %g of an "
+            "image in [0, 1]; for %g of it give --eps=%g",
+            max(config.eps),
+            max(config.eps) / 255,
+            max(config.eps),
+            max(config.eps) * 255,
+        )
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
@@ -100,7 +111,14 @@ def attack(config: AttackConfig) -> str:
     if source_run:
         for cell in cells:
             cells_lib.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
-        _check_fits(source_run, source.info, cells[0].attacked if cells else ())
+        attacked = cells[0].attacked if cells else ()
+        model_fit.check(source_run.model, source.info, attacked)
+    for cell in cells:  # Complains now.
+        cell.check(source.info.image_shape, source.info.num_classes)
+    with strategy.scope():
+        run, source_run, said = first_look.look_at(
+            config, run, source_run, source, tasks, [cell.attacked for cell in cells]
+        )
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -112,8 +130,6 @@ def attack(config: AttackConfig) -> str:
         seed=config.seed,
         surrogate=_surrogate(config, source_run or run, strategy),
     )
-    for cell in cells:  # Complains now.
-        cell.check(source.info.image_shape, source.info.num_classes)
     name = config.name or default_name(config, run.fingerprint)
     folder = run.directory / "attacks" / name
     predictions = None
@@ -140,6 +156,7 @@ def attack(config: AttackConfig) -> str:
             "split": config.split,
             "model_fingerprint": run.fingerprint,
             "interval_over": subject.units.over,
+            "warnings": said,
         }
         text = []
         if cells:
@@ -168,9 +185,9 @@ def _sweep(
     """Runs what is not finished of an attack, and writes its files."""
     store = cell_store.Store(folder, facts, config.save_examples)
     clean, results = sweep.run(subject, cells, store, predictions)
-    warnings = []
+    warnings = [*about["warnings"], *report.not_finite(clean, results)]
     if config.checks:
-        warnings = trust.check_once(
+        warnings += trust.check_once(
             subject,
             results,
             facts,
@@ -243,13 +260,13 @@ def _open_source(config: AttackConfig, run: Run, tasks: Sequence[str]) -> data.S
     size = parse_image_size(config.image_size or (own.image_size if same else ""))
     source = data.open_source(
         config.dataset or own.dataset,
-        image_size=size or _input_size(run.model),
+        image_size=size or model_fit.input_size(run.model),
         data_dir=config.data_dir or (own.data_dir if same else "") or None,
         tasks=tasks,
         **_options(config, own if same else None),
     )
     check_known("split", config.split, tuple(source.info.splits))
-    _check_fits(run, source.info, tasks)
+    model_fit.check(run.model, source.info, tasks)
     return source
 
 
@@ -261,47 +278,6 @@ def _options(config: AttackConfig, own: TrainConfig | None) -> dict[str, object]
     if config.depth_target != "own":
         options["depth_target"] = config.depth_target
     return options
-
-
-def _input_size(model: keras.Model) -> tuple[int, int] | None:
-    """(height, width) of the model's input; None where it takes any."""
-    size = model.input_shape[1:3]
-    return None if None in size else tuple(size)
-
-
-def _check_fits(run: Run, info: DatasetInfo, tasks: Sequence[str]) -> None:
-    size = _input_size(run.model)
-    if size and size != tuple(info.image_shape[:2]):
-        raise InputError(
-            f"the model takes images of {size[0]}x{size[1]}, and those of {info.name} "
-            f"are {info.image_shape[0]}x{info.image_shape[1]}; give "
-            f"--image_size={size[0]}x{size[1]}."
-        )
-    shapes = run.model.compute_output_shape((1, *info.image_shape))
-    for task in tasks:
-        channels = tasks_lib.TASKS[task].output_channels(info.num_classes)
-        expected = (*info.image_shape[:2], channels)
-        if tuple(shapes[task][1:]) != expected:
-            raise InputError(
-                f"the model's {task} must have shape {expected} (height, width, "
-                f"channels) on {info.name}, and it has {tuple(shapes[task][1:])}; "
-                "choose the data set that it was trained on, or change the model."
-            )
-        if tasks_lib.TASKS[task].discrete and _ends_in_softmax(run.model.output[task]):
-            logging.warning(
-                "the model's %s ends in a softmax, and logits are expected: a second "
-                "softmax hides most of the loss from the attack, and the model will "
-                "look robust. Drop the model's softmax.",
-                task,
-            )
-
-
-def _ends_in_softmax(output: keras.KerasTensor) -> bool:
-    layer = output._keras_history.operation
-    activation = getattr(layer, "activation", None)
-    return isinstance(layer, keras.layers.Softmax) or (
-        activation is keras.activations.softmax
-    )
 
 
 def _with_precision(run: Run, info: DatasetInfo, policy: str) -> Run:
@@ -337,6 +313,7 @@ def _facts(
         "source": source_run.fingerprint if source_run else None,
         "fast": config.fast,
         "precision": own if config.precision == "own" else config.precision,
+        "input": config.input_affine,
         "dataset": subject.info.name,
         "split": config.split,
         "num_examples": subject.num_examples,

@@ -253,6 +253,7 @@ def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
     from mtr_tf import tasks
 
     model = _load_keras(path)
+    names = None
     if not isinstance(getattr(model, "output", None), dict):
         names = tasks.resolve(single_task) if single_task else ()
         count = len(getattr(model, "outputs", ()))
@@ -263,24 +264,36 @@ def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
                 f"--tasks=NAME says; got {count} output(s) and "
                 f"--tasks={','.join(single_task)}."
             )
-        model = keras.Model(model.inputs, {names[0]: model.outputs[0]})
-    outputs = {tasks.resolve([name])[0]: out for name, out in model.output.items()}
-    if len(outputs) < len(model.output):
+    _check_input(path, model.inputs)
+    given = {names[0]: model.outputs[0]} if names else model.output
+    outputs = {tasks.resolve([name])[0]: out for name, out in given.items()}
+    if len(outputs) < len(given):
         raise InputError(
             f"each output of {path} must be another task, got "
-            f"{', '.join(model.output)}, two of which are one; rename or drop one."
+            f"{', '.join(given)}, two of which are one; rename or drop one."
         )
-    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    if names or set(outputs) != set(given) or model.input is not model.inputs[0]:
+        model = keras.Model(model.inputs[0], outputs)
+    unique = fingerprint(model)
+    directory = pathlib.Path("runs", f"{path.stem}-{unique[:8]}")
+    return Run(model, tuple(outputs), None, directory, unique)
+
+
+def _check_input(path: pathlib.Path, inputs: Sequence[Any]) -> None:
+    """Raises `InputError` unless a model has one input, RGB images of floats."""
+    shapes = [tuple(tensor.shape) for tensor in inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] not in (3, None):
         raise InputError(
             f"the model of {path} must have one input, RGB images of shape (batch, "
             f"height, width, 3); it has {', '.join(map(str, shapes))}."
         )
-    if set(outputs) != set(model.output):
-        model = keras.Model(model.inputs, outputs)
-    unique = fingerprint(model)
-    directory = pathlib.Path("runs", f"{path.stem}-{unique[:8]}")
-    return Run(model, tuple(outputs), None, directory, unique)
+    dtype = str(inputs[0].dtype)
+    if "float" not in dtype:
+        raise InputError(
+            f"the model of {path} must take images of floats, which have a gradient, "
+            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
+            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
+        )
 
 
 def fingerprint(model: Any) -> str:

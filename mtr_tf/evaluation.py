@@ -261,7 +261,7 @@ class Evaluator:
                 rows["unmoved"] = self._statistics(outputs, batch["wanted"])
             if self._clean:
                 rows["clean"] = self._statistics(outputs, batch)
-                pictures["clean"] = outputs
+                pictures["clean"] = self._float32(outputs)
         if self._attack is not None:
             goal = batch["wanted"] if self._targeted else batch
             objective = attacks.objective(
@@ -277,9 +277,9 @@ class Evaluator:
             if self._restricted:
                 rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
             if objective.recipe.needs_clean:
-                clean = self._model(batch["image"], training=False)
+                clean = self._outputs(batch["image"], batch, seed)
                 rows["before"] = self._statistics(clean, objective.batch, attacked)
-            pictures["attacked"] = outputs
+            pictures["attacked"] = self._float32(outputs)
             pictures["adversarial"] = x_adv
         return rows, pictures
 
@@ -303,6 +303,10 @@ class Evaluator:
             batch["masks"],
             self._num_classes,
         )
+
+    def _float32(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The tasks' outputs for pictures and files, whatever the model computes in."""
+        return {task: tf.cast(outputs[task], tf.float32) for task in self._tasks}
 
     def _gather(self, value) -> np.ndarray:
         """All replicas' and workers' values, joined along the batch."""

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mtr_tf import metrics
 from mtr_tf import runs
 from mtr_tf import sampling
@@ -109,6 +111,33 @@ def _vulnerability(
     return value if math.isfinite(value) else None
 
 
+def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
+    """What must be said of outputs that are not finite: of how many images they are."""
+    said = []
+    for task in clean.scores:
+        before = _bad_images(clean, task)
+        after = max((_bad_images(result, task) for result in results), default=0)
+        if before or after:
+            said.append(
+                f"{task} has outputs that are not finite for {before} of {clean.count} "
+                f"clean images and up to {after} attacked ones: such pixels count as "
+                "wrong classes, and metrics that are means of numbers do not exist."
+            )
+    return said
+
+
+def _bad_images(result: Result, task: str) -> int:
+    """How many images have an output, or a number of a metric, that is not finite."""
+    rows = result.rows.get(task, {})
+    bad = [
+        row.any(axis=1)
+        if name == tasks_lib.NOT_FINITE
+        else ~np.isfinite(row).all(axis=1)
+        for name, row in rows.items()
+    ]
+    return int(np.any(bad, axis=0).sum()) if bad else 0
+
+
 def write(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes results.json and results.csv; returns their paths."""
     json_path, csv_path = folder / "results.json", folder / "results.csv"
@@ -143,7 +172,7 @@ def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
     for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
-        lines += ["", f"WARNING, can this attack be trusted? {warning}"]
+        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
     return "\n".join(
         [
             *lines,

@@ -30,6 +30,8 @@ from mtr_tf import palettes
 from mtr_tf.errors import InputError
 
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# Beside the metrics' rows: 1 for an image with an output that is not finite, else 0.
+NOT_FINITE = "not_finite"
 # (target or output, DatasetInfo, mask or None) -> uint8 RGB
 Paint = Callable[[np.ndarray, Any, np.ndarray | None], np.ndarray]
 
@@ -145,7 +147,9 @@ def statistics(
 ) -> dict[str, dict[str, tf.Tensor]]:
     """Returns {task: {metric: float32 `[batch, K]`}}, the metrics' rows per image.
 
-    May be called inside a `tf.function`; padding (masks of zero) gives rows of zero.
+    Beside the metrics there is `NOT_FINITE`, `[batch, 1]`: whether any valid pixel's
+    output is NaN or infinite. May be called inside a `tf.function`; padding (masks of
+    zero) gives rows of zero.
     """
     return {
         name: {
@@ -154,8 +158,15 @@ def statistics(
             )
             for metric in TASKS[name].metrics
         }
+        | {NOT_FINITE: _not_finite(outputs[name], masks[name])}
         for name in names
     }
+
+
+def _not_finite(output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    bad = ~tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    bad = tf.reduce_any(bad & tf.cast(mask, tf.bool), axis=(1, 2))
+    return tf.cast(bad, tf.float32)[:, tf.newaxis]
 
 
 def _resolve_one(name: str) -> str:

@@ -34,8 +34,8 @@ from mtr_tf.cell_store import Result
 from mtr_tf.cells import OUTSIDE
 from mtr_tf.cells import Cell
 from mtr_tf.evaluation import Evaluation
+from mtr_tf.trust_probe import probe
 
-_STEPS = 20  # Of the probe where the attack itself takes no steps.
 _QUERIES = 200  # Of the black-box attack.
 _HUGE = 64 / 255  # A radius at which no picture can be told any more.
 _FLOOR = 0.2  # The share of pixels that may still be right there.
@@ -53,29 +53,6 @@ class Check:
     name: str
     reason: str
     measured: dict[str, float]
-
-
-def probe(cells: Sequence[Cell]) -> Cell | None:
-    """The white-box attack that is looked at: PGD with the settings of the sweep.
-
-    Its radius is the largest, its group the first of that radius; None where there is
-    no radius but 0.
-    """
-    cell = max(cells, key=lambda cell: cell.eps)
-    if not cell.eps:
-        return None
-    stepping = cell.attack not in ("fgsm", "square", "noise", "corner")
-    return dataclasses.replace(
-        cell,
-        attack="pgd",
-        step_size=cell.step_size if cell.attack in ("pgd", "mim") else cell.eps / 4,
-        steps=cell.steps if stepping else _STEPS,
-        restarts=1,
-        random_start=True,
-        ensemble=(),
-        queries=0,
-        scale=(),
-    )
 
 
 def check_once(
@@ -152,6 +129,14 @@ def run(
         fgsm = made.harm(made.other("fgsm", epsilon))
         square = made.harm(made.other("square", epsilon, steps=_QUERIES))
         slopes = made.slopes()
+    whole = base
+    single, few = worst.finite(single, base[: len(single)])
+    clean, base, more, other, distant, fgsm, square = worst.finite(
+        clean, base, more, other, made.harm(far), fgsm, square
+    )
+    if not (base.size and few.size):
+        reason = "no image has a finite loss in all checks, so that nothing is known"
+        return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
     return [
@@ -188,13 +173,13 @@ def run(
             pgd=base,
             fgsm=fgsm,
         ),
-        _floor(cell, base, made.harm(far), far),
+        _floor(cell, base, distant, far),
         _order(
             "batch_size",
-            np.mean(np.abs(single - base[: len(single)])) <= 0.05 * scale,
+            np.mean(np.abs(single - few)) <= 0.05 * scale,
             "images attacked one by one come out otherwise than in a batch; the model "
             "mixes the images of a batch",
-            batch=base[: len(single)],
+            batch=few,
             alone=single,
         ),
         _order(
@@ -205,7 +190,7 @@ def run(
             seed=base,
             other_seed=other,
         ),
-        *(_transfer(cell, result, base) for result in transferred),
+        *(_transfer(cell, result, whole) for result in transferred),
     ]
 
 
@@ -300,7 +285,7 @@ class _Runs:
 
 def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
     """A check that compares mean scores."""
-    measured = {key: float(np.mean(values)) for key, values in harms.items()}
+    measured = {key: float(np.mean(v)) for key, v in harms.items() if v.size}
     return Check(name, "" if holds else reason, measured)
 
 
@@ -337,9 +322,10 @@ def _all_pixels_of_classes(cell: Cell) -> bool:
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
     harm = worst.score_of(cell, result)[: len(base)]
+    harm, base = worst.finite(harm, base)
     return _order(
         "transfer",
-        np.mean(harm) <= np.mean(base),
+        not base.size or np.mean(harm) <= np.mean(base),
         f"{result.cell.label} made on another model does more harm than PGD on the "
         "model itself; its gradients are masked",
         white_box=base,

@@ -141,3 +141,9 @@ def pictures(choice: np.ndarray, results: Sequence[Result]) -> dict[str, np.ndar
         ]
         for name in results[0].pictures
     }
+
+
+def finite(*harms: np.ndarray) -> list[np.ndarray]:
+    """The same of the images that have a finite number in each of these, `[N]`."""
+    known = np.all(np.isfinite(harms), axis=0)
+    return [np.asarray(of_each)[known] for of_each in harms]

@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import dead_gradients
 from mtr_tf import sweep
 from mtr_tf import trust
+from mtr_tf import trust_probe
 from mtr_tf.attack_config import RELEASED
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.cell_store import Result
@@ -81,7 +82,7 @@ def make_subject(front) -> sweep.Subject:
 
 def a_cell(**settings):
     config = AttackConfig(ckpt="x", eps=(2.0,), steps=12, **settings)
-    return trust.probe(make_cells(config, ("seg",)))
+    return trust_probe.probe(make_cells(config, ("seg",)))
 
 
 @pytest.mark.parametrize(
@@ -180,8 +181,8 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
-    cell = trust.probe(make_cells(config, ("seg", "depth")))
+    cell = trust_probe.probe(make_cells(config, ("seg", "depth")))
     assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
     assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
-    assert trust.probe(none) is None
+    assert trust_probe.probe(none) is None

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model that wants other numbers than [0, 1], as one that takes images in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+
+
+def in_front(
+    model: keras.Model, scale: Sequence[float], offset: Sequence[float]
+) -> keras.Model:
+    """Returns the model of `scale * images + offset`, by channel.
+
+    Its layers, which are the model's own, are called anew one by one, so that nothing
+    of it is hidden in a layer of its own: batch norms fold as before.
+
+    Args:
+      model: Functional, with one input `[batch, H, W, channels]`.
+      scale: A number per channel.
+      offset: Another.
+    """
+    batch, *shape = model.input_shape
+    image = keras.Input(tuple(shape), batch, dtype="float32", name="image")
+    front = keras.layers.Rescaling(
+        list(scale), list(offset), dtype="float32", name=_free_name(model)
+    )
+    outputs = model._run_through_graph(front(image))
+    return keras.Model(image, outputs, name=model.name)
+
+
+def _free_name(model: keras.Model) -> str:
+    name = "to_input_range"
+    names = {layer.name for layer in model.layers}
+    while name in names:
+        name += "_"
+    return name

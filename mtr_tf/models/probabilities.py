@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models whose outputs are probabilities already, as the same models with logits.
+
+Losses take the softmax of what a model gives. Of probabilities that would be a second
+one, which hides most of the loss from an attack. Since softmax(log p) is p, the logs of
+probabilities are logits, up to a constant that changes nothing. Better still are the
+logits that the probabilities were made of, where they can be had: softmaxes of half
+precision come to 0 or 1, and have no gradient there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
+_SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
+_CLOSE = 0.02  # How far logits' probabilities may be from those of the model.
+
+_ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+
+
+def kind(output: np.ndarray) -> str:
+    """What outputs of a task with classes are, by their values alone.
+
+    Args:
+      output: `[..., classes]`.
+
+    Returns:
+      "softmax" for probabilities of classes, which sum to one; "sigmoid" for others in
+      [0, 1], of each class by itself; "" for logits.
+    """
+    output = np.asarray(output, np.float32)
+    output = output[np.isfinite(output).all(axis=-1)]
+    if not output.size or output.min() < 0 or not 0.5 < output.max() <= 1 + _SUM:
+        return ""
+    whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
+    return "softmax" if whole.mean() >= _SHARE else "sigmoid"
+
+
+def with_logits(
+    model: keras.Model, kinds: Mapping[str, str], images: tf.Tensor
+) -> tuple[keras.Model, dict[str, bool]]:
+    """Replaces outputs that are probabilities by logits.
+
+    Args:
+      model: A functional model from images to {task: output}.
+      kinds: {task: "softmax" or "sigmoid"} of the outputs to replace.
+      images: Some, to see that the new outputs stand for the same probabilities.
+
+    Returns:
+      The model, which shares its layers with the one given; and of each task whether
+      the outputs are what the probabilities were made of (True) or their logs (False):
+      log p of a softmax, log p - log(1 - p) of a sigmoid.
+    """
+    outputs, exact = dict(model.output), {}
+    for task, of in kinds.items():
+        logits = _before(model.output[task], of)
+        exact[task] = logits is not None and _stands_for(
+            keras.Model(model.inputs[0], {task: logits, "p": model.output[task]}),
+            of,
+            task,
+            images,
+        )
+        logs = Logits(of, name=f"{task}_logits_of_{of}")
+        outputs[task] = logits if exact[task] else logs(model.output[task])
+    return keras.Model(model.inputs[0], outputs, name=model.name), exact
+
+
+def _stands_for(both: keras.Model, of: str, task: str, images: tf.Tensor) -> bool:
+    """Whether logits give the probabilities "p" beside them."""
+    outputs = both(images, training=False)
+    again = _ACTIVATIONS[of](tf.cast(outputs[task], tf.float32))
+    off = np.abs(again - tf.cast(outputs["p"], tf.float32))
+    return bool(np.nanmax(off, initial=0) <= _CLOSE)
+
+
+@keras.saving.register_keras_serializable(package="mtr_tf")
+class Logits(keras.layers.Layer):
+    """Logs of probabilities, in float32; none is below that of the least float32."""
+
+    def __init__(self, of: str = "softmax", **kwargs: Any):
+        """`of`: "softmax", or "sigmoid" for the logs of the odds."""
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.of = of
+
+    def call(self, p):
+        """Returns the logs, of p's shape."""
+        if self.of == "softmax":
+            return self._log(p)
+        return self._log(p) - self._log(1 - p)
+
+    def _log(self, p):
+        return keras.ops.log(keras.ops.maximum(p, np.finfo(np.float32).tiny))
+
+    def compute_output_shape(self, input_shape):
+        """The input's."""
+        return input_shape
+
+    def get_config(self):
+        """With `of`."""
+        return {**super().get_config(), "of": self.of}
+
+
+# The way back to what the probabilities were made of.
+
+
+def _before(tensor: keras.KerasTensor, of: str) -> keras.KerasTensor | None:
+    """What a softmax or sigmoid is taken of to give `tensor`; None if not known.
+
+    Looks behind what treats each value alone, and into models within the model.
+    """
+    layer, number, place = tensor._keras_history
+    node = layer._inbound_nodes[number]
+    if not node.input_tensors:
+        return None
+    if isinstance(layer, keras.Model) and hasattr(layer, "input"):
+        inner = _before(keras.tree.flatten(layer.outputs)[place], of)
+        if inner is None:
+            return None
+        args, kwargs = node.arguments.args, node.arguments.kwargs
+        return keras.Model(layer.input, inner)(*args, **kwargs)
+    (source, *others) = node.input_tensors
+    if others:
+        return None
+    if _moves_values(layer):
+        inner = _before(source, of)
+        return None if inner is None else layer(inner)
+    twin = _without_activation(layer, of)
+    return None if twin is None else twin(source)
+
+
+def _moves_values(layer: Any) -> bool:
+    """Whether values are only copied, dropped or rounded, each by itself."""
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation is keras.activations.linear
+    if isinstance(layer, keras.layers.UpSampling2D):
+        return layer.interpolation == "nearest"
+    kinds = (keras.layers.Identity, keras.layers.Cropping2D)
+    return isinstance(layer, kinds) or type(layer).__name__ == "Cast"
+
+
+def _without_activation(layer: Any, of: str) -> Callable | None:
+    """The layer as it is before its activation `of`; None where it has none."""
+    name = type(layer).__name__
+    if name in ("Softmax", "Sigmoid"):  # A layer or an operation.
+        same = name.lower() == of and getattr(layer, "axis", -1) in (-1, 3)
+        return (lambda x: x) if same else None
+    if getattr(layer, "activation", None) is not getattr(keras.activations, of):
+        return None
+    if isinstance(layer, keras.layers.Activation):
+        return lambda x: x
+    if getattr(layer, "quantization_mode", None):
+        return None
+    config = {**layer.get_config(), "activation": "linear"}
+    twin = type(layer).from_config({**config, "name": f"{layer.name}_logits"})
+
+    def call(x):
+        y = twin(x)
+        twin.set_weights(layer.get_weights())
+        return y
+
+    return call
