@@ -99,6 +99,12 @@ class AttackConfig(Settings):
         "Bring the outputs near to what another image of the split (half the split "
         "further on) has as its target, rather than away from their own.",
     )
+    eot: int = setting(
+        1,
+        "Of a model that is random in predict: attacks follow the mean gradient over "
+        "so many draws of its noise, which cost as many times as much.",
+        low=1,
+    )
     attack_pixels: int = setting(
         0, "Attack this many output pixels, drawn by --seed; 0: all.", low=0
     )

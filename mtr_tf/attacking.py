@@ -51,9 +51,11 @@ from mtr_tf.checkpoints import Run
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.models import inference
+from mtr_tf.models import randomness
 from mtr_tf.report import Record
 
 # Settings that do not enter the default name: they change no result.
@@ -80,6 +82,7 @@ def attack(config: AttackConfig) -> str:
         written or computed.
     """
     tf.config.experimental.enable_op_determinism()
+    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
@@ -110,7 +113,7 @@ def attack(config: AttackConfig) -> str:
         strategy=strategy,
         batch_size=config.batch_size,
         seed=config.seed,
-        surrogate=_surrogate(config, source_run or run, strategy),
+        surrogate=_surrogate(config, source_run or run, strategy, columns),
     )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
@@ -166,10 +169,13 @@ def _sweep(
 ) -> list[Record]:
     """Runs what is not finished of an attack, and writes its files."""
     store = cell_store.Store(folder, facts, config.save_examples)
+    attacked = dict.fromkeys((subject.model, subject.surrogate or subject.model))
+    few = batching.first_images(subject.columns, 2)
+    said = [randomness.say_once(model, few, config.eot) for model in attacked]
+    warnings = [text for text in dict.fromkeys(said) if text]
     clean, results = sweep.run(subject, cells, store, predictions)
-    warnings = []
     if config.checks:
-        warnings = trust.check_once(
+        warnings += trust.check_once(
             subject,
             results,
             facts,
@@ -201,12 +207,15 @@ def _source_run(config: AttackConfig) -> Run | None:
 
 
 def _surrogate(
-    config: AttackConfig, run: Run, strategy: tf.distribute.Strategy
+    config: AttackConfig,
+    run: Run,
+    strategy: tf.distribute.Strategy,
+    columns: Columns,
 ) -> keras.Model | None:
     """The model that gradients are taken of; None: the attacked one as it is."""
     if config.fast:
         with strategy.scope():
-            return inference.in_bfloat16(run.model)
+            return inference.in_bfloat16(run.model, batching.first_images(columns, 2))
     return run.model if config.source_ckpt else None
 
 

@@ -41,9 +41,8 @@ class Cell:
     `steps` are queries of square; `step_size` is 0 where the attack has its own, and
     `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
-    `radii` the stages of apgd; `ensemble` and `queries` are those of worst. `scale` is
-    (mean, std) that the model standardises images with, for the released code's wrong
-    scale.
+    `radii` the stages of apgd; `ensemble` and `queries` are those of worst; `scale` is
+    (mean, std) of the model's standardisation, for the released code's wrong scale.
     """
 
     attack: str
@@ -66,6 +65,7 @@ class Cell:
     ensemble: tuple[str, ...] = ()
     queries: int = 0
     scale: tuple[tuple[float, ...], ...] = ()
+    eot: int = 1  # Draws of a random model's noise.
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -87,8 +87,8 @@ class Cell:
     def label(self) -> str:
         """The attack with what is not as usual about its objective, as one word."""
         parts = [self.attack, "+".join(self.losses)]
-        parts += [self.balance if self.balance != "sum" else ""]
-        parts += ["targeted" if self.targeted else ""]
+        parts += [self.balance] if self.balance != "sum" else []
+        parts += ["targeted" * self.targeted, f"eot{self.eot}" * (self.eot > 1)]
         return "-".join(part for part in parts if part)
 
     @property
@@ -186,6 +186,7 @@ class Cell:
             "losses": self.losses,
             "targeted": self.targeted,
             "classes": self.classes or None,
+            "eot": self.eot,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -220,8 +221,7 @@ def make_cells(
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
-    cells = []
-    groups = parse_groups(config.attack_tasks, tasks)
+    cells, groups = [], parse_groups(config.attack_tasks, tasks)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
@@ -245,6 +245,7 @@ def make_cells(
             ensemble=config.ensemble,
             queries=config.queries,
             scale=scale if attack in OUTSIDE else (),
+            eot=config.eot,
         )
         cell = _fitted(cell)
         checks.check_name("balance", balance, attacks.BALANCES)
@@ -279,7 +280,7 @@ def _fitted(cell: Cell) -> Cell:
     elif cell.attack in _FLOORS:
         change |= {"step_size": 0.0, "steps": 1}
         if cell.restarts == 1:  # Nothing to choose by the objective.
-            change |= {"balance": "sum", "weights": ()}
+            change |= {"balance": "sum", "weights": (), "eot": 1}
     elif cell.attack in ("apgd", "sea"):
         change |= {"step_size": 0.0}
     fits = [

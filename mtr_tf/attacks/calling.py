@@ -70,10 +70,9 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
     if not tf.executing_eagerly():
         found = attack.search(_seeded(objective, keys), x, keys)
         return tf.stop_gradient(found)
-    if hasattr(objective, "checked"):
-        objective = objective.checked(x)
-    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
-    with unchanged():
+    with getattr(objective, "unchanged", contextlib.nullcontext)():
+        if hasattr(objective, "checked"):
+            objective = objective.checked(x)
         return tf.stop_gradient(_run(attack, objective, x, keys))
 
 

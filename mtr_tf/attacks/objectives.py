@@ -32,13 +32,13 @@ from mtr_tf.attacks.surrogates import SURROGATES
 from mtr_tf.attacks.surrogates import Case
 from mtr_tf.errors import InputError
 from mtr_tf.models import inference
+from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 
 Batch = Mapping[str, Mapping[str, tf.Tensor]]
 
 # What scores are made of: each task's own training loss, or its error.
 JUDGES = ("loss", "error")
-_LOOKED_AT = 2  # Images whose outputs are compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +100,8 @@ class Recipe:
         with tape:
             if balance.steepest:
                 tape.watch(x)
-            raised, judged = self._losses(
-                self._outputs(x, noise_key(batch, progress)), batch, progress
-            )
+            outputs = self._outputs(x, batch, progress)
+            raised, judged = self._losses(outputs, batch, progress)
         ascend = balance(raised, batch.get("raised_at_start"), progress)
         if balance.steepest:
             ascend = balance_lib.sum_of_steepest(
@@ -128,8 +127,7 @@ class Recipe:
 
         def losses(number):
             drawn = {**batch, "draw": number}
-            outputs = self._outputs(start, noise_key(drawn, 0.0))
-            return self._losses(outputs, batch, 0.0)
+            return self._losses(self._outputs(start, drawn, 0.0), batch, 0.0)
 
         raised, judged = draws_lib.mean(losses, self.eot)
         return {**batch, "raised_at_start": raised, "judged_at_start": judged}
@@ -174,8 +172,9 @@ class Recipe:
         weights = zip(self.tasks, self.weights, strict=True)
         return {name: weight * losses[name] for name, weight in weights}
 
-    def _outputs(self, x: tf.Tensor, key: tf.Tensor) -> Mapping[str, tf.Tensor]:
+    def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
+        key = draws_lib.noise_key(batch, progress)
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
@@ -189,18 +188,6 @@ class Recipe:
                     f"{', '.join(map(repr, outputs))}."
                 )
         return outputs
-
-
-def noise_key(batch: Batch, progress: tf.Tensor | float) -> tf.Tensor:
-    """Returns the key, int64 [2], of a random model's noise in one call.
-
-    One for each seed (that of the batch's first image), step of an attack, and draw.
-    Restarts and radii meet the same noise at the same step, so that they compare.
-    """
-    keys = batch.get("keys")
-    key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
-    step = tf.bitcast(tf.cast(progress, tf.float32), tf.int32)
-    return stateless.fold_in(stateless.fold_in(key, step), batch.get("draw", 0))
 
 
 def _error(task: tasks_lib.Task, target, output, mask) -> tf.Tensor:
@@ -256,8 +243,10 @@ class TaskObjective:
 
     def checked(self, x: tf.Tensor) -> TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
-        if self.recipe.fold:
-            inference.check(self.recipe.model, self.recipe.tasks, x[:_LOOKED_AT])
+        recipe = self.recipe
+        if recipe.fold:
+            inference.check(recipe.model, recipe.tasks, x[:2])
+        randomness.say_once(recipe.model, x[:2], recipe.eot)
         return self
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
