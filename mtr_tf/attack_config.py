@@ -145,7 +145,10 @@ class AttackConfig(Settings):
         128, "Attack the first N examples, or all if there are fewer; 0: all.", low=0
     )
     batch_size: int = setting(
-        32, "Examples per step, over all replicas; results do not depend on it.", low=1
+        32,
+        "Examples per step, over all replicas; results do not depend on it, unless the "
+        "model is random.",
+        low=1,
     )
     dataset: str = setting(
         "", "Data set; empty: the run's own. A .keras file of your own needs it."

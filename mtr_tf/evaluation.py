@@ -4,7 +4,8 @@
 Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
 set of images, over any number of replicas and workers, and resampling them gives its
 bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
-the image's index): not on batch size, order or replicas.
+the image's index): not on batch size, order or replicas. The noise of a model that is
+random in `predict` alone is made for a whole batch, of (seed, its first image's index).
 """
 
 from __future__ import annotations

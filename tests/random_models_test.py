@@ -3,15 +3,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import pytest
 import random_models_fixture as fixture
 import tensorflow as tf
 
+from mtr_tf import attacking
 from mtr_tf import attacks
+from mtr_tf import data
+from mtr_tf import plots
+from mtr_tf import sweep
 from mtr_tf import vulnerability
+from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attacks import calling
+from mtr_tf.cells import Cell
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
 from mtr_tf.models import inference
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
@@ -228,6 +240,79 @@ def test_more_draws_attack_a_noisy_model_better():
         after = 0.5 * tf.reduce_sum((weights * points - 1) ** 2, [1, 2, 3])
         rises.append(after - clean)
     assert (rises[1] > rises[0]).numpy().all()
+
+
+# From flags to files.
+
+INFO = DatasetInfo(
+    name="ramps",
+    image_shape=(8, 8, 3),
+    classes=(),
+    colors=(),
+    tasks=("depth",),
+    splits={"validation": 5},
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    ranges={"depth": (0.0, 1.0)},
+)
+
+
+def ramps(split):
+    """Pictures of noise and the depth of their red channel."""
+    rng = np.random.default_rng(5)
+    pictures = rng.integers(0, 256, (INFO.splits[split], 8, 8, 3), np.uint8)
+    depth = pictures[..., :1].astype(np.float32) / 255
+    return Columns(images=pictures, targets={"depth": depth}, masks={})
+
+
+def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, caplog):
+    """Though a layer without a seed gets another one each time it is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(data.DATASETS, "ramps", lambda **_: Source(INFO, ramps))
+    for name in ("save_curves", "save_gallery"):
+        monkeypatch.setattr(plots, name, lambda *arguments: None)
+    model = fixture.model(fixture.AlwaysNoise(0.3), fixture.AlwaysDropout(0.2))
+    model.save(tmp_path / "noisy.keras")
+    settings = {
+        "ckpt": str(tmp_path / "noisy.keras"),
+        "dataset": "ramps",
+        "eps": (8.0,),
+        "attack_tasks": ("each",),
+        "steps": 2,
+        "batch_size": 2,
+    }
+    records = {}
+    for name, changes in {
+        "one": {"eot": 2},
+        "two": {"eot": 2},
+        "other_draws": {"eot": 3},
+        "other_seed": {"eot": 2, "seed": 1},
+    }.items():
+        checks = name == "one"
+        config = AttackConfig(name=name, checks=checks, **(settings | changes))
+        attacking.attack(config)
+        (path,) = tmp_path.glob(f"**/attacks/{name}/results.json")
+        records[name] = json.loads(path.read_text())
+    losses = {
+        name: [
+            (r["clean"], r["attacked_value"]) for r in records if r["metric"] == "loss"
+        ]
+        for name, records in records.items()
+    }
+    assert losses["one"] == losses["two"]
+    assert losses["one"] != losses["other_draws"]
+    assert losses["one"] != losses["other_seed"]
+    for by_run in records.values():
+        assert all("random in predict" in r["warnings"][0] for r in by_run)
+    assert "over 2 draws" in records["one"][0]["warnings"][0]
+
+
+def test_costs_count_draws():
+    cell = Cell("pgd", "linf", 8.0, 2.0, 10, 2, ("depth",), 0, 0)
+    several = dataclasses.replace(cell, eot=5)
+    assert sweep._passes(several) - 1 == 5 * (sweep._passes(cell) - 1)
+    assert several.label == "pgd-eot5"
+    assert several.objective_settings(8, 8)["eot"] == 5
 
 
 # Copies that come out otherwise.
