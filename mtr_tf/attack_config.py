@@ -112,6 +112,12 @@ class AttackConfig(Settings):
         "Bring the outputs near to what another image of the split (half the split "
         "further on) has as its target, rather than away from their own.",
     )
+    eot: int = setting(
+        1,
+        "Of a model that is random in predict: attacks follow the mean gradient over "
+        "so many draws of its noise, which cost as many times as much.",
+        low=1,
+    )
     attack_pixels: int = setting(
         0, "Attack this many output pixels, drawn by --seed; 0: all.", low=0
     )
@@ -152,7 +158,10 @@ class AttackConfig(Settings):
         128, "Attack the first N examples, or all if there are fewer; 0: all.", low=0
     )
     batch_size: int = setting(
-        32, "Examples per step, over all replicas; results do not depend on it.", low=1
+        32,
+        "Examples per step, over all replicas; results do not depend on it, unless the "
+        "model is random.",
+        low=1,
     )
     dataset: str = setting(
         "", "Data set; empty: the run's own. A .keras file of your own needs it."

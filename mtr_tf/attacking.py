@@ -53,9 +53,11 @@ from mtr_tf.checkpoints import Run
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.models import inference
+from mtr_tf.models import randomness
 from mtr_tf.report import Record
 
 # Settings that do not enter the default name: they change no result.
@@ -82,6 +84,7 @@ def attack(config: AttackConfig) -> str:
         written or computed.
     """
     tf.config.experimental.enable_op_determinism()
+    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
     if config.norm == "linf" and 0 < max(config.eps) <= 1:
         logging.warning(
             "--eps is in levels of 0-255 under --norm=linf, so that %g is %g of an "
@@ -128,7 +131,7 @@ def attack(config: AttackConfig) -> str:
         strategy=strategy,
         batch_size=config.batch_size,
         seed=config.seed,
-        surrogate=_surrogate(config, source_run or run, strategy),
+        surrogate=_surrogate(config, source_run or run, strategy, columns),
     )
     name = config.name or default_name(config, run.fingerprint)
     folder = run.directory / "attacks" / name
@@ -184,8 +187,13 @@ def _sweep(
 ) -> list[Record]:
     """Runs what is not finished of an attack, and writes its files."""
     store = cell_store.Store(folder, facts, config.save_examples)
+    attacked = dict.fromkeys((subject.model, subject.surrogate or subject.model))
+    few = batching.first_images(subject.columns, 2)
+    said = [randomness.say_once(model, few, config.eot) for model in attacked]
+    random = [text for text in dict.fromkeys(said) if text]
     clean, results = sweep.run(subject, cells, store, predictions)
-    warnings = [*about["warnings"], *report.not_finite(clean, results)]
+    unsound = report.not_finite(clean, results)
+    warnings = [*about["warnings"], *random, *unsound]
     if config.checks:
         warnings += trust.check_once(
             subject,
@@ -219,12 +227,15 @@ def _source_run(config: AttackConfig) -> Run | None:
 
 
 def _surrogate(
-    config: AttackConfig, run: Run, strategy: tf.distribute.Strategy
+    config: AttackConfig,
+    run: Run,
+    strategy: tf.distribute.Strategy,
+    columns: Columns,
 ) -> keras.Model | None:
     """The model that gradients are taken of; None: the attacked one as it is."""
     if config.fast:
         with strategy.scope():
-            return inference.in_bfloat16(run.model)
+            return inference.in_bfloat16(run.model, batching.first_images(columns, 2))
     return run.model if config.source_ckpt else None
 
 

@@ -73,6 +73,7 @@ class Cell:
     scale: tuple[tuple[float, ...], ...] = ()
     judge: str = judging.LOSS
     place: int = -1
+    eot: int = 1  # Draws of a random model's noise.
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -94,8 +95,8 @@ class Cell:
     def label(self) -> str:
         """The attack with what is not as usual about its objective, as one word."""
         parts = [self.attack, "+".join(self.losses)]
-        parts += [self.balance if self.balance != "sum" else ""]
-        parts += ["targeted" if self.targeted else ""]
+        parts += [self.balance] if self.balance != "sum" else []
+        parts += ["targeted" * self.targeted, f"eot{self.eot}" * (self.eot > 1)]
         parts += [self.judge if self.judge != _judge(self, judging.AUTO) else ""]
         return "-".join(part for part in parts if part)
 
@@ -194,6 +195,7 @@ class Cell:
             "targeted": self.targeted,
             "classes": self.classes or None,
             "judge": self.judge,
+            "eot": self.eot,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -228,8 +230,7 @@ def make_cells(
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
-    cells = []
-    groups = parse_groups(config.attack_tasks, tasks)
+    cells, groups = [], parse_groups(config.attack_tasks, tasks)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
@@ -253,6 +254,7 @@ def make_cells(
             ensemble=config.ensemble,
             queries=config.queries,
             scale=scale if attack in OUTSIDE else (),
+            eot=config.eot,
         )
         cell = _fitted(cell)
         cell = dataclasses.replace(cell, judge=_judge(cell, config.judge))
@@ -288,7 +290,7 @@ def _fitted(cell: Cell) -> Cell:
     elif cell.attack in _FLOORS:
         change |= {"step_size": 0.0, "steps": 1}
         if _is_blind(cell) and cell.place < 0:  # Nothing to choose by the objective.
-            change |= {"balance": "sum", "weights": ()}
+            change |= {"balance": "sum", "weights": (), "eot": 1}
     elif cell.attack in ("apgd", "sea"):
         change |= {"step_size": 0.0}
     fits = [

@@ -4,7 +4,8 @@
 Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
 set of images, over any number of replicas and workers, and resampling them gives its
 bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
-the image's index): not on batch size, order or replicas.
+the image's index): not on batch size, order or replicas. The noise of a model that is
+random in `predict` alone is made for a whole batch, of (seed, its first image's index).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 from mtr_tf.models import inference
+from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 
 _SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
@@ -186,7 +188,7 @@ class Evaluator:
             for batch in self._batches(columns, batch_size, num_examples):
                 batch = {key: batch[key] for key in _USED if key in batch}
                 if not index:
-                    self._check_fold(batch["image"])
+                    self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
                 rows, pictures = self._step_for(arguments)(*arguments)
                 places = self._gather(batch["index"])
@@ -212,12 +214,20 @@ class Evaluator:
             examples=_examples(kept, keep_examples) if kept else None,
         )
 
-    def _check_fold(self, images) -> None:
-        """Has the attacked model looked at on a few images, before it is compiled."""
-        if self._attack is not None:
-            (few, *_) = self._strategy.experimental_local_results(images)
-            names = tasks_lib.resolve(self._objective["tasks"])
-            inference.check(self._surrogate, names, few[:_LOOKED_AT])
+    def _look_at_models(self, images) -> None:
+        """Looks at what is attacked on a few images, before anything is compiled.
+
+        Whether its folded copy does the same, and whether it is random.
+        """
+        if self._attack is None:
+            return
+        (few, *_) = self._strategy.experimental_local_results(images)
+        few = few[:_LOOKED_AT]
+        names = tasks_lib.resolve(self._objective["tasks"])
+        if self._objective.get("fold", True):
+            inference.check(self._surrogate, names, few)
+        for model in (self._surrogate, self._model):
+            randomness.say_once(model, few, self._objective.get("eot", 1))
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""

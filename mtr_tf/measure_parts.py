@@ -22,6 +22,7 @@ from absl import logging
 from mtr_tf import progress
 from mtr_tf import runs
 from mtr_tf.data import batching
+from mtr_tf.models import stateless
 from mtr_tf.sweep import Subject
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -123,6 +124,10 @@ class Pass:
 
     def __call__(self, advance: Callable[[int], None], *arguments: tf.Tensor) -> Arrays:
         """All images' results in the order of the split, {name: `[N, ...]`}."""
+        with stateless.unchanged(self._subject.model):
+            return self._run(advance, arguments)
+
+    def _run(self, advance, arguments) -> Arrays:
         subject, found = self._subject, []
         for batch in subject.strategy.distribute_datasets_from_function(self._batches):
             batch = {key: batch[key] for key in _USED}

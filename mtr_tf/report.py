@@ -92,6 +92,7 @@ def _record(
         "wanted_clean": wanted.get("clean"),
         "wanted_value": wanted.get("attacked"),
         "restarts": cell.restarts,
+        "eot": cell.eot,
         "random_start": cell.random_start,
         "ensemble": list(cell.ensemble),
         "attack_pixels": cell.pixels,

@@ -186,7 +186,8 @@ def _passes(cell: Cell | None) -> float:
     """How long an image takes, roughly, in passes forwards and backwards."""
     if not cell or not cell.eps:
         return 1
-    return 1 + cell.steps * cell.restarts * (0.4 if cell.attack == "square" else 1)
+    steps = cell.steps * cell.restarts * cell.eot
+    return 1 + steps * (0.4 if cell.attack == "square" else 1)
 
 
 def make_evaluator(

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import models
+from mtr_tf.models import convolutions
 from mtr_tf.models import inference
 
 L = keras.layers
@@ -79,7 +80,7 @@ def test_dilated_convolutions():
     rearranged = "SpaceToBatchND" in _operations(
         inference.fold(model, ("seg",)), (64, 64, 3)
     )
-    assert rearranged != inference._dilates_directly(tf.float32)
+    assert rearranged != convolutions.dilates_directly(tf.float32)
 
 
 def test_dilated_convolutions_without_onednn():

@@ -84,12 +84,11 @@ def launch(
         return x
     if not tf.executing_eagerly():
         return tf.stop_gradient(_searched(attack, objective, x, keys))
-    if hasattr(objective, "checked"):
-        objective = objective.checked(x)
     passes = float(getattr(attack, "passes", 1))
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
-    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
-    with unchanged():
+    with getattr(objective, "unchanged", contextlib.nullcontext)():
+        if hasattr(objective, "checked"):
+            objective = objective.checked(x)
         return tf.stop_gradient(_run(attack, objective, x, keys, on))
 
 

@@ -8,9 +8,12 @@ objective under one draw of the noise (Athalye et al., ICML 2018).
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
+
+from mtr_tf.models import stateless
 
 
 def of(objective: Any, function: Callable[[Any], Any]) -> Any:
@@ -43,3 +46,15 @@ def mean(function: Callable[[Any], Any], count: int) -> Any:
         lambda number, _: number < count, add, (1, total), parallel_iterations=1
     )
     return tf.nest.map_structure(lambda t: t / count, total)
+
+
+def noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:
+    """Returns the key, int64 [2], of a random model's noise in one call.
+
+    One for each seed (that of the batch's first image), step of an attack, and draw.
+    Restarts and radii meet the same noise at the same step, so that they compare.
+    """
+    keys = batch.get("keys")
+    key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
+    step = tf.bitcast(tf.cast(progress, tf.float32), tf.int32)
+    return stateless.fold_in(stateless.fold_in(key, step), batch.get("draw", 0))

@@ -32,11 +32,10 @@ from mtr_tf.attacks.surrogates import SURROGATES
 from mtr_tf.attacks.surrogates import Case
 from mtr_tf.errors import InputError
 from mtr_tf.models import inference
+from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 
 Batch = Mapping[str, Mapping[str, tf.Tensor]]
-
-_LOOKED_AT = 2  # Images whose outputs are compared.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Recipe:
         with tape:
             if balance.steepest:
                 tape.watch(x)
-            outputs = self._outputs(x, noise_key(batch, progress))
+            outputs = self._outputs(x, batch, progress)
             own = self._own(outputs, batch)
             raised = self._raised(own, outputs, batch, progress)
         ascend = balance(raised, batch.get("before"), progress)
@@ -149,7 +148,7 @@ class Recipe:
         point = start if compared == "start" else clean
 
         def compare(number: int | tf.Tensor) -> dict[str, Any]:
-            outputs = self._outputs(point, noise_key({**batch, "draw": number}, 0.0))
+            outputs = self._outputs(point, {**batch, "draw": number}, 0.0)
             own = self._own(outputs, batch)
             found = {"before": self._raised(own, outputs, batch, 0.0)}
             if self.needs_clean:
@@ -198,8 +197,9 @@ class Recipe:
                 rows[name] = {metric.name: metric.statistics(*case, None)}
         return rows
 
-    def _outputs(self, x: tf.Tensor, key: tf.Tensor) -> Mapping[str, tf.Tensor]:
+    def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
+        key = draws_lib.noise_key(batch, progress)
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
@@ -213,18 +213,6 @@ class Recipe:
                     f"{', '.join(map(repr, outputs))}."
                 )
         return outputs
-
-
-def noise_key(batch: Batch, progress: tf.Tensor | float) -> tf.Tensor:
-    """Returns the key, int64 [2], of a random model's noise in one call.
-
-    One for each seed (that of the batch's first image), step of an attack, and draw.
-    Restarts and radii meet the same noise at the same step, so that they compare.
-    """
-    keys = batch.get("keys")
-    key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
-    step = tf.bitcast(tf.cast(progress, tf.float32), tf.int32)
-    return stateless.fold_in(stateless.fold_in(key, step), batch.get("draw", 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -273,8 +261,10 @@ class TaskObjective:
 
     def checked(self, x: tf.Tensor) -> TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
-        if self.recipe.fold:
-            inference.check(self.recipe.model, self.recipe.tasks, x[:_LOOKED_AT])
+        recipe = self.recipe
+        if recipe.fold:
+            inference.check(recipe.model, recipe.tasks, x[:2])
+        randomness.say_once(recipe.model, x[:2], recipe.eot)
         return self
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:

@@ -320,6 +320,12 @@ def _tensor_function(
     return _as_it_is(call)
 
 
+def first_images(columns: Columns, count: int) -> np.ndarray:
+    """Returns the first images, or all if there are fewer, float32 in [0, 1]."""
+    images = columns.images[np.arange(min(count, len(columns)))]
+    return images.astype(np.float32) / np.float32(255)
+
+
 def _read_task(
     columns: Columns, task: str, images: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

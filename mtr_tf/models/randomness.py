@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is a model random where it is scored? Found by calling it, and said once."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf.models import stateless
+
+# What `kind` returns.
+NONE, SEEDED, UNSEEDED = "none", "seeded", "unseeded"
+_KINDS = weakref.WeakKeyDictionary()
+_SAID = weakref.WeakSet()
+
+
+def kind(model: Any, images: tf.Tensor) -> str:
+    """How a model's outputs for the same images differ from call to call.
+
+    Called with `training=False`, eagerly, three times; looked at once for each model.
+
+    Args:
+      model: Images -> outputs of any structure; no Keras model: `NONE`, since what a
+        plain function changes by being called is not known.
+      images: [batch, ...], a few.
+
+    Returns:
+      NONE; SEEDED if they do with the key of `stateless.outputs` alone, so that the
+      same key gives the same outputs; UNSEEDED if they do with the same key too.
+    """
+    if not isinstance(model, keras.Layer):
+        return NONE
+    if model not in _KINDS:
+        key = tf.constant([0, 0], tf.int64)
+        with stateless.unchanged(model):
+            one, same, other = (
+                _flat(stateless.outputs(model, images, k)) for k in (key, key, key + 1)
+            )
+        found = NONE if _equal(one, other) else SEEDED
+        _KINDS[model] = found if _equal(one, same) else UNSEEDED
+    return _KINDS[model]
+
+
+def _flat(outputs: Any) -> list[np.ndarray]:
+    return [np.asarray(tf.cast(y, tf.float64)) for y in tf.nest.flatten(outputs)]
+
+
+def _equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def warning(model: Any, images: tf.Tensor, eot: int) -> str:
+    """What must be said wherever an attack on the model is; "" if it is not random.
+
+    Args:
+      model: What is attacked or scored.
+      images: [batch, ...], a few.
+      eot: Draws of its noise whose mean gradient attacks follow.
+    """
+    found = kind(model, images)
+    if found == NONE:
+        return ""
+    attacked = f"attacks follow the mean gradient over {eot} draws of its noise"
+    if eot == 1:
+        attacked = (
+            "an attack follows a single draw of its noise at each step, and the model "
+            "may look more robust than it is; give --eot=10 (in Python eot=10)"
+        )
+    text = f"the model is random in predict: {attacked}."
+    if found == UNSEEDED:
+        text += (
+            " Some of its random numbers are drawn without a seed (tf.random), so no "
+            "result can be repeated bit by bit; draw them with keras.random and a "
+            "keras.random.SeedGenerator."
+        )
+    return text
+
+
+def say_once(model: Any, images: tf.Tensor, eot: int) -> str:
+    """Logs the warning, once for each model; returns it."""
+    text = warning(model, images, eot)
+    if text and model not in _SAID:
+        _SAID.add(model)
+        logging.warning("%s", text)
+    return text
