@@ -169,8 +169,12 @@ class AttackConfig(Settings):
     data_dir: str = setting("", "Folder of the data; empty: as in training.")
     depth_target: str = setting(
         "own",
-        "As in training (own: that of the run, or disparity), for cityscapes.",
+        "As in training (own: that of the run, or disparity), for cityscapes and "
+        "taskonomy.",
         choices=("own", "disparity", "inverse_depth", "metres", "released"),
+    )
+    validation_share: float = setting(
+        0.0, "As in training (0: that of the run), for taskonomy.", low=0, high=1
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the model's own."

@@ -48,7 +48,6 @@ from mtr_tf import training
 from mtr_tf import trust
 from mtr_tf.attack_config import NO_ATTACK
 from mtr_tf.attack_config import AttackConfig
-from mtr_tf.attack_config import check_known
 from mtr_tf.checkpoints import Run
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
@@ -276,7 +275,7 @@ def _open_source(config: AttackConfig, run: Run, tasks: Sequence[str]) -> data.S
         tasks=tasks,
         **_options(config, own if same else None),
     )
-    check_known("split", config.split, tuple(source.info.splits))
+    source.check(config.split)
     model_fit.check(run.model, source.info, tasks)
     return source
 
@@ -288,6 +287,8 @@ def _options(config: AttackConfig, own: TrainConfig | None) -> dict[str, object]
         options = {name: getattr(own, name) for name in options}
     if config.depth_target != "own":
         options["depth_target"] = config.depth_target
+    if config.validation_share:
+        options["validation_share"] = config.validation_share
     return options
 
 

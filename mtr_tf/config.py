@@ -183,8 +183,16 @@ class TrainConfig(Settings):
         "disparity",
         "What cityscapes' depth is: disparity (pixels), inverse_depth (1/m) or metres "
         "(both need camera/), or released (as the paper's code has it: the file's "
-        "values / 1000, nothing masked).",
+        "values / 1000, nothing masked). Of taskonomy's two depths: metres, or else "
+        "the files' logarithms, in [0, 1].",
         choices=("disparity", "inverse_depth", "metres", "released"),
+    )
+    validation_share: float = setting(
+        0.0,
+        "Of taskonomy, the share of its buildings (of one building: its points) that "
+        "is validation, the last ones; 0: as its lists say, or as released.",
+        low=0,
+        high=1,
     )
     as_released: bool = setting(
         False,

@@ -194,7 +194,7 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
         decoders=decoders,
         seed=config.seed,
         **{
-            option: getattr(config, option) if dataset in takers else default
+            option: getattr(config, option, default) if dataset in takers else default
             for option, (default, takers) in data.OPTIONS.items()
         },
     )

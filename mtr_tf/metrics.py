@@ -35,6 +35,8 @@ class Metric:
         alone.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
       bounds: The least and largest value that there can be.
+      relative: Whether the value is a share of the target: of a distance, or of
+        whatever a data set has as the target in its place.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Metric:
     statistics: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int | None], tf.Tensor]
     value: Callable[[np.ndarray], np.ndarray]
     bounds: tuple[float, float] = (0.0, math.inf)
+    relative: bool = False
 
     @property
     def is_mean(self) -> bool:
@@ -159,7 +162,7 @@ def rel() -> Metric:
         error = tf.abs(losses.difference(target, output, positive))
         return _sum_and_count(tf.math.divide_no_nan(error, target), positive)
 
-    return Metric("rel", "lower", "", statistics, _ratio)
+    return Metric("rel", "lower", "", statistics, _ratio, relative=True)
 
 
 def angular_error() -> Metric:

@@ -77,7 +77,14 @@ class Task:
         return next(metric for metric in self.metrics if metric.is_mean)
 
     def unit_of(self, metric: metrics.Metric, units: Mapping[str, str]) -> str:
-        """Returns a metric's unit on a data set with the `units` of its DatasetInfo."""
+        """Returns a metric's unit on a data set with the `units` of its DatasetInfo.
+
+        A share of something that is not in the task's own unit is said to be so: "share
+        of log" is none of a distance.
+        """
+        unit = units.get(self.name, self.unit)
+        if metric.relative and unit != self.unit:
+            return f"share of {unit}"
         of_target = self.unit and metric.unit == self.unit
         return units.get(self.name, metric.unit) if of_target else metric.unit
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -21,9 +20,12 @@ from mtr_tf import tasks
 from mtr_tf.data import batching
 from mtr_tf.data import png
 from mtr_tf.data import taskonomy
+from mtr_tf.data.source import Columns
 from mtr_tf.data.taskonomy import examples
 from mtr_tf.data.taskonomy import finding
 from mtr_tf.data.taskonomy import layout
+from mtr_tf.data.taskonomy import reading
+from mtr_tf.data.taskonomy import splitting
 from mtr_tf.data.taskonomy import transforms
 from mtr_tf.errors import InputError
 
@@ -49,7 +51,7 @@ def split_names(folder, **options):
     listing = finding.scan(str(folder))
     return {
         split: [view.name for view in views]
-        for split, views in finding.splits(listing, **options).items()
+        for split, views in splitting.splits(listing, **options).items()
     }
 
 
@@ -105,7 +107,7 @@ def test_several_buildings_are_split_by_name(tmp_path):
 
 def test_a_fifth_of_the_buildings_is_validation():
     views = [finding.View(f"b{i:02}", 0, 0, "", {}) for i in range(17)]
-    found = finding.splits(finding.Listing(views, 0, None, ""))
+    found = splitting.splits(finding.Listing(views, 0, None, ""))
     assert [v.building for v in found["validation"]] == ["b14", "b15", "b16"]
 
 
@@ -127,7 +129,7 @@ def test_lists_say_the_split_of_buildings(tmp_path):
         "test": ["more/c/point_0_view_0"],
     }
     listing = finding.scan(str(tmp_path))
-    assert finding.summary(listing, finding.splits(listing)) == (
+    assert finding.summary(listing, splitting.splits(listing)) == (
         "Taskonomy: 1 train and 1 validation and 1 test views of 3 buildings; 1 views "
         "of buildings outside the split lists are not used."
     )
@@ -147,7 +149,7 @@ def test_what_is_missing_is_counted(tmp_path):
     label.write_bytes(b"")  # Such place-holders stand for missing labels.
     remove(tmp_path, "rgb/point_1301_*")
     listing = finding.scan(str(tmp_path))
-    assert finding.summary(listing, finding.splits(listing)) == (
+    assert finding.summary(listing, splitting.splits(listing)) == (
         "Taskonomy: 2 train and 1 validation views of 1 building; masked where a file "
         "is missing: segment_semantic 2, normal 1 views; 1 views without rgb are not "
         "used."
@@ -263,25 +265,299 @@ def test_files_of_another_kind(tmp_path, task, content, message):
     assert str(path) in str(raised.value)
 
 
-def test_a_broken_file_is_named_and_the_rest_is_kept(tmp_path, tfds_dir, monkeypatch):
-    taskonomy_fixture.write_building(tmp_path, [0, 1, 1300])
-    (path,) = tmp_path.glob("reshading/point_1_*")
+def cut(folder, pattern):
+    (path,) = folder.glob(pattern)
     path.write_bytes(path.read_bytes()[:200])
-    options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
-    with pytest.raises(InputError, match=re.escape(str(path))):
-        data.open_source("taskonomy", **options)
-    taskonomy_fixture.write_building(tmp_path, [1])
+    return str(path)
+
+
+def counting(monkeypatch):
+    """What is made from now on, by point."""
     make, made = examples.make, []
 
     def count(job):
-        made.append(pathlib.Path(job["files"]["depth"]).name.split("_")[1])
+        made.append(pathlib.Path(job["files"][layout.RGB]).name.split("_")[1])
         return make(job)
 
     monkeypatch.setattr(examples, "make", count)
+    return made
+
+
+def test_broken_files_are_all_listed_masked_and_counted(tmp_path, caplog):
+    taskonomy_fixture.write_building(tmp_path, [0, 1, 1300])
+    broken = [
+        cut(tmp_path, "reshading/point_1_*"),
+        cut(tmp_path, "reshading/point_1300_*"),
+        cut(tmp_path, "segment_semantic/point_0_*"),
+        cut(tmp_path, "depth_euclidean/point_0_*"),
+    ]
+    options = {"data_dir": str(tmp_path), "image_size": (16, 16)}
+    source = data.open_source("taskonomy", **options)
+    (listing,) = (m for m in caplog.messages if m.startswith("4 broken files of Task"))
+    assert all(path in listing for path in broken)
+    train, validation = map(source.columns, ("train", "validation"))
+    both = np.arange(2)
+    assert train.masks["reshading"][both].any(axis=(1, 2)).tolist() == [True, False]
+    assert not validation.masks["reshading"][both[:1]].any()
+    assert train.masks["seg"][both].any(axis=(1, 2)).tolist() == [False, True]
+    distances = train.masks["depth_euclidean"][both]
+    assert distances.any(axis=(1, 2)).tolist() == [False, True]
+    hole = ~train.masks["reshading"][both[:1]][0]  # Now by depth_zbuffer.
+    assert (hole.sum(), hole[:5, :5].sum()) == (25, 25)
+    assert train.masks["normal"][both].any(axis=(1, 2)).all()
+    caplog.clear()
+    data.open_source("taskonomy", **options)
+    said = "Taskonomy: masked, since broken: "
+    (counts,) = (m.removeprefix(said) for m in caplog.messages if m.startswith(said))
+    expected = ("segment_semantic 1", "depth_euclidean 1", "reshading 2")
+    assert sorted(counts.removesuffix(" views.").split(", ")) == sorted(expected)
+
+
+def test_broken_pictures_are_refused_all_at_once(tmp_path, tfds_dir, monkeypatch):
+    taskonomy_fixture.write_building(tmp_path, [0, 1, 2, 1300])
+    patterns = ("rgb/point_1_*", "rgb/point_1300_*", "normal/point_0_*")
+    broken = [cut(tmp_path, pattern) for pattern in patterns]
+    options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
+    with pytest.raises(InputError, match="2 of Taskonomy's are not") as raised:
+        data.open_source("taskonomy", **options)
+    assert all(path in str(raised.value) for path in broken)
+    taskonomy_fixture.write_building(tmp_path, [1, 1300])
+    made = counting(monkeypatch)
     source = data.open_source("taskonomy", **options)
     assert made == ["1", "1300"]
-    assert source.info.splits == {"train": 2, "validation": 1}
+    assert source.info.splits == {"train": 3, "validation": 1}
     assert not list(tfds_dir.rglob("*parts*"))
+
+
+def test_only_what_is_asked_for_is_opened(tmp_path, monkeypatch):
+    taskonomy_fixture.write_building(tmp_path, [0, 1300])
+    cut(tmp_path, "normal/point_0_*")
+    read, opened = examples.read_file, []
+
+    def listen(task, path):
+        opened.append(task)
+        return read(task, path)
+
+    monkeypatch.setattr(examples, "read_file", listen)
+    options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
+    for asked, expected in (
+        (["A"], {"rgb"}),
+        (["s"], {"rgb", "seg"}),
+        (["r", "k"], {"rgb", "reshading", "keypoints2d", "depth_euclidean"}),
+        (["k"], set()),  # It is there.
+        (["k", "s"], {"rgb", "seg", "keypoints2d"}),
+    ):
+        opened.clear()
+        source = data.open_source("taskonomy", tasks=asked, **options)
+        assert set(opened) == expected
+        assert len(opened) == 2 * len(expected)
+        wanted = set(tasks.resolve(asked))
+        assert set(source.columns("train").targets) == wanted
+        assert set(source.info.tasks) == set(tasks.TASKS)
+
+
+def hole_of(folder, task="reshading", **options):
+    """Which pixels of a view are unknown, [16, 16]."""
+    options |= {"data_dir": str(folder), "image_size": (16, 16), "tasks": [task]}
+    columns = data.open_source("taskonomy", **options).columns("train")
+    return ~columns.masks[task][np.arange(1)][0]
+
+
+def test_holes_are_known_without_depth_files(tmp_path, caplog):
+    drawn = taskonomy_fixture.draw(0)
+    drawn["normal"][:4, :3] = 128
+    drawn["normal"][4, 4] = (128, 128, 127)
+    drawn["principal_curvature"][2:6, :3] = 0
+    drawn["principal_curvature"][7, 7] = (0, 0, 1)
+    few = ("rgb", "reshading", "edge_texture")
+
+    def folder(name, *domains):
+        chosen = {domain: drawn[domain] for domain in (*few, *domains)}
+        taskonomy_fixture.write_view(tmp_path / name, chosen, 0)
+        return tmp_path / name
+
+    def rectangle(rows, columns=slice(0, 3)):
+        found = np.zeros((16, 16), bool)
+        found[rows, columns] = True
+        return found
+
+    both = folder("both", "normal", "principal_curvature")
+    np.testing.assert_array_equal(hole_of(both), rectangle(slice(0, 6)))
+    np.testing.assert_array_equal(hole_of(both, "normal"), rectangle(slice(0, 6)))
+    assert not hole_of(both, "edge_texture").any()
+    one = folder("normals", "normal")
+    np.testing.assert_array_equal(hole_of(one), rectangle(slice(0, 4)))
+    one = folder("curvatures", "principal_curvature")
+    np.testing.assert_array_equal(hole_of(one), rectangle(slice(2, 6)))
+    assert not hole_of(one, as_released=True).any()  # That code does not know it.
+    # Omnidata's masks come first, under either name; depths before them.
+    mask = np.full((16, 16), 255, np.uint8)
+    mask[9:, 9:] = 0
+    for name in ("mask_valid", "depth_zbuffer"):
+        one = folder(f"masks_{name}", "normal")
+        path = one / "mask_valid" / f"point_0_view_0_domain_{name}.png"
+        path.parent.mkdir()
+        Image.fromarray(np.kron(mask, np.ones((4, 4), np.uint8))).save(path)
+        tall = rectangle(slice(9, 16), slice(9, 16))
+        np.testing.assert_array_equal(hole_of(one), tall)
+        assert "depth" not in finding.scan(str(one)).tasks
+    one = folder("masks_mask_valid", "depth_zbuffer")
+    np.testing.assert_array_equal(hole_of(one), rectangle(slice(0, 5), slice(0, 5)))
+    caplog.clear()
+    assert not hole_of(folder("blind")).any()
+    said = "holes are taken for surfaces in 1 views without depth_euclidean, depth_zb"
+    listing = finding.scan(str(tmp_path / "blind"))
+    chosen = splitting.splits(listing)
+    assert said in finding.summary(listing, chosen)
+    assert "holes" not in finding.summary(listing, chosen, ["edge_texture"])
+
+
+# Shares of a folder.
+
+
+def points_of(folder, **options):
+    listing = finding.scan(str(folder))
+    return {
+        split: [f"{view.building}{view.point}" for view in views]
+        for split, views in splitting.splits(listing, **options).items()
+    }
+
+
+def test_a_share_is_validation_where_that_is_asked_for(tmp_path):
+    for point in (3, 7, 20, 31, 1250):
+        taskonomy_fixture.write_view(tmp_path / "a", taskonomy_fixture.draw(0), point)
+    taskonomy_fixture.write_view(tmp_path / "a", taskonomy_fixture.draw(0), 31, view=1)
+    found = points_of(tmp_path / "a", validation_share=0.4)
+    assert found == {"train": ["3", "7", "20"], "validation": ["31", "31", "1250"]}
+    assert points_of(tmp_path / "a", validation_share=0.01)["validation"] == ["1250"]
+    assert points_of(tmp_path / "a", validation_share=1.0)["train"] == ["3"]
+    for building in "vwxyz":
+        taskonomy_fixture.write_building(
+            tmp_path / "b", [0, 1300], folder=f"{building}/{{domain}}"
+        )
+    (tmp_path / "b" / "train_val_test_tiny.csv").write_text(LIST + "v,0,1,0\n")
+    found = points_of(tmp_path / "b", validation_share=0.4)
+    assert found["validation"] == ["y0", "y1300", "z0", "z1300"]
+    assert len(found["train"]) == 6
+
+
+def test_a_share_that_cannot_be_had(tmp_path):
+    taskonomy_fixture.write_building(tmp_path, [5])
+    with pytest.raises(InputError, match="needs two points or buildings to share out"):
+        points_of(tmp_path, validation_share=0.5)
+    with pytest.raises(InputError, match="leave one of them out"):
+        points_of(tmp_path, validation_share=0.5, as_released=True)
+    with pytest.raises(InputError, match="for taskonomy only, got 0.5 for rooms"):
+        data.open_source("rooms", validation_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("points", "absent", "why"),
+    [
+        (
+            [0, 1, 2],
+            "validation",
+            "points from 1200 .* all there are lie below; add",
+        ),
+        ([1200, 1300, 1301], "train", "points from 1200 .* lie from there on; add"),
+    ],
+)
+def test_a_part_of_a_building_says_what_to_do(tmp_path, points, absent, why):
+    taskonomy_fixture.write_building(tmp_path, points)
+    options = {"data_dir": str(tmp_path), "image_size": (8, 8), "tasks": ["seg"]}
+    with pytest.raises(InputError, match=f"not '{absent}': {why}") as raised:
+        data.open_source("taskonomy", **options).columns(absent)
+    assert "--validation_share=0.2" in str(raised.value)
+    source = data.open_source("taskonomy", validation_share=0.2, **options)
+    assert source.info.splits == {"train": 2, "validation": 1}
+    assert len(source.columns(absent).images) == source.info.splits[absent]
+
+
+def test_lists_without_the_buildings_say_what_to_do(tmp_path):
+    taskonomy_fixture.write_building(tmp_path, [0], folder="x/{domain}")
+    (tmp_path / "train_val_test_tiny.csv").write_text(LIST + "x,1,0,0\n")
+    source = data.open_source(
+        "taskonomy", data_dir=str(tmp_path), image_size=(8, 8), tasks=["seg"]
+    )
+    with pytest.raises(InputError, match="csv name no building of the folder for it"):
+        source.columns("validation")
+
+
+# Depths, edges, groups.
+
+
+def test_depths_in_metres(tmp_path):
+    taskonomy_fixture.write_building(tmp_path, [0])
+    options = {"data_dir": str(tmp_path), "tasks": ["d", "D"]}
+    source = data.open_source(
+        "taskonomy", depth_target="metres", image_size=(16, 16), **options
+    )
+    columns = source.columns("train")
+    for task, domain in (("depth", "depth_zbuffer"), ("depth_euclidean",) * 2):
+        file = taskonomy_fixture.draw(0)[domain]
+        known = file < 65535
+        found = columns.targets[task][np.arange(1)][0, ..., 0]
+        expected = np.where(known, file / 512, 0)  # A step is 1/512 m.
+        np.testing.assert_allclose(found, expected, rtol=2e-4)
+        np.testing.assert_array_equal(columns.masks[task][np.arange(1)][0], known)
+        assert source.info.ranges[task] == (0.0, 10.0)
+        for metric in tasks.TASKS[task].metrics:
+            unit = tasks.TASKS[task].unit_of(metric, source.info.units)
+            assert unit == {"mae": "m", "rmse": "m", "rel": "", "loss": ""}[metric.name]
+    assert source.info.units == {"curvature": ""}
+    # Smaller ones are geometric means of 1 + steps.
+    small = data.open_source(
+        "taskonomy", depth_target="metres", image_size=(1, 1), **options
+    ).columns("train")
+    file = taskonomy_fixture.draw(0)["depth_zbuffer"].astype(float)
+    steps = np.exp(np.log1p(file[file < 65535]).mean()) - 1
+    found = small.targets["depth"][np.arange(1)]
+    np.testing.assert_allclose(found, [[[[steps / 512]]]], rtol=2e-4)
+    with pytest.raises(InputError, match="must be metres, or left out for the files"):
+        data.open_source("taskonomy", depth_target="inverse_depth", **options)
+
+
+def test_a_share_of_a_logarithm_is_said_to_be_one():
+    depth = tasks.TASKS["depth"]
+    (rel,) = (metric for metric in depth.metrics if metric.name == "rel")
+    assert depth.unit_of(rel, layout.UNITS) == "share of log"
+    assert depth.unit_of(rel, {"depth": "pixels"}) == "share of pixels"
+    assert depth.unit_of(rel, {}) == depth.unit_of(rel, {"depth": "m"}) == ""
+
+
+def test_occlusion_edges_are_painted_up_to_what_is_there(tmp_path):
+    drawn = taskonomy_fixture.draw(0)
+    drawn["edge_occlusion"][8:, 8:] += np.uint16(60000)
+    taskonomy_fixture.write_view(tmp_path, drawn, 0)
+    options = {"data_dir": str(tmp_path), "image_size": (16, 16)}
+    source = data.open_source("taskonomy", **options)
+    columns = source.columns("train")
+    values = columns.targets["edge_occlusion"][np.arange(1)]
+    values = values[columns.masks["edge_occlusion"][np.arange(1)]]
+    assert values.max() > 10  # Such targets are not clipped.
+    low, high = source.info.ranges["edge_occlusion"]
+    assert low == -1
+    assert high == pytest.approx(np.percentile(values, 99))
+    flat = {"edge_occlusion": np.full((2, 4, 4, 1), -1.0)}
+    known = {"edge_occlusion": np.ones((2, 4, 4), bool)}
+    columns = Columns(np.zeros((2, 4, 4, 3), np.uint8), flat, known)
+    assert reading.edges_painted(columns) == (-1, 1)
+
+
+def test_views_of_a_building_depend_on_each_other(tmp_path):
+    taskonomy_fixture.write_building(tmp_path, [0, 1])
+    taskonomy_fixture.write_view(tmp_path, taskonomy_fixture.draw(5), 1, view=2)
+    options = {"image_size": (8, 8), "tasks": ["seg"]}
+    source = data.open_source("taskonomy", data_dir=str(tmp_path), **options)
+    groups = source.columns("train").groups
+    assert (groups.of, groups.name) == ([0, 1, 1], "points of one building")
+    for building in "xyz":
+        taskonomy_fixture.write_building(
+            tmp_path / "b", [0, 3], folder=f"{building}/{{domain}}"
+        )
+    source = data.open_source("taskonomy", data_dir=str(tmp_path / "b"), **options)
+    groups = source.columns("train").groups
+    assert (groups.of, groups.name) == (["x", "x", "y", "y"], "buildings")
 
 
 # From the folder to batches.

@@ -53,7 +53,8 @@ DATASETS: dict[str, Callable[..., Source]] = {
 }
 # What some data sets let the user choose: the option, its default, who takes it.
 OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
-    "depth_target": ("disparity", ("cityscapes",)),
+    "depth_target": ("disparity", ("cityscapes", "taskonomy")),
+    "validation_share": (0.0, ("taskonomy",)),
     "as_released": (False, ("taskonomy",)),
 }
 

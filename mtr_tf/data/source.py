@@ -102,10 +102,12 @@ class Source:
       info: facts about it.
       load: returns the columns of a split that exists, for the tasks asked for when
         the source was opened.
+      missing: of splits that are not there, why, and what to do about it.
     """
 
     info: DatasetInfo
     load: Callable[[str], Columns]
+    missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def columns(self, split: str) -> Columns:
         """Returns the arrays of a split.
@@ -113,10 +115,14 @@ class Source:
         Raises:
           InputError: there is no such split.
         """
+        self.check(split)
+        return self.load(split)
+
+    def check(self, split: str) -> None:
+        """Raises `InputError` unless there is such a split."""
         if split not in self.info.splits:
             known = ", ".join(self.info.splits)
+            cure = self.missing.get(split, "choose one of these.")
             raise InputError(
-                f"{self.info.name} has the splits {known}, not {split!r}: "
-                "choose one of these."
+                f"{self.info.name} has the splits {known}, not {split!r}: {cure}"
             )
-        return self.load(split)

@@ -2,10 +2,10 @@
 """Taskonomy: real indoor scenes with targets for all eleven tasks.
 
 Zamir et al., "Taskonomy: Disentangling Task Transfer Learning", CVPR 2018. The data are
-the user's own download. `finding` says which folders are understood and which view is
-in which split, `layout` what the targets are, `transforms` how they come from the
-files, and `released` how they do in the paper's released code. Importing this package
-registers the TFDS builder; it does not import TensorFlow.
+the user's own download. `finding` says which folders are understood, `splitting` which
+view is in which split, `layout` what the targets are, `transforms` how they come from
+the files, and `released` how they do in the paper's released code. Importing this
+package registers the TFDS builder; it does not import TensorFlow.
 """
 
 from mtr_tf.data.taskonomy.reading import open_source

@@ -59,6 +59,15 @@ def target(task: str, codes: np.ndarray) -> np.ndarray:
     return np.where(known, codes, np.float32(0))
 
 
+def metres(task: str, codes: np.ndarray) -> np.ndarray:
+    """Depths in metres of the codes of logarithms: float32 [..., 1], 0 where not known.
+
+    A mean of logarithms gives the geometric mean of the depths that it is of.
+    """
+    steps = np.expm1(target(task, codes) * np.float32(layout.LOG_SCALE))
+    return steps / np.float32(layout.STEPS_OF_A_METRE)
+
+
 def mask(codes: np.ndarray) -> np.ndarray:
     """Where a target is known: bool [N, h, w] of codes [N, h, w] or [N, h, w, C]."""
     known = _known(codes)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,53 +18,116 @@ from mtr_tf.data.taskonomy import resizing
 from mtr_tf.data.taskonomy import transforms
 from mtr_tf.errors import InputError
 
-# What tells where a view's surfaces are known: the first of these that it has.
-_DEPTHS = ("depth_euclidean", "depth")
+
+class Files:
+    """A view's files, each read at most once; what is wrong with them is kept.
+
+    Attributes:
+      wrong: by task, and `layout.RGB`, what is wrong with a file that was read.
+    """
+
+    def __init__(self, paths: Mapping[str, str]):
+        self._paths = paths
+        self._read: dict[str, np.ndarray | None] = {}
+        self.wrong: dict[str, str] = {}
+
+    def read(self, task: str) -> np.ndarray | None:
+        """The numbers of a file; None where there is none, or a broken one."""
+        if task not in self._read:
+            self._read[task] = None
+            if task in self._paths:
+                try:
+                    self._read[task] = read_file(task, self._paths[task])
+                except InputError as error:
+                    self.wrong[task] = str(error)
+        return self._read[task]
 
 
 def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Reads and resizes what there is of a view.
 
     Args:
-      job: "files", the view's paths by task, and that of its picture, which must be
-        there, by `layout.RGB`; "tasks", those to make: where the view has no file of
-        one, nothing of it is known; "size", (height, width); "as_released", whether it
-        is done as in the paper's released code.
+      job: "files", the view's paths by task, and that of its picture, by `layout.RGB`;
+        "tasks", those to make: where the view has no file of one, or a broken one,
+        nothing of it is known; "size", (height, width); "as_released", whether it is
+        done as in the paper's released code.
 
     Returns:
-      "image", uint8 [h, w, 3], and by task codes as `coding` has them.
-
-    Raises:
-      InputError: a file is broken, or not of its domain's kind.
+      "image", uint8 [h, w, 3], black where it is broken; by task codes as `coding` has
+      them; "wrong" and "why", two lists of texts: the tasks of broken files (or of
+      files of another kind than their domain's), and what is wrong with them. No file
+      is opened that is not needed for the tasks.
     """
-    files, size = job["files"], tuple(job["size"])
+    files, size = Files(job["files"]), tuple(job["size"])
     way = released if job["as_released"] else transforms
-    read = functools.cache(lambda task: read_file(task, files[task]))
-    depths = [way.depth_known(read(task)) for task in _DEPTHS if task in files]
-    arrays = {"image": way.image(_read(files[layout.RGB], colour=True), size)}
+    picture = files.read(layout.RGB)
+    arrays = {"image": np.zeros((*size, 3), np.uint8)}
+    if picture is not None:
+        arrays["image"] = way.image(picture, size)
     for task in job["tasks"]:
-        if task not in files:
+        file = files.read(task)
+        if file is None:
             arrays[task] = coding.unknown(task, size)
             continue
-        file = read(task)
         known = np.ones(file.shape[:2], bool)
-        if task in _DEPTHS:
+        if task in layout.DEPTHS:
             known = way.depth_known(file)
-        elif layout.DOMAINS[task].masked_by_depth and depths:
-            known = resizing.nearest(depths[0], file.shape[:2])
+        elif layout.DOMAINS[task].masked_by_depth:
+            surfaces = surfaces_known(files, way, job["as_released"])
+            if surfaces is not None:
+                known = resizing.nearest(surfaces, file.shape[:2])
         arrays[task] = coding.encode(task, *way.TRANSFORMS[task](file, known, size))
+    arrays["wrong"] = np.array(list(files.wrong), np.str_)
+    arrays["why"] = np.array(list(files.wrong.values()), np.str_)
     return arrays
 
 
+def surfaces_known(
+    files: Files, way: types.ModuleType, as_released: bool
+) -> np.ndarray | None:
+    """Where a view shows a surface and no hole, bool [H, W]; None if nothing says it.
+
+    By the first of: the distances, the depths, Omnidata's masks; else wherever neither
+    normals nor curvatures have the colour of a hole. The released code knows depths.
+    """
+    for task in ("depth_euclidean", "depth"):
+        file = files.read(task)
+        if file is not None:
+            return way.depth_known(file)
+    if as_released:
+        return None
+    file = files.read(layout.MASK)
+    if file is not None:
+        return file > 0
+    surfaces = None
+    for task, colour in layout.HOLES.items():
+        file = files.read(task)
+        if file is None:
+            continue
+        known = (file != np.array(colour, file.dtype)).any(axis=-1)
+        if surfaces is not None:
+            known &= resizing.nearest(surfaces, known.shape)
+        surfaces = known
+    return surfaces
+
+
 def read_file(task: str, path: str) -> np.ndarray:
-    """The numbers of a task's file: [H, W] or colours [H, W, 3].
+    """The numbers of a file of a task, `layout.RGB` or `layout.MASK`.
+
+    Returns:
+      [H, W] or colours [H, W, 3].
 
     Raises:
       InputError: it is broken, or not of its domain's kind.
     """
+    if task == layout.RGB:
+        return _read(path, colour=True)
+    if task == layout.MASK:
+        file = _read(path, colour=False)
+        return file if file.ndim == 2 else file.max(axis=-1)
     domain = layout.DOMAINS[task]
     file = _read(path, colour=domain.channels > 1)
-    if task in _DEPTHS and (file.ndim != 2 or file.dtype != np.uint16):
+    if task in layout.DEPTHS and (file.ndim != 2 or file.dtype != np.uint16):
         raise InputError(
             f"Taskonomy's depth files must have one channel of 16 bits, but '{path}' "
             f"has {_kind(file)}; fetch the original again."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the files of a Taskonomy folder and says which view is in which split.
+"""Finds the files of a Taskonomy folder.
 
 A file is known by its name, point_P_view_V_domain_DOMAIN.png, and its building by what
 the path says besides the domain. So all published arrangements are understood:
@@ -7,14 +7,8 @@ DOMAIN/FILE (one building, as the sample), BUILDING/DOMAIN/FILE, DOMAIN/BUILDING
 DOMAIN/taskonomy/BUILDING/FILE (the Omnidata downloads) and BUILDING_DOMAIN/DOMAIN/FILE
 (the unpacked archives).
 
-Splits, by the first of these rules that applies:
-
-1.  As released, if that is asked for: train where P < 1200, else validation.
-2.  The lists train_val_test_NAME.csv, wherever they are in the folder, if buildings
-    have names. Several lists may be there; buildings that none has are not used.
-3.  One building: train where P < 1200, else validation (as released): of the same
-    rooms, then.
-4.  Several buildings: the last fifth of them by name, at least one, is validation.
+Where folders are called mask_valid (Omnidata's masks of holes), files are masks,
+whatever domain their names have.
 """
 
 from __future__ import annotations
@@ -34,13 +28,12 @@ from typing import NamedTuple
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
-TRAIN_POINTS = 1200
 # A file so small holds no picture; the released loader takes such labels as missing.
 EMPTY_BYTES = 100
 
 _FILE = re.compile(r"(point_(\d+)_view_(\d+))_domain_(\w+)\.png")
 _LIST = re.compile(r"train_val_test_\w+\.csv")
-_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _NOT_BUILDINGS = {*layout.TASK_OF_NAME, "taskonomy"}
 _OTHER_FOLDERS = ("rgb_large",)  # The same pictures once more, under the same names.
 _WHAT = (
@@ -150,61 +143,46 @@ def scan(data_dir: str | None) -> Listing:
     )
 
 
-def splits(listing: Listing, *, as_released: bool = False) -> dict[str, list[View]]:
-    """Sorts the views into splits, by the rules of the module's docstring.
-
-    Splits without a view are left out.
-
-    Raises:
-      InputError: none of the buildings is in the lists.
-    """
-    buildings = sorted({view.building for view in listing.views})
-    if listing.lists is not None and buildings != [""] and not as_released:
-        split_of = {name: listing.lists.get(_list_name(name), "") for name in buildings}
-    elif len(buildings) > 1 and not as_released:
-        held_out = buildings[-max(1, len(buildings) // 5) :]
-        split_of = {
-            name: "validation" if name in held_out else "train" for name in buildings
-        }
-    else:
-        split_of = None
-    found = {split: [] for split in _SPLITS.values()}
-    for view in listing.views:
-        if split_of is None:
-            split = "train" if view.point < TRAIN_POINTS else "validation"
-        else:
-            split = split_of[view.building]
-        if split:
-            found[split].append(view)
-    if not any(found.values()):
-        raise InputError(
-            "The split lists train_val_test_*.csv must name a building of the folder, "
-            f"but name none of {', '.join(buildings)}; add the building's list."
-        )
-    return {split: views for split, views in found.items() if views}
-
-
-def summary(listing: Listing, chosen: Mapping[str, Sequence[View]]) -> str:
-    """One line: views by split, and what is missing, by domain."""
+def summary(
+    listing: Listing,
+    chosen: Mapping[str, Sequence[View]],
+    tasks: Sequence[str] | None = None,
+) -> str:
+    """One line: views by split, and what is missing of some tasks, by domain."""
+    tasks = [task for task in listing.tasks if tasks is None or task in tasks]
     used = [view for views in chosen.values() for view in views]
     buildings = len({view.building for view in used})
     counts = " and ".join(f"{len(views)} {split}" for split, views in chosen.items())
     plural = "s" if buildings > 1 else ""
     line = f"Taskonomy: {counts} views of {buildings} building{plural}"
     have = Counter(task for view in used for task in view.places)
-    missing = [
-        f"{layout.DOMAINS[task].names[0]} {len(used) - have[task]}"
-        for task in listing.tasks
+    absent = [
+        f"{layout.name(task)} {len(used) - have[task]}"
+        for task in tasks
         if have[task] < len(used)
     ]
-    if missing:
-        line += f"; masked where a file is missing: {', '.join(missing)} views"
+    if absent:
+        line += f"; masked where a file is missing: {', '.join(absent)} views"
+    blind = sum(_is_blind(view, tasks) for view in used)
+    if blind:
+        line += (
+            f"; holes are taken for surfaces in {blind} views without depth_euclidean, "
+            "depth_zbuffer, mask_valid, normal or principal_curvature"
+        )
     unused = len(listing.views) - len(used)
     if unused:
         line += f"; {unused} views of buildings outside the split lists are not used"
     if listing.without_picture:
         line += f"; {listing.without_picture} views without rgb are not used"
     return line + "."
+
+
+def _is_blind(view: View, tasks: Sequence[str]) -> bool:
+    """Whether a target of the view is known but for holes, and no file shows these."""
+    shown = (*layout.DEPTHS, layout.MASK, *layout.HOLES)
+    return not any(task in view.places for task in shown) and any(
+        task in view.places and layout.DOMAINS[task].masked_by_depth for task in tasks
+    )
 
 
 def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.DirEntry]]:
@@ -230,9 +208,12 @@ def _add(
     """Adds a file to its view; whether it is one of a domain that is read."""
     match = _FILE.fullmatch(entry.name)
     task = match and layout.TASK_OF_NAME.get(match[4])
+    parts = folder.relative_to(root).parts
+    if task and any(layout.MASK in part for part in parts):
+        task = layout.MASK
     if not task or entry.stat().st_size < EMPTY_BYTES:
         return False
-    building = _building(folder.relative_to(root).parts)
+    building = _building(parts)
     key = (building, int(match[2]), int(match[3]))
     view = found.setdefault(key, View(*key, match[1], {}))
     if task in view.places:
@@ -255,7 +236,7 @@ def _building(parts: Sequence[str]) -> str:
     return "/".join(names)
 
 
-def _list_name(building: str) -> str:
+def list_name(building: str) -> str:
     """A building as lists have it: its own folder's name, in small letters."""
     return building.rsplit("/", 1)[-1].lower()
 
@@ -266,15 +247,15 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
     for path in paths:
         with path.open(newline="") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
-            if not {"id", *_SPLITS} <= set(rows.fieldnames or ()):
+            if not {"id", *SPLITS} <= set(rows.fieldnames or ()):
                 raise InputError(
                     f"A split list must have the columns id, train, val and test, but "
                     f"'{path}' has {', '.join(rows.fieldnames or ()) or 'none'}; fetch "
                     "it again."
                 )
             for row in rows:
-                chosen = [_SPLITS[name] for name in _SPLITS if row[name] == "1"]
-                name = _list_name(row["id"])
+                chosen = [SPLITS[name] for name in SPLITS if row[name] == "1"]
+                name = list_name(row["id"])
                 if name in split_of:
                     chosen.append(split_of[name])
                 if len(set(chosen)) > 1:

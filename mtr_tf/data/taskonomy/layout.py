@@ -78,6 +78,9 @@ CLIPPED = ("edge_texture", "keypoints2d")
 BLUR_SIGMA = 4.0
 
 RGB = "rgb"
+MASK = "mask_valid"  # Omnidata's: 0 where a view shows a hole in the building's mesh.
+# What a pixel is in a hole, which no surface can be: what tells holes without depths.
+HOLES = {"normal": (128, 128, 128), "curvature": (0, 0, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Domain:
       stored: type that targets are stored as: uint8 for labels, uint16 for steps of
         `span`, or float32.
       span: (low, high) of the targets, for uint16.
-      masked_by_depth: whether it is known only where depth_euclidean is.
+      masked_by_depth: whether it is known only where the view shows a surface.
     """
 
     names: tuple[str, ...]
@@ -114,9 +117,15 @@ DOMAINS = {
     "curvature": Domain(("principal_curvature",), 2, np.uint16, (-6.0, 7.0), True),
 }
 TASK_OF_NAME = {name: task for task, domain in DOMAINS.items() for name in domain.names}
-TASK_OF_NAME[RGB] = RGB
+TASK_OF_NAME |= {RGB: RGB, MASK: MASK}
 
-# What maps are painted between.
+
+def name(task: str) -> str:
+    """What the folder of a task's domain is called, or of `RGB` or `MASK`."""
+    return DOMAINS[task].names[0] if task in DOMAINS else task
+
+
+# What maps are painted between; edge_occlusion's upper end is found in the data.
 RANGES = {
     "depth": (0.4, 0.8),  # About 0.2 m to 14 m.
     "depth_euclidean": (0.4, 0.8),
@@ -132,6 +141,14 @@ RANGES = {
 
 # Units that differ from those of the table of tasks.
 UNITS = {"depth": "log", "depth_euclidean": "log", "curvature": ""}
+
+# What the two depths may be: as the files' logarithms, which is what --depth_target's
+# defaults come to here, or in metres.
+DEPTHS = ("depth", "depth_euclidean")
+LOG_DEPTH = ("disparity", "released")
+METRES = "metres"
+STEPS_OF_A_METRE = 512
+METRES_PAINTED = (0.0, 10.0)
 
 # The released code maps images to [-1, 1] and does not standardise them.
 MEAN = (0.5, 0.5, 0.5)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 import threading
@@ -22,10 +23,14 @@ from mtr_tf.data.source import Source
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import finding
 from mtr_tf.data.taskonomy import layout
+from mtr_tf.data.taskonomy import splitting
 from mtr_tf.data.taskonomy.finding import View
+from mtr_tf.data.taskonomy.taskonomy_dataset_builder import BROKEN
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
+
+_PAINTED = 32  # Views whose values say what is painted.
 
 
 def open_source(
@@ -34,54 +39,76 @@ def open_source(
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
     as_released: bool = False,
+    depth_target: str = layout.LOG_DEPTH[0],
+    validation_share: float = 0.0,
 ) -> Source:
     """Opens Taskonomy, which is read and resized first where that has not been done.
 
     The result is kept in $TFDS_DATA_DIR, else ~/tensorflow_datasets, apart for every
-    size, choice of `as_released` and state of the folder.
+    size, set of tasks, choice of `as_released`, split and state of the folder; what has
+    more tasks than are asked for is used again. Broken files are listed and masked;
+    broken pictures are listed and refused.
 
     Args:
       image_size: (height, width) that everything is resized to; by default (256, 256).
       data_dir: a folder as `finding` describes it.
-      tasks: the tasks whose targets are read; None for all that have files.
+      tasks: the tasks whose files are read; None for all that have files.
       as_released: repeat the released code's errors (see `released`), split by points
         and count 18 classes.
+      depth_target: of the two depths, "metres", or one of `layout.LOG_DEPTH` for the
+        files' logarithms.
+      validation_share: see `splitting`; 0 for none.
 
     Raises:
-      InputError: there is no such folder, or no picture in it; a file is broken or not
-        of its domain's kind; what is prepared cannot be written.
+      InputError: there is no such folder, or no picture in it; a picture is broken;
+        what is prepared cannot be written; there is no such depth target.
     """
     size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
     if len(size) != 2 or min(size) < 1:
         raise InputError(
             f"The image size must be a positive height and width, got {image_size}."
         )
+    if depth_target not in (*layout.LOG_DEPTH, layout.METRES):
+        raise InputError(
+            f"--depth_target of taskonomy must be {layout.METRES}, or left out for the "
+            f"files' logarithms; got {depth_target!r}."
+        )
     listing = finding.scan(data_dir)
-    splits = finding.splits(listing, as_released=as_released)
-    logging.info("%s", finding.summary(listing, splits))
+    splits = splitting.splits(
+        listing, as_released=as_released, validation_share=validation_share
+    )
+    wanted = [task for task in listing.tasks if tasks is None or task in tasks]
+    logging.info("%s", finding.summary(listing, splits, wanted))
     way = "-as_released" if as_released else ""
+    if validation_share:
+        way += f"-share{validation_share:g}"
     config = TaskonomyConfig(
-        name=f"{size[0]}x{size[1]}{way}-{listing.fingerprint}",
+        name=f"{size[0]}x{size[1]}{way}",
         size=size,
         tasks=listing.tasks,
         as_released=as_released,
         splits=splits,
         source=str(pathlib.Path(data_dir).expanduser().resolve()),
     )
-    builder = prepared.prepare(
-        functools.partial(_builder, config),
-        prepared.root_folder(),
-        "taskonomy",
-        "TFDS_DATA_DIR",
+    builder = _prepared(config, wanted, listing.fingerprint)
+    metres = depth_target == layout.METRES
+    info = dataset_info(
+        listing.tasks, size, splits, as_released=as_released, metres=metres
     )
-    info = dataset_info(listing.tasks, size, splits, as_released=as_released)
-    wanted = [task for task in info.tasks if tasks is None or task in tasks]
+    shown = [task for task in info.tasks if tasks is None or task in tasks]
 
     @functools.cache
     def load(split: str) -> Columns:
-        return _columns(builder, split, wanted, splits[split])
+        return _columns(builder, split, shown, splits[split], metres)
 
-    return Source(info, load)
+    if "edge_occlusion" in wanted:
+        ranges = {
+            **info.ranges,
+            "edge_occlusion": edges_painted(load(next(iter(splits)))),
+        }
+        info = dataclasses.replace(info, ranges=ranges)
+    absent = splitting.missing(listing, splits, as_released=as_released)
+    return Source(info, load, absent)
 
 
 def dataset_info(
@@ -90,6 +117,7 @@ def dataset_info(
     splits: Mapping[str, Sequence[View]],
     *,
     as_released: bool = False,
+    metres: bool = False,
 ) -> DatasetInfo:
     """The facts of Taskonomy: `tasks` are those with files."""
     names, colors = tuple(layout.CLASSES), tuple(layout.CLASSES.values())
@@ -97,6 +125,10 @@ def dataset_info(
     if as_released:
         name, color, weight = layout.RELEASED_SPARE_CLASS
         names, colors, weights = (*names, name), (*colors, color), (*weights, weight)
+    ranges, units = dict(layout.RANGES), dict(layout.UNITS)
+    if metres:
+        ranges |= dict.fromkeys(layout.DEPTHS, layout.METRES_PAINTED)
+        units = {task: unit for task, unit in units.items() if unit != "log"}
     return DatasetInfo(
         name="taskonomy",
         image_shape=(*size, 3),
@@ -106,10 +138,26 @@ def dataset_info(
         splits={split: len(views) for split, views in splits.items()},
         mean=layout.MEAN,
         std=layout.STD,
-        ranges=dict(layout.RANGES),
-        units=dict(layout.UNITS),
+        ranges=ranges,
+        units=units,
         class_weights=weights,
     )
+
+
+def edges_painted(columns: Columns) -> tuple[float, float]:
+    """What occlusion edges are painted between: nothing, and a strong edge.
+
+    They are not clipped, so the largest value is that of one pixel: 99 of 100 known
+    pixels of some views are less than what is white.
+    """
+    rows = np.arange(min(len(columns), _PAINTED)) * len(columns)
+    rows //= max(len(rows), 1)
+    values = columns.targets["edge_occlusion"][rows]
+    values = values[columns.masks["edge_occlusion"][rows]]
+    low, high = layout.RANGES["edge_occlusion"]
+    if values.size:
+        high = float(np.percentile(values, 99))
+    return low, high if high > low else layout.RANGES["edge_occlusion"][1]
 
 
 class Remembered:
@@ -159,6 +207,36 @@ class Derived:
         return self._function(self._column[rows])
 
 
+def _prepared(
+    config: TaskonomyConfig, wanted: Sequence[str], fingerprint: str
+) -> Taskonomy:
+    """The builder of a config for the wanted tasks, or for more if that is there.
+
+    The name of what is prepared has its tasks as a hexadecimal number, a bit for each.
+    """
+    root, bits = prepared.root_folder(), list(layout.DOMAINS)
+    needed = sum(1 << bits.index(task) for task in wanted)
+    there = [
+        int(path.name.removeprefix(f"{config.name}-").split("-")[0], 16)
+        for path in root.glob(f"{Taskonomy.name}/{config.name}-???-{fingerprint}")
+    ]
+    fitting = [number for number in there if number & needed == needed]
+    for number in (*sorted(fitting, key=int.bit_count), needed):
+        name = f"{config.name}-{number:03x}-{fingerprint}"
+        tasks = [task for i, task in enumerate(bits) if number >> i & 1]
+        one = dataclasses.replace(config, name=name, tasks=tasks)
+        make = functools.partial(_builder, one)
+        with prepared.quiet():
+            if number == needed or make(root).is_prepared():
+                break
+    builder = prepared.prepare(make, root, "taskonomy", "TFDS_DATA_DIR")
+    broken = dict(builder.info.metadata.items()).get(BROKEN, {})
+    counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]
+    if counts:
+        logging.warning("Taskonomy: masked, since broken: %s views.", ", ".join(counts))
+    return builder
+
+
 def _builder(config: TaskonomyConfig, root: pathlib.Path) -> Taskonomy:
     return Taskonomy(config=config, data_dir=root, file_format=prepared.FILE_FORMAT)
 
@@ -168,6 +246,7 @@ def _columns(
     split: str,
     tasks: Sequence[str],
     views: Sequence[View],
+    metres: bool,
 ) -> Columns:
     images = Remembered(prepared.Column(builder, split, "image"))
     size = images.shape[1:3]
@@ -178,9 +257,10 @@ def _columns(
             continue
         codes = Remembered(prepared.Column(builder, split, task))
         labels = codes.dtype == np.uint8
+        in_metres = metres and task in layout.DEPTHS
         targets[task] = Derived(
             codes,
-            functools.partial(coding.target, task),
+            functools.partial(coding.metres if in_metres else coding.target, task),
             codes.shape[1:],
             np.uint8 if labels else np.float32,
         )

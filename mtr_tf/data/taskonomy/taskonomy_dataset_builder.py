@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from mtr_tf.data import parts
 from mtr_tf.data import prepared
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import examples
+from mtr_tf.data.taskonomy import layout
 from mtr_tf.data.taskonomy.finding import View
+from mtr_tf.errors import InputError
 
+BROKEN = "broken"  # In the metadata: {task: what is wrong with its broken files}.
 _DESCRIPTION = """
 Real indoor scenes with targets for eleven tasks, resized; targets are stored as
 mtr_tf.data.taskonomy.coding has them.
@@ -32,7 +36,7 @@ class TaskonomyConfig(tfds.core.BuilderConfig):
 
     Attributes:
       size: (height, width).
-      tasks: of which there are files.
+      tasks: those to make, of which there are files.
       as_released: whether the released code's errors are repeated.
       splits: views by split.
       source: what the folder that the files are in is called.
@@ -48,8 +52,11 @@ class TaskonomyConfig(tfds.core.BuilderConfig):
 class Taskonomy(tfds.core.GeneratorBasedBuilder):
     """Views of Taskonomy, by building, point and view."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.1.0": "Holes are known from more domains; broken files are masked.",
+        "1.0.0": "First version.",
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         config = self.builder_config
@@ -61,6 +68,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # The order is the index.
+            metadata=tfds.core.MetadataDict({BROKEN: {}}),
         )
 
     def download_and_prepare(self, **options: Any) -> None:
@@ -84,6 +92,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator]:
         del dl_manager
+        self.info.metadata[BROKEN] = {}
         return {
             split: self._generate_examples(split, views)
             for split, views in self.builder_config.splits.items()
@@ -104,8 +113,32 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
             what=f"reading Taskonomy {split}",
             unit="views",
         )
-        for index, arrays in enumerate(made):
+        for index, (part, arrays) in enumerate(zip(jobs, made, strict=True)):
+            wrong, why = arrays.pop("wrong").tolist(), arrays.pop("why").tolist()
+            for task, reason in zip(wrong, why, strict=True):
+                self.info.metadata[BROKEN].setdefault(task, []).append(reason)
+                if task == layout.RGB:  # Or it would not be read again.
+                    (self._parts / f"{part}.npz").unlink()
             yield prepared.key(index, len(views)), arrays
+        if split == list(self.builder_config.splits)[-1]:
+            self._list_broken()
+
+    def _list_broken(self) -> None:
+        """Warns of all broken files; raises `InputError` if pictures are among them."""
+        broken = self.info.metadata[BROKEN]
+        reasons = [reason for of_task in broken.values() for reason in of_task]
+        listing = "; ".join(reason.rstrip(".") for reason in reasons)
+        if layout.RGB in broken:
+            raise InputError(
+                f"Pictures must be whole, but {len(broken[layout.RGB])} of Taskonomy's "
+                f"are not (all broken files: {listing}); fetch these files again, or "
+                "remove them."
+            )
+        if reasons:
+            logging.warning(
+                "%d broken files of Taskonomy are masked (to use them, fetch them "
+                "again): %s.", len(reasons), listing
+            )  # fmt: skip
 
     def _job(self, view: View) -> dict[str, Any]:
         """What `examples.make` is given."""

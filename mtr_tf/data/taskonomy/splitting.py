@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says which view of Taskonomy is in which split.
+
+By the first of these rules that applies:
+
+1.  As released, if that is asked for: train where P < 1200, else validation.
+2.  By `validation_share`, if one is asked for: the last buildings by name, or of one
+    building the last points, are validation.
+3.  The lists train_val_test_NAME.csv, wherever they are in the folder, if buildings
+    have names. Several lists may be there; buildings that none has are not used.
+4.  One building: train where P < 1200, else validation (as released): of the same
+    rooms, then.
+5.  Several buildings: the last fifth of them by name, at least one, is validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from mtr_tf.data.taskonomy.finding import SPLITS
+from mtr_tf.data.taskonomy.finding import Listing
+from mtr_tf.data.taskonomy.finding import View
+from mtr_tf.data.taskonomy.finding import list_name
+from mtr_tf.errors import InputError
+
+TRAIN_POINTS = 1200
+
+
+def splits(
+    listing: Listing, *, as_released: bool = False, validation_share: float = 0.0
+) -> dict[str, list[View]]:
+    """Sorts the views into splits, by the rules of the module's docstring.
+
+    Splits without a view are left out.
+
+    Raises:
+      InputError: none of the buildings is in the lists; a share cannot be had.
+    """
+    buildings = sorted({view.building for view in listing.views})
+    if validation_share:
+        return _by_share(listing, validation_share, as_released)
+    if listing.lists is not None and buildings != [""] and not as_released:
+        split_of = {name: listing.lists.get(list_name(name), "") for name in buildings}
+    elif len(buildings) > 1 and not as_released:
+        held_out = buildings[-max(1, len(buildings) // 5) :]
+        split_of = {
+            name: "validation" if name in held_out else "train" for name in buildings
+        }
+    else:
+        split_of = None
+    found = {split: [] for split in SPLITS.values()}
+    for view in listing.views:
+        if split_of is None:
+            split = "train" if view.point < TRAIN_POINTS else "validation"
+        else:
+            split = split_of[view.building]
+        if split:
+            found[split].append(view)
+    if not any(found.values()):
+        raise InputError(
+            "The split lists train_val_test_*.csv must name a building of the folder, "
+            f"but name none of {', '.join(buildings)}; add the building's list."
+        )
+    return {split: views for split, views in found.items() if views}
+
+
+def _by_share(
+    listing: Listing, share: float, as_released: bool
+) -> dict[str, list[View]]:
+    """The last share of buildings, or of the points of one, is validation."""
+    if as_released:
+        raise InputError(
+            "--validation_share and --as_released both say what is validation; leave "
+            "one of them out."
+        )
+    one = len({view.building for view in listing.views}) == 1
+    of = [view.point if one else view.building for view in listing.views]
+    units = sorted(set(of))
+    if len(units) < 2:
+        raise InputError(
+            "--validation_share needs two points or buildings to share out, and "
+            f"there is one, {listing.views[0].name}; fetch more of Taskonomy."
+        )
+    count = min(max(1, round(share * len(units))), len(units) - 1)
+    held_out = set(units[-count:])
+    found = {"train": [], "validation": []}
+    for unit, view in zip(of, listing.views, strict=True):
+        found["validation" if unit in held_out else "train"].append(view)
+    return found
+
+
+def missing(
+    listing: Listing, chosen: Mapping[str, Sequence[View]], *, as_released: bool = False
+) -> dict[str, str]:
+    """Of train and validation, those that no view is in: why, and what to do."""
+    absent = [name for name in ("train", "validation") if name not in chosen]
+    buildings = {view.building for view in listing.views}
+    share = "share views out with --validation_share=0.2, say"
+    if as_released:
+        share += " (without --as_released)"
+    if listing.lists is not None and buildings != {""} and not as_released:
+        why = "the lists train_val_test_*.csv name no building of the folder for it"
+        return {name: f"{why}; add one, or {share}." for name in absent}
+    why = f"points from {TRAIN_POINTS} on are validation, and all there are "
+    why += "lie " + ("below" if "train" in chosen else "from there on")
+    return {name: f"{why}; add other points, or {share}." for name in absent}
