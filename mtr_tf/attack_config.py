@@ -76,6 +76,14 @@ class AttackConfig(Settings):
     attack_weights: tuple[str, ...] = setting(
         (), "Weights of the attacked tasks' losses, as seg:1,depth:0.5; others: 1."
     )
+    judge: str = setting(
+        "auto",
+        "What points of an attack, its restarts and members of ensembles are compared "
+        "by. harm: what the table shows (wrong pixels, or the task's error; of several "
+        "tasks the geometric mean); loss: the tasks' own losses. auto: loss with "
+        "--attack_loss=own, harm with any other and for sea and worst.",
+        choices=("auto", "harm", "loss"),
+    )
     norm: str = setting(
         "linf", "Norm that bounds the perturbation.", choices=("linf", "l2")
     )

@@ -59,6 +59,8 @@ class Result:
       wanted_rows: The rows of the attacked images behind that.
       aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
         the attacked images over these pixels, against the targets it is after.
+      before_rows: Of an attack judged by comparison with the clean images, the attacked
+        tasks' rows of these, over those pixels and against those targets.
     """
 
     cell: Cell | None
@@ -71,6 +73,7 @@ class Result:
     )
     wanted_rows: Rows = dataclasses.field(default_factory=dict)
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
+    before_rows: Rows = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Store:
             "row": result.rows,
             "wanted": result.wanted_rows,
             "aimed": result.aimed_rows,
+            "before": result.before_rows,
         }
         for kind, rows in kinds.items():
             for task, by_metric in rows.items():
@@ -131,6 +135,7 @@ class Store:
                 content["wanted"],
                 _rows(arrays, "wanted"),
                 _rows(arrays, "aimed"),
+                _rows(arrays, "before"),
             )
             return result if self._examples_saved(result) else None
         except _DAMAGED as error:

@@ -20,10 +20,14 @@ from mtr_tf.attack_config import parse_block
 from mtr_tf.attack_config import parse_weights
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
+from mtr_tf.attacks import judging
 from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
+from mtr_tf.task_groups import check_has as check_has
+from mtr_tf.task_groups import parse_groups as parse_groups
 
 _FLOORS = ("noise", "corner")
+_ENSEMBLES = ("sea", "worst")
 # By name what the released code does wrong: (where it starts, its scale).
 _RELEASED = {
     "pgd_released": ("corner", "wrong"),
@@ -43,7 +47,8 @@ class Cell:
     pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
     `radii` the stages of apgd; `ensemble` and `queries` are those of worst, whose
     `random_start` may be None: each member's own. `scale` is the model's (mean, std),
-    for the released code's wrong scale.
+    for the released code's wrong scale. `judge` is "harm" or "loss"; `place` is that
+    among the members of an ensemble, which the random numbers depend on, -1 for none.
     """
 
     attack: str
@@ -66,6 +71,8 @@ class Cell:
     ensemble: tuple[str, ...] = ()
     queries: int = 0
     scale: tuple[tuple[float, ...], ...] = ()
+    judge: str = judging.LOSS
+    place: int = -1
 
     @property
     def numbers(self) -> tuple[float, float]:
@@ -89,6 +96,7 @@ class Cell:
         parts = [self.attack, "+".join(self.losses)]
         parts += [self.balance if self.balance != "sum" else ""]
         parts += ["targeted" if self.targeted else ""]
+        parts += [self.judge if self.judge != _judge(self, judging.AUTO) else ""]
         return "-".join(part for part in parts if part)
 
     @property
@@ -111,22 +119,21 @@ class Cell:
     @property
     def members(self) -> tuple[Cell, ...]:
         """The cells that this one takes the worst of; empty for a plain attack."""
+        changes = [{"attack": name, "ensemble": ()} for name in self.ensemble]
         if self.attack == "sea":
-            return tuple(
-                dataclasses.replace(
-                    self, attack="apgd", losses=(loss,), radii=ensemble.SEA_RADII
-                )
-                for loss in ensemble.SEA_LOSSES
-            )
+            run = {"attack": "apgd", "radii": ensemble.SEA_RADII}
+            changes = [{**run, "losses": (loss,)} for loss in ensemble.SEA_LOSSES]
         return tuple(
-            _fitted(dataclasses.replace(self, attack=name, ensemble=()))
-            for name in self.ensemble
+            _fitted(dataclasses.replace(self, **change, place=n))
+            for n, change in enumerate(changes)
         )
 
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family."""
 
         def attack(objective, x, seed, epsilon, step_size):
+            if self.place >= 0:  # The same images as of `attacks.Worst`.
+                seed = ensemble.member_keys(seed, self.place)
             return self._attack(epsilon, step_size)(objective, x, seed)
 
         return attack
@@ -186,6 +193,7 @@ class Cell:
             "losses": self.losses,
             "targeted": self.targeted,
             "classes": self.classes or None,
+            "judge": self.judge,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -247,6 +255,7 @@ def make_cells(
             scale=scale if attack in OUTSIDE else (),
         )
         cell = _fitted(cell)
+        cell = dataclasses.replace(cell, judge=_judge(cell, config.judge))
         checks.check_name("balance", balance, attacks.BALANCES)
         blind = attack in ("sea", *_FLOORS)
         if (cell.losses or loss == OWN_LOSS or blind) and _possible(cell):
@@ -278,7 +287,7 @@ def _fitted(cell: Cell) -> Cell:
         change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
     elif cell.attack in _FLOORS:
         change |= {"step_size": 0.0, "steps": 1}
-        if cell.restarts == 1:  # Nothing to choose by the objective.
+        if _is_blind(cell) and cell.place < 0:  # Nothing to choose by the objective.
             change |= {"balance": "sum", "weights": ()}
     elif cell.attack in ("apgd", "sea"):
         change |= {"step_size": 0.0}
@@ -287,16 +296,26 @@ def _fitted(cell: Cell) -> Cell:
         for loss in cell.losses
         if any(_surrogate(loss).fits(tasks_lib.TASKS[t]) for t in cell.attacked)
     ]
-    blind = cell.attack == "sea" or (cell.attack in _FLOORS and cell.restarts == 1)
+    blind = cell.attack == "sea" or _is_blind(cell)
     cell = dataclasses.replace(cell, **change, losses=() if blind else tuple(fits))
     if len(cell.attacked) == 1:  # All balances climb the one loss there is.
         cell = dataclasses.replace(cell, balance="sum", weights=())
     return cell
 
 
+def _judge(cell: Cell, judge: str) -> str:
+    """What its points are judged by, as attacks in Python resolve it."""
+    return judging.resolve(judge, any(cell.losses), cell.attack in _ENSEMBLES)
+
+
 def _surrogate(name: str) -> surrogates.Surrogate:
     checks.check_name("loss", name, attacks.SURROGATES)
     return attacks.SURROGATES[name]
+
+
+def _is_blind(cell: Cell) -> bool:
+    """Whether it does not look at the objective at all."""
+    return cell.attack in _FLOORS and cell.restarts == 1
 
 
 def _possible(cell: Cell) -> bool:
@@ -322,38 +341,3 @@ def _class_label(name: str, classes: Sequence[str]) -> int:
             f"{', '.join(classes) or 'not known'}."
         )
     return list(classes).index(name)
-
-
-def parse_groups(
-    groups: Sequence[str], tasks: Sequence[str]
-) -> tuple[tuple[str, ...], ...]:
-    """Reads --attack_tasks: task names joined by `+`, `each` and `all`.
-
-    Args:
-      groups: Such as ("seg+depth", "each").
-      tasks: The model's. Tasks inside a group come out in this order.
-
-    Raises:
-      InputError: A task is unknown, or the model lacks it.
-    """
-    found = []
-    for text in groups:
-        if text.lower() == "each":
-            found += [(task,) for task in tasks]
-        elif text.lower() == "all":
-            found.append(tuple(tasks))
-        else:
-            named = tasks_lib.resolve(text.split("+"))
-            check_has(named, tasks, "--attack_tasks")
-            found.append(tuple(task for task in tasks if task in named))
-    return tuple(dict.fromkeys(found))
-
-
-def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
-    """Raises `InputError` with both lists where the model lacks a task."""
-    missing = [task for task in asked if task not in tasks]
-    if missing:
-        raise InputError(
-            f"{flag} asks for {', '.join(missing)}, but the checkpoint has only the "
-            f"tasks {', '.join(tasks)}; name some of these."
-        )

@@ -59,6 +59,8 @@ class Evaluation:
         empty.
       aimed: Of an attack on some of the output pixels, rows of the attacked images over
         these pixels alone, against what `wanted` or else `attacked` are; else empty.
+      before: Where attacks are judged by comparison with the clean images, rows of
+        these as the attack looks at them: its pixels, its targets; else empty.
       examples: None unless `keep_examples` is positive.
     """
 
@@ -68,6 +70,7 @@ class Evaluation:
     wanted: Rows
     unmoved: Rows
     aimed: Rows
+    before: Rows
     examples: Examples | None
 
 
@@ -194,6 +197,7 @@ class Evaluator:
             wanted=rows.get("wanted", {}),
             unmoved=rows.get("unmoved", {}),
             aimed=rows.get("aimed", {}),
+            before=rows.get("before", {}),
             examples=_examples(kept, keep_examples) if kept else None,
         )
 
@@ -247,10 +251,12 @@ class Evaluator:
             rows["attacked"] = self._statistics(outputs, batch)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
+            attacked = objective.recipe.tasks
             if self._restricted:
-                rows["aimed"] = self._statistics(
-                    outputs, objective.batch, objective.recipe.tasks
-                )
+                rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
+            if objective.recipe.needs_clean:
+                clean = self._model(batch["image"], training=False)
+                rows["before"] = self._statistics(clean, objective.batch, attacked)
             pictures["attacked"] = outputs
             pictures["adversarial"] = x_adv
         return rows, pictures

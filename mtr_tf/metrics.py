@@ -40,6 +40,11 @@ class Metric:
     statistics: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int | None], tf.Tensor]
     value: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether rows are (sum, count) and the value is their ratio, a mean."""
+        return self.value is _ratio
+
 
 # Classes.
 

@@ -83,6 +83,7 @@ def _record(
         "algorithm": cell.attack,
         "loss": "+".join(cell.losses) or "own",
         "balance": cell.balance,
+        "judge": cell.judge,
         "weights": dict(cell.weights),
         "targeted": cell.targeted,
         "wanted_clean": wanted.get("clean"),

@@ -222,6 +222,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         _wanted(unmoved, evaluation.wanted),
         evaluation.wanted,
         evaluation.aimed,
+        evaluation.before,
     )
 
 

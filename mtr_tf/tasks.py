@@ -66,6 +66,14 @@ class Task:
         """Whether targets are classes and outputs their logits."""
         return self.channels is None
 
+    @property
+    def harm(self) -> metrics.Metric:
+        """What harm is measured by: the first of its metrics that images have means of.
+
+        Mean IoU is none, so that for classes it is the accuracy of pixels.
+        """
+        return next(metric for metric in self.metrics if metric.is_mean)
+
     def unit_of(self, metric: metrics.Metric, units: Mapping[str, str]) -> str:
         """Returns a metric's unit on a data set with the `units` of its DatasetInfo."""
         of_target = self.unit and metric.unit == self.unit

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import pathlib
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -46,8 +47,7 @@ _FEW = 4  # Images that are attacked one by one.
 class Check:
     """One check: `reason` says what is wrong, and is empty where nothing is.
 
-    `measured` has the numbers behind it: mean losses of the attacked tasks (of a
-    targeted attack their negatives), shares, accuracies.
+    `measured` has the numbers behind it: mean scores of points, shares, accuracies.
     """
 
     name: str
@@ -115,13 +115,7 @@ def check_once(
             batch_size=min(-(-count // replicas) * replicas, subject.batch_size),
             surrogate=None if transfer else subject.surrogate,
         )
-        alike = [
-            result
-            for result in (results if transfer else ())
-            if result.cell.attack not in OUTSIDE  # Stronger for being outside.
-            and (result.cell.attacked, result.cell.eps) == (cell.attacked, cell.eps)
-        ]
-        checks = run(few, cell, alike)
+        checks = run(few, cell, _alike(cell, results) if transfer else ())
         known = {
             "about": about,
             "checks": [dataclasses.asdict(check) for check in checks],
@@ -173,8 +167,8 @@ def run(
         _order(
             "converged",
             np.mean(more) <= np.mean(base) + 0.25 * scale,
-            f"{2 * cell.steps} steps instead of {cell.steps} raise the loss by more "
-            "than a quarter again; give more --steps",
+            f"{2 * cell.steps} steps instead of {cell.steps} do over a quarter "
+            "more harm; give more --steps",
             steps=base,
             twice=more,
         ),
@@ -206,7 +200,7 @@ def run(
         _order(
             "random_start",
             abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
-            "another seed of the random start changes the loss by more than a tenth of "
+            "another seed of the random start changes the harm by over a tenth of "
             "its rise; give more --restarts and --steps",
             seed=base,
             other_seed=other,
@@ -278,7 +272,7 @@ class _Runs:
 
         def attack(objective, x, seed):  # Hands out what is no image, to look at it.
             del seed
-            begun = calling.begin(objective, x)
+            begun = calling.begin(objective, x, x)
             return calling.gradient(begun, x, tf.constant(0.0))[0]
 
         evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
@@ -286,10 +280,9 @@ class _Runs:
         return found.examples.adversarial
 
     def harm(self, evaluation: Evaluation) -> np.ndarray:
-        """What the attack raises, of each image."""
-        return worst.harm(
-            self._cell, evaluation.attacked, evaluation.wanted, evaluation.aimed
-        )
+        """What the attack's points are judged by, of each image."""
+        rows = (evaluation.attacked, evaluation.wanted, evaluation.aimed)
+        return worst.score(self._cell, *rows, evaluation.before)
 
     def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
         subject = self._subject
@@ -306,7 +299,7 @@ class _Runs:
 
 
 def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
-    """A check that compares mean losses."""
+    """A check that compares mean scores."""
     measured = {key: float(np.mean(values)) for key, values in harms.items()}
     return Check(name, "" if holds else reason, measured)
 
@@ -328,6 +321,13 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> 
     return Check("large_eps", reason, measured)
 
 
+def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
+    """Those that may be compared with the cell."""
+    shared = operator.attrgetter("attacked", "eps", "balance", "judge")
+    bound = [r for r in results if r.cell.attack not in OUTSIDE]  # Others are stronger.
+    return [result for result in bound if shared(result.cell) == shared(cell)]
+
+
 def _all_pixels_of_classes(cell: Cell) -> bool:
     """Whether the attack is on all pixels of one task that has classes."""
     restricted = cell.pixels or cell.block or cell.classes or cell.targeted
@@ -336,8 +336,7 @@ def _all_pixels_of_classes(cell: Cell) -> bool:
 
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
-    harm = worst.harm(cell, result.rows, result.wanted_rows, result.aimed_rows)
-    harm = harm[: len(base)]
+    harm = worst.score_of(cell, result)[: len(base)]
     return _order(
         "transfer",
         np.mean(harm) <= np.mean(base),

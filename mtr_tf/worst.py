@@ -16,6 +16,8 @@ import numpy as np
 
 from mtr_tf import metrics
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import judging
+from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.cell_store import Result
 from mtr_tf.cells import Cell
 from mtr_tf.evaluation import Rows
@@ -26,29 +28,37 @@ _GAIN = 1e-6  # Rounds of exchanges end when one gains no more.
 def choose(cell: Cell, results: Sequence[Result]) -> np.ndarray:
     """The number of the worst result for each image, int `[N]`; the first among equals.
 
-    Worst is the largest sum of the attacked tasks' losses, weighted as the attack's
-    are; of a targeted attack the smallest, to the wanted targets. For sea it is the
-    largest share of wrong pixels. An attack on some of the output pixels goes by these.
+    Worst is the highest score as the cell's attack judges its own points.
     """
-    harms = np.array([harm(cell, r.rows, r.wanted_rows, r.aimed_rows) for r in results])
-    return np.argmax(np.where(np.isnan(harms), -np.inf, harms), axis=0)
+    scores = [score_of(cell, result) for result in results]
+    return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=0)
 
 
-def harm(cell: Cell, rows: Rows, wanted_rows: Rows, aimed_rows: Rows) -> np.ndarray:
-    """How much each image was harmed, float `[N]`; see `choose`."""
+def score_of(cell: Cell, result: Result) -> np.ndarray:
+    """The score of each image of a result, float `[N]`, as the cell judges it."""
+    aimed = result.aimed_rows
+    return score(cell, result.rows, result.wanted_rows, aimed, result.before_rows)
+
+
+def score(
+    cell: Cell, rows: Rows, wanted_rows: Rows, aimed_rows: Rows, before_rows: Rows
+) -> np.ndarray:
+    """The score of each image, float `[N]`, from its rows (see `cell_store.Result`).
+
+    The very number that attacks compare points by (`attacks.judging`): of a targeted
+    attack by the wanted targets, of one on some of the output pixels by these.
+    """
     rows = aimed_rows or (wanted_rows if cell.targeted else rows)
-    sign = -1.0 if cell.targeted else 1.0
     weights = dict(cell.weights)
-    total = 0.0
-    for task in cell.attacked:
-        if cell.attack == "sea":
-            if tasks_lib.TASKS[task].discrete:
-                correct, count = rows[task]["pixel_accuracy"].T
-                total = total - correct / np.maximum(count, 1)
-        else:
-            weight = sign * weights.get(task, 1.0)
-            total = total + weight * rows[task]["loss"][:, 0]
-    return total
+    scores = judging.score(
+        cell.judge,
+        BALANCES[cell.balance],
+        {task: rows[task] for task in cell.attacked},
+        [weights.get(task, 1.0) for task in cell.attacked],
+        before_rows or None,
+        cell.targeted,
+    )
+    return scores.numpy()
 
 
 def take(choice: np.ndarray, rows: Sequence[Rows]) -> Rows:

@@ -278,7 +278,8 @@ def test_the_score_steers_and_the_other_is_climbed():
     assert np.abs(points - 0.6).min() < 0.01
 
 
-def test_progress_is_the_share_of_all_steps_through_all_stages():
+def test_progress_is_the_share_of_a_stage_s_steps_that_are_done():
+    # So that what depends on it, as SegPGD's lambda, starts anew with each radius.
     seen = []
 
     def loss(z, progress):
@@ -286,8 +287,10 @@ def test_progress_is_the_share_of_all_steps_through_all_stages():
         return tf.reduce_sum(z, 1)
 
     visited(APGD(0.1, 10, radii=SEA), loss, images((2, 3)))
-    first, second, third = (0, 0.1, 0.2, 1), (0.3, 0.4, 0.5, 1), (0.6, 0.7, 0.8, 0.9, 1)
-    np.testing.assert_allclose(seen, first + second + third, atol=1e-6)
+    first = second = (0, 1 / 3, 2 / 3, 1)
+    np.testing.assert_allclose(
+        seen, first + second + (0, 0.25, 0.5, 0.75, 1), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -30,6 +30,7 @@ TARGETS = {
 MASKS = {name: np.ones(SHAPE[:3], np.float32) for name in NAMES}
 X = RNG.uniform(size=SHAPE).astype(np.float32)
 START = RNG.uniform(size=SHAPE).astype(np.float32)
+CLEAN = RNG.uniform(size=SHAPE).astype(np.float32)
 
 
 def net(x):
@@ -67,9 +68,10 @@ def gradient(objective, x, progress=0.0):
     return slope.numpy(), score.numpy()
 
 
-def weights_by_hand(balance, now, start, progress):
+def weights_by_hand(balance, now, start, clean, progress):
     """What each task's gradient is multiplied by, [tasks, batch]."""
-    growth = now / start
+    before = clean if BALANCES[balance].compared == "clean" else start
+    growth = now / before
     of_first = np.ones_like(now)
     if balance == "sum":
         return of_first
@@ -77,21 +79,24 @@ def weights_by_hand(balance, now, start, progress):
         return of_first / 3
     if balance == "dgba":
         return 1 / now
+    if balance == "dgba_paper":
+        return 1 / clean
     if balance == "wgd":
         return growth / growth.mean(0)
     if balance == "wgd_released":
         return of_first if progress == 0 else 1 / start
     if balance == "worst" and progress == 0:
-        return 1 / start / 3
-    return (growth == growth.max(0)) / start  # "worst"
+        return 1 / clean / 3
+    return (growth == growth.max(0)) / clean  # "worst"
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 @pytest.mark.parametrize("balance", [b for b in BALANCES if not BALANCES[b].steepest])
 def test_gradients_are_weighted_sums_of_finite_differences(balance, progress):
-    objective = calling.begin(make(balance), tf.constant(START))
+    objective = calling.begin(make(balance), tf.constant(START), tf.constant(CLEAN))
     got, _ = gradient(objective, X, progress)
-    weights = weights_by_hand(balance, by_hand(X), by_hand(START), progress)
+    losses = [by_hand(x) for x in (X, START, CLEAN)]
+    weights = weights_by_hand(balance, *losses, progress)
     each = slopes_by_hand(X)
     np.testing.assert_allclose(
         got, np.einsum("tb,tbhwc->bhwc", weights, each), rtol=1e-4, atol=1e-5
@@ -99,7 +104,7 @@ def test_gradients_are_weighted_sums_of_finite_differences(balance, progress):
     # Outside a run the point itself is the start.
     got, _ = gradient(make(balance), X, progress)
     now = by_hand(X)
-    weights = weights_by_hand(balance, now, now, progress)
+    weights = weights_by_hand(balance, now, now, now, progress)
     if balance == "worst" and progress:
         weights = 1 / now / 3  # All tie.
     np.testing.assert_allclose(
@@ -131,19 +136,22 @@ def test_per_task_balances_are_their_definitions():
 
 
 def test_scores_by_hand():
-    now, start = by_hand(X), by_hand(START)
+    now, clean = by_hand(X), by_hand(CLEAN)
     geometric = np.log(now).mean(0)
     expected = {"sum": now.sum(0), "mean": now.mean(0), "worst": np.log(now).max(0)}
+    expected |= {"dgba_paper": now.sum(0)}
+    begun_there = {**expected, "worst": np.log(now / clean).max(0)}
+    begun_there |= {"dgba_paper": (now / clean).sum(0)}
     for balance in BALANCES:
         objective = make(balance)
         score = expected.get(balance, geometric)
         for progress in (0.0, 0.7):
             got = objective(X, progress)[1]
             np.testing.assert_allclose(got, score, rtol=1e-4, atol=1e-5)
-        begun = objective.begin(tf.constant(START))
-        if balance == "worst":
-            score = np.log(now / start).max(0)
-        np.testing.assert_allclose(begun(X, 0.7)[1], score, rtol=1e-4, atol=1e-5)
+        score = begun_there.get(balance, geometric)
+        for start in (START, X):  # Which does not matter.
+            begun = objective.begin(tf.constant(start), tf.constant(CLEAN))
+            np.testing.assert_allclose(begun(X, 0.7)[1], score, rtol=1e-4, atol=1e-5)
 
 
 def test_relative_balances_and_scores_do_not_see_a_task_s_scale():
@@ -271,7 +279,7 @@ def test_inside_a_compiled_attack_with_variables_a_step_is_as_by_hand(balance):
             move = move.sum(0)
         else:
             now = np.stack([single(x)[0] for single in each])
-            weights = weights_by_hand(balance, now, start, k / steps)
+            weights = weights_by_hand(balance, now, start, start, k / steps)
             move = np.einsum("tb,tbhwc->bhwc", weights, slopes)
         norm = np.linalg.norm(move.reshape(3, -1), axis=-1)[:, None, None, None]
         x = np.clip(x + size * move / norm, 0, 1)
@@ -288,7 +296,7 @@ def test_begin_costs_nothing_where_the_start_does_not_matter():
     for balance, record in BALANCES.items():
         calls.clear()
         make(balance, model=model).begin(tf.constant(X))
-        assert len(calls) == record.from_start
+        assert len(calls) == bool(record.compared)
 
 
 def test_the_records_say_where_they_are_from():

@@ -38,23 +38,23 @@ class Losses:
     """Raises the sum of its losses; each a linear one, with a maximum of its own."""
 
     names: tuple = ("up",)
-    judge: str = ""
+    harm: bool = False
     slopes = {"up": 1.0, "down": -1.0, "masked_ce_balanced": [1.0, 1.0, 1.0]}  # noqa: RUF012
     slopes |= {"masked_ce": [-1.0, 1.0, 1.0], "js": [1.0, -1.0, -1.0]}
+    slopes |= {"cospgd": [-1.0, -1.0, -1.0]}
 
     def with_losses(self, names):
         return dataclasses.replace(self, names=tuple(names))
 
-    def with_judge(self, judge):
-        return dataclasses.replace(self, judge=judge)
+    def in_ensemble(self):
+        return dataclasses.replace(self, harm=True)
 
     def __call__(self, z):
-        if self.judge:
-            return judgement(z)
-        return tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
+        raised = tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
+        return (raised, harm(z)) if self.harm else raised
 
 
-def judgement(z):
+def harm(z):
     """Image 0 is worst where its values fall, 1 where they rise, 2 at low-high-high."""
     signs = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]
     return tf.reduce_sum(z * tf.constant(signs), 1)
@@ -123,39 +123,47 @@ def test_results_are_the_members_bit_for_bit_in_every_dtype(dtype):
 
 def test_members_with_losses_of_their_own():
     x = np.full((4, 3), 0.5, np.float32)
-    run = apgd.APGD(0.1, 4)
-    worst = Worst(((run, ("down",)), (run, ["up"])), judge="any")
-    assert worst == Worst(((run, ("down",)), (run, ("up",))), judge="any")
+    run = apgd.APGD(0.1, 4, random_start=False)
+    worst = Worst(((run, ("down",)), (run, ["up"])))
+    assert worst == Worst(((run, ("down",)), (run, ("up",))))
     got = worst(Losses(), x).numpy()
-    # Of going all up and all down: the first two by judgement, the others too.
+    # Of going all up and all down: the first two by their harm, the others too.
     expected = np.array([-0.1, 0.1, 0.1, -0.1])[:, None] + x
     np.testing.assert_allclose(got, expected, atol=1e-6)
-    own = Worst((run, (run, ("down",))))(Losses(("up",)), x)  # Judged by "up".
+
+    class Plain(Losses):  # Without a judge for ensembles: by what the objective says.
+        in_ensemble = property()
+
+    own = Worst((run, (run, ("down",))))(Plain(("up",)), x)
     np.testing.assert_allclose(own, 0.6, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_sea_is_the_worst_of_three_runs_by_error(norm):
+def test_sea_is_the_worst_of_four_runs_by_harm(norm):
     x = np.full((4, 3), 0.5, np.float32)
     got = SEA(0.1, 60, norm)(Losses(), x).numpy() - x
-    # What each image's judge likes best of (1, 1, 1), (-1, 1, 1), (1, -1, -1).
-    signs = [[1, -1, -1], [1, 1, 1], [-1, 1, 1], [1, -1, -1]]
+    # What each image's harm likes best of (1, 1, 1), (-1, 1, 1), (1, -1, -1) and
+    # (-1, -1, -1).
+    signs = [[-1, -1, -1], [1, 1, 1], [-1, 1, 1], [1, -1, -1]]
     scale = 1 if norm == "linf" else np.sqrt(1 / 3)
     np.testing.assert_allclose(got, 0.1 * scale * np.array(signs), atol=1e-4)
 
 
-def test_sea_is_three_runs_of_shrinking_radius():
+def test_sea_is_four_runs_of_shrinking_radius():
     assert SEA(0.1).steps == 300
-    assert SEA(0.1, 300).passes == 3 * (300 + 3 + 1)
+    assert SEA(0.1, 300).passes == 4 * (300 + 3 + 1)
     members = SEA(0.1, 300)._worst().attacks
     assert [losses for _, losses in members] == [
         ("masked_ce_balanced",),
         ("masked_ce",),
         ("js",),
+        ("cospgd",),
     ]
     radii = ((2, 0.3), (1.5, 0.3), (1, 0.4))
     assert {run for run, _ in members} == {apgd.APGD(0.1, 300, radii=radii)}
-    assert SEA(0.1) == SEA(0.1, 300, "linf")
+    assert SEA(0.1) == SEA(0.1, 300, "linf", 1, True)
+    (member, *_) = SEA(0.1, 9, restarts=2, random_start=False)._worst().attacks
+    assert member[0] == apgd.APGD(0.1, 9, "linf", 2, False, radii)
     with pytest.raises(InputError, match="not 8"):
         SEA(8)
     with pytest.raises(InputError, match="steps is a whole number"):
@@ -166,8 +174,9 @@ def test_the_objective_begins_once_for_every_member_and_for_the_judge():
     begun = []
 
     class Begins:
-        def begin(self, start):
+        def begin(self, start, clean):
             begun.append(start.numpy())
+            np.testing.assert_array_equal(clean, x)
             return lambda z: tf.reduce_sum(z, 1)
 
     x = np.full((2, 3), 0.5, np.float32)
@@ -193,7 +202,7 @@ def test_objectives_without_the_methods_are_refused():
     x = np.full((2, 3), 0.5, np.float32)
     total = lambda z: tf.reduce_sum(z, 1)  # noqa: E731
     with pytest.raises(
-        InputError, match=r"method with_judge; make it with attacks\.ob"
+        InputError, match=r"method with_losses; make it with attacks\.ob"
     ):
         SEA(0.1, 10)(total, x)
     with pytest.raises(InputError, match="method with_losses"):

@@ -204,7 +204,8 @@ def test_every_run_begins_the_objective_where_it_starts(name):
     started, asked = [], []
 
     class Begins:
-        def begin(self, start):
+        def begin(self, start, clean):
+            np.testing.assert_array_equal(clean, x)
             started.append(start.numpy())
 
             def loss(z):

@@ -41,9 +41,11 @@ def test_the_largest_loss_per_image_wins():
     np.testing.assert_array_equal(rows["seg"]["loss"][:, 0], [2, 5, 2, 1])
 
 
-def test_sea_goes_by_wrong_pixels():
+def test_harm_is_wrong_pixels():
     results = [a_result([1, 9], [3, 8]), a_result([2, 1], [4, 7])]
-    np.testing.assert_array_equal(worst.choose(a_cell("sea"), results), [0, 1])
+    cell = a_cell(judge="harm")
+    np.testing.assert_array_equal(worst.choose(cell, results), [0, 1])
+    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0])
 
 
 def test_targeted_goes_by_the_wanted_targets():

@@ -24,8 +24,8 @@ from mtr_tf.attacks.ensemble import SEA
 from mtr_tf.attacks.ensemble import Worst
 from mtr_tf.attacks.floors import Corner
 from mtr_tf.attacks.floors import Noise
+from mtr_tf.attacks.judging import JUDGES
 from mtr_tf.attacks.momentum import MIM
-from mtr_tf.attacks.objectives import JUDGES
 from mtr_tf.attacks.objectives import TaskObjective
 from mtr_tf.attacks.objectives import objective
 from mtr_tf.attacks.pgd import FGSM

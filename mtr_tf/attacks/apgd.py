@@ -57,8 +57,8 @@ class APGD(calling.Attack):
       random_start: Whether to start at a uniform point of the (first) ball, for "linf"
         the one that PGD starts at from the same seed; else at the image.
       radii: Stages (multiple of epsilon, share of the steps), the last multiple 1.
-        Each is a run of its own, from the best point of the stage before, projected
-        onto its ball. SEA's are ((2, 0.3), (1.5, 0.3), (1, 0.4)).
+        Each is a run of its own, with progress from 0 to 1, from the best point of the
+        stage before, projected onto its ball. SEA has ((2, 0.3), (1.5, 0.3), (1, 0.4)).
 
     The point returned has the highest score of all points of all last stages (their
     starts and last points included), which are inside the ball of radius epsilon. Of
@@ -112,7 +112,7 @@ class APGD(calling.Attack):
                 first = stage_ball(0)
                 start = threat.random_point(first, x, keys, restart)
                 start = first.projection(x)(start)
-            raised = calling.begin(objective, start)
+            raised = calling.begin(objective, start, centre)
 
             def stage(number, found):
                 span = tf.gather(ends, number), tf.gather(ends, number + 1)
@@ -149,7 +149,8 @@ class APGD(calling.Attack):
         needed = tf.constant(self._needed(), start.dtype)
 
         def step(number, state):
-            progress = tf.cast(number, tf.float32) / self.steps
+            done = tf.cast(number - first, tf.float32)
+            progress = done / tf.cast(last - first, tf.float32)
             slope, scores = calling.gradient(objective, state.point, progress)
             state = state.seen(slope, scores)
             rises = needed[number]

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the losses of several tasks become one number per image.
 
-A balance says two things: what is climbed, and by what points are judged. All act per
-image: no image's loss scales another's. Below, L_t is the loss of attacked task t out
-of M, L_t(start) that of the point the run began from, g_t the gradient of L_t, and
-what stands in [brackets] is held fixed (stop_gradient).
+A balance says two things: what is climbed, and what points are judged by where they are
+judged by losses (`judging`). All act per image: no image's loss scales another's.
+Below, L_t is the loss of attacked task t out of M, L_t(start) that of the point the run
+began from, L_t(clean) that of the clean image, g_t the gradient of L_t, and what stands
+in [brackets] is held fixed (stop_gradient).
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ class Balance:
     """One way to make one number of several losses.
 
     Attributes:
-      combine: (losses, losses at the start, both [tasks, batch], progress) -> what is
-        climbed, [batch].
-      judge: (losses, losses at the start or None) -> the score, [batch].
+      combine: (losses, losses that they are compared with, both [tasks, batch],
+        progress) -> what is climbed, [batch].
+      judge: (losses, losses of the clean image or None) -> the score, [batch]: of the
+        point and the clean image alone, so that runs from different starts compare.
       formula: What is climbed, in one line.
       source: Where it is from.
       weighted: Whether the tasks may have weights: they multiply the losses, and
         would cancel out of all the other balances.
       relative: Whether losses are divided by losses, which must not be negative then.
-      from_start: Whether the losses at the start of the run are used.
+      compared: What the losses that are climbed are compared with: "start", those at
+        the start of the run; "clean", those of the clean image, which then also enter
+        the score; "" where there is no comparison.
       steepest: What becomes of each task's gradient before they are added up; None
         where the gradient is that of `combine`.
     """
@@ -46,23 +50,26 @@ class Balance:
     source: str
     weighted: bool = False
     relative: bool = False
-    from_start: bool = False
+    compared: str = ""
     steepest: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def __call__(
         self,
         losses: Losses,
-        start: Losses | None = None,
+        before: Losses | None = None,
         progress: tf.Tensor | float = 0.0,
     ) -> tf.Tensor:
-        """Returns what is climbed, [batch]; without `start` this point is the start."""
-        start = losses if start is None else start
-        fixed = tf.stop_gradient(_stacked(start, losses))
+        """Returns what is climbed, [batch].
+
+        `before` are the losses that `compared` names; without, this point's own.
+        """
+        before = losses if before is None else before
+        fixed = tf.stop_gradient(_stacked(before, losses))
         return self.combine(_stacked(losses, losses), fixed, progress)
 
-    def score(self, losses: Losses, start: Losses | None = None) -> tf.Tensor:
+    def score(self, losses: Losses, clean: Losses | None = None) -> tf.Tensor:
         """Returns what points are judged by, [batch]; the same at any progress."""
-        fixed = None if start is None else _stacked(start, losses)
+        fixed = None if clean is None else _stacked(clean, losses)
         return self.judge(_stacked(losses, losses), fixed)
 
 
@@ -73,19 +80,24 @@ def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
 # What is climbed.
 
 
-def _sum(losses, start=None, progress=0.0) -> tf.Tensor:
-    del start, progress
+def _sum(losses, before=None, progress=0.0) -> tf.Tensor:
+    del before, progress
     return tf.reduce_sum(losses, axis=0)
 
 
-def _mean(losses, start=None, progress=0.0) -> tf.Tensor:
-    del start, progress
+def _mean(losses, before=None, progress=0.0) -> tf.Tensor:
+    del before, progress
     return tf.reduce_mean(losses, axis=0)
 
 
-def _dgba(losses, start, progress) -> tf.Tensor:
-    del start, progress
+def _dgba(losses, before, progress) -> tf.Tensor:
+    del before, progress
     return _sum(tf.math.divide_no_nan(losses, tf.stop_gradient(losses)))
+
+
+def _grown(losses, before, progress=0.0) -> tf.Tensor:
+    del progress
+    return _sum(tf.math.divide_no_nan(losses, before))
 
 
 def _wgd(losses, start, progress) -> tf.Tensor:
@@ -100,8 +112,8 @@ def _wgd_released(losses, start, progress) -> tf.Tensor:
     return tf.where(tf.equal(progress, 0), _sum(losses), _sum(grown))
 
 
-def _worst(losses, start, progress) -> tf.Tensor:
-    growth = tf.math.divide_no_nan(losses, start)
+def _worst(losses, clean, progress) -> tf.Tensor:
+    growth = tf.math.divide_no_nan(losses, clean)
     first, later = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
     return tf.where(tf.equal(progress, 0), first, later)
 
@@ -114,19 +126,24 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny))
 
 
-def _geometric(losses, start) -> tf.Tensor:
+def _geometric(losses, clean) -> tf.Tensor:
     """The mean of log L_t: so many e-folds have the losses grown, but for a constant.
 
-    Dividing each loss by that of any start would change the score by a number that is
-    the same at all points. So none is used, and runs from different starts compare.
+    Dividing each loss by that of the clean image would change the score by a number
+    that is the same at all points. So it is left out.
     """
-    del start
+    del clean
     return tf.reduce_mean(_log(losses), axis=0)
 
 
-def _largest(losses, start) -> tf.Tensor:
-    """The largest log(L_t / L_t(start)); of log L_t without a start."""
-    before = 0.0 if start is None else _log(start)
+def _relative(losses, clean) -> tf.Tensor:
+    """The sum of L_t / L_t(clean); of L_t where the clean losses are not known."""
+    return _sum(losses) if clean is None else _grown(losses, clean)
+
+
+def _largest(losses, clean) -> tf.Tensor:
+    """The largest log(L_t / L_t(clean)); of log L_t where these are not known."""
+    before = 0.0 if clean is None else _log(clean)
     return tf.reduce_max(_log(losses) - before, axis=0)
 
 
@@ -149,8 +166,16 @@ BALANCES: dict[str, Balance] = {
         _dgba,
         _geometric,
         "sum_t L_t / [L_t], gradient sum_t g_t / L_t",
-        "Zhang et al., arXiv 2305.12066 (DGBA, GB-MTA)",
+        "Zhang et al., arXiv 2305.12066 (DGBA, GB-MTA), as its released code computes",
         relative=True,
+    ),
+    "dgba_paper": Balance(
+        _grown,
+        _relative,
+        "sum_t L_t / L_t(clean)",
+        "Zhang et al., arXiv 2305.12066, the objective that its text states",
+        relative=True,
+        compared="clean",
     ),
     "wgd": Balance(
         _wgd,
@@ -158,7 +183,7 @@ BALANCES: dict[str, Balance] = {
         "sum_t [r_t] L_t, r_t = R_t / mean R, R_t = L_t / L_t(start)",
         "Ghamizi et al. 2022, arXiv 2110.15053, as its text says",
         relative=True,
-        from_start=True,
+        compared="start",
     ),
     "wgd_released": Balance(
         _wgd_released,
@@ -166,7 +191,7 @@ BALANCES: dict[str, Balance] = {
         "first step sum_t L_t, later sum_t L_t / L_t(start)",
         "Ghamizi et al. 2022, as its released code computes",
         relative=True,
-        from_start=True,
+        compared="start",
     ),
     "normalized": Balance(
         _sum,
@@ -185,10 +210,10 @@ BALANCES: dict[str, Balance] = {
     "worst": Balance(
         _worst,
         _largest,
-        "max_t L_t / L_t(start); at the first step their mean",
+        "max_t L_t / L_t(clean); at the first step their mean",
         "the task that has suffered most, so far, is pushed further",
         relative=True,
-        from_start=True,
+        compared="clean",
     ),
 }
 

@@ -116,13 +116,14 @@ def _compiled(attack: Attack, recipe: Any) -> Callable[..., tf.Tensor]:
     return lambda *arguments: run.get_concrete_function(*arguments)(*arguments)
 
 
-def begin(objective: Objective, start: tf.Tensor) -> Objective:
-    """Returns the objective for one run from `start` [batch, ...].
+def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective:
+    """Returns the objective for one run from `start` around `clean`, both [batch, ...].
 
-    An objective with a method `begin(start)` returns there one that has computed what
-    stays the same during a run: the losses at its start, say, or folded weights.
+    An objective with a method `begin(start, clean)` returns there one that has computed
+    what stays the same during a run: losses that others are compared with, say, or
+    folded weights.
     """
-    return objective.begin(start) if hasattr(objective, "begin") else objective
+    return objective.begin(start, clean) if hasattr(objective, "begin") else objective
 
 
 def loop(condition: Callable, body: Callable, state: tuple) -> tuple:

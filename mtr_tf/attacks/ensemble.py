@@ -15,7 +15,8 @@ from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
-SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js")
+# The paper's three and CosPGD's, which is the strongest alone.
+SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 
 # An attack, or an attack and the names of the losses that it raises.
 Member = calling.Attack | tuple[calling.Attack, tuple[str, ...]]
@@ -25,21 +26,22 @@ Member = calling.Attack | tuple[calling.Attack, tuple[str, ...]]
 class Worst(calling.Attack):
     """Of several attacks' results, for each image the one that scores highest.
 
+    Members choose their own points by the same score: that of the objective, or of
+    `objective.in_ensemble()` where it has this method. Objectives made by
+    `attacks.objective` so are judged by harm unless their judge is "loss".
+
     Attributes:
       attacks: The members, each an attack or a pair (attack, names of losses): it then
         raises `objective.with_losses(names)`. Each has random numbers of its own, made
-        of the seed and its place here. Of equal results the earlier member's is taken;
-        a score that is NaN never wins.
-      judge: What results are compared by: None is the objective's score, a name that of
-        `objective.with_judge(name)`.
+        of the seed and its place here (`member_keys`). Of equal results the earlier
+        member's is taken; a score that is NaN never wins.
 
     Raises:
       InputError: No members, or something that is no attack; or, when called, an
-        objective without the methods that losses or judge ask for; or as a member does.
+        objective without the method that losses ask for; or as a member does.
     """
 
     attacks: tuple[Member, ...]
-    judge: str | None = None
 
     def __post_init__(self):
         try:
@@ -73,16 +75,16 @@ class Worst(calling.Attack):
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         dtype = threat.compute_dtype(x)
-        judge = objective
-        if self.judge is not None:
-            judge = _method(objective, "with_judge")(self.judge)
-        judge = calling.begin(judge, tf.cast(x, dtype))
+        if hasattr(objective, "in_ensemble"):
+            objective = objective.in_ensemble()
+        centre = tf.cast(x, dtype)
+        judge = calling.begin(objective, centre, centre)
         best = None
         for number, (attack, losses) in enumerate(self._pairs()):
             raised = objective
             if losses is not None:
-                raised = _method(objective, "with_losses")(losses)
-            points = attack.search(raised, x, _member_keys(keys, number))
+                raised = _with_losses(objective, losses)
+            points = attack.search(raised, x, member_keys(keys, number))
             points = tf.cast(points, dtype)  # Exact: x's numbers in what scores take.
             best = Best.none(points) if best is None else best
             scores = calling.score(judge, points, tf.constant(1.0))
@@ -98,18 +100,20 @@ class Worst(calling.Attack):
 
 @dataclasses.dataclass(frozen=True)
 class SEA(calling.Attack):
-    """Segmentation ensemble attack: the worst of three APGD runs on three losses.
+    """Segmentation ensemble attack: the worst of four APGD runs on four losses.
 
     Each run has `steps` steps, in balls of 2, 1.5 and 1 epsilon for 30, 30 and 40 % of
-    them. The losses are class-balanced masked cross-entropy, masked cross-entropy and
-    the Jensen-Shannon divergence. Of the three results each image keeps the one with
-    the highest share of wrong pixels. Each run's own best point is chosen by the
-    objective's score; the released code chooses it by wrong pixels.
+    them. The losses are the paper's class-balanced masked cross-entropy, masked
+    cross-entropy and Jensen-Shannon divergence, and CosPGD's, which the paper does not
+    have. Of the results each image keeps the one with the highest share of wrong pixels
+    (of several tasks: the most harm, see `Worst`), and by that each run chooses its
+    best point, as the authors' code does.
 
     Attributes:
       epsilon: As for PGD.
       steps: Steps of each run, 300 in the paper.
       norm: "linf" (the paper's) or "l2".
+      restarts, random_start: Of each run, as for APGD.
 
     Raises:
       InputError: A setting is out of range; or, when called, an objective that was not
@@ -119,6 +123,8 @@ class SEA(calling.Attack):
     epsilon: float | tf.Tensor
     steps: int = 300
     norm: str = "linf"
+    restarts: int = 1
+    random_start: bool = True
 
     def __post_init__(self):
         self._worst()
@@ -135,24 +141,24 @@ class SEA(calling.Attack):
         return self._worst().search(objective, x, keys)
 
     def _worst(self) -> Worst:
-        run = apgd.APGD(self.epsilon, self.steps, self.norm, radii=SEA_RADII)
-        return Worst(tuple((run, (name,)) for name in SEA_LOSSES), judge="error")
+        settings = (self.steps, self.norm, self.restarts, self.random_start)
+        run = apgd.APGD(self.epsilon, *settings, radii=SEA_RADII)
+        return Worst(tuple((run, (name,)) for name in SEA_LOSSES))
 
 
 def _is_pair(member: Any) -> bool:
     return isinstance(member, tuple) and len(member) == 2
 
 
-def _method(objective: calling.Objective, name: str) -> Any:
-    method = getattr(objective, name, None)
-    if method is None:
+def _with_losses(objective: calling.Objective, names: tuple[str, ...]) -> Any:
+    if not hasattr(objective, "with_losses"):
         raise InputError(
-            f"This attack needs an objective with the method {name}; make it with "
+            "This attack needs an objective with the method with_losses; make it with "
             f"attacks.objective, got {objective!r}."
         )
-    return method
+    return objective.with_losses(names)
 
 
-def _member_keys(keys: tf.Tensor, number: int) -> tf.Tensor:
-    """Returns other keys, int64 [batch, 2], for each image and member."""
+def member_keys(keys: tf.Tensor, number: int) -> tf.Tensor:
+    """Returns an ensemble's member's keys, int64 [batch, 2], of the ensemble's."""
     return tf.map_fn(lambda key: threat.fold_in(key, number), keys)

@@ -49,7 +49,7 @@ class Noise(calling.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))
-        begun = calling.begin(objective, centre)
+        begun = calling.begin(objective, centre, centre)
 
         def step(draw, best):
             points = project(self._points(ball, x, keys, draw))

@@ -19,11 +19,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mtr_tf import metrics
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import judging
 from mtr_tf.attacks import pixels as pixels_lib
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.balance import Losses
@@ -33,9 +33,6 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import inference
 
 Batch = Mapping[str, Mapping[str, tf.Tensor]]
-
-# What scores are made of: each task's own training loss, or its error.
-JUDGES = ("loss", "error")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Recipe:
       losses: The surrogate that each attacked task raises, None for its own loss; empty
         where all raise their own.
       targeted: Whether the targets are what the attacker wants to see.
-      judge: One of JUDGES.
+      judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
     """
 
@@ -60,12 +57,12 @@ class Recipe:
     weights: tuple[float, ...] = ()
     losses: tuple[str | None, ...] = ()
     targeted: bool = False
-    judge: str = "loss"
+    judge: str = judging.AUTO
     fold: bool = True
 
     def __post_init__(self):
         checks.check_name("balance", self.balance, BALANCES)
-        checks.check_name("judge", self.judge, JUDGES)
+        judging.check(self.judge)
         if self.weights and not BALANCES[self.balance].weighted:
             raise InputError(
                 "Weights are for the balances "
@@ -86,7 +83,11 @@ class Recipe:
     def __call__(
         self, batch: Batch, x: tf.Tensor, progress: tf.Tensor | float
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns (ascend, score), float32 [batch]; see `objective`."""
+        """Returns (ascend, score), float32 [batch]; see `objective`.
+
+        Where the balance uses them, a batch that was `begun` also has "before", losses
+        that others are compared with, and "clean", rows of the clean images.
+        """
         balance = BALANCES[self.balance]
         x = tf.convert_to_tensor(x)
         # Watches nothing, and so records nothing, unless the balance needs it.
@@ -94,14 +95,34 @@ class Recipe:
         with tape:
             if balance.steepest:
                 tape.watch(x)
-            raised, judged = self._losses(self._outputs(x), batch, progress)
-        ascend = balance(raised, batch.get("raised_at_start"), progress)
+            outputs = self._outputs(x)
+            own = self._own(outputs, batch)
+            raised = self._raised(own, outputs, batch, progress)
+        ascend = balance(raised, batch.get("before"), progress)
         if balance.steepest:
             ascend = balance_lib.sum_of_steepest(
                 tape, x, list(raised.values()), balance.steepest
             )
-        score = balance.score(judged, batch.get("judged_at_start"))
-        return (-ascend, -score) if self.targeted else (ascend, score)
+        score = judging.score(
+            self.judged_by,
+            balance,
+            self._rows(own, outputs, batch),
+            self.weights,
+            batch.get("clean"),
+            self.targeted,
+        )
+        return -ascend if self.targeted else ascend, score
+
+    @property
+    def judged_by(self) -> str:
+        """What scores are made of, "harm" or "loss"."""
+        return judging.resolve(self.judge, any(self.losses))
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether scores compare with the clean image."""
+        compared = BALANCES[self.balance].compared == "clean"
+        return compared and self.judged_by == judging.LOSS
 
     def folded(self) -> Recipe:
         """Returns it with a model of now that does less work, if asked for."""
@@ -113,25 +134,35 @@ class Recipe:
         """Returns the objective of this recipe on a batch."""
         return TaskObjective(self, batch)
 
-    def started(self, batch: Batch, start: tf.Tensor) -> Batch:
-        """Returns the batch with the losses at `start`, where the balance uses them."""
-        if not BALANCES[self.balance].from_start:
+    def begun(self, batch: Batch, start: tf.Tensor, clean: tf.Tensor) -> Batch:
+        """Returns the batch with what the balance compares with."""
+        compared = BALANCES[self.balance].compared
+        if not compared:
             return batch
-        raised, judged = self._losses(self._outputs(start), batch, 0.0)
-        return {**batch, "raised_at_start": raised, "judged_at_start": judged}
+        outputs = self._outputs(start if compared == "start" else clean)
+        own = self._own(outputs, batch)
+        batch = {**batch, "before": self._raised(own, outputs, batch, 0.0)}
+        if self.needs_clean:
+            batch["clean"] = self._rows(own, outputs, batch)
+        return batch
 
-    def _losses(self, outputs, batch: Batch, progress) -> tuple[Losses, Losses]:
-        """Returns what the tasks raise (or lower, if targeted) and are judged by."""
-        own = tasks_lib.task_losses(
+    def _own(self, outputs, batch: Batch) -> Losses:
+        """Returns each task's own loss."""
+        return tasks_lib.task_losses(
             self.tasks, outputs, batch["targets"], batch["masks"]
         )
+
+    def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
+        """Returns what the tasks raise (or lower, if targeted)."""
         raised = dict(own)
         for name, surrogate in zip(self.tasks, self.losses, strict=bool(self.losses)):
             if surrogate is not None:
                 case = self._case(name, outputs, batch, progress)
                 raised[name] = SURROGATES[surrogate].loss(case)
-        judged = own if self.judge == "loss" else self._errors(outputs, batch)
-        return self._weighted(raised), self._weighted(judged)
+        if not self.weights:
+            return raised
+        weights = zip(self.tasks, self.weights, strict=True)
+        return {name: weight * raised[name] for name, weight in weights}
 
     def _case(self, name: str, outputs, batch: Batch, progress) -> Case:
         return Case(
@@ -143,22 +174,17 @@ class Recipe:
             self.targeted,
         )
 
-    def _errors(self, outputs, batch: Batch) -> dict[str, tf.Tensor]:
-        return {
-            name: _error(
-                tasks_lib.TASKS[name],
-                batch["targets"][name],
-                outputs[name],
-                batch["masks"][name],
-            )
-            for name in self.tasks
-        }
-
-    def _weighted(self, losses: Losses) -> Losses:
-        if not self.weights:
-            return losses
-        weights = zip(self.tasks, self.weights, strict=True)
-        return {name: weight * losses[name] for name, weight in weights}
+    def _rows(self, own: Losses, outputs, batch: Batch) -> judging.Rows:
+        """Returns the rows that scores are made of; losses are not computed again."""
+        rows = {}
+        for name in self.tasks:
+            metric = judging.metric(name, self.judged_by)
+            if self.judged_by == judging.LOSS:
+                rows[name] = {metric.name: own[name][:, tf.newaxis]}
+            else:
+                case = (batch["targets"][name], outputs[name], batch["masks"][name])
+                rows[name] = {metric.name: metric.statistics(*case, None)}
+        return rows
 
     def _outputs(self, x: tf.Tensor) -> Mapping[str, tf.Tensor]:
         # An attacked model's batch norm must neither use nor move batch statistics.
@@ -176,13 +202,6 @@ class Recipe:
                     f"{', '.join(map(repr, outputs))}."
                 )
         return outputs
-
-
-def _error(task: tasks_lib.Task, target, output, mask) -> tf.Tensor:
-    """Returns the share of wrong pixels, or the mean absolute error, [batch]."""
-    metric = metrics.pixel_accuracy() if task.discrete else metrics.mae()
-    total, count = tf.unstack(metric.statistics(target, output, mask, None), axis=-1)
-    return tf.math.divide_no_nan(count - total if task.discrete else total, count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,14 +232,16 @@ class TaskObjective:
         """Returns (ascend, score) of the images x."""
         return self.recipe(self.batch, x, progress)
 
-    def begin(self, start: tf.Tensor) -> TaskObjective:
-        """Returns this objective for one run from the images `start` [batch, ...].
+    def begin(self, start: tf.Tensor, clean: tf.Tensor | None = None) -> TaskObjective:
+        """Returns this objective for one run from `start`, around `clean` images.
 
-        Its model is folded where that can be done (`models.inference`). Costs a forward
-        pass if the balance compares losses to those at the start.
+        Both are [batch, ...]; without `clean` the start is the clean image. The model
+        is folded where that can be done (`models.inference`). Costs a forward pass if
+        the balance compares losses with those of either.
         """
         recipe = self.recipe.folded()
-        return recipe.bind(recipe.started(self.batch, start))
+        clean = start if clean is None else clean
+        return recipe.bind(recipe.begun(self.batch, start, clean))
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
         """Returns it, not begun, raising other losses; see `losses` of `objective`."""
@@ -229,6 +250,11 @@ class TaskObjective:
     def with_judge(self, name: str) -> TaskObjective:
         """Returns it, not begun, judged otherwise; see `judge` of `objective`."""
         return self._changed(judge=name)
+
+    def in_ensemble(self) -> TaskObjective:
+        """Returns it, not begun, judged by harm where the judge is "auto"."""
+        judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
+        return self.with_judge(judge)
 
     def _changed(self, **fields) -> TaskObjective:
         batch = {kind: self.batch[kind] for kind in ("targets", "masks")}
@@ -247,18 +273,20 @@ def objective(
     losses: Iterable[str] | str = (),
     targeted: bool = False,
     classes: Iterable[int] | None = None,
-    judge: str = "loss",
+    judge: str = judging.AUTO,
     fold: bool = True,
 ) -> TaskObjective:
     """Returns the objective that raises the attacked tasks' losses on one batch.
 
-    What it climbs and what it judges points by are two things. The score is made of the
-    tasks' own training losses (or errors) whatever is climbed, is the same at any
-    progress, and rises as the attack succeeds. So attacks with different surrogates
-    compare. With the balances "sum" and "mean" it is that sum or mean, weighted; with
-    the others, which want no task's scale to count, the mean logarithm of the losses:
-    the same order as relative to any start; and with "worst" the largest logarithm of
-    a loss relative to that at the run's start (of the loss itself, outside a run).
+    What it climbs and what it judges points by are two things. The score, by which
+    iterates, restarts and members of ensembles are compared, is the same at any
+    progress and for any start. Judged by "harm" it is what the table of results shows:
+    the share of wrong pixels of classes, else the mean error of the task's headline
+    metric; of several tasks the geometric mean, so that no task's unit or scale counts.
+    Judged by "loss" it is made of the tasks' own training losses: with "sum" and
+    "mean" their sum or mean, weighted; with "dgba_paper" sum_t L_t / L_t(clean); with
+    "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the
+    others, which want no task's scale to count, the mean logarithm of the losses.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is
@@ -276,8 +304,8 @@ def objective(
         climbed, and the score, is minus the loss towards them.
       classes: Of tasks with classes, only pixels whose target is one of these are
         attacked; None is all.
-      judge: What scores are made of: "loss", or "error" (the share of wrong pixels for
-        classes, the mean absolute error otherwise).
+      judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
+        (`losses` empty) outside ensembles, else "harm".
       fold: Whether attacks may fold a functional Keras model's batch norms into its
         convolutions, which is faster and changes nothing but rounding.
 

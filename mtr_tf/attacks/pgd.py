@@ -136,7 +136,7 @@ class PGD(calling.Attack):
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
-            begun = calling.begin(objective, start)
+            begun = calling.begin(objective, start, centre)
             _, point, best, _ = calling.loop(
                 lambda number, *_: number < self.steps,
                 functools.partial(step, begun),
@@ -212,7 +212,7 @@ class FGSM(calling.Attack):
         del keys  # Nothing is random.
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
-        objective = calling.begin(objective, point)
+        objective = calling.begin(objective, point, point)
         slope, _ = calling.gradient(objective, point, tf.constant(0.0))
         epsilon = exactly(self.epsilon, point.dtype)
         point = ball.projection(x)(point + epsilon * ball.steepest(slope))

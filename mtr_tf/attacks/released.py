@@ -145,7 +145,7 @@ class ReleasedPGD(calling.Attack):
         start = centre
         if self.start == "corner":
             start = _clamp(centre, lower, upper)  # Swapped, as released.
-        begun = calling.begin(objective, start)
+        begun = calling.begin(objective, start, centre)
 
         def step(number, point, total):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)

@@ -100,7 +100,7 @@ class Square(calling.Attack):
         def run(restart, best):
             run_keys = tf.map_fn(lambda key: threat.fold_in(key, restart), keys)
             start = moves.start(run_keys)
-            asked = calling.begin(objective, start)
+            asked = calling.begin(objective, start, moves.centre)
             found = Best.none(moves.centre)
             found = found.offer(start, calling.score(asked, start, one))
             draws = _draws(x, run_keys, self.queries)

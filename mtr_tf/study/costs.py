@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from mtr_tf.attack_config import NO_ATTACK
 from mtr_tf.attack_config import AttackConfig
+from mtr_tf.attacks import ensemble
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.study.commands import Cell
@@ -24,7 +25,6 @@ _TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, 
 _START = 10.0  # Seconds of each process before the first pass: imports, compiling.
 _EXAMPLES = 2000  # Of a training split whose size is not known here.
 _FORWARD = 0.4  # Of a pass, without the way back.
-_SEA_RUNS = 3
 _PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
 
 
@@ -73,7 +73,8 @@ def _passes(attack: str, config: AttackConfig) -> float:
         return config.restarts * _FORWARD
     if attack == "fgsm":
         return 1
-    return config.steps * config.restarts * (_SEA_RUNS if attack == "sea" else 1)
+    runs = len(ensemble.SEA_LOSSES) if attack == "sea" else 1
+    return config.steps * config.restarts * runs
 
 
 def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:

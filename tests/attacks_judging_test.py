@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Points judged by harm: by hand, by slow loops, and the same in graph as from rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import calling
+from mtr_tf.attacks import judging
+from mtr_tf.attacks.balance import BALANCES
+
+NAMES = ("seg", "depth", "normal", "autoencoder")
+EPS = 8 / 255
+CHANNELS = {"seg": 4, "depth": 1, "normal": 3, "autoencoder": 3}
+
+
+def batch(size=6, height=6, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = (size, height, width)
+    targets = {
+        name: rng.normal(size=(*pixels, CHANNELS[name])).astype(np.float32)
+        for name in NAMES
+    }
+    targets["seg"] = rng.integers(0, 4, pixels).astype(np.int32)
+    masks = {n: (rng.random(pixels) < 0.8).astype(np.float32) for n in NAMES}
+    return rng.uniform(size=(*pixels, 3)).astype(np.float32), targets, masks
+
+
+@pytest.fixture(scope="module")
+def net():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 5, 3), name="image")
+    y = keras.layers.Conv2D(8, 3, padding="same", activation="softplus")(image)
+    y = keras.layers.Conv2D(8, 3, padding="same", activation="softplus")(5 * y)
+    heads = {n: keras.layers.Conv2D(c, 1, name=n)(5 * y) for n, c in CHANNELS.items()}
+    return keras.Model(image, heads)
+
+
+def harms_by_hand(net, x, targets, masks):
+    """Each task's harm of each image in NumPy, as the table of results has it."""
+    outputs = {name: value.numpy().astype(float) for name, value in net(x).items()}
+    difference = {n: outputs[n] - targets[n] for n in NAMES[1:]}
+    a, b = outputs["normal"], targets["normal"].astype(float)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    errors = {
+        "seg": outputs["seg"].argmax(-1) != targets["seg"],
+        "depth": np.abs(difference["depth"])[..., 0],
+        "normal": np.degrees(np.arccos((a * b).sum(-1) / lengths)),
+        "autoencoder": np.square(difference["autoencoder"]).mean(-1),
+    }
+    return {
+        name: (error * masks[name]).sum((1, 2)) / masks[name].sum((1, 2))
+        for name, error in errors.items()
+    }
+
+
+def test_harm_of_each_kind_of_task_by_hand(net):
+    x, targets, masks = batch()
+    harms = harms_by_hand(net, x, targets, masks)
+    for name in NAMES:
+        for losses, judge in (((), "harm"), (("cospgd",), "auto")):
+            settings = {"losses": losses, "judge": judge}
+            objective = attacks.objective(net, targets, masks, name, **settings)
+            ascend, score = objective(x)
+            np.testing.assert_allclose(score, harms[name], rtol=2e-5)
+        minus = attacks.objective(
+            net, targets, masks, name, judge="harm", targeted=True
+        )
+        np.testing.assert_allclose(minus(x)[1], -harms[name], rtol=2e-5)
+        plain = attacks.objective(net, targets, masks, name)
+        np.testing.assert_array_equal(*plain(x))
+        np.testing.assert_allclose(plain.in_ensemble()(x)[1], harms[name], rtol=2e-5)
+        loss = attacks.objective(net, targets, masks, name, judge="loss")
+        np.testing.assert_array_equal(*loss.in_ensemble()(x))
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_harm_of_several_tasks_is_their_geometric_mean(net, balance):
+    x, targets, masks = batch()
+    harms = np.stack(list(harms_by_hand(net, x, targets, masks).values()))
+    joint = attacks.objective(net, targets, masks, balance=balance, judge="harm")
+    for objective in (joint, joint.begin(x[::-1], x)):
+        score = objective(x)[1]
+        np.testing.assert_allclose(score, np.exp(np.log(harms).mean(0)), rtol=2e-5)
+    if not BALANCES[balance].weighted:
+        return
+    weights = {"seg": 2.0, "normal": 0.0, "depth": 0.5}
+    weighted = attacks.objective(
+        net, targets, masks, balance=balance, judge="harm", weights=weights
+    )
+    w = np.array([2.0, 0.5, 0.0, 1.0])[:, None]
+    expected = np.exp((w * np.log(harms)).sum(0) / w.sum())
+    np.testing.assert_allclose(weighted(x)[1], expected, rtol=2e-5)
+
+
+def test_no_wrong_pixel_counts_as_half_of_one():
+    rows = {"seg": {"pixel_accuracy": np.array([[10.0, 10], [9, 10], [0, 0]])}}
+    rows["depth"] = {"mae": np.array([[5.0, 10], [5, 10], [0, 0]])}
+    score = judging.score("harm", BALANCES["sum"], rows)
+    np.testing.assert_allclose(score[:2], np.sqrt([0.05 * 0.5, 0.1 * 0.5]), rtol=1e-6)
+    assert np.isfinite(score).all()
+    del rows["depth"]
+    np.testing.assert_allclose(
+        judging.score("harm", BALANCES["sum"], rows), [0, 0.1, 0], rtol=1e-6
+    )
+
+
+def test_every_task_has_a_harm_that_the_table_shows():
+    for task in tasks_lib.TASKS.values():
+        shown = "pixel_accuracy" if task.discrete else task.metrics[0].name
+        assert task.harm.name == shown
+
+
+def test_auto_in_one_sentence():
+    # By the losses where each task raises its own, outside ensembles; else by harm.
+    assert judging.resolve("auto", surrogates=False) == "loss"
+    assert judging.resolve("auto", surrogates=True) == "harm"
+    assert judging.resolve("auto", surrogates=False, ensemble=True) == "harm"
+    for judge, *where in itertools.product(("harm", "loss"), *[(False, True)] * 2):
+        assert judging.resolve(judge, *where) == judge
+
+
+def wrong(net, x, targets, masks):
+    return harms_by_hand(net, x, targets, masks)["seg"]
+
+
+def slow_pgd(net, x, targets, masks, losses, eps, steps):
+    """Sign steps from the image; per image the point of most wrong pixels."""
+    objective = attacks.objective(
+        lambda z: net(z, training=False), targets, masks, "seg", losses=losses
+    )
+    point, best, most = x, x, np.full(len(x), -1.0)
+    for number in range(steps + 1):
+        now = wrong(net, point, targets, masks)
+        # Where no pixel's gradient moves an image, its last point is its first.
+        best = np.where((now > most)[:, None, None, None], point, best)
+        most = np.maximum(most, now)
+        slope, _ = calling.gradient(
+            objective, tf.constant(point), tf.constant(number / steps)
+        )
+        point = point + np.float32(eps / 4) * np.sign(slope.numpy())
+        point = np.clip(np.clip(point, x - np.float32(eps), x + np.float32(eps)), 0, 1)
+    return best, most
+
+
+@pytest.mark.parametrize("losses", ["cospgd", "segpgd", "masked_ce", "js"])
+def test_pgd_keeps_the_point_of_most_wrong_pixels(net, losses):
+    x, targets, masks = batch()
+    settings = {"tasks": "seg", "losses": losses, "fold": False}
+    auto, by_loss = (
+        attacks.objective(net, targets, masks, judge=judge, **settings)
+        for judge in ("auto", "loss")
+    )
+    attack = attacks.PGD(EPS, EPS / 4, 12, random_start=False)
+    found = attack(auto, x).numpy()
+    best, most = slow_pgd(net, x, targets, masks, losses, EPS, 12)
+    np.testing.assert_allclose(wrong(net, found, targets, masks), most, atol=1e-6)
+    np.testing.assert_allclose(found, best, atol=1e-5)
+    less = wrong(net, attack(by_loss, x).numpy(), targets, masks)
+    assert np.all(less <= most)
+
+
+def test_by_harm_is_stronger_than_by_loss(net):
+    x, targets, masks = batch(size=24)
+    targets["seg"] = net(x)["seg"].numpy().argmax(-1).astype(np.int32)
+    attack = attacks.PGD(2 * EPS, EPS / 2, 20)
+    harms = {}
+    for judge in ("auto", "loss"):
+        objective = attacks.objective(
+            net, targets, masks, "seg", losses="cospgd", judge=judge
+        )
+        harms[judge] = wrong(net, attack(objective, x).numpy(), targets, masks)
+    assert np.all(harms["auto"] >= harms["loss"])
+    print(harms["auto"].mean(), harms["loss"].mean())
+    assert harms["auto"].mean() > harms["loss"].mean() + 0.005
+
+
+@pytest.mark.parametrize(
+    ("balance", "judge", "attack"),
+    [
+        ("sum", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        ("wgd", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        ("worst", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        ("dgba_paper", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        ("sum", "harm", attacks.PGD(EPS, EPS / 4, 3)),
+        ("worst", "harm", attacks.PGD(EPS, EPS / 4, 3)),
+        ("worst", "loss", attacks.APGD(EPS, 3)),
+        ("sum", "harm", attacks.APGD(EPS, 3)),
+    ],
+)
+def test_more_restarts_never_do_worse(net, balance, judge, attack):
+    x, targets, masks = batch()
+    settings = {"balance": balance, "judge": judge, "fold": False}
+    objective = attacks.objective(net, targets, masks, ("seg", "depth"), **settings)
+    begun = objective.begin(x)  # Compared with the clean images.
+    more = dataclasses.replace(attack, restarts=4)
+    once, often = (
+        np.stack([begun(a(objective, x, seed))[1] for seed in range(4)])
+        for a in (attack, more)
+    )
+    # The first run of all is the same.
+    assert np.all(often >= once - 1e-6 * np.abs(once) - 1e-7)
+    assert np.any(often > once + 1e-6 * np.abs(once))
+
+
+def test_more_steps_never_do_worse_on_the_judged_scale(net):
+    # The first points of a longer run are those of a shorter one, for losses that do
+    # not know how many there are to come.
+    x, targets, masks = batch()
+    objective = attacks.objective(
+        net, targets, masks, "seg", losses="cospgd", fold=False
+    )
+    before = objective(x)[1]
+    for steps in (1, 2, 4, 8, 16):
+        found = attacks.PGD(EPS, EPS / 4, steps)(objective, x, 1)
+        assert np.all(objective(found)[1] >= before - (steps == 1))
+        before = objective(found)[1]
+
+
+def test_segpgd_weighs_by_the_progress_within_a_stage(net):
+    """Its lambda in closed form: half the share of the stage's steps that are done."""
+    x, targets, masks = batch()
+    own = attacks.objective(net, targets, masks, "seg", losses="segpgd")
+    logits = net(x)["seg"].numpy().astype(float)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    ce = -np.log(np.take_along_axis(p, targets["seg"][..., None], -1)[..., 0])
+    right = logits.argmax(-1) == targets["seg"]
+    for done, steps in ((0, 6), (3, 6), (5, 6)):
+        late = done / steps / 2
+        pixels = np.where(right, 1 - late, late) * ce * masks["seg"]
+        expected = pixels.sum((1, 2)) / masks["seg"].sum((1, 2))
+        got = own(x, done / steps)[0]
+        np.testing.assert_allclose(got, expected, rtol=1e-4)
