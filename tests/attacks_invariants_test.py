@@ -77,9 +77,12 @@ def objective(weights, dtype):
 
 
 def run(name, norm, epsilon, x, weights, keys):
-    """Returns the attack's images and where the first run of PGD starts."""
+    """Returns the attack's images and where its first run starts, or PGD's."""
     ball = threat.ball(norm, epsilon)
-    start = ball.projection(x)(threat.random_start(ball, x, keys, 0))
+    draw = (
+        threat.random_start if name in ("pgd", "mim_released") else threat.random_point
+    )
+    start = ball.projection(x)(draw(ball, x, keys, 0))
     attack = ATTACKS[name](epsilon, norm)
     return attack.search(objective(weights, start.dtype), x, keys), start
 

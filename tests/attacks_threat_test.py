@@ -31,6 +31,11 @@ def starts(ball, x, image_keys, restart=0):
     return threat.random_start(ball, x, image_keys, restart)
 
 
+@tf.function
+def points(ball, x, image_keys, number=0):
+    return threat.random_point(ball, x, image_keys, number)
+
+
 def wide(x):
     return tf.cast(x, tf.float64).numpy()
 
@@ -55,14 +60,17 @@ def test_linf_start_is_uniform_in_every_coordinate():
     assert np.abs(correlation - np.eye(20)).max() < 0.3  # 4.2 standard deviations.
 
 
-def test_l2_start_is_uniform_in_the_ball():
+@pytest.mark.parametrize(("draw", "power"), [(points, 3), (starts, 1)])
+def test_l2_noise_is_uniform_in_the_ball_and_starts_in_direction_and_length(
+    draw, power
+):
     ball = threat.L2(0.3)
     x = tf.fill([400, 3], 0.5)
-    noise = (starts(ball, x, keys(400)).numpy() - 0.5) / 0.3
+    noise = (draw(ball, x, keys(400)).numpy() - 0.5) / 0.3
     radii = np.linalg.norm(noise, axis=1)
     # The share of a 3-ball inside radius r is r^3; by Archimedes, each coordinate of a
     # uniform direction in 3 dimensions is uniform in [-1, 1].
-    assert kolmogorov(radii**3, lambda t: t) < critical(400)
+    assert kolmogorov(radii**power, lambda t: t) < critical(400)
     for axis in range(3):
         direction = noise[:, axis] / radii
         assert kolmogorov(direction, lambda t: (t + 1) / 2) < critical(400)
@@ -141,6 +149,12 @@ def test_projection_keeps_what_is_inside_and_is_idempotent(norm):
     np.testing.assert_allclose(project(inside), inside, atol=1e-7)
     outside = project(x + 5 * images((6, 3, 3), seed=2, low=-1))
     np.testing.assert_allclose(project(outside), outside, atol=1e-6)
+
+
+def test_linf_starts_are_its_uniform_points():
+    x = images((3, 4, 4, 3))
+    found = [draw(threat.Linf(0.1), x, keys(3), 2) for draw in (points, starts)]
+    np.testing.assert_array_equal(*found)
 
 
 def test_l2_projection_is_the_nearest_point_away_from_the_box():

@@ -54,8 +54,8 @@ class APGD(calling.Attack):
         its last point.
       norm: "linf" or "l2".
       restarts: Number of runs, each from a start of its own.
-      random_start: Whether to start at a uniform point of the (first) ball, as PGD does
-        from the same seed; else at the image.
+      random_start: Whether to start at a uniform point of the (first) ball, for "linf"
+        the one that PGD starts at from the same seed; else at the image.
       radii: Stages (multiple of epsilon, share of the steps), the last multiple 1.
         Each is a run of its own, with progress from 0 to 1, from the best point of the
         stage before, projected onto its ball. SEA has ((2, 0.3), (1.5, 0.3), (1, 0.4)).
@@ -110,7 +110,7 @@ class APGD(calling.Attack):
             start = centre
             if self.random_start:
                 first = stage_ball(0)
-                start = threat.random_start(first, x, keys, restart)
+                start = threat.random_point(first, x, keys, restart)
                 start = first.projection(x)(start)
             raised = calling.begin(objective, start, centre)
 

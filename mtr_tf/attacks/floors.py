@@ -23,8 +23,8 @@ class Noise(calling.Attack):
       epsilon: As for PGD.
       norm: "linf" or "l2".
       draws: Number of points, each scored; the highest is returned, the earlier of
-        equal ones. Where all scores are NaN, the clean image is. Draw n of a seed is
-        the start of PGD's run n.
+        equal ones. Where all scores are NaN, the clean image is. Under "linf", draw
+        n of a seed is the start of PGD's run n.
 
     Raises:
       InputError: A setting is out of range; or, when called, as for PGD.
@@ -64,7 +64,7 @@ class Noise(calling.Attack):
 
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
         """A point of the ball around each image; may leave the box."""
-        return threat.random_start(ball, x, keys, draw)
+        return threat.random_point(ball, x, keys, draw)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,8 +62,9 @@ class PGD(calling.Attack):
       step_size: Length of a step, in the same unit.
       steps: Number of steps.
       norm: "linf" or "l2".
-      random_start: Whether to start at a uniform point of the ball (clipped to the
+      random_start: Whether to start at a random point of the ball (clipped to the
         box), a function of each image's seed and the restart alone; else at the image.
+        It is uniform for "linf", and for "l2" of uniform direction and length.
       restarts: Number of runs, each from a start of its own.
       keep: "best" returns the point with the highest score among all points of all runs
         (starts and last points included; one more forward pass), so that more steps or

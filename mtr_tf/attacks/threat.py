@@ -49,6 +49,8 @@ class Linf:
         """Returns one uniform point of the unit cube [-1, 1)^shape."""
         return 2 * random_numbers.uniform(shape, key, dtype) - 1
 
+    start = noise  # Where runs begin is uniform too.
+
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns the unit move that raises a linear loss most: the sign."""
         return tf.sign(gradient)
@@ -100,10 +102,23 @@ class L2:
         A Gaussian has a uniform direction, and the share of a d-dimensional ball
         within radius r is r^d, so the radius is u^(1/d) with u uniform in [0, 1).
         """
+        power = 1 / tf.cast(tf.reduce_prod(shape), dtype)
+        return self._point(shape, key, dtype, power)
+
+    def start(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+        """Returns a point of uniform direction whose length is uniform in [0, 1).
+
+        Nearly all of a ball of many dimensions is at its rim, and there a random
+        direction uses up the radius: runs of PGD from uniform points of the ball end
+        with 0.1 to 0.3 % less loss (docs/attacks.md); to APGD it makes no difference.
+        """
+        return self._point(shape, key, dtype, 1.0)
+
+    def _point(self, shape, key, dtype, power) -> tf.Tensor:
+        """A point of uniform direction and length u^power, u uniform in [0, 1)."""
         direction = random_numbers.normal(shape, fold_in(key, 0), dtype)
         u = random_numbers.uniform([], fold_in(key, 1), dtype)
-        radius = u ** (1 / tf.cast(tf.reduce_prod(shape), dtype))
-        return tf.math.divide_no_nan(direction, tf.norm(direction)) * radius
+        return tf.math.divide_no_nan(direction, tf.norm(direction)) * u**power
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
         """Returns each image's gradient over its l2 norm; zero where that is zero.
@@ -185,19 +200,30 @@ def compute_dtype(x: tf.Tensor) -> tf.DType:
 def random_start(
     threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, restart: tf.Tensor | int
 ) -> tf.Tensor:
-    """Returns images [batch, ...] plus noise uniform in the ball; may leave the box.
+    """Returns where runs begin, images [batch, ...] in the ball; may leave the box.
 
     The noise of an image is a function of its key (int64 [batch, 2], see `image_keys`)
     and the number of the restart alone, whatever the batch around it.
     """
+    return _moved(threat.start, threat.epsilon, x, keys, restart)
+
+
+def random_point(
+    threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor | int
+) -> tf.Tensor:
+    """Returns the same with noise uniform in the ball; for linf no other points."""
+    return _moved(threat.noise, threat.epsilon, x, keys, number)
+
+
+def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:
     dtype = compute_dtype(x)
     shape = tf.shape(x)[1:]
     noise = tf.map_fn(
-        lambda key: threat.noise(shape, fold_in(key, restart), dtype),
+        lambda key: draw(shape, fold_in(key, number), dtype),
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )
-    return tf.cast(x, dtype) + tf.cast(threat.epsilon, dtype) * noise
+    return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
 
 
 def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
