@@ -184,6 +184,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) -> None:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from mtr_tf import runs
@@ -191,9 +192,8 @@ def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) ->
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():
-        known = [point for point in curve if None not in (point[1], *point[2])]
-        eps, values, intervals = zip(*known, strict=True)
-        low, high = zip(*intervals, strict=True)
+        points = [(eps, value, *ends) for eps, value, ends in curve]
+        eps, values, low, high = np.array(points, float).T  # None becomes NaN.
         axes.plot(eps, values, marker="o", ms=4, label=name)
         axes.fill_between(eps, low, high, alpha=0.15, lw=0)
     axes.set_xlabel("eps (0: clean)")
