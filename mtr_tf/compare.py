@@ -187,6 +187,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) -> None:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from mtr_tf import runs

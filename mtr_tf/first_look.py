@@ -117,12 +117,9 @@ def look(
     model, said = _as_logits(model, outputs, images, name)
     first = _First(model, batch, tasks, info.num_classes, name)
     first.report_not_finite()
-    causes = first.causes(given, affine is not None) if not own else ""
-    weak = first.unresponsive() + first.guesses()
-    if weak and not causes:
-        causes = _likely(own)
-    if weak or causes:
-        said.append("; ".join([*weak, causes]) + ".")
+    cures = [] if own else first.cures(given, affine is not None)
+    likely = "" if cures else _likely(own)
+    said += cures + first.unresponsive(likely) + first.guesses(likely)
     said += first.bad_gradients()
     return dataclasses.replace(run, model=model), said
 
@@ -133,7 +130,8 @@ def _outputs(
     """The tasks' outputs in float32."""
     try:  # As a graph: the very layers warn otherwise.
         call = tf.function(lambda x: model(x, training=False), autograph=False)
-        outputs = call(tf.constant(images))
+        images = tf.constant(images)
+        outputs = call.get_concrete_function(images)(images)
     except Exception as error:  # Layers raise whatever they like.
         raise InputError(
             f"{name} cannot be called on {len(images)} images of {images.shape[1]}x"
@@ -148,7 +146,9 @@ def _as_logits(
 ) -> tuple[keras.Model, list[str]]:
     """The model with logits in place of probabilities of classes; what to say of it."""
     discrete = [task for task in outputs if tasks_lib.TASKS[task].discrete]
-    kinds = {task: probabilities.kind(outputs[task]) for task in discrete}
+    kinds = {
+        task: probabilities.kind(outputs[task], model.output[task]) for task in discrete
+    }
     kinds = {task: kind for task, kind in kinds.items() if kind}
     if not kinds:
         return model, []
@@ -178,6 +178,10 @@ class _First:
     num_classes: int
     name: str
 
+    @property
+    def _count(self) -> int:
+        return len(self.batch["image"])
+
     @functools.cached_property
     def outputs(self) -> dict[str, np.ndarray]:
         return _outputs(self.model, self.batch["image"], self.tasks, self.name)
@@ -204,7 +208,7 @@ class _First:
                     len(output),
                 )
 
-    def unresponsive(self) -> list[str]:
+    def unresponsive(self, likely: str) -> list[str]:
         """What to say of tasks whose outputs hardly depend on the image."""
         negative = _outputs(self.model, 1 - self.batch["image"], self.tasks, self.name)
         said = []
@@ -217,13 +221,13 @@ class _First:
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
                 said.append(
-                    f"{self.name}'s {task} hardly changes with the image, by "
-                    f"{change / scale:.2g} of its scale even from an image to its "
-                    "negative"
+                    f"{self.name}'s {task} hardly changes with the image, even from an "
+                    f"image to its negative{likely} (by {change / scale:.2g} of its "
+                    "scale)."
                 )
         return said
 
-    def guesses(self) -> list[str]:
+    def guesses(self, likely: str) -> list[str]:
         """What to say of tasks that are no better than a constant."""
         said = []
         for task in self.sound:
@@ -232,16 +236,19 @@ class _First:
             if guesses.no_better(scores, guess, task):
                 headline = tasks_lib.TASKS[task].metrics[0].name
                 said.append(
-                    f"{self.name}'s {task} is no better than a constant guess on the "
-                    f"first {len(self.batch['image'])} images ({headline} "
-                    f"{scores[0]:.3g}, a constant's is {guess[0]:.3g})"
+                    f"{self.name}'s {task} is no better than a constant guess{likely} "
+                    f"({headline} {scores[0]:.3g}, a constant's is {guess[0]:.3g}, on "
+                    f"the first {self._count} images)."
                 )
         return said
 
-    def causes(self, given: keras.Model, changed: bool) -> str:
-        """What images the model as it was given does far better on; empty if none."""
+    def cures(self, given: keras.Model, changed: bool) -> list[str]:
+        """What to say if the model as it was given does far better on other images.
+
+        `changed`: whether it is looked at on images of another range than [0, 1].
+        """
         if not self.sound:
-            return ""
+            return []
         cures = (*((input_cures.AS_THEY_ARE,) if changed else ()), *input_cures.CURES)
         found = input_cures.find(
             lambda images: _outputs(given, images, self.sound, self.name),
@@ -252,38 +259,43 @@ class _First:
             cures,
         )
         if found is None:
-            return ""
+            return []
         cure, outputs = found
         task = self.sound[0]
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
         headline = tasks_lib.TASKS[task].metrics[0].name
-        return (
-            f"{self.name} seems to be meant for other images: on images {cure.images} "
-            f"its {task} has {headline} {there:.2g}, as it is {here:.2g} (the first "
-            f"{len(self.batch['image'])} images); {cure.advice}"
-        )
+        return [
+            f"{self.name} does far better on images {cure.images}, and so it is not "
+            f"attacked as it was meant; {cure.advice} ({task} {headline} {there:.2g}, "
+            f"as it is {here:.2g}, on the first {self._count} images)."
+        ]
 
     def bad_gradients(self) -> list[str]:
         """What to say where the gradient of the tasks' losses is not finite."""
         if not self.sound:
             return []
+
+        @tf.function(autograph=False)
+        def gradient(images):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(images)
+                outputs = self.model(images, training=False)
+                losses = tasks_lib.task_losses(
+                    self.sound, outputs, self.batch["targets"], self.batch["masks"]
+                )
+            return tape.gradient(list(losses.values()), images)
+
         images = tf.constant(self.batch["image"])
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            outputs = self.model(images, training=False)
-            losses = tasks_lib.task_losses(
-                self.sound, outputs, self.batch["targets"], self.batch["masks"]
-            )
-        slope = tape.gradient(list(losses.values()), images)
+        slope = gradient.get_concrete_function(images)(images)
         if slope is None:  # Attacks refuse it themselves.
             return []
         bad = int(np.sum(~np.isfinite(slope).all(axis=(1, 2, 3))))
         if not bad:
             return []
         return [
-            f"the gradient of {self.name}'s losses is not finite for {bad} of the "
-            f"first {len(images)} images, though the outputs are: attacks take what is "
-            "not a number as 0, and may be too weak."
+            f"the gradient of {self.name}'s losses is not finite, though its outputs "
+            "are: attacks take what is not a number as 0, and may be too weak "
+            f"({bad} of the first {self._count} images)."
         ]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -301,9 +313,9 @@ def _spread(values: np.ndarray, axis: int) -> float:
 
 def _likely(own: bool) -> str:
     if own:
-        return "it may be trained on other data, or hardly at all"
+        return "; it may be trained on other data, or hardly at all"
     return (
-        "it may be trained on other data or another order of classes, or want images "
+        "; it may be trained on other data or another order of classes, or want images "
         "of another range (--input_range) or order of channels, though in none of the "
-        "usual ones (0-255, -1 to 1, ImageNet's; BGR) is it far better"
+        "usual ones, 0-255, -1 to 1, ImageNet's, BGR, is it far better"
     )

@@ -44,7 +44,8 @@ def constant(task: str, batch: Mapping[str, Any], num_classes: int) -> np.ndarra
     mask = batch["masks"][task]
     values = batch["targets"][task][mask > 0]
     if tasks_lib.TASKS[task].discrete:
-        commonest = np.bincount(values.astype(np.int64)).argmax()
+        counts = np.bincount(values.astype(np.int64), minlength=num_classes)
+        commonest = counts[:num_classes].argmax()
         guesses = [np.eye(num_classes, dtype=np.float32)[commonest]]
     else:
         guesses = [np.median(values, axis=0), np.mean(values, axis=0)]

@@ -120,9 +120,9 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
         after = max((_bad_images(result, task) for result in results), default=0)
         if before or after:
             said.append(
-                f"{task} has outputs that are not finite for {before} of {clean.count} "
-                f"clean images and up to {after} attacked ones: such pixels count as "
-                "wrong classes, and metrics that are means of numbers do not exist."
+                f"{task} has outputs that are not finite: such pixels count as wrong "
+                "classes, and means of numbers do not exist (of "
+                f"{clean.count} images {before} clean and up to {after} attacked)."
             )
     return said
 

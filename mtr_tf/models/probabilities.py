@@ -25,22 +25,26 @@ _CLOSE = 0.02  # How far logits' probabilities may be from those of the model.
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
 
-def kind(output: np.ndarray) -> str:
-    """What outputs of a task with classes are, by their values alone.
+def kind(output: np.ndarray, tensor: keras.KerasTensor) -> str:
+    """What outputs of a task with classes are.
 
     Args:
-      output: `[..., classes]`.
+      output: Some, `[..., classes]`.
+      tensor: Where they come from.
 
     Returns:
-      "softmax" for probabilities of classes, which sum to one; "sigmoid" for others in
-      [0, 1], of each class by itself; "" for logits.
+      "softmax" for probabilities that sum to one, whatever they come from; "sigmoid"
+      for others in [0, 1], of each class by itself, if they come from a sigmoid; "" for
+      logits.
     """
     output = np.asarray(output, np.float32)
     output = output[np.isfinite(output).all(axis=-1)]
     if not output.size or output.min() < 0 or not 0.5 < output.max() <= 1 + _SUM:
         return ""
     whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
-    return "softmax" if whole.mean() >= _SHARE else "sigmoid"
+    if whole.mean() >= _SHARE:
+        return "softmax"
+    return "sigmoid" if _comes_from(tensor, "sigmoid") else ""
 
 
 def with_logits(
@@ -119,12 +123,13 @@ def _before(tensor: keras.KerasTensor, of: str) -> keras.KerasTensor | None:
     node = layer._inbound_nodes[number]
     if not node.input_tensors:
         return None
-    if isinstance(layer, keras.Model) and hasattr(layer, "input"):
+    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
         inner = _before(keras.tree.flatten(layer.outputs)[place], of)
         if inner is None:
             return None
         args, kwargs = node.arguments.args, node.arguments.kwargs
-        return keras.Model(layer.input, inner)(*args, **kwargs)
+        inputs = layer.inputs[0] if len(layer.inputs) == 1 else layer.inputs
+        return keras.Model(inputs, inner)(*args, **kwargs)
     (source, *others) = node.input_tensors
     if others:
         return None
@@ -133,6 +138,18 @@ def _before(tensor: keras.KerasTensor, of: str) -> keras.KerasTensor | None:
         return None if inner is None else layer(inner)
     twin = _without_activation(layer, of)
     return None if twin is None else twin(source)
+
+
+def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
+    """Whether it is made of a softmax or sigmoid, by layers without weights."""
+    layer, number, place = tensor._keras_history
+    sources = layer._inbound_nodes[number].input_tensors
+    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+        return _comes_from(keras.tree.flatten(layer.outputs)[place], of)
+    if _without_activation(layer, of):
+        return True
+    plain = len(sources) == 1 and not getattr(layer, "weights", ())
+    return plain and _comes_from(sources[0], of)
 
 
 def _moves_values(layer: Any) -> bool:

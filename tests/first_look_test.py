@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models as people give them: other ranges, probabilities, NaN, dtypes, sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+
+from mtr_tf import attacking
+from mtr_tf import common_flags
+from mtr_tf import data
+from mtr_tf import first_look
+from mtr_tf import model_fit
+from mtr_tf import models
+from mtr_tf import plots
+from mtr_tf import runs
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.checkpoints import Run
+from mtr_tf.config import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+
+SIZE, COUNT, DARK = 8, 6, 2
+CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
+INFO = DatasetInfo(
+    name="colours",
+    image_shape=(SIZE, SIZE, 3),
+    classes=("red", "green", "blue"),
+    colors=((255, 0, 0), (0, 255, 0), (0, 0, 255)),
+    tasks=("seg", "depth"),
+    splits={"validation": COUNT},
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    ranges={"depth": (0.0, 4.0)},
+)
+
+
+def colours(split: str) -> Columns:
+    """Pixels of one colour each, which is the class; depth is 4 times the red.
+
+    The first DARK images are darker than the others.
+    """
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (COUNT, SIZE, SIZE))
+    light = np.where(np.arange(COUNT) < DARK, 80, 200)[:, None, None, None]
+    images = (np.eye(3)[labels] * light + 40).astype(np.uint8)
+    depth = images[..., :1].astype(np.float32) * np.float32(4 / 255)
+    return Columns(images, {"seg": labels.astype(np.uint8), "depth": depth}, {})
+
+
+def open_colours(*, image_size=None, data_dir=None, tasks=None) -> Source:
+    return Source(INFO, colours)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch, tmp_path):
+    monkeypatch.setitem(data.DATASETS, "colours", open_colours)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def unplotted(monkeypatch):
+    for name in ("save_curves", "save_gallery"):
+        monkeypatch.setattr(plots, name, lambda *arguments: None)
+
+
+def net(logits, depth=None, dtype="float32") -> keras.Model:
+    """The model of two functions of an image; classes by colour are `20 * image`."""
+    image = keras.Input((SIZE, SIZE, 3), dtype=dtype)
+    outputs = {"seg": logits(image)}
+    if depth is not None:
+        outputs["depth"] = depth(image)
+    return keras.Model(image, outputs)
+
+
+def plain(x):
+    return 20.0 * x
+
+
+def run_flags(path, *given: str) -> tuple[list[dict], str, pathlib.Path]:
+    """What `python -m mtr_tf.attack` does with these flags: records, text, folder."""
+    values = flags.FlagValues()
+    common_flags.define(AttackConfig, values)
+    usual = ("--dataset=colours", "--attack=pgd", "--eps=8", "--steps=2", "--name=test")
+    values(["mtr_tf.attack", f"--ckpt={path}", *usual, "--nochecks", *given])
+    text = attacking.attack(common_flags.read(AttackConfig, values))
+    (folder,) = pathlib.Path("runs").glob(f"{pathlib.Path(path).stem}-*/attacks/test")
+    return json.loads((folder / "results.json").read_text()), text, folder
+
+
+def values_of(records, metric="pixel_accuracy", task="seg", group=("seg",)):
+    """(clean, attacked) of a metric."""
+    (record,) = (
+        r
+        for r in records
+        if (r["task"], r["metric"], tuple(r["attacked"])) == (task, metric, group)
+    )
+    return record["clean"], record["attacked_value"]
+
+
+def look(model: keras.Model, affine=None, tasks=("seg",)):
+    """The model as it is attacked, and what is said of it."""
+    batch = batching.gather(colours("validation"), tasks, np.arange(COUNT))
+    run = Run(model, tuple(model.output), None, pathlib.Path("runs"), "")
+    found, said = first_look.look(run, INFO, batch, tasks, affine)
+    return found.model, said
+
+
+# The range of images.
+
+
+def in_255(x):
+    """Of images of 0-255 `plain`; of those in [0, 1] always green."""
+    return 20.0 * (x / 255.0) + keras.ops.array([0.0, 0.3, 0.0])
+
+
+def turned(x):
+    return 20.0 * x[..., ::-1]
+
+
+def test_a_wrong_range_is_named_before_anything_and_the_flag_mends_it(unplotted):
+    net(in_255).save("wide.keras")
+    net(lambda x: plain(x) + keras.ops.array([0.0, 0.3, 0.0])).save("narrow.keras")
+    wrong, text, _ = run_flags("wide.keras")
+    assert "times 255" in wrong[0]["warnings"][0]
+    assert "give --input_range=0,255" in wrong[0]["warnings"][0]
+    assert "no better than a constant guess" in wrong[0]["warnings"][1]
+    assert "--input_range=0,255" in text
+    given = ("--input_range=0,255", "--save_examples=2")
+    right, _, folder = run_flags("wide.keras", *given)
+    assert right[0]["warnings"] == []
+    assert values_of(right)[0] == 1.0
+    # All in pixels of [0, 1]: what the same net that takes them comes to.
+    same, _, _ = run_flags("narrow.keras")
+    for a, b in zip(right, same, strict=True):
+        assert a["attacked_value"] == pytest.approx(b["attacked_value"], rel=1e-5)
+    (path,) = folder.glob("examples/pgd*")
+    with np.load(path) as arrays:
+        assert np.abs(arrays["adversarial"] - arrays["image"]).max() <= 8 / 255 + 1e-6
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["attack"]["input_range"] == [0.0, 255.0]
+    assert len(list(folder.glob("cells/*.json"))) == 4  # Two models are not one.
+
+
+def test_other_orders_and_ranges_are_named():
+    assert "the channels round" in look(net(turned))[1][0]
+    assert look(net(plain))[1] == []
+    _, said = look(net(plain), ((255.0, 1e-3, 1e-3), (0.0, 0.0, 0.0)))
+    assert "leave out --input_range" in said[0]
+
+
+def test_outputs_that_do_not_depend_on_the_image_are_named():
+    _, said = look(
+        net(
+            lambda x: 1e-4 * x + keras.ops.array([0.0, 1.0, 2.0]),
+            lambda x: 0 * x[..., :1],
+        ),
+        tasks=("seg", "depth"),
+    )
+    hardly = [s for s in said if "hardly changes with the image" in s]
+    assert [s.split()[2] for s in hardly] == ["seg", "depth"]
+    assert "other data" in hardly[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale", "offset"),
+    [
+        ({"input_range": (0.0, 255.0)}, [255] * 3, [0] * 3),
+        ({"input_range": (-1.0, 1.0)}, [2] * 3, [-1] * 3),
+        ({"input_mean": (0.5,), "input_std": (0.25,)}, [4] * 3, [-2] * 3),
+        (
+            {"input_range": (0.0, 255.0), "input_mean": (100.0, 110.0, 120.0)},
+            [255] * 3,
+            [-100, -110, -120],
+        ),
+        ({"input_std": (1.0, 2.0, 4.0)}, [1, 0.5, 0.25], [0] * 3),
+    ],
+)
+def test_ranges_means_and_deviations(settings, scale, offset):
+    """What the model gets, low + (high - low) x, less the mean, over the deviation."""
+    affine = AttackConfig(ckpt="x", **settings).input_affine
+    np.testing.assert_allclose(affine, (scale, offset))
+    model, _ = look(net(lambda x: 1.0 * x), affine)
+    x = np.random.default_rng(0).random((2, SIZE, SIZE, 3)).astype(np.float32)
+    got = model(x, training=False)["seg"]
+    np.testing.assert_allclose(got, x * scale + offset, rtol=1e-5, atol=1e-5)
+    assert {layer.name for layer in model.layers} > {"to_input_range"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"input_range": (255.0,)}, "two numbers.*got 255"),
+        ({"input_range": (1.0, 0.0)}, "the lower first.*got 1,0"),
+        ({"input_mean": (1.0, 2.0)}, "--input_mean must be one number, or three"),
+        ({"input_std": (0.0,)}, "--input_std must be one number above 0"),
+    ],
+)
+def test_ranges_that_are_none(settings, message):
+    with pytest.raises(InputError, match=message):
+        AttackConfig(ckpt="x", **settings)
+
+
+def test_a_run_of_ours_takes_no_other_range():
+    model = models.build("tiny", ("seg",), INFO.image_shape, 3)
+    folder = pathlib.Path("run")
+    config = TrainConfig(tasks=("seg",), dataset="colours", model="tiny")
+    runs.write_config(folder, config)
+    model.save(folder / "model.keras")
+    with pytest.raises(InputError, match="normalises images in .0, 1. itself"):
+        attacking.attack(AttackConfig(ckpt="run", input_range=(0.0, 255.0)))
+
+
+def test_whole_numbers_have_no_gradient():
+    net(lambda x: keras.ops.cast(x, "float32"), dtype="uint8").save("bytes.keras")
+    with pytest.raises(InputError, match="uint8.*float32.*--input_range=0,255"):
+        run_flags("bytes.keras")
+
+
+def test_a_radius_that_may_be_meant_of_one_is_asked_about(caplog, unplotted):
+    net(plain).save("plain.keras")
+    records, *_ = run_flags("plain.keras", "--eps=0.03")
+    assert "levels of 0-255" in caplog.text
+    assert records[0]["warnings"] == []
+    caplog.clear()
+    run_flags("plain.keras", "--eps=1,2")
+    assert "levels of 0-255" not in caplog.text
+
+
+# Sizes.
+
+
+def u_net(pool_padding: str) -> keras.Model:
+    image = keras.Input((None, None, 3))
+    small = keras.layers.MaxPooling2D(4, padding=pool_padding)(image)
+    up = keras.layers.UpSampling2D(4)(small)
+    if pool_padding == "valid":
+        up = keras.layers.Concatenate()([image, up])
+    return keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(up)})
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_sizes_that_a_net_cannot_take(padding):
+    info = dataclasses.replace(INFO, image_shape=(18, 30, 3))
+    with pytest.raises(InputError) as error:
+        model_fit.check(u_net(padding), info, ("seg",))
+    assert "\n" not in str(error.value)
+    assert "--image_size=16x28" in str(error.value)
+    assert "--image_size=16x32" in str(error.value)
+    fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
+    model_fit.check(u_net(padding), fitting, ("seg",))
+
+
+# What is not finite.
+
+
+def broken(x):
+    """`plain`, but NaN for the dark images."""
+    light = keras.ops.mean(x, axis=(1, 2, 3), keepdims=True)
+    return plain(x) + 0 * keras.ops.log(light - 0.35)
+
+
+def test_what_is_not_finite_is_counted_and_the_sweep_ends():
+    net(broken, lambda x: broken(x)[..., :1] / 5).save("broken.keras")
+    given = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")
+    records, text, folder = run_flags("broken.keras", *given, "--attack_tasks=all")
+    sentences = records[0]["warnings"]
+    for task, sentence in zip(("seg", "depth"), sentences, strict=True):
+        assert sentence.startswith(f"{task} has outputs that are not finite")
+        assert f"of {COUNT} images {DARK} clean and up to" in sentence
+        assert sentence in text
+    # The dark images' pixels are wrong, all others right; means do not exist.
+    assert {record["attack"] for record in records} == {"worst", "pgd"}
+    for record in records:
+        exists = record["metric"] in ("miou", "pixel_accuracy")
+        assert (record["attacked_value"] is not None) == exists
+        assert (record["relative_vulnerability"] is not None) == exists
+        if record["metric"] == "pixel_accuracy":
+            assert record["clean"] == pytest.approx(1 - DARK / COUNT)
+    for name in ("curves.png", "gallery.png", "results.csv"):
+        assert (folder / name).stat().st_size > 100
+    assert list(folder.glob("pgd/seg+depth/events*"))
+
+
+def test_gradients_that_are_not_finite_are_counted(unplotted):
+    def steep(x):  # sqrt has no gradient at 0, to which ReLU gives none: 0 * inf.
+        return plain(x) + keras.ops.sqrt(keras.ops.relu(x - 2.0))
+
+    net(steep).save("steep.keras")
+    records, *_ = run_flags("steep.keras")
+    (sentence,) = records[0]["warnings"]
+    assert "gradient of the model's losses is not finite" in sentence
+    assert f"({COUNT} of the first {COUNT} images)" in sentence
+    assert values_of(records)[0] == 1.0
+
+
+_SLOW = [pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "float64")]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", *_SLOW])
+def test_outputs_of_any_float_type(dtype):
+    def cast(x):
+        return keras.ops.cast(plain(x), dtype)
+
+    net(cast, lambda x: cast(x)[..., :1] / 5).save("cast.keras")
+    given = ("--save_examples=2", "--attack_tasks=all")
+    records, _, folder = run_flags("cast.keras", *given)
+    both = ("seg", "depth")
+    assert values_of(records, group=both)[0] == 1.0
+    assert values_of(records, "mae", "depth", both)[0] < 0.02
+    assert (folder / "gallery.png").stat().st_size > 1000
+    (path,) = folder.glob("examples/pgd_seg+depth_*")
+    with np.load(path) as arrays:
+        assert arrays["output/seg"].dtype == np.float32
+        adversarial = arrays["adversarial"]
+        np.testing.assert_allclose(arrays["output/seg"], 20 * adversarial, rtol=0.01)
+
+
+# The cases that others gave, on these data: theirs are not known.
+
+
+def run_case(name: str, *given: str) -> list[dict]:
+    path = CASES / f"{name}.keras"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    return run_flags(path, "--dataset=wide", *given)[0]
+
+
+@pytest.fixture
+def wide_colours(monkeypatch):
+    """The images at the 32 pixels that the cases take, of squares of 8 pixels."""
+    info = dataclasses.replace(INFO, name="wide", image_shape=(32, 32, 3))
+
+    def columns(split):
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 3, (16, 4, 4)).repeat(8, 1).repeat(8, 2)
+        noise = rng.normal(0.2, 0.1, (16, 32, 32, 3))
+        images = 255 * (np.eye(3)[labels] * 0.5 + noise).clip(0, 1)
+        depth = np.float32(1 + 0.5 * labels[..., None])
+        targets = {"seg": labels.astype(np.uint8), "depth": depth}
+        return Columns(images.astype(np.uint8), targets, {})
+
+    monkeypatch.setitem(data.DATASETS, "wide", lambda **_: Source(info, columns))
+
+
+@pytest.mark.slow
+def test_the_case_of_0_255(wide_colours, unplotted):
+    wrong = run_case("in_0_255")
+    assert "give --input_range=0,255" in wrong[0]["warnings"][0]
+    right = run_case("in_0_255", "--input_range=0,255")
+    assert right[0]["warnings"] == []
+    assert values_of(right, "miou")[0] > 0.8 > 0.3 > values_of(wrong, "miou")[0]
+
+
+@pytest.mark.slow
+def test_the_case_of_nan():
+    records = run_case("nan_some")
+    assert any("not finite" in sentence for sentence in records[0]["warnings"])
+    assert values_of(records, "loss") == (None, None)
+
+
+@pytest.mark.slow
+def test_the_case_of_bfloat16():
+    records = run_case("mixed_bfloat16")
+    assert all(record["attacked_value"] is not None for record in records)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Probabilities are known for what they are, and logits take their place."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import losses
+from mtr_tf.models import inference
+from mtr_tf.models import probabilities
+
+SIZE, CLASSES = 8, 3
+layers, ops = keras.layers, keras.ops
+
+
+def images(scale: float = 1.0) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (scale * rng.random((2, SIZE, SIZE, 3))).astype(np.float32)
+
+
+def nested(features):
+    inside = keras.Input(features.shape[1:])
+    conv = layers.Conv2D(CLASSES, 1, activation="softmax")
+    return keras.Model(inside, conv(inside))(features)
+
+
+def half(x):
+    return layers.AveragePooling2D(2)(x)
+
+
+# Ways to end in a softmax: of features, or of what a convolution makes of them.
+EXACT = {
+    "layer": lambda z, x: layers.Softmax()(z),
+    "activation": lambda z, x: layers.Activation("softmax")(z),
+    "of the convolution": lambda z, x: layers.Conv2D(3, 1, activation="softmax")(x),
+    "operation": lambda z, x: ops.softmax(z),
+    "function": lambda z, x: keras.activations.softmax(z),
+    "before a cast": lambda z, x: ops.cast(
+        ops.softmax(ops.cast(z, "float16")), "float32"
+    ),
+    "half": lambda z, x: layers.Activation("linear", dtype="float32")(
+        layers.Softmax(dtype="mixed_bfloat16")(z)
+    ),
+    "nested": lambda z, x: nested(x),
+    "nearest": lambda z, x: layers.UpSampling2D(2)(layers.Softmax()(half(z))),
+    "sequence": lambda z, x: keras.Sequential(
+        [layers.Conv2D(3, 1), layers.Softmax()]
+    )(x),
+}  # fmt: skip
+# Those that cannot be walked back: not the same, or not known.
+LOGS = {
+    "bilinear": lambda z, x: layers.UpSampling2D(2, interpolation="bilinear")(
+        layers.Softmax()(half(z))
+    ),
+    "by hand": lambda z, x: ops.exp(z) / ops.sum(ops.exp(z), axis=-1, keepdims=True),
+}
+SIGMOIDS = {
+    "layer": lambda z, x: layers.Activation("sigmoid")(z),
+    "operation": lambda z, x: ops.sigmoid(z),
+}
+LOGITS = {
+    "logits": lambda z, x: z,
+    "log-softmax": lambda z, x: ops.log_softmax(z),
+    "between 0 and 1": lambda z, x: 1.0 * x[..., :3],
+}
+
+
+def net(end) -> keras.Model:
+    image = keras.Input((SIZE, SIZE, 3))
+    logits = layers.Conv2D(CLASSES, 3, padding="same", kernel_initializer=_spread)(
+        image
+    )
+    return keras.Model(image, {"seg": end(logits, image)})
+
+
+def _spread(shape, dtype):
+    return tf.random.stateless_normal(shape, (1, 2), stddev=2.0, dtype=dtype)
+
+
+def converted(model: keras.Model, x: np.ndarray):
+    output = np.asarray(tf.cast(model(x)["seg"], tf.float32))
+    of = probabilities.kind(output, model.output["seg"])
+    return of, *probabilities.with_logits(model, {"seg": of}, x), output
+
+
+@pytest.mark.parametrize("form", [*EXACT, *LOGS])
+def test_a_softmax_in_any_form(form):
+    """The softmax of the logits is what the model gave: losses take the log of it."""
+    model, x = net((EXACT | LOGS)[form]), images()
+    of, made, exact, output = converted(model, x)
+    assert (of, exact) == ("softmax", {"seg": form in EXACT})
+    logits = made(x, training=False)["seg"]
+    rounding = 0.01 if form in ("before a cast", "half") else 1e-6
+    np.testing.assert_allclose(tf.nn.softmax(logits), output, atol=rounding)
+    target = np.random.default_rng(1).integers(0, CLASSES, (2, SIZE, SIZE))
+    mask = np.ones((2, SIZE, SIZE), np.float32)
+    chosen = np.take_along_axis(output, target[..., None], -1)[..., 0]
+    expected = -np.log(chosen / output.sum(-1)).mean((1, 2))
+    loss = losses.cross_entropy(target, logits, mask)
+    np.testing.assert_allclose(loss, expected, rtol=5 * rounding)
+    assert inference.can_fold(made, ["seg"])
+    folded = inference.fold(made, ["seg"])(tf.constant(x))["seg"]
+    np.testing.assert_allclose(folded, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", SIGMOIDS)
+def test_a_sigmoid_gives_the_logs_of_the_odds(form):
+    of, made, exact, output = converted(net(SIGMOIDS[form]), images())
+    assert (of, exact) == ("sigmoid", {"seg": True})
+    logits = made(images())["seg"]
+    np.testing.assert_allclose(tf.sigmoid(logits), output, atol=1e-6)
+    logs = probabilities.Logits("sigmoid")(output)
+    np.testing.assert_allclose(logs, logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", LOGITS)
+def test_logits_are_left_alone(form):
+    model = net(LOGITS[form])
+    output = model(images())["seg"].numpy()
+    assert probabilities.kind(output, model.output["seg"]) == ""
+
+
+def test_logs_have_a_floor_and_the_gradient_of_the_log():
+    p = tf.constant([[1.0, 0.0, 1e-30], [0.5, 0.25, 0.25]])
+    with tf.GradientTape() as tape:
+        tape.watch(p)
+        logs = probabilities.Logits()(p)
+    tiny = np.finfo(np.float32).tiny
+    np.testing.assert_allclose(logs[0], np.log([1, tiny, 1e-30]), rtol=1e-6)
+    np.testing.assert_allclose(logs[1], np.log([0.5, 0.25, 0.25]), rtol=1e-6)
+    slope = tape.gradient(logs, p)
+    np.testing.assert_allclose(slope[1], [2, 4, 4], rtol=1e-6)
+    assert np.isfinite(slope).all()
+
+
+def test_a_saturated_softmax_does_not_mask_the_gradient():
+    """Half precision gives exactly 0 and 1; before it, nothing has vanished."""
+    model = net(lambda z, x: layers.Softmax(dtype="float16")(50 * z))
+    x = images()
+    output = model(x)["seg"].numpy()
+    assert ((output == 0) | (output == 1)).mean() > 0.5
+    _, made, exact, _ = converted(model, x)
+    assert exact == {"seg": True}
+    target = output.argmax(-1).astype(np.int32)
+    masks = {"seg": np.ones(target.shape, np.float32)}
+
+    def moved(attacked):
+        objective = attacks.objective(attacked, {"seg": target}, masks)
+        adversarial = attacks.FGSM(0.1)(objective, x)
+        return (made(adversarial)["seg"].numpy().argmax(-1) != target).mean()
+
+    twice = moved(model)
+    once = moved(made)
+    assert once > 0.05
+    assert once > 2 * twice
+
+
+def test_the_model_that_was_given_stays_as_it_is():
+    model, x = net(EXACT["of the convolution"]), images()
+    before, names = model(x)["seg"].numpy(), [layer.name for layer in model.layers]
+    converted(model, x)
+    np.testing.assert_array_equal(model(x)["seg"], before)
+    assert [layer.name for layer in model.layers] == names
