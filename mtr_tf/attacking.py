@@ -62,6 +62,7 @@ _PLACE_ONLY = (
     "name",
     "strategy",
     "replicas",
+    "jit",
     "batch_size",
     "save_examples",
     "export_predictions",
@@ -111,6 +112,7 @@ def attack(config: AttackConfig) -> str:
         batch_size=config.batch_size,
         seed=config.seed,
         surrogate=_surrogate(config, source_run or run, strategy),
+        jit=config.jit,
     )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)

@@ -109,6 +109,14 @@ REPLICAS = setting(
 )
 
 
+JIT = setting(
+    "auto",
+    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
+    "minute that it takes (docs/gpu.md).",
+    choices=("auto", "on", "off"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
     """What `python -m mtr_tf.train` takes."""
@@ -259,6 +267,7 @@ class TrainConfig(Settings):
     # Where and how it runs.
     strategy: str = STRATEGY
     replicas: int = REPLICAS
+    jit: str = JIT
     precision: str = setting(
         "float32",
         "Keras precision policy.",

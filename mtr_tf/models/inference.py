@@ -241,12 +241,22 @@ def _dilates_directly(dtype: tf.DType) -> bool:
 
 
 def in_bfloat16(model: keras.Model) -> keras.Model:
-    """Returns a copy that computes in bfloat16 where the model computes in float32.
+    """Returns the copy of `in_half` in bfloat16."""
+    return in_half(model, "bfloat16")
+
+
+def in_half(model: keras.Model, dtype: str) -> keras.Model:
+    """Returns a copy that computes in `dtype` where the model computes in float32.
 
     Its variables are float32 and the model's values of now. The first layer after the
     input and the last before each output stay as they are, so that images are not
     rounded (steps of one grey level vanish in bfloat16) and losses are float32. So does
     max pooling, which on CPUs is slow in bfloat16.
+
+    Args:
+      model: a Keras model.
+      dtype: bfloat16, or float16: there gradients of a mean over many pixels are too
+        small for its range, and must be taken of a multiple.
     """
     inputs = {id(tensor) for tensor in model.inputs}
     exact = {id(_node(output).operation) for output in keras.tree.flatten(model.output)}
@@ -260,7 +270,7 @@ def in_bfloat16(model: keras.Model) -> keras.Model:
     def copy(layer):
         config = layer.get_config()
         if id(layer) not in exact and layer.dtype_policy.name == "float32":
-            config["dtype"] = "mixed_bfloat16"
+            config["dtype"] = f"mixed_{dtype}"
         return type(layer).from_config(config)
 
     made = keras.models.clone_model(model, clone_function=copy)
