@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.ckpt
         else problems.random(args, judged)
     )
-    fast = inference.in_bfloat16(whole.model)
+    fast = inference.in_half(whole.model)
     losses = {name: whole.loss(run()) for name, run in _runs(args, whole, fast).items()}
     records, goals = [], []
     for size in sizes:

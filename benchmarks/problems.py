@@ -42,15 +42,18 @@ class Problem:
         model = self.model if model is None else model
         return attacks.objective(model, self.targets, self.masks, self.names, **options)
 
-    def gradient(self, plain: bool = False) -> Callable[[], tf.Tensor]:
+    def gradient(
+        self, plain: bool = False, jit: bool = False
+    ) -> Callable[[], tf.Tensor]:
         """Returns the compiled gradient by the images, written without the library.
 
         Its losses are the library's, which on CPU take less time than TensorFlow's
-        cross-entropy; or `plain`, as a user of TensorFlow would write them.
+        cross-entropy; or `plain`, as a user of TensorFlow would write them. With `jit`
+        it is compiled by XLA.
         """
         loss_of = _plain_losses if plain else tasks_lib.task_losses
 
-        @tf.function
+        @tf.function(jit_compile=jit)
         def compiled(x, targets, masks):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
@@ -61,9 +64,11 @@ class Problem:
 
         return lambda: compiled(self.x, self.targets, self.masks)
 
-    def passes(self, count: int, plain: bool = False) -> Callable[[], tf.Tensor]:
+    def passes(
+        self, count: int, plain: bool = False, jit: bool = False
+    ) -> Callable[[], tf.Tensor]:
         """Returns the limit: a function that calls the gradient so many times."""
-        gradient = self.gradient(plain)
+        gradient = self.gradient(plain, jit)
 
         def run():
             for _ in range(count):

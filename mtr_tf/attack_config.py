@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 
+from mtr_tf.config import JIT
 from mtr_tf.config import REPLICAS
 from mtr_tf.config import STRATEGY
 from mtr_tf.config import Settings
@@ -204,6 +205,7 @@ class AttackConfig(Settings):
     # Where and how it runs.
     strategy: str = STRATEGY
     replicas: int = REPLICAS
+    jit: str = JIT
     precision: str = setting(
         "own",
         "Keras precision policy; own: the one the model was saved with.",

@@ -65,6 +65,7 @@ _PLACE_ONLY = (
     "name",
     "strategy",
     "replicas",
+    "jit",
     "batch_size",
     "save_examples",
     "export_predictions",
@@ -131,6 +132,7 @@ def attack(config: AttackConfig) -> str:
         batch_size=config.batch_size,
         seed=config.seed,
         surrogate=_surrogate(config, source_run or run, strategy, columns),
+        jit=config.jit,
     )
     name = config.name or default_name(config, run.fingerprint)
     folder = run.directory / "attacks" / name
@@ -234,7 +236,9 @@ def _surrogate(
     """The model that gradients are taken of; None: the attacked one as it is."""
     if config.fast:
         with strategy.scope():
-            return inference.in_bfloat16(run.model, batching.first_images(columns, 2))
+            return inference.in_half(
+                run.model, images=batching.first_images(columns, 2)
+            )
     return run.model if config.source_ckpt else None
 
 

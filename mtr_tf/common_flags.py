@@ -128,6 +128,7 @@ def run(
         sys.exit(0)
 
     def guarded(argv: list[str]) -> None:
+        settings = []
         try:
             if len(argv) > 1:
                 raise InputError(
@@ -135,13 +136,14 @@ def run(
                     f"{' '.join(argv[1:])!r}. --help lists the flags."
                 )
             _log_plainly()
-            main(*(read(record) for record in records))
+            settings += [read(record) for record in records]
+            main(*settings)
         except InputError as error:
             sys.exit(_say(f"error: {error}", 1))
         except KeyboardInterrupt:
             sys.exit(_say(f"\ninterrupted. {on_interrupt}", 130))
         except Exception as error:
-            told = input_error_within(error)
+            told = input_error_within(error) or out_of_memory(error, settings)
             if told is None:
                 raise
             sys.exit(_say(f"error: {told}", 1))
@@ -156,6 +158,22 @@ def input_error_within(error: Exception) -> str | None:
     """
     found = re.search(r"^mtr_tf\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
     return found and found[1]
+
+
+def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
+    """What to do where a device has too little memory; None for any other error."""
+    text = f"{type(error).__name__}: {error}"
+    if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
+        return None
+    sizes = [getattr(record, "batch_size", 0) for record in settings]
+    size = max([*sizes, 0])
+    way = "Take smaller images or a smaller --model"
+    if size > 1:
+        way = f"Try --batch_size={size // 2}"
+    return (
+        f"the device has too little memory for --batch_size={size}. {way}, or free "
+        "memory that other processes hold."
+    )
 
 
 class _PlainHandler(standard_logging.Handler):

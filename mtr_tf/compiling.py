@@ -8,7 +8,6 @@ without. `worthwhile` says where the limit is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,15 +24,6 @@ MODES = ("auto", "on", "off")
 PASSES = 4000
 _PIXELS = 2**20
 TRAINING_STEP = 3  # A training step saves as much as so many passes.
-
-_REFUSALS = (
-    tf.errors.InvalidArgumentError,
-    tf.errors.UnimplementedError,
-    tf.errors.InternalError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.NotFoundError,
-)
-_ITS_NAME = re.compile(r"xla|hlo|mixed precision|jit.compil", re.IGNORECASE)
 
 
 def worthwhile(mode: str, passes: float, pixels: float) -> bool:
@@ -59,15 +49,21 @@ def on_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def say(what: str, mode: str, on: bool, passes: float) -> None:
-    """Logs what was chosen and why; nothing of the usual on CPUs."""
+def say(what: str, mode: str, on: bool) -> None:
+    """Logs what was chosen and why; nothing where it could not have been otherwise.
+
+    Args:
+      what: Is compiled, or not.
+      mode: As for `worthwhile`.
+      on: What that returned.
+    """
     if mode == "auto" and not on_gpu():
         return
-    why = f"--jit={mode}"
+    why = ""
     if mode == "auto":
-        why = f"{passes:.0f} passes of a batch; it pays from about {PASSES}"
-    verb = "is compiled by XLA, half a minute" if on else "is not compiled by XLA"
-    logging.info("%s %s (%s)", what, verb, why)
+        why = f", which pays from {PASSES} passes of a batch on"
+    verb = "compiles" if on else "does not compile"
+    logging.info("XLA %s %s (--jit=%s%s)", verb, what, mode, why)
 
 
 def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
@@ -89,7 +85,9 @@ class Fallback:
     changes must be within what is compiled, and is then done as a whole or not at all.
     """
 
-    def __init__(self, build: Callable[[bool], Callable[..., Any]], jit: bool, what):
+    def __init__(
+        self, build: Callable[[bool], Callable[..., Any]], jit: bool, what: str
+    ):
         """Takes what makes the function, with XLA or without.
 
         Args:
@@ -108,20 +106,21 @@ class Fallback:
         self._untried = False
         try:
             return self._function(*arguments)
-        except _REFUSALS as error:
-            if not _ITS_NAME.search(str(error)):
-                raise
-            logging.warning(
-                "XLA cannot compile %s and is left out (%s)",
-                self._what,
-                _reason(str(error)),
-            )
+        except tf.errors.ResourceExhaustedError:
+            raise
+        except tf.errors.OpError as error:
+            refused = error
         self._function = self._build(False)
-        return self._function(*arguments)
+        found = self._function(*arguments)  # Raises, if it was not for XLA.
+        logging.warning(
+            "XLA cannot compile %s, which goes on without (%s)",
+            self._what,
+            _reason(refused.message),
+        )
+        return found
 
 
 def _reason(text: str) -> str:
-    """The line of XLA's error that says most."""
+    """The beginning of an error that says what is not supported."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if _ITS_NAME.search(line)]
-    return (named or lines)[0][:200]
+    return (lines or ["no reason given"])[0][:160]

@@ -116,6 +116,14 @@ REPLICAS = setting(
 )
 
 
+JIT = setting(
+    "auto",
+    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
+    "minute that it takes (docs/gpu.md).",
+    choices=("auto", "on", "off"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
     """What `python -m mtr_tf.train` takes."""
@@ -274,6 +282,7 @@ class TrainConfig(Settings):
     # Where and how it runs.
     strategy: str = STRATEGY
     replicas: int = REPLICAS
+    jit: str = JIT
     precision: str = setting(
         "float32",
         "Keras precision policy.",

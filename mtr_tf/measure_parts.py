@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import compiling
 from mtr_tf import progress
 from mtr_tf import runs
 from mtr_tf.data import batching
@@ -117,8 +118,21 @@ class Pass:
     than its replica's, and what it returns for one must not depend on the others.
     """
 
-    def __init__(self, subject: Subject, step: Callable[..., dict[str, tf.Tensor]]):
+    def __init__(
+        self,
+        subject: Subject,
+        step: Callable[..., dict[str, tf.Tensor]],
+        cost: float = 0,
+    ):
+        """Takes what all calls share.
+
+        Args:
+          subject: What is measured.
+          step: The function.
+          cost: Passes forwards and backwards per image, in all calls, about.
+        """
         self._subject = subject
+        self._jit = subject.compiled(cost * subject.num_examples)
         self._step = step
         self._compiled = None
 
@@ -132,10 +146,9 @@ class Pass:
         for batch in subject.strategy.distribute_datasets_from_function(self._batches):
             batch = {key: batch[key] for key in _USED}
             if self._compiled is None:
-                self._compiled = tf.function(
-                    lambda *given: subject.strategy.run(self._step, given),
-                    autograph=False,
-                ).get_concrete_function(batch, *arguments)
+                given = (batch, *arguments)
+                build = functools.partial(self._build, given)
+                self._compiled = compiling.Fallback(build, self._jit, "a measure")
             made = self._compiled(batch, *arguments) | {"index": batch["index"]}
             found.append(
                 {k: subject.strategy.gather(v, axis=0).numpy() for k, v in made.items()}
@@ -146,6 +159,12 @@ class Pass:
         order = np.argsort(index, kind="stable")
         order = order[index[order] >= 0]  # Without padding.
         return {name: array[order] for name, array in arrays.items()}
+
+    def _build(self, given: tuple, jit: bool) -> Callable[..., dict[str, tf.Tensor]]:
+        step = compiling.per_replica(self._step, jit)
+        return tf.function(
+            lambda *given: self._subject.strategy.run(step, given), autograph=False
+        ).get_concrete_function(*given)
 
     def _batches(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
         return batching.eval_batches(

@@ -127,9 +127,11 @@ class _Job:
     parts: Parts
     passes: dict[str, Pass] = dataclasses.field(default_factory=dict)
 
-    def one(self, name: str, step: Callable[..., dict[str, tf.Tensor]]) -> Pass:
-        """The pass of that name; `step` if it is new."""
-        return self.passes.setdefault(name, Pass(self.subject, step))
+    def one(
+        self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
+    ) -> Pass:
+        """The pass of that name; of `step` if it is new, and of that cost."""
+        return self.passes.setdefault(name, Pass(self.subject, step, cost))
 
     def finish(self, parts: Sequence[Part], what: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
@@ -140,12 +142,12 @@ def _tasks(job: _Job) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
     cost = 1 + len(tasks)
-    gradients = Pass(subject, measure_steps.gradients(subject.model, tasks))
+    gradients = Pass(subject, measure_steps.gradients(subject.model, tasks), cost)
     part = Part({"part": "gradients", "tasks": tasks}, cost, gradients)
     (found,) = job.finish([part], "measuring tasks (l2)")
     norms = measure_records.own_norms(found, "l1")
     divisors = np.nan_to_num(vulnerability.root_mean_square(norms))
-    sums = Pass(subject, measure_steps.l1_of_sets(subject.model, tasks))
+    sums = Pass(subject, measure_steps.l1_of_sets(subject.model, tasks), cost)
     part = Part(
         {"part": "l1 of all sets", "tasks": tasks},
         cost,
@@ -168,7 +170,8 @@ def _some_pixels(measure: str, job: _Job) -> list[dict]:
 
 def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
     subject, tasks = job.subject, job.subject.tasks
-    one = job.one("gradients", measure_steps.gradients(subject.model, tasks))
+    cost = (1 + len(tasks)) * sum(map(len, masks.values()))
+    one = job.one("gradients", measure_steps.gradients(subject.model, tasks), cost)
 
     def make(pixels, advance):
         made = [one(advance, tf.constant(mask)) for mask in pixels]
@@ -197,7 +200,9 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dic
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     one = job.one(
-        f"attack on {task}", measure_steps.pixel_attack(job.subject, task, pgd)
+        f"attack on {task}",
+        measure_steps.pixel_attack(job.subject, task, pgd),
+        (steps + 3) * sum(map(len, masks.values())),
     )
 
     def make(pixels, advance):
@@ -237,6 +242,7 @@ def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
     one = Pass(
         subject,
         measure_steps.first_order(subject, group, settings.norm, settings.steps),
+        (settings.steps + 4) * len(settings.eps),
     )
 
     def make(eps, advance):

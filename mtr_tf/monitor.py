@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
+from mtr_tf import compiling
 from mtr_tf import data
 from mtr_tf import metrics
 from mtr_tf import schedules
@@ -133,8 +134,13 @@ class Monitor:
         weighting: Weighting,
         best: Best,
         workdir: pathlib.Path,
+        optimizer: keras.optimizers.Optimizer | None = None,
     ):
-        """Opens the event files, and writes the run's settings once."""
+        """Opens the event files, and writes the run's settings once.
+
+        `optimizer` is watched if it scales the loss.
+        """
+        self._optimizer, self._skipped = optimizer, 0
         self.tasks = tuple(weighting.fixed)
         self._weighting = weighting
         self.best = best
@@ -142,9 +148,9 @@ class Monitor:
         self._info = source.info
         self._columns = source.columns("validation")
         train_examples = config.train_examples or source.info.splits["train"]
-        self._rate = schedules.learning_rate(
-            config, batching.steps_per_epoch(train_examples, config.batch_size)
-        )
+        per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
+        self._rate = schedules.learning_rate(config, per_epoch)
+        self._count = min(config.eval_examples, len(self._columns.images))
         self._evaluator = Evaluator(
             model,
             self.tasks,
@@ -153,8 +159,8 @@ class Monitor:
             attack=training_attack(config),
             objective={"tasks": main_tasks(config)},
             seed=config.seed,
+            jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        self._count = min(config.eval_examples, len(self._columns.images))
         self._train = _writer(workdir / "train")
         self._validation = {"clean": _writer(workdir / "validation")}
         images = f"On the first {self._count} images of validation"
@@ -168,6 +174,15 @@ class Monitor:
             summaries.write_hparams(
                 hparams(config, source.info.image_shape[:2]), workdir.resolve().name
             )
+
+    def _jit(self, steps: int, replicas: int) -> bool:
+        """Whether XLA compiles the evaluations: by how many there are in `steps`."""
+        config, (height, width) = self._config, self._info.image_shape[:2]
+        times = steps / (config.eval_every or max(1, steps / 10))
+        batches = -(-self._count // config.batch_size) * times
+        passes = batches * (2 + config.eval_steps * bool(config.eval_eps))
+        pixels = height * width * config.batch_size / replicas
+        return compiling.worthwhile(config.jit, passes, pixels)
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
@@ -187,6 +202,7 @@ class Monitor:
                 {
                     "optimizer/learning_rate": float(self._rate(step - 1)),
                     "optimizer/examples_per_second": speed,
+                    **self._loss_scaling(step),
                 },
                 step,
             )
@@ -194,6 +210,23 @@ class Monitor:
                 learned = {f"optimizer/weight_{t}": w for t, w in weights.items()}
                 summaries.write_scalars(learned, step)
         return scalars["total/loss"]
+
+    def _loss_scaling(self, step: int) -> dict[str, float]:
+        """Numbers of an optimizer that scales the loss; a skipped step is logged."""
+        if not isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+            return {}
+        skipped = step - int(self._optimizer.iterations.numpy())
+        scale = float(self._optimizer.dynamic_scale.numpy())
+        if skipped > self._skipped:
+            logging.info(
+                "%d of %d steps skipped so far, for gradients that are not finite; the "
+                "loss scale is %g now",
+                skipped,
+                step,
+                scale,
+            )
+        self._skipped = skipped
+        return {"optimizer/skipped_steps": skipped, "optimizer/loss_scale": scale}
 
     def evaluated(self, step: int) -> float:
         """Evaluates and attacks part of validation; returns the score of `best`."""

@@ -34,7 +34,7 @@ from mtr_tf.config import TrainConfig
 from mtr_tf.errors import InputError
 
 # What may differ between a run and the command that resumes it.
-_PLACE_ONLY = ("data_dir", "strategy", "replicas", "keep_checkpoints")
+_PLACE_ONLY = ("data_dir", "strategy", "replicas", "jit", "keep_checkpoints")
 
 
 @contextlib.contextmanager

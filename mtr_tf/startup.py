@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing TensorFlow without its start-up noise, once flags are parsed."""
+"""Importing TensorFlow without its start-up noise, and what must be set before.
+
+That is where XLA keeps what it compiled, and that GPU memory is taken as it is needed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
 import os
+import pathlib
+import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -30,15 +37,77 @@ def _stderr_held_back() -> Iterator[None]:
             os.close(kept)
 
 
-def import_tensorflow() -> None:
-    """Imports TensorFlow and Keras quietly; set TF_CPP_MIN_LOG_LEVEL=0 to see all."""
+def import_tensorflow(deterministic: bool = False) -> None:
+    """Imports TensorFlow and Keras quietly; set TF_CPP_MIN_LOG_LEVEL=0 to see all.
+
+    `deterministic` says whether deterministic kernels will be asked for: what XLA has
+    compiled for other ones must not be taken.
+    """
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    _keep_compiled(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        _share_gpus()
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with _stderr_held_back():
         import keras  # noqa: F401
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
+        _share_gpus()
         tf.get_logger().setLevel("WARNING")
+
+
+def _share_gpus() -> None:
+    """Takes GPU memory as it is needed, so that several processes may share a GPU.
+
+    TF_FORCE_GPU_ALLOW_GROWTH=false gives each process all of it from the start.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if "TF_FORCE_GPU_ALLOW_GROWTH" in os.environ:  # Then that counts.
+        return
+    with contextlib.suppress(RuntimeError):  # TensorFlow has started already.
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _keep_compiled(deterministic: bool) -> None:
+    """Lets XLA keep what it compiles for GPUs in a folder, for the next process.
+
+    MTR_TF_CACHE is the folder; empty: none. Where it cannot be written, nothing is
+    kept. Flags of the user's own in TF_XLA_FLAGS come first. Must come before
+    TensorFlow is imported.
+    """
+    folder = os.environ.get("MTR_TF_CACHE", os.path.expanduser("~/.cache/mtr_tf"))
+    machine = _machine()
+    flags = os.environ.get("TF_XLA_FLAGS", "")
+    if not folder or not machine or "persistent_cache" in flags:
+        return
+    kind = "deterministic" if deterministic else "free"
+    place = pathlib.Path(folder).absolute() / f"xla-{machine}-{kind}"
+    if " " in str(place):  # Flags are parted by spaces.
+        return
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError:
+        return
+    flags += f" --tf_xla_persistent_cache_directory={place}"
+    flags += " --tf_xla_persistent_cache_device_types=GPU"
+    os.environ["TF_XLA_FLAGS"] = flags.strip()
+
+
+def _machine() -> str:
+    """A hash of what compiled code depends on; empty without a GPU."""
+    if not pathlib.Path("/dev/nvidiactl").exists():
+        return ""
+    told = [importlib.metadata.version("tensorflow")]
+    driver = pathlib.Path("/proc/driver/nvidia")
+    for file in (driver / "version", *sorted(driver.glob("gpus/*/information"))):
+        with contextlib.suppress(OSError):
+            lines = file.read_text().splitlines()
+            told += [line for line in lines if line.startswith(("Model", "NVRM"))]
+    if len(told) < 3:  # Neither driver nor GPU is told: what is kept is of this host.
+        told.append(platform.node())
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:8]

@@ -176,17 +176,30 @@ def _decay(learner: Learner) -> tf.Tensor | float:
     return learner.weight_decay * decay
 
 
-def compile_steps(
+def compile_step(
     learner: Learner, strategy: tf.distribute.Strategy, jit: bool = False
-) -> Callable:
-    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps.
+) -> Callable[[dict], tf.Tensor]:
+    """A function of a replica's batch, for `strategy.run`: see `replica_step`.
 
-    With `jit` XLA compiles each replica's step: all of it where there is one replica,
-    and all but the update, which speaks to the others, where there are several.
+    With `jit` XLA compiles it: all of it where there is one replica, and all but the
+    update, which speaks to the others, where there are several.
     """
     several = strategy.num_replicas_in_sync > 1
     step = functools.partial(replica_step, learner, jit=jit and several)
-    step = compiling.per_replica(step, jit and not several)
+    return compiling.per_replica(step, jit and not several)
+
+
+def compile_steps(
+    learner: Learner,
+    strategy: tf.distribute.Strategy,
+    jit: bool = False,
+    step: Callable[[dict], tf.Tensor] | None = None,
+) -> Callable:
+    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps.
+
+    `step` is what `compile_step` returns, if that has been called already.
+    """
+    step = step or compile_step(learner, strategy, jit)
 
     @tf.function(reduce_retracing=True)
     def train_steps(iterator, n):

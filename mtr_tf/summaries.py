@@ -38,6 +38,11 @@ _FONT_SIZE = 14
 
 _OPTIMIZER = {
     "optimizer/learning_rate": "Learning rate of the last step.",
+    "optimizer/loss_scale": "What float16 losses are multiplied by; see Keras.",
+    "optimizer/skipped_steps": (
+        "Steps so far without an update, since gradients overflowed float16; lower is "
+        "better, and a few at the start are usual."
+    ),
     "optimizer/examples_per_second": (
         "Training examples per second over all replicas, without the time for "
         "evaluations and checkpoints; higher is better."

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import compiling
 from mtr_tf import evaluation as evaluation_lib
 from mtr_tf import exporting
 from mtr_tf import intervals
@@ -44,7 +46,8 @@ class Subject:
     """What is attacked: a model, and the first `num_examples` of a split.
 
     `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
-    which adversarial images are made, if that is not `model`.
+    which adversarial images are made, if that is not `model`. `jit` is one of
+    `compiling.MODES`.
     """
 
     model: keras.Model
@@ -56,6 +59,14 @@ class Subject:
     batch_size: int
     seed: int
     surrogate: Callable[..., Any] | None = None
+    jit: str = "auto"
+
+    def compiled(self, passes: float) -> bool:
+        """Whether XLA compiles a graph with so many passes of an image, in all."""
+        height, width = self.columns.images.shape[1:3]
+        images = self.batch_size / self.strategy.num_replicas_in_sync
+        batches = passes / self.batch_size
+        return compiling.worthwhile(self.jit, batches, height * width * images)
 
     @property
     def units(self) -> sampling.Units:
@@ -89,11 +100,18 @@ def run(
         )
     total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
     family, evaluator = None, None
+    work = collections.Counter()
+    for cell in pending:
+        work[cell and cell.family] += cost[cell]
+    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+    if jit:
+        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(what, subject.jit, any(jit.values()))
     with progress.bar(total, "attacking", "image passes", done) as advance:
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
                 family = cell and cell.family  # One graph for all its radii.
-                evaluator = make_evaluator(subject, family)
+                evaluator = make_evaluator(subject, family, jit=jit[family])
             evaluation = evaluator.run(
                 subject.columns,
                 batch_size=subject.batch_size,
@@ -194,8 +212,12 @@ def make_evaluator(
     subject: Subject,
     cell: Cell | None,
     attack: Callable[..., tf.Tensor] | None = None,
+    jit: bool | None = None,
 ) -> Evaluator:
-    """The evaluator of a cell's family, or of another attack on its objective."""
+    """The evaluator of a cell's family, or of another attack on its objective.
+
+    `jit` None: compiled by XLA only where all is to be.
+    """
     settings = {}
     if cell:
         settings = {
@@ -210,6 +232,7 @@ def make_evaluator(
         subject.info.num_classes,
         subject.strategy,
         seed=subject.seed,
+        jit=subject.compiled(0) if jit is None else jit,
         **settings,
     )
 

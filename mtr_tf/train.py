@@ -24,7 +24,7 @@ def main(config: TrainConfig, place: RunPlace) -> None:
     """Trains; raises `InputError` for what the user can put right."""
     from mtr_tf import startup
 
-    startup.import_tensorflow()
+    startup.import_tensorflow(config.deterministic)
     from absl import logging
 
     from mtr_tf import runs

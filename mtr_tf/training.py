@@ -9,6 +9,7 @@ a step depends on, so a run that was killed and started again ends with the same
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -21,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import checkpoints
+from mtr_tf import compiling
 from mtr_tf import data
 from mtr_tf import models
 from mtr_tf import monitor as monitor_lib
@@ -133,6 +135,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         config.batch_size,
         adversary,
     )
+    jit = _jit(config, total, source.info.image_shape, strategy.num_replicas_in_sync)
     with runs.locked(workdir):
         _check_directory(workdir, config, resume)  # Nobody else came first meanwhile.
         if runs.read_config(workdir) is None:
@@ -145,7 +148,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
             logging.info("going on from step %d of %d in %s", first, total, workdir)
         with runs.write_errors_explained(workdir):
             monitor = monitor_lib.Monitor(
-                config, source, strategy, model, weighting, best, workdir
+                config, source, strategy, model, weighting, best, workdir, optimizer
             )
 
         def batches(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -161,9 +164,14 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
                 context=context,
             )
 
+        dataset = strategy.distribute_datasets_from_function(batches)
+
+        def make_steps(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+            steps = step_lib.compile_steps(learner, strategy, jit)
+            return functools.partial(steps, iter(dataset))
+
         loop(
-            step_lib.compile_steps(learner, strategy),
-            iter(strategy.distribute_datasets_from_function(batches)),
+            compiling.Fallback(make_steps, jit, "the training step"),
             Timetable(first, total, config),
             monitor,
             keeper,
@@ -171,6 +179,18 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         )
         with runs.whole_file(workdir / "model.keras") as beside:
             model.save(beside)
+
+
+def _jit(
+    config: TrainConfig, steps: int, image_shape: Sequence[int], replicas: int
+) -> bool:
+    """Whether XLA compiles the step: by all steps, so that it does after a kill too."""
+    size = parse_image_size(config.crop) or image_shape[:2]
+    pixels = math.prod(size) * config.batch_size / replicas
+    passes = compiling.TRAINING_STEP * steps
+    on = compiling.worthwhile(config.jit, passes, pixels)
+    compiling.say("the training step", config.jit, on)
+    return on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +217,7 @@ class Timetable:
 
 
 def loop(
-    train_steps: Callable,
-    iterator: tf.distribute.DistributedIterator,
+    train_steps: Callable[[tf.Tensor], tf.Tensor],
     timetable: Timetable,
     monitor: monitor_lib.Monitor,
     keeper: checkpoints.Keeper,
@@ -206,6 +225,7 @@ def loop(
 ) -> None:
     """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
 
+    `train_steps` trains for so many steps and returns their losses [steps, tasks];
     `settle` is called before the model is evaluated or saved.
 
     Raises:
@@ -216,7 +236,7 @@ def loop(
         while step < timetable.total:
             count = timetable.stop_after(step) - step
             start = time.monotonic()
-            losses = train_steps(iterator, tf.constant(count)).numpy()
+            losses = train_steps(tf.constant(count)).numpy()
             seconds = time.monotonic() - start
             raise_if_not_finite(losses, monitor.tasks, step)
             step += count

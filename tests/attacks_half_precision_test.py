@@ -81,7 +81,7 @@ def test_signs_are_those_of_float32(side, policy):
 def test_signs_of_the_fast_copy_are_those_of_float32(side):
     batch = a_batch(side)
     model = net(side, "float32")
-    fast = inference.in_bfloat16(model)
+    fast = inference.in_half(model)
     assert any(layer.compute_dtype == "bfloat16" for layer in fast.layers)
     assert agreement(slopes(fast, batch), slopes(model, batch)) > 0.97
 

@@ -189,7 +189,7 @@ def test_weights_are_those_of_the_moment():
 def test_the_bfloat16_copy():
     tasks = ("seg", "depth")
     model = _as_trained(models.build("small", tasks, (32, 32, 3), 4, width=4))
-    copy = inference.in_bfloat16(model)
+    copy = inference.in_half(model)
     assert copy.get_layer("normalize").compute_dtype == "float32"
     assert copy.get_layer(_first_conv(copy)).compute_dtype == "bfloat16"
     x = tf.random.stateless_uniform((2, 32, 32, 3), (0, 0))

@@ -73,18 +73,24 @@ def both(attack, problem):
 
 E = 8 / 255
 ATTACKS = {
-    "pgd": attacks.PGD(E, E / 4, 3, restarts=2),
+    "pgd": attacks.PGD(E, E / 4, 3),
     "pgd l2": attacks.PGD(0.5, 0.2, 3, "l2"),
+    "restarts": attacks.PGD(E, E / 4, 2, restarts=2),
     "fgsm": attacks.FGSM(E),
     "mim": attacks.MIM(E, E / 4, 3),
     "apgd": attacks.APGD(E, 5),
     "square": attacks.Square(E, 10),
     "noise": attacks.Noise(0.5, "l2"),
     "corner": attacks.Corner(E),
+    "sea": attacks.SEA(E, 5),
 }
+_QUICK = ("pgd", "fgsm", "noise")
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ATTACKS],
+)
 def test_attacks(name, problem, caplog):
     plain, compiled = both(ATTACKS[name], problem)
     assert np.abs(plain - np.asarray(problem[1])).max() > E / 2
@@ -117,12 +123,6 @@ def test_losses(loss, problem):
     np.testing.assert_allclose(compiled, plain, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_sea(problem):
-    plain, compiled = both(attacks.SEA(E, 5), problem)
-    np.testing.assert_allclose(compiled, plain, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
 @pytest.mark.parametrize("shape", [[], [37], [5, 3, 7]])
 def test_random_numbers_are_those_of_tensorflow(shape, dtype):
@@ -142,7 +142,46 @@ def test_random_numbers_are_those_of_tensorflow(shape, dtype):
         np.testing.assert_allclose(compiled, want, atol=rounding)
 
 
-def steps(jit, make_optimizer, strategy=None, count=3):
+def test_what_xla_cannot_compile_goes_on_without(problem, caplog):
+    _, x = problem
+
+    def objective(x):
+        means = tf.reduce_mean(x, [1, 2, 3])
+        return tf.ensure_shape(tf.py_function(tf.exp, [means], tf.float32), [3])
+
+    plain, compiled = both(attacks.Noise(E), (objective, x))
+    np.testing.assert_array_equal(compiled, plain)
+    assert caplog.text.count("XLA cannot compile the attack, which goes on") == 1
+
+
+def test_an_error_that_is_not_of_xla_is_raised():
+    def build(jit):
+        @tf.function(jit_compile=jit, autograph=False)
+        def run(x):
+            tf.py_function(lambda: 1 / 0, [], [])
+            return x
+
+        return run
+
+    with pytest.raises(tf.errors.UnknownError, match="division by zero"):
+        compiling.Fallback(build, True, "it")(tf.constant(1.0))
+
+
+def test_when_it_pays(monkeypatch):
+    small, batch = 32 * 64 * 64, 8 * 256 * 512
+    for mode, on in (("on", True), ("off", False), ("auto", False)):
+        assert compiling.worthwhile(mode, 10**9, small) == on  # On a CPU.
+    monkeypatch.setattr(compiling, "on_gpu", lambda: True)
+    assert not compiling.worthwhile("auto", 3999, small)
+    assert compiling.worthwhile("auto", 4000, small)
+    assert compiling.worthwhile("auto", 4000, batch)
+    assert compiling.worthwhile("auto", 1000, 4 * batch)
+    assert not compiling.worthwhile("auto", 990, 4 * batch)
+    with pytest.raises(InputError, match="jit is one of auto, on, off, got 'yes'"):
+        compiling.worthwhile("yes", 1, 1)
+
+
+def steps(jit, make_optimizer, strategy=None, count=3, adversary=None):
     """Losses and all weights after some steps of training."""
     strategy = strategy or tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():
@@ -150,9 +189,6 @@ def steps(jit, make_optimizer, strategy=None, count=3):
         optimizer = make_optimizer()
         optimizer.build(model.trainable_variables)
         weighting = Weighting(dict.fromkeys(TASKS, 0.5))
-    adversary = step_lib.Adversary(
-        attacks.PGD(E, E / 2, 1, keep="last"), TASKS, 0.5, "inference", 7
-    )
     losses = {task: tasks_lib.TASKS[task].loss for task in TASKS}
     learner = step_lib.Learner(
         model, optimizer, losses, weighting, 1e-4, 4, adversary=adversary
@@ -179,6 +215,18 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
+def test_adversarial_training():
+    attack = attacks.PGD(E, E / 2, 1, keep="last")
+    adversary = step_lib.Adversary(attack, TASKS, 0.5, "inference", 7)
+    plain, compiled = (
+        steps(jit, OPTIMIZERS["sgd"], adversary=adversary) for jit in (False, True)
+    )
+    np.testing.assert_allclose(compiled[0], plain[0], rtol=1e-5)
+    for one, two in zip(plain[1], compiled[1], strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training(name):
     plain, compiled = (steps(jit, OPTIMIZERS[name]) for jit in (False, True))
@@ -187,6 +235,7 @@ def test_training(name):
         np.testing.assert_allclose(two, one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_on_two_replicas(mirrored):
     make = OPTIMIZERS["sgd"]
     plain, compiled = (steps(jit, make, mirrored, 2) for jit in (False, True))
@@ -198,12 +247,12 @@ def test_training_on_two_replicas(mirrored):
 def evaluated(jit, strategy=None):
     with (strategy or tf.distribute.get_strategy()).scope():
         model = net()
-    attack = attacks.PGD(E, E / 4, 2)
+    attack = attacks.FGSM(E)
     evaluator = Evaluator(model, TASKS, 3, strategy, attack=attack, jit=jit)
     return evaluator.run(columns(5), batch_size=4)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_evaluation(replicas, mirrored):
     strategy = mirrored if replicas == 2 else None
     plain, compiled = (evaluated(jit, strategy) for jit in (False, True))

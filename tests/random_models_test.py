@@ -388,7 +388,7 @@ def _fast_model(nested=True):
 
 def test_the_bfloat16_copy_of_nested_and_shared_layers():
     model, x = _fast_model(), images()
-    copy = inference.in_bfloat16(model, x)
+    copy = inference.in_half(model, images=x)
     assert copy is not model
     assert copy.get_layer("block").get_layer("shared").compute_dtype == "bfloat16"
     assert copy.get_layer("first").compute_dtype == "float32"
@@ -417,7 +417,7 @@ class Unconfigured(L.Layer):
 def test_a_bfloat16_copy_that_differs_is_not_used(caplog):
     x = images()
     model = fixture.model(Unconfigured(1.0), Unconfigured(3.0))
-    assert inference.in_bfloat16(model, x) is model
+    assert inference.in_half(model, images=x) is model
     (said,) = [r.getMessage() for r in caplog.records]
     assert "bfloat16" in said
     assert "Unconfigured" in said

@@ -27,7 +27,7 @@ from mtr_tf.models import stateless
 
 _CHECKED = weakref.WeakSet()  # Models whose folded copies were looked at,
 _DIFFERENT = weakref.WeakSet()  # and those that came out as other functions.
-_BFLOAT16_SHARE = 0.2  # A deep net's outputs may differ so much in bfloat16.
+_HALF_SHARE = 0.2  # A deep net's outputs may differ so much in bfloat16.
 _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -264,8 +264,10 @@ def _rescaling(convolution: Any, read: collections.Counter) -> Any | None:
     return None
 
 
-def in_bfloat16(model: keras.Model, images: tf.Tensor | None = None) -> keras.Model:
-    """Returns a copy that computes in bfloat16 where the model computes in float32.
+def in_half(
+    model: keras.Model, dtype: str = "bfloat16", images: tf.Tensor | None = None
+) -> keras.Model:
+    """Returns a copy that computes in half precision where the model is in float32.
 
     Its variables are float32 and the model's values of now. The first layer after the
     input and the last before each output stay as they are, so that images are not
@@ -274,23 +276,25 @@ def in_bfloat16(model: keras.Model, images: tf.Tensor | None = None) -> keras.Mo
 
     Args:
       model: Functional.
+      dtype: "bfloat16" or "float16".
       images: A few, [batch, ...]: with them the copy's outputs are compared to the
-        model's. Where they differ by more than bfloat16 explains, or no copy can be
+        model's. Where they differ by more than rounding explains, or no copy can be
         made, it is said and the model itself returned.
     """
     if images is None:
-        return _in_bfloat16(model)
+        return _in_half(model, dtype)
     try:
-        copy = _in_bfloat16(model)
+        copy = _in_half(model, dtype)
         with stateless.unchanged(model):
             given, made = (stateless.outputs(m, images) for m in (model, copy))
-        reason = difference(given, made, _BFLOAT16_SHARE)
+        reason = difference(given, made, _HALF_SHARE)
     except Exception as error:  # Whatever it is, the model itself may do without.
         reason = f"{type(error).__name__}: {error}"
     if reason:
         logging.warning(
-            "there is no copy of the model in bfloat16 that does the same (%s); "
+            "there is no copy of the model in %s that does the same (%s); "
             "gradients are taken of the model itself. Its layers: %s",
+            dtype,
             reason,
             layer_types(model),
         )
@@ -298,14 +302,14 @@ def in_bfloat16(model: keras.Model, images: tf.Tensor | None = None) -> keras.Mo
     return copy
 
 
-def _in_bfloat16(model: keras.Model) -> keras.Model:
+def _in_half(model: keras.Model, dtype: str) -> keras.Model:
     exact = _kept_exact(model)
 
     def copy(layer):
         config = layer.get_config()
         policy = getattr(layer, "dtype_policy", None)  # Operations have none.
         if policy is not None and policy.name == "float32" and id(layer) not in exact:
-            config["dtype"] = "mixed_bfloat16"
+            config["dtype"] = f"mixed_{dtype}"
         return type(layer).from_config(config)
 
     made = keras.models.clone_model(model, clone_function=copy, recursive=True)
