@@ -18,8 +18,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mtr_tf import common_flags
 from mtr_tf.config import Settings
 from mtr_tf.config import setting
