@@ -62,8 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for task in problem.names:
             for eps in map(float, args.eps.split(",")):
                 rows = _attacked(args, problem.only(task), eps, budgets)
-                records += [{"net": name, **row} for row in rows]
-                print(f"attacked {task} of {name} at eps {eps:g}", flush=True)
+                records += (rows := [{"net": name, **row} for row in rows])
+                print(timing.table(rows, _columns(budgets)), flush=True)
+    print()
     timing.finish(args, records, _columns(budgets))
     for kind, budget in itertools.product(("classes", "maps"), budgets):
         ranks = _ranking([r for r in records if r["kind"] == kind], str(budget))
