@@ -69,7 +69,7 @@ class Drawing:
             self.model = self._draw()
         finally:
             keras.config.set_dtype_policy(before)
-        self._train()
+        _as_trained(self.model, self.rng)
 
     def _one(self, things):
         return things[self.rng.integers(len(things))]
@@ -120,6 +120,7 @@ class Drawing:
             scale=self._chance(0.7),
             center=self._chance(0.7),
             epsilon=self._one([1e-3, 1e-5]),
+            renorm=self._chance(0.1),
             **kwargs,
         )
         return norm(x, **self._one([{}, {}, {"training": True}, {"training": False}]))
@@ -248,16 +249,6 @@ class Drawing:
         norm = L.BatchNormalization()
         return norm(inputs=L.Conv2D(2, 3, padding="same")(inputs=x))
 
-    def _train(self):
-        for variable in self.model.variables:
-            if variable.path.endswith(("moving_variance", "gamma")):
-                value = self.rng.uniform(0.5, 2, variable.shape)
-            elif variable.path.endswith(("moving_mean", "beta", "bias")):
-                value = self.rng.normal(0, 0.5, variable.shape)
-            else:
-                continue
-            variable.assign(tf.cast(value, variable.dtype))
-
     @property
     def tolerances(self):
         """Those of the coarsest number that it computes in."""
@@ -266,6 +257,18 @@ class Drawing:
             if kind in kinds:
                 return TOLERANCES[kind]
         return TOLERANCES["float64"]
+
+
+def _as_trained(model: keras.Model, rng: np.random.Generator) -> None:
+    """Gives batch norms statistics and weights that matter."""
+    for variable in model.variables:
+        if variable.path.endswith(("moving_variance", "gamma")):
+            value = rng.uniform(0.5, 2, variable.shape)
+        elif variable.path.endswith(("moving_mean", "beta", "bias")):
+            value = rng.normal(0, 0.5, variable.shape)
+        else:
+            continue
+        variable.assign(tf.cast(value, variable.dtype))
 
 
 def evaluated(call, x):
@@ -307,6 +310,32 @@ def check(seed: int, grouped: float = 0.3) -> collections.Counter:
 def test_models_drawn_at_random(first):
     for seed in range(first, first + 20):
         check(seed, grouped=0.05)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("kind", ["Conv2D", "Conv2DTranspose", "DepthwiseConv2D"])
+def test_channels_first(kind, grouped):
+    image = keras.Input((8, 8, 3))
+    x = keras.ops.transpose(image, (0, 3, 1, 2))
+    first = {"data_format": "channels_first", "padding": "same"}
+    if kind == "DepthwiseConv2D":
+        layer = L.DepthwiseConv2D(3, **first)
+    else:
+        groups = {"groups": 3} if grouped and kind == "Conv2D" else {}
+        layer = getattr(L, kind)(3, 3, **groups, **first)
+    by_row = L.BatchNormalization(axis=-1)(layer(x))
+    x = L.BatchNormalization(axis=1)(L.Conv2D(4, 1, **first)(by_row))
+    model = keras.Model(image, {"seg": keras.ops.transpose(x, (0, 2, 3, 1))})
+    _as_trained(model, np.random.default_rng(0))
+    x = tf.random.stateless_uniform((2, 8, 8, 3), (0, 0))
+    try:
+        right = evaluated(lambda x: model(x, training=False), x)
+    except (tf.errors.OpError, ValueError) as error:
+        pytest.skip(f"not on this device: {str(error)[:100]}")
+    for one, other in zip(
+        right, evaluated(inference.fold(model, ("seg",)), x), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
 
 
 @pytest.mark.slow
