@@ -159,6 +159,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
                 num_examples=examples,
                 augment=vary,
                 context=context,
+                num_classes=source.info.num_classes,
             )
 
         loop(
