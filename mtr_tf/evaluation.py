@@ -239,6 +239,7 @@ class Evaluator:
                 num_examples=num_examples or None,
                 context=context,
                 wanted=self._targeted,
+                num_classes=self._num_classes,
             )
         )
 

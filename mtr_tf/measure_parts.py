@@ -173,4 +173,5 @@ class Pass:
             batch_size=self._subject.batch_size,
             num_examples=self._subject.num_examples,
             context=context,
+            num_classes=self._subject.info.num_classes,
         )

@@ -162,6 +162,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
                 num_examples=examples,
                 augment=vary,
                 context=context,
+                num_classes=source.info.num_classes,
             )
 
         dataset = strategy.distribute_datasets_from_function(batches)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import common_flags
 from mtr_tf.data import batching
 from mtr_tf.data.augment import Augment
 from mtr_tf.data.source import Columns
@@ -99,6 +100,33 @@ def test_gather_reads_rows_and_pads():
     assert batch["targets"]["seg"].dtype == np.int32
     assert batch["targets"]["normal"].dtype == np.float32
     assert {mask.dtype for mask in batch["masks"].values()} == {np.dtype("float32")}
+
+
+@pytest.mark.parametrize("label", [-1, 3, 255])
+def test_labels_that_are_no_class_are_refused_where_they_are_known(label):
+    labels = np.zeros((4, 5, 6), np.int64)
+    labels[2, 1, 1] = label
+    known = np.ones((4, 5, 6), bool)
+    images = np.zeros((4, 5, 6, 3), np.uint8)
+    wrong = Columns(images, {"seg": labels}, {"seg": known})
+    said = f"seg must be from 0 to 2 where they are known, but example 2 has {label}; m"
+    with pytest.raises(InputError, match=said):
+        batching.gather(wrong, ["seg"], [3, 2, -1], num_classes=3)
+    batching.gather(wrong, ["seg"], [3, -1], num_classes=3)
+    batching.gather(wrong, ["seg"], [3, 2], num_classes=None)
+    hidden = Columns(images, {"seg": labels}, {"seg": labels == 0})
+    batching.gather(hidden, ["seg"], [3, 2], num_classes=3)
+    options = {"batch_size": 1, "num_classes": 3}
+    batches = batching.eval_batches(wrong, ["seg"], **options)
+    with pytest.raises(tf.errors.OpError) as raised:
+        list(batches)
+    assert said in common_flags.input_error_within(raised.value)
+    with pytest.raises((tf.errors.OpError, InputError), match=said):  # In its order.
+        list(
+            batching.train_batches(
+                wrong, ["seg"], seed=0, first_step=0, last_step=4, **options
+            )
+        )
 
 
 def test_gather_of_padding_alone_keeps_the_shapes():

@@ -101,6 +101,13 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
     assert_close(evaluation.values(reference.attacked), brute_force(attacked, columns))
 
 
+def test_labels_that_are_no_class_are_refused():
+    columns = make_columns()
+    columns.targets["seg"][0][columns.masks["seg"][0]] = CLASSES
+    with pytest.raises(InputError, match="from 0 to 2 .* example 0 has 3; mask such"):
+        Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
+
+
 def test_every_image_is_counted_once_in_order(reference):
     columns = make_columns()
     np.testing.assert_array_equal(reference.index, np.arange(7))

@@ -28,6 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf.data import picture
+from mtr_tf.data import source
 from mtr_tf.data.augment import Augment
 from mtr_tf.errors import InputError
 
@@ -40,7 +41,10 @@ _ONE_PIPELINE = tf.distribute.InputContext()
 
 
 def gather(
-    columns: Columns, tasks: Sequence[str], indices: np.ndarray
+    columns: Columns,
+    tasks: Sequence[str],
+    indices: np.ndarray,
+    num_classes: int | None = None,
 ) -> dict[str, Any]:
     """Reads examples by number as one NumPy batch.
 
@@ -50,9 +54,13 @@ def gather(
         columns: the split to read from.
         tasks: canonical names; tasks defined by the picture are computed here.
         indices: int [b]; -1 asks for padding: zero image, zero targets, zero masks.
+        num_classes: labels must be below that; None: they are not checked.
 
     Returns:
         The batch described in the module's docstring without "position" and "step".
+
+    Raises:
+        InputError: a label, where it is known, is no class.
     """
     indices = np.asarray(indices, np.int64)
     real = indices >= 0
@@ -70,6 +78,8 @@ def gather(
     for task in tasks:
         target, mask = _read_task(columns, task, images, rows)
         integral = np.issubdtype(target.dtype, np.integer)
+        if integral and target.ndim == 3 and num_classes is not None:
+            source.check_labels(task, target, mask, rows, num_classes)
         targets[task] = pad(target, np.int32 if integral else np.float32)
         masks[task] = pad(mask, np.float32)
     image = pad(images.astype(np.float32) / np.float32(255), np.float32)
@@ -124,6 +134,7 @@ def train_batches(
     num_examples: int | None = None,
     augment: Augment | None = None,
     context: tf.distribute.InputContext | None = None,
+    num_classes: int | None = None,
 ) -> tf.data.Dataset:
     """The training input of one worker: its replicas' shares, step after step.
 
@@ -138,6 +149,7 @@ def train_batches(
         augment: flips and crops; None for none.
         context: which worker this is of how many, and the number of replicas of all
             workers; None is one worker with one replica.
+        num_classes: as for `gather`.
 
     Returns:
         A dataset of per-replica batches. Inside a step the worker's replicas follow
@@ -159,6 +171,7 @@ def train_batches(
         range(first_step, max(first_step, last_step)),
         batch_size,
         context or _ONE_PIPELINE,
+        num_classes=num_classes,
     )
     if augment is not None:
         batches = batches.map(
@@ -177,6 +190,7 @@ def eval_batches(
     num_examples: int | None = None,
     context: tf.distribute.InputContext | None = None,
     wanted: bool = False,
+    num_classes: int | None = None,
 ) -> tf.data.Dataset:
     """The evaluation input of one worker: each example once, in order, padded.
 
@@ -189,6 +203,7 @@ def eval_batches(
         context: as for `train_batches`.
         wanted: whether each example also has `wanted`, the targets and masks of the
             example half the split further on: what a targeted attack is after.
+        num_classes: as for `gather`.
 
     Returns:
         A dataset of per-replica batches, `eval_steps(num_examples, batch_size)` for
@@ -207,6 +222,7 @@ def eval_batches(
         batch_size,
         context or _ONE_PIPELINE,
         wanted,
+        num_classes,
     ).prefetch(tf.data.AUTOTUNE)
 
 
@@ -272,6 +288,7 @@ def _share(
     batch_size: int,
     context: tf.distribute.InputContext,
     wanted: bool = False,
+    num_classes: int | None = None,
 ) -> tf.data.Dataset:
     """Reads, for each of `steps`, the shares of the replicas of one worker."""
     slices = replica_slices(batch_size, context)
@@ -280,9 +297,10 @@ def _share(
         step, replica = divmod(int(number), len(slices))
         part = slices[replica]
         indices = indices_of(step)[part]
-        batch = gather(columns, tasks, indices)
+        batch = gather(columns, tasks, indices, num_classes)
         if wanted:
-            other = gather(columns, tasks, _partners(indices, len(columns)))
+            partners = _partners(indices, len(columns))
+            other = gather(columns, tasks, partners, num_classes)
             batch["wanted"] = {key: other[key] for key in ("targets", "masks")}
         position = np.arange(part.start, part.stop, dtype=np.int64)
         return {**batch, "position": position, "step": np.int64(step)}

@@ -126,3 +126,25 @@ class Source:
             raise InputError(
                 f"{self.info.name} has the splits {known}, not {split!r}: {cure}"
             )
+
+
+def check_labels(
+    task: str, target: np.ndarray, mask: np.ndarray, rows: np.ndarray, num_classes: int
+) -> None:
+    """Raises `InputError` for a label that is known and no class.
+
+    Args:
+      task: whose labels they are.
+      target: integer [n, H, W].
+      mask: [n, H, W], zero where the label is not known.
+      rows: the numbers of the n examples.
+      num_classes: how many classes there are.
+    """
+    wrong = ((target < 0) | (target >= num_classes)) & np.asarray(mask, bool)
+    if wrong.any():
+        first = np.argwhere(wrong)[0]
+        raise InputError(
+            f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
+            f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
+            "such pixels, or let the data set have more classes."
+        )
