@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging as standard_logging
 import os
-import re
 import sys
 import textwrap
 import typing
@@ -21,6 +20,7 @@ from absl import logging
 
 from mtr_tf.config import Settings
 from mtr_tf.errors import InputError
+from mtr_tf.errors import input_error_within
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
 
@@ -147,15 +147,6 @@ def run(
             sys.exit(_say(f"error: {told}", 1))
 
     app.run(guarded)
-
-
-def input_error_within(error: Exception) -> str | None:
-    """What an `InputError` said that was raised while a batch was read.
-
-    TensorFlow passes on its text, in an error of its own. None for any other error.
-    """
-    found = re.search(r"^mtr_tf\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
-    return found and found[1]
 
 
 class _PlainHandler(standard_logging.Handler):

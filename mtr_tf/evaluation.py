@@ -21,6 +21,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import in_words
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 
@@ -177,7 +178,8 @@ class Evaluator:
         for batch in self._batches(columns, batch_size, num_examples):
             batch = {key: batch[key] for key in _USED if key in batch}
             arguments = (batch, seed, numbers)
-            rows, pictures = self._step_for(arguments)(*arguments)
+            with in_words.raised():
+                rows, pictures = self._step_for(arguments)(*arguments)
             places = self._gather(batch["index"])
             index.append(places)
             results.append(tf.nest.map_structure(self._gather, rows))

@@ -16,6 +16,7 @@ from typing import Protocol
 import tensorflow as tf
 
 from mtr_tf.attacks import half_precision
+from mtr_tf.attacks import in_words
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -71,14 +72,18 @@ def launch(attack: Attack, objective: Objective, x: Any, seed: Any) -> tf.Tensor
         found = x
     elif not tf.executing_eagerly():
         found = _searched(attack, objective, x, keys)
-    elif getattr(objective, "reusable", False) and _hashable(attack):
-        found = _compiled(attack, objective.recipe)(objective.batch, x, keys)
     else:
-        graph = tf.function(
-            functools.partial(attack.search, objective), autograph=False
-        )
-        found = graph.get_concrete_function(x, keys)(x, keys)
+        with in_words.raised():
+            found = _run(attack, objective, x, keys)
     return tf.stop_gradient(found)
+
+
+def _run(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Compiles the attack, unless that was done before, and returns its images."""
+    if getattr(objective, "reusable", False) and _hashable(attack):
+        return _compiled(attack, objective.recipe)(objective.batch, x, keys)
+    graph = tf.function(functools.partial(attack.search, objective), autograph=False)
+    return graph.get_concrete_function(x, keys)(x, keys)
 
 
 def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -228,14 +233,36 @@ def _images(x: Any) -> tf.Tensor:
             "Images are floats in [0, 1] with a leading batch axis, "
             f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
         )
-    if tf.executing_eagerly() and x.shape.num_elements():
-        low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
-        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
-            raise InputError(
-                f"Images are in [0, 1], got values from {low:g} to {high:g}; put the "
-                "normalisation into the model."
-            )
+    if x.shape.num_elements() != 0:
+        with tf.control_dependencies(_check_values(x)):
+            x = tf.identity(x)
     return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
+
+
+def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
+    """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
+    wide = tf.cast(x, threat.compute_dtype(x))
+    known = ~tf.math.is_nan(wide)
+    inside = (wide >= -_TOLERANCE) & (wide <= 1 + _TOLERANCE)
+
+    def out_of_range():
+        return [
+            "Images are in [0, 1], got values from",
+            tf.reduce_min(wide),
+            "to",
+            tf.reduce_max(wide),
+            "; put the normalisation into the model.",
+        ]
+
+    def unknown():
+        count = tf.math.count_nonzero(~known)
+        return ["Images are in [0, 1], got", count, "values that are NaN; mend them."]
+
+    checks = [
+        in_words.require(tf.reduce_all(known), unknown),
+        in_words.require(tf.reduce_all(inside | ~known), out_of_range),
+    ]
+    return [] if tf.executing_eagerly() else checks
 
 
 def _indices(x: tf.Tensor) -> tf.Tensor:

@@ -23,6 +23,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import fitting
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import pixels as pixels_lib
 from mtr_tf.attacks.balance import BALANCES
@@ -96,6 +97,7 @@ class Recipe:
             if balance.steepest:
                 tape.watch(x)
             outputs = self._outputs(x)
+            outputs = fitting.checked(self.tasks, outputs, batch, progress)
             own = self._own(outputs, batch)
             raised = self._raised(own, outputs, batch, progress)
         ascend = balance(raised, batch.get("before"), progress)
@@ -140,6 +142,7 @@ class Recipe:
         if not compared:
             return batch
         outputs = self._outputs(start if compared == "start" else clean)
+        outputs = fitting.checked(self.tasks, outputs, batch, 0.0)
         own = self._own(outputs, batch)
         batch = {**batch, "before": self._raised(own, outputs, batch, 0.0)}
         if self.needs_clean:
@@ -333,6 +336,8 @@ def objective(
         fold,
     )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
+    masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
+    fitting.check_batch(names, targets, masks)
     masks = {name: pixels_lib.restricted(masks[name], pixels) for name in names}
     if classes is not None:
         masks = pixels_lib.of_classes(classes, targets, masks)
