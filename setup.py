@@ -45,6 +45,7 @@ setuptools.setup(
             "scikit-image>=0.24",  # The released code resizes with it.
             "scipy>=1.13",
         ],
+        "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
         "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
         "lint": ["ruff>=0.14"],

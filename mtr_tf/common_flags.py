@@ -21,6 +21,7 @@ from absl import logging
 
 from mtr_tf.config import Settings
 from mtr_tf.errors import InputError
+from mtr_tf.errors import input_error_within
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
 
@@ -149,15 +150,6 @@ def run(
             sys.exit(_say(f"error: {told}", 1))
 
     app.run(guarded)
-
-
-def input_error_within(error: Exception) -> str | None:
-    """What an `InputError` said that was raised while a batch was read.
-
-    TensorFlow passes on its text, in an error of its own. None for any other error.
-    """
-    found = re.search(r"^mtr_tf\.errors\.InputError: (.+)$", str(error), re.MULTILINE)
-    return found and found[1]
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
 class InputError(ValueError):
@@ -20,3 +23,21 @@ def did_you_mean(given: object, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     near = difflib.get_close_matches(str(given).lower(), by_lower, 1, cutoff=0.4)
     return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def input_error_within(error: Exception) -> str | None:
+    """What an `InputError` said that TensorFlow passes on in an error of its own.
+
+    It was raised while a batch was read, or is the sentence of a failed assertion
+    (`attacks.in_words`), whose parts TensorFlow puts in brackets. None for any other
+    error.
+    """
+    mark = re.escape(MARK)
+    found = re.search(rf"(^|assertion failed: \[){mark}(.+)$", str(error), re.MULTILINE)
+    if not found:
+        return None
+    asserted, told = found.groups()
+    if asserted:
+        told = told.rstrip("]").replace("] [", " ").replace("\\'", "'")
+        told = re.sub(r" ([;,])", r"\1", told)
+    return told

@@ -23,6 +23,7 @@ import tensorflow as tf
 from mtr_tf import attacks
 from mtr_tf import compiling
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import in_words
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 from mtr_tf.models import inference
@@ -190,7 +191,8 @@ class Evaluator:
                 if not index:
                     self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
-                rows, pictures = self._step_for(arguments)(*arguments)
+                with in_words.raised():
+                    rows, pictures = self._step_for(arguments)(*arguments)
                 places = self._gather(batch["index"])
                 index.append(places)
                 results.append(tf.nest.map_structure(self._gather, rows))

@@ -476,7 +476,7 @@ def test_objectives_of_another_form_are_refused(objective, message):
         (np.zeros((2, 3), np.uint8), "got uint8"),
         (np.float32(0.5), r"of shape \(\)"),
         (np.full((2, 3), 255.0), r"Images are in \[0, 1\], got values from 255 to 255"),
-        (np.array([[0.0, np.nan]]), "got values from nan"),
+        (np.array([[0.0, np.nan]]), "got 1 values that are NaN"),
     ],
 )
 def test_images_of_another_form_are_refused(x, message):

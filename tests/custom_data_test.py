@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import common_flags
 from mtr_tf import data
+from mtr_tf import errors
 from mtr_tf import runs
 from mtr_tf import tasks
 from mtr_tf.config import TrainConfig
@@ -431,10 +431,10 @@ def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it):
     batches = batching.eval_batches(columns, ("seg",), batch_size=1)
     with pytest.raises(tf.errors.OpError) as raised:
         list(batches.skip(1999))
-    told = common_flags.input_error_within(raised.value)
+    told = errors.input_error_within(raised.value)
     assert told.startswith("The labels of seg must be below the number of classes, 3, ")
     assert "example 1999 of train has 7" in told
-    assert common_flags.input_error_within(ValueError("another")) is None
+    assert errors.input_error_within(ValueError("another")) is None
 
 
 def test_examples_that_fail(open_it):

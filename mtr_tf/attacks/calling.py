@@ -19,6 +19,7 @@ import tensorflow as tf
 from mtr_tf import compiling
 from mtr_tf.attacks import draws as draws_lib
 from mtr_tf.attacks import half_precision
+from mtr_tf.attacks import in_words
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -86,25 +87,26 @@ def launch(
         return tf.stop_gradient(_searched(attack, objective, x, keys))
     passes = float(getattr(attack, "passes", 1))
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
-    with getattr(objective, "unchanged", contextlib.nullcontext)():
+    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
+    with in_words.raised(), unchanged():
         if hasattr(objective, "checked"):
             objective = objective.checked(x)
         return tf.stop_gradient(_run(attack, objective, x, keys, on))
 
 
+def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
+    """Returns it with random numbers, if it has any, made of the attack's keys."""
+    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
+
+
 def _run(
     attack: Attack, objective: Objective, x: tf.Tensor, keys: tf.Tensor, jit: bool
 ) -> tf.Tensor:
-    """Runs the attack as a graph of its own; see `launch`."""
+    """Compiles the attack, unless that was done before, and returns its images."""
     if getattr(objective, "reusable", False) and _hashable(attack):
         return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
     search = functools.partial(_searched, attack, objective)
     return _graph(search, jit)(x, keys)
-
-
-def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
-    """Returns it with random numbers, if it has any, made of the attack's keys."""
-    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
 
 
 def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -271,14 +273,36 @@ def _images(x: Any) -> tf.Tensor:
             "Images are floats in [0, 1] with a leading batch axis, "
             f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
         )
-    if tf.executing_eagerly() and x.shape.num_elements():
-        low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
-        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):
-            raise InputError(
-                f"Images are in [0, 1], got values from {low:g} to {high:g}; put the "
-                "normalisation into the model."
-            )
+    if x.shape.num_elements() != 0:
+        with tf.control_dependencies(_check_values(x)):
+            x = tf.identity(x)
     return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
+
+
+def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
+    """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
+    wide = tf.cast(x, threat.compute_dtype(x))
+    known = ~tf.math.is_nan(wide)
+    inside = (wide >= -_TOLERANCE) & (wide <= 1 + _TOLERANCE)
+
+    def out_of_range():
+        return [
+            "Images are in [0, 1], got values from",
+            tf.reduce_min(wide),
+            "to",
+            tf.reduce_max(wide),
+            "; put the normalisation into the model.",
+        ]
+
+    def unknown():
+        count = tf.math.count_nonzero(~known)
+        return ["Images are in [0, 1], got", count, "values that are NaN; mend them."]
+
+    checks = [
+        in_words.require(tf.reduce_all(known), unknown),
+        in_words.require(tf.reduce_all(inside | ~known), out_of_range),
+    ]
+    return [] if tf.executing_eagerly() else checks
 
 
 def _indices(x: tf.Tensor) -> tf.Tensor:

@@ -24,6 +24,7 @@ from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import draws as draws_lib
+from mtr_tf.attacks import fitting
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import pixels as pixels_lib
 from mtr_tf.attacks.balance import BALANCES
@@ -212,7 +213,7 @@ class Recipe:
                     f"The model has no task {name!r} to attack, only "
                     f"{', '.join(map(repr, outputs))}."
                 )
-        return outputs
+        return fitting.checked(self.tasks, outputs, batch, progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -381,6 +382,8 @@ def objective(
         eot,
     )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
+    masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
+    fitting.check_batch(names, targets, masks)
     masks = {name: pixels_lib.restricted(masks[name], pixels) for name in names}
     if classes is not None:
         masks = pixels_lib.of_classes(classes, targets, masks)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with images, targets and masks is one sentence, in graphs too."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf.attacks import in_words
+from mtr_tf.errors import InputError
+from mtr_tf.errors import input_error_within
+
+CLASSES = 3
+ATTACK = attacks.PGD(8 / 255, 2 / 255, 2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Images of any size -> classes and depth."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((None, None, 3))
+    heads = {
+        "seg": keras.layers.Conv2D(CLASSES, 3, padding="same")(image),
+        "depth": keras.layers.Conv2D(1, 3, padding="same")(image),
+    }
+    return keras.Model(image, heads)
+
+
+def a_batch():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(2, 4, 6, 3)).astype(np.float32)
+    targets = {
+        "seg": rng.integers(0, CLASSES, (2, 4, 6)).astype(np.int32),
+        "depth": rng.uniform(size=(2, 4, 6, 1)).astype(np.float32),
+    }
+    return x, targets, {name: np.ones((2, 4, 6), np.float32) for name in targets}
+
+
+def above(x, targets, masks):
+    x[0, 0, 0, 0] = 2.5
+    return r"Images are in \[0, 1\], got values from \S+ to 2.5; put the normalis"
+
+
+def missing(x, targets, masks):
+    x[1, 2, 3] = np.nan
+    return r"Images are in \[0, 1\], got 3 values that are NaN; mend them"
+
+
+def label(x, targets, masks):
+    targets["seg"][1, 1, 1] = CLASSES
+    return r"Labels of 'seg' must be below its number of classes, 3, .* got 3; mask"
+
+
+def negative(x, targets, masks):
+    targets["seg"][1, 1, 1] = -1
+    return r"Labels of 'seg' .* not negative, where the mask is not zero; got -1; mask"
+
+
+def eager(model, x, targets, masks, **settings):
+    return ATTACK(attacks.objective(model, targets, masks, **settings), x)
+
+
+def anew(model, x, targets, masks, **settings):
+    """Eagerly on a model that is no Keras model: compiled in each call."""
+    objective = attacks.objective(lambda z: model(z), targets, masks, **settings)
+    return ATTACK(objective, x)
+
+
+def in_graph(model, x, targets, masks, size=2, **settings):
+    """In a graph that knows all shapes, called by one who turns errors into ours."""
+
+    def spec(array):
+        return tf.TensorSpec([size, *array.shape[1:]], array.dtype)
+
+    signature = tf.nest.map_structure(spec, [x, targets, masks])
+
+    @tf.function(input_signature=signature, autograph=False)
+    def run(x, targets, masks):
+        return eager(model, x, targets, masks, **settings)
+
+    with in_words.raised():
+        return run(x, targets, masks)
+
+
+def of_any_size(*args, **settings):
+    return in_graph(*args, size=None, **settings)
+
+
+CALLERS = [eager, anew, in_graph, of_any_size]
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("mistake", [above, missing, label, negative])
+def test_values_are_checked_alike(model, caller, mistake):
+    batch = a_batch()
+    message = mistake(*batch)
+    with pytest.raises(InputError, match=message) as raised:
+        caller(model, *batch)
+    assert "]" not in str(raised.value).replace("[0, 1]", "")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("balance", ["sum", "wgd"])
+def test_what_is_right_passes_and_masked_labels_may_be_anything(model, caller, balance):
+    x, targets, masks = a_batch()
+    targets["seg"][0, 0, 0], targets["seg"][0, 0, 1] = 255, -1
+    masks["seg"][0, 0, :2] = 0
+    found = caller(model, x, targets, masks, balance=balance)
+    assert np.all(np.isfinite(found))
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x, t, m: m.update(seg=m["seg"][:, :, :5]),
+            r"mask of 'seg' must have one number per pixel of its target, shape "
+            r"\(\S+, 4, 6\), got \(\S+, 4, 5\); give it that shape",
+        ),
+        (
+            lambda x, t, m: t.update(depth=t["depth"][..., 0]),
+            r"target of 'depth' must be \[batch, H, W, channels\], got shape",
+        ),
+        (
+            lambda x, t, m: (
+                t.update(depth=t["depth"][:, :3]),
+                m.update(depth=m["depth"][:, :3]),
+            ),
+            r"output of 'depth' must be its target's shape, here \(\S+, 3, 6, 1\), got",
+        ),
+        (
+            lambda x, t, m: (
+                t.update(seg=t["seg"][:, :3]),
+                m.update(seg=m["seg"][:, :3]),
+            ),
+            r"output of 'seg' must be \[batch, H, W, classes\], here \(\S+, 3, 6, ",
+        ),
+    ],
+)
+def test_shapes_are_checked_alike(model, caller, change, message):
+    x, targets, masks = a_batch()
+    change(x, targets, masks)
+    with pytest.raises(InputError, match=message):
+        caller(model, x, targets, masks)
+
+
+def test_sizes_that_only_show_when_the_graph_runs(model):
+    x, targets, masks = a_batch()
+    targets = {name: target[:1] for name, target in targets.items()}
+    masks = {name: mask[:1] for name, mask in masks.items()}
+    message = "must be of one size; got outputs of 2 x 4 x 6; got targets of 1 x 4 x 6"
+    with pytest.raises(InputError, match=message):
+        of_any_size(model, x, targets, masks)
+    with pytest.raises(InputError, match="output of '(seg|depth)' must be"):
+        eager(model, x, targets, masks)
+
+
+def test_another_caller_finds_the_sentence_in_tensorflows_error(model):
+    batch = a_batch()
+    above(*batch)
+    run = tf.function(lambda x: eager(model, x, *batch[1:]), autograph=False)
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        run(tf.constant(batch[0]))
+    assert input_error_within(raised.value).startswith("Images are in [0, 1], got")
+
+
+def test_under_xla_values_are_not_checked(model):
+    batch = a_batch()
+    above(*batch)
+    run = tf.function(
+        lambda x: eager(model, x, *batch[1:]), jit_compile=True, autograph=False
+    )
+    assert np.all(np.isfinite(run(tf.constant(batch[0]))))
+
+
+def test_other_errors_of_tensorflow_stay_as_they_are():
+    with pytest.raises(tf.errors.InvalidArgumentError), in_words.raised():
+        tf.debugging.Assert(False, ["something else"])
