@@ -97,3 +97,14 @@ def test_a_damaged_file_is_explained(runs, tmp_path):
     (tmp_path / "a" / "attacks" / "quick" / "results.json").write_text("[{")
     with pytest.raises(InputError, match="damaged"):
         compare.main(CompareConfig(runs=runs))
+
+
+def test_numbers_that_do_not_exist(tmp_path, capsys):
+    nothing = record(1, ["seg"], "seg", "miou", 0.5, 0.5)
+    gone = {"clean": None, "attacked_value": None}
+    ends = {"clean_interval": [None] * 2, "attacked_interval": [None] * 2}
+    run = write(tmp_path / "a", [nothing | gone | ends])
+    plot = tmp_path / "plot.png"
+    compare.main(CompareConfig(runs=(run,), plot=str(plot)))
+    assert ["1", "-"] in lines_of(capsys.readouterr().out)
+    assert plot.stat().st_size > 1000

@@ -60,6 +60,15 @@ def mixing(x):
     return x - 0.9 * keras.ops.mean(x, axis=0, keepdims=True) + 0.4
 
 
+def half_broken(x):
+    """NaN for the images whose first value is low."""
+    return keras.ops.where(x[:, :1, :1, :1] < 0.48, np.nan, x)
+
+
+def broken(x):
+    return x + 0 * keras.ops.log(x - 2)
+
+
 def make_subject(front) -> sweep.Subject:
     """Classes by brightness, through a front that makes trouble."""
     rng = np.random.default_rng(0)
@@ -92,6 +101,7 @@ def a_cell(**settings):
         (dead, {"zero_gradients", "large_eps"}),
         (turned, {"black_box", "large_eps"}),
         (mixing, {"batch_size"}),
+        (half_broken, {"zero_gradients"}),
     ],
 )
 def test_what_is_wrong_is_found(front, failing):
@@ -99,6 +109,7 @@ def test_what_is_wrong_is_found(front, failing):
     found = {check.name for check in checks if check.reason}
     assert found >= failing if failing else not found
     assert len({check.name for check in checks}) == 8
+    json.dumps([check.measured for check in checks], allow_nan=False)
     warnings = trust.warnings(checks)
     assert len(warnings) == len(found)
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
@@ -126,6 +137,12 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
         assert said in dead_gradients.look(slopes, a_cell(), precise(policy))[0]
     partly = a_cell(attack_pixels=3)
     assert not dead_gradients.look(slopes, partly, precise("float32"))[0]
+
+
+def test_nothing_is_known_where_nothing_is_finite():
+    (check,) = trust.run(make_subject(broken), a_cell())
+    assert (check.name, check.measured) == ("finite", {"images": 0})
+    assert trust.warnings([check])
 
 
 def test_a_transfer_that_does_more_harm():

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
-_CLOSE = 0.02  # How far logits' probabilities may be from those of the model.
+_CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
 
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
