@@ -63,6 +63,7 @@ _PLACE_ONLY = (
     "strategy",
     "replicas",
     "jit",
+    "deterministic",
     "batch_size",
     "save_examples",
     "export_predictions",
@@ -80,7 +81,8 @@ def attack(config: AttackConfig) -> str:
       InputError: Settings, checkpoint and data do not go together; before anything is
         written or computed.
     """
-    tf.config.experimental.enable_op_determinism()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():

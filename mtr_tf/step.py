@@ -22,6 +22,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.config import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.models import inference
 from mtr_tf.training_losses import Loss
 from mtr_tf.training_losses import Weighting
 
@@ -48,7 +49,9 @@ class Adversary:
         """Returns the batch's images, attacked: a pure function of seed and step."""
         training = self.batch_norm == "training"
         objective = attacks.objective(
-            (lambda x: model(x, training=True)) if training else model,
+            (lambda x: inference.outputs(model, x, training=True))
+            if training
+            else model,
             batch["targets"],
             batch["masks"],
             self.tasks,
@@ -158,7 +161,7 @@ def _mean_losses(
     """Returns {task: this replica's part of the mean loss over the global batch}."""
     losses = dict.fromkeys(learner.weighting.fixed, 0.0)
     for images, share in views:
-        outputs = learner.model(images, training=True)
+        outputs = inference.outputs(learner.model, images, training=True)
         for task in losses:
             per_image = learner.losses[task](
                 batch["targets"][task], outputs[task], batch["masks"][task]

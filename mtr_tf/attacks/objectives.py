@@ -163,7 +163,7 @@ class Recipe:
     def _outputs(self, x: tf.Tensor) -> Mapping[str, tf.Tensor]:
         # An attacked model's batch norm must neither use nor move batch statistics.
         is_keras = isinstance(self.model, keras.Layer)
-        outputs = self.model(x, training=False) if is_keras else self.model(x)
+        outputs = inference.outputs(self.model, x) if is_keras else self.model(x)
         if not isinstance(outputs, Mapping):
             raise InputError(
                 "The model must return a dict {task: output}, got "

@@ -20,6 +20,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf import compiling
+
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
 
 
@@ -48,8 +50,33 @@ def fold(
     """
     outputs = {name: model.output[name] for name in names}
     nodes = _nodes(outputs.values())
-    calls = {id(node): _inference(node.operation) for node in nodes}
-    calls |= _folded_calls(nodes, list(outputs.values()))
+    calls = _folded_calls(nodes, list(outputs.values()))
+    return _runner(model, outputs, nodes, calls)
+
+
+def outputs(
+    model: keras.Model, images: tf.Tensor, training: bool = False
+) -> dict[str, tf.Tensor]:
+    """Returns what the model does, and under XLA with gradients that it can compile.
+
+    There layers whose gradients have no deterministic form are written otherwise, if
+    `can_fold` accepts the model.
+    """
+    if not compiling.in_xla() or not can_fold(model, ()):
+        return model(images, training=training)
+    nodes = _nodes(model.output.values())
+    return _runner(model, model.output, nodes, {}, training)(images)
+
+
+def _runner(
+    model: keras.Model,
+    outputs: dict[str, keras.KerasTensor],
+    nodes: Sequence[Any],
+    calls: dict[int, Callable[..., tf.Tensor]],
+    training: bool = False,
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns images -> outputs; `calls` has what is not the layer itself, by node."""
+    calls = {id(n): _plain_call(n.operation, training) for n in nodes} | calls
 
     def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
         values = {id(model.input): x}
@@ -89,9 +116,43 @@ def _node(tensor: keras.KerasTensor) -> Any:
     return layer._inbound_nodes[number]
 
 
-def _inference(layer: Callable[..., Any]) -> Callable[..., Any]:
+def _plain_call(layer: Callable[..., Any], training: bool) -> Callable[..., Any]:
+    if compiling.in_xla() and type(layer) is keras.layers.MaxPooling2D:
+        return functools.partial(_max_pooling, layer)
     takes_training = "training" in inspect.signature(layer.call).parameters
-    return functools.partial(layer, training=False) if takes_training else layer
+    return functools.partial(layer, training=training) if takes_training else layer
+
+
+def _max_pooling(layer: keras.layers.MaxPooling2D, x: tf.Tensor) -> tf.Tensor:
+    """Returns what the layer does, by slices, columns first.
+
+    XLA fuses that, and has no deterministic gradient of max pooling itself.
+    """
+    if layer.data_format != "channels_last" or None in x.shape[1:3]:
+        return layer(x)
+    for axis in (2, 1):
+        size, stride = layer.pool_size[axis - 1], layer.strides[axis - 1]
+        length = x.shape[axis]
+        if layer.padding == "same":
+            count = -(-length // stride)
+            missing = max(0, (count - 1) * stride + size - length)
+            pads = [[0, 0]] * 4
+            pads[axis] = [missing // 2, missing - missing // 2]
+            x = tf.pad(x, pads, constant_values=x.dtype.min)
+        else:
+            count = (length - size) // stride + 1
+        x = functools.reduce(
+            tf.maximum,
+            [
+                _every(x, axis, i, i + (count - 1) * stride + 1, stride)
+                for i in range(size)
+            ],
+        )
+    return x
+
+
+def _every(x: tf.Tensor, axis: int, start: int, stop: int, step: int) -> tf.Tensor:
+    return x[:, start:stop:step] if axis == 1 else x[:, :, start:stop:step]
 
 
 def _folded_calls(
