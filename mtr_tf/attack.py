@@ -21,7 +21,7 @@ def main(config: AttackConfig) -> None:
     """Attacks; raises `InputError` for what the user can put right."""
     from mtr_tf import startup
 
-    startup.import_tensorflow(deterministic=True)
+    startup.import_tensorflow(config.deterministic)
     from mtr_tf import attacking
 
     print(attacking.attack(config))

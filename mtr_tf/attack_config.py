@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 
+from mtr_tf.config import DETERMINISTIC
 from mtr_tf.config import JIT
 from mtr_tf.config import REPLICAS
 from mtr_tf.config import STRATEGY
@@ -206,6 +207,7 @@ class AttackConfig(Settings):
     strategy: str = STRATEGY
     replicas: int = REPLICAS
     jit: str = JIT
+    deterministic: bool = DETERMINISTIC
     precision: str = setting(
         "own",
         "Keras precision policy; own: the one the model was saved with.",

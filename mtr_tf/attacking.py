@@ -66,6 +66,7 @@ _PLACE_ONLY = (
     "strategy",
     "replicas",
     "jit",
+    "deterministic",
     "batch_size",
     "save_examples",
     "export_predictions",
@@ -83,7 +84,8 @@ def attack(config: AttackConfig) -> str:
       InputError: Settings, checkpoint and data do not go together; before anything is
         written or computed.
     """
-    tf.config.experimental.enable_op_determinism()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
     if config.norm == "linf" and 0 < max(config.eps) <= 1:
         logging.warning(

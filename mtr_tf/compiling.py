@@ -8,6 +8,7 @@ without. `worthwhile` says where the limit is.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ MODES = ("auto", "on", "off")
 # proportion above: so 4000 passes save the half minute that compiling takes.
 PASSES = 4000
 _PIXELS = 2**20
+_IN_XLA = contextvars.ContextVar("in_xla", default=False)
 TRAINING_STEP = 3  # A training step saves as much as so many passes.
 
 
@@ -66,6 +68,24 @@ def say(what: str, mode: str, on: bool) -> None:
     logging.info("XLA %s %s (--jit=%s%s)", verb, what, mode, why)
 
 
+def in_xla() -> bool:
+    """Whether the graph that is being made is for XLA."""
+    return _IN_XLA.get()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns it as a tf.function that XLA compiles."""
+
+    def traced(*arguments: Any) -> Any:
+        token = _IN_XLA.set(True)
+        try:
+            return function(*arguments)
+        finally:
+            _IN_XLA.reset(token)
+
+    return tf.function(traced, jit_compile=True, autograph=False)
+
+
 def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
     """Returns the step for `strategy.run`; with `jit` each replica's is compiled.
 
@@ -73,9 +93,9 @@ def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
     """
     if not jit:
         return step
-    compiled = tf.function(step, jit_compile=True, autograph=False)
+    made = compiled(step)
     # A function of Python's: strategies take tf.functions apart.
-    return lambda *arguments: compiled(*arguments)
+    return lambda *arguments: made(*arguments)
 
 
 class Fallback:

@@ -124,6 +124,9 @@ JIT = setting(
 )
 
 
+DETERMINISTIC = setting(True, "Use deterministic kernels: equal seeds give equal bits.")
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Settings):
     """What `python -m mtr_tf.train` takes."""
@@ -288,9 +291,7 @@ class TrainConfig(Settings):
         "Keras precision policy.",
         choices=("float32", "mixed_float16", "mixed_bfloat16"),
     )
-    deterministic: bool = setting(
-        True, "Use deterministic kernels: equal seeds give equal bits."
-    )
+    deterministic: bool = DETERMINISTIC
     # Watching and keeping.
     summary_every: int = setting(
         20, "Steps between training summaries (also of one compiled call).", low=1

@@ -22,6 +22,8 @@ from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import Evaluator
+from mtr_tf.models import inference
+from mtr_tf.models import pooling
 from mtr_tf.training_losses import Weighting
 
 TASKS = ("seg", "depth")
@@ -46,6 +48,7 @@ def net() -> keras.Model:
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(image)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.MaxPooling2D(2, 1, padding="same")(x)
     outputs = {
         "seg": keras.layers.Conv2D(3, 1)(x),
         "depth": keras.layers.Conv2D(1, 1)(x),
@@ -140,6 +143,31 @@ def test_random_numbers_are_those_of_tensorflow(shape, dtype):
 
         compiled = tf.function(draw, jit_compile=True, autograph=False)(key)
         np.testing.assert_allclose(compiled, want, atol=rounding)
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("size", "stride"), [(1, 2), (3, 2), (2, 2), (2, 1)])
+def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic(
+    size, stride, padding
+):
+    image = keras.Input((9, 8, 2))
+    layer = keras.layers.MaxPooling2D(size, stride, padding=padding)
+    model = keras.Model(image, {"seg": layer(image)})
+    ours = pooling.MaxPooling(size, stride, padding=padding)
+    x = tf.random.stateless_normal((2, 9, 8, 2), (0, 1))
+
+    def value_and_slope(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = inference.fold(model, ["seg"])(x)["seg"]
+            total = tf.reduce_sum(tf.sin(y) + tf.cos(ours(x)))
+        return y, tape.gradient(total, x)
+
+    compiled = compiling.compiled(value_and_slope)
+    for one, two in zip(value_and_slope(x), compiled(x), strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-6)
+    graph = compiled.get_concrete_function(x).graph
+    assert not [op for op in graph.get_operations() if "MaxPool" in op.type]
 
 
 def test_what_xla_cannot_compile_goes_on_without(problem, caplog):

@@ -145,7 +145,7 @@ def _graph(run: Callable[..., tf.Tensor], jit: bool) -> Callable[..., tf.Tensor]
 
     def build(jit: bool) -> Callable[..., tf.Tensor]:
         # AutoGraph would rewrite our error messages, and there is nothing to convert.
-        made = tf.function(run, autograph=False, jit_compile=jit)
+        made = compiling.compiled(run) if jit else tf.function(run, autograph=False)
         # Asked for by hand: plain calls warn of retracing where there are many attacks.
         return lambda *arguments: made.get_concrete_function(*arguments)(*arguments)
 

@@ -22,7 +22,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import compiling
 from mtr_tf.models import convolutions
+from mtr_tf.models import pooling
 from mtr_tf.models import stateless
 
 _CHECKED = weakref.WeakSet()  # Models whose folded copies were looked at,
@@ -60,6 +62,8 @@ def fold(model: keras.Model, names: Sequence[str]) -> stateless.Copy:
     nodes = _nodes(model, wanted.values())
     calls = {id(node): _inference(node) for node in nodes}
     calls |= _folded_calls(nodes, list(wanted.values()))
+    if compiling.in_xla():
+        calls |= _pooling_calls(nodes)
 
     def run(x: tf.Tensor) -> dict[str, tf.Tensor]:
         (x,) = model._standardize_inputs(x)
@@ -237,6 +241,15 @@ def _folded_calls(
                 shifted = functools.partial(convolutions.shifted, rescaling)
                 calls[id(before)] = _on_input(before, shifted)
     return calls
+
+
+def _pooling_calls(nodes: Sequence[Any]) -> dict[int, Callable[[_Values], tf.Tensor]]:
+    """What to call in place of max pooling, which XLA cannot differentiate as it is."""
+    return {
+        id(node): _on_input(node, functools.partial(pooling.by_slices, node.operation))
+        for node in nodes
+        if type(node.operation) is keras.layers.MaxPooling2D
+    }
 
 
 def _on_input(

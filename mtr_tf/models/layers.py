@@ -16,6 +16,8 @@ import zlib
 
 import keras
 
+from mtr_tf.models.pooling import MaxPooling
+
 EXPANSION = 4  # Output channels of a bottleneck block over its inner ones.
 
 
@@ -51,7 +53,7 @@ class Blocks:
         strides = options.pop("strides", 1)
         padding = "same"
         if strides > 1 and kernel_size == 1:
-            x = keras.layers.MaxPooling2D(1, strides, name=f"{name}_subsample")(x)
+            x = MaxPooling(1, strides, name=f"{name}_subsample")(x)
             strides = 1
         elif strides > 1:
             x = keras.layers.ZeroPadding2D(kernel_size // 2, name=f"{name}_pad")(x)

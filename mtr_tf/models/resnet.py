@@ -11,6 +11,8 @@ import dataclasses
 
 import keras
 
+from mtr_tf.models.pooling import MaxPooling
+
 STRIDE = 32
 WIDTH = 64
 
@@ -35,7 +37,7 @@ class ResNet:
         x = blocks.conv_norm(x, width, 7, "encoder_stem", strides=2)
         # After a ReLU, padding with zeros is PyTorch's padding with minus infinity.
         x = keras.layers.ZeroPadding2D(1, name="encoder_stem_pool_pad")(x)
-        x = keras.layers.MaxPooling2D(3, 2, name="encoder_stem_pool")(x)
+        x = MaxPooling(3, 2, name="encoder_stem_pool")(x)
         block = blocks.bottleneck_block if self.bottleneck else blocks.basic_block
         for layer, depth in enumerate(self.depths, start=1):
             for i in range(depth):
