@@ -43,6 +43,7 @@ from mtr_tf import report
 from mtr_tf import runs
 from mtr_tf import strategy as strategy_lib
 from mtr_tf import sweep
+from mtr_tf import task_groups
 from mtr_tf import tasks as tasks_lib
 from mtr_tf import training
 from mtr_tf import trust
@@ -115,7 +116,7 @@ def attack(config: AttackConfig) -> str:
             run = _with_precision(run, source.info, config.precision)
     if source_run:
         for cell in cells:
-            cells_lib.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
+            task_groups.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
         attacked = cells[0].attacked if cells else ()
         model_fit.check(source_run.model, source.info, attacked)
     for cell in cells:  # Complains now.
@@ -259,7 +260,7 @@ def _tasks(config: AttackConfig, run: Run) -> tuple[str, ...]:
     if not config.tasks:
         return tuple(run.tasks)
     named = tasks_lib.resolve(config.tasks)
-    cells_lib.check_has(named, run.tasks, "--tasks")
+    task_groups.check_has(named, run.tasks, "--tasks")
     return tuple(task for task in run.tasks if task in named)
 
 

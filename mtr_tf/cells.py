@@ -23,8 +23,7 @@ from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import surrogates
 from mtr_tf.errors import InputError
-from mtr_tf.task_groups import check_has as check_has
-from mtr_tf.task_groups import parse_groups as parse_groups
+from mtr_tf.task_groups import parse_groups
 
 _FLOORS = ("noise", "corner")
 _ENSEMBLES = ("sea", "worst")

@@ -23,13 +23,13 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import cells
 from mtr_tf import measure_files
 from mtr_tf import measure_pixel_records
 from mtr_tf import measure_records
 from mtr_tf import measure_sets
 from mtr_tf import measure_steps
 from mtr_tf import sampling
+from mtr_tf import task_groups
 from mtr_tf import vulnerability
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.measure_parts import Arrays
@@ -72,7 +72,7 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
         eps |= {min(eps) / 16, min(eps) / 4}
     return Settings(
         measures=tuple(dict.fromkeys(config.measure)),
-        groups=cells.parse_groups(config.attack_tasks, tasks),
+        groups=task_groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
         eps=tuple(sorted(eps)),
         steps=config.steps,

@@ -12,8 +12,8 @@ from mtr_tf import intervals
 from mtr_tf import sweep
 from mtr_tf.attack_config import AttackConfig
 from mtr_tf.cells import make_cells
-from mtr_tf.cells import parse_groups
 from mtr_tf.errors import InputError
+from mtr_tf.task_groups import parse_groups
 
 TASKS = ("seg", "depth", "normal")
 

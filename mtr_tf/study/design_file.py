@@ -195,11 +195,11 @@ def _check(study: Study, file: Table) -> None:
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
     """Refuses an attack on tasks that a variant has not."""
-    from mtr_tf import cells
+    from mtr_tf import task_groups
     from mtr_tf import tasks
 
     has = tasks.resolve(has)
-    cells.check_has(config.tasks, has, "--tasks")
+    task_groups.check_has(config.tasks, has, "--tasks")
     looked_at = [task for task in has if task in (config.tasks or has)]
     if config.attack != NO_ATTACK:
-        cells.parse_groups(config.attack_tasks, looked_at)
+        task_groups.parse_groups(config.attack_tasks, looked_at)
