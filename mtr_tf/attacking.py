@@ -175,6 +175,8 @@ def attack(config: AttackConfig) -> str:
             )
             text.append(report.text(title, records, folder))
         if config.measure:
+            few = batching.first_images(columns, 2)
+            randomness.say_once(run.model, few, config.eot)
             settings = measuring.settings_of(config, tasks)
             text.append(measuring.measure(subject, settings, facts, about, folder))
     return "\n\n".join(text) + f"\nwatch it: tensorboard --logdir={folder}"

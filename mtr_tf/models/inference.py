@@ -103,8 +103,9 @@ def check(model: object, names: Iterable[str], images: tf.Tensor) -> bool:
     if reason:
         _DIFFERENT.add(model)
         logging.warning(
-            "with its batch norms folded the model would be another function (%s); it "
-            "is attacked as it is, which takes longer. Its layers: %s",
+            "the copy of the model with batch norms folded is not used, since it comes "
+            "out otherwise (%s); the model is attacked as it is, which takes longer. "
+            "Its layers: %s",
             reason,
             layer_types(model),
         )

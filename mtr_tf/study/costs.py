@@ -46,7 +46,9 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
         _MEASURE[name](config, count, groups, radii) for name in config.measure
     )
     if config.attack != NO_ATTACK:
-        each = sum(_passes(name, config) + _FORWARD for name in config.attack)
+        each = sum(
+            config.eot * _passes(name, config) + _FORWARD for name in config.attack
+        )
         objectives = len(config.attack_loss) * len(config.balance)
         passes += groups * radii * objectives * each
     return images * passes * _size(config.image_size or run.image_size, count)
