@@ -78,6 +78,29 @@ def test_joint_speed(script, tmp_path):
     assert {row["decoders"] for row in report["results"]} == {"shared", "separate"}
 
 
+@pytest.mark.slow
+def test_strongest_attack(script, tmp_path, monkeypatch, capsys):
+    module, problems = script("strongest_attack"), script("problems")
+
+    def nets(args):
+        args.decoders = "separate"
+        yield "new", problems.random(args, args.images)
+
+    monkeypatch.setattr(module, "_nets", nets)
+    flags = ("--model=tiny", "--width=4", "--image_size=16", "--tasks=seg,depth")
+    small = ("--images=2", "--budgets=12,24", "--eps=8", "--seeds=1")
+    report = _report(script, "strongest_attack", tmp_path, *flags, *small)
+    rows = {(r["task"], r["metric"], r["attack"]): r for r in report["results"]}
+    clean = rows["seg", "pixel_accuracy", "none"]
+    for attack in ("pgd own", "apgd cospgd", "worst own", "sea"):
+        row = rows["seg", "pixel_accuracy", attack]
+        assert max(row["12"], row["24"]) <= clean["12"]
+        assert ("seg", "miou", attack) in rows
+    assert rows["depth", "mae", "apgd own"]["12"] > rows["depth", "mae", "none"]["12"]
+    assert ("depth", "mae", "apgd cospgd") not in rows  # The same as its own loss.
+    assert "strongest on maps at 12 gradients: " in capsys.readouterr().out
+
+
 def test_memory(script, capsys):
     script("memory").main([*_SMALL, "--batch_size=2", "--child=pgd,1"])
     peak, own = map(float, capsys.readouterr().out.split())
