@@ -77,6 +77,15 @@ def test_signs_are_those_of_float32(side, policy):
     assert 0.95 < scale < 1.05
 
 
+@pytest.mark.parametrize("balance", ["sign_sum", "normalized"])
+def test_balances_that_add_up_directions_see_each_tasks_gradient(balance):
+    batch = a_batch(64)
+    want = slopes(net(64, "float32"), batch, balance=balance)
+    got = slopes(net(64, "mixed_float16"), batch, balance=balance)
+    assert agreement(got, want) > 0.99
+    np.testing.assert_allclose(np.linalg.norm(got), np.linalg.norm(want), rtol=0.01)
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_signs_of_the_fast_copy_are_those_of_float32(side):
     batch = a_batch(side)

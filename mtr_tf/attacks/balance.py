@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.attacks import half_precision
 from mtr_tf.attacks import threat
 
 Losses = Mapping[str, tf.Tensor]
@@ -238,11 +239,12 @@ def sum_of_steepest(
       steepest: Maps gradients [batch, ...] to what is added up.
     """
     total = tf.stop_gradient(tf.add_n(list(losses)))
+    half = half_precision.computes_in_float16(half_precision.operations())
 
     @tf.custom_gradient
     def joined(_):
         def backward(upstream):
-            moves = [steepest(_slope(tape, x, loss)) for loss in losses]
+            moves = [steepest(_slope(tape, x, loss, half)) for loss in losses]
             ones = [1] * (x.shape.rank - 1)
             scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
             return scale * tf.add_n(moves)
@@ -252,6 +254,10 @@ def sum_of_steepest(
     return joined(x)
 
 
-def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
-    slope = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool):
+    if half:
+        slope = half_precision.gradient(tape, loss, x)
+    else:
+        zero = tf.UnconnectedGradients.ZERO
+        slope = tape.gradient(loss, x, unconnected_gradients=zero)
     return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))

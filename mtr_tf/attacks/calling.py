@@ -78,6 +78,9 @@ def launch(
 
     Raises:
       InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
+        Values that are wrong in a graph of the caller's own end it with TensorFlow's error, which
+        has our sentence in it (`in_words.raised` makes it ours). XLA does not check
+        them.
     """
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
@@ -193,11 +196,11 @@ def _gradient(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns what `gradient` does, of one draw."""
-    before = len(_operations())
+    before = len(half_precision.operations())
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
-    made = _operations()[before:]
+    made = half_precision.operations()[before:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
     if slope is not None and half_precision.computes_in_float16(made):
         slope = half_precision.gradient(tape, ascend, x)
@@ -210,13 +213,6 @@ def _gradient(
     well = tf.math.is_finite(tf.reduce_sum(slope))
     slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
-
-
-def _operations() -> list[tf.Operation]:
-    """Returns those of the graph that is being built; none where there is none."""
-    if tf.executing_eagerly():
-        return []
-    return tf.compat.v1.get_default_graph().get_operations()
 
 
 def _finite(slope: tf.Tensor) -> tf.Tensor:
@@ -279,6 +275,7 @@ def _images(x: Any) -> tf.Tensor:
     return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
 
 
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
 def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
     """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
     wide = tf.cast(x, threat.compute_dtype(x))

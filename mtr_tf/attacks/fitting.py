@@ -34,6 +34,7 @@ def check_batch(names: Sequence[str], targets: Tensors, masks: Tensors) -> None:
             )
 
 
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
 def checked(
     names: Sequence[str],
     outputs: Tensors,

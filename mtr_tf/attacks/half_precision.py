@@ -19,6 +19,13 @@ _TRIES = 4  # so often at most.
 _HIGHEST = 100  # Exponents beyond these would leave float32.
 
 
+def operations() -> list[tf.Operation]:
+    """Returns those of the graph that is being built; none where there is none."""
+    if tf.executing_eagerly():
+        return []
+    return tf.compat.v1.get_default_graph().get_operations()
+
+
 def computes_in_float16(operations: Iterable[tf.Operation]) -> bool:
     """Whether any of a graph's operations, or of the functions they call, does."""
     for operation in operations:
@@ -57,7 +64,9 @@ def gradient(tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor) -> tf.Tenso
 
     def attempt(number, exponents, lowered, known, found, _):
         scale = tf.cast(_power_of_two(exponents), x.dtype)
-        scaled = tape.gradient(ascend, x, output_gradients=scale)
+        scaled = tape.gradient(
+            ascend, x, scale, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         largest = tf.reduce_max(tf.abs(scaled), axes)
         finite = tf.reduce_all(tf.math.is_finite(scaled), axes)
         slope = scaled * tf.reshape(

@@ -23,6 +23,7 @@ from mtr_tf.errors import input_error_within
 Words = Callable[[], Sequence[str | tf.Tensor]]
 
 
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
 def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
     """Raises `InputError` unless `holds`; in a graph the assertion that stands for it.
 
@@ -40,8 +41,9 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
         return holds
 
     def fail():
-        first, *rest = words()
-        told = tf.debugging.Assert(False, [MARK + first, *rest], summarize=1)
+        parts = list(words())
+        parts[0] = MARK + parts[0]
+        told = tf.debugging.Assert(False, parts, summarize=1)
         with tf.control_dependencies([told]):
             return tf.constant(False)
 
