@@ -12,12 +12,12 @@ attack is a pass forwards and one backwards to the images; one of training is th
 passes. TFLOP/s count the multiplications and additions of convolutions.
 """
 
-# ruff: noqa: E402  (TensorFlow is imported after its noise is off)
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import logging
 import os
 import pathlib
 import signal
@@ -30,6 +30,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+
+import timing
 
 Record = dict[str, Any]
 
@@ -58,16 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         _work(args)
         return
     records: list[Record] = []
-    output = pathlib.Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     for part in args.part.split(","):
         if part.startswith("torch") and not args.torch_python:
             continue
         for record in _run(part, args):
             records.append(_completed(record, records))
             print(_line(records[-1]), flush=True)
-            output.write_text(json.dumps({"args": vars(args), "results": records}))
-    print(f"written to {output}")
+            timing.write(args, records)
+    print(f"written to {args.output}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -168,11 +168,18 @@ def _line(record: Record) -> str:
 
 def _work(args: argparse.Namespace) -> None:
     """Prints the records of one part as lines of JSON."""
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
     for what, run in _PARTS[args.worker](args):
+        logging.getLogger("absl").addHandler(handler)  # XLA may be left out.
         try:
             found = run()
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"[:400]}
+        if warnings:
+            found["note"] = "; ".join(warnings)[:300]
+            warnings.clear()
         print(json.dumps({**what, **found}), flush=True)
 
 
