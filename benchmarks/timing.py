@@ -105,6 +105,15 @@ def finish(
     goals = list(goals)
     for text, met in goals:
         print(f"{'met   ' if met else 'MISSED'} {text}")
+    print(f"written to {write(args, records, goals)}")
+
+
+def write(
+    args: argparse.Namespace,
+    records: Sequence[Mapping[str, Any]],
+    goals: Iterable[tuple[str, bool]] = (),
+) -> pathlib.Path:
+    """Writes the JSON file, and returns its path; arguments as for `finish`."""
     report = {
         "command": [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]],
         "settings": vars(args),
@@ -116,7 +125,7 @@ def finish(
     path = pathlib.Path(args.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {path}")
+    return path
 
 
 def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:

@@ -7,9 +7,12 @@ import importlib
 import json
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
+from mtr_tf import models
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 _SMALL = ("--model=tiny", "--width=4", "--image_size=16", "--steps=2")
@@ -135,3 +138,63 @@ def test_torch_computes_the_same(script, tmp_path):
     report = _report(script, "released_speed", tmp_path, *flags)
     losses = [row["loss"] for row in report["results"]]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-3)
+
+
+def test_gpu_rehearsed(script, tmp_path, capsys):
+    flags = ("--tiny", "--part=matmul,attack", f"--output={tmp_path / 'report.json'}")
+    script("gpu").main([*flags, "--seconds=1"])  # Not even TensorFlow is imported.
+    assert capsys.readouterr().out.count("ended after 1 s time") == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["part"] for row in report["results"]] == ["matmul", "attack"]
+
+
+@pytest.mark.slow
+def test_gpu_on_a_cpu(script, tmp_path):
+    report = _report(script, "gpu", tmp_path, "--tiny", "--part=matmul,limit")
+    products, passes = report["results"][0], report["results"][3]
+    assert products["dtype"] == passes["dtype"] == "bfloat16"
+    assert passes["tflops"] == pytest.approx(passes["gflop"] * 2 / passes["ms"])
+    assert passes["share"] == pytest.approx(passes["tflops"] / products["tflops"])
+
+
+def test_work_of_the_papers_net(script):
+    """The GPU benchmark's count: 136 GFLOP for a pass forwards and backwards."""
+    spec, _ = script("net_spec").describe(_drn())
+    flops = script("net_spec").forward_flops(spec, 256, 512)
+    assert 2e-9 * flops == pytest.approx(136.2, abs=0.1)
+
+
+def test_work_by_hand(script):
+    """A 7x7 convolution of stride 2, a strided 1x1 beside it, a transposed 2x2."""
+    image = keras.Input((8, 12, 3))
+    x = keras.layers.ZeroPadding2D(3)(image)
+    x = keras.layers.Conv2D(4, 7, 2, use_bias=False)(x)
+    y = keras.layers.MaxPooling2D(1, 2)(image)
+    x = keras.layers.Add()([x, keras.layers.Conv2D(4, 1)(y)])
+    x = keras.layers.Conv2DTranspose(5, 2, 2)(x)
+    spec, _ = script("net_spec").describe(keras.Model(image, {"seg": x}))
+    own = 2 * (4 * 6) * 4 * (49 * 3 + 3 + 4 * 5)
+    assert script("net_spec").forward_flops(spec, 8, 12) == own
+    assert len(spec["nodes"]) == 5  # Padding and subsampling are within convolutions.
+
+
+def _drn():
+    tasks = ("seg", "depth", "autoencoder")
+    return models.build("drn_d_22", tasks, (256, 512, 3), 8, decoders="shared")
+
+
+@pytest.mark.parametrize("name", ["small", "drn_d_22", "resnet18"])
+def test_nets_in_pytorch_are_ours(name, script):
+    torch = pytest.importorskip("torch")
+    model = models.build(name, ("seg", "depth"), (32, 32, 3), 5, width=4)
+    rng = np.random.default_rng(0)
+    for variable in model.non_trainable_variables:
+        variable.assign(variable + 0.3 * rng.random(variable.shape))
+    spec, arrays = script("net_spec").describe(model)
+    arrays = {name.replace("/", "."): array for name, array in arrays.items()}
+    net = script("torch_spec").Net(spec, arrays).eval()
+    x = rng.random((2, 32, 32, 3), np.float32)
+    found = net(torch.tensor(x).permute(0, 3, 1, 2))
+    for task, want in model(x, training=False).items():
+        got = found[task].detach().permute(0, 2, 3, 1)
+        np.testing.assert_allclose(got, want, atol=1e-5)

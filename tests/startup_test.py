@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is set before TensorFlow starts, and what a command says without memory."""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import common_flags
+from mtr_tf import startup
+from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config import TrainConfig
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with a GPU, and no flags of XLA's."""
+    monkeypatch.setattr(startup, "_machine", lambda: "gpu")
+    monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+    monkeypatch.setenv("MTR_TF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def flags() -> str:
+    return os.environ.get("TF_XLA_FLAGS", "")
+
+
+def test_compiled_code_is_kept_apart_by_determinism(machine, monkeypatch):
+    startup._keep_compiled(True)
+    folder = machine / "xla-gpu-deterministic"
+    assert f"--tf_xla_persistent_cache_directory={folder} " in flags()
+    assert folder.is_dir()
+    monkeypatch.delenv("TF_XLA_FLAGS")
+    startup._keep_compiled(False)
+    assert f"={machine / 'xla-gpu-free'} " in flags()
+
+
+def test_flags_of_the_users_own_count(machine, monkeypatch):
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_clustering_debug")
+    startup._keep_compiled(True)
+    assert flags().startswith("--tf_xla_clustering_debug --tf_xla_persistent_cache")
+    monkeypatch.setenv("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory=/mine")
+    startup._keep_compiled(True)
+    assert flags() == "--tf_xla_persistent_cache_directory=/mine"
+
+
+@pytest.mark.parametrize("kind", ["empty", "unwritable", "space", "no GPU"])
+def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
+    if kind == "empty":
+        monkeypatch.setenv("MTR_TF_CACHE", "")
+    elif kind == "unwritable":
+        machine.write_text("a file in its place")
+    elif kind == "space":
+        monkeypatch.setenv("MTR_TF_CACHE", str(machine / "a b"))
+    else:
+        monkeypatch.setattr(startup, "_machine", lambda: "")
+    startup._keep_compiled(True)
+    assert not flags()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
+        tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory while"),
+        tf.errors.InternalError(None, None, "Failed: Out of memory trying to allocate"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error):
+    told = common_flags.out_of_memory(error, [TrainConfig(batch_size=24)])
+    assert told.count("\n") == 0
+    assert "--batch_size=24. Try --batch_size=12, or" in told
+    told = common_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
+    assert "--batch_size=1. Take smaller images or a smaller --model, or" in told
+
+
+def test_other_errors_are_not_of_memory():
+    error = tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible")
+    assert common_flags.out_of_memory(error, [TrainConfig()]) is None
+
+
+def test_skipped_steps_are_those_without_an_update():
+    """`Monitor` counts steps less updates: of a scaled loss Keras skips overflows."""
+    variable = keras.Variable([1.0])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1))
+    optimizer.build([variable])
+    for slope in (1.0, np.inf, 1.0, np.nan):
+        optimizer.apply([tf.constant([slope])], [variable])
+    assert int(optimizer.iterations.numpy()) == 2
+    assert float(optimizer.dynamic_scale.numpy()) == 2.0**13
