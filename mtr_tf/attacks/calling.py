@@ -78,9 +78,9 @@ def launch(
 
     Raises:
       InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
-        Values that are wrong in a graph of the caller's own end it with TensorFlow's error, which
-        has our sentence in it (`in_words.raised` makes it ours). XLA does not check
-        them.
+        Values that are wrong in a graph of the caller's own end it with TensorFlow's
+        error, which has our sentence in it (`in_words.raised` makes it ours). XLA does
+        not check them.
     """
     x = _images(x)
     keys = threat.image_keys(seed, _indices(x))
