@@ -85,7 +85,8 @@ def units(groups: Groups | None, count: int) -> Units:
     found = _blocks(of)
     number = int(found.max()) + 1 if count else 0
     length = round(count / max(number, 1))
-    return Units(found, f"{number} blocks of about {length} frames")
+    blocks = "block" if number == 1 else "blocks"
+    return Units(found, f"{number} {blocks} of about {length} frames")
 
 
 def _blocks(sequence: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def test_units_of_groups():
     ("lengths", "blocks", "over"),
     [
         ((101,), [21, 20, 20, 20, 20], "5 blocks of about 20 frames"),
-        ((39,), [39], "1 blocks of about 39 frames"),
+        ((39,), [39], "1 block of about 39 frames"),
         ((50, 5, 41), [25, 25, 5, 21, 20], "5 blocks of about 19 frames"),
         ((400,), [50] * 8, "8 blocks of about 50 frames"),
         ((), [], "0 blocks of about 0 frames"),
