@@ -31,7 +31,7 @@ from mtr_tf.evaluation import Examples
 from mtr_tf.evaluation import Rows
 
 _ROWS = 16  # Examples that are read at once.
-_FORMAT = 3  # Of the files; cells of another number are not known.
+_FORMAT = 4  # Of the files; cells of another number are not known.
 # What reading a damaged .json or .npz may raise.
 _DAMAGED = (
     OSError,

@@ -27,7 +27,7 @@ from mtr_tf.models import stateless
 from mtr_tf.sweep import Subject
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-_FORMAT = 1  # Of the parts; those of another number are not known.
+_FORMAT = 2  # Of the parts; those of another number are not known.
 _USED = ("image", "targets", "masks", "index")
 
 Arrays = dict[str, np.ndarray]
