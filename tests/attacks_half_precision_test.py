@@ -49,7 +49,7 @@ def slopes(model, batch, **settings):
 
     @tf.function(autograph=False)
     def run(x):
-        return calling.gradient(calling.begin(objective, x), x, tf.constant(0.0))[0]
+        return calling.gradient(calling.begin(objective, x, x), x, tf.constant(0.0))[0]
 
     return run(tf.constant(images)).numpy()
 
