@@ -362,13 +362,13 @@ def test_the_case_of_0_255(wide_colours, unplotted):
 
 
 @pytest.mark.slow
-def test_the_case_of_nan():
+def test_the_case_of_nan(wide_colours):
     records = run_case("nan_some")
     assert any("not finite" in sentence for sentence in records[0]["warnings"])
     assert values_of(records, "loss") == (None, None)
 
 
 @pytest.mark.slow
-def test_the_case_of_bfloat16():
+def test_the_case_of_bfloat16(wide_colours):
     records = run_case("mixed_bfloat16")
     assert all(record["attacked_value"] is not None for record in records)
