@@ -51,21 +51,19 @@ def on_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def say(what: str, mode: str, on: bool) -> None:
+def say(what: str, mode: str) -> None:
     """Logs what was chosen and why; nothing where it could not have been otherwise.
 
     Args:
-      what: Is compiled, or not.
+      what: Is compiled, or is not.
       mode: As for `worthwhile`.
-      on: What that returned.
     """
     if mode == "auto" and not on_gpu():
         return
     why = ""
     if mode == "auto":
         why = f", which pays from {PASSES} passes of a batch on"
-    verb = "compiles" if on else "does not compile"
-    logging.info("XLA %s %s (--jit=%s%s)", verb, what, mode, why)
+    logging.info("XLA compiles %s (--jit=%s%s)", what, mode, why)
 
 
 def in_xla() -> bool:

@@ -106,7 +106,7 @@ def run(
     jit = {family: subject.compiled(passes) for family, passes in work.items()}
     if jit:
         what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
-        compiling.say(what, subject.jit, any(jit.values()))
+        compiling.say(what, subject.jit)
     with progress.bar(total, "attacking", "image passes", done) as advance:
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):

@@ -190,7 +190,7 @@ def _jit(
     pixels = math.prod(size) * config.batch_size / replicas
     passes = compiling.TRAINING_STEP * steps
     on = compiling.worthwhile(config.jit, passes, pixels)
-    compiling.say("the training step", config.jit, on)
+    compiling.say("the training step" if on else "no training step", config.jit)
     return on
 
 
