@@ -23,8 +23,10 @@ _Arrays = dict[str, np.ndarray]
 
 def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     """Returns the specification and {name of a node/name of a weight: array}."""
-    nodes, arrays, names = [], {}, {}
-    for node in inference._nodes(model.output.values()):
+    image = model.layers[0].name
+    nodes = [{"name": image, "inputs": [], "op": "input"}]
+    arrays, names = {}, {id(model.input): image}
+    for node in inference._nodes(model, model.output.values()):
         layer, (out,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
         made, weights = _node(layer, nodes, inputs)
@@ -45,8 +47,6 @@ def save(path: pathlib.Path, arrays: _Arrays) -> None:
 
 def _node(layer: Any, nodes: list, inputs: list) -> tuple[dict | None, dict]:
     """Returns the settings and weights of a layer; None for one that does nothing."""
-    if isinstance(layer, keras.layers.InputLayer):
-        return {"op": "input"}, {}
     if isinstance(layer, keras.layers.Rescaling):
         weights = {"scale": layer.scale, "offset": layer.offset}
         return {"op": "rescale"}, weights

@@ -146,6 +146,9 @@ def _tolerance(model: keras.Model) -> float:
     """What rounding may do to the largest output, as a share of it."""
     kinds = {layer.compute_dtype for layer in model._flatten_layers()}
     coarsest = max(_EPSILONS.get(kind, 0.0) for kind in kinds)
+    exact = not tf.config.experimental.tensor_float_32_execution_enabled()
+    if compiling.on_gpu() and not exact:  # TensorFloat-32 rounds as float16 does.
+        coarsest = max(coarsest, _EPSILONS["float16"])
     return max(1e-3, 16 * coarsest)
 
 
