@@ -33,6 +33,8 @@ ATTACKS = (
     *RELEASED,
 )
 MEMBERS = tuple(n for n in ATTACKS if n not in ("sea", "worst", *RELEASED))
+# The paper's three and CosPGD's, which is the strongest alone.
+SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 OWN_LOSS = "own"
 NO_ATTACK = ("none",)
 MEASURES = ("tasks", "pixels", "blocks", "first_order")

@@ -530,6 +530,7 @@ def test_help_is_quick_and_shows_every_flag():
         assert f"  --{name}=" in done.stdout
         if name not in ("ckpt",) and not isinstance(default, list):
             default = str(default).lower() if isinstance(default, bool) else default
+            default = "not given" if default is None else default
             assert f"  --{name}={default}\n" in done.stdout
 
 

@@ -74,11 +74,3 @@ def test_only_binaries_know_flags():
         if imports.search(path.read_text())
     ]
     assert users == ["common_flags.py"]
-
-
-def test_no_module_is_longer_than_one_can_read():
-    longest = {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-        for path in (ROOT / "mtr_tf").rglob("*.py")
-    }
-    assert max(longest.values()) <= 360, max(longest, key=longest.get)

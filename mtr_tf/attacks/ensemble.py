@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from mtr_tf.attack_config import SEA_LOSSES
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import calling
 from mtr_tf.attacks import threat
@@ -15,8 +16,6 @@ from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
-# The paper's three and CosPGD's, which is the strongest alone.
-SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 
 # An attack, or an attack and the names of the losses that it raises.
 Member = calling.Attack | tuple[calling.Attack, tuple[str, ...]]

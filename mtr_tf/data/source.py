@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,8 @@ class Source:
         """Raises `InputError` unless there is such a split."""
         if split not in self.info.splits:
             known = ", ".join(self.info.splits)
-            cure = self.missing.get(split, "choose one of these.")
+            hint = did_you_mean(split, self.info.splits)
+            cure = self.missing.get(split, f"choose one of these.{hint}")
             raise InputError(
                 f"{self.info.name} has the splits {known}, not {split!r}: {cure}"
             )

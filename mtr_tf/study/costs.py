@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from mtr_tf.attack_config import NO_ATTACK
+from mtr_tf.attack_config import SEA_LOSSES
 from mtr_tf.attack_config import AttackConfig
-from mtr_tf.attacks import ensemble
 from mtr_tf.config import TrainConfig
 from mtr_tf.config import parse_image_size
 from mtr_tf.study.commands import Cell
@@ -75,7 +75,7 @@ def _passes(attack: str, config: AttackConfig) -> float:
         return config.restarts * _FORWARD
     if attack == "fgsm":
         return 1
-    runs = len(ensemble.SEA_LOSSES) if attack == "sea" else 1
+    runs = len(SEA_LOSSES) if attack == "sea" else 1
     return config.steps * config.restarts * runs
 
 
