@@ -422,3 +422,10 @@ def test_a_bfloat16_copy_that_differs_is_not_used(caplog):
     (said,) = [r.getMessage() for r in caplog.records]
     assert "bfloat16" in said
     assert "Unconfigured" in said
+
+
+def test_tensor_float_32_may_differ_as_float16_does(monkeypatch):
+    model = fixture.model()
+    assert inference._tolerance(model) == 1e-3
+    monkeypatch.setattr(inference.compiling, "on_gpu", lambda: True)
+    assert inference._tolerance(model) == 16 * 2.0**-10
