@@ -117,8 +117,8 @@ def attack(config: AttackConfig) -> str:
     if source_run:
         for cell in cells:
             task_groups.check_has(cell.attacked, source_run.tasks, "--source_ckpt")
-        attacked = cells[0].attacked if cells else ()
-        model_fit.check(source_run.model, source.info, attacked)
+        attacked = {task for cell in cells for task in cell.attacked}
+        model_fit.check(source_run.model, source.info, sorted(attacked))
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
@@ -176,8 +176,11 @@ def attack(config: AttackConfig) -> str:
             text.append(report.text(title, records, folder))
         if config.measure:
             few = batching.first_images(columns, 2)
-            randomness.say_once(run.model, few, config.eot)
+            inference.check(run.model, tasks, few)
+            random = randomness.say_once(run.model, few, eot=None)
+            said = [*said, *filter(None, [random])]
             settings = measuring.settings_of(config, tasks)
+            about = {**about, "warnings": said}
             text.append(measuring.measure(subject, settings, facts, about, folder))
     return "\n\n".join(text) + f"\nwatch it: tensorboard --logdir={folder}"
 
@@ -326,6 +329,9 @@ def _facts(
 ) -> dict[str, Any]:
     """All that a cell's result depends on beside the attack."""
     own = run.config.precision if run.config else "own"
+    few = batching.first_images(subject.columns, 2)
+    models = filter(None, (subject.model, subject.surrogate))
+    random = any(randomness.kind(model, few) != randomness.NONE for model in models)
     return {
         "mtr_tf": mtr_tf.__version__,
         "tensorflow": tf.__version__,
@@ -341,4 +347,6 @@ def _facts(
         "data": cell_store.data_fingerprint(subject.columns, subject.num_examples),
         "tasks": subject.tasks,
         "seed": config.seed,
+        # Noise is drawn by batch.
+        **({"batch_size": config.batch_size} if random else {}),
     }

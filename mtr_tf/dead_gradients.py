@@ -43,7 +43,7 @@ def _cause(model: keras.Model) -> str:
         return ""
     name = found[0]
     return (
-        f"; the model computes in {name}, where what is below {_SMALLEST[name]:g} is "
-        "zero: attack it in float32 (--precision=float32) before anything is "
-        "concluded from that"
+        f"; gradients are taken in {name}, where what is below {_SMALLEST[name]:g} is "
+        "zero: take them in float32 (without --fast, and of a run with "
+        "--precision=float32) before anything is concluded from that"
     )

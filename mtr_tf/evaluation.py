@@ -35,7 +35,7 @@ _LOOKED_AT = 2  # Images of the first batch that copies of the model are tried o
 _USED = ("image", "targets", "masks", "index", "wanted")
 
 Rows = dict[str, dict[str, np.ndarray]]
-"""{task: {metric: float32 [N, K]}}, images in the order of their index."""
+"""{task: {metric: int64 or float64 [N, K]}}, images in the order of their index."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
+from mtr_tf.models import stateless
 
 _IMAGES = 16  # So many are looked at, at most.
 _STILL = 0.01  # Outputs that change by less of their scale do not depend on the image.
@@ -75,7 +77,8 @@ def look_at(
         )
     columns = source.columns(config.split)
     count = min(config.num_examples or _IMAGES, config.batch_size, _IMAGES)
-    batch = batching.gather(columns, tasks, np.arange(min(count, len(columns))))
+    first = np.arange(min(count, len(columns)))
+    batch = batching.gather(columns, tasks, first, source.info.num_classes)
     run, said = look(run, source.info, batch, tasks, affine)
     if source_run:
         attacked = [task for task in tasks if any(task in group for group in groups)]
@@ -113,9 +116,11 @@ def look(
     if affine and not own:
         model = input_range.in_front(given, *affine)
     images = batch["image"]
-    outputs = _outputs(model, images, tasks, name)
-    model, said = _as_logits(model, outputs, images, name)
-    first = _First(model, batch, tasks, info.num_classes, name)
+    call = _called(model, tasks, name)
+    with_logits, said = _as_logits(model, call(images), images, name)
+    if with_logits is not model:
+        model, call = with_logits, _called(with_logits, tasks, name)
+    first = _First(model, call, batch, tasks, info.num_classes, name)
     first.report_not_finite()
     cures = [] if own else first.cures(given, affine is not None)
     likely = "" if cures else _likely(own)
@@ -124,21 +129,31 @@ def look(
     return dataclasses.replace(run, model=model), said
 
 
-def _outputs(
-    model: keras.Model, images: np.ndarray, tasks: Sequence[str], name: str
-) -> dict[str, np.ndarray]:
-    """The tasks' outputs in float32."""
-    try:  # As a graph: the very layers warn otherwise.
-        call = tf.function(lambda x: model(x, training=False), autograph=False)
-        images = tf.constant(images)
-        outputs = call.get_concrete_function(images)(images)
-    except Exception as error:  # Layers raise whatever they like.
-        raise InputError(
-            f"{name} cannot be called on {len(images)} images of {images.shape[1]}x"
-            f"{images.shape[2]} ({model_fit.first_line(error)}); give another "
-            "--image_size, or change the model."
-        ) from error
-    return {task: tf.cast(outputs[task], tf.float32).numpy() for task in tasks}
+_Call = Callable[[np.ndarray], dict[str, np.ndarray]]
+
+
+def _called(model: keras.Model, tasks: Sequence[str], name: str) -> _Call:
+    """Returns images -> the tasks' outputs in float32, built as a graph but once."""
+    graph = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
+
+    @functools.cache
+    def built(shape):
+        return graph.get_concrete_function(tf.TensorSpec(shape, tf.float32))
+
+    def call(images: np.ndarray) -> dict[str, np.ndarray]:
+        try:  # As a graph: the very layers warn otherwise.
+            images = tf.constant(images, tf.float32)
+            with stateless.unchanged(model):
+                outputs = built(images.shape)(images)
+        except Exception as error:  # Layers raise whatever they like.
+            raise InputError(
+                f"{name} cannot be called on {len(images)} images of {images.shape[1]}x"
+                f"{images.shape[2]} ({model_fit.first_line(error)}); give another "
+                "--image_size, or change the model."
+            ) from error
+        return {task: tf.cast(outputs[task], tf.float32).numpy() for task in tasks}
+
+    return call
 
 
 def _as_logits(
@@ -173,6 +188,7 @@ class _First:
     """A model that gives logits, on the first images."""
 
     model: keras.Model
+    call: _Call
     batch: Mapping[str, Any]
     tasks: Sequence[str]
     num_classes: int
@@ -184,7 +200,7 @@ class _First:
 
     @functools.cached_property
     def outputs(self) -> dict[str, np.ndarray]:
-        return _outputs(self.model, self.batch["image"], self.tasks, self.name)
+        return self.call(self.batch["image"])
 
     @functools.cached_property
     def sound(self) -> list[str]:
@@ -210,7 +226,7 @@ class _First:
 
     def unresponsive(self, likely: str) -> list[str]:
         """What to say of tasks whose outputs hardly depend on the image."""
-        negative = _outputs(self.model, 1 - self.batch["image"], self.tasks, self.name)
+        negative = self.call(1 - self.batch["image"])
         said = []
         for task in self.sound:
             output = self.outputs[task]
@@ -251,7 +267,7 @@ class _First:
             return []
         cures = (*((input_cures.AS_THEY_ARE,) if changed else ()), *input_cures.CURES)
         found = input_cures.find(
-            lambda images: _outputs(given, images, self.sound, self.name),
+            self.call if given is self.model else _called(given, self.sound, self.name),
             self.outputs,
             self.batch,
             self.sound,
@@ -279,7 +295,7 @@ class _First:
         def gradient(images):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
-                outputs = self.model(images, training=False)
+                outputs = stateless.outputs(self.model, images)
                 losses = tasks_lib.task_losses(
                     self.sound, outputs, self.batch["targets"], self.batch["masks"]
                 )

@@ -54,7 +54,7 @@ CURES = (
     ),
     Cure(
         "in the order BGR times 255 less Caffe's means",
-        f"give --input_range=0,255 --input_mean=103.939,116.779,123.68 and {_TURN}",
+        f"give --input_range=0,255 --input_mean=123.68,116.779,103.939 and {_TURN}",
         lambda x: 255 * x[..., ::-1] - np.float32(_CAFFE),
     ),
 )

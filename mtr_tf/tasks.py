@@ -152,7 +152,7 @@ def statistics(
     masks: Mapping[str, tf.Tensor],
     num_classes: int,
 ) -> dict[str, dict[str, tf.Tensor]]:
-    """Returns {task: {metric: float32 `[batch, K]`}}, the metrics' rows per image.
+    """Returns {task: {metric: `[batch, K]`}}, rows per image: int64 counts or sums.
 
     Beside the metrics there is `NOT_FINITE`, `[batch, 1]`: whether any valid pixel's
     output is NaN or infinite. May be called inside a `tf.function`; padding (masks of

@@ -129,10 +129,10 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     reason, numbers = dead_gradients.look(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
     assert "over a tenth of the entries" in reason
-    assert "computes in" not in reason
+    assert "taken in" not in reason
     for policy, said in (
-        ("mixed_float16", "computes in float16, where what is below 6e-08 is zero"),
-        ("mixed_bfloat16", "computes in bfloat16"),
+        ("mixed_float16", "taken in float16, where what is below 6e-08 is zero"),
+        ("mixed_bfloat16", "taken in bfloat16"),
     ):
         assert said in dead_gradients.look(slopes, a_cell(), precise(policy))[0]
     partly = a_cell(attack_pixels=3)

@@ -81,6 +81,7 @@ class APGD(calling.Attack):
         checks.check_count("steps", self.steps)
         checks.check_count("restarts", self.restarts)
         checks.check_flag("random_start", self.random_start)
+        checks.check_restarts(self.restarts, self.random_start)
         object.__setattr__(self, "radii", _stages(self.radii))
         if min(np.diff(self._ends())) < 1:
             raise InputError(

@@ -88,7 +88,7 @@ def launch(
         return x
     if not tf.executing_eagerly():
         return tf.stop_gradient(_searched(attack, objective, x, keys))
-    passes = float(getattr(attack, "passes", 1))
+    passes = float(getattr(attack, "passes", 1)) * getattr(objective, "draws", 1)
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
     unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
     with in_words.raised(), unchanged():

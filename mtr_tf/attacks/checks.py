@@ -33,6 +33,16 @@ def check_flag(name: str, value: object) -> None:
         raise InputError(f"{name} is True or False, got {value!r}.")
 
 
+def check_restarts(restarts: object, random_start: bool) -> None:
+    """Raises InputError where runs would all be the same one, from the image."""
+    if is_whole(restarts) and restarts > 1 and not random_start:
+        raise InputError(
+            "Several restarts need a random start, since all runs from the image are "
+            f"the same; got restarts={restarts} and random_start=False: give one "
+            "restart, or a random start."
+        )
+
+
 def check_name(kind: str, given: object, known: Iterable[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
     if given not in known:

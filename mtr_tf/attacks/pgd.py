@@ -95,6 +95,7 @@ class PGD(calling.Attack):
             if not tf.is_tensor(value):
                 checks.check_count(name, value)
         checks.check_flag("random_start", self.random_start)
+        checks.check_restarts(self.restarts, self.random_start)
         if self.keep not in ("best", "last"):
             raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
 

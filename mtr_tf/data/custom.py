@@ -58,6 +58,7 @@ def open_source(
     splits, facts = _sort(name, given)
     custom_facts.check(facts)
     labels = custom_facts.labels(facts)
+    custom_facts.check_groups(facts, splits)
     opened = {}
     for split, examples in splits.items():
         columns = custom_columns.open_split(split, examples, labels)

@@ -20,6 +20,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 KEYS = (
     "classes",
@@ -96,6 +97,16 @@ def labels(facts: Mapping[str, Any]) -> Labels:
     )
 
 
+def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
+    """Raises `InputError` where groups are given for a split that is not there."""
+    for split in facts.get("groups", {}):
+        if split not in splits:
+            raise InputError(
+                f'"groups" must name splits of the data, {", ".join(splits)}; got '
+                f"{split!r}.{did_you_mean(split, splits)}"
+            )
+
+
 def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
     """The groups of a split of so many examples; None where none are given.
 
@@ -161,7 +172,9 @@ def _classes(splits: Mapping[str, Columns]) -> tuple[str, ...]:
         for task, target in columns.targets.items():
             if task_table.TASKS[task].discrete:
                 known = columns.masks.get(task)
-                found |= set(np.unique(target if known is None else target[known]))
+                for row in range(len(target)):  # No copy of the whole split.
+                    labels = target[row] if known is None else target[row][known[row]]
+                    found |= set(np.unique(labels))
     if found and len(found) <= max(found):
         raise InputError(
             f"Labels must be 0, 1, 2, ... without gaps, but are {_ranges_of(found)}; "

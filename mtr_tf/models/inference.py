@@ -25,6 +25,7 @@ from absl import logging
 from mtr_tf import compiling
 from mtr_tf.models import convolutions
 from mtr_tf.models import pooling
+from mtr_tf.models import probabilities
 from mtr_tf.models import stateless
 
 _CHECKED = weakref.WeakSet()  # Models whose folded copies were looked at,
@@ -334,10 +335,32 @@ def _in_half(model: keras.Model, dtype: str) -> keras.Model:
     return made
 
 
+def _before_logs(model: keras.Model) -> list[Any]:
+    """The layers that make the probabilities whose logs the model gives.
+
+    From the outputs back to the first layer with weights, and that one too: it may
+    hold the softmax.
+    """
+    pending = [
+        tensor
+        for output in keras.tree.flatten(model.output)
+        if isinstance(_node(output).operation, probabilities.Logits)
+        for tensor in _node(output).input_tensors
+    ]
+    found = []
+    while pending:
+        node = _node(pending.pop())
+        found.append(node.operation)
+        if not getattr(node.operation, "weights", ()):
+            pending += node.input_tensors
+    return found
+
+
 def _kept_exact(model: keras.Model) -> set[int]:
     """The ids of the layers that stay in float32, with all that is within them."""
     inputs = {id(tensor) for tensor in model.inputs}
     outermost = [_node(output).operation for output in keras.tree.flatten(model.output)]
+    outermost += _before_logs(model)
     for layer in model._flatten_layers(include_self=False):
         nodes = layer._inbound_nodes
         reads = [id(tensor) for node in nodes for tensor in node.input_tensors]

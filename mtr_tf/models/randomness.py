@@ -16,7 +16,7 @@ from mtr_tf.models import stateless
 # What `kind` returns.
 NONE, SEEDED, UNSEEDED = "none", "seeded", "unseeded"
 _KINDS = weakref.WeakKeyDictionary()
-_SAID = weakref.WeakSet()
+_SAID = weakref.WeakKeyDictionary()
 
 
 def kind(model: Any, images: tf.Tensor) -> str:
@@ -60,19 +60,22 @@ def _equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return all(map(alike, one, other))
 
 
-def warning(model: Any, images: tf.Tensor, eot: int) -> str:
+def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
     """What must be said wherever an attack on the model is; "" if it is not random.
 
     Args:
       model: What is attacked or scored.
       images: [batch, ...], a few.
-      eot: Draws of its noise whose mean gradient attacks follow.
+      eot: Draws of its noise whose mean gradient attacks follow; None for measures,
+        which take one draw.
     """
     found = kind(model, images)
     if found == NONE:
         return ""
     attacked = f"attacks follow the mean gradient over {eot} draws of its noise"
-    if eot == 1:
+    if eot is None:
+        attacked = "measures are of a single draw of its noise"
+    elif eot == 1:
         attacked = (
             "an attack follows a single draw of its noise at each step, and the model "
             "may look more robust than it is; give --eot=10 (in Python eot=10)"
@@ -87,10 +90,10 @@ def warning(model: Any, images: tf.Tensor, eot: int) -> str:
     return text
 
 
-def say_once(model: Any, images: tf.Tensor, eot: int) -> str:
-    """Logs the warning, once for each model; returns it."""
+def say_once(model: Any, images: tf.Tensor, eot: int | None) -> str:
+    """Logs the warning, once for each model and wording; returns it."""
     text = warning(model, images, eot)
-    if text and model not in _SAID:
-        _SAID.add(model)
+    if text and text not in _SAID.setdefault(model, set()):
+        _SAID[model].add(text)
         logging.warning("%s", text)
     return text
