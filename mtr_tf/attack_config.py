@@ -104,8 +104,8 @@ class AttackConfig(Settings):
     random_start: bool | None = setting(
         None,
         "Start at a random point of the ball (--norandom_start: at the image). Not "
-        "given: all do but mim, which with one start begins at the image as its "
-        "authors' does.",
+        "given: all do but mim, which with one start begins at the image, as in "
+        "its authors' code.",
     )
     queries: int = setting(500, "Forward passes of square.", low=1)
     ensemble: tuple[str, ...] = setting(
@@ -118,8 +118,8 @@ class AttackConfig(Settings):
     )
     eot: int = setting(
         1,
-        "Of a model that is random in predict: attacks follow the mean gradient over "
-        "so many draws of its noise, which cost as many times as much.",
+        "For a model that is random at inference: follow the mean gradient over this "
+        "many draws of its noise, at as many times the cost.",
         low=1,
     )
     attack_pixels: int = setting(
@@ -150,7 +150,7 @@ class AttackConfig(Settings):
     check_examples: int = setting(16, "Images for these checks.", low=1)
     measure: tuple[str, ...] = setting(
         (),
-        f"Also measure what the theory speaks of, out of {', '.join(MEASURES)}: see "
+        f"Also measure the theory's quantities, out of {', '.join(MEASURES)}: see "
         "docs/measures.md. Results go to measures.json.",
     )
     measure_draws: int = setting(

@@ -14,7 +14,19 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 
-_STRIDES = (2, 4, 8, 16, 32, 64)  # Sizes that are tried are multiples of these.
+_STRIDES = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    12,
+    16,
+    32,
+    64,
+)  # Sizes that are tried are multiples of these.
 _OFFERED = 2  # So many sizes that work are named.
 
 

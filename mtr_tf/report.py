@@ -121,7 +121,7 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
         if before or after:
             said.append(
                 f"{task} has outputs that are not finite: such pixels count as wrong "
-                "classes, and means of numbers do not exist (of "
+                "classes, and means over them are null (of "
                 f"{clean.count} images {before} clean and up to {after} attacked)."
             )
     return said

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import mtr_tf
 from mtr_tf.config import Settings
 from mtr_tf.config import TrainConfig
 from mtr_tf.errors import InputError
@@ -124,8 +125,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def provenance() -> dict[str, Any]:
     """What a result is traced by: command, commit, versions, machine, time (UTC)."""
-    packages = ("mtr_tf", "tensorflow", "keras", "numpy", "tensorflow-datasets")
-    versions = {"python": platform.python_version()}
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
+    versions = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)

@@ -172,8 +172,8 @@ def run(
         _order(
             "fgsm",
             np.mean(fgsm) <= np.mean(base) + 0.02 * scale,
-            "one step of FGSM does more harm than PGD; the step size is wrong, or the "
-            "gradients mislead",
+            "one step of FGSM does more harm than PGD; the steps are too few or of a "
+            "wrong size, or the gradients mislead",
             pgd=base,
             fgsm=fgsm,
         ),

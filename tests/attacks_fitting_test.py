@@ -46,7 +46,7 @@ def above(x, targets, masks):
 
 def missing(x, targets, masks):
     x[1, 2, 3] = np.nan
-    return r"Images are in \[0, 1\], got 3 values that are NaN; mend them"
+    return r"Images are in \[0, 1\], got 3 values that are NaN; replace them"
 
 
 def label(x, targets, masks):
@@ -181,3 +181,16 @@ def test_under_xla_values_are_not_checked(model):
 def test_other_errors_of_tensorflow_stay_as_they_are():
     with pytest.raises(tf.errors.InvalidArgumentError), in_words.raised():
         tf.debugging.Assert(False, ["something else"])
+
+
+@pytest.mark.parametrize("scale", [np.nan, 0.0])
+def test_images_that_come_back_as_they_were_are_counted(scale, caplog):
+    """A model that answers NaN, or has no gradient, only looks robust."""
+    x = tf.fill((2, 2, 2, 3), 0.5)
+    attack = attacks.PGD(8 / 255, 2 / 255, 2)
+    unmoved = attack(lambda x: scale * tf.reduce_sum(x, (1, 2, 3)), x)
+    np.testing.assert_array_equal(unmoved, x)
+    assert "2 of 2 images come back as they were" in caplog.text
+    caplog.clear()
+    attack(lambda x: tf.reduce_sum(x, (1, 2, 3)), x)
+    assert "come back" not in caplog.text

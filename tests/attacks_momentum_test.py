@@ -166,7 +166,9 @@ def test_it_starts_at_the_image_unless_told_otherwise(norm):
 
 def test_settings_and_passes():
     assert MIM(0.1, 0.01, 7).passes == 8
-    assert MIM(0.1, 0.01, 7, restarts=3).passes == 24
+    assert MIM(0.1, 0.01, 7, restarts=3, random_start=True).passes == 24
+    with pytest.raises(InputError, match="need a random start"):
+        MIM(0.1, 0.01, 7, restarts=3)
     assert MIM(0.1, 0.01, 7, keep="last").passes == 7
     assert MIM(0.1, 0.01, 7) != pgd.PGD(0.1, 0.01, 7)
     assert hash(MIM(0.1, 0.01, 7)) == hash(MIM(0.1, 0.01, 7))

@@ -29,7 +29,7 @@ pytestmark = [
         reason=f"needs {NET.name} and camvid beside the repository",
     ),
 ]
-ROUNDING = 2e-4  # Figures have four digits, and near-ties fall either way.
+ROUNDING = 3e-4  # Figures have four digits, and near-ties fall either way.
 
 
 def sized(make, unit=1 / 255):

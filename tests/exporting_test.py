@@ -203,7 +203,7 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
     ours = by_cell(records)
     assert set(ours) == {"clean", "corner", "worst"}
     sets = {path.name.split("_")[0]: path for path in folder.iterdir()}
-    assert set(sets) == {*ours, "noise"}
+    assert set(sets) == {*ours, "corner-harm", "noise-harm"}  # The members of worst.
     for name, value in ours.items():
         found = sorted(path.name for path in sets[name].iterdir())
         assert found == [f"{name}_predLabelIds.png" for name in fixture.VAL]

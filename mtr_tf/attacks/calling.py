@@ -15,6 +15,7 @@ from typing import Any
 from typing import Protocol
 
 import tensorflow as tf
+from absl import logging
 
 from mtr_tf import compiling
 from mtr_tf.attacks import draws as draws_lib
@@ -94,7 +95,25 @@ def launch(
     with in_words.raised(), unchanged():
         if hasattr(objective, "checked"):
             objective = objective.checked(x)
-        return tf.stop_gradient(_run(attack, objective, x, keys, on))
+        found = tf.stop_gradient(_run(attack, objective, x, keys, on))
+    _say_unmoved(attack, found, x)
+    return found
+
+
+def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
+    """Warns of images that come back as they were, which may look like robustness."""
+    if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
+        return
+    same = tf.reduce_all(tf.equal(found, x), axis=list(range(1, x.shape.rank)))
+    count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
+    if count:
+        logging.warning(
+            "%d of %d images come back as they were: no point that was met scores "
+            "higher. That is no robustness where the gradient is zero, or where the "
+            "model's outputs or the targets are NaN: look at objective(images).",
+            count,
+            len(same),
+        )
 
 
 def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
@@ -293,7 +312,11 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
 
     def unknown():
         count = tf.math.count_nonzero(~known)
-        return ["Images are in [0, 1], got", count, "values that are NaN; mend them."]
+        return [
+            "Images are in [0, 1], got",
+            count,
+            "values that are NaN; replace them.",
+        ]
 
     checks = [
         in_words.require(tf.reduce_all(known), unknown),
