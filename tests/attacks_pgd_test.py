@@ -512,7 +512,8 @@ def test_bad_settings_are_refused(change, message):
 
 def test_the_table_makes_every_attack_from_the_same_settings():
     settings = {"epsilon": 0.1, "step_size": 0.02, "steps": 7, "norm": "l2"}
-    made = {k: make(**settings, restarts=2) for k, make in attacks.ATTACKS.items()}
+    runs = {"restarts": 2, "random_start": True}
+    made = {k: make(**settings, **runs) for k, make in attacks.ATTACKS.items()}
     assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
     assert made["fgsm"] == attacks.FGSM(0.1, "l2")
     assert (made["fgsm"].passes, made["pgd"].passes) == (1, 2 * 8)

@@ -39,7 +39,7 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor) -> str:
     """
     output = np.asarray(output, np.float32)
     output = output[np.isfinite(output).all(axis=-1)]
-    if not output.size or output.min() < 0 or not 0.5 < output.max() <= 1 + _SUM:
+    if not output.size or output.min() < 0 or not 0 < output.max() <= 1 + _SUM:
         return ""
     whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
     if whole.mean() >= _SHARE:
