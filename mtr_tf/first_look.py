@@ -76,14 +76,17 @@ def look_at(
             "them out."
         )
     columns = source.columns(config.split)
-    count = min(config.num_examples or _IMAGES, config.batch_size, _IMAGES)
+    count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
     batch = batching.gather(columns, tasks, first, source.info.num_classes)
-    run, said = look(run, source.info, batch, tasks, affine)
+    size = config.batch_size
+    run, said = look(run, source.info, batch, tasks, affine, size=size)
     if source_run:
         attacked = [task for task in tasks if any(task in group for group in groups)]
         name = "the model of --source_ckpt"
-        source_run, more = look(source_run, source.info, batch, attacked, affine, name)
+        source_run, more = look(
+            source_run, source.info, batch, attacked, affine, name, size
+        )
         said += more
     for sentence in said:
         logging.warning("%s", sentence)
@@ -97,6 +100,7 @@ def look(
     tasks: Sequence[str],
     affine: Affine | None = None,
     name: str = "the model",
+    size: int = _IMAGES,
 ) -> tuple[Run, list[str]]:
     """Looks at one model.
 
@@ -107,6 +111,7 @@ def look(
       tasks: The tasks that are looked at.
       affine: What the model wants, if it is a .keras file; None: images in [0, 1].
       name: What messages call the model.
+      size: So many images at a time go through the model, at most.
 
     Returns:
       The run with the model from images in [0, 1] to logits, and sentences.
@@ -116,11 +121,11 @@ def look(
     if affine and not own:
         model = input_range.in_front(given, *affine)
     images = batch["image"]
-    call = _called(model, tasks, name)
+    call = _called(model, tasks, name, size)
     with_logits, said = _as_logits(model, call(images), images, name)
     if with_logits is not model:
-        model, call = with_logits, _called(with_logits, tasks, name)
-    first = _First(model, call, batch, tasks, info.num_classes, name)
+        model, call = with_logits, _called(with_logits, tasks, name, size)
+    first = _First(model, call, batch, tasks, info.num_classes, name, size)
     first.report_not_finite()
     cures = [] if own else first.cures(given, affine is not None)
     likely = "" if cures else _likely(own)
@@ -132,7 +137,7 @@ def look(
 _Call = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-def _called(model: keras.Model, tasks: Sequence[str], name: str) -> _Call:
+def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _Call:
     """Returns images -> the tasks' outputs in float32, built as a graph but once."""
     graph = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
 
@@ -141,6 +146,10 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str) -> _Call:
         return graph.get_concrete_function(tf.TensorSpec(shape, tf.float32))
 
     def call(images: np.ndarray) -> dict[str, np.ndarray]:
+        parts = [few(images[i : i + size]) for i in range(0, len(images), size)]
+        return {task: np.concatenate([p[task] for p in parts]) for task in tasks}
+
+    def few(images: np.ndarray) -> dict[str, np.ndarray]:
         try:  # As a graph: the very layers warn otherwise.
             images = tf.constant(images, tf.float32)
             with stateless.unchanged(model):
@@ -193,6 +202,7 @@ class _First:
     tasks: Sequence[str]
     num_classes: int
     name: str
+    size: int
 
     @property
     def _count(self) -> int:
@@ -267,7 +277,9 @@ class _First:
             return []
         cures = (*((input_cures.AS_THEY_ARE,) if changed else ()), *input_cures.CURES)
         found = input_cures.find(
-            self.call if given is self.model else _called(given, self.sound, self.name),
+            self.call
+            if given is self.model
+            else _called(given, self.sound, self.name, self.size),
             self.outputs,
             self.batch,
             self.sound,
@@ -292,20 +304,23 @@ class _First:
             return []
 
         @tf.function(autograph=False)
-        def gradient(images):
+        def gradient(images, targets, masks):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
                 outputs = stateless.outputs(self.model, images)
-                losses = tasks_lib.task_losses(
-                    self.sound, outputs, self.batch["targets"], self.batch["masks"]
-                )
+                losses = tasks_lib.task_losses(self.sound, outputs, targets, masks)
             return tape.gradient(list(losses.values()), images)
 
-        images = tf.constant(self.batch["image"])
-        slope = gradient.get_concrete_function(images)(images)
-        if slope is None:  # Attacks refuse it themselves.
-            return []
-        bad = int(np.sum(~np.isfinite(slope).all(axis=(1, 2, 3))))
+        bad = 0
+        for i in range(0, self._count, self.size):
+            few = tf.nest.map_structure(
+                lambda array, i=i: tf.constant(array[i : i + self.size]),
+                [self.batch[kind] for kind in ("image", "targets", "masks")],
+            )
+            slope = gradient.get_concrete_function(*few)(*few)
+            if slope is None:  # Attacks refuse it themselves.
+                return []
+            bad += int(np.sum(~np.isfinite(slope).all(axis=(1, 2, 3))))
         if not bad:
             return []
         return [
