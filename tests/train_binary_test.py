@@ -149,7 +149,11 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
     monkeypatch.setattr(
         training.logging, "info", lambda line, *values: lines.append(line % values)
     )
-    monkeypatch.setattr(step, "replica_step", None)
+
+    def never(*_, **__):
+        raise AssertionError("a step was traced")
+
+    monkeypatch.setattr(step, "replica_step", never)
     before = checkpoints.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
     assert any(line.startswith("going on from step 30 of 30") for line in lines)
