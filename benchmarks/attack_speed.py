@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 

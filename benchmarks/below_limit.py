@@ -24,7 +24,7 @@ import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 
@@ -34,7 +34,7 @@ import tensorflow as tf
 import timing
 
 from mtr_tf import attacks
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 
 _GOAL = 0.70
 _STRENGTH = 0.995
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.ckpt
         else problems.random(args, judged)
     )
-    fast = inference.in_half(whole.model)
+    fast = folding.in_half(whole.model)
     losses = {name: whole.loss(run()) for name, run in _runs(args, whole, fast).items()}
     records, goals = [], []
     for size in sizes:

@@ -187,7 +187,7 @@ Case = tuple[Record, Callable[[], Record]]
 
 
 def _import(deterministic: bool = False) -> None:
-    from mtr_tf import startup
+    from mtr_tf.cli import startup
 
     startup.import_tensorflow(deterministic)
     import tensorflow as tf
@@ -293,12 +293,12 @@ def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> 
 
     def run() -> Record:
         from mtr_tf import attacks
-        from mtr_tf.models import inference
+        from mtr_tf.models import folding
 
         problem, _, _, gflop = _problem(args, batch)
         model = problem.model
         if dtype != "float32":
-            model = inference.in_half(model, dtype)
+            model = folding.in_half(model, dtype)
         objective = problem.objective(model)
         if dtype == "float16":
             objective = _scaled(objective, 2.0**12)
@@ -442,12 +442,12 @@ class _Steps:
         import tensorflow as tf
 
         from mtr_tf import models
-        from mtr_tf import step as step_lib
         from mtr_tf import tasks
         from mtr_tf.data import augment
         from mtr_tf.data import batching
         from mtr_tf.data.source import Columns
-        from mtr_tf.training_losses import Weighting
+        from mtr_tf.training import step as step_lib
+        from mtr_tf.training.losses import Weighting
 
         gpu = tf.config.list_physical_devices("GPU")
         self._strategy = tf.distribute.OneDeviceStrategy("GPU:0" if gpu else "CPU:0")

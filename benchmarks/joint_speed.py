@@ -17,7 +17,7 @@ import argparse
 from collections.abc import Callable
 from collections.abc import Sequence
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 

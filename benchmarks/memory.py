@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = "1"  # It counts; read when TensorFlow starts.
 startup.import_tensorflow()  # Without its start-up noise.

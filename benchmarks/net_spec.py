@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 from mtr_tf.models import layers as own_layers
 
 _Arrays = dict[str, np.ndarray]
@@ -26,7 +26,7 @@ def describe(model: keras.Model) -> tuple[dict[str, Any], _Arrays]:
     image = model.layers[0].name
     nodes = [{"name": image, "inputs": [], "op": "input"}]
     arrays, names = {}, {id(model.input): image}
-    for node in inference._nodes(model, model.output.values()):
+    for node in folding._nodes(model, model.output.values()):
         layer, (out,) = node.operation, node.output_tensors
         inputs = [names[id(tensor)] for tensor in node.input_tensors]
         made, weights = _node(layer, nodes, inputs)

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import checkpoints
-from mtr_tf import config
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
-from mtr_tf import training
+from mtr_tf.config import settings
 from mtr_tf.data import batching
 from mtr_tf.models import multitask
+from mtr_tf.runs import building
+from mtr_tf.runs import loading
 
 _CLASSES = 8
 Model = Callable[..., Mapping[str, tf.Tensor]]
@@ -127,7 +127,7 @@ def add_flags(parser: argparse.ArgumentParser, **defaults) -> None:
 def random(args: argparse.Namespace, size: int) -> Problem:
     """Returns a new net, random images and targets, and masks of ones."""
     names = tasks_lib.resolve(args.tasks)
-    sides = config.parse_image_size(args.image_size)
+    sides = settings.parse_image_size(args.image_size)
     width = args.width or (16 if args.model == "resnet18" else None)
     model = models.build(
         args.model, names, (*sides, 3), _CLASSES, width=width, decoders=args.decoders
@@ -146,9 +146,9 @@ def _target(name: str, pixels: tuple[int, int, int]) -> tf.Tensor:
 
 def trained(ckpt: str, size: int) -> Problem:
     """Returns a run's net with the first images of its validation split."""
-    run = checkpoints.load_run(ckpt)
+    run = loading.load_run(ckpt)
     names = tuple(run.tasks)
-    columns = training.open_source(run.config).columns("validation")
+    columns = building.open_source(run.config).columns("validation")
     batch = batching.gather(columns, names, range(size))
     read = tf.nest.map_structure(tf.convert_to_tensor, batch)
     return Problem(run.model, names, read["image"], read["targets"], read["masks"])

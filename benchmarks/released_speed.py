@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from collections.abc import Sequence
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 

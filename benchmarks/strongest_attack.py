@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf import startup
+from mtr_tf.cli import startup
 
 startup.import_tensorflow()  # Without its start-up noise.
 
@@ -37,9 +37,9 @@ import timing
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf import training
 from mtr_tf.attacks import ensemble
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.training import loop as training
 
 # What is raised, for classes and for all else; those that fit a task.
 _LOSSES = {

@@ -13,23 +13,23 @@ files. Finished combinations are kept there: the same command does none of them 
 
 from __future__ import annotations
 
-from mtr_tf import common_flags
-from mtr_tf.attack_config import AttackConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
 
 
 def main(config: AttackConfig) -> None:
     """Attacks; raises `InputError` for what the user can put right."""
-    from mtr_tf import startup
+    from mtr_tf.cli import startup
 
     startup.import_tensorflow(config.deterministic)
-    from mtr_tf import attacking
+    from mtr_tf import attack_job
 
-    print(attacking.attack(config))
+    print(attack_job.attack(config))
 
 
 def run() -> None:
     """The console entry point `mtr-attack`."""
-    common_flags.run(
+    cli_flags.run(
         "mtr_tf.attack",
         __doc__,
         (AttackConfig,),

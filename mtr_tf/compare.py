@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf import common_flags
-from mtr_tf.config import Settings
-from mtr_tf.config import setting
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
 Record = dict[str, Any]
@@ -188,7 +188,7 @@ def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) ->
     import numpy as np
     from matplotlib.figure import Figure
 
-    from mtr_tf import runs
+    from mtr_tf import files
 
     figure = Figure((5.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -202,13 +202,13 @@ def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) ->
     axes.set_title(f"{config.attack} on {config.task} alone, one seed each")
     axes.grid(alpha=0.3)
     axes.legend()
-    with runs.whole_file(path) as beside:
+    with files.whole_file(path) as beside:
         figure.savefig(beside, dpi=110)
 
 
 def run() -> None:
     """The console entry point `mtr-compare`."""
-    common_flags.run("mtr_tf.compare", __doc__, (CompareConfig,), main, "")
+    cli_flags.run("mtr_tf.compare", __doc__, (CompareConfig,), main, "")
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
-from mtr_tf import common_flags
-from mtr_tf.config import Settings
-from mtr_tf.config import TrainConfig
-from mtr_tf.config import parse_image_size
-from mtr_tf.config import setting
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import parse_image_size
+from mtr_tf.config.settings import setting
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 
 if TYPE_CHECKING:
     import keras
 
-    from mtr_tf.weights_torch import Contents
+    from mtr_tf.models.torch_weights.transfer import Contents
 
 # Mean and standard deviation of red, green and blue in [0, 1].
 NORMALIZATIONS = {
@@ -103,7 +103,7 @@ def main(config: ConvertConfig) -> None:
     """Converts; raises `InputError` for what the user can put right."""
     if not config.torch:
         raise InputError("--torch must name a file of PyTorch weights; it is empty.")
-    from mtr_tf import startup
+    from mtr_tf.cli import startup
 
     startup.import_tensorflow()
     from absl import logging
@@ -124,22 +124,23 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     """
     from absl import logging
 
+    from mtr_tf import files
     from mtr_tf import models
-    from mtr_tf import runs
-    from mtr_tf import weights_file
-    from mtr_tf import weights_torch
+    from mtr_tf.models.torch_weights import reading as torch_files
+    from mtr_tf.models.torch_weights import transfer as torch_weights
+    from mtr_tf.runs import directory
 
     _check_model(config.model, tuple(models.MODELS))
     if config.image_size:
         models.check_image_size(config.model, parse_image_size(config.image_size))
-    found = weights_torch.contents(weights_file.read(config.torch), config.model)
+    found = torch_weights.contents(torch_files.read(config.torch), config.model)
     run_config = _run_config(config, found)
     settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
     del settings["workdir"]  # It may be moved.
     about = {"convert": settings, "sha256": _sha256(config.torch)}
     stem = pathlib.Path(config.torch).name.split(".")[0]
     workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
-    with runs.locked(workdir):
+    with files.locked(workdir):
         for leftover in workdir.glob(".[0-9]*.model.keras"):  # Of a killed command.
             leftover.unlink()
         if _is_done(workdir, about):
@@ -148,10 +149,10 @@ def convert(config: ConvertConfig) -> pathlib.Path:
         model, said = _model(config, run_config, found)
         for sentence in said:
             logging.info("%s", sentence)
-        runs.write_json(workdir / "conversion.json", about | {"said": said})
-        with runs.whole_file(workdir / "model.keras") as beside:
+        files.write_json(workdir / "conversion.json", about | {"said": said})
+        with files.whole_file(workdir / "model.keras") as beside:
             model.save(beside)
-        runs.write_config(workdir, run_config)
+        directory.write_config(workdir, run_config)
     logging.info("%d weights are in %s", len(model.variables), workdir)
     return workdir
 
@@ -205,7 +206,7 @@ def _model(
 ) -> tuple[keras.Model, list[str]]:
     """The model with the file's weights, and what there is to say of it."""
     from mtr_tf import models
-    from mtr_tf import weights_torch
+    from mtr_tf.models.torch_weights import transfer as torch_weights
 
     stored = found.num_classes()
     classes = config.num_classes or stored
@@ -227,7 +228,7 @@ def _model(
         std=std,
         seed=config.seed,
     )
-    said = weights_torch.assign(model, found, unused_class)
+    said = torch_weights.assign(model, found, unused_class)
     if unused_class:
         said.append(f"the last of the {stored} outputs of seg is left out.")
     if "seg" in run_config.tasks and config.model.startswith("drn_"):
@@ -261,7 +262,7 @@ def _is_done(workdir: pathlib.Path, about: dict) -> bool:
 
 def run() -> None:
     """The console entry point `mtr-convert`."""
-    common_flags.run(
+    cli_flags.run(
         "mtr_tf.convert",
         __doc__,
         (ConvertConfig,),

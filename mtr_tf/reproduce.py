@@ -19,9 +19,9 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
-from mtr_tf import common_flags
-from mtr_tf.config import Settings
-from mtr_tf.config import setting
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,13 +75,13 @@ class ReproduceConfig(Settings):
 
 def main(config: ReproduceConfig) -> None:
     """Runs a study; raises `InputError` for what the user can put right."""
-    from mtr_tf import startup
+    from mtr_tf.cli import startup
 
     if not config.study:
         print(_listing())
         return
     startup.import_tensorflow()
-    from mtr_tf import runs
+    from mtr_tf import files
     from mtr_tf.study import claims
     from mtr_tf.study import design
     from mtr_tf.study import runner as runner_lib
@@ -105,7 +105,7 @@ def main(config: ReproduceConfig) -> None:
     if config.dry_run:
         print(_plan(runner_lib.Runner(study, workdir, config.only)))
         return
-    with runs.locked(workdir):
+    with files.locked(workdir):
         runner = runner_lib.Runner(study, workdir, config.only)
         if config.report:
             runner.write(computes=False)
@@ -125,13 +125,13 @@ def _fitted(study: Study) -> Study:
     """The study without what its data have no tasks for."""
     from absl import logging
 
-    from mtr_tf import training
+    from mtr_tf.runs import building
     from mtr_tf.study import fitting
 
     config = study.train_config(study.variants[0].name, study.seeds[0])
     config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
     fitted = fitting.to_tasks(
-        study, config.dataset, training.open_source(config).info.tasks
+        study, config.dataset, building.open_source(config).info.tasks
     )
     if fitted is not study:
         logging.warning("%s", fitted.about.removeprefix(study.about).strip())
@@ -143,8 +143,8 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     import tensorflow as tf
     from absl import logging
 
-    from mtr_tf import training
     from mtr_tf.data import parts
+    from mtr_tf.runs import building
     from mtr_tf.study import runner as runner_lib
 
     gpus = _gpus(len(tf.config.list_physical_devices("GPU")))
@@ -163,7 +163,7 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     )
     if missing:  # Prepared once, rather than by all workers; and wrong data show now.
         for variant in study.variants:
-            training.open_source(study.train_config(variant.name, study.seeds[0]))
+            building.open_source(study.train_config(variant.name, study.seeds[0]))
     runner.run(slots)
 
 
@@ -224,7 +224,7 @@ def end_well() -> None:
 def run() -> None:
     """The console entry point `mtr-reproduce`."""
     end_well()
-    common_flags.run(
+    cli_flags.run(
         "mtr_tf.reproduce",
         __doc__,
         (ReproduceConfig,),

@@ -15,21 +15,21 @@ import dataclasses
 import os
 import pathlib
 
-from mtr_tf import common_flags
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 
 
 def main(config: TrainConfig, place: RunPlace) -> None:
     """Trains; raises `InputError` for what the user can put right."""
-    from mtr_tf import startup
+    from mtr_tf.cli import startup
 
     startup.import_tensorflow(config.deterministic)
     from absl import logging
 
-    from mtr_tf import runs
     from mtr_tf import tasks
-    from mtr_tf import training
+    from mtr_tf.runs import directory
+    from mtr_tf.training import loop as training
 
     config = dataclasses.replace(
         config,  # As it is kept: one spelling, and valid in any working directory.
@@ -40,7 +40,7 @@ def main(config: TrainConfig, place: RunPlace) -> None:
         ),
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
     )
-    workdir = pathlib.Path(place.workdir or runs.default_workdir(config))
+    workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
@@ -49,7 +49,7 @@ def main(config: TrainConfig, place: RunPlace) -> None:
 
 def run() -> None:
     """The console entry point `mtr-train`."""
-    common_flags.run(
+    cli_flags.run(
         "mtr_tf.train",
         __doc__,
         (TrainConfig, RunPlace),

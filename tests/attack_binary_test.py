@@ -18,29 +18,29 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtr_tf import attack_config
-from mtr_tf import attacking
+from mtr_tf import attack_job
 from mtr_tf import attacks
-from mtr_tf import cell_store
-from mtr_tf import cells
-from mtr_tf import checkpoints
 from mtr_tf import data
-from mtr_tf import evaluation
-from mtr_tf import intervals
 from mtr_tf import models
-from mtr_tf import plots
-from mtr_tf import runs
-from mtr_tf import sampling
-from mtr_tf import sweep
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.config import attack as attack_config
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import cell_store
+from mtr_tf.evaluation import evaluator
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import sweep
+from mtr_tf.runs import directory
+from mtr_tf.runs import loading
+from mtr_tf.show import plots
 
 SIZE = 16
 TASKS = ("seg", "depth")
@@ -128,22 +128,22 @@ def trained() -> keras.Model:
 def run_directory(trained, tmp_path) -> pathlib.Path:
     folder = tmp_path / "run"
     config = TrainConfig(tasks=TASKS, dataset="blobs", model="tiny")
-    runs.write_config(folder, config)
+    directory.write_config(folder, config)
     trained.save(folder / "model.keras")
     return folder
 
 
 def _unique(folder: pathlib.Path) -> str:
-    return checkpoints.load_run(str(folder)).fingerprint
+    return loading.load_run(str(folder)).fingerprint
 
 
 def run_attack(folder: pathlib.Path, **changes) -> list[dict]:
     config = AttackConfig(ckpt=str(folder), **{**SETTINGS, **changes})
-    attacking.attack(config)
+    attack_job.attack(config)
     results = (
         folder
         / "attacks"
-        / (config.name or attacking.default_name(config, _unique(folder)))
+        / (config.name or attack_job.default_name(config, _unique(folder)))
     )
     return json.loads((results / "results.json").read_text())
 
@@ -191,7 +191,7 @@ def test_intervals_are_over_groups_where_there_are_some(
     monkeypatch.setitem(data.DATASETS, "blobs", lambda **options: source)
     settings = SETTINGS | {"name": f"{buildings} buildings".replace(" ", "_")}
     settings |= {"attack": ("fgsm",), "eps": (2.0,), "attack_tasks": ("seg",)}
-    text = attacking.attack(AttackConfig(ckpt=str(run_directory), **settings))
+    text = attack_job.attack(AttackConfig(ckpt=str(run_directory), **settings))
     folder = run_directory / "attacks" / settings["name"]
     for record in json.loads((folder / "results.json").read_text()):
         assert record["interval_over"] == f"{buildings} buildings"
@@ -206,7 +206,7 @@ def test_intervals_are_over_groups_where_there_are_some(
             for metric in tasks_lib.TASKS[record["task"]].metrics
             if metric.name == record["metric"]
         )
-        units = sampling.Units(np.arange(11) % 4, "")
+        units = resampling.Units(np.arange(11) % 4, "")
         expected = intervals.of_metric(metric, rows, units, seed=0)
         np.testing.assert_allclose(record["attacked_interval"], expected)
     said = "intervals: 95 %, over 4 buildings"
@@ -222,7 +222,7 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(
     expected = run_attack(run_directory, **settings, name="whole")
     calls = []
 
-    class Interrupted(evaluation.Evaluator):
+    class Interrupted(evaluator.Evaluator):
         def run(self, *args, **kwargs):
             calls.append(1)
             if len(calls) == 3:  # The clean images and eps 0 are done.
@@ -257,7 +257,7 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(
 
 def test_other_settings_other_data_other_weights_make_other_cells(run_directory):
     base = AttackConfig(ckpt=str(run_directory), **SETTINGS)
-    cell = cells.make_cells(base, TASKS)[0]
+    cell = plan.make_cells(base, TASKS)[0]
     columns = blobs("validation")
     changed = Columns(columns.images, {**columns.targets}, {})
     changed.targets["depth"] = columns.targets["depth"] + np.float32(1e-3)
@@ -345,7 +345,9 @@ def test_the_released_scale_is_that_of_the_attacked_model(tmp_path, unplotted):
     """Not that of the data set: converted models have another."""
     folder = tmp_path / "run"
     model = models.build("tiny", TASKS, INFO.image_shape, 2, mean=MEAN, std=STD)
-    runs.write_config(folder, TrainConfig(tasks=TASKS, dataset="blobs", model="tiny"))
+    directory.write_config(
+        folder, TrainConfig(tasks=TASKS, dataset="blobs", model="tiny")
+    )
     model.save(folder / "model.keras")
     records = run_attack(
         folder,
@@ -388,12 +390,12 @@ def test_the_released_scale_needs_a_run(run_directory, tmp_path, monkeypatch):
     ):
         config = AttackConfig(**settings, **changes, attack=("pgd_released",))
         with pytest.raises(InputError, match="--attack=pgd_released needs the mean"):
-            attacking.attack(config)
+            attack_job.attack(config)
     config = AttackConfig(
         ckpt=str(run_directory), **settings, attack=("pgd_released",), norm="l2"
     )
     with pytest.raises(InputError, match="pgd_released needs --norm=linf"):
-        attacking.attack(config)
+        attack_job.attack(config)
     assert not list(tmp_path.glob("**/attacks"))
 
 
@@ -403,11 +405,11 @@ def test_a_keras_file_with_one_output_needs_its_task(trained, tmp_path, monkeypa
     keras.Model(trained.inputs, trained.output["depth"]).save(path)
     settings = {"attack": ("fgsm",), "eps": (4.0,), "dataset": "blobs"}
     with pytest.raises(InputError, match="--tasks"):
-        attacking.attack(AttackConfig(ckpt=str(path), **settings))
+        attack_job.attack(AttackConfig(ckpt=str(path), **settings))
     with pytest.raises(InputError, match="--dataset"):
-        attacking.attack(AttackConfig(ckpt=str(path), tasks=("depth",)))
+        attack_job.attack(AttackConfig(ckpt=str(path), tasks=("depth",)))
     assert not list(tmp_path.glob("**/attacks"))
-    text = attacking.attack(AttackConfig(ckpt=str(path), tasks=("d",), **settings))
+    text = attack_job.attack(AttackConfig(ckpt=str(path), tasks=("d",), **settings))
     assert "depth mae [m], lower is better" in text
     assert list(tmp_path.glob("**/attacks/fgsm_linf_4_*/results.json"))
 
@@ -465,7 +467,7 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
 def test_wrong_requests_leave_nothing_behind(run_directory, changes, message):
     settings = {"ckpt": str(run_directory), **SETTINGS, **changes}
     with pytest.raises(InputError, match=message):
-        attacking.attack(AttackConfig(**settings))
+        attack_job.attack(AttackConfig(**settings))
     assert not (run_directory / "attacks").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks.balance import BALANCES
 
 NAMES = ("seg", "depth", "autoencoder")
@@ -64,7 +64,7 @@ def slopes_by_hand(x):
 
 
 def gradient(objective, x, progress=0.0):
-    slope, score = calling.gradient(objective, tf.constant(x), tf.constant(progress))
+    slope, score = base.gradient(objective, tf.constant(x), tf.constant(progress))
     return slope.numpy(), score.numpy()
 
 
@@ -93,7 +93,7 @@ def weights_by_hand(balance, now, start, clean, progress):
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 @pytest.mark.parametrize("balance", [b for b in BALANCES if not BALANCES[b].steepest])
 def test_gradients_are_weighted_sums_of_finite_differences(balance, progress):
-    objective = calling.begin(make(balance), tf.constant(START), tf.constant(CLEAN))
+    objective = base.begin(make(balance), tf.constant(START), tf.constant(CLEAN))
     got, _ = gradient(objective, X, progress)
     losses = [by_hand(x) for x in (X, START, CLEAN)]
     weights = weights_by_hand(balance, *losses, progress)
@@ -236,7 +236,7 @@ def test_scores_never_ask_for_a_gradient_and_gradients_once_per_task():
 
     for balance, record in BALANCES.items():
         objective = make(balance, model=lambda x: net(trunk(x)))
-        score = tf.function(lambda x, f=objective: calling.score(f, x, 0.5))
+        score = tf.function(lambda x, f=objective: base.score(f, x, 0.5))
         for ask in (score, objective.begin, objective):
             ask(tf.constant(X))
         assert not passes

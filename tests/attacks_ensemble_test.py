@@ -11,10 +11,10 @@ import tensorflow as tf
 
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.baselines import Corner
+from mtr_tf.attacks.baselines import Noise
 from mtr_tf.attacks.ensemble import SEA
 from mtr_tf.attacks.ensemble import Worst
-from mtr_tf.attacks.floors import Corner
-from mtr_tf.attacks.floors import Noise
 from mtr_tf.errors import InputError
 
 

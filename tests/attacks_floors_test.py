@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf.attacks import threat
-from mtr_tf.attacks.floors import Corner
-from mtr_tf.attacks.floors import Noise
+from mtr_tf.attacks.baselines import Corner
+from mtr_tf.attacks.baselines import Noise
 from mtr_tf.errors import InputError
 
 

@@ -11,10 +11,10 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import step
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import half_precision
-from mtr_tf.models import inference
+from mtr_tf.models import folding
+from mtr_tf.training import step
 
 
 def net(side, policy, classes=4):
@@ -49,7 +49,7 @@ def slopes(model, batch, **settings):
 
     @tf.function(autograph=False)
     def run(x):
-        return calling.gradient(calling.begin(objective, x, x), x, tf.constant(0.0))[0]
+        return base.gradient(base.begin(objective, x, x), x, tf.constant(0.0))[0]
 
     return run(tf.constant(images)).numpy()
 
@@ -90,7 +90,7 @@ def test_balances_that_add_up_directions_see_each_tasks_gradient(balance):
 def test_signs_of_the_fast_copy_are_those_of_float32(side):
     batch = a_batch(side)
     model = net(side, "float32")
-    fast = inference.in_half(model)
+    fast = folding.in_half(model)
     assert any(layer.compute_dtype == "bfloat16" for layer in fast.layers)
     assert agreement(slopes(fast, batch), slopes(model, batch)) > 0.97
 
@@ -130,7 +130,7 @@ def test_losses_of_any_size_keep_their_gradients(factor):
         wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
         return factor * tf.reduce_mean(wide, [1, 2, 3])
 
-    run = tf.function(lambda x: calling.gradient(loss, x, 0.0)[0], autograph=False)
+    run = tf.function(lambda x: base.gradient(loss, x, 0.0)[0], autograph=False)
     got = run(tf.fill([2, 16, 16, 3], 0.5)).numpy()
     np.testing.assert_allclose(
         got, factor * w.numpy().astype(float) / (16 * 16 * 3), rtol=1e-3
@@ -146,7 +146,7 @@ def test_images_find_scales_of_their_own_and_dead_ones_stay_zero():
         wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
         return factors * tf.reduce_mean(wide, [1, 2, 3])
 
-    run = tf.function(lambda x: calling.gradient(loss, x, 0.0)[0], autograph=False)
+    run = tf.function(lambda x: base.gradient(loss, x, 0.0)[0], autograph=False)
     got = run(tf.fill([4, 8, 8, 3], 0.5)).numpy()
     want = factors.numpy()[:, None, None, None] * w.numpy() / (8 * 8 * 3)
     np.testing.assert_allclose(got[:3], want[:3], rtol=1e-3, atol=1e-14)

@@ -18,8 +18,8 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from mtr_tf.attacks import apgd
+from mtr_tf.attacks import baselines
 from mtr_tf.attacks import ensemble
-from mtr_tf.attacks import floors
 from mtr_tf.attacks import momentum
 from mtr_tf.attacks import pgd
 from mtr_tf.attacks import square
@@ -44,8 +44,8 @@ ATTACKS = {
     "apgd": lambda e, norm: apgd.APGD(e, 9, norm, restarts=2),
     "apgd_radii": lambda e, norm: apgd.APGD(e, 9, norm, radii=SEA),
     "square": lambda e, norm: square.Square(e, 8, norm),
-    "noise": lambda e, norm: floors.Noise(e, norm, draws=2),
-    "corner": lambda e, norm: floors.Corner(e, norm, draws=2),
+    "noise": lambda e, norm: baselines.Noise(e, norm, draws=2),
+    "corner": lambda e, norm: baselines.Corner(e, norm, draws=2),
     "worst": lambda e, norm: ensemble.Worst(
         (apgd.APGD(e, 2, norm), square.Square(e, 3, norm), pgd.FGSM(e, norm))
     ),

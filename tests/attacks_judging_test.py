@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import judging
 from mtr_tf.attacks.balance import BALANCES
 
@@ -143,7 +143,7 @@ def slow_pgd(net, x, targets, masks, losses, eps, steps):
         # Where no pixel's gradient moves an image, its last point is its first.
         best = np.where((now > most)[:, None, None, None], point, best)
         most = np.maximum(most, now)
-        slope, _ = calling.gradient(
+        slope, _ = base.gradient(
             objective, tf.constant(point), tf.constant(number / steps)
         )
         point = point + np.float32(eps / 4) * np.sign(slope.numpy())

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import calling
-from mtr_tf.attacks import pixels as attacks_pixels
-from mtr_tf.attacks import surrogates
+from mtr_tf.attacks import attack_losses
+from mtr_tf.attacks import base
+from mtr_tf.attacks import output_mask as attacks_pixels
 from mtr_tf.errors import InputError
 
 NAMES = ("seg", "depth", "autoencoder")
@@ -329,14 +329,14 @@ def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
     outputs = net(x)
 
     def of(name, task):
-        case = surrogates.Case(
+        case = attack_losses.Case(
             tf.constant(targets[task]),
             outputs[task],
             tf.constant(masks[task]),
             tasks_lib.TASKS[task].loss,
             0.25,
         )
-        return surrogates.SURROGATES[name].loss(case)
+        return attack_losses.SURROGATES[name].loss(case)
 
     def own(task):
         return tasks_lib.TASKS[task].loss(targets[task], outputs[task], masks[task])
@@ -409,7 +409,7 @@ def test_garbage_under_masks_does_not_reach_any_gradient(net, losses):
     for name, target in targets.items():
         target[masks[name] == 0] = 255 if name == "seg" else np.nan
     dirty = attacks.objective(net, targets, masks, balance="dgba", losses=losses)
-    found = [calling.gradient(f, tf.constant(x), 0.5) for f in (clean, dirty)]
+    found = [base.gradient(f, tf.constant(x), 0.5) for f in (clean, dirty)]
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.any(found[0][0])

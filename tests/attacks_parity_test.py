@@ -16,9 +16,9 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import checkpoints
 from mtr_tf.attacks import ensemble
 from mtr_tf.data import camvid
+from mtr_tf.runs import loading
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"
 NET = SHARED / "cases" / "camvid_std.keras"
@@ -140,7 +140,7 @@ TABLE = {
 @functools.cache
 def given():
     """The net, and the images with their labels and the mask of what is not void."""
-    model = checkpoints.load_run(str(NET), (), "").model
+    model = loading.load_run(str(NET), (), "").model
     source = camvid.open_source(data_dir=str(SHARED / "camvid"), image_size=(32, 48))
     columns = source.columns("validation")
     images = columns.images[:64].astype(np.float32) / 255

@@ -17,10 +17,10 @@ import tensorflow as tf
 
 import mtr_tf
 from mtr_tf import attacks
-from mtr_tf import cells
-from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attacks.released import ReleasedPGD
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import plan
 
 CITYSCAPES = {
     "mean": (0.290101, 0.328081, 0.286964),
@@ -234,7 +234,7 @@ def test_channels_must_fit():
 def test_by_name(name, settings):
     config = AttackConfig(ckpt="-", attack=(name,), eps=(8.0,), steps=3)
     scale = (CITYSCAPES["mean"], CITYSCAPES["std"])
-    (cell,) = cells.make_cells(config, ("seg",), (), scale)
+    (cell,) = plan.make_cells(config, ("seg",), (), scale)
     x = np.random.default_rng(0).uniform(size=(2, 4, 4, 3))
     got = cell.build()(linear(1.0), x, 0, *cell.numbers)
     want = ReleasedPGD(8 / 255, 2 / 255, 3, **settings)(linear(1.0), x)
@@ -246,11 +246,11 @@ def test_by_name(name, settings):
 
 
 @pytest.mark.parametrize("eps", [4.0, 100.0])
-@pytest.mark.parametrize("name", cells.OUTSIDE)
+@pytest.mark.parametrize("name", plan.OUTSIDE)
 def test_its_records_say_how_far_it_goes(name, eps):
     config = AttackConfig(ckpt="-", attack=(name,), eps=(0.0, eps), steps=9)
     scale = (CITYSCAPES["mean"], CITYSCAPES["std"])
-    still, cell = cells.make_cells(config, ("seg",), (), scale)
+    still, cell = plan.make_cells(config, ("seg",), (), scale)
     x = (LEVELS / 255).reshape(1, 256, 1, 1).repeat(3, axis=-1)  # All there are.
     ends = [cell.build()(linear(s), x, 0, *cell.numbers) for s in (1.0, -1.0)]
     farthest = 255 * max(np.abs(end - x).max() for end in ends)
@@ -260,7 +260,7 @@ def test_its_records_say_how_far_it_goes(name, eps):
     assert farthest == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
     assert still.warnings == ()
     config = AttackConfig(ckpt="-", attack=("pgd", "pgd_released_start"))
-    for cell in cells.make_cells(config, ("seg",), (), scale):
+    for cell in plan.make_cells(config, ("seg",), (), scale):
         assert cell.warnings == ()
         assert cell.scale == ()
 

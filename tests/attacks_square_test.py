@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import square
 from mtr_tf.attacks import threat
-from mtr_tf.attacks.floors import Corner
+from mtr_tf.attacks.baselines import Corner
 from mtr_tf.attacks.square import Square
 from mtr_tf.errors import InputError
 

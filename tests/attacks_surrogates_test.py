@@ -10,11 +10,11 @@ import pytest
 import tensorflow as tf
 from scipy.spatial import distance
 
-from mtr_tf import losses
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import surrogates
-from mtr_tf.attacks.surrogates import SURROGATES
-from mtr_tf.attacks.surrogates import Case
+from mtr_tf.attacks import attack_losses
+from mtr_tf.attacks.attack_losses import SURROGATES
+from mtr_tf.attacks.attack_losses import Case
+from mtr_tf.tasks import losses
 
 DISCRETE = ("ce", "segpgd", "cospgd", "masked_ce", "masked_ce_balanced", "js", "margin")
 CONTINUOUS = ("l1", "l2", "relative", "cospgd", "angular")
@@ -304,4 +304,4 @@ def test_a_pixel_is_an_image_of_one_pixel():
     ):
         case = Case(*map(tf.constant, (target, output, mask)), own)
         assert case.per_pixel.shape == (3, 2, 2)
-        np.testing.assert_allclose(case.mean(case.per_pixel), surrogates.own(case))
+        np.testing.assert_allclose(case.mean(case.per_pixel), attack_losses.own(case))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import common_flags
+from mtr_tf.cli import flags as cli_flags
 from mtr_tf.data import batching
 from mtr_tf.data.augment import Augment
 from mtr_tf.data.source import Columns
@@ -120,7 +120,7 @@ def test_labels_that_are_no_class_are_refused_where_they_are_known(label):
     batches = batching.eval_batches(wrong, ["seg"], **options)
     with pytest.raises(tf.errors.OpError) as raised:
         list(batches)
-    assert said in common_flags.input_error_within(raised.value)
+    assert said in cli_flags.input_error_within(raised.value)
     with pytest.raises((tf.errors.OpError, InputError), match=said):  # In its order.
         list(
             batching.train_batches(

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import checkpoints
 from mtr_tf import models
-from mtr_tf import runs
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import camvid
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
+from mtr_tf.runs import loading
+from mtr_tf.training.keeper import Keeper
 
 
 def tiny(seed=0, tasks=("seg", "autoencoder")):
@@ -37,7 +38,7 @@ def assert_same(a, b):
 def keeper(workdir, model, keep=2):
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.build(model.trainable_variables)
-    return checkpoints.Keeper(workdir, model, optimizer, keep)
+    return Keeper(workdir, model, optimizer, keep)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def made_run(tmp_path_factory, camvid_dir):
         image_size="32x48",
     )
     workdir = tmp_path_factory.mktemp("made") / "one"
-    runs.write_config(workdir, config)
+    directory.write_config(workdir, config)
     tiny(seed=1).save(workdir / "model.keras")
     keeper(workdir, tiny(seed=2)).save(10)
     keeper(workdir, tiny(seed=3)).save_if_best(5, 0.5, "higher")
@@ -131,17 +132,17 @@ def test_from_a_damaged_checkpoint_to_the_one_before(tmp_path):
     ],
 )
 def test_every_way_to_name_a_run(run, ckpt, seed):
-    loaded = checkpoints.load_run(str(run / ckpt))
+    loaded = loading.load_run(str(run / ckpt))
     assert_same(outputs(loaded.model), outputs(tiny(seed)))
     assert loaded.tasks == ("seg", "autoencoder")
     assert loaded.directory == run
-    assert loaded.config == runs.read_config(run)
-    assert loaded.fingerprint == checkpoints.fingerprint(tiny(seed))
+    assert loaded.config == directory.read_config(run)
+    assert loaded.fingerprint == loading.fingerprint(tiny(seed))
 
 
 def test_an_unfinished_run_is_its_newest_checkpoint(run):
     (run / "model.keras").unlink()
-    loaded = checkpoints.load_run(str(run))
+    loaded = loading.load_run(str(run))
     assert_same(outputs(loaded.model), outputs(tiny(2)))
     assert loaded.unfinished == 10
 
@@ -150,13 +151,13 @@ def test_a_checkpoint_keeps_the_runs_precision(run):
     kept = json.loads((run / "config.json").read_text())
     kept["train"]["precision"] = "mixed_bfloat16"
     (run / "config.json").write_text(json.dumps(kept))
-    model = checkpoints.load_run(str(run / "checkpoints")).model
+    model = loading.load_run(str(run / "checkpoints")).model
     assert model.get_layer("encoder_stem_conv").compute_dtype == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
 
 
 def test_fingerprints_tell_weights_apart():
-    assert checkpoints.fingerprint(tiny(1)) != checkpoints.fingerprint(tiny(2))
+    assert loading.fingerprint(tiny(1)) != loading.fingerprint(tiny(2))
 
 
 def test_fingerprints_tell_architectures_apart():
@@ -166,7 +167,7 @@ def test_fingerprints_tell_architectures_apart():
             image, {"autoencoder": keras.layers.Rescaling(by, name="scale")(image)}
         )
 
-    prints = {checkpoints.fingerprint(scaled(by)) for by in (1.0, 10.0)}
+    prints = {loading.fingerprint(scaled(by)) for by in (1.0, 10.0)}
     assert len(prints) == 2
 
 
@@ -183,7 +184,7 @@ def own_model(path, outputs=None):
 
 def test_a_model_of_ones_own_with_a_dict_of_outputs(tmp_path):
     path = own_model(tmp_path / "m.keras", ("depth_zbuffer", "r"))
-    loaded = checkpoints.load_run(path)
+    loaded = loading.load_run(path)
     assert loaded.tasks == ("depth", "reshading")
     assert set(loaded.model.output) == {"depth", "reshading"}
     assert loaded.config is None
@@ -192,7 +193,7 @@ def test_a_model_of_ones_own_with_a_dict_of_outputs(tmp_path):
 
 def test_two_outputs_for_one_task_are_refused(tmp_path):
     with pytest.raises(InputError, match="each output .* another task"):
-        checkpoints.load_run(own_model(tmp_path / "m.keras", ("depth", "d")))
+        loading.load_run(own_model(tmp_path / "m.keras", ("depth", "d")))
 
 
 def test_a_model_without_colours_is_refused(tmp_path):
@@ -200,16 +201,16 @@ def test_a_model_without_colours_is_refused(tmp_path):
     path = tmp_path / "m.keras"
     keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)}).save(path)
     with pytest.raises(InputError, match="RGB images"):
-        checkpoints.load_run(str(path))
+        loading.load_run(str(path))
 
 
 def test_a_model_of_ones_own_with_one_output(tmp_path):
     path = own_model(tmp_path / "m.keras")
-    assert set(checkpoints.load_run(path, ("d",)).model.output) == {"depth"}
+    assert set(loading.load_run(path, ("d",)).model.output) == {"depth"}
     with pytest.raises(InputError, match="--tasks=NAME"):
-        checkpoints.load_run(path)
+        loading.load_run(path)
     with pytest.raises(InputError, match="Unknown task 'boxes'"):
-        checkpoints.load_run(own_model(tmp_path / "n.keras", ("boxes",)))
+        loading.load_run(own_model(tmp_path / "n.keras", ("boxes",)))
 
 
 def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
@@ -218,7 +219,7 @@ def test_a_file_that_wants_to_run_code_is_refused(tmp_path):
     path = tmp_path / "m.keras"
     model.save(path)
     with pytest.raises(InputError, match="Python code"):
-        checkpoints.load_run(str(path))
+        loading.load_run(str(path))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "empty"])
@@ -230,24 +231,24 @@ def test_a_damaged_file_is_explained(tmp_path, damage):
         {"truncated": whole[:1000], "foreign": b"PNG", "empty": b""}[damage]
     )
     with pytest.raises(InputError, match=r"no .keras file that can be loaded"):
-        checkpoints.load_run(str(path))
+        loading.load_run(str(path))
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.keras", "runs", "a.txt"])
 def test_nothing_to_load_is_explained(run, name):
     (run.parent.parent / "a.txt").write_text("")
     with pytest.raises(InputError, match="--ckpt"):
-        checkpoints.load_run(str(run.parent.parent / name))
+        loading.load_run(str(run.parent.parent / name))
 
 
 def test_runs_beside_a_wrong_name_are_listed(run):
     with pytest.raises(InputError, match="Runs beside it: one"):
-        checkpoints.load_run(str(run.parent / "oen"))
+        loading.load_run(str(run.parent / "oen"))
 
 
 def test_a_checkpoint_that_is_not_there_lists_those_that_are(run):
     with pytest.raises(InputError, match="ckpt-10"):
-        checkpoints.load_run(str(run / "checkpoints/ckpt-11"))
+        loading.load_run(str(run / "checkpoints/ckpt-11"))
 
 
 def test_a_checkpoint_of_another_model_is_explained(run):
@@ -255,11 +256,11 @@ def test_a_checkpoint_of_another_model_is_explained(run):
     kept["train"]["tasks"] = ["seg", "edge_texture"]
     (run / "config.json").write_text(json.dumps(kept))
     with pytest.raises(InputError, match="damaged or of another model"):
-        checkpoints.load_run(str(run / "checkpoints"))
+        loading.load_run(str(run / "checkpoints"))
 
 
 def test_a_run_without_checkpoints_is_explained(run):
     shutil.rmtree(run / "checkpoints")
     (run / "model.keras").unlink()
     with pytest.raises(InputError, match="no checkpoint"):
-        checkpoints.load_run(str(run))
+        loading.load_run(str(run))

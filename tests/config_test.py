@@ -6,13 +6,13 @@ import dataclasses
 import pytest
 from absl import flags
 
-from mtr_tf import cells
-from mtr_tf import common_flags
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
-from mtr_tf.config import parse_image_size
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import parse_image_size
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import plan
 
 
 def test_defaults_are_valid_and_go_round():
@@ -60,9 +60,9 @@ def test_image_size():
 
 def parsed(*arguments, record=TrainConfig):
     values = flags.FlagValues()
-    common_flags.define(record, values)
+    cli_flags.define(record, values)
     values(["train", *arguments])
-    return common_flags.read(record, values)
+    return cli_flags.read(record, values)
 
 
 def test_flags_without_arguments_give_the_defaults():
@@ -91,7 +91,7 @@ def test_a_list_of_the_wrong_kind():
 
 
 def test_help_shows_every_flag_with_its_default():
-    text = common_flags.help_text("mtr_tf.train", "Doc.", (TrainConfig, RunPlace))
+    text = cli_flags.help_text("mtr_tf.train", "Doc.", (TrainConfig, RunPlace))
     for record in (TrainConfig, RunPlace):
         for field in dataclasses.fields(record):
             assert f"--{field.name}=" in text
@@ -113,12 +113,12 @@ def test_help_shows_every_flag_with_its_default():
 def test_each_attack_starts_where_its_authors_does_unless_told(flag, wanted):
     known = f"--attack={','.join(wanted)}"
     config = parsed("--ckpt=x", "--eps=8", known, *flag, record=AttackConfig)
-    starts = {c.attack: c.random_start for c in cells.make_cells(config, ("seg",))}
+    starts = {c.attack: c.random_start for c in plan.make_cells(config, ("seg",))}
     assert starts == wanted
     assert AttackConfig.from_dict(config.to_dict()) == config
 
 
 def test_members_of_worst_start_as_they_do_alone():
     config = AttackConfig(ckpt="x", attack=("worst",), ensemble=("mim", "pgd"))
-    cell = cells.make_cells(config, ("seg",))[0]
+    cell = plan.make_cells(config, ("seg",))[0]
     assert [member.random_start for member in cell.members] == [False, True]

@@ -13,15 +13,15 @@ import types
 import numpy as np
 import pytest
 
-from mtr_tf import checkpoints
-from mtr_tf import runs
-from mtr_tf import training
-from mtr_tf import weights_file
-from mtr_tf import weights_names
-from mtr_tf import weights_torch
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
 from mtr_tf.errors import InputError
+from mtr_tf.models.torch_weights import names as weight_names
+from mtr_tf.models.torch_weights import reading as torch_files
+from mtr_tf.models.torch_weights import transfer as torch_weights
+from mtr_tf.runs import directory
+from mtr_tf.runs import loading
+from mtr_tf.training import loop as training
 
 CHANNELS = {"segmentsemantic": 11, "depth_zbuffer": 1, "autoencoder": 3}
 
@@ -81,7 +81,7 @@ def arrays(state):
     ],
 )
 def test_names_of_variables(path, part, weight):
-    assert weights_names.of_variable(path) == (part, weight)
+    assert weight_names.of_variable(path) == (part, weight)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ def test_names_of_variables(path, part, weight):
     ],
 )  # fmt: skip
 def test_names_in_files(name, model, expected):
-    assert weights_names.of_tensor(name, model) == expected
+    assert weight_names.of_tensor(name, model) == expected
 
 
 def test_without_torch_it_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'mtr_tf\[torch\]'"):
-        weights_file.read("any.pth")
+        torch_files.read("any.pth")
 
 
 def test_a_torch_that_is_not_safe_is_refused(monkeypatch):
     old = types.SimpleNamespace(__version__="2.5.1+cpu")
     monkeypatch.setitem(sys.modules, "torch", old)
     with pytest.raises(InputError, match=r"2\.6 or newer, got 2\.5\.1.*CVE"):
-        weights_file.read("any.pth")
+        torch_files.read("any.pth")
 
 
 class Malicious:
@@ -151,7 +151,7 @@ def test_no_code_in_a_file_is_run(torch, state, tmp_path, new):
     stored = {"state_dict": state, "extra": Malicious(trace)}
     torch.save(stored, path, _use_new_zipfile_serialization=new)
     with pytest.raises(InputError, match=r"could run code.*is refused"):
-        weights_file.read(path)
+        torch_files.read(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()  # It would have.
@@ -160,10 +160,10 @@ def test_no_code_in_a_file_is_run(torch, state, tmp_path, new):
 def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
     path = tmp_path / "f.pth"
     with pytest.raises(InputError, match=r"--torch must be a file"):
-        weights_file.read(path)
+        torch_files.read(path)
     path.write_bytes(b"PK\x03\x04 but no zip file")
     with pytest.raises(InputError, match=r"cannot be read|is refused"):
-        weights_file.read(path)
+        torch_files.read(path)
     for stored, words in (
         ([1, 2], "it holds list"),
         ({}, "it holds dict"),
@@ -172,7 +172,7 @@ def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
     ):
         torch.save(stored, path)
         with pytest.raises(InputError, match=words):
-            weights_file.read(path)
+            torch_files.read(path)
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -187,7 +187,7 @@ def test_each_way_of_saving_reads_the_same(torch, state, tmp_path, new):
                     for name, t in state.items()
                 }
                 torch.save(wrap(tensors), path, _use_new_zipfile_serialization=new)
-                found = weights_file.read(path)
+                found = torch_files.read(path)
                 assert found.keys() == state.keys()
                 for name, tensor in state.items():
                     np.testing.assert_array_equal(found[name], tensor)
@@ -235,13 +235,13 @@ def test_what_does_not_fit_is_listed(state, change, words):
     from mtr_tf import models
 
     change(state)
-    found = weights_torch.contents(arrays(state), "drn_d_22")
+    found = torch_weights.contents(arrays(state), "drn_d_22")
     model = models.build(
         "drn_d_22", "s,d,A", (None, None, 3), 11, width=2, decoders="shared"
     )
     before = [variable.numpy() for variable in model.variables]
     with pytest.raises(InputError) as error:
-        weights_torch.assign(model, found)
+        torch_weights.assign(model, found)
     said = str(error.value)
     assert [word for word in words if word not in said] == []
     assert "heads for seg, depth, autoencoder" in said
@@ -261,7 +261,7 @@ def test_a_file_of_another_model_is_one_sentence(file):
 def test_a_run_has_the_files_settings(file, net, tmp_path):
     config = ConvertConfig(torch=str(file), workdir=str(tmp_path / "run"))
     workdir = convert(config)
-    kept = runs.read_config(workdir)
+    kept = directory.read_config(workdir)
     assert kept.tasks == ("seg", "depth", "autoencoder")
     assert (kept.model, kept.width, kept.decoders) == ("drn_d_22", 2, "shared")
     assert (kept.dataset, kept.depth_target) == ("cityscapes", "released")
@@ -269,7 +269,7 @@ def test_a_run_has_the_files_settings(file, net, tmp_path):
     record = json.loads((workdir / "conversion.json").read_text())
     assert record["convert"]["torch"] == "d22.pth.tar"
     assert any("log-softmax" in sentence for sentence in record["said"])
-    model = checkpoints.load_run(str(workdir)).model
+    model = loading.load_run(str(workdir)).model
     x = np.random.default_rng(0).random((1, 16, 24, 3), np.float32)
     outputs = model(x, training=False)
     assert {t: y.shape[-1] for t, y in outputs.items()} == {
@@ -300,8 +300,8 @@ def test_decoders_that_differ_become_separate(torch, state, tmp_path):
         torch=str(path), tasks=("d", "s"), workdir=str(tmp_path / "r")
     )
     workdir = convert(config)
-    assert runs.read_config(workdir).decoders == "separate"
-    run = checkpoints.load_run(str(workdir))
+    assert directory.read_config(workdir).decoders == "separate"
+    run = loading.load_run(str(workdir))
     assert run.tasks == ("depth", "seg")
     kernels = [
         run.model.get_layer(f"decoder_{task}_layer7_conv").kernel.numpy()
@@ -327,10 +327,10 @@ def test_taskonomys_unused_class(torch, tmp_path, classes, channels):
             workdir=str(tmp_path / "run"),
         )
     )
-    kept = runs.read_config(workdir)
+    kept = directory.read_config(workdir)
     assert (kept.dataset, kept.as_released) == ("taskonomy", True)
     assert (kept.decoders, kept.width) == ("separate", 4)
-    model = checkpoints.load_run(str(workdir)).model
+    model = loading.load_run(str(workdir)).model
     head = net.state_dict()["task_to_decoder.segmentsemantic.conv_decode4.weight"]
     expected = head.numpy()[:channels].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(model.get_layer("head_seg").kernel, expected)

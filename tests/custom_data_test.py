@@ -18,13 +18,13 @@ import tensorflow as tf
 
 from mtr_tf import data
 from mtr_tf import errors
-from mtr_tf import runs
 from mtr_tf import tasks
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
-from mtr_tf.data import custom
-from mtr_tf.data import custom_facts
+from mtr_tf.data.custom import facts
+from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "own_data.md"
 
@@ -216,8 +216,8 @@ def test_only_the_asked_tasks_are_kept(open_it):
 
 
 def test_lazy_examples_are_asked_for_when_needed(open_it, monkeypatch):
-    monkeypatch.setattr(custom_facts, "_SAMPLE", 2)
-    monkeypatch.setattr(custom_facts, "_PAINTED", 2)
+    monkeypatch.setattr(facts, "_SAMPLE", 2)
+    monkeypatch.setattr(facts, "_PAINTED", 2)
     lazy = Lazy(100)
     source = open_it({"train": lazy, "classes": ["a", "b", "c"]})
     assert set(lazy.asked) <= {0, 50}
@@ -246,7 +246,9 @@ def test_the_size_is_that_of_the_examples(open_it):
 
 def test_a_run_has_a_plain_name():
     config = TrainConfig(dataset="my.data:examples", tasks=("seg",), model="tiny")
-    assert str(runs.default_workdir(config)) == "runs/my-data-examples-tiny-seg-seed0"
+    assert (
+        str(directory.default_workdir(config)) == "runs/my-data-examples-tiny-seg-seed0"
+    )
 
 
 # Mistakes.
@@ -519,8 +521,8 @@ def test_modules_of_the_current_directory_are_found(folder):
 def test_the_page_names_all_keys_and_tasks():
     page = PAGE.read_text()
     keys = set(re.findall(r'"(\w+)"', "".join(re.findall(r"^\| (.*?) \|", page, re.M))))
-    assert keys == {"image", "targets", "masks", "name", *custom.SPLITS,
-                    *custom_facts.KEYS}  # fmt: skip
+    assert keys == {"image", "targets", "masks", "name", *reading.SPLITS,
+                    *facts.KEYS}  # fmt: skip
     listed = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
     assert re.findall(r"`(\w+)`", listed) == list(tasks.TASKS)
 

@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from mtr_tf import attack_config
 from mtr_tf import attacks
+from mtr_tf.config import attack as attack_config
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
 

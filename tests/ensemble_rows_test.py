@@ -11,14 +11,14 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import sweep
-from mtr_tf import worst
-from mtr_tf.attack_config import AttackConfig
 from mtr_tf.attacks import threat
-from mtr_tf.cell_store import Store
-from mtr_tf.cells import make_cells
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation import worst_case
+from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.plan import make_cells
 
 SIZE, COUNT = 6, 8
 INFO = DatasetInfo(
@@ -101,7 +101,7 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
     store = Store(tmp_path, {}, save_examples=COUNT)
     _, (result,) = sweep.run(subject, [cell], store)
     results = [store.read(member) for member in cell.members]
-    choice = worst.choose(cell, results)
+    choice = worst_case.choose(cell, results)
     assert len(set(choice)) > 1  # Else nothing is shown.
     images = []
     for member in cell.members:
@@ -120,7 +120,7 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
     scores = [judged(points)[1] for points in images]
     np.testing.assert_array_equal(np.argmax(scores, 0), choice)
     for member, score in zip(results, scores, strict=True):
-        np.testing.assert_allclose(worst.score_of(cell, member), score, rtol=1e-4)
+        np.testing.assert_allclose(worst_case.score_of(cell, member), score, rtol=1e-4)
 
 
 def test_settings_of_members(subject):

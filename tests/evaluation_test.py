@@ -9,10 +9,10 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import evaluation
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
-from mtr_tf.evaluation import Evaluator
+from mtr_tf.evaluation import evaluator as evaluator_lib
+from mtr_tf.evaluation.evaluator import Evaluator
 
 CLASSES = 3
 TASKS = ("seg", "depth")
@@ -47,7 +47,7 @@ def make_model() -> keras.Model:
 
 
 @pytest.fixture(scope="module")
-def reference() -> evaluation.Evaluation:
+def reference() -> evaluator_lib.Evaluation:
     evaluator = Evaluator(make_model(), TASKS, CLASSES, attack=PGD, seed=3)
     return evaluator.run(make_columns(), batch_size=8, keep_examples=7)
 
@@ -97,8 +97,10 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
     model = make_model()
     clean = model.predict(columns.images / np.float32(255), verbose=0)
     attacked = model.predict(examples.adversarial, verbose=0)
-    assert_close(evaluation.values(reference.clean), brute_force(clean, columns))
-    assert_close(evaluation.values(reference.attacked), brute_force(attacked, columns))
+    assert_close(evaluator_lib.values(reference.clean), brute_force(clean, columns))
+    assert_close(
+        evaluator_lib.values(reference.attacked), brute_force(attacked, columns)
+    )
 
 
 def test_labels_that_are_no_class_are_refused():
@@ -122,7 +124,7 @@ def test_every_image_is_counted_once_in_order(reference):
 def test_the_attack_stays_in_its_ball_and_raises_the_losses(reference):
     change = reference.examples.adversarial - reference.examples.image
     assert 0.9 * 8 / 255 < np.abs(change).max() <= 8 / 255 + 1e-6
-    clean, attacked = map(evaluation.values, (reference.clean, reference.attacked))
+    clean, attacked = map(evaluator_lib.values, (reference.clean, reference.attacked))
     assert attacked["seg"]["loss"] > clean["seg"]["loss"]
     assert attacked["depth"]["loss"] > clean["depth"]["loss"]
 
@@ -180,9 +182,9 @@ def test_later_calls_reuse_the_graph_and_see_new_weights():
 
     evaluator = Evaluator(model, ("depth",), CLASSES, attack=attack)
     columns = make_columns()
-    first = evaluation.values(evaluator.run(columns, batch_size=4).clean)
+    first = evaluator_lib.values(evaluator.run(columns, batch_size=4).clean)
     model.set_weights([w + 0.1 for w in model.get_weights()])
-    second = evaluation.values(evaluator.run(columns, batch_size=4).clean)
+    second = evaluator_lib.values(evaluator.run(columns, batch_size=4).clean)
     assert len(traces) == 1, "compiled once"
     assert first["depth"]["mae"] != pytest.approx(second["depth"]["mae"], rel=1e-3)
 

@@ -16,11 +16,11 @@ import taskonomy_fixture
 from absl import flags
 
 from mtr_tf import attack
-from mtr_tf import common_flags
 from mtr_tf import train
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -56,9 +56,9 @@ def folders(tmp_path_factory):
 def read(records, *arguments):
     values = flags.FlagValues()
     for record in records:
-        common_flags.define(record, values)
+        cli_flags.define(record, values)
     values(["binary", *arguments])
-    return [common_flags.read(record, values) for record in records]
+    return [cli_flags.read(record, values) for record in records]
 
 
 def trained(name, folders, workdir, *changes):

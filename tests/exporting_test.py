@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtr_tf import attacking
+from mtr_tf import attack_job
 from mtr_tf import data
-from mtr_tf import exporting
-from mtr_tf import metrics
 from mtr_tf import models
-from mtr_tf import plots
-from mtr_tf import runs
-from mtr_tf import sweep
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import sweep
+from mtr_tf.runs import directory
+from mtr_tf.show import plots
+from mtr_tf.tasks import metrics
 
 SIZE = (24, 32)
 
@@ -89,8 +89,8 @@ def test_mean_iou_is_the_evaluators(case, tmp_path):
 # Files.
 
 
-def predictions_in(folder, sizes=((4, 6), (4, 6))) -> exporting.Predictions:
-    return exporting.Predictions(folder, fixture.VAL[:2], np.array(sizes))
+def predictions_in(folder, sizes=((4, 6), (4, 6))) -> cityscapes_export.Predictions:
+    return cityscapes_export.Predictions(folder, fixture.VAL[:2], np.array(sizes))
 
 
 def logits_of(train_ids) -> np.ndarray:
@@ -160,7 +160,7 @@ def run_directory(root, tmp_path) -> pathlib.Path:
         image_size=f"{SIZE[0]}x{SIZE[1]}",
         model="tiny",
     )
-    runs.write_config(folder, config)
+    directory.write_config(folder, config)
     keras.utils.set_random_seed(0)
     model = models.build("tiny", config.tasks, (*SIZE, 3), 19)
     model.save(folder / "model.keras")
@@ -181,9 +181,9 @@ def attack(folder, **changes) -> list[dict]:
         "export_predictions": True,
         **changes,
     }
-    attacking.attack(AttackConfig(ckpt=str(folder), **settings))
+    attack_job.attack(AttackConfig(ckpt=str(folder), **settings))
     results = folder / "attacks" / settings["name"] / "results.json"
-    return runs.json.loads(results.read_text())
+    return directory.json.loads(results.read_text())
 
 
 def by_cell(records) -> dict[str, float]:
@@ -235,9 +235,9 @@ def test_what_cannot_be_exported(run_directory, monkeypatch):
         attack(run_directory, tasks=("autoencoder",), attack_tasks=("all",))
     real = data.open_source
     info = real("cityscapes", data_dir=str(run_directory.parent / "raw")).info
-    other = exporting.dataclasses.replace(info, name="camvid")
+    other = cityscapes_export.dataclasses.replace(info, name="camvid")
     with pytest.raises(InputError, match="must be cityscapes, got camvid; leave it"):
-        exporting.open_predictions(run_directory, other, None, ("seg",), 1)
+        cityscapes_export.open_predictions(run_directory, other, None, ("seg",), 1)
     assert not (run_directory / "attacks").exists()
 
 
@@ -302,7 +302,7 @@ def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
         "--export_predictions",
         "--name=it",
     )
-    records = runs.json.loads((run / "attacks/it/results.json").read_text())
+    records = directory.json.loads((run / "attacks/it/results.json").read_text())
     ours = by_cell(records)
     size = fixture.load(next((camvid / "valannot").glob("*.png"))).shape
     for path in (run / "attacks" / "it" / "predictions").iterdir():

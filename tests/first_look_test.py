@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from absl import flags
 
-from mtr_tf import attacking
-from mtr_tf import common_flags
+from mtr_tf import attack_job
 from mtr_tf import data
-from mtr_tf import first_look
-from mtr_tf import model_fit
 from mtr_tf import models
-from mtr_tf import plots
-from mtr_tf import runs
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.checkpoints import Run
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import first_look
+from mtr_tf.evaluation import model_fit
+from mtr_tf.runs import directory
+from mtr_tf.runs.loading import Run
+from mtr_tf.show import plots
 
 SIZE, COUNT, DARK = 8, 6, 2
 CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
@@ -89,10 +89,10 @@ def plain(x):
 def run_flags(path, *given: str) -> tuple[list[dict], str, pathlib.Path]:
     """What `python -m mtr_tf.attack` does with these flags: records, text, folder."""
     values = flags.FlagValues()
-    common_flags.define(AttackConfig, values)
+    cli_flags.define(AttackConfig, values)
     usual = ("--dataset=colours", "--attack=pgd", "--eps=8", "--steps=2", "--name=test")
     values(["mtr_tf.attack", f"--ckpt={path}", *usual, "--nochecks", *given])
-    text = attacking.attack(common_flags.read(AttackConfig, values))
+    text = attack_job.attack(cli_flags.read(AttackConfig, values))
     (folder,) = pathlib.Path("runs").glob(f"{pathlib.Path(path).stem}-*/attacks/test")
     return json.loads((folder / "results.json").read_text()), text, folder
 
@@ -214,10 +214,10 @@ def test_a_run_of_ours_takes_no_other_range():
     model = models.build("tiny", ("seg",), INFO.image_shape, 3)
     folder = pathlib.Path("run")
     config = TrainConfig(tasks=("seg",), dataset="colours", model="tiny")
-    runs.write_config(folder, config)
+    directory.write_config(folder, config)
     model.save(folder / "model.keras")
     with pytest.raises(InputError, match="normalises images in .0, 1. itself"):
-        attacking.attack(AttackConfig(ckpt="run", input_range=(0.0, 255.0)))
+        attack_job.attack(AttackConfig(ckpt="run", input_range=(0.0, 255.0)))
 
 
 def test_whole_numbers_have_no_gradient():

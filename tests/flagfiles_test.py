@@ -9,10 +9,10 @@ import sys
 import pytest
 from absl import flags
 
-from mtr_tf import common_flags
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "flags").glob("*.flags"))
@@ -24,10 +24,10 @@ def settings(path):
     records = (AttackConfig,) if attack else (TrainConfig, RunPlace)
     values = flags.FlagValues()
     for record in records:
-        common_flags.define(record, values)
+        cli_flags.define(record, values)
     extra = ["--ckpt=runs/NAME"] if attack else []
     values(["binary", f"--flagfile={path}", *extra])
-    return [common_flags.read(record, values) for record in records][0]
+    return [cli_flags.read(record, values) for record in records][0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

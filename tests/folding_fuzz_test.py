@@ -15,7 +15,7 @@ import pytest
 import random_models_fixture as random_models
 import tensorflow as tf
 
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 from mtr_tf.models import stateless
 
 L = keras.layers
@@ -296,7 +296,7 @@ def check(seed: int, grouped: float = 0.3) -> collections.Counter:
     key = tf.constant([seed, 0], tf.int64)
     before = random_models.bits(model)
     right = evaluated(lambda x: stateless.outputs(model, x, key), x)
-    copy = inference.fold(model, names)
+    copy = folding.fold(model, names)
     made = evaluated(lambda x: stateless.outputs(copy, x, key), x)
     assert random_models.bits(model) == before
     of_outputs, of_slope = drawing.tolerances
@@ -345,7 +345,7 @@ def test_channels_first(kind, grouped):
     except (tf.errors.OpError, ValueError) as error:
         pytest.skip(f"not on this device: {str(error)[:100]}")
     for one, other in zip(
-        right, evaluated(inference.fold(model, ("seg",)), x), strict=True
+        right, evaluated(folding.fold(model, ("seg",)), x), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
 

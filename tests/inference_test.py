@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import models
-from mtr_tf.models import convolutions
-from mtr_tf.models import inference
+from mtr_tf.models import folded_convolutions
+from mtr_tf.models import folding
 
 L = keras.layers
 
@@ -39,7 +39,7 @@ def _compare(model: keras.Model, names, shape) -> None:
     @tf.function
     def gradient(x):
         pairs = []
-        for call in (lambda x: model(x, training=False), inference.fold(model, names)):
+        for call in (lambda x: model(x, training=False), folding.fold(model, names)):
             with tf.GradientTape() as tape:
                 tape.watch(x)
                 outputs = call(x)
@@ -68,9 +68,9 @@ def test_our_models(name, decoders):
     shape = (32, 32, 3)
     tasks = ("seg", "depth", "normal")
     model = models.build(name, tasks, shape, 4, width=4, decoders=decoders)
-    assert inference.can_fold(model, tasks)
+    assert folding.can_fold(model, tasks)
     _compare(_as_trained(model), ("seg", "normal"), shape)
-    folded = _operations(inference.fold(model, ("seg",)), shape)
+    folded = _operations(folding.fold(model, ("seg",)), shape)
     assert not [op for op in folded if "Norm" in op]
 
 
@@ -78,9 +78,9 @@ def test_dilated_convolutions():
     model = models.build("drn_d_22", ("seg", "depth"), (64, 64, 3), 4, width=4)
     _compare(_as_trained(model), ("seg", "depth"), (64, 64, 3))
     rearranged = "SpaceToBatchND" in _operations(
-        inference.fold(model, ("seg",)), (64, 64, 3)
+        folding.fold(model, ("seg",)), (64, 64, 3)
     )
-    assert rearranged != convolutions.dilates_directly(tf.float32)
+    assert rearranged != folded_convolutions.dilates_directly(tf.float32)
 
 
 def test_dilated_convolutions_without_onednn():
@@ -147,8 +147,8 @@ def test_the_scale_of_the_picture(after, names):
     model = _as_trained(_rescaled(*after))
     _compare(model, names, (8, 8, 3))
     folds = names == ("seg",) and not (after and isinstance(after[0], L.ReLU))
-    shifted = inference._folded_calls(
-        inference._nodes(model, [model.output[n] for n in names]),
+    shifted = folding._folded_calls(
+        folding._nodes(model, [model.output[n] for n in names]),
         [model.output[n] for n in names],
     )
     assert len(shifted) == (3 if folds else 2)  # The convolution and the norm.
@@ -167,16 +167,16 @@ def test_models_with_other_layers():
 
 def test_what_cannot_be_folded():
     model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
-    assert inference.can_fold(model, ("seg",))
-    assert not inference.can_fold(model, ("depth",))
-    assert not inference.can_fold(lambda x: {"seg": x}, ("seg",))
-    assert not inference.can_fold(keras.Model(model.input, model.output["seg"]), ())
+    assert folding.can_fold(model, ("seg",))
+    assert not folding.can_fold(model, ("depth",))
+    assert not folding.can_fold(lambda x: {"seg": x}, ("seg",))
+    assert not folding.can_fold(keras.Model(model.input, model.output["seg"]), ())
 
 
 def test_weights_are_those_of_the_moment():
     model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
     x = tf.random.stateless_uniform((1, 16, 16, 3), (0, 0))
-    run = tf.function(lambda x: inference.fold(model, ("seg",))(x)["seg"])
+    run = tf.function(lambda x: folding.fold(model, ("seg",))(x)["seg"])
     before = run(x)
     for variable in model.trainable_variables:
         variable.assign(2 * variable)
@@ -189,7 +189,7 @@ def test_weights_are_those_of_the_moment():
 def test_the_bfloat16_copy():
     tasks = ("seg", "depth")
     model = _as_trained(models.build("small", tasks, (32, 32, 3), 4, width=4))
-    copy = inference.in_half(model)
+    copy = folding.in_half(model)
     assert copy.get_layer("normalize").compute_dtype == "float32"
     assert copy.get_layer(_first_conv(copy)).compute_dtype == "bfloat16"
     x = tf.random.stateless_uniform((2, 32, 32, 3), (0, 0))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mtr_tf import intervals
-from mtr_tf import metrics
-from mtr_tf import sampling
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import resampling
+from mtr_tf.tasks import metrics
 
 MEAN = metrics.Metric("mean", "lower", "", None, metrics.mae().value, (-9e9, 9e9))
 
@@ -63,7 +63,7 @@ def test_bootstrap_against_a_plain_loop(confidence, grouped):
         found = intervals.of_metric(
             metric,
             rows,
-            sampling.Units(of, ""),
+            resampling.Units(of, ""),
             confidence=confidence,
             resamples=200,
             seed=7,
@@ -91,7 +91,7 @@ def test_edge_cases():
     few = np.array([[3.0, 2], [1, 2], [2, 2], [0, 0]])  # The last counts nothing.
     assert np.isfinite(intervals.of_metric(error, few, seed=0)).all()
     assert np.isnan(intervals.of_metric(error, few[1:], seed=0)).all()
-    two = sampling.Units(np.array([0, 1, 1, 0]), "2 cities")
+    two = resampling.Units(np.array([0, 1, 1, 0]), "2 cities")
     assert np.isnan(intervals.of_metric(error, few, two, seed=0)).all()
     nan = np.array([[3.0, 2], [np.nan, 2], [2, 2], [1, 2]])
     assert np.isnan(intervals.of_metric(error, nan, seed=0)).all()
@@ -115,10 +115,10 @@ def test_intervals_end_where_values_do():
 
 
 def test_units_of_groups():
-    assert sampling.units(None, 5).over == "images"
-    assert sampling.units(None, 5).count == 5
+    assert resampling.units(None, 5).over == "images"
+    assert resampling.units(None, 5).count == 5
     groups = Groups(["b", "a", "b", "c", "d"], "cities")
-    units = sampling.units(groups, 4)
+    units = resampling.units(groups, 4)
     np.testing.assert_array_equal(units.of, [1, 0, 1, 2])
     assert units.over == "3 cities"
     np.testing.assert_array_equal(units.sums([[1], [2], [4], [8]]), [[2], [5], [8]])
@@ -137,16 +137,16 @@ def test_units_of_groups():
 )
 def test_blocks_of_frames(lengths, blocks, over):
     of = np.repeat([f"video {9 - i}" for i in range(len(lengths))], lengths)
-    units = sampling.units(Groups(of, frames=True), len(of))
+    units = resampling.units(Groups(of, frames=True), len(of))
     np.testing.assert_array_equal(np.bincount(units.of), blocks)
     assert (np.diff(units.of) >= 0).all()
     assert units.over == over
 
 
 def test_what_is_said():
-    assert sampling.note("images", 96, True) == "intervals: 95 %, over 96 images"
-    assert sampling.note("3 cities", 96, True) == "intervals: 95 %, over 3 cities"
-    said = sampling.note("images", 2, False)
+    assert resampling.note("images", 96, True) == "intervals: 95 %, over 96 images"
+    assert resampling.note("3 cities", 96, True) == "intervals: 95 %, over 3 cities"
+    said = resampling.note("images", 2, False)
     assert said == (
         "no intervals: they need 3 or more to draw from, and there are 2 images"
     )
@@ -160,7 +160,7 @@ def coverage(draw_images, groups=None, trials=400):
     held, seen = 0, []
     for seed in range(trials):
         values = draw_images(np.random.default_rng(seed))
-        units = sampling.units(groups, len(values))
+        units = resampling.units(groups, len(values))
         low, high = intervals.of_metric(
             MEAN, rows_of(values), units, resamples=400, seed=seed
         )

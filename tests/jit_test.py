@@ -14,17 +14,17 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import compiling
-from mtr_tf import step as step_lib
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import random_numbers
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
-from mtr_tf.evaluation import Evaluator
-from mtr_tf.models import inference
+from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.models import compiling
+from mtr_tf.models import folding
 from mtr_tf.models import pooling
-from mtr_tf.training_losses import Weighting
+from mtr_tf.training import step as step_lib
+from mtr_tf.training.losses import Weighting
 
 TASKS = ("seg", "depth")
 SIZE = 8
@@ -159,7 +159,7 @@ def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic(
     def value_and_slope(x):
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = inference.fold(model, ["seg"])(x)["seg"]
+            y = folding.fold(model, ["seg"])(x)["seg"]
             total = tf.reduce_sum(tf.sin(y) + tf.cos(ours(x)))
         return y, tape.gradient(total, x)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import losses
+from mtr_tf.tasks import losses
 
 NAN, INF = math.nan, math.inf
 

@@ -14,28 +14,28 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtr_tf import attack_config
-from mtr_tf import attacking
+from mtr_tf import attack_job
 from mtr_tf import attacks
 from mtr_tf import data
-from mtr_tf import intervals
-from mtr_tf import measure_parts
-from mtr_tf import measure_pixel_records
-from mtr_tf import measure_plots
-from mtr_tf import measure_records
-from mtr_tf import measure_sets
-from mtr_tf import measure_steps
-from mtr_tf import metrics
 from mtr_tf import models
-from mtr_tf import runs
-from mtr_tf import sweep
-from mtr_tf import vulnerability
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.config import attack as attack_config
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import sweep
+from mtr_tf.measures import gradients as gradients_lib
+from mtr_tf.measures import passes
+from mtr_tf.measures import pixel_records
+from mtr_tf.measures import pixel_sets
+from mtr_tf.measures import records as measure_records
+from mtr_tf.measures import steps
+from mtr_tf.runs import directory
+from mtr_tf.show import measure_plots
+from mtr_tf.tasks import metrics
 
 SIDE, COUNT = 8, 5
 TASKS = ("seg", "depth")
@@ -92,7 +92,9 @@ def subject_of(model, strategy=None, batch_size=2) -> sweep.Subject:
 def run_directory(model, tmp_path, monkeypatch) -> pathlib.Path:
     monkeypatch.setitem(data.DATASETS, "specks", lambda **options: Source(INFO, specks))
     folder = tmp_path / "run"
-    runs.write_config(folder, TrainConfig(tasks=TASKS, dataset="specks", model="tiny"))
+    directory.write_config(
+        folder, TrainConfig(tasks=TASKS, dataset="specks", model="tiny")
+    )
     model.save(folder / "model.keras")
     return folder
 
@@ -121,7 +123,7 @@ def chosen(records, quantity, **where):
 
 @pytest.mark.slow
 def test_command_files_and_resumption(run_directory, monkeypatch):
-    text = attacking.attack(config_of(run_directory))
+    text = attack_job.attack(config_of(run_directory))
     folder = run_directory / "attacks" / "test"
     records = json.loads((folder / "measures.json").read_text())
     assert "mean of 3" not in text
@@ -145,19 +147,19 @@ def test_command_files_and_resumption(run_directory, monkeypatch):
     before = (folder / "measures.json").read_text()
     parts = sorted((folder / "measures").glob("*.npz"))
     called = []
-    real = measure_parts.Pass.__call__
+    real = passes.Pass.__call__
 
     def counted(self, *arguments):
         called.append(self)
         return real(self, *arguments)
 
-    monkeypatch.setattr(measure_parts.Pass, "__call__", counted)
-    attacking.attack(config_of(run_directory, batch_size=3))
+    monkeypatch.setattr(passes.Pass, "__call__", counted)
+    attack_job.attack(config_of(run_directory, batch_size=3))
     assert not called
     assert (folder / "measures.json").read_text() == before
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:100])
-    attacking.attack(config_of(run_directory))
+    attack_job.attack(config_of(run_directory))
     assert called
     assert (folder / "measures.json").read_text() == before
     assert sorted((folder / "measures").glob("*.npz")) == parts
@@ -212,9 +214,9 @@ def check_tensorboard(folder, records):
 
 def test_passes_depend_on_neither_batch_size_nor_replicas(model, mirrored):
     def arrays(subject, model):
-        step = measure_steps.gradients(model, TASKS)
+        step = steps.gradients(model, TASKS)
         seen = []
-        made = measure_parts.Pass(subject, step)(seen.append)
+        made = passes.Pass(subject, step)(seen.append)
         assert sum(seen) == COUNT
         return made
 
@@ -241,21 +243,21 @@ def test_a_killed_measure_goes_on(tmp_path):
             made.append(name)
             return {"value": np.full(COUNT, ord(name))}
 
-        return measure_parts.Part({"part": name}, 1, make)
+        return passes.Part({"part": name}, 1, make)
 
-    parts = measure_parts.Parts(tmp_path, {"model": "m"})
+    parts = passes.Parts(tmp_path, {"model": "m"})
     with pytest.raises(KeyboardInterrupt):
         parts.finish([part("a"), part("b", fails=True)], COUNT)
     found = parts.finish([part("a"), part("b")], COUNT)
     assert made == ["a", "b"]
     assert [int(arrays["value"][0]) for arrays in found] == [97, 98]
-    other = measure_parts.Parts(tmp_path, {"model": "another"})
+    other = passes.Parts(tmp_path, {"model": "another"})
     other.finish([part("a")], COUNT)
     assert made == ["a", "b", "a"]
 
 
 def test_sets_of_pixels():
-    for make in (measure_sets.random_sets, measure_sets.block_sets):
+    for make in (pixel_sets.random_sets, pixel_sets.block_sets):
         sets = make(8, 12, draws=3, seed=0)
         again = make(8, 12, draws=3, seed=0)
         other = make(8, 12, draws=3, seed=1)
@@ -268,11 +270,11 @@ def test_sets_of_pixels():
                 assert mask.sum() == count
             np.testing.assert_array_equal(masks, again[count])
         assert not np.array_equal(sets[4], other[4])
-    assert list(measure_sets.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
-    assert list(measure_sets.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
-    rows, columns = np.nonzero(measure_sets.block_sets(8, 12, 1, 0)[16][0])
+    assert list(pixel_sets.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
+    assert list(pixel_sets.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
+    rows, columns = np.nonzero(pixel_sets.block_sets(8, 12, 1, 0)[16][0])
     assert (np.ptp(rows), np.ptp(columns)) == (3, 3)
-    small = measure_sets.random_sets(1, 1, 2, 0)
+    small = pixel_sets.random_sets(1, 1, 2, 0)
     assert {count: len(masks) for count, masks in small.items()} == {1: 1}
 
 
@@ -281,8 +283,8 @@ def test_attacks_on_pixels_are_judged_on_these_pixels(model):
     subject = subject_of(model, batch_size=COUNT)
     pgd = attacks.PGD(8 / 255, 2 / 255, 5, random_start=False)
     mask = attacks.random_pixels(SIDE, SIDE, 7, 3)
-    step = measure_steps.pixel_attack(subject, "seg", pgd)
-    found = measure_parts.Pass(subject, step)(lambda n: None, tf.constant(mask))
+    step = steps.pixel_attack(subject, "seg", pgd)
+    found = passes.Pass(subject, step)(lambda n: None, tf.constant(mask))
     images = (subject.columns.images / np.float32(255)).astype("f")
     labels = subject.columns.targets["seg"].astype(np.int32)
     masks = {"seg": np.broadcast_to(mask, labels.shape)}
@@ -306,10 +308,10 @@ def test_records_of_tasks_by_hand():
         "l1": np.abs(gradients).sum(axis=2),
         "valid": np.ones((2, 2), bool),
     }
-    chosen_sets = vulnerability.members(2)
+    chosen_sets = gradients_lib.members(2)
     l1 = {
         how: np.abs(chosen_sets @ (gradients * _by_hand(arrays, how))).sum(axis=2)
-        for how in vulnerability.NORMALISATIONS
+        for how in gradients_lib.NORMALISATIONS
     }
     records = measure_records.of_tasks(arrays, l1, TASKS, seed=0)
     raw = {"norm": "l2", "normalisation": "raw"}
@@ -362,17 +364,17 @@ def test_intervals_of_means_are_those_of_metrics():
 
 
 def _by_hand(arrays, how):
-    return vulnerability.scales(arrays["l1"], how)[..., np.newaxis]
+    return gradients_lib.scales(arrays["l1"], how)[..., np.newaxis]
 
 
 def test_one_task_and_no_pixels_give_numbers_that_json_takes():
     arrays = {"gram": np.zeros((2, 1, 1)), "l1": np.zeros((2, 1))}
     arrays["valid"] = np.array([[True], [False]])
-    l1 = {how: np.zeros((2, 1)) for how in vulnerability.NORMALISATIONS}
+    l1 = {how: np.zeros((2, 1)) for how in gradients_lib.NORMALISATIONS}
     records = measure_records.of_tasks(arrays, l1, TASKS[:1], seed=0)
     empty = np.full((2, 3, 1), np.nan)
     found = {1: {"l2": empty, "l1": empty}, 4: {"l2": empty, "l1": empty}}
-    records += measure_pixel_records.of_pixel_gradients("pixels", found, TASKS[:1], 0)
+    records += pixel_records.of_pixel_gradients("pixels", found, TASKS[:1], 0)
     json.dumps(records, allow_nan=False)
     figure = measure_plots.draw_tasks(records, TASKS[:1])
     assert len(figure.axes) == 6

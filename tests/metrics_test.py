@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import losses
-from mtr_tf import metrics
+from mtr_tf.tasks import losses
+from mtr_tf.tasks import metrics
 
 
 def one_hot_logits(prediction, classes):

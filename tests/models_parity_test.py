@@ -18,12 +18,12 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import checkpoints
 from mtr_tf import models
-from mtr_tf import weights_torch
 from mtr_tf.attacks.released import ReleasedPGD
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
+from mtr_tf.models.torch_weights import transfer as torch_weights
+from mtr_tf.runs import loading
 
 _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared"
 RELEASED = pathlib.Path(os.environ.get("MTR_SHARED", _BESIDE)) / "released"
@@ -119,8 +119,8 @@ def drn(drn_arrays):
     model = models.build(
         "drn_d_22", tasks, (64, 128, 3), 19, decoders="shared", **CITYSCAPES
     )
-    found = weights_torch.contents(drn_arrays, "drn_d_22")
-    assert weights_torch.assign(model, found) == []  # Nothing is left out.
+    found = torch_weights.contents(drn_arrays, "drn_d_22")
+    assert torch_weights.assign(model, found) == []  # Nothing is left out.
     return model
 
 
@@ -148,7 +148,7 @@ def test_drn_through_the_converter(drn, drn_arrays, tmp_path):
     file, workdir = tmp_path / "drn.pth.tar", tmp_path / "run"
     torch.save({"epoch": 200, "state_dict": state}, file)
     convert(ConvertConfig(torch=str(file), workdir=str(workdir)))
-    converted = checkpoints.load_run(str(workdir)).model
+    converted = loading.load_run(str(workdir)).model
     for variable, expected in zip(converted.variables, drn.variables, strict=True):
         assert variable.path == expected.path
         np.testing.assert_array_equal(variable, expected)
@@ -349,8 +349,8 @@ def test_resnet18_outputs(released):
     half = (0.5, 0.5, 0.5)  # The input is 2 x - 1.
     model = models.build("resnet18", NAMES, (64, 64, 3), 18, mean=half, std=half)
     found = _arrays(shapes["resnet18_taskonomy_11"])
-    found = weights_torch.contents(found, "resnet18")
-    assert weights_torch.assign(model, found) == []
+    found = torch_weights.contents(found, "resnet18")
+    assert torch_weights.assign(model, found) == []
     x = _nhwc(arrays["resnet18/x01"])
     features = model.get_layer("encoder_layer4_block1_relu").output
     encoder = keras.Model(model.input, features)

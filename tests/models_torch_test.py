@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="needs torch: pip install .[torch]")
 import torch_fixture  # noqa: E402
 
 from mtr_tf import models  # noqa: E402
-from mtr_tf import weights_torch  # noqa: E402
+from mtr_tf.models.torch_weights import transfer as torch_weights  # noqa: E402
 
 CHANNELS = {"segmentsemantic": 5, "depth_zbuffer": 1, "autoencoder": 3}
 TASKS = ("seg", "depth", "autoencoder")
@@ -28,7 +28,7 @@ def ours(name, arrays, tasks=TASKS, decoders="shared"):
     model = models.build(
         name, tasks, (32, 64, 3), 5, width=WIDTHS[name], decoders=decoders
     )
-    return model, weights_torch.assign(model, weights_torch.contents(arrays, name))
+    return model, torch_weights.assign(model, torch_weights.contents(arrays, name))
 
 
 def pictures():

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import checkpoints
-from mtr_tf import training
-from mtr_tf.config import TrainConfig
-from mtr_tf.data import noise
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data import noise_targets
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs import loading
+from mtr_tf.training import loop as training
 
 INFO = DatasetInfo(
     name="made up",
@@ -32,7 +32,9 @@ MASK = np.ones((6, 40, 50), bool)
 
 def noisy(tasks, seed=0):
     real = {"seg": np.zeros((6, 40, 50), np.uint8)}
-    return noise.replace(Columns(IMAGES, real, {"seg": MASK}), tasks, INFO, seed)
+    return noise_targets.replace(
+        Columns(IMAGES, real, {"seg": MASK}), tasks, INFO, seed
+    )
 
 
 def test_classes_and_values_are_uniform_over_what_the_data_set_has():
@@ -83,7 +85,7 @@ def trained(camvid_dir, workdir, **settings):
         **settings,
     )
     training.train(config, workdir)
-    model = checkpoints.load_run(str(workdir), (), "").model
+    model = loading.load_run(str(workdir), (), "").model
     return {v.path: v.numpy() for v in model.trainable_variables}
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from mtr_tf import palettes
+from mtr_tf.tasks import palettes
 
 BLACK = [0, 0, 0]
 NAN, INF = math.nan, math.inf

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtr_tf import plots
+from mtr_tf.show import plots
 
 _spec = importlib.util.spec_from_file_location(
     "results_by_hand", pathlib.Path(__file__).with_name("report_test.py")

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import losses
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 from mtr_tf.models import probabilities
+from mtr_tf.tasks import losses
 
 SIZE, CLASSES = 8, 3
 layers, ops = keras.layers, keras.ops
@@ -102,8 +102,8 @@ def test_a_softmax_in_any_form(form):
     expected = -np.log(chosen / output.sum(-1)).mean((1, 2))
     loss = losses.cross_entropy(target, logits, mask)
     np.testing.assert_allclose(loss, expected, rtol=5 * rounding)
-    assert inference.can_fold(made, ["seg"])
-    folded = inference.fold(made, ["seg"])(tf.constant(x))["seg"]
+    assert folding.can_fold(made, ["seg"])
+    folded = folding.fold(made, ["seg"])(tf.constant(x))["seg"]
     np.testing.assert_allclose(folded, logits, atol=1e-5)
 
 

@@ -12,21 +12,21 @@ import pytest
 import random_models_fixture as fixture
 import tensorflow as tf
 
-from mtr_tf import attacking
+from mtr_tf import attack_job
 from mtr_tf import attacks
 from mtr_tf import data
-from mtr_tf import plots
-from mtr_tf import sweep
-from mtr_tf import vulnerability
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.attacks import calling
-from mtr_tf.cells import Cell
+from mtr_tf.attacks import base
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
-from mtr_tf.models import inference
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.measures import gradients
+from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.show import plots
 
 L = keras.layers
 
@@ -66,7 +66,7 @@ def test_what_training_was_stored_as_true_for_behaves_as_in_predict(layer):
     x, before = images(), fixture.bits(model)
     want = model.predict(x, verbose=0)["depth"]
     assert randomness.kind(model, x) == randomness.NONE
-    made = inference.fold(model, ("depth",))(x)["depth"]
+    made = folding.fold(model, ("depth",))(x)["depth"]
     np.testing.assert_allclose(made, want, atol=1e-5)
     np.testing.assert_allclose(stateless.outputs(model, x)["depth"], want, atol=1e-6)
     attacks.PGD(8 / 255, 2 / 255, 2)(objective_of(model, x), x)
@@ -112,8 +112,8 @@ def test_nothing_of_a_model_changes(layers):
     ):
         attack(objective, x)
     targets, masks = objective.batch["targets"], objective.batch["masks"]
-    vulnerability.task_gradients(model, x, targets, masks, ("depth",))
-    inference.check(model, ("depth",), x)
+    gradients.task_gradients(model, x, targets, masks, ("depth",))
+    folding.check(model, ("depth",), x)
     randomness.kind(model, x)
     assert not model.losses
     after = fixture.bits(model)
@@ -148,7 +148,7 @@ def test_the_same_key_gives_the_same_noise_and_layers_have_noise_of_their_own():
     in_graph = tf.function(lambda x: stateless.outputs(model, x, key(1)))(x)
     np.testing.assert_allclose(in_graph["a"], one["a"], atol=1e-6)
     # A copy draws as its model does, also where it leaves out other outputs.
-    folded = stateless.outputs(inference.fold(model, ("b",)), x, key(1))
+    folded = stateless.outputs(folding.fold(model, ("b",)), x, key(1))
     np.testing.assert_array_equal(folded["b"], one["b"])
 
 
@@ -179,7 +179,7 @@ def test_the_mean_gradient_against_its_closed_form():
     spread = scale * weights**2 / 64  # Standard deviation of one draw's gradient.
     for number in (1, count):
         objective = objective_of(model, x, eot=number)
-        gradient = tf.function(calling.gradient, autograph=False)
+        gradient = tf.function(base.gradient, autograph=False)
         slope, score = gradient(objective, x, tf.constant(0.0))
         error = (slope - want) / spread * number**0.5
         assert abs(float(tf.reduce_mean(error))) < 4 / 384**0.5
@@ -193,7 +193,7 @@ def test_the_mean_gradient_against_its_closed_form():
     with tf.GradientTape() as tape:
         tape.watch(x)
         ascend, score = few(x)
-    slope, same = calling.gradient(few, x, tf.constant(0.0))
+    slope, same = base.gradient(few, x, tf.constant(0.0))
     np.testing.assert_allclose(tape.gradient(ascend, x), slope, atol=1e-7)
     np.testing.assert_allclose(score, same, rtol=1e-6)
 
@@ -204,7 +204,7 @@ def test_draws_are_anew_at_each_step_and_seed_but_not_at_each_call():
 
     def score(progress, seed):
         seeded = objective.seeded(tf.constant([[seed, 0]] * 3, tf.int64))
-        return calling.score(seeded, x, tf.constant(progress)).numpy()
+        return base.score(seeded, x, tf.constant(progress)).numpy()
 
     np.testing.assert_array_equal(score(0.5, 1), score(0.5, 1))
     assert (score(0.5, 1) != score(0.75, 1)).all()
@@ -290,7 +290,7 @@ def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, caplog):
     }.items():
         checks = name == "one"
         config = AttackConfig(name=name, checks=checks, **(settings | changes))
-        attacking.attack(config)
+        attack_job.attack(config)
         (path,) = tmp_path.glob(f"**/attacks/{name}/results.json")
         records[name] = json.loads(path.read_text())
     losses = {
@@ -338,7 +338,7 @@ def test_scales_of_colours_in_grouped_convolutions():
     """Attacked accuracy is the same with and without folding."""
     model, x = _grouped(), images(4)
     want = model(x, training=False)["seg"]
-    made = inference.fold(model, ("seg",))(x)["seg"]
+    made = folding.fold(model, ("seg",))(x)["seg"]
     np.testing.assert_allclose(made, want, atol=1e-5 * np.abs(want).max())
     labels = tf.argmax(want, axis=-1, output_type=tf.int32)
     masks = {"seg": tf.ones(labels.shape)}
@@ -354,11 +354,11 @@ def test_scales_of_colours_in_grouped_convolutions():
 
 def test_a_folded_copy_that_differs_is_dropped(monkeypatch, caplog):
     model, x = fixture.model(), images()
-    assert inference.check(model, ("depth",), x)
+    assert folding.check(model, ("depth",), x)
     wrong = fixture.model(L.GaussianNoise(0.1))
-    real = inference.fold
+    real = folding.fold
     monkeypatch.setattr(
-        inference,
+        folding,
         "fold",
         lambda model, names: stateless.Copy(
             lambda x: {n: y + 0.1 for n, y in real(model, names).run(x).items()}, model
@@ -367,7 +367,7 @@ def test_a_folded_copy_that_differs_is_dropped(monkeypatch, caplog):
     for _ in range(2):
         objective = objective_of(wrong, x)
         attacks.FGSM(8 / 255)(objective, x)
-    assert not inference.can_fold(wrong, ("depth",))
+    assert not folding.can_fold(wrong, ("depth",))
     (said,) = [r.getMessage() for r in caplog.records if "folded" in r.getMessage()]
     assert "BatchNormalization, Conv2D, GaussianNoise, ReLU" in said
     assert "depth differs" in said
@@ -389,7 +389,7 @@ def _fast_model(nested=True):
 
 def test_the_bfloat16_copy_of_nested_and_shared_layers():
     model, x = _fast_model(), images()
-    copy = inference.in_half(model, images=x)
+    copy = folding.in_half(model, images=x)
     assert copy is not model
     assert copy.get_layer("block").get_layer("shared").compute_dtype == "bfloat16"
     assert copy.get_layer("first").compute_dtype == "float32"
@@ -418,7 +418,7 @@ class Unconfigured(L.Layer):
 def test_a_bfloat16_copy_that_differs_is_not_used(caplog):
     x = images()
     model = fixture.model(Unconfigured(1.0), Unconfigured(3.0))
-    assert inference.in_half(model, images=x) is model
+    assert folding.in_half(model, images=x) is model
     (said,) = [r.getMessage() for r in caplog.records]
     assert "bfloat16" in said
     assert "Unconfigured" in said
@@ -426,6 +426,6 @@ def test_a_bfloat16_copy_that_differs_is_not_used(caplog):
 
 def test_tensor_float_32_may_differ_as_float16_does(monkeypatch):
     model = fixture.model()
-    assert inference._tolerance(model) == 1e-3
-    monkeypatch.setattr(inference.compiling, "on_gpu", lambda: True)
-    assert inference._tolerance(model) == 16 * 2.0**-10
+    assert folding._tolerance(model) == 1e-3
+    monkeypatch.setattr(folding.compiling, "on_gpu", lambda: True)
+    assert folding._tolerance(model) == 16 * 2.0**-10

@@ -8,14 +8,15 @@ import json
 import numpy as np
 import pytest
 
-from mtr_tf import checkpoints
-from mtr_tf import training
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
-from mtr_tf.data import noise
+from mtr_tf.data import noise_targets
 from mtr_tf.data.augment import Augment
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.runs import loading
+from mtr_tf.training import loop as training
+from mtr_tf.training.keeper import Keeper
 
 TASKS = ("seg", "normal", "autoencoder")
 NOISY = ("normal", "autoencoder")
@@ -75,7 +76,7 @@ def way_of(picture, whole):
 
 
 def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_epoch():
-    columns = noise.replace(real_columns(), NOISY, INFO, 5)
+    columns = noise_targets.replace(real_columns(), NOISY, INFO, 5)
     everything = {task: columns.targets[task][np.arange(N)] for task in NOISY}
     images = columns.images.astype(np.float32) / np.float32(255)
     seen, steps = [], set()
@@ -99,7 +100,7 @@ def test_noise_is_mirrored_and_cropped_as_its_picture_and_stays_from_epoch_to_ep
 
 
 def test_all_else_is_bit_equal_and_a_later_start_goes_on():
-    control = noise.replace(real_columns(), NOISY, INFO, 5)
+    control = noise_targets.replace(real_columns(), NOISY, INFO, 5)
     for own, other in zip(epochs(real_columns()), epochs(control), strict=True):
         for name in ("image", "masks", "index", "position", "step"):
             np.testing.assert_equal(other[name], own[name])
@@ -117,7 +118,7 @@ class Stopped(Exception):
 
 
 def weights_of(workdir):
-    model = checkpoints.load_run(str(workdir)).model
+    model = loading.load_run(str(workdir)).model
     return {variable.path: variable.numpy() for variable in model.variables}
 
 
@@ -138,14 +139,14 @@ def test_a_stopped_run_ends_with_the_same_bits(camvid_dir, tmp_path, monkeypatch
         eval_examples=2,
     )
     training.train(config, tmp_path / "whole")
-    save = checkpoints.Keeper.save
+    save = Keeper.save
 
     def save_and_stop(keeper, step):
         save(keeper, step)
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.Keeper, "save", save_and_stop)
+        patch.setattr(Keeper, "save", save_and_stop)
         with pytest.raises(Stopped):
             training.train(config, tmp_path / "cut")
     training.train(config, tmp_path / "cut")

@@ -10,9 +10,9 @@ import json
 import numpy as np
 import pytest
 
-from mtr_tf import report
-from mtr_tf.cell_store import Result
-from mtr_tf.cells import Cell
+from mtr_tf.evaluation import results
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.plan import Cell
 
 FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
 FACTS |= {"interval_over": "images"}
@@ -50,7 +50,7 @@ def result(eps, seg, depth, attacked=("seg", "depth")) -> Result:
 
 CLEAN = result(None, 0.4, 0.2)
 RESULTS = [result(1.0, 0.3, 0.3), result(8.0, 0.1, None, ("seg",))]
-RECORDS = report.make_records(CLEAN, RESULTS, FACTS)
+RECORDS = results.make_records(CLEAN, RESULTS, FACTS)
 
 
 def record(eps, task, metric):
@@ -82,19 +82,19 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
     cell = dataclasses.replace(moved.cell, attack="pgd_released", scale=scale)
     moved = dataclasses.replace(moved, cell=cell)
     facts = FACTS | {"warnings": ["of all."]}
-    records = report.make_records(CLEAN, [plain, moved], facts)
+    records = results.make_records(CLEAN, [plain, moved], facts)
     assert {tuple(r["warnings"]) for r in records} == {
         ("of all.",),
         ("of all.", *cell.warnings),
     }
-    text = report.text("title", records, tmp_path)
+    text = results.text("title", records, tmp_path)
     assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
 
 
 def test_files(tmp_path):
-    json_path, csv_path = report.write(RECORDS, tmp_path)
+    json_path, csv_path = results.write(RECORDS, tmp_path)
     assert json.loads(json_path.read_text()) == RECORDS
     assert "NaN" not in json_path.read_text()
     with open(csv_path, newline="") as file:
@@ -108,7 +108,7 @@ def test_files(tmp_path):
 
 
 def test_table():
-    table = report.table(RECORDS).splitlines()
+    table = results.table(RECORDS).splitlines()
     assert table[0].split("|")[1].strip() == "seg miou, higher is better"
     assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
     left, seg, depth = (part.split() for part in table[2].split("|"))
@@ -120,7 +120,7 @@ def test_table():
 
 
 def test_a_narrow_table_is_broken_by_task():
-    narrow = report.table(RECORDS, width=80)
+    narrow = results.table(RECORDS, width=80)
     assert all(len(line) <= 80 for line in narrow.splitlines())
     first, second = narrow.split("\n\n")
     assert "miou" in first
@@ -134,4 +134,4 @@ def test_a_narrow_table_is_broken_by_task():
     [(0.5, "0.500"), (12.345, "12.3"), (123.4, "123"), (0.0, "0.00"), (None, "-")],
 )
 def test_short_numbers(value, text):
-    assert report.short(value) == text
+    assert results.short(value) == text

@@ -9,21 +9,22 @@ import sys
 import pytest
 from absl import flags
 
-from mtr_tf import common_flags
-from mtr_tf import runs
-from mtr_tf.config import TrainConfig
+from mtr_tf import files
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 
 
 def write_half(path, error):
-    with runs.whole_file(path) as beside:
+    with files.whole_file(path) as beside:
         beside.write_text("half")
         raise error
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
     path = tmp_path / "a.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(ZeroDivisionError):
         write_half(path, ZeroDivisionError())
     assert json.loads(path.read_text()) == {"a": 1}
@@ -33,17 +34,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path):
 def test_a_place_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="/file/a cannot be written: "):
-        runs.write_text(tmp_path / "file" / "a", "text")
+        files.write_text(tmp_path / "file" / "a", "text")
     with (
         pytest.raises(InputError, match="cannot be written"),
-        runs.locked(tmp_path / "file" / "run"),
+        files.locked(tmp_path / "file" / "run"),
     ):
         pass
 
 
 def test_nan_is_refused_in_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        runs.write_json(tmp_path / "a.json", float("nan"))
+        files.write_json(tmp_path / "a.json", float("nan"))
 
 
 def test_a_full_disk_is_explained(tmp_path):
@@ -54,26 +55,30 @@ def test_a_full_disk_is_explained(tmp_path):
 
 def test_settings_go_round_and_differences_are_named(tmp_path):
     config = TrainConfig(epochs=3, tasks=("seg",))
-    runs.write_config(tmp_path, config)
-    assert runs.read_config(tmp_path) == config
-    runs.check_same(tmp_path, config, TrainConfig(epochs=3, tasks=("seg",), replicas=2))
+    directory.write_config(tmp_path, config)
+    assert directory.read_config(tmp_path) == config
+    directory.check_same(
+        tmp_path, config, TrainConfig(epochs=3, tasks=("seg",), replicas=2)
+    )
     with pytest.raises(InputError, match="--epochs was 3 and is 4; --seed was 0"):
-        runs.check_same(tmp_path, config, TrainConfig(epochs=4, tasks=("seg",), seed=1))
+        directory.check_same(
+            tmp_path, config, TrainConfig(epochs=4, tasks=("seg",), seed=1)
+        )
 
 
 def test_the_flagfile_repeats_the_settings(tmp_path):
     config = TrainConfig(
         tasks=("seg", "depth"), flip=False, lr_epochs=(1, 2), schedule="step"
     )
-    runs.write_config(tmp_path, config)
+    directory.write_config(tmp_path, config)
     values = flags.FlagValues()
-    common_flags.define(TrainConfig, values)
+    cli_flags.define(TrainConfig, values)
     values(["train", f"--flagfile={tmp_path / 'train.flags'}"])
-    assert common_flags.read(TrainConfig, values) == config
+    assert cli_flags.read(TrainConfig, values) == config
 
 
 def test_what_a_result_is_traced_by(tmp_path):
-    runs.write_config(tmp_path, TrainConfig())
+    directory.write_config(tmp_path, TrainConfig())
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["train"]["seed"] == 0
     assert {"python", "tensorflow", "keras", "numpy"} <= set(kept["versions"])
@@ -83,7 +88,7 @@ def test_what_a_result_is_traced_by(tmp_path):
 def test_a_damaged_config_is_explained(tmp_path):
     (tmp_path / "config.json").write_text('{"train": {')
     with pytest.raises(InputError, match="damaged"):
-        runs.read_config(tmp_path)
+        directory.read_config(tmp_path)
 
 
 def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
@@ -99,11 +104,11 @@ def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(InputError, match=f"another process .pid {holder.pid}"),
-            runs.locked(tmp_path),
+            files.locked(tmp_path),
         ):
             pass
     finally:
         holder.kill()
         holder.wait()
-    with runs.locked(tmp_path):
+    with files.locked(tmp_path):
         pass

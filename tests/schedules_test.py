@@ -6,8 +6,8 @@ import math
 import keras
 import pytest
 
-from mtr_tf import schedules
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.training import schedules
 
 
 def rates(config, steps_per_epoch, steps):

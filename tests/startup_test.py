@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import common_flags
-from mtr_tf import startup
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 
 
 @pytest.fixture
@@ -71,16 +71,16 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
     ],
 )
 def test_too_little_memory_is_one_sentence(error):
-    told = common_flags.out_of_memory(error, [TrainConfig(batch_size=24)])
+    told = cli_flags.out_of_memory(error, [TrainConfig(batch_size=24)])
     assert told.count("\n") == 0
     assert "--batch_size=24. Try --batch_size=12, or" in told
-    told = common_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
+    told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
     assert "--batch_size=1. Take smaller images or a smaller --model, or" in told
 
 
 def test_other_errors_are_not_of_memory():
     error = tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible")
-    assert common_flags.out_of_memory(error, [TrainConfig()]) is None
+    assert cli_flags.out_of_memory(error, [TrainConfig()]) is None
 
 
 def test_skipped_steps_are_those_without_an_update():

@@ -8,14 +8,14 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import models
-from mtr_tf import step as step_lib
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
-from mtr_tf.training_losses import Weighting
+from mtr_tf.training import step as step_lib
+from mtr_tf.training.losses import Weighting
 
 TASKS = ("seg", "depth")
 WEIGHTS = {"seg": 0.75, "depth": 0.25}

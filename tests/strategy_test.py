@@ -4,8 +4,8 @@
 import pytest
 import tensorflow as tf
 
-from mtr_tf import strategy
 from mtr_tf.errors import InputError
+from mtr_tf.runs import strategy
 
 needs_cpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import study_fixture
 
-from mtr_tf import sampling
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import resampling
 from mtr_tf.study import claims
 from mtr_tf.study import design
 from mtr_tf.study import design_file
@@ -381,7 +381,7 @@ def test_groups_of_images_are_resampled_whole(tmp_path):
             by_seed.append(miou.value(ours) - miou.value(theirs))
         assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
     low, high = np.percentile(found.draws, (2.5, 97.5))
-    expected = sampling.widened((low, high), found.mean, 4, 0.95)
+    expected = resampling.widened((low, high), found.mean, 4, 0.95)
     np.testing.assert_allclose(found.interval, expected)
 
 

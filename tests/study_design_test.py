@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import claims
 from mtr_tf.study import design

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtr_tf import measure_pixel_records
-from mtr_tf import measure_records
-from mtr_tf import report
-from mtr_tf import runs
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.cell_store import Result
-from mtr_tf.cells import make_cells
+from mtr_tf import files
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.evaluation import results
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.measures import pixel_records
+from mtr_tf.measures import records as measure_records
+from mtr_tf.runs import directory
 from mtr_tf.study import design
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
@@ -154,9 +155,9 @@ def write(
                 _attack(workdir / folder, config, tasks, about, drop, images, warnings)
                 if config.measure:
                     write_measures(workdir / folder, config.measure, tasks, seed)
-    content = study.to_dict() | {"provenance": runs.provenance()}
-    runs.write_json(workdir / "study.json", content)
-    runs.write_json(workdir / "index.json", {"study": study.name, "cells": cells})
+    content = study.to_dict() | {"provenance": directory.provenance()}
+    files.write_json(workdir / "study.json", content)
+    files.write_json(workdir / "index.json", {"study": study.name, "cells": cells})
     return workdir
 
 
@@ -202,9 +203,9 @@ def _attack(folder, config, tasks, about, drop, images, warnings) -> None:
 
         result = _result(cell, tasks, images, seed, lost)
         files = {"rows": _write(folder, result), "clean_rows": _write(folder, clean)}
-        made = report.make_records(clean, [result], facts, {"depth": "m"})
+        made = results.make_records(clean, [result], facts, {"depth": "m"})
         records += [record | files for record in made]
-    report.write(records, folder)
+    results.write(records, folder)
 
 
 def _result(cell, tasks, images, seed, lost) -> Result:
@@ -295,11 +296,11 @@ def write_measures(
     for measure in {"pixels", "blocks"}.intersection(measures):
         records += _of_pixels(measure, tasks, seed)
     facts = {"seed": seed, "dataset": "rooms", "split": "validation", "n": images}
-    runs.write_json(folder / "measures.json", [record | facts for record in records])
+    files.write_json(folder / "measures.json", [record | facts for record in records])
 
 
 def _of_tasks(gradients, tasks, seed) -> list[dict]:
-    from mtr_tf import vulnerability
+    from mtr_tf.measures import gradients as gradients_lib
 
     images, count, _ = gradients.shape
     own = np.abs(gradients).sum(axis=2)
@@ -308,10 +309,10 @@ def _of_tasks(gradients, tasks, seed) -> list[dict]:
         "l1": own,
         "valid": np.ones((images, count), bool),
     }
-    sets = vulnerability.members(count)
+    sets = gradients_lib.members(count)
     l1 = {}
-    for how in vulnerability.NORMALISATIONS:
-        scale = vulnerability.scales(own, how)
+    for how in gradients_lib.NORMALISATIONS:
+        scale = gradients_lib.scales(own, how)
         scaled = gradients * np.broadcast_to(scale, own.shape)[..., None]
         l1[how] = np.abs(np.einsum("sm,nmp->nsp", sets, scaled)).sum(axis=2)
     return measure_records.of_tasks(found, l1, tasks, seed)
@@ -325,18 +326,16 @@ def _of_pixels(measure, tasks, seed) -> list[dict]:
         size = np.sqrt((1 + 0.05 * (count - 1)) / count)
         shape = (draws, images, len(tasks))
         norms[count] = {n: size * rng.uniform(0.9, 1.1, shape) for n in ("l2", "l1")}
-    records += measure_pixel_records.of_pixel_gradients(measure, norms, tasks, seed)
+    records += pixel_records.of_pixel_gradients(measure, norms, tasks, seed)
     for task in tasks:
         attacked = {}
         for count in counts:
             arrays = {}
-            for metric in measure_pixel_records.shown_metrics(task):
+            for metric in pixel_records.shown_metrics(task):
                 for kind, bad in (("clean", 0.1), ("attacked", 0.9 / (1 + count / 50))):
                     badness = np.clip(rng.normal(bad, 0.02, draws * images), 0, 1)
                     rows = _rows(metric, badness).reshape(draws, images, -1)
                     arrays[f"{kind}/{metric.name}"] = rows
             attacked[count] = arrays
-        records += measure_pixel_records.of_pixel_attacks(
-            measure, task, attacked, 8.0, seed
-        )
+        records += pixel_records.of_pixel_attacks(measure, task, attacked, 8.0, seed)
     return records

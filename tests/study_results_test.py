@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import study_fixture
 
-from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import claim_checks
 from mtr_tf.study import design

@@ -19,11 +19,11 @@ import pytest
 from absl import flags as absl_flags
 
 import mtr_tf
-from mtr_tf import common_flags
-from mtr_tf import runs
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import costs
 from mtr_tf.study import messages
@@ -96,9 +96,9 @@ def parsed(command, *records):
     """The settings that the binary makes of a command's flags."""
     values = absl_flags.FlagValues()
     for record in records:
-        common_flags.define(record, values)
+        cli_flags.define(record, values)
     values(list(command))
-    return [common_flags.read(record, values) for record in records]
+    return [cli_flags.read(record, values) for record in records]
 
 
 def test_the_commands_flags_say_what_the_study_says_and_no_more():
@@ -175,7 +175,7 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         for name in cell.files:
             (folder / name).touch()
         if cell.kind == "train":
-            runs.write_config(folder, cell.config)
+            directory.write_config(folder, cell.config)
         else:
             commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
         assert commands.is_done(cell, tmp_path)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mtr_tf import sampling
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import resampling
 from mtr_tf.study import statistics
 
 
@@ -174,7 +174,7 @@ def test_bootstrap_intervals_hold_the_truth_as_often_as_they_should(seeds, image
 def interval(draws, mean, seeds):
     """The 95 % interval of a study."""
     ends = np.percentile(draws, (2.5, 97.5))
-    return sampling.widened(ends, mean, seeds, 0.95)
+    return resampling.widened(ends, mean, seeds, 0.95)
 
 
 @pytest.mark.parametrize("seeds", [4, 6, 10])
@@ -199,14 +199,14 @@ def test_intervals_are_students_for_normal_draws():
 
 
 def test_an_interval_of_one_seed_stays():
-    assert tuple(sampling.widened((0.1, 0.3), 0.15, 1, 0.95)) == (0.1, 0.3)
+    assert tuple(resampling.widened((0.1, 0.3), 0.15, 1, 0.95)) == (0.1, 0.3)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 11, 29])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
 def test_student_t(freedom, confidence):
     expected = scipy.stats.t.ppf((1 + confidence) / 2, freedom)
-    found = sampling.student_t(confidence, freedom)
+    found = resampling.student_t(confidence, freedom)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -14,20 +14,20 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from mtr_tf import attack_summaries
 from mtr_tf import models
-from mtr_tf import monitor
-from mtr_tf import summaries
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attack_config import ATTACKS
-from mtr_tf.cell_store import Result
-from mtr_tf.cells import Cell
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.attack import ATTACKS
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
-from mtr_tf.evaluation import Examples
-from mtr_tf.training_losses import Weighting
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.show import attack_summaries
+from mtr_tf.show import tensorboard
+from mtr_tf.training import monitor
+from mtr_tf.training.losses import Weighting
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
@@ -80,7 +80,7 @@ def hparams(events: EventAccumulator) -> dict:
 
 
 def test_tags_and_totals():
-    assert summaries.loss_scalars(
+    assert tensorboard.loss_scalars(
         {"seg": 2.0, "depth": 0.5}, {"seg": 1, "depth": 2}
     ) == {
         "seg/loss": 2.0,
@@ -88,7 +88,7 @@ def test_tags_and_totals():
         "total/loss": 3.0,
     }
     values = {"seg": {"miou": 0.5, "loss": 2.0}, "depth": {"loss": math.nan}}
-    found = summaries.evaluation_scalars(values)
+    found = tensorboard.evaluation_scalars(values)
     assert found["seg/miou"] == 0.5
     assert found["total/loss"] == 2.0  # Without the task nobody knows.
     assert math.isnan(found["depth/loss"])
@@ -97,12 +97,12 @@ def test_tags_and_totals():
 def test_every_number_says_its_unit_and_which_way_is_better():
     for name, task in tasks_lib.TASKS.items():
         for metric in task.metrics:
-            text = summaries.describe(f"{name}/{metric.name}")
+            text = tensorboard.describe(f"{name}/{metric.name}")
             assert f"{metric.better} is better" in text
             assert f", in {metric.unit}" in text or not metric.unit
-    assert ", in pixels;" in summaries.describe("depth/mae", {"depth": "pixels"})
-    assert "lower is better" in summaries.describe("total/loss")
-    assert "higher is better" in summaries.describe("optimizer/examples_per_second")
+    assert ", in pixels;" in tensorboard.describe("depth/mae", {"depth": "pixels"})
+    assert "lower is better" in tensorboard.describe("total/loss")
+    assert "higher is better" in tensorboard.describe("optimizer/examples_per_second")
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ def test_every_number_says_its_unit_and_which_way_is_better():
     ],
 )
 def test_numbers_that_coincide_say_so(tag, same):
-    text = summaries.describe(tag)
+    text = tensorboard.describe(tag)
     assert ("is the same number" in text) == bool(same)
     assert not same or same in text
 
 
 def test_the_columns_of_a_picture():
-    (columns,) = summaries.pictures(make_examples(), ("seg",), INFO, 0.1).values()
+    (columns,) = tensorboard.pictures(make_examples(), ("seg",), INFO, 0.1).values()
     image, target, clean, attacked, change = columns.values()
     assert [*columns] == [
         "image",
@@ -141,7 +141,7 @@ def test_the_columns_of_a_picture():
 
 
 def test_a_picture_without_an_attack_has_three_columns():
-    found = summaries.pictures(make_examples(attacked=False), ("seg",), INFO)
+    found = tensorboard.pictures(make_examples(attacked=False), ("seg",), INFO)
     assert [*found] == ["seg/pictures"]
     assert [*found["seg/pictures"]] == ["image", "target", "clean output"]
 
@@ -149,7 +149,7 @@ def test_a_picture_without_an_attack_has_three_columns():
 @pytest.mark.parametrize(("size", "factor"), [((4, 5), 32), ((128, 200), 1)])
 def test_a_sheet_has_large_tiles_under_headings(size, factor):
     tiles = np.random.default_rng(0).integers(0, 255, (2, *size, 3), np.uint8)
-    sheet = summaries.sheet({"one": tiles, "another": 255 - tiles})
+    sheet = tensorboard.sheet({"one": tiles, "another": 255 - tiles})
     height, width = (side * factor for side in size)
     assert sheet.shape == (HEADING + 2 * height + GAP, 2 * width + GAP, 3)
     below = sheet[HEADING:]
@@ -174,20 +174,20 @@ def test_a_sheet_has_large_tiles_under_headings(size, factor):
 def test_the_longest_heading_is_no_wider_than_the_smallest_tile():
     heading = "perturbation x128"
     tiles = np.full((1, 128, 128, 3), 255, np.uint8)
-    sheet = summaries.sheet({"a": tiles, heading: tiles, "b": tiles})
+    sheet = tensorboard.sheet({"a": tiles, heading: tiles, "b": tiles})
     gap = sheet[:HEADING, 128 : 128 + GAP], sheet[:HEADING, 258 : 258 + GAP]
     assert (np.array(gap) == 255).all()
 
 
 def test_magnification():
     change = np.array([[0.0, -0.02, 0.01]])
-    assert summaries.magnification(change, 0.05) == pytest.approx(10)
-    assert summaries.magnification(change) == pytest.approx(25)
-    assert summaries.magnification(change * 0) == 1
+    assert tensorboard.magnification(change, 0.05) == pytest.approx(10)
+    assert tensorboard.magnification(change) == pytest.approx(25)
+    assert tensorboard.magnification(change * 0) == 1
 
 
 def test_settings_as_text():
-    table = summaries.settings_table(
+    table = tensorboard.settings_table(
         {"tasks": ["seg", "depth"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
     )
     assert table.splitlines()[2:] == [
@@ -197,7 +197,7 @@ def test_settings_as_text():
         "| main |  |",
         "| n | `0` |",
     ]
-    assert summaries.hparam_values({"a": (1, 2), "b": 0.5, "c": None, "d": True}) == {
+    assert tensorboard.hparam_values({"a": (1, 2), "b": 0.5, "c": None, "d": True}) == {
         "a": "1,2",
         "b": 0.5,
         "c": "None",
@@ -209,13 +209,13 @@ def test_what_is_written_can_be_read_back(tmp_path):
     tiles = np.full((1, 200, 150, 3), 9, np.uint8)
     writer = tf.summary.create_file_writer(str(tmp_path))
     with writer.as_default():
-        summaries.write_scalars(
+        tensorboard.write_scalars(
             {"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images."
         )
-        summaries.write_scalars({"seg/miou": 0.5}, 8, suffix="_x")
-        summaries.write_pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
-        summaries.write_settings({"tasks": ("seg",), "epochs": 3})
-        summaries.write_hparams({"tasks": ("seg",), "epochs": 3}, "trial")
+        tensorboard.write_scalars({"seg/miou": 0.5}, 8, suffix="_x")
+        tensorboard.write_pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
+        tensorboard.write_settings({"tasks": ("seg",), "epochs": 3})
+        tensorboard.write_hparams({"tasks": ("seg",), "epochs": 3}, "trial")
     writer.close()
     events = read(tmp_path)
     assert set(events.Tags()["tensors"]) == {

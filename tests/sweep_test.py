@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import intervals
-from mtr_tf import sweep
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.cells import make_cells
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
-from mtr_tf.task_groups import parse_groups
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.tasks.groups import parse_groups
 
 TASKS = ("seg", "depth", "normal")
 

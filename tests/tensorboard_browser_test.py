@@ -22,8 +22,8 @@ from browser_fixture import Clock
 from browser_fixture import server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mtr_tf import attacking
-from mtr_tf.attack_config import AttackConfig
+from mtr_tf import attack_job
+from mtr_tf.config.attack import AttackConfig
 
 pytestmark = [pytest.mark.slow, browser_fixture.needed]
 
@@ -103,7 +103,7 @@ def run_directory(whole_run, tmp_path_factory) -> pathlib.Path:
         name="test",
         checks=False,
     )
-    attacking.attack(attack)
+    attack_job.attack(attack)
     return folder
 
 

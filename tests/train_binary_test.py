@@ -18,14 +18,14 @@ import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from mtr_tf import checkpoints
-from mtr_tf import common_flags
-from mtr_tf import step
 from mtr_tf import train
-from mtr_tf import training
-from mtr_tf.config import RunPlace
-from mtr_tf.config import TrainConfig
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import loading
+from mtr_tf.training import loop as training
+from mtr_tf.training import step
 
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared"
 CAMVID = pathlib.Path(os.environ.get("MTR_CAMVID", SHARED / "camvid"))
@@ -53,9 +53,9 @@ def read(flags):
     """The settings that the binary makes of flags."""
     values = absl_flags.FlagValues()
     for record in (TrainConfig, RunPlace):
-        common_flags.define(record, values)
+        cli_flags.define(record, values)
     values(["train", *flags])
-    return [common_flags.read(record, values) for record in (TrainConfig, RunPlace)]
+    return [cli_flags.read(record, values) for record in (TrainConfig, RunPlace)]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole_run, stopped):
     assert stopped.kills == 2
     prints = {
         name: {
-            checkpoints.load_run(str(path / part)).fingerprint
+            loading.load_run(str(path / part)).fingerprint
             for path in (whole_run.workdir, stopped.workdir)
         }
         for name, part in (("end", "model.keras"), ("best", "checkpoints/best"))
@@ -154,10 +154,10 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
         raise AssertionError("a step was traced")
 
     monkeypatch.setattr(step, "replica_step", never)
-    before = checkpoints.load_run(str(stopped.workdir)).fingerprint
+    before = loading.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
     assert any(line.startswith("going on from step 30 of 30") for line in lines)
-    assert checkpoints.load_run(str(stopped.workdir)).fingerprint == before
+    assert loading.load_run(str(stopped.workdir)).fingerprint == before
 
 
 @pytest.mark.slow

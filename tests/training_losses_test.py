@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from mtr_tf import training_losses
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.training import losses as training_losses
 
 INFO = DatasetInfo(
     name="made",

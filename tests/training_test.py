@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from mtr_tf import training
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.training import loop as training
 
 TASKS = ("seg", "depth")
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf import dead_gradients
-from mtr_tf import sweep
-from mtr_tf import trust
-from mtr_tf import trust_probe
-from mtr_tf.attack_config import RELEASED
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.cell_store import Result
-from mtr_tf.cells import make_cells
+from mtr_tf.config.attack import RELEASED
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.evaluation import dead_gradients
+from mtr_tf.evaluation import sanity_checks
+from mtr_tf.evaluation import sanity_probe
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.plan import make_cells
 
 SIZE, COUNT = 6, 6
 INFO = DatasetInfo(
@@ -91,7 +91,7 @@ def make_subject(front) -> sweep.Subject:
 
 def a_cell(**settings):
     config = AttackConfig(ckpt="x", eps=(2.0,), steps=12, **settings)
-    return trust_probe.probe(make_cells(config, ("seg",)))
+    return sanity_probe.probe(make_cells(config, ("seg",)))
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,12 @@ def a_cell(**settings):
     ],
 )
 def test_what_is_wrong_is_found(front, failing):
-    checks = trust.run(make_subject(front), a_cell())
+    checks = sanity_checks.run(make_subject(front), a_cell())
     found = {check.name for check in checks if check.reason}
     assert found >= failing if failing else not found
     assert len({check.name for check in checks}) == 8
     json.dumps([check.measured for check in checks], allow_nan=False)
-    warnings = trust.warnings(checks)
+    warnings = sanity_checks.warnings(checks)
     assert len(warnings) == len(found)
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
 
@@ -140,17 +140,17 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
 
 
 def test_nothing_is_known_where_nothing_is_finite():
-    (check,) = trust.run(make_subject(broken), a_cell())
+    (check,) = sanity_checks.run(make_subject(broken), a_cell())
     assert (check.name, check.measured) == ("finite", {"images": 0})
-    assert trust.warnings([check])
+    assert sanity_checks.warnings([check])
 
 
 def test_a_transfer_that_does_more_harm():
     cell = a_cell()
     rows = {"seg": {"loss": np.full((COUNT, 2), 9.0, np.float32)}}
     strong = Result(cell, {}, COUNT, {}, rows)
-    checks = trust.run(make_subject(honest), cell, [strong])
-    (warning,) = trust.warnings(checks)
+    checks = sanity_checks.run(make_subject(honest), cell, [strong])
+    (warning,) = sanity_checks.warnings(checks)
     assert "made on another model does more harm" in warning
     assert "transfer 9" in warning
 
@@ -164,13 +164,13 @@ def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
         compared.extend(result.cell.attack for result in transferred)
         return []
 
-    monkeypatch.setattr(trust, "run", run)
+    monkeypatch.setattr(sanity_checks, "run", run)
     config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *RELEASED))
     half = ((0.5,) * 3, (0.25,) * 3)
     results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",), (), half)]
     path = tmp_path / "checks.json"
     settings = {"examples": 4, "transfer": True}
-    trust.check_once(make_subject(honest), results, {}, path, **settings)
+    sanity_checks.check_once(make_subject(honest), results, {}, path, **settings)
     assert compared == ["mim", "pgd_released_start"]
 
 
@@ -179,14 +179,14 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
 
     def run(subject, cell, transferred):
         calls.append((subject.num_examples, subject.batch_size, cell.attack))
-        return [trust.Check("fgsm", "it is odd", {"pgd": 1.0, "fgsm": 2.0})]
+        return [sanity_checks.Check("fgsm", "it is odd", {"pgd": 1.0, "fgsm": 2.0})]
 
-    monkeypatch.setattr(trust, "run", run)
+    monkeypatch.setattr(sanity_checks, "run", run)
     config = AttackConfig(ckpt="x", eps=(0.0, 2.0), attack=("square", "pgd"))
     results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",))]
     path = tmp_path / "checks.json"
     for facts, examples in (({"a": 1}, 4), ({"a": 1}, 4), ({"a": 2}, 99)):
-        found = trust.check_once(
+        found = sanity_checks.check_once(
             make_subject(honest), results, facts, path, examples=examples
         )
         assert found == ["it is odd (pgd 1, fgsm 2)."]
@@ -198,8 +198,8 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
-    cell = trust_probe.probe(make_cells(config, ("seg", "depth")))
+    cell = sanity_probe.probe(make_cells(config, ("seg", "depth")))
     assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
     assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
-    assert trust_probe.probe(none) is None
+    assert sanity_probe.probe(none) is None

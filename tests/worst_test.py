@@ -8,10 +8,10 @@ import itertools
 import numpy as np
 import pytest
 
-from mtr_tf import metrics
-from mtr_tf import worst
-from mtr_tf.cell_store import Result
-from mtr_tf.cells import Cell
+from mtr_tf.evaluation import worst_case
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.tasks import metrics
 
 
 def a_cell(attack="worst", **settings) -> Cell:
@@ -38,22 +38,22 @@ def a_result(losses, correct=None, wanted=None) -> Result:
 
 def test_the_largest_loss_per_image_wins():
     results = [a_result([1, 5, 2, np.nan]), a_result([2, 4, 2, 1])]
-    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0, 0, 1])
-    rows = worst.take(np.array([1, 0, 0, 1]), [r.rows for r in results])
+    np.testing.assert_array_equal(worst_case.choose(a_cell(), results), [1, 0, 0, 1])
+    rows = worst_case.take(np.array([1, 0, 0, 1]), [r.rows for r in results])
     np.testing.assert_array_equal(rows["seg"]["loss"][:, 0], [2, 5, 2, 1])
 
 
 def test_harm_is_wrong_pixels():
     results = [a_result([1, 9], [3, 8]), a_result([2, 1], [4, 7])]
     cell = a_cell(judge="harm")
-    np.testing.assert_array_equal(worst.choose(cell, results), [0, 1])
-    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0])
+    np.testing.assert_array_equal(worst_case.choose(cell, results), [0, 1])
+    np.testing.assert_array_equal(worst_case.choose(a_cell(), results), [1, 0])
 
 
 def test_targeted_goes_by_the_wanted_targets():
     results = [a_result([9, 1], wanted=[3, 8]), a_result([1, 9], wanted=[4, 7])]
     cell = a_cell(targeted=True)
-    np.testing.assert_array_equal(worst.choose(cell, results), [0, 1])
+    np.testing.assert_array_equal(worst_case.choose(cell, results), [0, 1])
 
 
 def test_attacks_on_some_pixels_go_by_these():
@@ -61,9 +61,9 @@ def test_attacks_on_some_pixels_go_by_these():
     for result, losses in zip(results, ([3, 8], [4, 7]), strict=True):
         rows = np.stack([np.array(losses), np.ones(2)], axis=-1)
         result.aimed_rows["seg"] = {"loss": rows}
-    np.testing.assert_array_equal(worst.choose(a_cell(), results), [1, 0])
+    np.testing.assert_array_equal(worst_case.choose(a_cell(), results), [1, 0])
     targeted = a_cell(targeted=True)
-    np.testing.assert_array_equal(worst.choose(targeted, results), [0, 1])
+    np.testing.assert_array_equal(worst_case.choose(targeted, results), [0, 1])
 
 
 def test_weights_of_the_attack_are_those_of_the_choice():
@@ -71,9 +71,9 @@ def test_weights_of_the_attack_are_those_of_the_choice():
     for number, result in enumerate(results):  # A second task, the other way round.
         result.rows["depth"] = {"loss": np.array([[1.0 + number, 1.0]])}
     cell = Cell("worst", "linf", 8.0, 2.0, 5, 1, ("seg", "depth"), 0, 0)
-    assert worst.choose(cell, results) == [0]  # 3 to 3: the first.
+    assert worst_case.choose(cell, results) == [0]  # 3 to 3: the first.
     weighted = Cell(*list(vars(cell).values())[:9], weights=(("depth", 2.0),))
-    assert worst.choose(weighted, results) == [1]
+    assert worst_case.choose(weighted, results) == [1]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -88,7 +88,7 @@ def test_greedy_mean_iou_against_all_choices(seed):
     def value(choice):
         return metric.value(rows[np.array(choice), images].sum(axis=0))
 
-    found = worst.greedy(metric, rows, np.zeros(6, int), seed=0)
+    found = worst_case.greedy(metric, rows, np.zeros(6, int), seed=0)
     everything = [value(choice) for choice in itertools.product(range(3), repeat=6)]
     alone = [value([number] * 6) for number in range(3)]
     assert min(everything) <= value(found) <= min(alone)
@@ -107,5 +107,5 @@ def test_greedy_starts_from_the_choice_if_that_is_lower():
     rows[:, :, 2] = 10
     rows[:, :, 5] = 10 - rows[:, :, 0]  # the rest is missed.
     np.testing.assert_array_equal(
-        worst.greedy(metric, rows, np.array([1, 0]), 0), [1, 0]
+        worst_case.greedy(metric, rows, np.array([1, 0]), 0), [1, 0]
     )

@@ -18,22 +18,22 @@ from typing import Any
 import tensorflow as tf
 
 from mtr_tf.attacks.apgd import APGD
+from mtr_tf.attacks.attack_losses import SURROGATES
 from mtr_tf.attacks.balance import BALANCES
-from mtr_tf.attacks.calling import Attack
+from mtr_tf.attacks.base import Attack
+from mtr_tf.attacks.baselines import Corner
+from mtr_tf.attacks.baselines import Noise
 from mtr_tf.attacks.ensemble import SEA
 from mtr_tf.attacks.ensemble import Worst
-from mtr_tf.attacks.floors import Corner
-from mtr_tf.attacks.floors import Noise
 from mtr_tf.attacks.judging import JUDGES
 from mtr_tf.attacks.momentum import MIM
 from mtr_tf.attacks.objectives import TaskObjective
 from mtr_tf.attacks.objectives import objective
+from mtr_tf.attacks.output_mask import block
+from mtr_tf.attacks.output_mask import random_pixels
 from mtr_tf.attacks.pgd import FGSM
 from mtr_tf.attacks.pgd import PGD
-from mtr_tf.attacks.pixels import block
-from mtr_tf.attacks.pixels import random_pixels
 from mtr_tf.attacks.square import Square
-from mtr_tf.attacks.surrogates import SURROGATES
 from mtr_tf.attacks.threat import NORMS
 from mtr_tf.attacks.threat import fold_in
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
@@ -23,7 +23,7 @@ _RISES = 0.75  # rho: the share of steps that must raise the score.
 
 
 @dataclasses.dataclass(frozen=True)
-class APGD(calling.Attack):
+class APGD(base.Attack):
     """PGD with momentum that halves its own step size; no step size to choose.
 
     From x_0 = x_-1, a start in the ball, with eta = 2 epsilon,
@@ -95,7 +95,7 @@ class APGD(calling.Attack):
         return self.restarts * (self.steps + len(self.radii))
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         centre = tf.cast(x, threat.compute_dtype(x))
@@ -113,7 +113,7 @@ class APGD(calling.Attack):
                 first = stage_ball(0)
                 start = threat.random_point(first, x, keys, restart)
                 start = first.projection(x)(start)
-            raised = calling.begin(objective, start, centre)
+            raised = base.begin(objective, start, centre)
 
             def stage(number, found):
                 span = tf.gather(ends, number), tf.gather(ends, number + 1)
@@ -152,14 +152,14 @@ class APGD(calling.Attack):
         def step(number, state):
             done = tf.cast(number - first, tf.float32)
             progress = done / tf.cast(last - first, tf.float32)
-            slope, scores = calling.gradient(objective, state.point, progress)
+            slope, scores = base.gradient(objective, state.point, progress)
             state = state.seen(slope, scores)
             rises = needed[number]
             state = tf.cond(rises >= 0, lambda: state.checked(rises), lambda: state)
             share = tf.where(number > first, _MOMENTUM, 1.0)
             return number + 1, state.moved(ball, project, share)
 
-        _, state = calling.loop(
+        _, state = base.loop(
             lambda number, _: number < last,
             step,
             (first, _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))),
@@ -275,7 +275,7 @@ def _repeat(count: int, body: Callable, state: Any) -> Any:
     """Returns state = body(number, state) for the numbers below `count`."""
     if count == 1:
         return body(0, state)
-    _, state = calling.loop(
+    _, state = base.loop(
         lambda number, _: number < count,
         lambda number, state: (number + 1, body(number, state)),
         (0, state),
@@ -290,6 +290,6 @@ def _judge(objective, centre: tf.Tensor, still: tf.Tensor, state: _State) -> Bes
     score is known. The clean image is scored in its place and wins a tie, as in PGD.
     """
     point = threat.choose(still, centre, state.point)
-    scores = calling.score(objective, point, tf.constant(1.0))
+    scores = base.score(objective, point, tf.constant(1.0))
     better = (scores > state.best.scores) | (still & (scores >= state.best.scores))
     return state.best.take(better, point, scores)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import checks
-from mtr_tf.attacks.surrogates import SURROGATES
+from mtr_tf.attacks.attack_losses import SURROGATES
 from mtr_tf.errors import InputError
 
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtr_tf.attack_config import SEA_LOSSES
 from mtr_tf.attacks import apgd
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
+from mtr_tf.config.attack import SEA_LOSSES
 from mtr_tf.errors import InputError
 
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 
 # An attack, or an attack and the names of the losses that it raises.
-Member = calling.Attack | tuple[calling.Attack, tuple[str, ...]]
+Member = base.Attack | tuple[base.Attack, tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Worst(calling.Attack):
+class Worst(base.Attack):
     """Of several attacks' results, for each image the one that scores highest.
 
     Members choose their own points by the same score: that of the objective, or of
@@ -70,14 +70,14 @@ class Worst(calling.Attack):
         return sum(attack.passes + 1 for attack, _ in self._pairs())
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         dtype = threat.compute_dtype(x)
         if hasattr(objective, "in_ensemble"):
             objective = objective.in_ensemble()
         centre = tf.cast(x, dtype)
-        judge = calling.begin(objective, centre, centre)
+        judge = base.begin(objective, centre, centre)
         best = None
         for number, (attack, losses) in enumerate(self._pairs()):
             raised = objective
@@ -86,11 +86,11 @@ class Worst(calling.Attack):
             points = attack.search(raised, x, member_keys(keys, number))
             points = tf.cast(points, dtype)  # Exact: x's numbers in what scores take.
             best = Best.none(points) if best is None else best
-            scores = calling.score(judge, points, tf.constant(1.0))
+            scores = base.score(judge, points, tf.constant(1.0))
             best = best.offer(points, scores)
         return tf.cast(best.points, x.dtype)
 
-    def _pairs(self) -> list[tuple[calling.Attack, tuple[str, ...] | None]]:
+    def _pairs(self) -> list[tuple[base.Attack, tuple[str, ...] | None]]:
         """The members as pairs, with None for the objective's own losses."""
         return [
             member if _is_pair(member) else (member, None) for member in self.attacks
@@ -98,7 +98,7 @@ class Worst(calling.Attack):
 
 
 @dataclasses.dataclass(frozen=True)
-class SEA(calling.Attack):
+class SEA(base.Attack):
     """Segmentation ensemble attack: the worst of four APGD runs on four losses.
 
     Each run has `steps` steps, in balls of 2, 1.5 and 1 epsilon for 30, 30 and 40 % of
@@ -134,7 +134,7 @@ class SEA(calling.Attack):
         return self._worst().passes
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         return self._worst().search(objective, x, keys)
@@ -149,7 +149,7 @@ def _is_pair(member: Any) -> bool:
     return isinstance(member, tuple) and len(member) == 2
 
 
-def _with_losses(objective: calling.Objective, names: tuple[str, ...]) -> Any:
+def _with_losses(objective: base.Objective, names: tuple[str, ...]) -> Any:
     if not hasattr(objective, "with_losses"):
         raise InputError(
             "This attack needs an objective with the method with_losses; make it with "

@@ -19,8 +19,8 @@ import math
 
 import tensorflow as tf
 
-from mtr_tf import losses
-from mtr_tf import metrics
+from mtr_tf.tasks import losses
+from mtr_tf.tasks import metrics
 
 
 def houdini(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

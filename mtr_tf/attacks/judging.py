@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf import metrics
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import checks
 from mtr_tf.attacks.balance import Balance
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import metrics
 
 AUTO, HARM, LOSS = JUDGES = ("auto", "harm", "loss")
 

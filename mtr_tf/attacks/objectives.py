@@ -23,16 +23,16 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import draws as draws_lib
-from mtr_tf.attacks import fitting
+from mtr_tf.attacks import compatibility
+from mtr_tf.attacks import expectation as expectation_lib
 from mtr_tf.attacks import judging
-from mtr_tf.attacks import pixels as pixels_lib
+from mtr_tf.attacks import output_mask as output_mask_lib
+from mtr_tf.attacks.attack_losses import SURROGATES
+from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.balance import Losses
-from mtr_tf.attacks.surrogates import SURROGATES
-from mtr_tf.attacks.surrogates import Case
 from mtr_tf.errors import InputError
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 
@@ -133,9 +133,9 @@ class Recipe:
 
     def folded(self) -> Recipe:
         """Returns it with a model of now that does less work, if asked for."""
-        if not self.fold or not inference.can_fold(self.model, self.tasks):
+        if not self.fold or not folding.can_fold(self.model, self.tasks):
             return self
-        return dataclasses.replace(self, model=inference.fold(self.model, self.tasks))
+        return dataclasses.replace(self, model=folding.fold(self.model, self.tasks))
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
@@ -156,7 +156,7 @@ class Recipe:
                 found["clean"] = self._rows(own, outputs, batch)
             return found
 
-        return {**batch, **draws_lib.mean(compare, self.eot)}
+        return {**batch, **expectation_lib.mean(compare, self.eot)}
 
     def _own(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss."""
@@ -200,7 +200,7 @@ class Recipe:
 
     def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
-        key = draws_lib.noise_key(batch, progress)
+        key = expectation_lib.noise_key(batch, progress)
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
@@ -213,7 +213,7 @@ class Recipe:
                     f"The model has no task {name!r} to attack, only "
                     f"{', '.join(map(repr, outputs))}."
                 )
-        return fitting.checked(self.tasks, outputs, batch, progress)
+        return compatibility.checked(self.tasks, outputs, batch, progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -264,7 +264,7 @@ class TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
         recipe = self.recipe
         if recipe.fold:
-            inference.check(recipe.model, recipe.tasks, x[:2])
+            folding.check(recipe.model, recipe.tasks, x[:2])
         randomness.say_once(recipe.model, x[:2], recipe.eot)
         return self
 
@@ -383,8 +383,8 @@ def objective(
     )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
-    fitting.check_batch(names, targets, masks)
-    masks = {name: pixels_lib.restricted(masks[name], pixels) for name in names}
+    compatibility.check_batch(names, targets, masks)
+    masks = {name: output_mask_lib.restricted(masks[name], pixels) for name in names}
     if classes is not None:
-        masks = pixels_lib.of_classes(classes, targets, masks)
+        masks = output_mask_lib.of_classes(classes, targets, masks)
     return recipe.bind({"targets": targets, "masks": masks})

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
@@ -46,7 +46,7 @@ def exactly(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class PGD(calling.Attack):
+class PGD(base.Attack):
     """Steps of fixed size along the steepest direction, each projected back.
 
     `PGD(...)(objective, x, seed)` returns images of x's shape and dtype in ball and box
@@ -115,7 +115,7 @@ class PGD(calling.Attack):
         return self.restarts * (self.steps + self._judged)
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         ball = threat.ball(self.norm, self.epsilon)
@@ -126,7 +126,7 @@ class PGD(calling.Attack):
 
         def step(begun, number, point, best, memory):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, scores = calling.gradient(begun, point, progress)
+            slope, scores = base.gradient(begun, point, progress)
             if self.keep == "best":
                 best = best.offer(point, scores)
             memory, direction = self._remember(memory, slope)
@@ -137,8 +137,8 @@ class PGD(calling.Attack):
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
-            begun = calling.begin(objective, start, centre)
-            _, point, best, _ = calling.loop(
+            begun = base.begin(objective, start, centre)
+            _, point, best, _ = base.loop(
                 lambda number, *_: number < self.steps,
                 functools.partial(step, begun),
                 (0, start, best, self._memory(start)),
@@ -151,7 +151,7 @@ class PGD(calling.Attack):
         if self.restarts == 1:
             _, point, best = run(*state)
         else:
-            _, point, best = calling.loop(
+            _, point, best = base.loop(
                 lambda restart, *_: restart < self.restarts, run, state
             )
         return ball.rounded(best.points if judged else point, x)
@@ -177,17 +177,17 @@ class PGD(calling.Attack):
         its place there and wins a tie: without a gradient, nothing shall move.
         """
         if self.keep == "last":
-            return best.offer(point, calling.score(objective, point, tf.constant(1.0)))
+            return best.offer(point, base.score(objective, point, tf.constant(1.0)))
         axes = list(range(1, point.shape.rank))
         stuck = tf.reduce_all(tf.equal(point, start), axes)
         point = threat.choose(stuck, centre, point)
-        scores = calling.score(objective, point, tf.constant(1.0))
+        scores = base.score(objective, point, tf.constant(1.0))
         better = (scores > best.scores) | (stuck & (scores >= best.scores))
         return best.take(better, point, scores)
 
 
 @dataclasses.dataclass(frozen=True)
-class FGSM(calling.Attack):
+class FGSM(base.Attack):
     """One step of length epsilon from the image: the fast gradient (sign) method.
 
     Attributes:
@@ -207,14 +207,14 @@ class FGSM(calling.Attack):
         return 1
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         del keys  # Nothing is random.
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
-        objective = calling.begin(objective, point, point)
-        slope, _ = calling.gradient(objective, point, tf.constant(0.0))
+        objective = base.begin(objective, point, point)
+        slope, _ = base.gradient(objective, point, tf.constant(0.0))
         epsilon = exactly(self.epsilon, point.dtype)
         point = ball.projection(x)(point + epsilon * ball.steepest(slope))
         return ball.rounded(point, x)

@@ -26,7 +26,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import momentum
 from mtr_tf.attacks import threat
@@ -37,7 +37,7 @@ SCALES = ("pixels", "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
-class ReleasedPGD(calling.Attack):
+class ReleasedPGD(base.Attack):
     """L-inf PGD as the released code runs it: one run, the last point, nothing random.
 
     Called as the other attacks are: `ReleasedPGD(...)(objective, x, seed)`, on images
@@ -123,16 +123,16 @@ class ReleasedPGD(calling.Attack):
             checks.check_number(name, number)
 
     def __call__(
-        self, objective: calling.Objective, x: Any, seed: int | tf.Tensor = 0
+        self, objective: base.Objective, x: Any, seed: int | tf.Tensor = 0
     ) -> tf.Tensor:
         """Returns attacked images like `x`; as PGD's, but no seed matters.
 
         With `scale="wrong"` they are NOT in the ball of radius epsilon; see above.
         """
-        return calling.launch(self, objective, x, seed)
+        return base.launch(self, objective, x, seed)
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         del keys  # Nothing is random.
@@ -145,17 +145,17 @@ class ReleasedPGD(calling.Attack):
         start = centre
         if self.start == "corner":
             start = _clamp(centre, lower, upper)  # Swapped, as released.
-        begun = calling.begin(objective, start, centre)
+        begun = base.begin(objective, start, centre)
 
         def step(number, point, total):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, _ = calling.gradient(begun, point, progress)
+            slope, _ = base.gradient(begun, point, progress)
             # Of any size: standardised inputs' gradients have the same signs.
             total = self.decay * total + slope
             point = _clamp(point + step_size * tf.sign(total), upper, lower)
             return number + 1, point, total
 
-        _, point, _ = calling.loop(
+        _, point, _ = base.loop(
             lambda number, *_: number < self.steps,
             step,
             (0, start, tf.zeros_like(start)),

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import calling
+from mtr_tf.attacks import base
+from mtr_tf.attacks import baselines
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import floors
 from mtr_tf.attacks import random_numbers
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
@@ -23,7 +23,7 @@ _GRID = 5  # The l2 start is of so many squares along the image's shorter side.
 
 
 @dataclasses.dataclass(frozen=True)
-class Square(calling.Attack):
+class Square(base.Attack):
     """Random windows, each kept where it raises the score; needs no gradient at all.
 
     Every query changes a square window of an image's best point so far, at a uniform
@@ -85,7 +85,7 @@ class Square(calling.Attack):
         return self.restarts * self.queries
 
     def search(
-        self, objective: calling.Objective, x: tf.Tensor, keys: tf.Tensor
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
         """The whole attack in graph operations; arguments as in `calling.Attack`."""
         if x.shape.rank != 4:
@@ -101,23 +101,23 @@ class Square(calling.Attack):
         def run(restart, best):
             run_keys = tf.map_fn(lambda key: threat.fold_in(key, restart), keys)
             start = moves.start(run_keys)
-            asked = calling.begin(objective, start, moves.centre)
+            asked = base.begin(objective, start, moves.centre)
             found = Best.none(moves.centre)
-            found = found.offer(start, calling.score(asked, start, one))
+            found = found.offer(start, base.score(asked, start, one))
             draws = _draws(x, run_keys, self.queries)
 
             def query(number, found):
                 draw = _Draw.of(draws[:, number])
                 point = moves.change(found.points, shares[number], draw)
-                scores = calling.score(asked, point, one)
+                scores = base.score(asked, point, one)
                 return number + 1, found.offer(point, scores)
 
-            _, found = calling.loop(
+            _, found = base.loop(
                 lambda number, _: number < self.queries, query, (1, found)
             )
             return restart + 1, best.offer(*found)
 
-        _, best = calling.loop(
+        _, best = base.loop(
             lambda restart, _: restart < self.restarts,
             run,
             (0, Best.none(moves.centre)),
@@ -154,7 +154,7 @@ class _Linf:
 
     def start(self, keys: tf.Tensor) -> tf.Tensor:
         """Returns the stripes."""
-        row = floors.random_images(random_numbers.uniform, self._x[:, :1], keys, 0)
+        row = baselines.random_images(random_numbers.uniform, self._x[:, :1], keys, 0)
         return self._project(self.centre + self._epsilon * _signs(row))
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
@@ -180,9 +180,9 @@ class _L2:
         rows, columns = tf.range(height) % side, tf.range(width) % side
         cells = self._x[:, ::side, ::side]
         uniform = random_numbers.uniform
-        signs = _signs(floors.random_images(uniform, cells, keys, 0))
+        signs = _signs(baselines.random_images(uniform, cells, keys, 0))
         signs = self._spread(signs, side)
-        turned = floors.random_images(uniform, cells[..., :1], keys, 1) < 0.5
+        turned = baselines.random_images(uniform, cells[..., :1], keys, 1) < 0.5
         window = _pyramids(side, signs.dtype)
         rows, columns = rows[:, None], columns[None]
         upright = _look_up(window, rows, columns)

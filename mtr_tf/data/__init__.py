@@ -71,7 +71,7 @@ def open_source(
 
     Args:
         name: a key of DATASETS, or package.module:function for a user's own data (see
-            `mtr_tf.data.custom`).
+            `mtr_tf.data.custom.reading`).
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
         tasks: names, aliases or letters of the tasks to read; None for all it has.
@@ -139,9 +139,9 @@ def load(
 def _opener(name: str) -> Callable[..., Source]:
     """The function that opens a data set."""
     if ":" in name:
-        from mtr_tf.data import custom
+        from mtr_tf.data.custom import reading
 
-        return functools.partial(custom.open_source, name)
+        return functools.partial(reading.open_source, name)
     if name in DATASETS:
         return DATASETS[name]
     hint = did_you_mean(name, DATASETS)

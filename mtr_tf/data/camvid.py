@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mtr_tf import progress
+from mtr_tf.cli import progress
 from mtr_tf.data import picture
 from mtr_tf.data import png
 from mtr_tf.data.source import Columns

@@ -25,8 +25,8 @@ from typing import TextIO
 
 import numpy as np
 
-from mtr_tf import progress
-from mtr_tf import runs
+from mtr_tf import files
+from mtr_tf.cli import progress
 from mtr_tf.errors import InputError
 
 MAX_PROCESSES = 8
@@ -102,7 +102,7 @@ def _function(work: str) -> Callable[[Any], Arrays]:
 def _write(path: pathlib.Path, arrays: Arrays) -> None:
     """Writes what `np.load` reads; several times faster than `savez_compressed`."""
     with (
-        runs.whole_file(path) as beside,
+        files.whole_file(path) as beside,
         zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         for name, array in arrays.items():

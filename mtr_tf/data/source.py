@@ -52,7 +52,7 @@ class DatasetInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Which images of a split depend on each other; see `mtr_tf.sampling`.
+    """Which images of a split depend on each other; see `mtr_tf.evaluation.resampling`.
 
     Attributes:
       of: the group of each image, a name or a number, `[N]`.

@@ -8,7 +8,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from mtr_tf import compiling
+from mtr_tf.models import compiling
 
 
 @keras.saving.register_keras_serializable(package="mtr_tf")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf.attack_config import NO_ATTACK
-from mtr_tf.attack_config import AttackConfig
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
@@ -95,7 +95,7 @@ def check_attack(
 
 def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
     """Of each cell of an attack, the fields of its records that claims choose by."""
-    from mtr_tf import cells  # Imports TensorFlow.
+    from mtr_tf.evaluation import plan  # Imports TensorFlow.
 
     return [
         {
@@ -109,7 +109,7 @@ def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
             "steps": cell.steps,
             "restarts": cell.restarts,
         }
-        for cell in cells.make_cells(config, tasks, config.attack_classes)
+        for cell in plan.make_cells(config, tasks, config.attack_classes)
     ]
 
 

@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import mtr_tf
-from mtr_tf import runs
-from mtr_tf.attack_config import NO_ATTACK
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import Settings
-from mtr_tf.config import TrainConfig
+from mtr_tf import files
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.runs import directory
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
@@ -161,7 +162,7 @@ def write_marker(
         "whole": whole,
         "environment": dict(environment),
     }
-    runs.write_json(workdir / cell.folder / MARKER, marker)
+    files.write_json(workdir / cell.folder / MARKER, marker)
 
 
 def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
@@ -221,7 +222,7 @@ def _attack_cell(
 
 def _settings(config: Settings) -> dict[str, Any]:
     """The settings that change results."""
-    place = runs._PLACE_ONLY if isinstance(config, TrainConfig) else _PLACE_ONLY
+    place = directory._PLACE_ONLY if isinstance(config, TrainConfig) else _PLACE_ONLY
     return {k: v for k, v in config.to_dict().items() if k not in place}
 
 

@@ -14,11 +14,11 @@ import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from mtr_tf.attack_config import NO_ATTACK
-from mtr_tf.attack_config import SEA_LOSSES
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
-from mtr_tf.config import parse_image_size
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import SEA_LOSSES
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import parse_image_size
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.study.commands import Cell
 
 _TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, data.

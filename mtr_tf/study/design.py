@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study.toml_table import did_you_mean
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf.attack_config import NO_ATTACK
-from mtr_tf.attack_config import AttackConfig
-from mtr_tf.config import TrainConfig
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
@@ -172,7 +172,7 @@ def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
 
 def _check(study: Study, file: Table) -> None:
     """Makes all records once, so that what does not go together is found now."""
-    from mtr_tf import training_losses
+    from mtr_tf.training import losses as training_losses
 
     seed = study.seeds[0]
     tables = file.tables("variants")
@@ -195,11 +195,11 @@ def _check(study: Study, file: Table) -> None:
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
     """Refuses an attack on tasks that a variant has not."""
-    from mtr_tf import task_groups
     from mtr_tf import tasks
+    from mtr_tf.tasks import groups
 
     has = tasks.resolve(has)
-    task_groups.check_has(config.tasks, has, "--tasks")
+    groups.check_has(config.tasks, has, "--tasks")
     looked_at = [task for task in has if task in (config.tasks or has)]
     if config.attack != NO_ATTACK:
-        task_groups.parse_groups(config.attack_tasks, looked_at)
+        groups.parse_groups(config.attack_tasks, looked_at)

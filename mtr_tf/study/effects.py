@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import intervals
-from mtr_tf import metrics
-from mtr_tf import sampling
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import resampling
 from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import MEASURE
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.results import Results
+from mtr_tf.tasks import metrics
 
 RESAMPLES = 10_000
 _CONFIDENCE = 0.95
@@ -65,7 +65,7 @@ class Effect:
         if self.mean is None or np.isnan(ends[0]):
             return None
         few = min(self.n, self.units) if self.units else self.n
-        low, high = sampling.widened(ends, self.mean, few, _CONFIDENCE)
+        low, high = resampling.widened(ends, self.mean, few, _CONFIDENCE)
         return float(low), float(high)
 
 
@@ -162,7 +162,7 @@ class _Numbers:
         self._relative = claim.relative
         self._results = results
         self._rows: dict[tuple[Point, int, bool], np.ndarray | None] = {}
-        self._units: dict[str, sampling.Units | None] = {}
+        self._units: dict[str, resampling.Units | None] = {}
 
     def value(self, point: Point, place: int) -> float:
         """Of the seed at a place; NaN where absent."""
@@ -184,7 +184,7 @@ class _Numbers:
 
     def units(
         self, parts: Sequence[Weighted], by_seed: np.ndarray
-    ) -> sampling.Units | None:
+    ) -> resampling.Units | None:
         """What all rows are of; None where some are absent, of other images, or few."""
         found = []
         for place, part in enumerate(parts):
@@ -192,7 +192,7 @@ class _Numbers:
                 continue
             for _, point in part:
                 found.append(self._units_of(self._record(point, place)))
-        if not found or None in found or found[0].count < sampling.LEAST:
+        if not found or None in found or found[0].count < resampling.LEAST:
             return None
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
@@ -221,7 +221,7 @@ class _Numbers:
             self._rows[key] = rows if rows is None else units.sums(rows)
         return self._rows[key]
 
-    def _units_of(self, record: dict[str, Any]) -> sampling.Units | None:
+    def _units_of(self, record: dict[str, Any]) -> resampling.Units | None:
         path = f"{record['folder']}/{record.get('clean_rows')}"
         if path not in self._units:
             self._units[path] = self._results.units_of(record)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import sampling
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import resampling
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
@@ -177,14 +177,14 @@ class Results:
             rows = _without_pairs(rows)
         return np.asarray(rows, float)
 
-    def units_of(self, record: Record) -> sampling.Units | None:
+    def units_of(self, record: Record) -> resampling.Units | None:
         """What is drawn of the images of a record; None where it has no rows."""
         if not record.get("clean_rows"):
             return None
         over = record.get("interval_over", "images")
         if over == "images":
-            return sampling.independent(record["n"])
-        return sampling.Units(self._array(record, record["clean_rows"], "unit"), over)
+            return resampling.independent(record["n"])
+        return resampling.Units(self._array(record, record["clean_rows"], "unit"), over)
 
     def _array(self, record: Record, name: str, array: str) -> np.ndarray:
         """An array of a file in a record's folder."""

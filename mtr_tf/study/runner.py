@@ -26,7 +26,8 @@ from typing import Any
 
 from absl import logging
 
-from mtr_tf import runs
+from mtr_tf import files
+from mtr_tf.runs import directory
 from mtr_tf.study import cell_queue
 from mtr_tf.study import commands
 from mtr_tf.study import costs
@@ -120,8 +121,8 @@ class Runner:
         """
         path = self._workdir / "study.json"
         before = {} if computes else commands.read_json(path)
-        provenance = before.get("provenance") or runs.provenance()
-        runs.write_json(path, self._study.to_dict() | {"provenance": provenance})
+        provenance = before.get("provenance") or directory.provenance()
+        files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 
     def run(self, workers: Sequence[Mapping[str, str]]) -> None:
@@ -161,7 +162,7 @@ class Runner:
 
     def _start(self, cell: Cell, slot: Mapping[str, str]) -> _Process:
         folder, log = self._workdir / cell.folder, self._workdir / cell.log
-        with runs.write_errors_explained(log):
+        with files.write_errors_explained(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             whole = not any((folder / part).exists() for part in _PARTS)
             (folder / commands.MARKER).unlink(missing_ok=True)
@@ -245,7 +246,7 @@ class Runner:
             for cell in self.queue.cells
         ]
         content = {"study": self._study.name, "cells": cells}
-        runs.write_json(self._workdir / "index.json", content)
+        files.write_json(self._workdir / "index.json", content)
 
 
 # What a cell that was stopped may have left.

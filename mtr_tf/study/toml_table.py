@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import errors
-from mtr_tf.config import Settings
-from mtr_tf.config import check_range
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import check_range
 from mtr_tf.errors import InputError
 
 _KINDS = {

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mtr_tf import progress
+from mtr_tf.cli import progress
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
 from mtr_tf.data.rooms import workers

@@ -20,17 +20,17 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf import runs
+from mtr_tf import files
 from mtr_tf.study import claims
 from mtr_tf.study import commands
 from mtr_tf.study.report import board
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import evidence
-from mtr_tf.study.report import files
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import markdown
 from mtr_tf.study.report import plots
+from mtr_tf.study.report import result_files
 from mtr_tf.study.report import sections
 from mtr_tf.study.report import settings
 from mtr_tf.study.report import style
@@ -61,12 +61,12 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     drawn = {plot.id: draw.save(plot, folder / "plots") for plot in content.plots}
     _remove_others(folder / "plots", drawn)
     found, context = content.verdicts, content.context
-    files.write_claims(found, folder)
-    files.write_results(content.records, folder / "results.csv")
+    result_files.write_claims(found, folder)
+    result_files.write_results(content.records, folder / "results.csv")
     table = verdicts.rows(found, context)
     board.write(content.plots, folder / "plots", table, folder / "tensorboard")
-    runs.write_text(folder / "index.html", _page(content, drawn))
-    runs.write_text(folder / markdown.PAGE, _markdown(content))
+    files.write_text(folder / "index.html", _page(content, drawn))
+    files.write_text(folder / markdown.PAGE, _markdown(content))
     if export:
         shown = markdown.shown(markdown.pinned(found, context), content.curves)
         markdown.export(folder, export, shown)

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtr_tf import runs
+from mtr_tf import files
 from mtr_tf.study.report.curves import Curve
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; its yellow left out,
@@ -79,7 +79,7 @@ def save(plot: Plot, folder: pathlib.Path) -> bytes:
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # Of names in other scripts.
         figure = plot.draw()
-        with runs.whole_file(folder / f"{plot.id}.png") as beside:
+        with files.whole_file(folder / f"{plot.id}.png") as beside:
             figure.savefig(beside, dpi=144, metadata={"Software": None})
         figure.set_layout_engine("none")  # It stays as it is now laid out.
         buffer = io.BytesIO()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import runs
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.study import claims
 from mtr_tf.study.report import sections
@@ -125,7 +125,7 @@ def export(report: pathlib.Path, folder: pathlib.Path, plots: Sequence[str]) -> 
         if f"plots/{path.name}" not in names:
             path.unlink()
     for name in names:
-        with runs.whole_file(folder / name) as beside:
+        with files.whole_file(folder / name) as beside:
             shutil.copyfile(report / name, beside)
 
 

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses that an attacker may raise in place of a task's own training loss.
+
+All are means over an image's N valid pixels, float32, one number per image; whatever
+stands under a mask of zero (labels of 255, NaN) enters neither them nor a gradient. A
+targeted attack raises minus the loss towards the wanted target.
+
+Weights of pixels are always held fixed (stop_gradient). Where they ask whether a pixel
+still needs work, a targeted attack turns the question round: no longer "is it still
+right?" but "is it not yet as wanted?".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from mtr_tf.attacks import houdini
+from mtr_tf.tasks import losses
+from mtr_tf.tasks import metrics
+from mtr_tf.tasks.table import Loss
+from mtr_tf.tasks.table import Task
+
+
+class Case(NamedTuple):
+    """One task's batch, as a surrogate sees it.
+
+    Attributes:
+      target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
+      output: Of the model: logits, or values.
+      mask: [batch, H, W], zero where there is no target.
+      own: The task's training loss, `(target, output, mask)` -> [batch].
+      progress: Share of the attack's steps done, in [0, 1].
+      targeted: Whether the loss will be lowered, towards `target`.
+    """
+
+    target: tf.Tensor
+    output: tf.Tensor
+    mask: tf.Tensor
+    own: Loss = losses.cross_entropy
+    progress: tf.Tensor | float = 0.0
+    targeted: bool = False
+
+    @property
+    def labels(self) -> tf.Tensor:
+        """Classes, int32 [batch, H, W]; 0 where masked."""
+        return losses.where_valid(self.mask, tf.cast(self.target, tf.int32))
+
+    @property
+    def prediction(self) -> tf.Tensor:
+        """The output, float32 [batch, H, W, channels]; 0 where masked."""
+        return losses.where_valid(self.mask, tf.cast(self.output, tf.float32))
+
+    @property
+    def values(self) -> tf.Tensor:
+        """The target of a task that is not discrete, as `prediction`."""
+        return losses.where_valid(self.mask, tf.cast(self.target, tf.float32))
+
+    @property
+    def per_pixel(self) -> tf.Tensor:
+        """Each pixel's own loss, float32 [batch, H, W]: as of an image of one pixel."""
+
+        def pixels(values):
+            return tf.reshape(values, (-1, 1, 1, *values.shape[3:]))
+
+        of_each = self.own(*map(pixels, (self.target, self.output, self.mask)))
+        return tf.reshape(of_each, tf.shape(self.mask))
+
+    @property
+    def unfinished(self) -> tf.Tensor:
+        """1 where the predicted class still is the target (targeted: is not yet)."""
+        predicted = tf.argmax(self.prediction, axis=-1, output_type=tf.int32)
+        right = tf.equal(predicted, self.labels)
+        return tf.cast(right != self.targeted, tf.float32)
+
+    def mean(self, values: tf.Tensor) -> tf.Tensor:
+        """Returns the mean per image over its valid pixels, [batch]."""
+        return losses.mean_over_valid(values, self.mask)
+
+
+def own(case: Case) -> tf.Tensor:
+    """The task's training loss: (1/N) sum_i l_i."""
+    return case.own(case.target, case.output, case.mask)
+
+
+# For classes.
+
+
+def segpgd(case: Case) -> tf.Tensor:
+    """SegPGD: weight 1 - a on pixels still right, a on wrong ones, a = progress / 2.
+
+    Gu et al. 2022. Targeted: 1 - a on pixels not yet as wanted, a on the others.
+    """
+    late = tf.cast(case.progress, tf.float32) / 2
+    weights = tf.where(case.unfinished > 0, 1 - late, late)
+    return case.mean(weights * case.per_pixel)
+
+
+def masked_ce(case: Case) -> tf.Tensor:
+    """Cross-entropy of the pixels that are still right (SEA, Croce et al. 2024).
+
+    Divided by all valid pixels, so that it is 0 for an image that is wrong everywhere.
+    Targeted: of the pixels that are not yet as wanted.
+    """
+    return case.mean(case.unfinished * case.per_pixel)
+
+
+def masked_ce_balanced(case: Case) -> tf.Tensor:
+    """As `masked_ce`, with each class of the target counting the same (after SEA).
+
+    A pixel of class c weighs N / (K n_c): n_c of the image's N valid pixels have this
+    target class, K classes occur. So it is the mean over the image's classes of the
+    class's mean, as the mIoU is a mean over classes. SEA's weights are fixed numbers
+    per class, of the frequencies in a whole data set; these need no data set.
+    """
+    classes = case.output.shape[-1]
+    counts = metrics.class_counts(case.target, case.output, case.mask, classes)
+    sizes = tf.cast(counts[1], tf.float32)
+    occurring = tf.reduce_sum(tf.cast(sizes > 0, tf.float32), axis=1, keepdims=True)
+    valid = losses.count_valid(case.mask)[:, tf.newaxis]
+    weights = tf.math.divide_no_nan(valid, occurring * sizes)  # [batch, classes]
+    of_pixels = tf.gather(weights, case.labels, batch_dims=1)
+    return case.mean(of_pixels * case.unfinished * case.per_pixel)
+
+
+def js(case: Case) -> tf.Tensor:
+    """Jensen-Shannon divergence, in nats, between softmax and the one-hot target.
+
+    With p the probability of the target class it is log 2 + (p log p - (1 + p)
+    log(1 + p)) / 2, from 0 to log 2: bounded, so lost pixels cease to pull (SEA).
+    """
+    log_p = -case.per_pixel  # Classes' own loss is the cross-entropy.
+    p = tf.exp(log_p)
+    return case.mean(math.log(2) + (p * log_p - (1 + p) * tf.math.log1p(p)) / 2)
+
+
+def margin(case: Case) -> tf.Tensor:
+    """Largest other logit minus the target's; negative where the pixel is right."""
+    logits = case.prediction
+    is_target = _one_hot(case.labels, logits.shape[-1])
+    others = tf.reduce_max(tf.where(is_target, logits.dtype.min, logits), axis=-1)
+    return case.mean(others - tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1))
+
+
+def _one_hot(labels: tf.Tensor, classes: int) -> tf.Tensor:
+    return tf.one_hot(labels, classes, on_value=True, off_value=False)
+
+
+# For classes and values.
+
+
+def cospgd(case: Case) -> tf.Tensor:
+    """CosPGD: own losses weighted by the cosine of prediction and target, per pixel.
+
+    Agnihotri et al. 2024. Of softmax and one-hot target for classes, of the softmax
+    over channels of both for values. Targeted: weighted by 1 minus the cosine.
+
+    A softmax over one channel is 1, and so is the cosine: for tasks of one channel this
+    is plain PGD on the own loss (and kept so if targeted, where the weight would be 0).
+    """
+    if case.output.shape[-1] == 1:
+        return own(case)
+    predicted = tf.nn.softmax(case.prediction)
+    if case.target.shape.rank == 3:
+        wanted = tf.cast(_one_hot(case.labels, predicted.shape[-1]), tf.float32)
+    else:
+        wanted = tf.nn.softmax(case.values)
+    cosine = tf.stop_gradient(_cosine(predicted, wanted))
+    return case.mean((1 - cosine if case.targeted else cosine) * case.per_pixel)
+
+
+def _cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Returns the cosine along the last axis; 0 for a vector of length 0."""
+    a, b = tf.math.l2_normalize(a, -1), tf.math.l2_normalize(b, -1)
+    return tf.reduce_sum(a * b, axis=-1)
+
+
+# For values.
+
+
+def relative(case: Case) -> tf.Tensor:
+    """|output - target| / target, mean over the valid pixels with target > 0.
+
+    As the metric `rel`: pixels with a channel that is not positive do not count.
+    """
+    positive = tf.cast(tf.reduce_all(case.values > 0, axis=-1), tf.float32)
+    error = tf.abs(losses.difference(case.target, case.output, positive))
+    share = tf.math.divide_no_nan(error, losses.where_valid(positive, case.values))
+    return losses.mean_over_valid(share, positive)
+
+
+def angular(case: Case) -> tf.Tensor:
+    """1 - cosine of the output and target vectors, of any length; from 0 to 2."""
+    return case.mean(1 - _cosine(case.prediction, case.values))
+
+
+# The table.
+
+
+def _is_discrete(task: Task) -> bool:
+    return task.discrete
+
+
+def _is_continuous(task: Task) -> bool:
+    return not task.discrete
+
+
+def _is_direction(task: Task) -> bool:
+    return any(metric.name == "angular_error" for metric in task.metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class Surrogate:
+    """A loss to raise.
+
+    Attributes:
+      loss: Case -> [batch], never negative unless `signed`.
+      fits: Whether it can stand in for a task's own loss.
+      formula: What a pixel counts, in one line: l is the pixel's own loss, y its
+        target's class, p the softmax, z the logits.
+      source: Where it is from.
+      signed: Whether it may be negative.
+      targetable: Whether a targeted form is defined.
+    """
+
+    loss: Callable[[Case], tf.Tensor]
+    fits: Callable[[Task], bool]
+    formula: str
+    source: str
+    signed: bool = False
+    targetable: bool = True
+
+
+SURROGATES: dict[str, Surrogate] = {
+    "ce": Surrogate(own, _is_discrete, "-log p_y", "the training loss"),
+    "segpgd": Surrogate(
+        segpgd,
+        _is_discrete,
+        "l (1 - a) where right, l a where wrong, a = progress / 2",
+        "Gu et al., ECCV 2022",
+    ),
+    "cospgd": Surrogate(
+        cospgd,
+        lambda task: True,
+        "l [cos(softmax(output), target)], of one-hot or softmax(target)",
+        "Agnihotri et al., ICML 2024",
+    ),
+    "masked_ce": Surrogate(
+        masked_ce,
+        _is_discrete,
+        "-log p_y where right, else 0",
+        "Croce et al., ECCV 2024 (SEA)",
+    ),
+    "masked_ce_balanced": Surrogate(
+        masked_ce_balanced,
+        _is_discrete,
+        "-N / (K n_y) log p_y where right, else 0",
+        "after Croce et al., ECCV 2024 (SEA), weights of the image itself",
+    ),
+    "js": Surrogate(
+        js,
+        _is_discrete,
+        "log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2",
+        "Croce et al., ECCV 2024 (SEA)",
+    ),
+    "margin": Surrogate(
+        margin,
+        _is_discrete,
+        "max over j other than y of z_j, minus z_y",
+        "Carlini and Wagner 2017, without their bound",
+        signed=True,
+    ),
+    "houdini": Surrogate(
+        lambda case: houdini.houdini(case.target, case.output, case.mask),
+        _is_discrete,
+        "[1 - mIoU] (1 - Phi(s_y - max s)), s = log p",
+        "Cisse et al. 2017",
+    ),
+    "houdini_released": Surrogate(
+        lambda case: houdini.released(case.target, case.output, case.mask),
+        _is_discrete,
+        "[100 mIoU] (1 - Phi(s_y - max s)), with another backward pass",
+        "released code of Mao et al. 2020",
+        targetable=False,
+    ),
+    "l1": Surrogate(
+        lambda case: losses.l1(case.target, case.output, case.mask),
+        _is_continuous,
+        "|output - target|",
+        "the training loss of most tasks",
+    ),
+    "l2": Surrogate(
+        lambda case: losses.l2(case.target, case.output, case.mask),
+        _is_continuous,
+        "(output - target)^2",
+        "the training loss of the autoencoder",
+    ),
+    "relative": Surrogate(
+        relative,
+        _is_continuous,
+        "|output - target| / target where target > 0",
+        "the metric REL of depth estimation",
+    ),
+    "angular": Surrogate(
+        angular,
+        _is_direction,
+        "1 - cos(output, target)",
+        "the metric of surface normals",
+    ),
+}

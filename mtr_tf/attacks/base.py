@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every attack shares: how it is called, and how it calls its objective.
+
+`launch` checks the images, makes each image's seed and runs the attack as one graph.
+`score` and `gradient` evaluate an objective at images, checked to be one number each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+from typing import Protocol
+
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf.attacks import expectation as expectation_lib
+from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import half_precision
+from mtr_tf.attacks import threat
+from mtr_tf.errors import InputError
+from mtr_tf.models import compiling
+
+# f(x) or f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
+Objective = Callable[..., Any]
+
+
+class Attack(Protocol):
+    """A frozen record of numbers, equal and of equal hash for equal attacks."""
+
+    def __call__(
+        self,
+        objective: Objective,
+        x: Any,
+        seed: int | tf.Tensor = 0,
+        *,
+        jit: str = "auto",
+    ) -> tf.Tensor:
+        """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
+
+        Args:
+          objective: What to raise, see `attacks.PGD`.
+          x: Float images in [0, 1], [batch, ...], of any float type; half precision is
+            attacked in float32 and the result is inside the ball as it is stored. An
+            empty batch comes back as it is.
+          seed: An int: image i (of the global batch, under a strategy) gets a seed made
+            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
+          jit: Whether XLA compiles it: "on", "off", or "auto", where this one call is
+            long enough to gain by it. Within a tf.function that function decides.
+        """
+        return launch(self, objective, x, seed, jit)
+
+    def search(self, objective: Objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """Returns images of x's shape and dtype; traced, on checked arguments."""
+
+
+_TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
+
+
+def launch(
+    attack: Attack, objective: Objective, x: Any, seed: Any, jit: str = "auto"
+) -> tf.Tensor:
+    """Runs the attack, compiled, and returns its images under stop_gradient.
+
+    Within a tf.function it becomes part of that graph. Called eagerly it is
+    compiled here: once and for all for objectives that keep their batch apart from what
+    they do with it (`attacks.objective` on a Keras model), but anew in each call for
+    any other callable, for a graph cannot see what its closure has come to hold since.
+
+    Args:
+      attack: the record.
+      objective: what to raise.
+      x: float images in [0, 1], [batch, ...].
+      seed: an int or a seed per image, see `threat.image_keys`.
+      jit: one of `compiling.MODES`.
+
+    Raises:
+      InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
+        Values that are wrong in a graph of the caller's own end it with TensorFlow's
+        error, which has our sentence in it (`in_words.raised` makes it ours). XLA does
+        not check them.
+    """
+    x = _images(x)
+    keys = threat.image_keys(seed, _indices(x))
+    if x.shape[0] == 0:
+        return x
+    if not tf.executing_eagerly():
+        return tf.stop_gradient(_searched(attack, objective, x, keys))
+    passes = float(getattr(attack, "passes", 1)) * getattr(objective, "draws", 1)
+    on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
+    with graph_errors.raised(), unchanged():
+        if hasattr(objective, "checked"):
+            objective = objective.checked(x)
+        found = tf.stop_gradient(_run(attack, objective, x, keys, on))
+    _say_unmoved(attack, found, x)
+    return found
+
+
+def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
+    """Warns of images that come back as they were, which may look like robustness."""
+    if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
+        return
+    same = tf.reduce_all(tf.equal(found, x), axis=list(range(1, x.shape.rank)))
+    count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
+    if count:
+        logging.warning(
+            "%d of %d images come back as they were: no point that was met scores "
+            "higher. That is no robustness where the gradient is zero, or where the "
+            "model's outputs or the targets are NaN: look at objective(images).",
+            count,
+            len(same),
+        )
+
+
+def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
+    """Returns it with random numbers, if it has any, made of the attack's keys."""
+    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
+
+
+def _run(
+    attack: Attack, objective: Objective, x: tf.Tensor, keys: tf.Tensor, jit: bool
+) -> tf.Tensor:
+    """Compiles the attack, unless that was done before, and returns its images."""
+    if getattr(objective, "reusable", False) and _hashable(attack):
+        return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
+    search = functools.partial(_searched, attack, objective)
+    return _graph(search, jit)(x, keys)
+
+
+def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Returns the attack's images in the graph that is being built.
+
+    A batch that may turn out to be empty is then left alone: convolutions fail on it.
+    """
+    objective = _seeded(objective, keys)
+    if x.shape[0] is not None:
+        return attack.search(objective, x, keys)
+    found = tf.cond(
+        tf.shape(x)[0] > 0, lambda: attack.search(objective, x, keys), lambda: x
+    )
+    return tf.ensure_shape(found, x.shape)
+
+
+def _hashable(attack: Attack) -> bool:
+    """Whether it is a record of numbers, without tensors."""
+    try:
+        hash(attack)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(attack: Attack, recipe: Any, jit: bool) -> Callable[..., tf.Tensor]:
+    """Returns the compiled attack on `recipe` with its batch as an argument."""
+    return _graph(
+        lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys), jit
+    )
+
+
+def _graph(run: Callable[..., tf.Tensor], jit: bool) -> Callable[..., tf.Tensor]:
+    """Returns the function as a graph, compiled by XLA or not."""
+
+    def build(jit: bool) -> Callable[..., tf.Tensor]:
+        # AutoGraph would rewrite our error messages, and there is nothing to convert.
+        made = compiling.compiled(run) if jit else tf.function(run, autograph=False)
+        # Asked for by hand: plain calls warn of retracing where there are many attacks.
+        return lambda *arguments: made.get_concrete_function(*arguments)(*arguments)
+
+    return compiling.Fallback(build, jit, "the attack")
+
+
+def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective:
+    """Returns the objective for one run from `start` around `clean`, both [batch, ...].
+
+    An objective with a method `begin(start, clean)` returns there one that has computed
+    what stays the same during a run: losses that others are compared with, say, or
+    folded weights.
+    """
+    return objective.begin(start, clean) if hasattr(objective, "begin") else objective
+
+
+def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
+    """Is tf.while_loop, with one pass at a time.
+
+    Ten passes may overlap otherwise, and the features of several be held at once.
+    """
+    return tf.while_loop(condition, body, state, parallel_iterations=1)
+
+
+def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
+    """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
+    return expectation_lib.of(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
+
+
+def gradient(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the gradient of what each image raises, like `x`, and scores [batch].
+
+    The tape watches `x` alone: no gradient by any weight is computed. Entries that are
+    NaN come back as 0, infinite ones as the largest number: the gradient is finite.
+    Both are means over the draws of an objective that has some. An objective that
+    computes in float16 is scaled by image before (`half_precision`).
+    """
+    slope, scores = expectation_lib.of(
+        objective, lambda drawn: _gradient(drawn, x, progress)
+    )
+    return tf.ensure_shape(slope, x.shape), scores
+
+
+def _gradient(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `gradient` does, of one draw."""
+    before = len(half_precision.operations())
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        ascend, scores = _evaluate(objective, x, progress)
+    made = half_precision.operations()[before:]
+    slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
+    if slope is not None and half_precision.computes_in_float16(made):
+        slope = half_precision.gradient(tape, ascend, x)
+    if slope is None:
+        raise InputError(
+            "The objective must depend on the images through differentiable TensorFlow "
+            "operations, got one without a gradient; compute it from its argument."
+        )
+    # One reading pass for all that is well; cleaning takes many times as long.
+    well = tf.math.is_finite(tf.reduce_sum(slope))
+    slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
+    return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
+
+
+def _finite(slope: tf.Tensor) -> tf.Tensor:
+    known = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
+    return tf.clip_by_value(known, -slope.dtype.max, slope.dtype.max)
+
+
+def _evaluate(
+    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns (ascend, score), each [batch]."""
+    returned = objective(x, progress) if _takes_progress(objective) else objective(x)
+    pair = returned if isinstance(returned, tuple) else (returned, returned)
+    if len(pair) != 2:
+        raise InputError(
+            "The objective returns [batch] or (ascend [batch], score [batch]), "
+            f"got a tuple of {len(pair)}."
+        )
+    return _one_per_image(pair[0], x), _one_per_image(pair[1], x)
+
+
+def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
+    values = tf.convert_to_tensor(values)
+    if not values.shape.is_compatible_with(x.shape[:1]):
+        raise InputError(
+            f"The objective must return one number per image, shape {x.shape[:1]}, "
+            f"got shape {values.shape}; reduce over all axes but the first."
+        )
+    return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
+
+
+def _takes_progress(objective: Objective) -> bool:
+    """Whether to pass the progress: there is a second argument that needs a value.
+
+    Or one named so. Other defaults are not touched: `lambda x, y=labels: ...`.
+    """
+    try:
+        parameters = list(inspect.signature(objective).parameters.values())
+    except (TypeError, ValueError):  # Some built-ins have no signature.
+        return False
+    positional = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    second = [p for p in parameters if p.kind in positional][1:2]
+    return any(p.default is p.empty or p.name == "progress" for p in second)
+
+
+def _images(x: Any) -> tf.Tensor:
+    """Returns `x` as a tensor, checked, and rid of rounding outside [0, 1]."""
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating or not x.shape.rank:
+        raise InputError(
+            "Images are floats in [0, 1] with a leading batch axis, "
+            f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
+        )
+    if x.shape.num_elements() != 0:
+        with tf.control_dependencies(_check_values(x)):
+            x = tf.identity(x)
+    return tf.clip_by_value(x, tf.cast(0, x.dtype), tf.cast(1, x.dtype))
+
+
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
+def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
+    """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
+    wide = tf.cast(x, threat.compute_dtype(x))
+    known = ~tf.math.is_nan(wide)
+    inside = (wide >= -_TOLERANCE) & (wide <= 1 + _TOLERANCE)
+
+    def out_of_range():
+        return [
+            "Images are in [0, 1], got values from",
+            tf.reduce_min(wide),
+            "to",
+            tf.reduce_max(wide),
+            "; put the normalisation into the model.",
+        ]
+
+    def unknown():
+        count = tf.math.count_nonzero(~known)
+        return [
+            "Images are in [0, 1], got",
+            count,
+            "values that are NaN; replace them.",
+        ]
+
+    checks = [
+        graph_errors.require(tf.reduce_all(known), unknown),
+        graph_errors.require(tf.reduce_all(inside | ~known), out_of_range),
+    ]
+    return [] if tf.executing_eagerly() else checks
+
+
+def _indices(x: tf.Tensor) -> tf.Tensor:
+    """Returns each image's number in the global batch, replica after replica, [batch].
+
+    With batches of one size on all replicas, one int seed thus gives every image the
+    noise that it has in the same batch on one device, and no two images the same.
+    """
+    size = tf.shape(x, out_type=tf.int64)[0]
+    context = tf.distribute.get_replica_context()
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    indices = tf.cast(replica, tf.int64) * size + tf.range(size)
+    return tf.ensure_shape(indices, x.shape[:1])

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks that know nothing: random points of the ball. What every attack must beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from mtr_tf.attacks import base
+from mtr_tf.attacks import checks
+from mtr_tf.attacks import random_numbers
+from mtr_tf.attacks import threat
+from mtr_tf.attacks.pgd import Best
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(base.Attack):
+    """A uniform point of the ball, clipped to the box; the best of so many draws.
+
+    Attributes:
+      epsilon: As for PGD.
+      norm: "linf" or "l2".
+      draws: Number of points, each scored; the highest is returned, the earlier of
+        equal ones. Where all scores are NaN, the clean image is. Under "linf", draw
+        n of a seed is the start of PGD's run n.
+
+    Raises:
+      InputError: A setting is out of range; or, when called, as for PGD.
+    """
+
+    epsilon: float | tf.Tensor
+    norm: str = "linf"
+    draws: int = 1
+
+    def __post_init__(self):
+        threat.ball(self.norm, self.epsilon)
+        checks.check_count("draws", self.draws)
+
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image."""
+        return self.draws
+
+    def search(
+        self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
+    ) -> tf.Tensor:
+        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        ball = threat.ball(self.norm, self.epsilon)
+        project = ball.projection(x)
+        centre = tf.cast(x, threat.compute_dtype(x))
+        begun = base.begin(objective, centre, centre)
+
+        def step(draw, best):
+            points = project(self._points(ball, x, keys, draw))
+            scores = base.score(begun, points, tf.constant(1.0))
+            return draw + 1, best.offer(points, scores)
+
+        _, best = base.loop(
+            lambda draw, _: draw < self.draws, step, (0, Best.none(centre))
+        )
+        return ball.rounded(best.points, x)
+
+    def _points(self, ball, x, keys, draw) -> tf.Tensor:
+        """A point of the ball around each image; may leave the box."""
+        return threat.random_point(ball, x, keys, draw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Corner(Noise):
+    """A random point of the ball's rim, clipped to the box; the best of so many draws.
+
+    For "linf" each value moves by epsilon up or down, with equal chance: a corner of
+    the cube. For "l2" it is a point of the sphere, of uniform direction.
+
+    Attributes:
+      epsilon, norm, draws: As for Noise.
+
+    Raises:
+      InputError: As for Noise.
+    """
+
+    def _points(self, ball, x, keys, draw) -> tf.Tensor:
+        """A point of the rim: along a Gaussian, its signs or its direction."""
+        dtype = threat.compute_dtype(x)
+        noise = random_images(random_numbers.normal, x, keys, draw)
+        return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)
+
+
+def random_images(
+    draw: Callable[..., tf.Tensor], x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor
+) -> tf.Tensor:
+    """Returns random numbers like `x`, each image's from its own key and `number`.
+
+    Args:
+      draw: random_numbers.normal or random_numbers.uniform.
+      x: images [batch, ...].
+      keys: int64 [batch, 2].
+      number: int, what the numbers are the how-manieth of.
+    """
+    dtype = threat.compute_dtype(x)
+    return tf.map_fn(
+        lambda key: draw(tf.shape(x)[1:], threat.fold_in(key, number), dtype),
+        keys,
+        fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
+    )

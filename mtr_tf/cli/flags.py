@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags made from the settings records, and how both binaries start and end."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging as standard_logging
+import os
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Callable
+from collections.abc import Sequence
+
+import tqdm
+from absl import app
+from absl import flags
+from absl import logging
+
+from mtr_tf.config.settings import Settings
+from mtr_tf.errors import InputError
+from mtr_tf.errors import input_error_within
+
+_HELP = ("-h", "-help", "--help", "-?", "--helpshort")
+
+
+def define(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one flag per field of the record, with the field's default and help."""
+    for field in dataclasses.fields(record):
+        help = field.metadata["help"]
+        if isinstance(field.default, tuple):
+            default = ",".join(map(str, field.default))
+            flags.DEFINE_list(field.name, default, help, flag_values=values)
+        elif field.metadata["choices"]:
+            flags.DEFINE_enum(
+                field.name,
+                field.default,
+                field.metadata["choices"],
+                help,
+                flag_values=values,
+            )
+        else:
+            make = {
+                bool: flags.DEFINE_bool,
+                type(None): flags.DEFINE_bool,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }[type(field.default)]
+            make(field.name, field.default, help, flag_values=values)
+
+
+def read(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> Settings:
+    """The record of the parsed flags; raises `InputError` on a value out of range."""
+    types = typing.get_type_hints(record)
+    settings = {}
+    for field in dataclasses.fields(record):
+        value = values[field.name].value
+        if isinstance(field.default, tuple):
+            of = typing.get_args(types[field.name])[0]
+            value = tuple(_convert(field.name, text, of) for text in value)
+        settings[field.name] = value
+    return record(**settings)
+
+
+def _convert(name: str, text: str, of: type) -> str | int | float:
+    text = text.strip()
+    try:
+        return of(text)
+    except ValueError as error:
+        kind = {int: "whole numbers", float: "numbers"}[of]
+        raise InputError(
+            f"--{name} must be a comma-separated list of {kind}, got {text!r} in it."
+        ) from error
+
+
+def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
+    """What `--help` prints: the module's docstring and each flag with its default."""
+    lines = [doc.strip(), "", f"Usage: python -m {name} [--flag=value ...]", ""]
+    for record in records:
+        for field in dataclasses.fields(record):
+            default = field.default
+            if isinstance(default, tuple):
+                default = ",".join(map(str, default))
+            elif isinstance(default, bool):
+                default = str(default).lower()
+            elif default is None:
+                default = "not given"
+            lines.append(f"  --{field.name}={default}")
+            help = field.metadata["help"]
+            if field.metadata["choices"]:
+                help += f" One of: {', '.join(field.metadata['choices'])}."
+            lines += textwrap.wrap(help, 80, initial_indent=" " * 6,
+                                   subsequent_indent=" " * 6)  # fmt: skip
+    lines += [
+        "",
+        "The value shown is the default. --flagfile=FILE reads flags from a file.",
+        "--helpfull also shows the flags of the libraries.",
+    ]
+    return "\n".join(lines)
+
+
+def run(
+    name: str,
+    doc: str,
+    records: Sequence[type[Settings]],
+    main: Callable[..., None],
+    on_interrupt: str,
+) -> None:
+    """Parses flags, calls `main(*settings)`, and turns a user's mistake into one line.
+
+    Args:
+      name: how `python -m` calls the binary.
+      doc: its docstring, for `--help`.
+      records: the settings it takes; `main` gets one instance of each.
+      main: the work.
+      on_interrupt: what to tell whoever presses Ctrl-C.
+    """
+    if any(argument in _HELP for argument in sys.argv[1:]):
+        with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
+            os.write(1, (help_text(name, doc, records) + "\n").encode())
+        sys.exit(0)
+    for record in records:
+        define(record)
+    if "--helpfull" in sys.argv[1:]:
+        print(flags.FLAGS.get_help())
+        sys.exit(0)
+
+    def guarded(argv: list[str]) -> None:
+        settings = []
+        try:
+            if len(argv) > 1:
+                raise InputError(
+                    "every argument must be a flag, --name=value; got "
+                    f"{' '.join(argv[1:])!r}. --help lists the flags."
+                )
+            _log_plainly()
+            settings += [read(record) for record in records]
+            main(*settings)
+        except InputError as error:
+            sys.exit(_say(f"error: {error}", 1))
+        except KeyboardInterrupt:
+            sys.exit(_say(f"\ninterrupted. {on_interrupt}", 130))
+        except Exception as error:
+            told = input_error_within(error) or out_of_memory(error, settings)
+            if told is None:
+                raise
+            sys.exit(_say(f"error: {told}", 1))
+
+    app.run(guarded)
+
+
+def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
+    """What to do where a device has too little memory; None for any other error."""
+    text = f"{type(error).__name__}: {error}"
+    if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
+        return None
+    sizes = [getattr(record, "batch_size", 0) for record in settings]
+    size = max([*sizes, 0])
+    way = "Take smaller images or a smaller --model"
+    if size > 1:
+        way = f"Try --batch_size={size // 2}"
+    return (
+        f"the device has too little memory for --batch_size={size}. {way}, or free "
+        "memory that other processes hold."
+    )
+
+
+class _PlainHandler(standard_logging.Handler):
+    """Prints our log lines, and the warnings of others, without tearing a bar."""
+
+    def filter(self, record: standard_logging.LogRecord) -> bool:
+        ours = "mtr_tf" in record.pathname
+        return super().filter(record) and (
+            ours or record.levelno > standard_logging.INFO
+        )
+
+    def emit(self, record: standard_logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _log_plainly() -> None:
+    handler = _PlainHandler()
+    handler.setFormatter(standard_logging.Formatter("%(asctime)s %(message)s", "%X"))
+    logger = logging.get_absl_logger()
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of `python -m mtr_tf.train`: its default, its help, its range."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtr_tf.config.settings import DETERMINISTIC
+from mtr_tf.config.settings import JIT
+from mtr_tf.config.settings import REPLICAS
+from mtr_tf.config.settings import STRATEGY
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import parse_image_size
+from mtr_tf.config.settings import setting
+from mtr_tf.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Settings):
+    """What `python -m mtr_tf.train` takes."""
+
+    tasks: tuple[str, ...] = setting(
+        ("seg", "depth"),
+        "Tasks to train, one head each: names, Taskonomy's names or the paper's "
+        "letters (seg,depth or s,d).",
+    )
+    main_tasks: tuple[str, ...] = setting(
+        (),
+        "The main tasks among --tasks; each weighs 1/number of them. The others are "
+        "auxiliary and share --aux_weight. Empty: all are main.",
+    )
+    aux_weight: float = setting(
+        1.0, "Weight that the auxiliary tasks share (the paper's lambda).", low=0
+    )
+    task_weights: str = setting(
+        "main_aux",
+        "What a task's loss weighs. main_aux: as --main_tasks and --aux_weight say. "
+        "equal: 1/number of tasks. uncertainty: learned (Kendall et al. 2018).",
+        choices=("main_aux", "equal", "uncertainty"),
+    )
+    task_losses: tuple[str, ...] = setting(
+        (),
+        "Other training losses than the tasks' own, as autoencoder:l1; one of "
+        "cross_entropy, l1, l2.",
+    )
+    loss_norm: str = setting(
+        "valid",
+        "What a masked loss is divided by: the valid pixels, or all (as the paper's "
+        "code does on Taskonomy).",
+        choices=("valid", "all"),
+    )
+    class_weights: bool = setting(
+        True, "Weigh classes in training as the data set has it (taskonomy does)."
+    )
+    random_targets: tuple[str, ...] = setting(
+        (),
+        "A control: these of --tasks are trained on noise, fixed for each example, in "
+        "place of their targets; validation has the real ones.",
+    )
+    # Data.
+    dataset: str = setting(
+        "rooms",
+        "Data set: rooms (made on the spot), camvid, cityscapes, taskonomy, or your "
+        "own as module:function (docs/own_data.md).",
+    )
+    data_dir: str = setting(
+        "",
+        "Folder of the data. For rooms, where it is kept once made; empty: "
+        "TFDS_DATA_DIR or ~/tensorflow_datasets.",
+    )
+    image_size: str = setting(
+        "", "Height x width, such as 96x128, or one number; empty: the data set's own."
+    )
+    train_examples: int = setting(
+        0, "Train on the first N examples only; 0: all.", low=0
+    )
+    flip: bool = setting(True, "Mirror training examples left-right at random.")
+    crop: str = setting(
+        "", "Train on random crops of this height x width; empty: whole pictures."
+    )
+    depth_target: str = setting(
+        "disparity",
+        "What cityscapes' depth is: disparity (pixels), inverse_depth (1/m) or metres "
+        "(both need camera/), or released (as the paper's code has it: the file's "
+        "values / 1000, nothing masked). Of taskonomy's two depths: metres, or else "
+        "the files' logarithms, in [0, 1].",
+        choices=("disparity", "inverse_depth", "metres", "released"),
+    )
+    validation_share: float = setting(
+        0.0,
+        "Of taskonomy, the share of its buildings (of one building: its points) that "
+        "is validation, the last ones; 0: as its lists say, or as released.",
+        low=0,
+        high=1,
+    )
+    as_released: bool = setting(
+        False,
+        "Read taskonomy as the paper's released code does, with its errors "
+        "(docs/reproduce.md lists them).",
+    )
+    # Model.
+    model: str = setting(
+        "small",
+        "Architecture, one of mtr_tf.models: small, tiny; resnet18, resnet34, "
+        "resnet50; drn_c_26, drn_d_22, drn_d_38, drn_d_54, drn_d_105.",
+    )
+    width: int = setting(
+        0,
+        "Channels of the first layer; 0: the model's own (ResNets 64, DRNs 16).",
+        low=0,
+    )
+    decoders: str = setting(
+        "separate",
+        "One decoder per task, or one for all with a last layer per task.",
+        choices=("separate", "shared"),
+    )
+    sync_batch_norm: bool = setting(
+        False, "Share batch-norm statistics between replicas."
+    )
+    # Optimisation.
+    epochs: int = setting(20, "Passes over the training split.", low=1)
+    batch_size: int = setting(32, "Examples per step, over all replicas.", low=1)
+    learning_rate: float = setting(2e-3, "Learning rate at the start.", low=0)
+    optimizer: str = setting("adam", "Optimizer.", choices=("adam", "sgd"))
+    momentum: float = setting(0.9, "Momentum of sgd.", low=0, high=1)
+    weight_decay: float = setting(
+        0.0,
+        "L2 weight decay, added to the gradient as PyTorch's SGD does (coupled).",
+        low=0,
+    )
+    schedule: str = setting(
+        "cosine",
+        "Learning rate over time: cosine to zero, step (times --lr_factor at each of "
+        "--lr_epochs), constant, or released (as the paper's code on Cityscapes: "
+        "constant for 180 epochs, then 0).",
+        choices=("cosine", "step", "constant", "released"),
+    )
+    lr_epochs: tuple[int, ...] = setting(
+        (), "Epochs after which the step schedule multiplies the rate.", low=1
+    )
+    lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
+    # Adversarial training.
+    adversarial_tasks: str = setting(
+        "",
+        "Train on images attacked by PGD (linf): main, all, or names joined by +, the "
+        "tasks whose losses the attack raises; empty: no adversarial training.",
+    )
+    adversarial_eps: float = setting(
+        8.0, "Radius of that attack, in 0-255 levels.", low=0, high=255
+    )
+    adversarial_step_size: float = setting(
+        0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
+    )
+    adversarial_steps: int = setting(5, "Its steps.", low=1)
+    adversarial_share: float = setting(
+        1.0,
+        "Weight of the attacked images' loss; the clean ones' has the rest.",
+        low=0,
+        high=1,
+    )
+    adversarial_batch_norm: str = setting(
+        "inference",
+        "Batch norms during that attack: with their running statistics, or, as in the "
+        "paper's code, in training mode, with each batch's own.",
+        choices=("inference", "training"),
+    )
+    seed: int = setting(
+        0,
+        "Seed of weights, order of examples, augmentation and attacks.",
+        low=0,
+        high=2**32 - 1,
+    )
+    # Where and how it runs.
+    strategy: str = STRATEGY
+    replicas: int = REPLICAS
+    jit: str = JIT
+    precision: str = setting(
+        "float32",
+        "Keras precision policy.",
+        choices=("float32", "mixed_float16", "mixed_bfloat16"),
+    )
+    deterministic: bool = DETERMINISTIC
+    # Watching and keeping.
+    summary_every: int = setting(
+        20, "Steps between training summaries (also of one compiled call).", low=1
+    )
+    eval_every: int = setting(
+        0, "Steps between evaluations on validation; 0: ten times a run.", low=0
+    )
+    eval_examples: int = setting(
+        64,
+        "Validation examples that are evaluated and attacked during training, or all "
+        "if there are fewer.",
+        low=1,
+    )
+    eval_eps: float = setting(
+        4.0, "Radius of that attack (l-inf, in 0-255 levels).", low=0, high=255
+    )
+    eval_steps: int = setting(5, "PGD steps of that attack.", low=1)
+    checkpoint_every: int = setting(
+        0, "Steps between checkpoints; 0: five times a run.", low=0
+    )
+    keep_checkpoints: int = setting(2, "Newest checkpoints kept.", low=1)
+    best_metric: str = setting(
+        "",
+        "Metric on validation by which the best checkpoint is kept: TASK/METRIC, with "
+        "an optional clean/ or adversarial/ before it; empty: the first main task's "
+        "headline metric, clean.",
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lr_epochs and self.schedule != "step":
+            raise InputError(
+                f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "
+                "one of the two out."
+            )
+        ruled = self.main_tasks or self.aux_weight != 1
+        if ruled and self.task_weights != "main_aux":
+            raise InputError(
+                "--main_tasks and --aux_weight go with --task_weights=main_aux, got "
+                f"{self.task_weights}; leave one of the two out."
+            )
+        if list(self.lr_epochs) != sorted(set(self.lr_epochs)):
+            raise InputError(
+                "--lr_epochs must rise, such as 120,140; got "
+                f"{','.join(map(str, self.lr_epochs))}."
+            )
+        if self.schedule == "step" and not self.lr_epochs:
+            raise InputError(
+                "--schedule=step needs --lr_epochs, the epochs after which the rate "
+                "falls; it is empty. Give for example --lr_epochs=120,140."
+            )
+        parse_image_size(self.image_size)
+        parse_image_size(self.crop)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPlace(Settings):
+    """Where a training run is kept; not a part of what it computes."""
+
+    workdir: str = setting(
+        "", "Run directory; empty: runs/ and a name made of the main settings."
+    )
+    resume: bool = setting(
+        True,
+        "Go on from the newest checkpoint of the run directory, if it has one; "
+        "--noresume refuses a directory that holds a run.",
+    )

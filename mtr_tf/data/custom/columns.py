@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The columns of a split of a user's own, in memory or read when they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf import tasks as task_table
+from mtr_tf.cli import progress
+from mtr_tf.data.custom import examples
+from mtr_tf.data.custom.examples import Example
+from mtr_tf.data.custom.examples import Labels
+from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
+
+_END = object()
+
+
+def open_split(split: str, examples: Any, labels: Labels) -> Columns:
+    """Opens a split: lazily if it can be indexed and is no list, else into memory.
+
+    Args:
+      split: its name.
+      examples: a sequence, iterable or tf.data.Dataset of examples.
+      labels: what those of `seg` may be. A lazy split of labels needs the number of
+        classes.
+
+    Raises:
+      InputError: it is no such thing, is empty or endless, or its examples are wrong
+        or differ in size or tasks (lazy ones: the first one now, others when read).
+    """
+    readable = hasattr(examples, "__iter__") or _is_lazy(examples)
+    if isinstance(examples, Mapping | str | bytes) or not readable:
+        raise InputError(
+            f"The split {split} must be a sequence, a generator or a tf.data.Dataset "
+            f"of examples, but is of type {type(examples).__name__}."
+        )
+    if _is_lazy(examples):
+        return _lazy(split, examples, labels)
+    return _in_memory(split, examples, labels)
+
+
+def check_alike(splits: Mapping[str, Columns]) -> None:
+    """Raises InputError unless all splits have one size of image and the same tasks."""
+    (first_name, first), *others = splits.items()
+    for name, columns in others:
+        if columns.images.shape[1:] != first.images.shape[1:]:
+            raise InputError(
+                "All splits must have images of one size, but those of "
+                f"{name} are {_size(columns.images)} and those of {first_name} "
+                f"{_size(first.images)}."
+            )
+        if set(columns.targets) != set(first.targets):
+            raise InputError(
+                "All splits must have the same tasks, but "
+                f"{name} has {_listed(columns.targets)} and {first_name} "
+                f"{_listed(first.targets)}."
+            )
+
+
+class LazyColumn:
+    """A column whose rows are asked for when they are needed."""
+
+    def __init__(
+        self,
+        examples: LazyExamples,
+        pick: Callable[[Example], np.ndarray],
+        like: np.ndarray,
+    ):
+        """`pick` takes this column's array, of the kind of `like`, from an example."""
+        self._examples = examples
+        self._pick = pick
+        self.shape = (len(examples), *like.shape)
+        self.dtype = like.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        rows = np.arange(len(self))[rows]
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        for place, example in enumerate(self._examples.read(rows)):
+            found[place] = self._pick(example)
+        return found
+
+
+class LazyExamples:
+    """A user's sequence, checked example by example.
+
+    A batch reads the same rows of several columns: each thread keeps the examples that
+    it has read last. The sequence itself is asked by one thread at a time.
+    """
+
+    def __init__(self, split: str, sequence: Sequence, labels: Labels):
+        self._split = split
+        self._sequence = sequence
+        self._labels = labels
+        self._lock = threading.Lock()
+        self._last = threading.local()
+        self.first = self._one(0, None)
+
+    def __len__(self) -> int:
+        return len(self._sequence)
+
+    def read(self, rows: np.ndarray) -> list[Example]:
+        """The examples of int64 [n] rows."""
+        key = rows.tobytes()
+        if getattr(self._last, "key", None) != key:
+            self._last.examples = [self._one(int(row), self.first) for row in rows]
+            self._last.key = key
+        return self._last.examples
+
+    def _one(self, row: int, first: Example | None) -> Example:
+        where = f"example {row} of {self._split}"
+        with self._lock, _reading(where):
+            raw = self._sequence[row]
+        return _checked(raw, where, self._labels, first)
+
+
+def _is_lazy(examples: Any) -> bool:
+    return (
+        hasattr(examples, "__len__")
+        and hasattr(examples, "__getitem__")
+        and not isinstance(examples, list | tuple)
+    )
+
+
+def _lazy(split: str, sequence: Sequence, labels: Labels) -> Columns:
+    if not len(sequence):
+        raise _empty(split)
+    examples = LazyExamples(split, sequence, labels)
+    first = examples.first
+    if labels.classes is None and any(map(_is_discrete, first.targets)):
+        raise InputError(
+            f'The classes must be named ("classes": [...]), since {split} is read '
+            "example by example and nobody can know how many there are."
+        )
+    targets, masks = {}, {}
+    for task, target in first.targets.items():
+        targets[task] = LazyColumn(examples, lambda e, t=task: e.targets[t], target)
+        masks[task] = LazyColumn(
+            examples, lambda e, t=task: e.masks[t], first.masks[task]
+        )
+    images = LazyColumn(examples, lambda example: example.image, first.image)
+    return Columns(images, targets, masks)
+
+
+def _in_memory(split: str, examples: Iterable, labels: Labels) -> Columns:
+    found = []
+    with _counted(split, examples) as (iterator, advance):
+        while True:
+            where = f"example {len(found)} of {split}"
+            with _reading(where):
+                raw = next(iterator, _END)
+            if raw is _END:
+                break
+            first = found[0] if found else None
+            found.append(_checked(raw, where, labels, first))
+            advance(1)
+    if not found:
+        raise _empty(split)
+    images = np.stack([example.image for example in found])
+    targets, masks = {}, {}
+    for task in found[0].targets:
+        targets[task] = np.stack([example.targets[task] for example in found])
+        if _is_discrete(task) and targets[task].max() < 256:
+            targets[task] = targets[task].astype(np.uint8)
+        known = np.stack([example.masks[task] for example in found])
+        if not known.all():
+            masks[task] = known
+    names = [example.name for example in found]
+    return Columns(images, targets, masks, names if any(names) else ())
+
+
+@contextlib.contextmanager
+def _counted(split: str, examples: Any) -> Iterator[tuple[Iterator, Callable]]:
+    """Gives an iterator, and what is to be called for each example: a progress bar.
+
+    Nothing is shown of generators, whose length nobody knows.
+    """
+    total = len(examples) if isinstance(examples, list | tuple) else -1
+    if hasattr(examples, "as_numpy_iterator"):
+        total = int(examples.cardinality())
+        if total == -1:  # tf.data.INFINITE_CARDINALITY
+            raise InputError(
+                f"The split {split} must end, but its tf.data.Dataset repeats for "
+                "ever; leave .repeat() out."
+            )
+        examples = examples.as_numpy_iterator()
+    if total < 1:
+        yield iter(examples), lambda n: None
+        return
+    with progress.bar(total, f"reading {split}", "examples") as advance:
+        yield iter(examples), advance
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns what a user's code raises into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise InputError(
+            f"{where[0].upper()}{where[1:]} cannot be read: {type(error).__name__}: "
+            f"{text}."
+        ) from error
+
+
+def _checked(raw: Any, where: str, labels: Labels, first: Example | None) -> Example:
+    example = examples.check(raw, where, labels)
+    if first is None:
+        return example
+    if example.image.shape != first.image.shape:
+        raise InputError(
+            f"All images must have one size, but {where} is "
+            f"{_size(example.image[np.newaxis])} and the first one "
+            f"{_size(first.image[np.newaxis])}; resize or crop them."
+        )
+    if example.targets.keys() != first.targets.keys():
+        raise InputError(
+            f"All examples must have the same tasks, but {where} has "
+            f"{_listed(example.targets)} and the first one {_listed(first.targets)}; "
+            "where a target is not known, give zeros and a mask of zeros."
+        )
+    return example
+
+
+def _empty(split: str) -> InputError:
+    return InputError(f"The split {split} must have an example at least, but is empty.")
+
+
+def _is_discrete(task: str) -> bool:
+    return task_table.TASKS[task].discrete
+
+
+def _size(images: Any) -> str:
+    return f"{images.shape[1]}x{images.shape[2]}"
+
+
+def _listed(tasks: Iterable[str]) -> str:
+    return ", ".join(sorted(tasks)) or "none"

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's own data: `--dataset=package.module:function`.
+
+The function gives a dict with one entry per split and, if need be, facts about the
+data set; docs/own_data.md is the manual, `custom_examples` what an example must be.
+
+A split that has a length and can be indexed is read lazily: its examples are asked for
+when a batch needs them, one at a time, and checked then (the first one at once). Any
+other is read into memory at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import mtr_tf
+from mtr_tf.data.custom import columns as columns_lib
+from mtr_tf.data.custom import facts as facts_lib
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+
+SPLITS = ("train", "validation", "test")
+# Where files are whose lines would tell a user nothing.
+_NOT_THEIRS = ("<", os.path.dirname(mtr_tf.__file__), os.path.dirname(os.__file__))
+
+
+def open_source(
+    name: str,
+    *,
+    image_size: tuple[int, int] | None = None,
+    data_dir: str | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Source:
+    """Calls the user's function and opens what it gives.
+
+    Args:
+      name: "package.module:function"; modules of the current directory are found.
+      image_size: None, or the examples' own: nothing is resized here.
+      data_dir: handed to the function, which must take `data_dir` then.
+      tasks: the tasks whose targets are kept; None for all that the examples have.
+
+    Raises:
+      InputError: there is no such function, it fails, or what it gives is not as
+        docs/own_data.md says.
+    """
+    given = _call(name, data_dir)
+    splits, facts = _sort(name, given)
+    facts_lib.check(facts)
+    labels = facts_lib.labels(facts)
+    facts_lib.check_groups(facts, splits)
+    opened = {}
+    for split, examples in splits.items():
+        columns = columns_lib.open_split(split, examples, labels)
+        groups = facts_lib.groups(facts, split, len(columns))
+        opened[split] = dataclasses.replace(columns, groups=groups)
+    columns_lib.check_alike(opened)
+    first = next(iter(opened.values()))
+    size = first.images.shape[1:3]
+    if image_size and tuple(image_size) != tuple(size):
+        raise InputError(
+            f"{name} has images of {size[0]}x{size[1]}, and {image_size[0]}x"
+            f"{image_size[1]} is asked for (by --image_size or by the model): resize "
+            "images, targets and masks in the function."
+        )
+    info = facts_lib.dataset_info(name, facts, opened)
+    return Source(info, lambda split: _only(opened[split], tasks))
+
+
+def _only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
+    """The columns of some tasks."""
+    if tasks is None:
+        return columns
+    targets, masks = (
+        {task: values[task] for task in tasks if task in values}
+        for values in (columns.targets, columns.masks)
+    )
+    return dataclasses.replace(columns, targets=targets, masks=masks)
+
+
+def _call(name: str, data_dir: str | None) -> Any:
+    """What the user's function gives."""
+    function = _function(name)
+    arguments = {}
+    if data_dir:
+        if "data_dir" not in inspect.signature(function).parameters:
+            raise InputError(
+                f"--data_dir goes to {name} as its argument data_dir, which it does "
+                "not take; add it to the function or leave the flag out."
+            )
+        arguments["data_dir"] = data_dir
+    try:
+        return function(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name} must give a dict, but raised {_told(error)}"
+        ) from error
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name.isidentifier():
+        raise InputError(
+            "A data set of your own must be named as package.module:function, such as "
+            f"my_data:examples; got {name!r}."
+        )
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())  # As `python -m` has it.
+    importlib.invalidate_caches()  # The file may be new.
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise _import_error(name, error) from error
+        raise InputError(
+            f"There is no module {error.name!r} for --dataset={name}; start from the "
+            f"directory that it is in (this is {os.getcwd()!r}), or install it."
+        ) from error
+    except Exception as error:
+        raise _import_error(name, error) from error
+    function = getattr(module, function_name, None)
+    if callable(function):
+        return function
+    hint = did_you_mean(function_name, dir(module))
+    found = "none" if function is None else f"a {type(function).__name__} of that name"
+    raise InputError(
+        f"The module {module_name!r} must have a function {function_name!r}, but has "
+        f"{found}.{hint}"
+    )
+
+
+def _import_error(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"The module of --dataset={name} cannot be imported: {_told(error)}"
+    )
+
+
+def _told(error: Exception) -> str:
+    """The error in one line, and where in the user's code it came from."""
+    text = " ".join(str(error).split()) or "no message"
+    theirs = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_THEIRS)
+        and "site-packages" not in frame.filename
+    ]
+    where = ""
+    if theirs:
+        where = f" ({os.path.relpath(theirs[-1].filename)}, line {theirs[-1].lineno})"
+    return f"{type(error).__name__}: {text}{where}."
+
+
+def _sort(name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits and facts of what the function gave."""
+    known = (*SPLITS, *facts_lib.KEYS)
+    if not isinstance(given, Mapping):
+        raise InputError(
+            f"{name} must give a dict such as {{'train': ..., 'validation': ...}}, "
+            f"but gave one of type {type(given).__name__}."
+        )
+    for key in given:
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise InputError(
+                f"{name} may give {', '.join(known)}, but gave {key!r}.{hint}"
+            )
+    splits = {split: given[split] for split in SPLITS if split in given}
+    if not splits:
+        raise InputError(
+            f"{name} must give at least one split of {', '.join(SPLITS)}, but gave "
+            f"{', '.join(given) or 'an empty dict'}."
+        )
+    return splits, {key: given[key] for key in facts_lib.KEYS if key in given}

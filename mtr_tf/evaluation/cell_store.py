@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished cells on disk, so that none is run twice.
+
+    cells/HASH.json   scores of one cell; HASH is of all that they depend on
+    cells/HASH.npz    its rows per image (see `evaluation`), the unit of each image that
+                      intervals draw, its first examples, painted
+    examples/*.npz    its first examples as they are, if asked for
+
+The JSON file is written last: a cell is finished if it is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from mtr_tf import files
+from mtr_tf.data.source import Columns
+from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.evaluator import Rows
+from mtr_tf.evaluation.plan import Cell
+
+_ROWS = 16  # Examples that are read at once.
+_FORMAT = 4  # Of the files; cells of another number are not known.
+# What reading a damaged .json or .npz may raise.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one cell, or the clean images (`cell` None), came to.
+
+    Attributes:
+      cell: The attack.
+      scores: {task: {metric: {"value": float or None, "interval": [low, high]}}}.
+      count: How many images.
+      pictures: Painted examples, uint8 `[M, H, W, 3]`: {image}, {target/<task>},
+        {output/<task>}, and of an attack {adversarial} and {perturbation}.
+      rows: What the scores are of, image by image.
+      wanted: Of a targeted attack, {task: {metric: {"clean": float or None,
+        "attacked": ...}}} against the targets that it is after; else empty.
+      wanted_rows: The rows of the attacked images behind that.
+      aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
+        the attacked images over these pixels, against the targets it is after.
+      before_rows: Of an attack judged by comparison with the clean images, the attacked
+        tasks' rows of these, over those pixels and against those targets.
+      unit: int64 `[count]`, the unit of each image that intervals draw (`sampling`).
+    """
+
+    cell: Cell | None
+    scores: dict[str, dict[str, dict[str, Any]]]
+    count: int
+    pictures: dict[str, np.ndarray]
+    rows: Rows = dataclasses.field(default_factory=dict)
+    wanted: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(
+        default_factory=dict
+    )
+    wanted_rows: Rows = dataclasses.field(default_factory=dict)
+    aimed_rows: Rows = dataclasses.field(default_factory=dict)
+    before_rows: Rows = dataclasses.field(default_factory=dict)
+    unit: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """The finished cells of one folder, about one model and one set of examples.
+
+    Attributes:
+      folder: Where they are.
+      facts: What results depend on beside the attack, as JSON: fingerprints of weights
+        and data, tasks, seed, versions.
+      save_examples: A cell counts as finished only with so many examples saved.
+    """
+
+    folder: pathlib.Path
+    facts: Mapping[str, Any]
+    save_examples: int = 0
+
+    def write(self, result: Result, examples: Examples | None = None) -> None:
+        """Keeps a finished cell, and its examples if they are asked for and there."""
+        if self.save_examples and examples:
+            _write_arrays(self._examples(result.cell), _arrays(examples))
+        path = self._path(result.cell)
+        arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
+        if result.unit is not None:
+            arrays["unit"] = result.unit
+        kinds = {
+            "row": result.rows,
+            "wanted": result.wanted_rows,
+            "aimed": result.aimed_rows,
+            "before": result.before_rows,
+        }
+        for kind, rows in kinds.items():
+            for task, by_metric in rows.items():
+                arrays |= {f"{kind}/{task}/{m}": a for m, a in by_metric.items()}
+        _write_arrays(path.with_suffix(".npz"), arrays)
+        content = {
+            "key": self._key(result.cell),
+            "count": result.count,
+            "scores": result.scores,
+            "wanted": result.wanted,
+        }
+        files.write_json(path, content)
+
+    def read(self, cell: Cell | None) -> Result | None:
+        """The finished cell; None if there is none, or (warning) a damaged one."""
+        path = self._path(cell)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            if content["key"] != self._key(cell):
+                raise ValueError("it holds the result of something else")
+            with np.load(path.with_suffix(".npz")) as file:
+                arrays = dict(file)
+            result = Result(
+                cell,
+                _scores(content["scores"]),
+                content["count"],
+                _part(arrays, "picture"),
+                _rows(arrays, "row"),
+                content["wanted"],
+                _rows(arrays, "wanted"),
+                _rows(arrays, "aimed"),
+                _rows(arrays, "before"),
+                arrays.get("unit"),
+            )
+            return result if self._examples_saved(result) else None
+        except _DAMAGED as error:
+            logging.warning("%s is damaged (%s); it is done again", path, error)
+            return None
+
+    def _key(self, cell: Cell | None) -> dict[str, Any]:
+        attack = dataclasses.asdict(cell) if cell else {}
+        key = {"format": _FORMAT, **self.facts, "attack": attack}
+        return json.loads(json.dumps(key))  # As it comes back: lists for tuples.
+
+    def _hash(self, cell: Cell | None) -> str:
+        text = json.dumps(self._key(cell), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _path(self, cell: Cell | None) -> pathlib.Path:
+        return self.folder / "cells" / f"{self._hash(cell)}.json"
+
+    def rows_file(self, cell: Cell | None) -> str:
+        """Where a cell's rows per image are: arrays `row/TASK/METRIC`."""
+        path = self._path(cell).with_suffix(".npz")
+        return path.relative_to(self.folder).as_posix()
+
+    def label(self, cell: Cell | None) -> str:
+        """A name for files about a cell, which no other cell has."""
+        name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
+        return f"{name}_{self._hash(cell)[:8]}"
+
+    def _examples(self, cell: Cell | None) -> pathlib.Path:
+        return self.folder / "examples" / f"{self.label(cell)}.npz"
+
+    def _examples_saved(self, result: Result) -> bool:
+        wanted = min(self.save_examples, result.count)
+        path = self._examples(result.cell)
+        if not wanted:
+            return True
+        if not path.exists():
+            return False
+        with np.load(path) as arrays:
+            return len(arrays["image"]) >= wanted
+
+
+def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """Those whose names begin with `kind/`, by the rest of the name."""
+    return {
+        name.removeprefix(f"{kind}/"): array
+        for name, array in arrays.items()
+        if name.startswith(f"{kind}/")
+    }
+
+
+def _rows(arrays: Mapping[str, np.ndarray], kind: str) -> Rows:
+    rows: Rows = {}
+    for name, array in _part(arrays, kind).items():
+        task, metric = name.split("/")
+        rows.setdefault(task, {})[metric] = array
+    return rows
+
+
+def _scores(scores: dict) -> dict:
+    """The scores as they are, once it is sure that all parts are there."""
+    for by_metric in scores.values():
+        for score in by_metric.values():
+            for number in (score["value"], *score["interval"]):
+                float(number or 0)  # None stands for NaN.
+    return scores
+
+
+def data_fingerprint(columns: Columns, num_examples: int) -> str:
+    """A hash of the images, targets, masks and groups that are evaluated."""
+    digest = hashlib.sha256()
+    parts = {"images": columns.images, **columns.targets}
+    parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
+    for name in sorted(parts):
+        array = parts[name]
+        shape = (min(num_examples, len(array)), *array.shape[1:])
+        digest.update(f"{name} {array.dtype} {shape};".encode())
+        for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
+            rows = np.arange(first, min(first + _ROWS, shape[0]))
+            digest.update(np.ascontiguousarray(array[rows]))
+    if columns.groups is not None:
+        units = resampling.units(columns.groups, num_examples)
+        digest.update(f"{units.over};{units.of.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _arrays(examples: Examples) -> dict[str, np.ndarray]:
+    """{image, adversarial, target/<task>, mask/<task>, output/<task>}, unpainted."""
+    arrays = {"image": examples.image}
+    if examples.adversarial is not None:
+        arrays["adversarial"] = examples.adversarial
+    for task, output in (examples.attacked or examples.clean).items():
+        arrays[f"target/{task}"] = examples.targets[task]
+        arrays[f"mask/{task}"] = examples.masks[task]
+        arrays[f"output/{task}"] = output
+    return arrays
+
+
+def _write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with files.whole_file(path) as beside, open(beside, "wb") as file:
+        np.savez_compressed(file, **arrays)

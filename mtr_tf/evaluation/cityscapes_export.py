@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicted classes as files that Cityscapes' own evaluator takes.
+
+    RUN/attacks/NAME/predictions/clean_HASH/CITY_SEQUENCE_FRAME_predLabelIds.png
+                                 ATTACK_GROUP_epsE_HASH/...
+
+Each is an 8-bit picture of Cityscapes' label ids (not train ids), as large as the label
+file: a pixel has the class of the model's pixel that stands for it. With cityscapes-
+Scripts, for one of the folders:
+
+    CITYSCAPES_DATASET=DIR CITYSCAPES_RESULTS=FOLDER csEvalPixelLevelSemanticLabeling
+
+It wants a prediction for each label file of val: attack with --num_examples=0. Its
+"Score Average" is our mIoU where the model's pictures have the size of the files; else
+ours is that of the smaller pictures. (cityscapesScripts 2.3.0 needs NumPy below 2.4 for
+this command: give it an environment of its own.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mtr_tf import files
+from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.cityscapes import resizing
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
+
+TASK = "seg"
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The predictions of one model for the first images of a split.
+
+    Attributes:
+      folder: where they go, in a folder for each set of predictions.
+      names: CITY_SEQUENCE_FRAME of each image.
+      sizes: int [N, 2], (height, width) of each image's label file.
+    """
+
+    folder: pathlib.Path
+    names: Sequence[str]
+    sizes: np.ndarray
+
+    def path(self, label: str, index: int) -> pathlib.Path:
+        """The file of an image, in the set of predictions called `label`."""
+        return self.folder / label / f"{self.names[index]}_predLabelIds.png"
+
+    def complete(self, label: str) -> bool:
+        """Whether all files of a set are there; each is there whole or not at all."""
+        return all(self.path(label, i).exists() for i in range(len(self.names)))
+
+    def write(self, label: str, index: np.ndarray, logits: np.ndarray) -> None:
+        """Writes the predictions of a batch.
+
+        Args:
+          label: the set that they are of.
+          index: int [b], the images' numbers; -1 is padding.
+          logits: float [b, h, w, 19], by train id. Where one is not finite, the
+            prediction is `unlabeled`, which is wrong everywhere.
+        """
+        for i, of_image in zip(index, logits, strict=True):
+            if i >= 0:
+                self._save(self.path(label, i), of_image, tuple(self.sizes[i]))
+
+    def choose(self, label: str, members: Sequence[str], choice: np.ndarray) -> None:
+        """Copies for each image the prediction of one of other sets.
+
+        Args:
+          label: the set to make.
+          members: the sets to choose from, which are complete.
+          choice: int [N], the number of the set to take for each image.
+        """
+        for i, member in enumerate(choice):
+            data = self.path(members[member], i).read_bytes()
+            with files.whole_file(self.path(label, i)) as beside:
+                beside.write_bytes(data)
+
+    def _save(
+        self, path: pathlib.Path, logits: np.ndarray, size: tuple[int, int]
+    ) -> None:
+        sound = np.isfinite(logits).all(axis=-1)
+        label_ids = np.array(layout.LABEL_IDS, np.uint8)[logits.argmax(axis=-1)]
+        label_ids = np.where(sound, label_ids, np.uint8(layout.UNLABELED))
+        with files.whole_file(path) as beside:
+            Image.fromarray(resizing.nearest_back(label_ids, size)).save(beside)
+
+
+def open_predictions(
+    folder: pathlib.Path,
+    info: DatasetInfo,
+    columns: Columns,
+    tasks: Sequence[str],
+    num_examples: int,
+) -> Predictions:
+    """The predictions below a folder, for the first images of a split.
+
+    Raises:
+      InputError: the data set is not Cityscapes, or `seg` is not among the tasks.
+    """
+    if info.name != "cityscapes":
+        raise InputError(
+            "--export_predictions writes files for Cityscapes' evaluator, so the data "
+            f"set must be cityscapes, got {info.name}; leave it out."
+        )
+    if TASK not in tasks:
+        raise InputError(
+            f"--export_predictions writes what the task {TASK} predicts, and the tasks "
+            f"are {', '.join(tasks)}; leave it out."
+        )
+    sizes = columns.original_sizes[:num_examples]
+    return Predictions(folder, columns.names[:num_examples], sizes)

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores a model on a data set, clean and attacked: one row per image and metric.
+
+Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
+set of images, over any number of replicas and workers, and resampling them gives its
+bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
+the image's index): not on batch size, order or replicas. The noise of a model that is
+random in `predict` alone is made for a whole batch, of (seed, its first image's index).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import threat
+from mtr_tf.data import batching
+from mtr_tf.models import compiling
+from mtr_tf.models import folding
+from mtr_tf.models import randomness
+from mtr_tf.models import stateless
+
+_SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
+_LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
+_USED = ("image", "targets", "masks", "index", "wanted")
+
+Rows = dict[str, dict[str, np.ndarray]]
+"""{task: {metric: int64 or float64 [N, K]}}, images in the order of their index."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The first images of an evaluation, for pictures; all arrays are `[M, ...]`.
+
+    `clean` and `attacked` are outputs {task: float32}. Without an attack, `adversarial`
+    is None and `attacked` empty; with `clean=False`, `clean` is empty.
+    """
+
+    image: np.ndarray
+    targets: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    clean: dict[str, np.ndarray]
+    adversarial: np.ndarray | None
+    attacked: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `Evaluator.run` returns: rows, and the first images if asked for.
+
+    Attributes:
+      index: int64 `[N]`, the numbers of the images, ascending.
+      clean: Rows of the clean images; empty with `clean=False`.
+      attacked: Rows of the attacked images; empty without an attack.
+      wanted: Of a targeted attack, rows of the attacked images' outputs against the
+        targets that they are drawn to; `unmoved` the same of the clean images. Else
+        empty.
+      aimed: Of an attack on some of the output pixels, rows of the attacked images over
+        these pixels alone, against what `wanted` or else `attacked` are; else empty.
+      before: Where attacks are judged by comparison with the clean images, rows of
+        these as the attack looks at them: its pixels, its targets; else empty.
+      examples: None unless `keep_examples` is positive.
+    """
+
+    index: np.ndarray
+    clean: Rows
+    attacked: Rows
+    wanted: Rows
+    unmoved: Rows
+    aimed: Rows
+    before: Rows
+    examples: Examples | None
+
+
+def values(rows: Rows) -> dict[str, dict[str, float]]:
+    """Metrics over all images of the rows; NaN where nothing was counted."""
+    return {
+        task: {
+            metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
+            for metric in tasks_lib.TASKS[task].metrics
+        }
+        for task in rows
+    }
+
+
+class Evaluator:
+    """Evaluates one model again and again; compiled at the first call, then reused.
+
+    The model's weights are read at each call, so that training can evaluate as it goes.
+
+        evaluator = Evaluator(model, ("seg", "depth"), num_classes, attack=pgd)
+        evaluation = evaluator.run(source.columns("validation"), batch_size=32)
+        values(evaluation.attacked)["seg"]["miou"]
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        tasks: Sequence[str],
+        num_classes: int,
+        strategy: tf.distribute.Strategy | None = None,
+        *,
+        attack: Callable[..., tf.Tensor] | None = None,
+        objective: Mapping[str, Any] | None = None,
+        surrogate: Callable[..., Any] | None = None,
+        seed: int = 0,
+        clean: bool = True,
+        jit: bool = False,
+    ):
+        """Takes what does not change from call to call.
+
+        Args:
+          model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under `strategy`.
+          tasks: The tasks to score.
+          num_classes: Of the data set.
+          strategy: None: TensorFlow's default, one device.
+          attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
+            is given; None: clean images only.
+          objective: Handed to `attacks.objective`: which tasks are attacked, and how;
+            None: the sum of the losses of `tasks`. With `targeted`, each image is drawn
+            to the targets of the one half the split further on.
+          surrogate: The model that is attacked in place of `model`, which is only
+            scored: a transfer. None: `model` itself.
+          seed: Image i is attacked under a seed made of (seed, i).
+          clean: False leaves the clean images out.
+          jit: Whether XLA compiles it all (see `compiling`).
+        """
+        self._model = model
+        self._tasks = tuple(tasks)
+        self._num_classes = num_classes
+        self._strategy = strategy or tf.distribute.get_strategy()
+        self._attack = attack
+        self._objective = {"tasks": self._tasks, **(objective or {})}
+        self._targeted = bool(self._objective.get("targeted"))
+        self._restricted = any(
+            self._objective.get(kind) is not None for kind in ("pixels", "classes")
+        )
+        self._surrogate = surrogate or model
+        self._seed = seed
+        self._clean = clean
+        self._jit = jit
+        self._compiled = {}  # By the type of the batches.
+
+    def run(
+        self,
+        columns: Any,
+        *,
+        batch_size: int,
+        num_examples: int | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        on_outputs: Mapping[str, Callable[..., None]] | None = None,
+        keep_examples: int = 0,
+        numbers: Sequence[float] = (),
+        seed: int | None = None,
+    ) -> Evaluation:
+        """Evaluates the first `num_examples` images (None or 0: all), each once.
+
+        Args:
+          columns: A split of a data set (`data.source.Columns`).
+          batch_size: Images per step over all replicas; the last batch is padded.
+          num_examples: How many images.
+          on_batch: Called after each batch with the number of images in it.
+          on_outputs: By task, called after each batch with the numbers of its images,
+            int64 `[b]` (-1 for padding), and their outputs, float32 `[b, H, W, C]`:
+            attacked where there is an attack.
+          keep_examples: How many of the first images to return with their outputs.
+          numbers: Handed to the attack as float64 tensors: a call with other numbers,
+            but as many, is not compiled anew.
+          seed: In place of the evaluator's own, for this call; not compiled anew.
+
+        Raises:
+          InputError: The split has fewer images, or the batch size cannot be divided
+            among the replicas.
+        """
+        index, results, kept = [], [], []
+        seed = tf.constant(self._seed if seed is None else seed, tf.int64)
+        numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
+        with stateless.unchanged(self._model, self._surrogate):
+            for batch in self._batches(columns, batch_size, num_examples):
+                batch = {key: batch[key] for key in _USED if key in batch}
+                if not index:
+                    self._look_at_models(batch["image"])
+                arguments = (batch, seed, numbers)
+                with graph_errors.raised():
+                    rows, pictures = self._step_for(arguments)(*arguments)
+                places = self._gather(batch["index"])
+                index.append(places)
+                results.append(tf.nest.map_structure(self._gather, rows))
+                if (places[places >= 0] < keep_examples).any():
+                    kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
+                for task, call in (on_outputs or {}).items():
+                    outputs = pictures["clean" if self._attack is None else "attacked"]
+                    call(places, self._gather(outputs[task]))
+                if on_batch:
+                    on_batch(int((places >= 0).sum()))
+        order = _ascending(np.concatenate(index))
+        rows = _join(results, order)
+        return Evaluation(
+            index=np.concatenate(index)[order],
+            clean=rows.get("clean", {}),
+            attacked=rows.get("attacked", {}),
+            wanted=rows.get("wanted", {}),
+            unmoved=rows.get("unmoved", {}),
+            aimed=rows.get("aimed", {}),
+            before=rows.get("before", {}),
+            examples=_examples(kept, keep_examples) if kept else None,
+        )
+
+    def _look_at_models(self, images) -> None:
+        """Looks at what is attacked on a few images, before anything is compiled.
+
+        Whether its folded copy does the same, and whether it is random.
+        """
+        if self._attack is None:
+            return
+        (few, *_) = self._strategy.experimental_local_results(images)
+        few = few[:_LOOKED_AT]
+        names = tasks_lib.resolve(self._objective["tasks"])
+        if self._objective.get("fold", True):
+            folding.check(self._surrogate, names, few)
+        for model in (self._surrogate, self._model):
+            randomness.say_once(model, few, self._objective.get("eot", 1))
+
+    def _batches(self, columns, batch_size: int, num_examples: int | None):
+        """A distributed data set; every replica of every step gets a full batch."""
+        return self._strategy.distribute_datasets_from_function(
+            lambda context: batching.eval_batches(
+                columns,
+                self._tasks,
+                batch_size=batch_size,
+                num_examples=num_examples or None,
+                context=context,
+                wanted=self._targeted,
+                num_classes=self._num_classes,
+            )
+        )
+
+    def _step_for(self, arguments: tuple) -> Callable:
+        """The compiled step for arguments of this kind.
+
+        Asked for by hand because TensorFlow warns of retracing where many evaluators
+        are each compiled once, as in a sweep.
+        """
+        kind = str(tf.nest.map_structure(tf.type_spec_from_value, arguments))
+        if kind not in self._compiled:
+
+            def build(jit: bool) -> Callable:
+                step = compiling.per_replica(self._step, jit)
+                return tf.function(
+                    lambda *args: self._strategy.run(step, args), autograph=False
+                ).get_concrete_function(*arguments)
+
+            self._compiled[kind] = compiling.Fallback(build, self._jit, "an evaluation")
+        return self._compiled[kind]
+
+    def _step(
+        self, batch: dict[str, Any], seed: tf.Tensor, numbers: tuple
+    ) -> tuple[dict, dict]:
+        """One replica's batch -> (rows, outputs for pictures), clean and attacked."""
+        rows, pictures = {}, {}
+        if self._clean or self._targeted:
+            outputs = self._outputs(batch["image"], batch, seed)
+            if self._targeted:
+                rows["unmoved"] = self._statistics(outputs, batch["wanted"])
+            if self._clean:
+                rows["clean"] = self._statistics(outputs, batch)
+                pictures["clean"] = self._float32(outputs)
+        if self._attack is not None:
+            goal = batch["wanted"] if self._targeted else batch
+            objective = attacks.objective(
+                self._surrogate, goal["targets"], goal["masks"], **self._objective
+            )
+            seeds = threat.image_keys(seed, batch["index"])
+            x_adv = self._attack(objective, batch["image"], seeds, *numbers)
+            outputs = self._outputs(x_adv, batch, seed)
+            rows["attacked"] = self._statistics(outputs, batch)
+            if self._targeted:
+                rows["wanted"] = self._statistics(outputs, batch["wanted"])
+            attacked = objective.recipe.tasks
+            if self._restricted:
+                rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
+            if objective.recipe.needs_clean:
+                clean = self._outputs(batch["image"], batch, seed)
+                rows["before"] = self._statistics(clean, objective.batch, attacked)
+            pictures["attacked"] = self._float32(outputs)
+            pictures["adversarial"] = x_adv
+        return rows, pictures
+
+    def _outputs(self, x: tf.Tensor, batch: Any, seed: tf.Tensor) -> Any:
+        """What the scored model gives.
+
+        A random one meets the same noise with clean and attacked images, and another
+        than in any attack.
+        """
+        keys = threat.image_keys(seed, batch["index"])
+        key = stateless.fold_in(stateless.batch_key(keys), _SCORING)
+        return stateless.outputs(self._model, x, key)
+
+    def _statistics(
+        self, outputs, batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, dict[str, tf.Tensor]]:
+        return tasks_lib.statistics(
+            tasks or self._tasks,
+            outputs,
+            batch["targets"],
+            batch["masks"],
+            self._num_classes,
+        )
+
+    def _float32(self, outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The tasks' outputs for pictures and files, whatever the model computes in."""
+        return {task: tf.cast(outputs[task], tf.float32) for task in self._tasks}
+
+    def _gather(self, value) -> np.ndarray:
+        """All replicas' and workers' values, joined along the batch."""
+        return self._strategy.gather(value, axis=0).numpy()
+
+
+def _ascending(index: np.ndarray) -> np.ndarray:
+    """Positions of the images in the order of their index, without the padding (-1)."""
+    order = np.argsort(index, kind="stable")
+    return order[index[order] >= 0]
+
+
+def _join(parts: list[Any], order: np.ndarray) -> Any:
+    """Joins equal structures of `[B, ...]` arrays along the batch; picks `order`."""
+    return tf.nest.map_structure(lambda *a: np.concatenate(a)[order], *parts)
+
+
+def _examples(kept: list[tuple[dict, dict]], count: int) -> Examples:
+    index = np.concatenate([batch["index"] for batch, _ in kept])
+    batch, pictures = _join(kept, _ascending(index)[:count])
+    return Examples(
+        image=batch["image"],
+        targets=batch["targets"],
+        masks=batch["masks"],
+        clean=pictures.get("clean", {}),
+        adversarial=pictures.get("adversarial"),
+        attacked=pictures.get("attacked", {}),
+    )

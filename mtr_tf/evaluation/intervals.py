@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bootstrap intervals over images, or over what `sampling` draws in their place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import resampling
+
+if TYPE_CHECKING:
+    from mtr_tf.tasks.metrics import Metric
+
+
+def of_metric(
+    metric: Metric,
+    rows: np.ndarray,
+    units: resampling.Units | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int,
+) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a metric over images.
+
+    Units of images are drawn with replacement, as many as there are (Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
+    moved apart as few of them ask for (`sampling.widened`), within the metric's bounds.
+    Resamples whose value is NaN are left out.
+
+    Args:
+      metric: Whose statistics `rows` are.
+      rows: `[images, K]`, without the rows of batch padding.
+      units: What is drawn; None: each image by itself.
+      confidence: Share of the distribution inside the interval, in (0, 1).
+      resamples: How many times the units are drawn.
+      seed: Equal seeds give equal intervals.
+
+    Returns:
+      (low, high); (nan, nan) where the metric has no value, or fewer than
+      `sampling.LEAST` units have anything that it counts.
+
+    Raises:
+      InputError: A confidence outside (0, 1) or less than one resample.
+    """
+    return _interval(metric, [rows], metric.value, units, confidence, resamples, seed)
+
+
+def of_change(
+    metric: Metric,
+    clean_rows: np.ndarray,
+    attacked_rows: np.ndarray,
+    units: resampling.Units | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int,
+) -> tuple[float, float]:
+    """Returns the paired bootstrap interval of attacked value minus clean value.
+
+    Row i of both arrays is of the same image, and each resample draws the same images
+    for both. Otherwise as `of_metric`.
+    """
+    shapes = np.shape(clean_rows), np.shape(attacked_rows)
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            "Clean and attacked rows must be of the same images and metric, got shapes "
+            f"{shapes[0]} and {shapes[1]}."
+        )
+
+    def change(attacked, clean):
+        return metric.value(attacked) - metric.value(clean)
+
+    both = [attacked_rows, clean_rows]
+    return _interval(metric, both, change, units, confidence, resamples, seed)
+
+
+def resampled_means(
+    values: np.ndarray,
+    units: resampling.Units | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int,
+) -> np.ndarray:
+    """Returns means over resampled images, float64 `[resamples, ...]`.
+
+    Args:
+      values: `[images, ...]`; NaN where an image has no value, which leaves it out.
+      units: What is drawn; None: each image by itself.
+      resamples: How many times, with replacement.
+      seed: Equal seeds draw equal images.
+    """
+    values = np.asarray(values, np.float64)
+    units = units or resampling.independent(len(values))
+    counts = resampling.draw(units.count, resamples, seed)
+    known = ~np.isnan(values).reshape(len(values), -1)
+    flat = values.reshape(len(values), -1)
+    total = counts @ units.sums(np.where(known, flat, 0.0))
+    count = counts @ units.sums(known)
+    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return means.reshape(resamples, *values.shape[1:])
+
+
+def percentiles(draws: np.ndarray, confidence: float = 0.95) -> np.ndarray:
+    """Returns (low, high) of draws over their first axis, `[2, ...]`; NaN if none."""
+    draws = np.asarray(draws, np.float64)
+    columns = draws.reshape(len(draws), -1).T
+    ends = [_ends(column, confidence) for column in columns]
+    return np.reshape(np.transpose(ends), (2, *draws.shape[1:]))
+
+
+def of_draws(
+    draws: np.ndarray, centre: np.ndarray, count: int, confidence: float = 0.95
+) -> np.ndarray:
+    """Returns (low, high) of draws over their first axis, `[2, ...]`.
+
+    Args:
+      draws: `[resamples, ...]`, of `count` units each.
+      centre: `[...]`, the values that are resampled.
+      count: How many units were drawn; fewer than `sampling.LEAST` give NaN.
+      confidence: Share of the distribution inside the interval, in (0, 1).
+    """
+    ends = percentiles(draws, confidence)
+    if count < resampling.LEAST:
+        return np.full_like(ends, np.nan)
+    return resampling.widened(ends, centre, count, confidence)
+
+
+def _interval(
+    metric: Metric,
+    rows: Sequence[np.ndarray],
+    value: Callable[..., np.ndarray],
+    units: resampling.Units | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> tuple[float, float]:
+    """The interval of a value of sums of one or two arrays of rows."""
+    units = units or resampling.independent(len(rows[0]))
+    counts = resampling.draw(units.count, resamples, seed)
+    sums = [units.sums(array) for array in rows]
+    ends = _ends(value(*(counts @ array for array in sums)), confidence)
+    drawn = int(np.any([array != 0 for array in sums], axis=(0, 2)).sum())
+    if drawn < resampling.LEAST:
+        return math.nan, math.nan
+    centre = float(value(*(array.sum(axis=0) for array in sums)))
+    low, high = resampling.widened(ends, centre, drawn, confidence)
+    least, most = metric.bounds
+    if len(rows) > 1:  # Of a change.
+        least, most = least - most, most - least
+    return float(np.maximum(low, least)), float(np.minimum(high, most))
+
+
+def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must lie in (0, 1), got {confidence}.")
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return math.nan, math.nan
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)

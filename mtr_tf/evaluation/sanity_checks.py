@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Can the attack be trusted? Signs that a model only looks robust, looked for.
+
+A model may hide its gradients, and an attack may be too weak or wrongly set. Each check
+here compares attacks that must stand in a known order, or results that must agree, on a
+few images, and says in a sentence what is wrong (after Carlini et al. 2019, "On
+Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import operator
+import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import attacks
+from mtr_tf import files
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import base
+from mtr_tf.cli import progress
+from mtr_tf.data import batching
+from mtr_tf.evaluation import dead_gradients
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation import worst_case
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.evaluator import Evaluation
+from mtr_tf.evaluation.plan import OUTSIDE
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.evaluation.sanity_probe import probe
+from mtr_tf.models import randomness
+
+_QUERIES = 200  # Of the black-box attack.
+_HUGE = 64 / 255  # A radius at which no picture can be told any more.
+_FLOOR = 0.2  # The share of pixels that may still be right there.
+_FAR_STEPS = 50  # There, at least.
+_FEW = 4  # Images that are attacked one by one.
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One check: `reason` says what is wrong, and is empty where nothing is.
+
+    `measured` has the numbers behind it: mean scores of points, shares, accuracies.
+    """
+
+    name: str
+    reason: str
+    measured: dict[str, float]
+
+
+def check_once(
+    subject: sweep.Subject,
+    results: Sequence[Result],
+    facts: Mapping[str, Any],
+    path: pathlib.Path,
+    *,
+    examples: int,
+    transfer: bool = False,
+) -> list[str]:
+    """Checks the attack of a sweep and logs what is wrong; returns the warnings.
+
+    Args:
+      subject: What was attacked.
+      results: Of the sweep.
+      facts: What results depend on beside the attack, as JSON.
+      path: The file that keeps the checks; those of the same attack are not run again.
+      examples: How many images are looked at.
+      transfer: Whether the results come from images made on another model.
+    """
+    cell = probe([result.cell for result in results])
+    if cell is None:
+        return []
+    count = min(examples, subject.num_examples)
+    about = {**facts, "num_examples": count, "attack": dataclasses.asdict(cell)}
+    about = json.loads(json.dumps(about))  # As it comes back: lists for tuples.
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if known.get("about") != about:
+        replicas = subject.strategy.num_replicas_in_sync
+        few = dataclasses.replace(
+            subject,
+            num_examples=count,
+            batch_size=min(-(-count // replicas) * replicas, subject.batch_size),
+            surrogate=None if transfer else subject.surrogate,
+        )
+        checks = run(few, cell, _alike(cell, results) if transfer else ())
+        known = {
+            "about": about,
+            "checks": [dataclasses.asdict(check) for check in checks],
+            "warnings": warnings(checks),
+        }
+        files.write_json(path, known)
+    for warning in known["warnings"]:
+        logging.warning("can this attack be trusted? %s", warning)
+    return known["warnings"]
+
+
+def run(
+    subject: sweep.Subject, cell: Cell, transferred: Sequence[Result] = ()
+) -> list[Check]:
+    """Runs all checks.
+
+    Args:
+      subject: What is attacked; all its examples are used.
+      cell: As `probe` returns it.
+      transferred: Results of attacks made on another model, on at least these images.
+    """
+    with progress.bar(9, "checking the attack", "evaluations") as advance:
+        made = _Runs(subject, cell, advance)
+        epsilon, step = cell.numbers
+        huge = _HUGE
+        if cell.norm == "l2":
+            huge *= math.sqrt(math.prod(subject.info.image_shape))
+        clean = made.harm(made.pgd(0, 0, 0))
+        base = made.harm(made.pgd(epsilon, step, cell.steps))
+        more = made.harm(made.pgd(epsilon, step, 2 * cell.steps))
+        other = made.harm(made.pgd(epsilon, step, cell.steps, seed=subject.seed + 1))
+        far = made.far(huge, max(_FAR_STEPS, cell.steps))
+        single = made.harm(made.pgd(epsilon, step, cell.steps, alone=True))
+        fgsm = made.harm(made.other("fgsm", epsilon))
+        square = made.harm(made.other("square", epsilon, steps=_QUERIES))
+        slopes = made.slopes()
+    whole = base
+    single, few = worst_case.finite(single, base[: len(single)])
+    clean, base, more, other, distant, fgsm, square = worst_case.finite(
+        clean, base, more, other, made.harm(far), fgsm, square
+    )
+    if not (base.size and few.size):
+        reason = "no image has a finite loss in all checks, so that nothing is known"
+        return [Check("finite", reason, {"images": len(base)})]
+    scale = max(float(np.mean(base - clean)), 1e-6)
+    attacked = subject.model if subject.surrogate is None else subject.surrogate
+    images = batching.first_images(subject.columns, 2)
+    random = randomness.kind(attacked, images) != randomness.NONE
+    checks = [
+        Check("zero_gradients", *dead_gradients.look(slopes, cell, attacked)),
+        _order(
+            "more_steps",
+            np.mean(base) <= np.mean(more) + 0.02 * scale,
+            f"PGD does less harm after {2 * cell.steps} steps than after {cell.steps}; "
+            "the step size is too large, or the gradients mislead",
+            steps=base,
+            twice=more,
+        ),
+        _order(
+            "converged",
+            np.mean(more) <= np.mean(base) + 0.25 * scale,
+            f"{2 * cell.steps} steps instead of {cell.steps} do over a quarter "
+            "more harm; give more --steps",
+            steps=base,
+            twice=more,
+        ),
+        _order(
+            "black_box",
+            np.mean(square) <= np.mean(base),
+            f"Square, which sees no gradient, does more harm in {_QUERIES} queries "
+            "than PGD; the gradients are masked",
+            white_box=base,
+            square=square,
+        ),
+        _order(
+            "fgsm",
+            np.mean(fgsm) <= np.mean(base) + 0.02 * scale,
+            "one step of FGSM does more harm than PGD; the steps are too few or of a "
+            "wrong size, or the gradients mislead",
+            pgd=base,
+            fgsm=fgsm,
+        ),
+        _floor(cell, base, distant, far),
+        _order(
+            "batch_size",
+            np.mean(np.abs(single - few)) <= 0.05 * scale,
+            "images attacked one by one come out otherwise than in a batch; the model "
+            "mixes the images of a batch",
+            batch=few,
+            alone=single,
+        ),
+        _order(
+            "random_start",
+            abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
+            "another seed of the random start changes the harm by over a tenth of "
+            "its rise; give more --restarts and --steps",
+            seed=base,
+            other_seed=other,
+        ),
+        *(_transfer(cell, result, whole) for result in transferred),
+    ]
+    # Noise is drawn by batch: of a random model that check says nothing.
+    return [check for check in checks if check.name != "batch_size" or not random]
+
+
+def warnings(checks: Sequence[Check]) -> list[str]:
+    """The reasons of the checks that failed, as sentences."""
+    return [f"{check.reason} ({_numbers(check)})." for check in checks if check.reason]
+
+
+def _numbers(check: Check) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in check.measured.items())
+
+
+class _Runs:
+    """Attacks the examples again and again; PGD of all settings is one graph."""
+
+    def __init__(self, subject: sweep.Subject, cell: Cell, advance: Any):
+        self._subject, self._cell, self._advance = subject, cell, advance
+        self._pgd = sweep.make_evaluator(subject, cell, self._stepping)
+
+    def _stepping(self, objective, x, seed, epsilon, step_size, steps):
+        steps = tf.cast(steps, tf.int32)
+        attack = attacks.PGD(
+            epsilon, step_size, steps, norm=self._cell.norm, keep="last"
+        )
+        return attack(objective, x, seed)
+
+    def pgd(
+        self,
+        epsilon: float,
+        step_size: float,
+        steps: int,
+        *,
+        seed: int | None = None,
+        alone: bool = False,
+    ) -> Evaluation:
+        """The last points of PGD; `alone`: of a few images, in batches of one."""
+        numbers = (epsilon, step_size, steps)
+        return self._run(self._pgd, numbers=numbers, seed=seed, alone=alone)
+
+    def far(self, epsilon: float, steps: int) -> Evaluation:
+        """PGD far from the image; on classes with a loss that leaves none right.
+
+        The sum of cross-entropies goes on with pixels that are wrong already, and may
+        leave the others as they are at any radius.
+        """
+        if not _all_pixels_of_classes(self._cell):
+            return self.pgd(epsilon, epsilon / 4, steps)
+        cell = dataclasses.replace(self._cell, losses=("masked_ce",), balance="sum")
+        evaluator = sweep.make_evaluator(self._subject, cell, self._stepping)
+        return self._run(evaluator, numbers=(epsilon, epsilon / 4, steps))
+
+    def other(self, name: str, epsilon: float, **settings: Any) -> Evaluation:
+        """Another attack at this radius."""
+
+        def attack(objective, x, seed, epsilon):
+            made = attacks.make(name, epsilon, norm=self._cell.norm, **settings)
+            return made(objective, x, seed)
+
+        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        return self._run(evaluator, numbers=(epsilon,))
+
+    def slopes(self) -> np.ndarray:
+        """The gradients at the clean images, `[N, H, W, 3]`."""
+
+        def attack(objective, x, seed):  # Hands out what is no image, to look at it.
+            del seed
+            begun = base.begin(objective, x, x)
+            return base.gradient(begun, x, tf.constant(0.0))[0]
+
+        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        found = self._run(evaluator, keep_examples=self._subject.num_examples)
+        return found.examples.adversarial
+
+    def harm(self, evaluation: Evaluation) -> np.ndarray:
+        """What the attack's points are judged by, of each image."""
+        rows = (evaluation.attacked, evaluation.wanted, evaluation.aimed)
+        return worst_case.score(self._cell, *rows, evaluation.before)
+
+    def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
+        subject = self._subject
+        size = subject.strategy.num_replicas_in_sync
+        count = min(_FEW, subject.num_examples) if alone else subject.num_examples
+        found = evaluator.run(
+            subject.columns,
+            batch_size=size if alone else subject.batch_size,
+            num_examples=count,
+            **settings,
+        )
+        self._advance(1)
+        return found
+
+
+def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
+    """A check that compares mean scores."""
+    measured = {key: float(np.mean(v)) for key, v in harms.items() if v.size}
+    return Check(name, "" if holds else reason, measured)
+
+
+def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> Check:
+    """At a radius of 64 levels classes alone under attack must be near 0 right."""
+    measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
+    high = ""
+    if _all_pixels_of_classes(cell):
+        correct, count = found.attacked[cell.attacked[0]]["pixel_accuracy"].sum(axis=0)
+        measured["accuracy"] = float(correct / max(count, 1))
+        if measured["accuracy"] > _FLOOR:
+            high = "at eps 64 over a fifth of the pixels are still classified right"
+    elif np.mean(far) < np.mean(base):
+        high = "at eps 64 PGD does less harm than at the radius itself"
+    reason = (
+        f"{high}; the gradients are masked, or more steps are needed" if high else ""
+    )
+    return Check("large_eps", reason, measured)
+
+
+def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
+    """Those that may be compared with the cell."""
+    shared = operator.attrgetter("attacked", "eps", "balance", "judge")
+    bound = [r for r in results if r.cell.attack not in OUTSIDE]  # Others are stronger.
+    return [result for result in bound if shared(result.cell) == shared(cell)]
+
+
+def _all_pixels_of_classes(cell: Cell) -> bool:
+    """Whether the attack is on all pixels of one task that has classes."""
+    restricted = cell.pixels or cell.block or cell.classes or cell.targeted
+    discrete = tasks_lib.TASKS[cell.attacked[0]].discrete
+    return discrete and len(cell.attacked) == 1 and not restricted
+
+
+def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
+    harm = worst_case.score_of(cell, result)[: len(base)]
+    harm, base = worst_case.finite(harm, base)
+    return _order(
+        "transfer",
+        not base.size or np.mean(harm) <= np.mean(base),
+        f"{result.cell.label} made on another model does more harm than PGD on the "
+        "model itself; its gradients are masked",
+        white_box=base,
+        transfer=harm,
+    )

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks one model with each cell of a sweep; finished cells are not run again."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.cli import progress
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import evaluator as evaluator_lib
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import worst_case
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.cityscapes_export import Predictions
+from mtr_tf.evaluation.evaluator import Evaluation
+from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.evaluator import Rows
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.models import compiling
+from mtr_tf.show import tensorboard
+from mtr_tf.tasks import palettes
+
+PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is attacked: a model, and the first `num_examples` of a split.
+
+    `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
+    which adversarial images are made, if that is not `model`. `jit` is one of
+    `compiling.MODES`.
+    """
+
+    model: keras.Model
+    tasks: tuple[str, ...]
+    info: DatasetInfo
+    columns: Columns
+    num_examples: int
+    strategy: tf.distribute.Strategy
+    batch_size: int
+    seed: int
+    surrogate: Callable[..., Any] | None = None
+    jit: str = "auto"
+
+    def compiled(self, passes: float) -> bool:
+        """Whether XLA compiles a graph with so many passes of an image, in all."""
+        height, width = self.columns.images.shape[1:3]
+        images = self.batch_size / self.strategy.num_replicas_in_sync
+        batches = passes / self.batch_size
+        return compiling.worthwhile(self.jit, batches, height * width * images)
+
+    @property
+    def units(self) -> resampling.Units:
+        """What is drawn for intervals: images, groups of them or blocks of frames."""
+        return resampling.units(self.columns.groups, self.num_examples)
+
+
+def run(
+    subject: Subject,
+    cells: Sequence[Cell],
+    store: Store,
+    predictions: Predictions | None = None,
+) -> tuple[Result, list[Result]]:
+    """Runs what the store has not; returns (clean result, results of the cells).
+
+    With `predictions`, what is predicted for all images is written there too.
+    """
+    plain = [member for cell in cells for member in cell.members or (cell,)]
+    found = {
+        cell: store.read(cell)
+        if not predictions or predictions.complete(store.label(cell))
+        else None
+        for cell in (None, *plain)
+    }
+    cost = {cell: _passes(cell) * subject.num_examples for cell in found}
+    pending = _by_family(cell for cell, result in found.items() if result is None)
+    finished = [cell for cell in found if cell not in pending]
+    if finished:
+        logging.info(
+            "%d of %d evaluations are finished already", len(finished), len(found)
+        )
+    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    family, evaluator = None, None
+    work = collections.Counter()
+    for cell in pending:
+        work[cell and cell.family] += cost[cell]
+    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+    if jit:
+        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(what, subject.jit)
+    with progress.bar(total, "attacking", "image passes", done) as advance:
+        for cell in pending:
+            if evaluator is None or family != (cell and cell.family):
+                family = cell and cell.family  # One graph for all its radii.
+                evaluator = make_evaluator(subject, family, jit=jit[family])
+            evaluation = evaluator.run(
+                subject.columns,
+                batch_size=subject.batch_size,
+                num_examples=subject.num_examples,
+                on_batch=functools.partial(_advance, advance, cell),
+                on_outputs=_writers(predictions, store.label(cell)),
+                keep_examples=max(PAINTED, store.save_examples),
+                numbers=cell.numbers if cell else (),
+            )
+            result = _result(subject, cell, evaluation)
+            store.write(result, evaluation.examples)
+            found[cell] = result
+    for cell in cells:
+        if cell.members:
+            found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
+            store.write(found[cell])  # For its rows: it is always combined anew.
+            if predictions:
+                _choose(predictions, store, cell, [found[m] for m in cell.members])
+    return found[None], [found[cell] for cell in cells]
+
+
+def _writers(
+    predictions: Predictions | None, label: str
+) -> dict[str, Callable[..., None]]:
+    """What is to be called with the outputs of a cell, by task."""
+    if not predictions:
+        return {}
+    return {cityscapes_export.TASK: functools.partial(predictions.write, label)}
+
+
+def _choose(
+    predictions: Predictions, store: Store, cell: Cell, results: Sequence[Result]
+) -> None:
+    """Copies the predictions whose mean IoU is that of a worst of several."""
+    if predictions.complete(store.label(cell)):
+        return
+    choice = worst_case.choose(cell, results)
+    choice = worst_case.choose_for_miou(cell, results, cityscapes_export.TASK, choice)
+    members = [store.label(member) for member in cell.members]
+    predictions.choose(store.label(cell), members, choice)
+
+
+def _by_family(cells: Iterable[Cell | None]) -> list[Cell | None]:
+    """The cells with those side by side that share a graph."""
+    families: dict[Cell | None, list[Cell | None]] = {}
+    for cell in cells:
+        families.setdefault(cell and cell.family, []).append(cell)
+    return [cell for members in families.values() for cell in members]
+
+
+def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
+    """The worst per image of the results of a cell's members."""
+    choice = worst_case.choose(cell, results)
+    wanted_rows = worst_case.take(choice, [result.wanted_rows for result in results])
+    rows = worst_case.combine(cell, results, choice)
+    return dataclasses.replace(
+        results[0],
+        cell=cell,
+        scores=scores(rows, subject.seed, subject.units),
+        pictures=worst_case.pictures(choice, results),
+        rows=rows,
+        wanted=_wanted(results[0].wanted, wanted_rows),
+        wanted_rows=wanted_rows,
+        aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
+    )
+
+
+def _wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """The scores against the wanted targets, from those of the clean images."""
+    after = evaluator_lib.values(rows)
+    return {
+        task: {
+            name: {"clean": before[task][name]["clean"], "attacked": _number(value)}
+            for name, value in by_metric.items()
+        }
+        for task, by_metric in after.items()
+    }
+
+
+def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
+    note = "clean"
+    if cell:
+        many = len(cell.attacked) > 3
+        group = f"{len(cell.attacked)} tasks" if many else cell.group
+        note = f"{cell.label} {group} eps {cell.eps:g}"
+    advance(images * _passes(cell), note)
+
+
+def _passes(cell: Cell | None) -> float:
+    """How long an image takes, roughly, in passes forwards and backwards."""
+    if not cell or not cell.eps:
+        return 1
+    steps = cell.steps * cell.restarts * cell.eot
+    return 1 + steps * (0.4 if cell.attack == "square" else 1)
+
+
+def make_evaluator(
+    subject: Subject,
+    cell: Cell | None,
+    attack: Callable[..., tf.Tensor] | None = None,
+    jit: bool | None = None,
+) -> Evaluator:
+    """The evaluator of a cell's family, or of another attack on its objective.
+
+    `jit` None: compiled by XLA only where all is to be.
+    """
+    settings = {}
+    if cell:
+        settings = {
+            "attack": attack or cell.build(),
+            "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
+            "surrogate": subject.surrogate,
+            "clean": False,
+        }
+    return Evaluator(
+        subject.model,
+        subject.tasks,
+        subject.info.num_classes,
+        subject.strategy,
+        seed=subject.seed,
+        jit=subject.compiled(0) if jit is None else jit,
+        **settings,
+    )
+
+
+def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Result:
+    rows = evaluation.attacked if cell else evaluation.clean
+    unmoved = {
+        task: {name: {"clean": _number(value)} for name, value in by_metric.items()}
+        for task, by_metric in evaluator_lib.values(evaluation.unmoved).items()
+    }
+    return Result(
+        cell,
+        scores(rows, subject.seed, subject.units),
+        len(evaluation.index),
+        _paint(evaluation.examples, subject),
+        rows,
+        _wanted(unmoved, evaluation.wanted),
+        evaluation.wanted,
+        evaluation.aimed,
+        evaluation.before,
+        subject.units.of,
+    )
+
+
+def scores(
+    rows: Rows, seed: int, units: resampling.Units | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each metric's value with its 95 % bootstrap interval; None for NaN."""
+    return {
+        task: {
+            metric.name: {
+                "value": _number(metric.value(by_metric[metric.name].sum(0, float))),
+                "interval": [
+                    _number(end)
+                    for end in intervals.of_metric(
+                        metric, by_metric[metric.name], units, seed=seed
+                    )
+                ],
+            }
+            for metric in tasks_lib.TASKS[task].metrics
+        }
+        for task, by_metric in rows.items()
+    }
+
+
+def _number(value: Any) -> float | None:
+    """A Python float, or None for what JSON cannot say."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
+    """The first examples as bytes, each task by its own colours; see `Result`."""
+    attacked = examples.adversarial is not None
+    outputs = examples.attacked if attacked else examples.clean
+    pictures = {"image": palettes.image_to_rgb(examples.image)}
+    if attacked:
+        change = examples.adversarial - examples.image
+        magnify = tensorboard.magnification(change[:PAINTED])
+        pictures["adversarial"] = palettes.image_to_rgb(examples.adversarial)
+        pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
+    for task in subject.tasks:
+        to_rgb = tasks_lib.TASKS[task].to_rgb
+        target, mask = examples.targets[task], examples.masks[task]
+        pictures[f"target/{task}"] = to_rgb(target, subject.info, mask)
+        pictures[f"output/{task}"] = to_rgb(outputs[task], subject.info)
+    return {name: picture[:PAINTED] for name, picture in pictures.items()}

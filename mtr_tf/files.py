@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that appear whole or not at all, JSON, and locks on directories.
+
+Each file is written beside, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from mtr_tf.errors import InputError
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path to write to; it becomes `path` if all went well, else it is gone.
+
+    Raises:
+      InputError: the disk is full. What stood at `path` before is untouched.
+    """
+    beside = path.with_name(f".{os.getpid()}.{path.name}")  # Keeps the suffix.
+    try:
+        with write_errors_explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
+            with open(beside, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+@contextlib.contextmanager
+def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of writing into `InputError`: a full disk, a folder without rights.
+
+    A full disk is told by TensorFlow's errors as well as by Python's.
+    """
+    try:
+        yield
+    except Exception as error:
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        text = str(error)
+        full = getattr(error, "errno", None) in codes or any(
+            os.strerror(code) in text for code in codes
+        )
+        if not full and not isinstance(error, OSError):
+            raise
+        if not full:
+            raise InputError(
+                f"{path} cannot be written: {error.strerror or error}. Give another "
+                "directory, or the right to write there."
+            ) from error
+        raise InputError(
+            f"no space is left on the disk to write {path}; what was there before is "
+            "kept. Free some space, then repeat the command to go on."
+        ) from error
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(text)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all; refuses NaN, which JSON lacks."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a run directory for this process; the lock ends with it, even if killed.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    with write_errors_explained(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise InputError(
+                f"the run directory {workdir} is in use by another process (pid "
+                f"{file.read().strip() or 'unknown'}); wait for it, stop it, or give "
+                "another directory."
+            ) from error
+        with write_errors_explained(workdir):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What gradients say of how vulnerable a model is, and how tasks share a perturbation.
+
+For an image x and tasks t, r_t is the gradient of the task's own loss with respect to
+the image. To first order the worst perturbation in the l_p ball of radius eps raises a
+loss by eps times the dual norm of its gradient (l1 for linf, l2 for l2). Joint attacks
+raise means of losses, so the norm of the mean gradient over k tasks is what counts:
+
+    E ||(1/k) sum_t r_t||_2^2 = (1/k^2) sum_ij C_ij,   C_ij = E <r_i, r_j>      (exact)
+                              = sigma^2 (1 + (k - 1) rho) / k     (on average over sets)
+
+with sigma^2 the mean of C's diagonal and rho sigma^2 the mean off it (Mao et al., ECCV
+2020, arXiv 2007.07236, theorem for correlated tasks; rho = 0 gives 1 / sqrt(k)). By
+Jensen E||.|| is at most the root of that. The norm of a sum is k times that of the
+mean. The same holds for output pixels in place of tasks.
+
+Sets of M tasks are numbered 1 ... 2^M - 1: task t is in set s if bit t of s is one; set
+s is at place s - 1 of all arrays. Nothing here mixes images. N is images, S = 2^M - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.errors import InputError
+from mtr_tf.models import folding
+from mtr_tf.models import stateless
+from mtr_tf.tasks import losses as losses_lib
+
+NORMALISATIONS = ("raw", "unit", "dataset")
+_CHUNK = 2**22  # Numbers held at once for the sums of all sets.
+
+
+# On a batch, in TensorFlow.
+
+
+def task_gradients(
+    model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]],
+    images: tf.Tensor,
+    targets: Mapping[str, tf.Tensor],
+    masks: Mapping[str, tf.Tensor],
+    tasks: Sequence[str],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each task's loss and its gradient with respect to each image.
+
+    One forward pass and a backward pass per task. Gradients are per image as long as
+    the model does not mix images, as no model does with `training=False`.
+
+    Args:
+      model: Images -> {task: output}; a Keras model is called with `training=False`,
+        its batch norms folded where that can be done.
+      images: Float `[batch, H, W, 3]` in [0, 1].
+      targets: {task: `[batch, H, W]` or `[batch, H, W, channels]`}.
+      masks: {task: `[batch, H, W]`}, zero where a pixel does not count.
+      tasks: Names of tasks, M of them.
+
+    Returns:
+      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * 3]`; zeros where
+      no pixel counts, and where a loss does not depend on the image.
+
+    Raises:
+      InputError: The model lacks a task.
+    """
+    images = tf.convert_to_tensor(images)
+    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with tape:
+        tape.watch(images)
+        outputs = _called(model, images, tasks)
+        by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
+    slopes = [
+        tape.gradient(by_task[task], images, unconnected_gradients="zero")
+        for task in tasks
+    ]
+    size = tf.reduce_prod(tf.shape(images)[1:])
+    shape = (tf.shape(images)[0], len(tasks), size)
+    gradients = tf.reshape(tf.cast(tf.stack(slopes, axis=1), tf.float32), shape)
+    gradients = tf.ensure_shape(
+        gradients, (images.shape[0], len(tasks), images.shape[1:].num_elements())
+    )
+    return tf.stack([by_task[task] for task in tasks], axis=1), gradients
+
+
+def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
+    if folding.can_fold(model, tasks):
+        return folding.fold(model, tasks)(images)
+    outputs = stateless.outputs(model, images)
+    known = outputs if isinstance(outputs, Mapping) else {}
+    missing = [task for task in tasks if task not in known]
+    if missing:
+        raise InputError(
+            "The model must return a dict with an output for each measured task; "
+            f"{', '.join(missing)} is not among {', '.join(known) or 'none'}."
+        )
+    return outputs
+
+
+def valid(masks: Mapping[str, tf.Tensor], tasks: Sequence[str]) -> tf.Tensor:
+    """Whether any pixel of each image and task counts, bool `[batch, M]`."""
+    return tf.stack([losses_lib.count_valid(masks[t]) > 0 for t in tasks], axis=1)
+
+
+def gram(gradients: tf.Tensor) -> tf.Tensor:
+    """Inner products <r_i, r_j> of `[batch, M, D]`, float64 `[batch, M, M]`."""
+    wide = tf.cast(gradients, tf.float64)
+    return tf.matmul(wide, wide, transpose_b=True)
+
+
+def l1_of_sums(gradients: tf.Tensor) -> tf.Tensor:
+    """The l1 norm of the sum of gradients over every set of tasks.
+
+    All sums of some entries are made by adding one task after the other to the sums so
+    far: one addition per set and entry.
+
+    Args:
+      gradients: float32 `[batch, M, D]`, of static shape but for the batch.
+
+    Returns:
+      float64 `[batch, 2^M - 1]`, by number of the set.
+    """
+    batch, count = tf.shape(gradients)[0], gradients.shape[1]
+    size = gradients.shape[2]
+    chunk = max(1, min(size, _CHUNK // (2**count * (gradients.shape[0] or 1))))
+    parts = -(-size // chunk)
+    padded = tf.pad(gradients, ((0, 0), (0, 0), (0, parts * chunk - size)))
+    padded = tf.reshape(padded, (batch, count, parts, chunk))
+
+    def norms(part):
+        sums = tf.zeros_like(part[:, :1])
+        for task in range(count):
+            sums = tf.concat([sums, sums + part[:, task : task + 1]], axis=1)
+        return tf.cast(tf.reduce_sum(tf.abs(sums), axis=2), tf.float64)
+
+    by_part = tf.map_fn(
+        norms,
+        tf.transpose(padded, (2, 0, 1, 3)),
+        fn_output_signature=tf.TensorSpec((None, 2**count), tf.float64),
+    )
+    return tf.reduce_sum(by_part, axis=0)[:, 1:]
+
+
+# Over all images, in NumPy.
+
+
+def members(count: int) -> np.ndarray:
+    """Which task is in which set, float64 0/1 `[2^count - 1, count]`."""
+    numbers = np.arange(1, 2**count)[:, np.newaxis]
+    return ((numbers >> np.arange(count)) & 1).astype(np.float64)
+
+
+def scales(norms: np.ndarray, normalisation: str) -> np.ndarray:
+    """What each gradient is multiplied by.
+
+    Args:
+      norms: `[N, M]`, each gradient's own norm (the one that is measured); NaN where an
+        image has no such task.
+      normalisation: "raw": 1. "unit": 1 / norm, each image's gradients get norm 1.
+        "dataset": 1 / root mean square of the task's norms over the images.
+
+    Returns:
+      `[N, M]`; NaN where there is no such task, or no gradient to normalise.
+    """
+    if normalisation == "raw":
+        return np.where(np.isnan(norms), np.nan, 1.0)
+    if normalisation == "unit":
+        return _inverse(norms)
+    inverse = _inverse(root_mean_square(norms))
+    return np.where(np.isnan(norms), np.nan, inverse)
+
+
+def root_mean_square(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, without NaN; NaN where nothing is left."""
+    return np.sqrt(mean(np.square(values)))
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis, without NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def l2_of_sums(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The l2 norm of the sum of gradients over every set of tasks: sqrt(1' G 1).
+
+    Args:
+      products: Gram matrices `[N, M, M]`.
+      scale: As `scales` returns it, `[N, M]`.
+
+    Returns:
+      `[N, S]`; NaN for sets with a task whose scale is NaN.
+    """
+    chosen = members(scale.shape[1])
+    scale_or_0 = np.nan_to_num(scale)
+    scaled = products * scale_or_0[:, :, np.newaxis] * scale_or_0[:, np.newaxis, :]
+    squares = np.sum((chosen @ scaled) * chosen, axis=2)
+    return without_missing(np.sqrt(np.maximum(squares, 0)), scale)
+
+
+def without_missing(norms: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """`[N, S]` norms, NaN for sets with a task whose scale `[N, M]` is NaN."""
+    missing = np.isnan(scale).astype(np.float64) @ members(scale.shape[1]).T
+    return np.where(missing > 0, np.nan, norms)
+
+
+def covariance(products: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """C_ij = E <s_i r_i, s_j r_j>, `[M, M]`, over the images that have both tasks.
+
+    With unit scales of l2 norms this is the matrix of mean cosines.
+    """
+    return mean(products * scale[:, :, np.newaxis] * scale[:, np.newaxis, :])
+
+
+def correlation(matrix: np.ndarray) -> np.ndarray:
+    """C_ij / sqrt(C_ii C_jj) of `[M, M]`."""
+    inverse = _inverse(np.sqrt(np.diagonal(matrix)))
+    return matrix * inverse[:, np.newaxis] * inverse
+
+
+def predicted(norms: np.ndarray, correlated: np.ndarray) -> np.ndarray:
+    """The norm of the mean gradient over every set, from norms and correlations.
+
+    sqrt(sum_ij n_i n_j rho_ij) / k over the set's k tasks. With root mean square l2
+    norms that is sqrt(1' C 1) / k, the root mean square of the norm exactly. With l1
+    norms it is what would hold of many independent Gaussian entries.
+
+    Args:
+      norms: `[M]`, each task's root mean square norm.
+      correlated: `[M, M]`, as `correlation` returns it.
+
+    Returns:
+      `[S]`.
+    """
+    chosen = members(len(norms))
+    full = correlated * norms[:, np.newaxis] * norms
+    squares = np.sum((chosen @ full) * chosen, axis=1)
+    return np.sqrt(np.maximum(squares, 0)) / chosen.sum(axis=1)
+
+
+def mean_correlation(matrix: np.ndarray) -> float:
+    """rho: the mean of C off its diagonal over the mean on it; NaN for one task."""
+    count = len(matrix)
+    on = np.trace(matrix)
+    off = matrix.sum() - on
+    return float(off / (count - 1) / on) if count > 1 and on else float("nan")
+
+
+def factor(rho: float, count: np.ndarray) -> np.ndarray:
+    """sqrt((1 + (k - 1) rho) / k): what k tasks (or pixels) leave of one's norm."""
+    count = np.asarray(count, np.float64)
+    return np.sqrt(np.maximum((1 + (count - 1) * rho) / count, 0))
+
+
+def fit_factor(count: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
+    """(sigma, rho) with norms ~= sigma * factor(rho, count).
+
+    Squared that is a line in 1 / count, sigma^2 (rho + (1 - rho) / count); the line of
+    least relative squares. NaN for fewer than two counts or norms of zero.
+
+    Args:
+      count: `[K]`, how many pixels.
+      norms: `[K]`, root mean square norms of the mean gradient over so many.
+    """
+    count, squares = np.asarray(count, np.float64), np.square(norms)
+    if len(count) < 2 or not (squares > 0).all():
+        return float("nan"), float("nan")
+    columns = np.stack([1 / squares, 1 / count / squares], axis=1)
+    (flat, falling), *_ = np.linalg.lstsq(columns, np.ones(len(count)), rcond=None)
+    return float(np.sqrt(max(flat + falling, 0))), float(flat / (flat + falling))
+
+
+def slope(count: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The least-squares slope of log values `[..., K]` over log counts `[K]`, `[...]`.
+
+    1 / sqrt(count) has slope -1/2. NaN where a value is not above 0, or for one count.
+    """
+    x = np.log(np.asarray(count, np.float64))
+    x = x - x.mean()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = np.log(np.asarray(values, np.float64))
+        found = (y @ x) / (x @ x) if len(x) > 1 else np.full(y.shape[:-1], np.nan)
+    return np.where(np.isfinite(found), found, np.nan)
+
+
+def by_size(norms: np.ndarray) -> np.ndarray:
+    """Means over the sets of each size 1 ... M: `[..., S]` -> `[..., M]`."""
+    count = int(np.log2(norms.shape[-1] + 1))
+    sizes = members(count).sum(axis=1)
+    return np.stack(
+        [norms[..., sizes == size].mean(axis=-1) for size in range(1, count + 1)], -1
+    )
+
+
+def _inverse(values: np.ndarray) -> np.ndarray:
+    """1 / values; NaN for 0."""
+    positive = values > 0
+    return np.where(positive, 1 / np.where(positive, values, 1.0), np.nan)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over a data set, in parts that are kept on disk and not made twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import files
+from mtr_tf.cli import progress
+from mtr_tf.data import batching
+from mtr_tf.evaluation.sweep import Subject
+from mtr_tf.models import compiling
+from mtr_tf.models import stateless
+
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+_FORMAT = 2  # Of the parts; those of another number are not known.
+_USED = ("image", "targets", "masks", "index")
+
+Arrays = dict[str, np.ndarray]
+"""{name: `[N, ...]`, or `[draws, N, ...]`}, images in the order of the split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some arrays and how to make them.
+
+    Attributes:
+      about: What they are, as JSON.
+      cost: Passes forwards and backwards per image, about.
+      make: Calls its argument with a number of images now and then, `passes` times
+        those of the subject in all; returns the arrays.
+      passes: How often it goes over the images.
+    """
+
+    about: Mapping[str, Any]
+    cost: float
+    make: Callable[[Callable[[int], None]], Arrays]
+    passes: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The finished parts in a folder, about one model and one set of examples."""
+
+    folder: pathlib.Path
+    facts: Mapping[str, Any]
+
+    def finish(
+        self, parts: Sequence[Part], images: int, what: str = "measuring"
+    ) -> list[Arrays]:
+        """The arrays of all parts; those not in the folder are made and kept."""
+        found = [self._read(part) for part in parts]
+        costs = [part.cost * part.passes * images for part in parts]
+        done = sum(
+            cost
+            for cost, arrays in zip(costs, found, strict=True)
+            if arrays is not None
+        )
+        with progress.bar(sum(costs), what, "image passes", done) as advance:
+            for place, part in enumerate(parts):
+                if found[place] is None:
+                    step = functools.partial(_advance, advance, part)
+                    found[place] = part.make(step)
+                    self._write(part, found[place])
+        return found
+
+    def _key(self, part: Part) -> str:
+        key = {"format": _FORMAT, **self.facts, "part": dict(part.about)}
+        return json.dumps(key, sort_keys=True)
+
+    def _path(self, part: Part) -> pathlib.Path:
+        name = hashlib.sha256(self._key(part).encode()).hexdigest()[:16]
+        return self.folder / f"{name}.npz"
+
+    def _read(self, part: Part) -> Arrays | None:
+        path = self._path(part)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            if str(arrays.pop("key")) != self._key(part):
+                raise ValueError("it holds something else")
+            return arrays
+        except _DAMAGED as error:
+            logging.warning("%s is damaged (%s); it is done again", path, error)
+            return None
+
+    def _write(self, part: Part, arrays: Arrays) -> None:
+        with (
+            files.whole_file(self._path(part)) as beside,
+            open(beside, "wb") as file,
+        ):
+            np.savez_compressed(file, key=self._key(part), **arrays)
+
+
+def _advance(advance: Callable[..., None], part: Part, images: int) -> None:
+    names = ("task", "pixels", "eps")
+    note = ", ".join(f"{k} {part.about[k]}" for k in names if k in part.about)
+    advance(images * part.cost, note)
+
+
+class Pass:
+    """A function of a batch, compiled once, that is run over all images of a subject.
+
+    `step(batch, *arguments)` returns {name: `[batch, ...]`}; it sees no other images
+    than its replica's, and what it returns for one must not depend on the others.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        step: Callable[..., dict[str, tf.Tensor]],
+        cost: float = 0,
+    ):
+        """Takes what all calls share.
+
+        Args:
+          subject: What is measured.
+          step: The function.
+          cost: Passes forwards and backwards per image, in all calls, about.
+        """
+        self._subject = subject
+        self._jit = subject.compiled(cost * subject.num_examples)
+        self._step = step
+        self._compiled = None
+
+    def __call__(self, advance: Callable[[int], None], *arguments: tf.Tensor) -> Arrays:
+        """All images' results in the order of the split, {name: `[N, ...]`}."""
+        with stateless.unchanged(self._subject.model):
+            return self._run(advance, arguments)
+
+    def _run(self, advance, arguments) -> Arrays:
+        subject, found = self._subject, []
+        for batch in subject.strategy.distribute_datasets_from_function(self._batches):
+            batch = {key: batch[key] for key in _USED}
+            if self._compiled is None:
+                given = (batch, *arguments)
+                build = functools.partial(self._build, given)
+                self._compiled = compiling.Fallback(build, self._jit, "a measure")
+            made = self._compiled(batch, *arguments) | {"index": batch["index"]}
+            found.append(
+                {k: subject.strategy.gather(v, axis=0).numpy() for k, v in made.items()}
+            )
+            advance(int((found[-1]["index"] >= 0).sum()))
+        arrays = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
+        index = arrays.pop("index")
+        order = np.argsort(index, kind="stable")
+        order = order[index[order] >= 0]  # Without padding.
+        return {name: array[order] for name, array in arrays.items()}
+
+    def _build(self, given: tuple, jit: bool) -> Callable[..., dict[str, tf.Tensor]]:
+        step = compiling.per_replica(self._step, jit)
+        return tf.function(
+            lambda *given: self._subject.strategy.run(step, given), autograph=False
+        ).get_concrete_function(*given)
+
+    def _batches(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return batching.eval_batches(
+            self._subject.columns,
+            self._subject.tasks,
+            batch_size=self._subject.batch_size,
+            num_examples=self._subject.num_examples,
+            context=context,
+            num_classes=self._subject.info.num_classes,
+        )

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `measuring` does with a batch: steps for `measure_parts.Pass`.
+
+Each is a function of a batch (`data.batching`) and tensors that returns arrays with a
+row per image. They are compiled, and see no other image than those of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf.attacks import base
+from mtr_tf.attacks import output_mask as output_mask_lib
+from mtr_tf.evaluation.sweep import Subject
+from mtr_tf.measures import gradients as gradients_lib
+from mtr_tf.measures import pixel_records
+from mtr_tf.models import stateless
+
+
+def gradients(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
+    """A pass: batch[, pixels] -> what the l2 norms of all sets need.
+
+    `pixels`, 0/1 `[H, W]`, restricts the losses to some output pixels. The pass returns
+    {"loss": `[batch, M]`, "gram": `[batch, M, M]`, "l1": `[batch, M]`, each task's own
+    norm, "valid": bool `[batch, M]`}.
+    """
+
+    def step(batch, pixels=None):
+        masks = {
+            t: output_mask_lib.restricted(batch["masks"][t], pixels) for t in tasks
+        }
+        by_task, gradients = gradients_lib.task_gradients(
+            model, batch["image"], batch["targets"], masks, tasks
+        )
+        return {
+            "loss": by_task,
+            "gram": gradients_lib.gram(gradients),
+            "l1": tf.reduce_sum(tf.cast(tf.abs(gradients), tf.float64), axis=2),
+            "valid": gradients_lib.valid(masks, tasks),
+        }
+
+    return step
+
+
+def l1_of_sets(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
+    """A pass: (batch, divisors `[M]`) -> the l1 norms of all sets.
+
+    {normalisation: float64 `[batch, S]`} of sums of gradients, for all NORMALISATIONS;
+    the divisors are those of "dataset", 0 where a task has none.
+    """
+
+    def step(batch, divisors):
+        _, gradients = gradients_lib.task_gradients(
+            model, batch["image"], batch["targets"], batch["masks"], tasks
+        )
+        own = tf.reduce_sum(tf.abs(gradients), axis=2, keepdims=True)
+        whole = tf.cast(divisors, tf.float32)[:, tf.newaxis]
+        return {
+            "raw": gradients_lib.l1_of_sums(gradients),
+            "unit": gradients_lib.l1_of_sums(tf.math.divide_no_nan(gradients, own)),
+            "dataset": gradients_lib.l1_of_sums(
+                tf.math.divide_no_nan(gradients, whole)
+            ),
+        }
+
+    return step
+
+
+def pixel_attack(
+    subject: Subject, task: str, attack: attacks.Attack
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """A pass: (batch, pixels 0/1 `[H, W]`) -> rows of metrics on just these pixels.
+
+    {"clean/<metric>", "attacked/<metric>": `[batch, K]`}; the attack raises the task's
+    loss over the same pixels.
+    """
+
+    def step(batch, pixels):
+        masks = {task: output_mask_lib.restricted(batch["masks"][task], pixels)}
+        objective = attacks.objective(
+            subject.model, batch["targets"], masks, tasks=(task,)
+        )
+        images = {
+            "clean": batch["image"],
+            "attacked": attack(objective, batch["image"]),
+        }
+        rows = {}
+        for kind, image in images.items():
+            output = stateless.outputs(subject.model, image)[task]
+            for metric in pixel_records.shown_metrics(task):
+                rows[f"{kind}/{metric.name}"] = metric.statistics(
+                    batch["targets"][task],
+                    output,
+                    masks[task],
+                    subject.info.num_classes,
+                )
+        return rows
+
+    return step
+
+
+def first_order(
+    subject: Subject, group: Sequence[str], norm: str, steps: int
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """A pass: (batch, epsilon) -> the dual norm, and the mean loss before and after.
+
+    {"norm", "before", "after": `[batch]`, "valid": bool `[batch, M]`}; PGD starts at
+    the image itself and keeps the best point.
+    """
+
+    def step(batch, epsilon):
+        objective = attacks.objective(
+            subject.model, batch["targets"], batch["masks"], group, "mean"
+        )
+        attack = attacks.PGD(
+            epsilon,
+            epsilon / min(4, steps),
+            steps,
+            norm,
+            random_start=False,
+        )
+        x, start = batch["image"], tf.constant(0.0)
+        slope, before = base.gradient(objective, x, start)
+        order = 1 if norm == "linf" else 2
+        wide = tf.cast(slope, tf.float64)
+        return {
+            "norm": tf.norm(tf.reshape(wide, (tf.shape(x)[0], -1)), order, axis=1),
+            "before": before,
+            "after": base.score(objective, attack(objective, x), start),
+            "valid": gradients_lib.valid(batch["masks"], group),
+        }
+
+    return step

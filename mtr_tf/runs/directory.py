@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run directories: what is in one, and how files get there.
+
+    runs/NAME/config.json      settings, versions, commit, command
+              train.flags      a flagfile that repeats the run
+              model.keras      the model at the end of training
+              checkpoints/     the newest ones, and best/ by the named metric
+              train/ validation/  TensorBoard events
+              attacks/NAME/    what `mtr_tf.attack` writes
+
+Files appear whole or not at all: each is written beside, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from typing import Any
+
+import mtr_tf
+from mtr_tf import files
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import names
+
+# What may differ between a run and the command that resumes it.
+_PLACE_ONLY = ("data_dir", "strategy", "replicas", "jit", "keep_checkpoints")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result is traced by: command, commit, versions, machine, time (UTC)."""
+    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
+    versions = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "command": shlex.join(["python", "-m", *_module_and_flags()]),
+        "commit": _commit(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _module_and_flags() -> list[str]:
+    binary = pathlib.Path(sys.argv[0]).stem.removeprefix("mtr-")
+    return [f"mtr_tf.{binary}", *sys.argv[1:]]
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, `+changes` if it differs; None without git."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=pathlib.Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "__init__.py"):
+            return None  # Installed into someone else's repository.
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def default_workdir(config: TrainConfig) -> pathlib.Path:
+    """A readable name for a run, of what people vary most."""
+    tasks = "-".join(names.resolve(config.tasks))
+    dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
+    return pathlib.Path("runs", f"{dataset}-{config.model}-{tasks}-seed{config.seed}")
+
+
+def write_config(workdir: pathlib.Path, config: TrainConfig) -> None:
+    """Writes config.json and train.flags of a new run."""
+    files.write_json(
+        workdir / "config.json", {"train": config.to_dict(), **provenance()}
+    )
+    lines = [
+        f"# Repeats this run: python -m mtr_tf.train --flagfile={workdir}/train.flags "
+        "--workdir=ANOTHER"
+    ]
+    for name, value in config.to_dict().items():
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        lines.append(f"--{name}={value}")
+    files.write_text(workdir / "train.flags", "\n".join(lines) + "\n")
+
+
+def read_config(workdir: pathlib.Path) -> TrainConfig | None:
+    """The settings of the run in a directory; None where there is no run.
+
+    Raises:
+      InputError: config.json cannot be read, or holds settings of another version.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text())["train"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or use "
+            "another run directory."
+        ) from error
+    except InputError as error:
+        raise InputError(f"{path} is of another version of mtr_tf: {error}.") from error
+
+
+def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:
+    """Raises `InputError`, with each difference, unless both describe one run."""
+    before, now = old.to_dict(), new.to_dict()
+    changed = [
+        f"--{name} was {before[name]!r} and is {now[name]!r}"
+        for name in now
+        if name not in _PLACE_ONLY and before[name] != now[name]
+    ]
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run with other settings: {'; '.join(changed)}. Repeat "
+            "its settings to go on with it, or give another --workdir."
+        )

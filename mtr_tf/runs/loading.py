@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a model to attack: a run, a checkpoint in one, or a `.keras` file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import models  # Registers the layers of our own, too.
+from mtr_tf import tasks
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.runs import building
+from mtr_tf.runs import directory
+
+# What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
+READ_ERRORS = (AssertionError, LookupError, RuntimeError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A model to attack, and what is known of it."""
+
+    model: Any  # keras.Model: images [B, H, W, 3] in [0, 1] -> {task: output}.
+    tasks: tuple[str, ...]
+    config: TrainConfig | None  # None for a .keras file of the user's own.
+    directory: pathlib.Path  # Where results of attacks go.
+    fingerprint: str  # Of architecture and weights; a cached result depends on it.
+    unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
+
+    def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
+        """(mean, std) per colour that the model standardises images with.
+
+        Raises:
+          InputError: It is a .keras file, which does not tell; `attack` needs them.
+        """
+        if self.config is None:
+            raise InputError(
+                f"--attack={attack} needs the mean and standard deviation that the "
+                "model standardises images with, which only runs of mtr_tf.train and "
+                "mtr_tf.convert tell, and gradients are taken of a .keras file; "
+                "attack a run, or give another --attack."
+            )
+        return models.normalization(self.model)
+
+
+def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
+    """Loads a run directory, a checkpoint in one, or a `.keras` file.
+
+    Args:
+      ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
+      single_task: for a `.keras` file with one unnamed output, the task it predicts.
+      data_dir: where the run's data set is now; empty: where it was in training.
+
+    Raises:
+      InputError: nothing is there, the file is damaged or foreign, it would run code
+        when loaded, or its outputs are not tasks.
+    """
+    path = pathlib.Path(ckpt)
+    root = _run_root(path)
+    if path.suffix == ".keras" and path.name != "model.keras":
+        root = None  # A file of the user's own, wherever it lies.
+    if root is None and path.suffix == ".keras":
+        return _foreign(path, single_task)
+    config = directory.read_config(root) if root else None
+    if config is None:
+        near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
+        known = f" Runs beside it: {', '.join(near)}." if near else ""
+        raise InputError(
+            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
+            f".keras file; got {ckpt!r}, which {_what_is(path)}.{known}"
+        )
+    if path == root and (root / "model.keras").exists():
+        path = root / "model.keras"
+    step = None
+    if path.suffix == ".keras":
+        model = _load_keras(path)
+    else:
+        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+        model, step = _restore(root, path, config)
+        logging.info("this is the model after %d steps, from a checkpoint", step)
+    return Run(model, tuple(model.output), config, root, fingerprint(model), step)
+
+
+def _what_is(path: pathlib.Path) -> str:
+    if path.is_dir():
+        return "is a directory without config.json"
+    return "is some other file" if path.exists() else "does not exist"
+
+
+def _run_root(path: pathlib.Path) -> pathlib.Path | None:
+    """The run directory that a path lies in, by the files that only a run has."""
+    for root in (path, *list(path.parents)[:3]):
+        if all((root / name).is_file() for name in ("config.json", "train.flags")):
+            return root
+    return None
+
+
+def _restore(
+    root: pathlib.Path, path: pathlib.Path, config: TrainConfig
+) -> tuple[Any, int]:
+    """A model rebuilt from the settings, with a checkpoint's weights; and its step."""
+    folder = root / "checkpoints" if path == root else path
+    prefix = str(folder).removesuffix(".index")
+    if folder.is_dir():
+        prefix = tf.train.latest_checkpoint(folder)
+    if not prefix or not pathlib.Path(f"{prefix}.index").exists():
+        kept = sorted((root / "checkpoints").glob("**/*.index"))
+        names = ", ".join(str(p.with_suffix("").relative_to(root)) for p in kept)
+        raise InputError(
+            f"there is no checkpoint at {folder}; "
+            + (f"the run has {names}." if names else "go on with its training first.")
+        )
+    model = building.build_model(config, building.open_source(config).info)
+    try:
+        step = int(tf.train.load_variable(prefix, "step/.ATTRIBUTES/VARIABLE_VALUE"))
+        status = tf.train.Checkpoint(model=model).restore(prefix).expect_partial()
+        status.assert_existing_objects_matched()
+    except (tf.errors.OpError, *READ_ERRORS) as error:
+        raise InputError(
+            f"the checkpoint {prefix} is damaged or of another model; try an older one "
+            "from the same folder."
+        ) from error
+    return model, step
+
+
+def _load_keras(path: pathlib.Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check --ckpt.")
+    if not zipfile.is_zipfile(path):
+        raise InputError(
+            f"{path} is no .keras file that can be loaded here: it is truncated, or "
+            "something else with that name; copy or save it again."
+        )
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras raises nearly every kind on a damaged file.
+        if "safe_mode" in str(error) or "unsafe" in str(error).lower():
+            raise InputError(
+                f"{path} holds Python code (such as a Lambda layer) that would run "
+                "when it is loaded, which is refused. Save the model without it."
+            ) from error
+        detail = str(error).strip().splitlines()
+        raise InputError(
+            f"{path} is no .keras file that can be loaded here: it is truncated, or "
+            "not of Keras 3, or uses layers that are not Keras's own "
+            f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
+        ) from error
+
+
+def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
+    """A model of the user's own: a dict of outputs named after tasks, or one output."""
+    model = _load_keras(path)
+    names = None
+    if not isinstance(getattr(model, "output", None), dict):
+        names = tasks.resolve(single_task) if single_task else ()
+        count = len(getattr(model, "outputs", ()))
+        if len(names) != 1 or count != 1:
+            raise InputError(
+                f"the outputs of {path} must be a dict named after tasks, such as "
+                "keras.Model(x, {'seg': ..., 'depth': ...}), or one output whose task "
+                f"--tasks=NAME says; got {count} output(s) and "
+                f"--tasks={','.join(single_task)}."
+            )
+    _check_input(path, model.inputs)
+    given = {names[0]: model.outputs[0]} if names else model.output
+    outputs = {tasks.resolve([name])[0]: out for name, out in given.items()}
+    if len(outputs) < len(given):
+        raise InputError(
+            f"each output of {path} must be another task, got "
+            f"{', '.join(given)}, two of which are one; rename or drop one."
+        )
+    if names or set(outputs) != set(given) or model.input is not model.inputs[0]:
+        model = keras.Model(model.inputs[0], outputs)
+    unique = fingerprint(model)
+    directory = pathlib.Path("runs", f"{path.stem}-{unique[:8]}")
+    return Run(model, tuple(outputs), None, directory, unique)
+
+
+def _check_input(path: pathlib.Path, inputs: Sequence[Any]) -> None:
+    """Raises `InputError` unless a model has one input, RGB images of floats."""
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] not in (3, None):
+        raise InputError(
+            f"the model of {path} must have one input, RGB images of shape (batch, "
+            f"height, width, 3); it has {', '.join(map(str, shapes))}."
+        )
+    dtype = str(inputs[0].dtype)
+    if "float" not in dtype:
+        raise InputError(
+            f"the model of {path} must take images of floats, which have a gradient, "
+            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
+            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
+        )
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 over a model's architecture and the values of all its variables."""
+    architecture = json.dumps(_lasting(model.get_config()), default=str)
+    digest = hashlib.sha256(architecture.encode())
+    for variable in model.variables:
+        value = variable.numpy()
+        digest.update(f"{variable.path} {value.shape} {value.dtype}".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _lasting(config: Any) -> Any:
+    """A model's config without its initialisers, which no longer matter."""
+    if isinstance(config, dict):
+        return {
+            key: _lasting(value)
+            for key, value in config.items()
+            if not str(key).endswith("_initializer")
+        }
+    if isinstance(config, list | tuple):
+        return [_lasting(value) for value in config]
+    return config

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's tables as files: claims.json, claims.csv, results.csv."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf import files
+
+_RESULTS = (
+    "variant",
+    "seed",
+    "spec",
+    "attack",
+    "algorithm",
+    "attacked",
+    "norm",
+    "eps",
+    "task",
+    "metric",
+    "unit",
+    "better",
+    "clean",
+    "attacked_value",
+    "relative_vulnerability",
+    "n",
+)
+
+
+def write_results(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """A row per variant, seed, attack, radius, task and metric."""
+    rows = [{name: record.get(name) for name in _RESULTS} for record in records]
+    _write_csv(rows, _RESULTS, path)
+
+
+def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
+    """All of each verdict as JSON; as CSV what fits into a row."""
+    whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
+    files.write_json(folder / "claims.json", whole)
+    names = ("verdict", "effect", "low", "high", "over", "n")
+    names += ("p", "p_corrected", "p_opposite")
+    columns = ("id", "source", "statement", *names, "reason")
+    rows = []
+    for found in whole:
+        claim, (low, high) = found["claim"], found["interval"] or (None, None)
+        row = {name: claim.get(name) for name in columns[:3]}
+        row |= {name: found.get(name) for name in (*names, "reason")}
+        rows.append(row | {"low": low, "high": high})
+    _write_csv(rows, columns, folder / "claims.csv")
+
+
+def plain(value: Any) -> Any:
+    """What JSON takes: lists for arrays, None for what is no number."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_csv(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: pathlib.Path
+) -> None:
+    with files.whole_file(path) as beside, open(beside, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _cell(value: Any) -> Any:
+    """Lists joined by `+`, tables as JSON."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(str, value))
+    return json.dumps(value) if isinstance(value, Mapping) else value

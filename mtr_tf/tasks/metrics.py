@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics as additive per-image statistics and a function of their sum.
+
+`Metric.statistics` gives a row of K numbers per image; `Metric.value` turns the sum of
+rows into the metric. So a streaming metric is a running sum, the metric over replicas
+is the gathered rows, and the bootstrap resamples rows: all exact, nothing estimated
+twice. A fully masked image (the padding of the last batch) gives a row of zeros.
+
+Rows of counts are int64, all others float64: numbers of pixels are exact whatever the
+size of an image. A valid pixel whose label is no class counts as a wrong one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.tasks import losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A measure of one task's outputs.
+
+    Attributes:
+      name: What tables and TensorBoard call it.
+      better: "higher" or "lower".
+      unit: Of the value; "" for a plain number.
+      statistics: `(target, output, mask, num_classes)` -> int64 or float64 `[batch,
+        K]`, with batches as the losses take them. `num_classes` matters to classes
+        alone.
+      value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
+      bounds: The least and largest value that there can be.
+      relative: Whether the value is a share of the target: of a distance, or of
+        whatever a data set has as the target in its place.
+    """
+
+    name: str
+    better: str
+    unit: str
+    statistics: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int | None], tf.Tensor]
+    value: Callable[[np.ndarray], np.ndarray]
+    bounds: tuple[float, float] = (0.0, math.inf)
+    relative: bool = False
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether rows are (sum, count) and the value is their ratio, a mean."""
+        return self.value is _ratio
+
+
+# Classes.
+
+
+def miou() -> Metric:
+    """Mean, over classes in target or prediction, of intersection over union."""
+    return Metric("miou", "higher", "", _class_rows, _mean_iou, (0.0, 1.0))
+
+
+def pixel_accuracy() -> Metric:
+    """The share of valid pixels whose largest logit is the target's class."""
+    rows = _correct_and_count
+    return Metric("pixel_accuracy", "higher", "", rows, _ratio, (0.0, 1.0))
+
+
+def class_counts(
+    target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor, num_classes: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Counts valid pixels by class, three times int32 `[batch, num_classes]`.
+
+    Returns:
+      Pixels that are right, by their class; all pixels by their target; all by their
+      prediction, the largest logit (the first among equals). Logits that are not
+      finite count as a wrong class: a broken model is not right about class 0. A pixel
+      whose label is no class counts with its prediction alone: it is wrong.
+    """
+    target = tf.cast(target, tf.int32)
+    predicted = _prediction(target, output) % num_classes
+    valid = tf.cast(mask, tf.bool)
+    right = valid & tf.equal(predicted, target)
+    return (
+        _count(target, right, num_classes),
+        _count(target, valid, num_classes),
+        _count(predicted, valid, num_classes),
+    )
+
+
+def _count(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
+    """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
+    batch = tf.shape(labels)[0]
+    first_of_image = tf.range(batch)[:, tf.newaxis, tf.newaxis] * num_classes
+    chosen &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
+    dropped = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
+    segment = tf.where(chosen, first_of_image + labels, dropped)
+    ones = tf.ones_like(segment)
+    counts = tf.math.unsorted_segment_sum(ones, segment, batch * num_classes)
+    return tf.reshape(counts, (batch, num_classes))
+
+
+def _class_rows(target, output, mask, num_classes) -> tf.Tensor:
+    counts = class_counts(target, output, mask, num_classes)
+    return tf.cast(tf.concat(counts, axis=-1), tf.int64)
+
+
+def _prediction(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    """The class of the largest logit; target + 1 where a logit is NaN or infinite."""
+    sound = tf.reduce_all(tf.math.is_finite(tf.cast(output, tf.float32)), axis=-1)
+    largest = tf.argmax(output, axis=-1, output_type=tf.int32)
+    return tf.where(sound, largest, tf.cast(target, tf.int32) + 1)
+
+
+def _mean_iou(sums: np.ndarray) -> np.ndarray:
+    """Of hits, pixels by target and pixels by prediction, `[..., 3 classes]`."""
+    hits, of_target, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    union = of_target + predicted - hits
+    occurs = union != 0  # Not `> 0`: NaN must not vanish.
+    total = np.where(occurs, hits / np.where(occurs, union, 1.0), 0.0).sum(axis=-1)
+    return divide(total, occurs.sum(axis=-1))
+
+
+def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
+    del num_classes
+    correct = tf.equal(_prediction(target, output), tf.cast(target, tf.int32))
+    valid = tf.cast(mask, tf.bool)
+    return tf.stack((_number(correct & valid), _number(valid)), axis=-1)
+
+
+# Everything else.
+
+
+def mae(unit: str = "") -> Metric:
+    """Mean absolute error over pixels and channels."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        return _sum_and_count(tf.abs(losses.difference(target, output, mask)), mask)
+
+    return Metric("mae", "lower", unit, statistics, _ratio)
+
+
+def mse(unit: str = "") -> Metric:
+    """Mean squared error over pixels and channels."""
+    return Metric("mse", "lower", f"{unit}^2" if unit else "", _squares, _ratio)
+
+
+def rmse(unit: str = "") -> Metric:
+    """Root of the mean squared error over all pixels and channels of all images."""
+    return Metric("rmse", "lower", unit, _squares, lambda sums: np.sqrt(_ratio(sums)))
+
+
+def rel() -> Metric:
+    """Mean of |output - target| / target over the valid pixels with target > 0."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        target = losses.where_valid(mask, tf.cast(target, tf.float32))
+        positive = tf.cast(tf.reduce_all(target > 0, axis=-1), tf.float32)
+        error = tf.abs(losses.difference(target, output, positive))
+        return _sum_and_count(tf.math.divide_no_nan(error, target), positive)
+
+    return Metric("rel", "lower", "", statistics, _ratio, relative=True)
+
+
+def angular_error() -> Metric:
+    """Mean angle between output and target vectors; 90 for an output of length 0.
+
+    The angle is atan2(|a x b|, a . b), which unlike acos is accurate near 0 and 180
+    degrees and asks neither vector to have length 1.
+    """
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        return _sum_and_count(_angle(target, output, mask), mask)
+
+    bounds = (0.0, 180.0)
+    return Metric("angular_error", "lower", "degrees", statistics, _ratio, bounds)
+
+
+def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
+    """The mean of a loss over the images that have a valid pixel."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        values = tf.cast(loss(target, output, mask), tf.float64)
+        return tf.stack((values, counted), axis=-1)
+
+    return Metric("loss", "lower", "", statistics, _ratio, (-math.inf, math.inf))
+
+
+def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns degrees `[batch, H, W]` between vectors of any length."""
+    target = losses.where_valid(mask, tf.cast(target, tf.float32))
+    output = losses.where_valid(mask, tf.cast(output, tf.float32))
+    largest = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
+    output = tf.math.divide_no_nan(output, largest)  # Else tiny squares come to 0.
+    across = tf.norm(tf.linalg.cross(output, target), axis=-1)
+    radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))
+    degrees = radians * (180.0 / math.pi)
+    return tf.where(largest[..., 0] == 0, 90.0, degrees)
+
+
+def _squares(target, output, mask, num_classes) -> tf.Tensor:
+    del num_classes
+    return _sum_and_count(tf.square(losses.difference(target, output, mask)), mask)
+
+
+def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Returns (sum over valid pixels of the mean over channels, number of them).
+
+    Rows are summed in float32, their sums in float64: a sum of 4096 x 4096 pixels has
+    an error of 1e-6 or less.
+    """
+    if values.shape.rank == 4:
+        values = tf.reduce_mean(values, axis=-1)
+    lines = tf.reduce_sum(losses.where_valid(mask, values), axis=2)
+    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=1)
+    return tf.stack((total, tf.cast(_number(mask), tf.float64)), axis=-1)
+
+
+def _number(chosen: tf.Tensor) -> tf.Tensor:
+    """Counts what is not zero in each image, int64 `[batch]`."""
+    return tf.math.count_nonzero(chosen, axis=(1, 2))
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    sums = np.asarray(sums, np.float64)
+    return divide(sums[..., 0], sums[..., 1])
+
+
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Returns numerator / denominator in float64, NaN where the denominator is 0."""
+    nonzero = np.asarray(denominator) != 0
+    return np.where(nonzero, numerator / np.where(nonzero, denominator, 1.0), np.nan)
+
+
+# What an attack does to a metric.
+
+
+def relative_vulnerability(
+    metric: Metric, clean: np.ndarray, attacked: np.ndarray
+) -> np.ndarray:
+    """Returns how much worse the attacked value is, as a share of the clean one.
+
+    (attacked - clean) / clean where lower is better, as in Ghamizi et al. (AAAI 2022,
+    arXiv 2110.15053); (clean - attacked) / clean where higher is better. NaN where
+    `clean` is 0. The arguments are values of the metric, of any one shape.
+    """
+    clean = np.asarray(clean, np.float64)
+    worse = np.asarray(attacked, np.float64) - clean
+    return divide(worse if metric.better == "lower" else -worse, clean)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: one step, the loop, and what is seen and kept of it."""

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training minimises: each task's loss, and what it weighs.
+
+Attacks and evaluation go by the tasks' own losses. Training may use others: those of
+the paper's code, to repeat its runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import checks
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import losses
+
+LOSSES = {"cross_entropy": losses.cross_entropy, "l1": losses.l1, "l2": losses.l2}
+
+# (target, output, mask) -> float32 [batch].
+Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
+    """Returns each task's training loss, `(target, output, mask) -> float32 [batch]`.
+
+    Raises:
+      InputError: `task_losses` names a task that is not trained, a loss that there is
+        not, or one that does not fit.
+    """
+    names = tasks_lib.resolve(config.tasks)
+    chosen = _parse(config.task_losses, names)
+    weights = info.class_weights if config.class_weights else ()
+    made = {}
+    for name in names:
+        task = tasks_lib.TASKS[name]
+        loss = chosen.get(name, task.loss)
+        if task.discrete and weights:
+            loss = weighted_cross_entropy(weights, config.loss_norm)
+        elif config.loss_norm == "all":
+            loss = over_all_pixels(loss)
+        made[name] = loss
+    return made
+
+
+def over_all_pixels(loss: Loss) -> Loss:
+    """Returns the loss with its sum divided by all pixels, not by the valid ones.
+
+    As the paper's code does on Taskonomy: images with few valid pixels count little.
+    """
+
+    def mean(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        share = losses.count_valid(mask) / tf.cast(
+            tf.reduce_prod(tf.shape(mask)[1:]), tf.float32
+        )
+        return loss(target, output, mask) * share
+
+    return mean
+
+
+def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
+    """Returns the cross-entropy with a weight per class.
+
+    Args:
+      weights: of each class.
+      norm: "valid" divides an image's sum by the weights of its valid pixels; "all",
+        as the paper's code does, by the number of all its pixels.
+    """
+    table = tf.constant(weights, tf.float32)
+
+    def loss(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+        labels = losses.where_valid(mask, tf.cast(target, tf.int32))
+        weight = losses.where_valid(mask, tf.gather(table, labels))
+        pixels = losses.pixel_cross_entropy(target, output, mask)
+        total = tf.reduce_sum(weight * pixels, axis=(1, 2))
+        if norm == "all":
+            return total / tf.cast(tf.reduce_prod(tf.shape(mask)[1:]), tf.float32)
+        return tf.math.divide_no_nan(total, tf.reduce_sum(weight, axis=(1, 2)))
+
+    return loss
+
+
+def _parse(pairs: Sequence[str], names: Sequence[str]) -> dict[str, Loss]:
+    """Reads `autoencoder:l1`, ... as {task: loss}."""
+    chosen = {}
+    for pair in pairs:
+        given, separator, loss = pair.partition(":")
+        if not separator:
+            raise InputError(
+                "--task_losses must be pairs of a task and a loss, such as "
+                f"autoencoder:l1; got {pair!r}."
+            )
+        (task,) = tasks_lib.resolve(given)
+        checks.check_name("loss in --task_losses", loss, LOSSES)
+        if task not in names:
+            raise InputError(
+                f"--task_losses must name tasks that are trained ({', '.join(names)}), "
+                f"got {task}; take it out."
+            )
+        if tasks_lib.TASKS[task].discrete != (loss == "cross_entropy"):
+            raise InputError(
+                "cross_entropy is for classes and l1 and l2 are for all else, got "
+                f"{pair!r} in --task_losses; choose another loss."
+            )
+        chosen[task] = LOSSES[loss]
+    return chosen
+
+
+# What tasks weigh.
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """Makes one loss of the tasks' losses.
+
+    Attributes:
+      fixed: {task: weight}, the order of tasks everywhere.
+      log_variances: {task: trainable scalar s}, for learned weights; else empty.
+    """
+
+    fixed: Mapping[str, float]
+    log_variances: Mapping[str, keras.Variable] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def total(self, task_losses: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Returns the weighted sum of {task: scalar mean loss}."""
+        weights = self._weights()
+        return tf.add_n([weights[task] * task_losses[task] for task in weights])
+
+    def penalty(self) -> tf.Tensor | float:
+        """Returns what learned weights add to the loss, so that they do not vanish.
+
+        With `total` it is the sum of c exp(-s) L + s / 2, c being 1 for classes and 1/2
+        for all else: Kendall, Gal and Cipolla, "Multi-Task Learning Using
+        Uncertainty to Weigh Losses", CVPR 2018, equations 5 to 10, s = log sigma^2.
+        """
+        return sum(s.value / 2 for s in self.log_variances.values())
+
+    def current(self) -> dict[str, float]:
+        """Returns {task: what its loss weighs now}."""
+        return {task: float(w) for task, w in self._weights().items()}
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What is trained beside the model."""
+        return list(self.log_variances.values())
+
+    def _weights(self) -> dict[str, float | tf.Tensor]:
+        return {
+            task: weight * tf.exp(-self.log_variances[task].value)
+            if task in self.log_variances
+            else weight
+            for task, weight in self.fixed.items()
+        }
+
+
+def make_weighting(config: TrainConfig) -> Weighting:
+    """Returns the rule of `--task_weights`; call it inside the strategy's scope.
+
+    Raises:
+      InputError: a main task is not among the tasks.
+    """
+    tasks = tasks_lib.resolve(config.tasks)
+    if config.task_weights == "uncertainty":
+        scales = {
+            task: 1.0 if tasks_lib.TASKS[task].discrete else 0.5 for task in tasks
+        }
+        return Weighting(
+            scales,
+            {
+                task: keras.Variable(0.0, dtype="float32", name=f"log_variance_{task}")
+                for task in tasks
+            },
+        )
+    return Weighting(task_weights(tasks, config.main_tasks, config.aux_weight))
+
+
+def task_weights(
+    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
+) -> dict[str, float]:
+    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+
+    The rule of the paper's released training loop. No main task named: all are main,
+    which is equal weights.
+
+    Raises:
+      InputError: a main task is not among the tasks.
+    """
+    tasks = tasks_lib.resolve(tasks)
+    main = tasks_lib.resolve(main_tasks) if main_tasks else tasks
+    missing = [task for task in main if task not in tasks]
+    if missing:
+        raise InputError(
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
+            f"{', '.join(missing)}; add it to --tasks or take it out."
+        )
+    auxiliaries = len(tasks) - len(main)
+    return {
+        task: 1 / len(main) if task in main else aux_weight / auxiliaries
+        for task in tasks
+    }

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is seen of a training run: TensorBoard, and the score that checkpoints go by."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import attacks
+from mtr_tf import data
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation.evaluator import Evaluation
+from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.evaluation.evaluator import values
+from mtr_tf.models import compiling
+from mtr_tf.show import tensorboard
+from mtr_tf.tasks import metrics
+from mtr_tf.training import schedules
+from mtr_tf.training.losses import Weighting
+
+# The settings that people compare runs by.
+_HPARAMS = (
+    "tasks",
+    "main_tasks",
+    "aux_weight",
+    "task_weights",
+    "adversarial_tasks",
+    "dataset",
+    "image_size",
+    "model",
+    "width",
+    "decoders",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "optimizer",
+    "schedule",
+    "weight_decay",
+    "seed",
+    "precision",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which number decides what the best checkpoint is."""
+
+    kind: str  # clean or adversarial
+    task: str
+    metric: metrics.Metric
+
+    @property
+    def better(self) -> str:
+        """`higher` or `lower`."""
+        return self.metric.better
+
+
+def main_tasks(config: TrainConfig) -> tuple[str, ...]:
+    """The run's main tasks; all of them where none is named."""
+    return tasks_lib.resolve(config.main_tasks or config.tasks)
+
+
+def parse_best(config: TrainConfig) -> Best:
+    """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
+
+    Empty is the first main task's headline metric, clean.
+
+    Raises:
+      InputError: there is no such number in this run.
+    """
+    text = config.best_metric
+    if not text:
+        main = main_tasks(config)[0]
+        return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
+    *kind, task, metric = ["", *text.split("/")][-3:]
+    kind = kind[0] if kind and kind[0] else "clean"
+    known = {
+        f"{task}/{metric.name}": Best(kind, task, metric)
+        for task in tasks_lib.resolve(config.tasks)
+        for metric in tasks_lib.TASKS[task].metrics
+    }
+    kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
+    if kind not in kinds or f"{task}/{metric}" not in known:
+        raise InputError(
+            f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
+            f"{', '.join(known)}; got {text!r}."
+        )
+    return known[f"{task}/{metric}"]
+
+
+def training_attack(config: TrainConfig) -> attacks.PGD | None:
+    """The attack that validation examples get during training; None at radius 0."""
+    if not config.eval_eps:
+        return None
+    epsilon = config.eval_eps / 255
+    return attacks.PGD(epsilon, epsilon / 4, config.eval_steps)
+
+
+def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The settings of a run for a table of many runs, those left empty filled in."""
+    height, width = image_size
+    filled = {
+        "tasks": tasks_lib.resolve(config.tasks),
+        "main_tasks": main_tasks(config),
+        "adversarial_tasks": config.adversarial_tasks or "none",  # Not an empty cell.
+        "image_size": f"{height}x{width}",
+    }
+    return {name: filled.get(name, getattr(config, name)) for name in _HPARAMS}
+
+
+class Monitor:
+    """Writes the summaries of one run, and evaluates it as it trains.
+
+    The attack raises the sum of the main tasks' losses; every task is scored. Numbers
+    go to `train/`, `validation/` (clean images, pictures, settings) and, if there is an
+    attack, `validation/adversarial/`, under the same tags.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        source: data.Source,
+        strategy: tf.distribute.Strategy,
+        model: keras.Model,
+        weighting: Weighting,
+        best: Best,
+        workdir: pathlib.Path,
+        optimizer: keras.optimizers.Optimizer | None = None,
+    ):
+        """Opens the event files, and writes the run's settings once.
+
+        `optimizer` is watched if it scales the loss.
+        """
+        self._optimizer, self._skipped = optimizer, 0
+        self.tasks = tuple(weighting.fixed)
+        self._weighting = weighting
+        self.best = best
+        self._config = config
+        self._info = source.info
+        self._columns = source.columns("validation")
+        train_examples = config.train_examples or source.info.splits["train"]
+        per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
+        self._rate = schedules.learning_rate(config, per_epoch)
+        self._count = min(config.eval_examples, len(self._columns.images))
+        self._evaluator = Evaluator(
+            model,
+            self.tasks,
+            source.info.num_classes,
+            strategy,
+            attack=training_attack(config),
+            objective={"tasks": main_tasks(config)},
+            seed=config.seed,
+            jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
+        )
+        self._train = _writer(workdir / "train")
+        self._validation = {"clean": _writer(workdir / "validation")}
+        images = f"On the first {self._count} images of validation"
+        self._about = {"clean": f"{images}."}
+        if config.eval_eps:
+            folder = workdir / "validation" / "adversarial"
+            self._validation["adversarial"] = _writer(folder)
+            self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
+        with self._validation["clean"].as_default():
+            tensorboard.write_settings(config.to_dict())
+            tensorboard.write_hparams(
+                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+            )
+
+    def _jit(self, steps: int, replicas: int) -> bool:
+        """Whether XLA compiles the evaluations: by how many there are in `steps`."""
+        config, (height, width) = self._config, self._info.image_shape[:2]
+        times = steps / (config.eval_every or max(1, steps / 10))
+        batches = -(-self._count // config.batch_size) * times
+        passes = batches * (2 + config.eval_steps * bool(config.eval_eps))
+        pixels = height * width * config.batch_size / replicas
+        return compiling.worthwhile(config.jit, passes, pixels)
+
+    def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
+        """Writes the mean losses [tasks] of the last steps; returns their total."""
+        weights = self._weighting.current()
+        scalars = tensorboard.loss_scalars(
+            dict(zip(self.tasks, losses, strict=True)), weights
+        )
+        speed = steps_per_second * self._config.batch_size
+        with self._train.as_default():
+            tensorboard.write_scalars(
+                scalars,
+                step,
+                "Mean over the training images since the last point.",
+                units=self._info.units,
+            )
+            tensorboard.write_scalars(
+                {
+                    "optimizer/learning_rate": float(self._rate(step - 1)),
+                    "optimizer/examples_per_second": speed,
+                    **self._loss_scaling(step),
+                },
+                step,
+            )
+            if self._weighting.log_variances:
+                learned = {f"optimizer/weight_{t}": w for t, w in weights.items()}
+                tensorboard.write_scalars(learned, step)
+        return scalars["total/loss"]
+
+    def _loss_scaling(self, step: int) -> dict[str, float]:
+        """Numbers of an optimizer that scales the loss; a skipped step is logged."""
+        if not isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+            return {}
+        skipped = step - int(self._optimizer.iterations.numpy())
+        scale = float(self._optimizer.dynamic_scale.numpy())
+        if skipped > self._skipped:
+            logging.info(
+                "%d of %d steps skipped so far, for gradients that are not finite; the "
+                "loss scale is %g now",
+                skipped,
+                step,
+                scale,
+            )
+        self._skipped = skipped
+        return {"optimizer/skipped_steps": skipped, "optimizer/loss_scale": scale}
+
+    def evaluated(self, step: int) -> float:
+        """Evaluates and attacks part of validation; returns the score of `best`."""
+        evaluation = self._evaluator.run(
+            self._columns,
+            batch_size=self._config.batch_size,
+            num_examples=self._count,
+            keep_examples=tensorboard.EXAMPLES,
+        )
+        _raise_if_not_finite(evaluation, step)
+        found = {"clean": values(evaluation.clean)}
+        if evaluation.attacked:
+            found["adversarial"] = values(evaluation.attacked)
+        for kind, numbers in found.items():
+            scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
+            with self._validation[kind].as_default():
+                tensorboard.write_scalars(
+                    scalars, step, self._about[kind], units=self._info.units
+                )
+        pictures = tensorboard.pictures(
+            evaluation.examples,
+            self.tasks,
+            self._info,
+            self._config.eval_eps / 255,
+        )
+        about = ""
+        if evaluation.attacked:
+            about = f"{_attack(self._config)}; grey is no perturbation."
+        with self._validation["clean"].as_default():
+            tensorboard.write_pictures(pictures, step, about)
+        for writer in (self._train, *self._validation.values()):
+            writer.flush()
+        logging.info("step %d: %s", step, _headlines(found))
+        return found[self.best.kind][self.best.task][self.best.metric.name]
+
+
+def _attack(config: TrainConfig) -> str:
+    """The attack of `training_attack` and what it raises, in words."""
+    return (
+        f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
+        f"steps) on {' + '.join(main_tasks(config))}"
+    )
+
+
+def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
+    return tf.summary.create_file_writer(str(folder))
+
+
+def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
+    """Finds a model that its last update has broken, before it is saved."""
+    for task, rows in evaluation.clean.items():
+        if not np.isfinite(rows["loss"]).all():
+            raise InputError(
+                f"the loss of {task} on validation is not finite after step {step}: "
+                "training has diverged; what was saved before is kept. Lower "
+                "--learning_rate or the task's weight, in another --workdir."
+            )
+
+
+def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Each task's first metric, clean and attacked, on one line."""
+    parts = []
+    for task, numbers in found["clean"].items():
+        name = tasks_lib.TASKS[task].metrics[0].name
+        parts.append(f"{task} {name} {numbers[name]:.3f}")
+        if "adversarial" in found:
+            parts[-1] += f" (attacked {found['adversarial'][task][name]:.3f})"
+    return ", ".join(parts)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: batch, attack, model, losses, update; read it top to bottom.
+
+Each place is entered once. Without adversarial training the attack is left out; the
+rest is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import threat
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.models import compiling
+from mtr_tf.training.losses import Loss
+from mtr_tf.training.losses import Weighting
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """How training images are attacked.
+
+    Attributes:
+      attack: what moves them.
+      tasks: whose losses, summed, it raises.
+      share: weight of the attacked images' losses; the clean ones' has the rest.
+      batch_norm: "inference", or "training" for each batch's own statistics.
+      seed: of its noise, beside the step and the place in the global batch.
+    """
+
+    attack: attacks.PGD
+    tasks: tuple[str, ...]
+    share: float
+    batch_norm: str
+    seed: int
+
+    def perturb(self, model: keras.Model, batch: Mapping[str, Any]) -> tf.Tensor:
+        """Returns the batch's images, attacked: a pure function of seed and step."""
+        training = self.batch_norm == "training"
+        objective = attacks.objective(
+            (lambda x: model(x, training=True)) if training else model,
+            batch["targets"],
+            batch["masks"],
+            self.tasks,
+        )
+        keys = threat.fold_in(
+            threat.fold_in(self.seed, batch["step"]), batch["position"]
+        )
+        return self.attack(objective, batch["image"], seed=keys)
+
+
+def make_adversary(config: TrainConfig, main: tuple[str, ...]) -> Adversary | None:
+    """Returns what `--adversarial_tasks` asks for; None if that is nothing.
+
+    Raises:
+      InputError: it names a task that is not trained.
+    """
+    if not config.adversarial_tasks or not config.adversarial_share:
+        return None
+    tasks = tasks_lib.resolve(config.tasks)
+    groups = {"main": main, "all": tasks}
+    named = groups.get(config.adversarial_tasks)
+    attacked = named or tasks_lib.resolve(config.adversarial_tasks.split("+"))
+    missing = [task for task in attacked if task not in tasks]
+    if missing:
+        raise InputError(
+            f"--adversarial_tasks must be main, all, or among --tasks "
+            f"({', '.join(tasks)}), got {', '.join(missing)}; add it to --tasks or "
+            "take it out."
+        )
+    epsilon = config.adversarial_eps / 255
+    step = config.adversarial_step_size / 255 or epsilon / 4
+    return Adversary(
+        # The last point, as usual in training, not the best one met.
+        attacks.PGD(epsilon, step, config.adversarial_steps, keep="last"),
+        attacked,
+        config.adversarial_share,
+        config.adversarial_batch_norm,
+        config.seed,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a step needs; made once, inside the strategy's scope."""
+
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    losses: Mapping[str, Loss]  # The training loss of each task.
+    weighting: Weighting
+    weight_decay: float
+    batch_size: int  # Over all replicas.
+    adversary: Adversary | None = None
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that is trained."""
+        return self.model.trainable_variables + self.weighting.variables
+
+
+@tf.autograph.experimental.do_not_convert  # There is nothing to; it takes seconds.
+def replica_step(learner: Learner, batch: dict, jit: bool = False) -> tf.Tensor:
+    """One optimizer step on one replica's share of the batch.
+
+    Args:
+      learner: what is trained.
+      batch: its examples.
+      jit: whether XLA compiles all but the update, which speaks to other replicas.
+
+    Returns:
+      float32 [tasks], this replica's part of each task's mean loss over the global
+      batch, in the order of the weights: their sum over replicas is the mean.
+    """
+    slopes = compiling.per_replica(functools.partial(_gradients, learner), jit)
+    losses, gradients = slopes(batch)
+    # Keras optimizers sum gradients over replicas themselves.
+    learner.optimizer.apply(gradients, learner.variables)
+    return losses
+
+
+def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Returns the losses as `replica_step` does, and what the optimizer applies."""
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+    views = _views(learner, batch)
+    with tf.GradientTape() as tape:
+        losses = _mean_losses(learner, batch, views)
+        # Each replica adds its share of what is no mean over images.
+        extra = (learner.weighting.penalty() + _decay(learner)) / replicas
+        total = learner.weighting.total(losses) + extra
+        scaled = learner.optimizer.scale_loss(total)
+    gradients = tape.gradient(scaled, learner.variables)
+    return tf.stack(list(losses.values())), gradients
+
+
+def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
+    """Returns the images to train on, attacked or clean, and what they weigh."""
+    adversary = learner.adversary
+    if adversary is None:
+        return [(batch["image"], 1.0)]
+    attacked = (adversary.perturb(learner.model, batch), adversary.share)
+    clean = (batch["image"], 1 - adversary.share)
+    return [attacked, clean] if adversary.share < 1 else [attacked]
+
+
+def _mean_losses(
+    learner: Learner, batch: dict, views: list[tuple[tf.Tensor, float]]
+) -> dict[str, tf.Tensor]:
+    """Returns {task: this replica's part of the mean loss over the global batch}."""
+    losses = dict.fromkeys(learner.weighting.fixed, 0.0)
+    for images, share in views:
+        outputs = learner.model(images, training=True)
+        for task in losses:
+            per_image = learner.losses[task](
+                batch["targets"][task], outputs[task], batch["masks"][task]
+            )
+            losses[task] += share * tf.reduce_sum(per_image) / learner.batch_size
+    return losses
+
+
+def _decay(learner: Learner) -> tf.Tensor | float:
+    """Returns the loss whose gradient is weight_decay * w, as PyTorch's SGD has it."""
+    if not learner.weight_decay:
+        return 0.0
+    variables = learner.model.trainable_variables
+    decay = tf.add_n([tf.nn.l2_loss(tf.cast(v, tf.float32)) for v in variables])
+    return learner.weight_decay * decay
+
+
+def compile_step(
+    learner: Learner, strategy: tf.distribute.Strategy, jit: bool = False
+) -> Callable[[dict], tf.Tensor]:
+    """A function of a replica's batch, for `strategy.run`: see `replica_step`.
+
+    With `jit` XLA compiles it: all of it where there is one replica, and all but the
+    update, which speaks to the others, where there are several.
+    """
+    several = strategy.num_replicas_in_sync > 1
+    step = functools.partial(replica_step, learner, jit=jit and several)
+    return compiling.per_replica(step, jit and not several)
+
+
+def compile_steps(
+    learner: Learner,
+    strategy: tf.distribute.Strategy,
+    jit: bool = False,
+    step: Callable[[dict], tf.Tensor] | None = None,
+) -> Callable:
+    """A function (iterator, n) -> float32 [n, tasks], the losses of n steps.
+
+    `step` is what `compile_step` returns, if that has been called already.
+    """
+    step = step or compile_step(learner, strategy, jit)
+
+    @tf.function(reduce_retracing=True)
+    def train_steps(iterator, n):
+        losses = tf.TensorArray(
+            tf.float32, size=n, element_shape=[len(learner.weighting.fixed)]
+        )
+        for i in tf.range(n):  # One step in the graph, whatever n.
+            parts = strategy.run(step, args=(next(iterator),))
+            losses = losses.write(i, strategy.reduce("SUM", parts, axis=None))
+        return losses.stack()
+
+    return train_steps
+
+
+def settle_statistics(model: keras.Model) -> None:
+    """Gives all replicas the mean of their batch-norm statistics.
+
+    Without --sync_batch_norm each replica keeps running statistics of its own. Before a
+    model is evaluated or saved they must be one, or results would depend on which
+    replica an image meets, and a resumed run would differ from one that never stopped.
+    """
+    for variable in model.non_trainable_variables:
+        copies = getattr(variable.value, "values", ())
+        if len(copies) > 1 and copies[0].dtype.is_floating:
+            mean = tf.add_n([tf.identity(copy) for copy in copies]) / len(copies)
+            for copy in copies:
+                copy.assign(tf.cast(mean, copy.dtype))
