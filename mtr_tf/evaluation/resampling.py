@@ -11,7 +11,7 @@ Simulated, the mean lies in its 95 % interval in 93 to 96 of 100 cases for 3 gro
 images and more (88 to 94 where values are exponential). With blocks of an eighth of all
 frames, 20 at least, it does in 89 to 94 of 100 for 60 to 1000 frames whose neighbours
 correlate by .85, as on CamVid; over single frames it does in 42. See
-tests/intervals_test.py.
+tests/evaluation/intervals_test.py.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def command(*arguments: str) -> None:
 
 @pytest.mark.slow
 def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
-    beside = pathlib.Path(__file__).parents[2] / "shared" / "camvid"
+    beside = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
     camvid = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
     if not camvid.is_dir():
         pytest.skip(f"no CamVid in {camvid}; set MTR_CAMVID to its folder")

@@ -93,8 +93,8 @@ def test_a_damaged_config_is_explained(tmp_path):
 
 def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
     code = (
-        "import sys, pathlib, time; from mtr_tf import runs\n"
-        "with runs.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); "
+        "import sys, pathlib, time; from mtr_tf import files\n"
+        "with files.locked(pathlib.Path(sys.argv[1])): print('held', flush=True); "
         "time.sleep(60)"
     )
     holder = subprocess.Popen(

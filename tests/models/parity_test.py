@@ -25,7 +25,7 @@ from mtr_tf.convert import convert
 from mtr_tf.models.torch_weights import transfer as torch_weights
 from mtr_tf.runs import loading
 
-_BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared"
+_BESIDE = pathlib.Path(__file__).resolve().parents[3] / "shared"
 RELEASED = pathlib.Path(os.environ.get("MTR_SHARED", _BESIDE)) / "released"
 
 pytestmark = [

@@ -30,7 +30,7 @@ from mtr_tf.runs.loading import Run
 from mtr_tf.show import plots
 
 SIZE, COUNT, DARK = 8, 6, 2
-CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
+CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
 INFO = DatasetInfo(
     name="colours",
     image_shape=(SIZE, SIZE, 3),

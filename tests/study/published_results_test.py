@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/claims.json"))
 VERDICTS = {

@@ -26,7 +26,7 @@ from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "own_data.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "own_data.md"
 
 
 def example(i=0, **changes):

@@ -260,7 +260,7 @@ def test_killed_it_goes_on_where_it_was(tmp_path):
     wanted = jobs(tmp_path, 40)
     slow = {key: {**job, "sleep": 0.1} for key, job in wanted.items()}
     folder = tmp_path / "parts"
-    path = os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(folder), json.dumps(slow)],
         env={**os.environ, "PYTHONPATH": path},

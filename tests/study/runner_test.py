@@ -473,15 +473,16 @@ def test_a_new_report_of_old_cells_is_traced_by_what_has_run(fake, monkeypatch):
 RUNNER = """
 import pathlib, sys
 sys.path.insert(0, {tests!r})
-import study_runner_test as test
-from mtr_tf import common_flags
+sys.path.insert(0, {folder!r})
+import runner_test as test
+from mtr_tf.cli import flags
 from mtr_tf import reproduce
 test.commands.make_cells = test.fake_cells
 runner = test.runner_lib.Runner(test.STUDY, pathlib.Path({workdir!r}))
 def main():
     runner.run([{{}}, {{}}])
 reproduce.end_well()
-common_flags.run("x", "", (), main, "Go on.")
+flags.run("x", "", (), main, "Go on.")
 """
 
 
@@ -510,8 +511,11 @@ def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
         """
     )
     script = tmp_path / "script.py"
-    tests = str(pathlib.Path(__file__).parent)
-    script.write_text(RUNNER.format(tests=tests, workdir=str(fake.workdir)))
+    tests = str(pathlib.Path(__file__).parents[1])
+    folder = str(pathlib.Path(__file__).parent)
+    script.write_text(
+        RUNNER.format(tests=tests, folder=folder, workdir=str(fake.workdir))
+    )
     runner = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE)
     try:
         wait_until(lambda: len(list(fake.workdir.glob("pid*"))) == 2)

@@ -27,7 +27,7 @@ from mtr_tf.runs import loading
 from mtr_tf.training import loop as training
 from mtr_tf.training import step
 
-SHARED = pathlib.Path(__file__).parent.parent.parent / "shared"
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
 CAMVID = pathlib.Path(os.environ.get("MTR_CAMVID", SHARED / "camvid"))
 needs_camvid = pytest.mark.skipif(
     not CAMVID.is_dir(),

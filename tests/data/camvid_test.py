@@ -219,7 +219,7 @@ def test_image_size(folder, size):
 
 
 def test_the_real_data():
-    beside = pathlib.Path(__file__).parents[2] / "shared" / "camvid"
+    beside = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
     real = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
     if not real.is_dir():
         pytest.skip(f"no CamVid in {real}; set MTR_CAMVID to its folder")

@@ -20,7 +20,7 @@ from mtr_tf.attacks import ensemble
 from mtr_tf.data import camvid
 from mtr_tf.runs import loading
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared"
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
 NET = SHARED / "cases" / "camvid_std.keras"
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from mtr_tf.show import plots
 
 _spec = importlib.util.spec_from_file_location(
-    "results_by_hand", pathlib.Path(__file__).with_name("report_test.py")
+    "results_by_hand",
+    pathlib.Path(__file__).parents[1] / "evaluation" / "results_test.py",
 )
 hand = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(hand)
