@@ -88,5 +88,5 @@ def test_perturbation_is_centred_on_grey_and_magnified():
 
 
 def test_importing_palettes_does_not_import_matplotlib():
-    code = "import sys, mtr_tf.palettes; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, mtr_tf.tasks.palettes; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
