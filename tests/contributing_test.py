@@ -82,4 +82,5 @@ def test_what_is_added_is_in_the_style_of_the_rest(checkout):
     ruff = shutil.which("ruff")
     if not ruff:
         pytest.skip("needs ruff: pip install .[lint]")
-    subprocess.run([ruff, "check", *options], check=True)
+    subprocess.run([ruff, "check", "--fix", *options], check=True)  # Sorts imports.
+    subprocess.run([ruff, "format", "--check", *options], check=True)
