@@ -62,7 +62,7 @@ MODELS = {
 def build(
     name: str,
     tasks: Sequence[str],
-    image_shape: Sequence[int],
+    image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None = None,

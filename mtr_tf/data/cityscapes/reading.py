@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from mtr_tf.data import picture
@@ -20,6 +19,7 @@ from mtr_tf.data.cityscapes.cityscapes_dataset_builder import CityscapesConfig
 from mtr_tf.data.cityscapes.cityscapes_dataset_builder import MtrCityscapes
 from mtr_tf.data.cityscapes.files import Files
 from mtr_tf.data.cityscapes.layout import Kind
+from mtr_tf.data.source import Column
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
@@ -41,7 +41,7 @@ class CityscapesColumns(Columns):
       original_sizes: int32 [N, 2], (height, width) of the files.
     """
 
-    original_sizes: np.ndarray | None = None
+    original_sizes: Column | None = None
 
 
 def open_source(
@@ -230,8 +230,11 @@ def _prepared(
     root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
 ) -> MtrCityscapes:
     """The builder of what `jobs` say, which is prepared where it is not yet."""
+    # TFDS has the first two, where no type checker sees them.
     config = CityscapesConfig(
+        # pyrefly: ignore
         name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
+        # pyrefly: ignore
         description=f"{size[0]} x {size[1]} pixels, depth: {depth_target}.",
         size=size,
         depth_target=depth_target,
