@@ -17,6 +17,7 @@ from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
 from mtr_tf.models.multitask import check_image_shape
+from mtr_tf.tasks.names import resolve
 
 __all__ = ["MODELS", "build", "check_image_size", "normalization"]
 
@@ -101,7 +102,7 @@ def build(
     return assemble(
         name,
         _architecture(name),
-        tasks,
+        resolve(tasks),
         image_shape,
         num_classes,
         width=width,
