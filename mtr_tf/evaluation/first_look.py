@@ -25,8 +25,8 @@ from absl import logging
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
-from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import chance
 from mtr_tf.evaluation import input_ranges
@@ -47,9 +47,10 @@ def look_at(
     config: AttackConfig,
     run: Run,
     source_run: Run | None,
-    source: Source,
+    info: DatasetInfo,
+    columns: Columns,
     tasks: Sequence[str],
-    groups: Sequence[Sequence[str]],
+    attacked: Sequence[str],
 ) -> tuple[Run, Run | None, list[str]]:
     """Looks at --ckpt and --source_ckpt on the first images, and logs what it finds.
 
@@ -57,9 +58,10 @@ def look_at(
       config: The settings.
       run: What is attacked.
       source_run: What adversarial images are made on, if that is something else.
-      source: The data set.
+      info: Of the data set.
+      columns: The split to attack.
       tasks: Those of `run` that are looked at.
-      groups: The tasks attacked together.
+      attacked: Those of them that are attacked.
 
     Returns:
       Both with models as attacks need them, from images in [0, 1] to logits; and what
@@ -75,22 +77,18 @@ def look_at(
             "own, and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
             "them out."
         )
-    columns = source.columns(config.split)
     count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
-    batch = batching.gather(columns, tasks, first, source.info.num_classes)
+    batch = batching.gather(columns, tasks, first, info.num_classes)
     size = config.batch_size
-    run, said = look(run, source.info, batch, tasks, affine, size=size)
+    run, warnings = look(run, info, batch, tasks, affine, size=size)
     if source_run:
-        attacked = [task for task in tasks if any(task in group for group in groups)]
         name = "the model of --source_ckpt"
-        source_run, more = look(
-            source_run, source.info, batch, attacked, affine, name, size
-        )
-        said += more
-    for sentence in said:
+        source_run, more = look(source_run, info, batch, attacked, affine, name, size)
+        warnings += more
+    for sentence in warnings:
         logging.warning("%s", sentence)
-    return run, source_run, said
+    return run, source_run, warnings
 
 
 def look(

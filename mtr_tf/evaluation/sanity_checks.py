@@ -27,7 +27,6 @@ from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
-from mtr_tf.data import batching
 from mtr_tf.evaluation import dead_gradients
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
@@ -36,7 +35,6 @@ from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.plan import OUTSIDE
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.evaluation.sanity_probe import probe
-from mtr_tf.models import randomness
 
 _QUERIES = 200  # Of the black-box attack.
 _HUGE = 64 / 255  # A radius at which no picture can be told any more.
@@ -141,8 +139,6 @@ def run(
         return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
-    images = batching.first_images(subject.columns, 2)
-    random = randomness.kind(attacked, images) != randomness.NONE
     checks = [
         Check("zero_gradients", *dead_gradients.look(slopes, cell, attacked)),
         _order(
@@ -197,6 +193,7 @@ def run(
         *(_transfer(cell, result, whole) for result in transferred),
     ]
     # Noise is drawn by batch: of a random model that check says nothing.
+    random = subject.random
     return [check for check in checks if check.name != "batch_size" or not random]
 
 

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
@@ -35,7 +35,6 @@ from mtr_tf.measures.passes import Arrays
 from mtr_tf.measures.passes import Part
 from mtr_tf.measures.passes import Parts
 from mtr_tf.measures.passes import Pass
-from mtr_tf.show import measure_files
 from mtr_tf.tasks import groups
 
 _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw.
@@ -83,29 +82,26 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
 def measure(
     subject: Subject,
     settings: Settings,
-    facts: Mapping[str, Any],
-    about: Mapping[str, Any],
+    provenance: Provenance,
+    warnings: list[str],
     folder: pathlib.Path,
-) -> str:
-    """Measures what is not finished, writes the files, returns a table to print.
+) -> list[dict[str, Any]]:
+    """Measures what is not finished; returns a record per number.
 
     Args:
       subject: The model, the images and how to go through them.
       settings: What is measured.
-      facts: All that arrays depend on beside that, as JSON.
-      about: What every record repeats.
-      folder: Where the files go.
+      provenance: All that arrays depend on beside that.
+      warnings: What every record says of the model, as sentences.
+      folder: Where finished parts are kept, in `measures/`.
     """
-    job = _Job(subject, settings, Parts(folder / "measures", facts))
+    parts = Parts(folder / "measures", provenance.to_dict())
+    job = _Job(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
-    records = [record | {"n": subject.num_examples, **about} for record in records]
-    text = measure_files.write(records, subject.tasks, folder)
-    where = f"{subject.num_examples} images of {about['dataset']} {about['split']}"
-    known = any(end is not None for r in records for end in r.get("interval") or ())
-    note = resampling.note(about["interval_over"], subject.num_examples, known)
-    return f"measured on {where}:\n\n{text}\n{note}"
+    repeated = {"n": subject.num_examples, **provenance.of_measures(warnings)}
+    return [record | repeated for record in records]
 
 
 # The measures.
