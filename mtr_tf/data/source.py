@@ -83,6 +83,8 @@ class Columns:
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
       groups: which images depend on each other; None where none do.
+      original_sizes: int32 [N, 2], (height, width) of the files that the images were
+        made of; None where they are not kept.
     """
 
     images: np.ndarray
@@ -90,6 +92,7 @@ class Columns:
     masks: Mapping[str, np.ndarray]
     names: Sequence[str] = ()
     groups: Groups | None = None
+    original_sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

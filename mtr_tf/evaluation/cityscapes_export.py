@@ -115,5 +115,6 @@ def open_predictions(
             f"--export_predictions writes what the task {TASK} predicts, and the tasks "
             f"are {', '.join(tasks)}; leave it out."
         )
-    sizes = columns.original_sizes[:num_examples]
-    return Predictions(folder, columns.names[:num_examples], sizes)
+    sizes = columns.original_sizes
+    assert sizes is not None, "Cityscapes keeps them"
+    return Predictions(folder, columns.names[:num_examples], sizes[:num_examples])

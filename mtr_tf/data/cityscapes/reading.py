@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from mtr_tf.data import picture
@@ -31,17 +30,6 @@ _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
 
 Jobs = dict[str, dict[str, Any]]
 """{CITY_SEQUENCE_FRAME: what `examples.make` is given}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CityscapesColumns(Columns):
-    """The arrays of one split.
-
-    Attributes:
-      original_sizes: int32 [N, 2], (height, width) of the files.
-    """
-
-    original_sizes: np.ndarray | None = None
 
 
 def open_source(
@@ -280,16 +268,14 @@ def _fingerprint(jobs: dict[str, Jobs]) -> str:
     return prepared.fingerprint(listing)
 
 
-def _columns(
-    builder: MtrCityscapes, wanted: Sequence[str], split: str
-) -> CityscapesColumns:
+def _columns(builder: MtrCityscapes, wanted: Sequence[str], split: str) -> Columns:
     """The arrays of a split, which are read from the files when they are asked for."""
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
     names = tuple(builder.builder_config.jobs[split])
-    return CityscapesColumns(
+    return Columns(
         images=column("image"),
         targets={task: column(task) for task in wanted},
         masks={task: column(f"{task}_known") for task in wanted},
