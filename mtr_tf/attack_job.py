@@ -9,8 +9,8 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
-                 predictions/     with --export_predictions (see `exporting`)
-                 measures.json    with --measure (see `measuring`)
+                 predictions/     with --export_predictions (`cityscapes_export`)
+                 measures.json    with --measure (`measures.measure`)
 """
 
 from __future__ import annotations

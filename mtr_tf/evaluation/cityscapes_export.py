@@ -115,6 +115,5 @@ def open_predictions(
             f"--export_predictions writes what the task {TASK} predicts, and the tasks "
             f"are {', '.join(tasks)}; leave it out."
         )
-    sizes = columns.original_sizes
-    assert sizes is not None, "Cityscapes keeps them"
-    return Predictions(folder, columns.names[:num_examples], sizes[:num_examples])
+    sizes = columns.original_sizes[:num_examples]
+    return Predictions(folder, columns.names[:num_examples], sizes)

@@ -37,7 +37,7 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
     """
     chosen = _parse(config.task_losses, config.tasks)
     weights = info.class_weights if config.class_weights else ()
-    made = {}
+    by_task = {}
     for name in config.tasks:
         task = tasks_lib.TASKS[name]
         loss = chosen.get(name, task.loss)
@@ -45,8 +45,8 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
             loss = weighted_cross_entropy(weights, config.loss_norm)
         elif config.loss_norm == "all":
             loss = over_all_pixels(loss)
-        made[name] = loss
-    return made
+        by_task[name] = loss
+    return by_task
 
 
 def over_all_pixels(loss: Loss) -> Loss:
