@@ -108,7 +108,7 @@ def measure(
 
 
 class _Measuring:
-    """What the measures of one call share: a pass that two of them need is made once."""
+    """What the measures of a call share: passes that two of them need are made once."""
 
     def __init__(self, subject: Subject, settings: Settings, parts: Parts):
         """Takes what is measured, how, and what is finished."""
