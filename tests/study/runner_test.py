@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -285,7 +286,9 @@ def test_costs_are_in_proportion():
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A runner whose cells do what a test says, in Python; with `folder`, `name` ..."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    before = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), before]))
+    monkeypatch.setenv("PYTHONPATH", path)
     logged = []
     logger = runner_lib.logging
     monkeypatch.setattr(logger, "info", lambda line, *v: logged.append(line % v))
