@@ -197,7 +197,7 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
         image_size=config.image_size,
         model=config.model,
-        width=0 if width in (None, published) else width,
+        width=width if width and width != published else 0,
         decoders=decoders,
         seed=config.seed,
         **{

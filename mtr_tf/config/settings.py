@@ -34,7 +34,10 @@ def setting(
 
 
 # The types that a field takes, where they are not just that of its default.
-_TAKEN = {float: (float, int), type(None): (bool, type(None))}
+_TAKEN: dict[type, tuple[type, ...]] = {
+    float: (float, int),
+    type(None): (bool, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ DATASETS: dict[str, str | Callable[..., Source]] = {
     "taskonomy": "mtr_tf.data.taskonomy:open_source",
 }
 # What some data sets let the user choose: the option, its default, who takes it.
-OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "depth_target": ("disparity", ("cityscapes", "taskonomy")),
     "validation_share": (0.0, ("taskonomy",)),
     "as_released": (False, ("taskonomy",)),

@@ -38,8 +38,8 @@ class DatasetInfo:
     colors: tuple[tuple[int, int, int], ...]
     tasks: tuple[str, ...]
     splits: Mapping[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     ranges: Mapping[str, tuple[float, float]]
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_weights: tuple[float, ...] = ()

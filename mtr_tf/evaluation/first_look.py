@@ -382,7 +382,7 @@ _CURES = (
     _Cure(
         "standardised as for ImageNet",
         "give --input_mean=0.485,0.456,0.406 --input_std=0.229,0.224,0.225",
-        lambda x: (x - np.float32(_MEAN)) / np.float32(_STD),
+        lambda x: (x - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32),
     ),
     _Cure("in the order BGR", _TURN, lambda x: x[..., ::-1]),
     _Cure(
@@ -393,7 +393,7 @@ _CURES = (
     _Cure(
         "in the order BGR times 255 less Caffe's means",
         f"give --input_range=0,255 --input_mean=123.68,116.779,103.939 and {_TURN}",
-        lambda x: 255 * x[..., ::-1] - np.float32(_CAFFE),
+        lambda x: 255 * x[..., ::-1] - np.array(_CAFFE, np.float32),
     ),
 )
 

@@ -63,7 +63,7 @@ MODELS = {
 def build(
     name: str,
     tasks: Sequence[str],
-    image_shape: Sequence[int],
+    image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None = None,
@@ -123,7 +123,7 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(round(m, 12) for m in mean), std
 
 
-def check_image_size(name: str, size: Sequence[int]) -> None:
+def check_image_size(name: str, size: Sequence[int | None]) -> None:
     """Raises `InputError` unless a model takes pictures of size (height, width)."""
     check_image_shape(name, (*size, 3), _architecture(name).stride)
 

@@ -45,7 +45,7 @@ def assemble(
     name: str,
     architecture: Architecture,
     tasks: Sequence[str],
-    image_shape: Sequence[int],
+    image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None,
@@ -63,13 +63,14 @@ def assemble(
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
     features = architecture.encoder(blocks, x, width)
+    shared = None
     if decoders == "shared":
         shared = architecture.decoder(blocks, features, width, "decoder_shared")
     outputs = {}
     for task in tasks:
         decoded = (
             shared
-            if decoders == "shared"
+            if shared is not None
             else architecture.decoder(blocks, features, width, f"decoder_{task}")
         )
         channels = task_table.TASKS[task].output_channels(num_classes)
@@ -103,7 +104,9 @@ def _finish(x, architecture, task):
     )(x)
 
 
-def check_image_shape(name: str, image_shape: Sequence[int], stride: int) -> None:
+def check_image_shape(
+    name: str, image_shape: Sequence[int | None], stride: int
+) -> None:
     """Raises InputError unless the sides are multiples of the stride, or None."""
     if len(image_shape) != 3 or image_shape[2] != 3:
         raise InputError(

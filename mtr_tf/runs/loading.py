@@ -100,7 +100,7 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
     if root is None and path.suffix == ".keras":
         return _foreign(path, single_task)
     config = directory.read_config(root) if root else None
-    if config is None:
+    if root is None or config is None:
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         known = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
@@ -192,20 +192,22 @@ def open_data(config: AttackConfig, run: Run, tasks: Sequence[str]) -> Source:
       InputError: There is none, or it has not the tasks or the split.
     """
     trained = run.config
-    if not trained and not config.dataset:
+    name = config.dataset or (trained.dataset if trained else "")
+    if not name:
         raise InputError(
             f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
             f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
             "package.module:function for data of your own (docs/own_data.md)."
         )
-    same = trained and config.dataset in ("", trained.dataset)
-    size = config.parsed_image_size or (trained.parsed_image_size if same else None)
+    if trained and trained.dataset != name:
+        trained = None  # Then its settings say nothing of this data set.
+    size = config.parsed_image_size or (trained.parsed_image_size if trained else None)
     source = data.open_source(
-        config.dataset or trained.dataset,
+        name,
         image_size=size or input_size(run.model),
-        data_dir=config.data_dir or (trained.data_dir if same else "") or None,
+        data_dir=config.data_dir or (trained.data_dir if trained else "") or None,
         tasks=tasks,
-        **_options(config, trained if same else None),
+        **_options(config, trained),
     )
     source.check(config.split)
     return source

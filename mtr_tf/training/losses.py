@@ -22,10 +22,14 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
 
-LOSSES = {"cross_entropy": losses.cross_entropy, "l1": losses.l1, "l2": losses.l2}
-
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": losses.cross_entropy,
+    "l1": losses.l1,
+    "l2": losses.l2,
+}
 
 
 def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
