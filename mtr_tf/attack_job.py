@@ -29,6 +29,7 @@ from mtr_tf import files
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
+from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import first_look
@@ -185,29 +186,14 @@ def resolve(config: AttackConfig) -> Job:
     Raises:
       InputError: Settings, checkpoint and data do not go together.
     """
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
-    _warn_of_small_radii(config)
-    strategy = strategy_lib.create(config.strategy, config.replicas)
-    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
+    strategy = _start(config)
     with strategy.scope():
-        data_dir = config.data_dir if not config.dataset else ""
-        run = loading.load_run(config.ckpt, config.tasks, data_dir)
-        source_run = None
-        if config.source_ckpt:
-            source_run = loading.load_run(
-                config.source_ckpt, config.tasks, config.data_dir
-            )
+        run, source_run = _load(config)
     tasks = groups.select(config.tasks, run.tasks, "--tasks")
     source = loading.open_data(config, run, tasks)
     columns = source.columns(config.split)
     model_fit.check_outputs(run.model, source.info, tasks)
-    cells = ()
-    if config.attack != NO_ATTACK:
-        unbound = [name for name in config.attack if name in plan.OUTSIDE]
-        scale = (source_run or run).normalization(unbound[0]) if unbound else ()
-        cells = tuple(plan.make_cells(config, tasks, source.info.classes, scale))
+    cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.attacked for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
@@ -259,6 +245,37 @@ def resolve(config: AttackConfig) -> Job:
         folder=folder,
         predictions=predictions,
     )
+
+
+def _start(config: AttackConfig) -> tf.distribute.Strategy:
+    """Sets the process's seed and determinism; returns where it computes."""
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
+    _warn_of_small_radii(config)
+    strategy = strategy_lib.create(config.strategy, config.replicas)
+    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def _load(config: AttackConfig) -> tuple[Run, Run | None]:
+    """What is attacked, and what adversarial images are made on if not on that."""
+    data_dir = config.data_dir if not config.dataset else ""
+    run = loading.load_run(config.ckpt, config.tasks, data_dir)
+    if not config.source_ckpt:
+        return run, None
+    return run, loading.load_run(config.source_ckpt, config.tasks, config.data_dir)
+
+
+def _cells(
+    config: AttackConfig, run: Run, tasks: tuple[str, ...], info: DatasetInfo
+) -> tuple[Cell, ...]:
+    """The attacks; gradients are taken of `run`."""
+    if config.attack == NO_ATTACK:
+        return ()
+    unbound = [name for name in config.attack if name in plan.OUTSIDE]
+    scale = run.normalization(unbound[0]) if unbound else ()
+    return tuple(plan.make_cells(config, tasks, info.classes, scale))
 
 
 def _warn_of_small_radii(config: AttackConfig) -> None:
