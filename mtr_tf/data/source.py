@@ -40,8 +40,8 @@ class DatasetInfo:
     colors: tuple[tuple[int, int, int], ...]
     tasks: tuple[str, ...]
     splits: Mapping[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     ranges: Mapping[str, tuple[float, float]]
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
@@ -101,6 +101,8 @@ class Columns:
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
       groups: which images depend on each other; None where none do.
+      original_sizes: int32 [N, 2], (height, width) of the files that the images were
+        made of; None where they are not kept.
     """
 
     images: Column
@@ -108,6 +110,7 @@ class Columns:
     masks: Mapping[str, Column]
     names: Sequence[str] = ()
     groups: Groups | None = None
+    original_sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -55,7 +55,6 @@ def assemble(
     blocks: Blocks,
 ) -> keras.Model:
     """Checks the settings and builds the model; `mtr_tf.models.build` explains them."""
-    tasks = task_table.resolve(tasks)
     width = architecture.width if width is None else width
     check_image_shape(name, image_shape, architecture.stride)
     _check_classes(tasks, num_classes)

@@ -459,7 +459,7 @@ def test_a_worker_has_one_thread_or_one_gpu(fake):
 
 def test_a_new_report_of_old_cells_is_traced_by_what_has_run(fake, monkeypatch):
     traces = iter([{"commit": "first"}, {"commit": "second"}, {"commit": "third"}])
-    monkeypatch.setattr(runner_lib.directory, "provenance", lambda: next(traces))
+    monkeypatch.setattr(runner_lib.directory, "environment", lambda: next(traces))
 
     def commit(computes, study=STUDY):
         fake("done()", study).write(computes)

@@ -19,7 +19,6 @@ from mtr_tf.data.cityscapes.cityscapes_dataset_builder import CityscapesConfig
 from mtr_tf.data.cityscapes.cityscapes_dataset_builder import MtrCityscapes
 from mtr_tf.data.cityscapes.files import Files
 from mtr_tf.data.cityscapes.layout import Kind
-from mtr_tf.data.source import Column
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
@@ -31,17 +30,6 @@ _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
 
 Jobs = dict[str, dict[str, Any]]
 """{CITY_SEQUENCE_FRAME: what `examples.make` is given}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CityscapesColumns(Columns):
-    """The arrays of one split.
-
-    Attributes:
-      original_sizes: int32 [N, 2], (height, width) of the files.
-    """
-
-    original_sizes: Column | None = None
 
 
 def open_source(
@@ -283,16 +271,14 @@ def _fingerprint(jobs: dict[str, Jobs]) -> str:
     return prepared.fingerprint(listing)
 
 
-def _columns(
-    builder: MtrCityscapes, wanted: Sequence[str], split: str
-) -> CityscapesColumns:
+def _columns(builder: MtrCityscapes, wanted: Sequence[str], split: str) -> Columns:
     """The arrays of a split, which are read from the files when they are asked for."""
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
     names = tuple(builder.builder_config.jobs[split])
-    return CityscapesColumns(
+    return Columns(
         images=column("image"),
         targets={task: column(task) for task in wanted},
         masks={task: column(f"{task}_known") for task in wanted},

@@ -36,6 +36,7 @@ from mtr_tf.data.rooms.geometry import Vector
 from mtr_tf.data.rooms.scene import CLASSES
 from mtr_tf.data.rooms.scene import Camera
 from mtr_tf.data.rooms.scene import Scene
+from mtr_tf.data.rooms.scene import Surface
 from mtr_tf.data.rooms.scene import Thing
 from mtr_tf.data.rooms.stream import Stream
 
@@ -146,25 +147,6 @@ def _window(
             return None
         window.append(slice(int(low), int(high)))
     return window[0], window[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-    """The seen points, grouped by owner: all arrays are [H W], in the order `order`.
-
-    Attributes:
-      order: int64 [H W], the flat pixel of each row.
-      groups: (owner, slice of its rows), for every owner that is seen.
-      point: world coordinates.
-      normal: unit, outward from things and into the room.
-      curvature: two principal curvatures, positive where convex, unordered.
-    """
-
-    order: np.ndarray
-    groups: tuple[tuple[int, slice], ...]
-    point: Vector
-    normal: Vector
-    curvature: tuple[np.ndarray, np.ndarray]
 
 
 def find_surface(scene: Scene, hits: Hits) -> Surface:
