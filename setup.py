@@ -30,6 +30,7 @@ setuptools.setup(
         "matplotlib>=3.9",
         "numpy>=2",
         "pillow>=10.1",
+        "rich>=13.7",
         "tensorboard>=2.20",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

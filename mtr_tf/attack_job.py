@@ -59,6 +59,7 @@ from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.show import attack_summaries
 from mtr_tf.show import plots
+from mtr_tf.show import tables
 from mtr_tf.tasks import groups
 
 # Settings that do not enter the default name: they change no result.
@@ -174,7 +175,7 @@ def attack(config: AttackConfig) -> str:
                 f"{config.ckpt} on {subject.num_examples} images of {source.info.name} "
                 f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean"
             )
-            text.append(results_lib.text(title, records, folder))
+            text.append(tables.text(title, records, folder))
         if config.measure:
             few = batching.first_images(columns, 2)
             folding.check(run.model, tasks, few)

@@ -11,6 +11,7 @@ import scipy.optimize
 import study_fixture
 from html_fixture import parse
 
+from mtr_tf.show import text
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
@@ -21,7 +22,6 @@ from mtr_tf.study.report import elements
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
-from mtr_tf.study.report import text
 from mtr_tf.study.report import theory
 
 # Numbers.

@@ -17,10 +17,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.errors import InputError
+from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study import report
 from mtr_tf.study.report import markdown
-from mtr_tf.study.report import text
 from mtr_tf.study.results import Results
 
 WARNING = "twice the steps do less harm (base 1, more 0.5)."

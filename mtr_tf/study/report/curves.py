@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf.study.report import text
+from mtr_tf.show import text
 from mtr_tf.study.report.elements import identifier
 from mtr_tf.study.results import CHOICES
 

@@ -16,8 +16,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from mtr_tf.show import text
 from mtr_tf.study.report import draw
-from mtr_tf.study.report import text
 from mtr_tf.study.report.elements import Html
 from mtr_tf.study.report.elements import details
 from mtr_tf.study.report.elements import identifier

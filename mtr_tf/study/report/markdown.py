@@ -15,9 +15,9 @@ import numpy as np
 
 from mtr_tf import files
 from mtr_tf.errors import InputError
+from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study.report import sections
-from mtr_tf.study.report import text
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.draw import Plot

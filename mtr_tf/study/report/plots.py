@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtr_tf.show import text
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import draw_theory
-from mtr_tf.study.report import text
 from mtr_tf.study.report import theory
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.curves import warning_lines

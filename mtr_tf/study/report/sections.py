@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtr_tf.show import text
 from mtr_tf.study.report import gallery
-from mtr_tf.study.report import text
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.draw import Plot
 from mtr_tf.study.report.elements import Html

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf.study.report import text
+from mtr_tf.show import text
 from mtr_tf.study.report.elements import Html
 from mtr_tf.study.report.elements import breakable
 from mtr_tf.study.report.elements import bullets

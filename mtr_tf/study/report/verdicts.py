@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf.show import tables
+from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claims import Verdict
-from mtr_tf.study.report import text
 from mtr_tf.study.report.elements import Html
 from mtr_tf.study.report.elements import bullets
 from mtr_tf.study.report.elements import details
@@ -93,13 +94,7 @@ def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
 
 def terminal(verdicts: Sequence[Verdict], context: Context) -> str:
     """The table aligned, and the tally."""
-    lines = rows(verdicts, context)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*aligned, "", tally(verdicts)])
+    return f"{tables.aligned(rows(verdicts, context))}\n\n{tally(verdicts)}"
 
 
 def form(found: Verdict) -> Callable[[float | None], str]:
