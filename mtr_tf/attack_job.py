@@ -26,6 +26,7 @@ from absl import logging
 
 import mtr_tf
 from mtr_tf import files
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
@@ -195,7 +196,7 @@ def resolve(config: AttackConfig) -> Job:
     columns = source.columns(config.split)
     model_fit.check_outputs(run.model, source.info, tasks)
     cells = _cells(config, source_run or run, tasks, source.info)
-    attacked = tuple(t for t in tasks if any(t in cell.attacked for cell in cells))
+    attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)
@@ -274,7 +275,7 @@ def _cells(
     """The attacks; gradients are taken of `run`."""
     if config.attack == NO_ATTACK:
         return ()
-    unbound = [name for name in config.attack if name in plan.OUTSIDE]
+    unbound = [name for name in config.attack if not KINDS[name].bounded]
     scale = run.normalization(unbound[0]) if unbound else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale))
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import numpy as np
+from cells_fixture import a_cell
 
 from mtr_tf.evaluation import results
 from mtr_tf.evaluation.cell_store import Result
-from mtr_tf.evaluation.plan import Cell
 
 FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
 FACTS |= {"interval_over": "images"}
@@ -21,7 +21,7 @@ def score(value, half=0.01):
 def result(eps, seg, depth, attacked=("seg", "depth")) -> Result:
     cell = None
     if eps is not None:
-        cell = Cell("pgd", "linf", eps, eps / 4, 20, 1, attacked, 0, 3)
+        cell = a_cell("pgd", attacked, eps=eps, step_size=eps / 4, steps=20, seed=3)
     scores = {
         "seg": {
             "miou": score(seg),

@@ -199,7 +199,7 @@ def _attack(folder, config, tasks, about, drop, images, warnings) -> None:
     for cell in make_cells(config, tasks):
 
         def lost(task, cell=cell):
-            return drop(*about, cell.eps, task, task in cell.attacked)
+            return drop(*about, cell.eps, task, task in cell.tasks)
 
         result = _result(cell, tasks, images, seed, lost)
         files = {"rows": _write(folder, result), "clean_rows": _write(folder, clean)}

@@ -33,7 +33,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Evaluation
-from mtr_tf.evaluation.plan import OUTSIDE
+from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Cell
 
 _QUERIES = 200  # Of the black-box attack.
@@ -81,7 +81,7 @@ def check_once(
     if cell is None:
         return []
     count = min(examples, subject.num_examples)
-    about = {**facts, "num_examples": count, "attack": dataclasses.asdict(cell)}
+    about = {**facts, "num_examples": count, "attack": cell.to_dict()}
     about = json.loads(json.dumps(about))  # As it comes back: lists for tuples.
     try:
         known = json.loads(path.read_text())
@@ -116,18 +116,14 @@ def probe(cells: Sequence[Cell]) -> Cell | None:
     cell = max(cells, key=lambda cell: cell.eps)
     if not cell.eps:
         return None
-    stepping = cell.attack not in ("fgsm", "square", "noise", "corner")
-    return dataclasses.replace(
-        cell,
-        attack="pgd",
-        step_size=cell.step_size if cell.attack in ("pgd", "mim") else cell.eps / 4,
-        steps=cell.steps if stepping else _STEPS,
-        restarts=1,
-        random_start=True,
-        ensemble=(),
-        queries=0,
-        scale=(),
+    uses = cell.attack.kind.uses
+    step_size = cell.attack.step_size if "step_size" in uses else 0.0
+    pgd = AttackSettings(
+        name="pgd",
+        step_size=step_size or cell.eps / 4,
+        steps=cell.attack.steps if "steps" in uses else _STEPS,
     )
+    return dataclasses.replace(cell, attack=pgd)
 
 
 def run(
@@ -141,18 +137,19 @@ def run(
       transferred: Results of attacks made on another model, on at least these images.
     """
     epsilon, step = cell.numbers
+    steps = cell.attack.steps
     huge = _HUGE
-    if cell.norm == "l2":
+    if cell.threat.norm == "l2":
         huge *= math.sqrt(math.prod(subject.info.image_shape))
     evaluate = _Evaluations(subject, cell)
     pgd = functools.partial(evaluate.pgd, epsilon, step)
     calls = {
         "clean": functools.partial(evaluate.pgd, 0, 0, 0),
-        "base": functools.partial(pgd, cell.steps),
-        "more": functools.partial(pgd, 2 * cell.steps),
-        "other": functools.partial(pgd, cell.steps, seed=subject.seed + 1),
-        "far": functools.partial(evaluate.far, huge, max(_FAR_STEPS, cell.steps)),
-        "single": functools.partial(pgd, cell.steps, alone=True),
+        "base": functools.partial(pgd, steps),
+        "more": functools.partial(pgd, 2 * steps),
+        "other": functools.partial(pgd, steps, seed=subject.seed + 1),
+        "far": functools.partial(evaluate.far, huge, max(_FAR_STEPS, steps)),
+        "single": functools.partial(pgd, steps, alone=True),
         "fgsm": functools.partial(evaluate.other, "fgsm", epsilon),
         "square": functools.partial(evaluate.other, "square", epsilon, steps=_QUERIES),
         "slopes": evaluate.slopes,
@@ -179,7 +176,7 @@ def run(
         _order(
             "more_steps",
             np.mean(base) <= np.mean(more) + 0.02 * scale,
-            f"PGD does less harm after {2 * cell.steps} steps than after {cell.steps}; "
+            f"PGD does less harm after {2 * steps} steps than after {steps}; "
             "the step size is too large, or the gradients mislead",
             steps=base,
             twice=more,
@@ -187,7 +184,7 @@ def run(
         _order(
             "converged",
             np.mean(more) <= np.mean(base) + 0.25 * scale,
-            f"{2 * cell.steps} steps instead of {cell.steps} do over a quarter "
+            f"{2 * steps} steps instead of {steps} do over a quarter "
             "more harm; give more --steps",
             steps=base,
             twice=more,
@@ -251,7 +248,7 @@ class _Evaluations:
     def _stepping(self, objective, x, seed, epsilon, step_size, steps):
         steps = tf.cast(steps, tf.int32)
         attack = attacks.PGD(
-            epsilon, step_size, steps, norm=self._cell.norm, keep="last"
+            epsilon, step_size, steps, norm=self._cell.threat.norm, keep="last"
         )
         return attack(objective, x, seed)
 
@@ -276,7 +273,10 @@ class _Evaluations:
         """
         if not _all_pixels_of_classes(self._cell):
             return self.pgd(epsilon, epsilon / 4, steps)
-        cell = dataclasses.replace(self._cell, losses=("masked_ce",), balance="sum")
+        goal = dataclasses.replace(
+            self._cell.objective, losses=("masked_ce",), balance="sum"
+        )
+        cell = dataclasses.replace(self._cell, objective=goal)
         evaluator = sweep.make_evaluator(self._subject, cell, self._stepping)
         return self._run(evaluator, numbers=(epsilon, epsilon / 4, steps))
 
@@ -284,7 +284,7 @@ class _Evaluations:
         """Another attack at this radius."""
 
         def attack(objective, x, seed, epsilon):
-            named = attacks.make(name, epsilon, norm=self._cell.norm, **settings)
+            named = attacks.make(name, epsilon, norm=self._cell.threat.norm, **settings)
             return named(objective, x, seed)
 
         evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
@@ -332,7 +332,7 @@ def zero_gradients(
     dead = slopes == 0
     images = float(np.mean(np.all(dead, axis=(1, 2, 3))))
     entries = float(np.mean(dead))  # Of all numbers: one colour may be dead alone.
-    restricted = cell.pixels or cell.block or cell.classes
+    restricted = cell.objective.restricted
     reason = ""
     if images or (entries > _MANY and not restricted):
         reason = (
@@ -367,7 +367,7 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
     measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
     high = ""
     if _all_pixels_of_classes(cell):
-        correct, count = there.attacked[cell.attacked[0]]["pixel_accuracy"].sum(axis=0)
+        correct, count = there.attacked[cell.tasks[0]]["pixel_accuracy"].sum(axis=0)
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
             high = "at eps 64 over a fifth of the pixels are still classified right"
@@ -381,16 +381,16 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
 
 def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
     """Those that may be compared with the cell."""
-    shared = operator.attrgetter("attacked", "eps", "balance", "judge")
-    bound = [r for r in results if r.cell.attack not in OUTSIDE]  # Others are stronger.
+    shared = operator.attrgetter("tasks", "eps", "objective.balance", "objective.judge")
+    bound = [r for r in results if r.cell.attack.kind.bounded]  # Others are stronger.
     return [result for result in bound if shared(result.cell) == shared(cell)]
 
 
 def _all_pixels_of_classes(cell: Cell) -> bool:
     """Whether the attack is on all pixels of one task that has classes."""
-    restricted = cell.pixels or cell.block or cell.classes or cell.targeted
-    discrete = tasks_lib.TASKS[cell.attacked[0]].discrete
-    return discrete and len(cell.attacked) == 1 and not restricted
+    restricted = cell.objective.restricted or cell.objective.targeted
+    discrete = tasks_lib.TASKS[cell.tasks[0]].discrete
+    return discrete and len(cell.tasks) == 1 and not restricted
 
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:

@@ -118,7 +118,8 @@ def run(
         else None
         for cell in (None, *plain)
     }
-    cost = {cell: _passes(cell) * subject.num_examples for cell in found}
+    passes = {cell: cell.passes if cell else 1.0 for cell in found}
+    cost = {cell: passes[cell] * subject.num_examples for cell in found}
     pending = _by_family(cell for cell, result in found.items() if result is None)
     finished = [cell for cell in found if cell not in pending]
     if finished:
@@ -130,7 +131,7 @@ def run(
     work = collections.Counter()
     for cell in pending:
         work[cell and cell.family] += cost[cell]
-    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+    jit = {family: subject.compiled(total) for family, total in work.items()}
     if jit:
         what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
         compiling.say(what, subject.jit)
@@ -143,7 +144,7 @@ def run(
                 subject.columns,
                 batch_size=subject.batch_size,
                 num_examples=subject.num_examples,
-                on_batch=functools.partial(_advance, advance, cell),
+                on_batch=functools.partial(_advance, advance, cell, passes[cell]),
                 on_outputs=_writers(predictions, store.label(cell)),
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
@@ -218,21 +219,15 @@ def _wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
     }
 
 
-def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
+def _advance(
+    advance: Callable[..., None], cell: Cell | None, passes: float, images: int
+) -> None:
     note = "clean"
     if cell:
-        many = len(cell.attacked) > 3
-        group = f"{len(cell.attacked)} tasks" if many else cell.group
+        many = len(cell.tasks) > 3
+        group = f"{len(cell.tasks)} tasks" if many else cell.group
         note = f"{cell.label} {group} eps {cell.eps:g}"
-    advance(images * _passes(cell), note)
-
-
-def _passes(cell: Cell | None) -> float:
-    """How long an image takes, roughly, in passes forwards and backwards."""
-    if not cell or not cell.eps:
-        return 1
-    steps = cell.steps * cell.restarts * cell.eot
-    return 1 + steps * (0.4 if cell.attack == "square" else 1)
+    advance(images * passes, note)
 
 
 def make_evaluator(

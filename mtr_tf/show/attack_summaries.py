@@ -62,7 +62,7 @@ def write(
 
 def _about(clean: Result, attacked: Result, split: str, whole: bool) -> str:
     """The part of a description that all numbers share."""
-    norm = attacked.cell.norm
+    norm = attacked.cell.threat.norm
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
     times = "" if whole else " times 1000"
     return (

@@ -82,7 +82,7 @@ def _draw_curves(axes, records: Sequence[Record]) -> None:
 
 def gallery_result(results: Sequence[Result]) -> Result:
     """What the gallery shows: most tasks attacked; of these the largest radius."""
-    return max(results, key=lambda r: (len(r.cell.attacked), r.cell.eps))
+    return max(results, key=lambda r: (len(r.cell.tasks), r.cell.eps))
 
 
 def save_gallery(clean: Result, attacked: Result, path: pathlib.Path) -> None:
@@ -119,7 +119,9 @@ def save_gallery(clean: Result, attacked: Result, path: pathlib.Path) -> None:
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=10)
     cell = attacked.cell
-    figure.suptitle(f"{cell.label} on {cell.group}, {cell.norm} eps {cell.eps:g}")
+    figure.suptitle(
+        f"{cell.label} on {cell.group}, {cell.threat.norm} eps {cell.eps:g}"
+    )
     _save(figure, path)
 
 

@@ -100,14 +100,14 @@ def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "eps": cell.eps,
-            "attacked": list(cell.attacked),
-            "algorithm": cell.attack,
-            "loss": "+".join(cell.losses) or "own",
-            "balance": cell.balance,
-            "targeted": cell.targeted,
-            "norm": cell.norm,
-            "steps": cell.steps,
-            "restarts": cell.restarts,
+            "attacked": list(cell.tasks),
+            "algorithm": cell.attack.name,
+            "loss": "+".join(cell.objective.losses) or "own",
+            "balance": cell.objective.balance,
+            "targeted": cell.objective.targeted,
+            "norm": cell.threat.norm,
+            "steps": cell.attack.steps,
+            "restarts": cell.attack.restarts,
         }
         for cell in plan.make_cells(config, tasks, config.attack_classes)
     ]

@@ -14,17 +14,18 @@ import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from mtr_tf.attacks.kinds import FORWARD
 from mtr_tf.config.attack import NO_ATTACK
-from mtr_tf.config.attack import SEA_LOSSES
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.evaluation.plan import AttackSettings
+from mtr_tf.evaluation.plan import Threat
 from mtr_tf.study.commands import Cell
 
 _TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, data.
 _START = 10.0  # Seconds of each process before the first pass: imports, compiling.
 _EXAMPLES = 2000  # Of a training split whose size is not known here.
-_FORWARD = 0.4  # Of a pass, without the way back.
 _PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
 
 
@@ -45,9 +46,9 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
     passes = sum(
         _MEASURE[name](config, count, groups, radii) for name in config.measure
     )
-    if config.attack != NO_ATTACK:
+    if config.attack != NO_ATTACK and radii:
         each = sum(
-            config.eot * _passes(name, config) + _FORWARD for name in config.attack
+            config.eot * _passes(name, config) + FORWARD for name in config.attack
         )
         objectives = len(config.attack_loss) * len(config.balance)
         passes += groups * radii * objectives * each
@@ -66,17 +67,10 @@ def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def _passes(attack: str, config: AttackConfig) -> float:
-    """Passes per image of one attack at one radius."""
-    if attack == "worst":
-        return sum(_passes(name, config) for name in config.ensemble)
-    if attack == "square":
-        return config.queries * _FORWARD
-    if attack in ("noise", "corner"):
-        return config.restarts * _FORWARD
-    if attack == "fgsm":
-        return 1
-    runs = len(SEA_LOSSES) if attack == "sea" else 1
-    return config.steps * config.restarts * runs
+    """Passes per image of one attack at the largest radius."""
+    threat = Threat(norm=config.norm, eps=max(config.eps))
+    settings = AttackSettings.of(config, attack, scale=((0.5,) * 3, (0.5,) * 3))
+    return settings.fitted(threat.eps).passes(threat)
 
 
 def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf.config.attack import RELEASED
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -18,6 +18,8 @@ from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.plan import make_cells
+
+COMPARED = [name for name, kind in KINDS.items() if "released:" in kind.record]
 
 SIZE, COUNT = 6, 6
 INFO = DatasetInfo(
@@ -161,11 +163,11 @@ def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
     compared = []
 
     def run(subject, cell, transferred):
-        compared.extend(result.cell.attack for result in transferred)
+        compared.extend(result.cell.attack.name for result in transferred)
         return []
 
     monkeypatch.setattr(sanity_checks, "run", run)
-    config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *RELEASED))
+    config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *COMPARED))
     half = ((0.5,) * 3, (0.25,) * 3)
     results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",), (), half)]
     path = tmp_path / "checks.json"
@@ -178,7 +180,7 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
     calls = []
 
     def run(subject, cell, transferred):
-        calls.append((subject.num_examples, subject.batch_size, cell.attack))
+        calls.append((subject.num_examples, subject.batch_size, cell.attack.name))
         return [sanity_checks.Check("fgsm", "it is odd", {"pgd": 1.0, "fgsm": 2.0})]
 
     monkeypatch.setattr(sanity_checks, "run", run)
@@ -199,7 +201,11 @@ def test_the_probe_is_pgd_at_the_largest_radius():
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
     cell = sanity_checks.probe(make_cells(config, ("seg", "depth")))
-    assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
-    assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
+    assert (cell.attack.name, cell.eps, cell.attack.step_size) == ("pgd", 8.0, 2.0)
+    assert (cell.attack.steps, cell.tasks, cell.objective.losses) == (
+        20,
+        ("seg",),
+        ("js",),
+    )
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
     assert sanity_checks.probe(none) is None

@@ -11,19 +11,19 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from cells_fixture import a_cell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.config.attack import ATTACKS
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.plan import Cell
 from mtr_tf.show import attack_summaries
 from mtr_tf.show import tensorboard
 from mtr_tf.training import monitor
@@ -352,7 +352,7 @@ def test_training_without_an_attack_has_no_adversarial_run(tmp_path):
 
 
 def a_result(attack: str, group: tuple[str, ...], eps: float, miou: float) -> Result:
-    cell = Cell(attack, "l2", eps, eps, 1, 1, group, 0, 0) if attack else None
+    cell = a_cell(attack, group, norm="l2", eps=eps, step_size=eps) if attack else None
     tiles = np.full((3, 128, 128, 3), 7, np.uint8)
     names = ("image", "target/seg", "output/seg", "adversarial", "perturbation")
     scores = {"seg": {"miou": {"value": miou}, "loss": {"value": None}}}
@@ -400,7 +400,7 @@ def test_whole_radii_are_the_steps_themselves(tmp_path):
 
 
 def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
-    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in ATTACKS]
+    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in KINDS]
     write_attacks(tmp_path, [*earlier, a_result("pgd", ("depth",), 1.0, 0.5)])
     mine = [
         tmp_path / "results.json",
