@@ -54,7 +54,7 @@ setuptools.setup(
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
         "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
-        "lint": ["ruff>=0.14"],
+        "lint": ["pdoc>=16", "pyrefly>=1.5", "ruff>=0.14"],
         "bench": [  # What the benchmarks compare with.
             "adversarial-robustness-toolbox>=1.20.1",
             "cleverhans>=4.0.0",

@@ -55,16 +55,16 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in codes or any(
             os.strerror(code) in text for code in codes
         )
-        if not full and not isinstance(error, OSError):
-            raise
-        if not full:
+        if full:
             raise InputError(
-                f"{path} cannot be written: {error.strerror or error}. Give another "
-                "directory, or the right to write there."
+                f"no space is left on the disk to write {path}; what was there before "
+                "is kept. Free some space, then repeat the command to go on."
             ) from error
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
-            f"no space is left on the disk to write {path}; what was there before is "
-            "kept. Free some space, then repeat the command to go on."
+            f"{path} cannot be written: {error.strerror or error}. Give another "
+            "directory, or the right to write there."
         ) from error
 
 
