@@ -57,8 +57,9 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
-from mtr_tf.show import attack_summaries
-from mtr_tf.show import plots
+from mtr_tf.show import curves
+from mtr_tf.show import gallery
+from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
 
 # Settings that do not enter the default name: they change no result.
@@ -223,9 +224,10 @@ def _sweep(
         clean, results, about, subject.info.units, store.rows_file
     )
     results_lib.write(records, folder)
-    plots.save_curves(records, folder / "curves.png")
-    plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
-    attack_summaries.write(config.to_dict(), clean, results, folder, subject.info.units)
+    curves.save_run(records, folder / "curves.png")
+    gallery.save_run(clean, results, folder / "gallery.png")
+    settings = config.to_dict()
+    tensorboard.write_attacks(settings, clean, results, folder, subject.info.units)
     return records
 
 

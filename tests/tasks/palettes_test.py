@@ -88,5 +88,12 @@ def test_perturbation_is_centred_on_grey_and_magnified():
 
 
 def test_importing_palettes_does_not_import_matplotlib():
-    code = "import sys, mtr_tf.palettes; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, mtr_tf.tasks.palettes; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_magnification():
+    change = np.array([[0.0, -0.02, 0.01]])
+    assert palettes.magnification(change, 0.05) == pytest.approx(10)
+    assert palettes.magnification(change) == pytest.approx(25)
+    assert palettes.magnification(change * 0) == 1

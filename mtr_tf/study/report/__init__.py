@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.show import style as show_style
+from mtr_tf.show import tensorboard
 from mtr_tf.study import claims
 from mtr_tf.study import commands
-from mtr_tf.study.report import board
 from mtr_tf.study.report import curves
-from mtr_tf.study.report import draw
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import markdown
@@ -35,9 +35,9 @@ from mtr_tf.study.report import sections
 from mtr_tf.study.report import settings
 from mtr_tf.study.report import style
 from mtr_tf.study.report import verdicts
-from mtr_tf.study.report.draw import Plot
 from mtr_tf.study.report.elements import bullets
 from mtr_tf.study.report.elements import tag
+from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.results import Results
 
 
@@ -58,13 +58,17 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     workdir = pathlib.Path(workdir)
     folder = workdir / "report"
     content = _read(workdir)
-    drawn = {plot.id: draw.save(plot, folder / "plots") for plot in content.plots}
+    paths = {plot.id: folder / "plots" / f"{plot.id}.png" for plot in content.plots}
+    drawn = {
+        plot.id: show_style.save(plot.draw, paths[plot.id]) for plot in content.plots
+    }
     _remove_others(folder / "plots", drawn)
     found, context = content.verdicts, content.context
     result_files.write_claims(found, folder)
     result_files.write_results(content.records, folder / "results.csv")
     table = verdicts.rows(found, context)
-    board.write(content.plots, folder / "plots", table, folder / "tensorboard")
+    words = {paths[plot.id]: plot.alt for plot in content.plots}
+    tensorboard.write_study(words, table, folder / "tensorboard")
     files.write_text(folder / "index.html", _page(content, drawn))
     files.write_text(folder / markdown.PAGE, _markdown(content))
     if export:

@@ -20,7 +20,7 @@ from mtr_tf.study.report import sections
 from mtr_tf.study.report import text
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.curves import Curve
-from mtr_tf.study.report.draw import Plot
+from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.report.verdicts import Context
 
 PAGE = "README.md"

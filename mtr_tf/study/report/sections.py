@@ -11,7 +11,6 @@ import numpy as np
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import text
 from mtr_tf.study.report.curves import Curve
-from mtr_tf.study.report.draw import Plot
 from mtr_tf.study.report.elements import Html
 from mtr_tf.study.report.elements import bullets
 from mtr_tf.study.report.elements import data_url
@@ -19,6 +18,7 @@ from mtr_tf.study.report.elements import details
 from mtr_tf.study.report.elements import join
 from mtr_tf.study.report.elements import table
 from mtr_tf.study.report.elements import tag
+from mtr_tf.study.report.plots import Plot
 
 CONTENTS = {
     "curves": "robustness curves",
@@ -81,8 +81,9 @@ def robustness(
         tag(
             "p",
             "Each line is a variant's mean over seeds, the band reaches from the least "
-            "to the largest seed; eps 0 is without an attack. Differences are between "
-            f"models of one seed. On {images}.",
+            "to the largest seed, or is one seed's interval over images; eps 0 is "
+            "without an attack. Differences are between models of one seed. "
+            f"On {images}.",
         )
     ]
     for attack in dict.fromkeys(curve.attack for curve in found):
