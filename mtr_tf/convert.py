@@ -12,6 +12,7 @@ classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -96,7 +97,12 @@ class ConvertConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        parse_image_size(self.image_size)
+        _ = self.parsed_image_size  # Complains now.
+
+    @functools.cached_property
+    def parsed_image_size(self) -> tuple[int, int] | None:
+        """(height, width) of `image_size`; None for the data set's own."""
+        return parse_image_size(self.image_size)
 
 
 def main(config: ConvertConfig) -> None:
@@ -131,8 +137,8 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     from mtr_tf.runs import directory
 
     _check_model(config.model, tuple(models.MODELS))
-    if config.image_size:
-        models.check_image_size(config.model, parse_image_size(config.image_size))
+    if config.parsed_image_size:
+        models.check_image_size(config.model, config.parsed_image_size)
     found = torch_weights.contents(torch_files.read(config.torch), config.model)
     run_config = _run_config(config, found)
     settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
@@ -191,7 +197,7 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
         image_size=config.image_size,
         model=config.model,
-        width=0 if width in (None, published) else width,
+        width=width if width and width != published else 0,
         decoders=decoders,
         seed=config.seed,
         **{

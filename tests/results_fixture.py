@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of a sweep written down by hand: two cells, seg and depth."""
+"""Results of a sweep written down by hand, and their records."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def write(
                 _attack(workdir / folder, config, tasks, about, drop, images, warnings)
                 if config.measure:
                     write_measures(workdir / folder, config.measure, tasks, seed)
-    content = study.to_dict() | {"provenance": directory.provenance()}
+    content = study.to_dict() | {"provenance": directory.environment()}
     files.write_json(workdir / "study.json", content)
     files.write_json(workdir / "index.json", {"study": study.name, "cells": cells})
     return workdir

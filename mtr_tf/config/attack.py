@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -272,7 +273,7 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
-        parse_image_size(self.image_size)
+        _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         self._check_input()
@@ -294,6 +295,11 @@ class AttackConfig(Settings):
                     f"--{name} must be one number{above}, or three, one per channel; "
                     f"got {','.join(f'{n:g}' for n in numbers)}."
                 )
+
+    @functools.cached_property
+    def parsed_image_size(self) -> tuple[int, int] | None:
+        """(height, width) of `image_size`; None where it is not given."""
+        return parse_image_size(self.image_size)
 
     @property
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap intervals over images, or over what `sampling` draws in their place."""
+"""Bootstrap intervals over images, or over what `resampling` draws in their place."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def of_metric(
 
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
-    moved apart as few of them ask for (`sampling.widened`), within the metric's bounds.
-    Resamples whose value is NaN are left out.
+    moved apart as few of them ask for (`resampling.widened`), within the metric's
+    bounds. Resamples whose value is NaN are left out.
 
     Args:
       metric: Whose statistics `rows` are.

@@ -19,6 +19,7 @@ from absl import logging
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
+from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import cityscapes_export
@@ -35,6 +36,7 @@ from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
+from mtr_tf.models import randomness
 from mtr_tf.tasks import palettes
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
@@ -66,6 +68,31 @@ class Subject:
         images = self.batch_size / self.strategy.num_replicas_in_sync
         batches = passes / self.batch_size
         return compiling.worthwhile(self.jit, batches, height * width * images)
+
+    @functools.cached_property
+    def first_images(self) -> np.ndarray:
+        """Two images, or the only one, to look at models before they are attacked."""
+        return batching.first_images(self.columns, 2)
+
+    @property
+    def models(self) -> tuple[Callable[..., Any], ...]:
+        """What is scored, and what is attacked where that is something else."""
+        return tuple(dict.fromkeys((self.model, self.surrogate or self.model)))
+
+    @property
+    def random(self) -> bool:
+        """Whether one of the models is random in predict."""
+        return any(
+            randomness.kind(model, self.first_images) != randomness.NONE
+            for model in self.models
+        )
+
+    def say_if_random(self, eot: int) -> list[str]:
+        """Logs and returns what must be said of attacks on models that are random."""
+        warnings = [
+            randomness.say_once(model, self.first_images, eot) for model in self.models
+        ]
+        return [text for text in dict.fromkeys(warnings) if text]
 
     @property
     def units(self) -> resampling.Units:

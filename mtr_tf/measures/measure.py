@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of one model on a data set: what `--measure` does, and what it leaves.
+"""Measures of one model on a data set: what `--measure` computes, and what it leaves.
 
-FOLDER/measures.json, .csv     the records, see `measure_records`
+FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
        measures/               finished parts, so that none is done twice; TensorBoard
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
@@ -35,7 +35,6 @@ from mtr_tf.measures.passes import Arrays
 from mtr_tf.measures.passes import Part
 from mtr_tf.measures.passes import Parts
 from mtr_tf.measures.passes import Pass
-from mtr_tf.show import measure_files
 from mtr_tf.tasks import groups
 
 _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw.
@@ -46,7 +45,7 @@ class Settings:
     """What is measured.
 
     Attributes:
-      measures: Out of `attack_config.MEASURES`.
+      measures: Out of `config.attack.MEASURES`.
       groups: Groups of tasks whose mean loss `first_order` attacks.
       norm: Of the ball of `first_order`, "linf" or "l2".
       eps: Its radii, in levels (linf) or plain norms (l2), above 0.
@@ -83,62 +82,53 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
 def measure(
     subject: Subject,
     settings: Settings,
-    facts: Mapping[str, Any],
-    about: Mapping[str, Any],
+    provenance: Provenance,
+    warnings: list[str],
     folder: pathlib.Path,
-) -> str:
-    """Measures what is not finished, writes the files, returns a table to print.
+) -> list[dict[str, Any]]:
+    """Measures what is not finished; returns a record per number.
 
     Args:
       subject: The model, the images and how to go through them.
       settings: What is measured.
-      facts: All that arrays depend on beside that, as JSON.
-      about: What every record repeats.
-      folder: Where the files go.
+      provenance: All that arrays depend on beside that.
+      warnings: What every record says of the model, as sentences.
+      folder: Where finished parts are kept, in `measures/`.
     """
-    job = _Job(subject, settings, Parts(folder / "measures", facts))
+    parts = Parts(folder / "measures", provenance.to_dict())
+    job = _Measuring(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
-    records = [record | {"n": subject.num_examples, **about} for record in records]
-    text = measure_files.write(records, subject.tasks, folder)
-    where = f"{subject.num_examples} images of {about['dataset']} {about['split']}"
-    known = any(end is not None for r in records for end in r.get("interval") or ())
-    note = resampling.note(about["interval_over"], subject.num_examples, known)
-    return f"measured on {where}:\n\n{text}\n{note}"
+    repeated = {"n": subject.num_examples, **provenance.of_measures(warnings)}
+    return [record | repeated for record in records]
 
 
 # The measures.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What the measures of one call share.
+class _Measuring:
+    """What the measures of a call share: passes that two of them need are made once."""
 
-    Attributes:
-      subject: What is measured.
-      settings: How.
-      parts: What is finished.
-      passes: Made so far, by a name: a pass that serves two measures is compiled once.
-    """
-
-    subject: Subject
-    settings: Settings
-    parts: Parts
-    passes: dict[str, Pass] = dataclasses.field(default_factory=dict)
+    def __init__(self, subject: Subject, settings: Settings, parts: Parts):
+        """Takes what is measured, how, and what is finished."""
+        self.subject = subject
+        self.settings = settings
+        self._parts = parts
+        self._passes: dict[str, Pass] = {}
 
     def one(
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
         """The pass of that name; of `step` if it is new, and of that cost."""
-        return self.passes.setdefault(name, Pass(self.subject, step, cost))
+        return self._passes.setdefault(name, Pass(self.subject, step, cost))
 
     def finish(self, parts: Sequence[Part], what: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
-        return self.parts.finish(parts, self.subject.num_examples, what)
+        return self._parts.finish(parts, self.subject.num_examples, what)
 
 
-def _tasks(job: _Job) -> list[dict]:
+def _tasks(job: _Measuring) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
     cost = 1 + len(tasks)
@@ -157,7 +147,7 @@ def _tasks(job: _Job) -> list[dict]:
     return measure_records.of_tasks(found, l1, tasks, subject.seed, subject.units)
 
 
-def _some_pixels(measure: str, job: _Job) -> list[dict]:
+def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     """Gradient norms of, and attacks on, the mean loss over some output pixels."""
     height, width = job.subject.columns.images.shape[1:3]
     sets = pixel_sets.random_sets if measure == "pixels" else pixel_sets.block_sets
@@ -168,7 +158,7 @@ def _some_pixels(measure: str, job: _Job) -> list[dict]:
     return records
 
 
-def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
+def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]:
     subject, tasks = job.subject, job.subject.tasks
     cost = (1 + len(tasks)) * sum(map(len, masks.values()))
     one = job.one("gradients", steps_lib.gradients(subject.model, tasks), cost)
@@ -196,7 +186,9 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
     )
 
 
-def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dict]:
+def _pixel_attack(
+    measure: str, masks: _Masks, job: _Measuring, task: str
+) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     one = job.one(
@@ -227,7 +219,7 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dic
     )
 
 
-def _first_order(job: _Job) -> list[dict]:
+def _first_order(job: _Measuring) -> list[dict]:
     """What PGD reaches beside eps times the dual norm of the gradient."""
     return [
         record
@@ -236,7 +228,7 @@ def _first_order(job: _Job) -> list[dict]:
     ]
 
 
-def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
+def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     subject, settings = job.subject, job.settings
     unit = 1 / 255 if settings.norm == "linf" else 1.0
     one = Pass(

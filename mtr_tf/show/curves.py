@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtr_tf.evaluation.results import about_intervals
 from mtr_tf.show import series
 from mtr_tf.show import style
+from mtr_tf.show import tables
 
 Record = Mapping[str, Any]
 _MOST_BANDS = 6  # More lines than that are drawn without their intervals.
@@ -142,7 +142,7 @@ def of_run(records: Sequence[Record]) -> Figure:
         axes.set_ylabel(_quantity(chosen[0]))
         style.radii(axes, sorted({0.0, *(r["eps"] for r in chosen)}), chosen[0]["norm"])
         style.log_y_if_wide(axes)
-    notes = [about_intervals(records), *style.spelt_out(short)]
+    notes = [tables.about_intervals(records), *style.spelt_out(short)]
     if faint:
         notes.append("thin and pale: attacks on other tasks only")
     title = " and ".join(dict.fromkeys(record["attack"] for record in records))

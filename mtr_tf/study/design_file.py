@@ -15,6 +15,7 @@ from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import Variant
@@ -178,7 +179,7 @@ def _check(study: Study, file: Table) -> None:
     tables = file.tables("variants")
     for variant in study.variants:
         with tables[variant.name].explained():
-            config = study.train_config(variant.name, seed)
+            config = directory.canonical(study.train_config(variant.name, seed))
             training_losses.task_weights(
                 config.tasks, config.main_tasks, config.aux_weight
             )

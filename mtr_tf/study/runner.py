@@ -121,7 +121,7 @@ class Runner:
         """
         path = self._workdir / "study.json"
         before = {} if computes else commands.read_json(path)
-        provenance = before.get("provenance") or directory.provenance()
+        provenance = before.get("provenance") or directory.environment()
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 

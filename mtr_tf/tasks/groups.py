@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
+from mtr_tf.tasks.names import resolve
 
 
 def parse_groups(
@@ -21,17 +21,28 @@ def parse_groups(
     Raises:
       InputError: A task is unknown, or the model lacks it.
     """
-    found = []
+    parsed = []
     for text in groups:
         if text.lower() == "each":
-            found += [(task,) for task in tasks]
+            parsed += [(task,) for task in tasks]
         elif text.lower() == "all":
-            found.append(tuple(tasks))
+            parsed.append(tuple(tasks))
         else:
-            named = tasks_lib.resolve(text.split("+"))
-            check_has(named, tasks, "--attack_tasks")
-            found.append(tuple(task for task in tasks if task in named))
-    return tuple(dict.fromkeys(found))
+            parsed.append(select(text.split("+"), tasks, "--attack_tasks"))
+    return tuple(dict.fromkeys(parsed))
+
+
+def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The tasks that a flag names, in the model's order; all where it names none.
+
+    Raises:
+      InputError: A task is unknown, or the model lacks it.
+    """
+    if not names:
+        return tuple(tasks)
+    named = resolve(names)
+    check_has(named, tasks, flag)
+    return tuple(task for task in tasks if task in named)
 
 
 def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:

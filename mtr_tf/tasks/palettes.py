@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 
 _ROBUST_PERCENTILES = (2.0, 98.0)
@@ -137,7 +138,5 @@ def _blacken(rgb: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 @functools.cache
 def _colormap(name: str) -> np.ndarray:
-    import matplotlib  # Here because it takes half a second and only painting needs it.
-
     colors = matplotlib.colormaps[name](np.arange(256))[:, :3]
     return np.rint(colors * 255).astype(np.uint8)

@@ -65,11 +65,6 @@ class Best:
         return self.metric.better
 
 
-def main_tasks(config: TrainConfig) -> tuple[str, ...]:
-    """The run's main tasks; all of them where none is named."""
-    return tasks_lib.resolve(config.main_tasks or config.tasks)
-
-
 def parse_best(config: TrainConfig) -> Best:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
@@ -80,13 +75,13 @@ def parse_best(config: TrainConfig) -> Best:
     """
     text = config.best_metric
     if not text:
-        main = main_tasks(config)[0]
+        main = config.main_or_all_tasks[0]
         return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
     known = {
         f"{task}/{metric.name}": Best(kind, task, metric)
-        for task in tasks_lib.resolve(config.tasks)
+        for task in config.tasks
         for metric in tasks_lib.TASKS[task].metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
@@ -110,8 +105,8 @@ def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
     """The settings of a run for a table of many runs, those left empty filled in."""
     height, width = image_size
     filled = {
-        "tasks": tasks_lib.resolve(config.tasks),
-        "main_tasks": main_tasks(config),
+        "tasks": config.tasks,
+        "main_tasks": config.main_or_all_tasks,
         "adversarial_tasks": config.adversarial_tasks or "none",  # Not an empty cell.
         "image_size": f"{height}x{width}",
     }
@@ -158,7 +153,7 @@ class Monitor:
             source.info.num_classes,
             strategy,
             attack=training_attack(config),
-            objective={"tasks": main_tasks(config)},
+            objective={"tasks": config.main_or_all_tasks},
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
@@ -257,7 +252,7 @@ def _attack(config: TrainConfig) -> str:
     """The attack of `training_attack` and what it raises, in words."""
     return (
         f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
-        f"steps) on {' + '.join(main_tasks(config))}"
+        f"steps) on {' + '.join(config.main_or_all_tasks)}"
     )
 
 

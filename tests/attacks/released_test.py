@@ -271,5 +271,5 @@ def test_only_its_names_lead_to_it():
     found = {
         path.name for path in folder.rglob("*.py") if names.search(path.read_text())
     }
-    assert found == {"released.py", "cells.py"}
+    assert found == {"released.py", "plan.py"}
     assert not hasattr(attacks, "ReleasedPGD")

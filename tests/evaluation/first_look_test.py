@@ -245,12 +245,12 @@ def u_net(pool_padding: str) -> keras.Model:
 def test_sizes_that_a_net_cannot_take(padding):
     info = dataclasses.replace(INFO, image_shape=(18, 30, 3))
     with pytest.raises(InputError) as error:
-        model_fit.check(u_net(padding), info, ("seg",))
+        model_fit.check_outputs(u_net(padding), info, ("seg",))
     assert "\n" not in str(error.value)
     assert "--image_size=16x28" in str(error.value)
     assert "--image_size=16x32" in str(error.value)
     fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
-    model_fit.check(u_net(padding), fitting, ("seg",))
+    model_fit.check_outputs(u_net(padding), fitting, ("seg",))
 
 
 # What is not finite.

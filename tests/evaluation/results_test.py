@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records, table and files from results written down by hand."""
+"""Records and files from results written down by hand."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from results_fixture import RECORDS
 from results_fixture import result
 
 from mtr_tf.evaluation import results
+from mtr_tf.show import tables
 
 KEYS = ["attack", "norm", "eps", "steps", "step_size", "attacked", "task", "metric"]
 KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
@@ -53,7 +54,7 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
         ("of all.",),
         ("of all.", *cell.warnings),
     }
-    text = results.text("title", records, tmp_path)
+    text = tables.text("title", records, tmp_path)
     assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
@@ -71,33 +72,3 @@ def test_files(tmp_path):
     assert float(rows[0]["attacked_interval_low"]) == pytest.approx(0.29)
     empty = [row for row in rows if row["eps"] == "8.0" and row["metric"] == "mae"]
     assert empty[0]["attacked_value"] == ""
-
-
-def test_table():
-    table = results.table(RECORDS).splitlines()
-    assert table[0].split("|")[1].strip() == "seg miou, higher is better"
-    assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
-    left, seg, depth = (part.split() for part in table[2].split("|"))
-    assert left == ["pgd", "seg+depth", "1"]
-    assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
-    assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
-    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "-"]
-    assert len({len(line) for line in table}) == 1
-
-
-def test_a_narrow_table_is_broken_by_task():
-    narrow = results.table(RECORDS, width=80)
-    assert all(len(line) <= 80 for line in narrow.splitlines())
-    first, second = narrow.split("\n\n")
-    assert "miou" in first
-    assert "mae" not in first
-    assert "mae" in second
-    assert "seg+depth" in second
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "0.500"), (12.345, "12.3"), (123.4, "123"), (0.0, "0.00"), (None, "-")],
-)
-def test_short_numbers(value, text):
-    assert results.short(value) == text

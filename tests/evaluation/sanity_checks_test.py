@@ -14,9 +14,7 @@ from mtr_tf.config.attack import RELEASED
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
-from mtr_tf.evaluation import dead_gradients
 from mtr_tf.evaluation import sanity_checks
-from mtr_tf.evaluation import sanity_probe
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.plan import make_cells
@@ -91,7 +89,7 @@ def make_subject(front) -> sweep.Subject:
 
 def a_cell(**settings):
     config = AttackConfig(ckpt="x", eps=(2.0,), steps=12, **settings)
-    return sanity_probe.probe(make_cells(config, ("seg",)))
+    return sanity_checks.probe(make_cells(config, ("seg",)))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +124,7 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     # One colour without a gradient: no pixel is dead, a third of the entries is.
     slopes = np.ones((2, 4, 4, 3), np.float32)
     slopes[..., 2] = 0
-    reason, numbers = dead_gradients.look(slopes, a_cell(), precise("float32"))
+    reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
     assert "over a tenth of the entries" in reason
     assert "taken in" not in reason
@@ -134,9 +132,11 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
         ("mixed_float16", "taken in float16, where what is below 6e-08 is zero"),
         ("mixed_bfloat16", "taken in bfloat16"),
     ):
-        assert said in dead_gradients.look(slopes, a_cell(), precise(policy))[0]
+        assert (
+            said in sanity_checks.zero_gradients(slopes, a_cell(), precise(policy))[0]
+        )
     partly = a_cell(attack_pixels=3)
-    assert not dead_gradients.look(slopes, partly, precise("float32"))[0]
+    assert not sanity_checks.zero_gradients(slopes, partly, precise("float32"))[0]
 
 
 def test_nothing_is_known_where_nothing_is_finite():
@@ -198,8 +198,8 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
-    cell = sanity_probe.probe(make_cells(config, ("seg", "depth")))
+    cell = sanity_checks.probe(make_cells(config, ("seg", "depth")))
     assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
     assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
-    assert sanity_probe.probe(none) is None
+    assert sanity_checks.probe(none) is None

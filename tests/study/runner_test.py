@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -285,7 +286,9 @@ def test_costs_are_in_proportion():
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A runner whose cells do what a test says, in Python; with `folder`, `name` ..."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    before = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), before]))
+    monkeypatch.setenv("PYTHONPATH", path)
     logged = []
     logger = runner_lib.logging
     monkeypatch.setattr(logger, "info", lambda line, *v: logged.append(line % v))
@@ -456,7 +459,7 @@ def test_a_worker_has_one_thread_or_one_gpu(fake):
 
 def test_a_new_report_of_old_cells_is_traced_by_what_has_run(fake, monkeypatch):
     traces = iter([{"commit": "first"}, {"commit": "second"}, {"commit": "third"}])
-    monkeypatch.setattr(runner_lib.runs, "provenance", lambda: next(traces))
+    monkeypatch.setattr(runner_lib.directory, "environment", lambda: next(traces))
 
     def commit(computes, study=STUDY):
         fake("done()", study).write(computes)

@@ -17,13 +17,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.show import gallery
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import Html
-from mtr_tf.study.report.elements import details
-from mtr_tf.study.report.elements import identifier
-from mtr_tf.study.report.elements import join
-from mtr_tf.study.report.elements import picture
-from mtr_tf.study.report.elements import tag
+from mtr_tf.show import text
 from mtr_tf.study.report.plots import Plot
 
 Record = Mapping[str, Any]
@@ -67,7 +61,7 @@ class Gallery:
     @property
     def id(self) -> str:
         """The gallery's name, for files and links."""
-        return identifier("gallery", self.task)
+        return text.identifier("gallery", self.task)
 
     @property
     def attack(self) -> str:
@@ -155,31 +149,3 @@ def plot(found: Gallery) -> Plot:
     pictures = [shots.pictures for shots in found.shots]
     draw = functools.partial(gallery.of_variants, title, variants, pictures)
     return Plot(found.id, found.task, caption, caption, draw)
-
-
-def section(found: Gallery) -> Html:
-    """The examples as HTML: the first of each variant, the others one click away."""
-    parts = [
-        tag("h3", found.task, id=found.id),
-        tag("p", f"Under {found.attack}."),
-    ]
-    for shot in found.shots:
-        parts.append(_row(found.task, shot, 0))
-    more = [
-        _row(found.task, shot, example)
-        for example in range(1, len(found.shots[0].pictures[0]))
-        for shot in found.shots
-        if example < len(shot.pictures[0])
-    ]
-    parts.append(details("more examples", *more) if more else None)
-    return tag("section", *parts)
-
-
-def _row(task: str, shot: Shots, example: int) -> Html:
-    tiles = []
-    for heading, array in zip(HEADINGS, shot.pictures, strict=True):
-        alt = f"{heading} of {task}, {shot.variant}, example {example + 1}"
-        shown = picture(array[example], alt)
-        tiles.append(tag("figure", shown, tag("figcaption", heading)))
-    about = tag("p", tag("strong", shot.variant), f" {shot.scores}", class_="about")
-    return join(about, tag("div", *tiles, class_="tiles"))

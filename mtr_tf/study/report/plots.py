@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 from mtr_tf.show import curves as show_curves
 from mtr_tf.show import series
 from mtr_tf.show import style
+from mtr_tf.show import text
 from mtr_tf.show import theory
-from mtr_tf.study.report import text
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.curves import warning_lines
-from mtr_tf.study.report.elements import identifier
 
 Record = Mapping[str, Any]
 
@@ -142,7 +141,7 @@ _FIRST = ("l2", "unit")
 
 def measure_id(spec: str, variant: str, *what: str) -> str:
     """The name of the plot of a measure, for files and links."""
-    return identifier("measure", spec, variant, *what)
+    return text.identifier("measure", spec, variant, *what)
 
 
 def _mean(records: Sequence[Record], name: str = "value") -> str:
