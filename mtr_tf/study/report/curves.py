@@ -33,9 +33,9 @@ class Curve:
         chooses among the attacks of a spec, as "algorithm".
       eps: `[E]`, growing; the first is 0, the clean images.
       values: {variant: `[seeds, E]`}, NaN where there is no result.
-      ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
       warnings: {what a check found: {variant: its seeds}}.
       reference: A variant whose values of the same seeds are taken off; empty: none.
+      ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
     """
 
     spec: str
@@ -47,9 +47,9 @@ class Curve:
     facts: Mapping[str, Any]
     eps: np.ndarray
     values: dict[str, np.ndarray]
-    ends: dict[str, np.ndarray]
     warnings: dict[str, dict[str, list[int]]]
     reference: str = ""
+    ends: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -126,7 +126,7 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
     first = records[0]
     facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
     is_first = headline[task] == metric
-    return Curve(*key, is_first, facts, eps, values, ends, warnings(records))
+    return Curve(*key, is_first, facts, eps, values, warnings(records), ends=ends)
 
 
 def with_differences(found: Sequence[Curve]) -> list[Curve]:
