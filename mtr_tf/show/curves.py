@@ -127,22 +127,25 @@ def of_run(records: Sequence[Record]) -> Figure:
     groups = dict.fromkeys("+".join(record["attacked"]) for record in records)
     short = style.short_names(groups)
     figure, grid = style.multiples(len(tasks), _SIZE)
-    faint = False
+    faint = bands = False
     for axes, task in zip(grid, tasks, strict=True):
         of_task = series.chosen(records, task=task)
         chosen = series.chosen(of_task, metric=of_task[0]["metric"])
         lines = _lines(chosen)
+        few = sum(task in group for _, group in lines) <= _MOST_BANDS
+        bands |= few
         for (attack, group), line in lines.items():
             hit = task in group
             faint |= not hit
             label = f"{attack} on {short['+'.join(group)]}"
             weaker = {} if hit else {"alpha": 0.4, "lw": 0.8, "ms": 2.5}
-            line.draw(axes, label, hit and len(lines) <= _MOST_BANDS, **weaker)
+            line.draw(axes, label, hit and few, **weaker)
         axes.set_title(task)
         axes.set_ylabel(_quantity(chosen[0]))
         style.radii(axes, sorted({0.0, *(r["eps"] for r in chosen)}), chosen[0]["norm"])
         style.log_y_if_wide(axes)
-    notes = [tables.about_intervals(records), *style.spelt_out(short)]
+    notes = [tables.about_intervals(records)] if bands else []
+    notes += style.spelt_out(short)
     if faint:
         notes.append("thin and pale: attacks on other tasks only")
     title = " and ".join(dict.fromkeys(record["attack"] for record in records))

@@ -115,6 +115,7 @@ def grid_of(rows: int, columns: int, size: tuple[float, float], **settings):
     """A figure of `rows` by `columns` axes of a size; returns (figure, axes)."""
     whole = (columns * size[0], rows * size[1])
     figure = Figure(whole, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 
 
