@@ -21,15 +21,21 @@ setuptools.setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
-    package_data={"mtr_tf": ["py.typed"], "mtr_tf.study": ["files/*.toml"]},
+    package_data={
+        "mtr_tf": ["py.typed"],
+        "mtr_tf.study": ["files/*.toml"],
+        "mtr_tf.study.report": ["templates/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "importlib_resources>=6",  # TFDS needs it and does not say so.
+        "jinja2>=3.1",
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=2",
         "pillow>=10.1",
+        "rich>=13.7",
         "tensorboard>=2.20",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",

@@ -52,6 +52,7 @@ from mtr_tf.runs.loading import Run
 from mtr_tf.show import attack_summaries
 from mtr_tf.show import measure_files
 from mtr_tf.show import plots
+from mtr_tf.show import tables
 from mtr_tf.tasks import groups
 
 # Settings that do not enter the default name: they change no result.
@@ -160,7 +161,7 @@ class Job:
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
             f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean"
         )
-        return results_lib.text(title, records, folder)
+        return tables.text(title, records, folder)
 
     def _measure(self, settings: measure.Settings) -> str:
         """Measures what is not finished, and writes and returns what shows."""

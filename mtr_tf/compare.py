@@ -22,6 +22,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.show import tables
 
 Record = dict[str, Any]
 
@@ -144,7 +145,7 @@ def _curves_table(curves: dict[str, list]) -> str:
             cells = {eps: _cell(value, ends) for eps, value, ends in curve}
             row.append(cells.get(eps, "-"))
         rows.append(row)
-    return _aligned(rows)
+    return tables.aligned(rows, "r")
 
 
 def _cell(value: float | None, interval: Sequence[float | None]) -> str:
@@ -173,15 +174,7 @@ def _joint_table(records: Sequence[Record]) -> str:
                 known = task in group and joint is not None and alone
                 row.append(f"{joint / alone:.2f}" if known else "-")
             rows.append(row)
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+    return tables.aligned(rows, "r")
 
 
 def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) -> None:

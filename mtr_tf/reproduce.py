@@ -85,7 +85,7 @@ def main(config: ReproduceConfig) -> None:
     from mtr_tf.study import claims
     from mtr_tf.study import design
     from mtr_tf.study import runner as runner_lib
-    from mtr_tf.study.report import markdown
+    from mtr_tf.study.report import export
 
     overrides = ("dataset", "data_dir", "image_size")
     given = {name: getattr(config, name) for name in overrides}
@@ -101,7 +101,7 @@ def main(config: ReproduceConfig) -> None:
     claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
     if config.export:
-        markdown.check_export(pathlib.Path(config.export))
+        export.check(pathlib.Path(config.export))
     if config.dry_run:
         print(_plan(runner_lib.Runner(study, workdir, config.only)))
         return

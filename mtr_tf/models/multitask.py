@@ -63,17 +63,16 @@ def assemble(
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
     features = architecture.encoder(blocks, x, width)
-    shared = None
+    shared, outputs = None, {}
     if decoders == "shared":
         shared = architecture.decoder(blocks, features, width, "decoder_shared")
-    outputs = {}
     for task in tasks:
         decoded = (
             shared
             if shared is not None
             else architecture.decoder(blocks, features, width, f"decoder_{task}")
         )
-        channels = task_table.TASKS[task].output_channels(num_classes)
+        channels = task_table.TASKS[task].output_channels(num_classes or 0)
         output = architecture.head(blocks, decoded, channels, f"head_{task}")
         outputs[task] = _finish(output, architecture, task)
     return keras.Model(image, outputs, name=name)

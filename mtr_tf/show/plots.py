@@ -16,7 +16,7 @@ from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.results import Record
-from mtr_tf.evaluation.results import about_intervals
+from mtr_tf.show import tables
 
 # By attack; the colour is that of the group.
 _STYLES = tuple(itertools.product("os^Dv", ("-", "--", ":", "-.")))
@@ -38,7 +38,7 @@ def save_curves(records: Sequence[Record], path: pathlib.Path) -> None:
         _draw_curves(axes, chosen)
     for axes in grid[len(tasks) :]:
         axes.set_visible(False)
-    figure.suptitle(about_intervals(records), fontsize=8)
+    figure.suptitle(tables.about_intervals(records), fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(4, len(labels))

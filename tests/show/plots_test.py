@@ -3,21 +3,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pathlib
-
 import matplotlib.image
 import numpy as np
+import results_fixture as hand
 from matplotlib.figure import Figure
 
 from mtr_tf.show import plots
-
-_spec = importlib.util.spec_from_file_location(
-    "results_by_hand",
-    pathlib.Path(__file__).parents[1] / "evaluation" / "results_test.py",
-)
-hand = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hand)
 
 
 def test_curves_start_at_the_clean_value(monkeypatch, tmp_path):

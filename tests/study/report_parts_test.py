@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a study's report: numbers, HTML, curves, plots, examples."""
+"""The parts of a study's report: numbers, curves, plots, examples."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 import scipy.optimize
 import study_fixture
-from html_fixture import parse
 
+from mtr_tf.show import text
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import draw_theory
-from mtr_tf.study.report import elements
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
-from mtr_tf.study.report import text
 from mtr_tf.study.report import theory
 
 # Numbers.
@@ -72,27 +70,8 @@ def test_seconds(seconds, expected):
     assert text.seconds(seconds) == expected
 
 
-# HTML.
-
-
-def test_text_is_escaped_and_html_is_not():
-    hostile = "<script>\"&'</script>"
-    made = elements.tag("p", hostile, elements.tag("b", "x"), title=hostile)
-    tree = parse(made)
-    assert tree.found == [("p", {"title": hostile}), ("b", {})]
-    assert "".join(tree.texts) == f"{hostile}x"
-
-
-def test_table_has_heads_for_rows_and_columns():
-    made = elements.table(["a", "b"], [["r", "1"], ["s", "2"]], label="all")
-    heads = [
-        attributes["scope"] for tag, attributes in parse(made).found if tag == "th"
-    ]
-    assert heads == ["col", "col", "row", "row"]
-
-
 def test_identifiers_are_fit_for_files_and_links():
-    assert elements.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
+    assert text.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
 
 
 # Curves.

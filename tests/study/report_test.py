@@ -17,10 +17,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.errors import InputError
+from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study import report
-from mtr_tf.study.report import markdown
-from mtr_tf.study.report import text
+from mtr_tf.study.report import export
 from mtr_tf.study.results import Results
 
 WARNING = "twice the steps do less harm (base 1, more 0.5)."
@@ -141,7 +141,8 @@ def test_plots_are_files_too(written, page):
 
 
 def test_warnings_stand_at_curves_and_verdicts(page):
-    curve = re.search(r'<figure id="curve-pgd50-pgd-seg-seg-miou".*?</figure>', page)[0]
+    curve = page.split('<figure id="curve-pgd50-pgd-seg-seg-miou"')[1]
+    curve = curve.split("</figure>")[0]
     line = "twice the steps do less harm [s: seed 2; s+d: seed 2]"
     assert line in shown(curve)
     table = page.split('id="curves"')[0]
@@ -206,14 +207,14 @@ def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
     stray = exported / "plots" / "of_an_earlier_one.png"
     stray.write_bytes(b"")
     kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
-    markdown.export(written[0], exported, kept)
+    export.write(written[0], exported, kept)
     assert not stray.exists()
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match="--export must be a new folder.*'README.md'"):
-        markdown.export(written[0], tmp_path, kept)
+        export.write(written[0], tmp_path, kept)
     assert (tmp_path / "README.md").read_text() == "mine"
     with pytest.raises(InputError, match="--export must be"):
-        markdown.check_export(tmp_path / "README.md")
+        export.check(tmp_path / "README.md")
 
 
 def test_unfinished_study_says_what_is_missing(tmp_path):
@@ -242,7 +243,7 @@ def test_claims_lead_to_plots_that_are_shown_at_once(page):
     table, rest = page.split('<h2 id="curves">')
     links = re.findall(r'href="#((?:curve|measure)-[^"]+)"', table)
     assert len(links) == 3
-    folded = "".join(re.findall(r"<details>.*?</details>", rest))
+    folded = "".join(re.findall(r"<details>.*?</details>", rest, re.DOTALL))
     for link in links:
         assert f'<figure id="{link}">' in rest
         assert link not in folded

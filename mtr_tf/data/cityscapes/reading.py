@@ -218,8 +218,11 @@ def _prepared(
     root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
 ) -> MtrCityscapes:
     """The builder of what `jobs` say, which is prepared where it is not yet."""
+    # TFDS has the first two, where no type checker sees them.
     config = CityscapesConfig(
+        # pyrefly: ignore
         name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
+        # pyrefly: ignore
         description=f"{size[0]} x {size[1]} pixels, depth: {depth_target}.",
         size=size,
         depth_target=depth_target,

@@ -73,7 +73,9 @@ STD = (0.176, 0.177, 0.177)
 
 def arrays(size: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Shape and type of every array of an example, the picture first."""
-    table = {"image": ((size, size, 3), np.uint8)}
+    table: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "image": ((size, size, 3), np.uint8)
+    }
     for name, (channels, kind) in STORED.items():
         shape = (size, size, channels) if channels else (size, size)
         table[name] = (shape, kind)

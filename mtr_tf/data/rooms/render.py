@@ -90,7 +90,12 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
             a - b for a, b in zip(scene.camera.position, thing.center, strict=True)
         )
         # The camera's axes in the thing's frame; rays are x right + y down + forward.
-        axes = tuple(geometry.into(thing.frame, axis) for axis in scene.camera.frame)
+        right, down, forward = scene.camera.frame
+        axes = (
+            geometry.into(thing.frame, right),
+            geometry.into(thing.frame, down),
+            geometry.into(thing.frame, forward),
+        )
         t, piece = thing.shape.hit(
             geometry.into(thing.frame, origin),
             _rays(axes, x[:, window[1]], y[window[0]]),
@@ -141,7 +146,7 @@ def _window(
         if low >= high:
             return None
         window.append(slice(int(low), int(high)))
-    return tuple(window)
+    return window[0], window[1]
 
 
 def find_surface(scene: Scene, hits: Hits) -> Surface:
@@ -255,7 +260,7 @@ def _targets(scene: Scene, hits: Hits, surface: Surface) -> dict[str, np.ndarray
         "edge_occlusion": (edges,),
         "keypoints3d": (labels.keypoints3d(point, normal),),
     }
-    targets = {"seg": numbers[hits.owner]}
+    targets: dict[str, np.ndarray] = {"seg": numbers[hits.owner]}
     for task, parts in columns.items():
         targets[task] = np.stack(parts, axis=-1).astype(np.float32)
     return targets

@@ -34,7 +34,7 @@ def shade(scene: Scene, surface: Surface) -> Vector:
     view = tuple(axis / distance for axis in view)
     sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
     diffuse = [level * sky for level in scene.ambient]
-    shine = [np.zeros(len(sky)) for _ in range(3)]
+    shine = [np.zeros(np.size(sky)) for _ in range(3)]
     lifted = tuple(
         p + _LIFT * n for p, n in zip(surface.point, surface.normal, strict=True)
     )

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import identifier
+from mtr_tf.show import text
 from mtr_tf.study.results import CHOICES
 
 Record = Mapping[str, Any]
@@ -55,7 +54,9 @@ class Curve:
         """The plot's name, for files and links."""
         kind = "less" if self.reference else "curve"
         group = "+".join(self.attacked)
-        return identifier(kind, self.spec, self.label, group, self.task, self.metric)
+        return text.identifier(
+            kind, self.spec, self.label, group, self.task, self.metric
+        )
 
     @property
     def title(self) -> str:

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator
 from matplotlib.ticker import NullFormatter
 from matplotlib.ticker import NullLocator
 
+from mtr_tf.show import text
 from mtr_tf.study.report import draw
-from mtr_tf.study.report import text
 from mtr_tf.study.report import theory
 from mtr_tf.study.report.theory import Record
 

@@ -16,14 +16,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from mtr_tf.show import text
 from mtr_tf.study.report import draw
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import Html
-from mtr_tf.study.report.elements import details
-from mtr_tf.study.report.elements import identifier
-from mtr_tf.study.report.elements import join
-from mtr_tf.study.report.elements import picture
-from mtr_tf.study.report.elements import tag
 
 Record = Mapping[str, Any]
 _EXAMPLES = 3  # Of each variant at most.
@@ -72,7 +66,7 @@ class Gallery:
     @property
     def id(self) -> str:
         """The gallery's name, for files and links."""
-        return identifier("gallery", self.task)
+        return text.identifier("gallery", self.task)
 
     @property
     def attack(self) -> str:
@@ -176,31 +170,3 @@ def _sheet(gallery: Gallery) -> matplotlib.figure.Figure:
         axes.set_title(heading)
     figure.suptitle(f"{gallery.task} under {gallery.attack}", fontsize=9.5)
     return figure
-
-
-def section(gallery: Gallery) -> Html:
-    """The examples as HTML: the first of each variant, the others one click away."""
-    parts = [
-        tag("h3", gallery.task, id=gallery.id),
-        tag("p", f"Under {gallery.attack}."),
-    ]
-    for shot in gallery.shots:
-        parts.append(_row(gallery.task, shot, 0))
-    more = [
-        _row(gallery.task, shot, example)
-        for example in range(1, len(gallery.shots[0].pictures[0]))
-        for shot in gallery.shots
-        if example < len(shot.pictures[0])
-    ]
-    parts.append(details("more examples", *more) if more else None)
-    return tag("section", *parts)
-
-
-def _row(task: str, shot: Shots, example: int) -> Html:
-    tiles = []
-    for heading, array in zip(HEADINGS, shot.pictures, strict=True):
-        alt = f"{heading} of {task}, {shot.variant}, example {example + 1}"
-        shown = picture(array[example], alt)
-        tiles.append(tag("figure", shown, tag("figcaption", heading)))
-    about = tag("p", tag("strong", shot.variant), f" {shot.scores}", class_="about")
-    return join(about, tag("div", *tiles, class_="tiles"))

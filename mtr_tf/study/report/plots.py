@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtr_tf.show import text
 from mtr_tf.study.report import draw
 from mtr_tf.study.report import draw_theory
-from mtr_tf.study.report import text
 from mtr_tf.study.report import theory
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.curves import warning_lines
 from mtr_tf.study.report.draw import Plot
-from mtr_tf.study.report.elements import identifier
 from mtr_tf.study.report.theory import Record
 
 _HOW = {
@@ -97,7 +96,7 @@ _FIRST = ("l2", "unit")
 
 def measure_id(spec: str, variant: str, *what: str) -> str:
     """The name of the plot of a measure, for files and links."""
-    return identifier("measure", spec, variant, *what)
+    return text.identifier("measure", spec, variant, *what)
 
 
 def _mean(records: Sequence[Record], name: str = "value") -> str:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as a reader wants them: three digits that matter, signs where they do."""
+"""How numbers, times and names are written: three digits that matter, signs if asked.
+
+Tables that a terminal prints are in ASCII (`plain`), reports are not.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -25,6 +29,11 @@ def number(value: float | None) -> str:
     if "e" in digits:  # From 1000 on.
         digits = f"{value:.0f}"
     return digits.rstrip(".").replace("-", _MINUS)
+
+
+def plain(value: float | None) -> str:
+    """As `number` in ASCII: `-` for a number that does not exist."""
+    return number(value).replace(_MINUS, "-").replace(NONE, "-")
 
 
 def short(value: float) -> str:
@@ -80,3 +89,9 @@ def capital(words: str) -> str:
 def numbers_in_words(seeds: Sequence[int]) -> str:
     """`seed 1`, `seeds 0, 2`."""
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def identifier(*parts: str) -> str:
+    """An `id` of any words: `curve-pgd50-seg`. Different words may give the same."""
+    words = "-".join(part.replace("+", "_and_") for part in parts)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
