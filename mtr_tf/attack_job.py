@@ -102,7 +102,7 @@ class Job:
     config: AttackConfig
     subject: sweep.Subject
     cells: tuple[Cell, ...]
-    measures: measure.Settings | None
+    measures: measure.MeasureSettings | None
     provenance: Provenance
     warnings: tuple[str, ...]
     checkpoint_step: int | None
@@ -163,7 +163,7 @@ class Job:
         )
         return tables.text(title, records, folder)
 
-    def _measure(self, settings: measure.Settings) -> str:
+    def _measure(self, settings: measure.MeasureSettings) -> str:
         """Measures what is not finished, and writes and returns what shows."""
         subject = self.subject
         folding.check(subject.model, subject.tasks, subject.first_images)

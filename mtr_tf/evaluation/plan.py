@@ -230,6 +230,8 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     cells, groups = [], parse_groups(config.attack_tasks, tasks)
+    weights, block = _weights(config), parse_block(config.attack_block)
+    labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
@@ -245,11 +247,11 @@ def make_cells(
             config.seed,
             () if loss == OWN_LOSS else tuple(loss.split("+")),
             balance,
-            _weights(config, group),
+            tuple((task, number) for task, number in weights if task in group),
             config.targeted,
             config.random_start,
-            parse_block(config.attack_block),
-            tuple(_class_label(name, classes) for name in config.attack_classes),
+            block,
+            labels,
             ensemble=config.ensemble,
             queries=config.queries,
             scale=scale if attack in OUTSIDE else (),
@@ -325,14 +327,11 @@ def _possible(cell: Cell) -> bool:
     return discrete or cell.attack != "sea"
 
 
-def _weights(
-    config: AttackConfig, group: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    """Those of the settings that are about tasks of this group."""
+def _weights(config: AttackConfig) -> tuple[tuple[str, float], ...]:
+    """Pairs of a task and its weight, each task by its one name."""
     weights = parse_weights(config.attack_weights)
     named = tasks_lib.resolve([name for name, _ in weights]) if weights else ()
-    pairs = zip(named, (number for _, number in weights), strict=True)
-    return tuple((task, number) for task, number in pairs if task in group)
+    return tuple(zip(named, (number for _, number in weights), strict=True))
 
 
 def _class_label(name: str, classes: Sequence[str]) -> int:

@@ -41,7 +41,7 @@ _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """What is measured.
 
     Attributes:
@@ -64,12 +64,12 @@ class Settings:
     pixel_attack: tuple[float, float, int] = (8.0, 2.0, 5)
 
 
-def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
+def settings_of(config: AttackConfig, tasks: Sequence[str]) -> MeasureSettings:
     """What flags ask for; two radii below theirs show the limit of the first order."""
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
-    return Settings(
+    return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
         groups=groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
@@ -81,7 +81,7 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
 
 def measure(
     subject: Subject,
-    settings: Settings,
+    settings: MeasureSettings,
     provenance: Provenance,
     warnings: list[str],
     folder: pathlib.Path,
@@ -110,7 +110,7 @@ def measure(
 class _Measuring:
     """What the measures of a call share: passes that two of them need are made once."""
 
-    def __init__(self, subject: Subject, settings: Settings, parts: Parts):
+    def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
         """Takes what is measured, how, and what is finished."""
         self.subject = subject
         self.settings = settings

@@ -51,7 +51,7 @@ _HPARAMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestMetric:
     """Which number decides what the best checkpoint is."""
 
     kind: str  # clean or adversarial
@@ -64,7 +64,7 @@ class Best:
         return self.metric.better
 
 
-def parse_best(config: TrainConfig) -> Best:
+def parse_best(config: TrainConfig) -> BestMetric:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
     Empty is the first main task's headline metric, clean.
@@ -75,11 +75,11 @@ def parse_best(config: TrainConfig) -> Best:
     text = config.best_metric
     if not text:
         main = config.main_or_all_tasks[0]
-        return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
+        return BestMetric("clean", main, tasks_lib.TASKS[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
     known = {
-        f"{task}/{metric.name}": Best(kind, task, metric)
+        f"{task}/{metric.name}": BestMetric(kind, task, metric)
         for task in config.tasks
         for metric in tasks_lib.TASKS[task].metrics
     }
@@ -127,7 +127,7 @@ class Monitor:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         weighting: Weighting,
-        best: Best,
+        best: BestMetric,
         workdir: pathlib.Path,
         optimizer: keras.optimizers.Optimizer | None = None,
     ):
