@@ -49,10 +49,11 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
-from mtr_tf.show import attack_summaries
+from mtr_tf.show import curves
+from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
-from mtr_tf.show import plots
 from mtr_tf.show import tables
+from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
 
 # Settings that do not enter the default name: they change no result.
@@ -151,11 +152,10 @@ class Job:
             store.rows_file,
         )
         results_lib.write(records, folder)
-        plots.save_curves(records, folder / "curves.png")
-        plots.save_gallery(clean, plots.gallery_result(results), folder / "gallery.png")
-        attack_summaries.write(
-            config.to_dict(), clean, results, folder, subject.info.units
-        )
+        curves.save_run(records, folder / "curves.png")
+        gallery.save_run(clean, results, folder / "gallery.png")
+        given, units = config.to_dict(), subject.info.units
+        tensorboard.write_attacks(given, clean, results, folder, units)
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         title = (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
@@ -172,7 +172,7 @@ class Job:
         records = measure.measure(
             subject, settings, self.provenance, warnings, self.folder
         )
-        table = measure_files.write(records, subject.tasks, self.folder)
+        table = measure_files.write(records, self.folder)
         known = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, known)
         images = f"{subject.num_examples} images of {subject.info.name}"

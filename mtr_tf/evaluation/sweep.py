@@ -36,7 +36,6 @@ from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
-from mtr_tf.show import tensorboard
 from mtr_tf.tasks import palettes
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
@@ -326,7 +325,7 @@ def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     pictures = {"image": palettes.image_to_rgb(examples.image)}
     if attacked:
         change = examples.adversarial - examples.image
-        magnify = tensorboard.magnification(change[:PAINTED])
+        magnify = palettes.magnification(change[:PAINTED])
         pictures["adversarial"] = palettes.image_to_rgb(examples.adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
     for task in subject.tasks:

@@ -99,6 +99,12 @@ def perturbation_rgb(perturbation: np.ndarray, magnify: float) -> np.ndarray:
     return image_to_rgb(0.5 + magnify * np.asarray(perturbation, np.float32))
 
 
+def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
+    """The factor that spreads changes of up to `epsilon` over black to white."""
+    largest = epsilon or float(np.abs(change).max(initial=0))
+    return 0.5 / largest if largest else 1.0
+
+
 def _finite(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     finite = np.isfinite(values)
     return finite if mask is None else finite & (np.asarray(mask) != 0)

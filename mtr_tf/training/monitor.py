@@ -23,6 +23,7 @@ from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
 from mtr_tf.models import compiling
 from mtr_tf.show import tensorboard
+from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
 from mtr_tf.training import schedules
 from mtr_tf.training.losses import Weighting
@@ -156,19 +157,18 @@ class Monitor:
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        self._train = _writer(workdir / "train")
-        self._validation = {"clean": _writer(workdir / "validation")}
+        self._train = Board(workdir / "train")
+        self._validation = {"clean": Board(workdir / "validation")}
         images = f"On the first {self._count} images of validation"
         self._about = {"clean": f"{images}."}
         if config.eval_eps:
             folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = _writer(folder)
+            self._validation["adversarial"] = Board(folder)
             self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
-        with self._validation["clean"].as_default():
-            tensorboard.write_settings(config.to_dict())
-            tensorboard.write_hparams(
-                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
-            )
+        self._validation["clean"].settings(config.to_dict())
+        self._validation["clean"].hparams(
+            hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+        )
 
     def _jit(self, steps: int, replicas: int) -> bool:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
@@ -186,24 +186,16 @@ class Monitor:
             dict(zip(self.tasks, losses, strict=True)), weights
         )
         speed = steps_per_second * self._config.batch_size
-        with self._train.as_default():
-            tensorboard.write_scalars(
-                scalars,
-                step,
-                "Mean over the training images since the last point.",
-                units=self._info.units,
-            )
-            tensorboard.write_scalars(
-                {
-                    "optimizer/learning_rate": float(self._rate(step - 1)),
-                    "optimizer/examples_per_second": speed,
-                    **self._loss_scaling(step),
-                },
-                step,
-            )
-            if self._weighting.log_variances:
-                learned = {f"optimizer/weight_{t}": w for t, w in weights.items()}
-                tensorboard.write_scalars(learned, step)
+        about = "Mean over the training images since the last point."
+        self._train.scalars(scalars, step, about, units=self._info.units)
+        optimizer = {
+            "optimizer/learning_rate": float(self._rate(step - 1)),
+            "optimizer/examples_per_second": speed,
+            **self._loss_scaling(step),
+        }
+        if self._weighting.log_variances:
+            optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
+        self._train.scalars(optimizer, step)
         return scalars["total/loss"]
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
@@ -237,10 +229,9 @@ class Monitor:
             found["adversarial"] = values(evaluation.attacked)
         for kind, numbers in found.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
-            with self._validation[kind].as_default():
-                tensorboard.write_scalars(
-                    scalars, step, self._about[kind], units=self._info.units
-                )
+            self._validation[kind].scalars(
+                scalars, step, self._about[kind], units=self._info.units
+            )
         pictures = tensorboard.pictures(
             evaluation.examples,
             self.tasks,
@@ -250,10 +241,9 @@ class Monitor:
         about = ""
         if evaluation.attacked:
             about = f"{_attack(self._config)}; grey is no perturbation."
-        with self._validation["clean"].as_default():
-            tensorboard.write_pictures(pictures, step, about)
-        for writer in (self._train, *self._validation.values()):
-            writer.flush()
+        self._validation["clean"].pictures(pictures, step, about)
+        for board in (self._train, *self._validation.values()):
+            board.flush()
         logging.info("step %d: %s", step, _headlines(found))
         return found[self.best.kind][self.best.task][self.best.metric.name]
 
@@ -264,10 +254,6 @@ def _attack(config: TrainConfig) -> str:
         f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
         f"steps) on {' + '.join(config.main_or_all_tasks)}"
     )
-
-
-def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
-    return tf.summary.create_file_writer(str(folder))
 
 
 def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:

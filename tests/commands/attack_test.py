@@ -40,7 +40,6 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import sweep
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
-from mtr_tf.show import plots
 
 SIZE = 16
 TASKS = ("seg", "depth")
@@ -92,13 +91,6 @@ def open_blobs(*, image_size=None, data_dir=None, tasks=None) -> Source:
 @pytest.fixture(autouse=True)
 def blobs_known(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "blobs", open_blobs)
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    """Saves the second that plots take; one test looks at them."""
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
 from mtr_tf.runs import directory
 from mtr_tf.runs.loading import Run
-from mtr_tf.show import plots
 
 SIZE, COUNT, DARK = 8, 6, 2
 CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
@@ -65,12 +64,6 @@ def open_colours(*, image_size=None, data_dir=None, tasks=None) -> Source:
 def known(monkeypatch, tmp_path):
     monkeypatch.setitem(data.DATASETS, "colours", open_colours)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 def net(logits, depth=None, dtype="float32") -> keras.Model:

@@ -26,7 +26,6 @@ from mtr_tf.measures import gradients
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
-from mtr_tf.show import plots
 
 L = keras.layers
 
@@ -265,12 +264,10 @@ def ramps(split):
     return Columns(images=pictures, targets={"depth": depth}, masks={})
 
 
-def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, caplog):
+def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, caplog):
     """Though a layer without a seed gets another one each time it is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "ramps", lambda **_: Source(INFO, ramps))
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
     model = fixture.model(fixture.AlwaysNoise(0.3), fixture.AlwaysDropout(0.2))
     model.save(tmp_path / "noisy.keras")
     settings = {

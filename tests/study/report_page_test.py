@@ -15,7 +15,7 @@ from mtr_tf.study.design import Study
 from mtr_tf.study.design import Variant
 from mtr_tf.study.report import page
 from mtr_tf.study.report.curves import Curve
-from mtr_tf.study.report.draw import Plot
+from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.report.verdicts import Row
 
 HOSTILE = "<script>alert('1')</script> & \"|\" &lt; [a](javascript:b)\nnext"

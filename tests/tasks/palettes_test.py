@@ -83,3 +83,10 @@ def test_perturbation_is_centred_on_grey_and_magnified():
     perturbation = np.array([[0, epsilon, -epsilon]])
     picture = palettes.perturbation_rgb(perturbation, 1 / (2 * epsilon))
     np.testing.assert_array_equal(picture, [[128, 255, 0]])
+
+
+def test_magnification():
+    change = np.array([[0.0, -0.02, 0.01]])
+    assert palettes.magnification(change, 0.05) == pytest.approx(10)
+    assert palettes.magnification(change) == pytest.approx(25)
+    assert palettes.magnification(change * 0) == 1

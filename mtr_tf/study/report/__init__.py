@@ -21,18 +21,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.show import style
+from mtr_tf.show import tensorboard
 from mtr_tf.study import claims
 from mtr_tf.study import commands
-from mtr_tf.study.report import board
 from mtr_tf.study.report import curves
-from mtr_tf.study.report import draw
 from mtr_tf.study.report import export as exporting
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import page
 from mtr_tf.study.report import plots
 from mtr_tf.study.report import result_files
 from mtr_tf.study.report import verdicts
-from mtr_tf.study.report.draw import Plot
+from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.results import Results
 
 
@@ -55,12 +55,14 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     results = Results.read(workdir)
     records, decided = results.records(), claims.evaluate(results)
     content = _content(workdir, results, records, decided)
-    drawn = {plot.id: draw.save(plot, folder / "plots") for plot in content.plots}
+    paths = {plot.id: folder / "plots" / f"{plot.id}.png" for plot in content.plots}
+    drawn = {plot.id: style.save(plot.draw, paths[plot.id]) for plot in content.plots}
     _remove_others(folder / "plots", drawn)
     result_files.write_claims(decided, folder)
     result_files.write_results(records, folder / "results.csv")
     table = verdicts.table(content.verdicts)
-    board.write(content.plots, folder / "plots", table, folder / "tensorboard")
+    words = {paths[plot.id]: plot.alt for plot in content.plots}
+    tensorboard.write_study(words, table, folder / "tensorboard")
     files.write_text(folder / "index.html", page.html(content, drawn))
     files.write_text(folder / exporting.PAGE, page.markdown(content))
     if export:

@@ -23,9 +23,9 @@ from mtr_tf.study import claims
 from mtr_tf.study.design import Study
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.curves import Curve
-from mtr_tf.study.report.draw import Plot
 from mtr_tf.study.report.gallery import HEADINGS
 from mtr_tf.study.report.gallery import Gallery
+from mtr_tf.study.report.plots import Plot
 
 Cell = Mapping[str, Any]
 

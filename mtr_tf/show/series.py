@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of a study's measures as arrays over seeds; see docs/measures.md."""
+"""Records of one run or many seeds as arrays, for plots; see docs/measures.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def over(
     """What stands under some names, along another, by seed.
 
     Args:
-      records: One per seed and value of `along` at most.
+      records: One per seed and value of `along` at most; those of one run need not
+        say their seed.
       along: "count" or "eps".
       *names: Such as "value" and "predicted".
 
@@ -45,14 +46,37 @@ def over(
       (x `[X]`, growing; values `[names, seeds, X]`, NaN where there is none).
     """
     x = np.array(sorted({record[along] for record in records}), float)
-    seeds = sorted({record["seed"] for record in records})
+    seeds = seeds_of(records)
     values = np.full((len(names), len(seeds), len(x)), np.nan)
     for record in records:
-        place = seeds.index(record["seed"]), np.searchsorted(x, record[along])
+        place = seeds.index(record.get("seed", 0)), np.searchsorted(x, record[along])
         for row, name in zip(values, names, strict=True):
             number = record.get(name)
             row[place] = np.nan if number is None else number
     return x, values
+
+
+def seeds_of(records: Iterable[Record]) -> list[int]:
+    """The seeds that there are records of, growing."""
+    return sorted({record.get("seed", 0) for record in records})
+
+
+def ends(records: Sequence[Record], along: str, name: str = "interval") -> np.ndarray:
+    """Both ends of an interval over images, `[2, seeds, X]`, along as `over` has it."""
+    flat = [
+        {**record, "low": low, "high": high}
+        for record in records
+        for low, high in [record.get(name) or (None, None)]
+    ]
+    return over(flat, along, "low", "high")[1]
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Over seeds, the first axis, without NaN; NaN where there is none."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def by_seed(records: Iterable[Record], name: str = "value") -> np.ndarray:
