@@ -37,9 +37,9 @@ def aligned(
         further columns, so that "lr" aligns the first column to the left, others right.
       bars: Draws a bar between two columns.
     """
-    look = {"box": rich.box.ASCII, "padding": (0, 1)} if bars else {"box": None}
     table = Table(
-        **{"padding": (0, 2, 0, 0), **look},
+        box=rich.box.ASCII if bars else None,
+        padding=(0, 1) if bars else (0, 2, 0, 0),
         show_header=False,
         show_edge=False,
         pad_edge=False,
@@ -115,14 +115,14 @@ def wanted_table(records: Sequence[Record]) -> str:
     A row per targeted cell and task, with the task's headline metric against those
     targets, clean and attacked; empty without a targeted attack.
     """
-    rows = [("attack", "attacked", "eps", "task", "metric", "clean", "attacked")]
+    rows = [["attack", "attacked", "eps", "task", "metric", "clean", "attacked"]]
     headlines = _headlines(records)
     for record in records:
         task, metric = record["task"], record["metric"]
         if record["targeted"] and metric == headlines[task]:
             numbers = (plain(record[key]) for key in ("wanted_clean", "wanted_value"))
             attack, group, eps = _row_of(record)
-            rows.append((attack, group, f"{eps:g}", task, metric, *numbers))
+            rows.append([attack, group, f"{eps:g}", task, metric, *numbers])
     return aligned(rows) if len(rows) > 1 else ""
 
 
@@ -158,7 +158,8 @@ def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> 
                 _times(loss["clean"], loss["attacked_value"]),
             )
         )
-    unit, better = record["unit"], record["better"]
+    first = by_place[rows[0], task, metric]
+    unit, better = first["unit"], first["better"]
     title = f"{task} {metric}{f' [{unit}]' if unit else ''}, {better} is better"
     return f"{title}\n{aligned(lines, 'r')}"
 

@@ -120,11 +120,10 @@ def _content(
 
 def _commits(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
     """The commits that cells were done with, and how many with each."""
-    found: Counter[str] = Counter()
-    for cell in cells:
-        if cell["state"] == "done":
-            name = "config.json" if cell["kind"] == "train" else "settings.json"
-            found[
-                commands.read_json(workdir / cell["folder"] / name).get("commit")
-            ] += 1
-    return ", ".join(f"{commit} ({count})" for commit, count in found.items())
+    names = {"train": "config.json", "attack": "settings.json"}
+    count = Counter(
+        commands.read_json(workdir / cell["folder"] / names[cell["kind"]]).get("commit")
+        for cell in cells
+        if cell["state"] == "done"
+    )
+    return ", ".join(f"{commit} ({times})" for commit, times in count.items())

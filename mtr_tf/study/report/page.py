@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import TypeVar
 
 import jinja2
 import numpy as np
@@ -28,6 +29,8 @@ from mtr_tf.study.report.gallery import Gallery
 from mtr_tf.study.report.plots import Plot
 
 Cell = Mapping[str, Any]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class Table(NamedTuple):
@@ -208,9 +211,9 @@ def _mean_and_sd(values: np.ndarray) -> str:
 # Words.
 
 
-def _grouped(pairs: Iterable[tuple[str, Any]]) -> dict[str, list]:
+def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
     """{name: all that stands beside it}."""
-    groups: dict[str, list] = {}
+    groups: dict[_K, list[_V]] = {}
     for name, value in pairs:
         groups.setdefault(name, []).append(value)
     return groups
@@ -299,6 +302,25 @@ def _markdown_text(value: Any) -> Any:
     return Markup(" ".join(words.splitlines()))
 
 
+_WORDS: dict[str, Any] = {
+    "EFFECTS": verdicts.EFFECTS,
+    "NONE": text.NONE,
+    "RULES": claims.RULES,
+}
+_FILTERS: dict[str, Any] = {
+    "cell_name": _cell_name,
+    "data_url": _data_url,
+    "flat": _flat,
+    "picture": _picture,
+    "ranked": _ranked,
+    "seconds": _seconds,
+    "setting": _setting,
+    "tally": verdicts.tally,
+    "time": text.seconds,
+    "zip": zip,
+}
+
+
 def _environment(**options: Any) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtr_tf.study.report"),
@@ -308,23 +330,8 @@ def _environment(**options: Any) -> jinja2.Environment:
         keep_trailing_newline=True,
         **options,
     )
-    environment.globals |= {
-        "EFFECTS": verdicts.EFFECTS,
-        "NONE": text.NONE,
-        "RULES": claims.RULES,
-    }
-    environment.filters |= {
-        "cell_name": _cell_name,
-        "data_url": _data_url,
-        "flat": _flat,
-        "picture": _picture,
-        "ranked": _ranked,
-        "seconds": _seconds,
-        "setting": _setting,
-        "tally": verdicts.tally,
-        "time": text.seconds,
-        "zip": zip,
-    }
+    environment.globals.update(_WORDS)
+    environment.filters.update(_FILTERS)
     return environment
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Iterable
@@ -42,9 +43,10 @@ def write_results(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> N
 
 
 def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
-    """All of each verdict as JSON; as CSV what fits into a row."""
+    """All of each verdict as JSON, a line for each; as CSV what fits into a row."""
     whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
-    files.write_json(folder / "claims.json", whole)
+    lines = ",\n".join(json.dumps(verdict, allow_nan=False) for verdict in whole)
+    files.write_text(folder / "claims.json", f"[\n{lines}\n]\n")
     names = ("verdict", "effect", "low", "high", "over", "n")
     names += ("p", "p_corrected", "p_opposite")
     columns = ("id", "source", "statement", *names, "reason")
