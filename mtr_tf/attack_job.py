@@ -173,8 +173,8 @@ class Job:
             subject, settings, self.provenance, warnings, self.folder
         )
         table = measure_files.write(records, self.folder)
-        known = any(end is not None for r in records for end in r.get("interval") or ())
-        note = resampling.note(subject.units.over, subject.num_examples, known)
+        exist = any(end is not None for r in records for end in r.get("interval") or ())
+        note = resampling.note(subject.units.over, subject.num_examples, exist)
         images = f"{subject.num_examples} images of {subject.info.name}"
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 
