@@ -17,24 +17,16 @@ import os
 import pathlib
 import re
 import signal
+from typing import TYPE_CHECKING
 
-from absl import logging
-
-from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
-from mtr_tf.cli import startup
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
-from mtr_tf.study import cell_queue
-from mtr_tf.study import design
-from mtr_tf.study import design_file
-from mtr_tf.study import fitting
-from mtr_tf.study import runner as runner_lib
-from mtr_tf.study import toml_table
-from mtr_tf.study.design import Study
-from mtr_tf.study.messages import interval
-from mtr_tf.study.runner import Runner
+
+if TYPE_CHECKING:
+    from mtr_tf.study.design import Study
+    from mtr_tf.study.runner import Runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +75,16 @@ class ReproduceConfig(Settings):
 
 def main(config: ReproduceConfig) -> None:
     """Runs a study; raises `InputError` for what the user can put right."""
+    from mtr_tf.cli import startup
+
     if not config.study:
         print(_listing())
         return
     startup.import_tensorflow()
+    from mtr_tf import files
     from mtr_tf.study import claims
+    from mtr_tf.study import design
+    from mtr_tf.study import runner as runner_lib
     from mtr_tf.study.report import export
 
     overrides = ("dataset", "data_dir", "image_size")
@@ -126,7 +123,10 @@ def main(config: ReproduceConfig) -> None:
 
 def _fitted(study: Study) -> Study:
     """The study without what its data have no tasks for."""
+    from absl import logging
+
     from mtr_tf.runs import building
+    from mtr_tf.study import fitting
 
     config = study.train_config(study.variants[0].name, study.seeds[0])
     config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
@@ -141,9 +141,11 @@ def _fitted(study: Study) -> Study:
 def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> None:
     """Does what is missing."""
     import tensorflow as tf
+    from absl import logging
 
     from mtr_tf.data import parts
     from mtr_tf.runs import building
+    from mtr_tf.study import runner as runner_lib
 
     gpus = _gpus(len(tf.config.list_physical_devices("GPU")))
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
@@ -174,6 +176,9 @@ def _write_report(workdir: pathlib.Path, export: str) -> None:
 
 def _listing() -> str:
     """The studies that come with the package, a line each."""
+    from mtr_tf.study import design_file
+    from mtr_tf.study import toml_table
+
     lines = ["There are these studies; choose one with --study=NAME.", ""]
     for name, path in design_file.shipped().items():
         about = " ".join(toml_table.read(path).get("about", "").split())
@@ -183,6 +188,9 @@ def _listing() -> str:
 
 def _plan(runner: Runner) -> str:
     """What would be done: each cell with its share of the work, and its command."""
+    from mtr_tf.study import cell_queue
+    from mtr_tf.study.messages import interval
+
     waiting = runner.queue.waiting()
     costs = runner.clock.costs
     total = sum(costs[cell.folder] for cell in waiting) or 1

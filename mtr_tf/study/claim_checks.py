@@ -17,7 +17,6 @@ from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
 from mtr_tf.study.toml_table import did_you_mean
-from mtr_tf.tasks.names import resolve
 
 # By measure and quantity: (fields with numbers, keys that tell its records apart). Of
 # `tasks` it depends on the model's tasks whether they must be named.
@@ -147,8 +146,10 @@ def _config(study: Study, attack: str, variant: str) -> AttackConfig:
 
 def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
     """Those that the attack looks at, in the model's order."""
-    has = resolve(study.train_config(variant, study.seeds[0]).tasks)
-    chosen = resolve(config.tasks) if config.tasks else has
+    from mtr_tf import tasks as tasks_lib
+
+    has = tasks_lib.resolve(study.train_config(variant, study.seeds[0]).tasks)
+    chosen = tasks_lib.resolve(config.tasks) if config.tasks else has
     return tuple(task for task in has if task in chosen)
 
 

@@ -23,8 +23,6 @@ from mtr_tf.study.design import slug
 from mtr_tf.study.toml_table import Table
 from mtr_tf.study.toml_table import did_you_mean
 from mtr_tf.study.toml_table import read
-from mtr_tf.tasks import groups
-from mtr_tf.tasks.names import resolve
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
 _TRAIN_REFUSED = {
@@ -95,17 +93,21 @@ def load(
 
 
 def _train_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
-    spelled = {"tasks": resolve, "main_tasks": resolve}
+    from mtr_tf import tasks  # Imports TensorFlow.
+
+    spelled = {"tasks": tasks.resolve, "main_tasks": tasks.resolve}
     return table.settings(TrainConfig, _TRAIN_REFUSED, spelled, beside)
 
 
 def _attack_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
+    from mtr_tf import tasks
+
     def group(text: str) -> str:
         if text.lower() in ("each", "all"):
             return text.lower()
-        return "+".join(resolve(text.split("+")))
+        return "+".join(tasks.resolve(text.split("+")))
 
-    spelled = {"tasks": resolve, "attack_tasks": lambda texts: map(group, texts)}
+    spelled = {"tasks": tasks.resolve, "attack_tasks": lambda texts: map(group, texts)}
     return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
 
 
@@ -194,7 +196,10 @@ def _check(study: Study, file: Table) -> None:
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
     """Refuses an attack on tasks that a variant has not."""
-    has = resolve(has)
+    from mtr_tf import tasks
+    from mtr_tf.tasks import groups
+
+    has = tasks.resolve(has)
     groups.check_has(config.tasks, has, "--tasks")
     looked_at = [task for task in has if task in (config.tasks or has)]
     if config.attack != NO_ATTACK:

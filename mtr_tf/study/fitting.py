@@ -11,7 +11,6 @@ from typing import Any
 from mtr_tf.errors import InputError
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
-from mtr_tf.tasks.names import resolve
 
 
 def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
@@ -53,7 +52,9 @@ def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
 
 
 def _lacking(study: Study, variant: str, has: Sequence[str]) -> list[str]:
-    wanted = resolve(study.train_config(variant, study.seeds[0]).tasks)
+    from mtr_tf import tasks  # Imports TensorFlow.
+
+    wanted = tasks.resolve(study.train_config(variant, study.seeds[0]).tasks)
     return [task for task in wanted if task not in has]
 
 
