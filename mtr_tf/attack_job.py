@@ -104,7 +104,7 @@ class Job:
     config: AttackConfig
     subject: sweep.Subject
     cells: tuple[Cell, ...]
-    measures: measure.Settings | None
+    measures: measure.MeasureSettings | None
     provenance: Provenance
     warnings: tuple[str, ...]
     checkpoint_step: int | None
@@ -164,7 +164,7 @@ class Job:
         )
         return tables.text(title, records, folder)
 
-    def _measure(self, settings: measure.Settings) -> str:
+    def _measure(self, settings: measure.MeasureSettings) -> str:
         """Measures what is not finished, and writes and returns what shows."""
         subject = self.subject
         folding.check(subject.model, subject.tasks, subject.first_images)
@@ -174,8 +174,8 @@ class Job:
             subject, settings, self.provenance, warnings, self.folder
         )
         table = measure_files.write(records, self.folder)
-        known = any(end is not None for r in records for end in r.get("interval") or ())
-        note = resampling.note(subject.units.over, subject.num_examples, known)
+        exist = any(end is not None for r in records for end in r.get("interval") or ())
+        note = resampling.note(subject.units.over, subject.num_examples, exist)
         images = f"{subject.num_examples} images of {subject.info.name}"
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 

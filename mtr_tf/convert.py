@@ -19,12 +19,19 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from absl import logging
+
+from mtr_tf import data
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
+from mtr_tf.tasks.names import resolve
 
 if TYPE_CHECKING:
     import keras
@@ -109,11 +116,7 @@ def main(config: ConvertConfig) -> None:
     """Converts; raises `InputError` for what the user can put right."""
     if not config.torch:
         raise InputError("--torch must name a file of PyTorch weights; it is empty.")
-    from mtr_tf.cli import startup
-
     startup.import_tensorflow()
-    from absl import logging
-
     workdir = convert(config)
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
 
@@ -128,13 +131,9 @@ def convert(config: ConvertConfig) -> pathlib.Path:
       InputError: The file cannot be read, does not fit the model, or the directory
         holds something else.
     """
-    from absl import logging
-
-    from mtr_tf import files
     from mtr_tf import models
     from mtr_tf.models.torch_weights import reading as torch_files
     from mtr_tf.models.torch_weights import transfer as torch_weights
-    from mtr_tf.runs import directory
 
     _check_model(config.model, tuple(models.MODELS))
     if config.parsed_image_size:
@@ -171,9 +170,7 @@ def _check_model(name: str, known: tuple[str, ...]) -> None:
 
 def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
     """The settings under which the weights count as a run of mtr_tf.train."""
-    from mtr_tf import data
     from mtr_tf import models
-    from mtr_tf import tasks
 
     width, published = found.width(), models.MODELS[config.model].width
     drn = config.model.startswith("drn_")
@@ -192,7 +189,7 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
             "it is empty."
         )
     return TrainConfig(
-        tasks=tasks.resolve(config.tasks or found.tasks),
+        tasks=resolve(config.tasks or found.tasks),
         dataset=dataset,
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
         image_size=config.image_size,

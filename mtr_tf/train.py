@@ -15,19 +15,18 @@ import dataclasses
 import os
 import pathlib
 
+from absl import logging
+
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.runs import directory
 
 
 def main(config: TrainConfig, place: RunPlace) -> None:
     """Trains; raises `InputError` for what the user can put right."""
-    from mtr_tf.cli import startup
-
     startup.import_tensorflow(config.deterministic)
-    from absl import logging
-
-    from mtr_tf.runs import directory
     from mtr_tf.training import loop as training
 
     if config.data_dir:  # Valid in any working directory.

@@ -87,16 +87,16 @@ def _other_sizes(model: keras.Model, info: DatasetInfo, task: str = "") -> str:
         for stride in _STRIDES
         for size in itertools.product(*(_multiples(n, stride) for n in (height, width)))
     }
-    found = []
+    sizes = []
     for size in sorted(near, key=lambda size: (near[size], size)):
         shapes = output_shapes(model, (*size, channels))
         if shapes and (not task or shapes[task][:-1] == size):
-            found.append(f"--image_size={size[0]}x{size[1]}")
-        if len(found) == _OFFERED:
+            sizes.append(f"--image_size={size[0]}x{size[1]}")
+        if len(sizes) == _OFFERED:
             break
-    if not found:
+    if not sizes:
         return "give --image_size, a size that it takes"
-    return f"the nearest sizes that work are {' and '.join(found)}"
+    return f"the nearest sizes that work are {' and '.join(sizes)}"
 
 
 def _multiples(number: int, stride: int) -> list[int]:

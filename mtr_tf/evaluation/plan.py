@@ -395,6 +395,8 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     cells, groups = [], parse_groups(config.attack_tasks, tasks)
+    weights, block = _weights(config), parse_block(config.attack_block)
+    labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
@@ -405,11 +407,11 @@ def make_cells(
                 tasks=group,
                 losses=() if loss == OWN_LOSS else tuple(loss.split("+")),
                 balance=balance,
-                weights=_weights(config, group),
+                weights=tuple((t, number) for t, number in weights if t in group),
                 targeted=config.targeted,
                 pixels=config.attack_pixels,
-                block=parse_block(config.attack_block),
-                classes=tuple(_class_label(n, classes) for n in config.attack_classes),
+                block=block,
+                classes=labels,
                 eot=config.eot,
             ),
             attack=AttackSettings.of(config, attack, scale),
@@ -437,14 +439,11 @@ def _attack_loss(name: str) -> Any:
     return attacks.ATTACK_LOSSES[name]
 
 
-def _weights(
-    config: AttackConfig, group: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    """Those of the settings that are about tasks of this group."""
+def _weights(config: AttackConfig) -> tuple[tuple[str, float], ...]:
+    """Pairs of a task and its weight, each task by its one name."""
     weights = parse_weights(config.attack_weights)
     named = tasks_lib.resolve([name for name, _ in weights]) if weights else ()
-    pairs = zip(named, (number for _, number in weights), strict=True)
-    return tuple((task, number) for task, number in pairs if task in group)
+    return tuple(zip(named, (number for _, number in weights), strict=True))
 
 
 def _class_label(name: str, classes: Sequence[str]) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -110,30 +109,23 @@ def run(
 
     With `predictions`, what is predicted for all images is written there too.
     """
-    plain = [member for cell in cells for member in cell.members or (cell,)]
-    found = {
-        cell: store.read(cell)
-        if not predictions or predictions.complete(store.label(cell))
-        else None
-        for cell in (None, *plain)
+    plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
+    results = {
+        cell: result
+        for cell in plain
+        if (not predictions or predictions.complete(store.label(cell)))
+        and (result := store.read(cell))
     }
-    passes = {cell: cell.passes if cell else 1.0 for cell in found}
-    cost = {cell: passes[cell] * subject.num_examples for cell in found}
-    pending = _by_family(cell for cell, result in found.items() if result is None)
-    finished = [cell for cell in found if cell not in pending]
-    if finished:
+    passes = {cell: cell.passes if cell else 1.0 for cell in plain}
+    cost = {cell: passes[cell] * subject.num_examples for cell in plain}
+    pending = _by_family(cell for cell in cost if cell not in results)
+    if results:
         logging.info(
-            "%d of %d evaluations are finished already", len(finished), len(found)
+            "%d of %d evaluations are finished already", len(results), len(cost)
         )
-    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    total, done = sum(cost.values()), sum(cost[cell] for cell in results)
+    jit = _compiled(subject, pending, cost)
     family, evaluator = None, None
-    work = collections.Counter()
-    for cell in pending:
-        work[cell and cell.family] += cost[cell]
-    jit = {family: subject.compiled(total) for family, total in work.items()}
-    if jit:
-        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
-        compiling.say(what, subject.jit)
     with progress.bar(total, "attacking", "image passes", done) as advance:
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
@@ -148,16 +140,33 @@ def run(
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
-            result = _result(subject, cell, evaluation)
-            store.write(result, evaluation.examples)
-            found[cell] = result
+            results[cell] = _result(subject, cell, evaluation)
+            store.write(results[cell], evaluation.examples)
     for cell in cells:
         if cell.members:
-            found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
-            store.write(found[cell])  # For its rows: it is always combined anew.
+            of_members = [results[member] for member in cell.members]
+            results[cell] = _worst(subject, cell, of_members)
+            store.write(results[cell])  # For its rows: it is always combined anew.
             if predictions:
-                _choose(predictions, store, cell, [found[m] for m in cell.members])
-    return found[None], [found[cell] for cell in cells]
+                _choose(predictions, store, cell, of_members)
+    return results[None], [results[cell] for cell in cells]
+
+
+def _compiled(
+    subject: Subject,
+    pending: Sequence[Cell | None],
+    cost: Mapping[Cell | None, float],
+) -> dict[Cell | None, bool]:
+    """Whether XLA compiles the graph of each family, by all that it has to do."""
+    work: dict[Cell | None, float] = {}
+    for cell in pending:
+        family = cell and cell.family
+        work[family] = work.get(family, 0) + cost[cell]
+    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+    if jit:
+        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(what, subject.jit)
+    return jit
 
 
 def _writers(
@@ -239,7 +248,7 @@ def make_evaluator(
 
     `jit` None: compiled by XLA only where all is to be.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     if cell:
         settings = {
             "attack": attack or cell.build(),

@@ -41,7 +41,7 @@ _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """What is measured.
 
     Attributes:
@@ -64,12 +64,12 @@ class Settings:
     pixel_attack: tuple[float, float, int] = (8.0, 2.0, 5)
 
 
-def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
+def settings_of(config: AttackConfig, tasks: Sequence[str]) -> MeasureSettings:
     """What flags ask for; two radii below theirs show the limit of the first order."""
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
-    return Settings(
+    return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
         groups=groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
@@ -81,7 +81,7 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
 
 def measure(
     subject: Subject,
-    settings: Settings,
+    settings: MeasureSettings,
     provenance: Provenance,
     warnings: list[str],
     folder: pathlib.Path,
@@ -110,7 +110,7 @@ def measure(
 class _Measuring:
     """What the measures of a call share: passes that two of them need are made once."""
 
-    def __init__(self, subject: Subject, settings: Settings, parts: Parts):
+    def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
         """Takes what is measured, how, and what is finished."""
         self.subject = subject
         self.settings = settings
@@ -134,8 +134,8 @@ def _tasks(job: _Measuring) -> list[dict]:
     cost = 1 + len(tasks)
     gradients = Pass(subject, steps_lib.gradients(subject.model, tasks), cost)
     part = Part({"part": "gradients", "tasks": tasks}, cost, gradients)
-    (found,) = job.finish([part], "measuring tasks (l2)")
-    norms = measure_records.own_norms(found, "l1")
+    (arrays,) = job.finish([part], "measuring tasks (l2)")
+    norms = measure_records.own_norms(arrays, "l1")
     divisors = np.nan_to_num(gradients_lib.root_mean_square(norms))
     sums = Pass(subject, steps_lib.l1_of_sets(subject.model, tasks), cost)
     part = Part(
@@ -144,7 +144,7 @@ def _tasks(job: _Measuring) -> list[dict]:
         lambda advance: sums(advance, tf.constant(divisors)),
     )
     (l1,) = job.finish([part], "measuring tasks (l1)")
-    return measure_records.of_tasks(found, l1, tasks, subject.seed, subject.units)
+    return measure_records.of_tasks(arrays, l1, tasks, subject.seed, subject.units)
 
 
 def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
@@ -164,9 +164,9 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]
     one = job.one("gradients", steps_lib.gradients(subject.model, tasks), cost)
 
     def make(pixels, advance):
-        made = [one(advance, tf.constant(mask)) for mask in pixels]
+        draws = [one(advance, tf.constant(mask)) for mask in pixels]
         return {
-            norm: np.stack([measure_records.own_norms(m, norm) for m in made])
+            norm: np.stack([measure_records.own_norms(m, norm) for m in draws])
             for norm in measure_records.NORMS
         }
 
@@ -179,8 +179,8 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]
         )
         for count, pixels in masks.items()
     ]
-    found = job.finish(todo, f"measuring {measure}")
-    by_count = dict(zip(masks, found, strict=True))
+    arrays = job.finish(todo, f"measuring {measure}")
+    by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_gradients(
         measure, by_count, tasks, subject.seed, subject.units
     )
@@ -198,8 +198,8 @@ def _pixel_attack(
     )
 
     def make(pixels, advance):
-        made = [one(advance, tf.constant(mask)) for mask in pixels]
-        return {name: np.stack([m[name] for m in made]) for name in made[0]}
+        draws = [one(advance, tf.constant(mask)) for mask in pixels]
+        return {name: np.stack([m[name] for m in draws]) for name in draws[0]}
 
     about = {"part": f"attack on {measure}", "task": task}
     about |= {"pgd": job.settings.pixel_attack}
@@ -212,8 +212,8 @@ def _pixel_attack(
         )
         for count, pixels in masks.items()
     ]
-    found = job.finish(todo, f"attacking {measure} of {task}")
-    by_count = dict(zip(masks, found, strict=True))
+    arrays = job.finish(todo, f"attacking {measure} of {task}")
+    by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units
     )
@@ -238,9 +238,9 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     )
 
     def make(eps, advance):
-        found = one(advance, tf.constant(eps * unit, tf.float64))
-        known = found.pop("valid").all(axis=1)
-        return {name: np.where(known, array, np.nan) for name, array in found.items()}
+        arrays = one(advance, tf.constant(eps * unit, tf.float64))
+        valid = arrays.pop("valid").all(axis=1)
+        return {name: np.where(valid, array, np.nan) for name, array in arrays.items()}
 
     name = "+".join(group)
     about = {"part": "first order", "tasks": name}
@@ -250,8 +250,8 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
         for eps in settings.eps
     ]
     shown = name if len(group) < 4 else f"{len(group)} tasks"
-    found = job.finish(todo, f"first order of {shown}")
-    by_eps = dict(zip(settings.eps, found, strict=True))
+    arrays = job.finish(todo, f"first order of {shown}")
+    by_eps = dict(zip(settings.eps, arrays, strict=True))
     return measure_records.of_first_order(
         group, settings.norm, unit, by_eps, subject.seed, subject.units
     )

@@ -102,10 +102,10 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
     config = directory.read_config(root) if root else None
     if root is None or config is None:
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
-        known = f" Runs beside it: {', '.join(near)}." if near else ""
+        hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
             "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f".keras file; got {ckpt!r}, which {_what_is(path)}.{known}"
+            f".keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"

@@ -50,7 +50,7 @@ class Job:
     examples: int
     augment: Augment
     learner: Learner
-    best: monitor.Best
+    best: monitor.BestMetric
     jit: bool
 
     @property

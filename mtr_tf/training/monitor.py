@@ -52,7 +52,7 @@ _HPARAMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestMetric:
     """Which number decides what the best checkpoint is."""
 
     kind: str  # clean or adversarial
@@ -65,7 +65,7 @@ class Best:
         return self.metric.better
 
 
-def parse_best(config: TrainConfig) -> Best:
+def parse_best(config: TrainConfig) -> BestMetric:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
     Empty is the first main task's headline metric, clean.
@@ -76,21 +76,21 @@ def parse_best(config: TrainConfig) -> Best:
     text = config.best_metric
     if not text:
         main = config.main_or_all_tasks[0]
-        return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
+        return BestMetric("clean", main, tasks_lib.TASKS[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
-    known = {
-        f"{task}/{metric.name}": Best(kind, task, metric)
+    choices = {
+        f"{task}/{metric.name}": BestMetric(kind, task, metric)
         for task in config.tasks
         for metric in tasks_lib.TASKS[task].metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
-    if kind not in kinds or f"{task}/{metric}" not in known:
+    if kind not in kinds or f"{task}/{metric}" not in choices:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
-            f"{', '.join(known)}; got {text!r}."
+            f"{', '.join(choices)}; got {text!r}."
         )
-    return known[f"{task}/{metric}"]
+    return choices[f"{task}/{metric}"]
 
 
 def training_attack(config: TrainConfig) -> attacks.PGD | None:
@@ -128,7 +128,7 @@ class Monitor:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         weighting: Weighting,
-        best: Best,
+        best: BestMetric,
         workdir: pathlib.Path,
         optimizer: keras.optimizers.Optimizer | None = None,
     ):
@@ -224,10 +224,10 @@ class Monitor:
             keep_examples=tensorboard.EXAMPLES,
         )
         _raise_if_not_finite(evaluation, step)
-        found = {"clean": values(evaluation.clean)}
+        numbers_of = {"clean": values(evaluation.clean)}
         if evaluation.attacked:
-            found["adversarial"] = values(evaluation.attacked)
-        for kind, numbers in found.items():
+            numbers_of["adversarial"] = values(evaluation.attacked)
+        for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
             self._validation[kind].scalars(
                 scalars, step, self._about[kind], units=self._info.units
@@ -244,8 +244,8 @@ class Monitor:
         self._validation["clean"].pictures(pictures, step, about)
         for board in (self._train, *self._validation.values()):
             board.flush()
-        logging.info("step %d: %s", step, _headlines(found))
-        return found[self.best.kind][self.best.task][self.best.metric.name]
+        logging.info("step %d: %s", step, _headlines(numbers_of))
+        return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
 
 
 def _attack(config: TrainConfig) -> str:
@@ -267,12 +267,12 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
             )
 
 
-def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:
+def _headlines(numbers_of: dict[str, dict[str, dict[str, float]]]) -> str:
     """Each task's first metric, clean and attacked, on one line."""
     parts = []
-    for task, numbers in found["clean"].items():
+    for task, numbers in numbers_of["clean"].items():
         name = tasks_lib.TASKS[task].metrics[0].name
         parts.append(f"{task} {name} {numbers[name]:.3f}")
-        if "adversarial" in found:
-            parts[-1] += f" (attacked {found['adversarial'][task][name]:.3f})"
+        if "adversarial" in numbers_of:
+            parts[-1] += f" (attacked {numbers_of['adversarial'][task][name]:.3f})"
     return ", ".join(parts)

@@ -7,9 +7,9 @@ import figure_fixture
 import numpy as np
 import pytest
 import results_fixture as hand
+from cells_fixture import a_cell
 
 from mtr_tf.evaluation.cell_store import Result
-from mtr_tf.evaluation.plan import Cell
 from mtr_tf.show import gallery
 from mtr_tf.tasks import TASKS
 
@@ -40,7 +40,7 @@ def results_of(tasks, examples=3, size=(12, 16)) -> tuple[Result, Result]:
     targets = [f"target/{task}" for task in tasks]
     scores = dict.fromkeys(tasks, {})
     clean = Result(None, scores, 3, pictures("image", *targets, *outputs))
-    cell = Cell("pgd", "linf", 8.0, 2.0, 20, 1, tuple(tasks), 0, 0)
+    cell = a_cell(tasks=tuple(tasks), step_size=2.0, steps=20)
     names = ("adversarial", "perturbation", *outputs)
     return clean, Result(cell, scores, 3, pictures(*names))
 
