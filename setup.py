@@ -36,6 +36,7 @@ setuptools.setup(
         "numpy>=2",
         "pillow>=10.1",
         "rich>=13.7",
+        "scipy>=1.13",
         "tensorboard>=2.20",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
@@ -49,7 +50,6 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "scikit-image>=0.24",  # The released code resizes with it.
-            "scipy>=1.13",
         ],
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of tasks that are attacked together, as the command line names them."""
+"""Groups of tasks, as flags name them: attacked together, main or auxiliary."""
 
 from __future__ import annotations
 
@@ -53,3 +53,28 @@ def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
             f"{flag} asks for {', '.join(missing)}, but the checkpoint has only the "
             f"tasks {', '.join(tasks)}; name some of these."
         )
+
+
+def task_weights(
+    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
+) -> dict[str, float]:
+    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+
+    The rule of the paper's released training loop. No main task named: all are main,
+    which is equal weights.
+
+    Raises:
+      InputError: a main task is not among the tasks.
+    """
+    main = main_tasks or tasks
+    missing = [task for task in main if task not in tasks]
+    if missing:
+        raise InputError(
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
+            f"{', '.join(missing)}; add it to --tasks or take it out."
+        )
+    auxiliaries = len(tasks) - len(main)
+    return {
+        task: 1 / len(main) if task in main else aux_weight / auxiliaries
+        for task in tasks
+    }

@@ -21,6 +21,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
+from mtr_tf.tasks.groups import task_weights
 
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -183,28 +184,3 @@ def make_weighting(config: TrainConfig) -> Weighting:
             },
         )
     return Weighting(task_weights(tasks, config.main_tasks, config.aux_weight))
-
-
-def task_weights(
-    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
-) -> dict[str, float]:
-    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
-
-    The rule of the paper's released training loop. No main task named: all are main,
-    which is equal weights.
-
-    Raises:
-      InputError: a main task is not among the tasks.
-    """
-    main = main_tasks or tasks
-    missing = [task for task in main if task not in tasks]
-    if missing:
-        raise InputError(
-            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
-            f"{', '.join(missing)}; add it to --tasks or take it out."
-        )
-    auxiliaries = len(tasks) - len(main)
-    return {
-        task: 1 / len(main) if task in main else aux_weight / auxiliaries
-        for task in tasks
-    }

@@ -251,11 +251,11 @@ def test_time_left_by_hand():
     assert known.left([], [], 2) == 0
     assert known.left([train, other], [], 1) == 60
     assert known.left([train, other], [], 2) == 30
-    assert known.left([train, other, pgd], [], 2) == 60
-    assert known.left([train, other, pgd, moved], [], 4) == 60  # Both wait.
-    assert known.left([pgd], [(train, 25.0)], 2) == 5 + 30
+    assert known.left([train, other, pgd], [], 2) == 45
+    assert known.left([train, other, pgd, moved], [], 8) == 30  # One cell at least.
+    assert known.left([pgd], [(train, 25.0)], 1) == 5 + 30
     assert known.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
-    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 30 + 30
+    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 50
 
 
 def test_costs_are_in_proportion():

@@ -9,7 +9,6 @@ from mtr_tf.data.rooms.render import MAX_CURVATURE
 
 SIZES = (32, 64, 128)
 DEFAULT_SIZE = 64
-MAX_DEPTH = 10.0
 SPLIT_SIZES = {"train": 2000, "validation": 300, "test": 300}
 
 # Targets that are stored: name -> (channels, 0 for labels without that axis; type).

@@ -1,5 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the records of `design` of a study's file."""
+"""The file of a study: reads it into the records of `design`.
+
+A study file is TOML:
+
+    about = "One paragraph: what is asked, on what."
+    seeds = [0, 1, 2, 3]
+    [train]                     # settings of mtr_tf.train, for all variants
+    [attack]                    # settings of mtr_tf.attack, for all attacks
+    [variants."s+A"]            # settings of mtr_tf.train for one kind of model
+    tasks = ["seg", "autoencoder"]
+    note = "shown in the report"
+    [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
+    variants = ["s+A"]          # which models it is run on; left out: on all
+    source = "s"                # made on this variant's run of the same seed
+    [[claims]]                  # see `claims`
+
+A setting is called as its flag. What differs between runs (seeds, folders) is the
+study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +33,17 @@ from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.runs import directory
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import Variant
 from mtr_tf.study.design import slug
 from mtr_tf.study.toml_table import Table
-from mtr_tf.study.toml_table import did_you_mean
 from mtr_tf.study.toml_table import read
+from mtr_tf.tasks import groups
+from mtr_tf.tasks.groups import task_weights
+from mtr_tf.tasks.names import resolve
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
 _TRAIN_REFUSED = {
@@ -56,7 +77,7 @@ def find(name_or_path: str) -> Any:
     if name_or_path not in known:
         raise InputError(
             f"the study must be one of {', '.join(known)}, or the path of a .toml "
-            f"file; got {name_or_path!r}{did_you_mean(name_or_path, known)}."
+            f"file; got {name_or_path!r}{did_you_mean(name_or_path, known, '; did')}."
         )
     return known[name_or_path]
 
@@ -67,7 +88,17 @@ def load(
     seeds: Sequence[int] | None = None,
     train: Mapping[str, Any] | None = None,
 ) -> Study:
-    """Does what `design.load` says."""
+    """Reads a study that comes with the package, by name, or a .toml file, by path.
+
+    Args:
+      name_or_path: As `rooms`, or `my/study.toml`.
+      seeds: Take these instead of the file's.
+      train: Fields of `TrainConfig` to take instead of those in the file's [train].
+
+    Raises:
+      InputError: There is no such study or file, or something in it cannot be used;
+        the message names file, table and key.
+    """
     path = find(name_or_path)
     content = read(path)
     if seeds is not None:
@@ -93,21 +124,17 @@ def load(
 
 
 def _train_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
-    from mtr_tf import tasks  # Imports TensorFlow.
-
-    spelled = {"tasks": tasks.resolve, "main_tasks": tasks.resolve}
+    spelled = {"tasks": resolve, "main_tasks": resolve}
     return table.settings(TrainConfig, _TRAIN_REFUSED, spelled, beside)
 
 
 def _attack_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
-    from mtr_tf import tasks
-
     def group(text: str) -> str:
         if text.lower() in ("each", "all"):
             return text.lower()
-        return "+".join(tasks.resolve(text.split("+")))
+        return "+".join(resolve(text.split("+")))
 
-    spelled = {"tasks": tasks.resolve, "attack_tasks": lambda texts: map(group, texts)}
+    spelled = {"tasks": resolve, "attack_tasks": lambda texts: map(group, texts)}
     return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
 
 
@@ -143,7 +170,7 @@ def _attacks(file: Table, variants: Sequence[str]) -> tuple[AttackSpec, ...]:
         source = table.value("source", str, "")
         for one in (*named, source) if source else named:
             if one not in variants:
-                hint = did_you_mean(one, variants)
+                hint = did_you_mean(one, variants, "; did")
                 table.fail(
                     f"there is no variant {one!r}; there are "
                     f"{', '.join(variants)}{hint or '.'}"
@@ -173,16 +200,12 @@ def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
 
 def _check(study: Study, file: Table) -> None:
     """Makes all records once, so that what does not go together is found now."""
-    from mtr_tf.training import losses as training_losses
-
     seed = study.seeds[0]
     tables = file.tables("variants")
     for variant in study.variants:
         with tables[variant.name].explained():
             config = directory.canonical(study.train_config(variant.name, seed))
-            training_losses.task_weights(
-                config.tasks, config.main_tasks, config.aux_weight
-            )
+            task_weights(config.tasks, config.main_tasks, config.aux_weight)
     tables = file.tables("attacks")
     for spec in study.attacks:
         for name in spec.variants:
@@ -196,10 +219,7 @@ def _check(study: Study, file: Table) -> None:
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
     """Refuses an attack on tasks that a variant has not."""
-    from mtr_tf import tasks
-    from mtr_tf.tasks import groups
-
-    has = tasks.resolve(has)
+    has = resolve(has)
     groups.check_has(config.tasks, has, "--tasks")
     looked_at = [task for task in has if task in (config.tasks or has)]
     if config.attack != NO_ATTACK:
