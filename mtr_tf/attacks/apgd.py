@@ -97,7 +97,7 @@ class APGD(base.Attack):
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         centre = tf.cast(x, threat.compute_dtype(x))
         multiples = tf.constant([radius for radius, _ in self.radii], tf.float64)
         ends = tf.constant(self._ends())

@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
-from typing import Protocol
+from typing import final
 
 import tensorflow as tf
 from absl import logging
@@ -28,9 +29,13 @@ from mtr_tf.models import compiling
 Objective = Callable[..., Any]
 
 
-class Attack(Protocol):
-    """A frozen record of numbers, equal and of equal hash for equal attacks."""
+class Attack(abc.ABC):
+    """A frozen record of numbers, equal and of equal hash for equal attacks.
 
+    An attack of one's own has `search` and `passes`, and is called as it is here.
+    """
+
+    @final
     def __call__(
         self,
         objective: Objective,
@@ -53,8 +58,20 @@ class Attack(Protocol):
         """
         return launch(self, objective, x, seed, jit)
 
+    @property
+    @abc.abstractmethod
+    def passes(self) -> int:
+        """Evaluations of the objective per image, with or without a gradient."""
+
+    @abc.abstractmethod
     def search(self, objective: Objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """Returns images of x's shape and dtype; traced, on checked arguments."""
+        """Returns images of x's shape and dtype; traced, on checked arguments.
+
+        Args:
+          objective: What to raise; `score` and `gradient` evaluate it.
+          x: Float images in [0, 1], [batch, ...].
+          keys: int64 [batch, 2], a seed for each image.
+        """
 
 
 _TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
@@ -89,7 +106,7 @@ def launch(
         return x
     if not tf.executing_eagerly():
         return tf.stop_gradient(_searched(attack, objective, x, keys))
-    passes = float(getattr(attack, "passes", 1)) * getattr(objective, "draws", 1)
+    passes = float(attack.passes) * getattr(objective, "draws", 1)
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
     unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
     with graph_errors.raised(), unchanged():

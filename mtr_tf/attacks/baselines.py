@@ -46,7 +46,7 @@ class Noise(base.Attack):
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         ball = threat.ball(self.norm, self.epsilon)
         project = ball.projection(x)
         centre = tf.cast(x, threat.compute_dtype(x))

@@ -71,7 +71,7 @@ class Worst(base.Attack):
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         dtype = threat.compute_dtype(x)
         if hasattr(objective, "in_ensemble"):
             objective = objective.in_ensemble()
@@ -135,7 +135,7 @@ class SEA(base.Attack):
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         return self._worst().search(objective, x, keys)
 
     def _worst(self) -> Worst:

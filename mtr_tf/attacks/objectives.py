@@ -26,7 +26,7 @@ from mtr_tf.attacks import checks
 from mtr_tf.attacks import compatibility
 from mtr_tf.attacks import expectation as expectation_lib
 from mtr_tf.attacks import judging
-from mtr_tf.attacks import output_mask as output_mask_lib
+from mtr_tf.attacks import output_mask
 from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import BALANCES
@@ -66,7 +66,8 @@ class Recipe:
     fold: bool = True
     eot: int = 1
 
-    def __post_init__(self):
+    def checked(self) -> Recipe:
+        """Returns it; raises InputError where settings do not go together."""
         checks.check_name("balance", self.balance, BALANCES)
         judging.check(self.judge)
         checks.check_count("eot", self.eot)
@@ -86,6 +87,7 @@ class Recipe:
                 raise InputError(
                     f"The loss {name!r} has no targeted form; choose another."
                 )
+        return self
 
     def __call__(
         self, batch: Batch, x: tf.Tensor, progress: tf.Tensor | float
@@ -299,7 +301,84 @@ class TaskObjective:
     def _changed(self, **fields) -> TaskObjective:
         kept = ("targets", "masks", "keys")
         batch = {kind: self.batch[kind] for kind in kept if kind in self.batch}
-        return dataclasses.replace(self.recipe, **fields).bind(batch)
+        return dataclasses.replace(self.recipe, **fields).checked().bind(batch)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unbound:
+    """An objective without its batch: checked and made once, bound to many batches.
+
+    Attributes:
+      recipe: What is computed.
+      pixels: As of `objective`; None is all.
+      classes: As of `objective`; empty is all.
+    """
+
+    recipe: Recipe
+    pixels: Any | None = None
+    classes: tuple[int, ...] = ()
+
+    @property
+    def restricted(self) -> bool:
+        """Whether some of the output pixels are attacked, not all."""
+        return self.pixels is not None or bool(self.classes)
+
+    def bind(self, batch: Batch) -> TaskObjective:
+        """Returns the objective on a batch, of tensors that fit the tasks.
+
+        Args:
+          batch: {"targets": {task: tensor}, "masks": {task: tensor}}, and what else
+            there is, which is left out.
+        """
+        names = self.recipe.tasks
+        targets = {name: batch["targets"][name] for name in names}
+        masks = {name: tf.cast(batch["masks"][name], tf.float32) for name in names}
+        if self.pixels is not None:
+            masks = {
+                name: output_mask.restricted(mask, self.pixels)
+                for name, mask in masks.items()
+            }
+        if self.classes:
+            masks = output_mask.of_classes(self.classes, targets, masks)
+        return self.recipe.bind({"targets": targets, "masks": masks})
+
+
+def unbound(
+    model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]],
+    tasks: Iterable[str] | str,
+    balance: str = "sum",
+    pixels: Any | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    losses: Iterable[str] | str = (),
+    targeted: bool = False,
+    classes: Iterable[int] | None = None,
+    judge: str = judging.AUTO,
+    fold: bool = True,
+    eot: int = 1,
+) -> Unbound:
+    """Returns what `objective` does, without its batch; arguments as there.
+
+    For many batches: `unbound(model, tasks).bind(batch)`. All settings are checked
+    here, so that nothing is checked where batches are bound within a graph.
+
+    Raises:
+      InputError: An unknown name, or settings that do not go together.
+    """
+    names = tasks_lib.resolve(tasks)
+    recipe = Recipe(
+        model,
+        names,
+        balance,
+        arguments.weights(weights, names),
+        arguments.attack_losses(losses, names),
+        bool(targeted),
+        judge,
+        fold,
+        eot,
+    )
+    classes = () if classes is None else output_mask.checked_classes(classes, names)
+    return Unbound(recipe.checked(), pixels, classes)
 
 
 def objective(
@@ -362,7 +441,20 @@ def objective(
         go together, masks that do not fit; or, when called, a model without an attacked
         task.
     """
-    names = tasks_lib.resolve(tuple(targets) if tasks is None else tasks)
+    found = unbound(
+        model,
+        tuple(targets) if tasks is None else tasks,
+        balance,
+        pixels,
+        weights=weights,
+        losses=losses,
+        targeted=targeted,
+        classes=classes,
+        judge=judge,
+        fold=fold,
+        eot=eot,
+    )
+    names = found.recipe.tasks
     for kind, given in (("target", targets), ("mask", masks)):
         for name in names:
             if name not in given:
@@ -370,21 +462,7 @@ def objective(
                     f"Every attacked task needs a {kind}, got none for {name!r}, only "
                     f"for {', '.join(map(repr, given)) or 'no task at all'}."
                 )
-    recipe = Recipe(
-        model,
-        names,
-        balance,
-        arguments.weights(weights, names),
-        arguments.attack_losses(losses, names),
-        bool(targeted),
-        judge,
-        fold,
-        eot,
-    )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
     compatibility.check_batch(names, targets, masks)
-    masks = {name: output_mask_lib.restricted(masks[name], pixels) for name in names}
-    if classes is not None:
-        masks = output_mask_lib.of_classes(classes, targets, masks)
-    return recipe.bind({"targets": targets, "masks": masks})
+    return found.bind({"targets": targets, "masks": masks})

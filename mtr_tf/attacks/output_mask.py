@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,24 +75,29 @@ def restricted(mask: Any, pixels: Any | None) -> tf.Tensor:
     return mask * pixels
 
 
+def checked_classes(classes: Iterable[int], tasks: Sequence[str]) -> tuple[int, ...]:
+    """Returns the classes; raises InputError if they restrict none of the tasks."""
+    chosen = tuple(classes)
+    if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
+        raise InputError(f"classes are whole numbers from 0, got {list(chosen)}.")
+    if not any(tasks_lib.TASKS[name].discrete for name in tasks):
+        raise InputError(
+            "classes restrict tasks with classes, but none is among the attacked: "
+            f"{', '.join(map(repr, tasks))}; leave them out."
+        )
+    return chosen
+
+
 def of_classes(
-    classes: Iterable[int],
+    classes: Sequence[int],
     targets: Mapping[str, tf.Tensor],
     masks: Mapping[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
     """Returns the masks, those of tasks with classes restricted to some classes."""
-    chosen = list(classes)
-    if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
-        raise InputError(f"classes are whole numbers from 0, got {chosen}.")
-    discrete = [name for name in targets if tasks_lib.TASKS[name].discrete]
-    if not discrete:
-        raise InputError(
-            "classes restrict tasks with classes, but none is among the attacked: "
-            f"{', '.join(map(repr, targets))}; leave them out."
-        )
     found = dict(masks)
-    for name in discrete:
-        target = tf.cast(targets[name], tf.int32)[..., tf.newaxis]
-        matches = tf.reduce_any(tf.equal(target, np.array(chosen, np.int32)), axis=-1)
-        found[name] = masks[name] * tf.cast(matches, tf.float32)
+    for name in targets:
+        if tasks_lib.TASKS[name].discrete:
+            target = tf.cast(targets[name], tf.int32)[..., tf.newaxis]
+            matches = tf.reduce_any(tf.equal(target, classes), axis=-1)
+            found[name] = masks[name] * tf.cast(matches, tf.float32)
     return found

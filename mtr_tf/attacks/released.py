@@ -22,7 +22,6 @@ The facts are from learning/attack.py, ensemble_attack.py and utils_learn.py the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import tensorflow as tf
 
@@ -122,19 +121,15 @@ class ReleasedPGD(base.Attack):
         for number in value:
             checks.check_number(name, number)
 
-    def __call__(
-        self, objective: base.Objective, x: Any, seed: int | tf.Tensor = 0
-    ) -> tf.Tensor:
-        """Returns attacked images like `x`; as PGD's, but no seed matters.
-
-        With `scale="wrong"` they are NOT in the ball of radius epsilon; see above.
-        """
-        return base.launch(self, objective, x, seed)
+    @property
+    def passes(self) -> int:
+        """Evaluations of the objective per image."""
+        return self.steps
 
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         del keys  # Nothing is random.
         centre = tf.cast(x, threat.compute_dtype(x))
         unit, box_low, box_high = self._pixels(centre)

@@ -87,7 +87,7 @@ class Square(base.Attack):
     def search(
         self, objective: base.Objective, x: tf.Tensor, keys: tf.Tensor
     ) -> tf.Tensor:
-        """The whole attack in graph operations; arguments as in `calling.Attack`."""
+        """The whole attack in graph operations; arguments as in `base.Attack`."""
         if x.shape.rank != 4:
             raise InputError(
                 "Square takes images [batch, height, width, channels], "

@@ -20,9 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 from mtr_tf.models import compiling
@@ -140,12 +140,10 @@ class Evaluator:
         self._num_classes = num_classes
         self._strategy = strategy or tf.distribute.get_strategy()
         self._attack = attack
-        self._objective = {"tasks": self._tasks, **(objective or {})}
-        self._targeted = bool(self._objective.get("targeted"))
-        self._restricted = any(
-            self._objective.get(kind) is not None for kind in ("pixels", "classes")
-        )
         self._surrogate = surrogate or model
+        settings = {"tasks": self._tasks, **(objective or {})}
+        self._objective = objectives.unbound(self._surrogate, **settings)
+        self._targeted = self._objective.recipe.targeted
         self._seed = seed
         self._clean = clean
         self._jit = jit
@@ -225,11 +223,11 @@ class Evaluator:
             return
         (few, *_) = self._strategy.experimental_local_results(images)
         few = few[:_LOOKED_AT]
-        names = tasks_lib.resolve(self._objective["tasks"])
-        if self._objective.get("fold", True):
-            folding.check(self._surrogate, names, few)
+        recipe = self._objective.recipe
+        if recipe.fold:
+            folding.check(self._surrogate, recipe.tasks, few)
         for model in (self._surrogate, self._model):
-            randomness.say_once(model, few, self._objective.get("eot", 1))
+            randomness.say_once(model, few, recipe.eot)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""
@@ -277,9 +275,7 @@ class Evaluator:
                 pictures["clean"] = self._float32(outputs)
         if self._attack is not None:
             goal = batch["wanted"] if self._targeted else batch
-            objective = attacks.objective(
-                self._surrogate, goal["targets"], goal["masks"], **self._objective
-            )
+            objective = self._objective.bind(goal)
             seeds = threat.image_keys(seed, batch["index"])
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._outputs(x_adv, batch, seed)
@@ -287,7 +283,7 @@ class Evaluator:
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
             attacked = objective.recipe.tasks
-            if self._restricted:
+            if self._objective.restricted:
                 rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
             if objective.recipe.needs_clean:
                 clean = self._outputs(batch["image"], batch, seed)

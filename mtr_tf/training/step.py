@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
@@ -43,19 +44,20 @@ class Adversary:
     batch_norm: str
     seed: int
 
-    def perturb(self, model: keras.Model, batch: Mapping[str, Any]) -> tf.Tensor:
-        """Returns the batch's images, attacked: a pure function of seed and step."""
+    def objective(self, model: keras.Model) -> objectives.Unbound:
+        """Returns what is raised, for all batches."""
         training = self.batch_norm == "training"
-        objective = attacks.objective(
-            (lambda x: model(x, training=True)) if training else model,
-            batch["targets"],
-            batch["masks"],
-            self.tasks,
-        )
+        attacked = (lambda x: model(x, training=True)) if training else model
+        return objectives.unbound(attacked, self.tasks)
+
+    def perturb(
+        self, objective: objectives.Unbound, batch: Mapping[str, Any]
+    ) -> tf.Tensor:
+        """Returns the batch's images, attacked: a pure function of seed and step."""
         keys = threat.fold_in(
             threat.fold_in(self.seed, batch["step"]), batch["position"]
         )
-        return self.attack(objective, batch["image"], seed=keys)
+        return self.attack(objective.bind(batch), batch["image"], seed=keys)
 
 
 def make_adversary(config: TrainConfig) -> Adversary | None:
@@ -101,6 +103,11 @@ class Learner:
     weight_decay: float
     batch_size: int  # Over all replicas.
     adversary: Adversary | None = None
+    attacked: objectives.Unbound | None = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        objective = self.adversary and self.adversary.objective(self.model)
+        object.__setattr__(self, "attacked", objective)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -147,7 +154,7 @@ def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
     adversary = learner.adversary
     if adversary is None:
         return [(batch["image"], 1.0)]
-    attacked = (adversary.perturb(learner.model, batch), adversary.share)
+    attacked = (adversary.perturb(learner.attacked, batch), adversary.share)
     clean = (batch["image"], 1 - adversary.share)
     return [attacked, clean] if adversary.share < 1 else [attacked]
 

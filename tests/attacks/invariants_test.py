@@ -18,6 +18,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from mtr_tf.attacks import apgd
+from mtr_tf.attacks import base
 from mtr_tf.attacks import baselines
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import momentum
@@ -184,6 +185,15 @@ def test_every_attack_keeps_its_promises_in_ten_thousand_cases(case, part):
         check(runner, *case, epsilon, 2 * seed + part, size=64)
 
     batches()
+
+
+def test_a_class_without_a_search_is_no_attack():
+    # Python's own error, when it is made, and not one of TensorFlow's when it runs.
+    class Nothing(base.Attack):
+        passes = 1
+
+    with pytest.raises(TypeError, match="abstract method '?search"):
+        Nothing()
 
 
 def test_every_image_alone_equals_it_in_a_batch():
