@@ -21,6 +21,7 @@ from mtr_tf.attacks.apgd import APGD
 from mtr_tf.attacks.attack_losses import SURROGATES
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.base import Attack
+from mtr_tf.attacks.base import simple
 from mtr_tf.attacks.baselines import Corner
 from mtr_tf.attacks.baselines import Noise
 from mtr_tf.attacks.ensemble import SEA
@@ -59,6 +60,7 @@ __all__ = [
     "make",
     "objective",
     "random_pixels",
+    "simple",
 ]
 
 
