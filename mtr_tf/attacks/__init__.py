@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
     from mtr_tf.attacks.balance import BALANCES
     from mtr_tf.attacks.base import Attack
+    from mtr_tf.attacks.base import simple
     from mtr_tf.attacks.baselines import Corner
     from mtr_tf.attacks.baselines import Noise
     from mtr_tf.attacks.ensemble import SEA
@@ -40,51 +41,27 @@ if TYPE_CHECKING:
     from mtr_tf.attacks.threat import NORMS
     from mtr_tf.attacks.threat import fold_in
 
+# Where each public name is: the records of the table, and what goes with them.
 _MODULES = {
-    "APGD": "apgd",
     "ATTACK_LOSSES": "attack_losses",
     "Attack": "base",
     "BALANCES": "balance",
-    "Corner": "baselines",
-    "FGSM": "pgd",
     "JUDGES": "judging",
-    "MIM": "momentum",
     "NORMS": "threat",
-    "Noise": "baselines",
-    "PGD": "pgd",
-    "SEA": "ensemble",
-    "Square": "square",
     "TaskObjective": "objectives",
-    "Worst": "ensemble",
     "block": "output_mask",
     "fold_in": "threat",
     "objective": "objectives",
     "random_pixels": "output_mask",
+    "simple": "base",
+} | {
+    record: module
+    for kind in KINDS.values()
+    if not kind.for_comparison
+    for module, record in [kind.record.split(":")]
 }
 
-__all__ = [
-    "APGD",
-    "ATTACK_LOSSES",
-    "BALANCES",
-    "FGSM",
-    "JUDGES",
-    "KINDS",
-    "MIM",
-    "NORMS",
-    "PGD",
-    "SEA",
-    "Attack",
-    "Corner",
-    "Noise",
-    "Square",
-    "TaskObjective",
-    "Worst",
-    "block",
-    "fold_in",
-    "make",
-    "objective",
-    "random_pixels",
-]
+__all__ = ["KINDS", "make", *sorted(_MODULES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -25,8 +26,29 @@ from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 
-# f(x) or f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
-Objective = Callable[..., Any]
+# f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
+Objective = Callable[[tf.Tensor, tf.Tensor], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Simple:
+    """An objective that is the same at any progress of an attack; see `simple`."""
+
+    function: Callable[[tf.Tensor], Any]
+
+    def __call__(self, x: tf.Tensor, progress: tf.Tensor | float = 0.0) -> Any:
+        """Returns what the function returns."""
+        del progress
+        return self.function(x)
+
+
+def simple(function: Callable[[tf.Tensor], Any]) -> Simple:
+    """Returns a plain function of images as an objective.
+
+    Args:
+      function: f(x) -> what to raise, [batch], or (what to raise, score), [batch] each.
+    """
+    return Simple(function)
 
 
 class Attack(abc.ABC):
@@ -262,7 +284,8 @@ def _evaluate(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (ascend, score), each [batch]."""
-    returned = objective(x, progress) if _takes_progress(objective) else objective(x)
+    _check_arity(objective)
+    returned = objective(x, progress)
     pair = returned if isinstance(returned, tuple) else (returned, returned)
     if len(pair) != 2:
         raise InputError(
@@ -282,21 +305,28 @@ def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
 
 
-def _takes_progress(objective: Objective) -> bool:
-    """Whether to pass the progress: there is a second argument that needs a value.
+def _check_arity(objective: Objective) -> None:
+    """Raises InputError unless it takes the images and the progress of the attack.
 
-    Or one named so. Other defaults are not touched: `lambda x, y=labels: ...`.
+    A second argument with a default, as in `lambda x, y=labels: ...`, is not for the
+    progress unless it is called so.
     """
     try:
-        parameters = list(inspect.signature(objective).parameters.values())
+        signature = inspect.signature(objective)
     except (TypeError, ValueError):  # Some built-ins have no signature.
-        return False
-    positional = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        return
+    try:
+        taken = list(signature.bind(None, None).arguments)
+    except TypeError:
+        taken = []
+    second = signature.parameters[taken[-1]] if taken else None
+    if second and (second.default is second.empty or second.name == "progress"):
+        return
+    raise InputError(
+        "An objective is called with the images and the progress of the attack, "
+        f"f(x, progress), got one with the arguments {signature}; wrap a plain f(x) in "
+        "attacks.simple(f)."
     )
-    second = [p for p in parameters if p.kind in positional][1:2]
-    return any(p.default is p.empty or p.name == "progress" for p in second)
 
 
 def _images(x: Any) -> tf.Tensor:

@@ -66,7 +66,8 @@ class Kind:
       bounded: Whether results stay in the ball and the box. Those that do not are for
         comparison, need the model's normalisation, and say so in each record.
       norms: Those that it has.
-      combines: Whether it may be a member of "worst".
+      for_comparison: Whether it repeats mistakes of other code, for one question only:
+        it is then in no ensemble, and not among the attacks in Python.
     """
 
     record: str
@@ -83,7 +84,7 @@ class Kind:
     needs_classes: bool = False
     bounded: bool = True
     norms: tuple[str, ...] = NORMS
-    combines: bool = True
+    for_comparison: bool = False
 
     def make(self, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
         """Returns the attack, with those of the settings that it takes.
@@ -134,7 +135,7 @@ def _released(start: str, scale: str) -> Kind:
         starts="image",
         bounded=scale == "pixels",
         norms=("linf",),
-        combines=False,
+        for_comparison=True,
     )
 
 
@@ -178,7 +179,6 @@ KINDS = {
         is_ensemble=True,
         own_losses=True,
         needs_classes=True,
-        combines=False,
     ),
     "worst": _kind(
         "ensemble:Worst",
@@ -187,7 +187,6 @@ KINDS = {
         "ensemble",
         starts="members",
         is_ensemble=True,
-        combines=False,
     ),
     "pgd_released": _released("corner", "wrong"),
     "pgd_released_start": _released("corner", "pixels"),
@@ -207,7 +206,11 @@ def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
 
 def member_names() -> tuple[str, ...]:
     """The attacks that may be in the ensemble of "worst"."""
-    return tuple(name for name, kind in KINDS.items() if kind.combines)
+    return tuple(
+        name
+        for name, kind in KINDS.items()
+        if not (kind.is_ensemble or kind.for_comparison)
+    )
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -50,10 +50,11 @@ class PGD(base.Attack):
     """Steps of fixed size along the steepest direction, each projected back.
 
     `PGD(...)(objective, x, seed)` returns images of x's shape and dtype in ball and box
-    that raise `objective`: any callable `f(x)` or `f(x, progress)` -> `[batch]`, or
-    -> (ascend, score), both `[batch]`. The gradient is taken of `ascend`; `score` says
-    which point is best. `progress` is the share of steps done: 0 at first, 1 when only
-    the score of the last point is asked for.
+    that raise `objective`: any callable `f(x, progress)` -> `[batch]`, or
+    -> (ascend, score), both `[batch]`; `attacks.simple(f)` makes one of `f(x)`. The
+    gradient is taken of `ascend`; `score` says which point is best. `progress` is the
+    share of steps done: 0 at first, 1 when only the score of the last point is asked
+    for.
 
     Attributes:
       epsilon: Radius in pixel units of [0, 1]; for "l2" the norm of the whole image's

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.apgd import APGD
@@ -26,7 +27,9 @@ def normal(shape, seed=1, dtype=np.float32):
 
 
 def linear(w):
-    return lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
+    return attacks.simple(
+        lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
+    )
 
 
 def norms(d):
@@ -224,7 +227,9 @@ def test_a_peak_inside_the_ball_is_found(norm):
     x = images((5, 9), low=0.3, high=0.7, dtype=np.float64)
     peak = x + images((5, 9), 2, -0.08, 0.08, np.float64)
     eps = 0.1 if norm == "linf" else 0.5
-    got = APGD(eps, 150, norm)(lambda z: -tf.reduce_sum(tf.square(z - peak), 1), x)
+    got = APGD(eps, 150, norm)(
+        attacks.simple(lambda z: -tf.reduce_sum(tf.square(z - peak), 1)), x
+    )
     np.testing.assert_allclose(got, peak, atol=eps / 50)
 
 
@@ -232,6 +237,7 @@ def test_a_peak_inside_the_ball_is_found(norm):
 def test_two_pixels_against_brute_force(norm):
     x, a = images((6, 2), seed=3), normal((6, 2), 4) * 4
 
+    @attacks.simple
     def loss(z):
         return tf.reduce_sum(tf.sin(a * z), 1) + tf.reduce_prod(z, 1)
 
@@ -318,6 +324,7 @@ def test_broken_losses_never_leave_the_ball(norm):
 def test_the_graph_does_not_grow_with_steps_restarts_or_radii():
     traces = []
 
+    @attacks.simple
     def loss(x):
         traces.append(x)
         return tf.reduce_sum(tf.sin(x), 1)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.baselines import Corner
 from mtr_tf.attacks.baselines import Noise
 from mtr_tf.errors import InputError
 
 
+@attacks.simple
 def flat(x):
     return 0 * tf.reduce_sum(x, list(range(1, x.shape.rank)))
 
@@ -55,6 +57,7 @@ def test_the_best_of_the_draws_comes_back_and_nan_never_wins(kind, norm):
     x = np.random.default_rng(0).uniform(0.2, 0.8, (9, 12))
     asked = []
 
+    @attacks.simple
     def loss(z):
         value = tf.reduce_sum(tf.sin(30 * z), 1)
         value = tf.where(value > 2, value * np.nan, value)

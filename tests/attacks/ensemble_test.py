@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.baselines import Corner
@@ -54,6 +55,7 @@ class Losses:
         return (raised, harm(z)) if self.harm else raised
 
 
+@attacks.simple
 def harm(z):
     """Image 0 is worst where its values fall, 1 where they rise, 2 at low-high-high."""
     signs = [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, -1.0, -1.0]]
@@ -68,7 +70,7 @@ def search(attack, objective, x, seed=0):
 def test_each_image_keeps_its_highest_and_of_equals_the_first():
     x = np.full((4, 2), 0.5, np.float32)
     wanted = np.array([[0.125], [-0.25], [0.375], [0.0]], np.float32)
-    near = lambda z: -tf.reduce_sum(tf.abs(z - x - wanted), 1)  # noqa: E731
+    near = attacks.simple(lambda z: -tf.reduce_sum(tf.abs(z - x - wanted), 1))  # noqa: E731
     worst = Worst((Move(0.125), Move(-0.25), Move(0.375), Move(-0.125)))
     got = search(worst, near, x)
     # The last image is as near to the first as to the fourth.
@@ -79,7 +81,7 @@ def test_each_image_keeps_its_highest_and_of_equals_the_first():
 @pytest.mark.parametrize("order", [(0.1, -0.1), (-0.1, 0.1)])
 def test_nan_never_wins_wherever_it_comes(order):
     x = np.full((2, 2), 0.5, np.float32)
-    root = lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1))  # noqa: E731
+    root = attacks.simple(lambda z: tf.sqrt(tf.reduce_sum(z - 0.5, 1)))  # noqa: E731
     got = search(Worst(tuple(Move(by) for by in order)), root, x)
     np.testing.assert_allclose(got, 0.6)
     lost = search(Worst((Move(-0.1), Move(-0.2))), root, x)
@@ -89,13 +91,13 @@ def test_nan_never_wins_wherever_it_comes(order):
 def test_members_and_images_have_random_numbers_of_their_own():
     KEYS.clear()
     x = np.full((3, 2), 0.5, np.float32)
-    flat = lambda z: 0 * tf.reduce_sum(z, 1)  # noqa: E731
+    flat = attacks.simple(lambda z: 0 * tf.reduce_sum(z, 1))  # noqa: E731
     search(Worst((Move(0.1), Worst((Move(0.1), Move(0.1))))), flat, x)
     assert len(np.unique(np.concatenate(KEYS), axis=0)) == 9
     own = threat.image_keys(0, tf.range(3)).numpy()
     assert not any((key == own).all(1).any() for key in np.concatenate(KEYS))
     # Two members of one kind draw differently: no worse than either, better somewhere.
-    wave = lambda z: tf.reduce_sum(tf.sin(30 * z), 1)  # noqa: E731
+    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), 1))  # noqa: E731
     x = np.random.default_rng(0).uniform(0, 1, (8, 3)).astype(np.float32)
     one = wave(Worst((Noise(0.2),))(wave, x)).numpy()
     two = wave(Worst((Noise(0.2), Noise(0.2)))(wave, x)).numpy()
@@ -108,7 +110,7 @@ def test_results_are_the_members_bit_for_bit_in_every_dtype(dtype):
     x = tf.cast(np.random.default_rng(1).uniform(0, 1, (5, 3)), dtype)
     worst = Worst((Corner(0.1), Noise(0.1)))
     keys = threat.image_keys(0, tf.range(5))
-    total = lambda z: tf.reduce_sum(z, 1)  # noqa: E731
+    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))  # noqa: E731
     got = worst.search(total, x, keys)
     assert got.dtype == x.dtype
     found = []
@@ -177,7 +179,7 @@ def test_the_objective_begins_once_for_every_member_and_for_the_judge():
         def begin(self, start, clean):
             begun.append(start.numpy())
             np.testing.assert_array_equal(clean, x)
-            return lambda z: tf.reduce_sum(z, 1)
+            return attacks.simple(lambda z: tf.reduce_sum(z, 1))
 
     x = np.full((2, 3), 0.5, np.float32)
     search(Worst((apgd.APGD(0.1, 2, restarts=3), Noise(0.1))), Begins(), x)
@@ -200,7 +202,7 @@ def test_members_that_are_no_attacks_are_refused(attacks):
 
 def test_objectives_without_the_methods_are_refused():
     x = np.full((2, 3), 0.5, np.float32)
-    total = lambda z: tf.reduce_sum(z, 1)  # noqa: E731
+    total = attacks.simple(lambda z: tf.reduce_sum(z, 1))  # noqa: E731
     with pytest.raises(
         InputError, match=r"method with_losses; make it with attacks\.ob"
     ):

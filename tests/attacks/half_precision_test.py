@@ -125,6 +125,7 @@ def test_losses_of_any_size_keep_their_gradients(factor):
     w = tf.constant(rng.choice([-1, 1], (2, 16, 16, 3)) * rng.uniform(0.5, 1), tf.half)
     calls = []
 
+    @attacks.simple
     def loss(x):
         calls.append(1)
         wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
@@ -142,6 +143,7 @@ def test_images_find_scales_of_their_own_and_dead_ones_stay_zero():
     w = tf.constant(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), tf.half)
     factors = tf.constant([1e7, 1e-7, 0.0, np.nan])
 
+    @attacks.simple
     def loss(x):
         wide = tf.cast(tf.cast(x, tf.half) * w, tf.float32)
         return factors * tf.reduce_mean(wide, [1, 2, 3])

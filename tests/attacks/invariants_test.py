@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
+from mtr_tf import attacks
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import base
 from mtr_tf.attacks import baselines
@@ -70,6 +71,7 @@ def objective(weights, dtype):
     """Polynomials, for they are the same wherever an image is in its batch."""
     a, b, c = (tf.cast(w, dtype) for w in tf.unstack(weights))
 
+    @attacks.simple
     def loss(z):
         wave = a * z + b * z * z * (1 - z) + c * z * tf.reverse(z, [1])
         return tf.reduce_sum(wave, [1, 2, 3])
@@ -218,6 +220,7 @@ def test_every_run_begins_the_objective_where_it_starts(name):
             np.testing.assert_array_equal(clean, x)
             started.append(start.numpy())
 
+            @attacks.simple
             def loss(z):
                 asked.append(z.numpy())
                 return tf.reduce_sum(z, [1, 2, 3])
@@ -239,7 +242,9 @@ def test_every_run_begins_the_objective_where_it_starts(name):
 def test_empty_batches_give_empty_batches(name, norm):
     # Convolutions fail on an empty batch, so the model must not be called at all.
     kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 2, 1)), tf.float32)
-    loss = lambda z: tf.reduce_sum(tf.nn.conv2d(z, kernel, 1, "SAME"), [1, 2, 3])  # noqa: E731
+    loss = attacks.simple(
+        lambda z: tf.reduce_sum(tf.nn.conv2d(z, kernel, 1, "SAME"), [1, 2, 3])
+    )  # noqa: E731
     attack = ATTACKS[name](8 / 255, norm)
     x = np.random.default_rng(1).uniform(size=(2, *SHAPE)).astype(np.float32)
     empty = attack(loss, x[:0])

@@ -23,7 +23,9 @@ def normal(shape, seed=1, dtype=np.float32):
 
 
 def linear(w):
-    return lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
+    return attacks.simple(
+        lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
+    )
 
 
 def norms(d):
@@ -70,7 +72,7 @@ def test_equals_the_rule_written_in_numpy(norm, decay, normalize):
     w = 20 * normal((5, 7), dtype=np.float64)
     settings = {"norm": norm, "random_start": False, "keep": "last"}
     attack = MIM(0.3, 0.04, 9, decay=decay, normalize=normalize, **settings)
-    loss = lambda z: tf.reduce_sum(tf.sin(w * z), 1)  # noqa: E731
+    loss = attacks.simple(lambda z: tf.reduce_sum(tf.sin(w * z), 1))  # noqa: E731
     got = attack(loss, x)
     expected = by_hand(x, w, 9, 0.3, 0.04, decay, normalize, norm)
     np.testing.assert_allclose(got, expected, atol=1e-12)
@@ -100,6 +102,7 @@ def test_momentum_decides_as_computed_by_hand():
 def test_two_pixels_against_brute_force(norm):
     x, a = images((6, 2), seed=3), normal((6, 2), 4) * 4
 
+    @attacks.simple
     def loss(z):
         return tf.reduce_sum(tf.sin(a * z), 1) + tf.reduce_prod(z, 1)
 
@@ -151,6 +154,7 @@ def test_it_starts_at_the_image_unless_told_otherwise(norm):
     x = np.full((2, 3), 0.5, np.float32)
     seen = []
 
+    @attacks.simple
     def loss(z):
         tf.py_function(lambda v: seen.append(v.numpy()), [z], [])
         return tf.reduce_sum(z, 1)

@@ -32,8 +32,8 @@ def normal(shape=SHAPE, seed=1):
 
 def linear(w):
     """The loss sum_i w_i x_i, whose maximum over a ball is known."""
-    return lambda x: tf.reduce_sum(
-        tf.cast(w, x.dtype) * x, list(range(1, x.shape.rank))
+    return attacks.simple(
+        lambda x: tf.reduce_sum(tf.cast(w, x.dtype) * x, list(range(1, x.shape.rank)))
     )
 
 
@@ -47,6 +47,7 @@ def small_net(seed=0):
     first = tf.constant(rng.normal(size=(3, 3, 3, 8)) / 3, tf.float32)
     second = tf.constant(rng.normal(size=(3, 3, 8, 1)) / 5, tf.float32)
 
+    @attacks.simple
     def loss(x):
         hidden = tf.nn.softplus(tf.nn.conv2d(x, first, 1, "SAME"))
         return tf.reduce_sum(
@@ -121,7 +122,9 @@ def test_concave_quadratic_ends_at_its_known_maximiser(norm):
     else:
         away *= np.minimum(1, eps / norms(away))[:, None, None, None]
     attack = attacks.PGD(eps, eps / 100, 300, norm)
-    got = attack(lambda z: -tf.reduce_sum(tf.square(z - peak), [1, 2, 3]), x)
+    got = attack(
+        attacks.simple(lambda z: -tf.reduce_sum(tf.square(z - peak), [1, 2, 3])), x
+    )
     atol = eps / 100 + 1e-6  # A step's length: fixed steps overshoot.
     np.testing.assert_allclose(got, x + away, atol=atol)
 
@@ -132,6 +135,7 @@ def test_two_pixels_against_brute_force(norm):
     x = images((6, 2), seed=3)
     eps, a, b = 0.3, normal((6, 2), 4) * 4, normal((6, 1), 5)
 
+    @attacks.simple
     def loss(z):
         waves = tf.sin(a * z) + tf.cos(3 * z + b)
         return tf.reduce_sum(waves, 1) + tf.reduce_prod(z, 1)
@@ -172,7 +176,10 @@ def test_a_start_is_no_corner_and_a_matter_of_the_seed():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
-    x, loss = images((6, 8), seed=6), lambda z: tf.reduce_sum(tf.sin(40 * z), 1)
+    x, loss = (
+        images((6, 8), seed=6),
+        attacks.simple(lambda z: tf.reduce_sum(tf.sin(40 * z), 1)),
+    )
     # Steps so long that the loss goes up and down along the way.
     for name, values in (("steps", (1, 2, 4, 9)), ("restarts", (1, 2, 5))):
         found = []
@@ -187,7 +194,7 @@ def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
 def test_best_is_the_best_point_of_the_whole_path_and_last_is_the_last():
     # The path of every run, traced by hand: start, every step, end.
     x, w = images((5, 8), seed=7), normal((5, 8), 8) * 20
-    loss = lambda z: tf.reduce_sum(tf.sin(w * z), 1)  # noqa: E731
+    loss = attacks.simple(lambda z: tf.reduce_sum(tf.sin(w * z), 1))  # noqa: E731
     runs = []
     for restart in range(3):
         path = [first_point(x, restart)]
@@ -273,7 +280,9 @@ def test_a_start_that_scores_higher_is_kept_where_gradients_vanish():
     often = staircase(attacks.PGD(0.1, 0.1, 2, restarts=12)(staircase, x)).numpy()
     assert 0.3 < once.mean() < 0.7
     assert often.all()
-    lost = attacks.PGD(0.1, 0.1, 2)(lambda z: -staircase(z), x + 0).numpy()
+    lost = attacks.PGD(0.1, 0.1, 2)(
+        attacks.simple(lambda z: -staircase(z)), x + 0
+    ).numpy()
     assert np.all(lost[:, 0] <= 0.5)  # Noise that harms is.
 
 
@@ -294,6 +303,7 @@ def test_broken_losses_never_leave_the_ball(norm, keep):
 
 
 def test_a_pixel_without_a_gradient_does_not_stop_the_others():
+    @attacks.simple
     @tf.custom_gradient
     def broken(z):  # A finite loss, whose gradient by the first pixel is NaN.
         slope = tf.constant([[np.nan, 1.0, -1.0]])
@@ -321,7 +331,7 @@ def test_results_are_inside_ball_and_box_in_every_dtype(
     attack = attacks.PGD(epsilon, step, 3, norm, keep=keep)
     keys = attacks.fold_in(seed, tf.range(3))
     # The very search, run operation by operation: compiling takes far longer.
-    got = attack.search(lambda z: linear(w)(tf.sin(9 * z)), x, keys)
+    got = attack.search(attacks.simple(lambda z: linear(w)(tf.sin(9 * z))), x, keys)
     assert got.dtype == x.dtype
     got, x = tf.cast(got, tf.float64).numpy(), tf.cast(x, tf.float64).numpy()
     order = np.inf if norm == "linf" else 2
@@ -336,7 +346,7 @@ def test_the_image_is_left_untouched_and_the_result_has_no_gradient():
     attack = attacks.PGD(EPS, EPS, 2)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        got = attack(lambda z: w * tf.reduce_sum(z, [1, 2, 3]), x)
+        got = attack(attacks.simple(lambda z: w * tf.reduce_sum(z, [1, 2, 3])), x)
         loss = w * tf.reduce_sum(got)
     by_w, by_x = tape.gradient(loss, (w, x))
     np.testing.assert_array_equal(x, before)
@@ -347,6 +357,7 @@ def test_the_image_is_left_untouched_and_the_result_has_no_gradient():
 def test_the_graph_does_not_grow_with_steps_or_restarts():
     traces = []
 
+    @attacks.simple
     def loss(x):
         traces.append(x)
         return tf.reduce_sum(tf.sin(x), [1, 2, 3])
@@ -418,7 +429,7 @@ def test_progress_is_the_share_of_steps_done():
 def test_other_defaults_of_an_objective_are_left_alone():
     x, w = images((2, 3), low=0.3, high=0.6), normal((2, 3))
     attack = attacks.FGSM(0.1)
-    got = attack(lambda z, weights=w: tf.reduce_sum(weights * z, 1), x)
+    got = attack(attacks.simple(lambda z, weights=w: tf.reduce_sum(weights * z, 1)), x)
     np.testing.assert_allclose(got, x + 0.1 * np.sign(w), atol=1e-6)
 
 
@@ -426,14 +437,14 @@ def test_the_score_decides_and_the_other_is_climbed():
     # Climbs x, but judges by nearness to 0.58: the point after step 2 is best.
     x = np.full((1, 1), 0.5, np.float32)
     attack = attacks.PGD(0.3, 0.04, 6, random_start=False)
-    got = attack(lambda z: (z[:, 0], -tf.abs(z[:, 0] - 0.585)), x)
+    got = attack(attacks.simple(lambda z: (z[:, 0], -tf.abs(z[:, 0] - 0.585))), x)
     np.testing.assert_allclose(got, [[0.58]], atol=1e-6)
 
 
 def test_a_closure_that_changes_is_seen():
     # A plain callable is traced in each eager call: nothing of an old batch is kept.
     x, held = images((2, 3), low=0.3, high=0.6), {}
-    loss = lambda z: tf.reduce_sum(held["w"] * z, 1)  # noqa: E731
+    loss = attacks.simple(lambda z: tf.reduce_sum(held["w"] * z, 1))  # noqa: E731
     for sign in (1.0, -1.0):
         held["w"] = sign
         np.testing.assert_allclose(
@@ -451,7 +462,7 @@ def test_memory_of_traces_is_given_back():
 
     for _ in range(3):
         marker = Marker()
-        attacks.FGSM(0.1)(lambda z, m=marker: tf.reduce_sum(z, 1), x)
+        attacks.FGSM(0.1)(attacks.simple(lambda z, m=marker: tf.reduce_sum(z, 1)), x)
         del marker
     gc.collect()
     assert len(gone) == 3
@@ -460,10 +471,16 @@ def test_memory_of_traces_is_given_back():
 @pytest.mark.parametrize(
     ("objective", "message"),
     [
-        (lambda x: tf.reduce_sum(x), r"one number per image, shape \(4,\), got shape"),
-        (lambda x: x, r"got shape \(4, 5, 6, 3\)"),
-        (lambda x: (x, x, x), "got a tuple of 3"),
-        (lambda x: tf.zeros(4), "must depend on the images"),
+        (
+            lambda x, _: tf.reduce_sum(x),
+            r"one number per image, shape \(4,\), got shape",
+        ),
+        (lambda x, _: x, r"got shape \(4, 5, 6, 3\)"),
+        (lambda x, _: (x, x, x), "got a tuple of 3"),
+        (lambda x, _: tf.zeros(4), "must depend on the images"),
+        (lambda x: x, r"progress\), got one with the arguments \(x\); wrap a"),
+        (lambda x, y=0: x, r"\(x, y=0\); wrap a plain f\(x\) in attacks.simple\(f\)"),
+        (lambda x, y, z: x, r"got one with the arguments \(x, y, z\); wrap"),
     ],
 )
 def test_objectives_of_another_form_are_refused(objective, message):
@@ -514,7 +531,9 @@ def test_bad_settings_are_refused(change, message):
 def test_the_table_makes_every_attack_from_the_same_settings():
     settings = {"epsilon": 0.1, "step_size": 0.02, "steps": 7, "norm": "l2"}
     runs = {"restarts": 2, "random_start": True}
-    bounded = [k for k, kind in KINDS.items() if kind.combines or k == "sea"]
+    bounded = [
+        k for k, kind in KINDS.items() if k != "worst" and not kind.for_comparison
+    ]
     made = {name: attacks.make(name, **settings, **runs) for name in bounded}
     assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
     assert made["fgsm"] == attacks.FGSM(0.1, "l2")

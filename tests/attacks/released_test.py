@@ -34,7 +34,9 @@ LEVELS = np.arange(256)
 
 
 def linear(slope):
-    return lambda x: tf.reduce_sum(slope * x, list(range(1, x.shape.rank)))
+    return attacks.simple(
+        lambda x: tf.reduce_sum(slope * x, list(range(1, x.shape.rank)))
+    )
 
 
 def every_red_level(epsilon, slope, **settings):
@@ -118,6 +120,7 @@ def test_it_is_the_released_algorithm_on_standardised_images(noise, decay):
     x[:, 0], x[:, 1] = 0.2 * x[:, 0], 0.5 + 0.5 * x[:, 1]  # Far from the mean.
     w = np.random.default_rng(3).normal(size=(60, 60))
 
+    @attacks.simple
     def loss(x):
         mixed = tf.reshape(x, (-1, 60)) @ tf.constant(w, x.dtype)
         return tf.reduce_sum(tf.sin(mixed), axis=1)
@@ -161,7 +164,7 @@ def test_the_scale_is_right_for_images_from_minus_1_to_1():
 def test_without_its_start_and_scale_it_is_ours(decay, twin):
     x = np.random.default_rng(6).uniform(size=(3, 20)).astype(np.float32)
     w = 30 * np.random.default_rng(7).normal(size=(3, 20))
-    loss = lambda x: tf.reduce_sum(tf.sin(tf.cast(w, x.dtype) * x), 1)  # noqa: E731
+    loss = attacks.simple(lambda x: tf.reduce_sum(tf.sin(tf.cast(w, x.dtype) * x), 1))  # noqa: E731
     want = twin(0.1, 0.04, 6, random_start=False, keep="last")(loss, x)
     got = ReleasedPGD(0.1, 0.04, 6, start="image", decay=decay)(loss, x)
     np.testing.assert_allclose(got, want, atol=1e-7)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks import square
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.baselines import Corner
@@ -23,7 +24,7 @@ def normal(shape, seed=1, dtype=np.float32):
 
 
 def linear(w):
-    return lambda x: tf.reduce_sum(tf.constant(w) * x, [1, 2, 3])
+    return attacks.simple(lambda x: tf.reduce_sum(tf.constant(w) * x, [1, 2, 3]))
 
 
 def norms(d):
@@ -32,6 +33,7 @@ def norms(d):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_gradients_are_never_asked_for(norm):
+    @attacks.simple
     @tf.custom_gradient
     def guarded(z):
         def raises(up):
@@ -43,7 +45,7 @@ def test_gradients_are_never_asked_for(norm):
     got = Square(0.1, 40, norm)(guarded, x)
     assert np.all(guarded(got).numpy() > guarded(tf.constant(x)).numpy())
     # And an objective without any gradient is not refused.
-    Square(0.1, 5, norm)(lambda z: tf.round(z[:, 0, 0, 0]), x)
+    Square(0.1, 5, norm)(attacks.simple(lambda z: tf.round(z[:, 0, 0, 0])), x)
 
 
 def test_a_linear_loss_linf_nears_the_corner():
@@ -103,6 +105,7 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
     x = np.full((1, 7, 9, 2), 0.5)
     seen = []
 
+    @attacks.simple
     def count(z):
         seen.append(z.numpy()[0])
         return tf.constant([float(len(seen))], tf.float64)
@@ -220,7 +223,7 @@ def test_the_start_l2_is_a_grid_of_pyramids():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_queries_and_restarts_never_lower_the_score_asked(norm):
     x = images((5, 6, 6, 1), 3)
-    wave = lambda z: tf.reduce_sum(tf.sin(30 * z), [1, 2, 3])  # noqa: E731
+    wave = attacks.simple(lambda z: tf.reduce_sum(tf.sin(30 * z), [1, 2, 3]))  # noqa: E731
     start = wave(Square(0.2, 1, norm)(wave, x)).numpy()
     found = wave(Square(0.2, 60, norm)(wave, x)).numpy()
     often = wave(Square(0.2, 60, norm, restarts=4)(wave, x)).numpy()
@@ -235,6 +238,7 @@ def test_the_result_is_the_best_of_all_asked_for_and_nan_never_wins(norm):
     w = 9 * normal((6, 5, 5, 2), dtype=np.float64)
     asked = []
 
+    @attacks.simple
     def wave(z):
         value = tf.reduce_sum(tf.sin(w * z), [1, 2, 3])
         value = tf.where(value > 6, value * np.nan, value)
@@ -256,7 +260,7 @@ def test_odd_images_unknown_sizes_and_an_epsilon_tensor(norm):
 
     @tf.function(input_signature=[spec, tf.TensorSpec([], tf.float64)])
     def graph(x, epsilon):
-        loss = lambda z: tf.reduce_sum(z * z, [1, 2, 3])  # noqa: E731
+        loss = attacks.simple(lambda z: tf.reduce_sum(z * z, [1, 2, 3]))  # noqa: E731
         return Square(epsilon, 25, norm)(loss, x)
 
     for shape in ((1, 1, 1, 1), (2, 1, 9, 3), (3, 2, 3, 1), (1, 20, 6, 4)):
@@ -287,4 +291,4 @@ def test_bad_settings_are_refused(change, message):
 
 def test_what_is_no_image_is_refused():
     with pytest.raises(InputError, match=r"\[batch, height, width, channels\]"):
-        Square(0.1)(lambda z: tf.reduce_sum(z, 1), images((2, 3)))
+        Square(0.1)(attacks.simple(lambda z: tf.reduce_sum(z, 1)), images((2, 3)))

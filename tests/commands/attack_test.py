@@ -493,7 +493,9 @@ def test_wrong_settings_are_refused(changes, message):
 def test_the_attacks_of_the_flag_are_those_of_the_table():
     for name, kind in KINDS.items():
         assert AttackConfig(ckpt="x", attack=(name,)).attack == (name,)
-        assert (name in kinds.member_names()) == kind.combines
+        assert (name in kinds.member_names()) != (
+            kind.is_ensemble or kind.for_comparison
+        )
 
 
 ENVIRONMENT = {

@@ -19,7 +19,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.plan import make_cells
 
-COMPARED = [name for name, kind in KINDS.items() if "released:" in kind.record]
+COMPARED = [name for name, kind in KINDS.items() if kind.for_comparison]
 
 SIZE, COUNT = 6, 6
 INFO = DatasetInfo(
