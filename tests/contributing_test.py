@@ -63,7 +63,7 @@ def results(checkout):
     """The results of the page's attack on its model, tasks and data."""
     flags = ("--dataset=stripes", "--model=plain", "--tasks=s,b", "--epochs=1")
     run(checkout, "train", *flags, "--batch_size=16", "--workdir=run")
-    attack = ("--attack=pgd", "--steps=2", "--eps=4", "--nochecks", "--name=test")
+    attack = ("--attack=pgd,halving", "--steps=2", "--eps=4", "--nochecks", "--name=test")
     run(checkout, "attack", "--ckpt=run", *attack)
     return json.loads((checkout / "run/attacks/test/results.json").read_text())
 
@@ -74,6 +74,13 @@ def test_a_new_task_data_set_and_model(results):
     by_task = {(r["task"], r["metric"]): r for r in results}
     assert ("brightness", "mae") in by_task
     assert by_task["seg", "miou"]["clean"] is not None
+
+
+@pytest.mark.slow
+def test_a_new_attack(results):
+    loss = {r["attack"]: r for r in results if r["metric"] == "loss"}
+    assert loss["halving"]["steps"] == 2
+    assert loss["halving"]["attacked_value"] > loss["halving"]["clean"]
 
 
 @pytest.mark.slow

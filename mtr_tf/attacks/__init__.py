@@ -20,26 +20,26 @@ from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.attacks.kinds import make
 
 if TYPE_CHECKING:
-    from mtr_tf.attacks.apgd import APGD
-    from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
-    from mtr_tf.attacks.balance import BALANCES
-    from mtr_tf.attacks.base import Attack
-    from mtr_tf.attacks.base import simple
-    from mtr_tf.attacks.baselines import Corner
-    from mtr_tf.attacks.baselines import Noise
-    from mtr_tf.attacks.ensemble import SEA
-    from mtr_tf.attacks.ensemble import Worst
-    from mtr_tf.attacks.judging import JUDGES
-    from mtr_tf.attacks.momentum import MIM
-    from mtr_tf.attacks.objectives import TaskObjective
-    from mtr_tf.attacks.objectives import objective
-    from mtr_tf.attacks.output_mask import block
-    from mtr_tf.attacks.output_mask import random_pixels
-    from mtr_tf.attacks.pgd import FGSM
-    from mtr_tf.attacks.pgd import PGD
-    from mtr_tf.attacks.square import Square
-    from mtr_tf.attacks.threat import NORMS
-    from mtr_tf.attacks.threat import fold_in
+    from mtr_tf.attacks.apgd import APGD as APGD
+    from mtr_tf.attacks.attack_losses import ATTACK_LOSSES as ATTACK_LOSSES
+    from mtr_tf.attacks.balance import BALANCES as BALANCES
+    from mtr_tf.attacks.base import Attack as Attack
+    from mtr_tf.attacks.base import simple as simple
+    from mtr_tf.attacks.baselines import Corner as Corner
+    from mtr_tf.attacks.baselines import Noise as Noise
+    from mtr_tf.attacks.ensemble import SEA as SEA
+    from mtr_tf.attacks.ensemble import Worst as Worst
+    from mtr_tf.attacks.judging import JUDGES as JUDGES
+    from mtr_tf.attacks.momentum import MIM as MIM
+    from mtr_tf.attacks.objectives import TaskObjective as TaskObjective
+    from mtr_tf.attacks.objectives import objective as objective
+    from mtr_tf.attacks.output_mask import block as block
+    from mtr_tf.attacks.output_mask import random_pixels as random_pixels
+    from mtr_tf.attacks.pgd import FGSM as FGSM
+    from mtr_tf.attacks.pgd import PGD as PGD
+    from mtr_tf.attacks.square import Square as Square
+    from mtr_tf.attacks.threat import NORMS as NORMS
+    from mtr_tf.attacks.threat import fold_in as fold_in
 
 # Where each public name is: the records of the table, and what goes with them.
 _MODULES = {

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from mtr_tf import attacks
 from mtr_tf.attacks import threat
-from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.errors import InputError
 
 EPS = 8 / 255
