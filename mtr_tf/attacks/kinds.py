@@ -144,7 +144,7 @@ _RUNS = ("steps", "restarts", "random_start")
 
 KINDS = {
     "pgd": _kind("pgd:PGD", *_STEPPING, step=0.25),
-    "fgsm": _kind("pgd:FGSM", step=1.0, starts="image"),
+    "fgsm": _kind("pgd:FGSM", step=1, starts="image"),
     "mim": _kind("momentum:MIM", *_STEPPING, step=0.25, starts="image"),
     "mim_released": _kind(
         "momentum:MIM",
@@ -154,11 +154,18 @@ KINDS = {
     ),
     "apgd": _kind("apgd:APGD", *_RUNS),
     "square": _kind(
-        "square:Square", "queries", named={"queries": "steps"}, gradient=False
+        # Starts at random whatever is asked, but results and the keys of finished
+        # cells have what was asked, as those of noise and corner.
+        "square:Square",
+        "queries",
+        "random_start",
+        named={"queries": "steps"},
+        gradient=False,
     ),
     "noise": _kind(
         "baselines:Noise",
         "restarts",
+        "random_start",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -166,6 +173,7 @@ KINDS = {
     "corner": _kind(
         "baselines:Corner",
         "restarts",
+        "random_start",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
