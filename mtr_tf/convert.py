@@ -135,7 +135,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     from mtr_tf.models.torch_weights import reading as torch_files
     from mtr_tf.models.torch_weights import transfer as torch_weights
 
-    _check_model(config.model, tuple(models.MODELS))
+    _check_model(config.model, [k for k, v in models.MODELS.items() if v.family])
     if config.parsed_image_size:
         models.check_image_size(config.model, config.parsed_image_size)
     found = torch_weights.contents(torch_files.read(config.torch), config.model)
@@ -162,10 +162,9 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     return workdir
 
 
-def _check_model(name: str, known: tuple[str, ...]) -> None:
-    families = [other for other in known if other.startswith(("drn_", "resnet"))]
-    if name not in families:
-        raise InputError(f"--model must be one of {', '.join(families)}, got {name!r}.")
+def _check_model(name: str, known: list[str]) -> None:
+    if name not in known:
+        raise InputError(f"--model must be one of {', '.join(known)}, got {name!r}.")
 
 
 def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
@@ -173,7 +172,7 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
     from mtr_tf import models
 
     width, published = found.width(), models.MODELS[config.model].width
-    drn = config.model.startswith("drn_")
+    drn = models.MODELS[config.model].family != "resnet"
     decoders = config.decoders
     if decoders == "auto":
         decoders = "shared" if drn and found.one_decoder else "separate"
@@ -213,10 +212,10 @@ def _model(
 
     stored = found.num_classes()
     classes = config.num_classes or stored
-    unused_class = config.model.startswith("resnet") and stored == (classes or 0) + 1
+    drn = models.MODELS[config.model].family != "resnet"
+    unused_class = not drn and stored == (classes or 0) + 1
     normalization = config.normalize
     if normalization == "auto":
-        drn = config.model.startswith("drn_")
         released = "cityscapes" if drn else "minus_one_to_one"
         normalization = released if found.tasks else "imagenet"
     mean, std = NORMALIZATIONS[normalization]
@@ -234,7 +233,7 @@ def _model(
     said = torch_weights.assign(model, found, unused_class)
     if unused_class:
         said.append(f"the last of the {stored} outputs of seg is left out.")
-    if "seg" in run_config.tasks and config.model.startswith("drn_"):
+    if "seg" in run_config.tasks and drn:
         said.append("seg gives logits: the log-softmax after them is the loss's.")
     said.append(f"pictures are standardised as for {normalization}.")
     return model, said

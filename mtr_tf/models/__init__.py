@@ -25,14 +25,25 @@ __all__ = ["MODELS", "build", "check_image_size", "normalization"]
 def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
     net = drn.DRN(family, depths, bottleneck)
     return Architecture(
-        drn.STRIDE, drn.WIDTH, net.encoder, net.decoder, drn.head, drn.STRIDE
+        drn.STRIDE,
+        drn.WIDTH,
+        net.encoder,
+        net.decoder,
+        drn.head,
+        drn.STRIDE,
+        family=f"drn_{family}",
     )
 
 
 def _resnet(*depths: int, bottleneck: bool = False) -> Architecture:
     encoder = resnet.ResNet(depths, bottleneck).encoder
     return Architecture(
-        resnet.STRIDE, resnet.WIDTH, encoder, resnet.decoder, resnet.head
+        resnet.STRIDE,
+        resnet.WIDTH,
+        encoder,
+        resnet.decoder,
+        resnet.head,
+        family="resnet",
     )
 
 

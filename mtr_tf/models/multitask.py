@@ -30,6 +30,7 @@ class Architecture:
       head: (blocks, features, channels, name) -> one task's output.
       upsample: How many times smaller than the image a head's output is.
       replicate: Whether up-sampling goes on with the edge, or (as DRN's) with zeros.
+      family: resnet, drn_c or drn_d, whose published weights fit; or none of them.
     """
 
     stride: int
@@ -39,6 +40,7 @@ class Architecture:
     head: Callable
     upsample: int = 1
     replicate: bool = False
+    family: str = ""
 
 
 def assemble(

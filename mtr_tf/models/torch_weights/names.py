@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
+from mtr_tf.models import MODELS
 
 ENCODER = "encoder"
 SHARED = "shared"  # Belongs to the decoders of all tasks.
@@ -88,7 +89,7 @@ def of_tensor(name: str, model: str) -> Name | None:
         return Name(_task(match[1]), own) if own else None
     if name.startswith("fc."):
         return Name(CLASSIFIER, name)
-    if model.startswith("resnet"):
+    if MODELS[model].family == "resnet":
         name = name.removeprefix("encoder.")
         known = re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name)
         return Name(ENCODER, name) if known else None
@@ -111,14 +112,14 @@ def _in_drn(name: str, model: str) -> Name | None:
 
 def _module(number: int, rest: str, model: str) -> str:
     """The weight of a module by its number in the whole network."""
-    if not model.startswith("drn_c"):
+    if MODELS[model].family != "drn_c":
         return f"layer{number}.{rest}"
     # Convolution, norm and ReLU come before layer 1.
     return f"layer0.{number}.{rest}" if number < 2 else f"layer{number - 2}.{rest}"
 
 
 def _in_decoder(rest: str, model: str) -> str | None:
-    if model.startswith("resnet"):
+    if MODELS[model].family == "resnet":
         return re.sub(r"^conv_decode4\.", "head.", rest)
     number, _, weight = rest.partition(".")
     layers = {"0": "layer6", "1": "layer7", "2": "layer8", "3": "head", "4": "up"}
