@@ -63,8 +63,8 @@ def results(checkout):
     """The results of the page's attack on its model, tasks and data."""
     flags = ("--dataset=stripes", "--model=plain", "--tasks=s,b", "--epochs=1")
     run(checkout, "train", *flags, "--batch_size=16", "--workdir=run")
-    attack = ("--attack=pgd,halving", "--steps=2", "--eps=4", "--nochecks", "--name=test")
-    run(checkout, "attack", "--ckpt=run", *attack)
+    attack = ("--attack=pgd,halving", "--steps=2", "--eps=4", "--nochecks")
+    run(checkout, "attack", "--ckpt=run", *attack, "--name=test")
     return json.loads((checkout / "run/attacks/test/results.json").read_text())
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from mtr_tf import attacks
+from mtr_tf.attacks import kinds
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -530,10 +531,8 @@ def test_bad_settings_are_refused(change, message):
 def test_the_table_makes_every_attack_from_the_same_settings():
     settings = {"epsilon": 0.1, "step_size": 0.02, "steps": 7, "norm": "l2"}
     runs = {"restarts": 2, "random_start": True}
-    bounded = [
-        k for k, kind in KINDS.items() if k != "worst" and not kind.for_comparison
-    ]
-    made = {name: attacks.make(name, **settings, **runs) for name in bounded}
+    names = [*kinds.member_names(), "sea"]
+    made = {name: attacks.make(name, **settings, **runs) for name in names}
     assert made["pgd"] == attacks.PGD(0.1, 0.02, 7, "l2", restarts=2)
     assert made["fgsm"] == attacks.FGSM(0.1, "l2")
     assert (made["fgsm"].passes, made["pgd"].passes) == (1, 2 * 8)
