@@ -21,15 +21,22 @@ setuptools.setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
-    package_data={"mtr_tf": ["py.typed"], "mtr_tf.study": ["files/*.toml"]},
+    package_data={
+        "mtr_tf": ["py.typed"],
+        "mtr_tf.study": ["files/*.toml"],
+        "mtr_tf.study.report": ["templates/*"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "importlib_resources>=6",  # TFDS needs it and does not say so.
+        "jinja2>=3.1",
         "keras>=3.12",
         "matplotlib>=3.9",
         "numpy>=2",
         "pillow>=10.1",
+        "rich>=13.7",
+        "scipy>=1.13",
         "tensorboard>=2.20",
         "tensorflow>=2.20",
         "tensorflow-datasets>=4.9.9",
@@ -43,12 +50,11 @@ setuptools.setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "scikit-image>=0.24",  # The released code resizes with it.
-            "scipy>=1.13",
         ],
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
         "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
-        "lint": ["ruff>=0.14"],
+        "lint": ["pdoc>=16", "pyrefly>=1.5", "ruff>=0.14"],
         "bench": [  # What the benchmarks compare with.
             "adversarial-robustness-toolbox>=1.20.1",
             "cleverhans>=4.0.0",

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 import time
 
+import timing
+
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import workers
 
@@ -32,10 +34,12 @@ def main(scenes: int) -> None:
     for _ in range(ROUNDS):
         for size in best:
             best[size] = max(best[size], measure(size, scenes))
-    print("| size | images/s per core | goal |")
-    print("|---:|---:|---:|")
-    for size, speed in best.items():
-        print(f"| {size} | {speed:.0f} | {GOALS.get(size, '')} |")
+    records = [
+        {"size": size, "images/s per core": speed, "goal": GOALS.get(size)}
+        for size, speed in best.items()
+    ]
+    columns = {"size": "", "images/s per core": ".0f", "goal": ""}
+    print(timing.table(records, columns))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _attacked(
     clean = _measured(problem, problem.x, shown)
     yield from _rows({"attack": "none", **facts}, shown, dict.fromkeys(budgets, clean))
     for attack, losses in _contestants(task):
-        options = {"losses": losses} if losses in attacks.SURROGATES else {}
+        options = {"losses": losses} if losses in attacks.ATTACK_LOSSES else {}
         objective = problem.objective(**options)
         found = {}
         for budget in budgets:
@@ -167,7 +167,7 @@ def _contestants(task: tasks_lib.Task) -> list[tuple[str, str]]:
         loss
         for loss in _LOSSES[task.discrete]
         if loss == "own"
-        or (attacks.SURROGATES[loss].fits(task) and not _same(loss, task))
+        or (attacks.ATTACK_LOSSES[loss].fits(task) and not _same(loss, task))
     ]
     pairs = list(itertools.product(("pgd", "apgd"), losses))
     pairs += [("worst", loss) for loss in losses if loss in ("own", "cospgd")]

@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtr_tf.show import tables
+
 _PACKAGES = (
     "mtr_tf",
     "tensorflow",
@@ -134,13 +136,7 @@ def table(records: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> s
     for record in records:
         cells = ((record[key], form) for key, form in columns.items())
         rows.append(["" if v is None else format(v, form).strip() for v, form in cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    return tables.aligned(rows, "lr")
 
 
 def _versions() -> dict[str, str]:

@@ -14,13 +14,12 @@ files. Finished combinations are kept there: the same command does none of them 
 from __future__ import annotations
 
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
 from mtr_tf.config.attack import AttackConfig
 
 
 def main(config: AttackConfig) -> None:
     """Attacks; raises `InputError` for what the user can put right."""
-    from mtr_tf.cli import startup
-
     startup.import_tensorflow(config.deterministic)
     from mtr_tf import attack_job
 

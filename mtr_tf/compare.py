@@ -22,6 +22,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.show import tables
 
 Record = dict[str, Any]
 
@@ -68,7 +69,7 @@ def main(config: CompareConfig) -> None:
         "can turn\nthe order round. Intervals cover the choice of images, not of seeds."
     )
     if config.plot:
-        _plot(curves, config, pathlib.Path(config.plot))
+        _plot(curves, config, next(iter(found.values())))
         print(f"\nplot: {config.plot}")
 
 
@@ -144,7 +145,7 @@ def _curves_table(curves: dict[str, list]) -> str:
             cells = {eps: _cell(value, ends) for eps, value, ends in curve}
             row.append(cells.get(eps, "-"))
         rows.append(row)
-    return _aligned(rows)
+    return tables.aligned(rows, "r")
 
 
 def _cell(value: float | None, interval: Sequence[float | None]) -> str:
@@ -173,37 +174,26 @@ def _joint_table(records: Sequence[Record]) -> str:
                 known = task in group and joint is not None and alone
                 row.append(f"{joint / alone:.2f}" if known else "-")
             rows.append(row)
-    return _aligned(rows)
+    return tables.aligned(rows, "r")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-        for row in rows
-    )
+def _plot(
+    curves: dict[str, list], config: CompareConfig, records: Sequence[Record]
+) -> None:
+    from mtr_tf.show import curves as show_curves
+    from mtr_tf.show import style
 
-
-def _plot(curves: dict[str, list], config: CompareConfig, path: pathlib.Path) -> None:
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    from mtr_tf import files
-
-    figure = Figure((5.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, curve in curves.items():
-        points = [(eps, value, *ends) for eps, value, ends in curve]
-        eps, values, low, high = np.array(points, float).T  # None becomes NaN.
-        axes.plot(eps, values, marker="o", ms=4, label=name)
-        axes.fill_between(eps, low, high, alpha=0.15, lw=0)
-    axes.set_xlabel("eps (0: clean)")
-    axes.set_ylabel(f"{config.task} {config.metric}")
-    axes.set_title(f"{config.attack} on {config.task} alone, one seed each")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    with files.whole_file(path) as beside:
-        figure.savefig(beside, dpi=110)
+    lines = [
+        show_curves.from_points(
+            name, [(eps, value, *ends) for eps, value, ends in curve], style.look(place)
+        )
+        for place, (name, curve) in enumerate(curves.items())
+    ]
+    shown = (config.task, config.metric)
+    facts = next(r for r in records if (r["task"], r["metric"]) == shown)
+    title = f"{config.task} under {config.attack} on {config.task} alone, one seed each"
+    path = pathlib.Path(config.plot)
+    style.save(lambda: show_curves.of_variants(title, lines, facts), path)
 
 
 def run() -> None:

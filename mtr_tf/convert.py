@@ -12,18 +12,26 @@ classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from absl import logging
+
+from mtr_tf import data
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
+from mtr_tf.tasks.names import resolve
 
 if TYPE_CHECKING:
     import keras
@@ -96,18 +104,19 @@ class ConvertConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        parse_image_size(self.image_size)
+        _ = self.parsed_image_size  # Complains now.
+
+    @functools.cached_property
+    def parsed_image_size(self) -> tuple[int, int] | None:
+        """(height, width) of `image_size`; None for the data set's own."""
+        return parse_image_size(self.image_size)
 
 
 def main(config: ConvertConfig) -> None:
     """Converts; raises `InputError` for what the user can put right."""
     if not config.torch:
         raise InputError("--torch must name a file of PyTorch weights; it is empty.")
-    from mtr_tf.cli import startup
-
     startup.import_tensorflow()
-    from absl import logging
-
     workdir = convert(config)
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
 
@@ -122,17 +131,13 @@ def convert(config: ConvertConfig) -> pathlib.Path:
       InputError: The file cannot be read, does not fit the model, or the directory
         holds something else.
     """
-    from absl import logging
-
-    from mtr_tf import files
     from mtr_tf import models
     from mtr_tf.models.torch_weights import reading as torch_files
     from mtr_tf.models.torch_weights import transfer as torch_weights
-    from mtr_tf.runs import directory
 
     _check_model(config.model, tuple(models.MODELS))
-    if config.image_size:
-        models.check_image_size(config.model, parse_image_size(config.image_size))
+    if config.parsed_image_size:
+        models.check_image_size(config.model, config.parsed_image_size)
     found = torch_weights.contents(torch_files.read(config.torch), config.model)
     run_config = _run_config(config, found)
     settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
@@ -165,9 +170,7 @@ def _check_model(name: str, known: tuple[str, ...]) -> None:
 
 def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
     """The settings under which the weights count as a run of mtr_tf.train."""
-    from mtr_tf import data
     from mtr_tf import models
-    from mtr_tf import tasks
 
     width, published = found.width(), models.MODELS[config.model].width
     drn = config.model.startswith("drn_")
@@ -186,12 +189,12 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
             "it is empty."
         )
     return TrainConfig(
-        tasks=tasks.resolve(config.tasks or found.tasks),
+        tasks=resolve(config.tasks or found.tasks),
         dataset=dataset,
         data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
         image_size=config.image_size,
         model=config.model,
-        width=0 if width in (None, published) else width,
+        width=width if width and width != published else 0,
         decoders=decoders,
         seed=config.seed,
         **{

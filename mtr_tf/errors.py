@@ -18,11 +18,17 @@ class InputError(ValueError):
     """
 
 
-def did_you_mean(given: object, known: Iterable[str]) -> str:
-    """Returns ` Did you mean 'x'?` of the nearest known word; empty if none is near."""
+def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> str:
+    """Returns ` Did you mean 'x'?` of the nearest known word; empty if none is near.
+
+    Args:
+      given: What the user has written.
+      known: The words that could be meant.
+      before: "; did", where the hint goes on with a sentence.
+    """
     by_lower = {word.lower(): word for word in known}
     near = difflib.get_close_matches(str(given).lower(), by_lower, 1, cutoff=0.4)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    return f"{before} you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def input_error_within(error: Exception) -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear whole or not at all, JSON, and locks on directories.
+"""Files that appear whole or not at all, JSON, CSV, and locks on directories.
 
 Each file is written beside, flushed and renamed.
 """
@@ -7,12 +7,15 @@ Each file is written beside, flushed and renamed.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.errors import InputError
@@ -52,16 +55,16 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         full = getattr(error, "errno", None) in codes or any(
             os.strerror(code) in text for code in codes
         )
-        if not full and not isinstance(error, OSError):
-            raise
-        if not full:
+        if full:
             raise InputError(
-                f"{path} cannot be written: {error.strerror or error}. Give another "
-                "directory, or the right to write there."
+                f"no space is left on the disk to write {path}; what was there before "
+                "is kept. Free some space, then repeat the command to go on."
             ) from error
+        if not isinstance(error, OSError):
+            raise
         raise InputError(
-            f"no space is left on the disk to write {path}; what was there before is "
-            "kept. Free some space, then repeat the command to go on."
+            f"{path} cannot be written: {error.strerror or error}. Give another "
+            "directory, or the right to write there."
         ) from error
 
 
@@ -74,6 +77,49 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file whole or not at all; refuses NaN, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(
+    path: pathlib.Path,
+    records: Sequence[Mapping[str, Any]],
+    columns: Sequence[str] = (),
+) -> None:
+    """Writes a CSV file whole or not at all: a row per record.
+
+    Lists are joined by `+`, tables are `NAME:VALUE` joined so, and intervals become two
+    columns. A text that a spreadsheet would run as a formula comes after a `'`.
+
+    Args:
+      path: The file.
+      records: Its rows.
+      columns: The names of its columns; by default all that records have.
+    """
+    rows = [_flat(record) for record in records]
+    columns = columns or list(dict.fromkeys(name for row in rows for name in row))
+    with whole_file(path) as beside, open(beside, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without lists and tables."""
+    flat = {}
+    for name, value in record.items():
+        if name.endswith("interval"):
+            flat[f"{name}_low"], flat[f"{name}_high"] = value or (None, None)
+        elif isinstance(value, Mapping):
+            flat[name] = _text("+".join(f"{key}:{item}" for key, item in value.items()))
+        elif isinstance(value, list | tuple):
+            flat[name] = _text("+".join(map(str, value)))
+        else:
+            flat[name] = _text(value) if isinstance(value, str) else value
+    return flat
+
+
+def _text(words: str) -> str:
+    """Words that no spreadsheet takes for a formula."""
+    return f"'{words}" if words.startswith(tuple("=+-@\t\r\n")) else words
 
 
 @contextlib.contextmanager

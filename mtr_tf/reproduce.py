@@ -83,13 +83,13 @@ def main(config: ReproduceConfig) -> None:
     startup.import_tensorflow()
     from mtr_tf import files
     from mtr_tf.study import claims
-    from mtr_tf.study import design
     from mtr_tf.study import runner as runner_lib
-    from mtr_tf.study.report import markdown
+    from mtr_tf.study import study_file
+    from mtr_tf.study.report import export
 
     overrides = ("dataset", "data_dir", "image_size")
     given = {name: getattr(config, name) for name in overrides}
-    study = design.load(
+    study = study_file.load(
         config.study,
         seeds=config.seeds or None,
         train={name: value for name, value in given.items() if value},
@@ -101,7 +101,7 @@ def main(config: ReproduceConfig) -> None:
     claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
     if config.export:
-        markdown.check_export(pathlib.Path(config.export))
+        export.check(pathlib.Path(config.export))
     if config.dry_run:
         print(_plan(runner_lib.Runner(study, workdir, config.only)))
         return
@@ -176,11 +176,11 @@ def _write_report(workdir: pathlib.Path, export: str) -> None:
 
 def _listing() -> str:
     """The studies that come with the package, a line each."""
-    from mtr_tf.study import design_file
+    from mtr_tf.study import study_file
     from mtr_tf.study import toml_table
 
     lines = ["There are these studies; choose one with --study=NAME.", ""]
-    for name, path in design_file.shipped().items():
+    for name, path in study_file.shipped().items():
         about = " ".join(toml_table.read(path).get("about", "").split())
         lines.append(f"  {name:14} {re.split(r'(?<=[.?!]) ', about)[0]}")
     return "\n".join(lines)
@@ -188,7 +188,7 @@ def _listing() -> str:
 
 def _plan(runner: Runner) -> str:
     """What would be done: each cell with its share of the work, and its command."""
-    from mtr_tf.study import cell_queue
+    from mtr_tf.study import queue
     from mtr_tf.study.messages import interval
 
     waiting = runner.queue.waiting()
@@ -200,7 +200,7 @@ def _plan(runner: Runner) -> str:
         seconds = runner.clock.seconds(cell)
         about = f", about {interval(seconds)}" if seconds else ""
         lines += [f"# {cell.title}: {share:.1%} of the work{about}", cell.shown]
-    done = runner.queue.count(cell_queue.DONE)
+    done = runner.queue.count(queue.DONE)
     lines.append(f"# {len(waiting)} cells to do, {done} done")
     return "\n".join(lines)
 

@@ -15,31 +15,22 @@ import dataclasses
 import os
 import pathlib
 
+from absl import logging
+
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.runs import directory
 
 
 def main(config: TrainConfig, place: RunPlace) -> None:
     """Trains; raises `InputError` for what the user can put right."""
-    from mtr_tf.cli import startup
-
     startup.import_tensorflow(config.deterministic)
-    from absl import logging
-
-    from mtr_tf import tasks
-    from mtr_tf.runs import directory
     from mtr_tf.training import loop as training
 
-    config = dataclasses.replace(
-        config,  # As it is kept: one spelling, and valid in any working directory.
-        tasks=tasks.resolve(config.tasks),
-        main_tasks=tasks.resolve(config.main_tasks) if config.main_tasks else (),
-        random_targets=(
-            tasks.resolve(config.random_targets) if config.random_targets else ()
-        ),
-        data_dir=os.path.abspath(config.data_dir) if config.data_dir else "",
-    )
+    if config.data_dir:  # Valid in any working directory.
+        config = dataclasses.replace(config, data_dir=os.path.abspath(config.data_dir))
     workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")

@@ -31,6 +31,13 @@ def mirrored() -> tf.distribute.MirroredStrategy:
     )
 
 
+@pytest.fixture
+def unplotted(monkeypatch):
+    """Saves the seconds that the plots of an attack take."""
+    for name in ("curves", "gallery"):
+        monkeypatch.setattr(f"mtr_tf.show.{name}.save_run", lambda *arguments: None)
+
+
 @pytest.fixture(scope="session")
 def camvid_dir(tmp_path_factory) -> pathlib.Path:
     """A data set of a few random pictures of 40x48 in CamVid's layout."""

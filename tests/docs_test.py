@@ -9,7 +9,7 @@ import re
 import pytest
 
 from mtr_tf import attacks
-from mtr_tf.config import attack as attack_config
+from mtr_tf.attacks.kinds import KINDS
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
 
@@ -17,8 +17,8 @@ PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "attacks.md").read_text(
 @pytest.mark.parametrize(
     ("heading", "names"),
     [
-        ("How the image moves", attack_config.ATTACKS),
-        ("What is raised", attacks.SURROGATES),
+        ("How the image moves", KINDS),
+        ("What is raised", attacks.ATTACK_LOSSES),
         ("How several tasks", attacks.BALANCES),
     ],
 )

@@ -73,4 +73,4 @@ def test_only_binaries_know_flags():
         for path in (ROOT / "mtr_tf").rglob("*.py")
         if imports.search(path.read_text())
     ]
-    assert users == ["common_flags.py"]
+    assert users == ["flags.py"]

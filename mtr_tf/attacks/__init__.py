@@ -6,49 +6,75 @@
     x_adv = attack(objective, images, seed=0)
 
 An attack never sees a model, a label, a mask or a device: those are the objective's.
+`KINDS` is the table of those that have a name. TensorFlow is imported with the first of
+the other names.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
+import importlib
+from typing import TYPE_CHECKING
 from typing import Any
 
-import tensorflow as tf
+from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.attacks.kinds import make
 
-from mtr_tf.attacks.apgd import APGD
-from mtr_tf.attacks.attack_losses import SURROGATES
-from mtr_tf.attacks.balance import BALANCES
-from mtr_tf.attacks.base import Attack
-from mtr_tf.attacks.base import simple
-from mtr_tf.attacks.baselines import Corner
-from mtr_tf.attacks.baselines import Noise
-from mtr_tf.attacks.ensemble import SEA
-from mtr_tf.attacks.ensemble import Worst
-from mtr_tf.attacks.judging import JUDGES
-from mtr_tf.attacks.momentum import MIM
-from mtr_tf.attacks.objectives import TaskObjective
-from mtr_tf.attacks.objectives import objective
-from mtr_tf.attacks.output_mask import block
-from mtr_tf.attacks.output_mask import random_pixels
-from mtr_tf.attacks.pgd import FGSM
-from mtr_tf.attacks.pgd import PGD
-from mtr_tf.attacks.square import Square
-from mtr_tf.attacks.threat import NORMS
-from mtr_tf.attacks.threat import fold_in
+if TYPE_CHECKING:
+    from mtr_tf.attacks.apgd import APGD
+    from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
+    from mtr_tf.attacks.balance import BALANCES
+    from mtr_tf.attacks.base import Attack
+    from mtr_tf.attacks.base import simple
+    from mtr_tf.attacks.baselines import Corner
+    from mtr_tf.attacks.baselines import Noise
+    from mtr_tf.attacks.ensemble import SEA
+    from mtr_tf.attacks.ensemble import Worst
+    from mtr_tf.attacks.judging import JUDGES
+    from mtr_tf.attacks.momentum import MIM
+    from mtr_tf.attacks.objectives import TaskObjective
+    from mtr_tf.attacks.objectives import objective
+    from mtr_tf.attacks.output_mask import block
+    from mtr_tf.attacks.output_mask import random_pixels
+    from mtr_tf.attacks.pgd import FGSM
+    from mtr_tf.attacks.pgd import PGD
+    from mtr_tf.attacks.square import Square
+    from mtr_tf.attacks.threat import NORMS
+    from mtr_tf.attacks.threat import fold_in
+
+_MODULES = {
+    "APGD": "apgd",
+    "ATTACK_LOSSES": "attack_losses",
+    "Attack": "base",
+    "BALANCES": "balance",
+    "Corner": "baselines",
+    "FGSM": "pgd",
+    "JUDGES": "judging",
+    "MIM": "momentum",
+    "NORMS": "threat",
+    "Noise": "baselines",
+    "PGD": "pgd",
+    "SEA": "ensemble",
+    "Square": "square",
+    "TaskObjective": "objectives",
+    "Worst": "ensemble",
+    "block": "output_mask",
+    "fold_in": "threat",
+    "objective": "objectives",
+    "random_pixels": "output_mask",
+    "simple": "base",
+}
 
 __all__ = [
     "APGD",
-    "ATTACKS",
+    "ATTACK_LOSSES",
     "BALANCES",
     "FGSM",
     "JUDGES",
+    "KINDS",
     "MIM",
     "NORMS",
     "PGD",
     "SEA",
-    "SURROGATES",
     "Attack",
     "Corner",
     "Noise",
@@ -64,39 +90,15 @@ __all__ = [
 ]
 
 
-def _built(record: type[Attack], epsilon: float | tf.Tensor, **settings: Any) -> Attack:
-    """The record with those settings that it has."""
-    names = {field.name for field in dataclasses.fields(record)}
-    known = {name: value for name, value in settings.items() if name in names}
-    return record(epsilon, **known)
+def __getattr__(name: str) -> Any:
+    """What is asked for, from its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"mtr_tf.attacks.{_MODULES[name]}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
 
 
-def _square(epsilon: float | tf.Tensor, steps: int, **settings: Any) -> Square:
-    return _built(Square, epsilon, queries=steps, **settings)
-
-
-def _floor(record: type[Attack], epsilon, restarts: int = 1, **settings) -> Attack:
-    return _built(record, epsilon, draws=restarts, **settings)
-
-
-# For the command line: (epsilon, **settings) -> attack, lengths in pixel units of
-# [0, 1]; of step_size, steps, norm, restarts, random_start and radii each takes what
-# applies. Square's queries are steps, the draws of noise restarts.
-ATTACKS: dict[str, Callable[..., Attack]] = {
-    "apgd": functools.partial(_built, APGD),
-    "corner": functools.partial(_floor, Corner),
-    "fgsm": functools.partial(_built, FGSM),
-    "mim": functools.partial(_built, MIM),
-    "mim_released": functools.partial(
-        _built, MIM, decay=0.5, normalize=False, random_start=True
-    ),
-    "noise": functools.partial(_floor, Noise),
-    "pgd": functools.partial(_built, PGD),
-    "sea": functools.partial(_built, SEA),
-    "square": _square,
-}
-
-
-def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
-    """Returns the attack of that name in ATTACKS; see there."""
-    return ATTACKS[name](epsilon, **settings)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

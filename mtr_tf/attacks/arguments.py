@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import checks
-from mtr_tf.attacks.attack_losses import SURROGATES
+from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.errors import InputError
 
 
@@ -36,15 +36,15 @@ def weights(
     return tuple(float(found.get(name, 1)) for name in names)
 
 
-def surrogates(
+def attack_losses(
     given: Iterable[str] | str, names: tuple[str, ...]
 ) -> tuple[str | None, ...]:
     """Returns what each attacked task raises, checked; () where each its own loss."""
     given = given.split(",") if isinstance(given, str) else given
     chosen: dict[str, str] = {}
     for loss in given:
-        checks.check_name("A loss", loss, SURROGATES)
-        fitting = [n for n in names if SURROGATES[loss].fits(tasks_lib.TASKS[n])]
+        checks.check_name("A loss", loss, ATTACK_LOSSES)
+        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(tasks_lib.TASKS[n])]
         if not fitting:
             raise InputError(
                 f"Each loss must fit an attacked task, but {loss!r} fits none of "

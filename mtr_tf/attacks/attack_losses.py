@@ -27,7 +27,7 @@ from mtr_tf.tasks.table import Task
 
 
 class Case(NamedTuple):
-    """One task's batch, as a surrogate sees it.
+    """One task's batch, as an attack loss sees it.
 
     Attributes:
       target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
@@ -214,7 +214,7 @@ def _is_direction(task: Task) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Surrogate:
+class AttackLoss:
     """A loss to raise.
 
     Attributes:
@@ -235,77 +235,77 @@ class Surrogate:
     targetable: bool = True
 
 
-SURROGATES: dict[str, Surrogate] = {
-    "ce": Surrogate(own, _is_discrete, "-log p_y", "the training loss"),
-    "segpgd": Surrogate(
+ATTACK_LOSSES: dict[str, AttackLoss] = {
+    "ce": AttackLoss(own, _is_discrete, "-log p_y", "the training loss"),
+    "segpgd": AttackLoss(
         segpgd,
         _is_discrete,
         "l (1 - a) where right, l a where wrong, a = progress / 2",
         "Gu et al., ECCV 2022",
     ),
-    "cospgd": Surrogate(
+    "cospgd": AttackLoss(
         cospgd,
         lambda task: True,
         "l [cos(softmax(output), target)], of one-hot or softmax(target)",
         "Agnihotri et al., ICML 2024",
     ),
-    "masked_ce": Surrogate(
+    "masked_ce": AttackLoss(
         masked_ce,
         _is_discrete,
         "-log p_y where right, else 0",
         "Croce et al., ECCV 2024 (SEA)",
     ),
-    "masked_ce_balanced": Surrogate(
+    "masked_ce_balanced": AttackLoss(
         masked_ce_balanced,
         _is_discrete,
         "-N / (K n_y) log p_y where right, else 0",
         "after Croce et al., ECCV 2024 (SEA), weights of the image itself",
     ),
-    "js": Surrogate(
+    "js": AttackLoss(
         js,
         _is_discrete,
         "log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2",
         "Croce et al., ECCV 2024 (SEA)",
     ),
-    "margin": Surrogate(
+    "margin": AttackLoss(
         margin,
         _is_discrete,
         "max over j other than y of z_j, minus z_y",
         "Carlini and Wagner 2017, without their bound",
         signed=True,
     ),
-    "houdini": Surrogate(
+    "houdini": AttackLoss(
         lambda case: houdini.houdini(case.target, case.output, case.mask),
         _is_discrete,
         "[1 - mIoU] (1 - Phi(s_y - max s)), s = log p",
         "Cisse et al. 2017",
     ),
-    "houdini_released": Surrogate(
+    "houdini_released": AttackLoss(
         lambda case: houdini.released(case.target, case.output, case.mask),
         _is_discrete,
         "[100 mIoU] (1 - Phi(s_y - max s)), with another backward pass",
         "released code of Mao et al. 2020",
         targetable=False,
     ),
-    "l1": Surrogate(
+    "l1": AttackLoss(
         lambda case: losses.l1(case.target, case.output, case.mask),
         _is_continuous,
         "|output - target|",
         "the training loss of most tasks",
     ),
-    "l2": Surrogate(
+    "l2": AttackLoss(
         lambda case: losses.l2(case.target, case.output, case.mask),
         _is_continuous,
         "(output - target)^2",
         "the training loss of the autoencoder",
     ),
-    "relative": Surrogate(
+    "relative": AttackLoss(
         relative,
         _is_continuous,
         "|output - target| / target where target > 0",
         "the metric REL of depth estimation",
     ),
-    "angular": Surrogate(
+    "angular": AttackLoss(
         angular,
         _is_direction,
         "1 - cos(output, target)",

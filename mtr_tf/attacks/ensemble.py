@@ -11,11 +11,10 @@ import tensorflow as tf
 from mtr_tf.attacks import apgd
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.kinds import SEA_LOSSES
+from mtr_tf.attacks.kinds import SEA_RADII
 from mtr_tf.attacks.pgd import Best
-from mtr_tf.config.attack import SEA_LOSSES
 from mtr_tf.errors import InputError
-
-SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 
 # An attack, or an attack and the names of the losses that it raises.
 Member = base.Attack | tuple[base.Attack, tuple[str, ...]]

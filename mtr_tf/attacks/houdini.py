@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Houdini, a surrogate of the segmentation score itself, and its released variant.
+"""Houdini, a loss in place of the segmentation score, and its released variant.
 
 Cisse et al. ("Houdini: Fooling Deep Structured Prediction Models", 2017) multiply what
 an attack is about, the task loss, by the chance that the true class loses against the

@@ -38,7 +38,7 @@ def check(judge: str) -> None:
     checks.check_name("judge", judge, JUDGES)
 
 
-def resolve(judge: str, surrogates: bool, ensemble: bool = False) -> str:
+def resolve(judge: str, other_losses: bool, ensemble: bool = False) -> str:
     """Returns "harm" or "loss".
 
     "auto" is "loss" where each task raises its own loss, outside ensembles, and "harm"
@@ -46,13 +46,13 @@ def resolve(judge: str, surrogates: bool, ensemble: bool = False) -> str:
 
     Args:
       judge: One of JUDGES.
-      surrogates: Whether a loss other than the tasks' own is named.
+      other_losses: Whether a loss other than the tasks' own is named.
       ensemble: Whether it is an ensemble, or a member of one.
     """
     check(judge)
     if judge != AUTO:
         return judge
-    return HARM if surrogates or ensemble else LOSS
+    return HARM if other_losses or ensemble else LOSS
 
 
 def metric(task: str, judge: str) -> metrics.Metric:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an attack on a multi-task model raises, as one number per image.
 
-    model -> outputs -> each attacked task's loss (its own, or one of SURROGATES)
+    model -> outputs -> each attacked task's loss (its own, or one of ATTACK_LOSSES)
           -> one number to climb (one of BALANCES) and one to judge points by
 
 Nearly all is a plain function of the attacked tasks' losses, so one backward pass
@@ -27,7 +27,7 @@ from mtr_tf.attacks import compatibility
 from mtr_tf.attacks import expectation as expectation_lib
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import output_mask
-from mtr_tf.attacks.attack_losses import SURROGATES
+from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.attacks.balance import Losses
@@ -48,8 +48,8 @@ class Recipe:
       tasks: The attacked tasks' names.
       balance: A key of BALANCES.
       weights: Of each attacked task's loss; empty where all are 1.
-      losses: The surrogate that each attacked task raises, None for its own loss; empty
-        where all raise their own.
+      losses: The attack loss that each attacked task raises, None for its own loss;
+        empty where all raise their own.
       targeted: Whether the targets are what the attacker wants to see.
       judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
@@ -78,12 +78,12 @@ class Recipe:
                 f"mean something; got them with {self.balance!r}."
             )
         for name in filter(None, self.losses):
-            if SURROGATES[name].signed and BALANCES[self.balance].relative:
+            if ATTACK_LOSSES[name].signed and BALANCES[self.balance].relative:
                 raise InputError(
                     f"The balance {self.balance!r} divides losses by losses, which "
                     f"must not be negative, but {name!r} may be; choose another."
                 )
-            if self.targeted and not SURROGATES[name].targetable:
+            if self.targeted and not ATTACK_LOSSES[name].targetable:
                 raise InputError(
                     f"The loss {name!r} has no targeted form; choose another."
                 )
@@ -169,10 +169,10 @@ class Recipe:
     def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
         raised = dict(own)
-        for name, surrogate in zip(self.tasks, self.losses, strict=bool(self.losses)):
-            if surrogate is not None:
+        for name, loss in zip(self.tasks, self.losses, strict=bool(self.losses)):
+            if loss is not None:
                 case = self._case(name, outputs, batch, progress)
-                raised[name] = SURROGATES[surrogate].loss(case)
+                raised[name] = ATTACK_LOSSES[loss].loss(case)
         if not self.weights:
             return raised
         weights = zip(self.tasks, self.weights, strict=True)
@@ -287,7 +287,7 @@ class TaskObjective:
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
         """Returns it, not begun, raising other losses; see `losses` of `objective`."""
-        return self._changed(losses=arguments.surrogates(names, self.recipe.tasks))
+        return self._changed(losses=arguments.attack_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
         """Returns it, not begun, judged otherwise; see `judge` of `objective`."""
@@ -371,7 +371,7 @@ def unbound(
         names,
         balance,
         arguments.weights(weights, names),
-        arguments.surrogates(losses, names),
+        arguments.attack_losses(losses, names),
         bool(targeted),
         judge,
         fold,
@@ -419,8 +419,8 @@ def objective(
       pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels that are attacked;
         None is all. Losses are means over those of them that have targets.
       weights: {attacked task: number from 0}, 1 where missing; for "sum" and "mean".
-      losses: Keys of SURROGATES: each attacked task raises the one that fits its kind,
-        or else its own training loss.
+      losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
+        kind, or else its own training loss.
       targeted: Whether `targets` are what the attacker wants to see. Then what is
         climbed, and the score, is minus the loss towards them.
       classes: Of tasks with classes, only pixels whose target is one of these are

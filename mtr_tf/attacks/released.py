@@ -13,7 +13,7 @@ What differs, and where it is:
 - The scale of the evaluation on Cityscapes: `scale="wrong"`.
 - Momentum: `decay=0.5`, on raw gradients. Without the other two it is
   `attacks.MIM(..., decay=0.5, normalize=False, random_start=True)`.
-- Houdini: the surrogate "houdini_released" of `attacks.objective`; the released runs
+- Houdini: the loss "houdini_released" of `attacks.objective`; the released runs
   always have momentum with it.
 
 The facts are from learning/attack.py, ensemble_attack.py and utils_learn.py there.

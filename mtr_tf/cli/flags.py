@@ -13,6 +13,7 @@ import textwrap
 import typing
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 import tqdm
 from absl import app
@@ -42,14 +43,15 @@ def define(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> No
                 flag_values=values,
             )
         else:
-            make = {
+            make: dict[type, Callable[..., Any]] = {
                 bool: flags.DEFINE_bool,
                 type(None): flags.DEFINE_bool,
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
                 str: flags.DEFINE_string,
-            }[type(field.default)]
-            make(field.name, field.default, help, flag_values=values)
+            }
+            define = make[type(field.default)]
+            define(field.name, field.default, help, flag_values=values)
 
 
 def read(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> Settings:

@@ -16,7 +16,9 @@ LOG_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def bar(total: int, what: str, unit: str = "it", done: int = 0) -> Iterator[Callable]:
+def bar(
+    total: float, what: str, unit: str = "it", done: float = 0
+) -> Iterator[Callable]:
     """Yields `advance(n, note="")`; shows the share done and an estimate of time left.
 
     Args:

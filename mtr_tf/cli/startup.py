@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import pathlib
@@ -50,9 +51,8 @@ def import_tensorflow(deterministic: bool = False) -> None:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with _stderr_held_back():
-        import keras  # noqa: F401
-        import tensorflow as tf
-
+        importlib.import_module("keras")
+        tf = importlib.import_module("tensorflow")
         _share_gpus()
         tf.get_logger().setLevel("WARNING")
 
@@ -62,8 +62,7 @@ def _share_gpus() -> None:
 
     TF_FORCE_GPU_ALLOW_GROWTH=false gives each process all of it from the start.
     """
-    import tensorflow as tf
-
+    tf = importlib.import_module("tensorflow")
     gpus = tf.config.list_physical_devices("GPU")
     if "TF_FORCE_GPU_ALLOW_GROWTH" in os.environ:  # Then that counts.
         return

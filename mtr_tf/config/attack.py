@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
+from mtr_tf.attacks import kinds
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import JIT
 from mtr_tf.config.settings import REPLICAS
@@ -15,26 +18,7 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
-from mtr_tf.errors import did_you_mean
 
-# With the mistakes of the paper's released code: for comparison only.
-RELEASED = ("pgd_released", "pgd_released_start", "pgd_released_scale")
-ATTACKS = (
-    "pgd",
-    "fgsm",
-    "mim",
-    "mim_released",
-    "apgd",
-    "square",
-    "noise",
-    "corner",
-    "sea",
-    "worst",
-    *RELEASED,
-)
-MEMBERS = tuple(n for n in ATTACKS if n not in ("sea", "worst", *RELEASED))
-# The paper's three and CosPGD's, which is the strongest alone.
-SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 OWN_LOSS = "own"
 NO_ATTACK = ("none",)
 MEASURES = ("tasks", "pixels", "blocks", "first_order")
@@ -52,7 +36,7 @@ class AttackConfig(Settings):
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
         ("pgd",),
-        f"Attacks, out of {', '.join(ATTACKS)}. worst: the worst per image of those in "
+        f"Attacks, out of {', '.join(KINDS)}. worst: the worst per image of those in "
         "--ensemble. none: only --measure. pgd_released and its kin: with the errors "
         "of the paper's code, for comparison only.",
     )
@@ -109,7 +93,8 @@ class AttackConfig(Settings):
     )
     queries: int = setting(500, "Forward passes of square.", low=1)
     ensemble: tuple[str, ...] = setting(
-        ("apgd", "pgd", "square"), f"What worst consists of: {', '.join(MEMBERS)}."
+        ("apgd", "pgd", "square"),
+        f"What worst consists of: {', '.join(kinds.member_names())}.",
     )
     targeted: bool = setting(
         False,
@@ -238,10 +223,9 @@ class AttackConfig(Settings):
         for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
                 raise InputError(f"--{name} must have at least one value; it is empty.")
-        for name in self.attack if self.attack != NO_ATTACK else ():
-            check_known("attack", name, ATTACKS)
-        for name in self.measure:
-            check_known("measure", name, MEASURES)
+        if self.attack != NO_ATTACK:
+            kinds.check_names("attack", self.attack, KINDS)
+        kinds.check_names("measure", self.measure, MEASURES)
         if self.attack == NO_ATTACK and not self.measure:
             raise InputError(
                 "--attack=none is for measuring only, and --measure is empty; name one "
@@ -251,9 +235,9 @@ class AttackConfig(Settings):
             raise InputError(
                 "--measure=first_order needs a radius above 0 in --eps, got only 0."
             )
-        for name in self.ensemble:
-            check_known("attack in --ensemble", name, MEMBERS)
-        if "worst" in self.attack and not self.ensemble:
+        kinds.check_names("attack in --ensemble", self.ensemble, kinds.member_names())
+        named = [name for name in self.attack if name in KINDS]
+        if not self.ensemble and any("ensemble" in KINDS[name].uses for name in named):
             raise InputError(
                 "--ensemble must name what worst consists of; it is empty."
             )
@@ -272,7 +256,7 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
-        parse_image_size(self.image_size)
+        _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         self._check_input()
@@ -294,6 +278,11 @@ class AttackConfig(Settings):
                     f"--{name} must be one number{above}, or three, one per channel; "
                     f"got {','.join(f'{n:g}' for n in numbers)}."
                 )
+
+    @functools.cached_property
+    def parsed_image_size(self) -> tuple[int, int] | None:
+        """(height, width) of `image_size`; None where it is not given."""
+        return parse_image_size(self.image_size)
 
     @property
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -343,11 +332,3 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
             )
         pairs.append((name, weight))
     return tuple(pairs)
-
-
-def check_known(what: str, given: str, known: tuple[str, ...]) -> None:
-    """Raises `InputError`, with the nearest known name, for an unknown one."""
-    if given in known:
-        return
-    hint = did_you_mean(given, known)
-    raise InputError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(known)}.")

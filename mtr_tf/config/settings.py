@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every setting of the binaries: its default, its help, its range, and cross-checks.
 
-The flags are made from these records (`common_flags.define`), a run keeps them in its
+The flags are made from these records (`cli.flags.define`), a run keeps them in its
 `config.json`, and nothing else in the package holds a default of its own.
 """
 
@@ -34,7 +34,10 @@ def setting(
 
 
 # The types that a field takes, where they are not just that of its default.
-_TAKEN = {float: (float, int), type(None): (bool, type(None))}
+_TAKEN: dict[type, tuple[type, ...]] = {
+    float: (float, int),
+    type(None): (bool, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import JIT
@@ -231,8 +232,22 @@ class TrainConfig(Settings):
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "
                 "falls; it is empty. Give for example --lr_epochs=120,140."
             )
-        parse_image_size(self.image_size)
-        parse_image_size(self.crop)
+        _ = self.parsed_image_size, self.parsed_crop  # Complain now.
+
+    @functools.cached_property
+    def parsed_image_size(self) -> tuple[int, int] | None:
+        """(height, width) of `image_size`; None for the data set's own."""
+        return parse_image_size(self.image_size)
+
+    @functools.cached_property
+    def parsed_crop(self) -> tuple[int, int] | None:
+        """(height, width) of `crop`; None for whole pictures."""
+        return parse_image_size(self.crop)
+
+    @property
+    def main_or_all_tasks(self) -> tuple[str, ...]:
+        """The main tasks; all tasks where none is named."""
+        return self.main_tasks or self.tasks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,15 @@ Nothing here imports TensorFlow before a data set is opened.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from typing import Any
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks.names import resolve
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -20,39 +23,16 @@ if TYPE_CHECKING:
     from mtr_tf.data.source import Source
 
 
-def _rooms(**options: object) -> Source:
-    from mtr_tf.data import rooms
-
-    return rooms.open_source(**options)
-
-
-def _camvid(**options: object) -> Source:
-    from mtr_tf.data import camvid
-
-    return camvid.open_source(**options)
-
-
-def _taskonomy(**options: object) -> Source:
-    from mtr_tf.data import taskonomy
-
-    return taskonomy.open_source(**options)
-
-
-def _cityscapes(**options: object) -> Source:
-    from mtr_tf.data.cityscapes import reading
-
-    return reading.open_source(**options)
-
-
-# Name of a data set -> function (image_size, data_dir, tasks, **options) that opens it.
-DATASETS: dict[str, Callable[..., Source]] = {
-    "rooms": _rooms,
-    "camvid": _camvid,
-    "cityscapes": _cityscapes,
-    "taskonomy": _taskonomy,
+# Name of a data set -> the function (image_size, data_dir, tasks, **options) that opens
+# it, itself or as module:function, imported when it is needed.
+DATASETS: dict[str, str | Callable[..., Source]] = {
+    "rooms": "mtr_tf.data.rooms:open_source",
+    "camvid": "mtr_tf.data.camvid:open_source",
+    "cityscapes": "mtr_tf.data.cityscapes.reading:open_source",
+    "taskonomy": "mtr_tf.data.taskonomy:open_source",
 }
 # What some data sets let the user choose: the option, its default, who takes it.
-OPTIONS: dict[str, tuple[object, tuple[str, ...]]] = {
+OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "depth_target": ("disparity", ("cityscapes", "taskonomy")),
     "validation_share": (0.0, ("taskonomy",)),
     "as_released": (False, ("taskonomy",)),
@@ -81,14 +61,12 @@ def open_source(
         InputError: no such data set, an unknown task, or one that the data set lacks;
             an option that it has not.
     """
-    from mtr_tf import tasks as task_table
-
-    asked = None if tasks is None else task_table.resolve(tasks)
+    asked = None if tasks is None else resolve(tasks)
     source = _opener(name)(
         image_size=image_size,
         data_dir=data_dir,
         tasks=asked,
-        **_own_options(name, options),
+        **_options_of(name, options),
     )
     for task in asked or ():
         if task not in source.info.tasks:
@@ -126,41 +104,46 @@ def load(
     Raises:
         InputError: no such data set or split, or no such task in it.
     """
-    from mtr_tf import tasks as task_table
-    from mtr_tf.data import batching
-
     source = open_source(
         name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
     )
-    names = source.info.tasks if tasks is None else task_table.resolve(tasks)
-    return batching.examples(source.columns(split), names)
+    names = source.info.tasks if tasks is None else resolve(tasks)
+    examples = _imported("mtr_tf.data.batching:examples")
+    return examples(source.columns(split), names)
 
 
 def _opener(name: str) -> Callable[..., Source]:
     """The function that opens a data set."""
     if ":" in name:
-        from mtr_tf.data.custom import reading
+        return functools.partial(
+            _imported("mtr_tf.data.custom.reading:open_source"), name
+        )
+    if name not in DATASETS:
+        hint = did_you_mean(name, DATASETS)
+        raise InputError(
+            f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}; and "
+            "package.module:function for data of your own (docs/own_data.md)."
+        )
+    opener = DATASETS[name]
+    return _imported(opener) if isinstance(opener, str) else opener
 
-        return functools.partial(reading.open_source, name)
-    if name in DATASETS:
-        return DATASETS[name]
-    hint = did_you_mean(name, DATASETS)
-    raise InputError(
-        f"Unknown data set {name!r}.{hint} There are: {', '.join(DATASETS)}; and "
-        "package.module:function for data of your own (docs/own_data.md)."
-    )
+
+def _imported(path: str) -> Callable[..., Any]:
+    """The function of module:function."""
+    module, _, function = path.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
-def _own_options(name: str, options: dict[str, object]) -> dict[str, object]:
+def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
     """The options that a data set takes; `InputError` for another that is set."""
-    own = {}
+    taken = {}
     for option, value in options.items():
         default, takers = OPTIONS[option]
         if name in takers:
-            own[option] = value
+            taken[option] = value
         elif value != default:
             raise InputError(
                 f"--{option} is a choice for {' and '.join(takers)} only, got "
                 f"{value!r} for {name}; leave it out."
             )
-    return own
+    return taken

@@ -87,7 +87,7 @@ def open_source(
       InputError: Folders or files are missing. Later, from `columns`: a file is broken
         or does not fit its partner.
     """
-    size = IMAGE_SIZE if image_size is None else tuple(image_size)
+    size = IMAGE_SIZE if image_size is None else image_size
     if len(size) != 2 or min(size) < 1:
         raise InputError(
             f"The image size must be a positive height and width, got {image_size}."
@@ -96,7 +96,7 @@ def open_source(
     with_labels = tasks is None or "seg" in tasks
     info = DatasetInfo(
         name="camvid",
-        image_shape=(*size, 3),
+        image_shape=(size[0], size[1], 3),
         classes=tuple(CLASSES),
         colors=tuple(CLASSES.values()),
         tasks=TASKS,
@@ -183,10 +183,12 @@ def _read_split(
     with progress.bar(len(pairs), f"reading CamVid {split}", "images") as advance:
         for i, pair in enumerate(pairs):
             image = _read_image(pair.image)
-            images[i] = image.resize(size[::-1], Image.Resampling.BOX)
+            images[i] = np.asarray(image.resize(size[::-1], Image.Resampling.BOX))
             if with_labels:
                 label = _read_label(pair.label, image.size)
-                labels[i] = label.resize(size[::-1], Image.Resampling.NEAREST)
+                labels[i] = np.asarray(
+                    label.resize(size[::-1], Image.Resampling.NEAREST)
+                )
             advance(1)
     names = [pair.image.stem for pair in pairs]
     videos = Groups([name.split("_")[0] for name in names], frames=True)

@@ -80,6 +80,6 @@ def replace(
         if task.discrete:
             low, high = 0, info.num_classes
         else:
-            shape = (*shape, task.channels)
+            shape = (*shape, task.output_channels(info.num_classes))
         targets[name] = NoiseColumn(name, shape, low, high, seed)
     return dataclasses.replace(columns, targets=targets)

@@ -3,14 +3,16 @@
 
 The arrays of each example are a file of their own, a part, which appears whole or not
 at all; parts that are there are not made again. Workers are plain subprocesses that
-never import TensorFlow (see `mtr_tf.data.rooms.workers` for why not
-`multiprocessing`), provided that the module of the work does not either.
+never import TensorFlow provided that the module of the work does not either. They are
+not of `multiprocessing`: a user's script needs no `if __name__ == "__main__"`, and
+nothing is forked from under TensorFlow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import pathlib
@@ -66,7 +68,7 @@ def examples(
     """
     missing = {key: job for key, job in jobs.items() if not _path(folder, key).exists()}
     if processes is None:
-        processes = min(cores(), MAX_PROCESSES) if len(missing) >= _FEW else 1
+        processes = processes_for(len(missing), _FEW)
     finished = len(jobs) - len(missing)
     with contextlib.ExitStack() as stack:
         if processes > 1:
@@ -81,6 +83,45 @@ def examples(
                 advance(1)
             with np.load(_path(folder, key)) as arrays:
                 yield dict(arrays)
+
+
+@contextlib.contextmanager
+def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen]:
+    """Runs `main` of a module in a process of one thread, which is stopped at the end.
+
+    Args:
+      module: Which must not import TensorFlow.
+      *arguments: Its command line.
+
+    Yields:
+      The process; its standard input and output are pipes of bytes.
+    """
+    root = str(pathlib.Path(__file__).resolve().parents[2])  # Of this package.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in [root, *sys.path] if path),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    start = f"from {module} import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
+def processes_for(count: int, few: int) -> int:
+    """How many processes to share work on so many examples: one if they are few."""
+    return min(cores(), MAX_PROCESSES) if count >= few else 1
 
 
 def cores() -> int:
@@ -138,28 +179,10 @@ def _worker(
     folder: pathlib.Path, jobs: Mapping[str, Any], work: str
 ) -> Iterator[TextIO]:
     """Starts a worker, gives its output, and stops it."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    start = f"from {__name__} import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", start, str(folder), work],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    try:
-        with process.stdin as pipe, contextlib.suppress(BrokenPipeError):
-            json.dump(jobs, pipe)
-        yield process.stdout
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
+    with worker(__name__, folder, work) as process:
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+            pipe.write(json.dumps(jobs).encode())
+        yield io.TextIOWrapper(process.stdout)
 
 
 def _wait(pipe: TextIO) -> None:

@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -38,8 +40,8 @@ class DatasetInfo:
     colors: tuple[tuple[int, int, int], ...]
     tasks: tuple[str, ...]
     splits: Mapping[str, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     ranges: Mapping[str, tuple[float, float]]
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
@@ -61,17 +63,33 @@ class Groups:
         so that only near ones depend on each other.
     """
 
-    of: Sequence[str | int]
+    of: Sequence[str | int] | np.ndarray
     name: str = "groups"
     frames: bool = False
+
+
+class Column(Protocol):
+    """An array over the examples of a split, in memory or read when it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the whole array; the first number counts examples."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the arrays which it gives."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
     """The arrays of one split, one row per example.
 
-    Any of them may be a memory map, or anything else that has `shape` and `dtype`,
-    `len()`, and gives a NumPy array for `array[rows]` with int64 `rows`.
+    Any of them may be a memory map, or any other `Column`, which gives a NumPy array
+    for `column[rows]` with int64 `rows`.
 
     Attributes:
       images: uint8 [N, H, W, 3].
@@ -83,13 +101,16 @@ class Columns:
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
       groups: which images depend on each other; None where none do.
+      original_sizes: int32 [N, 2], (height, width) of the files that the images were
+        made of; None where they are not kept.
     """
 
-    images: np.ndarray
-    targets: Mapping[str, np.ndarray]
-    masks: Mapping[str, np.ndarray]
+    images: Column
+    targets: Mapping[str, Column]
+    masks: Mapping[str, Column]
     names: Sequence[str] = ()
     groups: Groups | None = None
+    original_sizes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -150,7 +150,7 @@ class Store:
             return None
 
     def _key(self, cell: Cell | None) -> dict[str, Any]:
-        attack = dataclasses.asdict(cell) if cell else {}
+        attack = cell.to_dict() if cell else {}
         key = {"format": _FORMAT, **self.facts, "attack": attack}
         return json.loads(json.dumps(key))  # As it comes back: lists for tuples.
 

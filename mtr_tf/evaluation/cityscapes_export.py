@@ -105,7 +105,7 @@ def open_predictions(
     Raises:
       InputError: the data set is not Cityscapes, or `seg` is not among the tasks.
     """
-    if info.name != "cityscapes":
+    if info.name != "cityscapes" or columns.original_sizes is None:
         raise InputError(
             "--export_predictions writes files for Cityscapes' evaluator, so the data "
             f"set must be cityscapes, got {info.name}; leave it out."

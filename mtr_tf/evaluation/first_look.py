@@ -25,11 +25,10 @@ from absl import logging
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
-from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
-from mtr_tf.evaluation import chance
-from mtr_tf.evaluation import input_ranges
+from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
@@ -37,6 +36,11 @@ from mtr_tf.models import stateless
 from mtr_tf.runs.loading import Run
 
 _IMAGES = 16  # So many are looked at, at most.
+_FAR_BETTER = 0.7  # What a cure must leave of the error,
+_AND_GOOD = 0.9  # and of a guess's error.
+_CAFFE = (103.939, 116.779, 123.68)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet.
+_TURN = "turn the channels round in front of the model (images[..., ::-1])"
 _STILL = 0.01  # Outputs that change by less of their scale do not depend on the image.
 
 Affine = tuple[Sequence[float], Sequence[float]]
@@ -47,9 +51,10 @@ def look_at(
     config: AttackConfig,
     run: Run,
     source_run: Run | None,
-    source: Source,
+    info: DatasetInfo,
+    columns: Columns,
     tasks: Sequence[str],
-    groups: Sequence[Sequence[str]],
+    attacked: Sequence[str],
 ) -> tuple[Run, Run | None, list[str]]:
     """Looks at --ckpt and --source_ckpt on the first images, and logs what it finds.
 
@@ -57,13 +62,14 @@ def look_at(
       config: The settings.
       run: What is attacked.
       source_run: What adversarial images are made on, if that is something else.
-      source: The data set.
+      info: Of the data set.
+      columns: The split to attack.
       tasks: Those of `run` that are looked at.
-      groups: The tasks attacked together.
+      attacked: Those of them that are attacked.
 
     Returns:
       Both with models as attacks need them, from images in [0, 1] to logits; and what
-      must be said of them wherever results are, as sentences.
+      must be warnings of them wherever results are, as sentences.
 
     Raises:
       InputError: A model cannot be called on these images, or takes no other range.
@@ -75,22 +81,18 @@ def look_at(
             "own, and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
             "them out."
         )
-    columns = source.columns(config.split)
     count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
-    batch = batching.gather(columns, tasks, first, source.info.num_classes)
+    batch = batching.gather(columns, tasks, first, info.num_classes)
     size = config.batch_size
-    run, said = look(run, source.info, batch, tasks, affine, size=size)
+    run, warnings = look(run, info, batch, tasks, affine, size=size)
     if source_run:
-        attacked = [task for task in tasks if any(task in group for group in groups)]
         name = "the model of --source_ckpt"
-        source_run, more = look(
-            source_run, source.info, batch, attacked, affine, name, size
-        )
-        said += more
-    for sentence in said:
+        source_run, more = look(source_run, info, batch, attacked, affine, name, size)
+        warnings += more
+    for sentence in warnings:
         logging.warning("%s", sentence)
-    return run, source_run, said
+    return run, source_run, warnings
 
 
 def look(
@@ -116,22 +118,22 @@ def look(
     Returns:
       The run with the model from images in [0, 1] to logits, and sentences.
     """
-    own = run.config is not None
+    trained = run.config is not None  # By mtr_tf.train, on images in [0, 1].
     given = model = run.model
-    if affine and not own:
+    if affine and not trained:
         model = input_range.in_front(given, *affine)
     images = batch["image"]
     call = _called(model, tasks, name, size)
-    with_logits, said = _as_logits(model, call(images), images, name)
+    with_logits, warnings = _as_logits(model, call(images), images, name)
     if with_logits is not model:
         model, call = with_logits, _called(with_logits, tasks, name, size)
-    first = _First(model, call, batch, tasks, info.num_classes, name, size)
+    first = _FirstLook(model, call, batch, tasks, info.num_classes, name, size)
     first.report_not_finite()
-    cures = [] if own else first.cures(given, affine is not None)
-    likely = "" if cures else _likely(own)
-    said += cures + first.unresponsive(likely) + first.guesses(likely)
-    said += first.bad_gradients()
-    return dataclasses.replace(run, model=model), said
+    cures = [] if trained else first.cures(given, affine is not None)
+    likely = "" if cures else _likely(trained)
+    warnings += cures + first.unresponsive(likely) + first.guesses(likely)
+    warnings += first.bad_gradients()
+    return dataclasses.replace(run, model=model), warnings
 
 
 _Call = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -177,7 +179,7 @@ def _as_logits(
     if not kinds:
         return model, []
     model, exact = probabilities.with_logits(model, kinds, images)
-    said = []
+    warnings = []
     for task, kind in kinds.items():
         how = f"the logits before its {kind}."
         if not exact[task]:
@@ -185,15 +187,15 @@ def _as_logits(
                 f"logs of these. Where they are exactly 0 there is no gradient: give "
                 f"the model without its {kind} if you can."
             )
-        said.append(
+        warnings.append(
             f"{name}'s {task} gives probabilities, and losses take logits: it is "
             f"scored and attacked by {how}"
         )
-    return model, said
+    return model, warnings
 
 
 @dataclasses.dataclass(frozen=True)
-class _First:
+class _FirstLook:
     """A model that gives logits, on the first images."""
 
     model: keras.Model
@@ -237,7 +239,7 @@ class _First:
     def unresponsive(self, likely: str) -> list[str]:
         """What to say of tasks whose outputs hardly depend on the image."""
         negative = self.call(1 - self.batch["image"])
-        said = []
+        warnings = []
         for task in self.sound:
             output = self.outputs[task]
             change = max(_rms(negative[task] - output), _spread(output, axis=0))
@@ -246,27 +248,27 @@ class _First:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
-                said.append(
+                warnings.append(
                     f"{self.name}'s {task} hardly changes with the image, even from an "
                     f"image to its negative{likely} (by {change / scale:.2g} of its "
                     "scale)."
                 )
-        return said
+        return warnings
 
     def guesses(self, likely: str) -> list[str]:
         """What to say of tasks that are no better than a constant."""
-        said = []
+        warnings = []
         for task in self.sound:
-            guess = chance.constant(task, self.batch, self.num_classes)
+            guess = _constant(task, self.batch, self.num_classes)
             scores = self._scores(task, self.outputs)
-            if chance.no_better(scores, guess, task):
+            if _no_better(scores, guess, task):
                 headline = tasks_lib.TASKS[task].metrics[0].name
-                said.append(
+                warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{likely} "
                     f"({headline} {scores[0]:.3g}, a constant's is {guess[0]:.3g}, on "
                     f"the first {self._count} images)."
                 )
-        return said
+        return warnings
 
     def cures(self, given: keras.Model, changed: bool) -> list[str]:
         """What to say if the model as it was given does far better on other images.
@@ -275,8 +277,8 @@ class _First:
         """
         if not self.sound:
             return []
-        cures = (*((input_ranges.AS_THEY_ARE,) if changed else ()), *input_ranges.CURES)
-        found = input_ranges.find(
+        cures = (*((_AS_THEY_ARE,) if changed else ()), *_CURES)
+        better = _far_better(
             self.call
             if given is self.model
             else _called(given, self.sound, self.name, self.size),
@@ -286,9 +288,9 @@ class _First:
             self.num_classes,
             cures,
         )
-        if found is None:
+        if better is None:
             return []
-        cure, outputs = found
+        cure, outputs = better
         task = self.sound[0]
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
         headline = tasks_lib.TASKS[task].metrics[0].name
@@ -330,7 +332,7 @@ class _First:
         ]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return chance.scores(task, outputs[task], self.batch, self.num_classes)
+        return _scores(task, outputs[task], self.batch, self.num_classes)
 
 
 def _rms(values: np.ndarray) -> float:
@@ -342,11 +344,155 @@ def _spread(values: np.ndarray, axis: int) -> float:
     return _rms(values - values.mean(axis=axis, keepdims=True))
 
 
-def _likely(own: bool) -> str:
-    if own:
+def _likely(trained: bool) -> str:
+    """The likely causes; `trained`: by mtr_tf.train."""
+    if trained:
         return "; it may be trained on other data, or hardly at all"
     return (
         "; it may be trained on other data or another order of classes, or want images "
         "of another range (--input_range) or order of channels, though in none of the "
         "usual ones, 0-255, -1 to 1, ImageNet's, BGR, is it far better"
     )
+
+
+# Images as a model may have been trained on them.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cure:
+    """What images may have been.
+
+    Attributes:
+      images: What they are, as in "on images ...".
+      advice: What gives the model such images.
+      change: Images in [0, 1] -> such images.
+    """
+
+    images: str
+    advice: str
+    change: Callable[[np.ndarray], np.ndarray]
+
+
+_AS_THEY_ARE = _Cure(
+    "from 0 to 1", "leave out --input_range, --input_mean and --input_std", lambda x: x
+)
+_CURES = (
+    _Cure("times 255", "give --input_range=0,255", lambda x: 255 * x),
+    _Cure("from -1 to 1", "give --input_range=-1,1", lambda x: 2 * x - 1),
+    _Cure(
+        "standardised as for ImageNet",
+        "give --input_mean=0.485,0.456,0.406 --input_std=0.229,0.224,0.225",
+        lambda x: (x - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32),
+    ),
+    _Cure("in the order BGR", _TURN, lambda x: x[..., ::-1]),
+    _Cure(
+        "in the order BGR times 255",
+        f"give --input_range=0,255 and {_TURN}",
+        lambda x: 255 * x[..., ::-1],
+    ),
+    _Cure(
+        "in the order BGR times 255 less Caffe's means",
+        f"give --input_range=0,255 --input_mean=123.68,116.779,103.939 and {_TURN}",
+        lambda x: 255 * x[..., ::-1] - np.array(_CAFFE, np.float32),
+    ),
+)
+
+
+def _far_better(
+    call: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+    now: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
+    tasks: Sequence[str],
+    num_classes: int,
+    cures: Sequence[_Cure],
+) -> tuple[_Cure, Mapping[str, np.ndarray]] | None:
+    """The cure that a model does far better on, with its outputs; None without one.
+
+    Args:
+      call: Images, changed by a cure, to outputs {task: float32}.
+      now: The outputs as it is.
+      batch: The images in [0, 1], targets and masks.
+      tasks: Those to judge by; each has finite outputs, and a valid pixel.
+      num_classes: Of the data set.
+      cures: To try.
+    """
+    limit = _FAR_BETTER * _share_of_error(now, batch, tasks, num_classes)
+    best, limit = None, min(limit, _AND_GOOD)
+    for cure in cures:
+        outputs = call(cure.change(batch["image"]))
+        if all(np.isfinite(outputs[task]).all() for task in tasks):
+            error = _share_of_error(outputs, batch, tasks, num_classes)
+            if error < limit:
+                best, limit = (cure, outputs), error
+    return best
+
+
+# Scores, and what a guess scores that never looks at an image.
+
+
+def _scores(
+    task: str, output: np.ndarray, batch: Mapping[str, Any], num_classes: int
+) -> np.ndarray:
+    """All metrics of a task but the loss, the headline first, float64 `[metrics]`."""
+    rows = tasks_lib.statistics(
+        (task,),
+        {task: tf.constant(output)},
+        batch["targets"],
+        batch["masks"],
+        num_classes,
+    )
+    values = evaluator.values(tf.nest.map_structure(np.asarray, rows))[task]
+    return np.array([values[metric.name] for metric in _metrics(task)])
+
+
+def _errors(task: str, of: np.ndarray) -> np.ndarray:
+    """Such scores, `[..., metrics]`, as errors: 1 - score where higher is better."""
+    higher = [metric.better == "higher" for metric in _metrics(task)]
+    return np.where(higher, 1 - of, of)
+
+
+def _constant(task: str, batch: Mapping[str, Any], num_classes: int) -> np.ndarray:
+    """The best of each metric that a constant comes to, `[metrics]`.
+
+    Of classes always the commonest one of the batch, else the median or the mean of its
+    targets, by channel. Some pixel of the task must be valid.
+    """
+    mask = batch["masks"][task]
+    values = batch["targets"][task][mask > 0]
+    if tasks_lib.TASKS[task].discrete:
+        counts = np.bincount(values.astype(np.int64), minlength=num_classes)
+        commonest = counts[:num_classes].argmax()
+        guesses = [np.eye(num_classes, dtype=np.float32)[commonest]]
+    else:
+        guesses = [np.median(values, axis=0), np.mean(values, axis=0)]
+    shape = (*mask.shape, len(guesses[0]))
+    candidates = np.stack(
+        [_scores(task, np.broadcast_to(g, shape), batch, num_classes) for g in guesses]
+    )
+    best = _errors(task, candidates).argmin(axis=0)
+    return candidates[best, np.arange(len(best))]
+
+
+def _no_better(of: np.ndarray, guess: np.ndarray, task: str) -> bool:
+    """Whether scores are in no metric better than a guess's."""
+    return bool(np.all(_errors(task, of) >= _errors(task, guess)))
+
+
+def _share_of_error(
+    outputs: Mapping[str, np.ndarray],
+    batch: Mapping[str, Any],
+    tasks: Sequence[str],
+    num_classes: int,
+) -> float:
+    """The headline's error as a share of a constant's, mean over tasks."""
+    shares = []
+    for task in tasks:
+        of = _scores(task, outputs[task], batch, num_classes)
+        guess = _constant(task, batch, num_classes)
+        error, worst = _errors(task, of)[0], _errors(task, guess)[0]
+        shares.append(error / worst if worst else np.inf)
+    return float(np.mean(shares))
+
+
+def _metrics(task: str) -> Sequence[Any]:
+    return tasks_lib.TASKS[task].metrics[:-1]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bootstrap intervals over images, or over what `sampling` draws in their place."""
+"""Bootstrap intervals over images, or over what `resampling` draws in their place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +28,8 @@ def of_metric(
 
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
-    moved apart as few of them ask for (`sampling.widened`), within the metric's bounds.
-    Resamples whose value is NaN are left out.
+    moved apart as few of them ask for (`resampling.widened`), within the metric's
+    bounds. Resamples whose value is NaN are left out.
 
     Args:
       metric: Whose statistics `rows` are.
@@ -43,41 +41,22 @@ def of_metric(
 
     Returns:
       (low, high); (nan, nan) where the metric has no value, or fewer than
-      `sampling.LEAST` units have anything that it counts.
+      `resampling.LEAST` units have anything that it counts.
 
     Raises:
       InputError: A confidence outside (0, 1) or less than one resample.
     """
-    return _interval(metric, [rows], metric.value, units, confidence, resamples, seed)
-
-
-def of_change(
-    metric: Metric,
-    clean_rows: np.ndarray,
-    attacked_rows: np.ndarray,
-    units: resampling.Units | None = None,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int,
-) -> tuple[float, float]:
-    """Returns the paired bootstrap interval of attacked value minus clean value.
-
-    Row i of both arrays is of the same image, and each resample draws the same images
-    for both. Otherwise as `of_metric`.
-    """
-    shapes = np.shape(clean_rows), np.shape(attacked_rows)
-    if shapes[0] != shapes[1]:
-        raise InputError(
-            "Clean and attacked rows must be of the same images and metric, got shapes "
-            f"{shapes[0]} and {shapes[1]}."
-        )
-
-    def change(attacked, clean):
-        return metric.value(attacked) - metric.value(clean)
-
-    both = [attacked_rows, clean_rows]
-    return _interval(metric, both, change, units, confidence, resamples, seed)
+    units = units or resampling.independent(len(rows))
+    counts = resampling.draw(units.count, resamples, seed)
+    sums = units.sums(rows)
+    ends = _ends(metric.value(counts @ sums), confidence)
+    drawn = int((sums != 0).any(axis=1).sum())
+    if drawn < resampling.LEAST:
+        return math.nan, math.nan
+    centre = float(metric.value(sums.sum(axis=0)))
+    low, high = resampling.widened(ends, centre, drawn, confidence)
+    least, most = metric.bounds
+    return float(np.maximum(low, least)), float(np.minimum(high, most))
 
 
 def resampled_means(
@@ -122,38 +101,13 @@ def of_draws(
     Args:
       draws: `[resamples, ...]`, of `count` units each.
       centre: `[...]`, the values that are resampled.
-      count: How many units were drawn; fewer than `sampling.LEAST` give NaN.
+      count: How many units were drawn; fewer than `resampling.LEAST` give NaN.
       confidence: Share of the distribution inside the interval, in (0, 1).
     """
     ends = percentiles(draws, confidence)
     if count < resampling.LEAST:
         return np.full_like(ends, np.nan)
     return resampling.widened(ends, centre, count, confidence)
-
-
-def _interval(
-    metric: Metric,
-    rows: Sequence[np.ndarray],
-    value: Callable[..., np.ndarray],
-    units: resampling.Units | None,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """The interval of a value of sums of one or two arrays of rows."""
-    units = units or resampling.independent(len(rows[0]))
-    counts = resampling.draw(units.count, resamples, seed)
-    sums = [units.sums(array) for array in rows]
-    ends = _ends(value(*(counts @ array for array in sums)), confidence)
-    drawn = int(np.any([array != 0 for array in sums], axis=(0, 2)).sum())
-    if drawn < resampling.LEAST:
-        return math.nan, math.nan
-    centre = float(value(*(array.sum(axis=0) for array in sums)))
-    low, high = resampling.widened(ends, centre, drawn, confidence)
-    least, most = metric.bounds
-    if len(rows) > 1:  # Of a change.
-        least, most = least - most, most - least
-    return float(np.maximum(low, least)), float(np.minimum(high, most))
 
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:

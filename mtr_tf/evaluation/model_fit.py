@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs.loading import input_size
 
 _STRIDES = (
     2,
@@ -30,13 +31,7 @@ _STRIDES = (
 _OFFERED = 2  # So many sizes that work are named.
 
 
-def input_size(model: keras.Model) -> tuple[int, int] | None:
-    """(height, width) of the model's input; None where it takes any."""
-    size = model.input_shape[1:3]
-    return None if None in size else tuple(size)
-
-
-def check(model: keras.Model, info: DatasetInfo, tasks: Sequence[str]) -> None:
+def check_outputs(model: keras.Model, info: DatasetInfo, tasks: Sequence[str]) -> None:
     """Raises `InputError` unless the model gives the tasks' outputs on these images."""
     size = input_size(model)
     if size and size != tuple(info.image_shape[:2]):
@@ -92,16 +87,16 @@ def _other_sizes(model: keras.Model, info: DatasetInfo, task: str = "") -> str:
         for stride in _STRIDES
         for size in itertools.product(*(_multiples(n, stride) for n in (height, width)))
     }
-    found = []
+    sizes = []
     for size in sorted(near, key=lambda size: (near[size], size)):
         shapes = output_shapes(model, (*size, channels))
         if shapes and (not task or shapes[task][:-1] == size):
-            found.append(f"--image_size={size[0]}x{size[1]}")
-        if len(found) == _OFFERED:
+            sizes.append(f"--image_size={size[0]}x{size[1]}")
+        if len(sizes) == _OFFERED:
             break
-    if not found:
+    if not sizes:
         return "give --image_size, a size that it takes"
-    return f"the nearest sizes that work are {' and '.join(found)}"
+    return f"the nearest sizes that work are {' and '.join(sizes)}"
 
 
 def _multiples(number: int, stride: int) -> list[int]:

@@ -14,10 +14,13 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import attack_losses
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
+from mtr_tf.attacks import kinds
+from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.attacks.kinds import Kind
+from mtr_tf.attacks.kinds import Member
 from mtr_tf.config.attack import OWN_LOSS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_block
@@ -25,108 +28,285 @@ from mtr_tf.config.attack import parse_weights
 from mtr_tf.errors import InputError
 from mtr_tf.tasks.groups import parse_groups
 
-_FLOORS = ("noise", "corner")
-_ENSEMBLES = ("sea", "worst")
-# By name what the released code does wrong: (where it starts, its scale).
-_RELEASED = {
-    "pgd_released": ("corner", "wrong"),
-    "pgd_released_start": ("corner", "pixels"),
-    "pgd_released_scale": ("image", "wrong"),
-}
-# Those that leave the ball of radius eps, as the released code does.
-OUTSIDE = tuple(name for name, (_, scale) in _RELEASED.items() if scale == "wrong")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threat:
+    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2)."""
+
+    norm: str = "linf"
+    eps: float
+
+    @property
+    def unit(self) -> int:
+        """What lengths are divided by to be those of images in [0, 1]."""
+        return 255 if self.norm == "linf" else 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One attack. `eps` and `step_size` are in levels (linf) or plain norms (l2).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveSettings:
+    """What is raised, and what points are judged by.
 
-    `steps` are queries of square; `step_size` is 0 where the attack has its own, and
-    `restarts` are draws of noise. `losses` are names of `attacks.SURROGATES`, `weights`
-    pairs (task, number), `block` is (rows, columns[, top, left]), `classes` are labels,
-    `radii` the stages of apgd; `ensemble` and `queries` are those of worst, whose
-    `random_start` may be None: each member's own. `scale` is the model's (mean, std),
-    for the released code's wrong scale. `judge` is "harm" or "loss"; `place` is that
-    among the members of an ensemble, which the random numbers depend on, -1 for none.
+    Attributes:
+      tasks: Those attacked together.
+      losses: Names of `attacks.ATTACK_LOSSES`; empty: the tasks' own.
+      balance: A name of `attacks.BALANCES`.
+      weights: Pairs (task, number).
+      targeted: Whether outputs are drawn to other images' targets.
+      pixels: How many output pixels are attacked, 0 for all.
+      block: (rows, columns[, top, left]) of output pixels; empty for all.
+      classes: Labels whose pixels are attacked; empty for all.
+      judge: "harm" or "loss".
+      eot: Draws of a random model's noise.
     """
 
-    attack: str
-    norm: str
-    eps: float
-    step_size: float
-    steps: int
-    restarts: int
-    attacked: tuple[str, ...]
-    pixels: int
-    seed: int
+    tasks: tuple[str, ...]
     losses: tuple[str, ...] = ()
     balance: str = "sum"
     weights: tuple[tuple[str, float], ...] = ()
     targeted: bool = False
-    random_start: bool | None = True
+    pixels: int = 0
     block: tuple[int, ...] = ()
     classes: tuple[int, ...] = ()
+    judge: str = judging.LOSS
+    eot: int = 1
+
+    @property
+    def restricted(self) -> bool:
+        """Whether it is about some of the output pixels only."""
+        return bool(self.pixels or self.block or self.classes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """An attack by its name in KINDS, and its settings.
+
+    Attributes:
+      name: As in KINDS.
+      step_size: In the unit of `eps`; 0 where the attack has its own.
+      steps: Of square these are queries.
+      restarts: Of noise these are draws.
+      random_start: None in an ensemble: each member's own.
+      radii: The stages of apgd.
+      ensemble, queries: Those of worst.
+      scale: The model's (mean, std), for the released code's wrong scale.
+    """
+
+    name: str
+    step_size: float = 0.0
+    steps: int = 1
+    restarts: int = 1
+    random_start: bool | None = True
     radii: tuple[tuple[float, float], ...] = ()
     ensemble: tuple[str, ...] = ()
     queries: int = 0
     scale: tuple[tuple[float, ...], ...] = ()
-    judge: str = judging.LOSS
+
+    @classmethod
+    def of(
+        cls,
+        config: AttackConfig,
+        name: str,
+        scale: tuple[tuple[float, ...], ...] = (),
+    ) -> AttackSettings:
+        """The settings of the command for the attack of a name; see `make_cells`."""
+        return cls(
+            name=name,
+            step_size=config.step_size,
+            steps=config.steps,
+            restarts=config.restarts,
+            random_start=config.random_start,
+            ensemble=config.ensemble,
+            queries=config.queries,
+            scale=() if KINDS[name].bounded else scale,
+        )
+
+    @property
+    def kind(self) -> Kind:
+        """All that is known of such attacks."""
+        return KINDS[self.name]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """What an ensemble is made of; empty for any other attack."""
+        if self.kind.members is not None:
+            return self.kind.members
+        return tuple(Member(kind=name) for name in self.ensemble)
+
+    def of_member(self, member: Member) -> AttackSettings:
+        """The settings of a member, not fitted yet."""
+        change = {"name": member.kind, "radii": member.radii, "ensemble": ()}
+        return dataclasses.replace(self, **change)
+
+    def passes(self, threat: Threat) -> float:
+        """What an image costs, in passes forwards and backwards."""
+        if self.members:
+            members = (self.of_member(m).fitted(threat.eps) for m in self.members)
+            return sum(member.passes(threat) for member in members)
+        lengths = (threat.eps / threat.unit, self.step_size / threat.unit)
+        share = 1.0 if self.kind.gradient else kinds.FORWARD
+        return self.make(threat.norm, *lengths).passes * share
+
+    def fitted(self, eps: float) -> AttackSettings:
+        """The same with only what applies to this attack at this radius."""
+        kind = self.kind
+        step = self.step_size if "step_size" in kind.uses else 0.0
+        restarts = self.restarts if "restarts" in kind.uses else 1
+        steps = self.steps if "steps" in kind.uses else 1
+        in_ensemble = "ensemble" in kind.uses
+        if "queries" in kind.uses and not in_ensemble:
+            steps = self.queries
+        return dataclasses.replace(
+            self,
+            step_size=step or kind.step * eps,
+            steps=steps,
+            restarts=restarts,
+            random_start=kind.start_at_random(self.random_start, restarts),
+            ensemble=self.ensemble if in_ensemble else (),
+            queries=self.queries if in_ensemble else 0,
+        )
+
+    def make(self, norm: str, epsilon, step_size) -> attacks.Attack:
+        """The attack's record; lengths are those of images in [0, 1].
+
+        Raises:
+          InputError: It has no such norm, or a setting is out of range.
+        """
+        if norm not in self.kind.norms:
+            raise InputError(
+                f"--attack={self.name} needs --norm={' or '.join(self.kind.norms)}, "
+                f"got {norm}."
+            )
+        mean, std = self.scale or (None, None)
+        settings = {"radii": self.radii} if self.radii else {}
+        return self.kind.make(
+            epsilon,
+            step_size=step_size,
+            steps=self.steps,
+            norm=norm,
+            restarts=self.restarts,
+            random_start=self.random_start,
+            mean=mean,
+            std=std,
+            **settings,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One attack on one objective within one threat model.
+
+    `place` is that among the members of an ensemble, which the random numbers depend
+    on, -1 for none.
+    """
+
+    threat: Threat
+    objective: ObjectiveSettings
+    attack: AttackSettings
+    seed: int = 0
     place: int = -1
-    eot: int = 1  # Draws of a random model's noise.
+
+    @property
+    def eps(self) -> float:
+        """The radius, as in `threat`."""
+        return self.threat.eps
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The attacked tasks."""
+        return self.objective.tasks
 
     @property
     def numbers(self) -> tuple[float, float]:
         """(epsilon, step size) as the attacks take them: of images in [0, 1]."""
-        unit = 255 if self.norm == "linf" else 1
-        return self.eps / unit, self.step_size / unit
+        unit = self.threat.unit
+        return self.threat.eps / unit, self.attack.step_size / unit
 
     @property
     def family(self) -> Cell:
         """What it shares with the cells that differ in `numbers` alone."""
-        return dataclasses.replace(self, eps=0.0, step_size=0.0)
+        threat = dataclasses.replace(self.threat, eps=0.0)
+        attack = dataclasses.replace(self.attack, step_size=0.0)
+        return dataclasses.replace(self, threat=threat, attack=attack)
 
     @property
     def group(self) -> str:
         """The attacked tasks as one word."""
-        return "+".join(self.attacked)
+        return "+".join(self.tasks)
 
     @property
     def label(self) -> str:
         """The attack with what is not as usual about its objective, as one word."""
-        parts = [self.attack, "+".join(self.losses)]
-        parts += [self.balance] if self.balance != "sum" else []
-        parts += ["targeted" * self.targeted, f"eot{self.eot}" * (self.eot > 1)]
-        parts += [self.judge if self.judge != _judge(self, judging.AUTO) else ""]
+        goal = self.objective
+        parts = [self.attack.name, "+".join(goal.losses)]
+        parts += [goal.balance] if goal.balance != "sum" else []
+        parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
+        parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
         return "-".join(part for part in parts if part)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What must be said wherever its results are, as sentences."""
-        if not self.scale or not self.eps:
+        if not self.attack.scale or not self.eps:
             return ()
         # How far a value goes at most, by the formulas in `attacks.released`: by r, or
         # from 0 to the lower end of the box.
         reach = max(
             max(2 * self.eps * std, 255 * (mean - std))
-            for mean, std in zip(*self.scale, strict=True)
+            for mean, std in zip(*self.attack.scale, strict=True)
         )
         return (
-            f"{self.attack} is not bound by eps, as the released code is not: at eps "
-            f"{self.eps:g} values move by up to {reach:.3g} levels; it is no measure "
-            "of robustness.",
+            f"{self.attack.name} is not bound by eps, as the released code is not: at "
+            f"eps {self.eps:g} values move by up to {reach:.3g} levels; it is no "
+            "measure of robustness.",
         )
 
     @property
     def members(self) -> tuple[Cell, ...]:
         """The cells that this one takes the worst of; empty for a plain attack."""
-        changes = [{"attack": name, "ensemble": ()} for name in self.ensemble]
-        if self.attack == "sea":
-            run = {"attack": "apgd", "radii": ensemble.SEA_RADII}
-            changes = [{**run, "losses": (loss,)} for loss in ensemble.SEA_LOSSES]
-        return tuple(
-            _fitted(dataclasses.replace(self, **change, place=n))
-            for n, change in enumerate(changes)
+        cells = []
+        for place, member in enumerate(self.attack.members):
+            losses = self.objective.losses if member.losses is None else member.losses
+            goal = dataclasses.replace(self.objective, losses=losses)
+            attack = self.attack.of_member(member)
+            change = {"attack": attack, "objective": goal, "place": place}
+            cells.append(dataclasses.replace(self, **change).fitted())
+        return tuple(cells)
+
+    def fitted(self) -> Cell:
+        """The cell with only what applies to its attack and its tasks."""
+        attack, goal = self.attack.fitted(self.eps), self.objective
+        losses = tuple(
+            loss
+            for loss in goal.losses
+            if any(_attack_loss(loss).fits(tasks_lib.TASKS[t]) for t in goal.tasks)
         )
+        change: dict[str, Any] = {"losses": losses}
+        blind = attack.kind.draws_nothing(attack.restarts)
+        if blind or attack.kind.own_losses:
+            change["losses"] = ()
+        if blind and self.place < 0:  # Nothing to choose by the objective.
+            change |= {"balance": "sum", "weights": (), "eot": 1}
+        if len(goal.tasks) == 1:  # All balances climb the one loss there is.
+            change |= {"balance": "sum", "weights": ()}
+        goal = dataclasses.replace(goal, **change)
+        return dataclasses.replace(self, attack=attack, objective=goal)
+
+    def judged(self, judge: str) -> Cell:
+        """The cell judged by "harm" or "loss", or by what "auto" is for it."""
+        goal = dataclasses.replace(self.objective, judge=self._judge(judge))
+        return dataclasses.replace(self, objective=goal)
+
+    def _judge(self, judge: str) -> str:
+        """What its points are judged by, as attacks in Python resolve it."""
+        is_ensemble = self.attack.kind.is_ensemble
+        return judging.resolve(judge, any(self.objective.losses), is_ensemble)
+
+    @property
+    def passes(self) -> float:
+        """What an image costs, in passes forwards and backwards; scoring it is one."""
+        if not self.eps:
+            return 1.0
+        return 1.0 + self.objective.eot * self.attack.passes(self.threat)
 
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family."""
@@ -134,43 +314,19 @@ class Cell:
         def attack(objective, x, seed, epsilon, step_size):
             if self.place >= 0:  # The same images as of `attacks.Worst`.
                 seed = ensemble.member_keys(seed, self.place)
-            return self._attack(epsilon, step_size)(objective, x, seed)
+            made = self.attack.make(self.threat.norm, epsilon, step_size)
+            return made(objective, x, seed)
 
         return attack
-
-    def _attack(self, epsilon, step_size) -> attacks.Attack:
-        if self.attack in _RELEASED:
-            return self._released(epsilon, step_size)
-        settings = {
-            "step_size": step_size,
-            "steps": self.steps,
-            "norm": self.norm,
-            "restarts": self.restarts,
-            "random_start": self.random_start,
-        }
-        if self.radii:
-            settings["radii"] = self.radii
-        return attacks.make(self.attack, epsilon, **settings)
-
-    def _released(self, epsilon, step_size) -> attacks.Attack:
-        """The one use of the released code's mistakes: when their name is given."""
-        from mtr_tf.attacks import released
-
-        if self.norm != "linf":
-            raise InputError(f"--attack={self.attack} needs --norm=linf, got l2.")
-        start, scale = _RELEASED[self.attack]
-        mean, std = self.scale or (None, None)
-        settings = {"start": start, "scale": scale, "mean": mean, "std": std}
-        return released.ReleasedPGD(epsilon, step_size, self.steps, **settings)
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
-                cell._attack(*cell.numbers)
+                cell.attack.make(cell.threat.norm, *cell.numbers)
         height, width, _ = image_shape
         targets, masks = {}, {}
-        for name in self.attacked:
+        for name in self.tasks:
             task = tasks_lib.TASKS[name]
             channels = task.output_channels(num_classes)
             shape = (1, height, width) + (() if task.discrete else (channels,))
@@ -185,16 +341,17 @@ class Cell:
         Raises:
           InputError: The pixels are not all within `height` x `width`.
         """
+        goal = self.objective
         return {
-            "tasks": self.attacked,
-            "balance": self.balance,
+            "tasks": goal.tasks,
+            "balance": goal.balance,
             "pixels": self.pixel_mask(height, width),
-            "weights": dict(self.weights) or None,
-            "losses": self.losses,
-            "targeted": self.targeted,
-            "classes": self.classes or None,
-            "judge": self.judge,
-            "eot": self.eot,
+            "weights": dict(goal.weights) or None,
+            "losses": goal.losses,
+            "targeted": goal.targeted,
+            "classes": goal.classes or None,
+            "judge": goal.judge,
+            "eot": goal.eot,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -202,13 +359,21 @@ class Cell:
 
         The same ones for every image and task; see `attacks.random_pixels`.
         """
-        if self.pixels:
-            return attacks.random_pixels(height, width, self.pixels, self.seed)
-        if self.block:
-            rows, columns, *place = self.block
+        goal = self.objective
+        if goal.pixels:
+            return attacks.random_pixels(height, width, goal.pixels, self.seed)
+        if goal.block:
+            rows, columns, *place = goal.block
             top, left = place or ((height - rows) // 2, (width - columns) // 2)
             return attacks.block(height, width, top, left, rows, columns)
         return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in one dict, as finished cells are known by."""
+        flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
+        flat |= dataclasses.asdict(self.attack)
+        flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
+        return flat | {"seed": self.seed, "place": self.place}
 
 
 def make_cells(
@@ -224,42 +389,40 @@ def make_cells(
       tasks: The model's.
       classes: The names of the data set's classes.
       scale: (mean, std) per colour of the model's standardisation; for the attacks
-        in OUTSIDE alone, which need it.
+        that are not bounded alone, which need it.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     cells, groups = [], parse_groups(config.attack_tasks, tasks)
+    weights, block = _weights(config), parse_block(config.attack_block)
+    labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
+        kind = KINDS[attack]
         cell = Cell(
-            attack,
-            config.norm,
-            eps,
-            config.step_size,
-            config.steps,
-            config.restarts,
-            group,
-            config.attack_pixels,
-            config.seed,
-            () if loss == OWN_LOSS else tuple(loss.split("+")),
-            balance,
-            _weights(config, group),
-            config.targeted,
-            config.random_start,
-            parse_block(config.attack_block),
-            tuple(_class_label(name, classes) for name in config.attack_classes),
-            ensemble=config.ensemble,
-            queries=config.queries,
-            scale=scale if attack in OUTSIDE else (),
-            eot=config.eot,
+            threat=Threat(norm=config.norm, eps=eps),
+            objective=ObjectiveSettings(
+                tasks=group,
+                losses=() if loss == OWN_LOSS else tuple(loss.split("+")),
+                balance=balance,
+                weights=tuple((t, number) for t, number in weights if t in group),
+                targeted=config.targeted,
+                pixels=config.attack_pixels,
+                block=block,
+                classes=labels,
+                eot=config.eot,
+            ),
+            attack=AttackSettings.of(config, attack, scale),
+            seed=config.seed,
         )
-        cell = _fitted(cell)
-        cell = dataclasses.replace(cell, judge=_judge(cell, config.judge))
+        cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)
-        blind = attack in ("sea", *_FLOORS)
-        if (cell.losses or loss == OWN_LOSS or blind) and _possible(cell):
+        # A loss that fits none of the tasks would be another attack than was asked for.
+        any_loss = loss == OWN_LOSS or kind.own_losses or kind.guesses
+        discrete = any(tasks_lib.TASKS[task].discrete for task in group)
+        if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)
     if not cells:
         raise InputError(
@@ -271,68 +434,16 @@ def make_cells(
     return list(dict.fromkeys(cells))
 
 
-def _fitted(cell: Cell) -> Cell:
-    """The cell with only what applies to its attack and its tasks."""
-    change: dict[str, Any] = {}
-    if cell.attack != "worst":
-        change |= {"ensemble": (), "queries": 0}
-    if cell.attack != "worst" and cell.random_start is None:  # One mim: Dong et al.'s.
-        change |= {"random_start": cell.attack != "mim" or cell.restarts > 1}
-    if cell.attack in ("fgsm", *_RELEASED):
-        change |= {"restarts": 1, "random_start": False}
-    if cell.attack == "fgsm":  # One step of eps from the image itself.
-        change |= {"steps": 1, "step_size": cell.eps}
-    elif cell.attack in ("pgd", "mim", "mim_released", *_RELEASED):
-        change |= {"step_size": cell.step_size or cell.eps / 4}
-    elif cell.attack == "square":
-        change |= {"step_size": 0.0, "steps": cell.queries, "restarts": 1}
-    elif cell.attack in _FLOORS:
-        change |= {"step_size": 0.0, "steps": 1}
-        if _is_blind(cell) and cell.place < 0:  # Nothing to choose by the objective.
-            change |= {"balance": "sum", "weights": (), "eot": 1}
-    elif cell.attack in ("apgd", "sea"):
-        change |= {"step_size": 0.0}
-    fits = [
-        loss
-        for loss in cell.losses
-        if any(_surrogate(loss).fits(tasks_lib.TASKS[t]) for t in cell.attacked)
-    ]
-    blind = cell.attack == "sea" or _is_blind(cell)
-    cell = dataclasses.replace(cell, **change, losses=() if blind else tuple(fits))
-    if len(cell.attacked) == 1:  # All balances climb the one loss there is.
-        cell = dataclasses.replace(cell, balance="sum", weights=())
-    return cell
+def _attack_loss(name: str) -> Any:
+    checks.check_name("loss", name, attacks.ATTACK_LOSSES)
+    return attacks.ATTACK_LOSSES[name]
 
 
-def _judge(cell: Cell, judge: str) -> str:
-    """What its points are judged by, as attacks in Python resolve it."""
-    return judging.resolve(judge, any(cell.losses), cell.attack in _ENSEMBLES)
-
-
-def _surrogate(name: str) -> attack_losses.Surrogate:
-    checks.check_name("loss", name, attacks.SURROGATES)
-    return attacks.SURROGATES[name]
-
-
-def _is_blind(cell: Cell) -> bool:
-    """Whether it does not look at the objective at all."""
-    return cell.attack in _FLOORS and cell.restarts == 1
-
-
-def _possible(cell: Cell) -> bool:
-    """Whether there is such an attack on these tasks."""
-    discrete = any(tasks_lib.TASKS[task].discrete for task in cell.attacked)
-    return discrete or cell.attack != "sea"
-
-
-def _weights(
-    config: AttackConfig, group: tuple[str, ...]
-) -> tuple[tuple[str, float], ...]:
-    """Those of the settings that are about tasks of this group."""
+def _weights(config: AttackConfig) -> tuple[tuple[str, float], ...]:
+    """Pairs of a task and its weight, each task by its one name."""
     weights = parse_weights(config.attack_weights)
     named = tasks_lib.resolve([name for name, _ in weights]) if weights else ()
-    pairs = zip(named, (number for _, number in weights), strict=True)
-    return tuple((task, number) for task, number in pairs if task in group)
+    return tuple(zip(named, (number for _, number in weights), strict=True))
 
 
 def _class_label(name: str, classes: Sequence[str]) -> int:

@@ -17,11 +17,10 @@ tests/evaluation/intervals_test.py.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
 
 from mtr_tf.errors import InputError
 
@@ -143,23 +142,10 @@ def widened(
     interval = np.asarray(interval, np.float64)
     if count < 2:
         return interval
-    normal = NormalDist().inv_cdf((1 + confidence) / 2)
-    by = np.sqrt(count / (count - 1)) * student_t(confidence, count - 1) / normal
+    level = (1 + confidence) / 2
+    student, normal = stats.t.ppf(level, count - 1), stats.norm.ppf(level)
+    by = np.sqrt(count / (count - 1)) * student / normal
     return centre + by * (interval - centre)
-
-
-@functools.lru_cache(maxsize=64)
-def student_t(confidence: float, freedom: int) -> float:
-    """What |T| of Student's t distribution stays below with that probability.
-
-    With T = sqrt(freedom) tan(angle) the density of the angle is that of
-    cos^(freedom - 1), integrated here by trapezia.
-    """
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    found = np.interp(confidence, below / below[-1], angle)
-    return float(np.sqrt(freedom) * np.tan(found))
 
 
 def note(over: str, images: int, known: bool) -> str:

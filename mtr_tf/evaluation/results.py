@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sweep's results as records, as a table to read, and as JSON and CSV files."""
+"""A sweep's results as records, and as JSON and CSV files."""
 
 from __future__ import annotations
 
-import csv
 import math
 import pathlib
-import shutil
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ import numpy as np
 
 from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
@@ -66,11 +63,11 @@ def _record(
     wanted = result.wanted.get(task, {}).get(metric.name, {})
     return {
         "attack": cell.label,
-        "norm": cell.norm,
+        "norm": cell.threat.norm,
         "eps": cell.eps,
-        "steps": cell.steps,
-        "step_size": cell.step_size,
-        "attacked": list(cell.attacked),
+        "steps": cell.attack.steps,
+        "step_size": cell.attack.step_size,
+        "attacked": list(cell.tasks),
         "task": task,
         "metric": metric.name,
         "clean": before["value"],
@@ -83,21 +80,21 @@ def _record(
         "warnings": [*facts.get("warnings", ()), *cell.warnings],
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
-        "algorithm": cell.attack,
-        "loss": "+".join(cell.losses) or "own",
-        "balance": cell.balance,
-        "judge": cell.judge,
-        "weights": dict(cell.weights),
-        "targeted": cell.targeted,
+        "algorithm": cell.attack.name,
+        "loss": "+".join(cell.objective.losses) or "own",
+        "balance": cell.objective.balance,
+        "judge": cell.objective.judge,
+        "weights": dict(cell.objective.weights),
+        "targeted": cell.objective.targeted,
         "wanted_clean": wanted.get("clean"),
         "wanted_value": wanted.get("attacked"),
-        "restarts": cell.restarts,
-        "eot": cell.eot,
-        "random_start": cell.random_start,
-        "ensemble": list(cell.ensemble),
-        "attack_pixels": cell.pixels,
-        "attack_block": list(cell.block),
-        "attack_classes": list(cell.classes),
+        "restarts": cell.attack.restarts,
+        "eot": cell.objective.eot,
+        "random_start": cell.attack.random_start,
+        "ensemble": list(cell.attack.ensemble),
+        "attack_pixels": cell.objective.pixels,
+        "attack_block": list(cell.objective.block),
+        "attack_classes": list(cell.objective.classes),
         "better": metric.better,
         "unit": tasks_lib.TASKS[task].unit_of(metric, units),
     }
@@ -143,142 +140,5 @@ def write(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]
     """Writes results.json and results.csv; returns their paths."""
     json_path, csv_path = folder / "results.json", folder / "results.csv"
     files.write_json(json_path, list(records))
-    rows = [_flat(record) for record in records]
-    with (
-        files.whole_file(csv_path) as beside,
-        open(beside, "w", newline="") as file,
-    ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(csv_path, records)
     return [json_path, csv_path]
-
-
-def _flat(record: Record) -> Record:
-    """A record without lists: groups joined by `+`, intervals as two columns."""
-    flat = {}
-    for name, value in record.items():
-        if name.endswith("_interval"):
-            flat[f"{name}_low"], flat[f"{name}_high"] = value
-        elif isinstance(value, dict):
-            flat[name] = "+".join(f"{key}:{item}" for key, item in value.items())
-        else:
-            listed = isinstance(value, list)
-            flat[name] = "+".join(map(str, value)) if listed else value
-    return flat
-
-
-def text(title: str, records: Sequence[Record], folder: pathlib.Path) -> str:
-    """What is printed of a sweep: the table, wanted targets, warnings, places."""
-    lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
-    lines += ["", about_intervals(records)]
-    wanted = wanted_table(records)
-    if wanted:
-        lines += ["", "outputs against the targets that they are drawn to:", wanted]
-    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
-        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"results:  {folder / 'results.json'} and .csv",
-            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
-        ]
-    )
-
-
-def about_intervals(records: Sequence[Record]) -> str:
-    """A line on what the intervals of records are over, or why there are none."""
-    known = any(end is not None for r in records for end in r["attacked_interval"])
-    return resampling.note(records[0]["interval_over"], records[0]["n"], known)
-
-
-def table(records: Sequence[Record], width: int = 120) -> str:
-    """A table to read: a row per cell; per task its headline metric and its loss.
-
-    Args:
-      records: As `make_records` returns them.
-      width: Tasks that do not fit beside the others come in a table below.
-    """
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    rows = list(dict.fromkeys(_row_of(record) for record in records))
-    by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
-    left = [["", "attack", *(row[0] for row in rows)]]
-    left.append(["", "attacked", *(_short_group(row[1], tasks) for row in rows)])
-    left.append(["", "eps", *(f"{row[2]:g}" for row in rows)])
-    left = _paste([_align(left[0]), _align(left[1]), _align(left[2], str.rjust)])
-    blocks = [_block(task, rows, by_place) for task in tasks]
-    tables, line = [], [left]
-    for block in blocks:
-        if len(line) > 1 and sum(len(b[0]) + 3 for b in [*line, block]) > width:
-            tables.append(line)
-            line = [left]
-        line.append(block)
-    return "\n\n".join("\n".join(_paste(line, " | ")) for line in [*tables, line])
-
-
-def wanted_table(records: Sequence[Record]) -> str:
-    """How near the outputs come to the targets that targeted attacks are after.
-
-    A row per targeted cell and task, with the task's headline metric against those
-    targets, clean and attacked; empty without a targeted attack.
-    """
-    rows = [("attack", "attacked", "eps", "task", "metric", "clean", "attacked")]
-    for record in records:
-        headline = tasks_lib.TASKS[record["task"]].metrics[0].name
-        if record["targeted"] and record["metric"] == headline:
-            numbers = (short(record[key]) for key in ("wanted_clean", "wanted_value"))
-            attack, group, eps = _row_of(record)
-            rows.append((attack, group, f"{eps:g}", record["task"], headline, *numbers))
-    if len(rows) == 1:
-        return ""
-    return "\n".join(_paste([_align(column) for column in zip(*rows, strict=True)]))
-
-
-def _short_group(group: str, tasks: Sequence[str]) -> str:
-    """The group's name in a table: not all of more than three tasks one by one."""
-    count = group.count("+") + 1
-    return f"all {count} tasks" if count == len(tasks) > 3 else group
-
-
-def _row_of(record: Record) -> tuple[str, str, float]:
-    return record["attack"], "+".join(record["attacked"]), record["eps"]
-
-
-def _block(task: str, rows: Sequence[tuple], by_place: Mapping) -> list[str]:
-    """One task's columns: a title, the heads, and a line per row."""
-    metric = tasks_lib.TASKS[task].metrics[0]
-    clean, attacked, interval, ratio = ["clean"], ["attacked"], ["95 % interval"], []
-    for row in rows:
-        record = by_place[row, task, metric.name]
-        loss = by_place[row, task, "loss"]
-        clean.append(short(record["clean"]))
-        attacked.append(short(record["attacked_value"]))
-        ends = record["attacked_interval"]
-        interval.append("-" if None in ends else " to ".join(map(short, ends)))
-        ratio.append(_times(loss["clean"], loss["attacked_value"]))
-    columns = [clean, attacked, interval, ["loss", *ratio]]
-    body = _paste([_align(column, str.rjust) for column in columns])
-    unit = by_place[rows[0], task, metric.name]["unit"]
-    unit = f" [{unit}]" if unit else ""
-    title = f"{task} {metric.name}{unit}, {metric.better} is better"
-    return _align([title, *body])
-
-
-def _times(before: float | None, after: float | None) -> str:
-    return f"x{short(after / before)}" if before and after is not None else "-"
-
-
-def short(value: float | None) -> str:
-    """Three significant digits; `-` for a number that does not exist."""
-    return "-" if value is None else f"{value:#.3g}".rstrip(".")
-
-
-def _align(texts: Sequence[str], justify=str.ljust) -> list[str]:
-    width = max(map(len, texts))
-    return [justify(text, width) for text in texts]
-
-
-def _paste(columns: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
-    """Joins columns of equally many lines side by side."""
-    return [between.join(parts) for parts in zip(*columns, strict=True)]

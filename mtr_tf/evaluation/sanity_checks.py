@@ -10,6 +10,7 @@ Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import operator
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -27,22 +29,21 @@ from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
-from mtr_tf.data import batching
-from mtr_tf.evaluation import dead_gradients
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Evaluation
-from mtr_tf.evaluation.plan import OUTSIDE
+from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Cell
-from mtr_tf.evaluation.sanity_probe import probe
-from mtr_tf.models import randomness
 
 _QUERIES = 200  # Of the black-box attack.
 _HUGE = 64 / 255  # A radius at which no picture can be told any more.
 _FLOOR = 0.2  # The share of pixels that may still be right there.
 _FAR_STEPS = 50  # There, at least.
 _FEW = 4  # Images that are attacked one by one.
+_STEPS = 20  # Where the attack itself takes no steps.
+_MANY = 0.1  # The share of zeros in gradients from which on they are reported.
+_SMALLEST = {"float16": 6e-8, "bfloat16": 9e-41}  # What is smaller is zero there.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def check_once(
     if cell is None:
         return []
     count = min(examples, subject.num_examples)
-    about = {**facts, "num_examples": count, "attack": dataclasses.asdict(cell)}
+    about = {**facts, "num_examples": count, "attack": cell.to_dict()}
     about = json.loads(json.dumps(about))  # As it comes back: lists for tuples.
     try:
         known = json.loads(path.read_text())
@@ -106,6 +107,25 @@ def check_once(
     return known["warnings"]
 
 
+def probe(cells: Sequence[Cell]) -> Cell | None:
+    """The white-box attack that is looked at: PGD with the settings of the sweep.
+
+    Its radius is the largest, its group the first of that radius; None where there is
+    no radius but 0.
+    """
+    cell = max(cells, key=lambda cell: cell.eps)
+    if not cell.eps:
+        return None
+    uses = cell.attack.kind.uses
+    step_size = cell.attack.step_size if "step_size" in uses else 0.0
+    pgd = AttackSettings(
+        name="pgd",
+        step_size=step_size or cell.eps / 4,
+        steps=cell.attack.steps if "steps" in uses else _STEPS,
+    )
+    return dataclasses.replace(cell, attack=pgd)
+
+
 def run(
     subject: sweep.Subject, cell: Cell, transferred: Sequence[Result] = ()
 ) -> list[Check]:
@@ -116,39 +136,47 @@ def run(
       cell: As `probe` returns it.
       transferred: Results of attacks made on another model, on at least these images.
     """
-    with progress.bar(9, "checking the attack", "evaluations") as advance:
-        made = _Runs(subject, cell, advance)
-        epsilon, step = cell.numbers
-        huge = _HUGE
-        if cell.norm == "l2":
-            huge *= math.sqrt(math.prod(subject.info.image_shape))
-        clean = made.harm(made.pgd(0, 0, 0))
-        base = made.harm(made.pgd(epsilon, step, cell.steps))
-        more = made.harm(made.pgd(epsilon, step, 2 * cell.steps))
-        other = made.harm(made.pgd(epsilon, step, cell.steps, seed=subject.seed + 1))
-        far = made.far(huge, max(_FAR_STEPS, cell.steps))
-        single = made.harm(made.pgd(epsilon, step, cell.steps, alone=True))
-        fgsm = made.harm(made.other("fgsm", epsilon))
-        square = made.harm(made.other("square", epsilon, steps=_QUERIES))
-        slopes = made.slopes()
-    whole = base
-    single, few = worst_case.finite(single, base[: len(single)])
-    clean, base, more, other, distant, fgsm, square = worst_case.finite(
-        clean, base, more, other, made.harm(far), fgsm, square
-    )
+    epsilon, step = cell.numbers
+    steps = cell.attack.steps
+    huge = _HUGE
+    if cell.threat.norm == "l2":
+        huge *= math.sqrt(math.prod(subject.info.image_shape))
+    evaluate = _Evaluations(subject, cell)
+    pgd = functools.partial(evaluate.pgd, epsilon, step)
+    calls = {
+        "clean": functools.partial(evaluate.pgd, 0, 0, 0),
+        "base": functools.partial(pgd, steps),
+        "more": functools.partial(pgd, 2 * steps),
+        "other": functools.partial(pgd, steps, seed=subject.seed + 1),
+        "far": functools.partial(evaluate.far, huge, max(_FAR_STEPS, steps)),
+        "single": functools.partial(pgd, steps, alone=True),
+        "fgsm": functools.partial(evaluate.other, "fgsm", epsilon),
+        "square": functools.partial(evaluate.other, "square", epsilon, steps=_QUERIES),
+        "slopes": evaluate.slopes,
+    }
+    evaluations = {}
+    with progress.bar(len(calls), "checking the attack", "evaluations") as advance:
+        for name, call in calls.items():
+            evaluations[name] = call()
+            advance(1)
+    slopes = evaluations.pop("slopes").examples.adversarial
+    far = evaluations["far"]
+    harms = {name: _harm(cell, each) for name, each in evaluations.items()}
+    whole = harms["base"]
+    single = harms.pop("single")
+    single, few = worst_case.finite(single, whole[: len(single)])
+    clean, base, more, other, distant, fgsm, square = worst_case.finite(*harms.values())
     if not (base.size and few.size):
         reason = "no image has a finite loss in all checks, so that nothing is known"
         return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
-    images = batching.first_images(subject.columns, 2)
-    random = randomness.kind(attacked, images) != randomness.NONE
     checks = [
-        Check("zero_gradients", *dead_gradients.look(slopes, cell, attacked)),
+        Check("zero_gradients", *zero_gradients(slopes, cell, attacked)),
         _order(
             "more_steps",
             np.mean(base) <= np.mean(more) + 0.02 * scale,
-            f"PGD does less harm after {2 * cell.steps} steps than after {cell.steps}; "
+            f"PGD does less harm after {2 * steps} steps than after {steps}; "
             "the step size is too large, or the gradients mislead",
             steps=base,
             twice=more,
@@ -156,7 +184,7 @@ def run(
         _order(
             "converged",
             np.mean(more) <= np.mean(base) + 0.25 * scale,
-            f"{2 * cell.steps} steps instead of {cell.steps} do over a quarter "
+            f"{2 * steps} steps instead of {steps} do over a quarter "
             "more harm; give more --steps",
             steps=base,
             twice=more,
@@ -197,6 +225,7 @@ def run(
         *(_transfer(cell, result, whole) for result in transferred),
     ]
     # Noise is drawn by batch: of a random model that check says nothing.
+    random = subject.random
     return [check for check in checks if check.name != "batch_size" or not random]
 
 
@@ -209,17 +238,17 @@ def _numbers(check: Check) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in check.measured.items())
 
 
-class _Runs:
+class _Evaluations:
     """Attacks the examples again and again; PGD of all settings is one graph."""
 
-    def __init__(self, subject: sweep.Subject, cell: Cell, advance: Any):
-        self._subject, self._cell, self._advance = subject, cell, advance
+    def __init__(self, subject: sweep.Subject, cell: Cell):
+        self._subject, self._cell = subject, cell
         self._pgd = sweep.make_evaluator(subject, cell, self._stepping)
 
     def _stepping(self, objective, x, seed, epsilon, step_size, steps):
         steps = tf.cast(steps, tf.int32)
         attack = attacks.PGD(
-            epsilon, step_size, steps, norm=self._cell.norm, keep="last"
+            epsilon, step_size, steps, norm=self._cell.threat.norm, keep="last"
         )
         return attack(objective, x, seed)
 
@@ -244,7 +273,10 @@ class _Runs:
         """
         if not _all_pixels_of_classes(self._cell):
             return self.pgd(epsilon, epsilon / 4, steps)
-        cell = dataclasses.replace(self._cell, losses=("masked_ce",), balance="sum")
+        goal = dataclasses.replace(
+            self._cell.objective, losses=("masked_ce",), balance="sum"
+        )
+        cell = dataclasses.replace(self._cell, objective=goal)
         evaluator = sweep.make_evaluator(self._subject, cell, self._stepping)
         return self._run(evaluator, numbers=(epsilon, epsilon / 4, steps))
 
@@ -252,14 +284,14 @@ class _Runs:
         """Another attack at this radius."""
 
         def attack(objective, x, seed, epsilon):
-            made = attacks.make(name, epsilon, norm=self._cell.norm, **settings)
-            return made(objective, x, seed)
+            named = attacks.make(name, epsilon, norm=self._cell.threat.norm, **settings)
+            return named(objective, x, seed)
 
         evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
         return self._run(evaluator, numbers=(epsilon,))
 
-    def slopes(self) -> np.ndarray:
-        """The gradients at the clean images, `[N, H, W, 3]`."""
+    def slopes(self) -> Evaluation:
+        """The gradients at the clean images, in place of adversarial ones."""
 
         def attack(objective, x, seed):  # Hands out what is no image, to look at it.
             del seed
@@ -267,26 +299,61 @@ class _Runs:
             return base.gradient(begun, x, tf.constant(0.0))[0]
 
         evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
-        found = self._run(evaluator, keep_examples=self._subject.num_examples)
-        return found.examples.adversarial
-
-    def harm(self, evaluation: Evaluation) -> np.ndarray:
-        """What the attack's points are judged by, of each image."""
-        rows = (evaluation.attacked, evaluation.wanted, evaluation.aimed)
-        return worst_case.score(self._cell, *rows, evaluation.before)
+        return self._run(evaluator, keep_examples=self._subject.num_examples)
 
     def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
         subject = self._subject
         size = subject.strategy.num_replicas_in_sync
         count = min(_FEW, subject.num_examples) if alone else subject.num_examples
-        found = evaluator.run(
+        return evaluator.run(
             subject.columns,
             batch_size=size if alone else subject.batch_size,
             num_examples=count,
             **settings,
         )
-        self._advance(1)
-        return found
+
+
+def _harm(cell: Cell, evaluation: Evaluation) -> np.ndarray:
+    """What the attack's points are judged by, of each image."""
+    rows = (evaluation.attacked, evaluation.wanted, evaluation.aimed)
+    return worst_case.score(cell, *rows, evaluation.before)
+
+
+def zero_gradients(
+    slopes: np.ndarray, cell: Cell, model: keras.Model
+) -> tuple[str, dict[str, float]]:
+    """Returns what is wrong, empty where nothing is, and the numbers behind it.
+
+    Args:
+      slopes: Gradients at the clean images, `[N, H, W, C]`.
+      cell: The attack; one on a part of the output leaves pixels without a gradient.
+      model: What the gradients are of; its precision is named as a likely cause.
+    """
+    dead = slopes == 0
+    images = float(np.mean(np.all(dead, axis=(1, 2, 3))))
+    entries = float(np.mean(dead))  # Of all numbers: one colour may be dead alone.
+    restricted = cell.objective.restricted
+    reason = ""
+    if images or (entries > _MANY and not restricted):
+        reason = (
+            "the gradient is exactly zero for some images, or for over a tenth of the "
+            f"entries; where it is, attacks by gradient see nothing{_cause(model)}"
+        )
+    return reason, {"images": images, "entries": entries}
+
+
+def _cause(model: keras.Model) -> str:
+    """What to say of the model's precision; empty where that cannot be the cause."""
+    used = {layer.compute_dtype for layer in model._flatten_layers()}
+    halves = [name for name in _SMALLEST if name in used]
+    if not halves:
+        return ""
+    name = halves[0]
+    return (
+        f"; gradients are taken in {name}, where what is below {_SMALLEST[name]:g} is "
+        "zero: take them in float32 (without --fast, and of a run with "
+        "--precision=float32) before anything is concluded from that"
+    )
 
 
 def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
@@ -295,12 +362,12 @@ def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
     return Check(name, "" if holds else reason, measured)
 
 
-def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> Check:
+def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> Check:
     """At a radius of 64 levels classes alone under attack must be near 0 right."""
     measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
     high = ""
     if _all_pixels_of_classes(cell):
-        correct, count = found.attacked[cell.attacked[0]]["pixel_accuracy"].sum(axis=0)
+        correct, count = there.attacked[cell.tasks[0]]["pixel_accuracy"].sum(axis=0)
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
             high = "at eps 64 over a fifth of the pixels are still classified right"
@@ -314,16 +381,16 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, found: Evaluation) -> 
 
 def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
     """Those that may be compared with the cell."""
-    shared = operator.attrgetter("attacked", "eps", "balance", "judge")
-    bound = [r for r in results if r.cell.attack not in OUTSIDE]  # Others are stronger.
+    shared = operator.attrgetter("tasks", "eps", "objective.balance", "objective.judge")
+    bound = [r for r in results if r.cell.attack.kind.bounded]  # Others are stronger.
     return [result for result in bound if shared(result.cell) == shared(cell)]
 
 
 def _all_pixels_of_classes(cell: Cell) -> bool:
     """Whether the attack is on all pixels of one task that has classes."""
-    restricted = cell.pixels or cell.block or cell.classes or cell.targeted
-    discrete = tasks_lib.TASKS[cell.attacked[0]].discrete
-    return discrete and len(cell.attacked) == 1 and not restricted
+    restricted = cell.objective.restricted or cell.objective.targeted
+    discrete = tasks_lib.TASKS[cell.tasks[0]].discrete
+    return discrete and len(cell.tasks) == 1 and not restricted
 
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:

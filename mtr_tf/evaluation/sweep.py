@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from absl import logging
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
+from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import cityscapes_export
@@ -35,7 +35,7 @@ from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
-from mtr_tf.show import tensorboard
+from mtr_tf.models import randomness
 from mtr_tf.tasks import palettes
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
@@ -68,6 +68,31 @@ class Subject:
         batches = passes / self.batch_size
         return compiling.worthwhile(self.jit, batches, height * width * images)
 
+    @functools.cached_property
+    def first_images(self) -> np.ndarray:
+        """Two images, or the only one, to look at models before they are attacked."""
+        return batching.first_images(self.columns, 2)
+
+    @property
+    def models(self) -> tuple[Callable[..., Any], ...]:
+        """What is scored, and what is attacked where that is something else."""
+        return tuple(dict.fromkeys((self.model, self.surrogate or self.model)))
+
+    @property
+    def random(self) -> bool:
+        """Whether one of the models is random in predict."""
+        return any(
+            randomness.kind(model, self.first_images) != randomness.NONE
+            for model in self.models
+        )
+
+    def say_if_random(self, eot: int) -> list[str]:
+        """Logs and returns what must be said of attacks on models that are random."""
+        warnings = [
+            randomness.say_once(model, self.first_images, eot) for model in self.models
+        ]
+        return [text for text in dict.fromkeys(warnings) if text]
+
     @property
     def units(self) -> resampling.Units:
         """What is drawn for intervals: images, groups of them or blocks of frames."""
@@ -84,29 +109,23 @@ def run(
 
     With `predictions`, what is predicted for all images is written there too.
     """
-    plain = [member for cell in cells for member in cell.members or (cell,)]
-    found = {
-        cell: store.read(cell)
-        if not predictions or predictions.complete(store.label(cell))
-        else None
-        for cell in (None, *plain)
+    plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
+    results = {
+        cell: result
+        for cell in plain
+        if (not predictions or predictions.complete(store.label(cell)))
+        and (result := store.read(cell))
     }
-    cost = {cell: _passes(cell) * subject.num_examples for cell in found}
-    pending = _by_family(cell for cell, result in found.items() if result is None)
-    finished = [cell for cell in found if cell not in pending]
-    if finished:
+    passes = {cell: cell.passes if cell else 1.0 for cell in plain}
+    cost = {cell: passes[cell] * subject.num_examples for cell in plain}
+    pending = _by_family(cell for cell in cost if cell not in results)
+    if results:
         logging.info(
-            "%d of %d evaluations are finished already", len(finished), len(found)
+            "%d of %d evaluations are finished already", len(results), len(cost)
         )
-    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    total, done = sum(cost.values()), sum(cost[cell] for cell in results)
+    jit = _compiled(subject, pending, cost)
     family, evaluator = None, None
-    work = collections.Counter()
-    for cell in pending:
-        work[cell and cell.family] += cost[cell]
-    jit = {family: subject.compiled(passes) for family, passes in work.items()}
-    if jit:
-        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
-        compiling.say(what, subject.jit)
     with progress.bar(total, "attacking", "image passes", done) as advance:
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
@@ -116,21 +135,38 @@ def run(
                 subject.columns,
                 batch_size=subject.batch_size,
                 num_examples=subject.num_examples,
-                on_batch=functools.partial(_advance, advance, cell),
+                on_batch=functools.partial(_advance, advance, cell, passes[cell]),
                 on_outputs=_writers(predictions, store.label(cell)),
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
-            result = _result(subject, cell, evaluation)
-            store.write(result, evaluation.examples)
-            found[cell] = result
+            results[cell] = _result(subject, cell, evaluation)
+            store.write(results[cell], evaluation.examples)
     for cell in cells:
         if cell.members:
-            found[cell] = _worst(subject, cell, [found[m] for m in cell.members])
-            store.write(found[cell])  # For its rows: it is always combined anew.
+            of_members = [results[member] for member in cell.members]
+            results[cell] = _worst(subject, cell, of_members)
+            store.write(results[cell])  # For its rows: it is always combined anew.
             if predictions:
-                _choose(predictions, store, cell, [found[m] for m in cell.members])
-    return found[None], [found[cell] for cell in cells]
+                _choose(predictions, store, cell, of_members)
+    return results[None], [results[cell] for cell in cells]
+
+
+def _compiled(
+    subject: Subject,
+    pending: Sequence[Cell | None],
+    cost: Mapping[Cell | None, float],
+) -> dict[Cell | None, bool]:
+    """Whether XLA compiles the graph of each family, by all that it has to do."""
+    work: dict[Cell | None, float] = {}
+    for cell in pending:
+        family = cell and cell.family
+        work[family] = work.get(family, 0) + cost[cell]
+    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+    if jit:
+        what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
+        compiling.say(what, subject.jit)
+    return jit
 
 
 def _writers(
@@ -191,21 +227,15 @@ def _wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
     }
 
 
-def _advance(advance: Callable[..., None], cell: Cell | None, images: int) -> None:
+def _advance(
+    advance: Callable[..., None], cell: Cell | None, passes: float, images: int
+) -> None:
     note = "clean"
     if cell:
-        many = len(cell.attacked) > 3
-        group = f"{len(cell.attacked)} tasks" if many else cell.group
+        many = len(cell.tasks) > 3
+        group = f"{len(cell.tasks)} tasks" if many else cell.group
         note = f"{cell.label} {group} eps {cell.eps:g}"
-    advance(images * _passes(cell), note)
-
-
-def _passes(cell: Cell | None) -> float:
-    """How long an image takes, roughly, in passes forwards and backwards."""
-    if not cell or not cell.eps:
-        return 1
-    steps = cell.steps * cell.restarts * cell.eot
-    return 1 + steps * (0.4 if cell.attack == "square" else 1)
+    advance(images * passes, note)
 
 
 def make_evaluator(
@@ -218,7 +248,7 @@ def make_evaluator(
 
     `jit` None: compiled by XLA only where all is to be.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     if cell:
         settings = {
             "attack": attack or cell.build(),
@@ -290,7 +320,7 @@ def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     pictures = {"image": palettes.image_to_rgb(examples.image)}
     if attacked:
         change = examples.adversarial - examples.image
-        magnify = tensorboard.magnification(change[:PAINTED])
+        magnify = palettes.magnification(change[:PAINTED])
         pictures["adversarial"] = palettes.image_to_rgb(examples.adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
     for task in subject.tasks:

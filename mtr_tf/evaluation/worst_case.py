@@ -48,15 +48,15 @@ def score(
     The very number that attacks compare points by (`attacks.judging`): of a targeted
     attack by the wanted targets, of one on some of the output pixels by these.
     """
-    rows = aimed_rows or (wanted_rows if cell.targeted else rows)
-    weights = dict(cell.weights)
+    rows = aimed_rows or (wanted_rows if cell.objective.targeted else rows)
+    weights = dict(cell.objective.weights)
     scores = judging.score(
-        cell.judge,
-        BALANCES[cell.balance],
-        {task: rows[task] for task in cell.attacked},
-        [weights.get(task, 1.0) for task in cell.attacked],
+        cell.objective.judge,
+        BALANCES[cell.objective.balance],
+        {task: rows[task] for task in cell.tasks},
+        [weights.get(task, 1.0) for task in cell.tasks],
         before_rows or None,
-        cell.targeted,
+        cell.objective.targeted,
     )
     return scores.numpy()
 
@@ -76,9 +76,9 @@ def take(choice: np.ndarray, rows: Sequence[Rows]) -> Rows:
 def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
     """The rows of the chosen attacks; for mean IoU the choice is improved first."""
     rows = take(choice, [result.rows for result in results])
-    if cell.targeted:
+    if cell.objective.targeted:
         return rows
-    for task in cell.attacked:
+    for task in cell.tasks:
         for metric in tasks_lib.TASKS[task].metrics:
             if metric.name == "miou":
                 better = choose_for_miou(cell, results, task, choice)
@@ -91,7 +91,7 @@ def choose_for_miou(
     cell: Cell, results: Sequence[Result], task: str, choice: np.ndarray
 ) -> np.ndarray:
     """The choice behind the mean IoU of `combine`, where `choose` gave `choice`."""
-    if cell.targeted or task not in cell.attacked:
+    if cell.objective.targeted or task not in cell.tasks:
         return choice
     (metric,) = (m for m in tasks_lib.TASKS[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of one model on a data set: what `--measure` does, and what it leaves.
+"""Measures of one model on a data set: what `--measure` computes, and what it leaves.
 
-FOLDER/measures.json, .csv     the records, see `measure_records`
+FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
        measures/               finished parts, so that none is done twice; TensorBoard
 
@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
@@ -35,18 +35,17 @@ from mtr_tf.measures.passes import Arrays
 from mtr_tf.measures.passes import Part
 from mtr_tf.measures.passes import Parts
 from mtr_tf.measures.passes import Pass
-from mtr_tf.show import measure_files
 from mtr_tf.tasks import groups
 
 _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class MeasureSettings:
     """What is measured.
 
     Attributes:
-      measures: Out of `attack_config.MEASURES`.
+      measures: Out of `config.attack.MEASURES`.
       groups: Groups of tasks whose mean loss `first_order` attacks.
       norm: Of the ball of `first_order`, "linf" or "l2".
       eps: Its radii, in levels (linf) or plain norms (l2), above 0.
@@ -65,12 +64,12 @@ class Settings:
     pixel_attack: tuple[float, float, int] = (8.0, 2.0, 5)
 
 
-def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
+def settings_of(config: AttackConfig, tasks: Sequence[str]) -> MeasureSettings:
     """What flags ask for; two radii below theirs show the limit of the first order."""
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
-    return Settings(
+    return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
         groups=groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
@@ -82,70 +81,61 @@ def settings_of(config: AttackConfig, tasks: Sequence[str]) -> Settings:
 
 def measure(
     subject: Subject,
-    settings: Settings,
-    facts: Mapping[str, Any],
-    about: Mapping[str, Any],
+    settings: MeasureSettings,
+    provenance: Provenance,
+    warnings: list[str],
     folder: pathlib.Path,
-) -> str:
-    """Measures what is not finished, writes the files, returns a table to print.
+) -> list[dict[str, Any]]:
+    """Measures what is not finished; returns a record per number.
 
     Args:
       subject: The model, the images and how to go through them.
       settings: What is measured.
-      facts: All that arrays depend on beside that, as JSON.
-      about: What every record repeats.
-      folder: Where the files go.
+      provenance: All that arrays depend on beside that.
+      warnings: What every record says of the model, as sentences.
+      folder: Where finished parts are kept, in `measures/`.
     """
-    job = _Job(subject, settings, Parts(folder / "measures", facts))
+    parts = Parts(folder / "measures", provenance.to_dict())
+    job = _Measuring(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
-    records = [record | {"n": subject.num_examples, **about} for record in records]
-    text = measure_files.write(records, subject.tasks, folder)
-    where = f"{subject.num_examples} images of {about['dataset']} {about['split']}"
-    known = any(end is not None for r in records for end in r.get("interval") or ())
-    note = resampling.note(about["interval_over"], subject.num_examples, known)
-    return f"measured on {where}:\n\n{text}\n{note}"
+    repeated = {"n": subject.num_examples, **provenance.of_measures(warnings)}
+    return [record | repeated for record in records]
 
 
 # The measures.
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What the measures of one call share.
+class _Measuring:
+    """What the measures of a call share: passes that two of them need are made once."""
 
-    Attributes:
-      subject: What is measured.
-      settings: How.
-      parts: What is finished.
-      passes: Made so far, by a name: a pass that serves two measures is compiled once.
-    """
-
-    subject: Subject
-    settings: Settings
-    parts: Parts
-    passes: dict[str, Pass] = dataclasses.field(default_factory=dict)
+    def __init__(self, subject: Subject, settings: MeasureSettings, parts: Parts):
+        """Takes what is measured, how, and what is finished."""
+        self.subject = subject
+        self.settings = settings
+        self._parts = parts
+        self._passes: dict[str, Pass] = {}
 
     def one(
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
         """The pass of that name; of `step` if it is new, and of that cost."""
-        return self.passes.setdefault(name, Pass(self.subject, step, cost))
+        return self._passes.setdefault(name, Pass(self.subject, step, cost))
 
     def finish(self, parts: Sequence[Part], what: str) -> list[Arrays]:
         """The arrays of the parts; see `Parts.finish`."""
-        return self.parts.finish(parts, self.subject.num_examples, what)
+        return self._parts.finish(parts, self.subject.num_examples, what)
 
 
-def _tasks(job: _Job) -> list[dict]:
+def _tasks(job: _Measuring) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
     cost = 1 + len(tasks)
     gradients = Pass(subject, steps_lib.gradients(subject.model, tasks), cost)
     part = Part({"part": "gradients", "tasks": tasks}, cost, gradients)
-    (found,) = job.finish([part], "measuring tasks (l2)")
-    norms = measure_records.own_norms(found, "l1")
+    (arrays,) = job.finish([part], "measuring tasks (l2)")
+    norms = measure_records.own_norms(arrays, "l1")
     divisors = np.nan_to_num(gradients_lib.root_mean_square(norms))
     sums = Pass(subject, steps_lib.l1_of_sets(subject.model, tasks), cost)
     part = Part(
@@ -154,10 +144,10 @@ def _tasks(job: _Job) -> list[dict]:
         lambda advance: sums(advance, tf.constant(divisors)),
     )
     (l1,) = job.finish([part], "measuring tasks (l1)")
-    return measure_records.of_tasks(found, l1, tasks, subject.seed, subject.units)
+    return measure_records.of_tasks(arrays, l1, tasks, subject.seed, subject.units)
 
 
-def _some_pixels(measure: str, job: _Job) -> list[dict]:
+def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     """Gradient norms of, and attacks on, the mean loss over some output pixels."""
     height, width = job.subject.columns.images.shape[1:3]
     sets = pixel_sets.random_sets if measure == "pixels" else pixel_sets.block_sets
@@ -168,15 +158,15 @@ def _some_pixels(measure: str, job: _Job) -> list[dict]:
     return records
 
 
-def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
+def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]:
     subject, tasks = job.subject, job.subject.tasks
     cost = (1 + len(tasks)) * sum(map(len, masks.values()))
     one = job.one("gradients", steps_lib.gradients(subject.model, tasks), cost)
 
     def make(pixels, advance):
-        made = [one(advance, tf.constant(mask)) for mask in pixels]
+        draws = [one(advance, tf.constant(mask)) for mask in pixels]
         return {
-            norm: np.stack([measure_records.own_norms(m, norm) for m in made])
+            norm: np.stack([measure_records.own_norms(m, norm) for m in draws])
             for norm in measure_records.NORMS
         }
 
@@ -189,14 +179,16 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Job) -> list[dict]:
         )
         for count, pixels in masks.items()
     ]
-    found = job.finish(todo, f"measuring {measure}")
-    by_count = dict(zip(masks, found, strict=True))
+    arrays = job.finish(todo, f"measuring {measure}")
+    by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_gradients(
         measure, by_count, tasks, subject.seed, subject.units
     )
 
 
-def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dict]:
+def _pixel_attack(
+    measure: str, masks: _Masks, job: _Measuring, task: str
+) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     one = job.one(
@@ -206,8 +198,8 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dic
     )
 
     def make(pixels, advance):
-        made = [one(advance, tf.constant(mask)) for mask in pixels]
-        return {name: np.stack([m[name] for m in made]) for name in made[0]}
+        draws = [one(advance, tf.constant(mask)) for mask in pixels]
+        return {name: np.stack([m[name] for m in draws]) for name in draws[0]}
 
     about = {"part": f"attack on {measure}", "task": task}
     about |= {"pgd": job.settings.pixel_attack}
@@ -220,14 +212,14 @@ def _pixel_attack(measure: str, masks: _Masks, job: _Job, task: str) -> list[dic
         )
         for count, pixels in masks.items()
     ]
-    found = job.finish(todo, f"attacking {measure} of {task}")
-    by_count = dict(zip(masks, found, strict=True))
+    arrays = job.finish(todo, f"attacking {measure} of {task}")
+    by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units
     )
 
 
-def _first_order(job: _Job) -> list[dict]:
+def _first_order(job: _Measuring) -> list[dict]:
     """What PGD reaches beside eps times the dual norm of the gradient."""
     return [
         record
@@ -236,7 +228,7 @@ def _first_order(job: _Job) -> list[dict]:
     ]
 
 
-def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
+def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     subject, settings = job.subject, job.settings
     unit = 1 / 255 if settings.norm == "linf" else 1.0
     one = Pass(
@@ -246,9 +238,9 @@ def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
     )
 
     def make(eps, advance):
-        found = one(advance, tf.constant(eps * unit, tf.float64))
-        known = found.pop("valid").all(axis=1)
-        return {name: np.where(known, array, np.nan) for name, array in found.items()}
+        arrays = one(advance, tf.constant(eps * unit, tf.float64))
+        valid = arrays.pop("valid").all(axis=1)
+        return {name: np.where(valid, array, np.nan) for name, array in arrays.items()}
 
     name = "+".join(group)
     about = {"part": "first order", "tasks": name}
@@ -258,8 +250,8 @@ def _first_order_of(group: Sequence[str], job: _Job) -> list[dict]:
         for eps in settings.eps
     ]
     shown = name if len(group) < 4 else f"{len(group)} tasks"
-    found = job.finish(todo, f"first order of {shown}")
-    by_eps = dict(zip(settings.eps, found, strict=True))
+    arrays = job.finish(todo, f"first order of {shown}")
+    by_eps = dict(zip(settings.eps, arrays, strict=True))
     return measure_records.of_first_order(
         group, settings.norm, unit, by_eps, subject.seed, subject.units
     )

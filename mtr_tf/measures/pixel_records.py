@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of losses over some output pixels: see `measure_records`."""
+"""Records of losses over some output pixels: see `records`."""
 
 from __future__ import annotations
 

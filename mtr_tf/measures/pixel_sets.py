@@ -33,16 +33,16 @@ def block_sets(
 ) -> dict[int, list[np.ndarray]]:
     """As `random_sets`, of square blocks of side 1, 2, 4, ..., and all pixels."""
     sides = [2**power for power in range(math.ceil(math.log2(min(height, width))))]
-    found = {}
+    masks = {}
     for side in sides:
-        found[side**2] = []
+        masks[side**2] = []
         for draw in range(draws):
             random = np.random.default_rng(draw_seed(seed, draw))
             top, left = (int(random.random() * (s - side + 1)) for s in (height, width))
             mask = attacks.block(height, width, top, left, side, side)
-            found[side**2].append(mask)
-    found[height * width] = [np.ones((height, width), np.float32)]
-    return found
+            masks[side**2].append(mask)
+    masks[height * width] = [np.ones((height, width), np.float32)]
+    return masks
 
 
 def draw_seed(seed: int, draw: int) -> int:

@@ -4,7 +4,7 @@
 A record has `measure`, `quantity` and of the following what applies: `tasks`; `norm`
 (l2, or l1, the dual norm of linf); `normalisation`; `metric`; `count` (of tasks, or of
 output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images
-(or what `sampling` draws in their place);
+(or what `resampling` draws in their place);
 `predicted`, what the theory says in place of the value; and more as `docs/measures.md`
 says. Then the facts that all records repeat. Numbers that do not exist are None.
 """

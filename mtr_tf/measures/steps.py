@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `measuring` does with a batch: steps for `measure_parts.Pass`.
+"""What measures do with a batch: steps for `passes.Pass`.
 
 Each is a function of a batch (`data.batching`) and tensors that returns arrays with a
 row per image. They are compiled, and see no other image than those of the batch.

@@ -17,6 +17,7 @@ from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
 from mtr_tf.models.multitask import check_image_shape
+from mtr_tf.tasks.names import resolve
 
 __all__ = ["MODELS", "build", "check_image_size", "normalization"]
 
@@ -62,7 +63,7 @@ MODELS = {
 def build(
     name: str,
     tasks: Sequence[str],
-    image_shape: Sequence[int],
+    image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None = None,
@@ -101,7 +102,7 @@ def build(
     return assemble(
         name,
         _architecture(name),
-        tasks,
+        resolve(tasks),
         image_shape,
         num_classes,
         width=width,
@@ -122,7 +123,7 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(round(m, 12) for m in mean), std
 
 
-def check_image_size(name: str, size: Sequence[int]) -> None:
+def check_image_size(name: str, size: Sequence[int | None]) -> None:
     """Raises `InputError` unless a model takes pictures of size (height, width)."""
     check_image_shape(name, (*size, 3), _architecture(name).stride)
 

@@ -27,7 +27,7 @@ class DRN:
     """
 
     family: str
-    depths: tuple[int, int, int, int]
+    depths: tuple[int, ...]
     bottleneck: bool = False
 
     def encoder(self, blocks, x, width):

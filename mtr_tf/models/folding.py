@@ -34,7 +34,7 @@ _HALF_SHARE = 0.2  # A deep net's outputs may differ so much in bfloat16.
 _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-def can_fold(model: object, names: Iterable[str]) -> bool:
+def can_fold(model: Any, names: Iterable[str]) -> bool:
     """Whether `fold` takes it: a functional model of one input with these outputs.
 
     And one that no `check` has found to come out otherwise.
@@ -80,7 +80,7 @@ def fold(model: keras.Model, names: Sequence[str]) -> stateless.Copy:
     )
 
 
-def check(model: object, names: Iterable[str], images: tf.Tensor) -> bool:
+def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     """Whether attacks may fold the model: a first batch comes out as it should.
 
     Looked at once for each model, eagerly, before anything is compiled. Where outputs
@@ -305,6 +305,7 @@ def in_half(
     """
     if images is None:
         return _in_half(model, dtype)
+    copy = model
     try:
         copy = _in_half(model, dtype)
         with stateless.unchanged(model):

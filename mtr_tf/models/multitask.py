@@ -45,7 +45,7 @@ def assemble(
     name: str,
     architecture: Architecture,
     tasks: Sequence[str],
-    image_shape: Sequence[int],
+    image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None,
@@ -55,7 +55,6 @@ def assemble(
     blocks: Blocks,
 ) -> keras.Model:
     """Checks the settings and builds the model; `mtr_tf.models.build` explains them."""
-    tasks = task_table.resolve(tasks)
     width = architecture.width if width is None else width
     check_image_shape(name, image_shape, architecture.stride)
     _check_classes(tasks, num_classes)
@@ -64,16 +63,16 @@ def assemble(
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
     features = architecture.encoder(blocks, x, width)
+    shared, outputs = None, {}
     if decoders == "shared":
         shared = architecture.decoder(blocks, features, width, "decoder_shared")
-    outputs = {}
     for task in tasks:
         decoded = (
             shared
-            if decoders == "shared"
+            if shared is not None
             else architecture.decoder(blocks, features, width, f"decoder_{task}")
         )
-        channels = task_table.TASKS[task].output_channels(num_classes)
+        channels = task_table.TASKS[task].output_channels(num_classes or 0)
         output = architecture.head(blocks, decoded, channels, f"head_{task}")
         outputs[task] = _finish(output, architecture, task)
     return keras.Model(image, outputs, name=name)
@@ -104,7 +103,9 @@ def _finish(x, architecture, task):
     )(x)
 
 
-def check_image_shape(name: str, image_shape: Sequence[int], stride: int) -> None:
+def check_image_shape(
+    name: str, image_shape: Sequence[int | None], stride: int
+) -> None:
     """Raises InputError unless the sides are multiples of the stride, or None."""
     if len(image_shape) != 3 or image_shape[2] != 3:
         raise InputError(

@@ -26,7 +26,7 @@ class ResNet:
       bottleneck: Whether these are bottleneck blocks, else basic ones.
     """
 
-    depths: tuple[int, int, int, int]
+    depths: tuple[int, ...]
     bottleneck: bool = False
 
     def encoder(self, blocks, x, width):

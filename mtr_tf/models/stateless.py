@@ -51,7 +51,9 @@ def outputs(
     if not isinstance(source, keras.Layer):
         return model(x)
     with _Scope(source, tf.zeros(2, tf.int64) if key is None else key):
-        return model.run(x) if isinstance(model, Copy) else model(x, training=False)
+        if isinstance(model, Copy):
+            return model.run(x)
+        return source(x, training=False)
 
 
 def fold_in(key: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:

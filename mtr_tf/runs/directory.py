@@ -14,6 +14,7 @@ Files appear whole or not at all: each is written beside, flushed and renamed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -37,7 +38,7 @@ from mtr_tf.tasks import names
 _PLACE_ONLY = ("data_dir", "strategy", "replicas", "jit", "keep_checkpoints")
 
 
-def provenance() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What a result is traced by: command, commit, versions, machine, time (UTC)."""
     packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
     versions = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
@@ -80,6 +81,35 @@ def _commit() -> str | None:
         return None
 
 
+def canonical(config: TrainConfig) -> TrainConfig:
+    """The settings as a run keeps them: every task by its one name.
+
+    This is the edge: whoever gets these settings resolves no name again.
+
+    Raises:
+      InputError: A task is unknown, or named twice.
+    """
+    adversarial = config.adversarial_tasks
+    if adversarial not in ("", "main", "all"):
+        adversarial = "+".join(names.resolve(adversarial.split("+")))
+    return dataclasses.replace(
+        config,
+        tasks=names.resolve(config.tasks),
+        main_tasks=names.resolve(config.main_tasks) if config.main_tasks else (),
+        random_targets=(
+            names.resolve(config.random_targets) if config.random_targets else ()
+        ),
+        task_losses=tuple(map(_canonical_loss, config.task_losses)),
+        adversarial_tasks=adversarial,
+    )
+
+
+def _canonical_loss(pair: str) -> str:
+    """`A:l1` as `autoencoder:l1`; what is no pair as it is."""
+    task, separator, loss = pair.partition(":")
+    return f"{names.resolve(task)[0]}:{loss}" if separator else pair
+
+
 def default_workdir(config: TrainConfig) -> pathlib.Path:
     """A readable name for a run, of what people vary most."""
     tasks = "-".join(names.resolve(config.tasks))
@@ -90,7 +120,7 @@ def default_workdir(config: TrainConfig) -> pathlib.Path:
 def write_config(workdir: pathlib.Path, config: TrainConfig) -> None:
     """Writes config.json and train.flags of a new run."""
     files.write_json(
-        workdir / "config.json", {"train": config.to_dict(), **provenance()}
+        workdir / "config.json", {"train": config.to_dict(), **environment()}
     )
     lines = [
         f"# Repeats this run: python -m mtr_tf.train --flagfile={workdir}/train.flags "
@@ -113,7 +143,7 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
     if not path.exists():
         return None
     try:
-        return TrainConfig.from_dict(json.loads(path.read_text())["train"])
+        return canonical(TrainConfig.from_dict(json.loads(path.read_text())["train"]))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it, or use "
@@ -121,6 +151,39 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
         ) from error
     except InputError as error:
         raise InputError(f"{path} is of another version of mtr_tf: {error}.") from error
+
+
+def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
+    """Raises `InputError` for a directory that holds another run, or something else.
+
+    Also for one that holds this run, unless it may be resumed.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+    if (workdir / "conversion.json").exists():
+        raise InputError(
+            f"{workdir} holds weights that mtr_tf.convert took over, which training "
+            "would replace; give another --workdir."
+        )
+    old = read_config(workdir)
+    if old is not None:
+        check_same(workdir, old, config)
+        if not resume:
+            raise InputError(
+                f"{workdir} holds a run already; leave --noresume out to go on with "
+                "it, or give another --workdir."
+            )
+
+
+def begin(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
+    """Makes a checked directory, which is locked now, that of a run.
+
+    Raises:
+      InputError: Another run came first meanwhile.
+    """
+    check_workdir(workdir, config, resume)
+    if read_config(workdir) is None:
+        write_config(workdir, config)
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

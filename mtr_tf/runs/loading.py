@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a model to attack: a run, a checkpoint in one, or a `.keras` file."""
+"""What is attacked: a run, a checkpoint in one, or a `.keras` file; and its data."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import data
 from mtr_tf import models  # Registers the layers of our own, too.
-from mtr_tf import tasks
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.tasks.names import resolve
 
 # What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
 READ_ERRORS = (AssertionError, LookupError, RuntimeError, ValueError)
@@ -52,6 +56,30 @@ class Run:
             )
         return models.normalization(self.model)
 
+    def with_precision(self, policy: str, info: DatasetInfo) -> Run:
+        """The run with its model built anew under another precision policy.
+
+        Raises:
+          InputError: It is a .keras file, or `info` is not of the run's own data set.
+        """
+        if self.config is None:
+            raise InputError(
+                "--precision can be changed for runs of mtr_tf.train only, and "
+                f"{self.directory} is none; leave it at --precision=own."
+            )
+        if info.name != self.config.dataset:
+            raise InputError(
+                "--precision can be changed only on the run's own data set, "
+                f"{self.config.dataset}, since the model is built anew; got "
+                f"{info.name}."
+            )
+        config = dataclasses.replace(self.config, precision=policy)
+        mean, std = models.normalization(self.model)  # Not info's after a conversion.
+        info = dataclasses.replace(info, mean=mean, std=std)
+        model = building.build_model(config, info)
+        model.set_weights(self.model.get_weights())
+        return dataclasses.replace(self, model=model)
+
 
 def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.
@@ -72,12 +100,12 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
     if root is None and path.suffix == ".keras":
         return _foreign(path, single_task)
     config = directory.read_config(root) if root else None
-    if config is None:
+    if root is None or config is None:
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
-        known = f" Runs beside it: {', '.join(near)}." if near else ""
+        hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
             "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f".keras file; got {ckpt!r}, which {_what_is(path)}.{known}"
+            f".keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
@@ -157,12 +185,58 @@ def _load_keras(path: pathlib.Path) -> Any:
         ) from error
 
 
+def open_data(config: AttackConfig, run: Run, tasks: Sequence[str]) -> Source:
+    """The data set to attack a model on: the named one, or that of its training.
+
+    Raises:
+      InputError: There is none, or it has not the tasks or the split.
+    """
+    trained = run.config
+    name = config.dataset or (trained.dataset if trained else "")
+    if not name:
+        raise InputError(
+            f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
+            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
+            "package.module:function for data of your own (docs/own_data.md)."
+        )
+    if trained and trained.dataset != name:
+        trained = None  # Then its settings say nothing of this data set.
+    size = config.parsed_image_size or (trained.parsed_image_size if trained else None)
+    source = data.open_source(
+        name,
+        image_size=size or input_size(run.model),
+        data_dir=config.data_dir or (trained.data_dir if trained else "") or None,
+        tasks=tasks,
+        **_options(config, trained),
+    )
+    source.check(config.split)
+    return source
+
+
+def _options(config: AttackConfig, trained: TrainConfig | None) -> dict[str, object]:
+    """The data set's options: the flags', else the run's, else the defaults."""
+    options = {name: default for name, (default, _) in data.OPTIONS.items()}
+    if trained:
+        options = {name: getattr(trained, name) for name in options}
+    if config.depth_target != "own":
+        options["depth_target"] = config.depth_target
+    if config.validation_share:
+        options["validation_share"] = config.validation_share
+    return options
+
+
+def input_size(model: keras.Model) -> tuple[int, int] | None:
+    """(height, width) of a model's input; None where it takes any."""
+    size = model.input_shape[1:3]
+    return None if None in size else tuple(size)
+
+
 def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
     """A model of the user's own: a dict of outputs named after tasks, or one output."""
     model = _load_keras(path)
     names = None
     if not isinstance(getattr(model, "output", None), dict):
-        names = tasks.resolve(single_task) if single_task else ()
+        names = resolve(single_task) if single_task else ()
         count = len(getattr(model, "outputs", ()))
         if len(names) != 1 or count != 1:
             raise InputError(
@@ -173,7 +247,7 @@ def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
             )
     _check_input(path, model.inputs)
     given = {names[0]: model.outputs[0]} if names else model.output
-    outputs = {tasks.resolve([name])[0]: out for name, out in given.items()}
+    outputs = {resolve([name])[0]: out for name, out in given.items()}
     if len(outputs) < len(given):
         raise InputError(
             f"each output of {path} must be another task, got "

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TensorBoard shows, for training and attacks: numbers, pictures, settings.
+"""All that TensorBoard shows: of training, attacks, measures and studies.
 
-The functions that make numbers and pictures are pure and return {tag: value}; those
-named `write_*` hand them to the default writer (`with writer.as_default():`).
+A `Board` writes one of its runs, which are folders. The functions that make numbers and
+pictures are pure and return {tag: value}; `write_*` write whole folders.
 
-A tag is `<task>/<metric>`, `total/loss` (the weighted sum of the tasks' losses),
-`<task>/pictures` or `optimizer/<number>`. Runs of TensorBoard, which are folders, say
-of what: `train`, `validation` (clean) and `validation/adversarial` have the same tags,
-so that each chart shows them side by side.
+Training: a tag is `<task>/<metric>`, `total/loss` (the weighted sum of the tasks'
+losses), `<task>/pictures` or `optimizer/<number>`. The runs `train`, `validation`
+(clean) and `validation/adversarial` have the same tags, so that each chart shows them
+side by side.
+
+Attacks: FOLDER has the settings as text, FOLDER/<attack>/<group> is a run for each
+attack and group of tasks. Tags are `<task>_by_eps/<metric>` and
+`<task>_by_eps/pictures`: one chart has the curves of all runs, apart from the charts of
+training, whose steps are those of the optimizer.
+
+Measures and studies: their plots as pictures, with the numbers and the verdicts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
+import pathlib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -26,7 +36,9 @@ from PIL import ImageFont
 from tensorboard.plugins.hparams import api as hp
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.measures.records import Record
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
 
@@ -35,6 +47,11 @@ _TILE = 128  # Tiles are scaled up to at least so many pixels a side.
 _GAP = 2  # Pixels of white between tiles.
 _HEADING = 20  # Pixels above the columns for their headings.
 _FONT_SIZE = 14
+_MARK = ".mtr_tf"  # Ends the names of event files that are ours to remove.
+_BY_EPS = "_by_eps"
+_MAGNIFIED = (
+    "The perturbation is magnified around grey: its largest change is black or white."
+)
 
 _OPTIMIZER = {
     "optimizer/learning_rate": "Learning rate of the last step.",
@@ -149,17 +166,11 @@ def _columns(
         columns["clean output"] = to_rgb(examples.clean[task], info)
     if examples.adversarial is not None:
         change = examples.adversarial - examples.image
-        factor = magnification(change, epsilon)
+        factor = palettes.magnification(change, epsilon)
         columns["attacked output"] = to_rgb(examples.attacked[task], info)
         heading = f"perturbation x{factor:.0f}"
         columns[heading] = palettes.perturbation_rgb(change, factor)
     return columns
-
-
-def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
-    """The factor that spreads changes of up to `epsilon` over black to white."""
-    largest = epsilon or float(np.abs(change).max(initial=0))
-    return 0.5 / largest if largest else 1.0
 
 
 def sheet(columns: Columns) -> np.ndarray:
@@ -204,8 +215,15 @@ def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
     texts = {name: _text(value) for name, value in settings.items()}
-    rows = [f"| {name} | {text and f'`{text}`'} |" for name, text in texts.items()]
-    return "\n".join(["| setting | value |", "| --- | --- |", *rows])
+    rows = [(name, text and f"`{text}`") for name, text in texts.items()]
+    return _markdown([("setting", "value"), *rows])
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
+    """A table, its head first; cells have no bare `|`."""
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -225,37 +243,91 @@ def _text(value: Any) -> str:
 # Writing.
 
 
-def write_scalars(
-    values: Mapping[str, float],
-    step: int,
-    about: str = "",
-    suffix: str = "",
-    units: Mapping[str, str] | None = None,
-) -> None:
-    """Writes each number that is not NaN.
+class Board:
+    """One run of TensorBoard: the event file of a folder, written to until closed."""
 
-    Args:
-      values: {tag: value}.
-      step: Of training, or what stands for it.
-      about: Added to each number's description: over which images, for example.
-      suffix: Added to the first part of each tag.
-      units: Those of the data set's `DatasetInfo`.
-    """
-    for tag, value in values.items():
-        if not math.isnan(value):
-            name = _with_suffix(tag, suffix)
+    def __init__(self, folder: pathlib.Path, anew: bool = False):
+        """Begins a file.
+
+        Args:
+          folder: Of the run.
+          anew: Remove those that earlier boards with `anew` have left in the folder;
+            the files of a training, which goes on after a stop, are never removed.
+        """
+        mark = _MARK if anew else ""
+        if anew:
+            _remove_earlier(folder)
+        self._writer = tf.summary.create_file_writer(str(folder), filename_suffix=mark)
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()
+
+    def flush(self) -> None:
+        """Lets readers see what is written."""
+        self._writer.flush()
+
+    def scalars(
+        self,
+        values: Mapping[str, float],
+        step: int,
+        about: str = "",
+        suffix: str = "",
+        units: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes each number that is not NaN.
+
+        Args:
+          values: {tag: value}.
+          step: Of training, or what stands for it.
+          about: Added to each number's description: over which images, for example.
+          suffix: Added to the first part of each tag.
+          units: Those of the data set's `DatasetInfo`.
+        """
+        for tag, value in values.items():
             description = f"{describe(tag, units)} {about}".strip()
-            tf.summary.scalar(name, value, step, description=description)
+            self.number(_with_suffix(tag, suffix), value, step, description)
 
+    def number(self, tag: str, value: float, step: int, about: str = "") -> None:
+        """Writes one number as it is, unless it is NaN."""
+        if not math.isnan(value):
+            with self._writer.as_default():
+                tf.summary.scalar(tag, value, step, description=about or None)
 
-def write_pictures(
-    images: Mapping[str, Columns], step: int, about: str = "", suffix: str = ""
-) -> None:
-    """Writes {tag: columns}; the arguments are those of `write_scalars`."""
-    for tag, columns in images.items():
-        name = _with_suffix(tag, suffix)
-        description = f"Columns: {', '.join(columns)}. {about}".strip()
-        tf.summary.image(name, sheet(columns)[np.newaxis], step, 1, description)
+    def pictures(
+        self,
+        images: Mapping[str, Columns],
+        step: int,
+        about: str = "",
+        suffix: str = "",
+    ) -> None:
+        """Writes {tag: columns}; the arguments are those of `scalars`."""
+        for tag, columns in images.items():
+            description = f"Columns: {', '.join(columns)}. {about}".strip()
+            self.picture(_with_suffix(tag, suffix), sheet(columns), step, description)
+
+    def picture(
+        self, tag: str, pixels: np.ndarray, step: int = 0, about: str = ""
+    ) -> None:
+        """Writes one picture, uint8 `[H, W, 3]`."""
+        with self._writer.as_default():
+            tf.summary.image(tag, pixels[np.newaxis], step, 1, about or None)
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Writes a text."""
+        with self._writer.as_default():
+            tf.summary.text(tag, markdown, 0)
+
+    def settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the settings as text, tag `settings`."""
+        self.text("settings", settings_table(settings))
+
+    def hparams(self, settings: Mapping[str, Any], trial: str) -> None:
+        """Writes a row of the HParams table; its metrics are those of this board."""
+        with self._writer.as_default():
+            hp.hparams(hparam_values(settings), trial_id=trial)
 
 
 def _with_suffix(tag: str, suffix: str) -> str:
@@ -263,11 +335,152 @@ def _with_suffix(tag: str, suffix: str) -> str:
     return f"{group}{suffix}/{name}"
 
 
-def write_settings(settings: Mapping[str, Any]) -> None:
-    """Writes the settings as text, tag `settings`."""
-    tf.summary.text("settings", settings_table(settings), 0)
+def _remove_earlier(folder: pathlib.Path) -> None:
+    """Removes event files that were written anew before."""
+    for file in folder.glob(f"events.out.tfevents.*{_MARK}*"):
+        file.unlink()
 
 
-def write_hparams(settings: Mapping[str, Any], trial: str) -> None:
-    """Writes a row of the HParams table; its metrics are those of the same writer."""
-    hp.hparams(hparam_values(settings), trial_id=trial)
+# Attacks.
+
+
+def write_attacks(
+    settings: Mapping[str, Any],
+    clean: Result,
+    results: Sequence[Result],
+    folder: pathlib.Path,
+    units: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the runs of a sweep; those of an earlier one are removed first.
+
+    The step is the radius if all radii are whole numbers, else a thousandth of it.
+    `units` are those of the data set's `DatasetInfo`.
+    """
+    _remove_runs(folder)
+    with Board(folder, anew=True) as board:
+        board.settings(settings)
+    whole = all(float(result.cell.eps).is_integer() for result in results)
+    about = _about_radii(clean, results[0], settings["split"], whole)
+    for run, members in itertools.groupby(sorted(results, key=_run), _run):
+        with Board(folder / run, anew=True) as board:
+            board.scalars(_scores(clean), 0, about, _BY_EPS, units)
+            for result in members:
+                if result.cell.eps:
+                    step = round(result.cell.eps * (1 if whole else 1000))
+                    images = _painted(clean, result)
+                    board.scalars(_scores(result), step, about, _BY_EPS, units)
+                    board.pictures(images, step, _MAGNIFIED, _BY_EPS)
+
+
+def _about_radii(clean: Result, attacked: Result, split: str, whole: bool) -> str:
+    """The part of a description that all numbers share."""
+    norm = attacked.cell.threat.norm
+    unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
+    times = "" if whole else " times 1000"
+    return (
+        f"On the first {clean.count} images of {split}. The step is the radius "
+        f"eps{times} ({norm}, {unit}); 0 is without an attack. A run is an attack on "
+        "a group of tasks. Set smoothing to 0 to see the values themselves."
+    )
+
+
+def _run(result: Result) -> str:
+    return f"{result.cell.label}/{result.cell.group}"
+
+
+def _scores(result: Result) -> dict[str, float]:
+    return {
+        f"{task}/{metric}": score["value"]
+        for task, by_metric in result.scores.items()
+        for metric, score in by_metric.items()
+        if score["value"] is not None
+    }
+
+
+def _painted(clean: Result, result: Result) -> dict[str, Columns]:
+    """The first examples of each task, as `Result` has them painted."""
+    images = {}
+    for task in clean.scores:
+        columns = {
+            "image": clean.pictures["image"],
+            "target": clean.pictures[f"target/{task}"],
+            "clean output": clean.pictures[f"output/{task}"],
+            "attacked output": result.pictures[f"output/{task}"],
+            "perturbation": result.pictures["perturbation"],
+        }
+        images[f"{task}/pictures"] = {
+            heading: tiles[:EXAMPLES] for heading, tiles in columns.items()
+        }
+    return images
+
+
+def _remove_runs(folder: pathlib.Path) -> None:
+    """Removes the runs of an earlier sweep, and folders left empty by that."""
+    runs = {path.parent for path in folder.glob(f"*/*/events.out.tfevents.*{_MARK}")}
+    for run in runs:
+        _remove_earlier(run)
+    for left in (*runs, *{run.parent for run in runs}):
+        with contextlib.suppress(OSError):  # It holds something else.
+            left.rmdir()
+
+
+# Measures and studies.
+
+
+def write_measures(
+    records: Sequence[Record], plots: Sequence[pathlib.Path], folder: pathlib.Path
+) -> None:
+    """Writes values over counts (a thousandth of eps for first_order), and the plots.
+
+    Args:
+      records: Of the measures.
+      plots: PNG files.
+      folder: Of the run; what an earlier call has left there is removed.
+    """
+    with Board(folder, anew=True) as board:
+        for record in records:
+            tag, step = _tag_and_step(record)
+            if tag and record["value"] is not None:
+                board.number(tag, record["value"], step)
+        for path in plots:
+            board.picture(path.stem, _pixels(path))
+
+
+def _tag_and_step(record: Record) -> tuple[str, int]:
+    """Where a record of a measure stands; an empty tag: nowhere."""
+    measure, task = f"measure_{record['measure']}", "+".join(record.get("tasks", ()))
+    count = record.get("count", 0)
+    if record["quantity"] == "norm_by_size":
+        return f"{measure}/{record['norm']}_{record['normalisation']}", count
+    if record["quantity"] == "gradient_norm":
+        return f"{measure}/{task}_gradient_{record['norm']}", count
+    if record["quantity"] == "attacked_pixels":
+        return f"{measure}/{task}_attacked_{record['metric']}", count
+    if record["quantity"] == "rise":
+        return f"{measure}/{task}", round(1000 * record["eps"])
+    return "", 0
+
+
+def write_study(
+    plots: Mapping[pathlib.Path, str],
+    verdicts: Sequence[Sequence[str]],
+    folder: pathlib.Path,
+) -> None:
+    """Writes a picture per plot, and the verdicts as a text.
+
+    Args:
+      plots: {PNG file: what it shows, in words}.
+      verdicts: The table's rows, the first its head.
+      folder: Of the run; what an earlier report has left there is removed.
+    """
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in verdicts]
+    with Board(folder, anew=True) as board:
+        board.text("verdicts", _markdown(escaped))
+        for path, about in plots.items():
+            name = path.stem.replace("-", "/", 1)  # Groups of TensorBoard.
+            board.picture(name, _pixels(path), about=about)
+
+
+def _pixels(path: pathlib.Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

@@ -13,10 +13,12 @@ from typing import Any
 
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import did_you_mean
+from mtr_tf.evaluation import plan
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
-from mtr_tf.study.toml_table import did_you_mean
+from mtr_tf.tasks.names import resolve
 
 # By measure and quantity: (fields with numbers, keys that tell its records apart). Of
 # `tasks` it depends on the model's tasks whether they must be named.
@@ -52,7 +54,7 @@ def one_of(table: Table, what: str, given: Any, known: Sequence[Any]) -> Any:
     """Returns what is given; raises `InputError` where it is not known."""
     if given not in known:
         texts = list(map(_text, known))
-        hint = did_you_mean(_text(given), texts)
+        hint = did_you_mean(_text(given), texts, "; did")
         shown = repr(given) if isinstance(given, str) else _text(given)
         table.fail(
             f"there is no {what} {shown}; there are "
@@ -95,19 +97,17 @@ def check_attack(
 
 def planned(config: AttackConfig, tasks: Sequence[str]) -> list[dict[str, Any]]:
     """Of each cell of an attack, the fields of its records that claims choose by."""
-    from mtr_tf.evaluation import plan  # Imports TensorFlow.
-
     return [
         {
             "eps": cell.eps,
-            "attacked": list(cell.attacked),
-            "algorithm": cell.attack,
-            "loss": "+".join(cell.losses) or "own",
-            "balance": cell.balance,
-            "targeted": cell.targeted,
-            "norm": cell.norm,
-            "steps": cell.steps,
-            "restarts": cell.restarts,
+            "attacked": list(cell.tasks),
+            "algorithm": cell.attack.name,
+            "loss": "+".join(cell.objective.losses) or "own",
+            "balance": cell.objective.balance,
+            "targeted": cell.objective.targeted,
+            "norm": cell.threat.norm,
+            "steps": cell.attack.steps,
+            "restarts": cell.attack.restarts,
         }
         for cell in plan.make_cells(config, tasks, config.attack_classes)
     ]
@@ -146,10 +146,8 @@ def _config(study: Study, attack: str, variant: str) -> AttackConfig:
 
 def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
     """Those that the attack looks at, in the model's order."""
-    from mtr_tf import tasks as tasks_lib
-
-    has = tasks_lib.resolve(study.train_config(variant, study.seeds[0]).tasks)
-    chosen = tasks_lib.resolve(config.tasks) if config.tasks else has
+    has = resolve(study.train_config(variant, study.seeds[0]).tasks)
+    chosen = resolve(config.tasks) if config.tasks else has
     return tuple(task for task in has if task in chosen)
 
 

@@ -34,6 +34,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mtr_tf import tasks
 from mtr_tf.study.claim_checks import check_attack
 from mtr_tf.study.claim_checks import check_measure
 from mtr_tf.study.claim_checks import one_of
@@ -222,8 +223,6 @@ def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
     """A point per radius, of one variant."""
-    from mtr_tf import tasks  # Imports TensorFlow.
-
     one_of(table, "variant", variant, [each.name for each in study.variants])
     attack = one_of(
         table, "attack", table.value("attack", str), [a.name for a in study.attacks]
@@ -286,8 +285,6 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
 
 def _with_tasks(table: Table) -> dict[str, Any]:
     """What a table holds, tasks by their own names."""
-    from mtr_tf import tasks
-
     if "tasks" not in table.content:
         return dict(table.content)
     with table.explained():

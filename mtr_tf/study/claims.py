@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtr_tf.study import claim_file
+from mtr_tf.study import effects
 from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.design import Study
@@ -72,8 +73,6 @@ def check(study: Study) -> None:
 
 def evaluate(results: Results) -> list[Verdict]:
     """The verdict on each claim, in the order of the study's file."""
-    from mtr_tf.study import effects  # Imports TensorFlow.
-
     claims = claim_file.read(results.study)
     found = [effects.of(claim, results) for claim in claims]
     directed = [i for i, claim in enumerate(claims) if claim.within is None]

@@ -9,22 +9,22 @@ and what a unit takes is learned while the study runs.
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import statistics
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+from mtr_tf.attacks.kinds import FORWARD
 from mtr_tf.config.attack import NO_ATTACK
-from mtr_tf.config.attack import SEA_LOSSES
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.evaluation.plan import AttackSettings
+from mtr_tf.evaluation.plan import Threat
 from mtr_tf.study.commands import Cell
 
 _TRAINING = 2.5  # Passes that a step of training is worth: weights' gradients, data.
 _START = 10.0  # Seconds of each process before the first pass: imports, compiling.
 _EXAMPLES = 2000  # Of a training split whose size is not known here.
-_FORWARD = 0.4  # Of a pass, without the way back.
 _PIXEL_SIZES = 7  # 1, 4, 16, ... and all.
 
 
@@ -40,17 +40,11 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
     """The cost of an attack on a run."""
     images = config.num_examples or _EXAMPLES
     count = len(config.tasks or run.tasks)
-    groups = sum(count if text == "each" else 1 for text in config.attack_tasks)
-    radii = sum(eps > 0 for eps in config.eps)
+    groups, radii = _groups(config, count), _radii(config)
     passes = sum(
         _MEASURE[name](config, count, groups, radii) for name in config.measure
     )
-    if config.attack != NO_ATTACK:
-        each = sum(
-            config.eot * _passes(name, config) + _FORWARD for name in config.attack
-        )
-        objectives = len(config.attack_loss) * len(config.balance)
-        passes += groups * radii * objectives * each
+    passes += passes_of(config, count)
     return images * passes * _size(config.image_size or run.image_size, count)
 
 
@@ -65,18 +59,33 @@ def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
     }
 
 
+def passes_of(config: AttackConfig, tasks: int) -> float:
+    """Passes per image of all that a command attacks with, on a model of so many tasks.
+
+    Args:
+      config: The command's settings.
+      tasks: How many tasks are looked at.
+    """
+    if config.attack == NO_ATTACK or not any(config.eps):
+        return 0.0
+    each = sum(config.eot * _passes(name, config) + FORWARD for name in config.attack)
+    groups, radii = _groups(config, tasks), _radii(config)
+    return groups * radii * len(config.attack_loss) * len(config.balance) * each
+
+
+def _groups(config: AttackConfig, tasks: int) -> int:
+    return sum(tasks if text == "each" else 1 for text in config.attack_tasks)
+
+
+def _radii(config: AttackConfig) -> int:
+    return sum(eps > 0 for eps in config.eps)
+
+
 def _passes(attack: str, config: AttackConfig) -> float:
-    """Passes per image of one attack at one radius."""
-    if attack == "worst":
-        return sum(_passes(name, config) for name in config.ensemble)
-    if attack == "square":
-        return config.queries * _FORWARD
-    if attack in ("noise", "corner"):
-        return config.restarts * _FORWARD
-    if attack == "fgsm":
-        return 1
-    runs = len(SEA_LOSSES) if attack == "sea" else 1
-    return config.steps * config.restarts * runs
+    """Passes per image of one attack at the largest radius."""
+    threat = Threat(norm=config.norm, eps=max(config.eps))
+    settings = AttackSettings.of(config, attack, scale=((0.5,) * 3, (0.5,) * 3))
+    return settings.fitted(threat.eps).passes(threat)
 
 
 def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:
@@ -147,30 +156,17 @@ class Clock:
         running: Sequence[tuple[Cell, float]],
         workers: int,
     ) -> float | None:
-        """Seconds until all is done, by playing the queue; None if not yet known.
+        """Seconds until all is done, as if no worker ever waited; None if not known.
 
         Args:
-          waiting: the cells to come, in the queue's order.
-          running: those that run, and the seconds since each started.
-          workers: how many cells run at a time.
+          waiting: The cells to come.
+          running: Those that run, and the seconds since each started.
+          workers: How many cells run at a time.
         """
         if not self._took:
             return None
-        ends: list[tuple[float, str]] = []  # When the cells that run end.
+        rest = [self.seconds(cell) for cell in waiting]
         for cell, elapsed in running:
             needed = self.seconds(cell)
-            heapq.heappush(ends, (max(needed - elapsed, 0.1 * needed), cell.folder))
-        now = 0.0
-        waiting = list(waiting)
-        while waiting or ends:
-            if len(ends) < workers:
-                to_come = {folder for _, folder in ends} | {c.folder for c in waiting}
-                cell = next((c for c in waiting if not to_come & set(c.needs)), None)
-                if cell:
-                    waiting.remove(cell)
-                    heapq.heappush(ends, (now + self.seconds(cell), cell.folder))
-                    continue
-            if not ends:
-                break  # The rest waits for what will not come.
-            now, _ = heapq.heappop(ends)
-        return now
+            rest.append(max(needed - elapsed, 0.1 * needed))
+        return max(sum(rest) / workers, max(rest, default=0.0))

@@ -1,23 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study is: its models, seeds, attacks and claims, and the file that says so.
-
-A study file is TOML:
-
-    about = "One paragraph: what is asked, on what."
-    seeds = [0, 1, 2, 3]
-    [train]                     # settings of mtr_tf.train, for all variants
-    [attack]                    # settings of mtr_tf.attack, for all attacks
-    [variants."s+A"]            # settings of mtr_tf.train for one kind of model
-    tasks = ["seg", "autoencoder"]
-    note = "shown in the report"
-    [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
-    variants = ["s+A"]          # which models it is run on; left out: on all
-    source = "s"                # made on this variant's run of the same seed
-    [[claims]]                  # see `claims`
-
-A setting is called as its flag. What differs between runs (seeds, folders) is the
-study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
-"""
+"""What a study is: its models, seeds, attacks and claims."""
 
 from __future__ import annotations
 
@@ -29,7 +11,7 @@ from typing import Any
 
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
-from mtr_tf.study.toml_table import did_you_mean
+from mtr_tf.errors import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,28 +140,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name)
 
 
-def load(
-    name_or_path: str,
-    *,
-    seeds: Sequence[int] | None = None,
-    train: Mapping[str, Any] | None = None,
-) -> Study:
-    """Reads a study that comes with the package, by name, or a .toml file, by path.
-
-    Args:
-      name_or_path: As `rooms`, or `my/study.toml`.
-      seeds: Take these instead of the file's.
-      train: Fields of `TrainConfig` to take instead of those in the file's [train].
-
-    Raises:
-      InputError: There is no such study or file, or something in it cannot be used;
-        the message names file, table and key.
-    """
-    from mtr_tf.study import design_file  # It makes these records.
-
-    return design_file.load(name_or_path, seeds=seeds, train=train)
-
-
 def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
     for one in known:
         if one.name == name:
@@ -187,7 +147,7 @@ def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
     names = [one.name for one in known]
     raise InputError(
         f"there is no {what} {name!r} in this study; there are "
-        f"{', '.join(names) or 'none'}{did_you_mean(name, names) or '.'}"
+        f"{', '.join(names) or 'none'}{did_you_mean(name, names, '; did') or '.'}"
     )
 
 

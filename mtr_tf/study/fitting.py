@@ -11,6 +11,7 @@ from typing import Any
 from mtr_tf.errors import InputError
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
+from mtr_tf.tasks.names import resolve
 
 
 def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
@@ -52,9 +53,7 @@ def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
 
 
 def _lacking(study: Study, variant: str, has: Sequence[str]) -> list[str]:
-    from mtr_tf import tasks  # Imports TensorFlow.
-
-    wanted = tasks.resolve(study.train_config(variant, study.seeds[0]).tasks)
+    wanted = resolve(study.train_config(variant, study.seeds[0]).tasks)
     return [task for task in wanted if task not in has]
 
 

@@ -143,31 +143,11 @@ class Results:
         found = [self.record(variant, s, *where, **more) for s in self.seeds]
         return np.array([value_of(record, eps) for record in found], float)
 
-    def clean(self, variant: str, task: str, metric: str) -> np.ndarray:
-        """The metric on clean images, by any attack, `[seeds]`, NaN where absent."""
-        found = np.full(len(self.seeds), np.nan)
-        for record in self.records(variant=variant):
-            if (record["task"], record["metric"]) == (task, metric):
-                found[self.seeds.index(record["seed"])] = value_of(record, 0.0)
-        return found
-
-    def rows(
-        self,
-        variant: str,
-        seed: int,
-        attack: str,
-        eps: float,
-        task: str,
-        metric: str,
-        attacked: Sequence[str] = (),
-        **more: Any,
-    ) -> np.ndarray | None:
-        """What the metric is of, float64 `[images, K]`; None where absent."""
-        where = (variant, seed, attack, eps, task, metric, attacked)
-        return self.rows_of(self.record(*where, **more), eps)
-
     def rows_of(self, record: Record | None, eps: float) -> np.ndarray | None:
-        """The same of a record, of the attacked images, or at eps 0 of the clean."""
+        """What a record's metric is of, float64 `[images, K]`; None where absent.
+
+        Of the attacked images, or at eps 0 of the clean ones.
+        """
         name = (record or {}).get("rows" if eps else "clean_rows")
         if not name:
             return None

@@ -28,10 +28,10 @@ from absl import logging
 
 from mtr_tf import files
 from mtr_tf.runs import directory
-from mtr_tf.study import cell_queue
 from mtr_tf.study import commands
 from mtr_tf.study import costs
 from mtr_tf.study import messages
+from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
@@ -63,12 +63,7 @@ def slots(workers: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]
       cores: how many processor cores there are.
     """
     if not gpus:
-        threads = (
-            "TF_NUM_INTRAOP_THREADS",
-            "TF_NUM_INTEROP_THREADS",
-            "OMP_NUM_THREADS",
-        )
-        return [dict.fromkeys(threads, "1") for _ in range(workers or cores)]
+        return [dict.fromkeys(_THREADS, "1") for _ in range(workers or cores)]
     count = workers or len(gpus)
     found = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
     if count > len(gpus):  # Several on one GPU: none may take all of its memory.
@@ -98,9 +93,7 @@ class Runner:
         cells = commands.make_cells(study, workdir)
         asked = [cell for cell in cells if not variants or cell.variant in variants]
         chosen = {cell.folder for cell in asked}
-        self.queue = cell_queue.Queue(
-            cells, chosen.union(*(cell.needs for cell in asked))
-        )
+        self.queue = queue.Queue(cells, chosen.union(*(cell.needs for cell in asked)))
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
@@ -121,7 +114,7 @@ class Runner:
         """
         path = self._workdir / "study.json"
         before = {} if computes else commands.read_json(path)
-        provenance = before.get("provenance") or directory.provenance()
+        provenance = before.get("provenance") or directory.environment()
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 
@@ -155,7 +148,7 @@ class Runner:
         ]
 
     def _error(self, cell: Cell) -> str | None:
-        failed = self.queue.state(cell) == cell_queue.FAILED
+        failed = self.queue.state(cell) == queue.FAILED
         return self._errors[cell.folder] if failed else None
 
     # One cell.
@@ -201,13 +194,13 @@ class Runner:
         marker = commands.read_json(self._workdir / cell.folder / commands.MARKER)
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
-        self.queue.set(cell, cell_queue.DONE)
+        self.queue.set(cell, queue.DONE)
         if seconds and marker.get("whole"):
             self.clock.add(cell, seconds)
 
     def _set_failed(self, cell: Cell, error: str) -> None:
         self._errors[cell.folder] = error
-        self.queue.set(cell, cell_queue.FAILED)
+        self.queue.set(cell, queue.FAILED)
 
     def _say_done(self, cell: Cell, seconds: float, workers: int) -> None:
         now = time.monotonic()
@@ -262,5 +255,5 @@ def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
     return {
         cell["folder"]: cell["error"]
         for cell in commands.read_json(workdir / "index.json").get("cells", ())
-        if cell["state"] == cell_queue.FAILED
+        if cell["state"] == queue.FAILED
     }

@@ -56,21 +56,13 @@ def studentised(effects: np.ndarray, flips: np.ndarray) -> np.ndarray:
         return np.where(equal, np.sign(mean) * np.inf, mean / error)
 
 
-def sign_flip_test(effects: np.ndarray) -> float:
-    """The exact one-sided p-value of "the effect is positive".
-
-    If effects are symmetric about 0, each change of signs of seeds is as likely as what
-    was seen: p is the share of those whose studentised mean is at least as large
-    (Fisher, "The Design of Experiments", 1935, section 21). At best p is 2^-n.
-
-    Args:
-      effects: `[seeds]`; NaN are left out. Without a number p is 1.
-    """
-    return float(max_t([effects])[0, 0])
-
-
 def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
     """One-sided p-values of many effects on the same seeds, alone and corrected.
+
+    Alone: if effects are symmetric about 0, each change of signs of seeds is as likely
+    as what was seen, and p is the share of those whose studentised mean is at least as
+    large (Fisher, "The Design of Experiments", 1935, section 21); 2^-n at best, and 1
+    where there is no number.
 
     Step-down max-T (Westfall and Young, "Resampling-Based Multiple Testing", 1993,
     section 2.6): effects are gone through from the largest studentised mean to the
@@ -151,7 +143,7 @@ def bootstrap(
     Seeds are drawn with replacement; where effects can be had on resampled images, so
     are images, the same for all models and seeds (a two-way bootstrap: Owen,
     "The pigeonhole bootstrap", 2007). Its intervals are, if anything, too wide for
-    images; over few seeds plain percentiles are too narrow: see `sampling.widened`.
+    images; over few seeds plain percentiles are too narrow: see `resampling.widened`.
 
     Args:
       effects: `[seeds]`, on all images; seeds that are NaN are left out.

@@ -9,15 +9,14 @@ import tomllib
 import types
 import typing
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-from mtr_tf import errors
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import check_range
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 _KINDS = {
     bool: "true or false",
@@ -42,11 +41,6 @@ def read(path: Any) -> dict[str, Any]:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no known word is near."""
-    return errors.did_you_mean(given, known).replace(" Did", "; did", 1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Table:
     """A table of a file. Its methods raise `InputError` that begins with `where`.
@@ -67,7 +61,10 @@ class Table:
         """Refuses keys that are not known."""
         for key in self.content:
             if key not in known:
-                hint = did_you_mean(key, known) or f"; there are {', '.join(known)}."
+                hint = (
+                    did_you_mean(key, known, "; did")
+                    or f"; there are {', '.join(known)}."
+                )
                 self.fail(f"there is no key {key!r}{hint}")
 
     def value(self, key: str, kind: type, default: Any = None) -> Any:

@@ -26,4 +26,10 @@ def __getattr__(name: str) -> Any:
     """The table, when it is first asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("mtr_tf.tasks.table"), name)
+    value = getattr(importlib.import_module("mtr_tf.tasks.table"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

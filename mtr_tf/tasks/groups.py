@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of tasks that are attacked together, as the command line names them."""
+"""Groups of tasks, as flags name them: attacked together, main or auxiliary."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
+from mtr_tf.tasks.names import resolve
 
 
 def parse_groups(
@@ -21,17 +21,28 @@ def parse_groups(
     Raises:
       InputError: A task is unknown, or the model lacks it.
     """
-    found = []
+    parsed = []
     for text in groups:
         if text.lower() == "each":
-            found += [(task,) for task in tasks]
+            parsed += [(task,) for task in tasks]
         elif text.lower() == "all":
-            found.append(tuple(tasks))
+            parsed.append(tuple(tasks))
         else:
-            named = tasks_lib.resolve(text.split("+"))
-            check_has(named, tasks, "--attack_tasks")
-            found.append(tuple(task for task in tasks if task in named))
-    return tuple(dict.fromkeys(found))
+            parsed.append(select(text.split("+"), tasks, "--attack_tasks"))
+    return tuple(dict.fromkeys(parsed))
+
+
+def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, ...]:
+    """The tasks that a flag names, in the model's order; all where it names none.
+
+    Raises:
+      InputError: A task is unknown, or the model lacks it.
+    """
+    if not names:
+        return tuple(tasks)
+    named = resolve(names)
+    check_has(named, tasks, flag)
+    return tuple(task for task in tasks if task in named)
 
 
 def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
@@ -42,3 +53,28 @@ def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
             f"{flag} asks for {', '.join(missing)}, but the checkpoint has only the "
             f"tasks {', '.join(tasks)}; name some of these."
         )
+
+
+def task_weights(
+    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
+) -> dict[str, float]:
+    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+
+    The rule of the paper's released training loop. No main task named: all are main,
+    which is equal weights.
+
+    Raises:
+      InputError: a main task is not among the tasks.
+    """
+    main = main_tasks or tasks
+    missing = [task for task in main if task not in tasks]
+    if missing:
+        raise InputError(
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
+            f"{', '.join(missing)}; add it to --tasks or take it out."
+        )
+    auxiliaries = len(tasks) - len(main)
+    return {
+        task: 1 / len(main) if task in main else aux_weight / auxiliaries
+        for task in tasks
+    }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 
 _ROBUST_PERCENTILES = (2.0, 98.0)
@@ -98,6 +99,12 @@ def perturbation_rgb(perturbation: np.ndarray, magnify: float) -> np.ndarray:
     return image_to_rgb(0.5 + magnify * np.asarray(perturbation, np.float32))
 
 
+def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
+    """The factor that spreads changes of up to `epsilon` over black to white."""
+    largest = epsilon or float(np.abs(change).max(initial=0))
+    return 0.5 / largest if largest else 1.0
+
+
 def _finite(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     finite = np.isfinite(values)
     return finite if mask is None else finite & (np.asarray(mask) != 0)
@@ -131,7 +138,5 @@ def _blacken(rgb: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 @functools.cache
 def _colormap(name: str) -> np.ndarray:
-    import matplotlib  # Here because it takes half a second and only painting needs it.
-
     colors = matplotlib.colormaps[name](np.arange(256))[:, :3]
     return np.rint(colors * 255).astype(np.uint8)

@@ -21,11 +21,16 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
-
-LOSSES = {"cross_entropy": losses.cross_entropy, "l1": losses.l1, "l2": losses.l2}
+from mtr_tf.tasks.groups import task_weights
 
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": losses.cross_entropy,
+    "l1": losses.l1,
+    "l2": losses.l2,
+}
 
 
 def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
@@ -35,19 +40,18 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
       InputError: `task_losses` names a task that is not trained, a loss that there is
         not, or one that does not fit.
     """
-    names = tasks_lib.resolve(config.tasks)
-    chosen = _parse(config.task_losses, names)
+    chosen = _parse(config.task_losses, config.tasks)
     weights = info.class_weights if config.class_weights else ()
-    made = {}
-    for name in names:
+    by_task = {}
+    for name in config.tasks:
         task = tasks_lib.TASKS[name]
         loss = chosen.get(name, task.loss)
         if task.discrete and weights:
             loss = weighted_cross_entropy(weights, config.loss_norm)
         elif config.loss_norm == "all":
             loss = over_all_pixels(loss)
-        made[name] = loss
-    return made
+        by_task[name] = loss
+    return by_task
 
 
 def over_all_pixels(loss: Loss) -> Loss:
@@ -91,13 +95,12 @@ def _parse(pairs: Sequence[str], names: Sequence[str]) -> dict[str, Loss]:
     """Reads `autoencoder:l1`, ... as {task: loss}."""
     chosen = {}
     for pair in pairs:
-        given, separator, loss = pair.partition(":")
+        task, separator, loss = pair.partition(":")
         if not separator:
             raise InputError(
                 "--task_losses must be pairs of a task and a loss, such as "
                 f"autoencoder:l1; got {pair!r}."
             )
-        (task,) = tasks_lib.resolve(given)
         checks.check_name("loss in --task_losses", loss, LOSSES)
         if task not in names:
             raise InputError(
@@ -168,7 +171,7 @@ def make_weighting(config: TrainConfig) -> Weighting:
     Raises:
       InputError: a main task is not among the tasks.
     """
-    tasks = tasks_lib.resolve(config.tasks)
+    tasks = config.tasks
     if config.task_weights == "uncertainty":
         scales = {
             task: 1.0 if tasks_lib.TASKS[task].discrete else 0.5 for task in tasks
@@ -181,29 +184,3 @@ def make_weighting(config: TrainConfig) -> Weighting:
             },
         )
     return Weighting(task_weights(tasks, config.main_tasks, config.aux_weight))
-
-
-def task_weights(
-    tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
-) -> dict[str, float]:
-    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
-
-    The rule of the paper's released training loop. No main task named: all are main,
-    which is equal weights.
-
-    Raises:
-      InputError: a main task is not among the tasks.
-    """
-    tasks = tasks_lib.resolve(tasks)
-    main = tasks_lib.resolve(main_tasks) if main_tasks else tasks
-    missing = [task for task in main if task not in tasks]
-    if missing:
-        raise InputError(
-            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
-            f"{', '.join(missing)}; add it to --tasks or take it out."
-        )
-    auxiliaries = len(tasks) - len(main)
-    return {
-        task: 1 / len(main) if task in main else aux_weight / auxiliaries
-        for task in tasks
-    }

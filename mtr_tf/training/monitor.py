@@ -23,6 +23,7 @@ from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
 from mtr_tf.models import compiling
 from mtr_tf.show import tensorboard
+from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
 from mtr_tf.training import schedules
 from mtr_tf.training.losses import Weighting
@@ -51,7 +52,7 @@ _HPARAMS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Best:
+class BestMetric:
     """Which number decides what the best checkpoint is."""
 
     kind: str  # clean or adversarial
@@ -64,12 +65,7 @@ class Best:
         return self.metric.better
 
 
-def main_tasks(config: TrainConfig) -> tuple[str, ...]:
-    """The run's main tasks; all of them where none is named."""
-    return tasks_lib.resolve(config.main_tasks or config.tasks)
-
-
-def parse_best(config: TrainConfig) -> Best:
+def parse_best(config: TrainConfig) -> BestMetric:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
     Empty is the first main task's headline metric, clean.
@@ -79,22 +75,22 @@ def parse_best(config: TrainConfig) -> Best:
     """
     text = config.best_metric
     if not text:
-        main = main_tasks(config)[0]
-        return Best("clean", main, tasks_lib.TASKS[main].metrics[0])
+        main = config.main_or_all_tasks[0]
+        return BestMetric("clean", main, tasks_lib.TASKS[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
-    known = {
-        f"{task}/{metric.name}": Best(kind, task, metric)
-        for task in tasks_lib.resolve(config.tasks)
+    choices = {
+        f"{task}/{metric.name}": BestMetric(kind, task, metric)
+        for task in config.tasks
         for metric in tasks_lib.TASKS[task].metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
-    if kind not in kinds or f"{task}/{metric}" not in known:
+    if kind not in kinds or f"{task}/{metric}" not in choices:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
-            f"{', '.join(known)}; got {text!r}."
+            f"{', '.join(choices)}; got {text!r}."
         )
-    return known[f"{task}/{metric}"]
+    return choices[f"{task}/{metric}"]
 
 
 def training_attack(config: TrainConfig) -> attacks.PGD | None:
@@ -109,8 +105,8 @@ def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
     """The settings of a run for a table of many runs, those left empty filled in."""
     height, width = image_size
     filled = {
-        "tasks": tasks_lib.resolve(config.tasks),
-        "main_tasks": main_tasks(config),
+        "tasks": config.tasks,
+        "main_tasks": config.main_or_all_tasks,
         "adversarial_tasks": config.adversarial_tasks or "none",  # Not an empty cell.
         "image_size": f"{height}x{width}",
     }
@@ -132,7 +128,7 @@ class Monitor:
         strategy: tf.distribute.Strategy,
         model: keras.Model,
         weighting: Weighting,
-        best: Best,
+        best: BestMetric,
         workdir: pathlib.Path,
         optimizer: keras.optimizers.Optimizer | None = None,
     ):
@@ -157,23 +153,22 @@ class Monitor:
             source.info.num_classes,
             strategy,
             attack=training_attack(config),
-            objective={"tasks": main_tasks(config)},
+            objective={"tasks": config.main_or_all_tasks},
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        self._train = _writer(workdir / "train")
-        self._validation = {"clean": _writer(workdir / "validation")}
+        self._train = Board(workdir / "train")
+        self._validation = {"clean": Board(workdir / "validation")}
         images = f"On the first {self._count} images of validation"
         self._about = {"clean": f"{images}."}
         if config.eval_eps:
             folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = _writer(folder)
+            self._validation["adversarial"] = Board(folder)
             self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
-        with self._validation["clean"].as_default():
-            tensorboard.write_settings(config.to_dict())
-            tensorboard.write_hparams(
-                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
-            )
+        self._validation["clean"].settings(config.to_dict())
+        self._validation["clean"].hparams(
+            hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+        )
 
     def _jit(self, steps: int, replicas: int) -> bool:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
@@ -191,24 +186,16 @@ class Monitor:
             dict(zip(self.tasks, losses, strict=True)), weights
         )
         speed = steps_per_second * self._config.batch_size
-        with self._train.as_default():
-            tensorboard.write_scalars(
-                scalars,
-                step,
-                "Mean over the training images since the last point.",
-                units=self._info.units,
-            )
-            tensorboard.write_scalars(
-                {
-                    "optimizer/learning_rate": float(self._rate(step - 1)),
-                    "optimizer/examples_per_second": speed,
-                    **self._loss_scaling(step),
-                },
-                step,
-            )
-            if self._weighting.log_variances:
-                learned = {f"optimizer/weight_{t}": w for t, w in weights.items()}
-                tensorboard.write_scalars(learned, step)
+        about = "Mean over the training images since the last point."
+        self._train.scalars(scalars, step, about, units=self._info.units)
+        optimizer = {
+            "optimizer/learning_rate": float(self._rate(step - 1)),
+            "optimizer/examples_per_second": speed,
+            **self._loss_scaling(step),
+        }
+        if self._weighting.log_variances:
+            optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
+        self._train.scalars(optimizer, step)
         return scalars["total/loss"]
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
@@ -237,15 +224,14 @@ class Monitor:
             keep_examples=tensorboard.EXAMPLES,
         )
         _raise_if_not_finite(evaluation, step)
-        found = {"clean": values(evaluation.clean)}
+        numbers_of = {"clean": values(evaluation.clean)}
         if evaluation.attacked:
-            found["adversarial"] = values(evaluation.attacked)
-        for kind, numbers in found.items():
+            numbers_of["adversarial"] = values(evaluation.attacked)
+        for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
-            with self._validation[kind].as_default():
-                tensorboard.write_scalars(
-                    scalars, step, self._about[kind], units=self._info.units
-                )
+            self._validation[kind].scalars(
+                scalars, step, self._about[kind], units=self._info.units
+            )
         pictures = tensorboard.pictures(
             evaluation.examples,
             self.tasks,
@@ -255,24 +241,19 @@ class Monitor:
         about = ""
         if evaluation.attacked:
             about = f"{_attack(self._config)}; grey is no perturbation."
-        with self._validation["clean"].as_default():
-            tensorboard.write_pictures(pictures, step, about)
-        for writer in (self._train, *self._validation.values()):
-            writer.flush()
-        logging.info("step %d: %s", step, _headlines(found))
-        return found[self.best.kind][self.best.task][self.best.metric.name]
+        self._validation["clean"].pictures(pictures, step, about)
+        for board in (self._train, *self._validation.values()):
+            board.flush()
+        logging.info("step %d: %s", step, _headlines(numbers_of))
+        return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
 
 
 def _attack(config: TrainConfig) -> str:
     """The attack of `training_attack` and what it raises, in words."""
     return (
         f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
-        f"steps) on {' + '.join(main_tasks(config))}"
+        f"steps) on {' + '.join(config.main_or_all_tasks)}"
     )
-
-
-def _writer(folder: pathlib.Path) -> tf.summary.SummaryWriter:
-    return tf.summary.create_file_writer(str(folder))
 
 
 def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
@@ -286,12 +267,12 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
             )
 
 
-def _headlines(found: dict[str, dict[str, dict[str, float]]]) -> str:
+def _headlines(numbers_of: dict[str, dict[str, dict[str, float]]]) -> str:
     """Each task's first metric, clean and attacked, on one line."""
     parts = []
-    for task, numbers in found["clean"].items():
+    for task, numbers in numbers_of["clean"].items():
         name = tasks_lib.TASKS[task].metrics[0].name
         parts.append(f"{task} {name} {numbers[name]:.3f}")
-        if "adversarial" in found:
-            parts[-1] += f" (attacked {found['adversarial'][task][name]:.3f})"
+        if "adversarial" in numbers_of:
+            parts[-1] += f" (attacked {numbers_of['adversarial'][task][name]:.3f})"
     return ", ".join(parts)

@@ -38,13 +38,13 @@ def optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Opt
     """The optimizer, wrapped for loss scaling under mixed_float16.
 
     Weight decay is not given to it: Keras decouples it from the gradient, PyTorch's
-    SGD (which the paper used) does not. `training.replica_step` adds it to the loss.
+    SGD (which the paper used) does not. `step.replica_step` adds it to the loss.
     """
     rate = learning_rate(config, steps_per_epoch)
     if config.optimizer == "sgd":
-        made = keras.optimizers.SGD(rate, momentum=config.momentum)
+        inner = keras.optimizers.SGD(rate, momentum=config.momentum)
     else:
-        made = keras.optimizers.Adam(rate)
+        inner = keras.optimizers.Adam(rate)
     if config.precision == "mixed_float16":
-        made = keras.optimizers.LossScaleOptimizer(made)
-    return made
+        return keras.optimizers.LossScaleOptimizer(inner)
+    return inner

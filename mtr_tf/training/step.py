@@ -17,7 +17,6 @@ import keras
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
 from mtr_tf.config.train import TrainConfig
@@ -61,7 +60,7 @@ class Adversary:
         return self.attack(objective.bind(batch), batch["image"], seed=keys)
 
 
-def make_adversary(config: TrainConfig, main: tuple[str, ...]) -> Adversary | None:
+def make_adversary(config: TrainConfig) -> Adversary | None:
     """Returns what `--adversarial_tasks` asks for; None if that is nothing.
 
     Raises:
@@ -69,10 +68,11 @@ def make_adversary(config: TrainConfig, main: tuple[str, ...]) -> Adversary | No
     """
     if not config.adversarial_tasks or not config.adversarial_share:
         return None
-    tasks = tasks_lib.resolve(config.tasks)
-    groups = {"main": main, "all": tasks}
-    named = groups.get(config.adversarial_tasks)
-    attacked = named or tasks_lib.resolve(config.adversarial_tasks.split("+"))
+    tasks = config.tasks
+    groups = {"main": config.main_or_all_tasks, "all": tasks}
+    attacked = groups.get(
+        config.adversarial_tasks, tuple(config.adversarial_tasks.split("+"))
+    )
     missing = [task for task in attacked if task not in tasks]
     if missing:
         raise InputError(

@@ -12,7 +12,7 @@ from scipy.spatial import distance
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import attack_losses
-from mtr_tf.attacks.attack_losses import SURROGATES
+from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.tasks import losses
 
@@ -126,7 +126,7 @@ def run(name, target, output, mask, **settings):
     with tf.GradientTape() as tape:
         tape.watch(output)
         case = Case(tf.constant(target), output, tf.constant(mask), **settings)
-        value = SURROGATES[name].loss(case)
+        value = ATTACK_LOSSES[name].loss(case)
     slope = tape.gradient(value, output)
     return value.numpy(), slope.numpy()
 
@@ -242,9 +242,9 @@ def test_cospgd_with_one_channel_is_the_own_loss(targeted):
         assert np.all(slope[0] != 0)
 
 
-@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.parametrize("name", ATTACK_LOSSES)
 def test_an_image_does_not_see_its_batch(name):
-    surrogate = SURROGATES[name]
+    surrogate = ATTACK_LOSSES[name]
     make = class_batch if surrogate.fits(tasks_lib.TASKS["seg"]) else value_batch
     own = losses.cross_entropy if make is class_batch else losses.l1
     batch = make(seed=4)
@@ -280,11 +280,11 @@ def test_half_precision_outputs_are_computed_in_float32():
     target, logits, mask = class_batch()
     case = Case(tf.constant(target), tf.cast(logits, tf.bfloat16), tf.constant(mask))
     for name in DISCRETE:
-        assert SURROGATES[name].loss(case).dtype == tf.float32
+        assert ATTACK_LOSSES[name].loss(case).dtype == tf.float32
 
 
 def test_each_surrogate_fits_tasks_of_its_kind():
-    for name, surrogate in SURROGATES.items():
+    for name, surrogate in ATTACK_LOSSES.items():
         fitting = {t for t, task in tasks_lib.TASKS.items() if surrogate.fits(task)}
         others = set(tasks_lib.TASKS) - {"seg"}
         if name == "angular":

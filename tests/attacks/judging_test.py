@@ -121,9 +121,9 @@ def test_every_task_has_a_harm_that_the_table_shows():
 
 def test_auto_in_one_sentence():
     # By the losses where each task raises its own, outside ensembles; else by harm.
-    assert judging.resolve("auto", surrogates=False) == "loss"
-    assert judging.resolve("auto", surrogates=True) == "harm"
-    assert judging.resolve("auto", surrogates=False, ensemble=True) == "harm"
+    assert judging.resolve("auto", other_losses=False) == "loss"
+    assert judging.resolve("auto", other_losses=True) == "harm"
+    assert judging.resolve("auto", other_losses=False, ensemble=True) == "harm"
     for judge, *where in itertools.product(("harm", "loss"), *[(False, True)] * 2):
         assert judging.resolve(judge, *where) == judge
 

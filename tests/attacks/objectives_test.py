@@ -336,7 +336,7 @@ def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
             tasks_lib.TASKS[task].loss,
             0.25,
         )
-        return attack_losses.SURROGATES[name].loss(case)
+        return attack_losses.ATTACK_LOSSES[name].loss(case)
 
     def own(task):
         return tasks_lib.TASKS[task].loss(targets[task], outputs[task], masks[task])

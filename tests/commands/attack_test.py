@@ -19,11 +19,11 @@ import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf import attack_job
-from mtr_tf import attacks
 from mtr_tf import data
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.config import attack as attack_config
+from mtr_tf.attacks import kinds
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
@@ -40,7 +40,6 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import sweep
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
-from mtr_tf.show import plots
 
 SIZE = 16
 TASKS = ("seg", "depth")
@@ -92,13 +91,6 @@ def open_blobs(*, image_size=None, data_dir=None, tasks=None) -> Source:
 @pytest.fixture(autouse=True)
 def blobs_known(monkeypatch):
     monkeypatch.setitem(data.DATASETS, "blobs", open_blobs)
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    """Saves the second that plots take; one test looks at them."""
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -499,8 +491,9 @@ def test_wrong_settings_are_refused(changes, message):
 
 
 def test_the_attacks_of_the_flag_are_those_of_the_table():
-    own = set(attack_config.ATTACKS) - set(attack_config.RELEASED)
-    assert own == {*attacks.ATTACKS, "worst"}
+    for name, kind in KINDS.items():
+        assert AttackConfig(ckpt="x", attack=(name,)).attack == (name,)
+        assert (name in kinds.member_names()) == kind.combines
 
 
 ENVIRONMENT = {

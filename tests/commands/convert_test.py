@@ -123,14 +123,14 @@ def test_names_in_files(name, model, expected):
 
 
 def test_without_torch_it_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setattr(torch_files, "torch", None)
     with pytest.raises(InputError, match=r"pip install 'mtr_tf\[torch\]'"):
         torch_files.read("any.pth")
 
 
 def test_a_torch_that_is_not_safe_is_refused(monkeypatch):
     old = types.SimpleNamespace(__version__="2.5.1+cpu")
-    monkeypatch.setitem(sys.modules, "torch", old)
+    monkeypatch.setattr(torch_files, "torch", old)
     with pytest.raises(InputError, match=r"2\.6 or newer, got 2\.5\.1.*CVE"):
         torch_files.read("any.pth")
 

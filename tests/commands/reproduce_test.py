@@ -17,8 +17,7 @@ import pytest
 from mtr_tf import reproduce
 from mtr_tf.errors import InputError
 from mtr_tf.reproduce import ReproduceConfig
-from mtr_tf.study import design
-from mtr_tf.study import design_file
+from mtr_tf.study import study_file
 
 STUDY = """
 about = "Two models and a look at each."
@@ -63,7 +62,7 @@ runner.Runner(study, pathlib.Path(sys.argv[2])).run(runner.slots(2, [], 2))
 
 
 @pytest.fixture(scope="module")
-def study_file(camvid_dir, tmp_path_factory) -> pathlib.Path:
+def study_toml(camvid_dir, tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("studies") / "tiny.toml"
     path.write_text(STUDY.format(data_dir=camvid_dir))
     return path
@@ -72,9 +71,9 @@ def study_file(camvid_dir, tmp_path_factory) -> pathlib.Path:
 def test_without_a_study_it_says_which_there_are(capsys):
     reproduce.main(ReproduceConfig())
     said = capsys.readouterr().out
-    for name in design_file.shipped():
+    for name in study_file.shipped():
         line = next(line for line in said.splitlines() if line.split()[:1] == [name])
-        about = design.load(name).about
+        about = study_file.load(name).about
         assert about.startswith(line.split(maxsplit=1)[1])
 
 
@@ -88,18 +87,18 @@ def test_without_a_study_it_says_which_there_are(capsys):
     ],
 )
 def test_mistakes_are_said_before_anything_is_written(
-    study_file, tmp_path, fields, said
+    study_toml, tmp_path, fields, said
 ):
-    given = {"study": str(study_file), "workdir": str(tmp_path / "w")} | fields
+    given = {"study": str(study_toml), "workdir": str(tmp_path / "w")} | fields
     with pytest.raises(InputError, match=said):
         reproduce.main(ReproduceConfig(**given))
     assert not (tmp_path / "w").exists()
 
 
-def test_a_dry_run_lists_commands_and_writes_nothing(study_file, tmp_path, capsys):
+def test_a_dry_run_lists_commands_and_writes_nothing(study_toml, tmp_path, capsys):
     workdir = tmp_path / "w"
     config = ReproduceConfig(
-        study=str(study_file), workdir=str(workdir), dry_run=True, seeds=(5, 6)
+        study=str(study_toml), workdir=str(workdir), dry_run=True, seeds=(5, 6)
     )
     reproduce.main(config)
     lines = capsys.readouterr().out.splitlines()
@@ -179,12 +178,12 @@ class Studies:
 
 
 @pytest.fixture(scope="module")
-def studies(study_file, tmp_path_factory) -> Studies:
+def studies(study_toml, tmp_path_factory) -> Studies:
     """A study that was never disturbed, and one that was stopped again and again."""
     folder = tmp_path_factory.mktemp("reproduced")
     found = Studies(folder / "whole", folder / "killed")
     plain = folder / "plain.json"
-    plain.write_text(json.dumps(design.load(str(study_file)).to_dict()))
+    plain.write_text(json.dumps(study_file.load(str(study_toml)).to_dict()))
     undisturbed = start(["-c", RUNNER, plain, found.whole])
     _, said = undisturbed.communicate()
     assert undisturbed.returncode == 0, said
@@ -197,7 +196,7 @@ def studies(study_file, tmp_path_factory) -> Studies:
         process.kill()
         process.communicate()
         wait_until(lambda: not processes_of(found.killed))
-    flags = [f"--study={study_file}", f"--workdir={found.killed}", "--workers=2"]
+    flags = [f"--study={study_toml}", f"--workdir={found.killed}", "--workers=2"]
     process = start(["-m", "mtr_tf.reproduce", *flags])
     _, said = process.communicate()
     assert process.returncode == 0, said

@@ -209,7 +209,7 @@ def test_shadows_are_where_marching_finds_them(one):
     assert (wrong & matt).sum() <= 0.02 * matt.sum()
 
 
-def paint(drawn: scene.Scene, surface: render.Surface):
+def paint(drawn: scene.Scene, surface: scene.Surface):
     albedo, gloss = shading.paint(drawn, surface)
     return np.stack(albedo, axis=-1), gloss
 

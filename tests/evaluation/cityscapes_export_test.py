@@ -25,7 +25,6 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import sweep
 from mtr_tf.runs import directory
-from mtr_tf.show import plots
 from mtr_tf.tasks import metrics
 
 SIZE = (24, 32)
@@ -135,13 +134,6 @@ def test_a_worst_of_several_takes_the_chosen_files(tmp_path):
 
 
 # Through an attack.
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    """Saves the second that plots take."""
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 @pytest.fixture

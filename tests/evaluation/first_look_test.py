@@ -27,7 +27,6 @@ from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
 from mtr_tf.runs import directory
 from mtr_tf.runs.loading import Run
-from mtr_tf.show import plots
 
 SIZE, COUNT, DARK = 8, 6, 2
 CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
@@ -65,12 +64,6 @@ def open_colours(*, image_size=None, data_dir=None, tasks=None) -> Source:
 def known(monkeypatch, tmp_path):
     monkeypatch.setitem(data.DATASETS, "colours", open_colours)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def unplotted(monkeypatch):
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
 
 
 def net(logits, depth=None, dtype="float32") -> keras.Model:
@@ -252,12 +245,12 @@ def u_net(pool_padding: str) -> keras.Model:
 def test_sizes_that_a_net_cannot_take(padding):
     info = dataclasses.replace(INFO, image_shape=(18, 30, 3))
     with pytest.raises(InputError) as error:
-        model_fit.check(u_net(padding), info, ("seg",))
+        model_fit.check_outputs(u_net(padding), info, ("seg",))
     assert "\n" not in str(error.value)
     assert "--image_size=16x28" in str(error.value)
     assert "--image_size=16x32" in str(error.value)
     fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
-    model_fit.check(u_net(padding), fitting, ("seg",))
+    model_fit.check_outputs(u_net(padding), fitting, ("seg",))
 
 
 # What is not finite.

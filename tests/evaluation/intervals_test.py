@@ -72,18 +72,6 @@ def test_bootstrap_against_a_plain_loop(confidence, grouped):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_paired_interval_sees_what_unpaired_ones_cannot():
-    rng = np.random.default_rng(5)
-    clean = np.stack((rng.normal(10, 3, 50), np.ones(50)), axis=-1)
-    attacked = clean + np.stack((rng.normal(0.5, 0.1, 50), np.zeros(50)), axis=-1)
-    low, high = intervals.of_change(metrics.mae(), clean, attacked, seed=0)
-    assert 0.4 < low < 0.5 < high < 0.6
-    shifted = clean + [1.0, 0.0]
-    low, high = intervals.of_change(metrics.mae(), clean, shifted, seed=0)
-    assert low == pytest.approx(1)
-    assert high == pytest.approx(1)
-
-
 def test_edge_cases():
     error = metrics.mae()
     for rows in (np.zeros((0, 2)), np.zeros((3, 2)), [[3.0, 2]], [[3.0, 2], [1, 2]]):
@@ -99,8 +87,6 @@ def test_edge_cases():
         intervals.of_metric(error, few, confidence=1.0, seed=0)
     with pytest.raises(InputError, match="at least 1, got 0"):
         intervals.of_metric(error, few, resamples=0, seed=0)
-    with pytest.raises(InputError, match=r"\(3, 2\) and \(2, 2\)"):
-        intervals.of_change(error, np.zeros((3, 2)), np.zeros((2, 2)), seed=0)
 
 
 def test_intervals_end_where_values_do():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records, table and files from results written down by hand."""
+"""Records and files from results written down by hand."""
 
 from __future__ import annotations
 
@@ -7,50 +7,17 @@ import csv
 import dataclasses
 import json
 
-import numpy as np
 import pytest
+from results_fixture import CLEAN
+from results_fixture import FACTS
+from results_fixture import RECORDS
+from results_fixture import result
 
 from mtr_tf.evaluation import results
-from mtr_tf.evaluation.cell_store import Result
-from mtr_tf.evaluation.plan import Cell
+from mtr_tf.show import tables
 
-FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
-FACTS |= {"interval_over": "images"}
 KEYS = ["attack", "norm", "eps", "steps", "step_size", "attacked", "task", "metric"]
 KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
-
-
-def score(value, half=0.01):
-    interval = [None, None] if value is None else [value - half, value + half]
-    return {"value": value, "interval": interval}
-
-
-def result(eps, seg, depth, attacked=("seg", "depth")) -> Result:
-    cell = None
-    if eps is not None:
-        cell = Cell("pgd", "linf", eps, eps / 4, 20, 1, attacked, 0, 3)
-    scores = {
-        "seg": {
-            "miou": score(seg),
-            "pixel_accuracy": score(0.5),
-            "loss": score(1.0 if eps is None else 2.5),
-        },
-        "depth": {
-            "mae": score(depth),
-            "rmse": score(0.0 if eps is None else 1.0),
-            "rel": score(0.5),
-            "loss": score(depth),
-        },
-    }
-    picture = np.zeros((2, 8, 8, 3), np.uint8)
-    names = ["image", "adversarial", "perturbation"]
-    names += [f"{kind}/{task}" for kind in ("target", "output") for task in scores]
-    return Result(cell, scores, 12, dict.fromkeys(names, picture))
-
-
-CLEAN = result(None, 0.4, 0.2)
-RESULTS = [result(1.0, 0.3, 0.3), result(8.0, 0.1, None, ("seg",))]
-RECORDS = results.make_records(CLEAN, RESULTS, FACTS)
 
 
 def record(eps, task, metric):
@@ -87,7 +54,7 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
         ("of all.",),
         ("of all.", *cell.warnings),
     }
-    text = results.text("title", records, tmp_path)
+    text = tables.text("title", records, tmp_path)
     assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
@@ -105,33 +72,3 @@ def test_files(tmp_path):
     assert float(rows[0]["attacked_interval_low"]) == pytest.approx(0.29)
     empty = [row for row in rows if row["eps"] == "8.0" and row["metric"] == "mae"]
     assert empty[0]["attacked_value"] == ""
-
-
-def test_table():
-    table = results.table(RECORDS).splitlines()
-    assert table[0].split("|")[1].strip() == "seg miou, higher is better"
-    assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
-    left, seg, depth = (part.split() for part in table[2].split("|"))
-    assert left == ["pgd", "seg+depth", "1"]
-    assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
-    assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
-    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "-"]
-    assert len({len(line) for line in table}) == 1
-
-
-def test_a_narrow_table_is_broken_by_task():
-    narrow = results.table(RECORDS, width=80)
-    assert all(len(line) <= 80 for line in narrow.splitlines())
-    first, second = narrow.split("\n\n")
-    assert "miou" in first
-    assert "mae" not in first
-    assert "mae" in second
-    assert "seg+depth" in second
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "0.500"), (12.345, "12.3"), (123.4, "123"), (0.0, "0.00"), (None, "-")],
-)
-def test_short_numbers(value, text):
-    assert results.short(value) == text

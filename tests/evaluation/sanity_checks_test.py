@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mtr_tf.config.attack import RELEASED
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
-from mtr_tf.evaluation import dead_gradients
 from mtr_tf.evaluation import sanity_checks
-from mtr_tf.evaluation import sanity_probe
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.plan import make_cells
+
+COMPARED = [name for name, kind in KINDS.items() if "released:" in kind.record]
 
 SIZE, COUNT = 6, 6
 INFO = DatasetInfo(
@@ -91,7 +91,7 @@ def make_subject(front) -> sweep.Subject:
 
 def a_cell(**settings):
     config = AttackConfig(ckpt="x", eps=(2.0,), steps=12, **settings)
-    return sanity_probe.probe(make_cells(config, ("seg",)))
+    return sanity_checks.probe(make_cells(config, ("seg",)))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     # One colour without a gradient: no pixel is dead, a third of the entries is.
     slopes = np.ones((2, 4, 4, 3), np.float32)
     slopes[..., 2] = 0
-    reason, numbers = dead_gradients.look(slopes, a_cell(), precise("float32"))
+    reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
     assert "over a tenth of the entries" in reason
     assert "taken in" not in reason
@@ -134,9 +134,11 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
         ("mixed_float16", "taken in float16, where what is below 6e-08 is zero"),
         ("mixed_bfloat16", "taken in bfloat16"),
     ):
-        assert said in dead_gradients.look(slopes, a_cell(), precise(policy))[0]
+        assert (
+            said in sanity_checks.zero_gradients(slopes, a_cell(), precise(policy))[0]
+        )
     partly = a_cell(attack_pixels=3)
-    assert not dead_gradients.look(slopes, partly, precise("float32"))[0]
+    assert not sanity_checks.zero_gradients(slopes, partly, precise("float32"))[0]
 
 
 def test_nothing_is_known_where_nothing_is_finite():
@@ -161,11 +163,11 @@ def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
     compared = []
 
     def run(subject, cell, transferred):
-        compared.extend(result.cell.attack for result in transferred)
+        compared.extend(result.cell.attack.name for result in transferred)
         return []
 
     monkeypatch.setattr(sanity_checks, "run", run)
-    config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *RELEASED))
+    config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *COMPARED))
     half = ((0.5,) * 3, (0.25,) * 3)
     results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",), (), half)]
     path = tmp_path / "checks.json"
@@ -178,7 +180,7 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
     calls = []
 
     def run(subject, cell, transferred):
-        calls.append((subject.num_examples, subject.batch_size, cell.attack))
+        calls.append((subject.num_examples, subject.batch_size, cell.attack.name))
         return [sanity_checks.Check("fgsm", "it is odd", {"pgd": 1.0, "fgsm": 2.0})]
 
     monkeypatch.setattr(sanity_checks, "run", run)
@@ -198,8 +200,12 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
-    cell = sanity_probe.probe(make_cells(config, ("seg", "depth")))
-    assert (cell.attack, cell.eps, cell.step_size) == ("pgd", 8.0, 2.0)
-    assert (cell.steps, cell.attacked, cell.losses) == (20, ("seg",), ("js",))
+    cell = sanity_checks.probe(make_cells(config, ("seg", "depth")))
+    assert (cell.attack.name, cell.eps, cell.attack.step_size) == ("pgd", 8.0, 2.0)
+    assert (cell.attack.steps, cell.tasks, cell.objective.losses) == (
+        20,
+        ("seg",),
+        ("js",),
+    )
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
-    assert sanity_probe.probe(none) is None
+    assert sanity_checks.probe(none) is None

@@ -37,7 +37,7 @@ def test_groups():
 
 def test_the_product_without_repetitions():
     found = cells(attack=("pgd", "fgsm"), eps=(8, 1, 8), attack_tasks=("seg", "s+d"))
-    assert [(c.attack, c.group, c.eps) for c in found] == [
+    assert [(c.attack.name, c.group, c.eps) for c in found] == [
         (attack, group, eps)
         for attack in ("pgd", "fgsm")
         for group in ("seg", "seg+depth")

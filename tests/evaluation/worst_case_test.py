@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
+import cells_fixture
 import numpy as np
 import pytest
 
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_store import Result
-from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
 
 
-def a_cell(attack="worst", **settings) -> Cell:
-    return Cell(attack, "linf", 8.0, 2.0, 5, 1, ("seg",), 0, 0, **settings)
+def a_cell(name="worst", **settings):
+    return cells_fixture.a_cell(name, step_size=2.0, steps=5, **settings)
 
 
 def a_result(losses, correct=None, wanted=None) -> Result:
@@ -70,9 +71,10 @@ def test_weights_of_the_attack_are_those_of_the_choice():
     results = [a_result([2]), a_result([1])]
     for number, result in enumerate(results):  # A second task, the other way round.
         result.rows["depth"] = {"loss": np.array([[1.0 + number, 1.0]])}
-    cell = Cell("worst", "linf", 8.0, 2.0, 5, 1, ("seg", "depth"), 0, 0)
+    cell = a_cell(tasks=("seg", "depth"))
     assert worst_case.choose(cell, results) == [0]  # 3 to 3: the first.
-    weighted = Cell(*list(vars(cell).values())[:9], weights=(("depth", 2.0),))
+    goal = dataclasses.replace(cell.objective, weights=(("depth", 2.0),))
+    weighted = dataclasses.replace(cell, objective=goal)
     assert worst_case.choose(weighted, results) == [1]
 
 

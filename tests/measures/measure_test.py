@@ -34,7 +34,7 @@ from mtr_tf.measures import pixel_sets
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps
 from mtr_tf.runs import directory
-from mtr_tf.show import measure_plots
+from mtr_tf.show import theory
 from mtr_tf.tasks import metrics
 
 SIDE, COUNT = 8, 5
@@ -376,7 +376,7 @@ def test_one_task_and_no_pixels_give_numbers_that_json_takes():
     found = {1: {"l2": empty, "l1": empty}, 4: {"l2": empty, "l1": empty}}
     records += pixel_records.of_pixel_gradients("pixels", found, TASKS[:1], 0)
     json.dumps(records, allow_nan=False)
-    figure = measure_plots.draw_tasks(records, TASKS[:1])
+    figure = theory.sizes_of_run(records)
     assert len(figure.axes) == 6
 
 

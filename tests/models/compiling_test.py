@@ -111,10 +111,10 @@ def test_balances(balance, problem):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", attacks.SURROGATES)
+@pytest.mark.parametrize("loss", attacks.ATTACK_LOSSES)
 def test_losses(loss, problem):
     objective, x = problem
-    surrogate = attacks.SURROGATES[loss]
+    surrogate = attacks.ATTACK_LOSSES[loss]
     fitting = [task for task in TASKS if surrogate.fits(tasks_lib.TASKS[task])]
     if not fitting:
         pytest.skip("for other tasks")

@@ -88,13 +88,13 @@ def test_dilated_convolutions_without_onednn():
     code = """
 import tensorflow as tf
 from mtr_tf import models
-from mtr_tf.models import inference
+from mtr_tf.models import folding
 model = models.build("drn_d_22", ("depth",), (16, 16, 3), None, width=4)
 @tf.function(autograph=False)
 def gradient(x):
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = inference.fold(model, ("depth",))(x)["depth"]
+        y = folding.fold(model, ("depth",))(x)["depth"]
     return tape.gradient(y, x)
 assert tf.reduce_max(abs(gradient(tf.ones((1, 16, 16, 3))))) > 0
 """

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import random_models_fixture as fixture
 import tensorflow as tf
+from cells_fixture import a_cell
 
 from mtr_tf import attack_job
 from mtr_tf import attacks
@@ -21,12 +22,10 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation import sweep
-from mtr_tf.evaluation.plan import Cell
 from mtr_tf.measures import gradients
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
-from mtr_tf.show import plots
 
 L = keras.layers
 
@@ -265,12 +264,10 @@ def ramps(split):
     return Columns(images=pictures, targets={"depth": depth}, masks={})
 
 
-def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, caplog):
+def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, caplog):
     """Though a layer without a seed gets another one each time it is loaded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(data.DATASETS, "ramps", lambda **_: Source(INFO, ramps))
-    for name in ("save_curves", "save_gallery"):
-        monkeypatch.setattr(plots, name, lambda *arguments: None)
     model = fixture.model(fixture.AlwaysNoise(0.3), fixture.AlwaysDropout(0.2))
     model.save(tmp_path / "noisy.keras")
     settings = {
@@ -309,7 +306,7 @@ def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, caplog):
 
 
 def test_costs_count_draws():
-    cell = Cell("pgd", "linf", 8.0, 2.0, 10, 2, ("depth",), 0, 0)
+    cell = a_cell("pgd", ("depth",), step_size=2.0, steps=10, restarts=2)
     several = dataclasses.replace(cell, eot=5)
     assert sweep._passes(several) - 1 == 5 * (sweep._passes(cell) - 1)
     assert several.label == "pgd-eot5"

@@ -66,6 +66,25 @@ def test_settings_go_round_and_differences_are_named(tmp_path):
         )
 
 
+def test_a_run_keeps_each_task_by_its_one_name(tmp_path):
+    config = TrainConfig(
+        tasks=("s", "D", "reconstruct"),
+        main_tasks=("s",),
+        random_targets=("A",),
+        task_losses=("A:l1", "no pair"),
+        adversarial_tasks="s+D",
+    )
+    canonical = directory.canonical(config)
+    assert canonical.tasks == ("seg", "depth_euclidean", "autoencoder")
+    assert canonical.main_tasks == ("seg",)
+    assert canonical.random_targets == ("autoencoder",)
+    assert canonical.task_losses == ("autoencoder:l1", "no pair")
+    assert canonical.adversarial_tasks == "seg+depth_euclidean"
+    assert directory.canonical(canonical) == canonical
+    directory.write_config(tmp_path, config)  # As older versions wrote it.
+    assert directory.read_config(tmp_path) == canonical
+
+
 def test_the_flagfile_repeats_the_settings(tmp_path):
     config = TrainConfig(
         tasks=("seg", "depth"), flip=False, lr_epochs=(1, 2), schedule="step"

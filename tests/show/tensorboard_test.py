@@ -11,20 +11,20 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from cells_fixture import a_cell
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.config.attack import ATTACKS
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.plan import Cell
-from mtr_tf.show import attack_summaries
 from mtr_tf.show import tensorboard
 from mtr_tf.training import monitor
 from mtr_tf.training.losses import Weighting
@@ -179,13 +179,6 @@ def test_the_longest_heading_is_no_wider_than_the_smallest_tile():
     assert (np.array(gap) == 255).all()
 
 
-def test_magnification():
-    change = np.array([[0.0, -0.02, 0.01]])
-    assert tensorboard.magnification(change, 0.05) == pytest.approx(10)
-    assert tensorboard.magnification(change) == pytest.approx(25)
-    assert tensorboard.magnification(change * 0) == 1
-
-
 def test_settings_as_text():
     table = tensorboard.settings_table(
         {"tasks": ["seg", "depth"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
@@ -207,16 +200,12 @@ def test_settings_as_text():
 
 def test_what_is_written_can_be_read_back(tmp_path):
     tiles = np.full((1, 200, 150, 3), 9, np.uint8)
-    writer = tf.summary.create_file_writer(str(tmp_path))
-    with writer.as_default():
-        tensorboard.write_scalars(
-            {"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images."
-        )
-        tensorboard.write_scalars({"seg/miou": 0.5}, 8, suffix="_x")
-        tensorboard.write_pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
-        tensorboard.write_settings({"tasks": ("seg",), "epochs": 3})
-        tensorboard.write_hparams({"tasks": ("seg",), "epochs": 3}, "trial")
-    writer.close()
+    with tensorboard.Board(tmp_path) as board:
+        board.scalars({"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images.")
+        board.scalars({"seg/miou": 0.5}, 8, suffix="_x")
+        board.pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
+        board.settings({"tasks": ("seg",), "epochs": 3})
+        board.hparams({"tasks": ("seg",), "epochs": 3}, "trial")
     events = read(tmp_path)
     assert set(events.Tags()["tensors"]) == {
         "seg/loss",
@@ -267,19 +256,18 @@ def a_source() -> Source:
 def watch(folder: pathlib.Path, **settings) -> None:
     """What a run of one step on `a_source` writes."""
     config = TrainConfig(
-        tasks=("d", "s"),
+        tasks=("depth", "seg"),
         dataset="noise",
         batch_size=2,
         eval_examples=5,
         eval_steps=1,
         **settings,
     )
-    tasks = tasks_lib.resolve(config.tasks)
     watched = monitor.Monitor(
         config,
         a_source(),
         tf.distribute.get_strategy(),
-        models.build("tiny", tasks, (16, 16, 3), 2),
+        models.build("tiny", config.tasks, (16, 16, 3), 2),
         Weighting({"depth": 1.0, "seg": 2.0}),
         monitor.parse_best(config),
         folder,
@@ -289,7 +277,7 @@ def watch(folder: pathlib.Path, **settings) -> None:
 
 
 def test_the_three_runs_of_training_share_their_tags(tmp_path):
-    watch(tmp_path / "run", main_tasks=("s",))
+    watch(tmp_path / "run", main_tasks=("seg",))
     runs = {
         name: read(tmp_path / "run" / name)
         for name in ("train", "validation", "validation/adversarial")
@@ -353,7 +341,7 @@ def test_training_without_an_attack_has_no_adversarial_run(tmp_path):
 
 
 def a_result(attack: str, group: tuple[str, ...], eps: float, miou: float) -> Result:
-    cell = Cell(attack, "l2", eps, eps, 1, 1, group, 0, 0) if attack else None
+    cell = a_cell(attack, group, norm="l2", eps=eps, step_size=eps) if attack else None
     tiles = np.full((3, 128, 128, 3), 7, np.uint8)
     names = ("image", "target/seg", "output/seg", "adversarial", "perturbation")
     scores = {"seg": {"miou": {"value": miou}, "loss": {"value": None}}}
@@ -363,7 +351,7 @@ def a_result(attack: str, group: tuple[str, ...], eps: float, miou: float) -> Re
 def write_attacks(folder: pathlib.Path, results: list[Result]) -> None:
     settings = {"split": "test", "eps": sorted({r.cell.eps for r in results})}
     clean = a_result("", (), 0, 0.75)
-    attack_summaries.write(settings, clean, results, folder)
+    tensorboard.write_attacks(settings, clean, results, folder)
 
 
 def test_attacks_are_curves_over_eps_with_a_run_per_attack_and_group(tmp_path):
@@ -401,7 +389,7 @@ def test_whole_radii_are_the_steps_themselves(tmp_path):
 
 
 def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
-    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in ATTACKS]
+    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in KINDS]
     write_attacks(tmp_path, [*earlier, a_result("pgd", ("depth",), 1.0, 0.5)])
     mine = [
         tmp_path / "results.json",
@@ -422,3 +410,36 @@ def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
         assert json.loads(path.read_text()) == path.name
     assert not (tmp_path / "fgsm" / "seg").exists()
     assert not (tmp_path / "pgd" / "depth").exists()
+
+
+# Measures and studies.
+
+
+def test_measures_are_numbers_over_counts_and_plots(tmp_path):
+    (tmp_path / "events.out.tfevents.1.of.an.older.version.mtr_tf_measures").touch()
+    (tmp_path / "events.out.tfevents.1.of.a.training.v2").touch()
+    of_sizes = {"measure": "tasks", "norm": "l2", "normalisation": "raw"}
+    records = [
+        {**of_sizes, "quantity": "norm_by_size", "count": 2, "value": 0.5},
+        {**of_sizes, "quantity": "norm_by_size", "count": 3, "value": None},
+        {**of_sizes, "quantity": "slope", "value": -0.5},
+        {
+            "measure": "first_order",
+            "quantity": "rise",
+            "tasks": ["seg", "depth"],
+            "count": 2,
+            "eps": 0.25,
+            "value": 1.5,
+        },
+    ]
+    plot = tmp_path / "measure_tasks.png"
+    Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(plot)
+    tensorboard.write_measures(records, [plot], tmp_path)
+    events = read(tmp_path)
+    assert numbers(events, "measure_tasks/l2_raw") == [(2, 0.5)]
+    assert numbers(events, "measure_first_order/seg+depth") == [(250, 1.5)]
+    assert (picture(events, "measure_tasks") == np.full((4, 6, 3), 7)).all()
+    assert len(events.Tags()["tensors"]) == 3
+    left = [path.name for path in tmp_path.glob("events*")]
+    assert len(left) == 2
+    assert "events.out.tfevents.1.of.a.training.v2" in left

@@ -14,9 +14,9 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import resampling
 from mtr_tf.study import claims
 from mtr_tf.study import design
-from mtr_tf.study import design_file
 from mtr_tf.study import effects
 from mtr_tf.study import statistics
+from mtr_tf.study import study_file
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.results import Results
 from mtr_tf.tasks import TASKS
@@ -70,7 +70,7 @@ MIOU = {
 def study_with(tmp_path, claim, study=STUDY):
     file = tmp_path / "hand.toml"
     file.write_text(study + claim)
-    return design.load(str(file))
+    return study_file.load(str(file))
 
 
 def write(workdir, study, absent=()):
@@ -331,7 +331,7 @@ def test_images_are_resampled_together(tmp_path):
                 value[variant] = np.mean(
                     [
                         miou.value(
-                            results.rows(variant, seed, "pgd50", eps, "seg", "miou")[
+                            study_fixture.rows_of(results, variant, seed, eps)[
                                 chosen
                             ].sum(axis=0)
                         )
@@ -373,7 +373,7 @@ def test_groups_of_images_are_resampled_whole(tmp_path):
         for seed in study.seeds:
             ours, theirs = (
                 sum(
-                    results.rows(v, seed, "pgd50", 4, "seg", "miou")[of == city].sum(0)
+                    study_fixture.rows_of(results, v, seed, 4)[of == city].sum(0)
                     for city in np.repeat(np.arange(4), cities[i])
                 )
                 for v in ("s+d", "s")
@@ -447,8 +447,8 @@ def test_evaluate_corrects_over_all_claims(tmp_path):
     assert first.effect == pytest.approx(-opposite.effect) == pytest.approx(0.023)
 
 
-@pytest.mark.parametrize("name", list(design_file.shipped()))
+@pytest.mark.parametrize("name", list(study_file.shipped()))
 def test_studies_that_come_with_the_package_can_be_judged(name):
-    study = design.load(name)
+    study = study_file.load(name)
     claims.check(study)
     assert len(study.seeds) >= 5  # Fewer could never say that a claim holds.

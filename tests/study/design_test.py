@@ -11,8 +11,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import claims
-from mtr_tf.study import design
-from mtr_tf.study import design_file
+from mtr_tf.study import study_file
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import Variant
@@ -54,7 +53,7 @@ def load(tmp_path):
     def load_text(text, **overrides):
         path = tmp_path / "mine.toml"
         path.write_text(text)
-        return design.load(str(path), **overrides)
+        return study_file.load(str(path), **overrides)
 
     return load_text
 
@@ -177,7 +176,7 @@ def test_mistakes_are_named_with_file_table_and_key(load, old, new, said):
 @pytest.mark.parametrize("given", ["no/such.toml", "such.toml", "room-quick"])
 def test_what_is_not_there_is_said(given):
     with pytest.raises(InputError) as mistake:
-        design.load(given)
+        study_file.load(given)
     assert given in str(mistake.value)
 
 
@@ -189,9 +188,9 @@ def test_unknown_names_are_named(load):
         study.attack_fields("owm", "s", 0)
 
 
-@pytest.mark.parametrize("name", design_file.shipped())
+@pytest.mark.parametrize("name", study_file.shipped())
 def test_the_studies_that_come_with_the_package_can_be_read(name):
-    study = design.load(name)
+    study = study_file.load(name)
     assert (study.name, study.file) == (name, name)
     claims.check(study)
     for spec in study.attacks:

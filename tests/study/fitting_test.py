@@ -9,15 +9,15 @@ import pytest
 
 from mtr_tf.errors import InputError
 from mtr_tf.study import claim_file
-from mtr_tf.study import design
 from mtr_tf.study import fitting
+from mtr_tf.study import study_file
 
 CITYSCAPES = ("seg", "depth", "edge_texture", "keypoints2d", "autoencoder")
 
 
 @pytest.fixture(scope="module")
 def rooms():
-    return design.load("rooms")
+    return study_file.load("rooms")
 
 
 def test_all_tasks_change_nothing(rooms):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import collections
+import csv
+import gzip
 import json
 import pathlib
 import re
@@ -85,7 +87,7 @@ def check(study, claim, statement, verdict, effect, interval):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_verdicts_of_a_report_agree_with_its_numbers(study):
-    """The Markdown, the JSON and the CSV of one study."""
+    """The Markdown and the JSON of one study."""
     page = (RESULTS / study / "README.md").read_text("utf-8")
     table = {row[0]: row for row in rows(page, 10)}
     found = verdicts(study)
@@ -106,3 +108,26 @@ def test_plots_are_there(study):
     kept = {f"plots/{path.name}" for path in (RESULTS / study / "plots").iterdir()}
     assert kept
     assert {*linked} == kept
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_values_that_claims_compare_are_in_the_kept_results(study):
+    """The clean values of every seed, as the claims' file has them."""
+    with gzip.open(RESULTS / study / "results.csv.gz", "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = collections.defaultdict(set)
+    for row in rows:
+        kept[row["variant"]].add(row["clean"])
+    compared = [verdict["clean"] for verdict in verdicts(study).values()]
+    assert any(compared)
+    for clean in compared:
+        for variant, values in clean.items():
+            assert {str(value) for value in values if value is not None} <= kept[
+                variant
+            ]
+
+
+def test_generated_tables_are_small():
+    files = [path for path in RESULTS.rglob("*") if path.suffix in (".json", ".gz")]
+    assert not list(RESULTS.rglob("*.csv"))
+    assert all(path.stat().st_size < 100_000 for path in files)

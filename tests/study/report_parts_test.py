@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a study's report: numbers, HTML, curves, plots, examples."""
+"""The parts of a study's report: numbers, curves, plots, examples."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ import json
 
 import numpy as np
 import pytest
-import scipy.optimize
 import study_fixture
-from html_fixture import parse
 
+from mtr_tf.show import style
+from mtr_tf.show import text
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.report import curves
-from mtr_tf.study.report import draw
-from mtr_tf.study.report import draw_theory
-from mtr_tf.study.report import elements
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
-from mtr_tf.study.report import text
-from mtr_tf.study.report import theory
 
 # Numbers.
 
@@ -72,27 +67,8 @@ def test_seconds(seconds, expected):
     assert text.seconds(seconds) == expected
 
 
-# HTML.
-
-
-def test_text_is_escaped_and_html_is_not():
-    hostile = "<script>\"&'</script>"
-    made = elements.tag("p", hostile, elements.tag("b", "x"), title=hostile)
-    tree = parse(made)
-    assert tree.found == [("p", {"title": hostile}), ("b", {})]
-    assert "".join(tree.texts) == f"{hostile}x"
-
-
-def test_table_has_heads_for_rows_and_columns():
-    made = elements.table(["a", "b"], [["r", "1"], ["s", "2"]], label="all")
-    heads = [
-        attributes["scope"] for tag, attributes in parse(made).found if tag == "th"
-    ]
-    assert heads == ["col", "col", "row", "row"]
-
-
 def test_identifiers_are_fit_for_files_and_links():
-    assert elements.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
+    assert text.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
 
 
 # Curves.
@@ -200,94 +176,33 @@ def test_warnings_bear_on_claims_of_that_attack_and_those_models():
 # Plots.
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_labels_move_as_little_as_needed(seed):
-    """Against a general solver of the same quadratic program."""
-    rng = np.random.default_rng(seed)
-    count = rng.integers(1, 9)
-    wanted = np.sort(rng.uniform(-0.1, 1.1, count))
-    apart = rng.uniform(0.02, 0.9 / count)
-    found = np.array(draw.spread(wanted, apart))
-    assert np.all(np.diff(found) >= apart - 1e-12)
-    gaps = {"type": "ineq", "fun": lambda y: [*(np.diff(y) - apart), y[0], 1 - y[-1]]}
-    solved = scipy.optimize.minimize(
-        lambda y: np.sum((y - wanted) ** 2),
-        apart * np.arange(count),
-        constraints=[gaps],
-        options={"ftol": 1e-12, "maxiter": 500},
+def test_curves_have_the_look_of_their_place_and_one_seed_its_interval():
+    values = [record("a", 0, eps, 0.5 / eps, 0.8) for eps in (1, 2)]
+    ends = {"clean_interval": [0.7, 0.9], "attacked_interval": [0.1, 0.6]}
+    (curve,) = curves.make([r | ends for r in values], ("z", "a"), (0,))
+    np.testing.assert_array_equal(
+        curve.ends["a"][:, 0], [[0.7, 0.1, 0.1], [0.9, 0.6, 0.6]]
     )
-    np.testing.assert_allclose(found, solved.x, atol=1e-4)
+    (plot,) = plots.curves([curve], ("z", "a"))
+    axes = plot.draw().axes[0]
+    np.testing.assert_allclose(
+        axes.lines[0].get_xydata(), [[0, 0.8], [1, 0.5], [2, 0.25]]
+    )
+    assert axes.lines[0].get_color() == style.COLORS[1]  # By its place in the study.
+    assert axes.get_legend().get_texts()[0].get_text() == "a"
+    assert axes.collections
 
 
-def test_lines_are_means_and_bands_reach_over_seeds():
-    values = np.array([[0.8, 0.5, np.nan], [0.6, 0.1, 0.2], [0.7, np.nan, np.nan]])
-    records = [
-        record("a", seed, eps, None if np.isnan(v) else v, values[seed, 0])
-        for seed in range(3)
-        for eps, v in zip((2, 4), values[seed, 1:], strict=True)
-    ]
-    (curve,) = curves.make(records, ("a",), (0, 1, 2))
-    axes = draw.curve(curve, ("z", "a")).axes[0]
-    line = next(line for line in axes.lines if line.get_marker() != "None")
-    np.testing.assert_allclose(line.get_xdata(), [0, 2, 4])
-    np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=0))
-    assert line.get_color() == draw.COLORS[1]  # By its place among all variants.
-    corners = axes.collections[0].get_paths()[0].vertices
-    assert {tuple(c) for c in corners.round(9)} == {
-        (0, 0.6),
-        (0, 0.8),
-        (2, 0.1),
-        (2, 0.5),
-    }
-
-
-def test_styles_of_lines_differ():
-    looks = [tuple(draw.style(place).values()) for place in range(21)]
-    assert len({look[:2] for look in looks}) == 21
-
-
-def test_slope_in_the_plot_is_that_of_the_points():
-    """Against a straight line fitted by NumPy to the logarithms."""
-    k = np.arange(1, 6)
-    rows = []
-    for seed, (size, power) in enumerate([(2.0, -0.3), (3.0, -0.4)]):
-        y = size * k**power * np.array([1, 1.1, 0.9, 1, 1])
-        fit = np.polyfit(np.log(k), np.log(y), 1)[0]
-        same = {"measure": "tasks", "spec": "t", "variant": "v", "seed": seed}
-        same |= {"norm": "l2", "normalisation": "unit"}
-        rows.append({**same, "quantity": "slope", "value": fit, "predicted": -0.5})
-        rows += [
-            {
-                **same,
-                "quantity": "norm_by_size",
-                "count": int(n),
-                "value": value,
-                "predicted": 1.0,
-                "factor": 1.0,
-            }
-            for n, value in zip(k, y, strict=True)
-        ]
-    axes = draw_theory.sizes(rows, "title").axes[0]
-    measured, fitted = axes.lines[:2]
-    points = np.log(measured.get_ydata())
-    expected = np.poly1d(np.polyfit(np.log(k), points, 1))(np.log(k))
-    np.testing.assert_allclose(np.log(fitted.get_ydata()), expected, atol=0.01)
-    slopes = [row["value"] for row in rows if row["quantity"] == "slope"]
-    slope = np.diff(np.log(fitted.get_ydata())) / np.diff(np.log(k))
-    np.testing.assert_allclose(slope, np.mean(slopes))
-    (plot,) = plots.norms(rows)
-    assert f"{np.mean(slopes):.3f}".replace("-", "−") in plot.caption
-
-
-def test_matrix_is_symmetric_and_a_mean_over_seeds():
+def test_caption_has_the_mean_slope():
+    same = {"measure": "tasks", "spec": "t", "variant": "v", "norm": "l2"}
+    same |= {"normalisation": "unit", "predicted": -0.5}
     rows = [
-        {"quantity": "cosine", "tasks": list(pair), "value": value}
-        for values in ((1.0, 0.2, 1.0), (1.0, 0.4, 1.0), (1.0, None, 1.0))
-        for pair, value in zip(("aa", "ab", "bb"), values, strict=True)
+        {**same, "quantity": quantity, "seed": seed, "value": value, "count": 1}
+        for seed, value in enumerate((-0.3, -0.4))
+        for quantity in ("slope", "norm_by_size")
     ]
-    tasks, found = theory.matrix(rows, "cosine")
-    assert tasks == ("a", "b")
-    np.testing.assert_allclose(found, [[1, 0.3], [0.3, 1]])
+    (plot,) = plots.norms(rows)
+    assert plot.caption == "Slope −0.350, by theory −0.500; seeds 0, 1."
 
 
 # Examples.

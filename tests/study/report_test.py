@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import pathlib
 import re
@@ -17,10 +18,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.errors import InputError
+from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study import report
-from mtr_tf.study.report import markdown
-from mtr_tf.study.report import text
+from mtr_tf.study.report import export
 from mtr_tf.study.results import Results
 
 WARNING = "twice the steps do less harm (base 1, more 0.5)."
@@ -141,7 +142,8 @@ def test_plots_are_files_too(written, page):
 
 
 def test_warnings_stand_at_curves_and_verdicts(page):
-    curve = re.search(r'<figure id="curve-pgd50-pgd-seg-seg-miou".*?</figure>', page)[0]
+    curve = page.split('<figure id="curve-pgd50-pgd-seg-seg-miou"')[1]
+    curve = curve.split("</figure>")[0]
     line = "twice the steps do less harm [s: seed 2; s+d: seed 2]"
     assert line in shown(curve)
     table = page.split('id="curves"')[0]
@@ -176,8 +178,8 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
         if path.is_file()
     }
     assert plots_
-    assert files == plots_ | {"README.md", "claims.json", "claims.csv", "results.csv"}
-    for name in files:
+    assert files == plots_ | {"README.md", "claims.json", "results.csv.gz"}
+    for name in files - {"results.csv.gz"}:
         assert (exported / name).read_bytes() == (folder / name).read_bytes()
     assert (
         "twice the steps do less harm [s: seed 2; s+d: seed 2] Bears on E4, F1."
@@ -186,6 +188,20 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     assert str(folder.parent) not in words  # Nothing of this machine.
     counts = {line.count("|") for line in words.split("## Clean")[0].splitlines()}
     assert len(counts) == 3  # No table, that of the origin, that of the verdicts.
+
+
+def test_results_of_an_export_are_those_of_the_report(written, exported, tmp_path):
+    """Packed, without what follows from other columns, and to the same bytes again."""
+    folder, _ = written
+    with open(folder / "results.csv", newline="") as file:
+        expected = list(csv.DictReader(file))
+    for row in expected:
+        del row["relative_vulnerability"]
+    packed = exported / "results.csv.gz"
+    with gzip.open(packed, "rt", newline="") as file:
+        assert list(csv.DictReader(file)) == expected
+    export.write(folder, tmp_path / "again", [])
+    assert (tmp_path / "again" / "results.csv.gz").read_bytes() == packed.read_bytes()
 
 
 def test_values_of_an_export_are_means_over_seeds(written, exported):
@@ -205,15 +221,18 @@ def test_values_of_an_export_are_means_over_seeds(written, exported):
 def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
     stray = exported / "plots" / "of_an_earlier_one.png"
     stray.write_bytes(b"")
+    former = exported / "results.csv"  # As of 0.1.
+    former.write_bytes(b"")
     kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
-    markdown.export(written[0], exported, kept)
+    export.write(written[0], exported, kept)
     assert not stray.exists()
+    assert not former.exists()
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(InputError, match="--export must be a new folder.*'README.md'"):
-        markdown.export(written[0], tmp_path, kept)
+        export.write(written[0], tmp_path, kept)
     assert (tmp_path / "README.md").read_text() == "mine"
     with pytest.raises(InputError, match="--export must be"):
-        markdown.check_export(tmp_path / "README.md")
+        export.check(tmp_path / "README.md")
 
 
 def test_unfinished_study_says_what_is_missing(tmp_path):
@@ -242,7 +261,7 @@ def test_claims_lead_to_plots_that_are_shown_at_once(page):
     table, rest = page.split('<h2 id="curves">')
     links = re.findall(r'href="#((?:curve|measure)-[^"]+)"', table)
     assert len(links) == 3
-    folded = "".join(re.findall(r"<details>.*?</details>", rest))
+    folded = "".join(re.findall(r"<details>.*?</details>", rest, re.DOTALL))
     for link in links:
         assert f'<figure id="{link}">' in rest
         assert link not in folded

@@ -46,21 +46,21 @@ def test_cells_that_are_not_done_are_absent(results):
     assert results.variants == ("s", "s+d")
     of_s = np.isnan(results.values("s", *WHERE))
     np.testing.assert_array_equal(of_s, [False, True, False, False, False])
-    of_both = np.isnan(results.clean("s+d", "seg", "miou"))
+    of_both = np.isnan(results.values("s+d", *WHERE))
     np.testing.assert_array_equal(of_both, [False, False, False, True, False])
-    assert results.rows("s", 1, *WHERE) is None
+    assert study_fixture.rows_of(results, "s", 1) is None
     assert results.records("pgd50", "s", 1) == []
     assert results.measures("theory", "s+d", 3) == []
 
 
 def test_values_are_what_the_metric_makes_of_the_rows(results):
     (miou,) = [metric for metric in TASKS["seg"].metrics if metric.name == "miou"]
-    rows = results.rows("s", 2, *WHERE)
+    rows = study_fixture.rows_of(results, "s", 2)
     assert rows.shape == (12, 3 * study_fixture.CLASSES)
     assert rows.dtype == np.float64
     assert results.values("s", *WHERE)[2] == pytest.approx(miou.value(rows.sum(axis=0)))
-    clean = results.rows("s", 2, "pgd50", 0, "seg", "miou")
-    expected = results.clean("s", "seg", "miou")[2]
+    clean = study_fixture.rows_of(results, "s", 2, 0)
+    expected = results.values("s", "pgd50", 0, "seg", "miou")[2]
     assert miou.value(clean.sum(axis=0)) == pytest.approx(expected)
     assert expected > results.values("s", *WHERE)[2]
     assert results.values("s", "pgd50", 0, "seg", "miou")[2] == expected
@@ -132,7 +132,7 @@ def test_rows_of_version_0_1_0_are_still_read(tmp_path):
     file = tmp_path / record["folder"] / record["rows"]
     pairs = np.random.default_rng(0).integers(0, 9, (12, 5, 5))
     np.savez(file, **{"row/seg/miou": pairs.reshape(12, 25).astype(np.float32)})
-    found = read.rows("s", 0, *WHERE)
+    found = study_fixture.rows_of(read, "s", 0)
     np.testing.assert_array_equal(found[:, :5], np.einsum("ncc->nc", pairs))
     np.testing.assert_array_equal(found[:, 5:10], pairs.sum(axis=2))
     np.testing.assert_array_equal(found[:, 10:], pairs.sum(axis=1))
@@ -147,10 +147,10 @@ def test_damaged_rows_are_named(tmp_path, kept):
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
-        read.rows("s", 0, *WHERE)
+        study_fixture.rows_of(read, "s", 0)
     file.unlink()
     with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
-        read.rows("s", 0, *WHERE)
+        study_fixture.rows_of(read, "s", 0)
     assert not np.isnan(read.values("s", *WHERE)[0])
 
 

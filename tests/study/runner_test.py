@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -250,11 +251,11 @@ def test_time_left_by_hand():
     assert known.left([], [], 2) == 0
     assert known.left([train, other], [], 1) == 60
     assert known.left([train, other], [], 2) == 30
-    assert known.left([train, other, pgd], [], 2) == 60
-    assert known.left([train, other, pgd, moved], [], 4) == 60  # Both wait.
-    assert known.left([pgd], [(train, 25.0)], 2) == 5 + 30
+    assert known.left([train, other, pgd], [], 2) == 45
+    assert known.left([train, other, pgd, moved], [], 8) == 30  # One cell at least.
+    assert known.left([pgd], [(train, 25.0)], 1) == 5 + 30
     assert known.left([], [(train, 100.0)], 2) == 3  # Late: a tenth of it still.
-    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 30 + 30
+    assert known.left([pgd, moved, other], [(train, 20.0)], 2) == 50
 
 
 def test_costs_are_in_proportion():
@@ -285,7 +286,9 @@ def test_costs_are_in_proportion():
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """A runner whose cells do what a test says, in Python; with `folder`, `name` ..."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    before = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, [str(tmp_path / "modules"), before]))
+    monkeypatch.setenv("PYTHONPATH", path)
     logged = []
     logger = runner_lib.logging
     monkeypatch.setattr(logger, "info", lambda line, *v: logged.append(line % v))
@@ -456,7 +459,7 @@ def test_a_worker_has_one_thread_or_one_gpu(fake):
 
 def test_a_new_report_of_old_cells_is_traced_by_what_has_run(fake, monkeypatch):
     traces = iter([{"commit": "first"}, {"commit": "second"}, {"commit": "third"}])
-    monkeypatch.setattr(runner_lib.runs, "provenance", lambda: next(traces))
+    monkeypatch.setattr(runner_lib.directory, "environment", lambda: next(traces))
 
     def commit(computes, study=STUDY):
         fake("done()", study).write(computes)

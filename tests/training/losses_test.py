@@ -11,6 +11,7 @@ import pytest
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 from mtr_tf.training import losses as training_losses
 
 INFO = DatasetInfo(
@@ -25,6 +26,7 @@ INFO = DatasetInfo(
     ranges={},
     class_weights=(1.0, 3.0),
 )
+TASKS = ("seg", "depth", "autoencoder")
 # Four pixels, the last not valid; probabilities of the right class: 1/2, 1/4, 3/4.
 LABELS = np.array([[[0, 1, 1, 9]]], np.int32)
 LOGITS = np.log([[[[1, 1], [3, 1], [1, 3], [1, 1]]]]).astype(np.float32)
@@ -32,7 +34,7 @@ MASK = np.array([[[1, 1, 1, 0]]], np.float32)
 
 
 def made(**settings):
-    config = TrainConfig(tasks=("s", "d", "A"), **settings)
+    config = directory.canonical(TrainConfig(tasks=("s", "d", "A"), **settings))
     return training_losses.make(config, INFO)
 
 
@@ -86,13 +88,13 @@ def test_losses_that_cannot_be(given, message):
 
 def test_rules_by_flag():
     def fixed(**settings):
-        config = TrainConfig(tasks=("s", "d"), **settings)
+        config = directory.canonical(TrainConfig(tasks=("s", "d"), **settings))
         return training_losses.make_weighting(config).fixed
 
     assert fixed(main_tasks=("s",), aux_weight=0.01) == {"seg": 1, "depth": 0.01}
     assert fixed(task_weights="equal") == {"seg": 0.5, "depth": 0.5}
     learned = training_losses.make_weighting(
-        TrainConfig(tasks=("s", "d"), task_weights="uncertainty")
+        TrainConfig(tasks=("seg", "depth"), task_weights="uncertainty")
     )
     assert learned.current() == {"seg": 1, "depth": 0.5}
     with pytest.raises(InputError, match="--aux_weight go with"):
@@ -100,16 +102,19 @@ def test_rules_by_flag():
 
 
 def test_task_weights_are_the_papers():
-    assert training_losses.task_weights(("s", "d"), (), 1) == {"seg": 0.5, "depth": 0.5}
-    assert training_losses.task_weights(("s", "d", "A"), ("s",), 0.1) == {
+    assert training_losses.task_weights(("seg", "depth"), (), 1) == {
+        "seg": 0.5,
+        "depth": 0.5,
+    }
+    assert training_losses.task_weights(TASKS, ("seg",), 0.1) == {
         "seg": 1,
         "depth": 0.05,
         "autoencoder": 0.05,
     }
-    assert training_losses.task_weights(("s", "d", "A"), ("s", "d"), 0.1) == {
+    assert training_losses.task_weights(TASKS, ("seg", "depth"), 0.1) == {
         "seg": 0.5,
         "depth": 0.5,
         "autoencoder": 0.1,
     }
     with pytest.raises(InputError, match="--main_tasks .*seg, depth.* got normal"):
-        training_losses.task_weights(("s", "d"), ("n",), 1)
+        training_losses.task_weights(("seg", "depth"), ("normal",), 1)

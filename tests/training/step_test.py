@@ -14,6 +14,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
@@ -245,8 +246,9 @@ def test_batch_norm_in_training_mode_sees_the_attack():
 
 def test_what_the_flags_make():
     def made(**settings):
-        config = TrainConfig(tasks=("seg", "depth", "autoencoder"), **settings)
-        return step_lib.make_adversary(config, ("seg",))
+        tasks = ("seg", "depth", "autoencoder")
+        config = TrainConfig(tasks=tasks, main_tasks=("seg",), **settings)
+        return step_lib.make_adversary(directory.canonical(config))
 
     assert made() is None
     assert made(adversarial_tasks="main", adversarial_share=0.0) is None

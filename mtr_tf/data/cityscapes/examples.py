@@ -45,17 +45,18 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
     Raises:
       InputError: a file cannot be read, or holds what it must not.
     """
-    found = {
+    sources = {
         kind.folder: File(*job[kind.folder]) if job[kind.folder] else None
         for kind in layout.KINDS
     }
-    size, target = tuple(job["size"]), job["depth_target"]
-    image = _read(found[layout.IMAGE.folder], np.uint8, 3, None)
-    original = image.shape[:2]
-    train_ids = _train_ids(found[layout.LABEL.folder], original)
+    (height, width), target = job["size"], job["depth_target"]
+    size = height, width
+    image = _read(File(*job[layout.IMAGE.folder]), np.uint8, 3, None)
+    original = image.shape[0], image.shape[1]
+    train_ids = _train_ids(sources[layout.LABEL.folder], original)
     depth, known = _depth(
-        found[layout.DISPARITY.folder],
-        found[layout.CAMERA.folder],
+        sources[layout.DISPARITY.folder],
+        sources[layout.CAMERA.folder],
         original,
         size,
         target,
@@ -113,7 +114,7 @@ def _depth(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The target of `depth`, float64 [h, w], and its mask."""
     nothing = np.zeros(size), np.zeros(size, bool)
-    if file is None or (camera is None and target in layout.NEED_CAMERA):
+    if file is None:
         return nothing
     raw = _read(file, np.uint16, 2, original).astype(np.int32)
     if target == "released":
@@ -122,6 +123,8 @@ def _depth(
     disparity = mean / 256
     if target == "disparity":
         return disparity, known
+    if camera is None:
+        return nothing
     metres_times_pixels = _baseline_times_focal_length(camera)
     if target == "inverse_depth":
         return disparity / metres_times_pixels, known

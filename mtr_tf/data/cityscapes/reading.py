@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from mtr_tf.data import picture
@@ -31,17 +30,6 @@ _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
 
 Jobs = dict[str, dict[str, Any]]
 """{CITY_SEQUENCE_FRAME: what `examples.make` is given}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CityscapesColumns(Columns):
-    """The arrays of one split.
-
-    Attributes:
-      original_sizes: int32 [N, 2], (height, width) of the files.
-    """
-
-    original_sizes: np.ndarray | None = None
 
 
 def open_source(
@@ -230,8 +218,11 @@ def _prepared(
     root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
 ) -> MtrCityscapes:
     """The builder of what `jobs` say, which is prepared where it is not yet."""
+    # TFDS has the first two, where no type checker sees them.
     config = CityscapesConfig(
+        # pyrefly: ignore
         name=f"{size[0]}x{size[1]}-{depth_target}-{_fingerprint(jobs)}",
+        # pyrefly: ignore
         description=f"{size[0]} x {size[1]} pixels, depth: {depth_target}.",
         size=size,
         depth_target=depth_target,
@@ -280,16 +271,14 @@ def _fingerprint(jobs: dict[str, Jobs]) -> str:
     return prepared.fingerprint(listing)
 
 
-def _columns(
-    builder: MtrCityscapes, wanted: Sequence[str], split: str
-) -> CityscapesColumns:
+def _columns(builder: MtrCityscapes, wanted: Sequence[str], split: str) -> Columns:
     """The arrays of a split, which are read from the files when they are asked for."""
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
     names = tuple(builder.builder_config.jobs[split])
-    return CityscapesColumns(
+    return Columns(
         images=column("image"),
         targets={task: column(task) for task in wanted},
         masks={task: column(f"{task}_known") for task in wanted},

@@ -96,7 +96,7 @@ def _mean_first(values: np.ndarray, length: int) -> np.ndarray:
     whole = len(values)
     step, rest = divmod(whole, length)
     if not rest:  # The same as below, but faster.
-        return sum(values[start::step] for start in range(step)) / step
+        return sum((values[k::step] for k in range(1, step)), values[::step]) / step
     sums = np.zeros((whole + 1, *values.shape[1:]))
     np.cumsum(values, axis=0, out=sums[1:])
     edge, rest = np.divmod(np.arange(length + 1) * whole, length)

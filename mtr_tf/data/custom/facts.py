@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+
+_Number = TypeVar("_Number", int, float)
 
 KEYS = (
     "classes",
@@ -126,6 +129,11 @@ def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
     return Groups(given, "videos" if frames else "groups", frames)
 
 
+def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
+    first, second, third = values
+    return first, second, third
+
+
 def dataset_info(
     name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns]
 ) -> DatasetInfo:
@@ -147,13 +155,13 @@ def dataset_info(
     tasks = {*columns.targets, *picture.TASKS}
     return DatasetInfo(
         name=name,
-        image_shape=tuple(columns.images.shape[1:]),
+        image_shape=_triple(columns.images.shape[1:]),
         classes=tuple(classes),
-        colors=tuple(tuple(map(int, color)) for color in colors),
+        colors=tuple(_triple(map(int, color)) for color in colors),
         tasks=tuple(task for task in task_table.TASKS if task in tasks),
         splits={split: len(value) for split, value in splits.items()},
-        mean=tuple(map(float, mean)),
-        std=tuple(map(float, std)),
+        mean=_triple(map(float, mean)),
+        std=_triple(map(float, std)),
         ranges={**_RANGES, **_ranges(columns), **facts.get("ranges", {})},
         units=dict(facts.get("units", {})),
         class_weights=tuple(map(float, facts.get("class_weights", ()))),

@@ -2,7 +2,7 @@
 """A user's own data: `--dataset=package.module:function`.
 
 The function gives a dict with one entry per split and, if need be, facts about the
-data set; docs/own_data.md is the manual, `custom_examples` what an example must be.
+data set; docs/own_data.md is the manual, `examples` what an example must be.
 
 A split that has a length and can be indexed is read lazily: its examples are asked for
 when a batch needs them, one at a time, and checked then (the first one at once). Any

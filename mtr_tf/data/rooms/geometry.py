@@ -226,4 +226,5 @@ def out_of(rotation: Rotation, v: Vector) -> Vector:
 
 def combine(first: Rotation, second: Rotation) -> Rotation:
     """The rotation that does `into(first, into(second, v))` at once."""
-    return tuple(out_of(second, row) for row in first)
+    right, down, forward = first
+    return out_of(second, right), out_of(second, down), out_of(second, forward)

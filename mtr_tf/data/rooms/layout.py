@@ -9,7 +9,6 @@ from mtr_tf.data.rooms.render import MAX_CURVATURE
 
 SIZES = (32, 64, 128)
 DEFAULT_SIZE = 64
-MAX_DEPTH = 10.0
 SPLIT_SIZES = {"train": 2000, "validation": 300, "test": 300}
 
 # Targets that are stored: name -> (channels, 0 for labels without that axis; type).
@@ -73,7 +72,9 @@ STD = (0.176, 0.177, 0.177)
 
 def arrays(size: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Shape and type of every array of an example, the picture first."""
-    table = {"image": ((size, size, 3), np.uint8)}
+    table: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "image": ((size, size, 3), np.uint8)
+    }
     for name, (channels, kind) in STORED.items():
         shape = (size, size, channels) if channels else (size, size)
         table[name] = (shape, kind)

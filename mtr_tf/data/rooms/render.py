@@ -36,6 +36,7 @@ from mtr_tf.data.rooms.geometry import Vector
 from mtr_tf.data.rooms.scene import CLASSES
 from mtr_tf.data.rooms.scene import Camera
 from mtr_tf.data.rooms.scene import Scene
+from mtr_tf.data.rooms.scene import Surface
 from mtr_tf.data.rooms.scene import Thing
 from mtr_tf.data.rooms.stream import Stream
 
@@ -89,7 +90,12 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
             a - b for a, b in zip(scene.camera.position, thing.center, strict=True)
         )
         # The camera's axes in the thing's frame; rays are x right + y down + forward.
-        axes = tuple(geometry.into(thing.frame, axis) for axis in scene.camera.frame)
+        right, down, forward = scene.camera.frame
+        axes = (
+            geometry.into(thing.frame, right),
+            geometry.into(thing.frame, down),
+            geometry.into(thing.frame, forward),
+        )
         t, piece = thing.shape.hit(
             geometry.into(thing.frame, origin),
             _rays(axes, x[:, window[1]], y[window[0]]),
@@ -140,26 +146,7 @@ def _window(
         if low >= high:
             return None
         window.append(slice(int(low), int(high)))
-    return tuple(window)
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-    """The seen points, grouped by owner: all arrays are [H W], in the order `order`.
-
-    Attributes:
-      order: int64 [H W], the flat pixel of each row.
-      groups: (owner, slice of its rows), for every owner that is seen.
-      point: world coordinates.
-      normal: unit, outward from things and into the room.
-      curvature: two principal curvatures, positive where convex, unordered.
-    """
-
-    order: np.ndarray
-    groups: tuple[tuple[int, slice], ...]
-    point: Vector
-    normal: Vector
-    curvature: tuple[np.ndarray, np.ndarray]
+    return window[0], window[1]
 
 
 def find_surface(scene: Scene, hits: Hits) -> Surface:
@@ -273,7 +260,7 @@ def _targets(scene: Scene, hits: Hits, surface: Surface) -> dict[str, np.ndarray
         "edge_occlusion": (edges,),
         "keypoints3d": (labels.keypoints3d(point, normal),),
     }
-    targets = {"seg": numbers[hits.owner]}
+    targets: dict[str, np.ndarray] = {"seg": numbers[hits.owner]}
     for task, parts in columns.items():
         targets[task] = np.stack(parts, axis=-1).astype(np.float32)
     return targets

@@ -44,6 +44,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}
     BUILDER_CONFIGS = [
+        # pyrefly: ignore  (TFDS has name and description, unseen by type checkers)
         RoomsConfig(name=str(size), description=f"{size} x {size} pixels.", size=size)
         for size in layout.SIZES
     ]

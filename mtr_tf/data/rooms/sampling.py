@@ -143,10 +143,11 @@ def _posture(
     if stream.chance(0.3):
         return stream.rotation(), None
     x, y = stream.heading()
-    if kind in ("cylinder", "spool") and stream.chance(0.35):  # On its side.
+    may_lie = kind in ("cylinder", "spool")
+    if isinstance(shape, geometry.Round) and may_lie and stream.chance(0.35):
         rim = max(shape.profile(shape.low), shape.profile(0.0))
         return ((0.0, 0.0, 1.0), (y, -x, 0.0), (x, y, 0.0)), math.sqrt(rim)
-    height = shape.half[2] if kind == "box" else shape.high
+    height = _height(shape)
     if kind == "cone" and stream.chance(0.25):  # Upside down.
         return ((x, y, 0.0), (y, -x, 0.0), (0.0, 0.0, -1.0)), height
     return ((x, y, 0.0), (-y, x, 0.0), _UP), height
@@ -179,12 +180,16 @@ def _place(
     return (point[0], point[1], rise)
 
 
+def _height(shape: geometry.Round | geometry.Box) -> float:
+    """How high the upper end is above the centre, standing."""
+    return shape.half[2] if isinstance(shape, geometry.Box) else shape.high
+
+
 def _flat_top(thing: Thing) -> float | None:
     """Height of an upright thing's flat upper end; None where there is none."""
     if thing.frame[2] != _UP or thing.kind in ("sphere", "cone"):
         return None
-    shape = thing.shape
-    return thing.center[2] + (shape.half[2] if thing.kind == "box" else shape.high)
+    return thing.center[2] + _height(thing.shape)
 
 
 def _is_free(

@@ -93,3 +93,22 @@ class Scene:
     sky: Vector
     noise: float
     table: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """The seen points, grouped by owner: all arrays are [H W], in the order `order`.
+
+    Attributes:
+      order: int64 [H W], the flat pixel of each row.
+      groups: (owner, slice of its rows), for every owner that is seen.
+      point: world coordinates.
+      normal: unit, outward from things and into the room.
+      curvature: two principal curvatures, positive where convex, unordered.
+    """
+
+    order: np.ndarray
+    groups: tuple[tuple[int, slice], ...]
+    point: Vector
+    normal: Vector
+    curvature: tuple[np.ndarray, np.ndarray]

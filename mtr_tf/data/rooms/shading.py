@@ -7,7 +7,6 @@ As in `geometry`, only exactly rounded operations are used.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,11 +16,9 @@ from mtr_tf.data.rooms.geometry import Vector
 from mtr_tf.data.rooms.scene import Light
 from mtr_tf.data.rooms.scene import Material
 from mtr_tf.data.rooms.scene import Scene
+from mtr_tf.data.rooms.scene import Surface
 from mtr_tf.data.rooms.scene import Thing
 from mtr_tf.data.rooms.textures import TEXTURES
-
-if TYPE_CHECKING:
-    from mtr_tf.data.rooms.render import Surface
 
 _LIFT = 1e-6  # Metres a shadow ray starts above its surface.
 _HALVING = 4.0  # Squared metres at which a lamp's light has halved.
@@ -37,7 +34,7 @@ def shade(scene: Scene, surface: Surface) -> Vector:
     view = tuple(axis / distance for axis in view)
     sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
     diffuse = [level * sky for level in scene.ambient]
-    shine = [np.zeros(len(sky)) for _ in range(3)]
+    shine = [np.zeros(np.size(sky)) for _ in range(3)]
     lifted = tuple(
         p + _LIFT * n for p, n in zip(surface.point, surface.normal, strict=True)
     )

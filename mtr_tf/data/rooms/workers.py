@@ -2,17 +2,12 @@
 """Renders examples in processes of their own, which never import TensorFlow.
 
 A worker runs `main` and writes the arrays of the examples FIRST, FIRST + STEP, ... to
-its standard output, in the order of `layout.arrays`. Plain subprocesses, rather than
-`multiprocessing`: a user's script needs no `if __name__ == "__main__"`, and nothing is
-forked from under TensorFlow.
+its standard output, in the order of `layout.arrays`. How it is run: `data.parts`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import pathlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -24,7 +19,6 @@ from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
 
-MAX_PROCESSES = 8
 _FEW = 64  # Fewer examples than this are not worth a process.
 
 
@@ -44,45 +38,24 @@ def examples(
       split: position of the split's name in `scene.SPLITS`.
       count: how many.
       size: height and width in pixels.
-      processes: how many render; None for one per core, at most MAX_PROCESSES.
+      processes: how many render; None for one per core, at most `parts.MAX_PROCESSES`.
 
     Raises:
       RuntimeError: a worker has died.
     """
     if processes is None:
-        processes = min(parts.cores(), MAX_PROCESSES) if count >= _FEW else 1
+        processes = parts.processes_for(count, _FEW)
     if processes < 2:
         yield from (example(seed, split, index, size) for index in range(count))
         return
     with contextlib.ExitStack() as stack:
-        pipes = [
-            stack.enter_context(_worker(seed, split, count, size, first, processes))
-            for first in range(processes)
-        ]
+        pipes = []
+        for first in range(processes):
+            numbers = (seed, split, count, size, first, processes)
+            process = stack.enter_context(parts.worker(__name__, *numbers))
+            pipes.append(process.stdout)
         for index in range(count):
             yield _read(pipes[index % processes], size)
-
-
-@contextlib.contextmanager
-def _worker(*numbers: int) -> Iterator[BinaryIO]:
-    """Starts a worker, gives its output, and stops it."""
-    root = pathlib.Path(__file__).resolve().parents[3]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    start = f"from {__name__} import main; main()"
-    command = [sys.executable, "-c", start, *map(str, numbers)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
-    try:
-        yield process.stdout
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
 
 
 def _read(pipe: BinaryIO, size: int) -> dict[str, np.ndarray]:

@@ -72,7 +72,7 @@ class View:
     point: int
     view: int
     stem: str
-    places: Mapping[str, Place]
+    places: dict[str, Place]
 
     @property
     def name(self) -> str:
@@ -207,7 +207,9 @@ def _add(
 ) -> bool:
     """Adds a file to its view; whether it is one of a domain that is read."""
     match = _FILE.fullmatch(entry.name)
-    task = match and layout.TASK_OF_NAME.get(match[4])
+    if match is None:
+        return False
+    task = layout.TASK_OF_NAME.get(match[4])
     parts = folder.relative_to(root).parts
     if task and any(layout.MASK in part for part in parts):
         task = layout.MASK

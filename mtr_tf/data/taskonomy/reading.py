@@ -83,12 +83,13 @@ def open_source(
     if validation_share:
         way += f"-share{validation_share:g}"
     config = TaskonomyConfig(
+        # pyrefly: ignore  (TFDS has the name, unseen by type checkers)
         name=f"{size[0]}x{size[1]}{way}",
         size=size,
         tasks=listing.tasks,
         as_released=as_released,
         splits=splits,
-        source=str(pathlib.Path(data_dir).expanduser().resolve()),
+        source=str(pathlib.Path(data_dir or "").expanduser().resolve()),
     )
     builder = _prepared(config, wanted, listing.fingerprint)
     metres = depth_target == layout.METRES
@@ -224,6 +225,7 @@ def _prepared(
     for number in (*sorted(fitting, key=int.bit_count), needed):
         name = f"{config.name}-{number:03x}-{fingerprint}"
         tasks = [task for i, task in enumerate(bits) if number >> i & 1]
+        # pyrefly: ignore  (as above)
         one = dataclasses.replace(config, name=name, tasks=tasks)
         make = functools.partial(_builder, one)
         with prepared.quiet():

@@ -126,7 +126,7 @@ def gauss_matrix(size: int, sigma: float, border: str) -> np.ndarray:
     offsets = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (offsets / sigma) ** 2) if radius else np.ones(1)
     weights /= weights.sum()
-    source = np.pad(np.arange(size), radius, border)
+    source = np.pad(np.arange(size), radius, border)  # pyrefly: ignore
     matrix = np.zeros((size, size))
     for offset, weight in zip(offsets, weights, strict=True):
         columns = source[radius + offset : radius + offset + size]

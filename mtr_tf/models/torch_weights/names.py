@@ -67,9 +67,10 @@ def of_variable(path: str) -> Name:
     if layer.startswith("encoder_"):
         part, layer = ENCODER, layer.removeprefix("encoder_")
     else:
-        part, layer = re.match(
-            r"decoder_(\w+?)_((?:layer|up|stage)\d.*)", layer
-        ).groups()
+        match = re.match(r"decoder_(\w+?)_((?:layer|up|stage)\d.*)", layer)
+        if match is None:
+            raise ValueError(f"not a variable of a model of ours: {path}")
+        part, layer = match.groups()
     for pattern, replacement in _IN_BLOCKS:
         layer = re.sub(pattern, replacement, layer)
     return Name(part, f"{layer}.{kind}")
@@ -84,7 +85,7 @@ def of_tensor(name: str, model: str) -> Name | None:
     """
     if match := re.match(r"task_to_decoder\.(\w+)\.(.+)", name):
         own = _in_decoder(match[2], model)
-        return own and Name(_task(match[1]), own)
+        return Name(_task(match[1]), own) if own else None
     if name.startswith("fc."):
         return Name(CLASSIFIER, name)
     if model.startswith("resnet"):

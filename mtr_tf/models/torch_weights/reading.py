@@ -12,6 +12,11 @@ import numpy as np
 
 from mtr_tf.errors import InputError
 
+try:
+    import torch
+except ImportError:  # It is an extra: pip install 'mtr_tf[torch]'.
+    torch = None
+
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict, as float32 or integer arrays, by name.
@@ -24,7 +29,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
       InputError: No torch, or one that is too old to be safe; no such file; it holds
         code, or no tensors; a tensor is not finite.
     """
-    torch = _torch()
+    _check_torch()
     if not pathlib.Path(path).is_file():
         raise InputError(f"--torch must be a file that torch.save wrote; got {path!s}.")
     try:
@@ -43,27 +48,24 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} cannot be read as a file of torch.save: {type(error).__name__}: "
             f"{detail[0][:150]}; copy or save it again."
         ) from error
-    return _arrays(stored, torch, path)
+    return _arrays(stored, path)
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
+def _check_torch() -> None:
+    if torch is None:
         raise InputError(
             "reading PyTorch's files needs torch, which is not installed: "
             "pip install 'mtr_tf[torch]'."
-        ) from error
+        )
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise InputError(
             f"torch must be 2.6 or newer, got {torch.__version__}: older ones can be "
             "made to run code by a file even when they read weights only "
             "(CVE-2025-32434). Install a newer one."
         )
-    return torch
 
 
-def _arrays(stored: Any, torch: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def _arrays(stored: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
     if not isinstance(stored, dict) or not stored:

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import identifier
+from mtr_tf.show import text
 from mtr_tf.study.results import CHOICES
 
 Record = Mapping[str, Any]
@@ -36,6 +35,7 @@ class Curve:
       values: {variant: `[seeds, E]`}, NaN where there is no result.
       warnings: {what a check found: {variant: its seeds}}.
       reference: A variant whose values of the same seeds are taken off; empty: none.
+      ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
     """
 
     spec: str
@@ -49,13 +49,16 @@ class Curve:
     values: dict[str, np.ndarray]
     warnings: dict[str, dict[str, list[int]]]
     reference: str = ""
+    ends: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """The plot's name, for files and links."""
         kind = "less" if self.reference else "curve"
         group = "+".join(self.attacked)
-        return identifier(kind, self.spec, self.label, group, self.task, self.metric)
+        return text.identifier(
+            kind, self.spec, self.label, group, self.task, self.metric
+        )
 
     @property
     def title(self) -> str:
@@ -110,15 +113,20 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
     values = {
         v: np.full((len(seeds), len(eps)), np.nan) for v in variants if v in known
     }
+    ends = {v: np.full((2, len(seeds), len(eps)), np.nan) for v in values}
     for record in records:
-        row = values[record["variant"]][list(seeds).index(record["seed"])]
-        row[0] = _number(record["clean"])
+        seed, whose = list(seeds).index(record["seed"]), record["variant"]
+        kinds = {0.0: ("clean", "clean_interval")}
         if record["eps"]:
-            row[np.searchsorted(eps, record["eps"])] = _number(record["attacked_value"])
+            kinds[record["eps"]] = ("attacked_value", "attacked_interval")
+        for radius, (value, interval) in kinds.items():
+            place = seed, np.searchsorted(eps, radius)
+            values[whose][place] = _number(record[value])
+            ends[whose][:, *place] = record.get(interval) or (np.nan, np.nan)
     first = records[0]
     facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
     is_first = headline[task] == metric
-    return Curve(*key, is_first, facts, eps, values, warnings(records))
+    return Curve(*key, is_first, facts, eps, values, warnings(records), ends=ends)
 
 
 def with_differences(found: Sequence[Curve]) -> list[Curve]:
@@ -133,8 +141,8 @@ def with_differences(found: Sequence[Curve]) -> list[Curve]:
             reference, *others = curve.values
             off = curve.values[reference]
             values = {name: curve.values[name] - off for name in others}
-            less = {"values": values, "reference": reference, "warnings": {}}
-            curves.append(dataclasses.replace(curve, **less))
+            less = {"values": values, "ends": {}, "reference": reference}
+            curves.append(dataclasses.replace(curve, warnings={}, **less))
     return curves
 
 

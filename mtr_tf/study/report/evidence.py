@@ -23,7 +23,7 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
       known: The ids of all its plots.
     """
     wanted = _of_measure(claim) if claim.measure else _of_curve(claim, curves)
-    return wanted if wanted in known else None
+    return wanted if wanted is not None and wanted in known else None
 
 
 def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:

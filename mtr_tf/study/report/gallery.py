@@ -7,35 +7,24 @@ The pictures are those that `cell_store` keeps of every cell.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import zipfile
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 
-from mtr_tf.study.report import draw
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import Html
-from mtr_tf.study.report.elements import details
-from mtr_tf.study.report.elements import identifier
-from mtr_tf.study.report.elements import join
-from mtr_tf.study.report.elements import picture
-from mtr_tf.study.report.elements import tag
+from mtr_tf.show import gallery
+from mtr_tf.show import text
+from mtr_tf.study.report.plots import Plot
 
 Record = Mapping[str, Any]
 _EXAMPLES = 3  # Of each variant at most.
-_TILE = 1.1  # Inches.
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
-HEADINGS = (
-    "image",
-    "attacked image",
-    "perturbation",
-    "target",
-    "output, clean",
-    "output, attacked",
+HEADINGS = tuple(
+    heading.replace("\n", " ") for heading in (*gallery.INPUTS, *gallery.OUTPUTS)
 )
 
 
@@ -72,7 +61,7 @@ class Gallery:
     @property
     def id(self) -> str:
         """The gallery's name, for files and links."""
-        return identifier("gallery", self.task)
+        return text.identifier("gallery", self.task)
 
     @property
     def attack(self) -> str:
@@ -152,55 +141,11 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 # What is shown.
 
 
-def plot(gallery: Gallery) -> draw.Plot:
+def plot(found: Gallery) -> Plot:
     """The first example of each variant, for files and TensorBoard."""
-    caption = f"{gallery.task} under {gallery.attack}. The perturbation is magnified."
-    return draw.Plot(
-        gallery.id, gallery.task, caption, caption, lambda: _sheet(gallery)
-    )
-
-
-def _sheet(gallery: Gallery) -> matplotlib.figure.Figure:
-    rows, columns = len(gallery.shots), len(HEADINGS)
-    height, width = gallery.shots[0].pictures[0].shape[1:3]
-    wide = _TILE * width / height
-    size = (wide * columns + 1.6, (_TILE + 0.08) * rows + 0.6)
-    figure = matplotlib.figure.Figure(size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for line, shot in zip(grid, gallery.shots, strict=True):
-        for axes, tiles in zip(line, shot.pictures, strict=True):
-            axes.imshow(tiles[0], interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-        line[0].set_ylabel(shot.variant, rotation=0, ha="right", va="center")
-    for axes, heading in zip(grid[0], HEADINGS, strict=True):
-        axes.set_title(heading)
-    figure.suptitle(f"{gallery.task} under {gallery.attack}", fontsize=9.5)
-    return figure
-
-
-def section(gallery: Gallery) -> Html:
-    """The examples as HTML: the first of each variant, the others one click away."""
-    parts = [
-        tag("h3", gallery.task, id=gallery.id),
-        tag("p", f"Under {gallery.attack}."),
-    ]
-    for shot in gallery.shots:
-        parts.append(_row(gallery.task, shot, 0))
-    more = [
-        _row(gallery.task, shot, example)
-        for example in range(1, len(gallery.shots[0].pictures[0]))
-        for shot in gallery.shots
-        if example < len(shot.pictures[0])
-    ]
-    parts.append(details("more examples", *more) if more else None)
-    return tag("section", *parts)
-
-
-def _row(task: str, shot: Shots, example: int) -> Html:
-    tiles = []
-    for heading, array in zip(HEADINGS, shot.pictures, strict=True):
-        alt = f"{heading} of {task}, {shot.variant}, example {example + 1}"
-        shown = picture(array[example], alt)
-        tiles.append(tag("figure", shown, tag("figcaption", heading)))
-    about = tag("p", tag("strong", shot.variant), f" {shot.scores}", class_="about")
-    return join(about, tag("div", *tiles, class_="tiles"))
+    title = f"{found.task} under {found.attack}"
+    caption = f"{title}. The perturbation is magnified."
+    variants = [shots.variant for shots in found.shots]
+    pictures = [shots.pictures for shots in found.shots]
+    draw = functools.partial(gallery.of_variants, title, variants, pictures)
+    return Plot(found.id, found.task, caption, caption, draw)

@@ -3,26 +3,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from mtr_tf.study.report import draw
-from mtr_tf.study.report import draw_theory
-from mtr_tf.study.report import text
-from mtr_tf.study.report import theory
+from mtr_tf.show import curves as show_curves
+from mtr_tf.show import series
+from mtr_tf.show import style
+from mtr_tf.show import text
+from mtr_tf.show import theory
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.curves import warning_lines
-from mtr_tf.study.report.draw import Plot
-from mtr_tf.study.report.elements import identifier
-from mtr_tf.study.report.theory import Record
+
+Record = Mapping[str, Any]
 
 _HOW = {
     "raw": "gradients as they are",
     "unit": "each task's gradient scaled to 1 on each image",
     "dataset": "each task's gradients scaled to 1 over the images",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """One plot of the report.
+
+    Attributes:
+      id: Its name, for files and links.
+      title: A line above it.
+      caption: What is seen in it.
+      alt: The same for who does not see it.
+      draw: Makes the figure.
+      first: Whether it is shown at once; else one click away.
+      notes: Warnings that belong to it.
+    """
+
+    id: str
+    title: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+    first: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
@@ -33,12 +61,28 @@ def curves(found: Sequence[Curve], variants: Sequence[str]) -> list[Plot]:
             curve.title,
             _seeds(curve),
             _curve_alt(curve),
-            functools.partial(draw.curve, curve, variants),
+            functools.partial(draw_curve, curve, variants),
             curve.first,
             tuple(warning_lines(curve.warnings)),
         )
         for curve in found
     ]
+
+
+def draw_curve(curve: Curve, variants: Sequence[str]) -> Figure:
+    """The figure of a curve: each line has the colour of its place in the study."""
+    lines = [
+        show_curves.Line(
+            variant,
+            curve.eps,
+            values,
+            curve.ends.get(variant),
+            style.look(list(variants).index(variant)),
+        )
+        for variant, values in curve.values.items()
+    ]
+    facts = {**curve.facts, "metric": curve.metric}
+    return show_curves.of_variants(curve.title, lines, facts, curve.reference)
 
 
 def _seeds(curve: Curve) -> str:
@@ -54,7 +98,7 @@ def _curve_alt(curve: Curve) -> str:
     """Each variant's ends in numbers."""
     parts = []
     for variant, values in curve.values.items():
-        line = draw.mean(values)
+        line = series.mean(values)
         parts.append(
             f"{variant} from {text.number(line[0])} to {text.number(line[-1])}"
         )
@@ -69,14 +113,14 @@ def _curve_alt(curve: Curve) -> str:
 
 def norms(records: Sequence[Record]) -> list[Plot]:
     """The norm of the mean gradient over the number of tasks."""
-    found = theory.chosen(records, measure="tasks", quantity="norm_by_size")
-    kinds = theory.distinct(found, "spec", "variant", "norm", "normalisation")
+    found = series.chosen(records, measure="tasks", quantity="norm_by_size")
+    kinds = series.distinct(found, "spec", "variant", "norm", "normalisation")
     plots = []
     for spec, variant, norm, how in sorted(kinds, key=lambda kind: kind[2:] != _FIRST):
-        own = theory.chosen(
+        own = series.chosen(
             records, spec=spec, variant=variant, norm=norm, normalisation=how
         )
-        slopes = theory.chosen(own, measure="tasks", quantity="slope")
+        slopes = series.chosen(own, measure="tasks", quantity="slope")
         about = f"Slope {_mean(slopes)}, by theory {_mean(slopes, 'predicted')}"
         title = f"{variant}: {norm}, {_HOW[how]}"
         plots.append(
@@ -85,7 +129,7 @@ def norms(records: Sequence[Record]) -> list[Plot]:
                 title,
                 f"{about}; {_of_seeds(own)}.",
                 f"{title}: norm of the mean gradient of k tasks. {about}.",
-                functools.partial(draw_theory.sizes, own, title),
+                functools.partial(theory.plot, theory.sizes, title, own),
                 (norm, how) == _FIRST,
             )
         )
@@ -97,11 +141,11 @@ _FIRST = ("l2", "unit")
 
 def measure_id(spec: str, variant: str, *what: str) -> str:
     """The name of the plot of a measure, for files and links."""
-    return identifier("measure", spec, variant, *what)
+    return text.identifier("measure", spec, variant, *what)
 
 
 def _mean(records: Sequence[Record], name: str = "value") -> str:
-    return text.number(draw.mean(theory.by_seed(records, name)[:, np.newaxis])[0])
+    return text.number(series.mean(series.by_seed(records, name)[:, np.newaxis])[0])
 
 
 def _of_seeds(records: Sequence[Record]) -> str:
@@ -111,10 +155,10 @@ def _of_seeds(records: Sequence[Record]) -> str:
 def pixels(records: Sequence[Record]) -> list[Plot]:
     """Gradient norms over the number of output pixels, and attacks on just these."""
     plots = []
-    found = theory.chosen(records, quantity="gradient_norm")
-    for kind in theory.distinct(found, "spec", "variant", "measure", "norm"):
+    found = series.chosen(records, quantity="gradient_norm")
+    for kind in series.distinct(found, "spec", "variant", "measure", "norm"):
         spec, variant, measure, norm = kind
-        own = theory.chosen(
+        own = series.chosen(
             found, spec=spec, variant=variant, measure=measure, norm=norm
         )
         where = "random output pixels" if measure == "pixels" else "pixels of a block"
@@ -122,7 +166,7 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
         dashes = theory_is if measure == "pixels" else ""
         title = f"{variant}: {norm} gradient norm of n {where}"
         about = text.capital(f"{dashes}{_of_seeds(own)}.")
-        make = functools.partial(draw_theory.pixels, own, title)
+        make = functools.partial(theory.plot, theory.pixels, title, own)
         name = measure_id(*kind[:2], measure, norm)
         plots.append(
             Plot(name, title, about, _pixel_alt(own, title), make, norm == "l2")
@@ -132,21 +176,21 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
 
 def _pixel_alt(records: Sequence[Record], title: str) -> str:
     parts = []
-    for (task,) in theory.distinct(records, "tasks"):
-        n, (value,) = theory.over(
-            theory.chosen(records, tasks=list(task)), "count", "value"
+    for (task,) in series.distinct(records, "tasks"):
+        n, (value,) = series.over(
+            series.chosen(records, tasks=list(task)), "count", "value"
         )
-        ends = draw.mean(value)[[0, -1]]
+        ends = series.mean(value)[[0, -1]]
         parts.append(f"{task[0]} from {' to '.join(map(text.number, ends))}")
     return f"{title}, from n = 1 to {n[-1]:g}: {'; '.join(parts)}."
 
 
 def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
     plots = []
-    found = theory.chosen(records, quantity="attacked_pixels")
-    for kind in theory.distinct(found, "spec", "variant", "tasks", "metric"):
+    found = series.chosen(records, quantity="attacked_pixels")
+    for kind in series.distinct(found, "spec", "variant", "tasks", "metric"):
         spec, variant, (task,), metric = kind
-        own = theory.chosen(
+        own = series.chosen(
             found, spec=spec, variant=variant, tasks=[task], metric=metric
         )
         title = f"{variant}: {task} {metric} on n attacked output pixels"
@@ -157,7 +201,7 @@ def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
                 title,
                 text.capital(f"{about}{_of_seeds(own)}."),
                 _pixel_alt(own, title),
-                functools.partial(draw_theory.attacked_pixels, own, title),
+                functools.partial(theory.plot, theory.attacked_pixels, title, own),
                 metric != "loss",
             )
         )
@@ -167,9 +211,9 @@ def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
 def first_order(records: Sequence[Record]) -> list[Plot]:
     """The rise of the loss under PGD, its first-order prediction, and their ratio."""
     plots = []
-    found = theory.chosen(records, measure="first_order", quantity="rise")
-    for spec, variant, norm in theory.distinct(found, "spec", "variant", "norm"):
-        own = theory.chosen(found, spec=spec, variant=variant, norm=norm)
+    found = series.chosen(records, measure="first_order", quantity="rise")
+    for spec, variant, norm in series.distinct(found, "spec", "variant", "norm"):
+        own = series.chosen(found, spec=spec, variant=variant, norm=norm)
         for ratio in (False, True):
             what = "rise of the loss over its first-order prediction"
             if not ratio:
@@ -182,7 +226,9 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
                     title,
                     f"{text.capital(_of_seeds(own))}.",
                     f"{title}. Ratio at the least eps: {_least_ratios(own)}.",
-                    functools.partial(draw_theory.first_order, own, title, ratio),
+                    functools.partial(
+                        theory.plot, theory.first_order, title, own, ratio
+                    ),
                 )
             )
     return plots
@@ -190,10 +236,10 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
 
 def _least_ratios(records: Sequence[Record]) -> str:
     parts = []
-    for (group,) in theory.distinct(records, "tasks"):
-        own = theory.chosen(records, tasks=list(group))
-        _, (ratio,) = theory.over(own, "eps", "ratio")
-        parts.append(f"{'+'.join(group)} {text.number(draw.mean(ratio)[0])}")
+    for (group,) in series.distinct(records, "tasks"):
+        own = series.chosen(records, tasks=list(group))
+        _, (ratio,) = series.over(own, "eps", "ratio")
+        parts.append(f"{'+'.join(group)} {text.number(series.mean(ratio)[0])}")
     return "; ".join(parts)
 
 
@@ -201,13 +247,13 @@ def cosines(records: Sequence[Record]) -> list[Plot]:
     """Mean cosines of each two tasks' gradients."""
     plots = []
     names = {"cosine": "mean cosine", "abs_cosine": "mean |cosine|"}
-    for spec, variant in theory.distinct(
-        theory.chosen(records, quantity="cosine"), "spec", "variant"
+    for spec, variant in series.distinct(
+        series.chosen(records, quantity="cosine"), "spec", "variant"
     ):
-        own = theory.chosen(records, measure="tasks", spec=spec, variant=variant)
+        own = series.chosen(records, measure="tasks", spec=spec, variant=variant)
         for quantity, name in names.items():
-            tasks, values = theory.matrix(own, quantity)
-            overall = theory.chosen(own, quantity=f"mean_{quantity}")
+            tasks, values = series.matrix(own, quantity)
+            overall = series.chosen(own, quantity=f"mean_{quantity}")
             title = f"{variant}: {name} of two tasks' gradients"
             about = f"Mean over pairs {_mean(overall)}; {_of_seeds(own)}."
             plots.append(
@@ -216,7 +262,7 @@ def cosines(records: Sequence[Record]) -> list[Plot]:
                     title,
                     about,
                     f"{title}: {_matrix_words(tasks, values)}.",
-                    functools.partial(draw_theory.matrix, tasks, values, title),
+                    functools.partial(theory.cosine_plot, title, own, quantity),
                 )
             )
     return plots

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import math
@@ -40,13 +39,14 @@ _RESULTS = (
 def write_results(records: Iterable[Mapping[str, Any]], path: pathlib.Path) -> None:
     """A row per variant, seed, attack, radius, task and metric."""
     rows = [{name: record.get(name) for name in _RESULTS} for record in records]
-    _write_csv(rows, _RESULTS, path)
+    files.write_csv(path, rows, _RESULTS)
 
 
 def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
-    """All of each verdict as JSON; as CSV what fits into a row."""
+    """All of each verdict as JSON, a line for each; as CSV what fits into a row."""
     whole = [plain(dataclasses.asdict(verdict)) for verdict in verdicts]
-    files.write_json(folder / "claims.json", whole)
+    lines = ",\n".join(json.dumps(verdict, allow_nan=False) for verdict in whole)
+    files.write_text(folder / "claims.json", f"[\n{lines}\n]\n")
     names = ("verdict", "effect", "low", "high", "over", "n")
     names += ("p", "p_corrected", "p_opposite")
     columns = ("id", "source", "statement", *names, "reason")
@@ -56,7 +56,7 @@ def write_claims(verdicts: Sequence[Any], folder: pathlib.Path) -> None:
         row = {name: claim.get(name) for name in columns[:3]}
         row |= {name: found.get(name) for name in (*names, "reason")}
         rows.append(row | {"low": low, "high": high})
-    _write_csv(rows, columns, folder / "claims.csv")
+    files.write_csv(folder / "claims.csv", rows, columns)
 
 
 def plain(value: Any) -> Any:
@@ -70,20 +70,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _write_csv(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: pathlib.Path
-) -> None:
-    with files.whole_file(path) as beside, open(beside, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=columns)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _cell(value) for name, value in row.items()})
-
-
-def _cell(value: Any) -> Any:
-    """Lists joined by `+`, tables as JSON."""
-    if isinstance(value, list | tuple):
-        return "+".join(map(str, value))
-    return json.dumps(value) if isinstance(value, Mapping) else value

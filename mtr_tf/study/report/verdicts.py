@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verdicts: the first table of the report, and the one for the terminal."""
+"""The verdicts in words: for the page, its Markdown, the terminal and TensorBoard."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mtr_tf.study import claims
+from mtr_tf.show import tables
+from mtr_tf.show import text
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claims import Verdict
-from mtr_tf.study.report import text
-from mtr_tf.study.report.elements import Html
-from mtr_tf.study.report.elements import bullets
-from mtr_tf.study.report.elements import details
-from mtr_tf.study.report.elements import identifier
-from mtr_tf.study.report.elements import join
-from mtr_tf.study.report.elements import table
-from mtr_tf.study.report.elements import tag
+from mtr_tf.study.report import evidence
+from mtr_tf.study.report.curves import Curve
 
 # Word: (sign, class of the style sheet). The word always stands beside the colour.
 _LOOKS = {
@@ -31,91 +26,162 @@ _LOOKS = {
     "undecided": ("?", "open"),
 }
 
-
 EFFECTS = (
     "Effects are positive where things are as claimed; p is that of the side which the "
     "effect is on."
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What the rest of the report knows about a verdict.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A verdict as it is shown; numbers are written out.
 
     Attributes:
-      seeds: Those of the study, as `Verdict.by_seed` counts them.
-      unit: (task, metric) -> the metric's unit.
-      plot: Verdict -> the `id` of the plot that shows it; None if there is none.
-      warnings: Verdict -> what the checks of its attacks found, as sentences.
+      claim: The claim's name.
+      statement: What it says.
+      source: Who says so.
+      verdict: A word of `_LOOKS`.
+      reason: Why, in a sentence.
+      effect: The mean over seeds.
+      interval: Its 95 % interval.
+      quantity: What the effect is a number of: metrics with units, or a measure.
+      over: What was resampled for the interval.
+      n: How many seeds have the effect.
+      probability: The corrected p of the side that the effect is on.
+      by_seed: The effect of each seed.
+      probabilities: All p values, in a sentence.
+      clean: The mean clean value of each variant.
+      plot: The `id` of the plot that shows it; None if there is none.
+      warnings: What the checks of its attacks found, as sentences.
     """
 
-    seeds: Sequence[int]
-    unit: Callable[[str, str], str]
-    plot: Callable[[Verdict], str | None]
-    warnings: Callable[[Verdict], Sequence[str]]
+    claim: str
+    statement: str
+    source: str
+    verdict: str
+    reason: str
+    effect: str
+    interval: str
+    quantity: str
+    over: str
+    n: int
+    probability: str
+    by_seed: str
+    probabilities: str
+    clean: Sequence[str]
+    plot: str | None
+    warnings: Sequence[str]
+
+    @property
+    def id(self) -> str:
+        """The row's name, for links."""
+        return text.identifier("claim", self.claim)
+
+    @property
+    def sign(self) -> str:
+        """A sign for the verdict."""
+        return _LOOKS[self.verdict][0]
+
+    @property
+    def look(self) -> str:
+        """The verdict's class in the style sheet."""
+        return _LOOKS[self.verdict][1]
 
 
-def tally(verdicts: Sequence[Verdict]) -> str:
+def rows(
+    verdicts: Sequence[Verdict],
+    seeds: Sequence[int],
+    curves: Sequence[Curve],
+    plots: Iterable[str],
+) -> list[Row]:
+    """The verdicts as they are shown.
+
+    Args:
+      verdicts: Those of the study.
+      seeds: Those of the study, as `Verdict.by_seed` counts them.
+      curves: All of the report, without differences.
+      plots: The ids of all its plots.
+    """
+    plots = frozenset(plots)
+    return [_row(verdict, seeds, curves, plots) for verdict in verdicts]
+
+
+def _row(
+    verdict: Verdict,
+    seeds: Sequence[int],
+    curves: Sequence[Curve],
+    plots: frozenset[str],
+) -> Row:
+    claim = verdict.claim
+    write = text.points if claim.relative else text.signed
+    by_seed = zip(seeds, verdict.by_seed, strict=True)
+    return Row(
+        claim=claim.id,
+        statement=claim.statement,
+        source=claim.source,
+        verdict=verdict.verdict,
+        reason=verdict.reason,
+        effect=write(verdict.effect),
+        interval=text.interval(verdict.interval, write),
+        quantity=_quantity(claim, curves),
+        over=verdict.over,
+        n=verdict.n,
+        probability=_probability(verdict),
+        by_seed="; ".join(f"seed {seed} {write(value)}" for seed, value in by_seed),
+        probabilities=_probabilities(verdict),
+        clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()],
+        plot=evidence.plot_of(claim, curves, plots),
+        warnings=evidence.warnings_of(claim, curves),
+    )
+
+
+def tally(rows: Sequence[Row]) -> str:
     """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided."""
-    if not verdicts:
+    if not rows:
         return "The study makes no claims."
-    count = Counter(found.verdict for found in verdicts)
+    count = Counter(row.verdict for row in rows)
     verbs = {
         "holds": ("holds", "hold"),
         "does not hold": ("does not hold", "do not hold"),
         "undecided": ("is undecided", "are undecided"),
     }
     parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
-    claims_ = "claim" if len(verdicts) == 1 else "claims"
-    return f"Of {len(verdicts)} {claims_} {', '.join(parts)}."
+    claims = "claim" if len(rows) == 1 else "claims"
+    return f"Of {len(rows)} {claims} {', '.join(parts)}."
 
 
-def rows(verdicts: Sequence[Verdict], context: Context) -> list[list[str]]:
+def table(rows: Sequence[Row]) -> list[list[str]]:
     """The table in plain words, its head first: for the terminal and TensorBoard."""
     head = ["claim", "who", "verdict", "effect", "95 % interval", "over", "of", "n"]
-    head.append("p, corrected")
-    body = [
-        [
-            found.claim.id,
-            found.claim.source,
-            found.verdict,
-            form(found)(found.effect),
-            text.interval(found.interval, form(found)),
-            found.over,
-            quantity(found.claim, context),
-            str(found.n),
-            _probability(found),
-        ]
-        for found in verdicts
-    ]
-    return [head, *body]
+    fields = ["claim", "source", "verdict", "effect", "interval", "over", "quantity"]
+    fields += ["n", "probability"]
+    body = [[str(getattr(row, field)) for field in fields] for row in rows]
+    return [[*head, "p, corrected"], *body]
 
 
-def terminal(verdicts: Sequence[Verdict], context: Context) -> str:
+def terminal(rows: Sequence[Row]) -> str:
     """The table aligned, and the tally."""
-    lines = rows(verdicts, context)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*aligned, "", tally(verdicts)])
+    return f"{tables.aligned(table(rows))}\n\n{tally(rows)}"
 
 
-def form(found: Verdict) -> Callable[[float | None], str]:
-    """How the numbers of an effect are written."""
-    return text.points if found.claim.relative else text.signed
+def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What checks of the attacks found, with the claims that it bears on."""
+    claims: dict[str, list[str]] = {}
+    for row in rows:
+        for warning in row.warnings:
+            claims.setdefault(warning, []).append(row.claim)
+    return claims
 
 
-def _probability(found: Verdict) -> str:
+def _probability(verdict: Verdict) -> str:
     """The corrected p of the side that the effect is on; nearness has none."""
-    if found.claim.within is not None or found.effect is None:
+    if verdict.claim.within is not None or verdict.effect is None:
         return text.NONE
-    against = found.effect < found.claim.margin
-    return text.probability(found.p_opposite if against else found.p_corrected)
+    against = verdict.effect < verdict.claim.margin
+    return text.probability(verdict.p_opposite if against else verdict.p_corrected)
 
 
-def quantity(claim: Claim, context: Context) -> str:
+def _quantity(claim: Claim, curves: Sequence[Curve]) -> str:
     """What the effect is a number of: metrics with their units, or a measure."""
     if claim.measure:
         return _measured(claim.measure)
@@ -123,7 +189,8 @@ def quantity(claim: Claim, context: Context) -> str:
     pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
         return ", ".join(map(" ".join, pairs)) + ", relative to clean"
-    return ", ".join(_with_unit(*pair, context.unit(*pair)) for pair in pairs)
+    units = {(curve.task, curve.metric): curve.facts["unit"] for curve in curves}
+    return ", ".join(_with_unit(*pair, units.get(pair, "")) for pair in pairs)
 
 
 def _with_unit(task: str, metric: str, unit: str) -> str:
@@ -152,84 +219,17 @@ def _keys(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in fields.items())
 
 
-# The section.
-
-
-def section(verdicts: Sequence[Verdict], context: Context) -> Html:
-    """The table, and how verdicts are made."""
-    head = ("claim", "verdict", "effect", "seeds", "p, corrected", "clean", "plot")
-    body = [_row(found, context) for found in verdicts]
-    ids = [identifier("claim", found.claim.id) for found in verdicts]
-    parts = [
-        tag("h2", "Verdicts", id="verdicts"),
-        tag("p", tally(verdicts), class_="tally"),
-    ]
-    if verdicts:
-        label = "claims and verdicts"
-        parts.append(table(head, body, cards=True, label=label, row_ids=ids))
-        about = f"{EFFECTS} Clean values, to judge them by, are means over seeds."
-        rules = f"{about} {' '.join(claims.RULES)}"
-        parts.append(tag("p", rules, class_="soft"))
-    return tag("section", *parts)
-
-
-def _row(found: Verdict, context: Context) -> list[Html]:
-    claim, write = found.claim, form(found)
-    warnings = context.warnings(found)
-    plot = context.plot(found)
-    sign, look = _LOOKS[found.verdict]
-    about = (
-        tag("span", claim.statement, class_="statement"),
-        tag("span", claim.source, class_="soft"),
-    )
-    word = tag("span", f"{sign} {found.verdict}", class_=f"verdict {look}")
-    effect = (
-        tag("span", write(found.effect), class_="line"),
-        tag("span", text.interval(found.interval, write), class_="line soft nowrap"),
-        tag("span", quantity(claim, context), class_="line soft"),
-    )
-    link = tag("a", "plot", href=f"#{plot}") if plot else text.NONE
-    return [
-        join(tag("span", claim.id), *about),
-        tag("div", word, _why(found, context, warnings)),
-        tag("div", *effect),
-        tag("div", str(found.n)),
-        tag("div", _probability(found)),
-        tag("div", *_clean(found), class_="values"),
-        tag("div", link),
-    ]
-
-
-def _why(found: Verdict, context: Context, warnings: Sequence[str]) -> Html:
-    """The reason, one click away; warnings of the attacks at once."""
-    write = form(found)
-    values = zip(context.seeds, found.by_seed, strict=True)
-    seeds = "; ".join(f"seed {seed} {write(value)}" for seed, value in values)
-    parts = [
-        tag("p", found.reason),
-        tag("p", f"Effect: {seeds}."),
-        tag("p", f"Resampled for the interval: {found.over}."),
-        tag("p", _probabilities(found)),
-    ]
-    if warnings:
-        parts.append(tag("p", tag("strong", "The attacks' own checks warn:")))
-        parts.append(bullets(warnings))
-    return details("why, warnings ⚠" if warnings else "why", *parts)
-
-
-def _probabilities(found: Verdict) -> str:
+def _probabilities(verdict: Verdict) -> str:
     """All p values of a verdict."""
-    if found.claim.within is not None:
+    if verdict.claim.within is not None:
         return "A claim of nearness has no p."
-    values = map(text.probability, (found.p, found.p_corrected, found.p_opposite))
-    return "p {}, corrected {}; of the opposite, corrected, {}.".format(*values)
+    values = verdict.p, verdict.p_corrected, verdict.p_opposite
+    return "p {}, corrected {}; of the opposite, corrected, {}.".format(
+        *map(text.probability, values)
+    )
 
 
-def _clean(found: Verdict) -> list[Html]:
-    """The mean clean value of each variant."""
-    lines = []
-    for variant, values in found.clean.items():
-        known = values[~np.isnan(values)]
-        mean = text.number(known.mean()) if len(known) else text.NONE
-        lines.append(tag("span", f"{variant}: {mean}", class_="line"))
-    return lines or [Html(text.NONE)]
+def _mean(values: np.ndarray) -> str:
+    """The mean of `[seeds]`; a dash where none has a number."""
+    known = values[~np.isnan(values)]
+    return text.number(known.mean()) if len(known) else text.NONE

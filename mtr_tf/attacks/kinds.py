@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of attacks: all that the rest of the package knows about any of them.
+
+A new attack is a file with its record, and an entry of KINDS: with it `--attack` takes
+the name, plans fit its settings, progress and studies know what it costs, ensembles may
+have it as a member, and a test asks docs/attacks.md for a line about it. Nothing else
+branches on an attack's name. TensorFlow is imported when the first attack is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from typing import Any
+
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from mtr_tf.attacks.base import Attack
+
+# The runs of SEA: balls of so many epsilon for such shares of the steps, on each of the
+# paper's three losses and on CosPGD's, which is the strongest alone.
+SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
+SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
+NORMS = ("linf", "l2")
+FORWARD = 0.4  # What a pass costs that takes no gradient, of one that does.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+    """One attack of an ensemble: a kind, the losses it raises, its stages."""
+
+    kind: str
+    losses: tuple[str, ...] | None = None  # None: those of the ensemble.
+    radii: tuple[tuple[float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a plan must know of an attack.
+
+    Attributes:
+      record: "module:Class" of this package: a frozen record, made of epsilon and of
+        those of its fields that are set.
+      uses: Settings of the command that it takes, out of "step_size", "steps",
+        "queries", "restarts", "random_start", and "ensemble". What it does not use has
+        no part in its results.
+      named: Fields of the record that `make` knows by another name: {field: setting}.
+      fixed: Fields of the record that are always so.
+      step: Its step in epsilons where none is given; 0 where it has one of its own.
+      starts: "random" or "image": where it starts if that is not said. "image" holds
+        for a single run alone; "members": each member as it does by itself.
+      members: Of an ensemble, whose results are combined image by image; None: those
+        that `ensemble` names.
+      is_ensemble: Whether it is one.
+      gradient: Whether it follows gradients; else its passes go forward only.
+      guesses: Whether it knows nothing of the objective until it chooses among draws.
+      own_losses: Whether the losses that it raises are its own, whatever is asked.
+      needs_classes: Whether a task with classes must be attacked.
+      bounded: Whether results stay in the ball and the box. Those that do not are for
+        comparison, need the model's normalisation, and say so in each record.
+      norms: Those that it has.
+      combines: Whether it may be a member of "worst".
+    """
+
+    record: str
+    uses: frozenset[str] = frozenset()
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: float = 0.0
+    starts: str = "random"
+    members: tuple[Member, ...] | None = None
+    is_ensemble: bool = False
+    gradient: bool = True
+    guesses: bool = False
+    own_losses: bool = False
+    needs_classes: bool = False
+    bounded: bool = True
+    norms: tuple[str, ...] = NORMS
+    combines: bool = True
+
+    def make(self, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
+        """Returns the attack, with those of the settings that it takes.
+
+        Args:
+          epsilon: Radius in [0, 1] pixel units.
+          **settings: step_size, steps, queries, norm, restarts, random_start, radii,
+            mean and std, as far as they apply.
+
+        Raises:
+          InputError: As the record does.
+        """
+        module, name = self.record.split(":")
+        record = getattr(importlib.import_module(f"mtr_tf.attacks.{module}"), name)
+        fields = {field.name for field in dataclasses.fields(record)}
+        given = {
+            field: settings[self.named.get(field, field)]
+            for field in fields
+            if self.named.get(field, field) in settings
+        }
+        return record(epsilon, **(dict(self.fixed) | given))
+
+    def start_at_random(self, asked: bool | None, restarts: int) -> bool | None:
+        """Where it starts, if `asked` says nothing; None: as each member does."""
+        if "random_start" in self.uses and asked is not None:
+            return asked
+        if self.starts == "members":
+            return None
+        return self.starts == "random" or restarts > 1
+
+    def draws_nothing(self, restarts: int) -> bool:
+        """Whether the objective has no part in what it returns."""
+        return self.guesses and restarts == 1
+
+
+def _kind(record: str, *uses: str, **more: Any) -> Kind:
+    return Kind(record=record, uses=frozenset(uses), **more)
+
+
+def _released(start: str, scale: str) -> Kind:
+    """One of the attacks with the mistakes of the paper's released code."""
+    return _kind(
+        "released:ReleasedPGD",
+        "step_size",
+        "steps",
+        fixed={"start": start, "scale": scale},
+        step=0.25,
+        starts="image",
+        bounded=scale == "pixels",
+        norms=("linf",),
+        combines=False,
+    )
+
+
+_STEPPING = ("step_size", "steps", "restarts", "random_start")
+_RUNS = ("steps", "restarts", "random_start")
+
+KINDS = {
+    "pgd": _kind("pgd:PGD", *_STEPPING, step=0.25),
+    "fgsm": _kind("pgd:FGSM", step=1.0, starts="image"),
+    "mim": _kind("momentum:MIM", *_STEPPING, step=0.25, starts="image"),
+    "mim_released": _kind(
+        "momentum:MIM",
+        *_STEPPING,
+        fixed={"decay": 0.5, "normalize": False, "random_start": True},
+        step=0.25,
+    ),
+    "apgd": _kind("apgd:APGD", *_RUNS),
+    "square": _kind(
+        "square:Square", "queries", named={"queries": "steps"}, gradient=False
+    ),
+    "noise": _kind(
+        "baselines:Noise",
+        "restarts",
+        named={"draws": "restarts"},
+        gradient=False,
+        guesses=True,
+    ),
+    "corner": _kind(
+        "baselines:Corner",
+        "restarts",
+        named={"draws": "restarts"},
+        gradient=False,
+        guesses=True,
+    ),
+    "sea": _kind(
+        "ensemble:SEA",
+        *_RUNS,
+        members=tuple(
+            Member(kind="apgd", losses=(loss,), radii=SEA_RADII) for loss in SEA_LOSSES
+        ),
+        is_ensemble=True,
+        own_losses=True,
+        needs_classes=True,
+        combines=False,
+    ),
+    "worst": _kind(
+        "ensemble:Worst",
+        *_STEPPING,
+        "queries",
+        "ensemble",
+        starts="members",
+        is_ensemble=True,
+        combines=False,
+    ),
+    "pgd_released": _released("corner", "wrong"),
+    "pgd_released_start": _released("corner", "pixels"),
+    "pgd_released_scale": _released("image", "wrong"),
+}
+
+
+def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
+    """Returns the attack of a name in KINDS; see `Kind.make`."""
+    check_names("attack", [name], KINDS)
+    if KINDS[name].is_ensemble and KINDS[name].members is None:
+        raise InputError(
+            f"{name} is made of the attacks in it: attacks.Worst((PGD(...), ...))."
+        )
+    return KINDS[name].make(epsilon, **settings)
+
+
+def member_names() -> tuple[str, ...]:
+    """The attacks that may be in the ensemble of "worst"."""
+    return tuple(name for name, kind in KINDS.items() if kind.combines)
+
+
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `InputError`, with the nearest known name, for an unknown one."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"Unknown {what} {name!r}.{did_you_mean(name, known)} Known: "
+                f"{', '.join(known)}."
+            )

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the results of a model depend on, beside the attack or the measure itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What results depend on, and what their records repeat.
+
+    Attributes:
+      mtr_tf: Its version.
+      tensorflow: Its version.
+      keras: Its version.
+      model: Fingerprint of the model that is attacked.
+      source: Fingerprint of the model that adversarial images are made on; None where
+        that is `model` itself.
+      fast: Whether gradients are taken in half precision.
+      precision: The policy that the model computes in; `own`: the file's.
+      input: (scale, offset) per channel of what the model takes for images in [0, 1];
+        None where it takes just these.
+      dataset: Name of the data set.
+      split: Of the data set.
+      num_examples: How many images, the first ones.
+      data: Fingerprint of these images and their targets.
+      tasks: The tasks that are looked at.
+      seed: Of random starts, pixels and intervals.
+      batch_size: Of a model that is random, whose noise is drawn by batch; else None.
+      interval_over: What intervals draw, in words; it follows from the data.
+    """
+
+    mtr_tf: str
+    tensorflow: str
+    keras: str
+    model: str
+    source: str | None
+    fast: bool
+    precision: str
+    input: tuple[tuple[float, ...], tuple[float, ...]] | None
+    dataset: str
+    split: str
+    num_examples: int
+    data: str
+    tasks: tuple[str, ...]
+    seed: int
+    batch_size: int | None = None
+    interval_over: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What finished work is known by, for JSON."""
+        fields = dataclasses.asdict(self)
+        del fields["interval_over"]
+        if self.batch_size is None:
+            del fields["batch_size"]
+        return fields
+
+    def of_measures(self, warnings: list[str]) -> dict[str, Any]:
+        """What every record of a measure repeats, with what must be said of it."""
+        return {
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "split": self.split,
+            "model_fingerprint": self.model,
+            "interval_over": self.interval_over,
+            "warnings": warnings,
+        }
+
+    def of_attacks(self, warnings: list[str]) -> dict[str, Any]:
+        """What every record of an attack repeats, with what must be said of it."""
+        return {
+            **self.of_measures(warnings),
+            "source_fingerprint": self.source,
+            "fast": self.fast,
+        }

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacked examples: pictures, targets and outputs in rows without empty places."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.show import style
+
+_TILE = 1.25  # Inches: the shorter side of a picture.
+_MOST_ROWS = 12  # With more, two examples stand side by side instead of all below.
+INPUTS = ("image", "attacked image", "perturbation\n(magnified)")
+OUTPUTS = ("target", "output, clean", "output, attacked")
+
+
+def save_run(clean: Result, results: Sequence[Result], path: pathlib.Path) -> None:
+    """Draws what `of_run` does of one of the results into a PNG file."""
+    style.save(lambda: of_run(clean, shown_result(results)), path)
+
+
+def shown_result(results: Sequence[Result]) -> Result:
+    """What the gallery shows: most tasks attacked; of these the largest radius."""
+    return max(results, key=lambda r: (len(r.cell.tasks), r.cell.eps))
+
+
+def of_run(clean: Result, attacked: Result) -> Figure:
+    """Of each example a block: a row of its images, then one of each task's outputs.
+
+    All examples below each other while these are few rows, else two side by side.
+    """
+    tasks = list(clean.scores)
+    rows = 1 + len(tasks)
+    across, down = _blocks(len(clean.pictures["image"]), rows)
+    blocks = [_block(clean, attacked, example) for example in range(across * down)]
+    lines = []
+    for start in range(0, len(blocks), across):
+        together = blocks[start : start + across]
+        lines += [sum(parts, []) for parts in zip(*together, strict=True)]
+    headings = [INPUTS * across, OUTPUTS * across, *[()] * (rows - 2)] * down
+    cell = attacked.cell
+    title = f"{cell.label} on {cell.group}, {cell.threat.norm} eps {cell.eps:g}"
+    return sheet(title, ["", *tasks] * down, headings, lines)
+
+
+def _blocks(examples: int, rows: int) -> tuple[int, int]:
+    """How many examples stand side by side, and below each other."""
+    return (1, examples) if examples * rows <= _MOST_ROWS else (min(examples, 2), 1)
+
+
+def _block(clean: Result, attacked: Result, example: int) -> list[list[np.ndarray]]:
+    """The rows of one example, each of three pictures `[H, W, 3]`."""
+    before, after = clean.pictures, attacked.pictures
+    block = [[before["image"], after["adversarial"], after["perturbation"]]]
+    for task in clean.scores:
+        outputs = before[f"output/{task}"], after[f"output/{task}"]
+        block.append([before[f"target/{task}"], *outputs])
+    return [[picture[example] for picture in row] for row in block]
+
+
+def of_variants(
+    title: str, variants: Sequence[str], pictures: Sequence[Sequence[np.ndarray]]
+) -> Figure:
+    """A row per variant: the first example's images and its outputs of one task.
+
+    Args:
+      title: Above all.
+      variants: Their names.
+      pictures: Of each variant, those of `INPUTS` and `OUTPUTS`, `[examples, H, W, 3]`.
+    """
+    rows = [[tiles[0] for tiles in row] for row in pictures]
+    headings = [(*INPUTS, *OUTPUTS), *[()] * (len(rows) - 1)]
+    return sheet(title, variants, headings, rows)
+
+
+def sheet(
+    title: str,
+    names: Sequence[str],
+    headings: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[np.ndarray]],
+) -> Figure:
+    """Pictures in rows, each row with its name to the left.
+
+    Args:
+      title: Above all.
+      names: One per row.
+      headings: Of each row those above its pictures; empty: none.
+      rows: Pictures, uint8 `[H, W, 3]`.
+    """
+    height, width = rows[0][0].shape[:2]
+    scale = _TILE / min(height, width)
+    size = (scale * width + 0.08, scale * height + 0.08)
+    figure, grid = style.grid_of(len(rows), len(rows[0]), size)
+    short = style.short_names(name for name in names if name)
+    for axes_row, name, above, pictures in zip(
+        grid, names, headings, rows, strict=True
+    ):
+        for axes, picture in zip(axes_row, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.grid(visible=False)
+        for axes, heading in zip(axes_row, above, strict=False):
+            axes.set_title(heading, size=8, pad=2)
+        label = {"rotation": 0, "ha": "right", "va": "center", "size": 8}
+        axes_row[0].set_ylabel(short.get(name, ""), **label)
+    _add_room(figure, names, short, headings)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    return style.finish(figure, title, style.spelt_out(short), legend=False)
+
+
+def _add_room(figure: Figure, names, short, headings) -> None:
+    """Makes the figure larger by what is written beside and above its pictures."""
+    lines = [max((h.count("\n") + 1 for h in row), default=0) for row in headings]
+    widest = max(
+        (style.text_width(short[name], 8) for name in names if name), default=0
+    )
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width + (widest + 8) / 72, height + sum(lines) * 0.15)

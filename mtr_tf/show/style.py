@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every figure looks: colours, titles, ticks, legends, small multiples, files."""
+
+from __future__ import annotations
+
+import io
+import math
+import pathlib
+import re
+import warnings
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogLocator
+from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
+
+from mtr_tf import files
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; its yellow left out,
+# too pale for a line.
+COLORS = (
+    "#000000",
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)
+_MORE = ("#6A3D9A", "#8C564B", "#7F7F7F", "#9ACD32", "#B22222", "#F4A6C0")
+_DASHES = ("-", "--", ":")
+_MARKERS = "os^Dv<>PX*"
+SIZE = (4.8, 3.3)  # Inches: a plot is to be read on a phone.
+_TITLE, _NOTE, _LABEL = 9.5, 7.5, 8  # Font sizes, in points.
+_LONGEST = 28  # Characters of a name; a longer one is shortened in the middle.
+_LOG = 100  # Values that differ by such a factor get a logarithmic axis.
+SETTINGS = {
+    "font.size": 9,
+    "text.parse_math": False,  # A name may have a dollar sign.
+    "svg.fonttype": "none",  # Text stays text, an SVG a quarter as large.
+    "axes.titlesize": _TITLE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "0.4",
+    "grid.color": "0.88",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "xtick.labelsize": _LABEL,
+    "ytick.labelsize": _LABEL,
+    "lines.markersize": 4,
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+    "legend.fontsize": _LABEL,
+    "svg.hashsalt": "mtr_tf",  # The same figure, the same file.
+}
+
+
+def save(draw: Callable[[], Figure], path: pathlib.Path) -> bytes:
+    """Draws a figure and writes it as PNG; returns the same figure as SVG."""
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # Of names in other scripts.
+        figure = draw()
+        with files.whole_file(path) as beside:
+            figure.savefig(beside, dpi=144, metadata={"Software": None})
+        figure.set_layout_engine("none")  # It stays as it is now laid out.
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def look(place: int) -> dict:
+    """Of the line of a number: the first is black, the first 19 all differ."""
+    turn, color = divmod(max(place - 1, 0), len(COLORS) - 1)
+    return {
+        "linestyle": _DASHES[turn % len(_DASHES)],
+        "color": COLORS[color + 1 if place else 0],
+        "marker": _MARKERS[place % len(_MARKERS)],
+    }
+
+
+def attack_look(attack: int, group: int) -> dict:
+    """Of the line of an attack on a group of tasks: its dashes, the group's colour."""
+    colors = COLORS + _MORE
+    return look(attack) | {
+        "linestyle": ("-", "--", ":", "-.")[attack % 4],
+        "color": colors[group % len(colors)],
+    }
+
+
+def multiples(count: int, size: tuple[float, float], **settings):
+    """A figure of small multiples with few empty places; returns (figure, axes).
+
+    Args:
+      count: How many axes.
+      size: Of each, in inches.
+      **settings: Of `Figure.subplots`.
+    """
+    columns = min(range(min(count, 2), 5), key=lambda c: (-count % c, abs(c - 3)))
+    rows = -(-count // columns)
+    figure, grid = grid_of(rows, columns, size, **settings)
+    for axes in grid.flat[count:]:
+        axes.remove()
+    return figure, grid.flat[:count]
+
+
+def grid_of(rows: int, columns: int, size: tuple[float, float], **settings):
+    """A figure of `rows` by `columns` axes of a size; returns (figure, axes)."""
+    whole = (columns * size[0], rows * size[1])
+    figure = Figure(whole, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+    return figure, figure.subplots(rows, columns, squeeze=False, **settings)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """{name: the same, or if it is long without its middle}; no two become one.
+
+    Of a group of tasks the first and the last stay: `seg+…+normal (11 tasks)`.
+    """
+    short: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        parts = name.split("+")
+        first, last = parts[0], parts[-1]
+        if len(name) <= _LONGEST:
+            text = name
+        elif len(parts) > 2 and len(first + last) < _LONGEST:
+            text = f"{first}+…+{last} ({len(parts)} tasks)"
+        else:
+            text = f"{name[: _LONGEST // 2]}…{name[1 - _LONGEST // 2 :]}"
+        same = sum(other.startswith(text) for other in short.values())
+        short[name] = f"{text} #{same + 1}" if same and text != name else text
+    return short
+
+
+def spelt_out(short: dict[str, str]) -> list[str]:
+    """A line for each name that has been shortened."""
+    return [
+        f"{text}: {name.replace('+', ' + ')}"
+        for name, text in short.items()
+        if text != name
+    ]
+
+
+def finish(
+    figure: Figure, title: str, notes: Sequence[str] = (), legend: bool = True
+) -> Figure:
+    """Writes the title and notes above the axes and the legend below them.
+
+    The figure grows by the room that these take. Long words of the title are shortened
+    and spelt out in a note.
+
+    Args:
+      figure: With all that is drawn.
+      title: In as many lines as it needs.
+      notes: Under it, in smaller letters.
+      legend: Whether there is one, of all labels of the axes.
+    """
+    width, height = figure.get_size_inches()
+    short = short_names(re.findall(r"[^\s,;()]+", title))
+    for word, text in short.items():
+        title = title.replace(word, text) if word != text else title
+    titles = _wrapped(title, width, _TITLE)
+    lines = [*spelt_out(short), *notes]
+    lines = [line for note in lines for line in _wrapped(note, width, _NOTE)]
+    above = (1.35 * (len(titles) * _TITLE + len(lines) * _NOTE) + 8) / 72
+    labels = _labels(figure) if legend else {}
+    columns = _legend_columns(labels, width)
+    below = -(-len(labels) // columns) * 1.45 * _LABEL / 72 + 0.1 if labels else 0
+    whole = height + above + below
+    figure.set_size_inches(width, whole)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / whole))
+    left, line = 0.07 / width, 1.35 / 72 / whole
+    place = {"x": left, "ha": "left", "va": "top", "linespacing": 1.2}
+    top = 1 - 4 / 72 / whole
+    figure.suptitle("\n".join(titles), y=top, size=_TITLE, **place).set_in_layout(False)
+    top -= len(titles) * _TITLE * line
+    text = figure.text(y=top, s="\n".join(lines), size=_NOTE, color="0.35", **place)
+    text.set_in_layout(False)
+    if labels:
+        keys = (list(labels.values()), list(labels))
+        figure.legend(*keys, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _labels(figure: Figure) -> dict:
+    """{label: the thickest line that has it} over all axes."""
+    labels = {}
+    for axes in figure.axes:
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known = labels.setdefault(label, line)
+            if line.get_linewidth() > known.get_linewidth():
+                labels[label] = line
+    return labels
+
+
+def _legend_columns(labels: Iterable[str], width: float) -> int:
+    widest = max((text_width(label, _LABEL) for label in labels), default=0)
+    return max(1, int(72 * (width - 0.2) / (widest + 5 * _LABEL)))
+
+
+def _wrapped(text: str, width: float, size: float) -> list[str]:
+    """The text in lines of at most so many inches."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size) > 72 * (width - 0.2):
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def text_width(text: str, size: float) -> float:
+    """Of a text in one line, in points."""
+    font = FontProperties(size=size)
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+
+
+def legend_room(labels: Iterable[str]) -> float:
+    """By how many inches a figure is wider for the long labels of an `end_legend`."""
+    widest = max((text_width(label, _LABEL) for label in labels), default=0)
+    return max(0.0, widest / 72 - 0.8)
+
+
+def end_legend(axes, ends: dict[str, float]) -> None:
+    """A legend to the right, its lines in the order in which those drawn end.
+
+    Args:
+      axes: With all that is drawn.
+      ends: {label: y of the line's last point}.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    by_label = dict(zip(labels, handles, strict=True))
+    order = sorted(by_label, key=lambda label: -ends[label])
+    axes.legend(
+        [by_label[label] for label in order],
+        order,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        borderaxespad=0,
+        handlelength=2.2,
+    )
+
+
+# Axes.
+
+
+def band(axes, x: np.ndarray, values: np.ndarray, ends, color: str) -> None:
+    """Shades from the least to the largest seed; of one seed its interval.
+
+    Args:
+      axes: Where.
+      x: `[X]`.
+      values: `[seeds, X]`.
+      ends: `[2, seeds, X]`, intervals over images; None: there are none.
+      color: Of the line.
+    """
+    several = (~np.isnan(values)).sum(axis=0) > 1
+    if several.any():
+        low, high = np.nanmin(values[:, several], 0), np.nanmax(values[:, several], 0)
+        axes.fill_between(x[several], low, high, color=color, alpha=0.15, lw=0)
+    elif ends is not None and len(values) == 1 and np.isfinite(ends).any():
+        axes.fill_between(x, *ends[:, 0], color=color, alpha=0.15, lw=0)
+
+
+def about_band(seeds: int, interval: str) -> str:
+    """What a band is, as a note; `interval` says what of one seed."""
+    return "band: from the least to the largest seed" if seeds > 1 else interval
+
+
+def radii(axes, eps: Sequence[float], norm: str) -> None:
+    """Makes x the axis of radii, also of many sizes, with 0 for clean images."""
+    least = min((e for e in eps if e > 0), default=1)
+    if max(eps) > 20 * least:
+        axes.set_xscale("asinh", linear_width=least)
+    x_ticks(axes, eps)
+    zero = "; 0: clean" if min(eps) == 0 else ""
+    axes.set_xlabel(f"eps, {norm} ({unit_of(norm)}){zero}")
+
+
+def unit_of(norm: str) -> str:
+    """The unit of a radius."""
+    return "levels of 0-255" if norm == "linf" else "plain l2 norm"
+
+
+def x_ticks(axes, ticks: Iterable[float]) -> None:
+    """Ticks along x, each with its number; those without room for it are left out."""
+    *ticks, last = sorted(set(ticks))
+    axes.autoscale_view()  # The limits are of all that is drawn.
+    pixels = axes.figure.dpi / 72
+    gap = 0.6 * _LABEL * pixels
+
+    def ends(tick: float) -> tuple[float, float]:
+        middle = axes.transData.transform((tick, 1))[0]
+        half = text_width(f"{tick:g}", _LABEL) * pixels / 2
+        return middle - half, middle + half
+
+    kept, free = [], -math.inf
+    for tick in ticks:
+        low, high = ends(tick)
+        if low >= free and high + gap <= ends(last)[0]:
+            kept.append(tick)
+            free = high + gap
+    kept.append(last)
+    axes.set_xticks(kept, [f"{tick:g}" for tick in kept])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def log_x(axes, ticks: Sequence[float]) -> None:
+    """Makes x logarithmic, with these ticks."""
+    axes.set_xscale("log")
+    x_ticks(axes, ticks)
+
+
+def log_y(axes) -> None:
+    """Makes y logarithmic if anything positive is drawn, its ticks in plain numbers."""
+    if not (_drawn(axes) > 0).any():
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs if high < 1e4 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def log_y_if_wide(axes) -> None:
+    """Makes y logarithmic if all values are positive and some far above others."""
+    values = _drawn(axes)
+    if len(values) and values.min() > 0 and values.max() > _LOG * values.min():
+        log_y(axes)
+
+
+def _drawn(axes) -> np.ndarray:
+    """All y of lines over x; without those straight through the axes."""
+    lines = [x for x in axes.lines if x.get_transform() == axes.transData]
+    values = [np.asarray(line.get_ydata(), float) for line in lines]
+    values = np.concatenate([np.zeros(0), *values])
+    return values[np.isfinite(values)]

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables that commands print: of attacks, of measures, of anything in columns.
+
+Plain text without colours, as wide as its words: nothing is cut off, in a pipe or not.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtr_tf.evaluation import resampling
+from mtr_tf.show.text import plain
+
+Record = Mapping[str, Any]
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], sides: str = "l", *, bars: bool = False
+) -> str:
+    """Rows as lines with their columns below each other.
+
+    Args:
+      rows: Of equally many cells each; a cell may have several lines.
+      sides: Where the words of each column stand, "l" or "r"; the last is that of all
+        further columns, so that "lr" aligns the first column to the left, others right.
+      bars: Draws a bar between two columns.
+    """
+    table = Table(
+        box=rich.box.ASCII if bars else None,
+        padding=(0, 1) if bars else (0, 2, 0, 0),
+        show_header=False,
+        show_edge=False,
+        pad_edge=False,
+    )
+    for side in sides.ljust(len(rows[0]), sides[-1]):
+        table.add_column(justify="left" if side == "l" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    written = io.StringIO()
+    Console(
+        file=written,
+        width=sys.maxsize,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,
+    ).print(table)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+
+
+# Attacks.
+
+
+def text(title: str, records: Sequence[Record], folder: Path) -> str:
+    """What is printed of a sweep: the table, wanted targets, warnings, places."""
+    lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
+    lines += ["", about_intervals(records)]
+    wanted = wanted_table(records)
+    if wanted:
+        lines += ["", "outputs against the targets that they are drawn to:", wanted]
+    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
+        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"results:  {folder / 'results.json'} and .csv",
+            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
+        ]
+    )
+
+
+def about_intervals(records: Sequence[Record]) -> str:
+    """A line on what the intervals of records are over, or why there are none."""
+    known = any(end is not None for r in records for end in r["attacked_interval"])
+    return resampling.note(records[0]["interval_over"], records[0]["n"], known)
+
+
+def table(records: Sequence[Record], width: int = 120) -> str:
+    """A table to read: a row per cell; per task its headline metric and its loss.
+
+    Args:
+      records: As `evaluation.results.make_records` returns them.
+      width: Tasks that do not fit beside the others come in a table below.
+    """
+    headlines = _headlines(records)
+    rows = list(dict.fromkeys(_row_of(record) for record in records))
+    by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
+    cells = [(name, _short_group(of, headlines), f"{eps:g}") for name, of, eps in rows]
+    left = "\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
+    tables, line = [], [left]
+    for task, metric in headlines.items():
+        block = _block(task, metric, rows, by_place)
+        if len(line) > 1 and sum(_width(b) + 3 for b in [*line, block]) > width:
+            tables.append(line)
+            line = [left]
+        line.append(block)
+    return "\n\n".join(aligned([line], bars=True) for line in [*tables, line])
+
+
+def wanted_table(records: Sequence[Record]) -> str:
+    """How near the outputs come to the targets that targeted attacks are after.
+
+    A row per targeted cell and task, with the task's headline metric against those
+    targets, clean and attacked; empty without a targeted attack.
+    """
+    rows = [["attack", "attacked", "eps", "task", "metric", "clean", "attacked"]]
+    headlines = _headlines(records)
+    for record in records:
+        task, metric = record["task"], record["metric"]
+        if record["targeted"] and metric == headlines[task]:
+            numbers = (plain(record[key]) for key in ("wanted_clean", "wanted_value"))
+            attack, group, eps = _row_of(record)
+            rows.append([attack, group, f"{eps:g}", task, metric, *numbers])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def _headlines(records: Sequence[Record]) -> dict[str, str]:
+    """Each task with its first metric."""
+    headlines: dict[str, str] = {}
+    for record in records:
+        headlines.setdefault(record["task"], record["metric"])
+    return headlines
+
+
+def _short_group(group: str, tasks: Mapping[str, str]) -> str:
+    """The group's name in a table: not all of more than three tasks one by one."""
+    count = group.count("+") + 1
+    return f"all {count} tasks" if count == len(tasks) > 3 else group
+
+
+def _row_of(record: Record) -> tuple[str, str, float]:
+    return record["attack"], "+".join(record["attacked"]), record["eps"]
+
+
+def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> str:
+    """One task's columns: a title, the heads, and a line per row."""
+    lines = [("clean", "attacked", "95 % interval", "loss")]
+    for row in rows:
+        record, loss = by_place[row, task, metric], by_place[row, task, "loss"]
+        ends = record["attacked_interval"]
+        lines.append(
+            (
+                plain(record["clean"]),
+                plain(record["attacked_value"]),
+                "-" if None in ends else " to ".join(map(plain, ends)),
+                _times(loss["clean"], loss["attacked_value"]),
+            )
+        )
+    first = by_place[rows[0], task, metric]
+    unit, better = first["unit"], first["better"]
+    title = f"{task} {metric}{f' [{unit}]' if unit else ''}, {better} is better"
+    return f"{title}\n{aligned(lines, 'r')}"
+
+
+def _times(before: float | None, after: float | None) -> str:
+    return f"x{plain(after / before)}" if before and after is not None else "-"
+
+
+def _width(block: str) -> int:
+    return max(map(len, block.splitlines()))
+
+
+# Measures.
+
+
+def measures(records: Sequence[Record]) -> str:
+    """Tables to read: what was measured beside what the theory says."""
+    parts = (_tasks, _pixel_gradients, _pixel_attacks, _first_order)
+    return "\n\n".join(filter(None, (part(records) for part in parts)))
+
+
+def _chosen(records: Sequence[Record], *quantities: str) -> list[Record]:
+    return [record for record in records if record["quantity"] in quantities]
+
+
+def _tasks(records: Sequence[Record]) -> str:
+    sizes = _chosen(records, "norm_by_size")
+    if not sizes:
+        return ""
+    slopes = {
+        (r["norm"], r["normalisation"]): r
+        for r in _chosen(records, "slope")
+        if r["measure"] == "tasks"
+    }
+    counts = sorted({record["count"] for record in sizes})
+    rows = [["norm", "gradients", *(f"k={k}" for k in counts), "slope", "predicted"]]
+    for kind in dict.fromkeys((r["norm"], r["normalisation"]) for r in sizes):
+        values = [r["value"] for r in sizes if (r["norm"], r["normalisation"]) == kind]
+        ratios = [_over(value, values[0]) for value in values]
+        ends = slopes[kind]["value"], slopes[kind]["predicted"]
+        rows.append([*kind, *map(plain, (*ratios, *ends))])
+    means = {
+        r["quantity"]: plain(r["value"])
+        for r in _chosen(records, "mean_cosine", "mean_abs_cosine")
+    }
+    return (
+        "norm of the mean gradient of k tasks, over that of one; log-log slope:\n"
+        f"{aligned(rows)}\n"
+        f"cosine of two tasks' gradients: mean {means['mean_cosine']}, "
+        f"mean magnitude {means['mean_abs_cosine']}"
+    )
+
+
+def _pixel_gradients(records: Sequence[Record]) -> str:
+    norms = [r for r in _chosen(records, "gradient_norm") if r["norm"] == "l2"]
+    title = "l2 norm of the gradient of the mean loss over n output pixels, over one's:"
+    return _by_count(title, norms, lambda r: plain(r["relative"]))
+
+
+def _pixel_attacks(records: Sequence[Record]) -> str:
+    values = [r for r in _chosen(records, "attacked_pixels") if r["metric"] != "loss"]
+    eps = f"{values[0]['eps']:g}" if values else ""
+    title = f"PGD eps {eps} on n output pixels, there attacked / clean:"
+    return _by_count(
+        title, values, lambda r: f"{plain(r['value'])}/{plain(r['clean'])}"
+    )
+
+
+def _by_count(
+    title: str, records: Sequence[Record], form: Callable[[Record], str]
+) -> str:
+    """A row per measure and task, a column per number of pixels; "" of no records."""
+    if not records:
+        return ""
+    counts = sorted({record["count"] for record in records})
+    rows = [["", "task", "metric", *(f"n={n}" for n in counts)]]
+    by_row: dict[tuple, dict[int, Record]] = {}
+    for record in records:
+        key = record["measure"], *record["tasks"], record.get("metric", "")
+        by_row.setdefault(key, {})[record["count"]] = record
+    for key, by_n in by_row.items():
+        rows.append([*key, *(form(by_n[n]) if n in by_n else "" for n in counts)])
+    return f"{title}\n{aligned(rows)}"
+
+
+def _first_order(records: Sequence[Record]) -> str:
+    rises = _chosen(records, "rise")
+    if not rises:
+        return ""
+    radii = sorted({record["eps"] for record in rises})
+    rows = [["attacked", *(f"eps={eps:g}" for eps in radii)]]
+    ratios = {("+".join(r["tasks"]), r["eps"]): r["ratio"] for r in rises}
+    for group in dict.fromkeys(group for group, _ in ratios):
+        count = group.count("+") + 1
+        name = f"mean of {count} tasks" if count > 3 else group
+        rows.append([name, *(plain(ratios[group, eps]) for eps in radii)])
+    norm = rises[0]["norm"]
+    title = f"rise of the loss under PGD ({norm}), over eps times the dual norm:"
+    return f"{title}\n{aligned(rows)}"
+
+
+def _over(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How numbers, times and names are written: three digits that matter, signs if asked.
+
+Tables that a terminal prints are in ASCII (`plain`), reports are not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from collections.abc import Sequence
+
+NONE = "–"
+_MINUS = "\N{MINUS SIGN}"
+_NOTHING = 1e-12  # What may be left of a difference of equal numbers.
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; a dash for a number that does not exist."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if abs(value) <= _NOTHING:
+        value = 0.0
+    if value and not 1e-4 <= abs(value) < 1e5:
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits}e{int(exponent)}".replace("-", _MINUS)
+    digits = f"{value:#.3g}"
+    if "e" in digits:  # From 1000 on.
+        digits = f"{value:.0f}"
+    return digits.rstrip(".").replace("-", _MINUS)
+
+
+def plain(value: float | None) -> str:
+    """As `number` in ASCII: `-` for a number that does not exist."""
+    return number(value).replace(_MINUS, "-").replace(NONE, "-")
+
+
+def short(value: float) -> str:
+    """A given number, with no more digits than it has."""
+    return f"{value:g}".replace("-", _MINUS)
+
+
+def signed(value: float | None) -> str:
+    """A difference: as `number`, always with its sign."""
+    text = number(value)
+    return f"+{text}" if value is not None and value > _NOTHING else text
+
+
+def points(value: float | None) -> str:
+    """A signed difference of shares in percentage points, as 0.123 is +12.3 points."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{signed(100 * value)} points"
+
+
+def probability(value: float | None) -> str:
+    """A p value; a very small one only as a bound."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def interval(
+    ends: Sequence[float | None] | None, form: Callable[[float | None], str] = number
+) -> str:
+    """`low to high`; a dash where there is none."""
+    if ends is None or any(end is None or not math.isfinite(end) for end in ends):
+        return NONE
+    return " to ".join(map(form, ends))
+
+
+def seconds(value: float | None) -> str:
+    """A time: `8.1 s`, `12 min` or `2 h 5 min`."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value < 99.5:
+        return f"{number(value)} s"
+    minutes = round(value / 60)
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
+def capital(words: str) -> str:
+    """The same with its first letter large."""
+    return words[:1].upper() + words[1:]
+
+
+def numbers_in_words(seeds: Sequence[int]) -> str:
+    """`seed 1`, `seeds 0, 2`."""
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def identifier(*parts: str) -> str:
+    """An `id` of any words: `curve-pgd50-seg`. Different words may give the same."""
+    words = "-".join(part.replace("+", "_and_") for part in parts)
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)

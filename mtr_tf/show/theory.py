@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of measures, of one run or many seeds: what was measured beside the theory.
+
+A panel draws into given axes; `save_run` puts several into the figures of a run, `plot`
+makes a figure of one, for a study.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import pathlib
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mtr_tf.measures.gradients import NORMALISATIONS
+from mtr_tf.measures.records import NORMS
+from mtr_tf.show import series
+from mtr_tf.show import style
+
+Record = Mapping[str, Any]
+_MEASURED, _THEORY, _ALIKE = style.COLORS[2], style.COLORS[1], style.COLORS[3]
+_WHERE = {"pixels": "random output pixels", "blocks": "output pixels of a block"}
+_WHICH = {"pixels": "random pixels", "blocks": "a block"}
+_HOW = {
+    "raw": "gradients as they are",
+    "unit": "each scaled to 1, per image",
+    "dataset": "each task scaled to 1",
+}
+_INTERVAL = "band: 95 % interval over images"
+
+
+def plot(panel: Callable, title: str, records: Sequence[Record], *more: Any) -> Figure:
+    """A figure of one panel.
+
+    Args:
+      panel: Such as `sizes`.
+      title: Above it.
+      records: What it draws.
+      *more: The panel's other arguments.
+    """
+    figure, grid = style.multiples(1, style.SIZE)
+    notes = panel(grid[0], records, *more) or []
+    seeds = len(series.seeds_of(records))
+    return style.finish(figure, title, [*notes, style.about_band(seeds, _INTERVAL)])
+
+
+# Panels.
+
+
+def sizes(axes, records: Sequence[Record]) -> None:
+    """The norm of the mean gradient of k tasks over k, log-log, with its slope.
+
+    Args:
+      axes: Where.
+      records: Of one norm and normalisation.
+    """
+    by_size = series.chosen(records, quantity="norm_by_size")
+    k, (value, predicted, factor) = series.over(
+        by_size, "count", "value", "predicted", "factor"
+    )
+    if len(value) == 1:
+        sets = series.chosen(records, quantity="norm_of_mean")
+        points = [(record["count"], record["value"]) for record in sets]
+        x, y = np.array(points, float).reshape(-1, 2).T
+        axes.plot(x, y, ".", color="0.65", ms=3, label="each set of tasks")
+    style.band(axes, k, value, series.ends(by_size, "count"), _MEASURED)
+    measured = series.mean(value)
+    alike = series.mean(value[:, :1] * factor)
+    axes.plot(k, measured, "o-", color=_MEASURED, label="mean, measured")
+    axes.plot(
+        k, series.mean(predicted), "--", color=_THEORY, label="theory: √(1'C1) / k"
+    )
+    label = "all tasks alike: √((1 + (k − 1) ρ) / k)"
+    axes.plot(k, alike, "-.", color=_ALIKE, label=label)
+    label = "alike and uncorrelated: 1 / √k"
+    axes.plot(k, measured[0] / np.sqrt(k), ":", color="0.35", label=label)
+    slope = _draw_slope(axes, records, k, measured)
+    style.log_x(axes, k)
+    style.log_y(axes)
+    axes.set_xlabel(f"k, tasks in the mean loss{slope}")
+    axes.set_ylabel("norm of its gradient")
+
+
+def _draw_slope(axes, records, k: np.ndarray, measured: np.ndarray) -> str:
+    """Draws the mean slope through the middle of the points; returns it in words."""
+    slopes = series.chosen(records, measure="tasks", quantity="slope")
+    slope, theory = (
+        series.mean(series.by_seed(slopes, name)[:, np.newaxis])[0]
+        for name in ("value", "predicted")
+    )
+    if not np.isfinite(slope) or len(k) < 2 or not (measured > 0).all():
+        return ""
+    middle = np.exp(np.mean(np.log(measured)) - slope * np.mean(np.log(k)))
+    dots = {"color": _MEASURED, "linestyle": (0, (1, 1)), "lw": 1}
+    axes.plot(k, middle * k**slope, label="line of the slope", **dots)
+    return f"\nslope {slope:.2f}, by theory {theory:.2f}".replace("-", "−")
+
+
+def pixels(axes, records: Sequence[Record]) -> None:
+    """The gradient norm of the mean loss over n output pixels; a line per task.
+
+    Args:
+      axes: Where.
+      records: "gradient_norm" of one measure and norm.
+    """
+    ticks = set()
+    for place, ((task,),) in enumerate(series.distinct(records, "tasks")):
+        of_task = series.chosen(records, tasks=[task])
+        n, (value, predicted) = series.over(of_task, "count", "value", "predicted")
+        ends = series.ends(of_task, "count")
+        _compared(axes, n, value, ends, predicted, style.look(place), task)
+        ticks |= set(n)
+    style.log_x(axes, ticks)
+    style.log_y(axes)
+    axes.set_xlabel("n, output pixels in the mean loss")
+    axes.set_ylabel("norm of its gradient")
+
+
+def _compared(axes, x, value, ends, beside, look: Mapping[str, Any], label: str):
+    """The mean over seeds with its band; as thin dashes what it is compared with."""
+    style.band(axes, x, value, ends, look["color"])
+    axes.plot(x, series.mean(value), label=label, **look)
+    axes.plot(x, series.mean(beside), color=look["color"], ls="--", lw=0.9)
+
+
+def attacked_pixels(axes, records: Sequence[Record]) -> None:
+    """A metric of n output pixels under an attack on them, and without one (dashes).
+
+    Args:
+      axes: Where.
+      records: "attacked_pixels" of one task and metric.
+    """
+    ticks = set()
+    for place, (measure,) in enumerate(series.distinct(records, "measure"), 1):
+        of_measure = series.chosen(records, measure=measure)
+        n, (value, clean) = series.over(of_measure, "count", "value", "clean")
+        ends = series.ends(of_measure, "count")
+        look = style.look(place)
+        _compared(axes, n, value, ends, clean, look, _WHICH[measure])
+        ticks |= set(n)
+    style.log_x(axes, ticks)
+    style.log_y_if_wide(axes)
+    axes.set_xlabel("n, attacked output pixels")
+    first = records[0]
+    axes.set_ylabel(f"{first['metric']} there\n{first['better']} is better")
+
+
+def first_order(axes, records: Sequence[Record], ratio: bool = False):
+    """The rise of the loss under PGD over eps, beside eps times the dual norm (dashes).
+
+    Args:
+      axes: Where.
+      records: "rise" of one norm.
+      ratio: Draw the rise over its prediction instead.
+
+    Returns:
+      Lines that spell out what the labels shorten.
+    """
+    groups = series.distinct(records, "tasks")
+    short = style.short_names("+".join(group) for (group,) in groups)
+    for place, (group,) in enumerate(groups):
+        of_group = series.chosen(records, tasks=list(group))
+        eps, (rise, predicted, relative) = series.over(
+            of_group, "eps", "value", "predicted", "ratio"
+        )
+        label, look = short["+".join(group)], style.look(place)
+        if ratio:
+            ends = series.ends(of_group, "eps", "ratio_interval")
+            style.band(axes, eps, relative, ends, look["color"])
+            axes.plot(eps, series.mean(relative), label=label, **look)
+        else:
+            ends = series.ends(of_group, "eps")
+            _compared(axes, eps, rise, ends, predicted, look, label)
+    style.log_x(axes, sorted({record["eps"] for record in records}))
+    if ratio:
+        axes.axhline(1, color="0.3", ls=":", lw=1)
+    else:
+        style.log_y(axes)
+    norm = records[0]["norm"]
+    axes.set_xlabel(f"eps, {norm} ({style.unit_of(norm)})")
+    over = " over\nits first-order prediction" if ratio else ""
+    axes.set_ylabel(f"rise of the loss{over}")
+    return style.spelt_out(short)
+
+
+def cosines(axes, records: Sequence[Record], quantity: str) -> None:
+    """A number per pair of tasks, from -1 (red) over 0 (white) to 1 (blue)."""
+    tasks, values = series.matrix(records, quantity)
+    places = np.arange(len(tasks))
+    axes.pcolormesh(places, places, values, cmap="RdBu", vmin=-1, vmax=1)
+    for i, j in itertools.product(places, repeat=2):
+        if np.isfinite(values[i, j]):
+            color = "white" if abs(values[i, j]) > 0.6 else "black"
+            words = f"{values[i, j]:.2f}".replace("-", "\N{MINUS SIGN}")
+            axes.text(j, i, words, ha="center", va="center", color=color, size=7.5)
+    axes.set_xticks(places, tasks, rotation=45, ha="right")
+    axes.set_yticks(places, tasks)
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def cosine_plot(title: str, records: Sequence[Record], quantity: str) -> Figure:
+    """A figure of one matrix, as large as its tasks need."""
+    figure, grid = style.multiples(1, _side(records))
+    cosines(grid[0], records, quantity)
+    return style.finish(figure, title, legend=False)
+
+
+def _side(records: Sequence[Record]) -> tuple[float, float]:
+    pairs = series.chosen(records, quantity="cosine")
+    side = max(2.8, 0.45 * len({record["tasks"][0] for record in pairs}) + 1.2)
+    return side + 0.4, side
+
+
+# The figures of a run.
+
+
+def save_run(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Saves a plot per measure that there are records of; returns the paths."""
+    paths = []
+    for name, (draw, quantity) in _OF_RUN.items():
+        if series.chosen(records, quantity=quantity):
+            paths.append(folder / f"{name}.png")
+            style.save(functools.partial(draw, records), paths[-1])
+    return paths
+
+
+def sizes_of_run(records: Sequence[Record]) -> Figure:
+    """The norms over the number of tasks, a panel per norm and scaling."""
+    figure, grid = style.grid_of(len(NORMS), len(NORMALISATIONS), (3.7, 3))
+    for place, norm, how in _places(grid, NORMS, NORMALISATIONS):
+        of_tasks = series.chosen(records, measure="tasks", norm=norm)
+        sizes(place, series.chosen(of_tasks, normalisation=how))
+        place.set_title(f"{norm}, {_HOW[how]}")
+    title = "Norm of the mean gradient of k tasks"
+    return style.finish(figure, title, [_INTERVAL])
+
+
+def _places(grid: np.ndarray, down: Sequence, across: Sequence):
+    """Each of the axes with what its row and its column is of."""
+    pairs = itertools.product(down, across)
+    return [(axes, *pair) for axes, pair in zip(grid.flat, pairs, strict=True)]
+
+
+def cosines_of_run(records: Sequence[Record]) -> Figure:
+    """Mean cosines of each two tasks, and mean magnitudes of cosines."""
+    figure, grid = style.grid_of(1, 2, _side(records))
+    titles = {"cosine": "mean cosine", "abs_cosine": "mean |cosine|"}
+    for axes, quantity in zip(grid[0], titles, strict=True):
+        cosines(axes, records, quantity)
+        axes.set_title(titles[quantity])
+    title = "Two tasks' gradients with respect to an image"
+    return style.finish(figure, title, legend=False)
+
+
+def pixels_of_run(records: Sequence[Record]) -> Figure:
+    """Gradient norms over the number of output pixels, a panel per norm."""
+    found = series.chosen(records, quantity="gradient_norm")
+    kinds = [kind for kind in _WHERE if series.chosen(found, measure=kind)]
+    figure, grid = style.grid_of(len(NORMS), len(kinds), (4.8, 3.2))
+    for axes, norm, kind in _places(grid, NORMS, kinds):
+        pixels(axes, series.chosen(found, measure=kind, norm=norm))
+        axes.set_title(f"{norm}, {_WHERE[kind]}")
+    notes = ["dashes: theory (root mean square) for random pixels", _INTERVAL]
+    title = "Gradient of the mean loss over n output pixels"
+    return style.finish(figure, title, notes)
+
+
+def attacks_of_run(records: Sequence[Record]) -> Figure:
+    """What attacks on some output pixels do to them, a panel per task."""
+    found = [
+        record
+        for record in series.chosen(records, quantity="attacked_pixels")
+        if record["metric"] != "loss"
+    ]
+    tasks = [task for ((task,),) in series.distinct(found, "tasks")]
+    figure, grid = style.multiples(len(tasks), (3.7, 2.8))
+    for axes, task in zip(grid, tasks, strict=True):
+        of_task = series.chosen(found, tasks=[task])
+        metric = of_task[0]["metric"]
+        attacked_pixels(axes, series.chosen(of_task, metric=metric))
+        axes.set_title(task)
+    title = f"PGD linf eps {found[0]['eps']:g} on n output pixels"
+    return style.finish(figure, title, ["dashes: without an attack", _INTERVAL])
+
+
+def first_order_of_run(records: Sequence[Record]) -> Figure:
+    """The rise of the loss, and beside it its ratio to the first order."""
+    found = series.chosen(records, quantity="rise")
+    figure, grid = style.grid_of(1, 2, (5, 3.8))
+    for axes, ratio in zip(grid[0], (False, True), strict=True):
+        names = first_order(axes, found, ratio)
+    notes = ["dashes: eps times the dual norm of the gradient; right: over that"]
+    title = "Rise of the mean loss under PGD, and its ratio to the first order"
+    return style.finish(figure, title, [*notes, _INTERVAL, *names])
+
+
+_OF_RUN = {
+    "measure_tasks": (sizes_of_run, "norm_by_size"),
+    "measure_cosines": (cosines_of_run, "cosine"),
+    "measure_gradients": (pixels_of_run, "gradient_norm"),
+    "measure_pixels": (attacks_of_run, "attacked_pixels"),
+    "measure_first_order": (first_order_of_run, "rise"),
+}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The export of a report: what a repository keeps of a study.
+
+README.md          verdicts and the tables and plots that they rest on
+claims.json        every verdict with the effect of each seed, a line for each
+results.csv.gz     every clean and attacked value
+plots/*.png        the plots of README.md
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import pathlib
+import shutil
+from collections.abc import Iterable
+
+from mtr_tf import files
+from mtr_tf.errors import InputError
+
+PAGE = "README.md"
+_CLAIMS = "claims.json"
+_RESULTS = "results.csv.gz"
+_FORMER = ("claims.csv", "results.csv")  # Of exports before 0.2.
+_DERIVED = "relative_vulnerability"  # The column that follows from others.
+
+
+def check(folder: pathlib.Path) -> None:
+    """Raises `InputError` where an export would touch what is not an export's."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    strange = sorted(there - {PAGE, _CLAIMS, _RESULTS, *_FORMER, "plots"})
+    if there and _CLAIMS not in there:
+        strange = sorted(there)
+    if strange or (folder.exists() and not folder.is_dir()):
+        raise InputError(
+            "--export must be a new folder, or one of an earlier export, got "
+            f"'{folder}'{f', in which is {strange[0]!r}' if strange else ''}; name "
+            "another."
+        )
+
+
+def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> None:
+    """Copies the page, its plots and its tables to a folder, over an earlier export.
+
+    Args:
+      report: WORKDIR/report.
+      folder: Made if it is not there.
+      plots: The ids of those to copy.
+
+    Raises:
+      InputError: In the folder is what no export has left.
+    """
+    check(folder)
+    names = [_CLAIMS, *(f"plots/{plot}.png" for plot in plots), PAGE]
+    for path in [*folder.glob("plots/*.png"), *(folder / name for name in _FORMER)]:
+        if str(path.relative_to(folder)) not in names:
+            path.unlink(missing_ok=True)
+    with files.whole_file(folder / _RESULTS) as beside:
+        beside.write_bytes(_packed(report / "results.csv"))
+    for name in names:
+        with files.whole_file(folder / name) as beside:
+            shutil.copyfile(report / name, beside)
+
+
+def _packed(table: pathlib.Path) -> bytes:
+    """A CSV file without the column that follows from others, compressed.
+
+    The same table always gives the same bytes.
+    """
+    with open(table, newline="") as file:
+        reader = csv.DictReader(file)
+        columns = [name for name in reader.fieldnames or () if name != _DERIVED]
+        packed = io.StringIO()
+        writer = csv.DictWriter(packed, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(reader)
+    return gzip.compress(packed.getvalue().encode(), mtime=0)

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report as one page of HTML and as Markdown: one content, two templates."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+from typing import TypeVar
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from mtr_tf.show import text
+from mtr_tf.study import claims
+from mtr_tf.study.design import Study
+from mtr_tf.study.report import verdicts
+from mtr_tf.study.report.curves import Curve
+from mtr_tf.study.report.gallery import HEADINGS
+from mtr_tf.study.report.gallery import Gallery
+from mtr_tf.study.report.plots import Plot
+
+Cell = Mapping[str, Any]
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Table(NamedTuple):
+    """A table of a task."""
+
+    task: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """All that the report shows.
+
+    Attributes:
+      study: The study.
+      cells: Those of index.json.
+      provenance: That of study.json, with the commits of the cells.
+      verdicts: On each claim.
+      images: Which images the results are of, in words.
+      curves: All of them, with differences.
+      curve_plots: A plot for each.
+      theory: The plots of each measure.
+      galleries: Attacked examples.
+      gallery_plots: A plot for each.
+    """
+
+    study: Study
+    cells: Sequence[Cell]
+    provenance: Mapping[str, Any]
+    verdicts: Sequence[verdicts.Row]
+    images: str
+    curves: Sequence[Curve]
+    curve_plots: Sequence[Plot]
+    theory: Mapping[str, Sequence[Plot]]
+    galleries: Sequence[Gallery]
+    gallery_plots: Sequence[Plot]
+
+    @property
+    def plots(self) -> list[Plot]:
+        """Every plot that becomes a file."""
+        of_theory = [plot for part in self.theory.values() for plot in part]
+        return [*self.curve_plots, *of_theory, *self.gallery_plots]
+
+    @property
+    def shown(self) -> list[str]:
+        """The plots that verdicts rest on, and the differences of their curves."""
+        pinned = dict.fromkeys(row.plot for row in self.verdicts if row.plot)
+        differences = [
+            curve.id
+            for curve in self.curves
+            if curve.reference and dataclasses.replace(curve, reference="").id in pinned
+        ]
+        return [*pinned, *differences]
+
+    @property
+    def curve_plots_by_attack(self) -> dict[str, list[Plot]]:
+        """The plots of curves, attack by attack."""
+        return _grouped(
+            zip((curve.attack for curve in self.curves), self.curve_plots, strict=True)
+        )
+
+    @property
+    def cells_by_variant(self) -> dict[str, list[Cell]]:
+        """The cells, variant by variant."""
+        return _grouped((cell["variant"], cell) for cell in self.cells)
+
+    @property
+    def done(self) -> list[Cell]:
+        """The cells that are finished."""
+        return [cell for cell in self.cells if cell["state"] == "done"]
+
+    @property
+    def failed(self) -> list[Cell]:
+        """The cells that failed."""
+        return [cell for cell in self.cells if cell["state"] == "failed"]
+
+    @property
+    def missing(self) -> list[str]:
+        """What is not there of a study that is not finished, with its seeds."""
+        left = [cell for cell in self.cells if cell["state"] != "done"]
+        seeds = _grouped((_cell_name(cell, seed=False), cell["seed"]) for cell in left)
+        return [f"{name}: {text.numbers_in_words(of)}" for name, of in seeds.items()]
+
+    @property
+    def warnings(self) -> dict[str, list[str]]:
+        """What checks of the attacks found, with the claims that it bears on."""
+        return verdicts.warnings(self.verdicts)
+
+    @property
+    def clean_tables(self) -> list[Table]:
+        """Of each task: each metric's mean and standard deviation over seeds."""
+        curves = _grouped((c.task, c) for c in self.curves if not c.reference)
+        variants = [variant.name for variant in self.study.variants]
+        return [_clean_table(task, own, variants) for task, own in curves.items()]
+
+    def values_of(self, plot: str) -> list[tuple[list[str], list[list[str]]]]:
+        """The table (head, rows) of a curve, over its radii; of another plot none."""
+        return [_values(curve) for curve in self.curves if curve.id == plot]
+
+    @property
+    def origin(self) -> list[tuple[str, Any]]:
+        """Where the numbers are from, without what is of one machine only."""
+        facts, none = self.provenance, text.NONE
+        versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
+        count = f"{len(self.done)} of {len(self.cells)} done"
+        return [
+            ("command", Markup("`{}`").format(_command(facts.get("command", "")))),
+            ("seeds", ", ".join(map(str, self.study.seeds))),
+            ("cells", f"{count}, in {_seconds(self.done)} of processes"),
+            ("commits of the cells", facts.get("commits of the cells", none)),
+            ("versions", versions or none),
+            ("cores", facts.get("cores", none)),
+            ("date", str(facts.get("time", none))[:10]),
+        ]
+
+
+def html(content: Content, drawn: Mapping[str, bytes]) -> str:
+    """The page; `drawn` has the SVG of each plot by its id."""
+    page = _HTML.get_template("page.html")
+    return page.render(content=content, drawn=drawn, headings=HEADINGS)
+
+
+def markdown(content: Content) -> str:
+    """The main parts as Markdown, with the plots that verdicts rest on as files."""
+    return _MARKDOWN.get_template("page.md").render(content=content)
+
+
+# Tables.
+
+
+def _clean_table(task: str, curves: Sequence[Curve], variants: Sequence[str]) -> Table:
+    by_metric = _grouped((curve.metric, curve) for curve in curves)
+    head = ["variant", *(_metric_head(of[0]) for of in by_metric.values()), "seeds"]
+    rows = []
+    for variant in variants:
+        values = [_clean_values(own, variant) for own in by_metric.values()]
+        seeds = max(map(len, values))
+        if seeds:
+            rows.append([variant, *map(_mean_and_sd, values), str(seeds)])
+    return Table(task, head, rows)
+
+
+def _metric_head(curve: Curve) -> str:
+    facts = curve.facts
+    unit = f" [{facts['unit']}]" if facts["unit"] else ""
+    return f"{curve.metric}{unit} {'↑' if facts['better'] == 'higher' else '↓'}"
+
+
+def _clean_values(curves: Sequence[Curve], variant: str) -> np.ndarray:
+    """Of each seed, from the first curve that has it; without NaN."""
+    found = [curve.values[variant][:, 0] for curve in curves if variant in curve.values]
+    if not found:
+        return np.zeros(0)
+    first = np.array(found).T  # [seeds, curves]
+    values = [row[~np.isnan(row)][0] for row in first if (~np.isnan(row)).any()]
+    return np.array(values)
+
+
+def _values(curve: Curve) -> tuple[list[str], list[list[str]]]:
+    """Mean and spread over seeds of each variant at each radius."""
+    head = ["variant", *("clean" if not e else f"eps {e:g}" for e in curve.eps)]
+    rows = [
+        [variant, *(_mean_and_sd(of[~np.isnan(of)]) for of in values.T)]
+        for variant, values in curve.values.items()
+    ]
+    return head, rows
+
+
+def _mean_and_sd(values: np.ndarray) -> str:
+    """Of `[seeds]` without NaN; a dash where there is none."""
+    if not len(values):
+        return text.NONE
+    spread = f" ± {values.std(ddof=1):#.2g}" if len(values) > 1 else ""
+    return f"{text.number(values.mean())}{spread}"
+
+
+# Words.
+
+
+def _grouped(pairs: Iterable[tuple[_K, _V]]) -> dict[_K, list[_V]]:
+    """{name: all that stands beside it}."""
+    groups: dict[_K, list[_V]] = {}
+    for name, value in pairs:
+        groups.setdefault(name, []).append(value)
+    return groups
+
+
+def _cell_name(cell: Cell, seed: bool = True) -> str:
+    what = f"{cell['attack']} on" if cell["kind"] == "attack" else "training of"
+    return f"{what} {cell['variant']}" + (f", seed {cell['seed']}" if seed else "")
+
+
+def _seconds(cells: Sequence[Cell]) -> str:
+    """How long cells took together."""
+    return text.seconds(sum(cell["seconds"] or 0 for cell in cells))
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_setting, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, those of a table within as `NAME: INNER`."""
+    pairs = []
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            pairs += [(f"{name}: {inner}", words) for inner, words in _flat(value)]
+        else:
+            pairs.append((name, text.NONE if value is None else _setting(value)))
+    return pairs
+
+
+_PLACES = ("workdir", "report", "export", "workers")  # They change no number.
+
+
+def _command(command: str) -> str:
+    """The command with neither the folders of a machine nor what changes no number."""
+    kept = []
+    for word in command.split():
+        flag = word.lstrip("-").split("=")[0].removeprefix("no")
+        if word.startswith("--") and flag in _PLACES:
+            continue
+        kept.append("--data_dir=DIR" if word.startswith("--data_dir=") else word)
+    return " ".join(kept)
+
+
+def _ranked(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:
+    """(whether they are shown at once, these plots), without empty groups."""
+    groups = _grouped((plot.first, plot) for plot in plots)
+    return sorted(groups.items(), reverse=True)
+
+
+# Pictures.
+
+
+class _Picture(NamedTuple):
+    png: bytes
+    width: int
+    height: int
+
+
+def _picture(array: np.ndarray, widest: int = 256) -> _Picture:
+    """uint8 `[H, W, 3]` as PNG, at most so many pixels wide."""
+    image = Image.fromarray(array)
+    if image.width > widest:
+        image.thumbnail((widest, image.height))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return _Picture(buffer.getvalue(), image.width, image.height)
+
+
+def _data_url(content: bytes, kind: str) -> str:
+    """An address that holds its own content."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# Templates.
+
+
+def _markdown_text(value: Any) -> Any:
+    """Words that are neither HTML nor a table's bars nor links in Markdown."""
+    if isinstance(value, Markup):
+        return value
+    words = re.sub(r"&(?=#?\w+;)", "&amp;", str(value)).replace("<", "&lt;")
+    words = words.replace("|", "\\|").replace("](", "]\\(")
+    return Markup(" ".join(words.splitlines()))
+
+
+_WORDS: dict[str, Any] = {
+    "EFFECTS": verdicts.EFFECTS,
+    "NONE": text.NONE,
+    "RULES": claims.RULES,
+}
+_FILTERS: dict[str, Any] = {
+    "cell_name": _cell_name,
+    "data_url": _data_url,
+    "flat": _flat,
+    "picture": _picture,
+    "ranked": _ranked,
+    "seconds": _seconds,
+    "setting": _setting,
+    "tally": verdicts.tally,
+    "time": text.seconds,
+    "zip": zip,
+}
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtr_tf.study.report"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+    environment.globals.update(_WORDS)
+    environment.filters.update(_FILTERS)
+    return environment
+
+
+_HTML = _environment(autoescape=jinja2.select_autoescape(["html"]))
+_MARKDOWN = _environment(autoescape=True, finalize=_markdown_text)

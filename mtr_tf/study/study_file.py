@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of a study: reads it into the records of `design`.
+
+A study file is TOML:
+
+    about = "One paragraph: what is asked, on what."
+    seeds = [0, 1, 2, 3]
+    [train]                     # settings of mtr_tf.train, for all variants
+    [attack]                    # settings of mtr_tf.attack, for all attacks
+    [variants."s+A"]            # settings of mtr_tf.train for one kind of model
+    tasks = ["seg", "autoencoder"]
+    note = "shown in the report"
+    [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
+    variants = ["s+A"]          # which models it is run on; left out: on all
+    source = "s"                # made on this variant's run of the same seed
+    [[claims]]                  # see `claims`
+
+A setting is called as its flag. What differs between runs (seeds, folders) is the
+study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are refused.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import pathlib
+import re
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+from mtr_tf.runs import directory
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+from mtr_tf.study.design import Variant
+from mtr_tf.study.design import slug
+from mtr_tf.study.toml_table import Table
+from mtr_tf.study.toml_table import read
+from mtr_tf.tasks import groups
+from mtr_tf.tasks.groups import task_weights
+from mtr_tf.tasks.names import resolve
+
+_KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
+_TRAIN_REFUSED = {
+    "seed": "the study's seeds say it",
+    "workdir": "the runner gives each run a folder of its own",
+}
+_ATTACK_REFUSED = {
+    "seed": "the study's seeds say it",
+    "ckpt": "the attack's variants say it",
+    "source_ckpt": 'say source = "VARIANT" instead',
+    "name": "the runner gives each attack a folder of its own",
+}
+
+
+def shipped() -> dict[str, Any]:
+    """The files of the studies that come with the package, by name."""
+    folder = importlib.resources.files("mtr_tf.study") / "files"
+    found = {path.name: path for path in folder.iterdir()}
+    return {
+        name.removesuffix(".toml"): found[name]
+        for name in sorted(found)
+        if name.endswith(".toml")
+    }
+
+
+def find(name_or_path: str) -> Any:
+    """The file of a study, by the name of a shipped one or by its own path."""
+    if "/" in name_or_path or name_or_path.endswith(".toml"):
+        return pathlib.Path(name_or_path)
+    known = shipped()
+    if name_or_path not in known:
+        raise InputError(
+            f"the study must be one of {', '.join(known)}, or the path of a .toml "
+            f"file; got {name_or_path!r}{did_you_mean(name_or_path, known, '; did')}."
+        )
+    return known[name_or_path]
+
+
+def load(
+    name_or_path: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    train: Mapping[str, Any] | None = None,
+) -> Study:
+    """Reads a study that comes with the package, by name, or a .toml file, by path.
+
+    Args:
+      name_or_path: As `rooms`, or `my/study.toml`.
+      seeds: Take these instead of the file's.
+      train: Fields of `TrainConfig` to take instead of those in the file's [train].
+
+    Raises:
+      InputError: There is no such study or file, or something in it cannot be used;
+        the message names file, table and key.
+    """
+    path = find(name_or_path)
+    content = read(path)
+    if seeds is not None:
+        content["seeds"] = list(seeds)
+    if train and isinstance(content.setdefault("train", {}), dict):
+        content["train"] |= train
+    file = Table(path.name, content)
+    file.check_keys(_KEYS)
+    variants = _variants(file)
+    study = Study(
+        name=path.name.removesuffix(".toml"),
+        about=" ".join(file.value("about", str).split()),
+        seeds=_seeds(file),
+        train=_train_fields(file.table("train")),
+        attack=_attack_fields(file.table("attack")),
+        variants=variants,
+        attacks=_attacks(file, [variant.name for variant in variants]),
+        claims=_claims(file),
+        file=name_or_path,
+    )
+    _check(study, file)
+    return study
+
+
+def _train_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
+    spelled = {"tasks": resolve, "main_tasks": resolve}
+    return table.settings(TrainConfig, _TRAIN_REFUSED, spelled, beside)
+
+
+def _attack_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
+    def group(text: str) -> str:
+        if text.lower() in ("each", "all"):
+            return text.lower()
+        return "+".join(resolve(text.split("+")))
+
+    spelled = {"tasks": resolve, "attack_tasks": lambda texts: map(group, texts)}
+    return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
+
+
+def _seeds(file: Table) -> tuple[int, ...]:
+    seeds = file.values("seeds", int)
+    valid = all(0 <= seed < 2**32 for seed in seeds)
+    if not seeds or len(set(seeds)) < len(seeds) or not valid:
+        file.fail(
+            "seeds must be one or more different whole numbers from 0 to 2^32 - 1, got "
+            f"{list(seeds)}."
+        )
+    return seeds
+
+
+def _variants(file: Table) -> tuple[Variant, ...]:
+    tables = file.tables("variants")
+    if not tables:
+        file.fail('there must be a variant, as [variants."s"] with tasks = ["seg"].')
+    _check_slugs(file, "variants", tables)
+    return tuple(
+        Variant(name, _train_fields(table, ("note",)), table.value("note", str, ""))
+        for name, table in tables.items()
+    )
+
+
+def _attacks(file: Table, variants: Sequence[str]) -> tuple[AttackSpec, ...]:
+    tables = file.tables("attacks")
+    _check_slugs(file, "attacks", tables)
+    found = []
+    for name, table in tables.items():
+        fields = _attack_fields(table, ("variants", "source"))
+        named = table.values("variants", str, list(variants))
+        source = table.value("source", str, "")
+        for one in (*named, source) if source else named:
+            if one not in variants:
+                hint = did_you_mean(one, variants, "; did")
+                table.fail(
+                    f"there is no variant {one!r}; there are "
+                    f"{', '.join(variants)}{hint or '.'}"
+                )
+        if not named:
+            table.fail("variants must name one or more; leave it out to take all.")
+        found.append(AttackSpec(name, fields, tuple(dict.fromkeys(named)), source))
+    return tuple(found)
+
+
+def _claims(file: Table) -> tuple[dict[str, Any], ...]:
+    """The tables under [[claims]], as they are; `claims` checks them."""
+    return file.values("claims", dict, [])
+
+
+def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
+    """Refuses names whose folders could not be told apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(slug(name), name)
+        if other != name or not re.search(r"\w", name):
+            file.fail(
+                f"names of {key} must differ in letters, digits or any of ._+-, got "
+                f"{other!r} and {name!r}."
+            )
+
+
+def _check(study: Study, file: Table) -> None:
+    """Makes all records once, so that what does not go together is found now."""
+    seed = study.seeds[0]
+    tables = file.tables("variants")
+    for variant in study.variants:
+        with tables[variant.name].explained():
+            config = directory.canonical(study.train_config(variant.name, seed))
+            task_weights(config.tasks, config.main_tasks, config.aux_weight)
+    tables = file.tables("attacks")
+    for spec in study.attacks:
+        for name in spec.variants:
+            with tables[spec.name].explained():
+                fields = study.attack_fields(spec.name, name, seed)
+                config = AttackConfig(ckpt="run", **fields)
+            for run in filter(None, (name, spec.source)):
+                with tables[spec.name].explained(f"on the variant {run!r}: "):
+                    _check_tasks(config, study.train_config(run, seed).tasks)
+
+
+def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
+    """Refuses an attack on tasks that a variant has not."""
+    has = resolve(has)
+    groups.check_has(config.tasks, has, "--tasks")
+    looked_at = [task for task in has if task in (config.tasks or has)]
+    if config.attack != NO_ATTACK:
+        groups.parse_groups(config.attack_tasks, looked_at)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run before its first step: settings resolved, data open, model built."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data import batching
+from mtr_tf.data import noise_targets
+from mtr_tf.data.augment import Augment
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.models import compiling
+from mtr_tf.runs import building
+from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.training import losses as training_losses
+from mtr_tf.training import monitor
+from mtr_tf.training import schedules
+from mtr_tf.training import step as step_lib
+from mtr_tf.training.step import Learner
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that a training run needs; what can be wrong with its settings was said.
+
+    Attributes:
+      config: The settings, as the run keeps them.
+      strategy: Where the run computes.
+      source: The data set.
+      columns: Its training split, with noise for the targets of `--random_targets`.
+      examples: How many of these are trained on.
+      augment: How they are varied.
+      learner: The model, and what a step needs beside it.
+      best: The number that decides which checkpoint is the best.
+      jit: Whether XLA compiles the step.
+    """
+
+    config: TrainConfig
+    strategy: tf.distribute.Strategy
+    source: Source
+    columns: Columns
+    examples: int
+    augment: Augment
+    learner: Learner
+    best: monitor.BestMetric
+    jit: bool
+
+    @property
+    def steps(self) -> int:
+        """How many steps the whole run has."""
+        per_epoch = batching.steps_per_epoch(self.examples, self.config.batch_size)
+        return self.config.epochs * per_epoch
+
+    def batches(self, first: int) -> tf.distribute.DistributedDataset:
+        """The batches from a step on, on all replicas."""
+        return self.strategy.distribute_datasets_from_function(
+            lambda context: batching.train_batches(
+                self.columns,
+                self.config.tasks,
+                batch_size=self.config.batch_size,
+                seed=self.config.seed,
+                first_step=first,
+                last_step=self.steps,
+                num_examples=self.examples,
+                augment=self.augment,
+                context=context,
+                num_classes=self.source.info.num_classes,
+            )
+        )
+
+
+def resolve(config: TrainConfig) -> Job:
+    """Opens the data, builds the model, and complains of all that cannot be.
+
+    Nothing is written. The strategy, seeds and determinism of the process are set.
+
+    Raises:
+      InputError: Settings and data cannot be used as they are.
+    """
+    adversary = step_lib.make_adversary(config)
+    best = monitor.parse_best(config)
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = strategy_lib.create(config.strategy, config.replicas)
+    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
+    with strategy.scope():
+        weighting = training_losses.make_weighting(config)
+    source = building.open_source(config)
+    columns = _training_columns(config, source)
+    source.columns("validation")  # Complains now if it cannot be read.
+    examples = config.train_examples or len(columns)
+    augment = Augment(config.flip, config.parsed_crop)
+    augment.check(*source.info.image_shape[:2])
+    per_epoch = batching.steps_per_epoch(examples, config.batch_size)
+    with strategy.scope():
+        model = building.build_model(config, source.info)
+        optimizer = schedules.optimizer(config, per_epoch)
+        optimizer.build(model.trainable_variables + weighting.variables)
+    learner = Learner(
+        model,
+        optimizer,
+        training_losses.make(config, source.info),
+        weighting,
+        config.weight_decay,
+        config.batch_size,
+        adversary,
+    )
+    size = config.parsed_crop or source.info.image_shape[:2]
+    jit = _jit(config, config.epochs * per_epoch, size, strategy.num_replicas_in_sync)
+    return Job(
+        config,
+        strategy,
+        source,
+        columns,
+        examples,
+        augment,
+        learner,
+        best,
+        jit,
+    )
+
+
+def _training_columns(config: TrainConfig, source: Source) -> Columns:
+    """The training split; `InputError` where it has not what is asked of it."""
+    for name in config.random_targets:
+        if name not in config.tasks:
+            raise InputError(
+                "--random_targets must be among --tasks, "
+                f"{', '.join(config.tasks)}; got {name!r}."
+            )
+    columns = source.columns("train")
+    if config.train_examples > len(columns):
+        raise InputError(
+            f"--train_examples must be at most {len(columns)}, the size of the "
+            f"training split of {config.dataset}; got {config.train_examples}."
+        )
+    return noise_targets.replace(
+        columns, config.random_targets, source.info, config.seed
+    )
+
+
+def _jit(
+    config: TrainConfig, steps: int, image_size: Sequence[int], replicas: int
+) -> bool:
+    """Whether XLA compiles the step: by all steps, so that it does after a kill too."""
+    pixels = math.prod(image_size) * config.batch_size / replicas
+    passes = compiling.TRAINING_STEP * steps
+    on = compiling.worthwhile(config.jit, passes, pixels)
+    compiling.say("the training step" if on else "no training step", config.jit)
+    return on

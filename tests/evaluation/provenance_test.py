@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What finished work is known by, and what records repeat, key by key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtr_tf.evaluation.provenance import Provenance
+
+PROVENANCE = Provenance(
+    mtr_tf="0.2",
+    tensorflow="2",
+    keras="3",
+    model="m",
+    source="s",
+    fast=False,
+    precision="float32",
+    input=None,
+    dataset="rooms",
+    split="validation",
+    num_examples=4,
+    data="d",
+    tasks=("seg",),
+    seed=1,
+    interval_over="4 images",
+)
+
+
+def test_finished_work_is_known_by_these_keys():
+    keys = "mtr_tf tensorflow keras model source fast precision input dataset split"
+    keys = [*keys.split(), "num_examples", "data", "tasks", "seed"]
+    assert list(PROVENANCE.to_dict()) == keys
+    random = dataclasses.replace(PROVENANCE, batch_size=8)
+    assert list(random.to_dict()) == [*keys, "batch_size"]
+
+
+def test_records_repeat_these_keys_in_this_order():
+    measures = {
+        "seed": 1,
+        "dataset": "rooms",
+        "split": "validation",
+        "model_fingerprint": "m",
+        "interval_over": "4 images",
+        "warnings": ["w"],
+    }
+    assert list(PROVENANCE.of_measures(["w"]).items()) == list(measures.items())
+    attacks = measures | {"source_fingerprint": "s", "fast": False}
+    assert list(PROVENANCE.of_attacks(["w"]).items()) == list(attacks.items())

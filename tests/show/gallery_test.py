@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Galleries: which pictures stand where, and that nothing is empty."""
+
+from __future__ import annotations
+
+import figure_fixture
+import numpy as np
+import pytest
+import results_fixture as hand
+from cells_fixture import a_cell
+
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.show import gallery
+from mtr_tf.tasks import TASKS
+
+
+def test_the_gallery_is_of_most_tasks_then_of_the_largest_radius():
+    both = ("seg", "depth")
+    results = [
+        hand.result(4.0, 0.3, 0.3, both),
+        hand.result(8.0, 0.2, 0.4, both),
+        hand.result(9.0, 0.1, 0.5, ("seg",)),
+    ]
+    assert gallery.shown_result(results) is results[1]
+
+
+def results_of(tasks, examples=3, size=(12, 16)) -> tuple[Result, Result]:
+    """Clean and attacked; all pixels of a picture are a number of its own."""
+    numbers = iter(range(1, 250))
+
+    def pictures(*names):
+        return {
+            name: np.stack(
+                [np.full((*size, 3), next(numbers), np.uint8) for _ in range(examples)]
+            )
+            for name in names
+        }
+
+    outputs = [f"output/{task}" for task in tasks]
+    targets = [f"target/{task}" for task in tasks]
+    scores = dict.fromkeys(tasks, {})
+    clean = Result(None, scores, 3, pictures("image", *targets, *outputs))
+    cell = a_cell(tasks=tuple(tasks), step_size=2.0, steps=20)
+    names = ("adversarial", "perturbation", *outputs)
+    return clean, Result(cell, scores, 3, pictures(*names))
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "shown"),
+    [
+        (1, (6, 3), [0, 1, 2]),
+        (2, (9, 3), [0, 1, 2]),
+        (3, (12, 3), [0, 1, 2]),
+        (4, (5, 6), [0, 1]),
+        (11, (12, 6), [0, 1]),
+    ],
+)
+def test_each_example_has_its_images_and_a_row_per_task(count, shape, shown):
+    tasks = list(TASKS)[:count]
+    clean, attacked = results_of(tasks)
+    figure = figure_fixture.drawn(lambda: gallery.of_run(clean, attacked))
+    figure_fixture.check(figure)
+    pixels = [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes]
+    found = np.reshape(pixels, shape)
+    before, after = clean.pictures, attacked.pictures
+    first = [before["image"], after["adversarial"], after["perturbation"]]
+    rows = [first] + [
+        [before[f"target/{t}"], before[f"output/{t}"], after[f"output/{t}"]]
+        for t in tasks
+    ]
+    blocks = [
+        [[picture[example][0, 0, 0] for picture in row] for row in rows]
+        for example in shown
+    ]
+    together = np.concatenate(blocks, axis=1 if shape[1] == 6 else 0)
+    np.testing.assert_array_equal(found, together)
+    names = [axes.get_ylabel() for axes in figure.axes]
+    assert [name for name in names if name] == tasks * (len(shown) * 3 // shape[1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 11])
+@pytest.mark.parametrize("size", [(16, 16), (12, 24)])
+def test_nothing_of_a_gallery_is_empty(count, size):
+    clean, attacked = results_of(list(TASKS)[:count], size=size)
+    figure = figure_fixture.drawn(lambda: gallery.of_run(clean, attacked))
+    assert figure_fixture.empty_share(figure) < 0.11
+    tiles = sum(
+        axes.get_window_extent().width * axes.get_window_extent().height
+        for axes in figure.axes
+    )
+    width, height = figure.canvas.get_width_height()
+    assert tiles / (width * height) > 0.6
+
+
+@pytest.mark.parametrize("count", [1, 6, 13])
+def test_a_study_has_a_row_per_variant(count):
+    variants = [f"variant {n}" for n in range(count - 1)] + ["+".join(TASKS)]
+    tiles = np.zeros((2, 8, 8, 3), np.uint8)
+    pictures = [
+        [tiles + 10 * row + column for column in range(6)] for row in range(count)
+    ]
+    title = f"seg under pgd50 (pgd on {'+'.join(TASKS)}), linf eps 8, seed 0"
+    figure = figure_fixture.drawn(
+        lambda: gallery.of_variants(title, variants, pictures)
+    )
+    figure_fixture.check(figure)
+    pixels = [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes]
+    expected = [10 * row + column for row in range(count) for column in range(6)]
+    assert pixels == expected
+    assert figure.get_suptitle().replace("\n", " ").endswith("seed 0")
+    headings = [axes.get_title().replace("\n", " ") for axes in figure.axes[:6]]
+    assert headings[0] == "image"
+    assert headings[-1] == "output, attacked"

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands print: tables of any rows, of attacks, of measures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import study_fixture
+from results_fixture import RECORDS
+
+from mtr_tf.show import tables
+from mtr_tf.show import text
+
+
+def test_columns_stand_below_each_other():
+    rows = [("name", "n", "seconds"), ("a", "1", "10.5"), ("longer", "200", "")]
+    assert tables.aligned(rows) == (
+        "name    n    seconds\na       1    10.5\nlonger  200"
+    )
+    assert tables.aligned(rows, "lr") == (
+        "name      n  seconds\na         1     10.5\nlonger  200"
+    )
+    assert tables.aligned([("a\nb", "c"), ("long", "d")], bars=True) == (
+        "a    | c\nb    |\nlong | d"
+    )
+
+
+def test_words_are_neither_read_nor_cut(monkeypatch):
+    """Not as rich's markup, emoji or links; and not at the width of a terminal."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    words = ["[bold]seg[/bold]", ":smile:", "mae [m]", "https://a.b/c", "x" * 500]
+    assert tables.aligned([words]) == "  ".join(words)
+
+
+def test_wide_characters_take_two_places():
+    assert tables.aligned([("東京", "a"), ("abc", "b")]) == "東京  a\nabc   b"
+
+
+def test_table():
+    table = tables.table(RECORDS).splitlines()
+    assert table[0].split("|")[1].strip() == "seg miou, higher is better"
+    assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
+    left, seg, depth = (part.split() for part in table[2].split("|"))
+    assert left == ["pgd", "seg+depth", "1"]
+    assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
+    assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
+    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "-"]
+    bars = [[i for i, c in enumerate(line) if c == "|"] for line in table]
+    assert bars == [bars[0]] * len(table)
+
+
+def test_a_narrow_table_is_broken_by_task():
+    narrow = tables.table(RECORDS, width=80)
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    first, second = narrow.split("\n\n")
+    assert "miou" in first
+    assert "mae" not in first
+    assert "mae" in second
+    assert "seg+depth" in second
+
+
+def test_outputs_against_targets_that_attacks_want():
+    assert tables.wanted_table(RECORDS) == ""
+    wanted = {"targeted": True, "wanted_clean": 0.25, "wanted_value": 1234.5}
+    head, *rows = tables.wanted_table([r | wanted for r in RECORDS]).splitlines()
+    assert head.split() == [
+        "attack",
+        "attacked",
+        "eps",
+        "task",
+        "metric",
+        "clean",
+        "attacked",
+    ]
+    assert rows[0].split() == ["pgd", "seg+depth", "1", "seg", "miou", "0.250", "1234"]
+    assert [row.split()[3:5] for row in rows] == [["seg", "miou"], ["depth", "mae"]] * 2
+
+
+def test_measures(tmp_path):
+    """A block of lines for each measure that there is, numbers in their columns."""
+    measures = ("tasks", "pixels", "first_order")
+    study_fixture.write_measures(tmp_path, measures, ("seg", "depth"), 0)
+    records = json.loads((tmp_path / "measures.json").read_text())
+    blocks = tables.measures(records).split("\n\n")
+    assert [block.splitlines()[1].split()[0] for block in blocks] == [
+        "norm",
+        "task",
+        "task",
+        "attacked",
+    ]
+    slope = next(
+        r
+        for r in records
+        if r["quantity"] == "slope" and (r["norm"], r["normalisation"]) == ("l2", "raw")
+    )
+    row = blocks[0].splitlines()[2].split()
+    assert row[:3] == ["l2", "raw", "1.00"]
+    assert float(row[-2]) == pytest.approx(slope["value"], rel=5e-3)
+    assert (
+        tables.measures([r for r in records if r["measure"] == "first_order"])
+        == (blocks[3])
+    )
+    assert tables.measures([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.5, "0.500"),
+        (12.345, "12.3"),
+        (123.4, "123"),
+        (1234.5, "1234"),
+        (0.0, "0.00"),
+        (-0.5, "-0.500"),
+        (None, "-"),
+    ],
+)
+def test_plain_numbers(value, expected):
+    assert text.plain(value) == expected

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of packages: who may import whom, and where. All of it is read, not run."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Each imports what is above it, and no others of its own line.
+ORDER = (
+    "errors",
+    "files",
+    "config",
+    "cli",
+    "tasks",
+    "data models",
+    "attacks",
+    "runs",
+    "evaluation",
+    "measures",
+    "show",
+    "training",
+    "study",
+    "attack_job",
+    "train attack convert compare reproduce",
+)
+LEVELS = {room: i for i, rooms in enumerate(ORDER) for room in rooms.split()}
+
+
+@pytest.fixture(scope="module")
+def structure():
+    """The benchmark's script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("structure")
+
+
+@pytest.fixture(scope="module")
+def modules(structure):
+    return structure.modules(ROOT)
+
+
+@pytest.fixture(scope="module")
+def imports(structure, modules):
+    return [i for m in modules.values() for i in structure.imports(m, modules)]
+
+
+def room(name: str) -> str:
+    return "".join(name.split(".")[1:2])
+
+
+def assert_none(found) -> None:
+    lines = sorted(f"{i.source}:{i.line} imports {i.target}" for i in found)
+    assert not lines, "\n".join(lines)
+
+
+def test_every_package_and_module_of_the_top_level_has_its_place(modules):
+    assert {room(name) for name in modules} - {""} == set(LEVELS)
+
+
+def test_there_are_no_circles(structure):
+    between = structure.arrows(ROOT)
+    assert structure.circles(between) == []
+    assert structure.circles(structure.rooms(between)) == []
+
+
+def test_imports_point_down(imports, modules):
+    def climbs(i) -> bool:
+        source, target = room(i.source), room(i.target)
+        if i.target not in modules or not source or not target or source == target:
+            return False
+        return LEVELS[target] >= LEVELS[source]
+
+    assert_none(filter(climbs, imports))
+
+
+def test_imports_inside_functions_are_in_commands_only(imports, structure):
+    late = [i for i in imports if i.inside and room(i.source) not in structure.COMMANDS]
+    assert_none(late)
+
+
+def test_only_commands_and_cli_know_flags(imports, structure):
+    allowed = (*structure.COMMANDS, "cli")
+    flags = [i for i in imports if i.target.startswith("absl.flags")]
+    assert flags
+    assert_none(i for i in flags if room(i.source) not in allowed)
+
+
+def test_the_script_sees_circles_and_imports(structure, tmp_path):
+    folder = tmp_path / "mtr_tf" / "a"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("from mtr_tf.a import b\n")
+    (folder / "b.py").write_text("def f():\n    from . import c\n")
+    text = (
+        "import mtr_tf.b\nfrom mtr_tf.a.b import f\n\nx = 'pgd' if f == 'pgd' else 0\n"
+    )
+    (folder / "c.py").write_text(text)
+    (folder.parent / "b.py").write_text("from absl import flags\nKINDS = {'pgd': 1}\n")
+    found = structure.arrows(tmp_path)
+    assert found["mtr_tf.a"] == {"mtr_tf.a.b"}
+    assert found["mtr_tf.a.b"] == {"mtr_tf.a.c"}
+    assert found["mtr_tf.a.c"] == {"mtr_tf.b", "mtr_tf.a.b"}
+    assert structure.circles(found) == [["mtr_tf.a.b", "mtr_tf.a.c"]]
+    assert structure.rooms(found)["a"] == {"b"}
+    assert [i.inside for i in structure.late_imports(tmp_path)] == ["f"]
+    (folder.parent / "attacks.py").write_text("KINDS = {'pgd': 1, 'fgsm': 2}\n")
+    assert structure.attack_branches(tmp_path) == ["mtr_tf/a/c.py:4"]
+    assert structure.attack_tables(tmp_path) == ["mtr_tf/attacks.py: KINDS"]

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's page and its Markdown hold what names and sentences may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from html_fixture import parse
+
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+from mtr_tf.study.design import Variant
+from mtr_tf.study.report import page
+from mtr_tf.study.report.curves import Curve
+from mtr_tf.study.report.plots import Plot
+from mtr_tf.study.report.verdicts import Row
+
+HOSTILE = "<script>alert('1')</script> & \"|\" &lt; [a](javascript:b)\nnext"
+
+
+@pytest.fixture
+def content() -> page.Content:
+    """A report whose every text is hostile."""
+    texts = {
+        field.name: HOSTILE
+        for field in dataclasses.fields(Row)
+        if field.type in ("str", "str | None")
+    }
+    row = Row(**texts | {"verdict": "holds"}, n=5, clean=[HOSTILE], warnings=[HOSTILE])
+    study = Study(
+        name=HOSTILE,
+        about=HOSTILE,
+        seeds=(0, 1),
+        train={HOSTILE: HOSTILE},
+        attack={},
+        variants=(Variant(HOSTILE, {"tasks": ["seg", HOSTILE]}, HOSTILE),),
+        attacks=(AttackSpec(HOSTILE, {"eps": [1.0, 4.0]}, (HOSTILE,), HOSTILE),),
+        claims=(),
+    )
+    cell = {"kind": "attack", "variant": HOSTILE, "seed": 1, "attack": HOSTILE}
+    cell |= {"state": "failed", "error": HOSTILE, "log": HOSTILE, "seconds": None}
+    cell |= {"command": HOSTILE, "environment": {"A": HOSTILE}}
+    facts = {"unit": HOSTILE, "better": "higher"}
+    values = {HOSTILE: np.array([[0.5, 0.4], [0.7, np.nan]])}
+    curve = Curve(*[HOSTILE] * 2, (HOSTILE,), *[HOSTILE] * 2, True, facts, ..., {}, {})
+    curve = dataclasses.replace(curve, eps=np.array([0.0, 2.0]), values=values)
+    plot = Plot(curve.id, HOSTILE, HOSTILE, HOSTILE, None, notes=(HOSTILE,))
+    return page.Content(
+        study=study,
+        cells=[cell],
+        provenance={"command": "run", "versions": {"a": HOSTILE}},
+        verdicts=[dataclasses.replace(row, plot=curve.id)],
+        images=HOSTILE,
+        curves=[curve],
+        curve_plots=[plot],
+        theory={name: [] for name in ("norms", "first_order", "pixels", "cosines")},
+        galleries=[],
+        gallery_plots=[],
+    )
+
+
+def test_no_text_becomes_an_element_of_the_page(content):
+    html = page.html(content, {content.curves[0].id: b"<svg/>"})
+    tree = parse(html)
+    assert "script" not in {tag for tag, _ in tree.found}
+    words = " ".join("".join(tree.texts).split())
+    assert words.count(" ".join(HOSTILE.split())) > 20
+    alts = [a["alt"] for tag, a in tree.found if tag == "img"]
+    assert alts == [HOSTILE]
+
+
+def test_no_text_becomes_html_a_link_or_a_column_of_the_markdown(content):
+    words = page.markdown(content)
+    assert "<script" not in words
+    assert "](javascript" not in words
+    assert "&amp;lt;" in words
+    for table in re.findall(r"(?:^\|.*\n)+", words, re.MULTILINE):
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(bars) == 1, table
+    assert len(re.findall(r"^\|( --- \|)+$", words, re.MULTILINE)) == 4
+
+
+def test_pictures_are_made_narrow():
+    wide = page._picture(np.zeros((10, 1000, 3), np.uint8))
+    assert (wide.width, wide.height) == (256, 3)
+    assert wide.png.startswith(b"\x89PNG")
