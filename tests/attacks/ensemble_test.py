@@ -50,7 +50,7 @@ class Losses:
     def in_ensemble(self):
         return dataclasses.replace(self, harm=True)
 
-    def __call__(self, z):
+    def __call__(self, z, progress=0.0):
         raised = tf.add_n([tf.reduce_sum(z * self.slopes[n], 1) for n in self.names])
         return (raised, harm(z)) if self.harm else raised
 

@@ -185,6 +185,8 @@ def test_the_adversary_in_training_sees_them_too(batch_norm):
     }
     moved = []
     for policy in ("float32", "mixed_float16"):
-        run = tf.function(functools.partial(adversary.perturb, net(64, policy), batch))
+        objective = adversary.objective(net(64, policy))
+        perturb = functools.partial(adversary.perturb, objective, batch)
+        run = tf.function(perturb)
         moved.append(np.sign(run().numpy() - images))
     assert np.mean(moved[0] == moved[1]) > 0.98
