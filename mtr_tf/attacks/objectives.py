@@ -331,7 +331,7 @@ class Unbound:
             there is, which is left out.
         """
         names = self.recipe.tasks
-        targets = {name: batch["targets"][name] for name in names}
+        targets = {name: tf.convert_to_tensor(batch["targets"][name]) for name in names}
         masks = {name: tf.cast(batch["masks"][name], tf.float32) for name in names}
         if self.pixels is not None:
             masks = {

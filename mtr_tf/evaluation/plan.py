@@ -248,7 +248,7 @@ class Cell:
         """What must be said wherever its results are, as sentences."""
         if not self.attack.scale or not self.eps:
             return ()
-        # How far a value goes at most, by the formulas in `attacks.released`: by r, or
+        # How far a value goes at most, by the formulas of the released attack: by r, or
         # from 0 to the lower end of the box.
         reach = max(
             max(2 * self.eps * std, 255 * (mean - std))
