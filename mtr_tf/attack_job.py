@@ -16,8 +16,6 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 
 import keras
@@ -48,6 +46,7 @@ from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
+from mtr_tf.runs import store
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.show import curves
@@ -297,8 +296,7 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     settings = {k: v for k, v in config.to_dict().items() if k not in _PLACE_ONLY}
-    text = json.dumps(settings | {"model": fingerprint}, sort_keys=True)
-    unique = hashlib.sha256(text.encode()).hexdigest()[:6]
+    unique = store.digest(settings | {"model": fingerprint})[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
     return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"

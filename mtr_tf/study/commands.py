@@ -20,6 +20,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 import mtr_tf
 from mtr_tf import files
 from mtr_tf.config.attack import NO_ATTACK
@@ -27,6 +29,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.runs import directory
+from mtr_tf.runs import store
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
@@ -125,6 +128,10 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
         marker = read_json(folder / MARKER)
         if marker.get("hash") != cell.hash:
             return False
+        sums = marker.get("checksums", {})  # Versions before 0.2 kept none.
+        if sums and sums != _checksums(cell, folder):
+            logging.warning("%s was changed or damaged; it is done again", folder)
+            return False
         old = marker.get("settings", {})
     now = _settings(cell.config)
     return all(old[name] == now[name] for name in now if name in old)
@@ -161,8 +168,17 @@ def write_marker(
         "seconds": round(seconds, 1),
         "whole": whole,
         "environment": dict(environment),
+        "checksums": _checksums(cell, workdir / cell.folder),
     }
     files.write_json(workdir / cell.folder / MARKER, marker)
+
+
+def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each file that the command leaves."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in cell.files
+    }
 
 
 def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
@@ -237,8 +253,7 @@ def _differs(config: Settings, field: dataclasses.Field) -> bool:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    text = json.dumps({"mtr_tf": mtr_tf.__version__, **content}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return store.digest({"mtr_tf": mtr_tf.__version__, **content})
 
 
 def _flags(config: Settings) -> list[str]:
