@@ -40,11 +40,6 @@ DAMAGED = (
 _CHECKSUM = "checksum"
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of what JSON takes; a tuple is a list, and the order of keys is none."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def as_json(value: Any) -> Any:
     """The value as it comes back from a file: lists for tuples."""
     return json.loads(json.dumps(value))
@@ -82,7 +77,7 @@ def _checksum(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> s
         head = f"{array.dtype.str} {array.shape};".encode()
         parts[name] = hashlib.sha256(head + np.ascontiguousarray(array).tobytes())
     sums = {name: part.hexdigest() for name, part in parts.items()}
-    return digest({"content": content, "arrays": sums})
+    return files.digest({"content": content, "arrays": sums})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Store:
 
     def path(self, key: Mapping[str, Any]) -> pathlib.Path:
         """The JSON file of a key; its arrays are beside it, as .npz."""
-        return self.folder / f"{digest(key)[:16]}.json"
+        return self.folder / f"{files.digest(key)[:16]}.json"
 
     def write(
         self,

@@ -26,25 +26,14 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
-from mtr_tf.config.train import TrainConfig
-from mtr_tf.runs import directory
-from mtr_tf.runs import store
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
 
 MARKER = "finished.json"
-# Settings of attacks that say where, how fast and on what cell, and change no result.
-_PLACE_ONLY = (
-    "ckpt",
-    "source_ckpt",
-    "name",
-    "data_dir",
-    "strategy",
-    "replicas",
-    "batch_size",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,8 +227,7 @@ def _attack_cell(
 
 def _settings(config: Settings) -> dict[str, Any]:
     """The settings that change results."""
-    place = directory._PLACE_ONLY if isinstance(config, TrainConfig) else _PLACE_ONLY
-    return {k: v for k, v in config.to_dict().items() if k not in place}
+    return config.that_change(RESULTS, EXTRAS)
 
 
 def _content(config: Settings) -> dict[str, Any]:
@@ -253,7 +241,7 @@ def _differs(config: Settings, field: dataclasses.Field) -> bool:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    return store.digest({"mtr_tf": mtr_tf.__version__, **content})
+    return files.digest({"mtr_tf": mtr_tf.__version__, **content})
 
 
 def _flags(config: Settings) -> list[str]:
