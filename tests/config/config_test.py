@@ -115,7 +115,8 @@ def test_help_shows_every_flag_with_its_default():
 def test_each_attack_starts_where_its_authors_does_unless_told(flag, wanted):
     known = f"--attack={','.join(wanted)}"
     config = parsed("--ckpt=x", "--eps=8", known, *flag, record=AttackConfig)
-    starts = {c.attack: c.random_start for c in plan.make_cells(config, ("seg",))}
+    cells = plan.make_cells(config, ("seg",))
+    starts = {cell.attack.name: cell.attack.random_start for cell in cells}
     assert starts == wanted
     assert AttackConfig.from_dict(config.to_dict()) == config
 
@@ -123,7 +124,7 @@ def test_each_attack_starts_where_its_authors_does_unless_told(flag, wanted):
 def test_members_of_worst_start_as_they_do_alone():
     config = AttackConfig(ckpt="x", attack=("worst",), ensemble=("mim", "pgd"))
     cell = plan.make_cells(config, ("seg",))[0]
-    assert [member.random_start for member in cell.members] == [False, True]
+    assert [member.attack.random_start for member in cell.members] == [False, True]
 
 
 def test_which_settings_change_no_result():

@@ -126,16 +126,16 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
 def test_settings_of_members(subject):
     config = AttackConfig(ckpt="x", attack=("sea", "worst", "pgd"), eps=(8.0,))
     sea, ensemble, pgd = make_cells(config, ("seg",))
-    assert (sea.judge, ensemble.judge, pgd.judge) == ("harm", "harm", "loss")
+    assert [c.objective.judge for c in (sea, ensemble, pgd)] == ["harm", "harm", "loss"]
     assert (sea.label, ensemble.label, pgd.label) == ("sea", "worst", "pgd")
-    assert [m.losses for m in sea.members] == [
+    assert [m.objective.losses for m in sea.members] == [
         ("masked_ce_balanced",),
         ("masked_ce",),
         ("js",),
         ("cospgd",),
     ]
     for cell in (sea, ensemble):
-        assert {member.judge for member in cell.members} == {"harm"}
+        assert {member.objective.judge for member in cell.members} == {"harm"}
         assert [member.place for member in cell.members] == list(
             range(len(cell.members))
         )

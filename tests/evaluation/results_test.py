@@ -46,7 +46,8 @@ def test_records():
 def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
     plain, moved = result(4.0, 0.3, 0.3), result(8.0, 0.3, 0.3)
     scale = ((0.5,) * 3, (0.25,) * 3)
-    cell = dataclasses.replace(moved.cell, attack="pgd_released", scale=scale)
+    attack = dataclasses.replace(moved.cell.attack, name="pgd_released", scale=scale)
+    cell = dataclasses.replace(moved.cell, attack=attack)
     moved = dataclasses.replace(moved, cell=cell)
     facts = FACTS | {"warnings": ["of all."]}
     records = results.make_records(CLEAN, [plain, moved], facts)

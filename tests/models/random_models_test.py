@@ -21,7 +21,6 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
-from mtr_tf.evaluation import sweep
 from mtr_tf.measures import gradients
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
@@ -307,8 +306,10 @@ def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, 
 
 def test_costs_count_draws():
     cell = a_cell("pgd", ("depth",), step_size=2.0, steps=10, restarts=2)
-    several = dataclasses.replace(cell, eot=5)
-    assert sweep._passes(several) - 1 == 5 * (sweep._passes(cell) - 1)
+    goal = dataclasses.replace(cell.objective, eot=5)
+    several = dataclasses.replace(cell, objective=goal)
+    assert cell.passes == 1 + 2 * 11
+    assert several.passes == 1 + 5 * 2 * 11
     assert several.label == "pgd-eot5"
     assert several.objective_settings(8, 8)["eot"] == 5
 
