@@ -25,6 +25,7 @@ from absl import logging
 
 from mtr_tf import files
 from mtr_tf.data.source import Columns
+from mtr_tf.errors import present
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.evaluator import Rows
@@ -78,6 +79,11 @@ class Result:
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
+
+    @property
+    def attack_cell(self) -> Cell:
+        """The attack, of a result that is not that of the clean images."""
+        return present(self.cell, "the cell of an attack")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +228,7 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
         digest.update(f"{name} {array.dtype} {shape};".encode())
         for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
             rows = np.arange(first, min(first + _ROWS, shape[0]))
-            digest.update(np.ascontiguousarray(array[rows]))
+            digest.update(np.ascontiguousarray(array[rows]).data)
     if columns.groups is not None:
         units = resampling.units(columns.groups, num_examples)
         digest.update(f"{units.over};{units.of.tolist()}".encode())
@@ -241,6 +247,6 @@ def _arrays(examples: Examples) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     with files.whole_file(path) as beside, open(beside, "wb") as file:
         np.savez_compressed(file, **arrays)

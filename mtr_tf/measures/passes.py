@@ -63,7 +63,7 @@ class Parts:
         self, parts: Sequence[Part], images: int, what: str = "measuring"
     ) -> list[Arrays]:
         """The arrays of all parts; those not in the folder are made and kept."""
-        found = [self._read(part) for part in parts]
+        found, finished = [self._read(part) for part in parts], []
         costs = [part.cost * part.passes * images for part in parts]
         done = sum(
             cost
@@ -72,11 +72,12 @@ class Parts:
         )
         with progress.bar(sum(costs), what, "image passes", done) as advance:
             for place, part in enumerate(parts):
-                if found[place] is None:
-                    step = functools.partial(_advance, advance, part)
-                    found[place] = part.make(step)
-                    self._write(part, found[place])
-        return found
+                arrays = found[place]
+                if arrays is None:
+                    arrays = part.make(functools.partial(_advance, advance, part))
+                    self._write(part, arrays)
+                finished.append(arrays)
+        return finished
 
     def _key(self, part: Part) -> str:
         key = {"format": _FORMAT, **self.facts, "part": dict(part.about)}
@@ -100,7 +101,7 @@ class Parts:
             logging.warning("%s is damaged (%s); it is done again", path, error)
             return None
 
-    def _write(self, part: Part, arrays: Arrays) -> None:
+    def _write(self, part: Part, arrays: Mapping[str, Any]) -> None:
         with (
             files.whole_file(self._path(part)) as beside,
             open(beside, "wb") as file,
