@@ -6,7 +6,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
+T = TypeVar("T")
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
@@ -16,6 +18,21 @@ class InputError(ValueError):
     The message says what must hold, what was given and what to do. The binaries print
     it as one line, without a stack trace, and exit with code 1.
     """
+
+
+def present(value: T | None, what: str) -> T:
+    """A value that may be None by its type, where the caller knows that it is not.
+
+    Args:
+      value: What is there.
+      what: A few words for it.
+
+    Raises:
+      TypeError: It is None after all, which is a fault of the code.
+    """
+    if value is None:
+        raise TypeError(f"{what} must be there, got None.")
+    return value
 
 
 def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> str:

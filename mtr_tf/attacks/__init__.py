@@ -61,6 +61,7 @@ _MODULES = {
     for module, record in [kind.record.split(":")]
 }
 
+# pyrefly: ignore[unresolvable-dunder-all]  (names of attacks are read off the table)
 __all__ = ["KINDS", "make", *sorted(_MODULES)]
 
 

@@ -161,7 +161,7 @@ def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
 
 
 def _run(
-    attack: Attack, objective: Objective, x: tf.Tensor, keys: tf.Tensor, jit: bool
+    attack: Attack, objective: Any, x: tf.Tensor, keys: tf.Tensor, jit: bool
 ) -> tf.Tensor:
     """Compiles the attack, unless that was done before, and returns its images."""
     if getattr(objective, "reusable", False) and _hashable(attack):

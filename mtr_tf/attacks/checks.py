@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Collection
+from typing import TypeGuard
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -17,7 +18,7 @@ from mtr_tf.errors import did_you_mean
 def check_number(name: str, value: object) -> None:
     """Raises InputError unless `value` is a finite real number."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
+    if not (real and math.isfinite(value)):
         raise InputError(f"{name} is a finite number, got {value!r}.")
 
 
@@ -43,13 +44,13 @@ def check_restarts(restarts: object, random_start: bool) -> None:
         )
 
 
-def check_name(kind: str, given: object, known: Iterable[str]) -> None:
+def check_name(kind: str, given: object, known: Collection[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
     if given not in known:
         hint = did_you_mean(given, known)
         raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}.{hint}")
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether it is a whole number, of Python or NumPy."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

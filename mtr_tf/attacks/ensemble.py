@@ -15,6 +15,7 @@ from mtr_tf.attacks.kinds import SEA_LOSSES
 from mtr_tf.attacks.kinds import SEA_RADII
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
 
 # An attack, or an attack and the names of the losses that it raises.
 Member = base.Attack | tuple[base.Attack, tuple[str, ...]]
@@ -51,12 +52,10 @@ class Worst(base.Attack):
                 "attacks is a tuple of attacks, one at least, such as "
                 f"(PGD(...), APGD(...)); got {self.attacks!r}."
             )
-        members = tuple(
-            (member[0], tuple(member[1])) if _is_pair(member) else member
-            for member in members
-        )
+        pairs = [_pair(member) for member in members]
+        members = tuple(pair[0] if pair[1] is None else pair for pair in pairs)
         object.__setattr__(self, "attacks", members)
-        for attack, _ in self._pairs():
+        for attack, _ in pairs:
             if not callable(getattr(attack, "search", None)):
                 raise InputError(
                     "Each of attacks is an attack, or a pair (attack, names of "
@@ -87,13 +86,11 @@ class Worst(base.Attack):
             best = Best.none(points) if best is None else best
             scores = base.score(judge, points, tf.constant(1.0))
             best = best.offer(points, scores)
-        return tf.cast(best.points, x.dtype)
+        return tf.cast(present(best, "a member").points, x.dtype)
 
     def _pairs(self) -> list[tuple[base.Attack, tuple[str, ...] | None]]:
         """The members as pairs, with None for the objective's own losses."""
-        return [
-            member if _is_pair(member) else (member, None) for member in self.attacks
-        ]
+        return [_pair(member) for member in self.attacks]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +141,11 @@ class SEA(base.Attack):
         return Worst(tuple((run, (name,)) for name in SEA_LOSSES))
 
 
-def _is_pair(member: Any) -> bool:
-    return isinstance(member, tuple) and len(member) == 2
+def _pair(member: Any) -> tuple[base.Attack, tuple[str, ...] | None]:
+    """A member with its losses, None for the objective's own."""
+    if isinstance(member, tuple) and len(member) == 2:
+        return member[0], tuple(member[1])
+    return member, None
 
 
 def _with_losses(objective: base.Objective, names: tuple[str, ...]) -> Any:

@@ -100,12 +100,12 @@ def score(
       clean: The rows of the clean images, for balances that compare with them.
       targeted: Whether the score is minus the harm, or the loss.
     """
-    weights = dict(zip(rows, weights, strict=True)) if weights else {}
+    by_task = dict(zip(rows, weights, strict=True)) if weights else {}
     if judge == HARM:
-        value = _joint_harm(rows, weights)
+        value = _joint_harm(rows, by_task)
     else:
-        before = None if clean is None else _losses(clean, weights)
-        value = balance.score(_losses(rows, weights), before)
+        before = None if clean is None else _losses(clean, by_task)
+        value = balance.score(_losses(rows, by_task), before)
     return -value if targeted else value
 
 

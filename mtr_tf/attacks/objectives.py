@@ -36,7 +36,8 @@ from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 
-Batch = Mapping[str, Mapping[str, tf.Tensor]]
+Batch = Mapping[str, Any]
+"""{"targets": {task: tensor}, "masks": {task: tensor}}, and what a run adds."""
 
 
 @dataclasses.dataclass(frozen=True)

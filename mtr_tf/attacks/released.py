@@ -96,13 +96,14 @@ class ReleasedPGD(base.Attack):
                 raise InputError(f"{name} is one of {', '.join(known)}, got {value!r}.")
         for name in ("mean", "std"):
             self._check_channels(name)
-        if self.mean is not None and len(self.mean) != len(self.std):
+        mean, std = self.mean or (), self.std or ()
+        if len(mean) != len(std):
             raise InputError(
-                "mean and std have one number per channel, got "
-                f"{len(self.mean)} and {len(self.std)}."
+                f"mean and std have one number per channel, got {len(mean)} and "
+                f"{len(std)}."
             )
-        if self.std is not None and min(self.std) <= 0:
-            raise InputError(f"std is above 0, got {min(self.std):g}.")
+        if std and min(std) <= 0:
+            raise InputError(f"std is above 0, got {min(std):g}.")
 
     def _check_channels(self, name: str):
         value = getattr(self, name)
@@ -164,12 +165,13 @@ class ReleasedPGD(base.Attack):
         """
         if self.scale == "pixels":
             return tuple(tf.constant(number, x.dtype) for number in (1, 0, 1))
-        if x.shape[-1] != len(self.mean):
+        mean, std = self.mean or (), self.std or ()
+        if x.shape[-1] != len(mean):
             raise InputError(
-                f"The last axis of the images is for {len(self.mean)} channels, as "
+                f"The last axis of the images is for {len(mean)} channels, as "
                 f"many as mean has numbers, got shape {x.shape}."
             )
-        mean, std = tf.constant(self.mean, x.dtype), tf.constant(self.std, x.dtype)
+        mean, std = tf.constant(mean, x.dtype), tf.constant(std, x.dtype)
         return 2 * std, mean - std, mean + std
 
 

@@ -253,7 +253,9 @@ def _side(share: tf.Tensor, points: tf.Tensor, odd: bool = False) -> tf.Tensor:
     return tf.minimum(side, tf.reduce_min(size))
 
 
-def _places(points: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> list[tf.Tensor]:
+def _places(
+    points: tf.Tensor, side: tf.Tensor, place: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns each row's and column's number within its image's window.
 
     That is [batch, height, 1] and [batch, 1, width], negative or from `side` on
@@ -266,7 +268,7 @@ def _places(points: tf.Tensor, side: tf.Tensor, place: tf.Tensor) -> list[tf.Ten
         first = tf.cast(tf.floor(place[:, axis] * choices), tf.int32)
         first = tf.minimum(first, size - side)  # Rounding may carry it one too far.
         numbers.append(tf.range(size) - first[:, None])
-    return [numbers[0][:, :, None], numbers[1][:, None, :]]
+    return numbers[0][:, :, None], numbers[1][:, None, :]
 
 
 def _inside(

@@ -30,6 +30,7 @@ import numpy as np
 from mtr_tf import files
 from mtr_tf.cli import progress
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
 
 MAX_PROCESSES = 8
 _FEW = 32  # Fewer examples than this are not worth a process.
@@ -86,7 +87,7 @@ def examples(
 
 
 @contextlib.contextmanager
-def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen]:
+def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `main` of a module in a process of one thread, which is stopped at the end.
 
     Args:
@@ -114,8 +115,8 @@ def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen]:
         yield process
     finally:
         process.kill()
-        process.stdin.close()
-        process.stdout.close()
+        for pipe in (process.stdin, process.stdout):
+            present(pipe, "a pipe").close()
         process.wait()
 
 
@@ -180,9 +181,10 @@ def _worker(
 ) -> Iterator[TextIO]:
     """Starts a worker, gives its output, and stops it."""
     with worker(__name__, folder, work) as process:
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe = present(process.stdin, "a pipe")
+        with contextlib.suppress(BrokenPipeError), pipe:
             pipe.write(json.dumps(jobs).encode())
-        yield io.TextIOWrapper(process.stdout)
+        yield io.TextIOWrapper(present(process.stdout, "a pipe"))
 
 
 def _wait(pipe: TextIO) -> None:

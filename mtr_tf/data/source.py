@@ -110,7 +110,7 @@ class Columns:
     masks: Mapping[str, Column]
     names: Sequence[str] = ()
     groups: Groups | None = None
-    original_sizes: np.ndarray | None = None
+    original_sizes: Column | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.data.source import Columns
+from mtr_tf.errors import present
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.evaluator import Rows
@@ -65,6 +66,11 @@ class Result:
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
+
+    @property
+    def attack_cell(self) -> Cell:
+        """The attack, of a result that is not that of the clean images."""
+        return present(self.cell, "the cell of an attack")
 
     @property
     def views(self) -> dict[str, Rows]:
@@ -219,7 +225,7 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
         digest.update(f"{name} {array.dtype} {shape};".encode())
         for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
             rows = np.arange(first, min(first + _ROWS, shape[0]))
-            digest.update(np.ascontiguousarray(array[rows]))
+            digest.update(np.ascontiguousarray(array[rows]).data)
     if columns.groups is not None:
         units = resampling.units(columns.groups, num_examples)
         digest.update(f"{units.over};{units.of.tolist()}".encode())

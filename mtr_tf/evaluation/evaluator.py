@@ -141,7 +141,7 @@ class Evaluator:
         self._strategy = strategy or tf.distribute.get_strategy()
         self._attack = attack
         self._surrogate = surrogate or model
-        settings = {"tasks": self._tasks, **(objective or {})}
+        settings: dict[str, Any] = {"tasks": self._tasks, **(objective or {})}
         self._objective = objectives.unbound(self._surrogate, **settings)
         self._targeted = self._objective.recipe.targeted
         self._seed = seed

@@ -20,7 +20,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
+from scipy import stats  # pyrefly: ignore[untyped-import]  # It has no annotations.
 
 from mtr_tf.errors import InputError
 
@@ -119,7 +119,10 @@ def draw(count: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def widened(
-    interval: np.ndarray, centre: np.ndarray, count: int, confidence: float
+    interval: np.ndarray | tuple[float, float],
+    centre: np.ndarray | float,
+    count: int,
+    confidence: float,
 ) -> np.ndarray:
     """A percentile interval of a bootstrap, made as wide as few units ask for.
 

@@ -57,7 +57,7 @@ def _record(
     facts: Mapping[str, Any],
     units: Mapping[str, str],
 ) -> Record:
-    cell = result.cell
+    cell = result.attack_cell
     before = clean.scores[task][metric.name]
     after = result.scores[task][metric.name]
     wanted = result.wanted.get(task, {}).get(metric.name, {})

@@ -29,6 +29,7 @@ from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
+from mtr_tf.errors import present
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_store import Result
@@ -78,7 +79,7 @@ def check_once(
       examples: How many images are looked at.
       transfer: Whether the results come from images made on another model.
     """
-    cell = probe([result.cell for result in results])
+    cell = probe([result.attack_cell for result in results])
     if cell is None:
         return []
     count = min(examples, subject.num_examples)
@@ -169,7 +170,8 @@ def run(
         for name, call in calls.items():
             evaluations[name] = call()
             advance(1)
-    slopes = evaluations.pop("slopes").examples.adversarial
+    examples = present(evaluations.pop("slopes").examples, "images")
+    slopes = present(examples.adversarial, "gradients")
     far = evaluations["far"]
     harms = {name: _harm(cell, each) for name, each in evaluations.items()}
     whole = harms["base"]
@@ -366,7 +368,9 @@ def _cause(model: keras.Model) -> str:
     )
 
 
-def _order(name: str, holds: bool, reason: str, **harms: np.ndarray) -> Check:
+def _order(
+    name: str, holds: bool | np.bool_, reason: str, **harms: np.ndarray
+) -> Check:
     """A check that compares mean scores."""
     measured = {key: float(np.mean(v)) for key, v in harms.items() if v.size}
     return Check(name, "" if holds else reason, measured)
@@ -392,8 +396,12 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
 def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
     """Those that may be compared with the cell."""
     shared = operator.attrgetter("tasks", "eps", "objective.balance", "objective.judge")
-    bound = [r for r in results if r.cell.attack.kind.bounded]  # Others are stronger.
-    return [result for result in bound if shared(result.cell) == shared(cell)]
+    return [
+        result
+        for result in results
+        if result.attack_cell.attack.kind.bounded  # Others are stronger.
+        and shared(result.cell) == shared(cell)
+    ]
 
 
 def _all_pixels_of_classes(cell: Cell) -> bool:
@@ -409,8 +417,8 @@ def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
     return _order(
         "transfer",
         not base.size or np.mean(harm) <= np.mean(base),
-        f"{result.cell.label} made on another model does more harm than PGD on the "
-        "model itself; its gradients are masked",
+        f"{result.attack_cell.label} made on another model does more harm than PGD on "
+        "the model itself; its gradients are masked",
         white_box=base,
         transfer=harm,
     )

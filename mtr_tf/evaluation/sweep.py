@@ -21,6 +21,7 @@ from mtr_tf.cli import progress
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import present
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import evaluator as evaluator_lib
 from mtr_tf.evaluation import intervals
@@ -277,7 +278,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         cell,
         scores(rows, subject.seed, subject.units),
         len(evaluation.index),
-        _paint(evaluation.examples, subject),
+        _paint(present(evaluation.examples, "examples"), subject),
         rows,
         _wanted(unmoved, evaluation.wanted),
         evaluation.wanted,
@@ -315,13 +316,13 @@ def _number(value: Any) -> float | None:
 
 def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     """The first examples as bytes, each task by its own colours; see `Result`."""
-    attacked = examples.adversarial is not None
-    outputs = examples.attacked if attacked else examples.clean
+    adversarial = examples.adversarial
+    outputs = examples.clean if adversarial is None else examples.attacked
     pictures = {"image": palettes.image_to_rgb(examples.image)}
-    if attacked:
-        change = examples.adversarial - examples.image
+    if adversarial is not None:
+        change = adversarial - examples.image
         magnify = palettes.magnification(change[:PAINTED])
-        pictures["adversarial"] = palettes.image_to_rgb(examples.adversarial)
+        pictures["adversarial"] = palettes.image_to_rgb(adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
     for task in subject.tasks:
         to_rgb = tasks_lib.TASKS[task].to_rgb

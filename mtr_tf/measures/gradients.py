@@ -251,13 +251,15 @@ def mean_correlation(matrix: np.ndarray) -> float:
     return float(off / (count - 1) / on) if count > 1 and on else float("nan")
 
 
-def factor(rho: float, count: np.ndarray) -> np.ndarray:
+def factor(rho: float, count: np.ndarray | Sequence[int]) -> np.ndarray:
     """sqrt((1 + (k - 1) rho) / k): what k tasks (or pixels) leave of one's norm."""
     count = np.asarray(count, np.float64)
     return np.sqrt(np.maximum((1 + (count - 1) * rho) / count, 0))
 
 
-def fit_factor(count: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
+def fit_factor(
+    count: np.ndarray | Sequence[int], norms: np.ndarray
+) -> tuple[float, float]:
     """(sigma, rho) with norms ~= sigma * factor(rho, count).
 
     Squared that is a line in 1 / count, sigma^2 (rho + (1 - rho) / count); the line of
@@ -275,7 +277,7 @@ def fit_factor(count: np.ndarray, norms: np.ndarray) -> tuple[float, float]:
     return float(np.sqrt(max(flat + falling, 0))), float(flat / (flat + falling))
 
 
-def slope(count: np.ndarray, values: np.ndarray) -> np.ndarray:
+def slope(count: np.ndarray | Sequence[int], values: np.ndarray) -> np.ndarray:
     """The least-squares slope of log values `[..., K]` over log counts `[K]`, `[...]`.
 
     1 / sqrt(count) has slope -1/2. NaN where a value is not above 0, or for one count.

@@ -58,7 +58,7 @@ class Parts:
         self, parts: Sequence[Part], images: int, what: str = "measuring"
     ) -> list[Arrays]:
         """The arrays of all parts; those not in the folder are made and kept."""
-        found = [self._read(part) for part in parts]
+        found, finished = [self._read(part) for part in parts], []
         costs = [part.cost * part.passes * images for part in parts]
         done = sum(
             cost
@@ -67,11 +67,12 @@ class Parts:
         )
         with progress.bar(sum(costs), what, "image passes", done) as advance:
             for place, part in enumerate(parts):
-                if found[place] is None:
-                    step = functools.partial(_advance, advance, part)
-                    found[place] = part.make(step)
-                    self._write(part, found[place])
-        return found
+                arrays = found[place]
+                if arrays is None:
+                    arrays = part.make(functools.partial(_advance, advance, part))
+                    self._write(part, arrays)
+                finished.append(arrays)
+        return finished
 
     def _key(self, part: Part) -> dict[str, Any]:
         return {"format": _FORMAT, **self.facts, "part": dict(part.about)}
@@ -80,7 +81,7 @@ class Parts:
         kept, key = store.Store(self.folder), self._key(part)
         if kept.path(key).exists():
             entry = kept.read(key)
-            return entry and entry.arrays
+            return None if entry is None else entry.arrays
         return self._read_alone(kept.path(key).with_suffix(".npz"), key)
 
     def _read_alone(self, path: pathlib.Path, key: Mapping[str, Any]) -> Arrays | None:

@@ -123,7 +123,7 @@ def of_pixel_attacks(
     for (count, arrays), metric in itertools.product(
         sorted(found.items()), shown_metrics(task)
     ):
-        record = {
+        record: Record = {
             "measure": measure,
             "quantity": "attacked_pixels",
             "tasks": [task],
@@ -153,4 +153,4 @@ def of_pixel_attacks(
 
 def _deviation(draws: np.ndarray) -> float:
     """The standard deviation over draws, without NaN; NaN if there are none."""
-    return np.sqrt(gradients.mean((draws - gradients.mean(draws)) ** 2))
+    return float(np.sqrt(gradients.mean((draws - gradients.mean(draws)) ** 2)))

@@ -151,7 +151,7 @@ def _over_sizes(
 
 
 def slope(
-    count: Sequence[int],
+    count: np.ndarray | Sequence[int],
     values: np.ndarray,
     draws: np.ndarray,
     theory: np.ndarray,
@@ -199,8 +199,9 @@ def _pairs(
             draws = intervals.resampled_means(per_image, units, seed=seed)
             ends = intervals.of_draws(draws, matrix, units.known(per_image))
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
-            record = {"measure": "tasks", "quantity": quantity, "norm": "l2"}
-            record |= {"tasks": [tasks[i], tasks[j]], "value": number(matrix[i, j])}
+            record: Record = {"measure": "tasks", "quantity": quantity}
+            record |= {"norm": "l2", "tasks": [tasks[i], tasks[j]]}
+            record["value"] = number(matrix[i, j])
             if ends is not None:
                 record["interval"] = [number(end) for end in ends[:, i, j]]
             records.append(record)

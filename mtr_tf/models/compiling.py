@@ -71,7 +71,9 @@ def in_xla() -> bool:
     return _IN_XLA.get()
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any],
+) -> tf.types.experimental.PolymorphicFunction:
     """Returns it as a tf.function that XLA compiles."""
 
     def traced(*arguments: Any) -> Any:

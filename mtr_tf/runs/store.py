@@ -138,7 +138,7 @@ def say_damaged(path: pathlib.Path, error: BaseException) -> None:
     logging.warning("%s is damaged (%s); it is done again", path, error)
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes an .npz file whole or not at all."""
     with files.whole_file(path) as beside, open(beside, "wb") as file:
         np.savez_compressed(file, **arrays)

@@ -25,7 +25,7 @@ def save_run(clean: Result, results: Sequence[Result], path: pathlib.Path) -> No
 
 def shown_result(results: Sequence[Result]) -> Result:
     """What the gallery shows: most tasks attacked; of these the largest radius."""
-    return max(results, key=lambda r: (len(r.cell.tasks), r.cell.eps))
+    return max(results, key=lambda r: (len(r.attack_cell.tasks), r.attack_cell.eps))
 
 
 def of_run(clean: Result, attacked: Result) -> Figure:
@@ -42,7 +42,7 @@ def of_run(clean: Result, attacked: Result) -> Figure:
         together = blocks[start : start + across]
         lines += [sum(parts, []) for parts in zip(*together, strict=True)]
     headings = [INPUTS * across, OUTPUTS * across, *[()] * (rows - 2)] * down
-    cell = attacked.cell
+    cell = attacked.attack_cell
     title = f"{cell.label} on {cell.group}, {cell.threat.norm} eps {cell.eps:g}"
     return sheet(title, ["", *tasks] * down, headings, lines)
 

@@ -313,7 +313,7 @@ def x_ticks(axes, ticks: Iterable[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def log_x(axes, ticks: Sequence[float]) -> None:
+def log_x(axes, ticks: Iterable[float]) -> None:
     """Makes x logarithmic, with these ticks."""
     axes.set_xscale("log")
     x_ticks(axes, ticks)

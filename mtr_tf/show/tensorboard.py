@@ -23,6 +23,7 @@ import contextlib
 import itertools
 import math
 import pathlib
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ _OPTIMIZER = {
     ),
 }
 # What the mean of a loss over images is the same number as, if no pixel is masked.
-_TWINS = {losses_lib.l1: "mae", losses_lib.l2: "mse"}
+_TWINS: dict[Callable[..., Any], str] = {losses_lib.l1: "mae", losses_lib.l2: "mse"}
 
 Columns = dict[str, np.ndarray]
 """{heading: tiles, uint8 [examples, H, W, 3]}, the columns of a picture."""
@@ -359,14 +360,14 @@ def write_attacks(
     _remove_runs(folder)
     with Board(folder, anew=True) as board:
         board.settings(settings)
-    whole = all(float(result.cell.eps).is_integer() for result in results)
+    whole = all(float(result.attack_cell.eps).is_integer() for result in results)
     about = _about_radii(clean, results[0], settings["split"], whole)
     for run, members in itertools.groupby(sorted(results, key=_run), _run):
         with Board(folder / run, anew=True) as board:
             board.scalars(_scores(clean), 0, about, _BY_EPS, units)
             for result in members:
-                if result.cell.eps:
-                    step = round(result.cell.eps * (1 if whole else 1000))
+                if eps := result.attack_cell.eps:
+                    step = round(eps * (1 if whole else 1000))
                     images = _painted(clean, result)
                     board.scalars(_scores(result), step, about, _BY_EPS, units)
                     board.pictures(images, step, _MAGNIFIED, _BY_EPS)
@@ -374,7 +375,7 @@ def write_attacks(
 
 def _about_radii(clean: Result, attacked: Result, split: str, whole: bool) -> str:
     """The part of a description that all numbers share."""
-    norm = attacked.cell.threat.norm
+    norm = attacked.attack_cell.threat.norm
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
     times = "" if whole else " times 1000"
     return (
@@ -385,7 +386,8 @@ def _about_radii(clean: Result, attacked: Result, split: str, whole: bool) -> st
 
 
 def _run(result: Result) -> str:
-    return f"{result.cell.label}/{result.cell.group}"
+    cell = result.attack_cell
+    return f"{cell.label}/{cell.group}"
 
 
 def _scores(result: Result) -> dict[str, float]:

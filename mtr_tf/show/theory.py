@@ -297,6 +297,7 @@ def first_order_of_run(records: Sequence[Record]) -> Figure:
     """The rise of the loss, and beside it its ratio to the first order."""
     found = series.chosen(records, quantity="rise")
     figure, grid = style.grid_of(1, 2, (5, 3.8))
+    names: list[str] = []
     for axes, ratio in zip(grid[0], (False, True), strict=True):
         names = first_order(axes, found, ratio)
     notes = ["dashes: eps times the dual norm of the gradient; right: over that"]

@@ -267,7 +267,7 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
     minus.check_keys(MEASURE)
     within = table.value("within", float, 0.0) if "within" in table.content else None
-    measure = {
+    measure: dict[str, Any] = {
         **_with_tasks(table),
         "variants": variants,
         "sign": float(table.value("sign", float, 1.0)),

@@ -128,7 +128,7 @@ def judge(
     if n < LEAST_SEEDS:
         return OPEN, f"{n} of the {LEAST_SEEDS} seeds that a verdict needs."
     if claim.within is not None:
-        return _nearness(claim, low, high)
+        return _nearness(claim.within, claim.measure["reference"], low, high)
     if low > claim.margin and p <= ALPHA:
         return HOLDS, f"Positive in {n} seeds (p {p:.2g}), and so is the interval."
     if high < claim.margin and opposite <= ALPHA:
@@ -137,8 +137,8 @@ def judge(
     return OPEN, _open(claim, effect, low, high, n, p if effect > 0 else opposite)
 
 
-def _nearness(claim: Claim, low: float, high: float) -> tuple[str, str]:
-    within, value = claim.within, claim.measure["reference"]
+def _nearness(within: float, value: float, low: float, high: float) -> tuple[str, str]:
+    """The verdict on a claim to be `within` so much of a value."""
     if max(abs(low), abs(high)) <= within:
         return HOLDS, f"The whole interval is within {within:g} of {value:g}."
     if low > within or high < -within:

@@ -18,6 +18,7 @@ from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import present
 from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Threat
 from mtr_tf.study.commands import Cell
@@ -50,11 +51,11 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
 
 def of_cells(cells: Sequence[Cell]) -> dict[str, float]:
     """The costs of cells, by their folders."""
-    trained = {cell.folder: cell.config for cell in cells if cell.kind == "train"}
+    trained = {c.folder: c.config for c in cells if isinstance(c.config, TrainConfig)}
     return {
-        cell.folder: of_training(cell.config)
-        if cell.kind == "train"
-        else of_attack(cell.config, trained[cell.needs[0]])
+        cell.folder: of_attack(cell.config, trained[cell.needs[0]])
+        if isinstance(cell.config, AttackConfig)
+        else of_training(trained[cell.folder])
         for cell in cells
     }
 
@@ -165,8 +166,8 @@ class Clock:
         """
         if not self._took:
             return None
-        rest = [self.seconds(cell) for cell in waiting]
-        for cell, elapsed in running:
-            needed = self.seconds(cell)
+        rest = []
+        for cell, elapsed in [*((cell, 0.0) for cell in waiting), *running]:
+            needed = present(self.seconds(cell), "a cell that is done")
             rest.append(max(needed - elapsed, 0.1 * needed))
         return max(sum(rest) / workers, max(rest, default=0.0))

@@ -84,7 +84,8 @@ class Study:
     def train_config(self, variant: str, seed: int) -> TrainConfig:
         """The settings of the run of a variant's name and a seed."""
         own = self.variant(variant).train
-        return TrainConfig(**{**self.train, **own, "seed": seed})
+        fields: dict[str, Any] = {**self.train, **own, "seed": seed}
+        return TrainConfig(**fields)
 
     def attack_fields(self, spec: str, variant: str, seed: int) -> dict[str, Any]:
         """The fields of `AttackConfig` of an attack on the run of a variant and a seed.
@@ -116,13 +117,11 @@ class Study:
                 "attack": _settings(values["attack"]),
                 "claims": tuple(values["claims"]),
                 "variants": tuple(
-                    Variant(**{**each, "train": _settings(each["train"])})
+                    Variant(**_with_settings(each, "train"))
                     for each in values["variants"]
                 ),
                 "attacks": tuple(
-                    AttackSpec(
-                        **{**_settings(each), "attack": _settings(each["attack"])}
-                    )
+                    AttackSpec(**_with_settings(each, "attack"))
                     for each in values["attacks"]
                 ),
             }
@@ -158,6 +157,11 @@ def _plain(value: Any) -> Any:
     return (
         [_plain(item) for item in value] if isinstance(value, tuple | list) else value
     )
+
+
+def _with_settings(fields: Mapping[str, Any], inner: str) -> dict[str, Any]:
+    """Fields as the records have them, and those of the field `inner` as well."""
+    return _settings(fields) | {inner: _settings(fields[inner])}
 
 
 def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:

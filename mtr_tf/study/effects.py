@@ -191,8 +191,11 @@ class _Numbers:
             if np.isnan(by_seed[place]):
                 continue
             for _, point in part:
-                found.append(self._units_of(self._record(point, place)))
-        if not found or None in found or found[0].count < resampling.LEAST:
+                units = self._units_of(self._record(point, place))
+                if units is None:
+                    return None
+                found.append(units)
+        if not found or found[0].count < resampling.LEAST:
             return None
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
@@ -218,10 +221,13 @@ class _Numbers:
             record = self._record(point, place)
             rows = self._results.rows_of(record, eps)
             units = self._units_of(record)
-            self._rows[key] = rows if rows is None else units.sums(rows)
+            known = rows is not None and units is not None
+            self._rows[key] = units.sums(rows) if known else None
         return self._rows[key]
 
-    def _units_of(self, record: dict[str, Any]) -> resampling.Units | None:
+    def _units_of(self, record: dict[str, Any] | None) -> resampling.Units | None:
+        if record is None:
+            return None
         path = f"{record['folder']}/{record.get('clean_rows')}"
         if path not in self._units:
             self._units[path] = self._results.units_of(record)

@@ -147,7 +147,7 @@ class Results:
         Of the attacked images, or at eps 0 of the clean ones.
         """
         name = (record or {}).get("rows" if eps else "clean_rows")
-        if not name:
+        if record is None or not name:
             return None
         array = f"row/{record['task']}/{record['metric']}"
         rows = self._array(record, name, array)

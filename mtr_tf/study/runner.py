@@ -27,6 +27,7 @@ from typing import Any
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.errors import present
 from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import costs
@@ -176,7 +177,7 @@ class Runner:
     def _finish(self, ended: _Process, workers: int) -> None:
         """Takes note of a cell that has ended, in whichever way."""
         cell, seconds = ended.cell, time.monotonic() - ended.start
-        ended.process.stdin.close()
+        present(ended.process.stdin, "a pipe").close()
         code = ended.process.returncode
         if code == 0 and _has_files(cell, self._workdir):
             commands.write_marker(cell, self._workdir, seconds, ended.whole, ended.slot)
@@ -219,7 +220,7 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(one.process.pid, signal.SIGKILL)
             one.process.wait()
-            one.process.stdin.close()
+            present(one.process.stdin, "a pipe").close()
 
     def _write_index(self) -> None:
         cells = [

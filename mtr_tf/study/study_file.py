@@ -134,7 +134,10 @@ def _attack_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
             return text.lower()
         return "+".join(resolve(text.split("+")))
 
-    spelled = {"tasks": resolve, "attack_tasks": lambda texts: map(group, texts)}
+    spelled = {
+        "tasks": resolve,
+        "attack_tasks": lambda texts: [group(text) for text in texts],
+    }
     return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
 
 

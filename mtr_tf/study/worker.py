@@ -26,7 +26,7 @@ def main() -> None:
     """Does what the module's own command does."""
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     module = importlib.import_module(sys.argv[1])
-    sys.argv = [module.__file__, *sys.argv[2:]]
+    sys.argv = [str(module.__file__), *sys.argv[2:]]
     module.run()
 
 

@@ -242,7 +242,7 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def relative_vulnerability(
-    metric: Metric, clean: np.ndarray, attacked: np.ndarray
+    metric: Metric, clean: np.ndarray | float, attacked: np.ndarray | float
 ) -> np.ndarray:
     """Returns how much worse the attacked value is, as a share of the clean one.
 

@@ -18,6 +18,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
@@ -233,7 +234,7 @@ class Monitor:
                 scalars, step, self._about[kind], units=self._info.units
             )
         pictures = tensorboard.pictures(
-            evaluation.examples,
+            present(evaluation.examples, "examples"),
             self.tasks,
             self._info,
             self._config.eval_eps / 255,

@@ -151,10 +151,10 @@ def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor
 
 def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
     """Returns the images to train on, attacked or clean, and what they weigh."""
-    adversary = learner.adversary
-    if adversary is None:
+    adversary, objective = learner.adversary, learner.attacked
+    if adversary is None or objective is None:
         return [(batch["image"], 1.0)]
-    attacked = (adversary.perturb(learner.attacked, batch), adversary.share)
+    attacked = (adversary.perturb(objective, batch), adversary.share)
     clean = (batch["image"], 1 - adversary.share)
     return [attacked, clean] if adversary.share < 1 else [attacked]
 

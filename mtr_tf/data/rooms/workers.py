@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from mtr_tf.data import parts
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
+from mtr_tf.errors import present
 
 _FEW = 64  # Fewer examples than this are not worth a process.
 
@@ -53,12 +54,12 @@ def examples(
         for first in range(processes):
             numbers = (seed, split, count, size, first, processes)
             process = stack.enter_context(parts.worker(__name__, *numbers))
-            pipes.append(process.stdout)
+            pipes.append(present(process.stdout, "a pipe"))
         for index in range(count):
             yield _read(pipes[index % processes], size)
 
 
-def _read(pipe: BinaryIO, size: int) -> dict[str, np.ndarray]:
+def _read(pipe: IO[bytes], size: int) -> dict[str, np.ndarray]:
     found = {}
     for name, (shape, kind) in layout.arrays(size).items():
         array = np.empty(shape, kind)

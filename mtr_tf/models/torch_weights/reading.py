@@ -15,7 +15,7 @@ from mtr_tf.errors import InputError
 try:
     import torch
 except ImportError:  # It is an extra: pip install 'mtr_tf[torch]'.
-    torch = None
+    torch: Any = None
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:

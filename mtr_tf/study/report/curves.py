@@ -107,7 +107,7 @@ def _key(record: Record) -> tuple:
 
 
 def _curve(key, records, headline, variants, seeds) -> Curve:
-    task, metric = key[-2:]
+    spec, label, attacked, task, metric = key
     eps = np.array(sorted({0.0, *(float(record["eps"]) for record in records)}))
     known = {record["variant"] for record in records}
     values = {
@@ -125,8 +125,19 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
             ends[whose][:, *place] = record.get(interval) or (np.nan, np.nan)
     first = records[0]
     facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
-    is_first = headline[task] == metric
-    return Curve(*key, is_first, facts, eps, values, warnings(records), ends=ends)
+    return Curve(
+        spec,
+        label,
+        attacked,
+        task,
+        metric,
+        headline[task] == metric,
+        facts,
+        eps,
+        values,
+        warnings(records),
+        ends=ends,
+    )
 
 
 def with_differences(found: Sequence[Curve]) -> list[Curve]:

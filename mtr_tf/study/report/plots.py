@@ -177,12 +177,12 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
 def _pixel_alt(records: Sequence[Record], title: str) -> str:
     parts = []
     for (task,) in series.distinct(records, "tasks"):
-        n, (value,) = series.over(
-            series.chosen(records, tasks=list(task)), "count", "value"
-        )
+        of_task = series.chosen(records, tasks=list(task))
+        _, (value,) = series.over(of_task, "count", "value")
         ends = series.mean(value)[[0, -1]]
         parts.append(f"{task[0]} from {' to '.join(map(text.number, ends))}")
-    return f"{title}, from n = 1 to {n[-1]:g}: {'; '.join(parts)}."
+    most = max(record["count"] for record in records)
+    return f"{title}, from n = 1 to {most:g}: {'; '.join(parts)}."
 
 
 def _attacked_pixels(records: Sequence[Record]) -> list[Plot]:
