@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import random_numbers
+from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
@@ -132,8 +132,8 @@ def test_random_numbers_are_those_of_tensorflow(shape, dtype):
     key = tf.constant([5, 7], tf.int64)
     options = {"dtype": dtype, "alg": "philox"}
     for ours, theirs, rounding in (
-        (random_numbers.uniform, tf.random.stateless_uniform, 0),
-        (random_numbers.normal, tf.random.stateless_normal, 1e-5),
+        (threat.uniform, tf.random.stateless_uniform, 0),
+        (threat.normal, tf.random.stateless_normal, 1e-5),
     ):
         want = theirs(shape, key, **options)
         np.testing.assert_allclose(ours(shape, key, dtype), want, atol=rounding)
