@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import base
 from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
@@ -189,7 +189,7 @@ class Evaluator:
                 if not index:
                     self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
-                with graph_errors.raised():
+                with base.input_errors():
                     rows, pictures = self._step_for(arguments)(*arguments)
                 places = self._gather(batch["index"])
                 index.append(places)
