@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import Self
 from typing import final
 
 import numpy as np
@@ -59,7 +60,9 @@ def simple(function: Callable[[tf.Tensor], Any]) -> Simple:
 class Attack(abc.ABC):
     """A frozen record of numbers, equal and of equal hash for equal attacks.
 
-    An attack of one's own has `search` and `passes`, and is called as it is here.
+    An attack of one's own has `search` and `passes`, and is called as it is here. Its
+    lengths are its fields `epsilon` and `step_size`, as far as it has them, and are
+    checked where it is made; `search` also takes them as tensors, which are not.
     """
 
     @final
@@ -84,6 +87,35 @@ class Attack(abc.ABC):
             long enough to gain by it. Within a tf.function that function decides.
         """
         return launch(self, objective, x, seed, jit)
+
+    @final
+    def with_lengths(
+        self, epsilon: float | tf.Tensor, step_size: float | tf.Tensor
+    ) -> Self:
+        """Returns the attack with other lengths, which are not checked again.
+
+        With tensors one graph of an attack serves all radii. All that is checked when
+        an attack is made has been checked of this one, so only fields are copied; a
+        length that it has no field for is left out.
+        """
+        bound = object.__new__(type(self))
+        lengths = {"epsilon": epsilon, "step_size": step_size}
+        for field in dataclasses.fields(self):  # Frozen: set as dataclasses do.
+            value = lengths.get(field.name, getattr(self, field.name))
+            object.__setattr__(bound, field.name, value)
+        return bound
+
+    @final
+    def at_lengths(
+        self,
+        objective: Objective,
+        x: Any,
+        seed: int | tf.Tensor,
+        epsilon: float | tf.Tensor,
+        step_size: float | tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns what the attack of these lengths does; see `with_lengths`."""
+        return self.with_lengths(epsilon, step_size)(objective, x, seed)
 
     @property
     @abc.abstractmethod

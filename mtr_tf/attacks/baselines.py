@@ -34,7 +34,7 @@ class Noise(base.Attack):
     draws: int = 1
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         checks.check_count("draws", self.draws)
 
     @property

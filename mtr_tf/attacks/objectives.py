@@ -21,7 +21,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import balance as balance_lib
 from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
@@ -35,6 +34,8 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import resolve
+from mtr_tf.tasks import table
 
 Tensors = Mapping[str, tf.Tensor]
 Batch = Mapping[str, Tensors]
@@ -163,9 +164,7 @@ class Recipe:
 
     def _own(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss."""
-        return tasks_lib.task_losses(
-            self.tasks, outputs, batch["targets"], batch["masks"]
-        )
+        return table.task_losses(self.tasks, outputs, batch["targets"], batch["masks"])
 
     def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
@@ -184,7 +183,7 @@ class Recipe:
             batch["targets"][name],
             outputs[name],
             batch["masks"][name],
-            tasks_lib.TASKS[name].loss,
+            table.TASKS[name].loss,
             progress,
             self.targeted,
         )
@@ -366,7 +365,7 @@ def unbound(
     Raises:
       InputError: An unknown name, or settings that do not go together.
     """
-    names = tasks_lib.resolve(tasks)
+    names = resolve(tasks)
     recipe = Recipe(
         model,
         names,
@@ -490,7 +489,7 @@ def _checked_weights(
     """Returns a weight per attacked task, checked; () where none is given."""
     if not given:
         return ()
-    found = dict(zip(tasks_lib.resolve(given), given.values(), strict=True))
+    found = dict(zip(resolve(given), given.values(), strict=True))
     for name, weight in found.items():
         if name not in names:
             raise InputError(
@@ -515,7 +514,7 @@ def _checked_losses(
     chosen: dict[str, str] = {}
     for loss in given:
         checks.check_name("A loss", loss, ATTACK_LOSSES)
-        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(tasks_lib.TASKS[n])]
+        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(table.TASKS[n])]
         if not fitting:
             raise InputError(
                 f"Each loss must fit an attacked task, but {loss!r} fits none of "
@@ -538,7 +537,7 @@ def _check_batch(names: Sequence[str], targets: Tensors, masks: Tensors) -> None
     """Raises InputError where a target or mask has not the shape that its task has."""
     for name in names:
         target, mask = targets[name].shape, masks[name].shape
-        discrete = tasks_lib.TASKS[name].discrete
+        discrete = table.TASKS[name].discrete
         axes = "[batch, H, W]" if discrete else "[batch, H, W, channels]"
         if not target.is_compatible_with([None] * (3 if discrete else 4)):
             raise InputError(
@@ -573,7 +572,7 @@ def _checked_outputs(
     for name in names:
         output = tf.convert_to_tensor(outputs[name])
         target, mask = batch["targets"][name], batch["masks"][name]
-        discrete = tasks_lib.TASKS[name].discrete
+        discrete = table.TASKS[name].discrete
         _check_shape(name, output, target, discrete)
         checks = _same_size(name, output, target, mask)
         if discrete:

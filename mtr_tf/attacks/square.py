@@ -69,7 +69,7 @@ class Square(base.Attack):
     restarts: int = 1
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         checks.check_count("queries", self.queries)
         checks.check_count("restarts", self.restarts)
         checks.check_number("p", self.p)

@@ -29,15 +29,13 @@ _ALG = "philox"  # The same numbers on every device.
 class Linf:
     """No pixel value may change by more than `epsilon`, in pixel units of [0, 1].
 
-    `epsilon` may be a float64 tensor, so that one graph serves all radii; a tensor's
-    value is not checked.
+    `epsilon` may be a float64 tensor, so that one graph serves all radii.
     """
 
     epsilon: float | tf.Tensor
 
-    def __post_init__(self):
-        if tf.is_tensor(self.epsilon):
-            return
+    def check(self) -> None:
+        """Raises InputError unless the radius, no tensor, is allowed."""
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
@@ -81,14 +79,13 @@ class L2:
     """The plain l2 norm of the difference of two images in [0, 1] is at most epsilon.
 
     Plain: the root of the sum (not the mean) of squares over all pixels and channels.
-    As for `Linf`, `epsilon` may be a float64 tensor, unchecked.
+    As for `Linf`, `epsilon` may be a float64 tensor.
     """
 
     epsilon: float | tf.Tensor
 
-    def __post_init__(self):
-        if tf.is_tensor(self.epsilon):
-            return
+    def check(self) -> None:
+        """Raises InputError unless the radius, no tensor, is allowed."""
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1e6:
             raise InputError(
@@ -183,13 +180,19 @@ NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
-    """Returns the threat model of that norm ("linf" or "l2") and radius.
+    """Returns the threat model of that norm ("linf" or "l2") and radius, as checked."""
+    return NORMS[norm](epsilon)
+
+
+def check(norm: str, epsilon: float | tf.Tensor) -> None:
+    """Checks what an attack is made of; the value of a tensor is not looked at.
 
     Raises:
-      InputError: an unknown norm, or a radius that the norm does not allow.
+      InputError: An unknown norm, or a radius that the norm does not allow.
     """
     checks.check_name("norm", norm, NORMS)
-    return NORMS[norm](epsilon)
+    if not tf.is_tensor(epsilon):
+        NORMS[norm](epsilon).check()
 
 
 def compute_dtype(x: tf.Tensor) -> tf.DType:

@@ -257,4 +257,4 @@ def test_rounding_stays_short_where_the_point_is_inside_the_ball(dtype):
 )
 def test_bad_radii_and_norms_are_refused(norm, epsilon, message):
     with pytest.raises(InputError, match=message):
-        threat.ball(norm, epsilon)
+        threat.check(norm, epsilon)

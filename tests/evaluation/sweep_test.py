@@ -66,6 +66,7 @@ def test_units_and_defaults(settings, same):
     x = tf.constant(rng.random((2, 3, 3, 3)), tf.float32)
     slope = tf.constant(rng.normal(size=(3, 3, 3)), tf.float32)
 
+    @attacks.simple
     def objective(x):
         return tf.reduce_sum(slope * tf.sin(3 * x), [1, 2, 3])
 
