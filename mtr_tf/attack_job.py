@@ -16,8 +16,6 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 
 import keras
@@ -29,6 +27,7 @@ from mtr_tf import files
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import cell_store
@@ -56,23 +55,6 @@ from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
-
-# Settings that do not enter the default name: they change no result.
-_PLACE_ONLY = (
-    "ckpt",
-    "name",
-    "strategy",
-    "replicas",
-    "jit",
-    "deterministic",
-    "batch_size",
-    "save_examples",
-    "export_predictions",
-    "checks",
-    "check_examples",
-    "measure",
-    "measure_draws",
-)
 
 
 def attack(config: AttackConfig) -> str:
@@ -296,9 +278,10 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
-    settings = {k: v for k, v in config.to_dict().items() if k not in _PLACE_ONLY}
-    text = json.dumps(settings | {"model": fingerprint}, sort_keys=True)
-    unique = hashlib.sha256(text.encode()).hexdigest()[:6]
+    facts = config.that_change(RESULTS) | {"model": fingerprint}
+    # Folders have been named with these; data that is moved is the same data.
+    facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
+    unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
     return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -66,6 +67,12 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}. Give another "
             "directory, or the right to write there."
         ) from error
+
+
+def digest(facts: Any) -> str:
+    """A hash of what JSON can say, by which finished work is known (SHA-256)."""
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -11,7 +11,9 @@ import re
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import DETERMINISTIC
+from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import JIT
+from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
@@ -32,6 +34,7 @@ class AttackConfig(Settings):
         "",
         "What to attack: a run directory (runs/NAME), a checkpoint in it, or a .keras "
         "file of your own, whose results go to runs/FILE-HASH. Required.",
+        changes=NOTHING,
     )
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
@@ -123,6 +126,7 @@ class AttackConfig(Settings):
         "",
         "Transfer: make the adversarial images on this other run or .keras file, and "
         "look at what they do to --ckpt.",
+        changes=NOTHING,
     )
     fast: bool = setting(
         False,
@@ -130,16 +134,22 @@ class AttackConfig(Settings):
         "of the model itself. See README for what that gains and costs.",
     )
     checks: bool = setting(
-        True, "Afterwards check whether the attack can be trusted, and warn."
+        True,
+        "Afterwards check whether the attack can be trusted, and warn.",
+        changes=EXTRAS,
     )
-    check_examples: int = setting(16, "Images for these checks.", low=1)
+    check_examples: int = setting(16, "Images for these checks.", low=1, changes=EXTRAS)
     measure: tuple[str, ...] = setting(
         (),
         f"Also measure the theory's quantities, out of {', '.join(MEASURES)}: see "
         "docs/measures.md. Results go to measures.json.",
+        changes=EXTRAS,
     )
     measure_draws: int = setting(
-        4, "Draws of output pixels of each number, for these measures.", low=1
+        4,
+        "Draws of output pixels of each number, for these measures.",
+        low=1,
+        changes=EXTRAS,
     )
     # The data.
     split: str = setting("validation", "Split of the data set.")
@@ -151,11 +161,14 @@ class AttackConfig(Settings):
         "Examples per step, over all replicas; results do not depend on it, unless the "
         "model is random.",
         low=1,
+        changes=NOTHING,
     )
     dataset: str = setting(
         "", "Data set; empty: the run's own. A .keras file of your own needs it."
     )
-    data_dir: str = setting("", "Folder of the data; empty: as in training.")
+    data_dir: str = setting(
+        "", "Folder of the data; empty: as in training.", changes=NOTHING
+    )
     depth_target: str = setting(
         "own",
         "As in training (own: that of the run, or disparity), for cityscapes and "
@@ -194,7 +207,9 @@ class AttackConfig(Settings):
     strategy: str = STRATEGY
     replicas: int = REPLICAS
     jit: str = JIT
-    deterministic: bool = DETERMINISTIC
+    deterministic: bool = setting(
+        DETERMINISTIC.default, DETERMINISTIC.metadata["help"], changes=NOTHING
+    )
     precision: str = setting(
         "own",
         "Keras precision policy; own: the one the model was saved with.",
@@ -202,15 +217,21 @@ class AttackConfig(Settings):
     )
     # What is kept.
     name: str = setting(
-        "", "Results go to RUN/attacks/NAME; empty: a name made of the settings."
+        "",
+        "Results go to RUN/attacks/NAME; empty: a name made of the settings.",
+        changes=NOTHING,
     )
     save_examples: int = setting(
-        0, "Also save the first N images, attacked, and all outputs as .npz.", low=0
+        0,
+        "Also save the first N images, attacked, and all outputs as .npz.",
+        low=0,
+        changes=EXTRAS,
     )
     export_predictions: bool = setting(
         False,
         "Also write the predicted classes of cityscapes, clean and attacked, as files "
         "for its own evaluator, to RUN/attacks/NAME/predictions.",
+        changes=EXTRAS,
     )
 
     def __post_init__(self):

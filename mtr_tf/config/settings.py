@@ -16,6 +16,9 @@ from typing import Any
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
+# What another value of a setting leads to (see `setting`).
+RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
+
 
 def setting(
     default: Any,
@@ -24,12 +27,21 @@ def setting(
     choices: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
+    changes: str = RESULTS,
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not said at all.
+    A default of None makes a flag that is true, false or not said at all. `changes` is
+    what another value leads to: other RESULTS, other EXTRAS beside the same results
+    (saved examples, measures), or NOTHING else (where it runs, and how fast).
     """
-    metadata = {"help": help, "choices": tuple(choices), "low": low, "high": high}
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "low": low,
+        "high": high,
+        "changes": changes,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -53,6 +65,15 @@ class Settings:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
+        }
+
+    def that_change(self, *what: str) -> dict[str, Any]:
+        """Those of `to_dict` that change one of these: RESULTS, EXTRAS, NOTHING."""
+        values = self.to_dict()
+        return {
+            field.name: values[field.name]
+            for field in dataclasses.fields(self)
+            if field.metadata["changes"] in what
         }
 
     @classmethod
@@ -110,12 +131,14 @@ STRATEGY = setting(
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
     "else one device.",
     choices=("auto", "one_device", "mirrored"),
+    changes=NOTHING,
 )
 REPLICAS = setting(
     0,
     "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
     "split into that many, for trials.",
     low=0,
+    changes=NOTHING,
 )
 
 
@@ -124,6 +147,7 @@ JIT = setting(
     "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
     "minute that it takes (docs/gpu.md).",
     choices=("auto", "on", "off"),
+    changes=NOTHING,
 )
 
 

@@ -8,6 +8,7 @@ import functools
 
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import JIT
+from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
@@ -68,6 +69,7 @@ class TrainConfig(Settings):
         "",
         "Folder of the data. For rooms, where it is kept once made; empty: "
         "TFDS_DATA_DIR or ~/tensorflow_datasets.",
+        changes=NOTHING,
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the data set's own."
@@ -201,7 +203,9 @@ class TrainConfig(Settings):
     checkpoint_every: int = setting(
         0, "Steps between checkpoints; 0: five times a run.", low=0
     )
-    keep_checkpoints: int = setting(2, "Newest checkpoints kept.", low=1)
+    keep_checkpoints: int = setting(
+        2, "Newest checkpoints kept.", low=1, changes=NOTHING
+    )
     best_metric: str = setting(
         "",
         "Metric on validation by which the best checkpoint is kept: TASK/METRIC, with "

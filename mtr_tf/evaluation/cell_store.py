@@ -13,36 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import math
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from mtr_tf import files
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
+from mtr_tf.runs import store
+from mtr_tf.tasks import TASKS
 
 _ROWS = 16  # Examples that are read at once.
 _FORMAT = 4  # Of the files; cells of another number are not known.
-# What reading a damaged .json or .npz may raise.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +66,16 @@ class Result:
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
 
+    @property
+    def views(self) -> dict[str, Rows]:
+        """All rows, as they are called in files."""
+        return {
+            "row": self.rows,
+            "wanted": self.wanted_rows,
+            "aimed": self.aimed_rows,
+            "before": self.before_rows,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Store:
@@ -98,40 +95,27 @@ class Store:
     def write(self, result: Result, examples: Examples | None = None) -> None:
         """Keeps a finished cell, and its examples if they are asked for and there."""
         if self.save_examples and examples:
-            _write_arrays(self._examples(result.cell), _arrays(examples))
-        path = self._path(result.cell)
+            store.write_arrays(self._examples(result.cell), _arrays(examples))
         arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
         if result.unit is not None:
             arrays["unit"] = result.unit
-        kinds = {
-            "row": result.rows,
-            "wanted": result.wanted_rows,
-            "aimed": result.aimed_rows,
-            "before": result.before_rows,
-        }
-        for kind, rows in kinds.items():
+        for view, rows in result.views.items():
             for task, by_metric in rows.items():
-                arrays |= {f"{kind}/{task}/{m}": a for m, a in by_metric.items()}
-        _write_arrays(path.with_suffix(".npz"), arrays)
+                arrays |= {f"{view}/{task}/{m}": a for m, a in by_metric.items()}
         content = {
-            "key": self._key(result.cell),
             "count": result.count,
             "scores": result.scores,
             "wanted": result.wanted,
         }
-        files.write_json(path, content)
+        self._store.write(self._key(result.cell), content, arrays)
 
     def read(self, cell: Cell | None) -> Result | None:
         """The finished cell; None if there is none, or (warning) a damaged one."""
-        path = self._path(cell)
-        if not path.exists():
+        entry = self._store.read(self._key(cell))
+        if entry is None:
             return None
+        content, arrays = entry.content, entry.arrays
         try:
-            content = json.loads(path.read_text())
-            if content["key"] != self._key(cell):
-                raise ValueError("it holds the result of something else")
-            with np.load(path.with_suffix(".npz")) as file:
-                arrays = dict(file)
             result = Result(
                 cell,
                 _scores(content["scores"]),
@@ -144,22 +128,23 @@ class Store:
                 _rows(arrays, "before"),
                 arrays.get("unit"),
             )
+            if not entry.sealed:
+                _check_values(result)
             return result if self._examples_saved(result) else None
-        except _DAMAGED as error:
-            logging.warning("%s is damaged (%s); it is done again", path, error)
+        except store.DAMAGED as error:
+            store.say_damaged(self._path(cell), error)
             return None
+
+    @property
+    def _store(self) -> store.Store:
+        return store.Store(self.folder / "cells")
 
     def _key(self, cell: Cell | None) -> dict[str, Any]:
         attack = cell.to_dict() if cell else {}
-        key = {"format": _FORMAT, **self.facts, "attack": attack}
-        return json.loads(json.dumps(key))  # As it comes back: lists for tuples.
-
-    def _hash(self, cell: Cell | None) -> str:
-        text = json.dumps(self._key(cell), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {"format": _FORMAT, **self.facts, "attack": attack}
 
     def _path(self, cell: Cell | None) -> pathlib.Path:
-        return self.folder / "cells" / f"{self._hash(cell)}.json"
+        return self._store.path(self._key(cell))
 
     def rows_file(self, cell: Cell | None) -> str:
         """Where a cell's rows per image are: arrays `row/TASK/METRIC`."""
@@ -169,7 +154,7 @@ class Store:
     def label(self, cell: Cell | None) -> str:
         """A name for files about a cell, which no other cell has."""
         name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
-        return f"{name}_{self._hash(cell)[:8]}"
+        return f"{name}_{self._path(cell).stem[:8]}"
 
     def _examples(self, cell: Cell | None) -> pathlib.Path:
         return self.folder / "examples" / f"{self.label(cell)}.npz"
@@ -211,6 +196,18 @@ def _scores(scores: dict) -> dict:
     return scores
 
 
+def _check_values(result: Result) -> None:
+    """Raises ValueError unless the scores are those of the rows, as far as these go."""
+    for task, by_metric in result.scores.items():
+        for metric in TASKS[task].metrics:
+            value = by_metric[metric.name]["value"]
+            rows = result.rows[task][metric.name]
+            from_rows = float(metric.value(rows.sum(axis=0, dtype=float)))
+            known = math.nan if value is None else value
+            if not np.isclose(known, from_rows, rtol=1e-9, atol=1e-12, equal_nan=True):
+                raise ValueError(f"{task} {metric.name} is not that of its rows")
+
+
 def data_fingerprint(columns: Columns, num_examples: int) -> str:
     """A hash of the images, targets, masks and groups that are evaluated."""
     digest = hashlib.sha256()
@@ -239,8 +236,3 @@ def _arrays(examples: Examples) -> dict[str, np.ndarray]:
         arrays[f"mask/{task}"] = examples.masks[task]
         arrays[f"output/{task}"] = output
     return arrays
-
-
-def _write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with files.whole_file(path) as beside, open(beside, "wb") as file:
-        np.savez_compressed(file, **arrays)

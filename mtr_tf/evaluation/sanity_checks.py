@@ -35,6 +35,7 @@ from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Cell
+from mtr_tf.runs import store
 
 _QUERIES = 200  # Of the black-box attack.
 _HUGE = 64 / 255  # A radius at which no picture can be told any more.
@@ -82,12 +83,8 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    about = json.loads(json.dumps(about))  # As it comes back: lists for tuples.
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if known.get("about") != about:
+    known = _kept(path)
+    if known.get("about") != store.as_json(about):
         replicas = subject.strategy.num_replicas_in_sync
         few = dataclasses.replace(
             subject,
@@ -101,10 +98,23 @@ def check_once(
             "checks": [dataclasses.asdict(check) for check in checks],
             "warnings": warnings(checks),
         }
-        files.write_json(path, known)
+        known = store.as_json(known)
+        files.write_json(path, store.seal(known))
     for warning in known["warnings"]:
         logging.warning("can this attack be trusted? %s", warning)
     return known["warnings"]
+
+
+def _kept(path: pathlib.Path) -> dict[str, Any]:
+    """The checks in a file; none where there is none, or (warning) a damaged one."""
+    if not path.exists():
+        return {}
+    try:
+        kept = store.unseal(json.loads(path.read_text()))
+        return {name: kept[name] for name in ("about", "checks", "warnings")}
+    except store.DAMAGED as error:
+        store.say_damaged(path, error)
+        return {}
 
 
 def probe(cells: Sequence[Cell]) -> Cell | None:

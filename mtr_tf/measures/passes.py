@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -17,16 +14,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
-from mtr_tf import files
 from mtr_tf.cli import progress
 from mtr_tf.data import batching
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.models import compiling
 from mtr_tf.models import stateless
+from mtr_tf.runs import store
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 _FORMAT = 2  # Of the parts; those of another number are not known.
 _USED = ("image", "targets", "masks", "index")
 
@@ -78,34 +73,29 @@ class Parts:
                     self._write(part, found[place])
         return found
 
-    def _key(self, part: Part) -> str:
-        key = {"format": _FORMAT, **self.facts, "part": dict(part.about)}
-        return json.dumps(key, sort_keys=True)
-
-    def _path(self, part: Part) -> pathlib.Path:
-        name = hashlib.sha256(self._key(part).encode()).hexdigest()[:16]
-        return self.folder / f"{name}.npz"
+    def _key(self, part: Part) -> dict[str, Any]:
+        return {"format": _FORMAT, **self.facts, "part": dict(part.about)}
 
     def _read(self, part: Part) -> Arrays | None:
-        path = self._path(part)
-        if not path.exists():
-            return None
+        kept, key = store.Store(self.folder), self._key(part)
+        if kept.path(key).exists():
+            entry = kept.read(key)
+            return entry and entry.arrays
+        return self._read_alone(kept.path(key).with_suffix(".npz"), key)
+
+    def _read_alone(self, path: pathlib.Path, key: Mapping[str, Any]) -> Arrays | None:
+        """The arrays of a version before 0.2, with the key among them."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            if str(arrays.pop("key")) != self._key(part):
+            arrays = store.read_arrays(path) if path.exists() else None
+            if arrays and json.loads(str(arrays.pop("key"))) != store.as_json(key):
                 raise ValueError("it holds something else")
             return arrays
-        except _DAMAGED as error:
-            logging.warning("%s is damaged (%s); it is done again", path, error)
+        except store.DAMAGED as error:
+            store.say_damaged(path, error)
             return None
 
     def _write(self, part: Part, arrays: Arrays) -> None:
-        with (
-            files.whole_file(self._path(part)) as beside,
-            open(beside, "wb") as file,
-        ):
-            np.savez_compressed(file, key=self._key(part), **arrays)
+        store.Store(self.folder).write(self._key(part), {}, arrays)
 
 
 def _advance(advance: Callable[..., None], part: Part, images: int) -> None:

@@ -29,13 +29,12 @@ from typing import Any
 
 import mtr_tf
 from mtr_tf import files
+from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import names
-
-# What may differ between a run and the command that resumes it.
-_PLACE_ONLY = ("data_dir", "strategy", "replicas", "jit", "keep_checkpoints")
 
 
 def environment() -> dict[str, Any]:
@@ -188,11 +187,11 @@ def begin(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:
     """Raises `InputError`, with each difference, unless both describe one run."""
-    before, now = old.to_dict(), new.to_dict()
+    before, now = old.to_dict(), new.that_change(RESULTS, EXTRAS)
     changed = [
         f"--{name} was {before[name]!r} and is {now[name]!r}"
         for name in now
-        if name not in _PLACE_ONLY and before[name] != now[name]
+        if before[name] != now[name]
     ]
     if changed:
         raise InputError(

@@ -20,28 +20,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 import mtr_tf
 from mtr_tf import files
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
-from mtr_tf.config.train import TrainConfig
-from mtr_tf.runs import directory
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
 
 MARKER = "finished.json"
-# Settings of attacks that say where, how fast and on what cell, and change no result.
-_PLACE_ONLY = (
-    "ckpt",
-    "source_ckpt",
-    "name",
-    "data_dir",
-    "strategy",
-    "replicas",
-    "batch_size",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +117,10 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
         marker = read_json(folder / MARKER)
         if marker.get("hash") != cell.hash:
             return False
+        sums = marker.get("checksums", {})  # Versions before 0.2 kept none.
+        if sums and sums != _checksums(cell, folder):
+            logging.warning("%s was changed or damaged; it is done again", folder)
+            return False
         old = marker.get("settings", {})
     now = _settings(cell.config)
     return all(old[name] == now[name] for name in now if name in old)
@@ -161,8 +157,17 @@ def write_marker(
         "seconds": round(seconds, 1),
         "whole": whole,
         "environment": dict(environment),
+        "checksums": _checksums(cell, workdir / cell.folder),
     }
     files.write_json(workdir / cell.folder / MARKER, marker)
+
+
+def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each file that the command leaves."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in cell.files
+    }
 
 
 def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
@@ -222,8 +227,7 @@ def _attack_cell(
 
 def _settings(config: Settings) -> dict[str, Any]:
     """The settings that change results."""
-    place = directory._PLACE_ONLY if isinstance(config, TrainConfig) else _PLACE_ONLY
-    return {k: v for k, v in config.to_dict().items() if k not in place}
+    return config.that_change(RESULTS, EXTRAS)
 
 
 def _content(config: Settings) -> dict[str, Any]:
@@ -237,8 +241,7 @@ def _differs(config: Settings, field: dataclasses.Field) -> bool:
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    text = json.dumps({"mtr_tf": mtr_tf.__version__, **content}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return files.digest({"mtr_tf": mtr_tf.__version__, **content})
 
 
 def _flags(config: Settings) -> list[str]:

@@ -8,8 +8,6 @@ import functools
 import json
 import math
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +16,13 @@ import numpy as np
 
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import resampling
+from mtr_tf.runs import store
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
 # What may tell two records of one attack, radius, task and metric apart.
 CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
 # What reading a damaged .npz may raise.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +170,7 @@ class Results:
         try:
             with np.load(path) as arrays:
                 return arrays[array]
-        except _DAMAGED as error:
+        except store.DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); delete the folder "
                 f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."

@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 from absl import flags
 
+from mtr_tf import attack_job
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config import settings
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import RunPlace
@@ -122,3 +124,32 @@ def test_members_of_worst_start_as_they_do_alone():
     config = AttackConfig(ckpt="x", attack=("worst",), ensemble=("mim", "pgd"))
     cell = plan.make_cells(config, ("seg",))[0]
     assert [member.random_start for member in cell.members] == [False, True]
+
+
+def test_which_settings_change_no_result():
+    """Folders of results, resumed runs and studies all go by this one list."""
+    place = {"data_dir", "strategy", "replicas", "jit"}
+    train = TrainConfig().that_change(settings.NOTHING)
+    assert set(train) == place | {"keep_checkpoints"}
+    assert not TrainConfig().that_change(settings.EXTRAS)
+    attack = AttackConfig(ckpt="x")
+    paths = {"ckpt", "source_ckpt", "name"}
+    expected = place | paths | {"batch_size", "deterministic"}
+    assert set(attack.that_change(settings.NOTHING)) == expected
+    assert set(attack.that_change(settings.EXTRAS)) == {
+        *("save_examples", "export_predictions"),
+        *("checks", "check_examples", "measure", "measure_draws"),
+    }
+
+
+def test_moved_data_is_the_same_data():
+    names = {
+        attack_job.default_name(AttackConfig(ckpt="x", data_dir=folder), "f")
+        for folder in ("", "/a", "/b")
+    }
+    assert names == {"pgd_linf_1-2-4-8_validation_0ff959"}  # As it has always been.
+    transfer = AttackConfig(ckpt="x", source_ckpt="runs/y", eps=(4.0,))
+    name = attack_job.default_name(transfer, "f")
+    assert name == "pgd_linf_4_validation_f17923"
+    other = dataclasses.replace(transfer, source_ckpt="runs/z")
+    assert attack_job.default_name(other, "f") != name

@@ -9,20 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mtr_tf.runs import store
 from mtr_tf.show import gallery
 from mtr_tf.show import text
 from mtr_tf.study.report.plots import Plot
 
 Record = Mapping[str, Any]
 _EXAMPLES = 3  # Of each variant at most.
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 HEADINGS = tuple(
     heading.replace("\n", " ") for heading in (*gallery.INPUTS, *gallery.OUTPUTS)
 )
@@ -118,8 +117,8 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
     """The pictures of a record's cell; None where they cannot be read."""
     try:
         folder = workdir / record["folder"]
-        clean = _arrays(folder / record["clean_rows"])
-        attacked = _arrays(folder / record["rows"])
+        clean = store.read_arrays(folder / record["clean_rows"], "picture/")
+        attacked = store.read_arrays(folder / record["rows"], "picture/")
         arrays = (
             clean["picture/image"],
             attacked["picture/adversarial"],
@@ -128,14 +127,9 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
             clean[f"picture/output/{task}"],
             attacked[f"picture/output/{task}"],
         )
-    except _DAMAGED:
+    except store.DAMAGED:
         return None
     return Shots(record["variant"], record, tuple(a[:_EXAMPLES] for a in arrays))
-
-
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return {key: file[key] for key in file.files if key.startswith("picture/")}
 
 
 # What is shown.
