@@ -52,8 +52,8 @@ def input_error_within(error: Exception) -> str | None:
     """What an `InputError` said that TensorFlow passes on in an error of its own.
 
     It was raised while a batch was read, or is the sentence of a failed assertion
-    (`attacks.in_words`), whose parts TensorFlow puts in brackets. None for any other
-    error.
+    (`attacks.base.require`), whose parts TensorFlow puts in brackets. None for any
+    other error.
     """
     mark = re.escape(MARK)
     found = re.search(rf"(^|assertion failed: \[){mark}(.+)$", str(error), re.MULTILINE)

@@ -77,7 +77,7 @@ class APGD(base.Attack):
     radii: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         checks.check_count("steps", self.steps)
         checks.check_count("restarts", self.restarts)
         checks.check_flag("random_start", self.random_start)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import half_precision
+from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
 Losses = Mapping[str, tf.Tensor]
@@ -239,7 +239,7 @@ def sum_of_steepest(
       steepest: Maps gradients [batch, ...] to what is added up.
     """
     total = tf.stop_gradient(tf.add_n(list(losses)))
-    half = half_precision.computes_in_float16(half_precision.operations())
+    half = base.computes_in_float16(base.graph_operations())
 
     @tf.custom_gradient
     def joined(_):
@@ -256,7 +256,7 @@ def sum_of_steepest(
 
 def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool):
     if half:
-        slope = half_precision.gradient(tape, loss, x)
+        slope = base.scaled_gradient(tape, loss, x)
     else:
         zero = tf.UnconnectedGradients.ZERO
         slope = tape.gradient(loss, x, unconnected_gradients=zero)

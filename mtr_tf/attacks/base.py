@@ -2,7 +2,9 @@
 """What every attack shares: how it is called, and how it calls its objective.
 
 `launch` checks the images, makes each image's seed and runs the attack as one graph.
-`score` and `gradient` evaluate an objective at images, checked to be one number each.
+`score` and `gradient` evaluate an objective at images, checked to be one number each: a
+mean over the draws of a random one, scaled where it computes in float16. `require` and
+`input_errors` say in our sentences what is wrong with values, in graphs too.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
+from typing import Self
 from typing import final
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from mtr_tf.attacks import expectation as expectation_lib
-from mtr_tf.attacks import graph_errors
-from mtr_tf.attacks import half_precision
 from mtr_tf.attacks import threat
+from mtr_tf.errors import MARK
 from mtr_tf.errors import InputError
+from mtr_tf.errors import input_error_within
 from mtr_tf.models import compiling
 
 # f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
@@ -54,7 +60,9 @@ def simple(function: Callable[[tf.Tensor], Any]) -> Simple:
 class Attack(abc.ABC):
     """A frozen record of numbers, equal and of equal hash for equal attacks.
 
-    An attack of one's own has `search` and `passes`, and is called as it is here.
+    An attack of one's own has `search` and `passes`, and is called as it is here. Its
+    lengths are its fields `epsilon` and `step_size`, as far as it has them, and are
+    checked where it is made; `search` also takes them as tensors, which are not.
     """
 
     @final
@@ -79,6 +87,35 @@ class Attack(abc.ABC):
             long enough to gain by it. Within a tf.function that function decides.
         """
         return launch(self, objective, x, seed, jit)
+
+    @final
+    def with_lengths(
+        self, epsilon: float | tf.Tensor, step_size: float | tf.Tensor
+    ) -> Self:
+        """Returns the attack with other lengths, which are not checked again.
+
+        With tensors one graph of an attack serves all radii. All that is checked when
+        an attack is made has been checked of this one, so only fields are copied; a
+        length that it has no field for is left out.
+        """
+        bound = object.__new__(type(self))
+        lengths = {"epsilon": epsilon, "step_size": step_size}
+        for field in dataclasses.fields(self):  # Frozen: set as dataclasses do.
+            value = lengths.get(field.name, getattr(self, field.name))
+            object.__setattr__(bound, field.name, value)
+        return bound
+
+    @final
+    def at_lengths(
+        self,
+        objective: Objective,
+        x: Any,
+        seed: int | tf.Tensor,
+        epsilon: float | tf.Tensor,
+        step_size: float | tf.Tensor,
+    ) -> tf.Tensor:
+        """Returns what the attack of these lengths does; see `with_lengths`."""
+        return self.with_lengths(epsilon, step_size)(objective, x, seed)
 
     @property
     @abc.abstractmethod
@@ -119,7 +156,7 @@ def launch(
     Raises:
       InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
         Values that are wrong in a graph of the caller's own end it with TensorFlow's
-        error, which has our sentence in it (`in_words.raised` makes it ours). XLA does
+        error, which has our sentence in it (`input_errors` makes it ours). XLA does
         not check them.
     """
     x = _images(x)
@@ -131,7 +168,7 @@ def launch(
     passes = float(attack.passes) * getattr(objective, "draws", 1)
     on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
     unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
-    with graph_errors.raised(), unchanged():
+    with input_errors(), unchanged():
         if hasattr(objective, "checked"):
             objective = objective.checked(x)
         found = tf.stop_gradient(_run(attack, objective, x, keys, on))
@@ -233,7 +270,7 @@ def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
-    return expectation_lib.of(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
+    return mean_over_draws(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
 
 
 def gradient(
@@ -244,9 +281,9 @@ def gradient(
     The tape watches `x` alone: no gradient by any weight is computed. Entries that are
     NaN come back as 0, infinite ones as the largest number: the gradient is finite.
     Both are means over the draws of an objective that has some. An objective that
-    computes in float16 is scaled by image before (`half_precision`).
+    computes in float16 is scaled by image before (`scaled_gradient`).
     """
-    slope, scores = expectation_lib.of(
+    slope, scores = mean_over_draws(
         objective, lambda drawn: _gradient(drawn, x, progress)
     )
     return tf.ensure_shape(slope, x.shape), scores
@@ -256,14 +293,14 @@ def _gradient(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns what `gradient` does, of one draw."""
-    before = len(half_precision.operations())
+    before = len(graph_operations())
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
-    made = half_precision.operations()[before:]
+    made = graph_operations()[before:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
-    if slope is not None and half_precision.computes_in_float16(made):
-        slope = half_precision.gradient(tape, ascend, x)
+    if slope is not None and computes_in_float16(made):
+        slope = scaled_gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
             "The objective must depend on the images through differentiable TensorFlow "
@@ -368,8 +405,8 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
         ]
 
     checks = [
-        graph_errors.require(tf.reduce_all(known), unknown),
-        graph_errors.require(tf.reduce_all(inside | ~known), out_of_range),
+        require(tf.reduce_all(known), unknown),
+        require(tf.reduce_all(inside | ~known), out_of_range),
     ]
     return [] if tf.executing_eagerly() else checks
 
@@ -385,3 +422,185 @@ def _indices(x: tf.Tensor) -> tf.Tensor:
     replica = 0 if context is None else context.replica_id_in_sync_group
     indices = tf.cast(replica, tf.int64) * size + tf.range(size)
     return tf.ensure_shape(indices, x.shape[:1])
+
+
+# Means over draws of a random objective: expectation over transformation. Such an
+# objective has `draws`, a number, and `drawn(number)`, which is the objective under one
+# draw of the noise (Athalye et al., ICML 2018).
+
+
+def mean_over_draws(objective: Any, function: Callable[[Any], Any]) -> Any:
+    """Returns the mean over an objective's draws of what the function makes of each.
+
+    Args:
+      objective: Any; without draws the function is called on itself.
+      function: An objective -> tensors of any structure, float.
+    """
+    count = getattr(objective, "draws", 1)
+    if count == 1:
+        return function(objective)
+    return mean(lambda number: function(objective.drawn(number)), count)
+
+
+def mean(function: Callable[[Any], Any], count: int) -> Any:
+    """Returns the mean of function(0) to function(count - 1), tensors of any structure.
+
+    One after the other, so that the features of one draw at most are held.
+    """
+    total = function(0)
+    if count == 1:
+        return total
+
+    def add(number, total):
+        parts = function(number)
+        return number + 1, tf.nest.map_structure(tf.add, total, parts)
+
+    _, total = tf.while_loop(
+        lambda number, _: number < count, add, (1, total), parallel_iterations=1
+    )
+    return tf.nest.map_structure(lambda t: t / count, total)
+
+
+# Gradients of objectives that compute in float16, without losing them on the way.
+#
+# A loss is a mean over the pixels of an image: each has a share of 1e-6 in it at
+# 1024 px, and nothing below 6e-8 is a number in float16. So the gradient is taken of a
+# multiple of what is climbed, a power of two, and divided by it in the images' type.
+
+_LEAST = 2.0**-10  # With smaller entries in a scaled gradient, others may be lost.
+_STEP = 8  # A scale that is wrong is changed by 2^8,
+_TRIES = 4  # so often at most.
+_HIGHEST = 100  # Exponents beyond these would leave float32.
+
+
+def graph_operations() -> list[tf.Operation]:
+    """Returns those of the graph that is being built; none where there is none."""
+    if tf.executing_eagerly():
+        return []
+    return tf.compat.v1.get_default_graph().get_operations()
+
+
+def computes_in_float16(operations: Iterable[tf.Operation]) -> bool:
+    """Whether any of a graph's operations, or of the functions they call, does."""
+    for operation in operations:
+        if any(output.dtype == tf.float16 for output in operation.outputs):
+            return True
+        if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
+            # TensorFlow has no public way to a called function's graph.
+            name = operation.get_attr("f").name
+            called = operation.graph._get_function(name)
+            if called and computes_in_float16(called.graph.get_operations()):
+                return True
+    return False
+
+
+def scaled_gradient(
+    tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor
+) -> tf.Tensor:
+    """Returns the gradient of `ascend` by `x`, scaled on its way by image.
+
+    The first scale is about the number of entries of an image: then what the pixels'
+    losses add up to is differentiated, not their mean. Where the result is not finite,
+    a smaller scale is tried, where it is zero or small a larger one, each by another
+    backward pass, and the last finite result stays.
+
+    Args:
+      tape: A persistent one that watched `x`.
+      ascend: [batch].
+      x: [batch, ...], float32 or float64.
+
+    Returns:
+      Like `x`; not finite where no scale makes it so.
+    """
+    axes = list(range(1, x.shape.rank))
+    ones = [1] * len(axes)
+    entries = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
+    first = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
+    exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first, tf.int32)
+
+    def attempt(number, exponents, lowered, known, found, _):
+        scale = tf.cast(_power_of_two(exponents), x.dtype)
+        scaled = tape.gradient(
+            ascend, x, scale, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        largest = tf.reduce_max(tf.abs(scaled), axes)
+        finite = tf.reduce_all(tf.math.is_finite(scaled), axes)
+        slope = scaled * tf.reshape(
+            tf.cast(_power_of_two(-exponents), x.dtype), [-1, *ones]
+        )
+        # A larger scale that went too far leaves the one before.
+        take = tf.reshape(finite | ~known, [-1, *ones])
+        found = tf.where(take, slope, found)
+        small = finite & (largest < _LEAST) & ~lowered
+        pending = small | (~finite & ~known)
+        lowered |= ~finite
+        change = tf.where(small, _STEP, tf.where(finite, 0, -_STEP))
+        exponents = tf.minimum(exponents + change, _HIGHEST)
+        return number + 1, exponents, lowered, known | finite, found, pending
+
+    none = tf.zeros_like(ascend, tf.bool)
+    state = (0, exponents, none, none, tf.zeros_like(x), tf.ones_like(none))
+    _, _, _, _, found, _ = tf.while_loop(
+        lambda number, *rest: (number < _TRIES) & tf.reduce_any(rest[-1]),
+        attempt,
+        state,
+        parallel_iterations=1,
+    )
+    return found
+
+
+def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
+    """Returns 2^exponents, exactly, float32: a float's bits begin with its exponent."""
+    return tf.bitcast(tf.bitwise.left_shift(exponents + 127, 23), tf.float32)
+
+
+# Values that are wrong, said in our sentences, in graphs too. A graph cannot raise
+# `InputError`. So the assertion in it carries the sentence, and who calls the graph
+# turns TensorFlow's error into ours: `launch`, `Evaluator.run` and the commands do. XLA
+# drops assertions: there values go unchecked.
+
+# Parts of a sentence, joined by spaces: text, and numbers that are known when it runs.
+Words = Callable[[], Sequence[str | tf.Tensor]]
+
+
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
+def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
+    """Raises `InputError` unless `holds`; in a graph the assertion that stands for it.
+
+    Args:
+      holds: bool, [].
+      words: Returns the sentence; what it computes is computed only to be said.
+
+    Returns:
+      `holds`, to depend on.
+    """
+    if tf.executing_eagerly():
+        if not bool(holds):
+            parts = [p if isinstance(p, str) else f"{p.numpy():g}" for p in words()]
+            raise InputError(_joined(parts))
+        return holds
+
+    def fail():
+        parts = list(words())
+        parts[0] = MARK + parts[0]
+        told = tf.debugging.Assert(False, parts, summarize=1)
+        with tf.control_dependencies([told]):
+            return tf.constant(False)
+
+    return tf.cond(holds, lambda: tf.constant(True), fail)
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """Within, failed assertions of `require` are raised as `InputError`."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        told = input_error_within(error)
+        if told is None:
+            raise
+        raise InputError(told) from error
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " ".join(parts).replace(" ;", ";")

@@ -10,7 +10,6 @@ import tensorflow as tf
 
 from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import random_numbers
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 
@@ -35,7 +34,7 @@ class Noise(base.Attack):
     draws: int = 1
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         checks.check_count("draws", self.draws)
 
     @property
@@ -84,7 +83,7 @@ class Corner(Noise):
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
         """A point of the rim: along a Gaussian, its signs or its direction."""
         dtype = threat.compute_dtype(x)
-        noise = random_images(random_numbers.normal, x, keys, draw)
+        noise = random_images(threat.normal, x, keys, draw)
         return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)
 
 
@@ -94,7 +93,7 @@ def random_images(
     """Returns random numbers like `x`, each image's from its own key and `number`.
 
     Args:
-      draw: random_numbers.normal or random_numbers.uniform.
+      draw: threat.normal or threat.uniform.
       x: images [batch, ...].
       keys: int64 [batch, 2].
       number: int, what the numbers are the how-manieth of.

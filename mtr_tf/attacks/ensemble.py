@@ -157,6 +157,23 @@ def _with_losses(objective: base.Objective, names: tuple[str, ...]) -> Any:
     return objective.with_losses(names)
 
 
+def member_at_lengths(
+    attack: base.Attack,
+    number: int,
+    objective: base.Objective,
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    epsilon: tf.Tensor,
+    step_size: tf.Tensor,
+) -> tf.Tensor:
+    """Returns what an ensemble's member does alone, from the ensemble's keys.
+
+    Of the other lengths: see `base.Attack.with_lengths`.
+    """
+    keys = member_keys(keys, number)
+    return attack.at_lengths(objective, x, keys, epsilon, step_size)
+
+
 def member_keys(keys: tf.Tensor, number: int) -> tf.Tensor:
     """Returns an ensemble's member's keys, int64 [batch, 2], of the ensemble's."""
     return tf.map_fn(lambda key: threat.fold_in(key, number), keys)

@@ -45,11 +45,10 @@ def resolve(judge: str, other_losses: bool, ensemble: bool = False) -> str:
     where any task raises another loss and in all ensembles.
 
     Args:
-      judge: One of JUDGES.
+      judge: One of JUDGES; see `check`.
       other_losses: Whether a loss other than the tasks' own is named.
       ensemble: Whether it is an ensemble, or a member of one.
     """
-    check(judge)
     if judge != AUTO:
         return judge
     return HARM if other_losses or ensemble else LOSS

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import arguments
 from mtr_tf.attacks import balance as balance_lib
+from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import compatibility
-from mtr_tf.attacks import expectation as expectation_lib
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import output_mask
 from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
@@ -35,7 +34,10 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import resolve
+from mtr_tf.tasks import table
 
+Tensors = Mapping[str, tf.Tensor]
 Batch = Mapping[str, Any]
 """{"targets": {task: tensor}, "masks": {task: tensor}}, and what a run adds."""
 
@@ -159,13 +161,11 @@ class Recipe:
                 found["clean"] = self._rows(own, outputs, batch)
             return found
 
-        return {**batch, **expectation_lib.mean(compare, self.eot)}
+        return {**batch, **base.mean(compare, self.eot)}
 
     def _own(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss."""
-        return tasks_lib.task_losses(
-            self.tasks, outputs, batch["targets"], batch["masks"]
-        )
+        return table.task_losses(self.tasks, outputs, batch["targets"], batch["masks"])
 
     def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
@@ -184,7 +184,7 @@ class Recipe:
             batch["targets"][name],
             outputs[name],
             batch["masks"][name],
-            tasks_lib.TASKS[name].loss,
+            table.TASKS[name].loss,
             progress,
             self.targeted,
         )
@@ -203,7 +203,7 @@ class Recipe:
 
     def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
-        key = expectation_lib.noise_key(batch, progress)
+        key = _noise_key(batch, progress)
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
@@ -216,7 +216,7 @@ class Recipe:
                     f"The model has no task {name!r} to attack, only "
                     f"{', '.join(map(repr, outputs))}."
                 )
-        return compatibility.checked(self.tasks, outputs, batch, progress)
+        return _checked_outputs(self.tasks, outputs, batch, progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -279,7 +279,7 @@ class TaskObjective:
         """Returns this objective for one run from `start`, around `clean` images.
 
         Both are [batch, ...]; without `clean` the start is the clean image. The model
-        is folded where that can be done (`models.inference`). Costs a forward pass if
+        is folded where that can be done (`models.folding`). Costs a forward pass if
         the balance compares losses with those of either.
         """
         recipe = self.recipe.folded()
@@ -288,7 +288,7 @@ class TaskObjective:
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
         """Returns it, not begun, raising other losses; see `losses` of `objective`."""
-        return self._changed(losses=arguments.attack_losses(names, self.recipe.tasks))
+        return self._changed(losses=_checked_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
         """Returns it, not begun, judged otherwise; see `judge` of `objective`."""
@@ -366,13 +366,13 @@ def unbound(
     Raises:
       InputError: An unknown name, or settings that do not go together.
     """
-    names = tasks_lib.resolve(tasks)
+    names = resolve(tasks)
     recipe = Recipe(
         model,
         names,
         balance,
-        arguments.weights(weights, names),
-        arguments.attack_losses(losses, names),
+        _checked_weights(weights, names),
+        _checked_losses(losses, names),
         bool(targeted),
         judge,
         fold,
@@ -465,5 +465,172 @@ def objective(
                 )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
-    compatibility.check_batch(names, targets, masks)
+    _check_batch(names, targets, masks)
     return found.bind({"targets": targets, "masks": masks})
+
+
+def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:
+    """Returns the key, int64 [2], of a random model's noise in one call.
+
+    One for each seed (that of the batch's first image), step of an attack, and draw.
+    Restarts and radii meet the same noise at the same step, so that they compare.
+    """
+    keys = batch.get("keys")
+    key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
+    step = tf.bitcast(tf.cast(progress, tf.float32), tf.int32)
+    return stateless.fold_in(stateless.fold_in(key, step), batch.get("draw", 0))
+
+
+# The arguments of an objective, checked.
+
+
+def _checked_weights(
+    given: Mapping[str, float] | None, names: tuple[str, ...]
+) -> tuple[float, ...]:
+    """Returns a weight per attacked task, checked; () where none is given."""
+    if not given:
+        return ()
+    found = dict(zip(resolve(given), given.values(), strict=True))
+    for name, weight in found.items():
+        if name not in names:
+            raise InputError(
+                f"Weights are for attacked tasks, {', '.join(map(repr, names))}; "
+                f"got one for {name!r}."
+            )
+        real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
+        if not real or not 0 <= weight < float("inf"):
+            raise InputError(
+                f"Weights are finite numbers from 0, got {weight!r} for {name!r}."
+            )
+    if not any(found.get(name, 1) for name in names):
+        raise InputError("At least one attacked task's weight must be above 0.")
+    return tuple(float(found.get(name, 1)) for name in names)
+
+
+def _checked_losses(
+    given: Iterable[str] | str, names: tuple[str, ...]
+) -> tuple[str | None, ...]:
+    """Returns what each attacked task raises, checked; () where each its own loss."""
+    given = given.split(",") if isinstance(given, str) else given
+    chosen: dict[str, str] = {}
+    for loss in given:
+        checks.check_name("A loss", loss, ATTACK_LOSSES)
+        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(table.TASKS[n])]
+        if not fitting:
+            raise InputError(
+                f"Each loss must fit an attacked task, but {loss!r} fits none of "
+                f"{', '.join(map(repr, names))}; leave it out."
+            )
+        for name in fitting:
+            if name in chosen:
+                raise InputError(
+                    f"One loss at most may fit a task, but {chosen[name]!r} and "
+                    f"{loss!r} both fit {name!r}; choose one."
+                )
+            chosen[name] = loss
+    return tuple(chosen.get(name) for name in names) if chosen else ()
+
+
+# Whether targets, masks and outputs fit each other, checked eagerly and in graphs.
+
+
+def _check_batch(names: Sequence[str], targets: Tensors, masks: Tensors) -> None:
+    """Raises InputError where a target or mask has not the shape that its task has."""
+    for name in names:
+        target, mask = targets[name].shape, masks[name].shape
+        discrete = table.TASKS[name].discrete
+        axes = "[batch, H, W]" if discrete else "[batch, H, W, channels]"
+        if not target.is_compatible_with([None] * (3 if discrete else 4)):
+            raise InputError(
+                f"The target of {name!r} must be {axes}, got shape {target}; reshape "
+                "it so."
+            )
+        wanted = target[:3]
+        if not mask.is_compatible_with(wanted):
+            raise InputError(
+                f"The mask of {name!r} must have one number per pixel of its target, "
+                f"shape {wanted}, got {mask}; give it that shape."
+            )
+
+
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
+def _checked_outputs(
+    names: Sequence[str],
+    outputs: Tensors,
+    batch: Batch,
+    progress: tf.Tensor | float,
+) -> dict[str, tf.Tensor]:
+    """Returns the tasks' outputs, once they fit their targets, and labels the outputs.
+
+    Shapes are compared when the graph is built, those that are not known then when it
+    runs. Labels are looked at where a run begins and ends, which costs next to nothing
+    beside the model; those of masked pixels may be anything.
+
+    Raises:
+      InputError: They do not fit (see `base.require` for graphs).
+    """
+    found = {}
+    for name in names:
+        output = tf.convert_to_tensor(outputs[name])
+        target, mask = batch["targets"][name], batch["masks"][name]
+        discrete = table.TASKS[name].discrete
+        _check_shape(name, output, target, discrete)
+        checks = _same_size(name, output, target, mask)
+        if discrete:
+            checks.append(_labels(name, output, target, mask, progress))
+        with tf.control_dependencies([] if tf.executing_eagerly() else checks):
+            found[name] = tf.identity(output)
+    return found
+
+
+def _check_shape(name: str, output, target, discrete: bool) -> None:
+    wanted = target.shape[:3].concatenate([None]) if discrete else target.shape
+    if not output.shape.is_compatible_with(wanted):
+        axes = "[batch, H, W, classes]" if discrete else "its target's shape"
+        raise InputError(
+            f"The output of {name!r} must be {axes}, here {wanted}, got "
+            f"{output.shape}; bring model, images and targets to one size."
+        )
+
+
+def _same_size(name: str, output, target, mask) -> list[tf.Tensor]:
+    """Checks of what the shapes do not tell before the graph runs."""
+    known = output.shape, target.shape, mask.shape
+    if all(shape.is_fully_defined() for shape in known):
+        return []
+    sizes = [tf.shape(tensor)[:3] for tensor in (output, target, mask)]
+    same = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
+
+    def words():
+        parts = [f"Images, output, target and mask of {name!r} must be of one size"]
+        for kind, size in zip(("output", "target", "mask"), sizes, strict=True):
+            parts += [f"; got {kind}s of", size[0], "x", size[1], "x", size[2]]
+        return [*parts, "(batch x height x width)."]
+
+    return [base.require(same, words)]
+
+
+def _labels(name: str, output, target, mask, progress) -> tf.Tensor:
+    """The check that labels are classes, where the mask is not zero."""
+    classes = tf.shape(output)[-1]
+
+    def wrong():
+        labels = tf.cast(target, tf.int64)
+        outside = (labels < 0) | (labels >= tf.cast(classes, tf.int64))
+        return outside & tf.cast(mask, tf.bool)
+
+    def words():
+        labels = tf.cast(target, tf.int64)
+        one = tf.reduce_max(tf.where(wrong(), labels, labels.dtype.min))
+        return [
+            f"Labels of {name!r} must be below its number of classes,",
+            classes,
+            ", and not negative, where the mask is not zero; got",
+            one,
+            "; mask such pixels.",
+        ]
+
+    progress = tf.convert_to_tensor(progress, tf.float32)
+    ends = (progress <= 0) | (progress >= 1)
+    holds = tf.cond(ends, lambda: ~tf.reduce_any(wrong()), lambda: tf.constant(True))
+    return base.require(holds, words)

@@ -88,7 +88,7 @@ class PGD(base.Attack):
     keep: str = "best"
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         if not tf.is_tensor(self.step_size):
             self._check_step_size()
         for name in ("steps", "restarts"):
@@ -200,7 +200,7 @@ class FGSM(base.Attack):
     norm: str = "linf"
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
 
     @property
     def passes(self) -> int:

@@ -12,7 +12,6 @@ import tensorflow as tf
 from mtr_tf.attacks import base
 from mtr_tf.attacks import baselines
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import random_numbers
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
@@ -70,7 +69,7 @@ class Square(base.Attack):
     restarts: int = 1
 
     def __post_init__(self):
-        threat.ball(self.norm, self.epsilon)
+        threat.check(self.norm, self.epsilon)
         checks.check_count("queries", self.queries)
         checks.check_count("restarts", self.restarts)
         checks.check_number("p", self.p)
@@ -154,7 +153,7 @@ class _Linf:
 
     def start(self, keys: tf.Tensor) -> tf.Tensor:
         """Returns the stripes."""
-        row = baselines.random_images(random_numbers.uniform, self._x[:, :1], keys, 0)
+        row = baselines.random_images(threat.uniform, self._x[:, :1], keys, 0)
         return self._project(self.centre + self._epsilon * _signs(row))
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
@@ -179,7 +178,7 @@ class _L2:
         side = tf.maximum(tf.minimum(height, width) // _GRID, 1)
         rows, columns = tf.range(height) % side, tf.range(width) % side
         cells = self._x[:, ::side, ::side]
-        uniform = random_numbers.uniform
+        uniform = threat.uniform
         signs = _signs(baselines.random_images(uniform, cells, keys, 0))
         signs = self._spread(signs, side)
         turned = baselines.random_images(uniform, cells[..., :1], keys, 1) < 0.5
@@ -231,7 +230,7 @@ def _draws(x: tf.Tensor, keys: tf.Tensor, queries: int) -> tf.Tensor:
     """Returns uniform numbers [batch, queries, 5 + channels], by image."""
     dtype = threat.compute_dtype(x)
     return tf.map_fn(
-        lambda key: random_numbers.uniform(
+        lambda key: threat.uniform(
             [queries, 5 + tf.shape(x)[3]], threat.fold_in(key, 2), dtype
         ),
         keys,

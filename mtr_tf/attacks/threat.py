@@ -4,7 +4,8 @@
 A threat model is a ball of radius `epsilon` around each image, in some norm, cut with
 the box [0, 1] of valid pixels. Each norm answers the same four questions: a random
 point of the unit ball, the steepest direction, the projection onto ball and box, and
-the rounding of a result to the image's own dtype without leaving either.
+the rounding of a result to the image's own dtype without leaving either. Random numbers
+and rounding are further below.
 
 All acts per image: the leading axis is the batch, the others are the image.
 """
@@ -12,14 +13,13 @@ All acts per image: the leading axis is the batch, the others are the image.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import checks
-from mtr_tf.attacks import random_numbers
-from mtr_tf.attacks import rounding
 from mtr_tf.errors import InputError
 
 _ALG = "philox"  # The same numbers on every device.
@@ -29,15 +29,13 @@ _ALG = "philox"  # The same numbers on every device.
 class Linf:
     """No pixel value may change by more than `epsilon`, in pixel units of [0, 1].
 
-    `epsilon` may be a float64 tensor, so that one graph serves all radii; a tensor's
-    value is not checked.
+    `epsilon` may be a float64 tensor, so that one graph serves all radii.
     """
 
     epsilon: float | tf.Tensor
 
-    def __post_init__(self):
-        if tf.is_tensor(self.epsilon):
-            return
+    def check(self) -> None:
+        """Raises InputError unless the radius, no tensor, is allowed."""
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
@@ -47,7 +45,7 @@ class Linf:
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit cube [-1, 1)^shape."""
-        return 2 * random_numbers.uniform(shape, key, dtype) - 1
+        return 2 * uniform(shape, key, dtype) - 1
 
     start = noise  # Where runs begin is uniform too.
 
@@ -66,7 +64,7 @@ class Linf:
         low = tf.maximum(wide - self.epsilon, 0)
         high = tf.minimum(wide + self.epsilon, 1)
         low, high = (
-            tf.cast(rounding.towards(x, bound, self.epsilon), compute_dtype(x))
+            tf.cast(rounded_towards(x, bound, self.epsilon), compute_dtype(x))
             for bound in (low, high)
         )
         return lambda point: _clip(point, low, high)
@@ -81,14 +79,13 @@ class L2:
     """The plain l2 norm of the difference of two images in [0, 1] is at most epsilon.
 
     Plain: the root of the sum (not the mean) of squares over all pixels and channels.
-    As for `Linf`, `epsilon` may be a float64 tensor, unchecked.
+    As for `Linf`, `epsilon` may be a float64 tensor.
     """
 
     epsilon: float | tf.Tensor
 
-    def __post_init__(self):
-        if tf.is_tensor(self.epsilon):
-            return
+    def check(self) -> None:
+        """Raises InputError unless the radius, no tensor, is allowed."""
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1e6:
             raise InputError(
@@ -116,8 +113,8 @@ class L2:
 
     def _point(self, shape, key, dtype, power) -> tf.Tensor:
         """A point of uniform direction and length u^power, u uniform in [0, 1)."""
-        direction = random_numbers.normal(shape, fold_in(key, 0), dtype)
-        u = random_numbers.uniform([], fold_in(key, 1), dtype)
+        direction = normal(shape, fold_in(key, 0), dtype)
+        u = uniform([], fold_in(key, 1), dtype)
         return tf.math.divide_no_nan(direction, tf.norm(direction)) * u**power
 
     def steepest(self, gradient: tf.Tensor) -> tf.Tensor:
@@ -168,28 +165,34 @@ class L2:
 
         Shrinks into the ball once more in float64, then rounds each coordinate towards
         x, which shortens the difference and keeps between two points of the box. In
-        half precision that would give away much of the radius; see `rounding.as_long`.
+        half precision that would give away much of the radius; see `rounded_as_long`.
         """
         wide = tf.cast(x, tf.float64)
         offset = tf.cast(point, tf.float64) - wide
         inner = self.epsilon * (1 - 1e-12)  # Room for the rounding of a norm's sum.
         offset *= inner * _reciprocal(tf.maximum(_norms(offset), inner))
         if x.dtype.size == 2:
-            return rounding.as_long(x, offset)
-        return rounding.towards(x, wide + offset, tf.abs(offset))
+            return rounded_as_long(x, offset)
+        return rounded_towards(x, wide + offset, tf.abs(offset))
 
 
 NORMS: dict[str, type[Linf] | type[L2]] = {"linf": Linf, "l2": L2}
 
 
 def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
-    """Returns the threat model of that norm ("linf" or "l2") and radius.
+    """Returns the threat model of that norm ("linf" or "l2") and radius, as checked."""
+    return NORMS[norm](epsilon)
+
+
+def check(norm: str, epsilon: float | tf.Tensor) -> None:
+    """Checks what an attack is made of; the value of a tensor is not looked at.
 
     Raises:
-      InputError: an unknown norm, or a radius that the norm does not allow.
+      InputError: An unknown norm, or a radius that the norm does not allow.
     """
     checks.check_name("norm", norm, NORMS)
-    return NORMS[norm](epsilon)
+    if not tf.is_tensor(epsilon):
+        NORMS[norm](epsilon).check()
 
 
 def compute_dtype(x: tf.Tensor) -> tf.DType:
@@ -299,3 +302,145 @@ def _reciprocal(values: tf.Tensor) -> tf.Tensor:
 def _clip(x: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     """Returns `x` between bounds of its shape; tf.clip_by_value takes two passes."""
     return tf.raw_ops.ClipByValue(t=x, clip_value_min=low, clip_value_max=high)
+
+
+# Random numbers of a key that are the same with XLA and without, on any device.
+#
+# TensorFlow's stateless random floats are others under XLA; its random whole numbers
+# are not. So floats are made of those here, as TensorFlow makes them without XLA:
+# `uniform` returns the very numbers of tf.random.stateless_uniform, and `normal` those
+# of tf.random.stateless_normal but for rounding.
+
+# The integer type of each float type, and how many of its bits make a float.
+_INTEGERS = {tf.float32: (tf.int32, 23), tf.float64: (tf.int64, 52)}
+_WORD = 32  # TensorFlow has the two halves of 64 bits the other way round for floats.
+_SMALLEST = 1e-7  # What the logarithm is taken of, at least.
+
+
+def uniform(shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns independent numbers, uniform in [0, 1).
+
+    Args:
+      shape: of the result.
+      key: int64 [2].
+      dtype: float32 or float64.
+    """
+    integer, digits = _INTEGERS[dtype]
+    bits = tf.random.stateless_uniform(
+        shape,
+        key,
+        minval=None,
+        maxval=None,
+        dtype=integer,
+        alg=_ALG,
+    )
+    if integer == tf.int64:
+        upper = tf.bitwise.left_shift(bits, tf.constant(_WORD, integer))
+        lower = tf.bitwise.right_shift(bits, tf.constant(_WORD, integer))
+        bits = upper + tf.bitwise.bitwise_and(lower, 2**_WORD - 1)
+    low = tf.bitwise.bitwise_and(bits, tf.constant(2**digits - 1, integer))
+    return tf.cast(low, dtype) * tf.constant(2.0**-digits, dtype)
+
+
+def normal(shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """Returns independent standard normal numbers, two of each two uniform ones.
+
+    Arguments are those of `uniform` (Box and Muller, 1958).
+    """
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    count = tf.reduce_prod(shape)
+    pairs = uniform([(count + 1) // 2, 2], key, dtype)
+    length = tf.sqrt(-2 * tf.math.log(tf.maximum(pairs[:, 0], _SMALLEST)))
+    angle = 2 * math.pi * pairs[:, 1]
+    numbers = tf.stack([tf.sin(angle) * length, tf.cos(angle) * length], axis=1)
+    return tf.reshape(tf.reshape(numbers, [-1])[:count], shape)
+
+
+# Rounding to the images' own float type, without going further from x: all numbers are
+# in [0, 1], and x is of the type that is rounded to.
+
+# An integer type of each float type's size: neighbouring non-negative floats have
+# neighbouring bit patterns, so adding 1 to the bits is the next float up.
+_BITS = {
+    tf.float16: tf.int16,
+    tf.bfloat16: tf.int16,
+    tf.float32: tf.int32,
+    tf.float64: tf.int64,
+}
+_HALVINGS = 40  # Of the range of scales, 2^-1 to 2^13.
+
+
+def rounded_towards(
+    x: tf.Tensor, value: tf.Tensor, reach: tf.Tensor | float
+) -> tf.Tensor:
+    """Returns float64 `value` in x's dtype, at most `reach` away from `x`.
+
+    Rounds to the nearest number, and where that is too far goes to its neighbour on
+    x's side.
+    """
+    nearest = tf.cast(value, x.dtype)
+    gap = tf.cast(x, tf.float64) - tf.cast(nearest, tf.float64)
+    bits = _BITS[x.dtype]
+    too_far = tf.cast(tf.abs(gap) > reach, bits)
+    move = tf.cast(tf.sign(gap), bits) * too_far
+    return tf.bitcast(tf.bitcast(nearest, bits) + move, x.dtype)
+
+
+def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """Returns about x + offset in x's dtype, [batch, ...], with offsets as long in l2.
+
+    Half precision has few numbers: `rounded_towards` gives away most of a small offset,
+    for much of it is less than the distance to the next number. So x + s offset is
+    rounded to the nearest, s the largest whose result is no longer than the offset. All
+    coordinates move outwards as s grows, so halving finds it. What the next larger s
+    would change is done for as many of its coordinates as there is length left for,
+    taken from all over the image.
+
+    Args:
+      x: [batch, ...] in [0, 1].
+      offset: float64, x + offset in [0, 1].
+    """
+    axes = list(range(1, x.shape.rank))
+    wide = tf.cast(x, tf.float64)
+    # Room for the rounding of the sums.
+    limit = tf.reduce_sum(tf.square(offset), axes, keepdims=True) * (1 - 1e-12)
+
+    def scaled(log_scale):
+        value = wide + tf.pow(tf.constant(2.0, tf.float64), log_scale) * offset
+        return tf.cast(tf.clip_by_value(value, 0, 1), x.dtype)
+
+    def squares(rounded):
+        return tf.square(tf.cast(rounded, tf.float64) - wide)
+
+    def halve(number, low, high):
+        middle = (low + high) / 2
+        length = tf.reduce_sum(squares(scaled(middle)), axes, keepdims=True)
+        fits = length <= limit
+        low, high = tf.where(fits, middle, low), tf.where(fits, high, middle)
+        return number + 1, low, high
+
+    # To the nearest at most doubles what is rounded: half the offset always fits.
+    _, low, high = tf.while_loop(
+        lambda number, *_: number < _HALVINGS,
+        halve,
+        (0, tf.zeros_like(limit) - 1.001, tf.zeros_like(limit) + 13),
+        parallel_iterations=1,
+    )
+    inside, outside = scaled(low), scaled(high)
+    spare = limit - tf.reduce_sum(squares(inside), axes, keepdims=True)
+    taken = _affordable(squares(outside) - squares(inside), spare)
+    return tf.where(taken, outside, inside)
+
+
+def _affordable(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
+    """Returns bools like `costs`: which together cost no more than `spare`, by image.
+
+    They are taken in an order that visits all parts of an image alike: multiples of the
+    golden ratio, modulo 1, are spread evenly, however many there are.
+    """
+    flat = tf.reshape(costs, [tf.shape(costs)[0], tf.reduce_prod(tf.shape(costs)[1:])])
+    places = tf.range(tf.shape(flat)[1], dtype=tf.float64) * (np.sqrt(5) - 1) / 2
+    order = tf.argsort(tf.math.floormod(places, 1))
+    spent = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
+    taken = spent <= tf.reshape(spare, [-1, 1])
+    return tf.reshape(tf.gather(taken, tf.argsort(order), axis=1), tf.shape(costs))

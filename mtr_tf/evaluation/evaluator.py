@@ -20,8 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import base
 from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
@@ -29,6 +28,7 @@ from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import table
 
 _SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
 _LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
@@ -87,7 +87,7 @@ def values(rows: Rows) -> dict[str, dict[str, float]]:
     return {
         task: {
             metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
-            for metric in tasks_lib.TASKS[task].metrics
+            for metric in table.TASKS[task].metrics
         }
         for task in rows
     }
@@ -189,7 +189,7 @@ class Evaluator:
                 if not index:
                     self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
-                with graph_errors.raised():
+                with base.input_errors():
                     rows, pictures = self._step_for(arguments)(*arguments)
                 places = self._gather(batch["index"])
                 index.append(places)
@@ -305,7 +305,7 @@ class Evaluator:
     def _statistics(
         self, outputs, batch, tasks: Sequence[str] | None = None
     ) -> dict[str, dict[str, tf.Tensor]]:
-        return tasks_lib.statistics(
+        return table.statistics(
             tasks or self._tasks,
             outputs,
             batch["targets"],

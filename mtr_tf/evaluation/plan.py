@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -293,6 +294,7 @@ class Cell:
 
     def judged(self, judge: str) -> Cell:
         """The cell judged by "harm" or "loss", or by what "auto" is for it."""
+        judging.check(judge)
         goal = dataclasses.replace(self.objective, judge=self._judge(judge))
         return dataclasses.replace(self, objective=goal)
 
@@ -309,15 +311,15 @@ class Cell:
         return 1.0 + self.objective.eot * self.attack.passes(self.threat)
 
     def build(self) -> Callable[..., tf.Tensor]:
-        """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family."""
+        """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family.
 
-        def attack(objective, x, seed, epsilon, step_size):
-            if self.place >= 0:  # The same images as of `attacks.Worst`.
-                seed = ensemble.member_keys(seed, self.place)
-            made = self.attack.make(self.threat.norm, epsilon, step_size)
-            return made(objective, x, seed)
-
-        return attack
+        It is made and checked here; only the numbers are bound in the compiled step.
+        """
+        attack = self.attack.make(self.threat.norm, 1.0, 1.0)  # Any that are allowed.
+        if self.place < 0:
+            return attack.at_lengths
+        # The same images as of `attacks.Worst`.
+        return functools.partial(ensemble.member_at_lengths, attack, self.place)
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
-from mtr_tf.attacks import half_precision
 from mtr_tf.models import folding
 from mtr_tf.training import step
 
@@ -165,7 +164,7 @@ def test_float16_is_seen_in_called_functions_and_nothing_else_is_scaled():
             before = len(tf.compat.v1.get_default_graph().get_operations())
             change(x)
             made = tf.compat.v1.get_default_graph().get_operations()[before:]
-            found.append(half_precision.computes_in_float16(made))
+            found.append(base.computes_in_float16(made))
 
     graph(tf.ones([2]))
     assert found == [True, False, False]

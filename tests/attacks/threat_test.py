@@ -10,7 +10,6 @@ import tensorflow as tf
 from hypothesis import strategies as st
 
 from mtr_tf import attacks
-from mtr_tf.attacks import rounding
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -225,7 +224,7 @@ def test_half_precision_uses_the_l2_ball_and_never_leaves_it(dtype, side, epsilo
     assert np.all(distance("l2", got, x) >= 0.99 * distance("l2", point, x))
     # It raises a linear loss at least as much as rounding all coordinates towards x.
     offset = wide(point) - wide(x)
-    inner = rounding.towards(x, tf.constant(wide(point)), np.abs(offset))
+    inner = threat.rounded_towards(x, tf.constant(wide(point)), np.abs(offset))
     raised, before = (
         np.sum((wide(y) - wide(x)) * offset, (1, 2, 3)) for y in (got, inner)
     )
@@ -258,4 +257,4 @@ def test_rounding_stays_short_where_the_point_is_inside_the_ball(dtype):
 )
 def test_bad_radii_and_norms_are_refused(norm, epsilon, message):
     with pytest.raises(InputError, match=message):
-        threat.ball(norm, epsilon)
+        threat.check(norm, epsilon)

@@ -15,14 +15,14 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks import random_numbers
+from mtr_tf.attacks import threat
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.models import compiling
 from mtr_tf.models import folding
-from mtr_tf.models import pooling
+from mtr_tf.models import layers
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
@@ -132,8 +132,8 @@ def test_random_numbers_are_those_of_tensorflow(shape, dtype):
     key = tf.constant([5, 7], tf.int64)
     options = {"dtype": dtype, "alg": "philox"}
     for ours, theirs, rounding in (
-        (random_numbers.uniform, tf.random.stateless_uniform, 0),
-        (random_numbers.normal, tf.random.stateless_normal, 1e-5),
+        (threat.uniform, tf.random.stateless_uniform, 0),
+        (threat.normal, tf.random.stateless_normal, 1e-5),
     ):
         want = theirs(shape, key, **options)
         np.testing.assert_allclose(ours(shape, key, dtype), want, atol=rounding)
@@ -153,7 +153,7 @@ def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic(
     image = keras.Input((9, 8, 2))
     layer = keras.layers.MaxPooling2D(size, stride, padding=padding)
     model = keras.Model(image, {"seg": layer(image)})
-    ours = pooling.MaxPooling(size, stride, padding=padding)
+    ours = layers.MaxPooling(size, stride, padding=padding)
     x = tf.random.stateless_normal((2, 9, 8, 2), (0, 1))
 
     def value_and_slope(x):

@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import models
-from mtr_tf.models import folded_convolutions
 from mtr_tf.models import folding
 
 L = keras.layers
@@ -80,7 +79,7 @@ def test_dilated_convolutions():
     rearranged = "SpaceToBatchND" in _operations(
         folding.fold(model, ("seg",)), (64, 64, 3)
     )
-    assert rearranged != folded_convolutions.dilates_directly(tf.float32)
+    assert rearranged != folding.dilates_directly(tf.float32)
 
 
 def test_dilated_convolutions_without_onednn():

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf.attacks import graph_errors
+from mtr_tf.attacks import base
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
 
@@ -81,7 +81,7 @@ def in_graph(model, x, targets, masks, size=2, **settings):
     def run(x, targets, masks):
         return eager(model, x, targets, masks, **settings)
 
-    with graph_errors.raised():
+    with base.input_errors():
         return run(x, targets, masks)
 
 
@@ -179,7 +179,7 @@ def test_under_xla_values_are_not_checked(model):
 
 
 def test_other_errors_of_tensorflow_stay_as_they_are():
-    with pytest.raises(tf.errors.InvalidArgumentError), graph_errors.raised():
+    with pytest.raises(tf.errors.InvalidArgumentError), base.input_errors():
         tf.debugging.Assert(False, ["something else"])
 
 
