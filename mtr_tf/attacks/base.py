@@ -100,7 +100,8 @@ class Attack(abc.ABC):
         """
         bound = object.__new__(type(self))
         lengths = {"epsilon": epsilon, "step_size": step_size}
-        for field in dataclasses.fields(self):  # Frozen: set as dataclasses do.
+        # Frozen: set as dataclasses do. Attacks are dataclasses, which no type says.
+        for field in dataclasses.fields(self):  # pyrefly: ignore[bad-argument-type]
             value = lengths.get(field.name, getattr(self, field.name))
             object.__setattr__(bound, field.name, value)
         return bound
