@@ -21,8 +21,8 @@ from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.models import compiling
-from mtr_tf.models import pooling
 from mtr_tf.models import folding
+from mtr_tf.models import pooling
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
