@@ -14,6 +14,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from results_fixture import CLEAN
+from results_fixture import FACTS
 
 import mtr_tf
 from mtr_tf import attacks
@@ -24,7 +26,9 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import results
 from mtr_tf.evaluation import sanity_checks
+from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.study import costs
 
@@ -129,6 +133,14 @@ def test_a_new_entry_is_counted_and_checked(brighter):
     )
     probe = sanity_checks.probe([cell, worst])
     assert (probe.attack.name, probe.eps) == ("pgd", 51)
+
+
+def test_a_new_entry_is_in_the_results(brighter):
+    (cell, _) = plan.make_cells(brighter, ("depth",))
+    found = Result(cell, CLEAN.scores, 12, {})
+    records = results.make_records(CLEAN, [found], FACTS)
+    assert {record["attack"] for record in records} == {"brighter"}
+    assert {record["restarts"] for record in records} == {3}
 
 
 def test_an_entry_may_be_of_another_package():
