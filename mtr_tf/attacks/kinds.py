@@ -104,7 +104,7 @@ class Kind:
         Raises:
           InputError: As the record does.
         """
-        record = self._load()
+        record: Any = self._load()
         fields = {field.name for field in dataclasses.fields(record)}
         given = {
             field: settings[self.named.get(field, field)]
