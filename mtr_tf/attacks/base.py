@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
@@ -94,15 +95,13 @@ class Attack(abc.ABC):
     ) -> Self:
         """Returns the attack with other lengths, which are not checked again.
 
-        With tensors one graph of an attack serves all radii. All that is checked when
-        an attack is made has been checked of this one, so only fields are copied; a
-        length that it has no field for is left out.
+        With tensors one graph of an attack serves all radii. All else stays as it is,
+        and a length that the attack does not have is left out.
         """
-        bound = object.__new__(type(self))
-        lengths = {"epsilon": epsilon, "step_size": step_size}
-        for field in dataclasses.fields(self):  # Frozen: set as dataclasses do.
-            value = lengths.get(field.name, getattr(self, field.name))
-            object.__setattr__(bound, field.name, value)
+        bound = copy.copy(self)
+        for name, length in (("epsilon", epsilon), ("step_size", step_size)):
+            if hasattr(self, name):  # Frozen: set as dataclasses do.
+                object.__setattr__(bound, name, length)
         return bound
 
     @final

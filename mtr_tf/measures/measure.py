@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -28,7 +29,6 @@ from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
-from mtr_tf.measures import pixel_sets
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps as steps_lib
 from mtr_tf.measures.passes import Arrays
@@ -150,7 +150,7 @@ def _tasks(job: _Measuring) -> list[dict]:
 def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     """Gradient norms of, and attacks on, the mean loss over some output pixels."""
     height, width = job.subject.columns.images.shape[1:3]
-    sets = pixel_sets.random_sets if measure == "pixels" else pixel_sets.block_sets
+    sets = random_sets if measure == "pixels" else block_sets
     masks = sets(height, width, job.settings.draws, job.subject.seed)
     records = _pixel_gradients(measure, masks, job)
     for task in job.subject.tasks:
@@ -263,3 +263,46 @@ _MEASURES = {
     "blocks": functools.partial(_some_pixels, "blocks"),
     "first_order": _first_order,
 }
+
+
+# Sets of output pixels: random ones, and blocks.
+
+
+def random_sets(
+    height: int, width: int, draws: int, seed: int
+) -> dict[int, list[np.ndarray]]:
+    """{count: masks 0/1 `[height, width]`} of 1, 4, 16, ... random pixels, and all.
+
+    A draw's smaller sets are inside its larger ones. Of all pixels there is one set.
+    """
+    pixels = height * width
+    counts = [4**power for power in range(math.ceil(math.log(pixels, 4)))]
+    return {
+        count: [
+            attacks.random_pixels(height, width, count, draw_seed(seed, draw))
+            for draw in range(draws if count < pixels else 1)
+        ]
+        for count in [*counts, pixels]
+    }
+
+
+def block_sets(
+    height: int, width: int, draws: int, seed: int
+) -> dict[int, list[np.ndarray]]:
+    """As `random_sets`, of square blocks of side 1, 2, 4, ..., and all pixels."""
+    sides = [2**power for power in range(math.ceil(math.log2(min(height, width))))]
+    masks = {}
+    for side in sides:
+        masks[side**2] = []
+        for draw in range(draws):
+            random = np.random.default_rng(draw_seed(seed, draw))
+            top, left = (int(random.random() * (s - side + 1)) for s in (height, width))
+            mask = attacks.block(height, width, top, left, side, side)
+            masks[side**2].append(mask)
+    masks[height * width] = [np.ones((height, width), np.float32)]
+    return masks
+
+
+def draw_seed(seed: int, draw: int) -> int:
+    """A seed of its own for each draw; draws of different seeds have none in common."""
+    return int(np.random.SeedSequence([seed, draw]).generate_state(1)[0])

@@ -54,7 +54,7 @@ def of_tasks(
 
     Args:
       gradients: What `measure_steps.gradients` returns, over all images.
-      l1: What `measure_steps.l1_of_sets` returns.
+      l1: What `steps.l1_of_sets` returns.
       tasks: Names, in the order of the arrays.
       seed: Of the intervals.
       units: What is drawn for them; None: each image by itself.

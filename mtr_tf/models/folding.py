@@ -23,7 +23,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf.models import compiling
-from mtr_tf.models import layers
+from mtr_tf.models import pooling
 from mtr_tf.models import probabilities
 from mtr_tf.models import stateless
 
@@ -248,9 +248,7 @@ def _folded_calls(
 def _pooling_calls(nodes: Sequence[Any]) -> dict[int, Callable[[_Values], tf.Tensor]]:
     """What to call in place of max pooling, which XLA cannot differentiate as it is."""
     return {
-        id(node): _on_input(
-            node, functools.partial(layers.pooled_by_slices, node.operation)
-        )
+        id(node): _on_input(node, functools.partial(pooling.by_slices, node.operation))
         for node in nodes
         if type(node.operation) is keras.layers.MaxPooling2D
     }

@@ -11,7 +11,7 @@ import dataclasses
 
 import keras
 
-from mtr_tf.models.layers import MaxPooling
+from mtr_tf.models.pooling import MaxPooling
 
 STRIDE = 32
 WIDTH = 64

@@ -28,9 +28,9 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import sweep
 from mtr_tf.measures import gradients as gradients_lib
+from mtr_tf.measures import measure as measure_lib
 from mtr_tf.measures import passes
 from mtr_tf.measures import pixel_records
-from mtr_tf.measures import pixel_sets
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps
 from mtr_tf.runs import directory
@@ -257,7 +257,7 @@ def test_a_killed_measure_goes_on(tmp_path):
 
 
 def test_sets_of_pixels():
-    for make in (pixel_sets.random_sets, pixel_sets.block_sets):
+    for make in (measure_lib.random_sets, measure_lib.block_sets):
         sets = make(8, 12, draws=3, seed=0)
         again = make(8, 12, draws=3, seed=0)
         other = make(8, 12, draws=3, seed=1)
@@ -270,11 +270,11 @@ def test_sets_of_pixels():
                 assert mask.sum() == count
             np.testing.assert_array_equal(masks, again[count])
         assert not np.array_equal(sets[4], other[4])
-    assert list(pixel_sets.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
-    assert list(pixel_sets.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
-    rows, columns = np.nonzero(pixel_sets.block_sets(8, 12, 1, 0)[16][0])
+    assert list(measure_lib.random_sets(8, 12, 1, 0)) == [1, 4, 16, 64, 96]
+    assert list(measure_lib.block_sets(8, 12, 1, 0)) == [1, 4, 16, 96]
+    rows, columns = np.nonzero(measure_lib.block_sets(8, 12, 1, 0)[16][0])
     assert (np.ptp(rows), np.ptp(columns)) == (3, 3)
-    small = pixel_sets.random_sets(1, 1, 2, 0)
+    small = measure_lib.random_sets(1, 1, 2, 0)
     assert {count: len(masks) for count, masks in small.items()} == {1: 1}
 
 

@@ -22,7 +22,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.models import compiling
 from mtr_tf.models import folding
-from mtr_tf.models import layers
+from mtr_tf.models import pooling
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
@@ -153,7 +153,7 @@ def test_max_pooling_has_a_gradient_that_xla_can_make_deterministic(
     image = keras.Input((9, 8, 2))
     layer = keras.layers.MaxPooling2D(size, stride, padding=padding)
     model = keras.Model(image, {"seg": layer(image)})
-    ours = layers.MaxPooling(size, stride, padding=padding)
+    ours = pooling.MaxPooling(size, stride, padding=padding)
     x = tf.random.stateless_normal((2, 9, 8, 2), (0, 1))
 
     def value_and_slope(x):
