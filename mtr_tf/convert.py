@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import pathlib
 from typing import TYPE_CHECKING
@@ -134,6 +132,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     from mtr_tf import models
     from mtr_tf.models.torch_weights import reading as torch_files
     from mtr_tf.models.torch_weights import transfer as torch_weights
+    from mtr_tf.runs import store
 
     _check_model(config.model, [k for k, v in models.MODELS.items() if v.family])
     if config.parsed_image_size:
@@ -142,7 +141,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     run_config = _run_config(config, found)
     settings = config.to_dict() | {"torch": os.path.basename(config.torch)}
     del settings["workdir"]  # It may be moved.
-    about = {"convert": settings, "sha256": _sha256(config.torch)}
+    about = {"convert": settings, "sha256": store.file_digest(config.torch)}
     stem = pathlib.Path(config.torch).name.split(".")[0]
     workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
     with files.locked(workdir):
@@ -154,7 +153,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
         model, said = _model(config, run_config, found)
         for sentence in said:
             logging.info("%s", sentence)
-        files.write_json(workdir / "conversion.json", about | {"said": said})
+        store.write_file(workdir / "conversion.json", about | {"said": said})
         with files.whole_file(workdir / "model.keras") as beside:
             model.save(beside)
         directory.write_config(workdir, run_config)
@@ -239,17 +238,14 @@ def _model(
     return model, said
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _is_done(workdir: pathlib.Path, about: dict) -> bool:
     """Whether the directory holds this conversion; raises if it holds another run."""
-    try:
-        kept = json.loads((workdir / "conversion.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        kept = {}
+    from mtr_tf.runs import store
+
+    path = workdir / "conversion.json"
+    kept = store.read_kept(path)
+    if not kept and path.exists():
+        return False  # A conversion, which is damaged: it is done again.
     if {key: kept.get(key) for key in about} == about:
         return all((workdir / n).exists() for n in ("config.json", "train.flags"))
     names = ("config.json", "model.keras", "checkpoints")

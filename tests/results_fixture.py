@@ -7,7 +7,7 @@ import numpy as np
 from cells_fixture import a_cell
 
 from mtr_tf.evaluation import results
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 
 FACTS = {"seed": 3, "dataset": "d", "split": "test", "model_fingerprint": "f"}
 FACTS |= {"interval_over": "images"}

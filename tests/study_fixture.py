@@ -18,7 +18,7 @@ import numpy as np
 from mtr_tf import files
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.evaluation import results
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records

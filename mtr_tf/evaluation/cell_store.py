@@ -2,8 +2,7 @@
 """Finished cells on disk, so that none is run twice.
 
     cells/HASH.json   scores of one cell; HASH is of all that they depend on
-    cells/HASH.npz    its rows per image (see `evaluation`), the unit of each image that
-                      intervals draw, its first examples, painted
+    cells/HASH.npz    its rows per image and pictures (see `cell_files`)
     examples/*.npz    its first examples as they are, if asked for
 
 The JSON file is written last: a cell is finished if it is there.
@@ -21,66 +20,16 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.data.source import Columns
-from mtr_tf.errors import present
+from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import scores
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.runs import store
-from mtr_tf.tasks import TASKS
 
 _ROWS = 16  # Examples that are read at once.
 _FORMAT = 4  # Of the files; cells of another number are not known.
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What one cell, or the clean images (`cell` None), came to.
-
-    Attributes:
-      cell: The attack.
-      scores: {task: {metric: {"value": float or None, "interval": [low, high]}}}.
-      count: How many images.
-      pictures: Painted examples, uint8 `[M, H, W, 3]`: {image}, {target/<task>},
-        {output/<task>}, and of an attack {adversarial} and {perturbation}.
-      rows: What the scores are of, image by image.
-      wanted: Of a targeted attack, {task: {metric: {"clean": float or None,
-        "attacked": ...}}} against the targets that it is after; else empty.
-      wanted_rows: The rows of the attacked images behind that.
-      aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
-        the attacked images over these pixels, against the targets it is after.
-      before_rows: Of an attack judged by comparison with the clean images, the attacked
-        tasks' rows of these, over those pixels and against those targets.
-      unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
-    """
-
-    cell: Cell | None
-    scores: dict[str, dict[str, dict[str, Any]]]
-    count: int
-    pictures: dict[str, np.ndarray]
-    rows: Rows = dataclasses.field(default_factory=dict)
-    wanted: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(
-        default_factory=dict
-    )
-    wanted_rows: Rows = dataclasses.field(default_factory=dict)
-    aimed_rows: Rows = dataclasses.field(default_factory=dict)
-    before_rows: Rows = dataclasses.field(default_factory=dict)
-    unit: np.ndarray | None = None
-
-    @property
-    def attack_cell(self) -> Cell:
-        """The attack, of a result that is not that of the clean images."""
-        return present(self.cell, "the cell of an attack")
-
-    @property
-    def views(self) -> dict[str, Rows]:
-        """All rows, as they are called in files."""
-        return {
-            "row": self.rows,
-            "wanted": self.wanted_rows,
-            "aimed": self.aimed_rows,
-            "before": self.before_rows,
-        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +51,7 @@ class Store:
         """Keeps a finished cell, and its examples if they are asked for and there."""
         if self.save_examples and examples:
             store.write_arrays(self._examples(result.cell), _arrays(examples))
-        arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
-        if result.unit is not None:
-            arrays["unit"] = result.unit
-        for view, rows in result.views.items():
-            for task, by_metric in rows.items():
-                arrays |= {f"{view}/{task}/{m}": a for m, a in by_metric.items()}
-        content = {
-            "count": result.count,
-            "scores": result.scores,
-            "wanted": result.wanted,
-        }
+        content, arrays = cell_files.contents(result)
         self._store.write(self._key(result.cell), content, arrays)
 
     def read(self, cell: Cell | None) -> Result | None:
@@ -120,22 +59,10 @@ class Store:
         entry = self._store.read(self._key(cell))
         if entry is None:
             return None
-        content, arrays = entry.content, entry.arrays
         try:
-            result = Result(
-                cell,
-                _scores(content["scores"]),
-                content["count"],
-                _part(arrays, "picture"),
-                _rows(arrays, "row"),
-                content["wanted"],
-                _rows(arrays, "wanted"),
-                _rows(arrays, "aimed"),
-                _rows(arrays, "before"),
-                arrays.get("unit"),
-            )
+            result = cell_files.result_of(cell, entry.content, entry.arrays)
             if not entry.sealed:
-                _check_values(result)
+                _check(result, self.facts["seed"])
             return result if self._examples_saved(result) else None
         except store.DAMAGED as error:
             store.say_damaged(self._path(cell), error)
@@ -176,42 +103,30 @@ class Store:
             return len(arrays["image"]) >= wanted
 
 
-def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Those whose names begin with `kind/`, by the rest of the name."""
-    return {
-        name.removeprefix(f"{kind}/"): array
-        for name, array in arrays.items()
-        if name.startswith(f"{kind}/")
-    }
+def _check(result: Result, seed: int) -> None:
+    """Raises `ValueError` unless the numbers of a result are those of its rows.
+
+    For cells of versions that wrote no checksum. What the clean images score against
+    the targets of a targeted attack cannot be known from its rows.
+    """
+    units = None if result.unit is None else resampling.Units(result.unit, "")
+    expected = scores.of_rows(result.rows, seed, units)
+    wanted = scores.wanted(result.wanted, result.wanted_rows)
+    same = _close(result.scores, expected) and _close(result.wanted, wanted)
+    lengths = {len(a) for rows in result.rows.values() for a in rows.values()}
+    if not same or lengths != {result.count}:
+        raise ValueError("its numbers are not those of its rows")
 
 
-def _rows(arrays: Mapping[str, np.ndarray], kind: str) -> Rows:
-    rows: Rows = {}
-    for name, array in _part(arrays, kind).items():
-        task, metric = name.split("/")
-        rows.setdefault(task, {})[metric] = array
-    return rows
-
-
-def _scores(scores: dict) -> dict:
-    """The scores as they are, once it is sure that all parts are there."""
-    for by_metric in scores.values():
-        for score in by_metric.values():
-            for number in (score["value"], *score["interval"]):
-                float(number or 0)  # None stands for NaN.
-    return scores
-
-
-def _check_values(result: Result) -> None:
-    """Raises ValueError unless the scores are those of the rows, as far as these go."""
-    for task, by_metric in result.scores.items():
-        for metric in TASKS[task].metrics:
-            value = by_metric[metric.name]["value"]
-            rows = result.rows[task][metric.name]
-            from_rows = float(metric.value(rows.sum(axis=0, dtype=float)))
-            known = math.nan if value is None else value
-            if not np.isclose(known, from_rows, rtol=1e-9, atol=1e-12, equal_nan=True):
-                raise ValueError(f"{task} {metric.name} is not that of its rows")
+def _close(one: Any, other: Any) -> bool:
+    """Whether two contents of JSON files are equal, numbers up to rounding."""
+    if isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_close(one[k], other[k]) for k in one)
+    if isinstance(other, list):
+        return len(one) == len(other) and all(map(_close, one, other))
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def data_fingerprint(columns: Columns, num_examples: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import operator
 import pathlib
@@ -25,14 +24,13 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
-from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
 from mtr_tf.errors import present
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Cell
@@ -84,7 +82,7 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    known = _kept(path)
+    known: dict[str, Any] = _kept(path)
     if known.get("about") != store.as_json(about):
         replicas = subject.strategy.num_replicas_in_sync
         few = dataclasses.replace(
@@ -99,8 +97,7 @@ def check_once(
             "checks": [dataclasses.asdict(check) for check in checks],
             "warnings": warnings(checks),
         }
-        known = store.as_json(known)
-        files.write_json(path, store.seal(known))
+        store.write_file(path, known)
     for warning in known["warnings"]:
         logging.warning("can this attack be trusted? %s", warning)
     return known["warnings"]
@@ -108,14 +105,15 @@ def check_once(
 
 def _kept(path: pathlib.Path) -> dict[str, Any]:
     """The checks in a file; none where there is none, or (warning) a damaged one."""
-    if not path.exists():
-        return {}
-    try:
-        kept = store.unseal(json.loads(path.read_text()))
-        return {name: kept[name] for name in ("about", "checks", "warnings")}
+    kept = store.read_kept(path)
+    try:  # What the warnings are is in the checks, which need not have a checksum.
+        checks = [Check(**check) for check in kept["checks"]] if kept else []
+        if kept and kept["warnings"] != warnings(checks):
+            raise ValueError("its warnings are not those of its checks")
     except store.DAMAGED as error:
         store.say_damaged(path, error)
         return {}
+    return kept
 
 
 def probe(cells: Sequence[Cell]) -> Cell | None:

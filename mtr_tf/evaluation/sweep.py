@@ -24,16 +24,15 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import evaluator as evaluator_lib
-from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import scores
 from mtr_tf.evaluation import worst_case
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import Examples
-from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
@@ -207,25 +206,13 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
     return dataclasses.replace(
         results[0],
         cell=cell,
-        scores=scores(rows, subject.seed, subject.units),
+        scores=scores.of_rows(rows, subject.seed, subject.units),
         pictures=worst_case.pictures(choice, results),
         rows=rows,
-        wanted=_wanted(results[0].wanted, wanted_rows),
+        wanted=scores.wanted(results[0].wanted, wanted_rows),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
     )
-
-
-def _wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
-    """The scores against the wanted targets, from those of the clean images."""
-    after = evaluator_lib.values(rows)
-    return {
-        task: {
-            name: {"clean": before[task][name]["clean"], "attacked": _number(value)}
-            for name, value in by_metric.items()
-        }
-        for task, by_metric in after.items()
-    }
 
 
 def _advance(
@@ -271,47 +258,21 @@ def make_evaluator(
 def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Result:
     rows = evaluation.attacked if cell else evaluation.clean
     unmoved = {
-        task: {name: {"clean": _number(value)} for name, value in by_metric.items()}
+        task: {name: {"clean": scores.number(v)} for name, v in by_metric.items()}
         for task, by_metric in evaluator_lib.values(evaluation.unmoved).items()
     }
     return Result(
         cell,
-        scores(rows, subject.seed, subject.units),
+        scores.of_rows(rows, subject.seed, subject.units),
         len(evaluation.index),
         _paint(present(evaluation.examples, "examples"), subject),
         rows,
-        _wanted(unmoved, evaluation.wanted),
+        scores.wanted(unmoved, evaluation.wanted),
         evaluation.wanted,
         evaluation.aimed,
         evaluation.before,
         subject.units.of,
     )
-
-
-def scores(
-    rows: Rows, seed: int, units: resampling.Units | None = None
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Each metric's value with its 95 % bootstrap interval; None for NaN."""
-    return {
-        task: {
-            metric.name: {
-                "value": _number(metric.value(by_metric[metric.name].sum(0, float))),
-                "interval": [
-                    _number(end)
-                    for end in intervals.of_metric(
-                        metric, by_metric[metric.name], units, seed=seed
-                    )
-                ],
-            }
-            for metric in tasks_lib.TASKS[task].metrics
-        }
-        for task, by_metric in rows.items()
-    }
-
-
-def _number(value: Any) -> float | None:
-    """A Python float, or None for what JSON cannot say."""
-    return float(value) if np.isfinite(value) else None
 
 
 def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:

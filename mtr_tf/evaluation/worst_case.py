@@ -17,7 +17,7 @@ import numpy as np
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import judging
 from mtr_tf.attacks.balance import BALANCES
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
@@ -43,7 +43,7 @@ def score_of(cell: Cell, result: Result) -> np.ndarray:
 def score(
     cell: Cell, rows: Rows, wanted_rows: Rows, aimed_rows: Rows, before_rows: Rows
 ) -> np.ndarray:
-    """The score of each image, float `[N]`, from its rows (see `cell_store.Result`).
+    """The score of each image, float `[N]`, from its rows (see `cell_files.Result`).
 
     The very number that attacks compare points by (`attacks.judging`): of a targeted
     attack by the wanted targets, of one on some of the output pixels by these.

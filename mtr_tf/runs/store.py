@@ -25,19 +25,21 @@ from absl import logging
 
 from mtr_tf import files
 
-# What reading a damaged file of JSON or arrays may raise.
+# What reading a damaged file of JSON or arrays, and what is in it, may raise.
 DAMAGED = (
     OSError,
     ValueError,  # Of JSON, of text that is no UTF-8, and our own.
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
     EOFError,
-    RecursionError,
+    MemoryError,  # Of an array whose shape was changed.
+    RuntimeError,  # Deep nesting; zip files that are encrypted or of unknown methods.
     zipfile.BadZipFile,
     zlib.error,
 )
-_CHECKSUM = "checksum"
+_CHECKSUM, _SUMS = "checksum", "arrays"
 
 
 def as_json(value: Any) -> Any:
@@ -45,44 +47,65 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def seal(
-    content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-) -> dict[str, Any]:
-    """The content with a checksum of it and of the arrays beside it."""
-    return {**content, _CHECKSUM: _checksum(content, arrays or {})}
+def write_file(
+    path: pathlib.Path,
+    content: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a JSON file with a checksum; its arrays first, beside it as .npz."""
+    sealed = as_json(content)
+    if arrays is not None:
+        write_arrays(path.with_suffix(".npz"), arrays)
+        sealed[_SUMS] = {name: _sum(array) for name, array in arrays.items()}
+    files.write_json(path, sealed | {_CHECKSUM: files.digest(sealed)})
 
 
-def is_sealed(content: Mapping[str, Any]) -> bool:
-    """Whether there is a checksum: versions before 0.2 wrote none."""
-    return _CHECKSUM in content
-
-
-def unseal(
-    content: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
-) -> dict[str, Any]:
-    """The content without its checksum, if it has one.
+def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
+    """Reads a JSON file, and the arrays beside it whose names begin so.
 
     Raises:
-      ValueError: Content or arrays are not those that were sealed.
+      FileNotFoundError: There is no such file.
+      Exception: One of DAMAGED; a checksum among other things is not what it was.
     """
-    bare = {name: value for name, value in content.items() if name != _CHECKSUM}
-    if is_sealed(content) and content[_CHECKSUM] != _checksum(bare, arrays or {}):
+    content, arrays_path = json.loads(path.read_text()), path.with_suffix(".npz")
+    checksum = content.pop(_CHECKSUM, None)
+    if checksum is not None and checksum != files.digest(content):
         raise ValueError("its checksum is another")
-    return bare
+    sums = content.pop(_SUMS, None)
+    arrays = {}
+    if sums is not None or arrays_path.exists():
+        arrays = read_arrays(arrays_path, prefix)
+    if checksum is not None:
+        expected = {n: s for n, s in (sums or {}).items() if n.startswith(prefix)}
+        if {name: _sum(array) for name, array in arrays.items()} != expected:
+            raise ValueError("the checksum of its arrays is another")
+    return Entry(content, arrays, checksum is not None)
 
 
-def _checksum(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    parts = {}
-    for name, array in arrays.items():
-        head = f"{array.dtype.str} {array.shape};".encode()
-        parts[name] = hashlib.sha256(head + np.ascontiguousarray(array).tobytes())
-    sums = {name: part.hexdigest() for name, part in parts.items()}
-    return files.digest({"content": content, "arrays": sums})
+def read_kept(path: pathlib.Path) -> dict[str, Any]:
+    """What a JSON file of finished work says; empty if damaged (warning) or missing."""
+    try:
+        return read_file(path).content
+    except FileNotFoundError:
+        return {}
+    except DAMAGED as error:
+        say_damaged(path, error)
+        return {}
+
+
+def _sum(array: np.ndarray) -> str:
+    array = np.asarray(array)
+    head = f"{array.dtype.str} {array.shape};".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Finished work: content and arrays; `sealed` if a checksum speaks for them."""
+    """Finished work: content and arrays.
+
+    `sealed` says that a checksum speaks for them: versions before 0.2 wrote none, and
+    whoever reads theirs looks at it more closely.
+    """
 
     content: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -106,11 +129,7 @@ class Store:
         arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Keeps finished work; the file that says so is written last."""
-        path = self.path(key)
-        if arrays is not None:
-            write_arrays(path.with_suffix(".npz"), arrays)
-        whole = as_json({"key": key, **content})
-        files.write_json(path, seal(whole, arrays))
+        write_file(self.path(key), {"key": key, **content}, arrays)
 
     def read(self, key: Mapping[str, Any]) -> Entry | None:
         """The finished work of a key; None if there is none, or a damaged one."""
@@ -118,19 +137,19 @@ class Store:
         if not path.exists():
             return None
         try:
-            return self._read(path, as_json(key))
+            entry = read_file(path)
+            if entry.content.pop("key") != as_json(key):
+                raise ValueError("it holds the result of something else")
+            return entry
         except DAMAGED as error:
             say_damaged(path, error)
             return None
 
-    def _read(self, path: pathlib.Path, key: Any) -> Entry:
-        content, arrays = json.loads(path.read_text()), {}
-        if path.with_suffix(".npz").exists():
-            arrays = read_arrays(path.with_suffix(".npz"))
-        bare = unseal(content, arrays)
-        if bare.pop("key") != key:
-            raise ValueError("it holds the result of something else")
-        return Entry(bare, arrays, is_sealed(content))
+
+def file_digest(path: str | pathlib.Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def say_damaged(path: pathlib.Path, error: BaseException) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.show import style
 
 _TILE = 1.25  # Inches: the shorter side of a picture.

@@ -37,7 +37,7 @@ from PIL import ImageFont
 from tensorboard.plugins.hparams import api as hp
 
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
 from mtr_tf.tasks import losses as losses_lib

@@ -13,7 +13,6 @@ leaves what is done as it is; a default that is another one now does not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import shlex
@@ -29,6 +28,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
+from mtr_tf.runs import store
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
@@ -114,7 +114,7 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     if cell.kind == "train":
         old = read_json(folder / "config.json").get("train", {})
     else:
-        marker = read_json(folder / MARKER)
+        marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
             return False
         sums = marker.get("checksums", {})  # Versions before 0.2 kept none.
@@ -159,15 +159,12 @@ def write_marker(
         "environment": dict(environment),
         "checksums": _checksums(cell, workdir / cell.folder),
     }
-    files.write_json(workdir / cell.folder / MARKER, marker)
+    store.write_file(workdir / cell.folder / MARKER, marker)
 
 
 def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
     """SHA-256 of each file that the command leaves."""
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in cell.files
-    }
+    return {name: store.file_digest(folder / name) for name in cell.files}
 
 
 def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:

@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import pathlib
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
+from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.runs import store
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
 # What may tell two records of one attack, radius, task and metric apart.
 CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
-# What reading a damaged .npz may raise.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +152,11 @@ class Results:
         name = (record or {}).get("rows" if eps else "clean_rows")
         if record is None or not name:
             return None
-        array = f"row/{record['task']}/{record['metric']}"
-        rows = self._array(record, name, array)
-        if record["metric"] == "miou" and rows.dtype == np.float32:
+        task, metric = record["task"], record["metric"]
+        rows = self._read(
+            record, name, f"row/{task}/{metric}", lambda cell: cell.rows[task][metric]
+        )
+        if metric == "miou" and rows.dtype == np.float32:
             rows = _without_pairs(rows)
         return np.asarray(rows, float)
 
@@ -162,14 +167,21 @@ class Results:
         over = record.get("interval_over", "images")
         if over == "images":
             return resampling.independent(record["n"])
-        return resampling.Units(self._array(record, record["clean_rows"], "unit"), over)
+        name = record["clean_rows"]
+        unit = self._read(record, name, "unit", lambda cell: present(cell.unit, "unit"))
+        return resampling.Units(unit, over)
 
-    def _array(self, record: Record, name: str, array: str) -> np.ndarray:
-        """An array of a file in a record's folder."""
+    def _read(
+        self,
+        record: Record,
+        name: str,
+        prefix: str,
+        part: Callable[[Result], np.ndarray],
+    ) -> np.ndarray:
+        """A part of a file in a record's folder; `prefix` is that of its arrays."""
         path = self.workdir / record["folder"] / name
         try:
-            with np.load(path) as arrays:
-                return arrays[array]
+            return part(cell_files.read(path, prefix))
         except store.DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); delete the folder "

@@ -16,7 +16,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
 
 COMPARED = [name for name, kind in KINDS.items() if kind.for_comparison]

@@ -11,6 +11,7 @@ from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import scores
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.tasks.groups import parse_groups
@@ -99,7 +100,7 @@ def test_attacked_pixels_are_a_seeded_subset():
 
 def test_scores_say_none_for_what_nobody_can_know():
     rows = {"depth": {m.name: np.zeros((4, 2)) for m in sweep_metrics("depth")}}
-    found = sweep.scores(rows, seed=0)["depth"]["mae"]
+    found = scores.of_rows(rows, seed=0)["depth"]["mae"]
     assert found == {"value": None, "interval": [None, None]}
 
 
@@ -107,7 +108,7 @@ def test_scores_are_those_of_the_metrics():
     rng = np.random.default_rng(0)
     counts = np.stack((rng.uniform(1, 9, 50), np.full(50, 10.0)), axis=-1)
     rows = {"depth": {m.name: counts for m in sweep_metrics("depth")}}
-    found = sweep.scores(rows, seed=5)["depth"]["mae"]
+    found = scores.of_rows(rows, seed=5)["depth"]["mae"]
     assert found["value"] == pytest.approx(counts[:, 0].mean() / 10)
     interval = intervals.of_metric(sweep_metrics("depth")[0], counts, seed=5)
     assert found["interval"] == pytest.approx(interval)

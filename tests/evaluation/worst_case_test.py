@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mtr_tf.evaluation import worst_case
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.tasks import metrics
 
 

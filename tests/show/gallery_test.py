@@ -9,7 +9,7 @@ import pytest
 import results_fixture as hand
 from cells_fixture import a_cell
 
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.show import gallery
 from mtr_tf.tasks import TASKS
 

@@ -23,7 +23,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
-from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.show import tensorboard
 from mtr_tf.training import monitor

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacked examples of each task: the same images of all variants, one attack.
 
-The pictures are those that `cell_store` keeps of every cell.
+The pictures are those that every finished cell keeps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf.evaluation import cell_files
 from mtr_tf.runs import store
 from mtr_tf.show import gallery
 from mtr_tf.show import text
@@ -117,15 +118,15 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
     """The pictures of a record's cell; None where they cannot be read."""
     try:
         folder = workdir / record["folder"]
-        clean = store.read_arrays(folder / record["clean_rows"], "picture/")
-        attacked = store.read_arrays(folder / record["rows"], "picture/")
+        clean = cell_files.read(folder / record["clean_rows"], "picture/").pictures
+        attacked = cell_files.read(folder / record["rows"], "picture/").pictures
         arrays = (
-            clean["picture/image"],
-            attacked["picture/adversarial"],
-            attacked["picture/perturbation"],
-            clean[f"picture/target/{task}"],
-            clean[f"picture/output/{task}"],
-            attacked[f"picture/output/{task}"],
+            clean["image"],
+            attacked["adversarial"],
+            attacked["perturbation"],
+            clean[f"target/{task}"],
+            clean[f"output/{task}"],
+            attacked[f"output/{task}"],
         )
     except store.DAMAGED:
         return None

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scores of a cell, from its rows per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.evaluation import evaluator
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.evaluator import Rows
+
+
+def of_rows(
+    rows: Rows, seed: int, units: resampling.Units | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each metric's value with its 95 % bootstrap interval; None for NaN."""
+    return {
+        task: {
+            metric.name: {
+                "value": number(metric.value(by_metric[metric.name].sum(0, float))),
+                "interval": [
+                    number(end)
+                    for end in intervals.of_metric(
+                        metric, by_metric[metric.name], units, seed=seed
+                    )
+                ],
+            }
+            for metric in tasks_lib.TASKS[task].metrics
+        }
+        for task, by_metric in rows.items()
+    }
+
+
+def wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+    """The scores against the wanted targets, from those of the clean images."""
+    after = evaluator.values(rows)
+    return {
+        task: {
+            name: {"clean": before[task][name]["clean"], "attacked": number(value)}
+            for name, value in by_metric.items()
+        }
+        for task, by_metric in after.items()
+    }
+
+
+def number(value: Any) -> float | None:
+    """A Python float, or None for what JSON cannot say."""
+    return float(value) if np.isfinite(value) else None
