@@ -28,6 +28,8 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.runs import directory
 from mtr_tf.runs import store
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
@@ -123,7 +125,15 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
             return False
         old = marker.get("settings", {})
     now = _settings(cell.config)
-    return all(old[name] == now[name] for name in now if name in old)
+    kept = now | _as_kept(cell.config)
+    return all(old[name] in (now[name], kept[name]) for name in now if name in old)
+
+
+def _as_kept(config: Settings) -> dict[str, Any]:
+    """The settings as a run keeps them since 0.2: each task by its one name."""
+    if not isinstance(config, TrainConfig):
+        return {}
+    return _settings(directory.canonical(config))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

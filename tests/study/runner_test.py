@@ -25,6 +25,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.runs import directory
+from mtr_tf.runs import store
 from mtr_tf.study import commands
 from mtr_tf.study import costs
 from mtr_tf.study import messages
@@ -180,19 +181,33 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         else:
             commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
         assert commands.is_done(cell, tmp_path)
-        content = json.loads((folder / file).read_text())
+        content = store.read_file(folder / file).content  # Without the checksum.
         settings = content["train" if cell.kind == "train" else "settings"]
         name = "momentum" if cell.kind == "train" else "restarts"
         settings[name] += 1  # What the default was when it was done.
-        (folder / file).write_text(json.dumps(content))
+        store.write_file(folder / file, content)
         assert not commands.is_done(cell, tmp_path)
         del settings[name]  # There was no such setting.
-        (folder / file).write_text(json.dumps(content))
+        store.write_file(folder / file, content)
         assert commands.is_done(cell, tmp_path)
     # So a setting at its default is not in a folder's name.
     explicit = changed("attacks", 0, restarts=1)
     explicit = dataclasses.replace(explicit, train=STUDY.train | {"momentum": 0.9})
     assert [c.hash for c in cells_of(explicit)] == [c.hash for c in cells_of()]
+
+
+def test_a_run_is_done_however_the_study_spells_its_tasks(tmp_path):
+    """A run keeps each task's one name; versions before 0.2 kept what was given."""
+    variant = Variant("r", {"tasks": ("seg", "autoencoder"), "random_targets": ("A",)})
+    study = dataclasses.replace(STUDY, seeds=(0,), variants=(variant,), attacks=())
+    (cell,) = cells_of(study, tmp_path)
+    for config in (directory.canonical(cell.config), cell.config):
+        directory.write_config(tmp_path / cell.folder, config)
+        (tmp_path / cell.folder / "model.keras").touch()
+        assert commands.is_done(cell, tmp_path)
+    other = dataclasses.replace(cell.config, random_targets=("seg",))
+    directory.write_config(tmp_path / cell.folder, other)
+    assert not commands.is_done(cell, tmp_path)
 
 
 def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path):
