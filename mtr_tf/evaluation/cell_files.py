@@ -45,7 +45,7 @@ class Result:
         the attacked images over these pixels, against the targets it is after.
       before_rows: Of an attack judged by comparison with the clean images, the attacked
         tasks' rows of these, over those pixels and against those targets.
-      unit: int64 `[count]`, the unit of each image that intervals draw (`sampling`).
+      unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
     """
 
     cell: Cell | None

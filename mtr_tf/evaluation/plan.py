@@ -178,13 +178,15 @@ class AttackSettings:
                 f"got {norm}."
             )
         mean, std = self.scale or (None, None)
-        settings = {"radii": self.radii} if self.radii else {}
+        settings: dict[str, Any] = {"radii": self.radii} if self.radii else {}
+        if not self.kind.uses.isdisjoint(("steps", "queries")):
+            settings["steps"] = self.steps
+        if "restarts" in self.kind.uses:
+            settings["restarts"] = self.restarts
         return self.kind.make(
             epsilon,
             step_size=step_size,
-            steps=self.steps,
             norm=norm,
-            restarts=self.restarts,
             random_start=self.random_start,
             mean=mean,
             std=std,

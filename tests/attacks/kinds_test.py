@@ -143,6 +143,15 @@ def test_a_new_entry_is_in_the_results(brighter):
     assert {record["restarts"] for record in records} == {3}
 
 
+def test_a_setting_that_an_entry_does_not_use_is_left_to_its_record(monkeypatch):
+    kind = kinds.Kind(record=attacks.APGD, fixed={"steps": 7})
+    monkeypatch.setitem(KINDS, "fixed", kind)
+    config = AttackConfig(ckpt="-", attack=("fixed",), steps=50, restarts=3)
+    (cell, *_) = plan.make_cells(config, ("depth",))
+    made = cell.attack.make("linf", 0.1, 0.1)
+    assert (made.steps, made.restarts) == (7, 1)
+
+
 def test_an_entry_may_be_of_another_package():
     kind = kinds.Kind(record="mtr_tf.attacks.pgd:FGSM")
     assert kind.make(0.1) == attacks.FGSM(0.1)
