@@ -55,10 +55,10 @@ class Kind:
       source: Where it is from, likewise.
       uses: Settings of the command that it takes, out of "step_size", "steps",
         "queries", "restarts", "random_start", and "ensemble". What it does not use has
-        no part in its results.
+        no part in its results: steps and restarts are those of the record then.
       named: Fields of the record that `make` knows by another name: {field: setting}.
       fixed: Fields of the record that are always so.
-      step: Its step in epsilons where none is given; 0 where it has one of its own.
+      step: Its step in epsilons where none is given; 0 of a record without `step_size`.
       starts: "random" or "image": where it starts if that is not said. "image" holds
         for a single run alone; "members": each member as it does by itself.
       members: Of an ensemble, whose results are combined image by image; None: those

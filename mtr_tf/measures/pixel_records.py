@@ -13,12 +13,12 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.resampling import Units
+from mtr_tf.evaluation.scores import number
 from mtr_tf.measures import gradients
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures.records import NORMS
 from mtr_tf.measures.records import Arrays
 from mtr_tf.measures.records import Record
-from mtr_tf.measures.records import number
 from mtr_tf.tasks import metrics
 
 

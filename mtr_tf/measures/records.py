@@ -3,10 +3,10 @@
 
 A record has `measure`, `quantity` and of the following what applies: `tasks`; `norm`
 (l2, or l1, the dual norm of linf); `normalisation`; `metric`; `count` (of tasks, or of
-output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images
-(or what `resampling` draws in their place);
-`predicted`, what the theory says in place of the value; and more as `docs/measures.md`
-says. Then the facts that all records repeat. Numbers that do not exist are None.
+output pixels); `eps`; `value` with its 95 % bootstrap `interval` over images (or over
+what `resampling` draws in their place); `predicted`, what the theory says in place of
+the value; and more as `docs/measures.md` says. Then the facts that all records repeat.
+Numbers that do not exist are None.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ import numpy as np
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.resampling import Units
+from mtr_tf.evaluation.scores import number
 from mtr_tf.measures import gradients as gradients_lib
 
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 NORMS = ("l2", "l1")
-
-
-def number(value: Any) -> float | None:
-    """A Python float; None for what JSON cannot say."""
-    return float(value) if np.isfinite(value) else None
 
 
 def own_norms(gradients: Arrays, norm: str) -> np.ndarray:
