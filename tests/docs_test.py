@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import pathlib
 import re
+import runpy
 
 import pytest
 
 from mtr_tf import attacks
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.attacks.kinds import Kind
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
+DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "attacks.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,19 @@ PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "attacks.md").read_text(
 def test_tables_are_complete(heading, names):
     section = PAGE.split(f"## {heading}")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(names)
+
+
+def test_the_tables_are_those_of_the_package(monkeypatch):
+    filled = runpy.run_path(str(DOCS / "attack_tables.py"))["filled"]
+    assert filled(PAGE) == PAGE, "Run: python docs/attack_tables.py"
+    new = Kind(record="their.package:Brighter", does="`|x| + eps`", source="theirs")
+    monkeypatch.setitem(KINDS, "brighter", new)
+    row = r"| `brighter` | in `their.package`: `Brighter` | `\|x\| + eps` | theirs |"
+    assert row in filled(PAGE).splitlines()
+
+
+def test_every_attack_says_what_it_does():
+    assert not [name for name, kind in KINDS.items() if not kind.does]
 
 
 def test_classes_of_the_table_exist():

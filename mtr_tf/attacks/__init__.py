@@ -55,10 +55,10 @@ _MODULES = {
     "random_pixels": "output_mask",
     "simple": "base",
 } | {
-    record: module
+    name: module.rpartition(".")[2]
     for kind in KINDS.values()
     if not kind.for_comparison
-    for module, record in [kind.record.split(":")]
+    for module, name in [kind.place]
 }
 
 # pyrefly: ignore[unresolvable-dunder-all]  (names of attacks are read off the table)

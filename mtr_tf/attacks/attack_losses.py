@@ -220,9 +220,9 @@ class AttackLoss:
     Attributes:
       loss: Case -> [batch], never negative unless `signed`.
       fits: Whether it can stand in for a task's own loss.
-      formula: What a pixel counts, in one line: l is the pixel's own loss, y its
-        target's class, p the softmax, z the logits.
-      source: Where it is from.
+      formula: What a pixel counts, a line of Markdown for docs/attacks.md: l is the
+        pixel's own loss, y its target's class, p the softmax, z the logits.
+      source: Where it is from, likewise.
       signed: Whether it may be negative.
       targetable: Whether a targeted form is defined.
     """
@@ -236,79 +236,82 @@ class AttackLoss:
 
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
-    "ce": AttackLoss(own, _is_discrete, "-log p_y", "the training loss"),
+    "ce": AttackLoss(own, _is_discrete, "`-log p_y`", "own loss of classes"),
     "segpgd": AttackLoss(
         segpgd,
         _is_discrete,
-        "l (1 - a) where right, l a where wrong, a = progress / 2",
+        "`(1 - a) l` where right, `a l` where wrong, `a` from 0 to 1/2: half the "
+        "progress",
         "Gu et al., ECCV 2022",
     ),
     "cospgd": AttackLoss(
         cospgd,
         lambda task: True,
-        "l [cos(softmax(output), target)], of one-hot or softmax(target)",
+        "`[cos(softmax(output), target)] l`, of the one-hot target or its softmax; "
+        "with one channel it is plain PGD",
         "Agnihotri et al., ICML 2024",
     ),
     "masked_ce": AttackLoss(
         masked_ce,
         _is_discrete,
-        "-log p_y where right, else 0",
+        "`-log p_y` where right, else 0",
         "Croce et al., ECCV 2024 (SEA)",
     ),
     "masked_ce_balanced": AttackLoss(
         masked_ce_balanced,
         _is_discrete,
-        "-N / (K n_y) log p_y where right, else 0",
+        "the same, times `N / (K n_y)`",
         "after Croce et al., ECCV 2024 (SEA), weights of the image itself",
     ),
     "js": AttackLoss(
         js,
         _is_discrete,
-        "log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2",
+        "Jensen-Shannon divergence of p and the one-hot target: "
+        "`log 2 + (p_y log p_y - (1 + p_y) log(1 + p_y)) / 2`",
         "Croce et al., ECCV 2024 (SEA)",
     ),
     "margin": AttackLoss(
         margin,
         _is_discrete,
-        "max over j other than y of z_j, minus z_y",
+        "largest other logit minus `z_y`",
         "Carlini and Wagner 2017, without their bound",
         signed=True,
     ),
     "houdini": AttackLoss(
         lambda case: houdini.houdini(case.target, case.output, case.mask),
         _is_discrete,
-        "[1 - mIoU] (1 - Phi(s_y - max s)), s = log p",
+        "`[1 - mIoU] (1 - Phi(s_y - max s))`, `s = log p`",
         "Cisse et al. 2017",
     ),
     "houdini_released": AttackLoss(
         lambda case: houdini.released(case.target, case.output, case.mask),
         _is_discrete,
-        "[100 mIoU] (1 - Phi(s_y - max s)), with another backward pass",
+        "`[100 mIoU] (1 - Phi(s_y - max s))` and another backward pass",
         "released code of Mao et al. 2020",
         targetable=False,
     ),
     "l1": AttackLoss(
         lambda case: losses.l1(case.target, case.output, case.mask),
         _is_continuous,
-        "|output - target|",
-        "the training loss of most tasks",
+        "`|output - target|`",
+        "own loss of most maps",
     ),
     "l2": AttackLoss(
         lambda case: losses.l2(case.target, case.output, case.mask),
         _is_continuous,
-        "(output - target)^2",
-        "the training loss of the autoencoder",
+        "`(output - target)^2`",
+        "own loss of the autoencoder",
     ),
     "relative": AttackLoss(
         relative,
         _is_continuous,
-        "|output - target| / target where target > 0",
+        "`|output - target| / target` where target > 0",
         "the metric REL of depth estimation",
     ),
     "angular": AttackLoss(
         angular,
         _is_direction,
-        "1 - cos(output, target)",
+        "`1 - cos(output, target)`",
         "the metric of surface normals",
     ),
 }

@@ -33,8 +33,8 @@ class Balance:
         progress) -> what is climbed, [batch].
       judge: (losses, losses of the clean image or None) -> the score, [batch]: of the
         point and the clean image alone, so that runs from different starts compare.
-      formula: What is climbed, in one line.
-      source: Where it is from.
+      formula: What is climbed, a line of Markdown for docs/attacks.md.
+      source: Where it is from, likewise.
       weighted: Whether the tasks may have weights: they multiply the losses, and
         would cancel out of all the other balances.
       relative: Whether losses are divided by losses, which must not be negative then.
@@ -152,67 +152,69 @@ BALANCES: dict[str, Balance] = {
     "sum": Balance(
         _sum,
         _sum,
-        "sum_t w_t L_t",
+        "`sum_t w_t L_t`, weights by `--attack_weights=seg:1,depth:0.5`",
         "Mao et al. 2020 (the paper's joint attack)",
         weighted=True,
     ),
     "mean": Balance(
         _mean,
         _mean,
-        "(1/M) sum_t w_t L_t",
-        "Mao et al. 2020 (its theorem); equal steps, other gradient norms",
+        "`(1/M) sum_t w_t L_t`; the same steps, other gradient norms",
+        "Mao et al. 2020 (its theorem)",
         weighted=True,
     ),
     "dgba": Balance(
         _dgba,
         _geometric,
-        "sum_t L_t / [L_t], gradient sum_t g_t / L_t",
-        "Zhang et al., arXiv 2305.12066 (DGBA, GB-MTA), as its released code computes",
+        "`sum_t L_t / [L_t]`, gradient `sum_t g_t / L_t`",
+        "Zhang et al. 2023, arXiv 2305.12066 (DGBA, GB-MTA), its code",
         relative=True,
     ),
     "dgba_paper": Balance(
         _grown,
         _relative,
-        "sum_t L_t / L_t(clean)",
-        "Zhang et al., arXiv 2305.12066, the objective that its text states",
+        "`sum_t L_t / L_t(clean)`",
+        "Zhang et al. 2023, arXiv 2305.12066, its text",
         relative=True,
         compared="clean",
     ),
     "wgd": Balance(
         _wgd,
         _geometric,
-        "sum_t [r_t] L_t, r_t = R_t / mean R, R_t = L_t / L_t(start)",
-        "Ghamizi et al. 2022, arXiv 2110.15053, as its text says",
+        "`sum_t [r_t] L_t`, `r_t` the task's loss relative to its start, "
+        "`L_t / L_t(start)`, over the mean of these",
+        "Ghamizi et al. 2022, arXiv 2110.15053, its text",
         relative=True,
         compared="start",
     ),
     "wgd_released": Balance(
         _wgd_released,
         _geometric,
-        "first step sum_t L_t, later sum_t L_t / L_t(start)",
-        "Ghamizi et al. 2022, as its released code computes",
+        "`sum_t L_t / L_t(start)`; at the first step `sum_t L_t`",
+        "Ghamizi et al. 2022, its code",
         relative=True,
         compared="start",
     ),
     "normalized": Balance(
         _sum,
         _geometric,
-        "gradient sum_t g_t / ||g_t||_2; one backward pass per task",
-        "normalised gradients",
+        "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
+        "",
         steepest=threat.L2(0.0).steepest,
     ),
     "sign_sum": Balance(
         _sum,
         _geometric,
-        "gradient sum_t sign(g_t); one backward pass per task",
-        "baseline of Zhang et al., arXiv 2305.12066",
+        "gradient `sum_t sign(g_t)`; one backward pass per task",
+        "baseline of Zhang et al. 2023, arXiv 2305.12066",
         steepest=threat.Linf(0.0).steepest,
     ),
     "worst": Balance(
         _worst,
         _largest,
-        "max_t L_t / L_t(clean); at the first step their mean",
-        "the task that has suffered most, so far, is pushed further",
+        "`max_t L_t / L_t(clean)`: the task that has suffered most so far is "
+        "pushed further; at the first step their mean",
+        "",
         relative=True,
         compared="clean",
     ),

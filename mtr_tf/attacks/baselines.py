@@ -16,7 +16,7 @@ from mtr_tf.attacks.pgd import Best
 
 @dataclasses.dataclass(frozen=True)
 class Noise(base.Attack):
-    """A uniform point of the ball, clipped to the box; the best of so many draws.
+    """A uniform point of the ball, clipped to the box; the best of `draws`.
 
     Attributes:
       epsilon: As for PGD.
@@ -68,7 +68,7 @@ class Noise(base.Attack):
 
 @dataclasses.dataclass(frozen=True)
 class Corner(Noise):
-    """A random point of the ball's rim, clipped to the box; the best of so many draws.
+    """A random point of the ball's rim, clipped to the box; the best of `draws`.
 
     For "linf" each value moves by epsilon up or down, with equal chance: a corner of
     the cube. For "l2" it is a point of the sphere, of uniform direction.
@@ -96,7 +96,7 @@ def random_images(
       draw: threat.normal or threat.uniform.
       x: images [batch, ...].
       keys: int64 [batch, 2].
-      number: int, what the numbers are the how-manieth of.
+      number: int, which draw the numbers are for.
     """
     dtype = threat.compute_dtype(x)
     return tf.map_fn(

@@ -3,8 +3,10 @@
 
 A new attack is a file with its record, and an entry of KINDS: with it `--attack` takes
 the name, plans fit its settings, progress and studies know what it costs, ensembles may
-have it as a member, and a test asks docs/attacks.md for a line about it. Nothing else
-branches on an attack's name. TensorFlow is imported when the first attack is made.
+have it as a member, and `python docs/attack_tables.py` writes its row of
+docs/attacks.md. Nothing else branches on an attack's name. An entry of a user's own
+(`KINDS["mine"] = Kind(...)`) is as good as ours. TensorFlow is imported when the first
+attack is made.
 """
 
 from __future__ import annotations
@@ -46,8 +48,11 @@ class Kind:
     """What a plan must know of an attack.
 
     Attributes:
-      record: "module:Class" of this package: a frozen record, made of epsilon and of
-        those of its fields that are set.
+      record: A subclass of `base.Attack`, or "package.module:Class", which is imported
+        when the attack is made: a frozen record, made of epsilon and of those of its
+        fields that are set.
+      does: What it does, a line of Markdown for docs/attacks.md.
+      source: Where it is from, likewise.
       uses: Settings of the command that it takes, out of "step_size", "steps",
         "queries", "restarts", "random_start", and "ensemble". What it does not use has
         no part in its results.
@@ -70,7 +75,9 @@ class Kind:
         it is then in no ensemble, and not among the attacks in Python.
     """
 
-    record: str
+    record: str | type[Attack]
+    does: str = ""
+    source: str = ""
     uses: frozenset[str] = frozenset()
     named: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,8 +104,7 @@ class Kind:
         Raises:
           InputError: As the record does.
         """
-        module, name = self.record.split(":")
-        record = getattr(importlib.import_module(f"mtr_tf.attacks.{module}"), name)
+        record: Any = self._load()
         fields = {field.name for field in dataclasses.fields(record)}
         given = {
             field: settings[self.named.get(field, field)]
@@ -106,6 +112,21 @@ class Kind:
             if self.named.get(field, field) in settings
         }
         return record(epsilon, **(dict(self.fixed) | given))
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The names of the record's module and class."""
+        if isinstance(self.record, str):
+            module, _, name = self.record.partition(":")
+            return module, name
+        return self.record.__module__, self.record.__qualname__
+
+    def _load(self) -> type[Attack]:
+        """The record's class, imported if need be."""
+        if not isinstance(self.record, str):
+            return self.record
+        module, name = self.place
+        return getattr(importlib.import_module(module), name)
 
     def start_at_random(self, asked: bool | None, restarts: int) -> bool | None:
         """Where it starts, if `asked` says nothing; None: as each member does."""
@@ -121,15 +142,18 @@ class Kind:
 
 
 def _kind(record: str, *uses: str, **more: Any) -> Kind:
-    return Kind(record=record, uses=frozenset(uses), **more)
+    """One of ours: `record` is "module:Class" of mtr_tf.attacks."""
+    return Kind(record=f"mtr_tf.attacks.{record}", uses=frozenset(uses), **more)
 
 
-def _released(start: str, scale: str) -> Kind:
+def _released(start: str, scale: str, does: str, source: str = "") -> Kind:
     """One of the attacks with the mistakes of the paper's released code."""
     return _kind(
         "released:ReleasedPGD",
         "step_size",
         "steps",
+        does=does,
+        source=source,
         fixed={"start": start, "scale": scale},
         step=0.25,
         starts="image",
@@ -143,22 +167,52 @@ _STEPPING = ("step_size", "steps", "restarts", "random_start")
 _RUNS = ("steps", "restarts", "random_start")
 
 KINDS = {
-    "pgd": _kind("pgd:PGD", *_STEPPING, step=0.25),
-    "fgsm": _kind("pgd:FGSM", step=1, starts="image"),
-    "mim": _kind("momentum:MIM", *_STEPPING, step=0.25, starts="image"),
+    "pgd": _kind(
+        "pgd:PGD",
+        *_STEPPING,
+        does="`x <- P(x + step d(g))` from a random point; the worst point met is kept",
+        source="Madry et al. 2018",
+        step=0.25,
+    ),
+    "fgsm": _kind(
+        "pgd:FGSM",
+        does="`P(x + eps d(g))`",
+        source="Goodfellow et al. 2015",
+        step=1,
+        starts="image",
+    ),
+    "mim": _kind(
+        "momentum:MIM",
+        *_STEPPING,
+        does="as `pgd`, but from the image, along `m <- m + g / ‖g‖_1`",
+        source="Dong et al. 2018",
+        step=0.25,
+        starts="image",
+    ),
     "mim_released": _kind(
         "momentum:MIM",
         *_STEPPING,
+        does="PGD along `m <- m / 2 + g`",
+        source="code of Mao et al.",
         fixed={"decay": 0.5, "normalize": False, "random_start": True},
         step=0.25,
     ),
-    "apgd": _kind("apgd:APGD", *_RUNS),
+    "apgd": _kind(
+        "apgd:APGD",
+        *_RUNS,
+        does="`x <- P(x + 3/4 (z - x) + 1/4 (x - x_before))`, `z = P(x + step "
+        "d(g))`; the step starts at 2 eps and is halved where it stops "
+        "helping",
+        source="Croce and Hein 2020",
+    ),
     "square": _kind(
         # Starts at random whatever is asked, but results and the keys of finished
         # cells have what was asked, as those of noise and corner.
         "square:Square",
         "queries",
         "random_start",
+        does="random windows of `±eps`, kept where the score rises; sees no gradient",
+        source="Andriushchenko et al. 2020",
         named={"queries": "steps"},
         gradient=False,
     ),
@@ -166,6 +220,7 @@ KINDS = {
         "baselines:Noise",
         "restarts",
         "random_start",
+        does="a uniform point of the ball: a floor",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -174,6 +229,7 @@ KINDS = {
         "baselines:Corner",
         "restarts",
         "random_start",
+        does="a random corner of the ball (l2: a point of its surface): a floor",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -181,6 +237,10 @@ KINDS = {
     "sea": _kind(
         "ensemble:SEA",
         *_RUNS,
+        does="four APGD runs in shrinking balls, on the losses "
+        "`masked_ce_balanced`, `masked_ce`, `js` and (not in the paper) "
+        "`cospgd`; the worst per image",
+        source="Croce et al. 2024",
         members=tuple(
             Member(kind="apgd", losses=(loss,), radii=SEA_RADII) for loss in SEA_LOSSES
         ),
@@ -193,12 +253,23 @@ KINDS = {
         *_STEPPING,
         "queries",
         "ensemble",
+        does="of the attacks in `--ensemble`, for each image the worst",
         starts="members",
         is_ensemble=True,
     ),
-    "pgd_released": _released("corner", "wrong"),
-    "pgd_released_start": _released("corner", "pixels"),
-    "pgd_released_scale": _released("image", "wrong"),
+    "pgd_released": _released(
+        "corner",
+        "wrong",
+        "as the paper's code attacks Cityscapes: from the corner `min(1, x + eps)`, "
+        "and in standardised units as if they were pixels, OUTSIDE the ball",
+        "code of Mao et al., with two errors",
+    ),
+    "pgd_released_start": _released(
+        "corner", "pixels", "its corner start alone; inside the ball"
+    ),
+    "pgd_released_scale": _released(
+        "image", "wrong", "its scale alone, from the image itself; OUTSIDE the ball"
+    ),
 }
 
 

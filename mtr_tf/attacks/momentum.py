@@ -25,7 +25,7 @@ class MIM(pgd.PGD):
     divide by a norm of the whole batch: those are other attacks.
 
     A single run of Dong et al.'s begins at the image, and so does this one. Several
-    `restarts` need `random_start=True`: from the image they are all the same run.
+    runs need `random_start=True`: from the image they are all the same run.
 
     Attributes:
       decay: What is left of the sum after a step, at least 0; at 0 this is PGD.

@@ -432,7 +432,7 @@ def objective(
         convolutions, which is faster and changes nothing but rounding. Not done where
         the first batch comes out otherwise.
       eot: Of a Keras model with noise of its own (dropout that is always on, say):
-        attacks follow the mean gradient over so many draws, and judge points by the
+        attacks follow the mean gradient over this many draws, judging points by the
         mean score (expectation over transformation, Athalye et al. 2018). Draws are
         anew at each step, and made of the attack's seed: the same one gives the same
         bits.

@@ -4,8 +4,8 @@
 Mao et al. ("Multitask Learning Strengthens Adversarial Robustness", 2020) released code
 (columbia/MTRobust) whose attacks differ from what the paper says. Whether its results
 need those differences can only be asked of attacks that have them. To measure
-robustness, use the others: this module is imported in one place, where `cells` is asked
-for `pgd_released` by name.
+robustness, use the others: these are made only where they are asked for by name, as
+`pgd_released` and the like (`kinds`).
 
 What differs, and where it is:
 

@@ -20,8 +20,20 @@ from mtr_tf.tasks.names import resolve
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from mtr_tf.data.source import Source
+    from mtr_tf.data.source import Columns as Columns
+    from mtr_tf.data.source import DatasetInfo as DatasetInfo
+    from mtr_tf.data.source import Source as Source
 
+__all__ = [
+    "Columns",
+    "DATASETS",
+    "DatasetInfo",
+    "OPTIONS",
+    "Source",
+    "load",
+    "open_source",
+]
+_RECORDS = ("Columns", "DatasetInfo", "Source")  # Of `source`, which imports NumPy.
 
 # Name of a data set -> the function (image_size, data_dir, tasks, **options) that opens
 # it, itself or as module:function, imported when it is needed.
@@ -110,6 +122,19 @@ def load(
     names = source.info.tasks if tasks is None else resolve(tasks)
     examples = _imported("mtr_tf.data.batching:examples")
     return examples(source.columns(split), names)
+
+
+def __getattr__(name: str) -> Any:
+    """A record, when it is first asked for."""
+    if name not in _RECORDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module("mtr_tf.data.source"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _opener(name: str) -> Callable[..., Source]:

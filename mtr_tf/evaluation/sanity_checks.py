@@ -82,7 +82,7 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    known = _kept(path)
+    known: dict[str, Any] = _kept(path)
     if known.get("about") != store.as_json(about):
         replicas = subject.strategy.num_replicas_in_sync
         few = dataclasses.replace(

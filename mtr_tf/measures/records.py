@@ -53,7 +53,7 @@ def of_tasks(
     """The records of how tasks share a perturbation.
 
     Args:
-      gradients: What `measure_steps.gradients` returns, over all images.
+      gradients: What `steps.gradients` returns, over all images.
       l1: What `steps.l1_of_sets` returns.
       tasks: Names, in the order of the arrays.
       seed: Of the intervals.

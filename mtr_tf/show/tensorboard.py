@@ -88,7 +88,7 @@ def evaluation_scalars(
     values: Mapping[str, Mapping[str, float]],
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Tags what `evaluation.values` returns.
+    """Tags what `evaluator.values` returns.
 
     Args:
       values: {task: {metric: value}}, each task with its `loss`.

@@ -48,7 +48,7 @@ def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
         claims=tuple(claims),
     )
     missing = dict.fromkeys(task for tasks in lacking.values() for task in tasks)
-    about = f"{study.about} {_said(study, fitted, dataset, missing)}"
+    about = f"{study.about} {_describe(study, fitted, dataset, missing)}"
     return dataclasses.replace(fitted, about=about)
 
 
@@ -95,7 +95,9 @@ def _kept(named: Any, kept: Collection[str]) -> Any:
     return [name for name in named if name in kept]
 
 
-def _said(study: Study, fitted: Study, dataset: str, missing: Collection[str]) -> str:
+def _describe(
+    study: Study, fitted: Study, dataset: str, missing: Collection[str]
+) -> str:
     """What was left out, and why."""
     parts = []
     for key, name in (("variants", "name"), ("attacks", "name"), ("claims", "id")):

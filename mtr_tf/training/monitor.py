@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is seen of a training run: TensorBoard, and the score that checkpoints go by."""
+"""Watches a training run: TensorBoard, and the score that checkpoints go by."""
 
 from __future__ import annotations
 

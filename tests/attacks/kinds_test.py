@@ -4,16 +4,33 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import json
 import pathlib
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import tensorflow as tf
+from results_fixture import CLEAN
+from results_fixture import FACTS
 
 import mtr_tf
+from mtr_tf import attacks
+from mtr_tf.attacks import base
+from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import results
+from mtr_tf.evaluation import sanity_checks
+from mtr_tf.evaluation.cell_store import Result
+from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.study import costs
 
 SCALE = ((0.3,) * 3, (0.2,) * 3)
 NAMES = ("pgd", "fgsm", "mim", "mim_released", "apgd", "square", "noise", "corner")
@@ -45,6 +62,96 @@ KEYS = {
         "eps": (1, 4.0),
     },
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Brighter(base.Attack):
+    """All pixels as bright as the ball allows."""
+
+    epsilon: float | tf.Tensor
+    rounds: int = 1
+
+    @property
+    def passes(self) -> int:
+        return self.rounds
+
+    def search(self, objective, x, keys):
+        del objective, keys
+        return tf.minimum(x + tf.cast(self.epsilon, x.dtype), 1)
+
+
+@pytest.fixture
+def brighter(monkeypatch):
+    """An entry beside ours, which is all that a new attack takes."""
+    kind = kinds.Kind(
+        record=Brighter,
+        does="all values `+ eps`",
+        uses=frozenset({"restarts"}),
+        named={"rounds": "restarts"},
+        gradient=False,
+    )
+    monkeypatch.setitem(KINDS, "brighter", kind)
+    return AttackConfig(
+        ckpt="-",
+        attack=("brighter", "worst"),
+        ensemble=("brighter",),
+        restarts=3,
+        eps=(51.0,),
+    )
+
+
+def test_a_new_entry_is_planned_and_run(brighter):
+    cell, worst = plan.make_cells(brighter, ("depth",))
+    (member,) = worst.members
+    assert member.attack == cell.attack
+    assert (cell.attack.restarts, cell.attack.steps) == (3, 1)
+    assert attacks.make("brighter", 0.2, steps=9, restarts=3) == Brighter(0.2, 3)
+    x = np.full((2, 4, 4, 3), 102, np.uint8)
+    evaluator = Evaluator(
+        lambda images: {"depth": images[..., :1]},
+        ("depth",),
+        2,
+        tf.distribute.get_strategy(),
+        attack=cell.build(),
+        objective=cell.objective_settings(4, 4),
+        clean=False,
+    )
+    columns = Columns(x, {"depth": x[..., :1] / np.float32(255)}, {})
+    found = evaluator.run(
+        columns, batch_size=2, num_examples=2, keep_examples=2, numbers=cell.numbers
+    )
+    np.testing.assert_allclose(found.examples.adversarial, 0.6, rtol=1e-6)
+
+
+def test_a_new_entry_is_counted_and_checked(brighter):
+    cell, worst = plan.make_cells(brighter, ("depth",))
+    assert cell.passes == worst.passes == pytest.approx(1 + 0.4 * 3)
+    one = dataclasses.replace(brighter, attack=("brighter",))
+    run = TrainConfig(tasks=("depth",))
+    assert costs.of_attack(one, run) > costs.of_attack(
+        dataclasses.replace(one, restarts=1), run
+    )
+    probe = sanity_checks.probe([cell, worst])
+    assert (probe.attack.name, probe.eps) == ("pgd", 51)
+
+
+def test_a_new_entry_is_in_the_results(brighter):
+    (cell, _) = plan.make_cells(brighter, ("depth",))
+    found = Result(cell, CLEAN.scores, 12, {})
+    records = results.make_records(CLEAN, [found], FACTS)
+    assert {record["attack"] for record in records} == {"brighter"}
+    assert {record["restarts"] for record in records} == {3}
+
+
+def test_an_entry_may_be_of_another_package():
+    kind = kinds.Kind(record="mtr_tf.attacks.pgd:FGSM")
+    assert kind.make(0.1) == attacks.FGSM(0.1)
+    assert kinds.Kind(record=attacks.FGSM).place == kind.place
+
+
+def test_the_table_needs_no_tensorflow():
+    code = "import sys, mtr_tf.attacks.kinds; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def key_of(cell: plan.Cell) -> str:

@@ -98,7 +98,7 @@ def test_greedy_mean_iou_against_all_choices(seed):
         exchanged = found.copy()
         exchanged[image] = other
         assert value(exchanged) >= value(found) - 1e-6
-    # Few land far from the very worst: within a tenth of what can be gained.
+    # And at most a quarter of what can be gained is left.
     assert value(found) - min(everything) <= 0.25 * (min(alone) - min(everything))
 
 

@@ -105,7 +105,7 @@ def _call(name: str, data_dir: str | None) -> Any:
         raise
     except Exception as error:
         raise InputError(
-            f"{name} must give a dict, but raised {_told(error)}"
+            f"{name} must give a dict, but raised {_describe(error)}"
         ) from error
 
 
@@ -143,11 +143,11 @@ def _function(name: str) -> Callable[..., Any]:
 
 def _import_error(name: str, error: Exception) -> InputError:
     return InputError(
-        f"The module of --dataset={name} cannot be imported: {_told(error)}"
+        f"The module of --dataset={name} cannot be imported: {_describe(error)}"
     )
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """The error in one line, and where in the user's code it came from."""
     text = " ".join(str(error).split()) or "no message"
     theirs = [

@@ -33,7 +33,8 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class Table(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Table:
     """A table of a task."""
 
     task: str
