@@ -6,4 +6,4 @@ Robustness" (Mao et al., ECCV 2020, arXiv 2007.07236). Importing this package do
 import TensorFlow, so that `--help` is instant; its modules do.
 """
 
-__version__ = "0.2.0.dev1"
+__version__ = "0.2.0"

@@ -31,6 +31,17 @@ def mirrored() -> tf.distribute.MirroredStrategy:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_determinism_for_all():
+    """Commands ask for deterministic kernels, which would hold for all later tests.
+
+    On CPUs they change nothing, but for max pooling, which XLA then refuses.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
+        yield
+
+
 @pytest.fixture
 def unplotted(monkeypatch):
     """Saves the seconds that the plots of an attack take."""
