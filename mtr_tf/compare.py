@@ -22,7 +22,6 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
-from mtr_tf.show import tables
 
 Record = dict[str, Any]
 
@@ -145,6 +144,8 @@ def _curves_table(curves: dict[str, list]) -> str:
             cells = {eps: _cell(value, ends) for eps, value, ends in curve}
             row.append(cells.get(eps, "-"))
         rows.append(row)
+    from mtr_tf.show import tables
+
     return tables.aligned(rows, "r")
 
 
@@ -174,6 +175,8 @@ def _joint_table(records: Sequence[Record]) -> str:
                 known = task in group and joint is not None and alone
                 row.append(f"{joint / alone:.2f}" if known else "-")
             rows.append(row)
+    from mtr_tf.show import tables
+
     return tables.aligned(rows, "r")
 
 

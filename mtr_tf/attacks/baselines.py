@@ -68,7 +68,7 @@ class Noise(base.Attack):
 
 @dataclasses.dataclass(frozen=True)
 class Corner(Noise):
-    """A random point of the ball's rim, clipped to the box; the best of `draws`.
+    """A random point of the ball's rim, clipped to the box; the best of its draws.
 
     For "linf" each value moves by epsilon up or down, with equal chance: a corner of
     the cube. For "l2" it is a point of the sphere, of uniform direction.

@@ -20,7 +20,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats  # pyrefly: ignore[untyped-import]  # It has no annotations.
+from scipy import special  # pyrefly: ignore[untyped-import]  # No annotations.
 
 from mtr_tf.errors import InputError
 
@@ -146,7 +146,7 @@ def widened(
     if count < 2:
         return interval
     level = (1 + confidence) / 2
-    student, normal = stats.t.ppf(level, count - 1), stats.norm.ppf(level)
+    student, normal = special.stdtrit(count - 1, level), special.ndtri(level)
     by = np.sqrt(count / (count - 1)) * student / normal
     return centre + by * (interval - centre)
 

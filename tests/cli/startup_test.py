@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -92,3 +94,16 @@ def test_skipped_steps_are_those_without_an_update():
         optimizer.apply([tf.constant([slope])], [variable])
     assert int(optimizer.iterations.numpy()) == 2
     assert float(optimizer.dynamic_scale.numpy()) == 2.0**13
+
+
+@pytest.mark.parametrize("name", ["train", "attack", "convert", "compare", "reproduce"])
+def test_help_needs_no_heavy_library(name):
+    code = (
+        f"import sys; sys.argv = ['x', '--help']; from mtr_tf import {name}\n"
+        f"try:\n    {name}.run()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'tensorflow', 'numpy', 'scipy', 'matplotlib', 'rich', 'jinja2'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: python -m mtr_tf" in done.stdout
