@@ -147,7 +147,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     with files.locked(workdir):
         for leftover in workdir.glob(".[0-9]*.model.keras"):  # Of a killed command.
             leftover.unlink()
-        if _is_done(workdir, about):
+        if _is_done(workdir, about, run_config):
             logging.info("%s is converted already", workdir)
             return workdir
         model, said = _model(config, run_config, found)
@@ -238,14 +238,14 @@ def _model(
     return model, said
 
 
-def _is_done(workdir: pathlib.Path, about: dict) -> bool:
+def _is_done(workdir: pathlib.Path, about: dict, run_config: TrainConfig) -> bool:
     """Whether the directory holds this conversion; raises if it holds another run."""
     from mtr_tf.runs import store
 
     path = workdir / "conversion.json"
     kept = store.read_kept(path)
-    if not kept and path.exists():
-        return False  # A conversion, which is damaged: it is done again.
+    if not kept and path.exists() and run_config == directory.read_config(workdir):
+        return False  # This conversion, as far as can be known.
     if {key: kept.get(key) for key in about} == about:
         return all((workdir / n).exists() for n in ("config.json", "train.flags"))
     names = ("config.json", "model.keras", "checkpoints")

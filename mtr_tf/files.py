@@ -14,12 +14,29 @@ import hashlib
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.errors import InputError
+
+# What reading a damaged file of JSON or arrays (.npz), and what is in it, may raise.
+DAMAGED = (
+    OSError,
+    ValueError,  # Of JSON, of text that is no UTF-8, and our own.
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,  # Of an array whose shape was changed.
+    RuntimeError,  # Deep nesting; zip files that are encrypted or of unknown methods.
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from typing import Any
 from typing import TextIO
 
 import numpy as np
+from absl import logging
 
 from mtr_tf import files
 from mtr_tf.cli import progress
@@ -82,8 +83,11 @@ def examples(
             if key in missing:
                 make(key)
                 advance(1)
-            with np.load(_path(folder, key)) as arrays:
-                yield dict(arrays)
+            arrays = _read(_path(folder, key))
+            if arrays is None:
+                _here(folder, jobs, work)(key)
+                arrays = present(_read(_path(folder, key)), "what was just written")
+            yield arrays
 
 
 @contextlib.contextmanager
@@ -139,6 +143,16 @@ def _path(folder: pathlib.Path, key: str) -> pathlib.Path:
 def _function(work: str) -> Callable[[Any], Arrays]:
     module, name = work.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _read(path: pathlib.Path) -> Arrays | None:
+    """A part; None, with a line, for a damaged one, as its checksums (CRC) show."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except files.DAMAGED as error:
+        logging.warning("%s is damaged (%s); it is done again", path, error)
+        return None
 
 
 def _write(path: pathlib.Path, arrays: Arrays) -> None:

@@ -11,6 +11,7 @@ random in `predict` alone is made for a whole batch, of (seed, its first image's
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -201,10 +202,9 @@ class Evaluator:
                     call(places, self._gather(outputs[task]))
                 if on_batch:
                     on_batch(int((places >= 0).sum()))
-        order = _ascending(np.concatenate(index))
-        rows = _join(results, order)
+        rows, places = in_order(results, index)
         return Evaluation(
-            index=np.concatenate(index)[order],
+            index=places,
             clean=rows.get("clean", {}),
             attacked=rows.get("attacked", {}),
             wanted=rows.get("wanted", {}),
@@ -244,21 +244,12 @@ class Evaluator:
         )
 
     def _step_for(self, arguments: tuple) -> Callable:
-        """The compiled step for arguments of this kind.
-
-        Asked for by hand because TensorFlow warns of retracing where many evaluators
-        are each compiled once, as in a sweep.
-        """
+        """The compiled step for arguments of this kind."""
         kind = str(tf.nest.map_structure(tf.type_spec_from_value, arguments))
         if kind not in self._compiled:
-
-            def build(jit: bool) -> Callable:
-                step = compiling.per_replica(self._step, jit)
-                return tf.function(
-                    lambda *args: self._strategy.run(step, args), autograph=False
-                ).get_concrete_function(*arguments)
-
-            self._compiled[kind] = compiling.Fallback(build, self._jit, "an evaluation")
+            self._compiled[kind] = compiling.replicated(
+                self._strategy, self._step, arguments, self._jit, "an evaluation"
+            )
         return self._compiled[kind]
 
     def _step(
@@ -322,20 +313,32 @@ class Evaluator:
         return self._strategy.gather(value, axis=0).numpy()
 
 
-def _ascending(index: np.ndarray) -> np.ndarray:
-    """Positions of the images in the order of their index, without the padding (-1)."""
-    order = np.argsort(index, kind="stable")
-    return order[index[order] >= 0]
+def in_order(
+    parts: Sequence[Any], index: Sequence[np.ndarray]
+) -> tuple[Any, np.ndarray]:
+    """Joins what came of batches, in the order of the images, without padding.
+
+    Args:
+      parts: Equal structures of `[B, ...]` arrays.
+      index: The numbers of the images, int64 `[B]`, -1 for padding.
+
+    Returns:
+      (The structure of `[N, ...]` arrays, the numbers ascending.)
+    """
+    whole = np.concatenate(index)
+    order = np.argsort(whole, kind="stable")
+    order = order[whole[order] >= 0]
+    join = functools.partial(_join, order)
+    return tf.nest.map_structure(join, *parts), whole[order]
 
 
-def _join(parts: list[Any], order: np.ndarray) -> Any:
-    """Joins equal structures of `[B, ...]` arrays along the batch; picks `order`."""
-    return tf.nest.map_structure(lambda *a: np.concatenate(a)[order], *parts)
+def _join(order: np.ndarray, *parts: np.ndarray) -> np.ndarray:
+    return np.concatenate(parts)[order]
 
 
 def _examples(kept: list[tuple[dict, dict]], count: int) -> Examples:
-    index = np.concatenate([batch["index"] for batch, _ in kept])
-    batch, pictures = _join(kept, _ascending(index)[:count])
+    whole, _ = in_order(kept, [batch["index"] for batch, _ in kept])
+    batch, pictures = tf.nest.map_structure(lambda array: array[:count], whole)
     return Examples(
         image=batch["image"],
         targets=batch["targets"],

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from mtr_tf.cli import progress
 from mtr_tf.data import batching
+from mtr_tf.evaluation.evaluator import in_order
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.models import compiling
 from mtr_tf.models import stateless
@@ -141,24 +142,16 @@ class Pass:
             batch = {key: batch[key] for key in _USED}
             if self._compiled is None:
                 given = (batch, *arguments)
-                build = functools.partial(self._build, given)
-                self._compiled = compiling.Fallback(build, self._jit, "a measure")
+                self._compiled = compiling.replicated(
+                    subject.strategy, self._step, given, self._jit, "a measure"
+                )
             made = self._compiled(batch, *arguments) | {"index": batch["index"]}
             found.append(
                 {k: subject.strategy.gather(v, axis=0).numpy() for k, v in made.items()}
             )
             advance(int((found[-1]["index"] >= 0).sum()))
-        arrays = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
-        index = arrays.pop("index")
-        order = np.argsort(index, kind="stable")
-        order = order[index[order] >= 0]  # Without padding.
-        return {name: array[order] for name, array in arrays.items()}
-
-    def _build(self, given: tuple, jit: bool) -> Callable[..., dict[str, tf.Tensor]]:
-        step = compiling.per_replica(self._step, jit)
-        return tf.function(
-            lambda *given: self._subject.strategy.run(step, given), autograph=False
-        ).get_concrete_function(*given)
+        arrays, _ = in_order(found, [part.pop("index") for part in found])
+        return arrays
 
     def _batches(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
         return batching.eval_batches(

@@ -98,6 +98,35 @@ def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
     return lambda *arguments: made(*arguments)
 
 
+def replicated(
+    strategy: tf.distribute.Strategy,
+    step: Callable[..., Any],
+    arguments: tuple,
+    jit: bool,
+    what: str,
+) -> Fallback:
+    """A step that all replicas run, compiled for arguments of this kind.
+
+    Compiled by hand because TensorFlow warns of retracing where many functions are each
+    compiled once, as in a sweep.
+
+    Args:
+      strategy: Whose replicas run it.
+      step: As `per_replica` takes it.
+      arguments: Such as it will be called with.
+      jit: Whether XLA is to compile it.
+      what: Its name, for the one sentence that is logged.
+    """
+
+    def build(jit: bool) -> Callable[..., Any]:
+        run = per_replica(step, jit)
+        return tf.function(
+            lambda *args: strategy.run(run, args), autograph=False
+        ).get_concrete_function(*arguments)
+
+    return Fallback(build, jit, what)
+
+
 class Fallback:
     """A function that goes on without XLA where XLA cannot compile it.
 

@@ -15,8 +15,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,20 +23,7 @@ from absl import logging
 
 from mtr_tf import files
 
-# What reading a damaged file of JSON or arrays, and what is in it, may raise.
-DAMAGED = (
-    OSError,
-    ValueError,  # Of JSON, of text that is no UTF-8, and our own.
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    MemoryError,  # Of an array whose shape was changed.
-    RuntimeError,  # Deep nesting; zip files that are encrypted or of unknown methods.
-    zipfile.BadZipFile,
-    zlib.error,
-)
+DAMAGED = files.DAMAGED
 _CHECKSUM, _SUMS = "checksum", "arrays"
 
 

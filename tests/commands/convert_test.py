@@ -288,8 +288,18 @@ def test_a_run_has_the_files_settings(file, net, tmp_path):
     (workdir / "config.json").unlink()  # Killed before its end: does it again.
     convert(config)
     assert (workdir / "model.keras").stat().st_mtime_ns > before
-    with pytest.raises(InputError, match=r"holds something else \(config\.json"):
-        convert(dataclasses.replace(config, tasks=("seg",)))
+    record = workdir / "conversion.json"
+    other = dataclasses.replace(config, tasks=("seg",))
+    for text in (
+        record.read_text(),
+        record.read_text().replace('"seed": 0', '"seed": 1'),
+    ):
+        record.write_text(text)
+        with pytest.raises(InputError, match=r"holds something else \(config\.json"):
+            convert(other)
+    before = (workdir / "model.keras").stat().st_mtime_ns
+    convert(config)  # What it says of itself has changed: does it again.
+    assert (workdir / "model.keras").stat().st_mtime_ns > before
 
 
 def test_decoders_that_differ_become_separate(torch, state, tmp_path):

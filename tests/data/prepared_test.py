@@ -228,6 +228,22 @@ def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
     ]
 
 
+@pytest.mark.parametrize("at", [0, 40, 90, -60])
+def test_a_damaged_part_is_made_again(tmp_path, at, caplog):
+    wanted = jobs(tmp_path, 3)
+    run(tmp_path, wanted, 1)
+    part = tmp_path / "parts" / "no1.npz"
+    content = bytearray(part.read_bytes())
+    content[at] ^= 255
+    part.write_bytes(content)
+    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    part.write_bytes(part.read_bytes()[:50])
+    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    assert caplog.text.count("no1.npz is damaged") in (1, 2)  # Not all bits matter.
+    assert run(tmp_path, wanted, 1) == [0, 1, 4]
+    assert len(called(tmp_path)) == 3 + caplog.text.count("is damaged")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
     wanted = jobs(tmp_path, 6, no3={"fail": "input"})

@@ -196,6 +196,45 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
     assert json.loads(path.read_text())["warnings"] == found
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_changed_checks_are_run_again(tmp_path, monkeypatch, sealed):
+    calls = []
+
+    def run(subject, cell, transferred):
+        calls.append(cell)
+        return [sanity_checks.Check("fgsm", "it is odd", {"pgd": 1.0})]
+
+    monkeypatch.setattr(sanity_checks, "run", run)
+    cells = make_cells(AttackConfig(ckpt="x", eps=(2.0,)), ("seg",))
+    results = [Result(cell, {}, COUNT, {}) for cell in cells]
+    path = tmp_path / "checks.json"
+
+    def check():
+        settings = {"examples": 4}
+        subject = make_subject(honest)
+        return sanity_checks.check_once(subject, results, {}, path, **settings)
+
+    check()
+    if not sealed:  # As versions before 0.2 wrote it.
+        content = json.loads(path.read_text())
+        del content["checksum"]
+        path.write_text(json.dumps(content))
+    assert check() == ["it is odd (pgd 1)."]
+    assert len(calls) == 1
+    damages = [
+        lambda text: text.replace("pgd 1", "pgd 2"),
+        lambda text: text.replace('"checks"', '"cheques"'),
+        lambda text: text.replace('"warnings"', '"warning"'),
+        lambda text: text[:50],
+        lambda text: "[" * 100_000,
+        lambda text: "[1]",
+    ]
+    for number, damage in enumerate(damages):
+        path.write_text(damage(path.read_text()))
+        assert check() == ["it is odd (pgd 1)."]
+        assert len(calls) == 2 + number
+
+
 def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
         ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)

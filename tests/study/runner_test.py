@@ -181,7 +181,7 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         else:
             commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
         assert commands.is_done(cell, tmp_path)
-        content = store.read_file(folder / file).content  # Without the checksum.
+        content = store.read_kept(folder / file)
         settings = content["train" if cell.kind == "train" else "settings"]
         name = "momentum" if cell.kind == "train" else "restarts"
         settings[name] += 1  # What the default was when it was done.
@@ -226,6 +226,16 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
         marker.write_text(text)
         assert not commands.is_done(pgd, tmp_path)
     commands.write_marker(pgd, tmp_path, 1.0, whole=True, environment={})
+    whole = marker.read_text()
+    marker.write_text(whole.replace('"seconds": 1.0', '"seconds": 2.0'))
+    assert not commands.is_done(pgd, tmp_path)
+    old = json.loads(whole)  # As versions before 0.2 wrote it.
+    del old["checksum"], old["checksums"]
+    for text, done in ((json.dumps(old), True), (whole, True)):
+        marker.write_text(text)
+        assert commands.is_done(pgd, tmp_path) == done
+    (tmp_path / pgd.folder / "results.json").write_text("[]")
+    assert not commands.is_done(pgd, tmp_path)
     (tmp_path / pgd.folder / "results.json").unlink()
     assert not commands.is_done(pgd, tmp_path)
 

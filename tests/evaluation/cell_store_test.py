@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished cells: what comes back, and what is no longer believed."""
+
+import json
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.evaluation import cell_files
+from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation import scores
+from mtr_tf.evaluation.cell_files import Result
+from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.runs import store as files_of_work
+from mtr_tf.tasks import TASKS
+
+COUNT = 6
+FACTS = {"model": "m", "seed": 3}
+CELLS = make_cells(AttackConfig(ckpt="x", eps=(1.0, 2.0)), ("depth",))
+
+
+def result(cell=CELLS[0], seed=0):
+    random = np.random.default_rng(seed)
+    rows = {
+        "depth": {
+            metric.name: np.stack([random.random(COUNT), np.ones(COUNT)], axis=1)
+            for metric in TASKS["depth"].metrics
+        }
+    }
+    units = resampling.independent(COUNT)
+    picture = np.full((2, 4, 4, 3), seed, np.uint8)
+    pictures = {"image": picture, "adversarial": picture + 1}
+    found = scores.of_rows(rows, FACTS["seed"], units)
+    return Result(cell, found, COUNT, pictures, rows, unit=units.of)
+
+
+@pytest.fixture
+def store(tmp_path):
+    kept = Store(tmp_path, FACTS)
+    for number, cell in enumerate(CELLS):
+        kept.write(result(cell, number))
+    return kept
+
+
+def same(one: Result, other: Result) -> bool:
+    rows = zip(one.rows["depth"].values(), other.rows["depth"].values(), strict=True)
+    return one.scores == other.scores and all(np.array_equal(*pair) for pair in rows)
+
+
+def without_checksum(path: pathlib.Path) -> None:
+    """Makes a cell what versions before 0.2 wrote."""
+    content = json.loads(path.read_text())
+    del content["checksum"], content["arrays"]
+    path.write_text(json.dumps(content))
+
+
+def edit(path: pathlib.Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def set_digit(part, value):
+    def change(content):
+        content["scores"]["depth"]["mae"][part] = value
+
+    return change
+
+
+CHANGES = {
+    "a value": set_digit("value", 0.4321),
+    "an interval": set_digit("interval", [0.4, 0.6]),
+    "a value left out": set_digit("value", None),
+    "a list for a number": set_digit("value", [0.5]),
+    "a number for a list": set_digit("interval", 0.5),
+    "a text for a number": set_digit("value", "0.5"),
+    "the count": lambda content: content.update(count=5),
+    "no scores": lambda content: content.pop("scores"),
+    "a task left out": lambda content: content["scores"].clear(),
+    "no key": lambda content: content.pop("key"),
+    "scores of the targets": lambda content: content.update(wanted={"depth": {}}),
+    "a list of targets": lambda content: content.update(wanted=[1]),
+}
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_cell_is_done_again(store, change, sealed, caplog):
+    path = store._path(CELLS[0])
+    if not sealed:
+        without_checksum(path)
+        assert same(store.read(CELLS[0]), result())
+    edit(path, CHANGES[change])
+    with caplog.at_level(logging.WARNING):
+        assert store.read(CELLS[0]) is None
+    assert caplog.text.count("is damaged") == 1
+    assert same(store.read(CELLS[1]), result(CELLS[1], 1))  # Its neighbour is not.
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("suffixes", [(".json",), (".npz",), (".json", ".npz")])
+def test_swapped_files_are_noticed(store, suffixes, sealed, caplog):
+    one, other = (store._path(cell) for cell in CELLS[:2])
+    if not sealed:
+        without_checksum(one)
+        without_checksum(other)
+    for suffix in suffixes:
+        a, b = one.with_suffix(suffix), other.with_suffix(suffix)
+        aside = a.with_name("aside")
+        shutil.move(a, aside)
+        shutil.move(b, a)
+        shutil.move(aside, b)
+    assert store.read(CELLS[0]) is None
+    assert store.read(CELLS[1]) is None
+    assert caplog.text.count("is damaged") == 2
+
+
+def test_readers_get_what_was_written_or_an_error(store):
+    path = store._path(CELLS[0]).with_suffix(".npz")
+    whole = cell_files.read(path)
+    expected = result()
+    for name, rows in expected.rows["depth"].items():
+        np.testing.assert_array_equal(whole.rows["depth"][name], rows)
+    assert whole.pictures["image"].shape == (2, 4, 4, 3)
+    np.testing.assert_array_equal(whole.unit, np.arange(COUNT))
+    part = cell_files.read(path, "row/depth/mae")
+    assert list(part.rows["depth"]) == ["mae"]
+    assert not part.pictures
+    files_of_work.write_arrays(path, {"row/depth/mae": np.zeros((COUNT, 2))})
+    with pytest.raises(files_of_work.DAMAGED):
+        cell_files.read(path, "row/depth/mae")
+    path.with_suffix(".json").unlink()  # Of old versions readers had only the arrays.
+    assert cell_files.read(path).rows["depth"]["mae"].sum() == 0
+
+
+def test_reading_cells_needs_no_tensorflow():
+    code = "import sys, mtr_tf.evaluation.cell_files as _; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "mtr_tf.runs.store" in done.stdout.split()
+    assert "tensorflow" not in done.stdout.split()
