@@ -32,6 +32,7 @@ setuptools.setup(
         "importlib_resources>=6",  # TFDS needs it and does not say so.
         "jinja2>=3.1",
         "keras>=3.12",
+        "markupsafe>=2.1",
         "matplotlib>=3.9",
         "numpy>=2",
         "pillow>=10.1",

@@ -102,10 +102,16 @@ class Kind:
             mean and std, as far as they apply.
 
         Raises:
-          InputError: As the record does.
+          InputError: As the record does; or it has a step size that `uses` leaves out,
+            which would be overwritten.
         """
         record: Any = self._load()
         fields = {field.name for field in dataclasses.fields(record)}
+        if "step_size" in fields and "step_size" not in self.uses:
+            raise InputError(
+                f"{record.__name__} has a step_size, so its entry in KINDS must name "
+                f"it in uses, got {', '.join(sorted(self.uses)) or 'nothing'}; add it."
+            )
         given = {
             field: settings[self.named.get(field, field)]
             for field in fields

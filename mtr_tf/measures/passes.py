@@ -88,8 +88,10 @@ class Parts:
     def _read_alone(self, path: pathlib.Path, key: Mapping[str, Any]) -> Arrays | None:
         """The arrays of a version before 0.2, with the key among them."""
         try:
-            arrays = store.read_arrays(path) if path.exists() else None
-            if arrays and json.loads(str(arrays.pop("key"))) != store.as_json(key):
+            arrays = store.read_arrays(path) if path.exists() else {}
+            if "key" not in arrays:  # Or of this one, which has not been finished.
+                return None
+            if json.loads(str(arrays.pop("key"))) != store.as_json(key):
                 raise ValueError("it holds something else")
             return arrays
         except store.DAMAGED as error:

@@ -18,6 +18,7 @@ from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Threat
@@ -86,7 +87,10 @@ def _passes(attack: str, config: AttackConfig) -> float:
     """Passes per image of one attack at the largest radius."""
     threat = Threat(norm=config.norm, eps=max(config.eps))
     settings = AttackSettings.of(config, attack, scale=((0.5,) * 3, (0.5,) * 3))
-    return settings.fitted(threat.eps).passes(threat)
+    try:
+        return settings.fitted(threat.eps).passes(threat)
+    except InputError:
+        return 1.0  # It is refused when it is run, and no other command for it.
 
 
 def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> float:

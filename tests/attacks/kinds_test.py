@@ -22,9 +22,11 @@ from mtr_tf import attacks
 from mtr_tf.attacks import base
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.attacks.kinds import Kind
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import results
 from mtr_tf.evaluation import sanity_checks
@@ -189,3 +191,25 @@ def test_nothing_compares_with_the_name_of_an_attack():
                 if words & set(KINDS) and path.name != "released.py":
                     found.append(f"{path.name}:{node.lineno}")
     assert not found
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepping(attacks.Attack):
+    """An attack with a step size of its own."""
+
+    epsilon: float
+    step_size: float = 0.1
+
+    @property
+    def passes(self) -> int:
+        return 1
+
+    def search(self, objective, x, keys):
+        return x
+
+
+def test_a_step_size_that_would_be_overwritten_is_refused():
+    with pytest.raises(InputError, match="Stepping has a step_size.*got nothing"):
+        Kind(record=Stepping).make(0.1)
+    made = Kind(record=Stepping, uses=frozenset({"step_size"})).make(0.1, step_size=0.2)
+    assert made.step_size == 0.2
