@@ -199,7 +199,7 @@ BALANCES: dict[str, Balance] = {
         _sum,
         _geometric,
         "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
-        "",
+        "normalised gradients",
         steepest=threat.L2(0.0).steepest,
     ),
     "sign_sum": Balance(
@@ -212,9 +212,8 @@ BALANCES: dict[str, Balance] = {
     "worst": Balance(
         _worst,
         _largest,
-        "`max_t L_t / L_t(clean)`: the task that has suffered most so far is "
-        "pushed further; at the first step their mean",
-        "",
+        "`max_t L_t / L_t(clean)`; at the first step their mean",
+        "the task that has suffered most so far is pushed further",
         relative=True,
         compared="clean",
     ),

@@ -87,7 +87,10 @@ def examples(
             if arrays is None:
                 _here(folder, jobs, work)(key)
                 arrays = present(_read(_path(folder, key)), "what was just written")
-            yield arrays
+            # Held open: of too many open files TFDS, which keeps them, learns first and
+            # raises the limit. Reading the next example would only fail.
+            with open(_path(folder, key), "rb"):
+                yield arrays
 
 
 @contextlib.contextmanager
@@ -151,6 +154,8 @@ def _read(path: pathlib.Path) -> Arrays | None:
         with np.load(path) as file:
             return dict(file)
     except files.DAMAGED as error:
+        if getattr(error, "errno", None):  # The system's, such as too many open files.
+            raise
         logging.warning("%s is damaged (%s); it is done again", path, error)
         return None
 

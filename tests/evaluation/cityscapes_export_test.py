@@ -212,7 +212,9 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
     run = []
     real = sweep._result
     monkeypatch.setattr(
-        sweep, "_result", lambda *a: (run.append(a[1] and a[1].attack), real(*a))[1]
+        sweep,
+        "_result",
+        lambda *a: (run.append(a[1] and a[1].attack.name), real(*a))[1],
     )
     attack(run_directory)
     assert run == []
