@@ -21,6 +21,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from mtr_tf.errors import InputError
 
 # What reading a damaged file of JSON or arrays (.npz), and what is in it, may raise.
@@ -37,6 +39,11 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+def say_damaged(path: pathlib.Path, error: BaseException) -> None:
+    """Logs that a file is damaged and will be made again."""
+    logging.warning("%s is damaged (%s); it is done again", path, error)
 
 
 @contextlib.contextmanager

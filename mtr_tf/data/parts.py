@@ -26,7 +26,6 @@ from typing import Any
 from typing import TextIO
 
 import numpy as np
-from absl import logging
 
 from mtr_tf import files
 from mtr_tf.cli import progress
@@ -156,7 +155,7 @@ def _read(path: pathlib.Path) -> Arrays | None:
     except files.DAMAGED as error:
         if getattr(error, "errno", None):  # The system's, such as too many open files.
             raise
-        logging.warning("%s is damaged (%s); it is done again", path, error)
+        files.say_damaged(path, error)
         return None
 
 

@@ -123,7 +123,7 @@ def read(path: pathlib.Path, prefix: str = "") -> Result:
       prefix: Only arrays whose names begin so.
 
     Raises:
-      Exception: One of `store.DAMAGED`: missing, or not what was written.
+      Exception: One of `files.DAMAGED`: missing, or not what was written.
     """
     beside = path.with_suffix(".json")
     if beside.exists():

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
@@ -64,8 +65,8 @@ class Store:
             if not entry.sealed:
                 _check(result, self.facts["seed"])
             return result if self._examples_saved(result) else None
-        except store.DAMAGED as error:
-            store.say_damaged(self._path(cell), error)
+        except files.DAMAGED as error:
+            files.say_damaged(self._path(cell), error)
             return None
 
     @property

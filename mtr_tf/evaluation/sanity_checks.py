@@ -24,6 +24,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
+from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
@@ -110,8 +111,8 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
         checks = [Check(**check) for check in kept["checks"]] if kept else []
         if kept and kept["warnings"] != warnings(checks):
             raise ValueError("its warnings are not those of its checks")
-    except store.DAMAGED as error:
-        store.say_damaged(path, error)
+    except files.DAMAGED as error:
+        files.say_damaged(path, error)
         return {}
     return kept
 

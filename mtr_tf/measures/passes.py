@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf import files
 from mtr_tf.cli import progress
 from mtr_tf.data import batching
 from mtr_tf.evaluation.evaluator import in_order
@@ -94,8 +95,8 @@ class Parts:
             if json.loads(str(arrays.pop("key"))) != store.as_json(key):
                 raise ValueError("it holds something else")
             return arrays
-        except store.DAMAGED as error:
-            store.say_damaged(path, error)
+        except files.DAMAGED as error:
+            files.say_damaged(path, error)
             return None
 
     def _write(self, part: Part, arrays: Arrays) -> None:

@@ -19,11 +19,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from mtr_tf import files
 
-DAMAGED = files.DAMAGED
 _CHECKSUM, _SUMS = "checksum", "arrays"
 
 
@@ -50,7 +48,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
 
     Raises:
       FileNotFoundError: There is no such file.
-      Exception: One of DAMAGED; a checksum among other things is not what it was.
+      Exception: One of files.DAMAGED; a checksum among other things is not what it was.
     """
     content, arrays_path = json.loads(path.read_text()), path.with_suffix(".npz")
     checksum = content.pop(_CHECKSUM, None)
@@ -73,8 +71,8 @@ def read_kept(path: pathlib.Path) -> dict[str, Any]:
         return read_file(path).content
     except FileNotFoundError:
         return {}
-    except DAMAGED as error:
-        say_damaged(path, error)
+    except files.DAMAGED as error:
+        files.say_damaged(path, error)
         return {}
 
 
@@ -126,8 +124,8 @@ class Store:
             if entry.content.pop("key") != as_json(key):
                 raise ValueError("it holds the result of something else")
             return entry
-        except DAMAGED as error:
-            say_damaged(path, error)
+        except files.DAMAGED as error:
+            files.say_damaged(path, error)
             return None
 
 
@@ -137,11 +135,6 @@ def file_digest(path: str | pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def say_damaged(path: pathlib.Path, error: BaseException) -> None:
-    """Logs that a file is damaged and will be made again."""
-    logging.warning("%s is damaged (%s); it is done again", path, error)
-
-
 def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
     """Writes an .npz file whole or not at all."""
     with files.whole_file(path) as beside, open(beside, "wb") as file:
@@ -149,6 +142,6 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 
 def read_arrays(path: pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
-    """The arrays of an .npz file whose names begin so; raises one of DAMAGED."""
+    """The arrays of an .npz file whose names begin so; raises one of files.DAMAGED."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name.startswith(prefix)}

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.cell_files import Result
-from mtr_tf.runs import store
 from mtr_tf.study.design import Study
 
 Record = dict[str, Any]
@@ -182,7 +182,7 @@ class Results:
         path = self.workdir / record["folder"] / name
         try:
             return part(cell_files.read(path, prefix))
-        except store.DAMAGED as error:
+        except files.DAMAGED as error:
             raise InputError(
                 f"{path} is missing or damaged ({error}); delete the folder "
                 f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."

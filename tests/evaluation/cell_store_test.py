@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from mtr_tf import files
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
@@ -134,7 +135,7 @@ def test_readers_get_what_was_written_or_an_error(store):
     assert list(part.rows["depth"]) == ["mae"]
     assert not part.pictures
     files_of_work.write_arrays(path, {"row/depth/mae": np.zeros((COUNT, 2))})
-    with pytest.raises(files_of_work.DAMAGED):
+    with pytest.raises(files.DAMAGED):
         cell_files.read(path, "row/depth/mae")
     path.with_suffix(".json").unlink()  # Of old versions readers had only the arrays.
     assert cell_files.read(path).rows["depth"]["mae"].sum() == 0

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.evaluation import cell_files
-from mtr_tf.runs import store
 from mtr_tf.show import gallery
 from mtr_tf.show import text
 from mtr_tf.study.report.plots import Plot
@@ -128,7 +128,7 @@ def _read(workdir: pathlib.Path, record: Record, task: str) -> Shots | None:
             clean[f"output/{task}"],
             attacked[f"output/{task}"],
         )
-    except store.DAMAGED:
+    except files.DAMAGED:
         return None
     return Shots(record["variant"], record, tuple(a[:_EXAMPLES] for a in arrays))
 
