@@ -12,10 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from mtr_tf import tasks as tasks_lib  # TensorFlow comes with the first use.
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
-from mtr_tf.tasks import TaskSet
-from mtr_tf.tasks import task_set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    tasks: TaskSet
+    tasks: tasks_lib.TaskSet
     splits: Mapping[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -52,11 +51,11 @@ class DatasetInfo:
 
     def __post_init__(self):
         """Gives the tasks the classes of the data set, where they have no own."""
-        tasks = TaskSet(
+        tasks = tasks_lib.TaskSet(
             task.bound(channels=None, classes=self.classes, colors=self.colors)
             if task.discrete and task.channels is None and self.classes
             else task
-            for task in task_set(self.tasks).values()
+            for task in tasks_lib.task_set(self.tasks).values()
         )
         object.__setattr__(self, "tasks", tasks)
 

@@ -161,9 +161,9 @@ def count_valid(mask: tf.Tensor) -> tf.Tensor:
 
 def places(mask: tf.Tensor) -> list[int]:
     """Returns the axes of a mask's places: all but the first; none for `[batch]`."""
-    return list(range(1, mask.shape.rank))
+    return list(range(1, len(mask.shape)))
 
 
 def has_channels(values: tf.Tensor, mask: tf.Tensor) -> bool:
     """Whether values have an axis of channels beside those of their mask."""
-    return values.shape.rank == mask.shape.rank + 1
+    return len(values.shape) == len(mask.shape) + 1
