@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that read as patterns, checkpoint folders after a power cut, odd file systems."""
+"""Names that read as patterns, checkpoints after a power cut, odd file systems."""
 
 import errno
 import fcntl
@@ -21,8 +21,8 @@ from mtr_tf.runs import directory
 from mtr_tf.training.keeper import Keeper
 
 NAMES = [
-    "v*", "v?Y", "v[XY]", "[", "a]b", "back\\slash", "\\", "**", "a b ", "{a,b}", "$HOME",
-    "100%s", "x,y", "'\"", "ü", "-run", "#", "~", "x" * 255,
+    "v*", "v?Y", "v[XY]", "[", "a]b", "back\\slash", "\\", "**", "a b ", "{a,b}",
+    "$HOME", "100%s", "x,y", "'\"", "ü", "-run", "#", "~", "x" * 255,
 ]  # fmt: skip
 
 
