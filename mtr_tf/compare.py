@@ -12,12 +12,12 @@ attacked together.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
@@ -74,24 +74,30 @@ def main(config: CompareConfig) -> None:
 
 def _read(run: pathlib.Path, config: CompareConfig) -> list[Record]:
     """The records of one run and attack."""
-    folders = sorted(run.glob(f"attacks/{config.name or '*'}/results.json"))
-    if len(folders) != 1:
-        names = ", ".join(path.parent.name for path in folders) or "none"
+    finished = {
+        folder.name: folder / "results.json"
+        for folder in files.listed(run / "attacks")
+        if (folder / "results.json").exists()
+    }
+    chosen = [config.name] if config.name in finished else list(finished)
+    if len(chosen) != 1 or config.name not in ("", *chosen):
         raise InputError(
-            f"{run} must have exactly one finished attack to compare, and it has "
-            f"{names}; run mtr_tf.attack on it, or choose one with --name."
+            f"{run} must have exactly one finished attack to compare, or the one that "
+            f"--name says, and it has {', '.join(finished) or 'none'}; run "
+            "mtr_tf.attack on it, or choose one with --name."
         )
+    path = finished[chosen[0]]
     try:
-        records = json.loads(folders[0].read_text())
+        records = files.read_json(path)
         known = ", ".join(sorted({record["attack"] for record in records}))
-    except (ValueError, KeyError, TypeError) as error:
+    except files.DAMAGED as error:
         raise InputError(
-            f"{folders[0]} is damaged ({error}); repeat the attack to write it anew."
+            f"{path} is damaged ({error}); repeat the attack to write it anew."
         ) from error
-    chosen = [record for record in records if record["attack"] == config.attack]
-    if not chosen:
-        raise InputError(f"{folders[0]} has no attack {config.attack!r}, only {known}.")
-    return chosen
+    of_attack = [record for record in records if record["attack"] == config.attack]
+    if not of_attack:
+        raise InputError(f"{path} has no attack {config.attack!r}, only {known}.")
+    return of_attack
 
 
 def _check_comparable(found: dict[str, list[Record]]) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, JSON, CSV, and locks on directories.
 
-Each file is written beside, flushed and renamed.
+Each file is written beside, flushed and renamed. What is read is opened here, so that
+what is no plain file is refused, and an error of the system is told in one way.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import IO
 from typing import Any
+from typing import BinaryIO
 
 from absl import logging
 
@@ -39,6 +44,10 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+_BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def say_damaged(path: pathlib.Path, error: BaseException) -> None:
@@ -91,6 +100,80 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
             f"{path} cannot be written: {error.strerror or error}. Give another "
             "directory, or the right to write there."
         ) from error
+
+
+def what_failed(error: OSError) -> str | None:
+    """The system's word about a file, as a sentence; None if it is not about one."""
+    if error.filename is None:
+        return None
+    path = os.fsdecode(error.filename)
+    reason = error.strerror or str(error)
+    if os.path.islink(path) and not os.path.exists(path):
+        reason = "it is a link that leads nowhere"
+    return (
+        f"{path} cannot be used: {reason}. Give another file or directory, or the "
+        "right to use this one."
+    )
+
+
+def opened(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read bytes; never waits for what is a pipe or a device.
+
+    Raises:
+      OSError: It cannot be opened, or is no plain file.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """What is in a file; raises as `opened` does."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8; raises as `opened` does, or `UnicodeDecodeError`."""
+    return read_bytes(path).decode()
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file; raises one of DAMAGED."""
+    return json.loads(read_bytes(path))
+
+
+def listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What is in a folder, by names; nothing where there is none."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def settle(path: pathlib.Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # Of file systems that know no such thing.
+            raise
+    finally:
+        os.close(number)
+
+
+def clear_leftovers(*folders: pathlib.Path) -> None:
+    """Deletes what killed processes were writing in folders, which are locked now."""
+    for folder in folders:
+        for file in listed(folder):
+            if _BESIDE.fullmatch(file.name) and file.is_file():
+                file.unlink()
 
 
 def digest(facts: Any) -> str:
@@ -162,10 +245,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """
     with write_errors_explained(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
-    with lock as file:
+        held = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
+    with held as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise InputError(
@@ -178,3 +261,21 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
+
+
+def lock(file: IO[Any], wait: bool = False) -> None:
+    """Locks an open file for this process; says so where the file system has no locks.
+
+    Raises:
+      BlockingIOError: another process holds it, and we do not wait.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logging.warning(
+            "%s cannot be locked (%s): run no second command with this directory",
+            file.name,
+            error.strerror,
+        )

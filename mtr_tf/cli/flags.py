@@ -20,6 +20,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.config.settings import Settings
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
@@ -147,6 +148,8 @@ def run(
             sys.exit(_say(f"\ninterrupted. {on_interrupt}", 130))
         except Exception as error:
             told = input_error_within(error) or out_of_memory(error, settings)
+            if isinstance(error, OSError):
+                told = told or files.what_failed(error)
             if told is None:
                 raise
             sys.exit(_say(f"error: {told}", 1))

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -34,6 +33,7 @@ from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import checkpoints
 from mtr_tf.tasks import names
 
 
@@ -139,17 +139,21 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
       InputError: config.json cannot be read, or holds settings of another version.
     """
     path = workdir / "config.json"
-    if not path.exists():
-        return None
     try:
-        return canonical(TrainConfig.from_dict(json.loads(path.read_text())["train"]))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return canonical(TrainConfig.from_dict(files.read_json(path)["train"]))
+    except InputError as error:
+        raise InputError(f"{path} is of another version of mtr_tf: {error}.") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise InputError(str(files.what_failed(error))) from error
+        return None
+    except OSError as error:
+        raise InputError(str(files.what_failed(error))) from error
+    except files.DAMAGED as error:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it, or use "
             "another run directory."
         ) from error
-    except InputError as error:
-        raise InputError(f"{path} is of another version of mtr_tf: {error}.") from error
 
 
 def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
@@ -157,21 +161,55 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
 
     Also for one that holds this run, unless it may be resumed.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+    _check_path(workdir)
     if (workdir / "conversion.json").exists():
         raise InputError(
             f"{workdir} holds weights that mtr_tf.convert took over, which training "
             "would replace; give another --workdir."
         )
     old = read_config(workdir)
-    if old is not None:
+    if old is None:
+        _check_nothing_of_a_run(workdir)
+    else:
         check_same(workdir, old, config)
         if not resume:
             raise InputError(
                 f"{workdir} holds a run already; leave --noresume out to go on with "
                 "it, or give another --workdir."
             )
+
+
+def _check_path(workdir: pathlib.Path) -> None:
+    """Raises `InputError` where no directory of a run can be, or be named in files."""
+    if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
+        raise InputError(
+            "--workdir must be a path of characters that can be printed, in UTF-8, "
+            f"got {str(workdir)!r}; give another."
+        )
+    if workdir.is_symlink() and not workdir.exists():
+        raise InputError(
+            f"--workdir must be a directory, got {workdir}, a link that leads nowhere; "
+            "remove or correct it, or give another."
+        )
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+
+
+def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
+    """Raises `InputError` for the work of a run whose settings are not known."""
+    folder = workdir / "checkpoints"
+    for place in (folder, folder / "best"):
+        if steps := checkpoints.steps(place):
+            found = place / checkpoints.name(steps[-1])
+            break
+    else:
+        found = workdir / "model.keras"
+        if not found.exists():
+            return
+    raise InputError(
+        f"{workdir} holds {found.relative_to(workdir)} and no config.json that says "
+        "what it is of; put config.json back to go on, or give another --workdir."
+    )
 
 
 def begin(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:

@@ -23,11 +23,18 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.runs import building
+from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
 from mtr_tf.tasks.names import resolve
 
 # What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
-READ_ERRORS = (AssertionError, LookupError, RuntimeError, ValueError)
+READ_ERRORS = (
+    tf.errors.OpError,
+    AssertionError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,27 +145,40 @@ def _restore(
 ) -> tuple[Any, int]:
     """A model rebuilt from the settings, with a checkpoint's weights; and its step."""
     folder = root / "checkpoints" if path == root else path
-    prefix = str(folder).removesuffix(".index")
-    if folder.is_dir():
-        prefix = tf.train.latest_checkpoint(folder)
-    if not prefix or not pathlib.Path(f"{prefix}.index").exists():
-        kept = sorted((root / "checkpoints").glob("**/*.index"))
-        names = ", ".join(str(p.with_suffix("").relative_to(root)) for p in kept)
-        raise InputError(
-            f"there is no checkpoint at {folder}; "
-            + (f"the run has {names}." if names else "go on with its training first.")
-        )
+    steps = checkpoints.newest_first(folder)
+    if not steps:  # A checkpoint by its name?
+        name = path.name.removesuffix(".index")
+        folder = path.parent
+        steps = [s for s in checkpoints.steps(folder) if checkpoints.name(s) == name]
+    if not steps:
+        raise InputError(_no_checkpoint(root, path))
     model = building.build_model(config, building.open_source(config).info)
-    try:
-        step = int(tf.train.load_variable(prefix, "step/.ATTRIBUTES/VARIABLE_VALUE"))
-        status = tf.train.Checkpoint(model=model).restore(prefix).expect_partial()
-        status.assert_existing_objects_matched()
-    except (tf.errors.OpError, *READ_ERRORS) as error:
-        raise InputError(
-            f"the checkpoint {prefix} is damaged or of another model; try an older one "
-            "from the same folder."
-        ) from error
-    return model, step
+    kept = tf.Variable(0, dtype=tf.int64, trainable=False)
+    checkpoint = tf.train.Checkpoint(model=model, step=kept)
+    for step in steps:
+        try:
+            status = checkpoints.read(checkpoint, folder, step).expect_partial()
+            status.assert_existing_objects_matched()
+            return model, int(kept.numpy())
+        except READ_ERRORS as error:
+            checkpoints.say_skipped(folder, step, error)
+    raise InputError(
+        f"the checkpoint {folder / checkpoints.name(steps[0])} is damaged or of "
+        "another model, and there is no older one beside it that is not; go on with "
+        "the training, or attack another run."
+    )
+
+
+def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
+    """Says that a checkpoint is not there, and which there are."""
+    place = root / "checkpoints"
+    names = [
+        str((folder / checkpoints.name(step)).relative_to(root))
+        for folder in (place, place / "best")
+        for step in checkpoints.steps(folder)
+    ]
+    there = f"the run has {', '.join(names)}" if names else "go on with its training"
+    return f"there is no checkpoint at {place if path == root else path}; {there}."
 
 
 def _load_keras(path: pathlib.Path) -> Any:

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import math
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from absl import logging
 
 from mtr_tf import files
 from mtr_tf.errors import InputError
+from mtr_tf.runs import checkpoints
 from mtr_tf.runs.loading import READ_ERRORS
 
 
@@ -34,11 +33,11 @@ class Keeper:
         variables: Sequence[Any] = (),
     ):
         """Looks at `workdir/checkpoints`, and clears what a killed save left there."""
-        self._folder = workdir / "checkpoints"
-        for leftover in self._folder.glob("**/*_temp"):
-            shutil.rmtree(leftover)
-        for leftover in workdir.glob(".[0-9]*.model.keras"):
-            leftover.unlink()
+        self._folder, self._keep = workdir / "checkpoints", keep
+        self._best_folder = self._folder / "best"
+        for folder in (self._folder, self._best_folder):
+            checkpoints.clear(folder)
+        files.clear_leftovers(workdir, self._folder, self._best_folder)
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
@@ -48,28 +47,31 @@ class Keeper:
             best=self._best,
             **{variable.name: variable.value for variable in variables},
         )
-        self._newest = tf.train.CheckpointManager(
-            self._checkpoint, str(self._folder), max_to_keep=keep
-        )
-        self._kept_best = tf.train.CheckpointManager(
-            self._checkpoint, str(self._folder / "best"), max_to_keep=1
-        )
+        # Versions before 0.2 count their saves with it, and want it to be there.
+        self._checkpoint.save_counter  # noqa: B018  (made when it is asked for)
 
-    def restore(self) -> int:
+    def restore(self, total: int | None = None) -> int:
         """Restores the newest checkpoint that can be read; returns the steps done.
+
+        Args:
+          total: How many steps the run has; a checkpoint after more is of another.
 
         Raises:
           InputError: there are some, and none can be read.
         """
-        kept = self._newest.checkpoints
-        for path in reversed(kept):
+        kept = checkpoints.newest_first(self._folder)
+        for step in kept:
             try:
-                self._checkpoint.restore(path).assert_consumed()
-            except (tf.errors.OpError, *READ_ERRORS) as error:
-                reason = str(error).splitlines()[0] if str(error) else "unreadable"
-                logging.warning("%s is damaged (%s)", path, reason[:100])
+                if total is not None and step > total:
+                    raise ValueError(f"it is of a longer run, this one has {total}")
+                status = checkpoints.read(self._checkpoint, self._folder, step)
+                status.assert_consumed()
+                if int(self._step.numpy()) != step:
+                    raise ValueError("it is of another step than its name says")
+            except READ_ERRORS as error:
+                checkpoints.say_skipped(self._folder, step, error)
             else:
-                return int(self._step.numpy())
+                return step
         if kept:
             raise InputError(
                 f"all checkpoints in {self._folder} are damaged or of another model; "
@@ -79,7 +81,10 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, and deletes the oldest beyond those to keep."""
-        self._write(self._newest, step)
+        # Later ones, which were told of, are damaged or another run's: they stay.
+        before = [made for made in checkpoints.steps(self._folder) if made < step]
+        extra = max(0, len(before) + 1 - self._keep)
+        self._write(self._folder, step, [*before[extra:], step], before[:extra])
 
     def save_if_best(self, step: int, score: float, better: str) -> None:
         """Saves to `best/` when the score beats all before; `better`: higher, lower."""
@@ -87,9 +92,17 @@ class Keeper:
         improved = score > best if better == "higher" else score < best
         if improved or (math.isnan(best) and not math.isnan(score)):
             self._best.assign(score)
-            self._write(self._kept_best, step)
+            others = set(checkpoints.steps(self._best_folder)) - {step}
+            self._write(self._best_folder, step, [step], sorted(others))
 
-    def _write(self, manager: Any, step: int) -> None:
+    def _write(
+        self,
+        folder: pathlib.Path,
+        step: int,
+        kept: Sequence[int],
+        deleted: Sequence[int],
+    ) -> None:
         self._step.assign(step)
-        with files.write_errors_explained(self._folder):
-            manager.save(checkpoint_number=step)
+        with files.write_errors_explained(folder):
+            checkpoints.write(self._checkpoint, folder, step)
+            checkpoints.keep(folder, kept, deleted)

@@ -63,7 +63,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
         job.config.keep_checkpoints,
         learner.weighting.variables,
     )
-    first = keeper.restore()
+    first = keeper.restore(total)
     if first:
         logging.info("going on from step %d of %d in %s", first, total, workdir)
     with files.write_errors_explained(workdir):

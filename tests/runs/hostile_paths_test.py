@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that read as patterns, checkpoints after a power cut, odd file systems."""
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import pytest
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import compare
+from mtr_tf import files
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.runs import directory
+from mtr_tf.training.keeper import Keeper
+
+NAMES = [
+    "v*", "v?Y", "v[XY]", "[", "a]b", "back\\slash", "\\", "**", "a b ", "{a,b}",
+    "$HOME", "100%s", "x,y", "'\"", "ü", "-run", "#", "~", "x" * 255,
+]  # fmt: skip
+
+
+def keeper(workdir, keep=2, units=1):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(model.trainable_variables)
+    return Keeper(workdir, model, optimizer, keep)
+
+
+def kept(workdir):
+    return sorted(p.name for p in workdir.rglob("ckpt-*") if p.suffix == ".index")
+
+
+def saved(workdir, *steps, **options):
+    made = keeper(workdir, **options)
+    for step in steps:
+        made.save(step)
+    return workdir / "checkpoints"
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Lines of our log."""
+    lines = []
+
+    def warning(line, *values):
+        lines.append(line % values)
+
+    monkeypatch.setattr(logging, "warning", warning)
+    return lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_no_pattern(tmp_path, name, told):
+    """Its oldest are deleted and none of a neighbour's, and it goes on from its own."""
+    neighbours = [tmp_path / other for other in ("vXY", "vX", "a", "x")]
+    for neighbour in neighbours:
+        saved(neighbour, 7)
+    made = keeper(tmp_path / name)
+    for step in (1, 2, 3):
+        made.save(step)
+        made.save_if_best(step, step, "higher")
+    assert kept(tmp_path / name) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
+    data = [p.name for p in (tmp_path / name / "checkpoints").glob("*.data-*")]
+    assert len(data) == 2
+    again = keeper(tmp_path / name)
+    assert again.restore(3) == 3
+    for neighbour in neighbours:
+        assert kept(neighbour) == ["ckpt-7.index"]
+        assert keeper(neighbour).restore() == 7
+    assert not told
+
+
+def test_other_readers_find_the_newest(tmp_path):
+    folder = saved(tmp_path, 1, 2, 3)
+    assert tf.train.latest_checkpoint(folder) == str(folder / "ckpt-3")
+    state = tf.train.get_checkpoint_state(str(folder))
+    assert [os.path.basename(p) for p in state.all_model_checkpoint_paths] == [
+        "ckpt-2",
+        "ckpt-3",
+    ]
+
+
+def test_checkpoints_of_tensorflows_own_manager_are_read(tmp_path):
+    """As versions before wrote them."""
+    made = keeper(tmp_path)
+    manager = tf.train.CheckpointManager(
+        made._checkpoint, str(tmp_path / "checkpoints"), max_to_keep=2
+    )
+    made._step.assign(4)
+    manager.save(checkpoint_number=4)
+    again = keeper(tmp_path)
+    assert again.restore() == 4
+    again.save(8)
+    assert kept(tmp_path) == ["ckpt-4.index", "ckpt-8.index"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * 64, b"\xff\xfe garbage {"])
+def test_without_a_sound_list_the_checkpoints_themselves_count(tmp_path, content, told):
+    folder = saved(tmp_path, 4, 8)
+    if content is None:
+        (folder / "checkpoint").unlink()
+    else:
+        (folder / "checkpoint").write_bytes(content)
+    assert keeper(tmp_path).restore() == 8
+    assert "missing or damaged" in told[0]
+    assert "ckpt-4, ckpt-8" in told[0]
+
+
+@pytest.mark.parametrize("part", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("left", [0, 50])
+def test_what_a_power_cut_leaves_is_skipped_and_told(tmp_path, part, left, told):
+    folder = saved(tmp_path, 4, 8)
+    file = folder / f"ckpt-8.{part}"
+    file.write_bytes(file.read_bytes()[:left])
+    assert keeper(tmp_path).restore() == 4
+    assert f"{folder / 'ckpt-8'} is damaged" in told[0]
+
+
+def test_a_checkpoint_that_is_gone_is_told(tmp_path, told):
+    folder = saved(tmp_path, 4, 8)
+    (folder / "ckpt-8.index").unlink()
+    assert keeper(tmp_path).restore() == 4
+    assert told == [f"ckpt-8 is missing in {folder}"]
+
+
+def test_checkpoints_of_others_are_skipped_told_and_kept(tmp_path, told):
+    longer, other = saved(tmp_path / "longer", 99), saved(tmp_path / "o", 12, units=9)
+    folder = saved(tmp_path / "run", 4)
+    for file in (*longer.glob("ckpt-*"), *other.glob("ckpt-*")):
+        shutil.copy(file, folder)
+    for file in longer.glob("ckpt-99*"):  # By a wrong name.
+        shutil.copy(file, folder / file.name.replace("99", "10"))
+    foreign = [
+        "ckpt-99.index",
+        "ckpt-12.index",
+        "notes.txt",
+        "ckpt-new.index",
+        "a_temp",
+    ]
+    for name in foreign[2:]:
+        (folder / name).write_text("mine")
+    again = keeper(tmp_path / "run")
+    assert again.restore(16) == 4
+    assert [line.split(" is damaged")[0][-7:] for line in told] == [
+        "ckpt-99",
+        "ckpt-12",
+        "ckpt-10",
+    ]
+    for step in (5, 6, 7):
+        again.save(step)
+    assert {*foreign, "ckpt-6.index", "ckpt-7.index"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert not (folder / "ckpt-5.index").exists()
+
+
+def test_a_checkpoint_is_on_the_disk_before_another_is_deleted(tmp_path, monkeypatch):
+    made = keeper(tmp_path, keep=1)
+    made.save(1)
+    events = []
+    settle, unlink = files.settle, type(tmp_path).unlink
+
+    def settled(path):
+        events.append(path.name)
+        settle(path)
+
+    def unlinked(path, **options):
+        if path.name.startswith("ckpt"):
+            events.append(f"-{path.name}")
+        unlink(path, **options)
+
+    monkeypatch.setattr(files, "settle", settled)
+    monkeypatch.setattr(type(tmp_path), "unlink", unlinked)
+    made.save(2)
+    data = "ckpt-{}.data-00000-of-00001"
+    assert events == [
+        data.format(2), "ckpt-2.index", "checkpoints",
+        f"-{data.format(1)}", "-ckpt-1.index",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("work", ["checkpoints", "best", "model"])
+def test_work_without_settings_is_refused(tmp_path, work):
+    workdir = tmp_path / "run"
+    if work == "checkpoints":
+        saved(workdir, 4)
+    elif work == "best":
+        keeper(workdir).save_if_best(4, 1.0, "higher")
+    else:
+        workdir.mkdir()
+        (workdir / "model.keras").write_text("a model")
+    with pytest.raises(InputError, match=r"holds .* and no config.json"):
+        directory.check_workdir(workdir, TrainConfig(), resume=True)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "\udcff"])
+def test_names_that_no_file_can_name_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match="--workdir must be .* printed"):
+        directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
+
+
+def config_as_folder(workdir):
+    (workdir / "config.json").mkdir()
+
+
+def config_as_pipe(workdir):
+    os.mkfifo(workdir / "config.json")
+
+
+def config_as_circle(workdir):
+    (workdir / "config.json").symlink_to("config.json")
+
+
+def config_as_broken_link(workdir):
+    (workdir / "config.json").symlink_to("nothing")
+
+
+def config_as_device(workdir):
+    (workdir / "config.json").symlink_to("/dev/zero")
+
+
+def config_as_noise(workdir):
+    (workdir / "config.json").write_bytes(b"\xff\x00")
+
+
+def config_as_list(workdir):
+    (workdir / "config.json").write_text("[]")
+
+
+def config_nested(workdir):
+    (workdir / "config.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        config_as_folder,
+        config_as_pipe,
+        config_as_circle,
+        config_as_broken_link,
+        config_as_device,
+        config_as_noise,
+        config_as_list,
+        config_nested,
+    ],
+)
+def test_a_config_that_is_none_is_one_sentence(tmp_path, change):
+    change(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json (cannot be used|is damaged)"):
+        directory.check_workdir(tmp_path, TrainConfig(), resume=True)
+
+
+def test_a_run_at_a_link_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "run").symlink_to("nothing")
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("run", "circle"):
+        with pytest.raises(InputError, match="a link that leads nowhere"):
+            directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path, monkeypatch, told, code
+):
+    def flock(file, how):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with files.locked(tmp_path):
+        pass
+    assert len(told) == 1
+    assert f"cannot be locked ({os.strerror(code)})" in told[0]
+
+
+def test_leftovers_of_killed_processes_are_cleared(tmp_path):
+    code = (
+        "import sys, pathlib, os; from mtr_tf import files\n"
+        "with files.whole_file(pathlib.Path(sys.argv[1])) as beside:\n"
+        "    beside.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    for name in ("model.keras", "checkpoints/checkpoint", ".hidden"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=False)
+    (tmp_path / ".12 notes").write_text("mine")
+    before = [p.name for p in tmp_path.rglob(".*")]
+    assert len(before) == 4
+    keeper(tmp_path)
+    assert [p.name for p in tmp_path.rglob(".*")] == [".12 notes"]
+
+
+@pytest.mark.parametrize("name", ["*", "**", "?", "[a]", "../attacks/a"])
+def test_compare_takes_a_name_for_a_name(tmp_path, name):
+    for attack in ("a", "b"):
+        folder = tmp_path / "attacks" / attack
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text("[]")
+    config = compare.CompareConfig(runs=(str(tmp_path),), name=name)
+    with pytest.raises(InputError, match="and it has a, b"):
+        compare.main(config)
+
+
+def test_the_system_word_about_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "link").symlink_to("link")
+    for path in (tmp_path / ("x" * 256), tmp_path / "link", tmp_path):
+        with pytest.raises(OSError, match=path.name) as raised:
+            files.read_text(path)
+        told = files.what_failed(raised.value)
+        assert told.startswith(f"{path} cannot be used: ")
+        assert told.count("\n") == 0
+    assert files.what_failed(OSError("no file is named")) is None
