@@ -108,7 +108,7 @@ class Job:
                 texts.append(self._attack())
             if self.measures:
                 texts.append(self._measure(self.measures))
-        return "\n\n".join(texts) + f"\nwatch it: tensorboard --logdir={self.folder}"
+        return "\n\n".join(texts)
 
     def _attack(self) -> str:
         """Runs what is not finished of the cells, and writes and returns what shows."""
@@ -142,9 +142,9 @@ class Job:
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         title = (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
-            f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{config.split}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
-        return tables.text(title, records, folder)
+        return tables.printed(config.format, title, records, folder)
 
     def _measure(self, settings: measure.MeasureSettings) -> str:
         """Measures what is not finished, and writes and returns what shows."""
