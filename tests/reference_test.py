@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_the_reference_is_whole(tmp_path):
-    pytest.importorskip("pdoc", reason="pdoc, of the extra lint, makes the reference")
+    pytest.importorskip("pdoc", reason="pdoc, of the extra site, makes the reference")
     done = subprocess.run(
         [sys.executable, ROOT / "docs" / "reference.py", "--out", tmp_path],
         capture_output=True,

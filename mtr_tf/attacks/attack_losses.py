@@ -22,8 +22,8 @@ import tensorflow as tf
 from mtr_tf.attacks import houdini
 from mtr_tf.tasks import losses
 from mtr_tf.tasks import metrics
-from mtr_tf.tasks.table import Loss
-from mtr_tf.tasks.table import Task
+from mtr_tf.tasks.task import Loss
+from mtr_tf.tasks.task import Task
 
 
 class Case(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mtr_tf import tasks as tasks_lib  # TensorFlow comes with the first use.
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -22,13 +23,15 @@ class DatasetInfo:
 
     Attributes:
       name: the data set's name on the command line.
-      image_shape: (height, width, 3).
-      classes: names of the classes of `seg`, in the order of their labels.
+      image_shape: (height, width, channels).
+      classes: names of the classes of `seg`, and of other tasks of classes that have
+        none of their own, in the order of their labels.
       colors: one RGB triple of 0-255 per class.
-      tasks: names of the tasks that have targets here.
+      tasks: those that have targets here, with the channels, classes and colors that
+        they have here; may be given as names.
       splits: number of examples by split.
-      mean: mean of the training pictures, per colour, in [0, 1].
-      std: standard deviation of the training pictures, per colour.
+      mean: mean of the training pictures, per channel, in [0, 1].
+      std: standard deviation of the training pictures, per channel.
       ranges: by task the (low, high) that a scalar map is painted between.
       units: by task the unit of its targets, where it is not the task's usual one.
       class_weights: weight of each class of `seg` in the training loss; empty: all 1.
@@ -38,13 +41,23 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
-    tasks: tuple[str, ...]
+    tasks: tasks_lib.TaskSet
     splits: Mapping[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     ranges: Mapping[str, tuple[float, float]]
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_weights: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        """Gives the tasks the classes of the data set, where they have no own."""
+        tasks = tasks_lib.TaskSet(
+            task.bound(channels=None, classes=self.classes, colors=self.colors)
+            if task.discrete and task.channels is None and self.classes
+            else task
+            for task in tasks_lib.task_set(self.tasks).values()
+        )
+        object.__setattr__(self, "tasks", tasks)
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks: what an output of a model means, and how it is scored.
 
-`tasks.names` has their names; TensorFlow is imported with the first use of the rest.
+`tasks.names` has the names of the paper's; TensorFlow is imported with the first use of
+the rest.
+
+    flow = tasks.Task("flow", kind="numbers", channels=2, unit="px")
 """
 
 from __future__ import annotations
@@ -10,24 +13,52 @@ import importlib
 from typing import TYPE_CHECKING
 from typing import Any
 
+from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
 
 if TYPE_CHECKING:
     from mtr_tf.tasks.table import NOT_FINITE
     from mtr_tf.tasks.table import TASKS
-    from mtr_tf.tasks.table import Task
     from mtr_tf.tasks.table import statistics
     from mtr_tf.tasks.table import task_losses
+    from mtr_tf.tasks.table import task_set
+    from mtr_tf.tasks.task import KINDS
+    from mtr_tf.tasks.task import Kind
+    from mtr_tf.tasks.task import Task
+    from mtr_tf.tasks.task import TaskSet
 
-__all__ = ["NOT_FINITE", "TASKS", "Task", "resolve", "statistics", "task_losses"]
+_ROOMS = {
+    "KINDS": "task",
+    "Kind": "task",
+    "NOT_FINITE": "table",
+    "TASKS": "table",
+    "Task": "task",
+    "TaskSet": "task",
+    "statistics": "table",
+    "task_losses": "table",
+    "task_set": "table",
+}
+__all__ = [
+    "KINDS",
+    "NOT_FINITE",
+    "TASKS",
+    "Kind",
+    "Task",
+    "TaskSet",
+    "canonical",
+    "resolve",
+    "statistics",
+    "task_losses",
+    "task_set",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """The table, when it is first asked for."""
-    if name not in __all__:
+    """What is of the table or of tasks, when it is first asked for."""
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module("mtr_tf.tasks.table"), name)
-    globals()[name] = value
+    room = importlib.import_module(f"mtr_tf.tasks.{_ROOMS[name]}")
+    globals()[name] = value = getattr(room, name)
     return value
 
 

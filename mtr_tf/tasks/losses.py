@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that give one number per image: the mean over the pixels that are there.
+"""Losses that give one number per image: the mean over the places that are there.
 
 Every loss is called `(target, output, mask)` and returns float32 `[batch]`. `mask` is
-`[batch, height, width]`; zero says "not here". Whatever stands under a zero (labels of
-255 or -1, NaN, infinity) changes neither the loss nor a gradient, and an image without
-any valid pixel has loss 0. Outputs may be of any float type; all arithmetic is float32.
+`[batch, *places]`: `[batch, height, width]` for maps, whose places are pixels,
+`[batch]` for one value per image, or any other shape; zero says "not here". Whatever
+stands under a zero (labels of 255 or -1, NaN, infinity) changes neither the loss nor a
+gradient, and an image without any valid place has loss 0. Outputs may be of any float
+type; all arithmetic is float32.
 
 The mean is per image, so no image's loss scales another's and the division by the batch
 or by replicas is left to the caller.
@@ -12,6 +14,9 @@ or by replicas is left to the caller.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import keras
 import tensorflow as tf
 
 
@@ -19,9 +24,9 @@ def cross_entropy(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.T
     """Returns the softmax cross-entropy in nats, float32 `[batch]`.
 
     Args:
-      target: Classes, integer `[batch, height, width]`, in [0, classes) where valid.
-      output: Logits, float `[batch, height, width, classes]`.
-      mask: `[batch, height, width]`, zero where there is no target.
+      target: Classes, integer `[batch, *places]`, in [0, classes) where valid.
+      output: Logits, float `[batch, *places, classes]`.
+      mask: `[batch, *places]`, zero where there is no target.
     """
     return mean_over_valid(pixel_cross_entropy(target, output, mask), mask)
 
@@ -29,9 +34,9 @@ def cross_entropy(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.T
 def pixel_cross_entropy(
     target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the cross-entropy of each pixel, float32 `[batch, height, width]`.
+    """Returns the cross-entropy of each place, float32 `[batch, *places]`.
 
-    The arguments are those of `cross_entropy`. Masked pixels have some finite value.
+    The arguments are those of `cross_entropy`. Masked places have some finite value.
     """
     labels = where_valid(mask, tf.cast(target, tf.int32))
     logits = where_valid(mask, tf.cast(output, tf.float32))
@@ -41,15 +46,15 @@ def pixel_cross_entropy(
 
 @tf.custom_gradient
 def _negative_log_softmax(chosen: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns the negative log-softmax of the chosen class, `[batch, H, W]`.
+    """Returns the negative log-softmax of the chosen class, `[batch, *places]`.
 
     As tf.nn's cross-entropies, in 0.7 of their time on CPUs, and without second
     derivatives. The log of the softmax's largest value is never far below zero: unlike
     that of the chosen class's, nothing is lost by taking it.
 
     Args:
-      chosen: One where the class is, else zero, `[batch, H, W, classes]`.
-      logits: `[batch, H, W, classes]`.
+      chosen: One where the class is, else zero, `[batch, *places, classes]`.
+      logits: `[batch, *places, classes]`.
     """
     softmax = tf.nn.softmax(logits)
     own = tf.reduce_sum(tf.math.multiply_no_nan(logits, chosen), axis=-1)
@@ -64,57 +69,101 @@ def _negative_log_softmax(chosen: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def l1(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns the mean absolute error over pixels and channels, float32 `[batch]`.
+    """Returns the mean absolute error over places and channels, float32 `[batch]`.
 
     Args:
-      target: Float `[batch, height, width, channels]`.
+      target: Float `[batch, *places, channels]`.
       output: Float, of the target's shape.
-      mask: `[batch, height, width]`, zero where there is no target.
+      mask: `[batch, *places]`, zero where there is no target.
     """
     return mean_over_valid(tf.abs(difference(target, output, mask)), mask)
 
 
 def l2(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns the mean squared error over pixels and channels, float32 `[batch]`.
+    """Returns the mean squared error over places and channels, float32 `[batch]`.
 
     The arguments are those of `l1`.
     """
     return mean_over_valid(tf.square(difference(target, output, mask)), mask)
 
 
+def binary_cross_entropy(
+    target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor
+) -> tf.Tensor:
+    """Returns the sigmoid cross-entropy in nats, float32 `[batch]`.
+
+    The mean over places and labels, each of which is there or not by itself.
+
+    Args:
+      target: 0 or 1 (or a probability), `[batch, *places, labels]`.
+      output: Logits, float, of the target's shape.
+      mask: `[batch, *places]`, zero where there is no target.
+    """
+    labels = where_valid(mask, tf.cast(target, tf.float32))
+    logits = where_valid(mask, tf.cast(output, tf.float32))
+    each = tf.nn.sigmoid_cross_entropy_with_logits(labels, logits)
+    return mean_over_valid(each, mask)
+
+
+def of_keras(loss: keras.losses.Loss) -> Callable[..., tf.Tensor]:
+    """Returns a Keras loss as one called `(target, output, mask)`.
+
+    Keras losses are means over the last axis: one number for each place, of which the
+    mean over the valid places is taken. Its own `reduction` does not matter.
+    """
+
+    def of_images(target, output, mask):
+        target, output = where_valid(mask, target), where_valid(mask, output)
+        values = tf.cast(loss.call(target, output), tf.float32)
+        return mean_over_valid(values, mask)
+
+    return of_images
+
+
 def difference(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns output - target, 0 where masked: float32 `[batch, H, W, channels]`."""
+    """Returns output - target, 0 where masked: float32 `[batch, *places, channels]`."""
     target = where_valid(mask, tf.cast(target, tf.float32))
     return where_valid(mask, tf.cast(output, tf.float32)) - target
 
 
 def where_valid(mask: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """Returns `values` (`[batch, H, W]` or `[batch, H, W, C]`), with 0 where masked.
+    """Returns `values` (`[batch, *places]`, or with channels), with 0 where masked.
 
     Values are chosen, not multiplied: 0 * NaN would be NaN, in the gradient too.
     """
     valid = tf.cast(mask, tf.bool)
-    if values.shape.rank == 4:
+    if has_channels(values, mask):
         valid = valid[..., tf.newaxis]
     return tf.where(valid, values, tf.zeros_like(values))
 
 
 def mean_over_valid(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns the mean per image over valid pixels (and channels, if there are any).
+    """Returns the mean per image over valid places (and channels, if there are any).
 
     Args:
-      values: Float32 `[batch, H, W]` or `[batch, H, W, C]`; anything where masked.
-      mask: `[batch, H, W]`, zero where there is no target.
+      values: Float32 `[batch, *places]`, or with channels; anything where masked.
+      mask: `[batch, *places]`, zero where there is no target.
 
     Returns:
-      Float32 `[batch]`; 0, with gradient 0, for an image without valid pixels.
+      Float32 `[batch]`; 0, with gradient 0, for an image without valid places.
     """
-    if values.shape.rank == 4:
+    if has_channels(values, mask):
         values = tf.reduce_mean(values, axis=-1)
-    total = tf.reduce_sum(where_valid(mask, values), axis=(1, 2))
+    total = tf.reduce_sum(where_valid(mask, values), axis=places(mask))
     return tf.math.divide_no_nan(total, count_valid(mask))
 
 
 def count_valid(mask: tf.Tensor) -> tf.Tensor:
-    """Returns the number of valid pixels per image, float32 `[batch]`."""
-    return tf.reduce_sum(tf.cast(tf.cast(mask, tf.bool), tf.float32), axis=(1, 2))
+    """Returns the number of valid places per image, float32 `[batch]`."""
+    valid = tf.cast(tf.cast(mask, tf.bool), tf.float32)
+    return tf.reduce_sum(valid, axis=places(mask))
+
+
+def places(mask: tf.Tensor) -> list[int]:
+    """Returns the axes of a mask's places: all but the first; none for `[batch]`."""
+    return list(range(1, len(mask.shape)))
+
+
+def has_channels(values: tf.Tensor, mask: tf.Tensor) -> bool:
+    """Whether values have an axis of channels beside those of their mask."""
+    return len(values.shape) == len(mask.shape) + 1

@@ -16,9 +16,11 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
 
 
@@ -63,8 +65,13 @@ def miou() -> Metric:
 
 def pixel_accuracy() -> Metric:
     """The share of valid pixels whose largest logit is the target's class."""
+    return dataclasses.replace(accuracy(), name="pixel_accuracy")
+
+
+def accuracy() -> Metric:
+    """The share of valid places whose largest logit is the target's class."""
     rows = _correct_and_count
-    return Metric("pixel_accuracy", "higher", "", rows, _ratio, (0.0, 1.0))
+    return Metric("accuracy", "higher", "", rows, _ratio, (0.0, 1.0))
 
 
 def class_counts(
@@ -92,7 +99,8 @@ def class_counts(
 def _count(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
     batch = tf.shape(labels)[0]
-    first_of_image = tf.range(batch)[:, tf.newaxis, tf.newaxis] * num_classes
+    labels, chosen = tf.reshape(labels, (batch, -1)), tf.reshape(chosen, (batch, -1))
+    first_of_image = tf.range(batch)[:, tf.newaxis] * num_classes
     chosen &= (labels >= 0) & (labels < num_classes)  # Else it is another image's.
     dropped = -tf.ones_like(labels)  # What unsorted_segment_sum leaves out.
     segment = tf.where(chosen, first_of_image + labels, dropped)
@@ -127,6 +135,53 @@ def _correct_and_count(target, output, mask, num_classes) -> tf.Tensor:
     correct = tf.equal(_prediction(target, output), tf.cast(target, tf.int32))
     valid = tf.cast(mask, tf.bool)
     return tf.stack((_number(correct & valid), _number(valid)), axis=-1)
+
+
+# Labels, several at once.
+
+
+def label_accuracy() -> Metric:
+    """The share of labels, over valid places, that are right: there or not."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        right = tf.equal(_there(output), tf.cast(target, tf.float32) > 0.5)
+        sound = tf.math.is_finite(tf.cast(output, tf.float32))
+        return _sum_and_count(tf.cast(right & sound, tf.float32), mask)
+
+    return Metric("label_accuracy", "higher", "", statistics, _ratio, (0.0, 1.0))
+
+
+def f1() -> Metric:
+    """Mean over labels, in target or prediction, of 2 TP / (2 TP + FP + FN)."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        there, given = _there(output), tf.cast(target, tf.float32) > 0.5
+        # A logit that is not a number is no right answer to either question.
+        there = tf.where(tf.math.is_finite(tf.cast(output, tf.float32)), there, ~given)
+        valid = tf.cast(mask, tf.bool)[..., tf.newaxis]
+        rows = [
+            tf.math.count_nonzero(chosen & valid, axis=losses.places(mask))
+            for chosen in (there & given, given, there)
+        ]
+        return tf.concat(rows, axis=-1)
+
+    return Metric("f1", "higher", "", statistics, _mean_f1, (0.0, 1.0))
+
+
+def _there(output: tf.Tensor) -> tf.Tensor:
+    """Whether each label is predicted: its logit is above 0."""
+    return tf.cast(output, tf.float32) > 0
+
+
+def _mean_f1(sums: np.ndarray) -> np.ndarray:
+    """Of hits, labels in targets and labels predicted, `[..., 3 labels]`."""
+    hits, given, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
+    either = given + predicted
+    occurs = either != 0
+    total = np.where(occurs, 2 * hits / np.where(occurs, either, 1.0), 0.0).sum(-1)
+    return divide(total, occurs.sum(axis=-1))
 
 
 # Everything else.
@@ -193,13 +248,17 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
 
 
 def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns degrees `[batch, H, W]` between vectors of any length."""
+    """Returns degrees `[batch, *places]` between vectors of any length."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     output = losses.where_valid(mask, tf.cast(output, tf.float32))
     largest = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
     output = tf.math.divide_no_nan(output, largest)  # Else tiny squares come to 0.
-    across = tf.norm(tf.linalg.cross(output, target), axis=-1)
-    radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))
+    if output.shape[-1] == 3:
+        across = tf.norm(tf.linalg.cross(output, target), axis=-1)
+        radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))
+    else:  # Kahan's formula, for any number of channels.
+        a, b = (tf.math.l2_normalize(v, axis=-1) for v in (output, target))
+        radians = 2 * tf.atan2(tf.norm(a - b, axis=-1), tf.norm(a + b, axis=-1))
     degrees = radians * (180.0 / math.pi)
     return tf.where(largest[..., 0] == 0, 90.0, degrees)
 
@@ -210,21 +269,24 @@ def _squares(target, output, mask, num_classes) -> tf.Tensor:
 
 
 def _sum_and_count(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Returns (sum over valid pixels of the mean over channels, number of them).
+    """Returns (sum over valid places of the mean over channels, number of them).
 
     Rows are summed in float32, their sums in float64: a sum of 4096 x 4096 pixels has
     an error of 1e-6 or less.
     """
-    if values.shape.rank == 4:
+    if losses.has_channels(values, mask):
         values = tf.reduce_mean(values, axis=-1)
-    lines = tf.reduce_sum(losses.where_valid(mask, values), axis=2)
-    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=1)
+    *others, last = [0, *losses.places(mask)]
+    lines = losses.where_valid(mask, values)
+    if last:
+        lines = tf.reduce_sum(lines, axis=last)
+    total = tf.reduce_sum(tf.cast(lines, tf.float64), axis=others[1:])
     return tf.stack((total, tf.cast(_number(mask), tf.float64)), axis=-1)
 
 
 def _number(chosen: tf.Tensor) -> tf.Tensor:
     """Counts what is not zero in each image, int64 `[batch]`."""
-    return tf.math.count_nonzero(chosen, axis=(1, 2))
+    return tf.math.count_nonzero(chosen, axis=losses.places(chosen))
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -236,6 +298,115 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Returns numerator / denominator in float64, NaN where the denominator is 0."""
     nonzero = np.asarray(denominator) != 0
     return np.where(nonzero, numerator / np.where(nonzero, denominator, 1.0), np.nan)
+
+
+# Of a user's own.
+
+
+def of_function(name: str, function: Callable, better: str, unit: str = "") -> Metric:
+    """The mean over images of `function(target, output, mask)` -> `[batch]`.
+
+    Over those images that have a valid place.
+    """
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        values = tf.cast(function(target, output, mask), tf.float64)
+        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
+
+    return Metric(name, better, unit, statistics, _ratio, (-math.inf, math.inf))
+
+
+def of_keras(metric: keras.metrics.Metric) -> Metric:
+    """A Keras metric of one number, whose state is a sum over examples.
+
+    So it is of `Mean` and what is made of it, of counts of right and wrong, of
+    confusion matrices, of AUC. An image's row is the state after that image alone. The
+    mask goes in as `sample_weight`.
+    """
+    built = []
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        target = losses.where_valid(mask, target)
+        output = losses.where_valid(mask, tf.cast(output, tf.float32))
+        if not built:
+            built.append(_build(metric, target, output))
+        zeros = [tf.zeros(v.shape, v.dtype) for v in metric.variables]
+
+        def row(one):
+            target, output, mask = one
+            state = metric.stateless_update_state(
+                zeros,
+                tf.reshape(target, (-1, *target.shape[mask.shape.rank :])),
+                tf.reshape(output, (-1, output.shape[-1])),
+                sample_weight=tf.reshape(tf.cast(mask, tf.float32), (-1,)),
+            )
+            flat = [tf.reshape(tf.cast(v, tf.float64), (-1,)) for v in state]
+            counted = tf.reduce_any(tf.cast(mask, tf.bool))
+            return tf.where(counted, tf.concat(flat, 0), 0.0)
+
+        size = sum(math.prod(v.shape) for v in metric.variables)
+        spec = tf.TensorSpec((size,), tf.float64)
+        return tf.map_fn(row, (target, output, mask), fn_output_signature=spec)
+
+    def value(sums: np.ndarray) -> np.ndarray:
+        sums = np.asarray(sums, np.float64)
+        rows = sums.reshape(-1, sums.shape[-1])
+        ends = np.cumsum([math.prod(v.shape) for v in metric.variables])[:-1]
+        values = []
+        for row in rows:
+            parts = zip(np.split(row, ends), metric.variables, strict=True)
+            state = [tf.constant(p.reshape(v.shape), v.dtype) for p, v in parts]
+            result = np.asarray(metric.stateless_result(state))
+            if result.ndim:
+                raise InputError(
+                    f"A Keras metric must give one number, and {metric.name} gives "
+                    f"{result.size}; set its average, or take another."
+                )
+            values.append(float(result) if np.isfinite(row).all() else np.nan)
+        return np.array(values).reshape(sums.shape[:-1])
+
+    better = "higher" if getattr(metric, "_direction", None) == "up" else "lower"
+    if type(metric).result is keras.metrics.Mean.result:
+        value = _ratio
+    bounds = (-math.inf, math.inf)
+    return Metric(metric.name, better, "", statistics, value, bounds)
+
+
+def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
+    """Lets a metric make those of its variables that it makes with its first update."""
+    with tf.init_scope():
+        one = tf.zeros((1, output.shape[-1]))
+        has_channels = target.shape.rank == output.shape.rank
+        metric.update_state(one if has_channels else tf.zeros((1,)), one)
+        metric.reset_state()
+    return True
+
+
+def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
+    """Returns a metric of a user's own as a `Metric`.
+
+    Args:
+      given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
+        `[batch]`, named after itself, of which less is better unless it has an
+        attribute `better` that says "higher".
+
+    Raises:
+      InputError: It is nothing of these.
+    """
+    if isinstance(given, Metric):
+        return given
+    if isinstance(given, keras.metrics.Metric):
+        return of_keras(given)
+    if callable(given):
+        name = getattr(given, "__name__", type(given).__name__)
+        return of_function(name, given, getattr(given, "better", "lower"))
+    raise InputError(
+        "A metric must be a Keras metric or a function (target, output, mask) -> "
+        f"[batch]; got {given!r}."
+    )
 
 
 # What an attack does to a metric.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Protocol
 
 from mtr_tf.errors import InputError
 
@@ -41,25 +43,64 @@ NAMES = (
     Names("curvature", "p", ("principal_curvature",)),
     Names("autoencoder", "A", ("reconstruct",)),
 )
-_BY_LETTER = {each.letter: each.name for each in NAMES}
-_BY_NAME = {alias: each.name for each in NAMES for alias in (each.name, *each.aliases)}
 
 
-def resolve(names: str | Iterable[str]) -> tuple[str, ...]:
+class Named(Protocol):
+    """Anything that is called as a task is."""
+
+    @property
+    def name(self) -> str:
+        """The one name."""
+
+    @property
+    def letter(self) -> str:
+        """A code of one character; may be empty."""
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Other names, lower case."""
+
+
+def resolve(
+    names: str | Iterable[str], known: Iterable[Named] = NAMES
+) -> tuple[str, ...]:
     """Returns the tasks' own names, in the order given.
 
     Args:
       names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
         is depth_euclidean); or one string of them with commas between.
+      known: The tasks that there are; without, those of the paper.
 
     Raises:
       InputError: An unknown name, the same task twice, or none at all.
     """
+    known = tuple(known)
+    given = _given(names, known)
+    return _different(tuple(_resolve_one(name, known) for name in given), given)
+
+
+def canonical(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns the own names of the paper's tasks; others as they are given.
+
+    Whether there are such tasks is known once a data set is open that brings its own.
+
+    Raises:
+      InputError: The same task twice, or none at all.
+    """
+    given = _given(names, NAMES)
+    resolved = tuple(_lookup(name, NAMES) or name for name in given)
+    return _different(resolved, given)
+
+
+def _given(names: str | Iterable[str], known: Sequence[Named]) -> list[str]:
     given = names.split(",") if isinstance(names, str) else list(names)
     given = [name.strip() for name in given]
     if not any(given):
-        raise InputError(f"At least one task must be named, out of {_listing()}.")
-    resolved = tuple(_resolve_one(name) for name in given)
+        raise InputError(f"At least one task must be named, out of {_listing(known)}.")
+    return given
+
+
+def _different(resolved: tuple[str, ...], given: Sequence[str]) -> tuple[str, ...]:
     for name in resolved:
         if resolved.count(name) > 1:
             raise InputError(
@@ -69,23 +110,38 @@ def resolve(names: str | Iterable[str]) -> tuple[str, ...]:
     return resolved
 
 
-def _resolve_one(name: str) -> str:
-    known = _BY_LETTER.get(name) or _BY_NAME.get(name.lower())
-    if known:
-        return known
+def _lookup(name: str, known: Sequence[Named]) -> str | None:
+    """The task's own name; None where no task is called so."""
+    for each in known:
+        if name and name in (each.name, each.letter):
+            return each.name
+    for each in known:
+        if name.lower() in (each.name.lower(), *each.aliases):
+            return each.name
+    return None
+
+
+def _resolve_one(name: str, known: Sequence[Named]) -> str:
+    found = _lookup(name, known)
+    if found:
+        return found
     if not name:
         raise InputError(
             "A task's name must not be empty (is there a comma too many?); "
-            f"the tasks are {_listing()}."
+            f"the tasks are {_listing(known)}."
         )
+    by_name = {n: each.name for each in known for n in (each.name, *each.aliases)}
     if len(name) == 1:
-        near = [name.swapcase()] if name.swapcase() in _BY_LETTER else []
+        letters = [each.letter for each in known]
+        near = [name.swapcase()] if name.swapcase() in letters else []
     else:
-        matches = difflib.get_close_matches(name.lower(), _BY_NAME)
-        near = dict.fromkeys(_BY_NAME[match] for match in matches)
+        matches = difflib.get_close_matches(name.lower(), by_name)
+        near = dict.fromkeys(by_name[match] for match in matches)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise InputError(f"Unknown task '{name}'.{hint} The tasks are {_listing()}.")
+    raise InputError(f"Unknown task '{name}'.{hint} The tasks are {_listing(known)}.")
 
 
-def _listing() -> str:
-    return ", ".join(f"{each.name} ({each.letter})" for each in NAMES)
+def _listing(known: Sequence[Named]) -> str:
+    return ", ".join(
+        f"{each.name} ({each.letter})" if each.letter else each.name for each in known
+    )

@@ -7,12 +7,14 @@ picture is black. Values that are not finite are black too.
 
 from __future__ import annotations
 
+import colorsys
 import functools
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 
+_GOLDEN = 0.618  # Hues so far apart are never close.
 _ROBUST_PERCENTILES = (2.0, 98.0)
 
 
@@ -103,6 +105,13 @@ def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
     """The factor that spreads changes of up to `epsilon` over black to white."""
     largest = epsilon or float(np.abs(change).max(initial=0))
     return 0.5 / largest if largest else 1.0
+
+
+def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns so many colors, any two next to each other of very different hue."""
+    hues = (i * _GOLDEN % 1 for i in range(count))
+    colors = (colorsys.hsv_to_rgb(hue, 0.65, 0.9) for hue in hues)
+    return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)
 
 
 def _finite(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -82,8 +82,8 @@ def test_info(folder):
     assert info.name == "camvid"
     assert info.image_shape == (96, 128, 3)
     assert info.splits == {"train": 2, "validation": 1}
-    assert info.tasks == ("seg", "edge_texture", "keypoints2d", "autoencoder")
-    assert tasks.resolve(info.tasks) == info.tasks
+    assert tuple(info.tasks) == ("seg", "edge_texture", "keypoints2d", "autoencoder")
+    assert tasks.resolve(info.tasks) == tuple(info.tasks)
     assert len(info.classes) == len(info.colors) == 11
     assert info.classes[3] == "road"
     assert info.colors[3] == (128, 64, 128)

@@ -131,7 +131,13 @@ def test_facts_are_found_out(open_it):
     assert info.image_shape == (8, 6, 3)
     assert info.classes == ("class_0", "class_1", "class_2")
     assert len(set(info.colors)) == 3
-    assert info.tasks == ("seg", "depth", "edge_texture", "keypoints2d", "autoencoder")
+    assert tuple(info.tasks) == (
+        "seg",
+        "depth",
+        "edge_texture",
+        "keypoints2d",
+        "autoencoder",
+    )
     assert 1 <= info.ranges["depth"][0] < info.ranges["depth"][1] <= 5
     assert list(source.columns("train").names) == [f"n{i}" for i in range(37)]
 

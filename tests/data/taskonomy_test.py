@@ -575,7 +575,7 @@ def folder(tmp_path):
 def test_batches_hold_what_the_files_hold(folder):
     source = data.open_source("taskonomy", data_dir=str(folder), image_size=(8, 8))
     info, columns = source.info, source.columns("train")
-    assert info.tasks == (*layout.DOMAINS, "autoencoder")
+    assert tuple(info.tasks) == (*layout.DOMAINS, "autoencoder")
     assert set(info.tasks) == set(tasks.TASKS)
     assert info.num_classes == len(info.class_weights) == len(info.colors) == 17
     assert info.units["depth"] == "log"
@@ -634,7 +634,7 @@ def test_domains_that_are_not_there_are_no_tasks(tmp_path):
     taskonomy_fixture.write_view(tmp_path, few, 0)
     options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
     source = data.open_source("taskonomy", **options)
-    assert source.info.tasks == ("edge_texture", "autoencoder")
+    assert tuple(source.info.tasks) == ("edge_texture", "autoencoder")
     assert source.info.splits == {"train": 1}
     with pytest.raises(InputError, match="'taskonomy' has no task 'keypoints2d'"):
         data.open_source("taskonomy", tasks=["k"], **options)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import palettes
 
 _Number = TypeVar("_Number", int, float)
 
@@ -42,7 +42,6 @@ _SAMPLE = 1000
 _PAINTED = 32
 _AT_ONCE = 16
 _RANGES = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)}
-_GOLDEN = 0.618  # Hues so far apart are never close.
 
 
 def check(facts: Mapping[str, Any]) -> None:
@@ -151,7 +150,7 @@ def dataset_info(
         found = _statistics(columns.images)
         mean = found[0] if mean is None else mean
         std = found[1] if std is None else std
-    colors = facts.get("colors") or _colors(len(classes))
+    colors = facts.get("colors") or palettes.distinct_colors(len(classes))
     tasks = {*columns.targets, *picture.TASKS}
     return DatasetInfo(
         name=name,
@@ -240,13 +239,6 @@ def _ranges(columns: Columns) -> dict[str, tuple[float, float]]:
 def _spaced(count: int, most: int) -> np.ndarray:
     """At most so many numbers below `count`, evenly spaced: int64."""
     return np.arange(min(count, most)) * count // min(count, most)
-
-
-def _colors(count: int) -> list[tuple[int, ...]]:
-    return [
-        tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.65, 0.9))
-        for i in range(count)
-    ]
 
 
 def _is_names(given: Any) -> bool:

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task is, of which kinds there are, and a set of them.
+
+A task is what one output of a model means and how that is scored. Targets are int32
+`[batch, *places]` for classes, float32 `[batch, *places, channels]` otherwise; outputs
+always have channels; masks are float32 `[batch, *places]`, zero where there is no
+target. Places are `(height, width)` for maps, `()` for one value per image, and may be
+anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import losses as losses_lib
+from mtr_tf.tasks import metrics as metrics_lib
+from mtr_tf.tasks import palettes
+from mtr_tf.tasks.metrics import Metric
+from mtr_tf.tasks.names import resolve
+
+Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+# (task, target or output, DatasetInfo, mask or None) -> uint8 RGB
+Paint = Callable[["Task", np.ndarray, Any, np.ndarray | None], np.ndarray]
+
+MAP = 2  # Axes of the places of a map: height and width.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
+_RESERVED = ("all", "each", "own")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What tasks of a kind have unless they say otherwise.
+
+    Attributes:
+      what: What an output is, in a few words.
+      loss: `(target, output, mask)` -> float32 `[batch]`.
+      metrics: (unit, axes of places) -> the metrics but the loss, the headline first.
+      paint: What `Task.to_rgb` calls for maps.
+      channels: Of the output; None where a task must say, or its classes do.
+      discrete: Whether targets are classes, without an axis of channels.
+      mirror: See `Task`, of outputs with `channels`.
+    """
+
+    what: str
+    loss: Loss
+    metrics: Callable[[str, int], tuple[Metric, ...]]
+    paint: Paint
+    channels: int | None = None
+    discrete: bool = False
+    mirror: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What model, loss, metrics and pictures need to know of a task.
+
+        Task("flow", kind="numbers", channels=2, unit="px")
+        Task("scene", kind="classes", classes=("indoor", "outdoor"), places=0)
+
+    Attributes:
+      name: The one name used in code, files and tables: two characters at least, of
+        letters, digits, `_`, `-` and `.`.
+      kind: A key of KINDS: "classes", "labels", "numbers", "directions" or "image".
+      channels: Of the output. Of classes and labels, how many there are: as many as
+        `classes` has names, or, of classes, None for as many as the data set has.
+      places: How many axes places have: 2 for maps, 0 for one value per image; None
+        until the data have said it.
+      loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for
+        the kind's.
+      metrics: The headline first, the loss last. When a task is made: those without
+        the loss, each a `Metric`, a Keras metric, or a function `(target, output,
+        mask)` -> `[batch]`; empty for the kind's.
+      unit: Of the target; "" for a plain number.
+      classes: The names of classes or labels, in their order; empty: those of the data
+        set.
+      colors: One RGB triple of 0-255 per class; empty: those of the data set.
+      paint: What `to_rgb` calls; None for the kind's.
+      mirror: What a channel's values are multiplied by when left and right change
+        places; None where they stay as they are.
+      letter: The paper's code for it, case-sensitive; "" for a task of one's own.
+      aliases: Other names the command line takes, lower case.
+    """
+
+    name: str
+    kind: str = "numbers"
+    channels: int | None = None
+    places: int | None = None
+    loss: Loss | None = None
+    metrics: tuple[Metric, ...] = ()
+    unit: str = ""
+    classes: tuple[str, ...] = ()
+    colors: tuple[tuple[int, int, int], ...] = ()
+    paint: Paint | None = None
+    mirror: tuple[float, ...] | None = None
+    letter: str = ""
+    aliases: tuple[str, ...] = ()
+    # Whether the metrics are the kind's, and follow from the places.
+    kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
+
+    def __post_init__(self):
+        """Fills in what the kind says.
+
+        Raises:
+          InputError: the fields are not as described, or do not go together.
+        """
+        _check(self)
+        kind = KINDS[self.kind]
+        fill = _filler(self)
+        fill("classes", tuple(self.classes))
+        fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
+        fill("aliases", tuple(self.aliases))
+        if self.channels is None:
+            fill("channels", len(self.classes) or kind.channels)
+        if self.mirror is None and self.channels == kind.channels:
+            fill("mirror", kind.mirror)
+        loss = self.loss or kind.loss
+        if isinstance(loss, keras.losses.Loss):
+            loss = losses_lib.of_keras(loss)
+        fill("loss", loss)
+        fill("paint", self.paint or kind.paint)
+        fill("kinds_metrics", not self.metrics)
+        scores = self.metrics or kind.metrics(self.unit, self.axes)
+        scores = tuple(map(metrics_lib.as_metric, scores))
+        if not scores or scores[-1].name != "loss":
+            scores = (*scores, metrics_lib.mean_loss(loss))
+        fill("metrics", scores)
+
+    def bound(self, **changes: Any) -> Task:
+        """Returns it with other fields; the kind's metrics follow from them."""
+        given = () if self.kinds_metrics else self.metrics[:-1]
+        return dataclasses.replace(self, **{"metrics": given, **changes})
+
+    @property
+    def discrete(self) -> bool:
+        """Whether targets are classes and outputs their logits."""
+        return KINDS[self.kind].discrete
+
+    @property
+    def axes(self) -> int:
+        """How many axes its places have; those of a map where nobody has said."""
+        return MAP if self.places is None else self.places
+
+    @property
+    def is_map(self) -> bool:
+        """Whether places are pixels."""
+        return self.axes == MAP
+
+    @property
+    def harm(self) -> Metric:
+        """What harm is measured by: the first of its metrics that images have means of.
+
+        Mean IoU is none, so that for classes it is the accuracy.
+        """
+        return next(metric for metric in self.metrics if metric.is_mean)
+
+    def unit_of(self, metric: Metric, units: Mapping[str, str]) -> str:
+        """Returns a metric's unit on a data set with the `units` of its DatasetInfo.
+
+        A share of something that is not in the task's own unit is said to be so: "share
+        of log" is none of a distance.
+        """
+        unit = units.get(self.name, self.unit)
+        if metric.relative and unit != self.unit:
+            return f"share of {unit}"
+        of_target = self.unit and metric.unit == self.unit
+        return units.get(self.name, metric.unit) if of_target else metric.unit
+
+    def output_channels(self, num_classes: int | None) -> int:
+        """Returns the channels of this task's head on a data set of so many classes."""
+        return self.channels if self.channels is not None else num_classes or 0
+
+    def to_rgb(
+        self, value: np.ndarray, info: Any, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Paints a target or an output of a map.
+
+        Args:
+          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`.
+          info: The data set's `DatasetInfo`, for its `colors` and `ranges`.
+          mask: `[..., H, W]`, zero where the picture shall be black.
+
+        Returns:
+          uint8 `[..., H, W, 3]`.
+        """
+        return self.paint(self, np.asarray(value), info, mask)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what files say of it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "channels": self.channels,
+            "places": self.places,
+            "unit": self.unit,
+            "classes": list(self.classes),
+            "metrics": [metric.name for metric in self.metrics],
+        }
+
+
+def _filler(task: Task) -> Callable[[str, Any], None]:
+    """Returns what sets a field of a frozen record while it is made."""
+    return lambda name, value: object.__setattr__(task, name, value)
+
+
+def _check(task: Task) -> None:
+    """Raises InputError unless the fields of a new task go together."""
+    if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
+        raise InputError(
+            "A task's name must have two characters or more, letters, digits, '_', '-' "
+            f"and '.', the first one a letter; got {task.name!r}."
+        )
+    if task.name.lower() in _RESERVED:
+        raise InputError(
+            f"A task must not be named {', '.join(_RESERVED[:-1])} or {_RESERVED[-1]}, "
+            f"which mean something else; got {task.name!r}."
+        )
+    if task.kind not in KINDS:
+        raise InputError(
+            f"A task's kind must be one of {', '.join(KINDS)}; got {task.kind!r} for "
+            f"{task.name}.{did_you_mean(task.kind, KINDS)}"
+        )
+    count = len(task.classes)
+    if isinstance(task.classes, str) or not all(
+        isinstance(name, str) for name in task.classes
+    ):
+        raise InputError(
+            f"The classes of the task {task.name} must be a list of names; got "
+            f"{task.classes!r}."
+        )
+    if task.channels is not None and (
+        isinstance(task.channels, bool)
+        or not isinstance(task.channels, int)
+        or task.channels < 1
+    ):
+        raise InputError(
+            f"The channels of the task {task.name} must be a whole number from 1; got "
+            f"{task.channels!r}."
+        )
+    if count and task.channels not in (None, count):
+        raise InputError(
+            f"The task {task.name} must have as many channels as classes; got "
+            f"{task.channels} channels and {count} classes; leave channels out."
+        )
+    needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
+    if needs and task.channels is None and not count:
+        raise InputError(
+            f"The task {task.name} must say how many {task.kind} it has: give its "
+            "channels, or the names as classes."
+        )
+    if task.mirror is not None and len(task.mirror) != (task.channels or 0):
+        raise InputError(
+            f"The task {task.name} must have one number in mirror for each of its "
+            f"{task.channels} channels; got {task.mirror!r}."
+        )
+
+
+class TaskSet(Mapping[str, Task]):
+    """Tasks by name, in order; it cannot change, and may be a key.
+
+    As of any mapping, its elements are names: `"seg" in tasks`, `tuple(tasks)`.
+    """
+
+    def __init__(self, tasks: Iterable[Task] = ()):
+        """Raises `InputError` where two tasks have one name."""
+        self._by_name: dict[str, Task] = {}
+        for task in tasks:
+            if task.name in self._by_name:
+                raise InputError(
+                    f"Tasks must have different names, and two are named {task.name}; "
+                    "rename one."
+                )
+            self._by_name[task.name] = task
+
+    def __getitem__(self, name: str) -> Task:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._by_name.values()))
+
+    def __repr__(self) -> str:
+        return f"TaskSet({', '.join(self)})"
+
+    def select(self, names: str | Iterable[str]) -> TaskSet:
+        """Returns those of some names, aliases or letters, in the order given.
+
+        Raises:
+          InputError: an unknown name, or the same one twice.
+        """
+        return TaskSet(self[name] for name in resolve(names, self.values()))
+
+    def replaced(self, *tasks: Task) -> TaskSet:
+        """Returns it with other tasks under their names, new ones at the end."""
+        return TaskSet((self._by_name | {task.name: task for task in tasks}).values())
+
+
+# How maps are painted.
+
+
+def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
+    is_logits = np.issubdtype(value.dtype, np.floating)
+    classes = value.argmax(axis=-1) if is_logits else value
+    return palettes.classes_to_rgb(classes, task.colors or info.colors, mask)
+
+
+def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
+    """Returns what paints one number, or two, or three and more as a picture.
+
+    Args:
+      default: What a map of one number is painted between on data sets that do not say.
+    """
+
+    def paint(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
+        known = info.ranges.get(task.name, default)
+        if value.shape[-1] == 1:
+            return palettes.scalar_to_rgb(value, known, mask)
+        if value.shape[-1] == 2:
+            return palettes.pair_to_rgb(value, known, mask)
+        return _between(value[..., :3], known, mask)
+
+    return paint
+
+
+def _paint_labels(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
+    """Paints each place as the label that is likeliest there."""
+    colors = task.colors or palettes.distinct_colors(value.shape[-1])
+    there = value.max(axis=-1) > (0.5 if value.min() >= 0 else 0)
+    likeliest = np.where(there, value.argmax(axis=-1), len(colors))
+    return palettes.classes_to_rgb(likeliest, colors, mask)
+
+
+def _paint_directions(
+    task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None
+):
+    if value.shape[-1] == 2:
+        return palettes.pair_to_rgb(value, (-1.0, 1.0), mask)
+    return palettes.vectors_to_rgb(value[..., :3], mask)
+
+
+def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
+    if value.shape[-1] != 3:
+        return paint_numbers((0, 1))(task, value, info, mask)
+    return _between(value, info.ranges.get(task.name, (0, 1)), mask)
+
+
+def _between(value: np.ndarray, known: Sequence[float] | None, mask):
+    low, high = known or (float(np.nanmin(value)), float(np.nanmax(value)))
+    scale = high - low if high > low else 1
+    return palettes.image_to_rgb((value - low) / scale, mask)
+
+
+# The kinds.
+
+
+def _of_classes(unit: str, axes: int) -> tuple[Metric, ...]:
+    if axes == MAP:
+        return (metrics_lib.miou(), metrics_lib.pixel_accuracy())
+    return (
+        (metrics_lib.accuracy(), metrics_lib.miou())
+        if axes
+        else (metrics_lib.accuracy(),)
+    )
+
+
+KINDS: dict[str, Kind] = {
+    "classes": Kind(
+        "one class of several, as logits",
+        losses_lib.cross_entropy,
+        _of_classes,
+        _paint_classes,
+        discrete=True,
+    ),
+    "labels": Kind(
+        "any of several labels, each a logit",
+        losses_lib.binary_cross_entropy,
+        lambda unit, axes: (metrics_lib.f1(), metrics_lib.label_accuracy()),
+        _paint_labels,
+    ),
+    "numbers": Kind(
+        "numbers",
+        losses_lib.l1,
+        lambda unit, axes: (metrics_lib.mae(unit), metrics_lib.rmse(unit)),
+        paint_numbers(),
+        channels=1,
+    ),
+    "directions": Kind(
+        "vectors whose length does not matter",
+        losses_lib.l1,
+        lambda unit, axes: (metrics_lib.angular_error(), metrics_lib.mae()),
+        _paint_directions,
+        channels=3,
+        mirror=(-1.0, 1.0, 1.0),
+    ),
+    "image": Kind(
+        "a picture",
+        losses_lib.l2,
+        lambda unit, axes: (metrics_lib.mse(), metrics_lib.mae()),
+        _paint_image,
+        channels=3,
+    ),
+}

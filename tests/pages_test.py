@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README and pages: links lead somewhere, and commands have flags that there are."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import re
+import shlex
+import textwrap
+
+import pytest
+from absl import flags
+
+from mtr_tf.cli import flags as cli_flags
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"  # Its blocks are parts of files.
+PAGES = [ROOT / "README.md", CONTRIBUTING, *(ROOT / "docs").glob("*.md")]
+TEXTS = {page: page.read_text("utf-8") for page in PAGES}
+IDS = {"ids": lambda page: page.name}
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """The names of a page's headings, as GitHub and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, **IDS)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[page]):
+        if re.match(r"\w+:", target):
+            continue
+        path, _, place = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if place:
+            assert place in anchors(file), target
+
+
+def commands(text: str) -> list[str]:
+    """The commands of ours in a page's indented or fenced lines."""
+    joined = re.sub(r"\\\n\s*", "", text)
+    found = re.findall(r"^(?: {4})?(python -m mtr_tf\..*)$", joined, re.MULTILINE)
+    return [line.split("  #")[0] for line in found]
+
+
+@pytest.mark.parametrize("page", PAGES, **IDS)
+def test_commands_have_flags_that_there_are(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # Where flagfiles are.
+    for line in commands(TEXTS[page]):
+        if "=..." in line or "NAME.flags" in line or "ATTACK.flags" in line:
+            continue
+        _, _, module, *given = shlex.split(line)
+        values = flags.FlagValues()
+        for record in records_of(importlib.import_module(module), monkeypatch):
+            cli_flags.define(record, values)
+        values(["command", *given])  # Raises where a flag is unknown.
+
+
+def records_of(command, monkeypatch) -> list[type]:
+    """The settings that a command takes."""
+    taken = []
+    monkeypatch.setattr(cli_flags, "run", lambda *given: taken.extend(given[2]))
+    command.run()
+    return taken
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p != CONTRIBUTING], **IDS)
+def test_blocks_of_python_are_python(page):
+    for block in re.findall(r"^```python\n(.*?)^```", TEXTS[page], re.M | re.S):
+        compile(textwrap.dedent(block), page.name, "exec")
+
+
+def test_every_page_is_in_the_sites_contents():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    listed = set(re.findall(r"^([\w/]+)$", index, re.MULTILINE)) - {"results/README"}
+    assert listed == {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+
+
+def test_readme_is_short():
+    assert len(TEXTS[ROOT / "README.md"].splitlines()) <= 150

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of tasks of one's own: kinds, places, Keras losses and metrics, sets."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import tasks
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import metrics
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_kind_gives_what_is_not_said():
+    flow = tasks.Task("flow", kind="numbers", channels=2, unit="px")
+    assert [metric.name for metric in flow.metrics] == ["mae", "rmse", "loss"]
+    assert {metric.unit for metric in flow.metrics} == {"px", ""}
+    assert (flow.channels, flow.is_map, flow.discrete, flow.mirror) == (
+        2,
+        True,
+        False,
+        None,
+    )
+    scene = tasks.Task("scene", kind="classes", classes=["in", "out"], places=0)
+    assert scene.channels == 2
+    assert scene.discrete
+    assert not scene.is_map
+    assert [metric.name for metric in scene.metrics][0] == "accuracy"
+
+
+def test_metrics_of_the_kind_follow_the_places_and_own_ones_stay():
+    parts = tasks.Task("parts", kind="classes", classes=["a", "b"])
+    assert parts.metrics[0].name == "miou"
+    assert parts.bound(places=0).metrics[0].name == "accuracy"
+    own = tasks.Task(
+        "parts", kind="classes", classes=["a", "b"], metrics=[metrics.miou()]
+    )
+    assert [m.name for m in own.bound(places=0).metrics] == ["miou", "loss"]
+
+
+@pytest.mark.parametrize("places", [(), (5,), (4, 6), (2, 3, 4)])
+def test_rows_of_any_places_are_those_by_hand(places):
+    count, classes = 3, 4
+    names = [f"c{i}" for i in range(classes)]
+    chosen = tasks.Task("parts", kind="classes", classes=names, places=len(places))
+    numbers = tasks.Task("flow", channels=2, places=len(places))
+    labels = tasks.Task("tags", kind="labels", classes=names, places=len(places))
+    mask = RNG.integers(0, 2, (count, *places)).astype(np.float32)
+    mask[0] = 1
+    targets = {
+        "parts": RNG.integers(0, classes, (count, *places)),
+        "flow": RNG.normal(size=(count, *places, 2)),
+        "tags": RNG.integers(0, 2, (count, *places, classes)).astype(np.float64),
+    }
+    targets["parts"][mask == 0] = 255
+    targets["flow"][mask == 0] = np.nan
+    outputs = {
+        "parts": RNG.normal(size=(count, *places, classes)),
+        "flow": RNG.normal(size=(count, *places, 2)),
+        "tags": RNG.normal(size=(count, *places, classes)),
+    }
+    rows = tasks.statistics(
+        [chosen, numbers, labels],
+        {name: tf.constant(y, tf.float32) for name, y in outputs.items()},
+        {name: tf.constant(y) for name, y in targets.items()},
+        dict.fromkeys(targets, tf.constant(mask)),
+        None,
+    )
+
+    def value(task, name):
+        (metric,) = [m for m in task.metrics if m.name == name]
+        return metric.value(np.asarray(rows[task.name][name]).sum(axis=0))
+
+    there = mask != 0
+    right = outputs["parts"].argmax(-1) == targets["parts"]
+    accuracy = next(m.name for m in chosen.metrics if "accuracy" in m.name)
+    assert value(chosen, accuracy) == pytest.approx(right[there].mean())
+    error = np.abs(outputs["flow"] - targets["flow"])[there]
+    assert value(numbers, "mae") == pytest.approx(error.mean(), rel=1e-6)
+    given, said = targets["tags"][there] > 0, outputs["tags"][there] > 0
+    assert value(labels, "label_accuracy") == pytest.approx((given == said).mean())
+    f1 = [
+        2 * (given & said)[:, i].sum() / (given[:, i].sum() + said[:, i].sum())
+        for i in range(classes)
+        if given[:, i].any() or said[:, i].any()
+    ]
+    assert value(labels, "f1") == pytest.approx(np.mean(f1))
+    bce = np.log1p(np.exp(outputs["tags"])) - targets["tags"] * outputs["tags"]
+    axes = tuple(range(1, bce.ndim))
+    per_image = np.where(there[..., None], bce, 0).sum(axes) / np.maximum(
+        there.reshape(count, -1).sum(-1) * classes, 1
+    )
+    valid = there.reshape(count, -1).any(-1)
+    assert value(labels, "loss") == pytest.approx(per_image[valid].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.metrics.MeanAbsoluteError,
+        keras.metrics.RootMeanSquaredError,
+        keras.metrics.R2Score,
+    ],
+)
+def test_keras_metrics_of_numbers_are_keras(make):
+    task = tasks.Task("flow", channels=2, metrics=[make()])
+    target, output = RNG.normal(size=(2, 5, 4, 4, 2)).astype(np.float32)
+    mask = RNG.integers(0, 2, (5, 4, 4)).astype(np.float32)
+    metric = task.metrics[0]
+    rows = metric.statistics(*map(tf.constant, (target, output, mask)), None)
+    alone = make()
+    alone.update_state(target[mask != 0], output[mask != 0])
+    expected = float(alone.result())
+    if make is keras.metrics.RootMeanSquaredError:
+        expected = np.sqrt(np.square(target - output)[mask != 0].mean())
+    assert metric.value(rows.numpy().sum(0)) == pytest.approx(expected, rel=1e-4)
+    assert metric.better == ("higher" if make is keras.metrics.R2Score else "lower")
+
+
+def test_keras_metrics_of_labels_and_classes_are_keras():
+    tags = tasks.Task(
+        "tags",
+        kind="labels",
+        channels=3,
+        places=0,
+        metrics=[keras.metrics.AUC(curve="PR"), keras.metrics.F1Score("macro", 0.5)],
+    )
+    target = RNG.integers(0, 2, (20, 3)).astype(np.float32)
+    output, mask = RNG.uniform(size=(20, 3)).astype(np.float32), np.ones(20, "f4")
+    for metric, alone in zip(
+        tags.metrics,
+        (keras.metrics.AUC(curve="PR"), keras.metrics.F1Score("macro", 0.5)),
+        strict=False,
+    ):
+        rows = metric.statistics(*map(tf.constant, (target, output, mask)), None)
+        alone.update_state(target, output)
+        again = metric.value(rows.numpy().sum(0))
+        assert again == pytest.approx(float(alone.result()), rel=1e-5)
+
+
+def test_keras_losses_are_means_over_valid_places():
+    huber = tasks.Task("flow", channels=2, loss=keras.losses.Huber(0.5))
+    target, output = RNG.normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    mask = RNG.integers(0, 2, (3, 4, 4)).astype(np.float32)
+    masked = np.where(mask[..., None] != 0, target, np.nan).astype(np.float32)
+    error = np.abs(target - output)
+    each = np.where(error <= 0.5, error**2 / 2, 0.5 * error - 0.125).mean(-1)
+    expected = (each * mask).sum((1, 2)) / mask.sum((1, 2))
+    loss = huber.loss(*map(tf.constant, (masked, output, mask)))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_angles_in_other_than_three_dimensions(channels):
+    task = tasks.Task("aim", kind="directions", channels=channels, places=0)
+    target, output = RNG.normal(size=(2, 9, channels)).astype(np.float32)
+    rows = task.metrics[0].statistics(
+        tf.constant(target), tf.constant(output), tf.ones(9), None
+    )
+    lengths = np.linalg.norm(target, axis=1) * np.linalg.norm(output, axis=1)
+    cosine = (target * output).sum(1) / lengths
+    np.testing.assert_allclose(rows[:, 0], np.degrees(np.arccos(cosine)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "x"}, "two characters"),
+        ({"name": "a b"}, "two characters"),
+        ({"name": "each"}, "must not be named"),
+        ({"name": "flow", "kind": "number"}, "Did you mean 'numbers'"),
+        ({"name": "tags", "kind": "labels"}, "how many labels"),
+        ({"name": "parts", "kind": "classes", "classes": "abc"}, "list of names"),
+        (
+            {"name": "parts", "kind": "classes", "classes": ["a"], "channels": 2},
+            "as many channels as classes",
+        ),
+        ({"name": "flow", "channels": 0}, "whole number from 1"),
+        ({"name": "flow", "channels": 2, "mirror": (1.0,)}, "mirror"),
+        ({"name": "flow", "metrics": ("mae",)}, "Keras metric or a function"),
+    ],
+)
+def test_what_cannot_be_is_refused(fields, words):
+    with pytest.raises(InputError, match=words):
+        tasks.Task(**fields)
+
+
+def test_sets_iterate_names_and_select_by_any_name():
+    flow = tasks.Task("flow", channels=2)
+    both = tasks.TASKS.replaced(flow)
+    assert tuple(both)[-1] == "flow"
+    assert "flow" in both
+    assert "flow" not in tasks.TASKS
+    assert tuple(both.select("Flow,d,segmentsemantic")) == ("flow", "depth", "seg")
+    assert hash(both) == hash(tasks.TASKS.replaced(flow))
+    assert both == dict(both)
+    with pytest.raises(InputError, match="Did you mean 'flow'"):
+        both.select("flwo")
+    with pytest.raises(InputError, match="two are named flow"):
+        tasks.TaskSet([flow, flow])
+    assert tasks.canonical("d,flow") == ("depth", "flow")
