@@ -253,7 +253,8 @@ class Board:
         Args:
           folder: Of the run.
           anew: Remove those that earlier boards with `anew` have left in the folder;
-            the files of a training, which goes on after a stop, are never removed.
+            the files of a training, which goes on after a stop, are never removed
+            here (see `event_files`).
         """
         mark = _MARK if anew else ""
         if anew:

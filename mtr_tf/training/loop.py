@@ -76,6 +76,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
             job.best,
             workdir,
             learner.optimizer,
+            first,
         )
     batches = job.batches(first)
 
@@ -148,6 +149,7 @@ def loop(
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
             if timetable.due("checkpoint", step):
+                monitor.flush()
                 keeper.save(step)
             advance(count, f"loss {total:.3f}")
 

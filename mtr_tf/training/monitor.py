@@ -23,6 +23,7 @@ from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
 from mtr_tf.models import compiling
+from mtr_tf.show import event_files
 from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
@@ -132,10 +133,12 @@ class Monitor:
         best: BestMetric,
         workdir: pathlib.Path,
         optimizer: keras.optimizers.Optimizer | None = None,
+        first: int = 0,
     ):
         """Opens the event files, and writes the run's settings once.
 
-        `optimizer` is watched if it scales the loss.
+        `optimizer` is watched if it scales the loss; `first` is how many steps are
+        done: what was shown of later ones is removed.
         """
         self._optimizer, self._skipped = optimizer, 0
         self.tasks = tuple(weighting.fixed)
@@ -158,6 +161,8 @@ class Monitor:
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
+        for place in ("train", "validation", "validation/adversarial"):
+            event_files.keep_until(workdir / place, first)
         self._train = Board(workdir / "train")
         self._validation = {"clean": Board(workdir / "validation")}
         images = f"On the first {self._count} images of validation"
@@ -216,6 +221,11 @@ class Monitor:
         self._skipped = skipped
         return {"optimizer/skipped_steps": skipped, "optimizer/loss_scale": scale}
 
+    def flush(self) -> None:
+        """Lets readers see what is written, and whoever goes on after a kill."""
+        for board in (self._train, *self._validation.values()):
+            board.flush()
+
     def evaluated(self, step: int) -> float:
         """Evaluates and attacks part of validation; returns the score of `best`."""
         evaluation = self._evaluator.run(
@@ -243,8 +253,7 @@ class Monitor:
         if evaluation.attacked:
             about = f"{_attack(self._config)}; grey is no perturbation."
         self._validation["clean"].pictures(pictures, step, about)
-        for board in (self._train, *self._validation.values()):
-            board.flush()
+        self.flush()
         logging.info("step %d: %s", step, _headlines(numbers_of))
         return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
 

@@ -127,6 +127,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(whole_run, stopped):
     assert all(len(values) == 1 for values in prints.values()), prints
 
 
+def shown(folder):
+    """(tag, step) of all that a run has for TensorBoard, file after file."""
+    return [
+        (value.tag, event.step)
+        for file in sorted(folder.iterdir())
+        if file.is_file()
+        for raw in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+        for event in [tf.compat.v1.Event.FromString(raw)]
+        for value in event.summary.value
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["train", "validation", "validation/adversarial"])
+def test_killed_at_any_moment_it_shows_each_step_once(whole_run, stopped, part):
+    whole, again = (shown(run.workdir / part) for run in (whole_run, stopped))
+    assert len(set(whole)) == len(whole)
+    assert sorted(again) == sorted(whole)
+    steps = [[point for point in points if point[1]] for points in (again, whole)]
+    assert steps[0] == steps[1]  # Settings are at step 0, of the last start.
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_later(stopped):
     assert "no space is left on the disk" in stopped.full_disk.strip().splitlines()[-1]

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorBoard's files of a training that goes on: each step is there once, in order.
+
+A training that was killed has shown steps since its last checkpoint, which it does
+again; and readers take files in the order of their names, which begin with the time.
+So whoever goes on puts what counts into one file, of a name before that of the next.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from mtr_tf import files
+
+# As `Board` has them named: TIME.HOST.PID.NUMBER.SUFFIX; a training has no suffix.
+_OF_TRAINING = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?")
+
+
+def keep_until(folder: pathlib.Path, step: int) -> None:
+    """Leaves of the steps in a folder those from 1 to `step`.
+
+    What stands at step 0 is for the next start to write. A reader that has the former
+    files open learns by a session's start to forget them.
+    """
+    there = files.listed(folder)
+    former = [file for file in there if _OF_TRAINING.fullmatch(file.name)]
+    if not former:
+        return
+    files.clear_leftovers(folder)
+    kept = {}
+    for file in former:
+        for event in _events(file):
+            if 0 < event.step <= step:
+                tags = tuple(value.tag for value in event.summary.value)
+                kept[event.step, tags] = event
+    stamp = f"{int(time.time()) - 1:010d}.{socket.gethostname()}.{os.getpid()}"
+    written = folder / "before"  # No name that readers know, until it is whole.
+    with files.whole_file(written) as beside, tf.io.TFRecordWriter(str(beside)) as out:
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        again = {"session_log": start}  # Twice: readers pass over the first they meet.
+        for head in ({"file_version": "brain.Event:2"}, again, again):
+            event = tf.compat.v1.Event(wall_time=time.time(), **head)
+            out.write(event.SerializeToString())
+        for key in sorted(kept, key=lambda key: key[0]):
+            out.write(kept[key].SerializeToString())
+    whole = written.rename(folder / f"events.out.tfevents.{stamp}.0.before")
+    for file in former:
+        if file != whole:
+            file.unlink()
+
+
+def _events(file: pathlib.Path) -> Iterator[tf.compat.v1.Event]:
+    """The events of a file with a summary, up to where a killed process broke off."""
+    records = tf.data.TFRecordDataset(str(file)).as_numpy_iterator()
+    while True:
+        try:
+            event = tf.compat.v1.Event.FromString(next(records))
+        except (StopIteration, tf.errors.DataLossError, ValueError):
+            return
+        if event.HasField("summary"):
+            yield event
