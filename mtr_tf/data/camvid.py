@@ -32,6 +32,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import task_set
 
 # Class and the color that CamVid's authors and the SegNet tutorial paint it with.
 CLASSES = {
@@ -99,7 +100,7 @@ def open_source(
         image_shape=(size[0], size[1], 3),
         classes=tuple(CLASSES),
         colors=tuple(CLASSES.values()),
-        tasks=TASKS,
+        tasks=task_set(TASKS),
         splits={split: len(pairs) for split, pairs in splits.items()},
         mean=MEAN,
         std=STD,

@@ -24,6 +24,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import task_set
 
 _STORED = ("seg", "depth")
 _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
@@ -81,7 +82,7 @@ def open_source(
         image_shape=(*size, 3),
         classes=layout.CLASSES,
         colors=layout.COLORS,
-        tasks=available,
+        tasks=task_set(available),
         splits={split: len(of_split) for split, of_split in jobs.items()},
         mean=layout.MEAN,
         std=layout.STD,

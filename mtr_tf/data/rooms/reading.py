@@ -19,6 +19,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import task_set
 
 _READ_BATCH = 50
 
@@ -56,7 +57,7 @@ def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetI
         image_shape=(size, size, 3),
         classes=scene.CLASSES,
         colors=layout.COLORS,
-        tasks=layout.TASKS,
+        tasks=task_set(layout.TASKS),
         splits=dict(splits or layout.SPLIT_SIZES),
         mean=layout.MEAN,
         std=layout.STD,

@@ -29,6 +29,7 @@ from mtr_tf.data.taskonomy.taskonomy_dataset_builder import BROKEN
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import task_set
 
 _PAINTED = 32  # Views whose values say what is painted.
 
@@ -135,7 +136,7 @@ def dataset_info(
         image_shape=(*size, 3),
         classes=names,
         colors=colors,
-        tasks=(*tasks, "autoencoder"),
+        tasks=task_set((*tasks, "autoencoder")),
         splits={split: len(views) for split, views in splits.items()},
         mean=layout.MEAN,
         std=layout.STD,
