@@ -135,9 +135,9 @@ class Job:
             store.rows_file,
         )
         results_lib.write(records, folder)
-        plots = {name: folder / f"{name}.png" for name in ("curves", "gallery")}
+        plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
-        gallery.save_run(clean, results, plots["gallery"])
+        gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(given, clean, results, folder, units, plots)
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
