@@ -5,7 +5,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
                  curves.png       metrics against the radius
                  gallery.png      a few examples
-                 ATTACK/GROUP/    the same for TensorBoard
+                 events.*         the same for TensorBoard
                  checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
@@ -108,7 +108,7 @@ class Job:
                 texts.append(self._attack())
             if self.measures:
                 texts.append(self._measure(self.measures))
-        return "\n\n".join(texts) + f"\nwatch it: tensorboard --logdir={self.folder}"
+        return "\n\n".join(texts)
 
     def _attack(self) -> str:
         """Runs what is not finished of the cells, and writes and returns what shows."""
@@ -135,16 +135,17 @@ class Job:
             store.rows_file,
         )
         results_lib.write(records, folder)
-        curves.save_run(records, folder / "curves.png")
-        gallery.save_run(clean, results, folder / "gallery.png")
+        plots = {name: folder / f"{name}.png" for name in ("curves", "gallery")}
+        curves.save_run(records, plots["curves"])
+        gallery.save_run(clean, results, plots["gallery"])
         given, units = config.to_dict(), subject.info.units
-        tensorboard.write_attacks(given, clean, results, folder, units)
+        tensorboard.write_attacks(given, clean, results, folder, units, plots)
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         title = (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
-            f"{config.split}; eps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{config.split}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
-        return tables.text(title, records, folder)
+        return tables.printed(config.format, title, records, folder)
 
     def _measure(self, settings: measure.MeasureSettings) -> str:
         """Measures what is not finished, and writes and returns what shows."""

@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the attack results of several runs side by side; computes nothing new.
+"""Puts finished attacks on several models side by side; computes nothing new.
 
 Example:
-  python -m mtr_tf.compare --runs=runs/a,runs/b --task=seg
+  python -m mtr_tf.compare --runs=runs/a,runs/b --plot=compare.png
+  python -m mtr_tf.compare --runs=runs/a,my.keras --task=seg --format=markdown
 
-First, how one task holds up in each run when it alone is attacked. Then, for runs of
-several tasks, how much of its single-task rise in loss each task suffers when tasks are
-attacked together.
+Attacks are matched by their settings, whatever their folders are called: each attack
+that all models share gives a table for each task, of how it holds up when it alone is
+attacked. Then, for models of several tasks, how much of its single-task rise in loss
+each task suffers when tasks are attacked together.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Iterable
-from collections.abc import Sequence
-from typing import Any
 
 from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.settings import FORMAT
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
-Record = dict[str, Any]
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,178 +32,65 @@ class CompareConfig(Settings):
     """What `python -m mtr_tf.compare` takes."""
 
     runs: tuple[str, ...] = setting(
-        (), "Run directories that have been attacked. Required."
+        (),
+        "What has been attacked: run directories, .keras files, or folders "
+        "RUN/attacks/NAME. Required.",
     )
     name: str = setting(
-        "", "Which RUN/attacks/NAME to read; empty: the only one that there is."
+        "", "Only results in the folders RUN/attacks/NAME; empty: all finished attacks."
     )
-    attack: str = setting("pgd", "Which attack to compare.")
-    task: str = setting("seg", "The task that is compared between runs.")
-    metric: str = setting("miou", "The metric of that task.")
-    plot: str = setting("", "Also draw the first table into this PNG file.")
+    attack: tuple[str, ...] = setting(
+        (), "Attacks to compare, such as pgd; empty: all that the models share."
+    )
+    task: tuple[str, ...] = setting(
+        (), "Tasks to compare; empty: all that were attacked alone in all models."
+    )
+    metric: str = setting("", "The metric; empty: each task's headline metric.")
+    format: str = FORMAT
+    plot: str = setting(
+        "", "Also draw the curves into this file: .png, .pdf or .svg; one per table."
+    )
 
 
 def main(config: CompareConfig) -> None:
     """Prints the tables; raises `InputError` for what the user can put right."""
     if not config.runs:
         raise InputError("--runs must name one or more attacked runs; it is empty.")
-    found = {run: _read(pathlib.Path(run), config) for run in config.runs}
-    _check_comparable(found)
-    curves = {name: _curve(name, records, config) for name, records in found.items()}
-    first = next(iter(found.values()))[0]
-    print(
-        f"{config.task} {config.metric} under {config.attack} on {config.task} alone "
-        f"({first['norm']}, {first['n']} images of {first['dataset']} "
-        f"{first['split']}; 95 % intervals over {first.get('interval_over', 'images')})"
-        "\n"
-    )
-    print(_curves_table(curves))
-    for name, records in found.items():
-        if any(len(record["attacked"]) > 1 for record in records):
-            print(
-                f"\n{name}: rise of each task's loss, joint attack / attack on it alone"
-            )
-            print(_joint_table(records))
-    print(
-        "\nOne training run per model proves nothing about the method: another seed "
-        "can turn\nthe order round. Intervals cover the choice of images, not of seeds."
-    )
-    if config.plot:
-        _plot(curves, config, next(iter(found.values())))
-        print(f"\nplot: {config.plot}")
-
-
-def _read(run: pathlib.Path, config: CompareConfig) -> list[Record]:
-    """The records of one run and attack."""
-    finished = {
-        folder.name: folder / "results.json"
-        for folder in files.listed(run / "attacks")
-        if (folder / "results.json").exists()
-    }
-    chosen = [config.name] if config.name in finished else list(finished)
-    if len(chosen) != 1 or config.name not in ("", *chosen):
+    plot = pathlib.Path(config.plot)
+    if config.plot and plot.suffix.lower() not in _PICTURES:
         raise InputError(
-            f"{run} must have exactly one finished attack to compare, or the one that "
-            f"--name says, and it has {', '.join(finished) or 'none'}; run "
-            "mtr_tf.attack on it, or choose one with --name."
+            f"--plot must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
+            f"{config.plot!r}."
         )
-    path = finished[chosen[0]]
-    try:
-        records = files.read_json(path)
-        known = ", ".join(sorted({record["attack"] for record in records}))
-    except files.DAMAGED as error:
-        raise InputError(
-            f"{path} is damaged ({error}); repeat the attack to write it anew."
-        ) from error
-    of_attack = [record for record in records if record["attack"] == config.attack]
-    if not of_attack:
-        raise InputError(f"{path} has no attack {config.attack!r}, only {known}.")
-    return of_attack
-
-
-def _check_comparable(found: dict[str, list[Record]]) -> None:
-    """Raises `InputError` unless all runs were attacked in the same way."""
-    same = ("norm", "steps", "restarts", "attack_pixels", "dataset", "split", "n")
-    settings = {
-        run: {name: records[0].get(name) for name in same}
-        for run, records in found.items()
-    }
-    first, expected = next(iter(settings.items()))
-    for run, given in settings.items():
-        different = [
-            f"{name} is {expected[name]} in {first} and {given[name]} in {run}"
-            for name in same
-            if given[name] != expected[name]
-        ]
-        if different:
-            raise InputError(
-                f"runs must have been attacked alike to be compared: "
-                f"{'; '.join(different)}. Repeat one attack with the other's settings."
-            )
-
-
-def _curve(
-    name: str, records: Iterable[Record], config: CompareConfig
-) -> list[tuple[float, float, list[float]]]:
-    """(eps, value, interval) with the clean value at 0, of the attack on one task."""
-    chosen = [
-        record
-        for record in records
-        if record["attacked"] == [config.task]
-        and (record["task"], record["metric"]) == (config.task, config.metric)
-    ]
-    if not chosen:
-        raise InputError(
-            f"{name} has no {config.task}/{config.metric} under an attack on "
-            f"{config.task} alone; run mtr_tf.attack with --attack_tasks={config.task}."
-        )
-    clean = (0.0, chosen[0]["clean"], chosen[0]["clean_interval"])
-    attacked = [(r["eps"], r["attacked_value"], r["attacked_interval"]) for r in chosen]
-    return [clean, *sorted(a for a in attacked if a[0])]
-
-
-def _curves_table(curves: dict[str, list]) -> str:
-    radii = sorted({eps for curve in curves.values() for eps, *_ in curve})
-    rows = [["eps", *curves]]
-    for eps in radii:
-        row = [f"{eps:g}" if eps else "clean"]
-        for curve in curves.values():
-            cells = {eps: _cell(value, ends) for eps, value, ends in curve}
-            row.append(cells.get(eps, "-"))
-        rows.append(row)
-    from mtr_tf.show import tables
-
-    return tables.aligned(rows, "r")
-
-
-def _cell(value: float | None, interval: Sequence[float | None]) -> str:
-    if value is None:  # What is not a number in JSON.
-        return "-"
-    low, high = interval
-    return f"{value:.3f}" + ("" if low is None else f" ({low:.3f}-{high:.3f})")
-
-
-def _joint_table(records: Sequence[Record]) -> str:
-    """Rows: radius and joint group; columns: each attacked task's share of its rise."""
-    losses = {
-        (r["eps"], tuple(r["attacked"]), r["task"]): r["attacked_value"] - r["clean"]
-        for r in records
-        if r["metric"] == "loss" and None not in (r["attacked_value"], r["clean"])
-    }
-    tasks = list(dict.fromkeys(task for *_, task in losses))
-    groups = list(dict.fromkeys(group for _, group, _ in losses if len(group) > 1))
-    rows = [["eps", "attacked together", *tasks]]
-    for eps in sorted({eps for eps, *_ in losses if eps}):
-        for group in groups:
-            row = [f"{eps:g}", "+".join(group)]
-            for task in tasks:
-                joint = losses.get((eps, group, task))
-                alone = losses.get((eps, (task,), task))
-                known = task in group and joint is not None and alone
-                row.append(f"{joint / alone:.2f}" if known else "-")
-            rows.append(row)
-    from mtr_tf.show import tables
-
-    return tables.aligned(rows, "r")
-
-
-def _plot(
-    curves: dict[str, list], config: CompareConfig, records: Sequence[Record]
-) -> None:
-    from mtr_tf.show import curves as show_curves
+    from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 
-    lines = [
-        show_curves.from_points(
-            name, [(eps, value, *ends) for eps, value, ends in curve], style.look(place)
-        )
-        for place, (name, curve) in enumerate(curves.items())
-    ]
-    shown = (config.task, config.metric)
-    facts = next(r for r in records if (r["task"], r["metric"]) == shown)
-    title = f"{config.task} under {config.attack} on {config.task} alone, one seed each"
-    path = pathlib.Path(config.plot)
-    style.save(lambda: show_curves.of_variants(title, lines, facts), path)
+    models = side_by_side.read(config.runs, config.name)
+    compared = side_by_side.compare(models, config.attack, config.task, config.metric)
+    records = [record for one in compared for record in one.records()]
+    if config.format == "json":
+        print(json.dumps(records, indent=1))
+    elif config.format == "csv":
+        print(files.csv_text(records), end="")
+    else:
+        print(getattr(side_by_side, config.format)(compared, models))
+    if config.plot:
+        for one, path in zip(compared, _paths(plot, compared), strict=True):
+            style.save(one.figure, path)
+            if config.format in ("text", "markdown"):
+                print(f"\nplot: {path}")
+
+
+def _paths(plot: pathlib.Path, compared: list) -> list[pathlib.Path]:
+    """A file for each table: the named one, or with attack and task in its name."""
+    if len(compared) == 1:
+        return [plot]
+    names = []
+    for one in compared:
+        name = f"{plot.stem}-{one.facts['attack']}-{one.task}"
+        again = sum(known.startswith(name) for known in names)
+        names.append(f"{name}-{again + 1}" if again else name)
+    return [plot.with_name(name + plot.suffix) for name in names]
 
 
 def run() -> None:

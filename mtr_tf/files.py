@@ -12,6 +12,7 @@ import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -198,22 +199,28 @@ def write_csv(
     records: Sequence[Mapping[str, Any]],
     columns: Sequence[str] = (),
 ) -> None:
-    """Writes a CSV file whole or not at all: a row per record.
+    """Writes a CSV file whole or not at all; see `csv_text`."""
+    with whole_file(path) as beside, open(beside, "w", newline="") as file:
+        file.write(csv_text(records, columns))
+
+
+def csv_text(records: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """Returns records as CSV: a row per record.
 
     Lists are joined by `+`, tables are `NAME:VALUE` joined so, and intervals become two
     columns. A text that a spreadsheet would run as a formula comes after a `'`.
 
     Args:
-      path: The file.
       records: Its rows.
       columns: The names of its columns; by default all that records have.
     """
     rows = [_flat(record) for record in records]
     columns = columns or list(dict.fromkeys(name for row in rows for name in row))
-    with whole_file(path) as beside, open(beside, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    written = io.StringIO()
+    writer = csv.DictWriter(written, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return written.getvalue()
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

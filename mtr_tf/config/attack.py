@@ -12,6 +12,7 @@ from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import FORMAT
 from mtr_tf.config.settings import JIT
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
@@ -215,7 +216,8 @@ class AttackConfig(Settings):
         "Keras precision policy; own: the one the model was saved with.",
         choices=("own", "float32", "mixed_float16", "mixed_bfloat16"),
     )
-    # What is kept.
+    # What is kept, and printed.
+    format: str = FORMAT
     name: str = setting(
         "",
         "Results go to RUN/attacks/NAME; empty: a name made of the settings.",

@@ -45,6 +45,13 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+FORMAT = setting(
+    "text",
+    "How tables are printed.",
+    choices=("text", "markdown", "csv", "json"),
+    changes=NOTHING,
+)
+
 # The types that a field takes, where they are not just that of its default.
 _TAKEN: dict[type, tuple[type, ...]] = {
     float: (float, int),

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
 from mtr_tf.data import png
@@ -99,7 +100,7 @@ def open_source(
         image_shape=(size[0], size[1], 3),
         classes=tuple(CLASSES),
         colors=tuple(CLASSES.values()),
-        tasks=TASKS,
+        tasks=tasks_lib.task_set(TASKS),
         splits={split: len(pairs) for split, pairs in splits.items()},
         mean=MEAN,
         std=STD,

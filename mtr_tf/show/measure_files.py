@@ -25,5 +25,6 @@ def write(records: Sequence[Record], folder: pathlib.Path) -> str:
             "",
             f"measures: {folder / 'measures.json'} and .csv",
             f"plots:    {', '.join(map(str, plots))}",
+            f"watch it: tensorboard --logdir={folder}",
         ]
     )

@@ -7,6 +7,7 @@ Plain text without colours, as wide as its words: nothing is cut off, in a pipe 
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtr_tf import files
 from mtr_tf.evaluation import resampling
 from mtr_tf.show.text import plain
 
@@ -59,12 +61,38 @@ def aligned(
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a table of Markdown; the first is its head, first columns stand left."""
+    head, *others = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 # Attacks.
 
 
+def printed(form: str, title: str, records: Sequence[Record], folder: Path) -> str:
+    """What is printed of a sweep.
+
+    Args:
+      form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
+        "json": the records, as in the files.
+      title: Of the text.
+      records: As `evaluation.results.make_records` returns them.
+      folder: Where the results are.
+    """
+    if form == "json":
+        return json.dumps(list(records), indent=1)
+    if form == "csv":
+        return files.csv_text(records).rstrip()
+    if form == "markdown":
+        return f"{title}\n\n{markdown(_rows(records))}"
+    return text(title, records, folder)
+
+
 def text(title: str, records: Sequence[Record], folder: Path) -> str:
-    """What is printed of a sweep: the table, wanted targets, warnings, places."""
-    lines = [title, "", table(records, shutil.get_terminal_size((140, 24)).columns)]
+    """Of a sweep: the table, wanted targets, warnings, places."""
+    lines = [title, "", table(records, shutil.get_terminal_size((100, 24)).columns)]
     lines += ["", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
@@ -77,8 +105,30 @@ def text(title: str, records: Sequence[Record], folder: Path) -> str:
             "",
             f"results:  {folder / 'results.json'} and .csv",
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
+            f"watch it: tensorboard --logdir={folder}",
         ]
     )
+
+
+def _rows(records: Sequence[Record]) -> list[list[str]]:
+    """A head, and a row per cell with all tasks' headline metrics beside each other."""
+    headlines = _headlines(records)
+    by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
+    first = {task: next(r for r in records if r["task"] == task) for task in headlines}
+    head = [
+        f"{task} {metric}{_unit(first[task])} (clean {plain(first[task]['clean'])})"
+        for task, metric in headlines.items()
+    ]
+    rows = [["attack", "attacked", "eps", *head]]
+    for row in dict.fromkeys(_row_of(record) for record in records):
+        values = []
+        for task, metric in headlines.items():
+            record = by_place[row, task, metric]
+            ends = record["attacked_interval"]
+            interval = "" if None in ends else f" ({'-'.join(map(plain, ends))})"
+            values.append(plain(record["attacked_value"]) + interval)
+        rows.append([*row[:2], f"{row[2]:g}", *values])
+    return rows
 
 
 def about_intervals(records: Sequence[Record]) -> str:
@@ -87,7 +137,7 @@ def about_intervals(records: Sequence[Record]) -> str:
     return resampling.note(records[0]["interval_over"], records[0]["n"], known)
 
 
-def table(records: Sequence[Record], width: int = 120) -> str:
+def table(records: Sequence[Record], width: int = 100) -> str:
     """A table to read: a row per cell; per task its headline metric and its loss.
 
     Args:
@@ -98,7 +148,7 @@ def table(records: Sequence[Record], width: int = 120) -> str:
     rows = list(dict.fromkeys(_row_of(record) for record in records))
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
     cells = [(name, _short_group(of, headlines), f"{eps:g}") for name, of, eps in rows]
-    left = "\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
+    left = "\n\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
     tables, line = [], [left]
     for task, metric in headlines.items():
         block = _block(task, metric, rows, by_place)
@@ -145,23 +195,25 @@ def _row_of(record: Record) -> tuple[str, str, float]:
 
 
 def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> str:
-    """One task's columns: a title, the heads, and a line per row."""
-    lines = [("clean", "attacked", "95 % interval", "loss")]
+    """One task's columns: a title with the clean value, the heads, a line per row."""
+    lines = [("attacked", "95 % interval", "loss")]
     for row in rows:
         record, loss = by_place[row, task, metric], by_place[row, task, "loss"]
         ends = record["attacked_interval"]
         lines.append(
             (
-                plain(record["clean"]),
                 plain(record["attacked_value"]),
                 "-" if None in ends else " to ".join(map(plain, ends)),
                 _times(loss["clean"], loss["attacked_value"]),
             )
         )
     first = by_place[rows[0], task, metric]
-    unit, better = first["unit"], first["better"]
-    title = f"{task} {metric}{f' [{unit}]' if unit else ''}, {better} is better"
-    return f"{title}\n{aligned(lines, 'r')}"
+    title = f"{task} {metric}{_unit(first)}, {first['better']} is better"
+    return f"{title}\nclean: {plain(first['clean'])}\n{aligned(lines, 'r')}"
+
+
+def _unit(record: Record) -> str:
+    return f" [{record['unit']}]" if record["unit"] else ""
 
 
 def _times(before: float | None, after: float | None) -> str:

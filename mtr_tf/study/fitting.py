@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.errors import InputError
@@ -14,7 +13,7 @@ from mtr_tf.study.design import Study
 from mtr_tf.tasks.names import resolve
 
 
-def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
+def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
     """Returns a study without what needs tasks that a data set has not.
 
     Left out are the variants with such a task, the attacks and claims of which nothing
@@ -52,7 +51,7 @@ def to_tasks(study: Study, dataset: str, has: Sequence[str]) -> Study:
     return dataclasses.replace(fitted, about=about)
 
 
-def _lacking(study: Study, variant: str, has: Sequence[str]) -> list[str]:
+def _lacking(study: Study, variant: str, has: Collection[str]) -> list[str]:
     wanted = resolve(study.train_config(variant, study.seeds[0]).tasks)
     return [task for task in wanted if task not in has]
 

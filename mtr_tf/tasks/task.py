@@ -35,6 +35,7 @@ Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # (task, target or output, DatasetInfo, mask or None) -> uint8 RGB
 Paint = Callable[["Task", np.ndarray, Any, np.ndarray | None], np.ndarray]
 
+_OF_KIND: Any = None  # Filled in when a task is made.
 MAP = 2  # Axes of the places of a map: height and width.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
 _RESERVED = ("all", "each", "own")
@@ -98,12 +99,12 @@ class Task:
     kind: str = "numbers"
     channels: int | None = None
     places: int | None = None
-    loss: Loss | None = None
+    loss: Loss = _OF_KIND
     metrics: tuple[Metric, ...] = ()
     unit: str = ""
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
-    paint: Paint | None = None
+    paint: Paint = _OF_KIND
     mirror: tuple[float, ...] | None = None
     letter: str = ""
     aliases: tuple[str, ...] = ()

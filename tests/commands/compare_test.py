@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Side-by-side tables from hand-made results."""
 
+import csv
 import json
 
 import pytest
@@ -61,9 +62,12 @@ def lines_of(text):
 def test_tables(runs, capsys, tmp_path):
     plot = tmp_path / "plot.png"
     compare.main(CompareConfig(runs=runs, plot=str(plot)))
-    lines = lines_of(capsys.readouterr().out)
+    text = capsys.readouterr().out
+    lines = lines_of(text)
+    assert "seg miou" in text.splitlines()[0]
+    assert "pgd on seg alone (linf; 7 images of rooms validation" in text
     both = ["0.375", "(0.365-0.385)"] * 2
-    assert ["eps", *runs] in lines
+    assert ["eps", "a", "b"] in lines
     assert ["clean", *["0.500", "(0.490-0.510)"] * 2] in lines
     assert ["1", *both] in lines
     # Joint against single rise: (1.5 - 1) / (2 - 1) and (6 - 3) / (7 - 3).
@@ -75,14 +79,26 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "exactly one finished attack"),
-        ({"attack": "fgsm"}, "no attack 'fgsm', only pgd"),
-        ({"task": "normal"}, "--attack_tasks=normal"),
+        ({"name": "slow"}, "no finished attack named 'slow', only quick"),
+        ({"attack": ("fgsm",)}, "no attack 'fgsm', only pgd"),
+        ({"task": ("normal",)}, "--attack_tasks=normal"),
+        ({"metric": "rmse"}, "results of it and 'rmse'"),
+        ({"plot": "x.txt"}, "--plot must end with .png"),
+        ({"runs": ("missing",)}, "missing does not exist"),
+        ({"runs": ("my.keras",)}, "--ckpt=my.keras first"),
     ],
 )
 def test_bad_input(runs, changes, message):
     with pytest.raises(InputError, match=message):
         compare.main(CompareConfig(**({"runs": runs} | changes)))
+
+
+def test_a_run_without_attacks_and_one_run_twice(runs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no finished attack; run python"):
+        compare.main(CompareConfig(runs=(str(tmp_path / "empty"),)))
+    with pytest.raises(InputError, match="must differ"):
+        compare.main(CompareConfig(runs=(runs[0], runs[0])))
 
 
 def test_attacks_that_differ_are_not_compared(runs, tmp_path):
@@ -93,8 +109,76 @@ def test_attacks_that_differ_are_not_compared(runs, tmp_path):
         compare.main(CompareConfig(runs=(runs[0], other)))
 
 
-def test_a_damaged_file_is_explained(runs, tmp_path):
-    (tmp_path / "a" / "attacks" / "quick" / "results.json").write_text("[{")
+def test_attacks_are_matched_by_settings_in_whatever_folders(tmp_path, capsys):
+    """Two attacks each, one of them shared; folders have other names."""
+
+    def of(value, steps):
+        one = record(1, ["seg"], "seg", "miou", 0.5, value)
+        return one | {"steps": steps, "better": "higher"}
+
+    write(tmp_path / "a", [of(0.4, 20)])
+    write(tmp_path / "b", [of(0.2, 20)])
+    for run, value in (("a", 0.1), ("b", 0.3)):
+        folder = tmp_path / run / "attacks" / f"other_{run}"
+        folder.mkdir()
+        steps = 50 if run == "a" else 60
+        (folder / "results.json").write_text(json.dumps([of(value, steps)]))
+    compare.main(CompareConfig(runs=(str(tmp_path / "a"), str(tmp_path / "b"))))
+    text = capsys.readouterr().out
+    assert ["1", "0.400", "(0.390-0.410)", "0.200", "(0.190-0.210)"] in lines_of(text)
+    assert "20 steps" in text
+    assert "50 steps" not in text
+
+
+def test_several_tasks_and_attacks_are_several_tables_and_plots(
+    tmp_path, capsys, monkeypatch
+):
+    records = [
+        record(1, [task], task, metric, 0.5, 0.4) | {"attack": attack}
+        for attack in ("pgd", "fgsm")
+        for task, metric in (("seg", "miou"), ("depth", "mae"))
+    ]
+    run = write(tmp_path / "a", records)
+    monkeypatch.chdir(tmp_path)
+    compare.main(CompareConfig(runs=(run,), plot="all.png"))
+    text = capsys.readouterr().out
+    assert text.count("alone (linf") == 4
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"all-{attack}-{task}.png"
+        for attack in ("pgd", "fgsm")
+        for task in ("seg", "depth")
+    }
+    compare.main(CompareConfig(runs=(run,), attack=("fgsm",), task=("depth",)))
+    assert capsys.readouterr().out.count("alone (linf") == 1
+
+
+def test_formats_have_equal_values(runs, capsys):
+    printed = {}
+    for form in ("markdown", "csv", "json"):
+        compare.main(CompareConfig(runs=runs, format=form))
+        printed[form] = capsys.readouterr().out
+    records = json.loads(printed["json"])
+    of_b = [r for r in records if r["model"] == "b"]
+    assert [(r["eps"], r["value"]) for r in of_b] == [(0, 0.5), (1, 0.375), (2, 0.25)]
+    rows = list(csv.DictReader(printed["csv"].splitlines()))
+    assert [float(row["value"]) for row in rows] == [r["value"] for r in records]
+    assert "| eps | a | b |" in printed["markdown"]
+    assert "| 2 | 0.250 (0.240-0.260) | 0.250 (0.240-0.260) |" in printed["markdown"]
+
+
+def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(
+        tmp_path / "runs" / "mine-0123abcd",
+        [record(1, ["seg"], "seg", "miou", 0.5, 0.125)],
+    )
+    compare.main(CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",)))
+    assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("text", ["[{", '[{"attack": "pgd", "eps": 1}]', "[3]", "{}3"])
+def test_a_damaged_file_is_explained(runs, tmp_path, text):
+    (tmp_path / "a" / "attacks" / "quick" / "results.json").write_text(text)
     with pytest.raises(InputError, match="damaged"):
         compare.main(CompareConfig(runs=runs))
 

@@ -135,7 +135,7 @@ def test_which_settings_change_no_result():
     assert not TrainConfig().that_change(settings.EXTRAS)
     attack = AttackConfig(ckpt="x")
     paths = {"ckpt", "source_ckpt", "name"}
-    expected = place | paths | {"batch_size", "deterministic"}
+    expected = place | paths | {"batch_size", "deterministic", "format"}
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -42,18 +43,41 @@ def test_table():
     table = tables.table(RECORDS).splitlines()
     assert table[0].split("|")[1].strip() == "seg miou, higher is better"
     assert table[0].split("|")[2].strip() == "depth mae [m], lower is better"
-    left, seg, depth = (part.split() for part in table[2].split("|"))
+    assert [part.strip() for part in table[1].split("|")[1:]] == [
+        "clean: 0.400",
+        "clean: 0.200",
+    ]
+    left, seg, depth = (part.split() for part in table[3].split("|"))
     assert left == ["pgd", "seg+depth", "1"]
-    assert seg == ["0.400", "0.300", "0.290", "to", "0.310", "x2.50"]
-    assert depth == ["0.200", "0.300", "0.290", "to", "0.310", "x1.50"]
-    assert table[3].split("|")[2].split() == ["0.200", "-", "-", "-"]
+    assert seg == ["0.300", "0.290", "to", "0.310", "x2.50"]
+    assert depth == ["0.300", "0.290", "to", "0.310", "x1.50"]
+    assert table[4].split("|")[2].split() == ["-", "-", "-"]
     bars = [[i for i, c in enumerate(line) if c == "|"] for line in table]
     assert bars == [bars[0]] * len(table)
 
 
+def test_markdown():
+    rows = [("eps", "a|b"), ("1", "0.5")]
+    assert tables.markdown(rows) == "| eps | a\\|b |\n| --- | ---: |\n| 1 | 0.5 |"
+
+
+def test_other_formats_have_the_same_numbers(tmp_path):
+    printed = {
+        form: tables.printed(form, "title", RECORDS, tmp_path)
+        for form in ("text", "markdown", "csv", "json")
+    }
+    assert "tensorboard --logdir=" in printed["text"]
+    assert json.loads(printed["json"]) == RECORDS
+    rows = list(csv.DictReader(printed["csv"].splitlines()))
+    assert [float(row["eps"]) for row in rows] == [r["eps"] for r in RECORDS]
+    row = "| pgd | seg+depth | 1 | 0.300 (0.290-0.310) | 0.300 (0.290-0.310) |"
+    assert row in printed["markdown"]
+    assert "seg miou (clean 0.400) | depth mae [m] (clean 0.200)" in printed["markdown"]
+
+
 def test_a_narrow_table_is_broken_by_task():
-    narrow = tables.table(RECORDS, width=80)
-    assert all(len(line) <= 80 for line in narrow.splitlines())
+    narrow = tables.table(RECORDS, width=70)
+    assert all(len(line) <= 70 for line in narrow.splitlines())
     first, second = narrow.split("\n\n")
     assert "miou" in first
     assert "mae" not in first

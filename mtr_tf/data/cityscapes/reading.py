@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import picture
 from mtr_tf.data import prepared
 from mtr_tf.data.cityscapes import files
@@ -81,7 +82,7 @@ def open_source(
         image_shape=(*size, 3),
         classes=layout.CLASSES,
         colors=layout.COLORS,
-        tasks=available,
+        tasks=tasks_lib.task_set(available),
         splits={split: len(of_split) for split, of_split in jobs.items()},
         mean=layout.MEAN,
         std=layout.STD,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
@@ -56,7 +57,7 @@ def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetI
         image_shape=(size, size, 3),
         classes=scene.CLASSES,
         colors=layout.COLORS,
-        tasks=layout.TASKS,
+        tasks=tasks_lib.task_set(layout.TASKS),
         splits=dict(splits or layout.SPLIT_SIZES),
         mean=layout.MEAN,
         std=layout.STD,

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import prepared
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -135,7 +136,7 @@ def dataset_info(
         image_shape=(*size, 3),
         classes=names,
         colors=colors,
-        tasks=(*tasks, "autoencoder"),
+        tasks=tasks_lib.task_set((*tasks, "autoencoder")),
         splits={split: len(views) for split, views in splits.items()},
         mean=layout.MEAN,
         std=layout.STD,

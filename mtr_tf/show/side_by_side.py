@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of several models side by side: the attacks that they share, and tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf import files
+from mtr_tf.errors import InputError
+from mtr_tf.show import curves
+from mtr_tf.show import style
+from mtr_tf.show import tables
+from mtr_tf.show.text import plain
+
+Record = Mapping[str, Any]
+
+# What two attacks must have in common to be one attack on two models.
+SAME = (
+    "attack",
+    "norm",
+    "steps",
+    "restarts",
+    "random_start",
+    "loss",
+    "balance",
+    "judge",
+    "weights",
+    "targeted",
+    "ensemble",
+    "eot",
+    "attack_pixels",
+    "attack_block",
+    "attack_classes",
+    "dataset",
+    "split",
+    "n",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The finished attacks on one model.
+
+    Attributes:
+      label: What tables call it.
+      path: What the user calls it.
+      attacks: By settings, values of SAME as text, the records.
+    """
+
+    label: str
+    path: str
+    attacks: Mapping[tuple[str, ...], Sequence[Record]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How one task holds up in each model when it alone is attacked, in one way.
+
+    Attributes:
+      task: The task.
+      metric: Its metric.
+      facts: One of the records, for what all have in common.
+      points: By model's label: (eps, value, low, high), the clean one at eps 0 first.
+    """
+
+    task: str
+    metric: str
+    facts: Record
+    points: Mapping[str, Sequence[tuple[float, float | None, Any, Any]]]
+
+    @property
+    def title(self) -> str:
+        """What is compared, in words."""
+        facts = self.facts
+        steps = f", {facts['steps']} steps" if facts.get("steps") else ""
+        restarts = facts.get("restarts") or 1
+        again = f", {restarts} restarts" if restarts > 1 else ""
+        unit = f" [{facts['unit']}]" if facts.get("unit") else ""
+        better = f", {facts['better']} is better" if facts.get("better") else ""
+        return (
+            f"{self.task} {self.metric}{unit}{better}: {facts['attack']} on "
+            f"{self.task} alone ({facts['norm']}{steps}{again}; {facts['n']} images of "
+            f"{facts['dataset']} {facts['split']}; 95 % intervals over "
+            f"{facts.get('interval_over', 'images')})"
+        )
+
+    def rows(self) -> list[list[str]]:
+        """A head, and a row for each radius with a cell for each model."""
+        radii = sorted({eps for line in self.points.values() for eps, *_ in line})
+        rows = [["eps", *self.points]]
+        for eps in radii:
+            row = [f"{eps:g}" if eps else "clean"]
+            for line in self.points.values():
+                cells = {at: _cell(value, ends) for at, value, *ends in line}
+                row.append(cells.get(eps, "-"))
+            rows.append(row)
+        return rows
+
+    def records(self) -> list[dict[str, Any]]:
+        """A record for each model and radius."""
+        common = {name: self.facts.get(name) for name in SAME}
+        return [
+            {"model": label, "task": self.task, "metric": self.metric, "eps": eps}
+            | {"value": value, "low": low, "high": high}
+            | common
+            for label, line in self.points.items()
+            for eps, value, low, high in line
+        ]
+
+    def figure(self):
+        """A line for each model."""
+        lines = [
+            curves.from_points(label, points, style.look(place))
+            for place, (label, points) in enumerate(self.points.items())
+        ]
+        title = f"{self.task} under {self.facts['attack']} on {self.task} alone"
+        facts = {**self.facts, "metric": self.metric}
+        return curves.of_variants(title, lines, facts)
+
+
+def read(paths: Sequence[str], name: str = "") -> list[Model]:
+    """The finished attacks on some models.
+
+    Args:
+      paths: Run directories, .keras files, or folders of results of an attack.
+      name: Only RUN/attacks/NAME; empty: all.
+
+    Raises:
+      InputError: there is no such thing, no finished attack, or a damaged one.
+    """
+    labels = _labels(paths)
+    return [
+        Model(label, path, _attacks(path, name))
+        for label, path in zip(labels, paths, strict=True)
+    ]
+
+
+def compare(
+    models: Sequence[Model],
+    attacks: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    metric: str = "",
+) -> list[Comparison]:
+    """What the models can be compared by.
+
+    Args:
+      models: At least one.
+      attacks: Names of attacks; empty: all that all models share.
+      tasks: Names of tasks; empty: all that were attacked alone in all models.
+      metric: Of each task; empty: the headline, the first that records have.
+
+    Raises:
+      InputError: the models have no such attack in common.
+    """
+    _check_named(models, attacks)
+    shared = [
+        settings
+        for settings in models[0].attacks
+        if all(settings in model.attacks for model in models)
+        and (not attacks or settings[0] in attacks)
+    ]
+    if not shared:
+        raise InputError(_difference(models, attacks))
+    chosen = tasks or _tasks_alone(models, shared)
+    found = []
+    for settings in shared:
+        for task in chosen:
+            one = _comparison(models, settings, task, metric)
+            if one:
+                found.append(one)
+    if not found:
+        named = ", ".join(tasks) if tasks else "any task"
+        what = f" and {metric!r}" if metric else ""
+        raise InputError(
+            f"All runs must have attacked {named} alone, with results of it{what}, to "
+            "be compared; run mtr_tf.attack with --attack_tasks="
+            f"{tasks[0] if tasks else 'each'} on them."
+        )
+    return found
+
+
+def joint_rows(records: Sequence[Record]) -> list[list[str]]:
+    """How much of its rise in loss under an attack on it alone each task suffers.
+
+    A head, and a row for each radius and group of tasks attacked together; only the
+    head where there is none.
+    """
+    losses = {
+        (r["eps"], tuple(r["attacked"]), r["task"]): r["attacked_value"] - r["clean"]
+        for r in records
+        if r["metric"] == "loss" and None not in (r["attacked_value"], r["clean"])
+    }
+    tasks = list(dict.fromkeys(task for *_, task in losses))
+    groups = list(dict.fromkeys(group for _, group, _ in losses if len(group) > 1))
+    rows = [["eps", "attacked together", *tasks]]
+    for eps in sorted({eps for eps, *_ in losses if eps}):
+        for group in groups:
+            row = [f"{eps:g}", "+".join(group)]
+            for task in tasks:
+                joint = losses.get((eps, group, task))
+                alone = losses.get((eps, (task,), task))
+                known = task in group and joint is not None and alone
+                row.append(f"{joint / alone:.2f}" if known else "-")
+            rows.append(row)
+    return rows
+
+
+# Reading.
+
+
+def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
+    """By settings, the records of a model's finished attacks, the newest of each."""
+    by_settings: dict[tuple[str, ...], list[Record]] = {}
+    for file in sorted(_files(path, name), key=lambda file: file.stat().st_mtime):
+        try:
+            records = files.read_json(file)
+            for record in records:
+                if not record["eps"]:
+                    continue
+                settings = _settings(record)
+                kept = by_settings.setdefault(settings, [])
+                kept[:] = [r for r in kept if _place(r) != _place(record)] + [record]
+        except files.DAMAGED as error:
+            raise InputError(
+                f"{file} is damaged ({error}); repeat the attack to write it anew."
+            ) from error
+    return by_settings
+
+
+def _files(path: str, name: str) -> list[pathlib.Path]:
+    """The files of results of a model's finished attacks."""
+    run = pathlib.Path(path)
+    if (run / "results.json").is_file():
+        return [run / "results.json"]
+    if run.suffix == ".keras":
+        run = _of_file(run)
+    if not run.is_dir():
+        raise InputError(
+            f"--runs must name run directories, and {path} "
+            f"{'is a file' if run.exists() else 'does not exist'}; check the name."
+        )
+    finished = {
+        folder.name: folder / "results.json"
+        for folder in files.listed(run / "attacks")
+        if (folder / "results.json").exists()
+    }
+    if name and name not in finished:
+        raise InputError(
+            f"{path} has no finished attack named {name!r}, only "
+            f"{', '.join(finished) or 'none at all'}; choose one of these with --name, "
+            "or leave it out."
+        )
+    if not finished:
+        raise InputError(
+            f"{path} has no finished attack; run "
+            f"python -m mtr_tf.attack --ckpt={path} first."
+        )
+    return [finished[name]] if name else list(finished.values())
+
+
+def _of_file(file: pathlib.Path) -> pathlib.Path:
+    """The folder with the results of attacks on a model of one's own."""
+    made = [
+        folder
+        for folder in files.listed(pathlib.Path("runs"))
+        if folder.name.rpartition("-")[0] == file.stem and (folder / "attacks").is_dir()
+    ]
+    if len(made) == 1:
+        return made[0]
+    if not made:
+        raise InputError(
+            f"{file} has no results of attacks in runs/; run "
+            f"python -m mtr_tf.attack --ckpt={file} first."
+        )
+    raise InputError(
+        f"{file} has results of several versions of it, "
+        f"{', '.join(map(str, made))}; name one of these folders in --runs."
+    )
+
+
+def _labels(paths: Sequence[str]) -> list[str]:
+    """The ends of the paths, as long as it takes to tell them apart."""
+    parts = [pathlib.Path(path).parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-length:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    raise InputError(f"--runs must differ, got one of {', '.join(paths)} twice.")
+
+
+def _settings(record: Record) -> tuple[str, ...]:
+    return tuple(str(record.get(name)) for name in SAME)
+
+
+def _place(record: Record) -> tuple:
+    for name in ("clean", "attacked_value"):
+        record[name]  # Incomplete records are damaged ones.
+    return record["eps"], tuple(record["attacked"]), record["task"], record["metric"]
+
+
+# Comparing.
+
+
+def _check_named(models: Sequence[Model], attacks: Iterable[str]) -> None:
+    for model in models:
+        known = sorted({settings[0] for settings in model.attacks})
+        for attack in attacks:
+            if attack not in known:
+                raise InputError(
+                    f"{model.path} has no attack {attack!r}, only {', '.join(known)}; "
+                    "choose another --attack, or attack it so."
+                )
+
+
+def _difference(models: Sequence[Model], attacks: Sequence[str]) -> str:
+    """In which settings the attacks on two models differ that are most alike."""
+    first, *others = models
+    apart = [m for m in others if not first.attacks.keys() & m.attacks.keys()]
+    other = [*apart, *others, first][0]
+    pairs = [
+        (sum(a != b for a, b in zip(one, two, strict=True)), one, two)
+        for one in first.attacks
+        for two in other.attacks
+        if not attacks or one[0] == two[0]
+    ]
+    if not pairs:
+        return f"{first.path} and {other.path} share none of the attacks asked for."
+    _, one, two = min(pairs)
+    different = [
+        f"{name} is {a} in {first.path} and {b} in {other.path}"
+        for name, a, b in zip(SAME, one, two, strict=True)
+        if a != b
+    ]
+    return (
+        f"Runs must have been attacked alike to be compared: {'; '.join(different)}. "
+        "Repeat one attack with the other's settings."
+    )
+
+
+def _tasks_alone(models: Sequence[Model], shared: Sequence[tuple]) -> list[str]:
+    """The tasks that were attacked alone in all models, in the first one's order."""
+    by_model = [
+        dict.fromkeys(
+            record["task"]
+            for settings in shared
+            for record in model.attacks[settings]
+            if record["attacked"] == [record["task"]]
+        )
+        for model in models
+    ]
+    return [task for task in by_model[0] if all(task in tasks for tasks in by_model)]
+
+
+def _comparison(
+    models: Sequence[Model], settings: tuple[str, ...], task: str, metric: str
+) -> Comparison | None:
+    """None where a model has no such results."""
+    points, facts = {}, None
+    for model in models:
+        of_task = [
+            record
+            for record in model.attacks[settings]
+            if record["attacked"] == [task] and record["task"] == task
+        ]
+        name = metric or (of_task[0]["metric"] if of_task else "")
+        chosen = [record for record in of_task if record["metric"] == name]
+        if not chosen:
+            return None
+        facts = facts or chosen[0]
+        clean = (0.0, chosen[0]["clean"], *_ends(chosen[0], "clean_interval"))
+        attacked = [
+            (r["eps"], r["attacked_value"], *_ends(r, "attacked_interval"))
+            for r in chosen
+        ]
+        points[model.label] = [clean, *sorted(attacked, key=lambda point: point[0])]
+    return Comparison(task, facts["metric"], facts, points) if facts else None
+
+
+def _ends(record: Record, name: str) -> Sequence[float | None]:
+    return record.get(name) or (None, None)
+
+
+def _cell(value: float | None, ends: Sequence[float | None]) -> str:
+    if value is None:  # What is not a number in JSON.
+        return "-"
+    if None in ends:
+        return plain(value)
+    return f"{plain(value)} ({'-'.join(map(plain, ends))})"
+
+
+def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
+    """All tables as plain text."""
+    parts = [f"{one.title}\n\n{tables.aligned(one.rows(), 'r')}" for one in comparisons]
+    for model, rows in _joint(comparisons, models):
+        parts.append(f"{model.label}: {_JOINT}\n\n{tables.aligned(rows, 'r')}")
+    return "\n\n".join([*parts, _CAUTION])
+
+
+def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
+    """All tables as Markdown."""
+    parts = [f"**{one.title}**\n\n{tables.markdown(one.rows())}" for one in comparisons]
+    for model, rows in _joint(comparisons, models):
+        parts.append(f"**{model.label}: {_JOINT}**\n\n{tables.markdown(rows)}")
+    return "\n\n".join([*parts, _CAUTION])
+
+
+_JOINT = "rise of each task's loss, attacked together / attacked alone"
+_CAUTION = (
+    "One training run per model says nothing about the method: with another seed the\n"
+    "order may be the other way round. Intervals cover the choice of images, not of "
+    "seeds."
+)
+
+
+def _joint(
+    comparisons: Sequence[Comparison], models: Sequence[Model]
+) -> list[tuple[Model, list[list[str]]]]:
+    """The tables of joint attacks, of models that have been attacked so."""
+    shared = list(dict.fromkeys(_settings(one.facts) for one in comparisons))
+    found = []
+    for settings in shared:
+        for model in models:
+            rows = joint_rows(model.attacks[settings])
+            if len(rows) > 1:
+                found.append((model, rows))
+    return found
