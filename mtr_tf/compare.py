@@ -18,10 +18,13 @@ from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
+from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 
 Record = dict[str, Any]
 
@@ -46,6 +49,10 @@ def main(config: CompareConfig) -> None:
     """Prints the tables; raises `InputError` for what the user can put right."""
     if not config.runs:
         raise InputError("--runs must name one or more attacked runs; it is empty.")
+    if config.plot and pathlib.Path(config.plot).suffix.lower() != ".png":
+        raise InputError(
+            f"--plot must name a PNG file, such as plot.png; got {config.plot!r}."
+        )
     found = {run: _read(pathlib.Path(run), config) for run in config.runs}
     _check_comparable(found)
     curves = {name: _curve(name, records, config) for name, records in found.items()}
@@ -74,24 +81,92 @@ def main(config: CompareConfig) -> None:
 
 def _read(run: pathlib.Path, config: CompareConfig) -> list[Record]:
     """The records of one run and attack."""
-    folders = sorted(run.glob(f"attacks/{config.name or '*'}/results.json"))
-    if len(folders) != 1:
-        names = ", ".join(path.parent.name for path in folders) or "none"
-        raise InputError(
-            f"{run} must have exactly one finished attack to compare, and it has "
-            f"{names}; run mtr_tf.attack on it, or choose one with --name."
-        )
+    path = _results_file(run, config.name)
     try:
-        records = json.loads(folders[0].read_text())
-        known = ", ".join(sorted({record["attack"] for record in records}))
-    except (ValueError, KeyError, TypeError) as error:
+        records = json.loads(path.read_text())
+        for number, record in enumerate(records, start=1):
+            wrong = next((n for n, fits in _FIELDS.items() if not fits(record[n])), "")
+            if wrong:
+                raise ValueError(
+                    f"{wrong} of record {number} is {shortened(record[wrong])}"
+                )
+    except files.DAMAGED as error:
         raise InputError(
-            f"{folders[0]} is damaged ({error}); repeat the attack to write it anew."
+            f"{path} is damaged ({type(error).__name__}: {error}); repeat "
+            "the attack to write it anew."
         ) from error
     chosen = [record for record in records if record["attack"] == config.attack]
     if not chosen:
-        raise InputError(f"{folders[0]} has no attack {config.attack!r}, only {known}.")
+        known = list(dict.fromkeys(record["attack"] for record in records))
+        hint = did_you_mean(config.attack, known)
+        raise InputError(
+            f"{path} has no attack {config.attack!r}, only {', '.join(known)}; choose "
+            f"one with --attack.{hint}"
+        )
     return chosen
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number or none, as JSON has them where they do not exist."""
+    return value is None or type(value) in (int, float)
+
+
+def _interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What is read of a record, and what it must be.
+_FIELDS = {
+    "attack": _text,
+    "task": _text,
+    "metric": _text,
+    "norm": _text,
+    "dataset": _text,
+    "split": _text,
+    "n": lambda value: type(value) is int,
+    "eps": lambda value: value is not None and _number(value),
+    "attacked": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "clean": _number,
+    "attacked_value": _number,
+    "clean_interval": _interval,
+    "attacked_interval": _interval,
+}
+
+
+def _results_file(run: pathlib.Path, name: str) -> pathlib.Path:
+    """The results.json of a run's attack of that name; empty: of its only one."""
+    folder = run / "attacks"
+    try:
+        begun = sorted(path.name for path in folder.iterdir()) if run.is_dir() else []
+    except OSError:
+        begun = []
+    done = [each for each in begun if (folder / each / "results.json").is_file()]
+    if name in done or (not name and len(done) == 1):
+        return folder / (name or done[0]) / "results.json"
+    if not run.is_dir():
+        raise InputError(
+            f"--runs must name run directories, got {str(run)!r}, which "
+            f"{'is a file' if run.exists() else 'does not exist'}."
+        )
+    if not done:
+        unfinished = f" (only unfinished: {', '.join(begun)})" if begun else ""
+        raise InputError(
+            f"--runs must name attacked runs, and {run} has no finished attack"
+            f"{unfinished}; run python -m mtr_tf.attack --ckpt={run} first."
+        )
+    if name:
+        raise InputError(
+            f"--name must be a finished attack of {run}, one of {', '.join(done)}; got "
+            f"{name!r}.{did_you_mean(name, done)}"
+        )
+    raise InputError(
+        f"{run} has {len(done)} finished attacks, {', '.join(done)}; choose one with "
+        "--name."
+    )
 
 
 def _check_comparable(found: dict[str, list[Record]]) -> None:
@@ -132,7 +207,7 @@ def _curve(
         )
     clean = (0.0, chosen[0]["clean"], chosen[0]["clean_interval"])
     attacked = [(r["eps"], r["attacked_value"], r["attacked_interval"]) for r in chosen]
-    return [clean, *sorted(a for a in attacked if a[0])]
+    return [clean, *sorted((a for a in attacked if a[0]), key=lambda a: a[0])]
 
 
 def _curves_table(curves: dict[str, list]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import models
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
@@ -85,6 +86,7 @@ def resolve(config: TrainConfig) -> Job:
     Raises:
       InputError: Settings and data cannot be used as they are.
     """
+    _check_model(config)
     adversary = step_lib.make_adversary(config)
     best = monitor.parse_best(config)
     keras.utils.set_random_seed(config.seed)
@@ -127,6 +129,14 @@ def resolve(config: TrainConfig) -> Job:
         best,
         jit,
     )
+
+
+def _check_model(config: TrainConfig) -> None:
+    """Raises `InputError` for a model that cannot be, before data are prepared."""
+    models.check_name(config.model)
+    for size in (config.parsed_image_size, config.parsed_crop):
+        if size:
+            models.check_image_size(config.model, size)
 
 
 def _training_columns(config: TrainConfig, source: Source) -> Columns:

@@ -75,7 +75,7 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "exactly one finished attack"),
+        ({"name": "slow"}, "--name must be a finished attack of .*quick; got 'slow'"),
         ({"attack": "fgsm"}, "no attack 'fgsm', only pgd"),
         ({"task": "normal"}, "--attack_tasks=normal"),
     ],
