@@ -249,7 +249,10 @@ def _load(config: AttackConfig) -> tuple[Run, Run | None]:
     run = loading.load_run(config.ckpt, config.tasks, data_dir)
     if not config.source_ckpt:
         return run, None
-    return run, loading.load_run(config.source_ckpt, config.tasks, config.data_dir)
+    source = loading.load_run(
+        config.source_ckpt, config.tasks, config.data_dir, "--source_ckpt"
+    )
+    return run, source
 
 
 def _cells(

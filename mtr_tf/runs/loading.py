@@ -88,13 +88,19 @@ class Run:
         return dataclasses.replace(self, model=model)
 
 
-def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
+def load_run(
+    ckpt: str,
+    single_task: tuple[str, ...] = (),
+    data_dir: str = "",
+    flag: str = "--ckpt",
+) -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.
 
     Args:
       ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
       single_task: for a `.keras` file with one unnamed output, the task it predicts.
       data_dir: where the run's data set is now; empty: where it was in training.
+      flag: that which says `ckpt`.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code
@@ -111,8 +117,8 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
-            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f".keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
+            f"a .keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
@@ -183,7 +189,7 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
 
 def _load_keras(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check --ckpt.")
+        raise InputError(f"there is no file {path}; check the path.")
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is no .keras file that can be loaded here: it is truncated, or "
