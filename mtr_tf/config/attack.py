@@ -188,7 +188,9 @@ class AttackConfig(Settings):
         changes=NOTHING,
     )
     dataset: str = setting(
-        "", "Data set; empty: the run's own. A .keras file of your own needs it."
+        "",
+        "Data set; empty: the run's own. A .keras file of your own needs it, and so "
+        "does a run on module:function, for code that a file names is not run unasked.",
     )
     data_dir: str = setting(
         "", "Folder of the data; empty: as in training.", changes=NOTHING

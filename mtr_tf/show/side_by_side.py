@@ -189,9 +189,9 @@ def _nothing(
     missing = [task for task in tasks if task not in alone]
     if missing or not alone:
         return (
-            f"{', '.join(missing) or 'A task'} must have been attacked alone in all runs "
-            f"to be compared, and what has been is {', '.join(alone) or 'none'}; run "
-            f"mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
+            f"{', '.join(missing) or 'A task'} must have been attacked alone in all "
+            f"runs to be compared, and what has been is {', '.join(alone) or 'none'}; "
+            f"run mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
         )
     metrics = dict.fromkeys(
         record["metric"]
@@ -249,13 +249,13 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
                 kept[:] = [r for r in kept if _place(r) != _place(record)] + [record]
         except files.DAMAGED as error:
             raise InputError(
-                f"{file} is damaged ({type(error).__name__}: {error}); repeat the attack "
-                "to write it anew."
+                f"{file} is damaged ({type(error).__name__}: {error}); repeat the "
+                "attack to write it anew."
             ) from error
     if not by_settings:
         raise InputError(
-            f"{path} has no attack with a radius above 0 in its results; attack it with "
-            "another --eps."
+            f"{path} has no attack with a radius above 0 in its results; attack it "
+            "with another --eps."
         )
     return by_settings
 
