@@ -5,7 +5,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
                  curves.png       metrics against the radius
                  gallery.png      a few examples
-                 ATTACK/GROUP/    the same for TensorBoard
+                 events.*         the same for TensorBoard
                  checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
@@ -136,10 +136,11 @@ class Job:
             store.rows_file,
         )
         results_lib.write(records, folder)
-        curves.save_run(records, folder / "curves.png")
+        plots = {"curves": folder / "curves.png"}
+        curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
-        tensorboard.write_attacks(given, clean, results, folder, units)
+        tensorboard.write_attacks(given, clean, results, folder, units, plots)
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         title = (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "

@@ -201,7 +201,9 @@ def test_a_model_of_ones_own_with_one_output(tmp_path):
     assert set(loading.load_run(path, ("d",)).model.output) == {"depth"}
     with pytest.raises(InputError, match="--tasks=NAME"):
         loading.load_run(path)
-    with pytest.raises(InputError, match="names of tasks.*boxes .*Give --heads=boxes:TASK"):
+    with pytest.raises(
+        InputError, match="names of tasks.*boxes .*Give --heads=boxes:TASK"
+    ):
         loading.load_run(own_model(tmp_path / "n.keras", ("boxes",)))
 
 
