@@ -30,6 +30,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import first_look
@@ -172,12 +173,13 @@ def resolve(config: AttackConfig) -> Job:
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
+    own_data = loading.own_data(config)
     with strategy.scope():
-        run, source_run = _load(config)
+        run, source_run = _load(config, own_data)
     tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = loading.open_data(config, run, tasks)
+    source = loading.open_data(config, run, tasks, own_data)
     columns = source.columns(config.split)
-    model_fit.check_outputs(run.model, source.info, tasks)
+    run = model_fit.fitted(run, source.info, tasks)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -185,7 +187,13 @@ def resolve(config: AttackConfig) -> Job:
             run = run.with_precision(config.precision, source.info)
     if source_run:
         groups.check_has(attacked, source_run.tasks, "--source_ckpt")
-        model_fit.check_outputs(source_run.model, source.info, attacked)
+        source_run = model_fit.fitted(
+            source_run,
+            source.info,
+            attacked,
+            "the model of --source_ckpt",
+            "--source_heads",
+        )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
@@ -246,16 +254,16 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
     return strategy
 
 
-def _load(config: AttackConfig) -> tuple[Run, Run | None]:
+def _load(config: AttackConfig, own_data: Source | None) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
-    run = loading.load_run(config.ckpt, config.tasks, *data)
+    own = loading.Own.of(config, own_data)
+    run = loading.load_run(config.ckpt, config.tasks, *data, own)
     if not config.source_ckpt:
         return run, None
-    source = loading.load_run(
-        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
-    )
-    return run, source
+    own = loading.Own.of(config, own_data, source=True)
+    flag = "--source_ckpt"
+    return run, loading.load_run(config.source_ckpt, config.tasks, *data, own, flag)
 
 
 def _cells(
