@@ -31,6 +31,8 @@ def main(config: TrainConfig, place: RunPlace) -> None:
 
     if config.data_dir:  # Valid in any working directory.
         config = dataclasses.replace(config, data_dir=os.path.abspath(config.data_dir))
+    if config.init:
+        config = dataclasses.replace(config, init=os.path.abspath(config.init))
     workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")

@@ -118,8 +118,11 @@ def _canonical_loss(pair: str, own: Callable[[str], tuple[str, ...]]) -> str:
 def default_workdir(config: TrainConfig) -> pathlib.Path:
     """A readable name for a run, of what people vary most."""
     tasks = "-".join(data.canonical_tasks(config.dataset, config.tasks))
-    dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
-    return pathlib.Path("runs", f"{dataset}-{config.model}-{tasks}-seed{config.seed}")
+    dataset, model = (
+        re.sub(r"[^\w-]+", "-", name)  # As in my_package.data:read.
+        for name in (config.dataset, config.model)
+    )
+    return pathlib.Path("runs", f"{dataset}-{model}-{tasks}-seed{config.seed}")
 
 
 def write_config(
