@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -410,3 +411,10 @@ def test_killed_it_goes_on_where_it_was(tmp_path):
     assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
     for name, time_ns in before.items():
         assert (folder / name).stat().st_mtime_ns == time_ns
+
+
+def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        prepared.prepare(builder_in, tmp_path / "root", "rooms")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
