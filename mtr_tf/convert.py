@@ -144,6 +144,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     about = {"convert": settings, "sha256": store.file_digest(config.torch)}
     stem = pathlib.Path(config.torch).name.split(".")[0]
     workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
+    directory.check_path(workdir)
     with files.locked(workdir):
         if _is_done(workdir, about, run_config):
             logging.info("%s is converted already", workdir)

@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
@@ -259,6 +260,35 @@ def test_damage_to_prepared_data_is_one_sentence(
     if known and damage is flip:
         shutil.rmtree(folder)
         np.testing.assert_array_equal(read_all(kind, root), expected["image"])
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
+    """Whoever comes next makes them again, or reads what is whole."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2]); import prepared_test as t\n"
+        "print('begins', flush=True)\n"
+        "t.read_all(None, pathlib.Path(sys.argv[1]))"
+    )
+    moment, kills, root = random.Random(0), 0, tmp_path / "root"
+    while kills < 20:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, root, pathlib.Path(__file__).parent],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        process.stdout.readline()
+        try:
+            assert process.wait(moment.uniform(0, 0.7)) == 0
+            shutil.rmtree(root)  # And again.
+        except subprocess.TimeoutExpired:
+            kills += 1
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    np.testing.assert_array_equal(read_all(None, root), read_all(None, sound[None]))
+    assert not list(root.rglob("*incomplete*"))
 
 
 class WithParts(rooms.Rooms):
