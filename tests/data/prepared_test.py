@@ -30,10 +30,15 @@ from mtr_tf.errors import InputError
 COUNT = 13
 
 
-def builder_in(folder: pathlib.Path) -> rooms.Rooms:
+def small_config() -> rooms.RoomsConfig:
     splits = {"train": COUNT, "validation": 3, "test": 3}
-    config = rooms.RoomsConfig(name="columns", size=32, splits=splits)
-    return rooms.Rooms(data_dir=folder, config=config, file_format=prepared.FILE_FORMAT)
+    return rooms.RoomsConfig(name="columns", size=32, splits=splits)
+
+
+def builder_in(folder: pathlib.Path) -> rooms.Rooms:
+    return rooms.Rooms(
+        data_dir=folder, config=small_config(), file_format=prepared.FILE_FORMAT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +203,10 @@ def one_digit(path):
 def of_format(kind):
     """Makes the builder in a folder: as rooms are stored, and as the others."""
 
+    options = {"file_format": kind} if kind else {}
+
     def make(folder):
-        made = builder_in(folder)
-        options = {"file_format": kind} if kind else {}
-        config = made.builder_config
-        return rooms.Rooms(data_dir=folder, config=config, **options)
+        return rooms.Rooms(data_dir=folder, config=small_config(), **options)
 
     return make
 
@@ -243,6 +247,8 @@ def test_damage_to_prepared_data_is_one_sentence(
 ):
     """`old`: before 0.3 it was not written down what must be there."""
     root = shutil.copytree(sound[kind], tmp_path / "root")
+    np.testing.assert_array_equal(read_all(kind, root), expected["image"])
+    prepared._records.cache_clear()
     folder = root / "rooms" / "columns" / "1.0.0"
     if not known:
         (folder / "contents.json").unlink()
@@ -266,7 +272,8 @@ def test_damage_to_prepared_data_is_one_sentence(
 def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
     """Whoever comes next makes them again, or reads what is whole."""
     code = (
-        "import sys, pathlib; sys.path.insert(0, sys.argv[2]); import prepared_test as t\n"
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "import prepared_test as t\n"
         "print('begins', flush=True)\n"
         "t.read_all(None, pathlib.Path(sys.argv[1]))"
     )
