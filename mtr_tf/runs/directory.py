@@ -193,7 +193,7 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
 
 
 def check_path(workdir: pathlib.Path) -> None:
-    """Raises `InputError` where `--workdir` can be no directory, or not be written of."""
+    """Raises `InputError` for a `--workdir` that can be none, or not be written of."""
     if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
         raise InputError(
             "--workdir must be a path of characters that can be printed, in UTF-8, "
