@@ -103,6 +103,8 @@ class Job:
         }
         texts = []
         with files.locked(self.folder):
+            folders = (path for path in self.folder.rglob("*") if path.is_dir())
+            files.clear_leftovers(*folders)
             origin = settings | directory.environment()
             files.write_json(self.folder / "settings.json", origin)
             if self.cells:

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
@@ -233,7 +234,7 @@ def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
 
 def _read_png(path: pathlib.Path) -> Image.Image:
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
     except OSError as error:
         raise InputError(
             f"'{path}' must be a whole PNG file, but cannot be read ({error}); "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -105,7 +106,7 @@ def text(title: str, records: Sequence[Record], folder: Path) -> str:
             "",
             f"results:  {folder / 'results.json'} and .csv",
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
-            f"watch it: tensorboard --logdir={folder}",
+            f"watch it: tensorboard --logdir={shlex.quote(str(folder))}",
         ]
     )
 

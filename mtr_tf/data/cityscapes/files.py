@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.data import png
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes.layout import Kind
@@ -50,7 +51,7 @@ class File:
         try:
             if self.archive:
                 return _opened(self.archive).read(self.path)
-            return pathlib.Path(self.path).read_bytes()
+            return files.read_bytes(self.path)
         except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"'{self}' cannot be read ({error}); extract or download it again."

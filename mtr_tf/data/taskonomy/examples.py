@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.data import png
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import layout
@@ -144,7 +144,7 @@ def read_file(task: str, path: str) -> np.ndarray:
 
 def _read(path: str, *, colour: bool) -> np.ndarray:
     try:
-        file = png.decode(pathlib.Path(path).read_bytes(), path)
+        file = png.decode(files.read_bytes(path), path)
     except OSError as error:
         raise InputError(
             f"'{path}' cannot be read: {error.strerror or error}; put it back."

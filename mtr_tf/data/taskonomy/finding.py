@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mtr_tf import files
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
@@ -131,7 +132,7 @@ def scan(data_dir: str | None) -> Listing:
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
             lists.append(pathlib.Path(entry.path))
-            digest.update(lists[-1].read_bytes())
+            digest.update(files.read_bytes(lists[-1]))
         elif _add(found, root, folder, entry):
             where = os.path.relpath(entry.path, root)
             digest.update(f"{where} {entry.stat().st_size}\n".encode())
