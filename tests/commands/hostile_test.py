@@ -242,7 +242,10 @@ ON_A_RUN = [
     ("attack --ckpt=run --source_ckpt=missing", "--source_ckpt must be a run"),
     ("attack --ckpt=run --source_ckpt=missing.keras", "missing.keras"),
     ("attack --ckpt=run --source_ckpt=file", "--source_ckpt must be a run"),
-    ("attack --ckpt=run --attack_pixels=1281", "--attack_pixels must be at most 1280"),
+    (
+        "attack --ckpt=run --attack_pixels=1281",
+        "--attack_pixels must be from 1 to 1280",
+    ),
     ("attack --ckpt=run --attack_block=99x1", "--attack_block must lie inside 32x40"),
     ("attack --ckpt=run --attack_block=8x8+99999999999999999999+0", "must lie inside"),
     ("attack --ckpt=run --attack_loss=cospgd+angular", "names angular, which fits"),
