@@ -22,6 +22,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.models import keras_files
 from mtr_tf.runs import building
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
@@ -216,7 +217,10 @@ def _load_keras(path: pathlib.Path) -> Any:
             "something else with that name; copy or save it again."
         )
     try:
+        keras_files.check_size(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except InputError:
+        raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
         if "safe_mode" in str(error) or "unsafe" in str(error).lower():
             raise InputError(
