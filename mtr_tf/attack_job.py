@@ -252,7 +252,10 @@ def _load(config: AttackConfig) -> tuple[Run, Run | None]:
     run = loading.load_run(config.ckpt, config.tasks, *data)
     if not config.source_ckpt:
         return run, None
-    return run, loading.load_run(config.source_ckpt, config.tasks, *data)
+    source = loading.load_run(
+        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
+    )
+    return run, source
 
 
 def _cells(

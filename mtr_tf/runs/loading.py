@@ -94,6 +94,7 @@ def load_run(
     single_task: tuple[str, ...] = (),
     data_dir: str = "",
     dataset: str = "",
+    flag: str = "--ckpt",
 ) -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.
 
@@ -104,6 +105,7 @@ def load_run(
       dataset: the data set that the user has named, which `data_dir` is of; empty: that
         of the run. A checkpoint's model is built for its data set, which must be named
         if it is a user's own: see `check_named`.
+      flag: that which says `ckpt`.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code
@@ -120,8 +122,8 @@ def load_run(
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
-            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f".keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
+            f"a .keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
@@ -210,7 +212,7 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
 
 def _load_keras(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check --ckpt.")
+        raise InputError(f"there is no file {path}; check the path.")
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is no .keras file that can be loaded here: it is truncated, or "
