@@ -24,7 +24,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
@@ -233,11 +232,4 @@ def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
 
 
 def _read_png(path: pathlib.Path) -> Image.Image:
-    try:
-        data = files.read_bytes(path)
-    except OSError as error:
-        raise InputError(
-            f"'{path}' must be a whole PNG file, but cannot be read ({error}); "
-            "replace it."
-        ) from error
-    return png.read(data, str(path))
+    return png.read(png.read_file(path), str(path))

@@ -19,6 +19,7 @@ import tensorflow as tf
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
+from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
@@ -91,7 +92,11 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
             if "model_config" not in file.attrs:
                 raise _weights_alone(path)
     try:
+        if not is_h5:
+            keras_files.check_size(path)
         return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except InputError:
+        raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
         raise _refusal(path, error) from error
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -76,7 +77,8 @@ class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
             f"Preparing Cityscapes, {split}",
         )
         for index, (name, arrays) in enumerate(zip(jobs, made, strict=True)):
-            example = {"name": name, "city": name.split("_")[0], **arrays}
+            known = os.fsencode(name)  # The system's bytes, which may be no UTF-8.
+            example = {"name": known, "city": known.split(b"_")[0], **arrays}
             yield prepared.key(index, len(jobs)), example
 
 

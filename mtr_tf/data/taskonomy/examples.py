@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import files
 from mtr_tf.data import png
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import layout
@@ -143,12 +142,7 @@ def read_file(task: str, path: str) -> np.ndarray:
 
 
 def _read(path: str, *, colour: bool) -> np.ndarray:
-    try:
-        file = png.decode(files.read_bytes(path), path)
-    except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be read: {error.strerror or error}; put it back."
-        ) from error
+    file = png.decode(png.read_file(path), path)
     if colour and file.ndim != 3:
         raise InputError(
             f"A file of this domain must have three colours, but '{path}' has "
