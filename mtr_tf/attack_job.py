@@ -178,9 +178,9 @@ class Job:
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
-        plots = {name: folder / f"{name}.png" for name in ("curves", "gallery")}
+        plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
-        gallery.save_run(clean, results, plots["gallery"])
+        gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(given, clean, results, folder, units, plots)
         return tables.printed(config.format, self.title, records, folder)
@@ -269,7 +269,10 @@ def resolve(
         surrogate=surrogate,
         jit=config.jit,
     )
-    name = config.name or default_name(config, run.fingerprint)
+    named = config
+    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
+        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
+    name = config.name or default_name(named, run.fingerprint)
     folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -303,11 +306,14 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
 
 def _load(config: AttackConfig, run: Run | None) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
-    data_dir = config.data_dir if not config.dataset else ""
-    run = run or loading.load_run(config.ckpt, config.tasks, data_dir)
+    data = (config.data_dir, config.dataset)
+    run = run or loading.load_run(config.ckpt, config.tasks, *data)
     if not config.source_ckpt:
         return run, None
-    return run, loading.load_run(config.source_ckpt, config.tasks, config.data_dir)
+    source = loading.load_run(
+        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
+    )
+    return run, source
 
 
 def _cells(

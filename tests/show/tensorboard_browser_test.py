@@ -49,7 +49,6 @@ PICTURES = {
     *(f"{task}/pictures" for task in TASKS),
     *(f"{task}_by_eps/pictures, fgsm on {group}" for task in TASKS for group in GROUPS),
     "robustness/curves",
-    "robustness/gallery",
 }
 
 # Scripts that run in the page. `walk`: a node and all under it, through shadow roots.

@@ -26,6 +26,7 @@ from mtr_tf.data.source import Source
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import task_set
 from mtr_tf.training import monitor
 from mtr_tf.training.losses import Weighting
 
@@ -268,8 +269,9 @@ def watch(folder: pathlib.Path, **settings) -> None:
         a_source(),
         tf.distribute.get_strategy(),
         models.build("tiny", config.tasks, (16, 16, 3), 2),
+        task_set(config.tasks),
         Weighting({"depth": 1.0, "seg": 2.0}),
-        monitor.parse_best(config),
+        monitor.parse_best(config, task_set(config.tasks)),
         folder,
     )
     watched.trained(1, np.array([0.5, 0.25]), 3.0)

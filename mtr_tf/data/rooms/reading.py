@@ -93,18 +93,20 @@ def _read(builder: Rooms, wanted: Sequence[str], split: str) -> Columns:
     columns = {
         name: np.empty((count, *table[name][0]), table[name][1]) for name in names
     }
-    with prepared.quiet():
+    explained = prepared.damage_explained(builder.data_dir)
+    with prepared.quiet(), explained:
         examples = builder.as_dataset(
             split=split,
             decoders=tfds.decode.PartialDecoding(dict.fromkeys(names, True)),
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
     done = 0
-    for batch in examples.batch(_READ_BATCH).as_numpy_iterator():
-        size = len(batch["image"])
-        for name in names:
-            columns[name][done : done + size] = batch[name]
-        done += size
+    with prepared.damage_explained(builder.data_dir):
+        for batch in examples.batch(_READ_BATCH).as_numpy_iterator():
+            size = len(batch["image"])
+            for name in names:
+                columns[name][done : done + size] = batch[name]
+            done += size
     everywhere = np.broadcast_to(np.True_, columns["image"].shape[:3])
     images = columns.pop("image")
     return Columns(images, columns, dict.fromkeys(wanted, everywhere))

@@ -229,9 +229,8 @@ def _prepared(
         # pyrefly: ignore  (as above)
         one = dataclasses.replace(config, name=name, tasks=tasks)
         make = functools.partial(_builder, one)
-        with prepared.quiet():
-            if number == needed or make(root).is_prepared():
-                break
+        if number == needed or prepared.opened(make, root)[1]:
+            break
     builder = prepared.prepare(make, root, "taskonomy", "TFDS_DATA_DIR")
     broken = dict(builder.info.metadata.items()).get(BROKEN, {})
     counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]
