@@ -216,7 +216,10 @@ def resolve(config: AttackConfig) -> Job:
         surrogate=surrogate,
         jit=config.jit,
     )
-    name = config.name or default_name(config, run.fingerprint)
+    named = config
+    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
+        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
+    name = config.name or default_name(named, run.fingerprint)
     folder = run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -253,13 +256,19 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
 
 def _load(config: AttackConfig, own_data: Source | None) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
-    data_dir = config.data_dir if not config.dataset else ""
+    data = (config.data_dir, config.dataset)
     own = loading.Own.of(config, own_data)
-    run = loading.load_run(config.ckpt, config.tasks, data_dir, own)
+    run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
     if not config.source_ckpt:
         return run, None
-    own = loading.Own.of(config, own_data, source=True)
-    return run, loading.load_run(config.source_ckpt, config.tasks, config.data_dir, own)
+    source = loading.load_run(
+        config.source_ckpt,
+        config.tasks,
+        *data,
+        flag="--source_ckpt",
+        own=loading.Own.of(config, own_data, source=True),
+    )
+    return run, source
 
 
 def _cells(

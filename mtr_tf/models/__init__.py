@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 import keras
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.models import drn
 from mtr_tf.models import resnet
 from mtr_tf.models import small
@@ -24,7 +24,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import task_set
 
-__all__ = ["MODELS", "build", "check_image_size", "normalization"]
+__all__ = ["MODELS", "build", "check_image_size", "check_name", "normalization"]
 
 
 def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
@@ -143,6 +143,11 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(round(m, 12) for m in mean), std
 
 
+def check_name(name: str) -> None:
+    """Raises `InputError` unless there is a model of that name."""
+    _architecture(name)
+
+
 def check_image_size(name: str, size: Sequence[int | None]) -> None:
     """Raises `InputError` unless a model takes pictures of size (height, width)."""
     check_image_shape(name, (*size, 3), _architecture(name).stride)
@@ -160,9 +165,8 @@ def _task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet
 
 def _architecture(name: str) -> Architecture:
     if name not in MODELS:
-        close = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, MODELS)
         raise InputError(
-            f"Unknown model {name!r}: {hint}The models are {', '.join(MODELS)}."
+            f"Unknown model {name!r}.{hint} The models are {', '.join(MODELS)}."
         )
     return MODELS[name]

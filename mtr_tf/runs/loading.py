@@ -134,6 +134,8 @@ def load_run(
     ckpt: str,
     single_task: Sequence[str] = (),
     data_dir: str = "",
+    dataset: str = "",
+    flag: str = "--ckpt",
     own: Own | None = None,
 ) -> Run:
     """Loads a run directory, a checkpoint in one, or a model of the user's own.
@@ -143,6 +145,10 @@ def load_run(
         `FILE.h5`, the folder of a SavedModel, or `module:function`.
       single_task: for a model of one's own with one unnamed output, what it predicts.
       data_dir: where the run's data set is now; empty: where it was in training.
+      dataset: the data set that the user has named, which `data_dir` is of; empty: that
+        of the run. A checkpoint's model is built for its data set, which must be named
+        if it is a user's own: see `check_named`.
+      flag: that which says `ckpt`.
       own: what to know of a model of one's own; None: what its names say.
 
     Raises:
@@ -158,8 +164,8 @@ def load_run(
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
-            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f"{model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
+            f"a {model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
@@ -167,10 +173,28 @@ def load_run(
     if path.suffix == ".keras":
         model = model_files.keras_file(path)
     else:
-        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+        check_named(config.dataset, dataset, root)
+        if data_dir and dataset in ("", config.dataset):
+            config = dataclasses.replace(config, data_dir=data_dir)
         model, step = _restore(root, path, config)
         logging.info("this is the model after %d steps, from a checkpoint", step)
     return Run(model, tuple(model.output), config, root, fingerprint(model), step)
+
+
+def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
+    """Raises `InputError` for code that only a file names, which may be anybody's.
+
+    Args:
+      dataset: What the settings of a run say.
+      given: What the user has said, with `--dataset`.
+      root: The run's directory.
+    """
+    if ":" in dataset and dataset != given:
+        raise InputError(
+            f"{root} was trained on the data of {dataset}, a function that only its "
+            "config.json names, and code that a file names is not run unasked; give "
+            f"--dataset={dataset} if you trust that module."
+        )
 
 
 def _what_is(path: pathlib.Path) -> str:
@@ -272,6 +296,7 @@ def open_data(
             f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
             "package.module:function for data of your own (docs/own_data.md)."
         )
+    check_named(name, config.dataset, run.directory)
     if trained and trained.dataset != name:
         trained = None  # Then its settings say nothing of this data set.
     size = config.parsed_image_size or (trained.parsed_image_size if trained else None)

@@ -77,7 +77,7 @@ def load(ckpt: str) -> File:
 def keras_file(path: pathlib.Path) -> Any:
     """Loads a `.keras` or `.h5` file without running code that is in it."""
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check --ckpt.")
+        raise InputError(f"there is no file {path}; check the path.")
     if path.name.endswith(".weights.h5"):
         raise _weights_alone(path)
     is_h5 = path.suffix in _H5

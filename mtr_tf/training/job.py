@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
@@ -89,6 +90,7 @@ def resolve(config: TrainConfig) -> Job:
     Raises:
       InputError: Settings and data cannot be used as they are.
     """
+    _check_model(config)
     _check_names(config)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
@@ -132,6 +134,14 @@ def resolve(config: TrainConfig) -> Job:
         best,
         jit,
     )
+
+
+def _check_model(config: TrainConfig) -> None:
+    """Raises `InputError` for a model that cannot be, before data are prepared."""
+    models.check_name(config.model)
+    for size in (config.parsed_image_size, config.parsed_crop):
+        if size:
+            models.check_image_size(config.model, size)
 
 
 def _check_names(config: TrainConfig) -> None:
