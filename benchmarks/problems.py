@@ -148,6 +148,7 @@ def trained(ckpt: str, size: int) -> Problem:
     """Returns a run's net with the first images of its validation split."""
     run = loading.load_run(ckpt)
     names = tuple(run.tasks)
+    loading.check_named(run.config.dataset, "", run.directory)
     columns = building.open_source(run.config).columns("validation")
     batch = batching.gather(columns, names, range(size))
     read = tf.nest.map_structure(tf.convert_to_tensor, batch)

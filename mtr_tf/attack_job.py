@@ -5,7 +5,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
                  curves.png       metrics against the radius
                  gallery.png      a few examples
-                 ATTACK/GROUP/    the same for TensorBoard
+                 events.*         the same for TensorBoard
                  checks.json      whether the attack can be trusted
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
@@ -135,10 +135,11 @@ class Job:
             store.rows_file,
         )
         results_lib.write(records, folder)
-        curves.save_run(records, folder / "curves.png")
+        plots = {"curves": folder / "curves.png"}
+        curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
-        tensorboard.write_attacks(given, clean, results, folder, units)
+        tensorboard.write_attacks(given, clean, results, folder, units, plots)
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         title = (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
@@ -207,7 +208,10 @@ def resolve(config: AttackConfig) -> Job:
         surrogate=surrogate,
         jit=config.jit,
     )
-    name = config.name or default_name(config, run.fingerprint)
+    named = config
+    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
+        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
+    name = config.name or default_name(named, run.fingerprint)
     folder = run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -244,11 +248,14 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
 
 def _load(config: AttackConfig) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
-    data_dir = config.data_dir if not config.dataset else ""
-    run = loading.load_run(config.ckpt, config.tasks, data_dir)
+    data = (config.data_dir, config.dataset)
+    run = loading.load_run(config.ckpt, config.tasks, *data)
     if not config.source_ckpt:
         return run, None
-    return run, loading.load_run(config.source_ckpt, config.tasks, config.data_dir)
+    source = loading.load_run(
+        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
+    )
+    return run, source
 
 
 def _cells(

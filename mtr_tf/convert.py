@@ -68,6 +68,7 @@ class ConvertConfig(Settings):
         "is left out: the released Taskonomy models have 18 outputs for 17 classes "
         "(18 go with --as_released, 17 with --noas_released).",
         low=0,
+        high=10_000,
     )
     normalize: str = setting(
         "auto",

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
+_NEAR = 0.65  # Words that are less alike are no hint.
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
@@ -43,9 +44,29 @@ def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> s
       known: The words that could be meant.
       before: "; did", where the hint goes on with a sentence.
     """
-    by_lower = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(str(given).lower(), by_lower, 1, cutoff=0.4)
-    return f"{before} you mean {by_lower[near[0]]!r}?" if near else ""
+    near = nearest(str(given), known)
+    return f"{before} you mean {near!r}?" if near else ""
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant; None if none is near.
+
+    Near is a word that most letters are of in their order, that begins so, or whose
+    parts do (`lr` for `learning_rate`).
+    """
+    words = list(known)
+    likeness = [_likeness(given.lower(), word.lower()) for word in words]
+    best = max(likeness, default=0.0)
+    return words[likeness.index(best)] if best >= _NEAR else None
+
+
+def _likeness(given: str, word: str) -> float:
+    """How near two words are, from 0 to 1."""
+    initials = "".join(part[:1] for part in re.split(r"[\W_]+", word))
+    begins = len(given) > 2 and word.startswith(given)
+    if begins or (len(given) > 1 and given == initials):
+        return 0.9
+    return difflib.SequenceMatcher(None, given, word).ratio()
 
 
 def input_error_within(error: Exception) -> str | None:

@@ -43,6 +43,7 @@ class ReproduceConfig(Settings):
         "Processes at a time, each with one GPU or one thread; 0: one per GPU, or per "
         "core where there is no GPU.",
         low=0,
+        high=1024,
     )
     seeds: tuple[int, ...] = setting(
         (), "Seeds to take instead of the study's.", low=0, high=2**32 - 1

@@ -210,6 +210,8 @@ def test_what_an_old_version_finished_is_not_done_again(old_run, monkeypatch, ca
     before = finished(old_run)
     assert len(before) > 10
     fields = settings["attack"] | {"ckpt": str(old_run), "deterministic": False}
+    trained = json.loads((old_run / "config.json").read_text())["train"]
+    fields["dataset"] = trained["dataset"]  # Code that a run names must be named again.
     config = attack.AttackConfig.from_dict(fields)
     attack.main(dataclasses.replace(config, attack=("none",)))  # Imports everything.
     forbid_attacks(monkeypatch)

@@ -14,6 +14,12 @@ from typing import TypeGuard
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
+# More is a slip. Loops count in 32 bits, and all queries' random numbers are held.
+MOST_STEPS = 10**6
+MOST_QUERIES = 10**5
+# Weights of losses: sums of losses stay numbers of float32, and gradients too.
+WEIGHTS = (1e-6, 1e6)
+
 
 def check_number(name: str, value: object) -> None:
     """Raises InputError unless `value` is a finite real number."""
@@ -22,10 +28,14 @@ def check_number(name: str, value: object) -> None:
         raise InputError(f"{name} is a finite number, got {value!r}.")
 
 
-def check_count(name: str, value: object) -> None:
-    """Raises InputError unless `value` is a whole number of at least 1."""
+def check_count(name: str, value: object, most: int = MOST_STEPS) -> None:
+    """Raises InputError unless `value` is a whole number from 1 to `most`."""
     if not is_whole(value) or value < 1:
         raise InputError(f"{name} is a whole number of at least 1, got {value!r}.")
+    if value > most:
+        raise InputError(
+            f"{name} is a whole number from 1 to {most}, got {value:.10g}."
+        )
 
 
 def check_flag(name: str, value: object) -> None:

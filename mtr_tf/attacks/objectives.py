@@ -498,9 +498,11 @@ def _checked_weights(
                 f"got one for {name!r}."
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
-        if not real or not 0 <= weight < float("inf"):
+        least, most = checks.WEIGHTS
+        if not real or (weight != 0 and not least <= weight <= most):
             raise InputError(
-                f"Weights are finite numbers from 0, got {weight!r} for {name!r}."
+                f"Weights are 0 or from {least:g} to {most:g}, got {weight!r} for "
+                f"{name!r}."
             )
     if not any(found.get(name, 1) for name in names):
         raise InputError("At least one attacked task's weight must be above 0.")

@@ -70,7 +70,7 @@ class Square(base.Attack):
 
     def __post_init__(self):
         threat.check(self.norm, self.epsilon)
-        checks.check_count("queries", self.queries)
+        checks.check_count("queries", self.queries, checks.MOST_QUERIES)
         checks.check_count("restarts", self.restarts)
         checks.check_number("p", self.p)
         if not 0 < self.p <= 1:

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +24,16 @@ from absl import logging
 from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import shortened
+from mtr_tf.config.settings import unknown_choice
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
+from mtr_tf.errors import nearest
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
 
 
-def define(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> None:
+def define(record: type[Settings], values: flags.FlagValues) -> None:
     """Defines one flag per field of the record, with the field's default and help."""
     for field in dataclasses.fields(record):
         help = field.metadata["help"]
@@ -56,7 +60,38 @@ def define(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> No
             define(field.name, field.default, help, flag_values=values)
 
 
-def read(record: type[Settings], values: flags.FlagValues = flags.FLAGS) -> Settings:
+def parse(
+    argv: Sequence[str], records: Sequence[type[Settings]]
+) -> tuple[Settings, ...]:
+    """The records of a command line.
+
+    Raises:
+      InputError: A flag is unknown, or its value is of another kind or out of range.
+    """
+    values = defined(records)
+    try:
+        rest = values(list(argv))
+    except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE.
+        raise InputError(_explained(error, argv, records)) from error
+    flags.FLAGS.mark_as_parsed()  # Those of absl, which are among these.
+    if len(rest) > 1:
+        raise InputError(
+            "every argument must be a flag, --name=value; got "
+            f"{shortened(' '.join(rest[1:]))}. --help lists the flags."
+        )
+    return tuple(read(record, values) for record in records)
+
+
+def defined(records: Sequence[type[Settings]]) -> flags.FlagValues:
+    """The flags of some records, and those of absl."""
+    values = flags.FlagValues()
+    values.append_flag_values(flags.FLAGS)
+    for record in records:
+        define(record, values)
+    return values
+
+
+def read(record: type[Settings], values: flags.FlagValues) -> Settings:
     """The record of the parsed flags; raises `InputError` on a value out of range."""
     types = typing.get_type_hints(record)
     settings = {}
@@ -76,8 +111,46 @@ def _convert(name: str, text: str, of: type) -> str | int | float:
     except ValueError as error:
         kind = {int: "whole numbers", float: "numbers"}[of]
         raise InputError(
-            f"--{name} must be a comma-separated list of {kind}, got {text!r} in it."
+            f"--{name} must be a comma-separated list of {kind}, got "
+            f"{shortened(text)} in it."
         ) from error
+
+
+_KINDS = {
+    bool: "true or false",
+    type(None): "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+
+
+def _explained(
+    error: Exception, argv: Sequence[str], records: Sequence[type[Settings]]
+) -> str:
+    """Our sentence for what absl says of a command line."""
+    fields = {f.name: f for record in records for f in dataclasses.fields(record)}
+    if isinstance(error, flags.UnrecognizedFlagError):
+        near = nearest(error.flagname.strip("-"), fields)
+        hint = f"Did you mean --{near}?" if near else "--help lists the flags."
+        return f"there is no flag --{error.flagname}. {hint}"
+    said = re.match(r"flag --(\w+)=(.*?): ", str(error), re.DOTALL)
+    if said and said[1] in fields:
+        name, given = said.groups()
+        choices = fields[name].metadata["choices"]
+        if choices:
+            return unknown_choice(name, given, choices)
+        kind = _KINDS[type(fields[name].default)]
+        return f"--{name} must be {kind}, got {shortened(given)}."
+    missing = re.match(r"Missing value for flag -*(\w+)", str(error))
+    if missing:
+        return f"--{missing[1]} must have a value, --{missing[1]}=VALUE; it has none."
+    file = [argument for argument in argv if "flagfile" in argument]
+    if isinstance(error, flags.CantOpenFlagFileError):
+        return (
+            f"{' '.join(file)} must name a file of flags that can be read, and it "
+            "cannot be opened; check its path."
+        )
+    return f"the flags cannot be read: {' '.join(str(error).split())}."
 
 
 def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
@@ -127,23 +200,15 @@ def run(
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
             os.write(1, (help_text(name, doc, records) + "\n").encode())
         sys.exit(0)
-    for record in records:
-        define(record)
     if "--helpfull" in sys.argv[1:]:
-        print(flags.FLAGS.get_help())
+        print(defined(records).get_help())
         sys.exit(0)
+    settings: list[Settings] = []
 
-    def guarded(argv: list[str]) -> None:
-        settings = []
+    @contextlib.contextmanager
+    def faults_told() -> Iterator[None]:
         try:
-            if len(argv) > 1:
-                raise InputError(
-                    "every argument must be a flag, --name=value; got "
-                    f"{' '.join(argv[1:])!r}. --help lists the flags."
-                )
-            _log_plainly()
-            settings += [read(record) for record in records]
-            main(*settings)
+            yield
         except InputError as error:
             sys.exit(_say(f"error: {error}", 1))
         except KeyboardInterrupt as stop:
@@ -158,8 +223,19 @@ def run(
                 raise
             sys.exit(_say(f"error: {told}", 1))
 
+    @faults_told()
+    def parsed(argv: list[str]) -> list[str]:
+        settings[:] = parse(argv, records)
+        return argv
+
+    @faults_told()
+    def guarded(argv: list[str]) -> None:
+        del argv
+        _log_plainly()
+        main(*settings)
+
     with stopping.handled():
-        app.run(guarded)
+        app.run(guarded, flags_parser=parsed)
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:

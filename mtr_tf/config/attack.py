@@ -9,11 +9,16 @@ import math
 import re
 
 from mtr_tf.attacks import kinds
+from mtr_tf.attacks.checks import MOST_QUERIES
+from mtr_tf.attacks.checks import MOST_STEPS
+from mtr_tf.attacks.checks import WEIGHTS
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import FORMAT
 from mtr_tf.config.settings import JIT
+from mtr_tf.config.settings import LONGEST_SIDE
+from mtr_tf.config.settings import MOST_EXAMPLES
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
@@ -49,6 +54,7 @@ class AttackConfig(Settings):
         "Radii. linf: in levels of 0-255, so 8 is 8/255. l2: the plain l2 norm of the "
         "difference of two images in [0, 1]. 0 leaves the images as they are.",
         low=0,
+        high=1e6,
     )
     attack_tasks: tuple[str, ...] = setting(
         ("each", "all"),
@@ -79,15 +85,21 @@ class AttackConfig(Settings):
     norm: str = setting(
         "linf", "Norm that bounds the perturbation.", choices=("linf", "l2")
     )
-    steps: int = setting(20, "Steps of pgd, mim and apgd; of sea, in each run.", low=1)
+    steps: int = setting(
+        20, "Steps of pgd, mim and apgd; of sea, in each run.", low=1, high=MOST_STEPS
+    )
     step_size: float = setting(
         0.0,
         "Step of pgd and mim (and the released ones), in the unit of --eps; 0: a "
         "quarter of each eps.",
         low=0,
+        high=1e6,
     )
     restarts: int = setting(
-        1, "Random starts, or draws of noise; the worst per image counts.", low=1
+        1,
+        "Random starts, or draws of noise; the worst per image counts.",
+        low=1,
+        high=MOST_STEPS,
     )
     random_start: bool | None = setting(
         None,
@@ -95,7 +107,7 @@ class AttackConfig(Settings):
         "given: all do but mim, which with one start begins at the image, as in "
         "its authors' code.",
     )
-    queries: int = setting(500, "Forward passes of square.", low=1)
+    queries: int = setting(500, "Forward passes of square.", low=1, high=MOST_QUERIES)
     ensemble: tuple[str, ...] = setting(
         ("apgd", "pgd", "square"),
         f"What worst consists of: {', '.join(kinds.member_names())}.",
@@ -110,9 +122,13 @@ class AttackConfig(Settings):
         "For a model that is random at inference: follow the mean gradient over this "
         "many draws of its noise, at as many times the cost.",
         low=1,
+        high=MOST_STEPS,
     )
     attack_pixels: int = setting(
-        0, "Attack this many output pixels, drawn by --seed; 0: all.", low=0
+        0,
+        "Attack this many output pixels, drawn by --seed; 0: all.",
+        low=0,
+        high=LONGEST_SIDE**2,
     )
     attack_block: str = setting(
         "",
@@ -139,7 +155,9 @@ class AttackConfig(Settings):
         "Afterwards check whether the attack can be trusted, and warn.",
         changes=EXTRAS,
     )
-    check_examples: int = setting(16, "Images for these checks.", low=1, changes=EXTRAS)
+    check_examples: int = setting(
+        16, "Images for these checks.", low=1, high=MOST_EXAMPLES, changes=EXTRAS
+    )
     measure: tuple[str, ...] = setting(
         (),
         f"Also measure the theory's quantities, out of {', '.join(MEASURES)}: see "
@@ -150,22 +168,29 @@ class AttackConfig(Settings):
         4,
         "Draws of output pixels of each number, for these measures.",
         low=1,
+        high=1000,
         changes=EXTRAS,
     )
     # The data.
     split: str = setting("validation", "Split of the data set.")
     num_examples: int = setting(
-        128, "Attack the first N examples, or all if there are fewer; 0: all.", low=0
+        128,
+        "Attack the first N examples, or all if there are fewer; 0: all.",
+        low=0,
+        high=MOST_EXAMPLES,
     )
     batch_size: int = setting(
         32,
         "Examples per step, over all replicas; results do not depend on it, unless the "
         "model is random.",
         low=1,
+        high=MOST_EXAMPLES,
         changes=NOTHING,
     )
     dataset: str = setting(
-        "", "Data set; empty: the run's own. A .keras file of your own needs it."
+        "",
+        "Data set; empty: the run's own. A .keras file of your own needs it, and so "
+        "does a run on module:function, for code that a file names is not run unasked.",
     )
     data_dir: str = setting(
         "", "Folder of the data; empty: as in training.", changes=NOTHING
@@ -187,14 +212,21 @@ class AttackConfig(Settings):
         "What a .keras file of your own takes in place of images in [0, 1]: LOW,HIGH, "
         "such as 0,255 or -1,1. Radii stay those of images in [0, 1]. Holds for --ckpt "
         "and --source_ckpt, for both where both are .keras files.",
+        low=-1e6,
+        high=1e6,
     )
     input_mean: tuple[float, ...] = setting(
         (),
         "What is subtracted from images in the range that --input_range says, before "
         "the .keras file gets them: a number, or one per channel.",
+        low=-1e6,
+        high=1e6,
     )
     input_std: tuple[float, ...] = setting(
-        (), "What they are then divided by: a number, or one per channel."
+        (),
+        "What they are then divided by: a number, or one per channel.",
+        low=-1e6,
+        high=1e6,
     )
     tasks: tuple[str, ...] = setting(
         (),
@@ -227,6 +259,7 @@ class AttackConfig(Settings):
         0,
         "Also save the first N images, attacked, and all outputs as .npz.",
         low=0,
+        high=MOST_EXAMPLES,
         changes=EXTRAS,
     )
     export_predictions: bool = setting(
@@ -269,11 +302,12 @@ class AttackConfig(Settings):
                 "--attack_pixels and --attack_block both say which pixels to attack; "
                 "give one of them."
             )
-        if self.norm == "linf" and max(self.eps) > 255:
-            raise InputError(
-                "--eps must be from 0 to 255 levels under --norm=linf, got "
-                f"{max(self.eps):g}."
-            )
+        for name, lengths in (("eps", self.eps), ("step_size", (self.step_size,))):
+            if self.norm == "linf" and max(lengths) > 255:
+                raise InputError(
+                    f"--{name} must be from 0 to 255 levels under --norm=linf, got "
+                    f"{max(lengths):g}."
+                )
         if not re.fullmatch(r"[\w.+-]*", self.name) or self.name in (".", ".."):
             raise InputError(
                 "--name must be one folder name of letters, digits, and any of ._+-, "
@@ -294,11 +328,11 @@ class AttackConfig(Settings):
             )
         for name in ("input_mean", "input_std"):
             numbers = getattr(self, name)
-            bad = name == "input_std" and numbers and min(numbers) <= 0
+            bad = name == "input_std" and numbers and min(numbers) < 1e-6
             if len(numbers) not in (0, 1, 3) or bad:
-                above = " above 0" if name == "input_std" else ""
+                least = " from 1e-06" if name == "input_std" else ""
                 raise InputError(
-                    f"--{name} must be one number{above}, or three, one per channel; "
+                    f"--{name} must be one number{least}, or three, one per channel; "
                     f"got {','.join(f'{n:g}' for n in numbers)}."
                 )
 
@@ -348,10 +382,11 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
             weight = float(number)
         except ValueError:
             weight = math.nan
-        if not 0 <= weight < math.inf:
+        least, most = WEIGHTS
+        if weight != 0 and not least <= weight <= most:
             raise InputError(
-                "--attack_weights must be pairs of a task and a number from 0, such as "
-                f"seg:1,depth:0.5; got {text!r}."
+                "--attack_weights must be pairs of a task and a number, 0 or from "
+                f"{least:g} to {most:g}, such as seg:1,depth:0.5; got {text!r}."
             )
         pairs.append((name, weight))
     return tuple(pairs)

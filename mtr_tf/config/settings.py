@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from typing import Any
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
+_QUOTED = 80  # Characters of what was given.
+LONGEST_SIDE = 16384  # Of pictures, in pixels.
+MOST_EXAMPLES = 10**9  # Also the most steps of a training run.
 # What another value of a setting leads to (see `setting`).
 RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
 
@@ -106,30 +110,49 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
     """Raises `InputError` where a field's value is outside its choices or range."""
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
-        raise InputError(
-            f"--{field.name} must be one of {', '.join(choices)}, got {value!r}."
-        )
+        raise InputError(unknown_choice(field.name, value, choices))
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise InputError(f"--{field.name} must be a finite number, got {number}.")
         if (low is not None and number < low) or (high is not None and number > high):
-            bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise InputError(f"--{field.name} must be {bounds}, got {number}.")
+            ends = [f"{end:.10g}" for end in (low, high) if end is not None]
+            bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
+            given = shortened(number)
+            raise InputError(f"--{field.name} must be {bounds}, got {given}.")
 
 
-def parse_image_size(text: str) -> tuple[int, int] | None:
+def unknown_choice(name: str, given: object, choices: Sequence[str]) -> str:
+    """The sentence for a value that is none of the choices of a setting."""
+    return (
+        f"--{name} must be one of {', '.join(choices)}, got {shortened(given)}."
+        f"{did_you_mean(given, choices)}"
+    )
+
+
+def shortened(given: object) -> str:
+    """What was given, as one line to quote it in a sentence."""
+    try:
+        text = str(given) if isinstance(given, int | float) else repr(given)
+    except ValueError:  # Python writes no more than 4300 digits.
+        return "a number of thousands of digits"
+    return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
+
+
+def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] | None:
     """`64` or `96x128` (height x width) as (height, width); empty gives None."""
     if not text:
         return None
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+    numbers = [int(p) for p in parts if re.fullmatch(r"[0-9]{1,9}", p)]
+    if len(parts) > 2 or len(numbers) < len(parts) or not min(numbers) > 0:
         raise InputError(
-            "--image_size must be one number (64) or height x width (96x128), "
-            f"got {text!r}."
+            f"{flag} must be one number (64) or height x width (96x128), got {text!r}."
         )
-    return int(parts[0]), int(parts[-1])
+    if max(numbers) > LONGEST_SIDE:
+        raise InputError(f"{flag} must be at most {LONGEST_SIDE} a side, got {text!r}.")
+    return numbers[0], numbers[-1]
 
 
 # Fields that both binaries have.
@@ -145,6 +168,7 @@ REPLICAS = setting(
     "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
     "split into that many, for trials.",
     low=0,
+    high=128,
     changes=NOTHING,
 )
 

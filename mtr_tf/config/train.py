@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from mtr_tf.attacks.checks import MOST_STEPS
 from mtr_tf.config.settings import DETERMINISTIC
 from mtr_tf.config.settings import JIT
+from mtr_tf.config.settings import MOST_EXAMPLES
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
@@ -32,7 +34,10 @@ class TrainConfig(Settings):
         "auxiliary and share --aux_weight. Empty: all are main.",
     )
     aux_weight: float = setting(
-        1.0, "Weight that the auxiliary tasks share (the paper's lambda).", low=0
+        1.0,
+        "Weight that the auxiliary tasks share (the paper's lambda).",
+        low=0,
+        high=1e6,
     )
     task_weights: str = setting(
         "main_aux",
@@ -75,7 +80,7 @@ class TrainConfig(Settings):
         "", "Height x width, such as 96x128, or one number; empty: the data set's own."
     )
     train_examples: int = setting(
-        0, "Train on the first N examples only; 0: all.", low=0
+        0, "Train on the first N examples only; 0: all.", low=0, high=MOST_EXAMPLES
     )
     flip: bool = setting(True, "Mirror training examples left-right at random.")
     crop: str = setting(
@@ -111,6 +116,7 @@ class TrainConfig(Settings):
         0,
         "Channels of the first layer; 0: the model's own (ResNets 64, DRNs 16).",
         low=0,
+        high=1024,
     )
     decoders: str = setting(
         "separate",
@@ -121,15 +127,18 @@ class TrainConfig(Settings):
         False, "Share batch-norm statistics between replicas."
     )
     # Optimisation.
-    epochs: int = setting(20, "Passes over the training split.", low=1)
-    batch_size: int = setting(32, "Examples per step, over all replicas.", low=1)
-    learning_rate: float = setting(2e-3, "Learning rate at the start.", low=0)
+    epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
+    batch_size: int = setting(
+        32, "Examples per step, over all replicas.", low=1, high=MOST_EXAMPLES
+    )
+    learning_rate: float = setting(2e-3, "Learning rate at the start.", low=0, high=1e6)
     optimizer: str = setting("adam", "Optimizer.", choices=("adam", "sgd"))
     momentum: float = setting(0.9, "Momentum of sgd.", low=0, high=1)
     weight_decay: float = setting(
         0.0,
         "L2 weight decay, added to the gradient as PyTorch's SGD does (coupled).",
         low=0,
+        high=1e6,
     )
     schedule: str = setting(
         "cosine",
@@ -139,7 +148,10 @@ class TrainConfig(Settings):
         choices=("cosine", "step", "constant", "released"),
     )
     lr_epochs: tuple[int, ...] = setting(
-        (), "Epochs after which the step schedule multiplies the rate.", low=1
+        (),
+        "Epochs after which the step schedule multiplies the rate.",
+        low=1,
+        high=MOST_STEPS,
     )
     lr_factor: float = setting(0.1, "Factor of the step schedule.", low=0, high=1)
     # Adversarial training.
@@ -154,7 +166,7 @@ class TrainConfig(Settings):
     adversarial_step_size: float = setting(
         0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
     )
-    adversarial_steps: int = setting(5, "Its steps.", low=1)
+    adversarial_steps: int = setting(5, "Its steps.", low=1, high=MOST_STEPS)
     adversarial_share: float = setting(
         1.0,
         "Weight of the attacked images' loss; the clean ones' has the rest.",
@@ -185,23 +197,30 @@ class TrainConfig(Settings):
     deterministic: bool = DETERMINISTIC
     # Watching and keeping.
     summary_every: int = setting(
-        20, "Steps between training summaries (also of one compiled call).", low=1
+        20,
+        "Steps between training summaries (also of one compiled call).",
+        low=1,
+        high=MOST_EXAMPLES,
     )
     eval_every: int = setting(
-        0, "Steps between evaluations on validation; 0: ten times a run.", low=0
+        0,
+        "Steps between evaluations on validation; 0: ten times a run.",
+        low=0,
+        high=MOST_EXAMPLES,
     )
     eval_examples: int = setting(
         64,
         "Validation examples that are evaluated and attacked during training, or all "
         "if there are fewer.",
         low=1,
+        high=MOST_EXAMPLES,
     )
     eval_eps: float = setting(
         4.0, "Radius of that attack (l-inf, in 0-255 levels).", low=0, high=255
     )
-    eval_steps: int = setting(5, "PGD steps of that attack.", low=1)
+    eval_steps: int = setting(5, "PGD steps of that attack.", low=1, high=MOST_STEPS)
     checkpoint_every: int = setting(
-        0, "Steps between checkpoints; 0: five times a run.", low=0
+        0, "Steps between checkpoints; 0: five times a run.", low=0, high=MOST_EXAMPLES
     )
     checkpoint_minutes: float = setting(
         10.0,
@@ -211,7 +230,7 @@ class TrainConfig(Settings):
         changes=NOTHING,
     )
     keep_checkpoints: int = setting(
-        2, "Newest checkpoints kept.", low=1, changes=NOTHING
+        2, "Newest checkpoints kept.", low=1, high=MOST_STEPS, changes=NOTHING
     )
     best_metric: str = setting(
         "",
@@ -253,7 +272,7 @@ class TrainConfig(Settings):
     @functools.cached_property
     def parsed_crop(self) -> tuple[int, int] | None:
         """(height, width) of `crop`; None for whole pictures."""
-        return parse_image_size(self.crop)
+        return parse_image_size(self.crop, "--crop")
 
     @property
     def main_or_all_tasks(self) -> tuple[str, ...]:

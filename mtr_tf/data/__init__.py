@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "DatasetInfo",
     "OPTIONS",
     "Source",
+    "canonical_tasks",
     "load",
     "open_source",
 ]
@@ -66,14 +69,15 @@ def open_source(
             `mtr_tf.data.custom.reading`).
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
-        tasks: names, aliases or letters of the tasks to read; None for all it has.
+        tasks: names of the tasks to read, or of the eleven aliases or letters; None
+            for all it has.
         **options: keys of OPTIONS, for the data sets that have them.
 
     Raises:
         InputError: no such data set, an unknown task, or one that the data set lacks;
             an option that it has not.
     """
-    asked = None if tasks is None else resolve(tasks)
+    asked = None if tasks is None else canonical_tasks(name, tasks)
     source = _opener(name)(
         image_size=image_size,
         data_dir=data_dir,
@@ -85,8 +89,21 @@ def open_source(
             raise InputError(
                 f"Data set {name!r} has no task {task!r}; it has "
                 f"{', '.join(source.info.tasks)}."
+                f"{did_you_mean(task, source.info.tasks)}"
             )
     return source
+
+
+def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]:
+    """Returns the own names of tasks of a data set that is not open yet.
+
+    A data set of the user's own, module:function, may bring tasks: names that are none
+    of the eleven are left as they are, and `open_source` refuses what is not there.
+
+    Raises:
+      InputError: an unknown task, the same one twice, or none at all.
+    """
+    return canonical(tasks) if ":" in dataset else resolve(tasks)
 
 
 def load(
@@ -109,9 +126,9 @@ def load(
         **options: as for `open_source`.
 
     Returns:
-        A dataset, of known cardinality, of {"image": float32 [H, W, 3] in [0, 1],
-        "targets": {task: int32 [H, W] or float32 [H, W, C]}, "masks": {task: float32
-        [H, W], zero where the target is not known}}.
+        A dataset, of known cardinality, of {"image": float32 [H, W, C] in [0, 1],
+        "targets": {task: int32 [*places] or float32 [*places, channels]}, "masks":
+        {task: float32 [*places], zero where the target is not known}}.
 
     Raises:
         InputError: no such data set or split, or no such task in it.
@@ -119,9 +136,10 @@ def load(
     source = open_source(
         name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
     )
-    names = source.info.tasks if tasks is None else resolve(tasks)
+    known = source.info.tasks
+    asked = known if tasks is None else known.select(canonical_tasks(name, tasks))
     examples = _imported("mtr_tf.data.batching:examples")
-    return examples(source.columns(split), names)
+    return examples(source.columns(split), asked)
 
 
 def __getattr__(name: str) -> Any:

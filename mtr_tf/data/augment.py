@@ -9,12 +9,18 @@ whether a run was interrupted.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks.task import MAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +31,31 @@ class Augment:
         flip: mirror left and right with probability one half. A task whose values turn
             round in a mirror says so itself (`Task.mirror`, a factor per channel).
         crop: (height, width) of the window that is cut out, every place of the window
-            being equally likely; None leaves the picture whole.
+            being equally likely; None leaves the picture whole. Targets that are no
+            maps stay as they are.
     """
 
     flip: bool = True
     crop: tuple[int, int] | None = None
 
-    def check(self, height: int, width: int) -> None:
-        """Raises InputError if pictures of [height, width] are too small for `crop`."""
+    def check(
+        self,
+        height: int,
+        width: int,
+        tasks: Iterable[str | Task] | Mapping[str, Task] = (),
+    ) -> None:
+        """Raises InputError if pictures of [height, width] are too small for `crop`.
+
+        Also where nobody has said what a mirror does to the target of one of `tasks`.
+        """
+        for task in task_table.task_set(tasks).values() if self.flip else ():
+            if task.axes not in (0, MAP) and task.mirror is None:
+                raise InputError(
+                    "What a mirror makes of a target must be known where images are "
+                    f"mirrored, and {task.name} is neither a map nor one value per "
+                    "image; give the task mirror=(...), a factor for each channel, or "
+                    "train with --noflip."
+                )
         if self.crop is None:
             return
         if not (0 < self.crop[0] <= height and 0 < self.crop[1] <= width):
@@ -42,17 +65,25 @@ class Augment:
                 "(height x width)."
             )
 
-    def __call__(self, batch: dict[str, Any], seed: int) -> dict[str, Any]:
+    def __call__(
+        self,
+        batch: dict[str, Any],
+        seed: int,
+        tasks: Iterable[str | Task] | Mapping[str, Task] | None = None,
+    ) -> dict[str, Any]:
         """Returns `batch` with its images, targets and masks flipped and cropped.
 
         Args:
-            batch: "image" float32 [b, H, W, 3], "targets" {task: [b, H, W] or
-                [b, H, W, C]}, "masks" {task: float32 [b, H, W]}, "step" int64 [],
-                "position" int64 [b]; further entries are passed through.
+            batch: see `mtr_tf.data.batching`; "image", "targets", "masks", "step" and
+                "position" are used, further entries are passed through.
             seed: the seed of the run.
+            tasks: those of the targets; None: they are of the eleven.
         """
+        records = task_table.task_set(
+            tuple(batch["targets"]) if tasks is None else tasks
+        )
         height, width = batch["image"].shape[1:3]
-        self.check(height, width)
+        self.check(height, width, records)
         size = self.crop or (height, width)
 
         def vary(arguments: tuple[tf.Tensor, dict[str, Any]]) -> dict[str, Any]:
@@ -60,33 +91,54 @@ class Augment:
             draws = uniform(seed, batch["step"], position, 3)
             top = _offset(draws[0], height, size[0])
             left = _offset(draws[1], width, size[1])
-            window = tf.nest.map_structure(
-                lambda maps: maps[top : top + size[0], left : left + size[1]], example
+            window = _of_maps(
+                lambda maps: maps[top : top + size[0], left : left + size[1]],
+                example,
+                records,
             )
             if not self.flip:
                 return window
-            return tf.cond(draws[2] < 0.5, lambda: mirrored(window), lambda: window)
+            return tf.cond(
+                draws[2] < 0.5, lambda: mirrored(window, records), lambda: window
+            )
 
         examples = {name: batch[name] for name in ("image", "targets", "masks")}
         varied = tf.map_fn(
             vary,
             (batch["position"], examples),
-            fn_output_signature=tf.nest.map_structure(
-                lambda maps: tf.TensorSpec((*size, *maps.shape[3:]), maps.dtype),
-                examples,
+            fn_output_signature=_of_maps(
+                lambda spec: tf.TensorSpec((*size, *spec.shape[2:]), spec.dtype),
+                tf.nest.map_structure(
+                    lambda values: tf.TensorSpec(values.shape[1:], values.dtype),
+                    examples,
+                ),
+                records,
             ),
         )
         return {**batch, **varied}
 
 
-def mirrored(example: dict[str, Any]) -> dict[str, Any]:
+def mirrored(example: dict[str, Any], tasks: TaskSet) -> dict[str, Any]:
     """Returns one example {"image", "targets", "masks"} with left and right swapped."""
-    swapped = tf.nest.map_structure(lambda maps: tf.reverse(maps, [1]), example)
-    for task, target in swapped["targets"].items():
-        factors = task_table.TASKS[task].mirror
+    swapped = _of_maps(lambda maps: tf.reverse(maps, [1]), example, tasks)
+    for name, target in swapped["targets"].items():
+        factors = tasks[name].mirror
         if factors is not None:
-            swapped["targets"][task] = target * tf.constant(factors, target.dtype)
+            swapped["targets"][name] = target * tf.constant(factors, target.dtype)
     return swapped
+
+
+def _of_maps(
+    change: Callable[[Any], Any], example: dict[str, Any], tasks: TaskSet
+) -> dict[str, Any]:
+    """Returns an example with its image and all that are maps changed."""
+    changed = {"image": change(example["image"])}
+    for part in ("targets", "masks"):
+        changed[part] = {
+            name: change(values) if tasks[name].is_map else values
+            for name, values in example[part].items()
+        }
+    return changed
 
 
 def uniform(seed: int, step: tf.Tensor, position: tf.Tensor, count: int) -> tf.Tensor:

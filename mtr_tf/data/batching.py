@@ -10,27 +10,31 @@ any number of replicas sees the same global batches. The functions `train_batche
         lambda context: train_batches(..., context=context)
     )
 
-A batch is {"image": float32 [b, H, W, 3] in [0, 1], "targets": {task: int32 [b, H, W]
-or float32 [b, H, W, C]}, "masks": {task: float32 [b, H, W]}, "index": int64 [b] (the
-example's number in its split, -1 for padding), "position": int64 [b] (the example's
-place in the global batch), "step": int64 [] (the number of the global batch)}.
+A batch is {"image": float32 [b, H, W, C] in [0, 1], "targets": {task: int32 [b,
+*places] for classes, else float32 [b, *places, channels]}, "masks": {task: float32 [b,
+*places]}, "index": int64 [b] (the example's number in its split, -1 for padding),
+"position": int64 [b] (the example's place in the global batch), "step": int64 [] (the
+number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import picture
 from mtr_tf.data import source
 from mtr_tf.data.augment import Augment
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
 
 if TYPE_CHECKING:
     from mtr_tf.data.source import Columns
@@ -38,11 +42,13 @@ if TYPE_CHECKING:
 # AutoGraph would look for Python's control flow, for seconds, where there is none.
 _as_it_is = tf.autograph.experimental.do_not_convert
 _ONE_PIPELINE = tf.distribute.InputContext()
+# Records, or names of the eleven.
+Tasks = Iterable[str | Task] | Mapping[str, Task]
 
 
 def gather(
     columns: Columns,
-    tasks: Sequence[str],
+    tasks: Tasks,
     indices: np.ndarray,
     num_classes: int | None = None,
 ) -> dict[str, Any]:
@@ -52,9 +58,11 @@ def gather(
 
     Args:
         columns: the split to read from.
-        tasks: canonical names; tasks defined by the picture are computed here.
+        tasks: the tasks, as of `DatasetInfo.tasks`; names are those of the eleven.
+            What the picture defines is computed here.
         indices: int [b]; -1 asks for padding: zero image, zero targets, zero masks.
-        num_classes: labels must be below that; None: they are not checked.
+        num_classes: what labels must be below, of tasks that do not say how many
+            classes they have; None: theirs are not checked.
 
     Returns:
         The batch described in the module's docstring without "position" and "step".
@@ -75,14 +83,14 @@ def gather(
 
     images = columns.images[rows]
     targets, masks = {}, {}
-    for task in tasks:
+    for name, task in tasks_lib.task_set(tasks).items():
         target, mask = _read_task(columns, task, images, rows)
-        integral = np.issubdtype(target.dtype, np.integer)
-        if integral and target.ndim == 3 and num_classes is not None:
-            source.check_labels(task, target, mask, rows, num_classes)
-        targets[task] = pad(target, np.int32 if integral else np.float32)
-        masks[task] = pad(mask, np.float32)
-    image = pad(images.astype(np.float32) / np.float32(255), np.float32)
+        count = task.output_channels(num_classes)
+        if task.discrete and count:
+            source.check_labels(name, target, mask, rows, count)
+        targets[name] = pad(target, np.int32 if task.discrete else np.float32)
+        masks[name] = pad(mask, np.float32)
+    image = pad(picture.as_floats(images), np.float32)
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 
@@ -125,7 +133,7 @@ def eval_steps(n: int, batch_size: int) -> int:
 
 def train_batches(
     columns: Columns,
-    tasks: Sequence[str],
+    tasks: Tasks,
     *,
     batch_size: int,
     seed: int,
@@ -140,7 +148,7 @@ def train_batches(
 
     Args:
         columns: the split to read from.
-        tasks: canonical names of the tasks to read.
+        tasks: those to read, as for `gather`.
         batch_size: of the global batch.
         seed: at least 0; the order and the augmentation follow from it and the step.
         first_step: the first step to yield.
@@ -158,12 +166,13 @@ def train_batches(
     Raises:
         InputError: fewer examples than `batch_size` or `num_examples`; `batch_size` not
             divisible by the number of replicas; a negative seed; a crop larger than the
-            pictures.
+            pictures; a task that cannot be mirrored.
     """
     n = _first(columns, num_examples)
+    tasks = tasks_lib.task_set(tasks)
     train_indices(n, batch_size, seed, first_step)  # complains now, not in a thread
     if augment is not None:
-        augment.check(*columns.images.shape[1:3])
+        augment.check(*columns.images.shape[1:3], tasks)
     batches = _share(
         columns,
         tasks,
@@ -175,7 +184,7 @@ def train_batches(
     )
     if augment is not None:
         batches = batches.map(
-            _as_it_is(lambda batch: augment(batch, seed)),
+            _as_it_is(lambda batch: augment(batch, seed, tasks)),
             tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -184,7 +193,7 @@ def train_batches(
 
 def eval_batches(
     columns: Columns,
-    tasks: Sequence[str],
+    tasks: Tasks,
     *,
     batch_size: int,
     num_examples: int | None = None,
@@ -196,7 +205,7 @@ def eval_batches(
 
     Args:
         columns: the split to read from.
-        tasks: canonical names of the tasks to read.
+        tasks: those to read, as for `gather`.
         batch_size: of the global batch. All batches are full: the last one is padded
             with zero images of index -1 whose masks are zero.
         num_examples: how many examples from the start; None for all.
@@ -226,7 +235,7 @@ def eval_batches(
     ).prefetch(tf.data.AUTOTUNE)
 
 
-def examples(columns: Columns, tasks: Sequence[str]) -> tf.data.Dataset:
+def examples(columns: Columns, tasks: Tasks) -> tf.data.Dataset:
     """All examples {"image", "targets", "masks"}, unbatched, in index order."""
 
     def first(batch: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +291,7 @@ def _check_batch_size(batch_size: int) -> None:
 
 def _share(
     columns: Columns,
-    tasks: Sequence[str],
+    tasks: Tasks,
     indices_of: Callable[[int], np.ndarray],
     steps: range,
     batch_size: int,
@@ -292,6 +301,7 @@ def _share(
 ) -> tf.data.Dataset:
     """Reads, for each of `steps`, the shares of the replicas of one worker."""
     slices = replica_slices(batch_size, context)
+    tasks = tasks_lib.task_set(tasks)
 
     def read(number: int) -> dict[str, Any]:
         step, replica = divmod(int(number), len(slices))
@@ -340,19 +350,18 @@ def _tensor_function(
 
 def first_images(columns: Columns, count: int) -> np.ndarray:
     """Returns the first images, or all if there are fewer, float32 in [0, 1]."""
-    images = columns.images[np.arange(min(count, len(columns)))]
-    return images.astype(np.float32) / np.float32(255)
+    return picture.as_floats(columns.images[np.arange(min(count, len(columns)))])
 
 
 def _read_task(
-    columns: Columns, task: str, images: np.ndarray, rows: np.ndarray
+    columns: Columns, task: Task, images: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The target and the mask of one task for `rows`, whose `images` are read."""
-    stored = columns.targets.get(task)
-    target = picture.compute(task, images) if stored is None else stored[rows]
-    mask = columns.masks.get(task)
-    known = np.ones(target.shape[:3], bool) if mask is None else mask[rows]
-    return target, known
+    stored = columns.targets.get(task.name)
+    target = picture.compute(task.name, images) if stored is None else stored[rows]
+    mask = columns.masks.get(task.name)
+    places = target.shape if task.discrete else target.shape[:-1]
+    return target, np.ones(places, bool) if mask is None else mask[rows]
 
 
 @functools.lru_cache(maxsize=4)

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
 from mtr_tf.data import png
@@ -32,7 +33,6 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
-from mtr_tf.tasks import task_set
 
 # Class and the color that CamVid's authors and the SegNet tutorial paint it with.
 CLASSES = {
@@ -100,7 +100,7 @@ def open_source(
         image_shape=(size[0], size[1], 3),
         classes=tuple(CLASSES),
         colors=tuple(CLASSES.values()),
-        tasks=task_set(TASKS),
+        tasks=tasks_lib.task_set(TASKS),
         splits={split: len(pairs) for split, pairs in splits.items()},
         mean=MEAN,
         std=STD,

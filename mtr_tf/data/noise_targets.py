@@ -22,18 +22,19 @@ from mtr_tf.data.source import DatasetInfo
 class NoiseColumn:
     """Random targets, a function of (seed, task, row) alone; see `Columns.targets`.
 
-    Classes are uniform; normals are uniform over the sphere; other maps are uniform
-    between `low` and `high`. Each pixel is drawn by itself.
+    Classes are uniform, and so is whether a label is there; directions are uniform over
+    the sphere; other values are uniform between `low` and `high`. Each place is drawn
+    by itself.
 
     Attributes:
-      task: Name of the task.
-      shape: `[N, H, W]` of classes, or `[N, H, W, C]`.
-      low: Of a map's values.
-      high: Of a map's values; of classes, how many there are.
+      task: The task.
+      shape: `[N, *places]` of classes, or `[N, *places, channels]`.
+      low: Of values.
+      high: Of values; of classes, how many there are.
       seed: Equal seeds give equal targets.
     """
 
-    task: str
+    task: tasks_lib.Task
     shape: tuple[int, ...]
     low: float
     high: float
@@ -42,7 +43,7 @@ class NoiseColumn:
     @property
     def dtype(self) -> np.dtype:
         """int32 of classes, else float32."""
-        return np.dtype(np.int32 if len(self.shape) == 3 else np.float32)
+        return np.dtype(np.int32 if self.task.discrete else np.float32)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -51,11 +52,13 @@ class NoiseColumn:
         return np.stack([self._row(int(row)) for row in rows])
 
     def _row(self, row: int) -> np.ndarray:
-        name = zlib.crc32(self.task.encode())
+        name = zlib.crc32(self.task.name.encode())
         rng = np.random.default_rng((self.seed, name, row))
-        if len(self.shape) == 3:
+        if self.task.discrete:
             return rng.integers(int(self.high), size=self.shape[1:], dtype=np.int32)
-        if self.task == "normal":
+        if self.task.kind == "labels":
+            return rng.integers(2, size=self.shape[1:]).astype(np.float32)
+        if self.task.kind == "directions":
             vectors = rng.normal(size=self.shape[1:])
             unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
             return unit.astype(np.float32)
@@ -69,17 +72,18 @@ def replace(
 ) -> Columns:
     """Returns the columns with noise as the targets of some tasks; masks stay.
 
-    Maps get values over the range that the data set gives of them, else [0, 1].
+    Values are over the range that the data set gives of them, else [0, 1].
     """
-    height, width = columns.images.shape[1:3]
     targets = dict(columns.targets)
     for name in tasks:
-        task = tasks_lib.TASKS[name]
-        shape: tuple[int, ...] = (len(columns), height, width)
+        task = info.tasks[name]
+        channels = task.output_channels(info.num_classes)
+        stored = targets.get(name)
+        shape = columns.images.shape[:3] if stored is None else stored.shape
+        if stored is None and not task.discrete:
+            shape = (*shape, channels)
         low, high = info.ranges.get(name, (0.0, 1.0))
         if task.discrete:
-            low, high = 0, info.num_classes
-        else:
-            shape = (*shape, task.output_channels(info.num_classes))
-        targets[name] = NoiseColumn(name, shape, low, high, seed)
+            low, high = 0, channels
+        targets[name] = NoiseColumn(task, tuple(shape), low, high, seed)
     return dataclasses.replace(columns, targets=targets)

@@ -150,7 +150,7 @@ def _function(work: str) -> Callable[[Any], Arrays]:
 def _read(path: pathlib.Path) -> Arrays | None:
     """A part; None, with a line, for a damaged one, as its checksums (CRC) show."""
     try:
-        with np.load(path) as file:
+        with files.opened(path) as plain, np.load(plain) as file:
             return dict(file)
     except files.DAMAGED as error:
         if getattr(error, "errno", None):  # The system's, such as too many open files.

@@ -2,9 +2,10 @@
 """Targets that a picture defines by itself, so that every data set has them.
 
 With Y the luminance (ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B) of a picture in [0, 1],
+or its one channel if it is grey,
 s = (1, 2, 1) / 4 and d = (-1, 0, 1):
 
-*   `autoencoder` is the picture.
+*   `autoencoder` is the picture, of as many channels as it has.
 *   `edge_texture` is Sobel's gradient magnitude |g| with gx = s down, d across and
     gy = d down, s across. A straight edge of height h along an axis gives h on either
     side of it; the most is sqrt(5) / 2 = 1.118, at a corner from 0 to 1.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import numpy as np
 
 _LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)
+_LUMINOUS = (1, 3)  # Channels of pictures that have a luminance.
 _WINDOW_SIGMA = 1.0
 _WINDOW_RADIUS = 3
 _HALF_RESPONSE = np.float32(0.05**2)
@@ -34,12 +36,20 @@ def compute(task: str, images: np.ndarray) -> np.ndarray:
 
     Args:
       task: One of `TASKS`.
-      images: `[batch, H, W, 3]`, uint8 or float in [0, 1].
+      images: `[batch, H, W, C]`, uint8 or float in [0, 1].
     """
     return TASKS[task](images)
 
 
-def autoencoder(images: np.ndarray) -> np.ndarray:
+def of_channels(count: int) -> tuple[str, ...]:
+    """Returns the tasks that pictures of so many channels define.
+
+    Edges and corners are those of the luminance, which only colour and grey have.
+    """
+    return tuple(TASKS) if count in _LUMINOUS else ("autoencoder",)
+
+
+def as_floats(images: np.ndarray) -> np.ndarray:
     """Returns uint8 images divided by 255, and others as they are, in float32."""
     scale = 255 if images.dtype == np.uint8 else 1
     return images.astype(np.float32) / np.float32(scale)
@@ -62,16 +72,23 @@ def keypoints2d(images: np.ndarray) -> np.ndarray:
 
 def _gradient(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns Sobel's (across, down) of the luminance, each `[batch, H, W]`."""
-    red, green, blue = np.moveaxis(autoencoder(images), -1, 0)
-    # Written out: the rounding of a matrix product depends on a pixel's place.
-    luminance = red * _LUMINANCE[0] + green * _LUMINANCE[1] + blue * _LUMINANCE[2]
-    padded = np.pad(luminance, ((0, 0), (1, 1), (1, 1)), "symmetric")
+    padded = np.pad(_luminance(images), ((0, 0), (1, 1), (1, 1)), "symmetric")
     above, here, below = padded[:, :-2], padded[:, 1:-1], padded[:, 2:]
     smooth = (above + below) * 0.25 + here * 0.5
     across = smooth[..., 2:] - smooth[..., :-2]
     rise = below - above
     down = (rise[..., 2:] + rise[..., :-2]) * 0.25 + rise[..., 1:-1] * 0.5
     return across, down
+
+
+def _luminance(images: np.ndarray) -> np.ndarray:
+    """Returns `[batch, H, W]` of colour or grey images."""
+    images = as_floats(images)
+    if images.shape[-1] == 1:
+        return images[..., 0]
+    red, green, blue = np.moveaxis(images, -1, 0)
+    # Written out: the rounding of a matrix product depends on a pixel's place.
+    return red * _LUMINANCE[0] + green * _LUMINANCE[1] + blue * _LUMINANCE[2]
 
 
 def _window(values: np.ndarray) -> np.ndarray:
@@ -102,5 +119,5 @@ def _smooth(values: np.ndarray, axis: int) -> np.ndarray:
 TASKS = {
     "edge_texture": edge_texture,
     "keypoints2d": keypoints2d,
-    "autoencoder": autoencoder,
+    "autoencoder": as_floats,
 }

@@ -13,27 +13,32 @@ array_record files, without holding it in memory.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import functools
 import hashlib
 import io
 import os
 import pathlib
+import re
 import shutil
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
+_CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
+_INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
 
 
@@ -99,17 +104,17 @@ def prepare(
       The builder of the prepared data set.
 
     Raises:
-      InputError: the folder cannot be written, or the disk is full; also what the
-        builder raises.
+      InputError: the folder cannot be written, or the disk is full, or what is there
+        is damaged; also what the builder raises.
     """
-    builder, done = _builder(make, root)
+    builder, done = opened(make, root)
     if done:
         return builder
     try:
         root.mkdir(parents=True, exist_ok=True)
         name = f"{builder.name}-{builder.builder_config.name}"
         with _lock(root / f".{name}.lock", what):
-            builder, done = _builder(make, root)
+            builder, done = opened(make, root)
             if not done:
                 with stopping.saying(lambda: _kept(builder, what)):
                     _make(builder)
@@ -133,13 +138,71 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _builder(
+def opened(
     make: Callable[[pathlib.Path], tfds.core.DatasetBuilder], root: pathlib.Path
 ) -> tuple[tfds.core.DatasetBuilder, bool]:
-    """The builder, and whether its data are there."""
+    """The builder, and whether its data are there, and as they were written."""
     with quiet():
-        builder = make(root)
-        return builder, builder.is_prepared()
+        elsewhere = root / ".none"  # What is prepared, it would read.
+        place = pathlib.Path(make(elsewhere).data_dir).relative_to(elsewhere)
+        with damage_explained(root / place):
+            if (root / place).exists():
+                _check_contents(root / place)
+            builder = make(root)
+            return builder, builder.is_prepared()
+
+
+@contextlib.contextmanager
+def damage_explained(folder: str | os.PathLike) -> Iterator[None]:
+    """Tells of any error as of damage to the prepared data in a folder.
+
+    TFDS and the libraries that it reads with raise nearly every kind on a damaged file.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        text = str(error).strip() or repr(error)
+        if os.strerror(errno.EMFILE) in text:
+            raise
+        # Without what TensorFlow says of the operation that met the damage.
+        reason = re.sub(r"^{{.*?}} | \[Op:.*", "", text.splitlines()[0])[:200]
+        raise InputError(
+            f"the prepared data in {folder} are damaged ({reason}); delete that "
+            "folder, and the same command makes it again."
+        ) from error
+
+
+def _contents(folder: pathlib.Path) -> dict[str, Any]:
+    """What `_CONTENTS` says of a folder."""
+    sizes = {
+        file.name: file.stat().st_size
+        for file in files.listed(folder)
+        if file.is_file() and file.name != _CONTENTS
+    }
+    return {"sizes": sizes, "info": files.digest(files.read_json(folder / _INFO))}
+
+
+def _check_contents(folder: pathlib.Path) -> None:
+    """Raises `ValueError` where a folder is not as it was written.
+
+    Those of versions before 0.3 do not say; what is damaged there shows when it is
+    read.
+    """
+    for file in files.listed(folder):
+        if not file.is_file():  # TFDS would wait for a pipe.
+            raise ValueError(f"{file.name} is no file")
+    if not (folder / _INFO).exists():
+        raise ValueError(f"{_INFO} is missing")
+    if not (folder / _CONTENTS).exists():
+        return
+    written, found = files.read_json(folder / _CONTENTS), _contents(folder)
+    for name, size in written["sizes"].items():
+        if found["sizes"].get(name) != size:
+            raise ValueError(f"{name} is missing or of another size")
+    if found["info"] != written["info"]:
+        raise ValueError(f"{_INFO} was changed")
 
 
 @contextlib.contextmanager
@@ -147,10 +210,10 @@ def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
     """Holds a lock that ends with the process, however that ends."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file)
         except BlockingIOError:
             logging.info("Another process is making %s; waiting for it.", what)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            files.lock(file, wait=True)
         yield
 
 
@@ -167,6 +230,8 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
             builder.download_and_prepare()
     finally:
         bars.display_progress_bar(shown)
+    made = pathlib.Path(builder.data_dir)
+    files.write_json(made / _CONTENTS, _contents(made))
     if hasattr(builder, "parts"):
         shutil.rmtree(builder.parts, ignore_errors=True)
 
@@ -190,10 +255,12 @@ class _Records:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self._source = builder.as_data_source(
-            split=split,
-            deserialize_method=tfds.core.decode.DeserializeMethod.RAW_BYTES,
-        )
+        self.folder = str(builder.data_dir)
+        with damage_explained(self.folder):
+            self._source = builder.as_data_source(
+                split=split,
+                deserialize_method=tfds.core.decode.DeserializeMethod.RAW_BYTES,
+            )
         self._local = threading.local()
 
     def __len__(self) -> int:
@@ -246,7 +313,8 @@ class Column:
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
         rows = np.arange(len(self))[rows]
         values = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-        for place, record in enumerate(self._records.read(rows.tolist())):
-            example = self._features.deserialize_example_np(record)
-            values[place] = example[self._name]
+        with damage_explained(self._records.folder):
+            for place, record in enumerate(self._records.read(rows.tolist())):
+                example = self._features.deserialize_example_np(record)
+                values[place] = example[self._name]
         return values

@@ -34,7 +34,8 @@ class DatasetInfo:
       std: standard deviation of the training pictures, per channel.
       ranges: by task the (low, high) that a scalar map is painted between.
       units: by task the unit of its targets, where it is not the task's usual one.
-      class_weights: weight of each class of `seg` in the training loss; empty: all 1.
+      class_weights: weight of each of `classes` in the training loss, or those of
+        each task's classes by task; empty: all 1.
     """
 
     name: str
@@ -47,7 +48,7 @@ class DatasetInfo:
     std: tuple[float, ...]
     ranges: Mapping[str, tuple[float, float]]
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] | Mapping[str, tuple[float, ...]] = ()
 
     def __post_init__(self):
         """Gives the tasks the classes of the data set, where they have no own."""
@@ -61,8 +62,15 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of `seg`."""
+        """Number of `classes`."""
         return len(self.classes)
+
+    def weights_of(self, task: tasks_lib.Task) -> tuple[float, ...]:
+        """Returns the weight of each class of a task in training; empty: all 1."""
+        if isinstance(self.class_weights, Mapping):
+            return tuple(self.class_weights.get(task.name, ()))
+        has_these = task.discrete and task.classes == self.classes
+        return self.class_weights if has_these else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +113,12 @@ class Columns:
     for `column[rows]` with int64 `rows`.
 
     Attributes:
-      images: uint8 [N, H, W, 3].
-      targets: by task [N, H, W] integer labels or [N, H, W, C] float32. Tasks that are
-        computed from the picture (`autoencoder`, `edge_texture`, `keypoints2d`) are
-        not stored; see `mtr_tf.data.picture`.
-      masks: by task bool [N, H, W], False where the target is not known. A task that
-        is absent here is known everywhere.
+      images: [N, H, W, C], uint8, or float32 in [0, 1].
+      targets: by task [N, *places] integer labels of classes, or [N, *places, channels]
+        float32. Tasks that are computed from the picture (`autoencoder`,
+        `edge_texture`, `keypoints2d`) are not stored; see `mtr_tf.data.picture`.
+      masks: by task bool [N, *places], False where the target is not known. A task
+        that is absent here is known everywhere.
       names: each example's own name, such as Cityscapes' `CITY_SEQUENCE_FRAME`; empty
         where examples have none.
       groups: which images depend on each other; None where none do.
@@ -171,8 +179,8 @@ def check_labels(
 
     Args:
       task: whose labels they are.
-      target: integer [n, H, W].
-      mask: [n, H, W], zero where the label is not known.
+      target: integer [n, *places].
+      mask: [n, *places], zero where the label is not known.
       rows: the numbers of the n examples.
       num_classes: how many classes there are.
     """
@@ -182,5 +190,5 @@ def check_labels(
         raise InputError(
             f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
             f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
-            "such pixels, or let the data set have more classes."
+            "it, or let the data set have more classes."
         )

@@ -29,6 +29,7 @@ from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import table
 
 _SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
@@ -83,12 +84,14 @@ class Evaluation:
     examples: Examples | None
 
 
-def values(rows: Rows) -> dict[str, dict[str, float]]:
-    """Metrics over all images of the rows; NaN where nothing was counted."""
+def values(
+    rows: Rows, tasks: Mapping[str, Task] = table.TASKS
+) -> dict[str, dict[str, float]]:
+    """Metrics of tasks over all images of the rows; NaN where nothing was counted."""
     return {
         task: {
             metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
-            for metric in table.TASKS[task].metrics
+            for metric in tasks[task].metrics
         }
         for task in rows
     }

@@ -364,11 +364,21 @@ class Cell:
         The same ones for every image and task; see `attacks.random_pixels`.
         """
         goal = self.objective
+        if goal.pixels > height * width:
+            raise InputError(
+                f"--attack_pixels must be at most {height * width}, the pixels of a "
+                f"{height}x{width} output; got {goal.pixels}."
+            )
         if goal.pixels:
             return attacks.random_pixels(height, width, goal.pixels, self.seed)
         if goal.block:
             rows, columns, *place = goal.block
             top, left = place or ((height - rows) // 2, (width - columns) // 2)
+            if top < 0 or left < 0 or top + rows > height or left + columns > width:
+                raise InputError(
+                    f"--attack_block must lie inside {height}x{width} pixels, got "
+                    f"{rows}x{columns} at row {top}, column {left}."
+                )
             return attacks.block(height, width, top, left, rows, columns)
         return None
 
@@ -428,6 +438,7 @@ def make_cells(
         discrete = any(tasks_lib.TASKS[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)
+    _check_used(config, groups)
     if not cells:
         raise InputError(
             f"--attack={','.join(config.attack)} with "
@@ -436,6 +447,18 @@ def make_cells(
             "loss a task of its kind."
         )
     return list(dict.fromkeys(cells))
+
+
+def _check_used(config: AttackConfig, groups: Sequence[Sequence[str]]) -> None:
+    """Raises `InputError` for a loss that no attack would raise."""
+    tasks = dict.fromkeys(task for group in groups for task in group)
+    named = [loss for loss in config.attack_loss if loss != OWN_LOSS]
+    for name in (part for loss in named for part in loss.split("+")):
+        if not any(_attack_loss(name).fits(tasks_lib.TASKS[task]) for task in tasks):
+            raise InputError(
+                f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
+                f"fits none of the attacked tasks, {', '.join(tasks)}; leave it out."
+            )
 
 
 def _attack_loss(name: str) -> Any:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import keras
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.models import drn
 from mtr_tf.models import resnet
 from mtr_tf.models import small
@@ -17,9 +19,12 @@ from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
 from mtr_tf.models.multitask import check_image_shape
-from mtr_tf.tasks.names import resolve
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import task_set
 
-__all__ = ["MODELS", "build", "check_image_size", "normalization"]
+__all__ = ["MODELS", "build", "check_image_size", "check_name", "normalization"]
 
 
 def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
@@ -73,14 +78,14 @@ MODELS = {
 
 def build(
     name: str,
-    tasks: Sequence[str],
+    tasks: str | Iterable[str | Task] | Mapping[str, Task],
     image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None = None,
     decoders: str = "separate",
-    mean: Sequence[float] = (0.5, 0.5, 0.5),
-    std: Sequence[float] = (0.25, 0.25, 0.25),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int = 0,
     sync_batch_norm: bool = False,
 ) -> keras.Model:
@@ -91,21 +96,25 @@ def build(
 
     Args:
       name: Key of MODELS.
-      tasks: Names of tasks, aliases or letters; the outputs come in this order.
-      image_shape: (height, width, 3); the sides must be multiples of the model's
+      tasks: Tasks, or names, aliases or letters of the eleven; the outputs come in this
+        order.
+      image_shape: (height, width, channels); the sides must be multiples of the model's
         stride (32 for ResNets, 8 for DRNs, 4 for the others); None: any such.
-      num_classes: Channels of the tasks that predict classes; may be None without one.
+      num_classes: Channels of the tasks that predict classes and do not say how many;
+        may be None without one.
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task a decoder of its own; "shared" leaves it
         only a last convolution.
-      mean: Per colour, what the layer "normalize" subtracts from images in [0, 1].
-      std: Per colour, what it then divides by.
+      mean: Per channel, what the layer "normalize" subtracts from images in [0, 1];
+        None: 0.5 each.
+      std: Per channel, what it then divides by; None: 0.25 each.
       seed: Of the initial weights.
       sync_batch_norm: Whether batch statistics are taken over all replicas.
 
     Returns:
-      A functional model from float32 [batch, H, W, 3] in [0, 1] to a dict of float32
-      [batch, H, W, channels] (logits for classes) under any precision policy.
+      A functional model from float32 [batch, H, W, C] in [0, 1] to a dict of float32
+      [batch, H, W, channels], or [batch, channels] for tasks of one value per image
+      (logits for classes and labels), under any precision policy.
 
     Raises:
       InputError: If a setting cannot be used; the message says what would do.
@@ -113,7 +122,7 @@ def build(
     return assemble(
         name,
         _architecture(name),
-        resolve(tasks),
+        _task_set(tasks),
         image_shape,
         num_classes,
         width=width,
@@ -134,16 +143,30 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     return tuple(round(m, 12) for m in mean), std
 
 
+def check_name(name: str) -> None:
+    """Raises `InputError` unless there is a model of that name."""
+    _architecture(name)
+
+
 def check_image_size(name: str, size: Sequence[int | None]) -> None:
     """Raises `InputError` unless a model takes pictures of size (height, width)."""
     check_image_shape(name, (*size, 3), _architecture(name).stride)
 
 
+def _task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
+    """Tasks as a set, each of another name, at least one."""
+    if isinstance(tasks, str | Mapping):
+        return task_set(tasks)
+    tasks = tuple(tasks)
+    if all(isinstance(task, str) for task in tasks):
+        return TASKS.select(tasks)
+    return task_set(tasks)
+
+
 def _architecture(name: str) -> Architecture:
     if name not in MODELS:
-        close = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name, MODELS)
         raise InputError(
-            f"Unknown model {name!r}: {hint}The models are {', '.join(MODELS)}."
+            f"Unknown model {name!r}.{hint} The models are {', '.join(MODELS)}."
         )
     return MODELS[name]

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import keras
 
-from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
 from mtr_tf.models.layers import BilinearUpSampling
 from mtr_tf.models.layers import Blocks
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 
 DECODERS = ("separate", "shared")
 
@@ -46,21 +47,24 @@ class Architecture:
 def assemble(
     name: str,
     architecture: Architecture,
-    tasks: Sequence[str],
+    tasks: TaskSet,
     image_shape: Sequence[int | None],
     num_classes: int | None,
     *,
     width: int | None,
     decoders: str,
-    mean: Sequence[float],
-    std: Sequence[float],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
     blocks: Blocks,
 ) -> keras.Model:
     """Checks the settings and builds the model; `mtr_tf.models.build` explains them."""
     width = architecture.width if width is None else width
     check_image_shape(name, image_shape, architecture.stride)
-    _check_classes(tasks, num_classes)
-    _check_settings(width, decoders, mean, std)
+    _check_tasks(tasks, num_classes)
+    channels = image_shape[2]
+    mean = (0.5,) * channels if mean is None else mean
+    std = (0.25,) * channels if std is None else std
+    _check_settings(width, decoders, mean, std, channels)
 
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
@@ -68,15 +72,18 @@ def assemble(
     shared, outputs = None, {}
     if decoders == "shared":
         shared = architecture.decoder(blocks, features, width, "decoder_shared")
-    for task in tasks:
+    for task, record in tasks.items():
         decoded = (
             shared
             if shared is not None
             else architecture.decoder(blocks, features, width, f"decoder_{task}")
         )
-        channels = task_table.TASKS[task].output_channels(num_classes or 0)
-        output = architecture.head(blocks, decoded, channels, f"head_{task}")
-        outputs[task] = _finish(output, architecture, task)
+        channels = record.output_channels(num_classes)
+        if record.is_map:
+            output = architecture.head(blocks, decoded, channels, f"head_{task}")
+            outputs[task] = _finish(output, architecture, task)
+        else:
+            outputs[task] = _pooled(blocks, decoded, channels, task)
     return keras.Model(image, outputs, name=name)
 
 
@@ -105,13 +112,24 @@ def _finish(x, architecture, task):
     )(x)
 
 
+def _pooled(blocks, x, channels, task):
+    """One value per image: the features' mean, float32, and a dense layer."""
+    x = keras.layers.GlobalAveragePooling2D(name=f"pool_{task}", dtype="float32")(x)
+    return keras.layers.Dense(
+        channels,
+        kernel_initializer=blocks.uniform(x.shape[-1], f"head_{task}"),
+        name=f"head_{task}",
+        dtype="float32",
+    )(x)
+
+
 def check_image_shape(
     name: str, image_shape: Sequence[int | None], stride: int
 ) -> None:
     """Raises InputError unless the sides are multiples of the stride, or None."""
-    if len(image_shape) != 3 or image_shape[2] != 3:
+    if len(image_shape) != 3 or not image_shape[2] or image_shape[2] < 1:
         raise InputError(
-            f"image_shape must be (height, width, 3), got {tuple(image_shape)}."
+            f"image_shape must be (height, width, channels), got {tuple(image_shape)}."
         )
     sides = image_shape[:2]
     if all(side is None or (side > 0 and side % stride == 0) for side in sides):
@@ -125,25 +143,34 @@ def check_image_shape(
     )
 
 
-def _check_classes(tasks, num_classes):
-    for task in tasks:
-        discrete = task_table.TASKS[task].discrete
-        if discrete and (num_classes is None or num_classes < 2):
+def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
+    for task in tasks.values():
+        _check_places(task)
+        if task.discrete and task.output_channels(num_classes) < 2:
             raise InputError(
-                f"num_classes must be at least 2 for the task {task}, got "
-                f"{num_classes}."
+                f"num_classes must be at least 2 for the task {task.name}, got "
+                f"{task.channels if task.channels else num_classes}."
             )
 
 
-def _check_settings(width, decoders, mean, std):
+def _check_places(task: Task) -> None:
+    if not task.is_map and task.axes:
+        raise InputError(
+            "The models here have heads for maps and for one value per image, and "
+            f"targets of the task {task.name} have {task.axes} axes of places; leave "
+            "it out of --tasks, or build the model yourself: --model=module:function."
+        )
+
+
+def _check_settings(width, decoders, mean, std, channels):
     if not _is_integer(width) or width < 1:
         raise InputError(f"width must be a whole number, 1 or more, got {width}.")
     if decoders not in DECODERS:
         raise InputError(f"decoders must be {' or '.join(DECODERS)}, got {decoders!r}.")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise InputError(
-            "mean and std must have three numbers each, one per colour, and std must "
-            f"be above 0; got mean {tuple(mean)} and std {tuple(std)}."
+            f"mean and std must have {channels} numbers each, one per channel, and std "
+            f"must be above 0; got mean {tuple(mean)} and std {tuple(std)}."
         )
 
 

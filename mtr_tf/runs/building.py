@@ -25,14 +25,15 @@ def open_source(config: TrainConfig) -> Source:
 
 def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
     """The untrained model of a run."""
+    channels = info.image_shape[2]
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.precision)
     try:
         model = models.build(
             config.model,
-            config.tasks,
+            info.tasks.select(config.tasks),
             # With crops, training and evaluation differ in size.
-            (None, None, 3) if config.parsed_crop else info.image_shape,
+            (None, None, channels) if config.parsed_crop else info.image_shape,
             len(info.classes),
             width=config.width or None,
             decoders=config.decoders,

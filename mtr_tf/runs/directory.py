@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -24,9 +25,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 from typing import Any
 
 import mtr_tf
+from mtr_tf import data
 from mtr_tf import files
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
@@ -34,7 +38,9 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import checkpoints
-from mtr_tf.tasks import names
+
+if TYPE_CHECKING:
+    from mtr_tf.tasks import TaskSet
 
 
 def environment() -> dict[str, Any]:
@@ -83,43 +89,52 @@ def _commit() -> str | None:
 def canonical(config: TrainConfig) -> TrainConfig:
     """The settings as a run keeps them: every task by its one name.
 
-    This is the edge: whoever gets these settings resolves no name again.
+    This is the edge: whoever gets these settings resolves no name again. Tasks that a
+    data set of the user's own brings are called as they are there.
 
     Raises:
       InputError: A task is unknown, or named twice.
     """
+    own = functools.partial(data.canonical_tasks, config.dataset)
     adversarial = config.adversarial_tasks
     if adversarial not in ("", "main", "all"):
-        adversarial = "+".join(names.resolve(adversarial.split("+")))
+        adversarial = "+".join(own(adversarial.split("+")))
     return dataclasses.replace(
         config,
-        tasks=names.resolve(config.tasks),
-        main_tasks=names.resolve(config.main_tasks) if config.main_tasks else (),
-        random_targets=(
-            names.resolve(config.random_targets) if config.random_targets else ()
-        ),
-        task_losses=tuple(map(_canonical_loss, config.task_losses)),
+        tasks=own(config.tasks),
+        main_tasks=own(config.main_tasks) if config.main_tasks else (),
+        random_targets=own(config.random_targets) if config.random_targets else (),
+        task_losses=tuple(_canonical_loss(pair, own) for pair in config.task_losses),
         adversarial_tasks=adversarial,
     )
 
 
-def _canonical_loss(pair: str) -> str:
+def _canonical_loss(pair: str, own: Callable[[str], tuple[str, ...]]) -> str:
     """`A:l1` as `autoencoder:l1`; what is no pair as it is."""
     task, separator, loss = pair.partition(":")
-    return f"{names.resolve(task)[0]}:{loss}" if separator else pair
+    return f"{own(task)[0]}:{loss}" if separator else pair
 
 
 def default_workdir(config: TrainConfig) -> pathlib.Path:
     """A readable name for a run, of what people vary most."""
-    tasks = "-".join(names.resolve(config.tasks))
+    tasks = "-".join(data.canonical_tasks(config.dataset, config.tasks))
     dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
     return pathlib.Path("runs", f"{dataset}-{config.model}-{tasks}-seed{config.seed}")
 
 
-def write_config(workdir: pathlib.Path, config: TrainConfig) -> None:
-    """Writes config.json and train.flags of a new run."""
+def write_config(
+    workdir: pathlib.Path, config: TrainConfig, tasks: TaskSet | None = None
+) -> None:
+    """Writes config.json and train.flags of a new run.
+
+    Args:
+      workdir: The run directory.
+      config: The run's settings.
+      tasks: Those of the run, as its data set has them; None where nobody knows.
+    """
+    known = {"tasks": [task.to_dict() for task in tasks.values()]} if tasks else {}
     files.write_json(
-        workdir / "config.json", {"train": config.to_dict(), **environment()}
+        workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
     lines = [
         f"# Repeats this run: python -m mtr_tf.train --flagfile={workdir}/train.flags "
@@ -233,18 +248,25 @@ def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:
     return longer
 
 
-def begin(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> None:
-    """Makes a checked directory, which is locked now, that of a run, or a longer one.
+def begin(
+    workdir: pathlib.Path,
+    config: TrainConfig,
+    resume: bool,
+    tasks: TaskSet | None = None,
+) -> None:
+    """Makes a checked directory, which is locked now, that of a run (`write_config`).
+
+    Or that of a longer one: then its model is not the end any more, and goes.
 
     Raises:
       InputError: Another run came first meanwhile.
     """
     check_workdir(workdir, config, resume)
     old = read_config(workdir)
-    if old and old.epochs < config.epochs:  # Its model is not the end any more.
+    if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
     if old is None or old.epochs < config.epochs:
-        write_config(workdir, config)
+        write_config(workdir, config, tasks)
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

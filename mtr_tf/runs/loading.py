@@ -88,13 +88,23 @@ class Run:
         return dataclasses.replace(self, model=model)
 
 
-def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -> Run:
+def load_run(
+    ckpt: str,
+    single_task: tuple[str, ...] = (),
+    data_dir: str = "",
+    dataset: str = "",
+    flag: str = "--ckpt",
+) -> Run:
     """Loads a run directory, a checkpoint in one, or a `.keras` file.
 
     Args:
       ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
       single_task: for a `.keras` file with one unnamed output, the task it predicts.
       data_dir: where the run's data set is now; empty: where it was in training.
+      dataset: the data set that the user has named, which `data_dir` is of; empty: that
+        of the run. A checkpoint's model is built for its data set, which must be named
+        if it is a user's own: see `check_named`.
+      flag: that which says `ckpt`.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code
@@ -111,8 +121,8 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
-            "--ckpt must be a run directory of mtr_tf.train, a checkpoint in one, or a "
-            f".keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
+            f"a .keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
@@ -120,10 +130,28 @@ def load_run(ckpt: str, single_task: tuple[str, ...] = (), data_dir: str = "") -
     if path.suffix == ".keras":
         model = _load_keras(path)
     else:
-        config = dataclasses.replace(config, data_dir=data_dir or config.data_dir)
+        check_named(config.dataset, dataset, root)
+        if data_dir and dataset in ("", config.dataset):
+            config = dataclasses.replace(config, data_dir=data_dir)
         model, step = _restore(root, path, config)
         logging.info("this is the model after %d steps, from a checkpoint", step)
     return Run(model, tuple(model.output), config, root, fingerprint(model), step)
+
+
+def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
+    """Raises `InputError` for code that only a file names, which may be anybody's.
+
+    Args:
+      dataset: What the settings of a run say.
+      given: What the user has said, with `--dataset`.
+      root: The run's directory.
+    """
+    if ":" in dataset and dataset != given:
+        raise InputError(
+            f"{root} was trained on the data of {dataset}, a function that only its "
+            "config.json names, and code that a file names is not run unasked; give "
+            f"--dataset={dataset} if you trust that module."
+        )
 
 
 def _what_is(path: pathlib.Path) -> str:
@@ -183,7 +211,7 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
 
 def _load_keras(path: pathlib.Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file {path}; check --ckpt.")
+        raise InputError(f"there is no file {path}; check the path.")
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is no .keras file that can be loaded here: it is truncated, or "
@@ -219,6 +247,7 @@ def open_data(config: AttackConfig, run: Run, tasks: Sequence[str]) -> Source:
             f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
             "package.module:function for data of your own (docs/own_data.md)."
         )
+    check_named(name, config.dataset, run.directory)
     if trained and trained.dataset != name:
         trained = None  # Then its settings say nothing of this data set.
     size = config.parsed_image_size or (trained.parsed_image_size if trained else None)

@@ -50,7 +50,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
       FileNotFoundError: There is no such file.
       Exception: One of files.DAMAGED; a checksum among other things is not what it was.
     """
-    content, arrays_path = json.loads(path.read_text()), path.with_suffix(".npz")
+    content, arrays_path = files.read_json(path), path.with_suffix(".npz")
     checksum = content.pop(_CHECKSUM, None)
     if checksum is not None and checksum != files.digest(content):
         raise ValueError("its checksum is another")
@@ -143,5 +143,5 @@ def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
 
 def read_arrays(path: pathlib.Path, prefix: str = "") -> dict[str, np.ndarray]:
     """The arrays of an .npz file whose names begin so; raises one of files.DAMAGED."""
-    with np.load(path, allow_pickle=False) as file:
+    with files.opened(path) as plain, np.load(plain, allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name.startswith(prefix)}

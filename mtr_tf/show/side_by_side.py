@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.show import curves
 from mtr_tf.show import style
 from mtr_tf.show import tables
@@ -174,14 +177,32 @@ def compare(
             if one:
                 found.append(one)
     if not found:
-        named = ", ".join(tasks) if tasks else "any task"
-        what = f" and {metric!r}" if metric else ""
-        raise InputError(
-            f"All runs must have attacked {named} alone, with results of it{what}, to "
-            "be compared; run mtr_tf.attack with --attack_tasks="
-            f"{tasks[0] if tasks else 'each'} on them."
-        )
+        raise InputError(_nothing(models, shared, tasks, metric))
     return found
+
+
+def _nothing(
+    models: Sequence[Model], shared: Sequence[tuple], tasks: Sequence[str], metric: str
+) -> str:
+    """Why there is nothing to compare, and what there is."""
+    alone = _tasks_alone(models, shared)
+    missing = [task for task in tasks if task not in alone]
+    if missing or not alone:
+        return (
+            f"{', '.join(missing) or 'A task'} must have been attacked alone in all "
+            f"runs to be compared, and what has been is {', '.join(alone) or 'none'}; "
+            f"run mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
+        )
+    metrics = dict.fromkeys(
+        record["metric"]
+        for settings in shared
+        for record in models[0].attacks[settings]
+        if record["task"] in (tasks or alone)
+    )
+    return (
+        f"--metric must be one of {', '.join(metrics)}, got {metric!r}."
+        f"{did_you_mean(metric, metrics)}"
+    )
 
 
 def joint_rows(records: Sequence[Record]) -> list[list[str]]:
@@ -219,7 +240,8 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
     for file in sorted(_files(path, name), key=lambda file: file.stat().st_mtime):
         try:
             records = files.read_json(file)
-            for record in records:
+            for number, record in enumerate(records, start=1):
+                _check(record, number)
                 if not record["eps"]:
                     continue
                 settings = _settings(record)
@@ -227,9 +249,54 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
                 kept[:] = [r for r in kept if _place(r) != _place(record)] + [record]
         except files.DAMAGED as error:
             raise InputError(
-                f"{file} is damaged ({error}); repeat the attack to write it anew."
+                f"{file} is damaged ({type(error).__name__}: {error}); repeat the "
+                "attack to write it anew."
             ) from error
+    if not by_settings:
+        raise InputError(
+            f"{path} has no attack with a radius above 0 in its results; attack it "
+            "with another --eps."
+        )
     return by_settings
+
+
+def _number(value: Any) -> bool:
+    """Whether it is a number or none, as JSON has them where they do not exist."""
+    return value is None or type(value) in (int, float)
+
+
+def _interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What is read of a record, and what it must be.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "attack": _text,
+    "task": _text,
+    "metric": _text,
+    "norm": _text,
+    "dataset": _text,
+    "split": _text,
+    "n": lambda value: type(value) is int,
+    "eps": lambda value: value is not None and _number(value),
+    "attacked": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "clean": _number,
+    "attacked_value": _number,
+    "clean_interval": _interval,
+    "attacked_interval": _interval,
+}
+
+
+def _check(record: Record, number: int) -> None:
+    """Raises `LookupError` or `ValueError` for what is no record."""
+    for name, fits in _FIELDS.items():
+        if not fits(record[name]):
+            shown = shortened(record[name])
+            raise ValueError(f"{name} of record {number} is {shown}")
 
 
 def _files(path: str, name: str) -> list[pathlib.Path]:
@@ -241,8 +308,8 @@ def _files(path: str, name: str) -> list[pathlib.Path]:
         run = _of_file(run)
     if not run.is_dir():
         raise InputError(
-            f"--runs must name run directories, and {path} "
-            f"{'is a file' if run.exists() else 'does not exist'}; check the name."
+            f"--runs must name run directories, got {path!r}, which "
+            f"{'is a file' if run.exists() else 'does not exist'}."
         )
     finished = {
         folder.name: folder / "results.json"
@@ -251,14 +318,15 @@ def _files(path: str, name: str) -> list[pathlib.Path]:
     }
     if name and name not in finished:
         raise InputError(
-            f"{path} has no finished attack named {name!r}, only "
-            f"{', '.join(finished) or 'none at all'}; choose one of these with --name, "
-            "or leave it out."
+            f"--name must be a finished attack of {path}, "
+            f"{', '.join(finished) or 'which has none'}; got {name!r}."
+            f"{did_you_mean(name, finished)}"
         )
     if not finished:
+        begun = ", ".join(folder.name for folder in files.listed(run / "attacks"))
         raise InputError(
-            f"{path} has no finished attack; run "
-            f"python -m mtr_tf.attack --ckpt={path} first."
+            f"{path} has no finished attack{begun and f' (only unfinished: {begun})'}; "
+            f"run python -m mtr_tf.attack --ckpt={path} first."
         )
     return [finished[name]] if name else list(finished.values())
 
@@ -298,8 +366,6 @@ def _settings(record: Record) -> tuple[str, ...]:
 
 
 def _place(record: Record) -> tuple:
-    for name in ("clean", "attacked_value"):
-        record[name]  # Incomplete records are damaged ones.
     return record["eps"], tuple(record["attacked"]), record["task"], record["metric"]
 
 
@@ -313,7 +379,7 @@ def _check_named(models: Sequence[Model], attacks: Iterable[str]) -> None:
             if attack not in known:
                 raise InputError(
                     f"{model.path} has no attack {attack!r}, only {', '.join(known)}; "
-                    "choose another --attack, or attack it so."
+                    f"choose among these with --attack.{did_you_mean(attack, known)}"
                 )
 
 

@@ -9,10 +9,10 @@ losses), `<task>/pictures` or `optimizer/<number>`. The runs `train`, `validatio
 (clean) and `validation/adversarial` have the same tags, so that each chart shows them
 side by side.
 
-Attacks: FOLDER has the settings as text, FOLDER/<attack>/<group> is a run for each
-attack and group of tasks. Tags are `<task>_by_eps/<metric>` and
-`<task>_by_eps/pictures`: one chart has the curves of all runs, apart from the charts of
-training, whose steps are those of the optimizer.
+Attacks: FOLDER is one run, whatever was attacked, so that the list of runs stays short
+and a chart compares models. It has the settings as text, the plots as pictures, and
+`<task>_by_eps/<metric>, <attack> on <group>` and `... pictures, ...` for each attack
+and group of tasks, apart from the charts of training, whose steps are the optimizer's.
 
 Measures and studies: their plots as pictures, with the numbers and the verdicts.
 """
@@ -25,6 +25,7 @@ import math
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -46,10 +47,11 @@ from mtr_tf.tasks import palettes
 EXAMPLES = 2  # In each picture.
 _TILE = 128  # Tiles are scaled up to at least so many pixels a side.
 _GAP = 2  # Pixels of white between tiles.
-_HEADING = 20  # Pixels above the columns for their headings.
-_FONT_SIZE = 14
+_HEADING = 48  # Pixels above the columns for their headings, of two lines.
+_FONT_SIZE = 20  # To be read where a page shows the picture at half its size.
 _MARK = ".mtr_tf"  # Ends the names of event files that are ours to remove.
 _BY_EPS = "_by_eps"
+_BETWEEN, _REPEATED = 40, 8  # Points of a line between two radii, and at each radius.
 _MAGNIFIED = (
     "The perturbation is magnified around grey: its largest change is black or white."
 )
@@ -187,7 +189,10 @@ def sheet(columns: Columns) -> np.ndarray:
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
     for number, heading in enumerate(columns):
         middle = number * (width * factor + _GAP) + width * factor / 2
-        draw.text((middle, _HEADING / 2), heading, "black", font, anchor="mm")
+        lines = heading.replace(" ", "\n", 1)
+        draw.multiline_text(
+            (middle, _HEADING / 2), lines, "black", font, "mm", 2, "center"
+        )
     return np.asarray(canvas)
 
 
@@ -276,7 +281,6 @@ class Board:
         values: Mapping[str, float],
         step: int,
         about: str = "",
-        suffix: str = "",
         units: Mapping[str, str] | None = None,
     ) -> None:
         """Writes each number that is not NaN.
@@ -285,12 +289,11 @@ class Board:
           values: {tag: value}.
           step: Of training, or what stands for it.
           about: Added to each number's description: over which images, for example.
-          suffix: Added to the first part of each tag.
           units: Those of the data set's `DatasetInfo`.
         """
         for tag, value in values.items():
             description = f"{describe(tag, units)} {about}".strip()
-            self.number(_with_suffix(tag, suffix), value, step, description)
+            self.number(tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""
@@ -303,12 +306,11 @@ class Board:
         images: Mapping[str, Columns],
         step: int,
         about: str = "",
-        suffix: str = "",
     ) -> None:
         """Writes {tag: columns}; the arguments are those of `scalars`."""
         for tag, columns in images.items():
             description = f"Columns: {', '.join(columns)}. {about}".strip()
-            self.picture(_with_suffix(tag, suffix), sheet(columns), step, description)
+            self.picture(tag, sheet(columns), step, description)
 
     def picture(
         self, tag: str, pixels: np.ndarray, step: int = 0, about: str = ""
@@ -332,11 +334,6 @@ class Board:
             hp.hparams(hparam_values(settings), trial_id=trial)
 
 
-def _with_suffix(tag: str, suffix: str) -> str:
-    group, _, name = tag.partition("/")
-    return f"{group}{suffix}/{name}"
-
-
 def _remove_earlier(folder: pathlib.Path) -> None:
     """Removes event files that were written anew before."""
     for file in folder.glob(f"events.out.tfevents.*{_MARK}*"):
@@ -352,51 +349,113 @@ def write_attacks(
     results: Sequence[Result],
     folder: pathlib.Path,
     units: Mapping[str, str] | None = None,
+    plots: Mapping[str, pathlib.Path] | None = None,
 ) -> None:
-    """Writes the runs of a sweep; those of an earlier one are removed first.
+    """Writes the run of a sweep; those of an earlier one are removed first.
 
-    The step is the radius if all radii are whole numbers, else a thousandth of it.
-    `units` are those of the data set's `DatasetInfo`.
+    Args:
+      settings: Of the attack.
+      clean: The result without an attack.
+      results: Those of the attacks.
+      folder: Of the run.
+      units: Those of the data set's `DatasetInfo`.
+      plots: {name: PNG file}, shown first.
     """
     _remove_runs(folder)
+    scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
+    about = _about_radii(clean, results[0], settings["split"], scale)
     with Board(folder, anew=True) as board:
         board.settings(settings)
-    whole = all(float(result.attack_cell.eps).is_integer() for result in results)
-    about = _about_radii(clean, results[0], settings["split"], whole)
-    for run, members in itertools.groupby(sorted(results, key=_run), _run):
-        with Board(folder / run, anew=True) as board:
-            board.scalars(_scores(clean), 0, about, _BY_EPS, units)
-            for result in members:
-                if eps := result.attack_cell.eps:
-                    step = round(eps * (1 if whole else 1000))
-                    images = _painted(clean, result)
-                    board.scalars(_scores(result), step, about, _BY_EPS, units)
-                    board.pictures(images, step, _MAGNIFIED, _BY_EPS)
+        for name, path in (plots or {}).items():
+            board.picture(f"robustness/{name}", _pixels(path))
+        for name, members in itertools.groupby(sorted(results, key=_name), _name):
+            members = sorted(members, key=lambda result: result.attack_cell.eps)
+            attacked = [result for result in members if result.attack_cell.eps]
+            for tag in _scores(clean):
+                description = f"{describe(tag, units)} {about}"
+                points = _points(tag, clean, attacked)
+                for step, value in unbendable(points, scale):
+                    board.number(_of_attack(tag, name), value, step, description)
+            for result in attacked:
+                images = {
+                    _of_attack(tag, name): columns
+                    for tag, columns in _painted(clean, result).items()
+                }
+                step = round(result.attack_cell.eps * scale)
+                board.pictures(images, step, f"{_MAGNIFIED} {about}")
 
 
-def _about_radii(clean: Result, attacked: Result, split: str, whole: bool) -> str:
+def _name(result: Result) -> str:
+    cell = result.attack_cell
+    return f"{cell.label} on {cell.group}"
+
+
+def _of_attack(tag: str, name: str) -> str:
+    task, _, what = tag.partition("/")
+    return f"{task}{_BY_EPS}/{what}, {name}"
+
+
+def _points(
+    tag: str, clean: Result, results: Sequence[Result]
+) -> list[tuple[float, float]]:
+    """(eps, value) of those results that have one."""
+    radii = [0.0, *(result.attack_cell.eps for result in results)]
+    values = [_scores(result).get(tag) for result in (clean, *results)]
+    pairs = zip(radii, values, strict=True)
+    return [(eps, value) for eps, value in pairs if value is not None]
+
+
+def unbendable(
+    points: Sequence[tuple[float, float]], scale: int
+) -> Iterator[tuple[int, float]]:
+    """(step, value) of a curve that TensorBoard's default smoothing leaves as it is.
+
+    That is an exponential mean over points, in which a curve of five ends half way
+    between them. Of many points on straight lines between those that were measured it
+    stays within a few percent of a line's rise, and it comes to each measured value
+    where that is repeated.
+
+    Args:
+      points: (eps, value), by eps.
+      scale: Steps are eps times this.
+    """
+    for number, (eps, value) in enumerate(points):
+        step = round(eps * scale)
+        if number:
+            before, start = points[number - 1]
+            first = round(before * scale) + (_REPEATED if number > 1 else 0)
+            for share in np.linspace(0, 1, _BETWEEN, endpoint=False)[1:]:
+                between = start + share * (value - start)
+                yield round(first + share * (step - first)), between
+        repeated = 1 + (_REPEATED if number else 0)
+        yield from ((step + again, value) for again in range(repeated))
+
+
+def _scale(radii: Sequence[float]) -> int:
+    """The power of ten that leaves room for the points of `unbendable`."""
+    gaps = np.diff(radii)
+    room = (_BETWEEN + _REPEATED) / min(gaps, default=1.0)
+    return 10 ** math.ceil(math.log10(room))
+
+
+def _about_radii(clean: Result, attacked: Result, split: str, scale: int) -> str:
     """The part of a description that all numbers share."""
     norm = attacked.attack_cell.threat.norm
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
-    times = "" if whole else " times 1000"
     return (
-        f"On the first {clean.count} images of {split}. The step is the radius "
-        f"eps{times} ({norm}, {unit}); 0 is without an attack. A run is an attack on "
-        "a group of tasks. Set smoothing to 0 to see the values themselves."
+        f"On the first {clean.count} images of {split}. The step is the radius eps "
+        f"times {scale} ({norm}, {unit}); 0 is without an attack. Between the radii "
+        "of the attack lie straight lines."
     )
 
 
-def _run(result: Result) -> str:
-    cell = result.attack_cell
-    return f"{cell.label}/{cell.group}"
-
-
 def _scores(result: Result) -> dict[str, float]:
+    """Each task's headline metric and its loss."""
     return {
-        f"{task}/{metric}": score["value"]
+        f"{task}/{metric}": by_metric[metric]["value"]
         for task, by_metric in result.scores.items()
-        for metric, score in by_metric.items()
-        if score["value"] is not None
+        for metric in dict.fromkeys((next(iter(by_metric)), "loss"))
+        if by_metric[metric]["value"] is not None
     }
 
 

@@ -216,6 +216,10 @@ def _attack_cell(
         }
     )
     config = dataclasses.replace(config, name=f"{slug(spec.name)}-{digest[:8]}")
+    flags = _flags(config)
+    trained = study.train_config(run.variant, run.seed).dataset
+    if ":" in trained and not config.dataset:  # Code, which no run may name for itself.
+        flags.append(f"--dataset={trained}")
     files = ["results.json"] if config.attack != NO_ATTACK else []
     files += ["measures.json"] if config.measure else []
     return Cell(
@@ -225,7 +229,7 @@ def _attack_cell(
         attack=spec.name,
         folder=f"{run.folder}/attacks/{config.name}",
         needs=tuple(cell.folder for cell in (run, source) if cell),
-        command=("mtr_tf.attack", *_flags(config)),
+        command=("mtr_tf.attack", *flags),
         hash=digest,
         files=tuple(files),
         config=config,

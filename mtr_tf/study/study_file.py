@@ -76,8 +76,8 @@ def find(name_or_path: str) -> Any:
     known = shipped()
     if name_or_path not in known:
         raise InputError(
-            f"the study must be one of {', '.join(known)}, or the path of a .toml "
-            f"file; got {name_or_path!r}{did_you_mean(name_or_path, known, '; did')}."
+            f"--study must be one of {', '.join(known)}, or the path of a .toml "
+            f"file; got {name_or_path!r}.{did_you_mean(name_or_path, known)}"
         )
     return known[name_or_path]
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -15,6 +15,7 @@ from typing import Any
 
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import check_range
+from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -37,7 +38,7 @@ def read(path: Any) -> dict[str, Any]:
             f"the study file {path} cannot be read ({error.strerror or error}); give "
             "the path of a .toml file, or the name of a study that comes with mtr_tf."
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid TOML: {error}.") from error
 
 
@@ -75,7 +76,7 @@ class Table:
             return default
         given = self.content[key]
         if not _is(given, kind):
-            self.fail(f"{key} must be {_KINDS[kind]}, got {given!r}.")
+            self.fail(f"{key} must be {_KINDS[kind]}, got {shortened(given)}.")
         return given
 
     def values(self, key: str, kind: type, default: Any = None) -> tuple[Any, ...]:
@@ -84,7 +85,8 @@ class Table:
         for item in found:
             if not _is(item, kind):
                 self.fail(
-                    f"each item of {key} must be {_KINDS[kind]}, got {item!r} in it."
+                    f"each item of {key} must be {_KINDS[kind]}, got "
+                    f"{shortened(item)} in it."
                 )
         return tuple(found)
 
@@ -166,5 +168,6 @@ class _Explained:
 
 def _is(given: Any, kind: type) -> bool:
     if kind is float:
-        return type(given) in (int, float) and math.isfinite(given)
+        most = sys.float_info.max  # Whole numbers may be larger; NaN is not.
+        return type(given) in (int, float) and abs(given) <= most
     return type(given) is kind

@@ -75,6 +75,7 @@ class Task:
       name: The one name used in code, files and tables: two characters at least, of
         letters, digits, `_`, `-` and `.`.
       kind: A key of KINDS: "classes", "labels", "numbers", "directions" or "image".
+        Without one it is "classes" where classes are named, else "numbers".
       channels: Of the output. Of classes and labels, how many there are: as many as
         `classes` has names, or, of classes, None for as many as the data set has.
       places: How many axes places have: 2 for maps, 0 for one value per image; None
@@ -96,7 +97,7 @@ class Task:
     """
 
     name: str
-    kind: str = "numbers"
+    kind: str = ""
     channels: int | None = None
     places: int | None = None
     loss: Loss = _OF_KIND
@@ -117,9 +118,10 @@ class Task:
         Raises:
           InputError: the fields are not as described, or do not go together.
         """
+        fill = _filler(self)
+        fill("kind", self.kind or ("classes" if self.classes else "numbers"))
         _check(self)
         kind = KINDS[self.kind]
-        fill = _filler(self)
         fill("classes", tuple(self.classes))
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
         fill("aliases", tuple(self.aliases))
@@ -261,10 +263,11 @@ def _check(task: Task) -> None:
             f"The task {task.name} must say how many {task.kind} it has: give its "
             "channels, or the names as classes."
         )
-    if task.mirror is not None and len(task.mirror) != (task.channels or 0):
+    channels = task.channels or count or KINDS[task.kind].channels or 0
+    if task.mirror is not None and len(task.mirror) != channels:
         raise InputError(
             f"The task {task.name} must have one number in mirror for each of its "
-            f"{task.channels} channels; got {task.mirror!r}."
+            f"{channels} channels; got {task.mirror!r}."
         )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import models
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
@@ -20,6 +22,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import building
 from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.tasks.groups import task_weights
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
 from mtr_tf.training import schedules
@@ -35,6 +38,7 @@ class Job:
       config: The settings, as the run keeps them.
       strategy: Where the run computes.
       source: The data set.
+      tasks: Those that are trained, as the data set has them.
       columns: Its training split, with noise for the targets of `--random_targets`.
       examples: How many of these are trained on.
       augment: How they are varied.
@@ -46,6 +50,7 @@ class Job:
     config: TrainConfig
     strategy: tf.distribute.Strategy
     source: Source
+    tasks: tasks_lib.TaskSet
     columns: Columns
     examples: int
     augment: Augment
@@ -64,7 +69,7 @@ class Job:
         return self.strategy.distribute_datasets_from_function(
             lambda context: batching.train_batches(
                 self.columns,
-                self.config.tasks,
+                self.tasks,
                 batch_size=self.config.batch_size,
                 seed=self.config.seed,
                 first_step=first,
@@ -85,23 +90,24 @@ def resolve(config: TrainConfig) -> Job:
     Raises:
       InputError: Settings and data cannot be used as they are.
     """
-    adversary = step_lib.make_adversary(config)
-    best = monitor.parse_best(config)
+    _check_model(config)
+    _check_names(config)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
-    with strategy.scope():
-        weighting = training_losses.make_weighting(config)
     source = building.open_source(config)
+    tasks = source.info.tasks.select(config.tasks)
+    best = monitor.parse_best(config, tasks)
     columns = _training_columns(config, source)
     source.columns("validation")  # Complains now if it cannot be read.
     examples = config.train_examples or len(columns)
     augment = Augment(config.flip, config.parsed_crop)
-    augment.check(*source.info.image_shape[:2])
+    augment.check(*source.info.image_shape[:2], tasks)
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     with strategy.scope():
+        weighting = training_losses.make_weighting(config, tasks)
         model = building.build_model(config, source.info)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
@@ -112,7 +118,7 @@ def resolve(config: TrainConfig) -> Job:
         weighting,
         config.weight_decay,
         config.batch_size,
-        adversary,
+        step_lib.make_adversary(config, tasks),
     )
     size = config.parsed_crop or source.info.image_shape[:2]
     jit = _jit(config, config.epochs * per_epoch, size, strategy.num_replicas_in_sync)
@@ -120,6 +126,7 @@ def resolve(config: TrainConfig) -> Job:
         config,
         strategy,
         source,
+        tasks,
         columns,
         examples,
         augment,
@@ -129,14 +136,30 @@ def resolve(config: TrainConfig) -> Job:
     )
 
 
-def _training_columns(config: TrainConfig, source: Source) -> Columns:
-    """The training split; `InputError` where it has not what is asked of it."""
+def _check_model(config: TrainConfig) -> None:
+    """Raises `InputError` for a model that cannot be, before data are prepared."""
+    models.check_name(config.model)
+    for size in (config.parsed_image_size, config.parsed_crop):
+        if size:
+            models.check_image_size(config.model, size)
+
+
+def _check_names(config: TrainConfig) -> None:
+    """Raises `InputError` for names that do not go together, before data are opened."""
+    task_weights(config.tasks, config.main_tasks, config.aux_weight)
+    step_lib.attacked_tasks(config)
+    if ":" not in config.dataset:  # Of data of the user's own, tasks come with them.
+        monitor.parse_best(config, tasks_lib.task_set(config.tasks))
     for name in config.random_targets:
         if name not in config.tasks:
             raise InputError(
                 "--random_targets must be among --tasks, "
                 f"{', '.join(config.tasks)}; got {name!r}."
             )
+
+
+def _training_columns(config: TrainConfig, source: Source) -> Columns:
+    """The training split; `InputError` where it has not what is asked of it."""
     columns = source.columns("train")
     if config.train_examples > len(columns):
         raise InputError(

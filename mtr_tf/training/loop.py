@@ -51,7 +51,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     directory.check_workdir(workdir, config, resume)  # Before anything is computed.
     job = job_lib.resolve(config)
     with files.locked(workdir):
-        directory.begin(workdir, config, resume)
+        directory.begin(workdir, config, resume, job.tasks)
         _run(job, workdir)
 
 
@@ -83,6 +83,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                 job.source,
                 job.strategy,
                 learner.model,
+                job.tasks,
                 learner.weighting,
                 job.best,
                 workdir,
@@ -190,7 +191,7 @@ def loop(
             start = time.monotonic()
             losses = train_steps(tf.constant(count)).numpy()
             seconds = time.monotonic() - start
-            raise_if_not_finite(losses, monitor.tasks, step)
+            raise_if_not_finite(losses, tuple(monitor.tasks), step)
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
             settle()

@@ -26,8 +26,12 @@ from mtr_tf.tasks.groups import task_weights
 # (target, output, mask) -> float32 [batch].
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
+# By kind, the losses of targets that are no numbers.
+_OF_KIND = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": losses.cross_entropy,
+    "binary_cross_entropy": losses.binary_cross_entropy,
     "l1": losses.l1,
     "l2": losses.l2,
 }
@@ -40,13 +44,13 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
       InputError: `task_losses` names a task that is not trained, a loss that there is
         not, or one that does not fit.
     """
-    chosen = _parse(config.task_losses, config.tasks)
-    weights = info.class_weights if config.class_weights else ()
+    tasks = info.tasks.select(config.tasks)
+    chosen = _parse(config.task_losses, tasks)
     by_task = {}
-    for name in config.tasks:
-        task = tasks_lib.TASKS[name]
+    for name, task in tasks.items():
         loss = chosen.get(name, task.loss)
-        if task.discrete and weights:
+        weights = info.weights_of(task) if config.class_weights else ()
+        if weights and loss is losses.cross_entropy:
             loss = weighted_cross_entropy(weights, config.loss_norm)
         elif config.loss_norm == "all":
             loss = over_all_pixels(loss)
@@ -83,15 +87,16 @@ def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
         labels = losses.where_valid(mask, tf.cast(target, tf.int32))
         weight = losses.where_valid(mask, tf.gather(table, labels))
         pixels = losses.pixel_cross_entropy(target, output, mask)
-        total = tf.reduce_sum(weight * pixels, axis=(1, 2))
+        total = tf.reduce_sum(weight * pixels, axis=losses.places(mask))
         if norm == "all":
             return total / tf.cast(tf.reduce_prod(tf.shape(mask)[1:]), tf.float32)
-        return tf.math.divide_no_nan(total, tf.reduce_sum(weight, axis=(1, 2)))
+        weights = tf.reduce_sum(weight, axis=losses.places(mask))
+        return tf.math.divide_no_nan(total, weights)
 
     return loss
 
 
-def _parse(pairs: Sequence[str], names: Sequence[str]) -> dict[str, Loss]:
+def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
     """Reads `autoencoder:l1`, ... as {task: loss}."""
     chosen = {}
     for pair in pairs:
@@ -102,18 +107,26 @@ def _parse(pairs: Sequence[str], names: Sequence[str]) -> dict[str, Loss]:
                 f"autoencoder:l1; got {pair!r}."
             )
         checks.check_name("loss in --task_losses", loss, LOSSES)
-        if task not in names:
+        if task not in tasks:
             raise InputError(
-                f"--task_losses must name tasks that are trained ({', '.join(names)}), "
+                f"--task_losses must name tasks that are trained ({', '.join(tasks)}), "
                 f"got {task}; take it out."
             )
-        if tasks_lib.TASKS[task].discrete != (loss == "cross_entropy"):
+        if not _fits(loss, tasks[task].kind):
             raise InputError(
-                "cross_entropy is for classes and l1 and l2 are for all else, got "
-                f"{pair!r} in --task_losses; choose another loss."
+                "cross_entropy is for classes, binary_cross_entropy for labels, and l1 "
+                f"and l2 are for all else, got {pair!r} in --task_losses; choose "
+                "another loss."
             )
         chosen[task] = LOSSES[loss]
     return chosen
+
+
+def _fits(loss: str, kind: str) -> bool:
+    """Whether a loss is for targets of a kind."""
+    return _OF_KIND.get(kind, loss) == loss and (
+        kind in _OF_KIND or loss not in _OF_KIND.values()
+    )
 
 
 # What tasks weigh.
@@ -141,9 +154,10 @@ class Weighting:
     def penalty(self) -> tf.Tensor | float:
         """Returns what learned weights add to the loss, so that they do not vanish.
 
-        With `total` it is the sum of c exp(-s) L + s / 2, c being 1 for classes and 1/2
-        for all else: Kendall, Gal and Cipolla, "Multi-Task Learning Using
-        Uncertainty to Weigh Losses", CVPR 2018, equations 5 to 10, s = log sigma^2.
+        With `total` it is the sum of c exp(-s) L + s / 2, c being 1 for classes and
+        labels and 1/2 for all else: Kendall, Gal and Cipolla, "Multi-Task Learning
+        Using Uncertainty to Weigh Losses", CVPR 2018, equations 5 to 10, s = log
+        sigma^2.
         """
         return sum(s.value / 2 for s in self.log_variances.values())
 
@@ -165,16 +179,15 @@ class Weighting:
         }
 
 
-def make_weighting(config: TrainConfig) -> Weighting:
+def make_weighting(config: TrainConfig, tasks: tasks_lib.TaskSet) -> Weighting:
     """Returns the rule of `--task_weights`; call it inside the strategy's scope.
 
     Raises:
       InputError: a main task is not among the tasks.
     """
-    tasks = config.tasks
     if config.task_weights == "uncertainty":
         scales = {
-            task: 1.0 if tasks_lib.TASKS[task].discrete else 0.5 for task in tasks
+            name: 1.0 if task.kind in _OF_KIND else 0.5 for name, task in tasks.items()
         }
         return Weighting(
             scales,
@@ -183,4 +196,4 @@ def make_weighting(config: TrainConfig) -> Weighting:
                 for task in tasks
             },
         )
-    return Weighting(task_weights(tasks, config.main_tasks, config.aux_weight))
+    return Weighting(task_weights(tuple(tasks), config.main_tasks, config.aux_weight))

@@ -67,7 +67,7 @@ class BestMetric:
         return self.metric.better
 
 
-def parse_best(config: TrainConfig) -> BestMetric:
+def parse_best(config: TrainConfig, tasks: tasks_lib.TaskSet) -> BestMetric:
     """Reads `--best_metric`, `[clean/|adversarial/]TASK/METRIC`.
 
     Empty is the first main task's headline metric, clean.
@@ -78,13 +78,13 @@ def parse_best(config: TrainConfig) -> BestMetric:
     text = config.best_metric
     if not text:
         main = config.main_or_all_tasks[0]
-        return BestMetric("clean", main, tasks_lib.TASKS[main].metrics[0])
+        return BestMetric("clean", main, tasks[main].metrics[0])
     *kind, task, metric = ["", *text.split("/")][-3:]
     kind = kind[0] if kind and kind[0] else "clean"
     choices = {
-        f"{task}/{metric.name}": BestMetric(kind, task, metric)
-        for task in config.tasks
-        for metric in tasks_lib.TASKS[task].metrics
+        f"{task.name}/{metric.name}": BestMetric(kind, task.name, metric)
+        for task in tasks.values()
+        for metric in task.metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
     if kind not in kinds or f"{task}/{metric}" not in choices:
@@ -129,6 +129,7 @@ class Monitor:
         source: data.Source,
         strategy: tf.distribute.Strategy,
         model: keras.Model,
+        tasks: tasks_lib.TaskSet,
         weighting: Weighting,
         best: BestMetric,
         workdir: pathlib.Path,
@@ -141,7 +142,7 @@ class Monitor:
         done: what was shown of later ones is removed.
         """
         self._optimizer, self._skipped = optimizer, 0
-        self.tasks = tuple(weighting.fixed)
+        self.tasks = tasks
         self._weighting = weighting
         self.best = best
         self._config = config
@@ -157,7 +158,7 @@ class Monitor:
             source.info.num_classes,
             strategy,
             attack=training_attack(config),
-            objective={"tasks": config.main_or_all_tasks},
+            objective={"tasks": tasks.select(config.main_or_all_tasks)},
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
@@ -235,9 +236,9 @@ class Monitor:
             keep_examples=tensorboard.EXAMPLES,
         )
         _raise_if_not_finite(evaluation, step)
-        numbers_of = {"clean": values(evaluation.clean)}
+        numbers_of = {"clean": values(evaluation.clean, self.tasks)}
         if evaluation.attacked:
-            numbers_of["adversarial"] = values(evaluation.attacked)
+            numbers_of["adversarial"] = values(evaluation.attacked, self.tasks)
         for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
             self._validation[kind].scalars(
@@ -254,7 +255,7 @@ class Monitor:
             about = f"{_attack(self._config)}; grey is no perturbation."
         self._validation["clean"].pictures(pictures, step, about)
         self.flush()
-        logging.info("step %d: %s", step, _headlines(numbers_of))
+        logging.info("step %d: %s", step, _headlines(numbers_of, self.tasks))
         return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
 
 
@@ -277,11 +278,13 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
             )
 
 
-def _headlines(numbers_of: dict[str, dict[str, dict[str, float]]]) -> str:
+def _headlines(
+    numbers_of: dict[str, dict[str, dict[str, float]]], tasks: tasks_lib.TaskSet
+) -> str:
     """Each task's first metric, clean and attacked, on one line."""
     parts = []
     for task, numbers in numbers_of["clean"].items():
-        name = tasks_lib.TASKS[task].metrics[0].name
+        name = tasks[task].metrics[0].name
         parts.append(f"{task} {name} {numbers[name]:.3f}")
         if "adversarial" in numbers_of:
             parts[-1] += f" (attacked {numbers_of['adversarial'][task][name]:.3f})"

@@ -22,6 +22,7 @@ from mtr_tf.attacks import threat
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
+from mtr_tf.tasks import TaskSet
 from mtr_tf.training.losses import Loss
 from mtr_tf.training.losses import Weighting
 
@@ -32,14 +33,14 @@ class Adversary:
 
     Attributes:
       attack: what moves them.
-      tasks: whose losses, summed, it raises.
+      tasks: those whose losses, summed, it raises.
       share: weight of the attacked images' losses; the clean ones' has the rest.
       batch_norm: "inference", or "training" for each batch's own statistics.
       seed: of its noise, beside the step and the place in the global batch.
     """
 
     attack: attacks.PGD
-    tasks: tuple[str, ...]
+    tasks: TaskSet
     share: float
     batch_norm: str
     seed: int
@@ -60,14 +61,14 @@ class Adversary:
         return self.attack(objective.bind(batch), batch["image"], seed=keys)
 
 
-def make_adversary(config: TrainConfig) -> Adversary | None:
-    """Returns what `--adversarial_tasks` asks for; None if that is nothing.
+def attacked_tasks(config: TrainConfig) -> tuple[str, ...]:
+    """Returns the names that `--adversarial_tasks` stands for; none if that is nothing.
 
     Raises:
       InputError: it names a task that is not trained.
     """
     if not config.adversarial_tasks or not config.adversarial_share:
-        return None
+        return ()
     tasks = config.tasks
     groups = {"main": config.main_or_all_tasks, "all": tasks}
     attacked = groups.get(
@@ -80,12 +81,24 @@ def make_adversary(config: TrainConfig) -> Adversary | None:
             f"({', '.join(tasks)}), got {', '.join(missing)}; add it to --tasks or "
             "take it out."
         )
+    return attacked
+
+
+def make_adversary(config: TrainConfig, tasks: TaskSet) -> Adversary | None:
+    """Returns what attacks images of some tasks in training; None if nothing does.
+
+    Raises:
+      InputError: `--adversarial_tasks` names a task that is not trained.
+    """
+    attacked = attacked_tasks(config)
+    if not attacked:
+        return None
     epsilon = config.adversarial_eps / 255
     step = config.adversarial_step_size / 255 or epsilon / 4
     return Adversary(
         # The last point, as usual in training, not the best one met.
         attacks.PGD(epsilon, step, config.adversarial_steps, keep="last"),
-        attacked,
+        tasks.select(attacked),
         config.adversarial_share,
         config.adversarial_batch_norm,
         config.seed,

@@ -151,10 +151,11 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     folder = run_directory / "attacks" / "test"
     for name in ("results.csv", "settings.json", "curves.png", "gallery.png"):
         assert (folder / name).stat().st_size > 500, name
-    events = EventAccumulator(str(folder / "pgd" / "seg")).Reload()
-    curve = events.Tensors("seg_by_eps/miou")
-    assert [event.step for event in curve] == [0, 1, 2, 4, 8]
-    assert "depth_by_eps/pictures" in events.Tags()["tensors"]
+    events = EventAccumulator(str(folder), {"tensors": 0}).Reload()
+    curve = events.Tensors("seg_by_eps/miou, pgd on seg")
+    assert {0, 100, 200, 400, 800} <= {event.step for event in curve}
+    tags = events.Tags()["tensors"]
+    assert {"depth_by_eps/pictures, pgd on seg", "robustness/curves"} <= {*tags}
 
     assert len(records) == 4 * (3 + 4)  # Radii; metrics of seg and of depth.
     assert all(record["n"] == 11 for record in records)

@@ -79,12 +79,12 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "no finished attack named 'slow', only quick"),
+        ({"name": "slow"}, "must be a finished attack of .*, quick; got 'slow'"),
         ({"attack": ("fgsm",)}, "no attack 'fgsm', only pgd"),
         ({"task": ("normal",)}, "--attack_tasks=normal"),
-        ({"metric": "rmse"}, "results of it and 'rmse'"),
+        ({"metric": "rmse"}, "--metric must be one of .*, got 'rmse'"),
         ({"plot": "x.txt"}, "--plot must end with .png"),
-        ({"runs": ("missing",)}, "missing does not exist"),
+        ({"runs": ("missing",)}, "which does not exist"),
         ({"runs": ("my.keras",)}, "--ckpt=my.keras first"),
     ],
 )
@@ -174,6 +174,20 @@ def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkey
     )
     compare.main(CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",)))
     assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("eps", None), ("eps", "1"), ("n", 1.5), ("attacked", "seg"), ("clean", "x")]
+    + [("attacked_interval", [1]), ("task", 3)],
+)
+def test_a_record_that_is_none_is_explained(runs, tmp_path, field, value):
+    path = tmp_path / "a" / "attacks" / "quick" / "results.json"
+    records = json.loads(path.read_text())
+    records[1][field] = value
+    path.write_text(json.dumps(records))
+    with pytest.raises(InputError, match=f"damaged .*{field} of record 2 is"):
+        compare.main(CompareConfig(runs=runs))
 
 
 @pytest.mark.parametrize("text", ["[{", '[{"attack": "pgd", "eps": 1}]', "[3]", "{}3"])

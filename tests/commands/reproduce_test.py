@@ -80,7 +80,7 @@ def test_without_a_study_it_says_which_there_are(capsys):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"study": "rooms-quik"}, "did you mean 'rooms-quick'"),
+        ({"study": "rooms-quik"}, "Did you mean 'rooms-quick'"),
         ({"only": ("s+a",)}, "did you mean 's\\+A'"),
         ({"seeds": (1, 1)}, "seeds must be one or more different"),
         ({"image_size": "x"}, "--image_size must be"),

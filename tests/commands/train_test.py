@@ -274,7 +274,7 @@ def test_bad_settings_are_explained_and_leave_nothing(
     [
         (["--tasks=seg,dpeth"], "error: Unknown task 'dpeth'. Did you mean 'depth'"),
         (["--eval_eps=-1"], "error: --eval_eps must be from 0 to 255, got -1"),
-        (["--eval_steps=0"], "error: --eval_steps must be at least 1, got 0"),
+        (["--eval_steps=0"], "error: --eval_steps must be from 1 to 1000000, got 0"),
         (["seg"], "error: every argument must be a flag"),
         (["--epochs=three"], "three"),
     ],

@@ -25,7 +25,7 @@ def test_defaults_are_valid_and_go_round():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 0}, "--batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "--batch_size must be from 1 to 1000000000, got 0"),
         ({"eval_eps": 256.0}, "--eval_eps must be from 0 to 255, got 256"),
         ({"eval_eps": float("nan")}, "finite"),
         ({"decoders": "both"}, "separate, shared"),
@@ -33,7 +33,7 @@ def test_defaults_are_valid_and_go_round():
         ({"lr_epochs": (2,)}, "--lr_epochs goes with --schedule=step"),
         ({"schedule": "step", "lr_epochs": (2, 1)}, "--lr_epochs must rise"),
         ({"seed": 2**32}, "--seed must be from 0 to"),
-        ({"lr_epochs": (3, 0)}, "--lr_epochs must be at least 1, got 0"),
+        ({"lr_epochs": (3, 0)}, "--lr_epochs must be from 1 to 1000000, got 0"),
         ({"image_size": "64,64"}, "height x width"),
         ({"crop": "0"}, "height x width"),
     ],

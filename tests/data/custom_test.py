@@ -284,7 +284,12 @@ WRONG_EXAMPLES = {
     ),
     "grey": (
         example(image=IMAGE[..., :1]),
-        "[height, width, 3], but that of example 1",
+        "must have one size, but example 1 of train is 8x6x1 and the first one 8x6;",
+    ),
+    "channels first": (
+        example(image=np.moveaxis(IMAGE, -1, 0)),
+        "[height, width, channels], but that of example 1 of train has [3, 8, 6], with "
+        "its channels first",
     ),
     "levels": (
         example(image=IMAGE + np.float32(255)),
@@ -398,9 +403,9 @@ def test_wrong_examples(open_it, mistake):
             {"train": [example()], "classes": ["a"], "class_weights": [-1]},
             '"class_weights" must be a number that is not negative',
         ),
-        ({"train": [example()], "mean": 0.5}, '"mean" must be three numbers'),
+        ({"train": [example()], "mean": 0.5}, '"mean" must be one number for each'),
         ({"train": [example()], "mean": [127.0] * 3}, "for images in [0, 1]; got"),
-        ({"train": [example()], "std": [0, 1, 1]}, "three numbers above 0"),
+        ({"train": [example()], "std": [0, 1, 1]}, "one number above 0"),
         ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
         ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
         (

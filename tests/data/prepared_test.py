@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tensorflow_datasets.core import shuffle
 from mtr_tf.data import parts
 from mtr_tf.data import prepared
 from mtr_tf.data import rooms
+from mtr_tf.data.rooms import reading
 from mtr_tf.data.rooms import workers
 from mtr_tf.errors import InputError
 
@@ -140,6 +142,122 @@ def test_errors_say_what_to_do(tmp_path):
     full = OSError(28, "No space left on device")
     with pytest.raises(InputError, match=r"Things must be written .* No space .* VAR"):
         prepared.prepare(lambda f: Failing(f, full), tmp_path, "Things", "VAR")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def noise(path):
+    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+def remove(path):
+    path.unlink()
+
+
+def as_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def as_another(path):
+    shutil.copy(next(path.parent.glob("*test.*")), path)
+
+
+def as_circle(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def one_digit(path):
+    """One example less, which would go unnoticed."""
+    text = path.read_text()
+    assert f'"{COUNT}"' in text
+    path.write_text(text.replace(f'"{COUNT}"', f'"{COUNT - 1}"'))
+
+
+def of_format(kind):
+    """Makes the builder in a folder: as rooms are stored, and as the others."""
+
+    def make(folder):
+        made = builder_in(folder)
+        options = {"file_format": kind} if kind else {}
+        config = made.builder_config
+        return rooms.Rooms(data_dir=folder, config=config, **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Prepared data sets in both formats."""
+    folders = {}
+    for kind in (None, prepared.FILE_FORMAT):
+        folders[kind] = tmp_path_factory.mktemp("sound")
+        prepared.prepare(of_format(kind), folders[kind], "rooms")
+    return folders
+
+
+def read_all(kind, root):
+    builder = prepared.prepare(of_format(kind), root, "rooms")
+    if kind:
+        return prepared.Column(builder, "train", "image")[:]
+    return reading._read(builder, ("seg",), "train").images
+
+
+INFO, SHARD = "dataset_info.json", "*-train.*"
+
+
+@pytest.mark.parametrize("kind", [None, prepared.FILE_FORMAT])
+@pytest.mark.parametrize("known", [True, False], ids=["new", "old"])
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    [
+        *[(INFO, d) for d in (cut, flip, empty, noise, remove, as_folder, one_digit)],
+        *[(SHARD, d) for d in (cut, flip, empty, noise, remove, as_folder)],
+        *[(SHARD, d) for d in (as_another, as_circle)],
+        *[(what, as_pipe) for what in (INFO, SHARD)],
+    ],
+)
+def test_damage_to_prepared_data_is_one_sentence(
+    sound, expected, tmp_path, kind, known, what, damage
+):
+    """`old`: before 0.3 it was not written down what must be there."""
+    root = shutil.copytree(sound[kind], tmp_path / "root")
+    folder = root / "rooms" / "columns" / "1.0.0"
+    if not known:
+        (folder / "contents.json").unlink()
+        if damage is one_digit or (kind, what, damage) == (None, INFO, flip):
+            pytest.skip("it may go unnoticed there")
+    damage(next(folder.glob(what)))
+    for _ in range(2):  # It is no other one the second time.
+        with pytest.raises(InputError) as raised:
+            read_all(kind, root)
+        told = str(raised.value)
+        assert told.startswith(f"the prepared data in {folder} are damaged (")
+        assert told.endswith("delete that folder, and the same command makes it again.")
+        assert "\n" not in told
+        prepared._records.cache_clear()
+    if known and damage is flip:
+        shutil.rmtree(folder)
+        np.testing.assert_array_equal(read_all(kind, root), expected["image"])
 
 
 class WithParts(rooms.Rooms):

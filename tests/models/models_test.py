@@ -332,12 +332,12 @@ def test_drn_geometry():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "resnet81"}, ["resnet81", "did you mean resnet18", "drn_d_105"]),
+        ({"name": "resnet81"}, ["resnet81", "Did you mean 'resnet18'?", "drn_d_105"]),
         ({"image_shape": (60, 80, 3)}, ["multiples of 32", "60x80", "64x64"]),
         ({"image_shape": (8, 100, 3)}, ["multiples of 32", "8x100", "32x96"]),
         ({"image_shape": (0, 64, 3)}, ["multiples of 32", "0x64"]),
-        ({"image_shape": (64, 64)}, ["(height, width, 3)", "(64, 64)"]),
-        ({"image_shape": (64, 64, 1)}, ["(height, width, 3)", "(64, 64, 1)"]),
+        ({"image_shape": (64, 64)}, ["(height, width, channels)", "(64, 64)"]),
+        ({"image_shape": (64, 64, 0)}, ["(height, width, channels)", "(64, 64, 0)"]),
         ({"tasks": ()}, ["task"]),
         ({"tasks": ("seg", "depht")}, ["depht", "depth"]),
         ({"tasks": ("seg", "seg")}, ["seg"]),

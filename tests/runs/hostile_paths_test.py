@@ -301,7 +301,7 @@ def test_compare_takes_a_name_for_a_name(tmp_path, name):
         folder.mkdir(parents=True)
         (folder / "results.json").write_text("[]")
     config = compare.CompareConfig(runs=(str(tmp_path),), name=name)
-    with pytest.raises(InputError, match="and it has a, b"):
+    with pytest.raises(InputError, match=" a, b; got"):
         compare.main(config)
 
 

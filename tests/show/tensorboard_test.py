@@ -26,13 +26,14 @@ from mtr_tf.data.source import Source
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import task_set
 from mtr_tf.training import monitor
 from mtr_tf.training.losses import Weighting
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
 )
-GAP, HEADING = 2, 20
+GAP, HEADING = 2, 48
 
 
 def make_examples(attacked: bool = True) -> Examples:
@@ -50,7 +51,7 @@ def make_examples(attacked: bool = True) -> Examples:
 
 
 def read(folder: pathlib.Path) -> EventAccumulator:
-    return EventAccumulator(str(folder)).Reload()
+    return EventAccumulator(str(folder), {"tensors": 0}).Reload()
 
 
 def numbers(events: EventAccumulator, tag: str) -> list[tuple[int, float]]:
@@ -202,14 +203,14 @@ def test_what_is_written_can_be_read_back(tmp_path):
     tiles = np.full((1, 200, 150, 3), 9, np.uint8)
     with tensorboard.Board(tmp_path) as board:
         board.scalars({"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images.")
-        board.scalars({"seg/miou": 0.5}, 8, suffix="_x")
+        board.scalars({"seg/miou": 0.5}, 8)
         board.pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
         board.settings({"tasks": ("seg",), "epochs": 3})
         board.hparams({"tasks": ("seg",), "epochs": 3}, "trial")
     events = read(tmp_path)
     assert set(events.Tags()["tensors"]) == {
         "seg/loss",
-        "seg_x/miou",
+        "seg/miou",
         "seg/pictures",
         "settings",
         "_hparams_/session_start_info",
@@ -268,8 +269,9 @@ def watch(folder: pathlib.Path, **settings) -> None:
         a_source(),
         tf.distribute.get_strategy(),
         models.build("tiny", config.tasks, (16, 16, 3), 2),
+        task_set(config.tasks),
         Weighting({"depth": 1.0, "seg": 2.0}),
-        monitor.parse_best(config),
+        monitor.parse_best(config, task_set(config.tasks)),
         folder,
     )
     watched.trained(1, np.array([0.5, 0.25]), 3.0)
@@ -354,7 +356,16 @@ def write_attacks(folder: pathlib.Path, results: list[Result]) -> None:
     tensorboard.write_attacks(settings, clean, results, folder)
 
 
-def test_attacks_are_curves_over_eps_with_a_run_per_attack_and_group(tmp_path):
+def smoothed(values, weight=0.6):
+    """The exponential mean that TensorBoard draws, without the bias of its start."""
+    drawn, last = [], 0.0
+    for number, value in enumerate(values, 1):
+        last = last * weight + (1 - weight) * value
+        drawn.append(last / (1 - weight**number))
+    return drawn
+
+
+def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp_path):
     write_attacks(
         tmp_path,
         [
@@ -364,28 +375,62 @@ def test_attacks_are_curves_over_eps_with_a_run_per_attack_and_group(tmp_path):
             a_result("fgsm", ("seg",), 1.0, 0.125),
         ],
     )
-    joint = read(tmp_path / "pgd" / "seg+depth")
-    tag = "seg_by_eps/miou"
-    assert numbers(joint, tag) == [(0, 0.75), (250, 0.5), (1500, 0.25)]
-    fgsm = read(tmp_path / "fgsm" / "seg")
-    assert numbers(fgsm, tag) == [(0, 0.75), (1000, 0.125)]
-    assert set(fgsm.Tags()["tensors"]) == {tag, "seg_by_eps/pictures"}
-    about = description(fgsm, tag)
+    events = read(tmp_path)
+    names = ("pgd on seg+depth", "fgsm on seg")
+    assert set(events.Tags()["tensors"]) == {
+        "settings",
+        *(
+            f"seg_by_eps/{what}, {name}"
+            for what in ("miou", "pictures")
+            for name in names
+        ),
+    }
+    curve = dict(numbers(events, "seg_by_eps/miou, pgd on seg+depth"))
+    assert {eps: curve[eps] for eps in (0, 250, 1500)} == {
+        0: 0.75,
+        250: 0.5,
+        1500: 0.25,
+    }
+    assert dict(numbers(events, "seg_by_eps/miou, fgsm on seg"))[1000] == 0.125
+    about = description(events, "seg_by_eps/miou, pgd on seg+depth")
     assert "miou of seg; higher is better." in about
     assert "first 11 images of test" in about
     assert "eps times 1000 (l2, the plain l2 norm)" in about
-    assert read(tmp_path).Tags()["tensors"] == ["settings"]
-    assert [e.step for e in joint.Tensors("seg_by_eps/pictures")] == [250, 1500]
-    shown = picture(joint, "seg_by_eps/pictures")
-    assert shown.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
-    assert "attacked output, perturbation." in description(joint, "seg_by_eps/pictures")
+    shown = "seg_by_eps/pictures, pgd on seg+depth"
+    assert [e.step for e in events.Tensors(shown)] == [250, 1500]
+    assert picture(events, shown).shape == (
+        HEADING + 2 * 128 + GAP,
+        5 * 128 + 4 * GAP,
+        3,
+    )
+    assert "attacked output, perturbation." in description(events, shown)
 
 
-def test_whole_radii_are_the_steps_themselves(tmp_path):
-    write_attacks(tmp_path, [a_result("pgd", ("seg",), 8.0, 0.5)])
-    events = read(tmp_path / "pgd" / "seg")
-    assert numbers(events, "seg_by_eps/miou") == [(0, 0.75), (8, 0.5)]
-    assert "eps (l2" in description(events, "seg_by_eps/miou")
+@pytest.mark.parametrize("radii", [(1, 2, 4, 8), (0.25, 0.3), (64,), (0.001, 1000)])
+def test_default_smoothing_does_not_bend_the_curves(radii):
+    values = np.random.default_rng(0).uniform(size=len(radii) + 1)
+    points = list(zip((0.0, *radii), values, strict=True))
+    scale = tensorboard._scale([0.0, *radii])
+    steps, written = zip(*tensorboard.unbendable(points, scale), strict=True)
+    assert list(steps) == sorted(set(steps))
+    drawn = dict(zip(steps, smoothed(written), strict=True))
+    for (eps, value), (_, before) in zip(points[1:], points, strict=False):
+        at = drawn[round(eps * scale) + tensorboard._REPEATED]
+        assert abs(at - value) <= 0.002 * abs(value - before)
+    lines = np.interp(steps, [round(eps * scale) for eps, _ in points], values)
+    assert np.abs(lines - list(drawn.values())).max() <= 0.07 * np.ptp(values)
+
+
+def test_plots_are_shown(tmp_path):
+    Image.fromarray(np.full((5, 6, 3), 9, np.uint8)).save(tmp_path / "curves.png")
+    tensorboard.write_attacks(
+        {"split": "test"},
+        a_result("", (), 0, 0.75),
+        [a_result("pgd", ("seg",), 8.0, 0.5)],
+        tmp_path / "run",
+        plots={"curves": tmp_path / "curves.png"},
+    )
+    assert picture(read(tmp_path / "run"), "robustness/curves").shape == (5, 6, 3)
 
 
 def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
@@ -398,14 +443,14 @@ def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
         tmp_path / "pgd" / "seg" / "events.out.tfevents.1.someone.else.v2",
     ]
     for path in mine:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text(json.dumps(path.name))
     write_attacks(tmp_path, [a_result("pgd", ("seg", "depth"), 1.0, 0.5)])
     left = {path for path in tmp_path.rglob("*") if path.is_file()}
     events = {path for path in left if path.name.endswith(".mtr_tf")}
     assert left == {*mine, *events}
-    assert {path.parent for path in events} == {tmp_path, tmp_path / "pgd/seg+depth"}
-    assert len(events) == 2
+    assert {path.parent for path in events} == {tmp_path}
+    assert len(events) == 1
     for path in mine:
         assert json.loads(path.read_text()) == path.name
     assert not (tmp_path / "fgsm" / "seg").exists()

@@ -137,7 +137,11 @@ def test_it_survives_json(load):
         ("[3, 1]", "3", ["mine.toml: seeds must be a list", "got 3"]),
         ("about =", "claims = 3\n#", ["mine.toml", "not valid TOML"]),
         ("learning_rate", "learn_rate", ["[train]", "'learning_rate'"]),
-        ("learning_rate = 1", "epochs = 0", ["[train]: epochs", "at least 1, got 0"]),
+        (
+            "learning_rate = 1",
+            "epochs = 0",
+            ["[train]: epochs", "to 1000000, got 0"],
+        ),
         ("learning_rate = 1", "epochs = 1.5", ["[train]: epochs", "whole number"]),
         ("learning_rate = 1", "flip = 1", ["[train]: flip", "true or false, got 1"]),
         ("learning_rate = 1", "momentum = nan", ["[train]: momentum", "a number"]),

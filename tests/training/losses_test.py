@@ -12,6 +12,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 
 INFO = DatasetInfo(
@@ -89,12 +90,13 @@ def test_losses_that_cannot_be(given, message):
 def test_rules_by_flag():
     def fixed(**settings):
         config = directory.canonical(TrainConfig(tasks=("s", "d"), **settings))
-        return training_losses.make_weighting(config).fixed
+        return training_losses.make_weighting(config, task_set(config.tasks)).fixed
 
     assert fixed(main_tasks=("s",), aux_weight=0.01) == {"seg": 1, "depth": 0.01}
     assert fixed(task_weights="equal") == {"seg": 0.5, "depth": 0.5}
     learned = training_losses.make_weighting(
-        TrainConfig(tasks=("seg", "depth"), task_weights="uncertainty")
+        TrainConfig(tasks=("seg", "depth"), task_weights="uncertainty"),
+        task_set(("seg", "depth")),
     )
     assert learned.current() == {"seg": 1, "depth": 0.5}
     with pytest.raises(InputError, match="--aux_weight go with"):

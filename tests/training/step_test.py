@@ -15,6 +15,7 @@ from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.tasks import task_set
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
@@ -248,15 +249,15 @@ def test_what_the_flags_make():
     def made(**settings):
         tasks = ("seg", "depth", "autoencoder")
         config = TrainConfig(tasks=tasks, main_tasks=("seg",), **settings)
-        return step_lib.make_adversary(directory.canonical(config))
+        return step_lib.make_adversary(directory.canonical(config), task_set(tasks))
 
     assert made() is None
     assert made(adversarial_tasks="main", adversarial_share=0.0) is None
     main = made(adversarial_tasks="main")
-    assert main.tasks == ("seg",)
+    assert tuple(main.tasks) == ("seg",)
     assert main.attack.epsilon == pytest.approx(8 / 255)
     assert main.attack.step_size == pytest.approx(2 / 255)
-    assert made(adversarial_tasks="all").tasks == ("seg", "depth", "autoencoder")
-    assert made(adversarial_tasks="d+A").tasks == ("depth", "autoencoder")
+    assert tuple(made(adversarial_tasks="all").tasks) == tuple(task_set("s,d,A"))
+    assert tuple(made(adversarial_tasks="d+A").tasks) == ("depth", "autoencoder")
     with pytest.raises(InputError, match="--adversarial_tasks .* got normal"):
         made(adversarial_tasks="normal")

@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import logging
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import picture
 from mtr_tf.data import prepared
 from mtr_tf.data.cityscapes import files
@@ -24,7 +25,6 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
-from mtr_tf.tasks import task_set
 
 _STORED = ("seg", "depth")
 _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
@@ -82,7 +82,7 @@ def open_source(
         image_shape=(*size, 3),
         classes=layout.CLASSES,
         colors=layout.COLORS,
-        tasks=task_set(available),
+        tasks=tasks_lib.task_set(available),
         splits={split: len(of_split) for split, of_split in jobs.items()},
         mean=layout.MEAN,
         std=layout.STD,

@@ -14,57 +14,62 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import tasks as task_table
 from mtr_tf.cli import progress
 from mtr_tf.data.custom import examples
 from mtr_tf.data.custom.examples import Example
-from mtr_tf.data.custom.examples import Labels
+from mtr_tf.data.custom.examples import Rules
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 
 _END = object()
 
 
-def open_split(split: str, examples: Any, labels: Labels) -> Columns:
+def open_split(split: str, given: Any, rules: Rules) -> Columns:
     """Opens a split: lazily if it can be indexed and is no list, else into memory.
 
     Args:
       split: its name.
-      examples: a sequence, iterable or tf.data.Dataset of examples.
-      labels: what those of `seg` may be. A lazy split of labels needs the number of
-        classes.
+      given: a sequence, iterable or tf.data.Dataset of examples.
+      rules: what targets may be. A lazy split of classes needs their number.
 
     Raises:
       InputError: it is no such thing, is empty or endless, or its examples are wrong
         or differ in size or tasks (lazy ones: the first one now, others when read).
     """
-    readable = hasattr(examples, "__iter__") or _is_lazy(examples)
-    if isinstance(examples, Mapping | str | bytes) or not readable:
+    readable = hasattr(given, "__iter__") or _is_lazy(given)
+    if isinstance(given, Mapping | str | bytes) or not readable:
         raise InputError(
             f"The split {split} must be a sequence, a generator or a tf.data.Dataset "
-            f"of examples, but is of type {type(examples).__name__}."
+            f"of examples, but is of type {type(given).__name__}."
         )
-    if _is_lazy(examples):
-        return _lazy(split, examples, labels)
-    return _in_memory(split, examples, labels)
+    if _is_lazy(given):
+        return _lazy(split, given, rules)
+    return _in_memory(split, given, rules)
 
 
 def check_alike(splits: Mapping[str, Columns]) -> None:
-    """Raises InputError unless all splits have one size of image and the same tasks."""
+    """Raises InputError unless images and targets have one shape in all splits."""
     (first_name, first), *others = splits.items()
     for name, columns in others:
         if columns.images.shape[1:] != first.images.shape[1:]:
             raise InputError(
                 "All splits must have images of one size, but those of "
-                f"{name} are {_size(columns.images)} and those of {first_name} "
-                f"{_size(first.images)}."
+                f"{name} are {_size(columns)} and those of {first_name} "
+                f"{_size(first)}."
             )
         if set(columns.targets) != set(first.targets):
             raise InputError(
                 "All splits must have the same tasks, but "
-                f"{name} has {_listed(columns.targets)} and {first_name} "
-                f"{_listed(first.targets)}."
+                f"{name} has {examples.listed(columns.targets)} and {first_name} "
+                f"{examples.listed(first.targets)}."
             )
+        for task, target in columns.targets.items():
+            here, there = target.shape[1:], first.targets[task].shape[1:]
+            if here != there:
+                raise InputError(
+                    f"All targets of {task} must have one shape, but those of {name} "
+                    f"have {list(here)} and those of {first_name} {list(there)}."
+                )
 
 
 class LazyColumn:
@@ -100,10 +105,10 @@ class LazyExamples:
     it has read last. The sequence itself is asked by one thread at a time.
     """
 
-    def __init__(self, split: str, sequence: Sequence, labels: Labels):
+    def __init__(self, split: str, sequence: Sequence, rules: Rules):
         self._split = split
         self._sequence = sequence
-        self._labels = labels
+        self._rules = rules
         self._lock = threading.Lock()
         self._last = threading.local()
         self.first = self._one(0, None)
@@ -123,7 +128,7 @@ class LazyExamples:
         where = f"example {row} of {self._split}"
         with self._lock, _reading(where):
             raw = self._sequence[row]
-        return _checked(raw, where, self._labels, first)
+        return examples.check(raw, where, self._rules, first)
 
 
 def _is_lazy(examples: Any) -> bool:
@@ -134,29 +139,29 @@ def _is_lazy(examples: Any) -> bool:
     )
 
 
-def _lazy(split: str, sequence: Sequence, labels: Labels) -> Columns:
+def _lazy(split: str, sequence: Sequence, rules: Rules) -> Columns:
     if not len(sequence):
         raise _empty(split)
-    examples = LazyExamples(split, sequence, labels)
-    first = examples.first
-    if labels.classes is None and any(map(_is_discrete, first.targets)):
-        raise InputError(
-            f'The classes must be named ("classes": [...]), since {split} is read '
-            "example by example and nobody can know how many there are."
-        )
+    lazy = LazyExamples(split, sequence, rules)
+    first = lazy.first
+    for task in first.targets:
+        if rules.tasks[task].discrete and rules.tasks[task].channels is None:
+            raise InputError(
+                f'The classes must be named ("classes": [...]), since {split} is read '
+                "example by example and nobody can know how many there are of "
+                f"{task}."
+            )
     targets, masks = {}, {}
     for task, target in first.targets.items():
-        targets[task] = LazyColumn(examples, lambda e, t=task: e.targets[t], target)
-        masks[task] = LazyColumn(
-            examples, lambda e, t=task: e.masks[t], first.masks[task]
-        )
-    images = LazyColumn(examples, lambda example: example.image, first.image)
+        targets[task] = LazyColumn(lazy, lambda e, t=task: e.targets[t], target)
+        masks[task] = LazyColumn(lazy, lambda e, t=task: e.masks[t], first.masks[task])
+    images = LazyColumn(lazy, lambda example: example.image, first.image)
     return Columns(images, targets, masks)
 
 
-def _in_memory(split: str, examples: Iterable, labels: Labels) -> Columns:
-    found = []
-    with _counted(split, examples) as (iterator, advance):
+def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
+    found: list[Example] = []
+    with _counted(split, given) as (iterator, advance):
         while True:
             where = f"example {len(found)} of {split}"
             with _reading(where):
@@ -164,7 +169,7 @@ def _in_memory(split: str, examples: Iterable, labels: Labels) -> Columns:
             if raw is _END:
                 break
             first = found[0] if found else None
-            found.append(_checked(raw, where, labels, first))
+            found.append(examples.check(raw, where, rules, first))
             advance(1)
     if not found:
         raise _empty(split)
@@ -172,7 +177,7 @@ def _in_memory(split: str, examples: Iterable, labels: Labels) -> Columns:
     targets, masks = {}, {}
     for task in found[0].targets:
         targets[task] = np.stack([example.targets[task] for example in found])
-        if _is_discrete(task) and targets[task].max() < 256:
+        if rules.tasks[task].discrete and targets[task].max() < 256:
             targets[task] = targets[task].astype(np.uint8)
         known = np.stack([example.masks[task] for example in found])
         if not known.all():
@@ -218,36 +223,9 @@ def _reading(where: str) -> Iterator[None]:
         ) from error
 
 
-def _checked(raw: Any, where: str, labels: Labels, first: Example | None) -> Example:
-    example = examples.check(raw, where, labels)
-    if first is None:
-        return example
-    if example.image.shape != first.image.shape:
-        raise InputError(
-            f"All images must have one size, but {where} is "
-            f"{_size(example.image[np.newaxis])} and the first one "
-            f"{_size(first.image[np.newaxis])}; resize or crop them."
-        )
-    if example.targets.keys() != first.targets.keys():
-        raise InputError(
-            f"All examples must have the same tasks, but {where} has "
-            f"{_listed(example.targets)} and the first one {_listed(first.targets)}; "
-            "where a target is not known, give zeros and a mask of zeros."
-        )
-    return example
-
-
 def _empty(split: str) -> InputError:
     return InputError(f"The split {split} must have an example at least, but is empty.")
 
 
-def _is_discrete(task: str) -> bool:
-    return task_table.TASKS[task].discrete
-
-
-def _size(images: Any) -> str:
-    return f"{images.shape[1]}x{images.shape[2]}"
-
-
-def _listed(tasks: Iterable[str]) -> str:
-    return ", ".join(sorted(tasks)) or "none"
+def _size(columns: Columns) -> str:
+    return examples.size(np.empty(columns.images.shape[1:], np.bool_))

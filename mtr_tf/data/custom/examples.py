@@ -4,30 +4,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mtr_tf import tasks as task_table
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import resolve
+from mtr_tf.tasks.task import MAP
 
 _KEYS = ("image", "targets", "masks", "name")
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
+_BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
+_FEW = 4  # More channels than this are not expected of a picture.
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """What labels of classes may be.
+class Rules:
+    """What targets may be.
 
     Attributes:
-      classes: how many classes there are; None if that is not known.
-      ignored: labels that mean that there is none.
+      tasks: all that targets may be of; those of classes have channels, and those whose
+        places are known have places.
+      ignored: by task, the labels that mean that there is none.
     """
 
-    classes: int | None = None
-    ignored: tuple[int, ...] = ()
+    tasks: TaskSet
+    ignored: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +42,10 @@ class Example:
     """A checked example.
 
     Attributes:
-      image: uint8 [H, W, 3].
-      targets: by task int32 [H, W] or float32 [H, W, C], 0 where not known.
-      masks: by task bool [H, W].
+      image: [H, W, C], uint8, or float32 in [0, 1].
+      targets: by task int32 [*places] or float32 [*places, channels], 0 where not
+        known.
+      masks: by task bool [*places].
       name: "" where it has none.
     """
 
@@ -47,15 +55,15 @@ class Example:
     name: str
 
 
-def check(raw: Any, where: str, labels: Labels) -> Example:
+def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Example:
     """Checks an example as a user's function gives it.
 
     Args:
       raw: {"image", "targets", "masks", "name"}, the last two if there are any, or
         (image, targets) or (image, targets, masks).
       where: what messages call it, such as "example 3 of train".
-      labels: what those of `seg` may be; without a number of classes they only must
-        not be negative.
+      rules: what its targets may be.
+      like: the first example, whose sizes and tasks all others have; None for itself.
 
     Raises:
       InputError: anything is not as `docs/own_data.md` says.
@@ -63,9 +71,11 @@ def check(raw: Any, where: str, labels: Labels) -> Example:
     image, targets, masks, name = _parts(raw, where)
     image = _image(image, where)
     targets, masks = (
-        _by_task(targets, "targets", where),
-        _by_task(masks, "masks", where),
+        _by_task(targets, "targets", where, rules.tasks),
+        _by_task(masks, "masks", where, rules.tasks),
     )
+    if like is not None:
+        _check_alike(image, targets, where, like)
     for task in masks:
         if task not in targets:
             raise InputError(
@@ -74,15 +84,52 @@ def check(raw: Any, where: str, labels: Labels) -> Example:
             )
     found, known = {}, {}
     for task, target in targets.items():
-        known[task] = _mask(masks.get(task), task, image.shape[:2], where)
-        discrete = task_table.TASKS[task].discrete
-        if discrete:
-            known[task] &= _is_label(target, labels.ignored, known[task].shape)
-        read = _labels if discrete else _numbers
-        found[task] = read(task, target, known[task], where)
-    if labels.classes is not None:
-        _check_classes(found, known, labels.classes, where)
+        record = rules.tasks[task]
+        places = (
+            _places(record, target, image.shape[:2], where)
+            if like is None
+            else like.masks[task].shape
+        )
+        known[task] = _mask(masks.get(task), record, places, where)
+        if record.discrete:
+            ignored = rules.ignored.get(task, ())
+            known[task] = known[task] & _is_label(target, ignored, places)
+        read = _labels if record.discrete else _numbers
+        found[task] = read(record, target, known[task], where)
     return Example(image, found, known, name)
+
+
+def _check_alike(
+    image: np.ndarray, targets: Mapping[str, Any], where: str, like: Example
+) -> None:
+    """Raises InputError unless an example has the size and tasks of the first one."""
+    if image.shape != like.image.shape:
+        raise InputError(
+            f"All images must have one size, but {where} is {size(image)} and the "
+            f"first one {size(like.image)}; resize or crop them."
+        )
+    if image.dtype != like.image.dtype:
+        raise InputError(
+            f"All images must be of one type, but {where} is {image.dtype} and the "
+            f"first one {like.image.dtype}; convert them."
+        )
+    if targets.keys() != like.targets.keys():
+        raise InputError(
+            f"All examples must have the same tasks, but {where} has "
+            f"{listed(targets)} and the first one {listed(like.targets)}; "
+            "where a target is not known, give zeros and a mask of zeros."
+        )
+
+
+def size(image: np.ndarray) -> str:
+    """The size of an image [H, W, C] in words; channels where they are not three."""
+    height, width, channels = image.shape
+    return f"{height}x{width}" + (f"x{channels}" if channels != 3 else "")
+
+
+def listed(tasks: Iterable[str]) -> str:
+    """The names of tasks in words."""
+    return ", ".join(sorted(tasks)) or "none"
 
 
 def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
@@ -109,7 +156,9 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
     return raw["image"], raw["targets"], raw.get("masks") or {}, name
 
 
-def _by_task(values: Any, what: str, where: str) -> dict[str, np.ndarray]:
+def _by_task(
+    values: Any, what: str, where: str, tasks: TaskSet
+) -> dict[str, np.ndarray]:
     """Arrays by the tasks' own names."""
     if not isinstance(values, Mapping):
         raise InputError(
@@ -119,9 +168,12 @@ def _by_task(values: Any, what: str, where: str) -> dict[str, np.ndarray]:
     if not values:
         return {}
     try:
-        names = task_table.resolve(list(values))
+        names = resolve(list(values), tasks.values())
     except InputError as error:
-        raise InputError(f"In the {what} of {where}: {error}") from error
+        raise InputError(
+            f"In the {what} of {where}: {error} Declare a task of your own: "
+            '"tasks": [Task(...)] beside the splits.'
+        ) from error
     return dict(zip(names, map(_array, values.values()), strict=True))
 
 
@@ -136,10 +188,18 @@ def _image(value: Any, where: str) -> np.ndarray:
             f"Examples must come one by one, not in batches, but the image of {where} "
             f"has shape {image.shape}; take the batches apart (tf.data: .unbatch())."
         )
-    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    if image.ndim == 2:
+        image = image[..., np.newaxis]
+    if image.ndim != 3 or not image.size:
         raise InputError(
-            "An image must have shape [height, width, 3], but that of "
-            f"{where} has {list(image.shape)}."
+            "An image must have shape [height, width, channels], or [height, width] if "
+            f"it is grey, but that of {where} has {list(image.shape)}."
+        )
+    if image.shape[0] <= _FEW < image.shape[2]:
+        raise InputError(
+            "An image must have shape [height, width, channels], but that of "
+            f"{where} has {list(image.shape)}, with its channels first; move them "
+            "(np.moveaxis(image, 0, -1))."
         )
     if image.dtype == np.uint8:
         return image
@@ -154,22 +214,64 @@ def _image(value: Any, where: str) -> np.ndarray:
             f"An image of floats must lie in [0, 1], but that of {where} goes from "
             f"{low:g} to {high:g}; rescale it (divide by 255?), or give uint8."
         )
-    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    if image.shape[2] in _BYTES:
+        return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    return np.clip(image, 0, 1).astype(np.float32)
+
+
+def _places(
+    task: Task, value: np.ndarray, size: tuple[int, ...], where: str
+) -> tuple[int, ...]:
+    """The shape of a target's places, by what the task says, else by the target.
+
+    A wrong shape of a map is said when the target is read.
+    """
+    if task.places == MAP:
+        return size
+    shape = value.shape
+    if task.discrete:
+        places = shape[:-1] if shape in ((1,), (*size, 1)) else shape
+    else:
+        bare = task.channels == 1 and shape[-1:] != (1,)
+        places = shape if bare or shape == size else shape[:-1]
+    if task.places is not None and len(places) != task.places:
+        what = "one class" if task.discrete else f"{task.channels} numbers"
+        raise InputError(
+            f"The target of {task.name} must be {what} for each place, with "
+            f"{task.places} axes of places, but that of {where} has shape "
+            f"{list(shape)}."
+        )
+    if task.discrete and task.places is None and _is_one_hot(value, task.channels):
+        raise InputError(
+            f"The target of {task.name} must be the class, but that of {where} has "
+            f"shape {list(shape)} with a one for each class; give its argmax (or, if "
+            f"these are {shape[-1]} places, say places={len(shape)} of the task)."
+        )
+    return size if len(places) == MAP else places
+
+
+def _is_one_hot(value: np.ndarray, classes: int | None) -> bool:
+    """Whether this is a one for each place's class beside zeros."""
+    if classes is None or classes < 2 or value.shape[-1:] != (classes,):
+        return False
+    return bool(np.isin(value, (0, 1)).all() and (value.sum(axis=-1) == 1).all())
 
 
 def _mask(
-    value: np.ndarray | None, task: str, size: tuple[int, int], where: str
+    value: np.ndarray | None, task: Task, places: tuple[int, ...], where: str
 ) -> np.ndarray:
     if value is None:
-        return np.ones(size, bool)
-    if value.shape == (*size, 1):
+        return np.ones(places, bool)
+    if value.shape == (*places, 1):
         value = value[..., 0]
-    if value.shape != size or value.dtype.kind not in "buif" or (value != value).any():
+    is_good = value.shape == places and value.dtype.kind in "buif"
+    if not is_good or (value != value).any():
+        what = "image's height and width" if len(places) == MAP else "target's places"
         raise InputError(
-            f"A mask must have its image's height and width, {list(size)}, and zeros "
-            f"where nothing is known, but that for {task} of {where} has shape "
+            f"A mask must have its {what}, {list(places)}, and zeros where nothing is "
+            f"known, but that for {task.name} of {where} has shape "
             f"{list(value.shape)} and type {value.dtype}"
-            f"{', with NaN in it' if value.shape == size else ''}."
+            f"{', with NaN in it' if value.shape == places else ''}."
         )
     return value != 0
 
@@ -183,62 +285,69 @@ def _is_label(
     return ~np.isin(value.reshape(shape), ignored)
 
 
-def _labels(task: str, value: np.ndarray, known: np.ndarray, where: str) -> np.ndarray:
+def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.ndarray:
     if value.shape == (*known.shape, 1):
         value = value[..., 0]
     if value.shape != known.shape or value.dtype.kind not in "ui":
         raise InputError(
-            f"The target of {task} must be whole numbers of shape "
-            f"{list(known.shape)}, the class of each pixel, but that of {where} is "
+            f"The target of {task.name} must be whole numbers of shape "
+            f"{list(known.shape)}, the class of {_each(known)}, but that of {where} is "
             f"{value.dtype} of shape {list(value.shape)}; convert it (one-hot: argmax)."
         )
+    mask = f'put a zero into "masks": {{"{task.name}": ...}}'
     if (value[known] < 0).any():
         raise InputError(
-            f"The labels of {task} must not be negative, but {where} has "
+            f"The labels of {task.name} must not be negative, but {where} has "
             f"{value[known].min()}; where there is no label, say so "
-            f'("ignore_label": {value[known].min()}) or put a zero into '
-            f'"masks": {{"{task}": ...}}.'
+            f'("ignore_label": {value[known].min()}) or {mask}.'
         )
-    return np.where(known, value, 0).astype(np.int32)
-
-
-def _numbers(task: str, value: np.ndarray, known: np.ndarray, where: str) -> np.ndarray:
-    channels = task_table.TASKS[task].channels
-    if value.shape == known.shape and channels == 1:
-        value = value[..., np.newaxis]
-    shape = (*known.shape, channels)
-    if value.shape != shape or value.dtype.kind not in "uif":
+    value = np.where(known, value, 0).astype(np.int32)
+    if task.channels is not None and value.max(initial=0) >= task.channels:
         raise InputError(
-            f"The target of {task} must be numbers of shape {list(shape)}, but that "
-            f"of {where} is {value.dtype} of shape {list(value.shape)}."
+            f"The labels of {task.name} must be below the number of classes, "
+            f"{task.channels}, but {where} has {value.max()}; name more classes in "
+            '"classes" or, where this means no label, say so '
+            f'("ignore_label": {value.max()}) or {mask}.'
+        )
+    return value
+
+
+def _each(known: np.ndarray) -> str:
+    return {0: "the image", MAP: "each pixel"}.get(known.ndim, "each place")
+
+
+def _numbers(
+    task: Task, value: np.ndarray, known: np.ndarray, where: str
+) -> np.ndarray:
+    if value.shape == known.shape and task.channels == 1:
+        value = value[..., np.newaxis]
+    shape = (*known.shape, task.channels)
+    kinds = "buif" if task.kind == "labels" else "uif"
+    if value.shape != shape or value.dtype.kind not in kinds:
+        raise InputError(
+            f"The target of {task.name} must be numbers of shape {list(shape)}, but "
+            f"that of {where} is {value.dtype} of shape {list(value.shape)}."
         )
     value = value.astype(np.float32)
     wrong = np.argwhere(~np.isfinite(value).all(-1) & known)
     if len(wrong):
-        row, column = wrong[0]
+        place = tuple(wrong[0])
+        at = f" at {', '.join(map(str, place))}" if place else ""
+        if len(place) == MAP:
+            at = f" at row {place[0]}, column {place[1]}"
         raise InputError(
-            f"The target of {task} must be finite where it is known, but {where} has "
-            f"{value[row, column]} at row {row}, column {column}; put zeros there into "
-            f'"masks": {{"{task}": ...}}.'
+            f"The target of {task.name} must be finite where it is known, but {where} "
+            f"has {value[place]}{at}; put zeros there into "
+            f'"masks": {{"{task.name}": ...}}.'
         )
-    return np.where(known[..., np.newaxis], value, np.float32(0))
-
-
-def _check_classes(
-    targets: Mapping[str, np.ndarray],
-    masks: Mapping[str, np.ndarray],
-    num_classes: int,
-    where: str,
-) -> None:
-    for task, target in targets.items():
-        if task_table.TASKS[task].discrete and target.max(initial=0) >= num_classes:
-            raise InputError(
-                f"The labels of {task} must be below the number of classes, "
-                f"{num_classes}, but {where} has {target.max()}; name more classes in "
-                '"classes" or, where this means no label, say so '
-                f'("ignore_label": {target.max()}) or put a zero into '
-                f'"masks": {{"{task}": ...}}.'
-            )
+    value = np.where(known[..., np.newaxis], value, np.float32(0))
+    if task.kind == "labels" and (value.min() < 0 or value.max() > 1):
+        raise InputError(
+            f"The target of {task.name} must say of each of its {task.channels} labels "
+            f"whether it is there, 1 or 0, but that of {where} goes from "
+            f"{value.min():g} to {value.max():g}."
+        )
+    return value
 
 
 def _kind(value: Any) -> str:

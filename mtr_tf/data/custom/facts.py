@@ -12,20 +12,26 @@ from typing import TypeVar
 
 import numpy as np
 
-from mtr_tf import tasks as task_table
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
-from mtr_tf.data.custom.examples import Labels
+from mtr_tf.data.custom.examples import Rules
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import KINDS
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import canonical
 from mtr_tf.tasks import palettes
+from mtr_tf.tasks import task_set
 
 _Number = TypeVar("_Number", int, float)
 
 KEYS = (
+    "tasks",
     "classes",
     "ignore_label",
     "colors",
@@ -48,33 +54,44 @@ def check(facts: Mapping[str, Any]) -> None:
     """Raises InputError unless the facts are as docs/own_data.md says."""
     names = facts.get("classes")
     count = len(names) if isinstance(names, Sequence) else 0
+    known = (*TASKS, *declared(facts))
     rules = {
+        "tasks": (lambda given: True, ""),  # Which `declared` has said.
         "classes": (_is_names, "a list of names, in the order of their labels"),
         "colors": (
             lambda given: _are_within(given, (count, 3), 0, 255),
             'an (R, G, B) of 0-255 for each of the "classes"',
         ),
         "class_weights": (
-            lambda given: _are_within(given, (count,), 0, np.inf),
-            'a number that is not negative for each of the "classes"',
+            lambda given: (
+                _is_by_task(given, known, lambda weights: _are_weights(weights, None))
+                or _are_weights(given, count)
+            ),
+            'a number that is not negative for each of the "classes", or a dict of '
+            "such lists by task",
         ),
         "mean": (
-            lambda given: _are_within(given, (3,), 0, 1),
-            "three numbers, for images in [0, 1]",
+            lambda given: _are_within(given, (_length(given),), 0, 1),
+            "one number for each channel, for images in [0, 1]",
         ),
         "std": (
-            lambda given: _are_within(given, (3,), 1e-6, 1),
-            "three numbers above 0, for images in [0, 1]",
+            lambda given: _are_within(given, (_length(given),), 1e-6, 1),
+            "one number above 0 for each channel, for images in [0, 1]",
         ),
         "ranges": (
-            lambda given: _is_by_task(given, lambda pair: _are_within(pair, (2,))),
+            lambda given: _is_by_task(
+                given, known, lambda pair: _are_within(pair, (2,))
+            ),
             "a dict of (low, high) by task",
         ),
         "units": (
-            lambda given: _is_by_task(given, lambda unit: isinstance(unit, str)),
+            lambda given: _is_by_task(given, known, lambda unit: isinstance(unit, str)),
             "a dict of strings by task",
         ),
-        "ignore_label": (_are_labels, "a whole number, or a list of them"),
+        "ignore_label": (
+            lambda given: _are_labels(given) or _is_by_task(given, known, _are_labels),
+            "a whole number, or a list of them, or a dict of these by task",
+        ),
         "groups": (
             lambda given: isinstance(given, Mapping),
             "a dict by split, with a name or number for each example",
@@ -90,12 +107,63 @@ def check(facts: Mapping[str, Any]) -> None:
             raise InputError(f'"{key}" must be {what}; got {given!r}.')
 
 
-def labels(facts: Mapping[str, Any]) -> Labels:
-    """What labels may be, of checked facts."""
-    names, ignored = facts.get("classes"), facts.get("ignore_label", ())
-    return Labels(
-        len(names) if names else None,
-        tuple(ignored) if isinstance(ignored, Sequence) else (ignored,),
+def declared(facts: Mapping[str, Any]) -> TaskSet:
+    """The tasks that a user declares, of their own or in place of some of the eleven.
+
+    Raises:
+      InputError: they are no tasks, or are called as another one is.
+    """
+    given = facts.get("tasks", ())
+    if isinstance(given, Mapping):
+        given = [_task(name, task) for name, task in given.items()]
+    is_list = isinstance(given, list | tuple | TaskSet)
+    if not is_list or not all(isinstance(task, str | Task) for task in given):
+        raise InputError(
+            '"tasks" must be a list such as [Task("flow", kind="numbers", channels=2)] '
+            f"(from mtr_tf.tasks import Task), or a dict by name; got {given!r}."
+        )
+    tasks = task_set(given)
+    for name in tasks:
+        (meant,) = canonical((name,))
+        if meant != name:
+            raise InputError(
+                f'A task of your own must not be called {name} ("tasks"), which is '
+                f"another name of {meant}; rename it."
+            )
+    return tasks
+
+
+def _task(name: Any, given: Any) -> Task:
+    """The task of a dict by name: a record, or a kind."""
+    if isinstance(given, str) and given in KINDS:
+        return Task(name, kind=given)
+    if isinstance(given, Task) and given.name == name:
+        return given
+    raise InputError(
+        f'"tasks" must have for each name a Task of that name, or a kind, one of '
+        f"{', '.join(KINDS)}; got {given!r} for {name!r}."
+    )
+
+
+def rules(facts: Mapping[str, Any]) -> Rules:
+    """What targets may be, of checked facts."""
+    names = tuple(facts.get("classes", ()))
+    tasks = TASKS.replaced(*declared(facts).values())
+    tasks = TaskSet(
+        task.bound(channels=None, classes=names, colors=facts.get("colors", ()))
+        if names and task.discrete and task.channels is None
+        else task
+        for task in tasks.values()
+    )
+    ignored = facts.get("ignore_label", ())
+    if not isinstance(ignored, Mapping):
+        ignored = dict.fromkeys(tasks, ignored)
+    return Rules(
+        tasks,
+        {
+            task: tuple(labels) if isinstance(labels, Sequence) else (labels,)
+            for task, labels in ignored.items()
+        },
     )
 
 
@@ -134,7 +202,7 @@ def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
 
 
 def dataset_info(
-    name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns]
+    name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns], known: TaskSet
 ) -> DatasetInfo:
     """The facts of a data set; those that are not given are found out.
 
@@ -142,33 +210,110 @@ def dataset_info(
       name: of the data set on the command line.
       facts: what the user says, checked.
       splits: the columns by split; all of one size, with the same tasks.
+      known: all tasks that there may be, as `rules` gives them.
+
+    Raises:
+      InputError: classes cannot be counted, or what the user says does not fit.
     """
     columns = splits.get("train", next(iter(splits.values())))
-    classes = facts.get("classes") or _classes(splits)
+    channels = columns.images.shape[3]
+    for key in ("mean", "std"):
+        if len(facts.get(key, (0,) * channels)) != channels:
+            raise InputError(
+                f'"{key}" must be one number for each of the {channels} channels of '
+                f"the images; got {facts[key]!r}."
+            )
+    tasks = _tasks(splits, columns, known)
+    _check_weights(facts.get("class_weights", ()), tasks)
+    classes = facts.get("classes") or (tasks["seg"].classes if "seg" in tasks else ())
     mean, std = facts.get("mean"), facts.get("std")
     if mean is None or std is None:
         found = _statistics(columns.images)
         mean = found[0] if mean is None else mean
         std = found[1] if std is None else std
     colors = facts.get("colors") or palettes.distinct_colors(len(classes))
-    tasks = {*columns.targets, *picture.TASKS}
     return DatasetInfo(
         name=name,
         image_shape=_triple(columns.images.shape[1:]),
         classes=tuple(classes),
         colors=tuple(_triple(map(int, color)) for color in colors),
-        tasks=tuple(task for task in task_table.TASKS if task in tasks),
+        tasks=tasks,
         splits={split: len(value) for split, value in splits.items()},
-        mean=_triple(map(float, mean)),
-        std=_triple(map(float, std)),
-        ranges={**_RANGES, **_ranges(columns), **facts.get("ranges", {})},
+        mean=tuple(map(float, mean)),
+        std=tuple(map(float, std)),
+        ranges={**_RANGES, **_ranges(columns, tasks), **facts.get("ranges", {})},
         units=dict(facts.get("units", {})),
-        class_weights=tuple(map(float, facts.get("class_weights", ()))),
+        class_weights=_floats(facts.get("class_weights", ())),
     )
 
 
-def _classes(splits: Mapping[str, Columns]) -> tuple[str, ...]:
-    """Names for as many classes as the labels in memory need; none without labels.
+def _tasks(splits: Mapping[str, Columns], columns: Columns, known: TaskSet) -> TaskSet:
+    """The tasks that there are, with the places, classes and colors of the data.
+
+    Args:
+      splits: the columns by split.
+      columns: those of one of them.
+      known: all tasks that there may be.
+    """
+    channels = columns.images.shape[3]
+    there = {*columns.targets, *picture.of_channels(channels)}
+    tasks = []
+    for name in known:
+        task = known[name]
+        if name not in columns.targets:
+            if task.kind == "image" and task.channels != channels:
+                task = task.bound(channels=channels)  # It is the picture.
+        else:
+            axes = len(columns.targets[name].shape) - 1 - (not task.discrete)
+            task = task.bound(places=axes)
+            if task.discrete:
+                task = _of_classes(task, splits)
+        if name in there:
+            tasks.append(task)
+    return TaskSet(tasks)
+
+
+def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
+    """A task of classes, each of which has a name and a color."""
+    classes = task.classes
+    if not classes:
+        count = (
+            _count_classes(task.name, splits) if not task.channels else task.channels
+        )
+        classes = tuple(f"class_{i}" for i in range(count))
+    colors = task.colors or palettes.distinct_colors(len(classes))
+    if len(colors) != len(classes):
+        raise InputError(
+            f"The task {task.name} must have as many colors as classes; got "
+            f"{len(colors)} colors and {len(classes)} classes."
+        )
+    return task.bound(channels=None, classes=classes, colors=colors)
+
+
+def _check_weights(given: Any, tasks: TaskSet) -> None:
+    """Raises InputError unless weights by task are one for each of its classes."""
+    for name, weights in given.items() if isinstance(given, Mapping) else ():
+        if name not in tasks or not tasks[name].discrete:
+            raise InputError(
+                f'"class_weights" must be of tasks of classes that examples have; got '
+                f"{name}."
+            )
+        if len(weights) != tasks[name].channels:
+            raise InputError(
+                f'"class_weights" must be a number for each of the '
+                f"{tasks[name].channels} classes of {name}; got {weights!r}."
+            )
+
+
+def _floats(given: Any) -> Any:
+    """Numbers, or numbers by name, as floats."""
+    if isinstance(given, Mapping):
+        return {name: _floats(numbers) for name, numbers in given.items()}
+    return tuple(map(float, given))
+
+
+def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
+    """How many classes the labels in memory of a task need; 0 where none is known.
 
     Raises:
       InputError: some numbers below the largest label are no label of any example, so
@@ -176,20 +321,19 @@ def _classes(splits: Mapping[str, Columns]) -> tuple[str, ...]:
     """
     found = set()
     for columns in splits.values():
-        for task, target in columns.targets.items():
-            if task_table.TASKS[task].discrete:
-                known = columns.masks.get(task)
-                for row in range(len(target)):  # No copy of the whole split.
-                    labels = target[row] if known is None else target[row][known[row]]
-                    found |= set(np.unique(labels))
+        target, known = columns.targets[task], columns.masks.get(task)
+        for row in range(len(target)):  # No copy of the whole split.
+            labels = target[row] if known is None else target[row][known[row]]
+            found |= set(np.unique(labels))
     if found and len(found) <= max(found):
         raise InputError(
-            f"Labels must be 0, 1, 2, ... without gaps, but are {_ranges_of(found)}; "
+            f"Labels of {task} must be 0, 1, 2, ... without gaps, but are "
+            f"{_ranges_of(found)}; "
             'name all classes ("classes": [...], in the order of their labels) or, '
             f'where a label means none, say so ("ignore_label": {max(found)}) or put '
             "zeros into masks."
         )
-    return tuple(f"class_{i}" for i in range(len(found)))
+    return len(found)
 
 
 def _ranges_of(numbers: Iterable[int]) -> str:
@@ -205,27 +349,37 @@ def _ranges_of(numbers: Iterable[int]) -> str:
 
 
 def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per colour, in [0, 1], of a column of bytes."""
+    """Mean and standard deviation per channel, in [0, 1], of images."""
     rows = _spaced(len(images), _SAMPLE)
-    counts = np.zeros((3, 256))
+    channels = range(images.shape[-1])
+    counts = np.zeros((len(channels), 256))  # Of bytes, the levels; else three moments.
+    is_bytes = images.dtype == np.uint8
     with progress.bar(len(rows), "averaging training images", "images") as advance:
         for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
-            pixels = images[part].reshape(-1, 3)
-            counts += [np.bincount(pixels[:, i], minlength=256) for i in range(3)]
+            pixels = images[part].reshape(-1, len(channels))
+            if is_bytes:
+                counts += [np.bincount(pixels[:, i], minlength=256) for i in channels]
+            else:
+                pixels = pixels.astype(np.float64)
+                for power in range(3):
+                    counts[:, power] += (pixels**power).sum(axis=0)
             advance(len(part))
     levels = np.arange(256) / 255
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    mean = shares @ levels
-    std = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
+    if is_bytes:
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        mean, square = shares @ levels, shares @ levels**2
+    else:
+        mean, square = (counts[:, power] / counts[:, 0] for power in (1, 2))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
     return mean, np.maximum(std, 1 / 255)  # Of one grey, to be divided by.
 
 
-def _ranges(columns: Columns) -> dict[str, tuple[float, float]]:
+def _ranges(columns: Columns, tasks: TaskSet) -> dict[str, tuple[float, float]]:
     """What maps are painted between: most of what is known in some examples."""
     rows = _spaced(len(columns), _PAINTED)
     found = {}
     for task, target in columns.targets.items():
-        if task_table.TASKS[task].discrete:
+        if tasks[task].discrete or tasks[task].kind == "labels":
             continue
         values = target[rows]
         if task in columns.masks:
@@ -250,6 +404,15 @@ def _is_names(given: Any) -> bool:
     )
 
 
+def _are_weights(given: Any, count: int | None) -> bool:
+    """Whether these are numbers that are not negative; so many, if that is known."""
+    return _are_within(given, (_length(given) if count is None else count,), 0, np.inf)
+
+
+def _length(given: Any) -> int:
+    return len(given) if isinstance(given, Sequence | np.ndarray) else 0
+
+
 def _are_labels(given: Any) -> bool:
     given = given if isinstance(given, list | tuple) else [given]
     return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
@@ -266,7 +429,9 @@ def _are_within(
     return array.shape == shape and bool(((array >= low) & (array <= high)).all())
 
 
-def _is_by_task(given: Any, is_good: Callable[[Any], bool]) -> bool:
+def _is_by_task(
+    given: Any, known: Sequence[str], is_good: Callable[[Any], bool]
+) -> bool:
     return isinstance(given, Mapping) and all(
-        task in task_table.TASKS and is_good(value) for task, value in given.items()
+        task in known and is_good(value) for task, value in given.items()
     )

@@ -57,11 +57,11 @@ def open_source(
     given = _call(name, data_dir)
     splits, facts = _sort(name, given)
     facts_lib.check(facts)
-    labels = facts_lib.labels(facts)
+    rules = facts_lib.rules(facts)
     facts_lib.check_groups(facts, splits)
     opened = {}
     for split, examples in splits.items():
-        columns = columns_lib.open_split(split, examples, labels)
+        columns = columns_lib.open_split(split, examples, rules)
         groups = facts_lib.groups(facts, split, len(columns))
         opened[split] = dataclasses.replace(columns, groups=groups)
     columns_lib.check_alike(opened)
@@ -73,7 +73,7 @@ def open_source(
             f"{image_size[1]} is asked for (by --image_size or by the model): resize "
             "images, targets and masks in the function."
         )
-    info = facts_lib.dataset_info(name, facts, opened)
+    info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
     return Source(info, lambda split: _only(opened[split], tasks))
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
@@ -19,7 +20,6 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
-from mtr_tf.tasks import task_set
 
 _READ_BATCH = 50
 
@@ -57,7 +57,7 @@ def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetI
         image_shape=(size, size, 3),
         classes=scene.CLASSES,
         colors=layout.COLORS,
-        tasks=task_set(layout.TASKS),
+        tasks=tasks_lib.task_set(layout.TASKS),
         splits=dict(splits or layout.SPLIT_SIZES),
         mean=layout.MEAN,
         std=layout.STD,
@@ -93,18 +93,20 @@ def _read(builder: Rooms, wanted: Sequence[str], split: str) -> Columns:
     columns = {
         name: np.empty((count, *table[name][0]), table[name][1]) for name in names
     }
-    with prepared.quiet():
+    explained = prepared.damage_explained(builder.data_dir)
+    with prepared.quiet(), explained:
         examples = builder.as_dataset(
             split=split,
             decoders=tfds.decode.PartialDecoding(dict.fromkeys(names, True)),
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
     done = 0
-    for batch in examples.batch(_READ_BATCH).as_numpy_iterator():
-        size = len(batch["image"])
-        for name in names:
-            columns[name][done : done + size] = batch[name]
-        done += size
+    with prepared.damage_explained(builder.data_dir):
+        for batch in examples.batch(_READ_BATCH).as_numpy_iterator():
+            size = len(batch["image"])
+            for name in names:
+                columns[name][done : done + size] = batch[name]
+            done += size
     everywhere = np.broadcast_to(np.True_, columns["image"].shape[:3])
     images = columns.pop("image")
     return Columns(images, columns, dict.fromkeys(wanted, everywhere))

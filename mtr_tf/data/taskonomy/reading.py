@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import prepared
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -29,7 +30,6 @@ from mtr_tf.data.taskonomy.taskonomy_dataset_builder import BROKEN
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import Taskonomy
 from mtr_tf.data.taskonomy.taskonomy_dataset_builder import TaskonomyConfig
 from mtr_tf.errors import InputError
-from mtr_tf.tasks import task_set
 
 _PAINTED = 32  # Views whose values say what is painted.
 
@@ -136,7 +136,7 @@ def dataset_info(
         image_shape=(*size, 3),
         classes=names,
         colors=colors,
-        tasks=task_set((*tasks, "autoencoder")),
+        tasks=tasks_lib.task_set((*tasks, "autoencoder")),
         splits={split: len(views) for split, views in splits.items()},
         mean=layout.MEAN,
         std=layout.STD,
@@ -229,9 +229,8 @@ def _prepared(
         # pyrefly: ignore  (as above)
         one = dataclasses.replace(config, name=name, tasks=tasks)
         make = functools.partial(_builder, one)
-        with prepared.quiet():
-            if number == needed or make(root).is_prepared():
-                break
+        if number == needed or prepared.opened(make, root)[1]:
+            break
     builder = prepared.prepare(make, root, "taskonomy", "TFDS_DATA_DIR")
     broken = dict(builder.info.metadata.items()).get(BROKEN, {})
     counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks of a user's own in a data function: values by hand, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from mtr_tf import data
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.data import batching
+from mtr_tf.data import noise_targets
+from mtr_tf.data import picture
+from mtr_tf.data.augment import Augment
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
+
+SIZE = (4, 6)
+TASKS = [
+    Task("parts", kind="classes"),
+    Task("ground", kind="classes", classes=("low", "high")),
+    Task("scene", kind="classes", classes=("indoor", "outdoor", "else")),
+    Task("seen", kind="labels", classes=("chair", "table", "lamp", "door")),
+    Task("flow", kind="numbers", channels=2, unit="px", mirror=(-1, 1)),
+    Task("angle", mirror=(-1,)),
+    Task("joints", channels=2, mirror=(-1, 1)),
+]
+
+
+def example(i=0, targets=None, **changes):
+    """Targets of all shapes; those of other numbers are others."""
+    rng = np.random.default_rng(i)
+    made = {
+        "image": rng.integers(0, 256, (*SIZE, 3), np.uint8),
+        "targets": {
+            "seg": rng.integers(0, 3, SIZE),
+            "parts": np.arange(24).reshape(SIZE) % 5,
+            "ground": rng.integers(0, 2, SIZE),
+            "scene": i % 3,
+            "seen": np.array([i % 2, 1, 0, 1], bool),
+            "flow": rng.normal(size=(*SIZE, 2)),
+            "angle": 0.5 * i,
+            "joints": rng.normal(size=(17, 2)),
+        }
+        | (targets or {}),
+    }
+    return made | changes
+
+
+class Sequence:
+    """A sequence that is read when it is needed."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __len__(self):
+        return len(self.made)
+
+    def __getitem__(self, i):
+        return self.made[i]
+
+
+@pytest.fixture
+def open_it(monkeypatch):
+    """Opens what a function of the module own_tasks gives."""
+
+    def open_it(**given):
+        module = types.ModuleType("own_tasks")
+        module.examples = lambda: given
+        monkeypatch.setitem(sys.modules, "own_tasks", module)
+        return data.open_source("own_tasks:examples")
+
+    return open_it
+
+
+def opened(open_it, count=4, **facts):
+    made = [example(i) for i in range(count)]
+    return open_it(train=made, **{"tasks": TASKS, **facts}), made
+
+
+def test_tasks_get_what_the_data_have(open_it):
+    source, _ = opened(open_it)
+    known = source.info.tasks
+    assert tuple(known) == (
+        "seg",
+        "edge_texture",
+        "keypoints2d",
+        "autoencoder",
+        *(task.name for task in TASKS),
+    )
+    places = {name: known[name].places for name in ("seg", "parts", "ground", "flow")}
+    assert set(places.values()) == {2}
+    assert [known[n].places for n in ("scene", "seen", "angle", "joints")] == [
+        0
+    ] * 3 + [1]
+    channels = {name: task.channels for name, task in known.items()}
+    assert (channels["seg"], channels["parts"], channels["ground"]) == (3, 5, 2)
+    assert known["parts"].classes[4] == "class_4"
+    assert len(set(known["parts"].colors)) == 5
+    assert [m.name for m in known["scene"].metrics] == ["accuracy", "loss"]
+    assert [m.name for m in known["parts"].metrics][0] == "miou"
+    assert source.info.num_classes == 3  # Of seg.
+
+
+@pytest.mark.parametrize("form", [list, Sequence])
+def test_batches_have_them_by_hand(open_it, form):
+    made = [example(i) for i in range(4)]
+    source = open_it(
+        train=form(made),
+        classes=["a", "b", "c"],
+        tasks=[Task("parts", kind="classes", channels=5), *TASKS[1:]],
+    )
+    batch = batching.gather(source.columns("train"), source.info.tasks, [3, -1, 2])
+    targets, masks = batch["targets"], batch["masks"]
+    for row, i in ((0, 3), (2, 2)):
+        for name, target in made[i]["targets"].items():
+            got = targets[name][row]
+            wanted = np.asarray(target).reshape(got.shape)
+            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    for name, task in source.info.tasks.items():
+        shape = targets[name].shape if task.discrete else targets[name].shape[:-1]
+        assert masks[name].shape == shape
+        assert masks[name][[0, 2]].all()
+        assert not masks[name][1].any()
+        assert targets[name].dtype == (np.int32 if task.discrete else np.float32)
+    assert targets["scene"].shape == (3,)
+    assert targets["angle"].shape == (3, 1)
+    assert targets["joints"].shape == (3, 17, 2)
+    assert targets["seen"].shape == (3, 4)
+
+
+def test_masks_and_ignored_labels_are_of_each_task(open_it):
+    made = example(
+        targets={"scene": 9, "parts": np.full(SIZE, 1), "ground": np.full(SIZE, 7)},
+        masks={"angle": 0, "joints": np.arange(17) % 2},
+    )
+    source = open_it(
+        train=[made, example(1, {"parts": np.full(SIZE, 0)})],
+        tasks=TASKS,
+        ignore_label={"scene": 9, "ground": [7, 8]},
+    )
+    batch = batching.gather(source.columns("train"), source.info.tasks, [0, 1])
+    masks = batch["masks"]
+    assert masks["scene"].tolist() == [0, 1]
+    assert masks["angle"].tolist() == [0, 1]
+    assert masks["ground"].mean(axis=(1, 2)).tolist() == [0, 1]
+    assert masks["joints"].sum(axis=1).tolist() == [8, 17]
+    assert source.info.tasks["parts"].channels == 2  # 0 and 1, counted by themselves.
+    with pytest.raises(InputError, match="scene must be below the number of classes"):
+        open_it(train=[made], tasks=TASKS, ignore_label={"ground": 7})
+
+
+def test_facts_are_by_task(open_it):
+    source, _ = opened(
+        open_it,
+        ranges={"flow": (-3, 3)},
+        units={"angle": "degrees"},
+        class_weights={"scene": [1, 2, 3], "ground": [1, 4]},
+    )
+    info = source.info
+    assert info.ranges["flow"] == (-3, 3)
+    assert info.units == {"angle": "degrees"}
+    assert info.weights_of(info.tasks["scene"]) == (1, 2, 3)
+    assert info.weights_of(info.tasks["ground"]) == (1, 4)
+    assert info.weights_of(info.tasks["seg"]) == ()
+
+
+def test_one_of_the_eleven_may_be_replaced(open_it):
+    own = Task("seg", classes=("a", "b", "c", "d"))
+    source, _ = opened(open_it, tasks=[*TASKS, own])
+    assert source.info.tasks["seg"].classes == ("a", "b", "c", "d")
+    assert source.info.classes == ("a", "b", "c", "d")
+
+
+def test_a_dict_of_kinds_declares_too(open_it):
+    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {"age": 3.5}}
+    info = open_it(train=[made], tasks={"age": "numbers"}).info
+    assert info.tasks["age"].places == 0
+    assert info.tasks["age"].kind == "numbers"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": []}, 'Declare a task of your own: "tasks": [Task(...)]'),
+        ({"tasks": "flow"}, '"tasks" must be a list such as'),
+        ({"tasks": {"flow": "number"}}, "or a kind, one of classes"),
+        ({"tasks": {"flow": TASKS[0]}}, "must have for each name a Task of that name"),
+        ({"tasks": [*TASKS, TASKS[0]]}, "two are named parts"),
+        ({"tasks": [Task("Depth")]}, "must not be called Depth"),
+        ({"class_weights": {"flow": [1]}}, "must be of tasks of classes"),
+        ({"class_weights": {"scene": [1]}}, "each of the 3 classes of scene; got [1]"),
+        ({"mean": [0.5]}, '"mean" must be one number for each of the 3 channels'),
+    ],
+)
+def test_wrong_facts(open_it, given, message):
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        opened(open_it, **given)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ({"flow": np.zeros((2, 3, 2))}, "flow must be numbers of shape [4, 6, 2]"),
+        ({"scene": np.array([0, 1, 0])}, "give its argmax"),
+        ({"scene": 3}, "scene must be below the number of classes, 3, but example 0"),
+        ({"scene": 0.5}, "whole numbers of shape [], the class of the image"),
+        ({"seen": np.array([0, 2, 0, 0])}, "1 or 0, but that of example 0 of train"),
+        ({"seen": np.array([0, 1])}, "seen must be numbers of shape [4]"),
+        ({"angle": np.nan}, "angle must be finite where it is known, but example 0"),
+        ({"parts": np.zeros((2, 2), int)}, "whole numbers of shape [4, 6]"),
+    ],
+)
+def test_wrong_targets(open_it, targets, message):
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        open_it(train=[example(targets=targets)], tasks=TASKS)
+    assert "\n" not in str(raised.value)
+
+
+def test_all_targets_of_a_task_have_one_shape(open_it):
+    other = example(1, {"joints": np.zeros((16, 2))})
+    with pytest.raises(InputError, match=r"shape \[17, 2\], but that of example 1"):
+        open_it(train=[example(), other], tasks=TASKS)
+    with pytest.raises(
+        InputError, match="joints must have one shape, but those of val"
+    ):
+        open_it(train=[example()], validation=[other], tasks=TASKS)
+
+
+def test_lazy_classes_must_be_named(open_it):
+    with pytest.raises(InputError, match="how many there are of seg"):
+        open_it(train=Sequence([example()]), tasks=TASKS)
+    facts = {"classes": ["a", "b", "c", "d", "e"], "tasks": TASKS}
+    source = open_it(train=Sequence([example()]), **facts)
+    assert source.info.tasks["parts"].classes == ("a", "b", "c", "d", "e")
+
+
+# Pictures of other channels.
+
+
+@pytest.mark.parametrize("shape", [SIZE, (*SIZE, 1)])
+def test_grey_images(open_it, shape):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, *shape), np.uint8)
+    source = open_it(train=[(image, {}) for image in images])
+    info = source.info
+    assert info.image_shape == (*SIZE, 1)
+    np.testing.assert_allclose(info.mean, [images.mean() / 255], rtol=1e-6)
+    np.testing.assert_allclose(info.std, [images.std() / 255], rtol=1e-6)
+    assert tuple(info.tasks) == ("edge_texture", "keypoints2d", "autoencoder")
+    assert info.tasks["autoencoder"].channels == 1
+    batch = batching.gather(source.columns("train"), info.tasks, [1])
+    grey = images[1].reshape(1, *SIZE, 1) / 255
+    np.testing.assert_allclose(batch["image"], grey, atol=1e-6)
+    np.testing.assert_allclose(batch["targets"]["autoencoder"], grey, atol=1e-6)
+    # Grey as colour has the same edges: 0.299 + 0.587 + 0.114 = 1.
+    colour = picture.compute("edge_texture", np.repeat(grey, 3, -1))
+    np.testing.assert_allclose(batch["targets"]["edge_texture"], colour, atol=1e-5)
+
+
+def test_colour_with_depth_stays_floats(open_it):
+    images = np.random.default_rng(0).random((5, *SIZE, 4))
+    source = open_it(train=[(image, {"scene": 0}) for image in images],
+                     tasks=[Task("scene", kind="classes", channels=2)])  # fmt: skip
+    info = source.info
+    assert source.columns("train").images.dtype == np.float32
+    np.testing.assert_allclose(info.mean, images.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(info.std, images.std((0, 1, 2)), rtol=1e-5)
+    assert tuple(info.tasks) == ("autoencoder", "scene")
+    batch = batching.gather(source.columns("train"), info.tasks, [2, -1])
+    np.testing.assert_allclose(batch["image"][0], images[2], rtol=1e-6)
+    np.testing.assert_array_equal(batch["targets"]["autoencoder"], batch["image"])
+    np.testing.assert_allclose(
+        batching.first_images(source.columns("train"), 1)[0], images[0], rtol=1e-6
+    )
+
+
+# Mirrors and crops.
+
+
+def test_maps_are_mirrored_and_cropped_and_all_else_as_the_task_says(open_it):
+    source, made = opened(open_it)
+    known = source.info.tasks.select(
+        ("seg", "scene", "seen", "flow", "angle", "joints")
+    )
+    (batch,) = batching.train_batches(
+        source.columns("train"),
+        known,
+        batch_size=4,
+        seed=2,
+        first_step=0,
+        last_step=1,
+        augment=Augment(flip=True, crop=(3, 6)),
+    )
+    flipped = 0
+    for row, i in enumerate(batch["index"].numpy()):
+        wanted = made[i]["targets"]
+        got = {name: batch["targets"][name][row].numpy() for name in known}
+        assert got["scene"] == wanted["scene"]
+        np.testing.assert_array_equal(got["seen"], wanted["seen"])
+        turned = got["joints"][0, 0] != np.float32(wanted["joints"][0, 0])
+        flipped += turned
+        sign = np.array([-1 if turned else 1, 1], np.float32)
+        np.testing.assert_allclose(got["joints"], wanted["joints"] * sign, rtol=1e-6)
+        np.testing.assert_allclose(got["angle"], [wanted["angle"] * sign[0]], rtol=1e-6)
+        assert got["flow"].shape == (3, 6, 2)
+        flow = wanted["flow"][:, :: int(sign[0])] * sign
+        rows = [flow[top : top + 3] for top in (0, 1)]
+        assert any(np.allclose(got["flow"], window, rtol=1e-6) for window in rows)
+    assert 0 < flipped < 4
+
+
+def test_a_mirror_must_be_known():
+    task = Task("joints", channels=2, places=1)
+    with pytest.raises(InputError, match=r"joints is neither .*--noflip"):
+        Augment().check(8, 8, [task])
+    Augment(flip=False).check(8, 8, [task])
+
+
+def test_noise_has_the_shape_of_the_targets(open_it):
+    source, _ = opened(open_it, count=200)
+    names = ("scene", "seen", "flow", "angle", "joints", "parts")
+    columns = noise_targets.replace(source.columns("train"), names, source.info, 0)
+    rows = np.arange(200)
+    for name in names:
+        real = source.columns("train").targets[name]
+        assert columns.targets[name][rows].shape == real.shape
+    scene = columns.targets["scene"][rows]
+    assert set(scene) == {0, 1, 2}
+    assert abs((scene == 0).mean() - 1 / 3) < 0.15
+    seen = columns.targets["seen"][rows]
+    assert set(np.unique(seen)) == {0, 1}
+    assert abs(seen.mean() - 0.5) < 0.08
+    assert columns.targets["parts"][rows].max() == 4
+
+
+def test_the_names_of_a_data_set_that_is_not_open():
+    assert data.canonical_tasks("my:data", "s,flow") == ("seg", "flow")
+    with pytest.raises(InputError, match="Unknown task 'flow'"):
+        data.canonical_tasks("rooms", "s,flow")
+
+
+def test_an_unknown_name_is_said_with_those_that_there_are(open_it):
+    opened(open_it)
+    with pytest.raises(InputError, match=r"no task 'flwo'; it has seg.*flow"):
+        data.open_source("own_tasks:examples", tasks=("flwo",))
+    examples = data.load("own_tasks:examples", "train", tasks=("scene", "s"))
+    first = next(iter(examples))
+    assert tasks_lib.TASKS["seg"].name in first["targets"]
+    assert first["targets"]["scene"].shape == ()
