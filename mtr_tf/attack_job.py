@@ -59,6 +59,8 @@ from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
 
@@ -153,7 +155,7 @@ class Job:
         """Runs what is not finished of the cells, and keeps it in the folder."""
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
-        store = cell_store.Store(folder, facts, config.save_examples)
+        store = cell_store.Store(folder, facts, config.save_examples, subject.tasks)
         noise = subject.say_if_random(config.eot)
         clean, results = sweep.run(subject, self.cells, store, self.predictions)
         warnings = [*self.warnings, *noise, *results_lib.not_finite(clean, results)]
@@ -172,6 +174,7 @@ class Job:
             self.provenance.of_attacks(warnings),
             subject.info.units,
             store.rows_file,
+            subject.tasks,
         )
         return Attacked(clean, results, records)
 
@@ -184,7 +187,9 @@ class Job:
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
-        tensorboard.write_attacks(given, clean, results, folder, units, plots)
+        tensorboard.write_attacks(
+            given, clean, results, folder, units, plots, subject.tasks
+        )
         return tables.printed(config.format, self.title, records, folder)
 
     @property
@@ -200,7 +205,7 @@ class Job:
     def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
         """Measures what is not finished, and keeps it in the folder."""
         subject = self.subject
-        folding.check(subject.model, subject.tasks, subject.first_images)
+        folding.check(subject.model, tuple(subject.tasks), subject.first_images)
         noise = randomness.say_once(subject.model, subject.first_images, eot=None)
         warnings = [*self.warnings, *filter(None, [noise])]
         return measure.measure(
@@ -238,10 +243,11 @@ def resolve(
     with strategy.scope():
         run, source = given() if given else (None, None)
         run, source_run = _load(config, own_data, run)
-    tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = source or loading.open_data(config, run, tasks, own_data)
+    names = groups.select(config.tasks, run.tasks, "--tasks")
+    source = source or loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
-    run = model_fit.fitted(run, source.info, tasks)
+    run = model_fit.fitted(run, source.info, names)
+    tasks = TaskSet(model_fit.task_of(run, source.info, name) for name in names)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -333,7 +339,7 @@ def _load(
 
 
 def _cells(
-    config: AttackConfig, run: Run, tasks: tuple[str, ...], info: DatasetInfo
+    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo
 ) -> tuple[Cell, ...]:
     """The attacks; gradients are taken of `run`."""
     if config.attack == NO_ATTACK:
@@ -368,6 +374,11 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
 
 
+def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
+    """What results depend on of tasks that are none of the eleven."""
+    return tuple(task.to_dict() for name, task in tasks.items() if name not in TASKS)
+
+
 def _provenance(
     config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
 ) -> Provenance:
@@ -386,7 +397,8 @@ def _provenance(
         split=config.split,
         num_examples=subject.num_examples,
         data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
-        tasks=subject.tasks,
+        tasks=tuple(subject.tasks),
+        own_tasks=_own(subject.tasks),
         seed=config.seed,
         batch_size=config.batch_size if subject.random else None,
         interval_over=subject.units.over,

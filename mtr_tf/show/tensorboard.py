@@ -37,12 +37,14 @@ from PIL import ImageDraw
 from PIL import ImageFont
 from tensorboard.plugins.hparams import api as hp
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
+from mtr_tf.tasks import task_set
 
 EXAMPLES = 2  # In each picture.
 _TILE = 128  # Tiles are scaled up to at least so many pixels a side.
@@ -114,7 +116,11 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
     return float(sum(term for term in terms if not math.isnan(term)))
 
 
-def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
+def describe(
+    tag: str,
+    units: Mapping[str, str] | None = None,
+    tasks: Mapping[str, Task] = TASKS,
+) -> str:
     """What a number is, its unit (`units`: the data set's), which way is better."""
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
@@ -123,7 +129,7 @@ def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
     name, measure = tag.split("/")
     if measure.startswith("weight_"):
         return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
-    task = tasks_lib.TASKS[name]
+    task = tasks[name]
     metric = next(metric for metric in task.metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
@@ -140,7 +146,10 @@ def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
 
 
 def pictures(
-    examples: Examples, tasks: Iterable[str], info: Any, epsilon: float | None = None
+    examples: Examples,
+    tasks: Iterable[str | Task] | Mapping[str, Task],
+    info: Any,
+    epsilon: float | None = None,
 ) -> dict[str, Columns]:
     """{<task>/pictures: columns}: image, target, outputs and perturbation.
 
@@ -153,24 +162,25 @@ def pictures(
         0: the largest change of a pixel in all examples.
     """
     return {
-        f"{task}/pictures": _columns(examples, task, info, epsilon) for task in tasks
+        f"{name}/pictures": _columns(examples, task, info, epsilon)
+        for name, task in task_set(tasks).items()
     }
 
 
 def _columns(
-    examples: Examples, task: str, info: Any, epsilon: float | None
+    examples: Examples, task: Task, info: Any, epsilon: float | None
 ) -> Columns:
-    to_rgb = tasks_lib.TASKS[task].to_rgb
+    to_rgb, name = task.to_rgb, task.name
     columns = {
         "image": palettes.image_to_rgb(examples.image),
-        "target": to_rgb(examples.targets[task], info, examples.masks[task]),
+        "target": to_rgb(examples.targets[name], info, examples.masks[name]),
     }
     if examples.clean:
-        columns["clean output"] = to_rgb(examples.clean[task], info)
+        columns["clean output"] = to_rgb(examples.clean[name], info, output=True)
     if examples.adversarial is not None:
         change = examples.adversarial - examples.image
         factor = palettes.magnification(change, epsilon)
-        columns["attacked output"] = to_rgb(examples.attacked[task], info)
+        columns["attacked output"] = to_rgb(examples.attacked[name], info, output=True)
         heading = f"perturbation x{factor:.0f}"
         columns[heading] = palettes.perturbation_rgb(change, factor)
     return columns
@@ -181,9 +191,10 @@ def sheet(columns: Columns) -> np.ndarray:
 
     Small tiles are enlarged by a whole factor, each pixel becoming a square.
     """
-    height, width = next(iter(columns.values())).shape[1:3]
+    height = max(tile.shape[1] for tile in columns.values())  # Cards are larger.
+    width = max(tile.shape[2] for tile in columns.values())
     factor = math.ceil(_TILE / min(height, width))
-    tiles = [tile.repeat(factor, 1).repeat(factor, 2) for tile in columns.values()]
+    tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
     above = ((_HEADING, 0), (0, 0), (0, 0))
     canvas = Image.fromarray(np.pad(grid(tiles), above, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
@@ -194,6 +205,12 @@ def sheet(columns: Columns) -> np.ndarray:
             (middle, _HEADING / 2), lines, "black", font, "mm", 2, "center"
         )
     return np.asarray(canvas)
+
+
+def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
+    """Tiles `[rows, H, W, 3]` of that height, a multiple of theirs."""
+    factor = height // tiles.shape[1]
+    return tiles.repeat(factor, 1).repeat(factor, 2)
 
 
 def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -282,6 +299,7 @@ class Board:
         step: int,
         about: str = "",
         units: Mapping[str, str] | None = None,
+        tasks: Mapping[str, Task] = TASKS,
     ) -> None:
         """Writes each number that is not NaN.
 
@@ -290,9 +308,10 @@ class Board:
           step: Of training, or what stands for it.
           about: Added to each number's description: over which images, for example.
           units: Those of the data set's `DatasetInfo`.
+          tasks: Those that the tags name.
         """
         for tag, value in values.items():
-            description = f"{describe(tag, units)} {about}".strip()
+            description = f"{describe(tag, units, tasks)} {about}".strip()
             self.number(tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
@@ -350,6 +369,7 @@ def write_attacks(
     folder: pathlib.Path,
     units: Mapping[str, str] | None = None,
     plots: Mapping[str, pathlib.Path] | None = None,
+    tasks: Mapping[str, Task] = TASKS,
 ) -> None:
     """Writes the run of a sweep; those of an earlier one are removed first.
 
@@ -360,6 +380,7 @@ def write_attacks(
       folder: Of the run.
       units: Those of the data set's `DatasetInfo`.
       plots: {name: PNG file}, shown first where they are there.
+      tasks: Those that were looked at.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
@@ -373,7 +394,7 @@ def write_attacks(
             members = sorted(members, key=lambda result: result.attack_cell.eps)
             attacked = [result for result in members if result.attack_cell.eps]
             for tag in _scores(clean):
-                description = f"{describe(tag, units)} {about}"
+                description = f"{describe(tag, units, tasks)} {about}"
                 points = _points(tag, clean, attacked)
                 for step, value in unbendable(points, scale):
                     board.number(_of_attack(tag, name), value, step, description)

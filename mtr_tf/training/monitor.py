@@ -194,7 +194,9 @@ class Monitor:
         )
         speed = steps_per_second * self._config.batch_size
         about = "Mean over the training images since the last point."
-        self._train.scalars(scalars, step, about, units=self._info.units)
+        self._train.scalars(
+            scalars, step, about, units=self._info.units, tasks=self.tasks
+        )
         optimizer = {
             "optimizer/learning_rate": float(self._rate(step - 1)),
             "optimizer/examples_per_second": speed,
@@ -242,7 +244,11 @@ class Monitor:
         for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
             self._validation[kind].scalars(
-                scalars, step, self._about[kind], units=self._info.units
+                scalars,
+                step,
+                self._about[kind],
+                units=self._info.units,
+                tasks=self.tasks,
             )
         pictures = tensorboard.pictures(
             present(evaluation.examples, "examples"),
