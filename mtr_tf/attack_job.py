@@ -28,6 +28,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
@@ -37,6 +38,7 @@ from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
+from mtr_tf.evaluation import own_targets
 from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import results as results_lib
@@ -60,6 +62,7 @@ from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
@@ -197,9 +200,12 @@ class Job:
         """What stands above tables."""
         config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
+        own = ""
+        if config.targets == OWN_TARGETS:
+            own = ", agreement with the model's own clean outputs (--targets=own)"
         return (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
-            f"{config.split}\neps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{config.split}{own}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
 
     def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
@@ -247,7 +253,7 @@ def resolve(
     source = source or loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
-    tasks = TaskSet(model_fit.task_of(run, source.info, name) for name in names)
+    tasks = TaskSet(_task(run, source.info, name) for name in names)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -272,6 +278,15 @@ def resolve(
         if config.fast:
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
+    if config.targets == OWN_TARGETS:
+        columns = own_targets.of_model(
+            run.model,
+            columns,
+            tasks,
+            # The targets that others are drawn to may be anywhere in the split.
+            len(columns) if config.targeted else config.num_examples or len(columns),
+            config.batch_size,
+        )
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -309,6 +324,15 @@ def resolve(
         folder=folder,
         predictions=predictions,
     )
+
+
+def _task(run: Run, info: DatasetInfo, name: str) -> Task:
+    """The task of a name; one that data have no targets of is as its output is."""
+    task = model_fit.task_of(run, info, name)
+    if name in info.tasks:
+        return task
+    shape = run.model.output[name].shape
+    return task.bound(channels=task.channels or shape[-1], places=len(shape) - 2)
 
 
 def _start(config: AttackConfig) -> tf.distribute.Strategy:
@@ -366,6 +390,8 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
+    if config.targets == "data":  # Folders have been named without it.
+        del facts["targets"]
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
     unique = files.digest(facts)[:6]

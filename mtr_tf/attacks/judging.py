@@ -113,7 +113,7 @@ def score(
 def _joint_harm(
     rows: Rows, weights: Mapping[str, float], tasks: Mapping[str, Task]
 ) -> tf.Tensor:
-    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum w)."""
+    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|)."""
     harms = {}
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
@@ -121,7 +121,7 @@ def _joint_harm(
             harms[task] = harm(record, by_metric[record.name])
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
         return next(iter(harms.values()))[0]
-    total = sum(weights.get(task, 1.0) for task in harms)
+    total = sum(abs(weights.get(task, 1.0)) for task in harms)
     return tf.exp(
         tf.add_n(
             [

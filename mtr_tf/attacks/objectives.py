@@ -33,6 +33,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
@@ -372,6 +373,8 @@ def unbound(
       InputError: An unknown name, or settings that do not go together.
     """
     names = task_set(tasks)
+    if not names:
+        raise InputError("At least one task must be attacked; name one.")
     recipe = Recipe(
         model,
         names,
@@ -429,7 +432,9 @@ def objective(
       balance: A key of BALANCES: how the losses become one number.
       pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels of maps that are
         attacked; None is all. Losses are means over those of them that have targets.
-      weights: {attacked task: number from 0}, 1 where missing; for "sum" and "mean".
+      weights: {attacked task: number}, 1 where missing; for "sum" and "mean". A task
+        with a negative one is made better while the others are made worse: its harm
+        divides the joint harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own training loss.
       targeted: Whether `targets` are what the attacker wants to see. Then what is
@@ -512,7 +517,8 @@ def _checked_weights(
     """Returns a weight per attacked task, checked; () where none is given."""
     if not given:
         return ()
-    found = dict(zip(resolve(given, names.values()), given.values(), strict=True))
+    known = TASKS.replaced(*names.values())
+    found = dict(zip(resolve(given, known.values()), given.values(), strict=True))
     for name, weight in found.items():
         if name not in names:
             raise InputError(
@@ -521,13 +527,16 @@ def _checked_weights(
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         least, most = checks.WEIGHTS
-        if not real or (weight != 0 and not least <= weight <= most):
+        if not real or (weight != 0 and not least <= abs(weight) <= most):
             raise InputError(
-                f"Weights are 0 or from {least:g} to {most:g}, got {weight!r} for "
+                f"Weights are 0 or of size {least:g} to {most:g}, got {weight!r} for "
                 f"{name!r}."
             )
-    if not any(found.get(name, 1) for name in names):
-        raise InputError("At least one attacked task's weight must be above 0.")
+    if not any(found.get(name, 1) > 0 for name in names):
+        raise InputError(
+            "At least one attacked task's weight must be above 0; to draw outputs to "
+            "their targets give targeted=True."
+        )
     return tuple(float(found.get(name, 1)) for name in names)
 
 

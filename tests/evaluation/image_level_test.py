@@ -15,6 +15,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import own_targets
 from mtr_tf.evaluation import results as results_lib
 from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
@@ -254,3 +255,36 @@ def test_measures_of_tasks_take_all_and_those_of_pixels_maps(tmp_path):
     assert by_measure["tasks"] == set(TASKS)
     assert by_measure["blocks"] == {"depth"}
     assert by_measure["first_order"] == {"scene", "depth"}
+
+
+def test_own_targets_are_the_clean_outputs():
+    subject = make_subject()
+    columns = own_targets.of_model(subject.model, subject.columns, TASKS, COUNT, 3)
+    outputs = subject.model(make_columns().images / np.float32(255))
+    scene, tags = (keras.ops.convert_to_numpy(outputs[t]) for t in ("scene", "tags"))
+    np.testing.assert_array_equal(columns.targets["scene"], scene.argmax(-1))
+    np.testing.assert_array_equal(columns.targets["tags"], tags > 0)
+    np.testing.assert_allclose(columns.targets["age"], outputs["age"], atol=1e-5)
+    own = make_subject(columns)
+    config = AttackConfig(ckpt="x", eps=(8.0,), steps=3, attack_tasks=("scene+age",))
+    cells = make_cells(config, own.tasks)
+    clean, (attacked,) = sweep.run(own, cells, _Nowhere())
+    assert clean.scores["scene"]["accuracy"]["value"] == 1
+    assert clean.scores["tags"]["label_accuracy"]["value"] == 1
+    assert clean.scores["age"]["mae"]["value"] < 1e-5
+    assert attacked.scores["age"]["mae"]["value"] > 0.1
+
+
+class _Nowhere:
+    """Keeps nothing."""
+
+    save_examples = 0
+
+    def read(self, cell):
+        return None
+
+    def write(self, result, examples=None):
+        pass
+
+    def label(self, cell):
+        return ""
