@@ -16,11 +16,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
+from mtr_tf.runs import checkpoints
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
@@ -151,7 +153,8 @@ def _of_function(name: str) -> File:
 def _saved_model(path: pathlib.Path) -> File:
     """A SavedModel, by the signature that Keras exports, or the one for serving."""
     try:
-        loaded = tf.saved_model.load(str(path))
+        with checkpoints.plain(path) as place:
+            loaded = tf.saved_model.load(place)
     except Exception as error:
         raise InputError(
             f"{path} is no SavedModel that can be loaded here: "
@@ -181,7 +184,7 @@ def _saved_model(path: pathlib.Path) -> File:
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != "fingerprint.pb":
             digest.update(file.relative_to(path).as_posix().encode())
-            digest.update(file.read_bytes())
+            digest.update(files.read_bytes(file))
     return File(str(path), call, path.name, shape, digest.hexdigest())
 
 
