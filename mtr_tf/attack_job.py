@@ -266,14 +266,17 @@ def resolve(
         if config.fast:
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
+    count = min(config.num_examples or len(columns), len(columns))
+    replicas = strategy.num_replicas_in_sync
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
         info=source.info,
         columns=columns,
-        num_examples=min(config.num_examples or len(columns), len(columns)),
+        num_examples=count,
         strategy=strategy,
-        batch_size=config.batch_size,
+        # A batch is not larger than what there is: it would be filled up with nothing.
+        batch_size=min(config.batch_size, -(-count // replicas) * replicas),
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
@@ -388,6 +391,6 @@ def _provenance(
         data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
         tasks=subject.tasks,
         seed=config.seed,
-        batch_size=config.batch_size if subject.random else None,
+        batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
     )
