@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shlex
 
 from absl import logging
 
@@ -36,8 +37,9 @@ def main(config: TrainConfig, place: RunPlace) -> None:
     workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")
-    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
-    logging.info("watch it:   tensorboard --logdir=%s", workdir)
+    given = shlex.quote(str(workdir))
+    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", given)
+    logging.info("watch it:   tensorboard --logdir=%s", given)
 
 
 def run() -> None:
@@ -47,7 +49,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "What is finished is kept; the same command goes on from there.",
+        "No step of training was done; the same command goes on from what is there.",
     )
 
 

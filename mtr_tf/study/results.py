@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -260,7 +259,7 @@ def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any])
 
 def _json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is not there; --workdir must be the folder of a study that "
