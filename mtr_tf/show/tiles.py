@@ -72,6 +72,6 @@ def _bars(task, value, info, mask, size) -> np.ndarray:
     height, width = size
     which = np.arange(height) * numbers.shape[1] // height  # The bar of each row.
     filled = (np.arange(width) + 0.5) / width < shares[:, which, None]
-    tiles = np.where(filled[..., None], np.uint8(_GREY), np.uint8(_WHITE))
+    tiles = np.where(filled[..., None], _GREY, _WHITE).astype(np.uint8)
     tiles[~known[:, which]] = 0
     return tiles
