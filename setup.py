@@ -70,6 +70,7 @@ setuptools.setup(
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",
             "mtr-convert = mtr_tf.convert:run",
+            "mtr-export = mtr_tf.export:run",
             "mtr-reproduce = mtr_tf.reproduce:run",
         ]
     },

@@ -54,7 +54,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     directory.check_workdir(workdir, config, resume)  # Before anything is computed.
     job = job_lib.resolve(config)
     with files.locked(workdir):
-        directory.begin(workdir, config, resume, job.tasks)
+        directory.begin(workdir, config, resume, job.tasks, job.source.info.ranges)
         _run(job, workdir)
 
 
