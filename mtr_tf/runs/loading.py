@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -220,7 +221,11 @@ def _load_keras(path: pathlib.Path) -> Any:
         )
     try:
         keras_files.check_size(path)
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with (
+            warnings.catch_warnings()
+        ):  # Of weights that are not there, and stay random.
+            warnings.filterwarnings("error", "Skipping nested container")
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except InputError:
         raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
