@@ -221,9 +221,8 @@ def _load_keras(path: pathlib.Path) -> Any:
         )
     try:
         keras_files.check_size(path)
-        with (
-            warnings.catch_warnings()
-        ):  # Of weights that are not there, and stay random.
+        with warnings.catch_warnings():
+            # What weights a file lacks would stay random.
             warnings.filterwarnings("error", "Skipping nested container")
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except InputError:
