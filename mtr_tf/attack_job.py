@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -30,6 +32,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import first_look
@@ -39,9 +42,11 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import results as results_lib
 from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.evaluation.provenance import Provenance
+from mtr_tf.evaluation.results import Record
 from mtr_tf.measures import measure
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
@@ -64,7 +69,34 @@ def attack(config: AttackConfig) -> str:
       InputError: Settings, checkpoint and data do not go together; before anything is
         written or attacked.
     """
-    return resolve(config).run()
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
+    return resolve(config).run().text
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """What attacks came to.
+
+    Attributes:
+      clean: The result of the clean images.
+      results: Those of the attacks, in the order of the cells.
+      records: All of it as `results.json` has it.
+    """
+
+    clean: Result
+    results: list[Result]
+    records: list[Record]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a job came to: what attacks did (None: there were none), and measures."""
+
+    attacked: Attacked | None
+    measures: list[dict[str, Any]]
+    text: str  # To print; empty where nothing was to be written.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +125,32 @@ class Job:
     folder: pathlib.Path
     predictions: Predictions | None
 
-    def run(self) -> str:
-        """Runs what is not finished, writes the folder, returns the text to print."""
+    def run(self, write: bool = True) -> Outcome:
+        """Runs what is not finished; finished cells are kept in the folder.
+
+        `write`: also what people look at, and the text to print.
+        """
         settings = {
             "attack": self.config.to_dict(),
             "model_fingerprint": self.provenance.model,
             "checkpoint_step": self.checkpoint_step,
         }
-        texts = []
+        attacked, measures, texts = None, [], []
         with files.locked(self.folder):
+            folders = (path for path in self.folder.rglob("*") if path.is_dir())
+            files.clear_leftovers(*folders)
             origin = settings | directory.environment()
             files.write_json(self.folder / "settings.json", origin)
             if self.cells:
-                texts.append(self._attack())
+                attacked = self._attacked()
+                texts += [self._write(attacked)] if write else []
             if self.measures:
-                texts.append(self._measure(self.measures))
-        return "\n\n".join(texts)
+                measures = self._measured(self.measures)
+                texts += [self._write_measures(measures)] if write else []
+        return Outcome(attacked, measures, "\n\n".join(texts))
 
-    def _attack(self) -> str:
-        """Runs what is not finished of the cells, and writes and returns what shows."""
+    def _attacked(self) -> Attacked:
+        """Runs what is not finished of the cells, and keeps it in the folder."""
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
         store = cell_store.Store(folder, facts, config.save_examples)
@@ -134,28 +173,43 @@ class Job:
             subject.info.units,
             store.rows_file,
         )
+        return Attacked(clean, results, records)
+
+    def _write(self, attacked: Attacked) -> str:
+        """Writes what shows of the attacks; returns the text to print."""
+        config, subject, folder = self.config, self.subject, self.folder
+        clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(given, clean, results, folder, units, plots)
+        return tables.printed(config.format, self.title, records, folder)
+
+    @property
+    def title(self) -> str:
+        """What stands above tables."""
+        config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
-        title = (
+        return (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
             f"{config.split}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
-        return tables.printed(config.format, title, records, folder)
 
-    def _measure(self, settings: measure.MeasureSettings) -> str:
-        """Measures what is not finished, and writes and returns what shows."""
+    def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
+        """Measures what is not finished, and keeps it in the folder."""
         subject = self.subject
         folding.check(subject.model, subject.tasks, subject.first_images)
         noise = randomness.say_once(subject.model, subject.first_images, eot=None)
         warnings = [*self.warnings, *filter(None, [noise])]
-        records = measure.measure(
+        return measure.measure(
             subject, settings, self.provenance, warnings, self.folder
         )
+
+    def _write_measures(self, records: list[dict[str, Any]]) -> str:
+        """Writes what shows of the measures; returns the text to print."""
+        subject = self.subject
         table = measure_files.write(records, self.folder)
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
@@ -163,21 +217,31 @@ class Job:
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 
 
-def resolve(config: AttackConfig) -> Job:
-    """Loads models and data, and complains of all that cannot be.
+def resolve(
+    config: AttackConfig,
+    given: Callable[[], tuple[Run, Source]] | None = None,
+    folder: pathlib.Path | None = None,
+) -> Job:
+    """Loads models and data, and complains of all that cannot be; writes nothing.
 
-    Nothing is written. The seed and the determinism of the process are set.
+    Args:
+      config: The settings.
+      given: Loads model and data, within the strategy's scope; None: those that the
+        settings name.
+      folder: Where results go; None: a folder beside the model.
 
     Raises:
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
+    own_data = loading.own_data(config)
     with strategy.scope():
-        run, source_run = _load(config)
+        run, source = given() if given else (None, None)
+        run, source_run = _load(config, own_data, run)
     tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = loading.open_data(config, run, tasks)
+    source = source or loading.open_data(config, run, tasks, own_data)
     columns = source.columns(config.split)
-    model_fit.check_outputs(run.model, source.info, tasks)
+    run = model_fit.fitted(run, source.info, tasks)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -185,7 +249,13 @@ def resolve(config: AttackConfig) -> Job:
             run = run.with_precision(config.precision, source.info)
     if source_run:
         groups.check_has(attacked, source_run.tasks, "--source_ckpt")
-        model_fit.check_outputs(source_run.model, source.info, attacked)
+        source_run = model_fit.fitted(
+            source_run,
+            source.info,
+            attacked,
+            "the model of --source_ckpt",
+            "--source_heads",
+        )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
@@ -212,7 +282,7 @@ def resolve(config: AttackConfig) -> Job:
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
     name = config.name or default_name(named, run.fingerprint)
-    folder = run.directory / "attacks" / name
+    folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
         predictions = cityscapes_export.open_predictions(
@@ -236,26 +306,25 @@ def resolve(config: AttackConfig) -> Job:
 
 
 def _start(config: AttackConfig) -> tf.distribute.Strategy:
-    """Sets the process's seed and determinism; returns where it computes."""
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
+    """Returns where it computes."""
     _warn_of_small_radii(config)
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     return strategy
 
 
-def _load(config: AttackConfig) -> tuple[Run, Run | None]:
+def _load(
+    config: AttackConfig, own_data: Source | None, run: Run | None
+) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
-    run = loading.load_run(config.ckpt, config.tasks, *data)
+    own = loading.Own.of(config, own_data)
+    run = run or loading.load_run(config.ckpt, config.tasks, *data, own)
     if not config.source_ckpt:
         return run, None
-    source = loading.load_run(
-        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
-    )
-    return run, source
+    own = loading.Own.of(config, own_data, source=True)
+    flag = "--source_ckpt"
+    return run, loading.load_run(config.source_ckpt, config.tasks, *data, own, flag)
 
 
 def _cells(

@@ -221,7 +221,7 @@ def settle(path: pathlib.Path) -> None:
 
 
 def clear_leftovers(*folders: pathlib.Path) -> None:
-    """Deletes what killed processes were writing in folders, which are locked now."""
+    """Deletes what killed processes were writing in folders, which we have locked."""
     for folder in folders:
         for file in listed(folder):
             if _BESIDE.fullmatch(file.name) and file.is_file():
@@ -298,6 +298,8 @@ def _text(words: str) -> str:
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
 
+    What killed processes have left in it (but not in folders of it) goes.
+
     Raises:
       InputError: another process holds it.
     """
@@ -318,6 +320,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+        clear_leftovers(workdir)
         yield
 
 

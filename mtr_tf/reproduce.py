@@ -83,6 +83,7 @@ def main(config: ReproduceConfig) -> None:
         return
     startup.import_tensorflow()
     from mtr_tf import files
+    from mtr_tf.runs import directory
     from mtr_tf.study import claims
     from mtr_tf.study import runner as runner_lib
     from mtr_tf.study import study_file
@@ -101,6 +102,7 @@ def main(config: ReproduceConfig) -> None:
         study.variant(name)  # Complains of an unknown one.
     claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
+    directory.check_path(workdir)
     if config.export:
         export.check(pathlib.Path(config.export))
     if config.dry_run:

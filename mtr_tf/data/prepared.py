@@ -41,6 +41,13 @@ _INFO = "dataset_info.json"  # this file, which has no checksums as the others h
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
 
 
+class Info(tfds.core.DatasetInfo):
+    """What TFDS knows of a data set of ours, which no bucket of Google's has."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does not look there, which leaves a temporary folder behind each time."""
+
+
 def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """Where prepared data sets are: `data_dir`, else $TFDS_DATA_DIR, else TFDS's own.
 

@@ -30,10 +30,12 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
+from mtr_tf.models import adapters
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
 from mtr_tf.models import stateless
 from mtr_tf.runs.loading import Run
+from mtr_tf.tasks import Task
 
 _IMAGES = 16  # So many are looked at, at most.
 _FAR_BETTER = 0.7  # What a cure must leave of the error,
@@ -119,21 +121,36 @@ def look(
       The run with the model from images in [0, 1] to logits, and sentences.
     """
     trained = run.config is not None  # By mtr_tf.train, on images in [0, 1].
+    records = [model_fit.task_of(run, info, task) for task in tasks]
     given = model = run.model
     if affine and not trained:
+        _check_channels(model, affine)
         model = input_range.in_front(given, *affine)
     images = batch["image"]
     call = _called(model, tasks, name, size)
-    with_logits, warnings = _as_logits(model, call(images), images, name)
-    if with_logits is not model:
-        model, call = with_logits, _called(with_logits, tasks, name, size)
+    finish, warnings = _finishing(model, call(images), images, records, name)
+    finished = finish(model)
+    if finished is not model:
+        model, call = finished, _called(finished, tasks, name, size)
     first = _FirstLook(model, call, batch, tasks, info.num_classes, name, size)
     first.report_not_finite()
+    if not trained:
+        given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
     likely = "" if cures else _likely(trained)
     warnings += cures + first.unresponsive(likely) + first.guesses(likely)
     warnings += first.bad_gradients()
     return dataclasses.replace(run, model=model), warnings
+
+
+def _check_channels(model: keras.Model, affine: Affine) -> None:
+    """Raises `InputError` where --input_mean or --input_std has other channels."""
+    channels = model.input_shape[-1]
+    if len(affine[0]) != channels and any(len({*n}) > 1 for n in affine):
+        raise InputError(
+            "--input_mean and --input_std must be one number, or one for each of the "
+            f"model's {channels} channels; got {len(affine[0])}."
+        )
 
 
 _Call = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -167,19 +184,29 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _
     return call
 
 
-def _as_logits(
-    model: keras.Model, outputs: Mapping[str, np.ndarray], images: np.ndarray, name: str
-) -> tuple[keras.Model, list[str]]:
-    """The model with logits in place of probabilities of classes; what to say of it."""
-    discrete = [task for task in outputs if tasks_lib.TASKS[task].discrete]
-    kinds = {
-        task: probabilities.kind(outputs[task], model.output[task]) for task in discrete
-    }
+def _finishing(
+    model: keras.Model,
+    outputs: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    tasks: Sequence[Task],
+    name: str,
+) -> tuple[Callable[[keras.Model], keras.Model], list[str]]:
+    """What is put behind a model of these outputs, and what to say of it.
+
+    Logits in place of probabilities, two logits in place of one for two classes, and
+    maps of the images' size, in this order.
+    """
+    kinds = {}
+    for task in tasks:
+        output = outputs[task.name]
+        single = task.kind == "labels" or output.shape[-1] == 1
+        if task.discrete or task.kind == "labels":
+            tensor = model.output[task.name]
+            kinds[task.name] = probabilities.kind(output, tensor, single)
     kinds = {task: kind for task, kind in kinds.items() if kind}
-    if not kinds:
-        return model, []
-    model, exact = probabilities.with_logits(model, kinds, images)
-    warnings = []
+    warnings, exact = [], {}
+    if kinds:
+        _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
         how = f"the logits before its {kind}."
         if not exact[task]:
@@ -191,7 +218,31 @@ def _as_logits(
             f"{name}'s {task} gives probabilities, and losses take logits: it is "
             f"scored and attacked by {how}"
         )
-    return model, warnings
+    ones = [
+        task.name
+        for task in tasks
+        if task.discrete and task.channels == 2 and outputs[task.name].shape[-1] == 1
+    ]
+    height, width = images.shape[1:3]
+    sizes = {}
+    for task in tasks:
+        size = outputs[task.name].shape[1:3]
+        if task.is_map and size != (height, width):
+            sizes[task.name] = (height, width)
+            what = "logits are" if task.name in kinds or task.discrete else "map is"
+            warnings.append(
+                f"{name}'s {task.name} is {size[0]}x{size[1]}, and its {what} resized "
+                f"to {height}x{width}, the size of the targets, bilinearly."
+            )
+
+    def finish(model: keras.Model) -> keras.Model:
+        if kinds:
+            model, _ = probabilities.with_logits(model, kinds, images, exact)
+        if ones:
+            model = adapters.with_two_logits(model, ones)
+        return adapters.resized(model, sizes) if sizes else model
+
+    return finish, warnings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -118,8 +118,11 @@ def _canonical_loss(pair: str, own: Callable[[str], tuple[str, ...]]) -> str:
 def default_workdir(config: TrainConfig) -> pathlib.Path:
     """A readable name for a run, of what people vary most."""
     tasks = "-".join(data.canonical_tasks(config.dataset, config.tasks))
-    dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
-    return pathlib.Path("runs", f"{dataset}-{config.model}-{tasks}-seed{config.seed}")
+    dataset, model = (
+        re.sub(r"[^\w-]+", "-", name)  # As in my_package.data:read.
+        for name in (config.dataset, config.model)
+    )
+    return pathlib.Path("runs", f"{dataset}-{model}-{tasks}-seed{config.seed}")
 
 
 def write_config(
@@ -136,10 +139,8 @@ def write_config(
     files.write_json(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
-    lines = [
-        f"# Repeats this run: python -m mtr_tf.train --flagfile={workdir}/train.flags "
-        "--workdir=ANOTHER"
-    ]
+    flagfile = shlex.quote(f"--flagfile={workdir}/train.flags")
+    lines = [f"# Repeats this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"]
     for name, value in config.to_dict().items():
         if isinstance(value, list):
             value = ",".join(map(str, value))
@@ -176,7 +177,7 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
 
     Also for one that holds this run, unless it may be resumed.
     """
-    _check_path(workdir)
+    check_path(workdir)
     if (workdir / "conversion.json").exists():
         raise InputError(
             f"{workdir} holds weights that mtr_tf.convert took over, which training "
@@ -194,8 +195,8 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
             )
 
 
-def _check_path(workdir: pathlib.Path) -> None:
-    """Raises `InputError` where no directory of a run can be, or be named in files."""
+def check_path(workdir: pathlib.Path) -> None:
+    """Raises `InputError` for a `--workdir` that can be none, or not be written of."""
     if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
         raise InputError(
             "--workdir must be a path of characters that can be printed, in UTF-8, "

@@ -40,6 +40,7 @@ _DASHES = ("-", "--", ":")
 _MARKERS = "os^Dv<>PX*"
 SIZE = (4.8, 3.3)  # Inches: a plot is to be read on a phone.
 _TITLE, _NOTE, _LABEL = 9.5, 7.5, 8  # Font sizes, in points.
+_SHOWN_DPI = 90  # Of figures in notebooks.
 _LONGEST = 28  # Characters of a name; a longer one is shortened in the middle.
 _LOG = 100  # Values that differ by such a factor get a logarithmic axis.
 SETTINGS = {
@@ -61,6 +62,22 @@ SETTINGS = {
     "legend.fontsize": _LABEL,
     "svg.hashsalt": "mtr_tf",  # The same figure, the same file.
 }
+
+
+class Picture(Figure):
+    """A figure that notebooks show, whether or not pyplot is in use there."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(SETTINGS):
+            self.savefig(buffer, format="png", dpi=_SHOWN_DPI)
+        return buffer.getvalue()
+
+
+def drawn(draw: Callable[[], Figure]) -> Figure:
+    """Draws a figure in our style."""
+    with matplotlib.rc_context(SETTINGS):
+        return draw()
 
 
 def save(draw: Callable[[], Figure], path: pathlib.Path) -> bytes:
@@ -114,7 +131,7 @@ def multiples(count: int, size: tuple[float, float], **settings):
 def grid_of(rows: int, columns: int, size: tuple[float, float], **settings):
     """A figure of `rows` by `columns` axes of a size; returns (figure, axes)."""
     whole = (columns * size[0], rows * size[1])
-    figure = Figure(whole, layout="constrained")
+    figure = Picture(whole, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
     return figure, figure.subplots(rows, columns, squeeze=False, **settings)
 

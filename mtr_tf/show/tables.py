@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -72,7 +73,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 # Attacks.
 
 
-def printed(form: str, title: str, records: Sequence[Record], folder: Path) -> str:
+def printed(
+    form: str, title: str, records: Sequence[Record], folder: Path | None
+) -> str:
     """What is printed of a sweep.
 
     Args:
@@ -80,7 +83,7 @@ def printed(form: str, title: str, records: Sequence[Record], folder: Path) -> s
         "json": the records, as in the files.
       title: Of the text.
       records: As `evaluation.results.make_records` returns them.
-      folder: Where the results are.
+      folder: Where the results are; None: nowhere.
     """
     if form == "json":
         return json.dumps(list(records), indent=1)
@@ -92,24 +95,31 @@ def printed(form: str, title: str, records: Sequence[Record], folder: Path) -> s
     return text(title, records, folder)
 
 
-def text(title: str, records: Sequence[Record], folder: Path) -> str:
-    """Of a sweep: the table, wanted targets, warnings, places."""
-    lines = [title, "", table(records, shutil.get_terminal_size((100, 24)).columns)]
-    lines += ["", about_intervals(records)]
+def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
+    """Of a sweep: what it is about, and where it is (None: nowhere)."""
+    told = about(title, records, shutil.get_terminal_size((100, 24)).columns)
+    if folder is None:
+        return told
+    return "\n".join(
+        [
+            told,
+            "",
+            f"results:  {folder / 'results.json'} and .csv",
+            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
+            f"watch it: tensorboard --logdir={shlex.quote(str(folder))}",
+        ]
+    )
+
+
+def about(title: str, records: Sequence[Record], width: int) -> str:
+    """Of a sweep: the table, so wide at most, wanted targets, warnings."""
+    lines = [title, "", table(records, width), "", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
     for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
         lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"results:  {folder / 'results.json'} and .csv",
-            f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
-            f"watch it: tensorboard --logdir={folder}",
-        ]
-    )
+    return "\n".join(lines)
 
 
 def _rows(records: Sequence[Record]) -> list[list[str]]:

@@ -135,7 +135,8 @@ def test_which_settings_change_no_result():
     assert not TrainConfig().that_change(settings.EXTRAS)
     attack = AttackConfig(ckpt="x")
     paths = {"ckpt", "source_ckpt", "name"}
-    expected = place | paths | {"batch_size", "deterministic", "format"}
+    of_models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
+    expected = place | paths | of_models | {"batch_size", "deterministic", "format"}
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),

@@ -46,7 +46,7 @@ class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return prepared.Info(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(_features(self.builder_config.size)),

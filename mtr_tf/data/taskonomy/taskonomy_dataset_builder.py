@@ -63,7 +63,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
         features = {"image": _tensor((*config.size, 3), np.uint8)}
         for task in config.tasks:
             features[task] = _tensor(*coding.spec(task, config.size))
-        return tfds.core.DatasetInfo(
+        return prepared.Info(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
