@@ -319,12 +319,17 @@ def _load(
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
     own = loading.Own.of(config, own_data)
-    run = run or loading.load_run(config.ckpt, config.tasks, *data, own)
+    run = run or loading.load_run(config.ckpt, config.tasks, *data, own=own)
     if not config.source_ckpt:
         return run, None
-    own = loading.Own.of(config, own_data, source=True)
-    flag = "--source_ckpt"
-    return run, loading.load_run(config.source_ckpt, config.tasks, *data, own, flag)
+    source = loading.load_run(
+        config.source_ckpt,
+        config.tasks,
+        *data,
+        flag="--source_ckpt",
+        own=loading.Own.of(config, own_data, source=True),
+    )
+    return run, source
 
 
 def _cells(

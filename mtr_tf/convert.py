@@ -265,7 +265,8 @@ def run() -> None:
         __doc__,
         (ConvertConfig,),
         main,
-        "The same command starts again.",
+        "A run that is converted is whole; of one that is not, nothing counts, and the "
+        "same command starts it again.",
     )
 
 

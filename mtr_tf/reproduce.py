@@ -16,7 +16,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import signal
 from typing import TYPE_CHECKING
 
 from mtr_tf.cli import flags as cli_flags
@@ -215,18 +214,8 @@ def _gpus(count: int) -> list[str]:
     return (names or [str(i) for i in range(count)])[:count]
 
 
-def end_well() -> None:
-    """Makes SIGTERM do what Ctrl-C does."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def run() -> None:
     """The console entry point `mtr-reproduce`."""
-    end_well()
     cli_flags.run(
         "mtr_tf.reproduce",
         __doc__,

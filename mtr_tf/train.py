@@ -49,7 +49,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "What is finished is kept; the same command goes on from there.",
+        "No step of training was done; the same command goes on from what is there.",
     )
 
 

@@ -232,6 +232,13 @@ class TrainConfig(Settings):
     checkpoint_every: int = setting(
         0, "Steps between checkpoints; 0: five times a run.", low=0, high=MOST_EXAMPLES
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Minutes after which a checkpoint is kept in any case, at the next training "
+        "summary; 0: never.",
+        low=0,
+        changes=NOTHING,
+    )
     keep_checkpoints: int = setting(
         2, "Newest checkpoints kept.", low=1, high=MOST_STEPS, changes=NOTHING
     )

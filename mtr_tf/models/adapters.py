@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are looked at.
 
@@ -84,12 +85,12 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
         whole = [d or 32 for d in shape]
         given = [free(tf.zeros((n, *whole)), training=False) for n in (size, size + 1)]
         flat = [tf.nest.flatten(each) for each in given]
-        if all(len(y) == size for y in flat[0]) and all(
-            len(y) == size + 1 for y in flat[1]
-        ):
+        lengths = [{len(y) for y in outputs} for outputs in flat]
+        if lengths == [{size}, {size + 1}]:
             return free
+        raise ValueError("outputs of another batch size")
     except Exception:  # Layers raise whatever they like.
-        pass
+        logging.info("the model takes batches of %d images, and gets no others", size)
     return keras.Model(image, InBatches(model, size)(image), name=model.name)
 
 
@@ -160,6 +161,14 @@ def channels_last(model: keras.Model) -> keras.Model:
 
     outputs = keras.tree.map_structure(turned, outputs)
     return keras.Model(image, outputs, name=model.name)
+
+
+def with_two_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Returns the model of {name: output} with two logits in place of one."""
+    outputs = dict(model.output)
+    for name in names:
+        outputs[name] = TwoLogits(name=f"{name}_of_two")(outputs[name])
+    return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
 def resized(model: keras.Model, sizes: Mapping[str, tuple[int, int]]) -> keras.Model:

@@ -187,7 +187,7 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
     if old is None:
         _check_nothing_of_a_run(workdir)
     else:
-        check_same(workdir, old, config)
+        check_same(workdir, _as_long(old, config), config)
         if not resume:
             raise InputError(
                 f"{workdir} holds a run already; leave --noresume out to go on with "
@@ -228,6 +228,27 @@ def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
     )
 
 
+def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:
+    """The old run with the new one's epochs, if these are more, and only more.
+
+    Raises:
+      InputError: Under its schedule the number of epochs decides every step's rate.
+    """
+    longer = dataclasses.replace(old, epochs=new.epochs)
+    if old.epochs >= new.epochs:
+        return old
+    if old.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
+        new.that_change(RESULTS, EXTRAS)
+    ):
+        raise InputError(
+            f"--epochs was {old.epochs} and is {new.epochs}, but under "
+            "--schedule=cosine the rate of every step depends on it, so that a longer "
+            "run is another from its first step on; give another --workdir, or train "
+            "with --schedule=constant or step, under which a run can be made longer."
+        )
+    return longer
+
+
 def begin(
     workdir: pathlib.Path,
     config: TrainConfig,
@@ -236,11 +257,16 @@ def begin(
 ) -> None:
     """Makes a checked directory, which is locked now, that of a run (`write_config`).
 
+    Or that of a longer one: then its model is not the end any more, and goes.
+
     Raises:
       InputError: Another run came first meanwhile.
     """
     check_workdir(workdir, config, resume)
-    if read_config(workdir) is None:
+    old = read_config(workdir)
+    if old and old.epochs < config.epochs:
+        (workdir / "model.keras").unlink(missing_ok=True)
+    if old is None or old.epochs < config.epochs:
         write_config(workdir, config, tasks)
 
 

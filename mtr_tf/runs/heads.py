@@ -9,6 +9,7 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ class Heads:
 
     def model(self, model: keras.Model) -> keras.Model:
         """The model of images -> {task: output}; itself if it is that already."""
-        given, image = model.output, model.inputs[0]
+        given, image = structure_of(model), model.inputs[0]
         own = {task: output.tensor for task, output in self.outputs.items()}
         same = isinstance(given, dict) and list(given) == list(own)
         if same and model.input is image and all(given[t] is own[t] for t in own):
@@ -92,11 +93,18 @@ class Heads:
 
 def outputs_of(model: keras.Model) -> list[Output]:
     """All outputs of a functional model, in the order of its own structure."""
-    structure = model.output if hasattr(model, "output") else model.outputs
+    structure = structure_of(model)
     return [
         Output(number, path, _layer_name(tensor), tensor)
         for number, (path, tensor) in enumerate(_flat(structure, ()))
     ]
+
+
+def structure_of(model: keras.Model) -> Any:
+    """A functional model's outputs; Sequential ones have no `output` when loaded."""
+    if type(model).__name__ == "Sequential":
+        return model.outputs[0]
+    return model.output
 
 
 def _flat(structure: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
@@ -187,10 +195,8 @@ def _listed(outputs: Sequence[Output]) -> str:
 def _by_name(output: Output, known: TaskSet) -> Task | None:
     """The task of an output's name; None where it has none."""
     for name in (output.path, output.name, output.layer):
-        try:
-            return known[resolve_one(name, known)] if name else None
-        except InputError:
-            continue
+        with contextlib.suppress(InputError):
+            return known[resolve_one(name, known)]
     return None
 
 

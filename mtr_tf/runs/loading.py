@@ -135,8 +135,8 @@ def load_run(
     single_task: Sequence[str] = (),
     data_dir: str = "",
     dataset: str = "",
-    own: Own | None = None,
     flag: str = "--ckpt",
+    own: Own | None = None,
 ) -> Run:
     """Loads a run directory, a checkpoint in one, or a model of the user's own.
 
@@ -148,8 +148,8 @@ def load_run(
       dataset: the data set that the user has named, which `data_dir` is of; empty: that
         of the run. A checkpoint's model is built for its data set, which must be named
         if it is a user's own: see `check_named`.
-      own: what to know of a model of one's own; None: what its names say.
       flag: that which says `ckpt`.
+      own: what to know of a model of one's own; None: what its names say.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code

@@ -226,7 +226,7 @@ ATTACK = [
     ("attack --ckpt=x --attack_block=1x1 --attack_pixels=1", "give one of them"),
     ("attack --ckpt=x --input_range=1,0", "--input_range must be two numbers"),
     ("attack --ckpt=x --input_range=0,1e300", "--input_range must be from -1000000"),
-    ("attack --ckpt=x --input_mean=1,2 --input_std=1,2,3", "have as many numbers as"),
+    ("attack --ckpt=x --input_mean=1,2 --input_std=1,2,3", "as many numbers as images"),
     ("attack --ckpt=x --input_std=0", "--input_std must be one number from 1e-06"),
     ("attack --ckpt=x --input_std=1e-320", "--input_std must be one number from"),
     ("attack --ckpt=x --name=../x", "--name must be one folder name"),

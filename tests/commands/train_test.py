@@ -213,7 +213,7 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
     monkeypatch.setattr(step, "replica_step", never)
     before = loading.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
-    assert any(line.startswith("going on from step 30 of 30") for line in lines)
+    assert any(line.endswith("is finished already: 30 steps") for line in lines)
     assert loading.load_run(str(stopped.workdir)).fingerprint == before
 
 
