@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -89,14 +90,15 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
             f"{path} is no {path.suffix} file that can be loaded here: it is "
             "truncated, or something else with that name; copy or save it again."
         )
-    if is_h5:
-        with h5py.File(path) as file:
-            if "model_config" not in file.attrs:
-                raise _weights_alone(path)
     try:
-        if not is_h5:
-            keras_files.check_size(path)
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        keras_files.check_size(path)
+        if is_h5:
+            with h5py.File(path) as file:
+                if "model_config" not in file.attrs:
+                    raise _weights_alone(path)
+        with warnings.catch_warnings():  # What weights it lacks would stay random.
+            warnings.filterwarnings("error", "Skipping nested container")
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except InputError:
         raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
