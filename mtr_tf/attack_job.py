@@ -61,6 +61,9 @@ from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
 
+# Settings that older folders were not named with, where they say nothing.
+_LATER = ("attack_channels",)
+
 
 def attack(config: AttackConfig) -> str:
     """Runs what is not finished, writes the folder, returns the text to print.
@@ -365,6 +368,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
+    facts = {name: v for name, v in facts.items() if v or name not in _LATER}
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)

@@ -72,7 +72,7 @@ def load(ckpt: str, flag: str = "--ckpt") -> File:
     """
     path = pathlib.Path(ckpt)
     if is_function(ckpt):
-        return _of_function(ckpt)
+        return _of_function(ckpt, flag)
     if path.is_dir():
         return _saved_model(path)
     return File(str(path), keras_file(path, flag), path.stem)
@@ -139,17 +139,17 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
     )
 
 
-def _of_function(name: str) -> File:
+def _of_function(name: str, flag: str) -> File:
     """What a function of the user's own returns."""
-    made = reading.called(name, reading.own_function(name, "--ckpt"), "a model")
+    made = reading.called(name, reading.own_function(name, flag), "a model")
     if not callable(made):
         raise InputError(
-            f"--ckpt={name} must return a Keras model, or a function of images "
+            f"{flag}={name} must return a Keras model, or a function of images "
             f"[batch, height, width, channels]; it returned {type(made).__name__}."
         )
     if isinstance(made, keras.Layer) and not isinstance(made, keras.Model):
         made = adapters.Function(made)._call
-    return File(f"--ckpt={name}", made, re.sub(r"[.:]", "-", name))
+    return File(f"{flag}={name}", made, re.sub(r"[.:]", "-", name))
 
 
 def _saved_model(path: pathlib.Path) -> File:
