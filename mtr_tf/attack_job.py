@@ -137,6 +137,8 @@ class Job:
         }
         attacked, measures, texts = None, [], []
         with files.locked(self.folder):
+            folders = (path for path in self.folder.rglob("*") if path.is_dir())
+            files.clear_leftovers(*folders)
             origin = settings | directory.environment()
             files.write_json(self.folder / "settings.json", origin)
             if self.cells:
@@ -232,13 +234,14 @@ def resolve(
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
+    own_data = loading.own_data(config)
     with strategy.scope():
         run, source = given() if given else (None, None)
-        run, source_run = _load(config, run)
+        run, source_run = _load(config, own_data, run)
     tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = source or loading.open_data(config, run, tasks)
+    source = source or loading.open_data(config, run, tasks, own_data)
     columns = source.columns(config.split)
-    model_fit.check_outputs(run.model, source.info, tasks)
+    run = model_fit.fitted(run, source.info, tasks)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -246,7 +249,13 @@ def resolve(
             run = run.with_precision(config.precision, source.info)
     if source_run:
         groups.check_has(attacked, source_run.tasks, "--source_ckpt")
-        model_fit.check_outputs(source_run.model, source.info, attacked)
+        source_run = model_fit.fitted(
+            source_run,
+            source.info,
+            attacked,
+            "the model of --source_ckpt",
+            "--source_heads",
+        )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
@@ -304,14 +313,21 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
     return strategy
 
 
-def _load(config: AttackConfig, run: Run | None) -> tuple[Run, Run | None]:
+def _load(
+    config: AttackConfig, own_data: Source | None, run: Run | None
+) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
-    run = run or loading.load_run(config.ckpt, config.tasks, *data)
+    own = loading.Own.of(config, own_data)
+    run = run or loading.load_run(config.ckpt, config.tasks, *data, own=own)
     if not config.source_ckpt:
         return run, None
     source = loading.load_run(
-        config.source_ckpt, config.tasks, *data, flag="--source_ckpt"
+        config.source_ckpt,
+        config.tasks,
+        *data,
+        flag="--source_ckpt",
+        own=loading.Own.of(config, own_data, source=True),
     )
     return run, source
 

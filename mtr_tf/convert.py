@@ -145,9 +145,8 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     about = {"convert": settings, "sha256": store.file_digest(config.torch)}
     stem = pathlib.Path(config.torch).name.split(".")[0]
     workdir = pathlib.Path(config.workdir or pathlib.Path("runs", stem))
+    directory.check_path(workdir)
     with files.locked(workdir):
-        for leftover in workdir.glob(".[0-9]*.model.keras"):  # Of a killed command.
-            leftover.unlink()
         if _is_done(workdir, about, run_config):
             logging.info("%s is converted already", workdir)
             return workdir
@@ -266,7 +265,8 @@ def run() -> None:
         __doc__,
         (ConvertConfig,),
         main,
-        "The same command starts again.",
+        "A run that is converted is whole; of one that is not, nothing counts, and the "
+        "same command starts it again.",
     )
 
 

@@ -14,10 +14,12 @@ import fcntl
 import hashlib
 import io
 import json
+import lzma
 import os
 import pathlib
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,11 +44,15 @@ DAMAGED = (
     EOFError,
     MemoryError,  # Of an array whose shape was changed.
     RuntimeError,  # Deep nesting; zip files that are encrypted or of unknown methods.
+    struct.error,
     zipfile.BadZipFile,
     zlib.error,
+    lzma.LZMAError,
 )
 
 
+_MOST_UNPACKED = 20  # Times the size of a zip file of weights.
+_SMALL = 2**26  # Bytes that any zip file may have inside.
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -133,10 +139,51 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """What is in a file; raises as `opened` does."""
+def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
+    """What is in a file; raises as `opened` does, and as `check_size`."""
     with opened(path) as file:
+        if largest is not None:
+            check_size(os.fstat(file.fileno()).st_size, largest, str(path))
         return file.read()
+
+
+def check_size(size: int, largest: int, name: str) -> None:
+    """Raises `InputError` for a file of others that would fill the memory.
+
+    Args:
+      size: In bytes, once it is unpacked.
+      largest: What a sound file of its kind may have at most.
+      name: The file's, for the message.
+    """
+    if size > largest:
+        raise InputError(
+            f"'{name}' would take {size:,} bytes of memory, and must take "
+            f"{largest:,} at most; it is no file of its kind, or damaged: fetch it "
+            "again, or remove it."
+        )
+
+
+def check_unpacked(path: str | os.PathLike) -> None:
+    """Raises `InputError` for a zip file that holds far more than its size.
+
+    Weights hardly shrink when they are packed: what becomes many times as large is made
+    to fill the memory. A file that is no zip is not looked at.
+
+    Raises:
+      Exception: One of DAMAGED: the zip's list of files cannot be read.
+    """
+    with opened(path) as file:
+        if not zipfile.is_zipfile(file):
+            return
+        packed = os.fstat(file.fileno()).st_size
+        with zipfile.ZipFile(file) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    check_unpacked_size(size, packed, str(path))
+
+
+def check_unpacked_size(size: int, packed: int, name: str) -> None:
+    """Raises `InputError` for weights of `size` bytes that are packed into so few."""
+    check_size(size, max(_SMALL, _MOST_UNPACKED * packed), name)
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -170,7 +217,7 @@ def settle(path: pathlib.Path) -> None:
 
 
 def clear_leftovers(*folders: pathlib.Path) -> None:
-    """Deletes what killed processes were writing in folders, which are locked now."""
+    """Deletes what killed processes were writing in folders, which we have locked."""
     for folder in folders:
         for file in listed(folder):
             if _BESIDE.fullmatch(file.name) and file.is_file():
@@ -247,6 +294,8 @@ def _text(words: str) -> str:
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
 
+    What killed processes have left in it (but not in folders of it) goes.
+
     Raises:
       InputError: another process holds it.
     """
@@ -267,6 +316,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+        clear_leftovers(workdir)
         yield
 
 

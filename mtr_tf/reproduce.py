@@ -16,7 +16,6 @@ import dataclasses
 import os
 import pathlib
 import re
-import signal
 from typing import TYPE_CHECKING
 
 from mtr_tf.cli import flags as cli_flags
@@ -83,6 +82,7 @@ def main(config: ReproduceConfig) -> None:
         return
     startup.import_tensorflow()
     from mtr_tf import files
+    from mtr_tf.runs import directory
     from mtr_tf.study import claims
     from mtr_tf.study import runner as runner_lib
     from mtr_tf.study import study_file
@@ -101,6 +101,7 @@ def main(config: ReproduceConfig) -> None:
         study.variant(name)  # Complains of an unknown one.
     claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
+    directory.check_path(workdir)
     if config.export:
         export.check(pathlib.Path(config.export))
     if config.dry_run:
@@ -213,18 +214,8 @@ def _gpus(count: int) -> list[str]:
     return (names or [str(i) for i in range(count)])[:count]
 
 
-def end_well() -> None:
-    """Makes SIGTERM do what Ctrl-C does."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-
-
 def run() -> None:
     """The console entry point `mtr-reproduce`."""
-    end_well()
     cli_flags.run(
         "mtr_tf.reproduce",
         __doc__,

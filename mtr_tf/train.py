@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shlex
 
 from absl import logging
 
@@ -31,11 +32,14 @@ def main(config: TrainConfig, place: RunPlace) -> None:
 
     if config.data_dir:  # Valid in any working directory.
         config = dataclasses.replace(config, data_dir=os.path.abspath(config.data_dir))
+    if config.init:
+        config = dataclasses.replace(config, init=os.path.abspath(config.init))
     workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")
-    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
-    logging.info("watch it:   tensorboard --logdir=%s", workdir)
+    given = shlex.quote(str(workdir))
+    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", given)
+    logging.info("watch it:   tensorboard --logdir=%s", given)
 
 
 def run() -> None:
@@ -45,7 +49,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "What is finished is kept; the same command goes on from there.",
+        "No step of training was done; the same command goes on from what is there.",
     )
 
 

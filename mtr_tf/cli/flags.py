@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flags made from the settings records, and how both binaries start and end."""
+"""Flags made from the settings records, and how the commands start and end."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from absl import flags
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.cli import stopping
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import shortened
 from mtr_tf.config.settings import unknown_choice
@@ -192,7 +193,8 @@ def run(
       doc: its docstring, for `--help`.
       records: the settings it takes; `main` gets one instance of each.
       main: the work.
-      on_interrupt: what to tell whoever presses Ctrl-C.
+      on_interrupt: what is kept where a signal stops `main` and nothing there has said
+        more (`stopping.saying`).
     """
     if any(argument in _HELP for argument in sys.argv[1:]):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
@@ -209,9 +211,11 @@ def run(
             yield
         except InputError as error:
             sys.exit(_say(f"error: {error}", 1))
-        except KeyboardInterrupt:
-            sys.exit(_say(f"\ninterrupted. {on_interrupt}", 130))
+        except KeyboardInterrupt as stop:
+            sys.exit(_say_stopped(stop, on_interrupt))
         except Exception as error:
+            if stopping.asked():  # Of what the signal has ended as well, or reached.
+                sys.exit(_say_stopped(None, on_interrupt))
             told = input_error_within(error) or out_of_memory(error, settings)
             if isinstance(error, OSError):
                 told = told or files.what_failed(error)
@@ -230,7 +234,8 @@ def run(
         _log_plainly()
         main(*settings)
 
-    app.run(guarded, flags_parser=parsed)
+    with stopping.handled():
+        app.run(guarded, flags_parser=parsed)
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
@@ -269,6 +274,10 @@ def _log_plainly() -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logging.set_verbosity(max(logging.get_verbosity(), logging.INFO))
+
+
+def _say_stopped(stop: KeyboardInterrupt | None, otherwise: str) -> int:
+    return _say(f"\n{stopping.told(stop, otherwise)}", stopping.exit_code())
 
 
 def _say(line: str, code: int) -> int:

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from mtr_tf.errors import InputError
+
 
 @contextlib.contextmanager
 def _stderr_held_back() -> Iterator[None]:
@@ -43,7 +45,17 @@ def import_tensorflow(deterministic: bool = False) -> None:
 
     `deterministic` says whether deterministic kernels will be asked for: what XLA has
     compiled for other ones must not be taken.
+
+    Raises:
+      InputError: There is no temporary directory, which Keras and TFDS need too.
     """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise InputError(
+            "a temporary directory must be writable, and there is none "
+            f"({error.strerror}); give one in the variable TMPDIR."
+        ) from error
     os.environ["KERAS_BACKEND"] = "tensorflow"
     _keep_compiled(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":

@@ -38,8 +38,10 @@ class AttackConfig(Settings):
 
     ckpt: str = setting(
         "",
-        "What to attack: a run directory (runs/NAME), a checkpoint in it, or a .keras "
-        "file of your own, whose results go to runs/FILE-HASH. Required.",
+        "What to attack: a run directory (runs/NAME), a checkpoint in it, or a model "
+        "of your own, whose results go to runs/FILE-HASH: a .keras or .h5 file, the "
+        "folder of a SavedModel, or module:function, a function of yours that returns "
+        "a Keras model or any function of images. Required.",
         changes=NOTHING,
     )
     # The attacks: all combinations of the first five are run.
@@ -141,8 +143,8 @@ class AttackConfig(Settings):
     )
     source_ckpt: str = setting(
         "",
-        "Transfer: make the adversarial images on this other run or .keras file, and "
-        "look at what they do to --ckpt.",
+        "Transfer: make the adversarial images on this other run or model of your own, "
+        "and look at what they do to --ckpt.",
         changes=NOTHING,
     )
     fast: bool = setting(
@@ -228,9 +230,29 @@ class AttackConfig(Settings):
         low=-1e6,
         high=1e6,
     )
+    channels_first: bool = setting(
+        False,
+        "The model of your own takes images [batch, channels, height, width], though "
+        "its shape does not tell. Where that is plain it is seen by itself.",
+        changes=NOTHING,  # But the fingerprint of the model.
+    )
+    heads: tuple[str, ...] = setting(
+        (),
+        "Which output of a model of your own is which task: OUTPUT:TASK,... with an "
+        "output's name, path (decoder/mask) or number from 0, and a task of the data, "
+        "or a kind (classes, labels, numbers, directions, image) for a task named "
+        "after the output. Empty: outputs that have names of tasks. Others are left "
+        "alone.",
+        changes=NOTHING,  # But the fingerprint of the model.
+    )
+    source_heads: tuple[str, ...] = setting(
+        (),
+        "The same for the model of --source_ckpt. Empty: as --heads.",
+        changes=NOTHING,  # But the fingerprint of that model.
+    )
     tasks: tuple[str, ...] = setting(
         (),
-        "The task of a .keras model that has one output without a task's name; "
+        "The task of a model of your own that has one output without a task's name; "
         "otherwise, which of the model's tasks to look at (empty: all).",
     )
     seed: int = setting(
@@ -274,7 +296,7 @@ class AttackConfig(Settings):
         if not self.ckpt:
             raise InputError(
                 "--ckpt must name what to attack: a run directory such as runs/NAME, a "
-                "checkpoint in it, or a .keras file; it is empty."
+                "checkpoint in it, or a model of your own; it is empty."
             )
         for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
@@ -316,6 +338,8 @@ class AttackConfig(Settings):
         _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
+        parse_heads(self.heads)
+        parse_heads(self.source_heads, "--source_heads")
         self._check_input()
 
     def _check_input(self):
@@ -328,13 +352,18 @@ class AttackConfig(Settings):
             )
         for name in ("input_mean", "input_std"):
             numbers = getattr(self, name)
-            bad = name == "input_std" and numbers and min(numbers) < 1e-6
-            if len(numbers) not in (0, 1, 3) or bad:
-                least = " from 1e-06" if name == "input_std" else ""
+            if name == "input_std" and numbers and min(numbers) < 1e-6:
                 raise InputError(
-                    f"--{name} must be one number{least}, or three, one per channel; "
+                    f"--{name} must be one number from 1e-06, or one per channel; "
                     f"got {','.join(f'{n:g}' for n in numbers)}."
                 )
+        per_channel = {len(self.input_mean), len(self.input_std)} - {0, 1}
+        if len(per_channel) > 1:
+            raise InputError(
+                "--input_mean and --input_std must have as many numbers as images have "
+                f"channels, or one; got {len(self.input_mean)} and "
+                f"{len(self.input_std)}."
+            )
 
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:
@@ -345,14 +374,17 @@ class AttackConfig(Settings):
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(scale, offset) per channel of what the model takes for images in [0, 1].
 
-        None where it takes just these.
+        Equal ones where one holds for any number of channels. None where it takes just
+        these.
         """
         if not (self.input_range or self.input_mean or self.input_std):
             return None
         low, high = self.input_range or (0.0, 1.0)
         mean = self.input_mean or (0.0,)
         std = self.input_std or (1.0,)
-        mean, std = (n if len(n) == 3 else n * 3 for n in (mean, std))
+        count = max(len(mean), len(std))
+        count = 3 if count == 1 else count
+        mean, std = (n if len(n) == count else n * count for n in (mean, std))
         return (
             tuple((high - low) / s for s in std),
             tuple((low - m) / s for m, s in zip(mean, std, strict=True)),
@@ -371,6 +403,22 @@ def parse_block(text: str) -> tuple[int, ...]:
             f"16x32+8+0, got {text!r}."
         )
     return numbers
+
+
+def parse_heads(
+    texts: tuple[str, ...], flag: str = "--heads"
+) -> tuple[tuple[str, str], ...]:
+    """`mask:seg`, `1:depth` as pairs of an output and a task."""
+    pairs = []
+    for text in texts:
+        output, colon, task = text.rpartition(":")
+        if not (output and colon and task):
+            raise InputError(
+                f"{flag} must be pairs of an output and a task, such as "
+                f"mask:seg,1:depth; got {text!r}."
+            )
+        pairs.append((output.strip(), task.strip()))
+    return tuple(pairs)
 
 
 def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:

@@ -110,7 +110,8 @@ class TrainConfig(Settings):
     model: str = setting(
         "small",
         "Architecture, one of mtr_tf.models: small, tiny; resnet18, resnet34, "
-        "resnet50; drn_c_26, drn_d_22, drn_d_38, drn_d_54, drn_d_105.",
+        "resnet50; drn_c_26, drn_d_22, drn_d_38, drn_d_54, drn_d_105; or your own as "
+        "module:function (docs/training.md).",
     )
     width: int = setting(
         0,
@@ -125,6 +126,15 @@ class TrainConfig(Settings):
     )
     sync_batch_norm: bool = setting(
         False, "Share batch-norm statistics between replicas."
+    )
+    init: str = setting(
+        "",
+        "Weights to start from: a .keras or .h5 file, or a run directory; layers of "
+        "the same names and shapes take them.",
+    )
+    frozen: tuple[str, ...] = setting(
+        (),
+        "Layers that are not trained: the beginnings of their names, such as encoder.",
     )
     # Optimisation.
     epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
@@ -222,6 +232,13 @@ class TrainConfig(Settings):
     checkpoint_every: int = setting(
         0, "Steps between checkpoints; 0: five times a run.", low=0, high=MOST_EXAMPLES
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "Minutes after which a checkpoint is kept in any case, at the next training "
+        "summary; 0: never.",
+        low=0,
+        changes=NOTHING,
+    )
     keep_checkpoints: int = setting(
         2, "Newest checkpoints kept.", low=1, high=MOST_STEPS, changes=NOTHING
     )
@@ -234,6 +251,12 @@ class TrainConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        ours = self.width or self.decoders != "separate" or self.sync_batch_norm
+        if ":" in self.model and ours:
+            raise InputError(
+                "--width, --decoders and --sync_batch_norm are for the models here, "
+                f"and {self.model} builds its own; leave them out."
+            )
         if self.lr_epochs and self.schedule != "step":
             raise InputError(
                 f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "

@@ -232,11 +232,4 @@ def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
 
 
 def _read_png(path: pathlib.Path) -> Image.Image:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"'{path}' must be a whole PNG file, but cannot be read ({error}); "
-            "replace it."
-        ) from error
-    return png.read(data, str(path))
+    return png.read(png.read_file(path), str(path))

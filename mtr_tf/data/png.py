@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
-import zlib
 
 import numpy as np
 from PIL import Image
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
+
+MOST_PIXELS = 2**26  # 8192 x 8192: the largest picture's memory is a fifth of a GB.
+LARGEST_FILE = 2**28  # Bytes: more than so many pixels of photographs take as PNG.
+_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # Width and height come next.
 
 # What Pillow calls 16 bits of grey; "I" in older versions, with 32 bits to hold them.
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -43,21 +48,41 @@ def read(data: bytes, name: str) -> Image.Image:
 
     The arguments, and what is raised, are those of `decode`.
     """
+    _check_pixels(data, name)
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
         picture.load()
-    except (
-        OSError,  # Also Pillow's "truncated" and "cannot identify".
-        SyntaxError,  # Pillow's "broken PNG file".
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # Pillow raises nearly every kind on a damaged file.
         raise InputError(
-            f"'{name}' must be a whole PNG file, but cannot be read ({error}); fetch "
-            "it again."
+            f"'{name}' must be a whole PNG file, but cannot be read "
+            f"({type(error).__name__}: {error}); fetch it again."
         ) from error
     return picture
+
+
+def _check_pixels(data: bytes, name: str) -> None:
+    """Raises `InputError` for a picture too large, by its head, before it is read."""
+    if not data.startswith(_START) or len(data) < 24:
+        return
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > MOST_PIXELS:
+        raise InputError(
+            f"'{name}' must have at most {MOST_PIXELS:,} pixels, but has {width} x "
+            f"{height}; make it smaller, or remove it."
+        )
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The bytes of a file, which may be a PNG file by its size.
+
+    Raises:
+      InputError: it cannot be read, or is too large.
+    """
+    try:
+        return files.read_bytes(path, LARGEST_FILE)
+    except OSError as error:
+        raise InputError(
+            f"'{os.fspath(path)}' must be a whole PNG file, but cannot be read "
+            f"({error.strerror or error}); put it back, or fetch it again."
+        ) from error

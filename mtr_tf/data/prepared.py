@@ -33,12 +33,20 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
 _CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
 _INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
+
+
+class Info(tfds.core.DatasetInfo):
+    """What TFDS knows of a data set of ours, which no bucket of Google's has."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does not look there, which leaves a temporary folder behind each time."""
 
 
 def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
@@ -115,7 +123,8 @@ def prepare(
         with _lock(root / f".{name}.lock", what):
             builder, done = opened(make, root)
             if not done:
-                _make(builder)
+                with stopping.saying(lambda: _kept(builder, what)):
+                    _make(builder)
     except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise InputError(
@@ -232,6 +241,17 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
     files.write_json(made / _CONTENTS, _contents(made))
     if hasattr(builder, "parts"):
         shutil.rmtree(builder.parts, ignore_errors=True)
+
+
+def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
+    """What there is of a data set whose preparation a signal has stopped."""
+    if not hasattr(builder, "parts"):
+        return f"{what} is not made yet; the same command starts making it again."
+    count = sum(1 for _ in pathlib.Path(builder.parts).glob("**/*.npz"))
+    return (
+        f"{what} is not whole yet; {count} of its examples are prepared and kept, and "
+        "the same command goes on with the others."
+    )
 
 
 class _Records:

@@ -79,7 +79,7 @@ class Predictions:
           choice: int [N], the number of the set to take for each image.
         """
         for i, member in enumerate(choice):
-            data = self.path(members[member], i).read_bytes()
+            data = files.read_bytes(self.path(members[member], i))
             with files.whole_file(self.path(label, i)) as beside:
                 beside.write_bytes(data)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -30,10 +31,13 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
+from mtr_tf.models import adapters
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
 from mtr_tf.models import stateless
 from mtr_tf.runs.loading import Run
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 
 _IMAGES = 16  # So many are looked at, at most.
 _FAR_BETTER = 0.7  # What a cure must leave of the error,
@@ -77,13 +81,14 @@ def look_at(
     affine = config.input_affine
     if affine and all(each.config for each in (run, source_run) if each):
         raise InputError(
-            "--input_range, --input_mean and --input_std are for .keras files of your "
-            "own, and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
+            "--input_range, --input_mean and --input_std are for models of your own, "
+            "and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
             "them out."
         )
     count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
-    batch = batching.gather(columns, tasks, first, info.num_classes)
+    known = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
+    batch = batching.gather(columns, known, first, info.num_classes)
     size = config.batch_size
     run, warnings = look(run, info, batch, tasks, affine, size=size)
     if source_run:
@@ -109,7 +114,8 @@ def look(
     Args:
       run: The model.
       info: Of the data set.
-      batch: The first images; see `data.batching.gather`.
+      batch: The first images; see `data.batching.gather`. Of tasks without targets
+        there only the outputs are looked at.
       tasks: The tasks that are looked at.
       affine: What the model wants, if it is a .keras file; None: images in [0, 1].
       name: What messages call the model.
@@ -119,21 +125,36 @@ def look(
       The run with the model from images in [0, 1] to logits, and sentences.
     """
     trained = run.config is not None  # By mtr_tf.train, on images in [0, 1].
+    records = TaskSet(model_fit.task_of(run, info, task) for task in tasks)
     given = model = run.model
     if affine and not trained:
+        _check_channels(model, affine)
         model = input_range.in_front(given, *affine)
     images = batch["image"]
     call = _called(model, tasks, name, size)
-    with_logits, warnings = _as_logits(model, call(images), images, name)
-    if with_logits is not model:
-        model, call = with_logits, _called(with_logits, tasks, name, size)
-    first = _FirstLook(model, call, batch, tasks, info.num_classes, name, size)
+    finish, warnings = _finishing(model, call(images), images, records.values(), name)
+    finished = finish(model)
+    if finished is not model:
+        model, call = finished, _called(finished, tasks, name, size)
+    first = _FirstLook(model, call, batch, records, info.num_classes, name, size)
     first.report_not_finite()
+    if not trained:
+        given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
     likely = "" if cures else _likely(trained)
     warnings += cures + first.unresponsive(likely) + first.guesses(likely)
     warnings += first.bad_gradients()
     return dataclasses.replace(run, model=model), warnings
+
+
+def _check_channels(model: keras.Model, affine: Affine) -> None:
+    """Raises `InputError` where --input_mean or --input_std has other channels."""
+    channels = model.input_shape[-1]
+    if len(affine[0]) != channels and any(len({*n}) > 1 for n in affine):
+        raise InputError(
+            "--input_mean and --input_std must be one number, or one for each of the "
+            f"model's {channels} channels; got {len(affine[0])}."
+        )
 
 
 _Call = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -167,19 +188,29 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _
     return call
 
 
-def _as_logits(
-    model: keras.Model, outputs: Mapping[str, np.ndarray], images: np.ndarray, name: str
-) -> tuple[keras.Model, list[str]]:
-    """The model with logits in place of probabilities of classes; what to say of it."""
-    discrete = [task for task in outputs if tasks_lib.TASKS[task].discrete]
-    kinds = {
-        task: probabilities.kind(outputs[task], model.output[task]) for task in discrete
-    }
+def _finishing(
+    model: keras.Model,
+    outputs: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    tasks: Iterable[Task],
+    name: str,
+) -> tuple[Callable[[keras.Model], keras.Model], list[str]]:
+    """What is put behind a model of these outputs, and what to say of it.
+
+    Logits in place of probabilities, two logits in place of one for two classes, and
+    maps of the images' size, in this order.
+    """
+    kinds = {}
+    for task in tasks:
+        output = outputs[task.name]
+        single = task.kind == "labels" or output.shape[-1] == 1
+        if task.discrete or task.kind == "labels":
+            tensor = model.output[task.name]
+            kinds[task.name] = probabilities.kind(output, tensor, single)
     kinds = {task: kind for task, kind in kinds.items() if kind}
-    if not kinds:
-        return model, []
-    model, exact = probabilities.with_logits(model, kinds, images)
-    warnings = []
+    warnings, exact = [], {}
+    if kinds:
+        _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
         how = f"the logits before its {kind}."
         if not exact[task]:
@@ -191,7 +222,31 @@ def _as_logits(
             f"{name}'s {task} gives probabilities, and losses take logits: it is "
             f"scored and attacked by {how}"
         )
-    return model, warnings
+    ones = [
+        task.name
+        for task in tasks
+        if task.discrete and task.channels == 2 and outputs[task.name].shape[-1] == 1
+    ]
+    height, width = images.shape[1:3]
+    sizes = {}
+    for task in tasks:
+        size = outputs[task.name].shape[1:3]
+        if task.is_map and size != (height, width):
+            sizes[task.name] = (height, width)
+            what = "logits are" if task.name in kinds or task.discrete else "map is"
+            warnings.append(
+                f"{name}'s {task.name} is {size[0]}x{size[1]}, and its {what} resized "
+                f"to {height}x{width}, the size of the targets, bilinearly."
+            )
+
+    def finish(model: keras.Model) -> keras.Model:
+        if kinds:
+            model, _ = probabilities.with_logits(model, kinds, images, exact)
+        if ones:
+            model = adapters.with_two_logits(model, ones)
+        return adapters.resized(model, sizes) if sizes else model
+
+    return finish, warnings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +256,7 @@ class _FirstLook:
     model: keras.Model
     call: _Call
     batch: Mapping[str, Any]
-    tasks: Sequence[str]
+    tasks: TaskSet
     num_classes: int
     name: str
     size: int
@@ -220,13 +275,15 @@ class _FirstLook:
         return [
             task
             for task in self.tasks
-            if np.isfinite(self.outputs[task]).all() and self.batch["masks"][task].any()
+            if np.isfinite(self.outputs[task]).all()
+            and task in self.batch["masks"]
+            and self.batch["masks"][task].any()
         ]
 
     def report_not_finite(self) -> None:
         """Logs it now; of how many images in all is known in the end."""
         for task, output in self.outputs.items():
-            bad = int(np.sum(~np.isfinite(output).all(axis=(1, 2, 3))))
+            bad = _not_finite(output)
             if bad:
                 logging.warning(
                     "%s's %s is not finite for %d of the first %d images",
@@ -244,7 +301,7 @@ class _FirstLook:
             output = self.outputs[task]
             change = max(_rms(negative[task] - output), _spread(output, axis=0))
             scale = _spread(output, axis=-1)
-            if not tasks_lib.TASKS[task].discrete:
+            if not self.tasks[task].discrete:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
@@ -259,10 +316,10 @@ class _FirstLook:
         """What to say of tasks that are no better than a constant."""
         warnings = []
         for task in self.sound:
-            guess = _constant(task, self.batch, self.num_classes)
+            guess = _constant(self.tasks[task], self.batch, self.num_classes)
             scores = self._scores(task, self.outputs)
-            if _no_better(scores, guess, task):
-                headline = tasks_lib.TASKS[task].metrics[0].name
+            if _no_better(scores, guess, self.tasks[task]):
+                headline = self.tasks[task].metrics[0].name
                 warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{likely} "
                     f"({headline} {scores[0]:.3g}, a constant's is {guess[0]:.3g}, on "
@@ -277,14 +334,16 @@ class _FirstLook:
         """
         if not self.sound:
             return []
-        cures = (*((_AS_THEY_ARE,) if changed else ()), *_CURES)
+        colours = self.batch["image"].shape[-1] == 3
+        cures = [cure for cure in _CURES if colours or not cure.of_colours]
+        cures = [_AS_THEY_ARE, *cures] if changed else cures
         better = _far_better(
             self.call
             if given is self.model
             else _called(given, self.sound, self.name, self.size),
             self.outputs,
             self.batch,
-            self.sound,
+            [self.tasks[task] for task in self.sound],
             self.num_classes,
             cures,
         )
@@ -293,7 +352,7 @@ class _FirstLook:
         cure, outputs = better
         task = self.sound[0]
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
-        headline = tasks_lib.TASKS[task].metrics[0].name
+        headline = self.tasks[task].metrics[0].name
         return [
             f"{self.name} does far better on images {cure.images}, and so it is not "
             f"attacked as it was meant; {cure.advice} ({task} {headline} {there:.2g}, "
@@ -305,12 +364,14 @@ class _FirstLook:
         if not self.sound:
             return []
 
+        sound = TaskSet(self.tasks[task] for task in self.sound)
+
         @tf.function(autograph=False)
         def gradient(images, targets, masks):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(images)
                 outputs = stateless.outputs(self.model, images)
-                losses = tasks_lib.task_losses(self.sound, outputs, targets, masks)
+                losses = tasks_lib.task_losses(sound, outputs, targets, masks)
             return tape.gradient(list(losses.values()), images)
 
         bad = 0
@@ -322,7 +383,7 @@ class _FirstLook:
             slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
-            bad += int(np.sum(~np.isfinite(slope).all(axis=(1, 2, 3))))
+            bad += _not_finite(slope.numpy())
         if not bad:
             return []
         return [
@@ -332,7 +393,14 @@ class _FirstLook:
         ]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        return _scores(task, outputs[task], self.batch, self.num_classes)
+        record = self.tasks[task]
+        return _scores(record, outputs[task], self.batch, self.num_classes)
+
+
+def _not_finite(values: np.ndarray) -> int:
+    """How many of the first axis have something that is not finite."""
+    finite = np.isfinite(values).reshape(len(values), -1)
+    return int(np.sum(~finite.all(axis=1)))
 
 
 def _rms(values: np.ndarray) -> float:
@@ -366,19 +434,24 @@ class _Cure:
       images: What they are, as in "on images ...".
       advice: What gives the model such images.
       change: Images in [0, 1] -> such images.
+      of_colours: Whether that is about images of three colours.
     """
 
     images: str
     advice: str
     change: Callable[[np.ndarray], np.ndarray]
+    of_colours: bool = True
 
 
 _AS_THEY_ARE = _Cure(
-    "from 0 to 1", "leave out --input_range, --input_mean and --input_std", lambda x: x
+    "from 0 to 1",
+    "leave out --input_range, --input_mean and --input_std",
+    lambda x: x,
+    of_colours=False,
 )
 _CURES = (
-    _Cure("times 255", "give --input_range=0,255", lambda x: 255 * x),
-    _Cure("from -1 to 1", "give --input_range=-1,1", lambda x: 2 * x - 1),
+    _Cure("times 255", "give --input_range=0,255", lambda x: 255 * x, False),
+    _Cure("from -1 to 1", "give --input_range=-1,1", lambda x: 2 * x - 1, False),
     _Cure(
         "standardised as for ImageNet",
         "give --input_mean=0.485,0.456,0.406 --input_std=0.229,0.224,0.225",
@@ -402,7 +475,7 @@ def _far_better(
     call: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     now: Mapping[str, np.ndarray],
     batch: Mapping[str, Any],
-    tasks: Sequence[str],
+    tasks: Sequence[Task],
     num_classes: int,
     cures: Sequence[_Cure],
 ) -> tuple[_Cure, Mapping[str, np.ndarray]] | None:
@@ -420,7 +493,7 @@ def _far_better(
     best, limit = None, min(limit, _AND_GOOD)
     for cure in cures:
         outputs = call(cure.change(batch["image"]))
-        if all(np.isfinite(outputs[task]).all() for task in tasks):
+        if all(np.isfinite(outputs[task.name]).all() for task in tasks):
             error = _share_of_error(outputs, batch, tasks, num_classes)
             if error < limit:
                 best, limit = (cure, outputs), error
@@ -431,38 +504,43 @@ def _far_better(
 
 
 def _scores(
-    task: str, output: np.ndarray, batch: Mapping[str, Any], num_classes: int
+    task: Task, output: np.ndarray, batch: Mapping[str, Any], num_classes: int
 ) -> np.ndarray:
     """All metrics of a task but the loss, the headline first, float64 `[metrics]`."""
     rows = tasks_lib.statistics(
         (task,),
-        {task: tf.constant(output)},
+        {task.name: tf.constant(output)},
         batch["targets"],
         batch["masks"],
         num_classes,
     )
-    values = evaluator.values(tf.nest.map_structure(np.asarray, rows))[task]
+    rows = tf.nest.map_structure(np.asarray, rows)
+    values = evaluator.values(rows, {task.name: task})[task.name]
     return np.array([values[metric.name] for metric in _metrics(task)])
 
 
-def _errors(task: str, of: np.ndarray) -> np.ndarray:
+def _errors(task: Task, of: np.ndarray) -> np.ndarray:
     """Such scores, `[..., metrics]`, as errors: 1 - score where higher is better."""
     higher = [metric.better == "higher" for metric in _metrics(task)]
     return np.where(higher, 1 - of, of)
 
 
-def _constant(task: str, batch: Mapping[str, Any], num_classes: int) -> np.ndarray:
+def _constant(task: Task, batch: Mapping[str, Any], num_classes: int) -> np.ndarray:
     """The best of each metric that a constant comes to, `[metrics]`.
 
     Of classes always the commonest one of the batch, else the median or the mean of its
     targets, by channel. Some pixel of the task must be valid.
     """
-    mask = batch["masks"][task]
-    values = batch["targets"][task][mask > 0]
-    if tasks_lib.TASKS[task].discrete:
-        counts = np.bincount(values.astype(np.int64), minlength=num_classes)
-        commonest = counts[:num_classes].argmax()
-        guesses = [np.eye(num_classes, dtype=np.float32)[commonest]]
+    mask = batch["masks"][task.name]
+    values = batch["targets"][task.name][mask > 0]
+    if task.discrete:
+        count = task.output_channels(num_classes)
+        counts = np.bincount(values.astype(np.int64), minlength=count)
+        commonest = counts[:count].argmax()
+        guesses = [np.eye(count, dtype=np.float32)[commonest]]
+    elif task.kind == "labels":  # Logits: the sign says whether a label is there.
+        likely = np.mean(values, axis=0) > 0.5
+        guesses = [np.where(likely, 1, -1).astype(np.float32)]
     else:
         guesses = [np.median(values, axis=0), np.mean(values, axis=0)]
     shape = (*mask.shape, len(guesses[0]))
@@ -473,7 +551,7 @@ def _constant(task: str, batch: Mapping[str, Any], num_classes: int) -> np.ndarr
     return candidates[best, np.arange(len(best))]
 
 
-def _no_better(of: np.ndarray, guess: np.ndarray, task: str) -> bool:
+def _no_better(of: np.ndarray, guess: np.ndarray, task: Task) -> bool:
     """Whether scores are in no metric better than a guess's."""
     return bool(np.all(_errors(task, of) >= _errors(task, guess)))
 
@@ -481,18 +559,18 @@ def _no_better(of: np.ndarray, guess: np.ndarray, task: str) -> bool:
 def _share_of_error(
     outputs: Mapping[str, np.ndarray],
     batch: Mapping[str, Any],
-    tasks: Sequence[str],
+    tasks: Sequence[Task],
     num_classes: int,
 ) -> float:
     """The headline's error as a share of a constant's, mean over tasks."""
     shares = []
     for task in tasks:
-        of = _scores(task, outputs[task], batch, num_classes)
+        of = _scores(task, outputs[task.name], batch, num_classes)
         guess = _constant(task, batch, num_classes)
         error, worst = _errors(task, of)[0], _errors(task, guess)[0]
         shares.append(error / worst if worst else np.inf)
     return float(np.mean(shares))
 
 
-def _metrics(task: str) -> Sequence[Any]:
-    return tasks_lib.TASKS[task].metrics[:-1]
+def _metrics(task: Task) -> Sequence[Any]:
+    return task.metrics[:-1]

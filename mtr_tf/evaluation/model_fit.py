@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model and a data set go together, before anything is computed."""
+"""Whether a model and a data set go together, and what is put in between if not quite.
+
+All before anything is computed.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -13,7 +17,12 @@ import tensorflow as tf
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs.loading import Run
 from mtr_tf.runs.loading import input_size
+from mtr_tf.tasks import Task
+
+Shape = tuple[int | None, ...]
+"""That of one example's output."""
 
 _STRIDES = (
     2,
@@ -31,40 +40,167 @@ _STRIDES = (
 _OFFERED = 2  # So many sizes that work are named.
 
 
-def check_outputs(model: keras.Model, info: DatasetInfo, tasks: Sequence[str]) -> None:
-    """Raises `InputError` unless the model gives the tasks' outputs on these images."""
-    size = input_size(model)
-    if size and size != tuple(info.image_shape[:2]):
-        raise InputError(
-            f"the model takes images of {size[0]}x{size[1]}, and those of {info.name} "
-            f"are {info.image_shape[0]}x{info.image_shape[1]}; give "
-            f"--image_size={size[0]}x{size[1]}."
-        )
+def fitted(
+    run: Run,
+    info: DatasetInfo,
+    tasks: Sequence[str],
+    name: str = "the model",
+    flag: str = "--heads",
+) -> Run:
+    """The run with outputs of the tasks' own number of axes and of channels.
+
+    An output without the axis of its one channel gets it; of two classes the logit of
+    the second will do. Maps may be of another size than the images, see `first_look`.
+
+    Args:
+      run: The model.
+      info: Of the data set.
+      tasks: Those that are looked at.
+      name: What messages call the model.
+      flag: What they call the flag of its heads.
+
+    Raises:
+      InputError: The model cannot take the images, or an output is not as it must be.
+    """
+    model = run.model
+    _check_images(model, info, name)
     shapes = output_shapes(model, info.image_shape)
     if shapes is None:
         height, width = info.image_shape[:2]
         raise InputError(
-            f"the model cannot take images of {height}x{width}, those of {info.name}, "
+            f"{name} cannot take images of {height}x{width}, those of {info.name}, "
             f"as its layers do not fit together there; {_other_sizes(model, info)}."
         )
-    for task in tasks:
-        channels = tasks_lib.TASKS[task].output_channels(info.num_classes)
-        expected = (*info.image_shape[:2], channels)
-        if not tf.TensorShape(shapes[task]).is_compatible_with(expected):
-            at_fault = shapes[task][:-1] != expected[:-1]
-            other = ""
-            if at_fault and size is None:
-                other = f" {_other_sizes(model, info, task)}, or"
-            raise InputError(
-                f"the model's {task} must have shape {expected} (height, width, "
-                f"channels) on {info.name}, and it has {shapes[task]};{other} choose "
-                "the data set that it was trained on, or change the model."
-            )
+    outputs = dict(model.output)
+    for each in tasks:
+        task = task_of(run, info, each)
+        _check_dtype(outputs[each], task, name)
+        wanted = _with_axes(shapes[each], task, info.num_classes)
+        if wanted is None:
+            raise _misfit(shapes[each], task, info, name, flag)
+        if task.is_map and not input_size(model):
+            _check_size(model, info, task, shapes[each], name)
+        if wanted == shapes[each]:
+            continue
+        if len(wanted) > len(shapes[each]):
+            outputs[each] = keras.ops.expand_dims(outputs[each], -1)
+        else:
+            outputs[each] = keras.layers.Reshape(wanted)(outputs[each])
+    if all(outputs[each] is model.output[each] for each in outputs):
+        return run
+    made = keras.Model(model.inputs[0], outputs, name=model.name)
+    return dataclasses.replace(run, model=made)
+
+
+def task_of(run: Run, info: DatasetInfo, name: str) -> Task:
+    """The task of a name, as the data set has it, or as the heads declare it."""
+    if name in info.tasks:
+        return info.tasks[name]
+    return run.heads.tasks[name] if run.heads else tasks_lib.TASKS[name]
+
+
+def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
+    """Raises `InputError` unless the model takes images of that size and channels."""
+    size = input_size(model)
+    height, width, channels = info.image_shape
+    if size and size != (height, width):
+        raise InputError(
+            f"{name} takes images of {size[0]}x{size[1]}, and those of {info.name} "
+            f"are {height}x{width}; give --image_size={size[0]}x{size[1]}."
+        )
+    taken = model.input_shape[-1]
+    if taken not in (None, channels):
+        raise InputError(
+            f"{name} takes images with {taken} channels, and those of {info.name} "
+            f"have {channels}; give data that fit, or put a layer in front of the "
+            "model that makes what it takes of these."
+        )
+
+
+def _check_dtype(output: keras.KerasTensor, task: Task, name: str) -> None:
+    if "float" not in str(output.dtype):
+        raise InputError(
+            f"{name}'s {task.name} must be floats, which have a gradient, such as "
+            f"logits, and it is {output.dtype}; take away what rounds it, such as an "
+            "argmax."
+        )
+
+
+def _with_axes(shape: Shape, task: Task, num_classes: int) -> Shape | None:
+    """The shape that an output of this shape can have for a task; None for none.
+
+    Without the axis of the batch, as `shape`.
+    """
+    channels = task.output_channels(num_classes)
+    allowed = {None, channels, *((1,) if _may_be_one(task, channels) else ())}
+    if not channels:
+        allowed |= set(shape[-1:])
+    if len(shape) == task.axes + 1 and shape[-1] in allowed:
+        return shape
+    flat = task.is_map and len(shape) == 2 and shape[-1] in allowed - {None}
+    if len(shape) == task.axes and 1 in allowed and not flat:
+        return (*shape, 1)
+    if task.axes == 0 and len(shape) == 3 and shape[:2] == (1, 1):
+        return shape[2:] if shape[2] in allowed else None
+    return None
+
+
+def _may_be_one(task: Task, channels: int) -> bool:
+    """Whether one number does for all channels: the logit of the second class."""
+    return task.discrete and channels == 2
+
+
+def _misfit(
+    shape: Shape, task: Task, info: DatasetInfo, name: str, flag: str
+) -> InputError:
+    """The refusal of an output whose shape is no task's."""
+    channels = task.output_channels(info.num_classes)
+    height, width = info.image_shape[:2]
+    if task.is_map and len(shape) == 2 and shape[1] in (1, channels):
+        size = f"{height}, {width}, {shape[1]}"
+        return InputError(
+            f"{name}'s {task.name} must be a map (height, width, channels), and it is "
+            f"flat, {shape}; put keras.layers.Reshape(({size})) behind it, such as "
+            f"keras.Model(model.input, keras.layers.Reshape(({size}))(model.output)), "
+            "with the height and width that it is of, and save that."
+        )
+    if task.is_map and len(shape) == 3 and shape[0] == channels:
+        return InputError(
+            f"{name}'s {task.name} must have its channels last, and it has shape "
+            f"{shape}; put keras.layers.Permute((2, 3, 1)) behind it and save that."
+        )
+    places = {2: "height, width, channels", 0: "channels"}.get(
+        task.axes, "..., channels"
+    )
+    expected = (height, width, channels) if task.is_map else (..., channels)
+    return InputError(
+        f"{name}'s {task.name} must have shape {expected} ({places}) on {info.name}, "
+        f"and it has {shape}; say by {flag} which output is which task, or give the "
+        "data set that the model was trained on."
+    )
+
+
+def _check_size(
+    model: keras.Model, info: DatasetInfo, task: Task, shape: Shape, name: str
+) -> None:
+    """Raises `InputError` for a map of the images' size, but not on these images.
+
+    So it is with nets that pad or crop what their strides do not divide.
+    """
+    height, width = info.image_shape[:2]
+    if tf.TensorShape(shape[:2]).is_compatible_with((height, width)):
+        return
+    other = _other_sizes(model, info, task.name)
+    if "--image_size=" in other:
+        raise InputError(
+            f"{name}'s {task.name} must be {height}x{width}, as the images of "
+            f"{info.name} are, and it is {shape[0]}x{shape[1]} there alone; {other}."
+        )
 
 
 def output_shapes(
     model: keras.Model, image_shape: Sequence[int]
-) -> Mapping[str, tuple[int | None, ...]] | None:
+) -> Mapping[str, Shape] | None:
     """Each output's shape for one image; None where the model cannot take it.
 
     Found by TensorFlow, which compares shapes where Keras's layers may not. What only
@@ -90,7 +226,7 @@ def _other_sizes(model: keras.Model, info: DatasetInfo, task: str = "") -> str:
     sizes = []
     for size in sorted(near, key=lambda size: (near[size], size)):
         shapes = output_shapes(model, (*size, channels))
-        if shapes and (not task or shapes[task][:-1] == size):
+        if shapes and (not task or shapes[task][:2] == size):
             sizes.append(f"--image_size={size[0]}x{size[1]}")
         if len(sizes) == _OFFERED:
             break

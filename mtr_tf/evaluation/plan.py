@@ -366,7 +366,7 @@ class Cell:
         goal = self.objective
         if goal.pixels > height * width:
             raise InputError(
-                f"--attack_pixels must be at most {height * width}, the pixels of a "
+                f"--attack_pixels must be from 1 to {height * width}, the pixels of a "
                 f"{height}x{width} output; got {goal.pixels}."
             )
         if goal.pixels:

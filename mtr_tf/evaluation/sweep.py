@@ -18,6 +18,7 @@ from absl import logging
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
+from mtr_tf.cli import stopping
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -126,7 +127,17 @@ def run(
     total, done = sum(cost.values()), sum(cost[cell] for cell in results)
     jit = _compiled(subject, pending, cost)
     family, evaluator = None, None
-    with progress.bar(total, "attacking", "image passes", done) as advance:
+
+    def kept() -> str:
+        return (
+            f"{len(results)} of {len(cost)} evaluations are finished and kept; the "
+            "same command goes on with the others."
+        )
+
+    with (
+        stopping.saying(kept),
+        progress.bar(total, "attacking", "image passes", done) as advance,
+    ):
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
                 family = cell and cell.family  # One graph for all its radii.
@@ -140,8 +151,9 @@ def run(
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
-            results[cell] = _result(subject, cell, evaluation)
-            store.write(results[cell], evaluation.examples)
+            result = _result(subject, cell, evaluation)
+            store.write(result, evaluation.examples)
+            results[cell] = result
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]

@@ -17,7 +17,9 @@ import tensorflow as tf
 
 from mtr_tf import files
 from mtr_tf.cli import progress
+from mtr_tf.cli import stopping
 from mtr_tf.data import batching
+from mtr_tf.errors import present
 from mtr_tf.evaluation.evaluator import in_order
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.models import compiling
@@ -60,21 +62,31 @@ class Parts:
         self, parts: Sequence[Part], images: int, what: str = "measuring"
     ) -> list[Arrays]:
         """The arrays of all parts; those not in the folder are made and kept."""
-        found, finished = [self._read(part) for part in parts], []
+        found = [self._read(part) for part in parts]
         costs = [part.cost * part.passes * images for part in parts]
         done = sum(
             cost
             for cost, arrays in zip(costs, found, strict=True)
             if arrays is not None
         )
-        with progress.bar(sum(costs), what, "image passes", done) as advance:
+
+        def kept() -> str:
+            count = sum(arrays is not None for arrays in found)
+            return (
+                f"{what.capitalize()}: {count} of {len(parts)} parts are finished and "
+                "kept; the same command goes on with the others."
+            )
+
+        with (
+            stopping.saying(kept),
+            progress.bar(sum(costs), what, "image passes", done) as advance,
+        ):
             for place, part in enumerate(parts):
-                arrays = found[place]
-                if arrays is None:
+                if found[place] is None:
                     arrays = part.make(functools.partial(_advance, advance, part))
                     self._write(part, arrays)
-                finished.append(arrays)
-        return finished
+                    found[place] = arrays
+        return [present(arrays, "a finished part") for arrays in found]
 
     def _key(self, part: Part) -> dict[str, Any]:
         return {"format": _FORMAT, **self.facts, "part": dict(part.about)}

@@ -134,7 +134,17 @@ def build(
 
 
 def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and std that `build` gave a model, one number per colour."""
+    """Returns the mean and std that `build` gave a model, one number per channel.
+
+    Raises:
+      InputError: It was built otherwise.
+    """
+    if "normalize" not in [layer.name for layer in model.layers]:
+        raise InputError(
+            "The mean and standard deviation that images are standardised with are "
+            f"known of the models here only, and {model.name} is not one of them; "
+            "choose what does not need them."
+        )
     layer = model.get_layer("normalize")
     std = tuple(round(1 / scale, 12) for scale in layer.scale)
     mean = (

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import keras
 
+from mtr_tf.models import adapters
+
 
 def in_front(
     model: keras.Model, scale: Sequence[float], offset: Sequence[float]
@@ -18,15 +20,19 @@ def in_front(
 
     Args:
       model: Functional, with one input `[batch, H, W, channels]`.
-      scale: A number per channel.
+      scale: A number per channel; or any count of equal ones.
       offset: Another.
     """
     batch, *shape = model.input_shape
+    if len(scale) != shape[-1] and len({*scale}) == len({*offset}) == 1:
+        scale, offset = scale[:1], offset[:1]
     image = keras.Input(tuple(shape), batch, dtype="float32", name="image")
     front = keras.layers.Rescaling(
-        list(scale), list(offset), dtype="float32", name=_free_name(model)
+        *(list(numbers) for numbers in (scale, offset)),
+        dtype="float32",
+        name=_free_name(model),
     )
-    outputs = model._run_through_graph(front(image))
+    outputs = adapters.called_on(model, front(image))
     return keras.Model(image, outputs, name=model.name)
 
 

@@ -25,22 +25,26 @@ _CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
 
-def kind(output: np.ndarray, tensor: keras.KerasTensor) -> str:
+def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) -> str:
     """What outputs of a task with classes are.
 
     Args:
       output: Some, `[..., classes]`.
       tensor: Where they come from.
+      single: Whether each channel stands for itself: labels, or one channel for the
+        second of two classes.
 
     Returns:
       "softmax" for probabilities that sum to one, whatever they come from; "sigmoid"
-      for others in [0, 1], of each class by itself, if they come from a sigmoid; "" for
-      logits.
+      for others in [0, 1], of each class by itself, if they come from a sigmoid or
+      are single; "" for logits.
     """
     output = np.asarray(output, np.float32)
     output = output[np.isfinite(output).all(axis=-1)]
     if not output.size or output.min() < 0 or not 0 < output.max() <= 1 + _SUM:
         return ""
+    if single:
+        return "sigmoid" if output.max() <= 1 else ""
     whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
     if whole.mean() >= _SHARE:
         return "softmax"
@@ -48,7 +52,10 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor) -> str:
 
 
 def with_logits(
-    model: keras.Model, kinds: Mapping[str, str], images: tf.Tensor
+    model: keras.Model,
+    kinds: Mapping[str, str],
+    images: tf.Tensor,
+    exact: Mapping[str, bool] | None = None,
 ) -> tuple[keras.Model, dict[str, bool]]:
     """Replaces outputs that are probabilities by logits.
 
@@ -56,24 +63,24 @@ def with_logits(
       model: A functional model from images to {task: output}.
       kinds: {task: "softmax" or "sigmoid"} of the outputs to replace.
       images: Some, to see that the new outputs stand for the same probabilities.
+      exact: What was seen of the same outputs before; None: it is seen now.
 
     Returns:
       The model, which shares its layers with the one given; and of each task whether
       the outputs are what the probabilities were made of (True) or their logs (False):
       log p of a softmax, log p - log(1 - p) of a sigmoid.
     """
-    outputs, exact = dict(model.output), {}
+    outputs, found = dict(model.output), {}
     for task, of in kinds.items():
-        logits = _before(model.output[task], of)
-        exact[task] = logits is not None and _stands_for(
-            keras.Model(model.inputs[0], {task: logits, "p": model.output[task]}),
-            of,
-            task,
-            images,
-        )
+        given = model.output[task]
+        logits = _before(given, of) if exact is None or exact[task] else None
+        if exact is None and logits is not None:
+            both = keras.Model(model.inputs[0], {task: logits, "p": given})
+            logits = logits if _stands_for(both, of, task, images) else None
+        found[task] = logits is not None
         logs = Logits(of, name=f"{task}_logits_of_{of}")
-        outputs[task] = logits if exact[task] else logs(model.output[task])
-    return keras.Model(model.inputs[0], outputs, name=model.name), exact
+        outputs[task] = logs(given) if logits is None else logits
+    return keras.Model(model.inputs[0], outputs, name=model.name), found
 
 
 def _stands_for(both: keras.Model, of: str, task: str, images: tf.Tensor) -> bool:
@@ -114,17 +121,21 @@ class Logits(keras.layers.Layer):
 # The way back to what the probabilities were made of.
 
 
-def _before(tensor: keras.KerasTensor, of: str) -> keras.KerasTensor | None:
+def _before(
+    tensor: keras.KerasTensor, of: str, axis: int | None = None
+) -> keras.KerasTensor | None:
     """What a softmax or sigmoid is taken of to give `tensor`; None if not known.
 
-    Looks behind what treats each value alone, and into models within the model.
+    Looks behind what treats each value alone or moves it, and into models within the
+    model. `axis`: that of the classes; None: the last.
     """
+    axis = len(tensor.shape) - 1 if axis is None else axis
     layer, number, place = tensor._keras_history
     node = layer._inbound_nodes[number]
     if not node.input_tensors:
         return None
     if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
-        inner = _before(keras.tree.flatten(layer.outputs)[place], of)
+        inner = _before(keras.tree.flatten(layer.outputs)[place], of, axis)
         if inner is None:
             return None
         args, kwargs = node.arguments.args, node.arguments.kwargs
@@ -133,10 +144,11 @@ def _before(tensor: keras.KerasTensor, of: str) -> keras.KerasTensor | None:
     (source, *others) = node.input_tensors
     if others:
         return None
-    if _moves_values(layer):
-        inner = _before(source, of)
+    axis_before = _moved(layer, source, tensor, axis, of)
+    if axis_before is not None:
+        inner = _before(source, of, axis_before)
         return None if inner is None else layer(inner)
-    twin = _without_activation(layer, of)
+    twin = _without_activation(layer, of, axis, len(tensor.shape))
     return None if twin is None else twin(source)
 
 
@@ -146,29 +158,56 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
     sources = layer._inbound_nodes[number].input_tensors
     if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
         return _comes_from(keras.tree.flatten(layer.outputs)[place], of)
-    if _without_activation(layer, of):
+    last = len(tensor.shape) - 1
+    if _without_activation(layer, of, last, last + 1):
         return True
     plain = len(sources) == 1 and not getattr(layer, "weights", ())
     return plain and _comes_from(sources[0], of)
 
 
-def _moves_values(layer: Any) -> bool:
-    """Whether values are only copied, dropped or rounded, each by itself."""
+def _moved(
+    layer: Any,
+    source: keras.KerasTensor,
+    made: keras.KerasTensor,
+    axis: int,
+    of: str,
+) -> int | None:
+    """Where values are only copied, moved, dropped or rounded, each by itself.
+
+    Returns:
+      The axis of classes before; None where something else is done.
+    """
+    name = type(layer).__name__
+    if name == "Permute":
+        return (0, *layer.dims)[axis]
+    if name == "Transpose":
+        axes = layer.axes or tuple(range(len(made.shape)))[::-1]
+        return axes[axis]
+    if name in ("Reshape", "ExpandDims", "Squeeze"):
+        same = source.shape[-1] == made.shape[-1] and axis == len(made.shape) - 1
+        return len(source.shape) - 1 if same or of == "sigmoid" else None
     if isinstance(layer, keras.layers.Activation):
-        return layer.activation is keras.activations.linear
+        return axis if layer.activation is keras.activations.linear else None
     if isinstance(layer, keras.layers.UpSampling2D):
-        return layer.interpolation == "nearest"
+        return axis if layer.interpolation == "nearest" else None
     kinds = (keras.layers.Identity, keras.layers.Cropping2D)
-    return isinstance(layer, kinds) or type(layer).__name__ == "Cast"
+    return axis if isinstance(layer, kinds) or name == "Cast" else None
 
 
-def _without_activation(layer: Any, of: str) -> Callable | None:
-    """The layer as it is before its activation `of`; None where it has none."""
+def _without_activation(layer: Any, of: str, axis: int, rank: int) -> Callable | None:
+    """The layer as it is before its activation `of`; None where it has none.
+
+    A softmax must be over the axis of classes.
+    """
     name = type(layer).__name__
     if name in ("Softmax", "Sigmoid"):  # A layer or an operation.
-        same = name.lower() == of and getattr(layer, "axis", -1) in (-1, 3)
+        over = getattr(layer, "axis", axis)
+        over = over % rank if isinstance(over, int) else None
+        same = name.lower() == of and (of == "sigmoid" or over == axis)
         return (lambda x: x) if same else None
     if getattr(layer, "activation", None) is not getattr(keras.activations, of):
+        return None
+    if of == "softmax" and axis != rank - 1:
         return None
     if isinstance(layer, keras.layers.Activation):
         return lambda x: x

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import keras
 
 from mtr_tf import data
@@ -10,6 +13,9 @@ from mtr_tf import models
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.runs import initial_weights
+from mtr_tf.runs import own_models
 
 
 def open_source(config: TrainConfig) -> Source:
@@ -23,17 +29,44 @@ def open_source(config: TrainConfig) -> Source:
     )
 
 
+def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
+    """The model that a training begins with.
+
+    Raises:
+      InputError: It cannot be built, or not started or frozen as the settings say.
+    """
+    if ":" in config.model:  # Named by the user, whose code runs.
+        with _precision(config.precision):
+            model = own_models.build(
+                config.model,
+                _image_shape(config, info),
+                info.tasks.select(config.tasks),
+            )
+    else:
+        model = build_model(config, info)
+    if config.init:
+        initial_weights.start_from(model, config.init)
+    initial_weights.freeze(model, config.frozen)
+    return model
+
+
 def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
-    """The untrained model of a run."""
-    channels = info.image_shape[2]
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.precision)
-    try:
+    """The untrained model of a run, one of ours.
+
+    Raises:
+      InputError: It cannot be built, or by code alone that only a file names.
+    """
+    if ":" in config.model:
+        raise InputError(
+            f"The run's model was built by {config.model}, a function that only its "
+            "config.json names, and code that a file names is not run unasked; give "
+            "the run's directory, or its model.keras, once the training has ended."
+        )
+    with _precision(config.precision):
         model = models.build(
             config.model,
             info.tasks.select(config.tasks),
-            # With crops, training and evaluation differ in size.
-            (None, None, channels) if config.parsed_crop else info.image_shape,
+            _image_shape(config, info),
             len(info.classes),
             width=config.width or None,
             decoders=config.decoders,
@@ -42,9 +75,23 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
             seed=config.seed,
             sync_batch_norm=config.sync_batch_norm,
         )
-    finally:
-        keras.config.set_dtype_policy(before)
     if config.parsed_crop:
         models.check_image_size(config.model, info.image_shape[:2])
         models.check_image_size(config.model, config.parsed_crop)
     return model
+
+
+def _image_shape(config: TrainConfig, info: DatasetInfo) -> tuple[int | None, ...]:
+    """That of a model's images: with crops, training and evaluation differ in size."""
+    return (None, None, info.image_shape[2]) if config.parsed_crop else info.image_shape
+
+
+@contextlib.contextmanager
+def _precision(policy: str) -> Iterator[None]:
+    """Layers that are made within compute as a policy says."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

@@ -62,7 +62,7 @@ def newest_first(folder: pathlib.Path) -> list[int]:
 def _listed(folder: pathlib.Path) -> list[int]:
     """The steps that TensorFlow's list has; none if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        text = (folder / LIST).read_text(encoding="utf-8")
+        text = files.read_text(folder / LIST)
         return [int(step) for step in _LISTED.findall(text)]
     return []
 

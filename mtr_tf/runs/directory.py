@@ -118,8 +118,11 @@ def _canonical_loss(pair: str, own: Callable[[str], tuple[str, ...]]) -> str:
 def default_workdir(config: TrainConfig) -> pathlib.Path:
     """A readable name for a run, of what people vary most."""
     tasks = "-".join(data.canonical_tasks(config.dataset, config.tasks))
-    dataset = re.sub(r"[^\w-]+", "-", config.dataset)  # As in my_package.data:read.
-    return pathlib.Path("runs", f"{dataset}-{config.model}-{tasks}-seed{config.seed}")
+    dataset, model = (
+        re.sub(r"[^\w-]+", "-", name)  # As in my_package.data:read.
+        for name in (config.dataset, config.model)
+    )
+    return pathlib.Path("runs", f"{dataset}-{model}-{tasks}-seed{config.seed}")
 
 
 def write_config(
@@ -136,10 +139,8 @@ def write_config(
     files.write_json(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
-    lines = [
-        f"# Repeats this run: python -m mtr_tf.train --flagfile={workdir}/train.flags "
-        "--workdir=ANOTHER"
-    ]
+    flagfile = shlex.quote(f"--flagfile={workdir}/train.flags")
+    lines = [f"# Repeats this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"]
     for name, value in config.to_dict().items():
         if isinstance(value, list):
             value = ",".join(map(str, value))
@@ -176,7 +177,7 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
 
     Also for one that holds this run, unless it may be resumed.
     """
-    _check_path(workdir)
+    check_path(workdir)
     if (workdir / "conversion.json").exists():
         raise InputError(
             f"{workdir} holds weights that mtr_tf.convert took over, which training "
@@ -186,7 +187,7 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
     if old is None:
         _check_nothing_of_a_run(workdir)
     else:
-        check_same(workdir, old, config)
+        check_same(workdir, _as_long(old, config), config)
         if not resume:
             raise InputError(
                 f"{workdir} holds a run already; leave --noresume out to go on with "
@@ -194,8 +195,8 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
             )
 
 
-def _check_path(workdir: pathlib.Path) -> None:
-    """Raises `InputError` where no directory of a run can be, or be named in files."""
+def check_path(workdir: pathlib.Path) -> None:
+    """Raises `InputError` for a `--workdir` that can be none, or not be written of."""
     if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
         raise InputError(
             "--workdir must be a path of characters that can be printed, in UTF-8, "
@@ -227,6 +228,27 @@ def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
     )
 
 
+def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:
+    """The old run with the new one's epochs, if these are more, and only more.
+
+    Raises:
+      InputError: Under its schedule the number of epochs decides every step's rate.
+    """
+    longer = dataclasses.replace(old, epochs=new.epochs)
+    if old.epochs >= new.epochs:
+        return old
+    if old.schedule == "cosine" and longer.that_change(RESULTS, EXTRAS) == (
+        new.that_change(RESULTS, EXTRAS)
+    ):
+        raise InputError(
+            f"--epochs was {old.epochs} and is {new.epochs}, but under "
+            "--schedule=cosine the rate of every step depends on it, so that a longer "
+            "run is another from its first step on; give another --workdir, or train "
+            "with --schedule=constant or step, under which a run can be made longer."
+        )
+    return longer
+
+
 def begin(
     workdir: pathlib.Path,
     config: TrainConfig,
@@ -235,11 +257,16 @@ def begin(
 ) -> None:
     """Makes a checked directory, which is locked now, that of a run (`write_config`).
 
+    Or that of a longer one: then its model is not the end any more, and goes.
+
     Raises:
       InputError: Another run came first meanwhile.
     """
     check_workdir(workdir, config, resume)
-    if read_config(workdir) is None:
+    old = read_config(workdir)
+    if old and old.epochs < config.epochs:
+        (workdir / "model.keras").unlink(missing_ok=True)
+    if old is None or old.epochs < config.epochs:
         write_config(workdir, config, tasks)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attacked: a run, a checkpoint in one, or a `.keras` file; and its data."""
+"""What is attacked: a run, a checkpoint in one, or a model of one's own; its data."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from mtr_tf import data
 from mtr_tf import models  # Registers the layers of our own, too.
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.attack import parse_heads
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.custom import reading
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
 from mtr_tf.runs import building
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
-from mtr_tf.tasks.names import resolve
+from mtr_tf.runs import heads as heads_lib
+from mtr_tf.runs import model_files
+from mtr_tf.runs.heads import Heads
+from mtr_tf.tasks import TaskSet
 
 # What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
 READ_ERRORS = (
@@ -41,12 +48,13 @@ READ_ERRORS = (
 class Run:
     """A model to attack, and what is known of it."""
 
-    model: Any  # keras.Model: images [B, H, W, 3] in [0, 1] -> {task: output}.
+    model: Any  # keras.Model: images [B, H, W, C] in [0, 1] -> {task: output}.
     tasks: tuple[str, ...]
-    config: TrainConfig | None  # None for a .keras file of the user's own.
+    config: TrainConfig | None  # None for a model of the user's own.
     directory: pathlib.Path  # Where results of attacks go.
     fingerprint: str  # Of architecture and weights; a cached result depends on it.
     unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
+    heads: Heads | None = None  # Of a model of the user's own.
 
     def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
         """(mean, std) per colour that the model standardises images with.
@@ -88,47 +96,82 @@ class Run:
         return dataclasses.replace(self, model=model)
 
 
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """What must be known of a model of the user's own that it does not tell itself.
+
+    Attributes:
+      heads: Pairs (output, task), as `heads.find` takes them.
+      known: The tasks that there may be; None: the eleven.
+      image_shape: Of the data's images; None if that is not known yet.
+      channels_first: Whether it takes images [batch, channels, height, width], though
+        its shape may not tell.
+      flag: What messages call the flag of the heads.
+    """
+
+    heads: Sequence[tuple[str, str]] = ()
+    known: TaskSet | None = None
+    image_shape: tuple[int | None, ...] | None = None
+    channels_first: bool = False
+    flag: str = "--heads"
+
+    @classmethod
+    def of(
+        cls, config: AttackConfig, data: Source | None, *, source: bool = False
+    ) -> Own:
+        """What settings and opened data say; `source`: of --source_ckpt."""
+        size, named = config.parsed_image_size, source and config.source_heads
+        return cls(
+            heads=parse_heads(named or config.heads),
+            known=data.info.tasks if data else None,
+            image_shape=data.info.image_shape if data else size and (*size, 3),
+            channels_first=config.channels_first,
+            flag="--source_heads" if named else "--heads",
+        )
+
+
 def load_run(
     ckpt: str,
-    single_task: tuple[str, ...] = (),
+    single_task: Sequence[str] = (),
     data_dir: str = "",
     dataset: str = "",
     flag: str = "--ckpt",
+    own: Own | None = None,
 ) -> Run:
-    """Loads a run directory, a checkpoint in one, or a `.keras` file.
+    """Loads a run directory, a checkpoint in one, or a model of the user's own.
 
     Args:
-      ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, or `FILE.keras`.
-      single_task: for a `.keras` file with one unnamed output, the task it predicts.
+      ckpt: `runs/NAME`, `runs/NAME/checkpoints[/best][/ckpt-N]`, `FILE.keras`,
+        `FILE.h5`, the folder of a SavedModel, or `module:function`.
+      single_task: for a model of one's own with one unnamed output, what it predicts.
       data_dir: where the run's data set is now; empty: where it was in training.
       dataset: the data set that the user has named, which `data_dir` is of; empty: that
         of the run. A checkpoint's model is built for its data set, which must be named
         if it is a user's own: see `check_named`.
       flag: that which says `ckpt`.
+      own: what to know of a model of one's own; None: what its names say.
 
     Raises:
       InputError: nothing is there, the file is damaged or foreign, it would run code
         when loaded, or its outputs are not tasks.
     """
     path = pathlib.Path(ckpt)
+    if is_own(ckpt):
+        return _own_run(ckpt, single_task, own or Own(), flag)
     root = _run_root(path)
-    if path.suffix == ".keras" and path.name != "model.keras":
-        root = None  # A file of the user's own, wherever it lies.
-    if root is None and path.suffix == ".keras":
-        return _foreign(path, single_task)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
         near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
-            f"a .keras file; got {ckpt!r}, which {_what_is(path)}.{hint}"
+            f"a {model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
         )
     if path == root and (root / "model.keras").exists():
         path = root / "model.keras"
     step = None
     if path.suffix == ".keras":
-        model = _load_keras(path)
+        model = model_files.keras_file(path, flag)
     else:
         check_named(config.dataset, dataset, root)
         if data_dir and dataset in ("", config.dataset):
@@ -209,36 +252,42 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
     return f"there is no checkpoint at {place if path == root else path}; {there}."
 
 
-def _load_keras(path: pathlib.Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}; check the path.")
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{path} is no .keras file that can be loaded here: it is truncated, or "
-            "something else with that name; copy or save it again."
-        )
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises nearly every kind on a damaged file.
-        if "safe_mode" in str(error) or "unsafe" in str(error).lower():
-            raise InputError(
-                f"{path} holds Python code (such as a Lambda layer) that would run "
-                "when it is loaded, which is refused. Save the model without it."
-            ) from error
-        detail = str(error).strip().splitlines()
-        raise InputError(
-            f"{path} is no .keras file that can be loaded here: it is truncated, or "
-            "not of Keras 3, or uses layers that are not Keras's own "
-            f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
-        ) from error
+def own_data(config: AttackConfig) -> Source | None:
+    """The user's own data, all of it, where they say what a model's tasks may be.
+
+    They are opened before the model is loaded: layers that their module registers are
+    known then.
+    """
+    models_given = [name for name in (config.ckpt, config.source_ckpt) if name]
+    if ":" not in config.dataset or not any(map(is_own, models_given)):
+        return None
+    return data.open_source(
+        config.dataset,
+        image_size=config.parsed_image_size,
+        data_dir=config.data_dir or None,
+    )
 
 
-def open_data(config: AttackConfig, run: Run, tasks: Sequence[str]) -> Source:
+def open_data(
+    config: AttackConfig, run: Run, tasks: Sequence[str], opened: Source | None = None
+) -> Source:
     """The data set to attack a model on: the named one, or that of its training.
+
+    Args:
+      config: The settings.
+      run: The model.
+      tasks: Those that are looked at.
+      opened: What `own_data` has opened already.
 
     Raises:
       InputError: There is none, or it has not the tasks or the split.
     """
+    if opened:
+        opened.check(config.split)
+        given = opened
+        return dataclasses.replace(
+            given, load=lambda split: reading.only(given.load(split), tasks)
+        )
     trained = run.config
     name = config.dataset or (trained.dataset if trained else "")
     if not name:
@@ -280,50 +329,39 @@ def input_size(model: keras.Model) -> tuple[int, int] | None:
     return None if None in size else tuple(size)
 
 
-def _foreign(path: pathlib.Path, single_task: tuple[str, ...]) -> Run:
-    """A model of the user's own: a dict of outputs named after tasks, or one output."""
-    model = _load_keras(path)
-    names = None
-    if not isinstance(getattr(model, "output", None), dict):
-        names = resolve(single_task) if single_task else ()
-        count = len(getattr(model, "outputs", ()))
-        if len(names) != 1 or count != 1:
-            raise InputError(
-                f"the outputs of {path} must be a dict named after tasks, such as "
-                "keras.Model(x, {'seg': ..., 'depth': ...}), or one output whose task "
-                f"--tasks=NAME says; got {count} output(s) and "
-                f"--tasks={','.join(single_task)}."
-            )
-    _check_input(path, model.inputs)
-    given = {names[0]: model.outputs[0]} if names else model.output
-    outputs = {resolve([name])[0]: out for name, out in given.items()}
-    if len(outputs) < len(given):
-        raise InputError(
-            f"each output of {path} must be another task, got "
-            f"{', '.join(given)}, two of which are one; rename or drop one."
-        )
-    if names or set(outputs) != set(given) or model.input is not model.inputs[0]:
-        model = keras.Model(model.inputs[0], outputs)
-    unique = fingerprint(model)
-    directory = pathlib.Path("runs", f"{path.stem}-{unique[:8]}")
-    return Run(model, tuple(outputs), None, directory, unique)
+def is_own(ckpt: str) -> bool:
+    """Whether `--ckpt` names a model of the user's own, wherever it lies."""
+    path = pathlib.Path(ckpt)
+    if model_files.is_function(ckpt) or model_files.is_own(path):
+        return True
+    return path.suffix == ".keras" and _run_root(path) is None
 
 
-def _check_input(path: pathlib.Path, inputs: Sequence[Any]) -> None:
-    """Raises `InputError` unless a model has one input, RGB images of floats."""
-    shapes = [tuple(tensor.shape) for tensor in inputs]
-    if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][-1] not in (3, None):
-        raise InputError(
-            f"the model of {path} must have one input, RGB images of shape (batch, "
-            f"height, width, 3); it has {', '.join(map(str, shapes))}."
-        )
-    dtype = str(inputs[0].dtype)
-    if "float" not in dtype:
-        raise InputError(
-            f"the model of {path} must take images of floats, which have a gradient, "
-            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
-            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
-        )
+def _own_run(
+    ckpt: str, single_task: Sequence[str], own: Own, flag: str = "--ckpt"
+) -> Run:
+    """A model of the user's own, with those of its outputs that are of tasks."""
+    file = model_files.load(ckpt, flag)
+    whole = model_files.functional(file, own.image_shape, own.channels_first)
+    known = own.known or tasks_lib.TASKS
+    heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
+    model = heads.model(whole)
+    unique = file.content or _fingerprint_of(file.model, model)
+    if model is not file.model:
+        unique = hashlib.sha256(f"{unique} {heads.spec}".encode()).hexdigest()
+    folder = pathlib.Path("runs", f"{file.stem}-{unique[:8]}")
+    return Run(model, tuple(heads.tasks), None, folder, unique, heads=heads)
+
+
+def _fingerprint_of(given: Any, model: keras.Model) -> str:
+    """That of a functional model; of any other, what `model` makes of it counts."""
+    if adapters.is_functional(given):
+        return fingerprint(given)
+    name = getattr(given, "__name__", type(given).__name__)
+    digest = hashlib.sha256(f"{name} {model_files.outputs_digest(model)}".encode())
+    for variable in getattr(given, "variables", ()):
+        digest.update(np.asarray(variable).tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(model: Any) -> str:

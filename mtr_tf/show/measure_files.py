@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from mtr_tf import files
@@ -25,6 +26,6 @@ def write(records: Sequence[Record], folder: pathlib.Path) -> str:
             "",
             f"measures: {folder / 'measures.json'} and .csv",
             f"plots:    {', '.join(map(str, plots))}",
-            f"watch it: tensorboard --logdir={folder}",
+            f"watch it: tensorboard --logdir={shlex.quote(str(folder))}",
         ]
     )

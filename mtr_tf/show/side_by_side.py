@@ -191,7 +191,8 @@ def _nothing(
         return (
             f"{', '.join(missing) or 'A task'} must have been attacked alone in all "
             f"runs to be compared, and what has been is {', '.join(alone) or 'none'}; "
-            f"run mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
+            "run mtr_tf.attack with --attack_tasks="
+            f"{missing[0] if missing else 'each'}."
         )
     metrics = dict.fromkeys(
         record["metric"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
             "",
             f"results:  {folder / 'results.json'} and .csv",
             f"plots:    {folder / 'curves.png'}, {folder / 'gallery.png'}",
-            f"watch it: tensorboard --logdir={folder}",
+            f"watch it: tensorboard --logdir={shlex.quote(str(folder))}",
         ]
     )
 

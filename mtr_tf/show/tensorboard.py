@@ -359,7 +359,7 @@ def write_attacks(
       results: Those of the attacks.
       folder: Of the run.
       units: Those of the data set's `DatasetInfo`.
-      plots: {name: PNG file}, shown first.
+      plots: {name: PNG file}, shown first where they are there.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
@@ -367,7 +367,8 @@ def write_attacks(
     with Board(folder, anew=True) as board:
         board.settings(settings)
         for name, path in (plots or {}).items():
-            board.picture(f"robustness/{name}", _pixels(path))
+            if path.exists():
+                board.picture(f"robustness/{name}", _pixels(path))
         for name, members in itertools.groupby(sorted(results, key=_name), _name):
             members = sorted(members, key=lambda result: result.attack_cell.eps)
             attacked = [result for result in members if result.attack_cell.eps]

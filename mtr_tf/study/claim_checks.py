@@ -18,7 +18,6 @@ from mtr_tf.evaluation import plan
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
-from mtr_tf.tasks.names import resolve
 
 # By measure and quantity: (fields with numbers, keys that tell its records apart). Of
 # `tasks` it depends on the model's tasks whether they must be named.
@@ -81,6 +80,10 @@ def check_attack(
         table.fail(f"attack {attack!r} of the study only measures.")
     looked_at = _tasks(study, config, variant)
     one_of(table, f"task of attack {attack!r}", wanted["task"], looked_at)
+    if study.has_own_data:  # Which losses fit their tasks, only the data know.
+        if "eps" in wanted:
+            one_of(table, f"eps of attack {attack!r}", wanted["eps"], config.eps)
+        return
     cells = planned(config, looked_at)
     wanted = {key: value for key, value in wanted.items() if key != "task"}
     for key, value in wanted.items():
@@ -146,8 +149,8 @@ def _config(study: Study, attack: str, variant: str) -> AttackConfig:
 
 def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
     """Those that the attack looks at, in the model's order."""
-    has = resolve(study.train_config(variant, study.seeds[0]).tasks)
-    chosen = resolve(config.tasks) if config.tasks else has
+    has = study.names(study.train_config(variant, study.seeds[0]).tasks)
+    chosen = study.names(config.tasks) if config.tasks else has
     return tuple(task for task in has if task in chosen)
 
 

@@ -231,12 +231,14 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
     config = study.train_config(variant, study.seeds[0])
     with table.explained():
-        task = tasks.resolve([table.value("task", str)])[0]
-        attacked = tasks.resolve(table.values("attacked", str, [task]))
+        task = study.names([table.value("task", str)])[0]
+        attacked = study.names(table.values("attacked", str, [task]))
     for one in (task, *attacked):
         one_of(table, f"task of variant {variant!r}", one, config.tasks)
-    metrics = [metric.name for metric in tasks.TASKS[task].metrics]
-    metric = one_of(table, f"metric of {task}", table.value("metric", str), metrics)
+    metric = table.value("metric", str)
+    if not study.has_own_data:  # Else the results say which there are.
+        metrics = [metric.name for metric in tasks.TASKS[task].metrics]
+        one_of(table, f"metric of {task}", metric, metrics)
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")
@@ -268,14 +270,14 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     minus.check_keys(MEASURE)
     within = table.value("within", float, 0.0) if "within" in table.content else None
     measure: dict[str, Any] = {
-        **_with_tasks(table),
+        **_with_tasks(table, study),
         "variants": variants,
         "sign": float(table.value("sign", float, 1.0)),
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),
         "ratio_to": table.value("ratio_to", str, ""),
-        "minus": _with_tasks(minus),
+        "minus": _with_tasks(minus, study),
     }
     check_measure(table, study, measure)
     if measure["minus"]:
@@ -283,10 +285,10 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     return measure
 
 
-def _with_tasks(table: Table) -> dict[str, Any]:
+def _with_tasks(table: Table, study: Study) -> dict[str, Any]:
     """What a table holds, tasks by their own names."""
     if "tasks" not in table.content:
         return dict(table.content)
     with table.explained():
-        named = tasks.resolve(table.values("tasks", str))
+        named = study.names(table.values("tasks", str))
     return {**table.content, "tasks": list(named)}

@@ -13,7 +13,6 @@ leaves what is done as it is; a default that is another one now does not.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shlex
 from collections.abc import Mapping
@@ -139,7 +138,7 @@ def _as_kept(config: Settings) -> dict[str, Any]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none, or a damaged one."""
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(files.read_json(path))
     except (OSError, ValueError, TypeError):
         return {}
 

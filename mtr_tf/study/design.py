@@ -12,6 +12,8 @@ from typing import Any
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import canonical
+from mtr_tf.tasks import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,21 @@ class Study:
     attacks: tuple[AttackSpec, ...]
     claims: tuple[dict[str, Any], ...]
     file: str = ""
+
+    @property
+    def has_own_data(self) -> bool:
+        """Whether some data are of a user's own, module:function, and bring tasks."""
+        fields = [self.train, self.attack, *(each.train for each in self.variants)]
+        fields += [each.attack for each in self.attacks]
+        return any(":" in each.get("dataset", "") for each in fields)
+
+    def names(self, given: str | Sequence[str]) -> tuple[str, ...]:
+        """Tasks' own names; those of a user's own data are known once they are open.
+
+        Raises:
+          InputError: An unknown task, the same one twice, or none at all.
+        """
+        return canonical(given) if self.has_own_data else resolve(given)
 
     def variant(self, name: str) -> Variant:
         """The variant of a name; `InputError` for an unknown one."""

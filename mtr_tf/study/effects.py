@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
+from mtr_tf.errors import present
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.study import statistics
@@ -21,9 +23,11 @@ from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.results import Results
 from mtr_tf.tasks import metrics
+from mtr_tf.tasks.task import MAP
 
 RESAMPLES = 10_000
 _CONFIDENCE = 0.95
+_SUM_AND_COUNT = 2  # Numbers in a row of a mean.
 _ROUNDING = 1e-12  # Sums this much smaller than what is summed are 0.
 
 Weighted = tuple[tuple[float, Point], ...]
@@ -166,10 +170,10 @@ class _Numbers:
 
     def value(self, point: Point, place: int) -> float:
         """Of the seed at a place; NaN where absent."""
-        metric = _metric(point)
         record = self._record(point, place)
         if record is None:
             return np.nan
+        metric = _metric(record)
         values = [
             np.nan if record[key] is None else record[key]
             for key in ("clean", "attacked_value" if point.eps else "clean")
@@ -191,8 +195,9 @@ class _Numbers:
             if np.isnan(by_seed[place]):
                 continue
             for _, point in part:
-                units = self._units_of(self._record(point, place))
-                if units is None:
+                record = present(self._record(point, place), "record")
+                units = self._units_of(record)
+                if units is None or not self._has_rows(point, record):
                     return None
                 found.append(units)
         if not found or found[0].count < resampling.LEAST:
@@ -200,9 +205,16 @@ class _Numbers:
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
 
+    def _has_rows(self, point: Point, record: Mapping[str, Any]) -> bool:
+        """Whether rows are there whose sums give the metric."""
+        if record["metric"] in _known_metrics():
+            return True
+        rows = self._results.rows_of(record, point.eps)
+        return rows is not None and rows.shape[1] == _SUM_AND_COUNT
+
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
         """Of the seed at a place, on units drawn so often, `[resamples]`."""
-        metric = _metric(point)
+        metric = _metric(present(self._record(point, place), "record"))
         attacked = metric.value(counts @ self._of(point, place, False))
         clean = attacked
         if self._relative:
@@ -246,9 +258,26 @@ class _Numbers:
         )
 
 
-def _metric(point: Point) -> metrics.Metric:
-    known = {metric.name: metric for metric in tasks_lib.TASKS[point.task].metrics}
-    return known[point.metric]
+def _metric(record: Mapping[str, Any]) -> metrics.Metric:
+    """The metric of a record.
+
+    Equal names are equal metrics, of all kinds of tasks. Others are of a user's own:
+    means, as those of functions are, of which the record says what is better.
+    """
+    name = record["metric"]
+    own = metrics.of_function(name, lambda *given: 0, record.get("better", "lower"))
+    return _known_metrics().get(name, own)
+
+
+@functools.cache
+def _known_metrics() -> dict[str, metrics.Metric]:
+    """The metrics of the eleven and of all kinds by name."""
+    kinds = tasks_lib.KINDS.values()
+    scores = [
+        m for kind in kinds for axes in (0, 1, MAP) for m in kind.metrics("", axes)
+    ]
+    scores += [m for task in tasks_lib.TASKS.values() for m in task.metrics]
+    return {metric.name: metric for metric in scores}
 
 
 # Measures.

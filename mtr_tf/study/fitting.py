@@ -10,7 +10,6 @@ from typing import Any
 from mtr_tf.errors import InputError
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
-from mtr_tf.tasks.names import resolve
 
 
 def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
@@ -52,7 +51,7 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
 
 
 def _lacking(study: Study, variant: str, has: Collection[str]) -> list[str]:
-    wanted = resolve(study.train_config(variant, study.seeds[0]).tasks)
+    wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
     return [task for task in wanted if task not in has]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -22,8 +21,10 @@ from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
+from mtr_tf.tasks import names
 
 Record = dict[str, Any]
+NAMES = tuple(each.name for each in names.NAMES)
 # What may tell two records of one attack, radius, task and metric apart.
 CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
 
@@ -127,6 +128,8 @@ class Results:
         fitting = [record for record in there if fits(record, wanted)]
         if len(fitting) > 1 and eps:
             raise InputError(ambiguous(attack, fitting, wanted))
+        if not fitting and task not in NAMES:
+            _check_metric(task, metric, there)
         return fitting[0] if fitting else None
 
     def values(
@@ -198,6 +201,19 @@ class Results:
         return found
 
 
+def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
+    """Raises `InputError` where a task of a user's own has no such metric.
+
+    A study file names it before anybody knows what metrics there are.
+    """
+    known = list(dict.fromkeys(r["metric"] for r in there if r["task"] == task))
+    if known and metric not in known:
+        raise InputError(
+            f"The study asks for {metric!r} of {task}, whose metrics are "
+            f"{', '.join(known)}; name one of these."
+        )
+
+
 def _without_pairs(rows: np.ndarray) -> np.ndarray:
     """Rows of mean IoU as they are now, of the confusions that version 0.1.0 kept."""
     classes = math.isqrt(rows.shape[1])
@@ -243,7 +259,7 @@ def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any])
 
 def _json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return files.read_json(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is not there; --workdir must be the folder of a study that "

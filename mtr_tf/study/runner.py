@@ -27,6 +27,7 @@ from typing import Any
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.cli import stopping
 from mtr_tf.errors import present
 from mtr_tf.runs import directory
 from mtr_tf.study import commands
@@ -37,6 +38,7 @@ from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
 _POLL_SECONDS = 0.05
+_GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
 _THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
 
 
@@ -124,21 +126,35 @@ class Runner:
 
         Args:
           workers: the environment of each, as of `slots`.
+
+        Raises:
+          Stopped: a signal came; what ran then has kept what it had.
         """
+        with stopping.saying(self._kept), stopping.later():
+            try:
+                self._run(workers)
+            finally:
+                self._stop()
+
+    def _run(self, workers: Sequence[Mapping[str, str]]) -> None:
         free = list(workers)
-        try:
-            while True:
-                while free and (cell := self.queue.take()):
-                    self._running.append(self._start(cell, free.pop(0)))
-                if not self._running:
-                    return
-                for ended in [p for p in self._running if p.process.poll() is not None]:
-                    self._running.remove(ended)
-                    free.append(ended.slot)
-                    self._finish(ended, len(workers))
-                time.sleep(_POLL_SECONDS)
-        finally:
-            self._stop()
+        while not stopping.asked():
+            while free and (cell := self.queue.take()):
+                self._running.append(self._start(cell, free.pop(0)))
+            if not self._running:
+                return
+            for ended in [p for p in self._running if p.process.poll() is not None]:
+                self._running.remove(ended)
+                free.append(ended.slot)
+                self._finish(ended, len(workers))
+            time.sleep(_POLL_SECONDS)
+
+    def _kept(self) -> str:
+        done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
+        return (
+            f"{done} cells are done and kept in {self._workdir}, {left} are left; the "
+            "same command goes on with these."
+        )
 
     def failures(self) -> list[str]:
         """A sentence for each cell that failed."""
@@ -166,6 +182,7 @@ class Runner:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "mtr_tf.study.worker", *cell.command],
                     stdin=subprocess.PIPE,  # Ends with this process: see `worker`.
+                    bufsize=0,
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **slot},
@@ -215,10 +232,16 @@ class Runner:
         )
 
     def _stop(self) -> None:
-        """Kills what runs; nothing is lost but the work since the last checkpoint."""
+        """Ends what runs: by a word, so that checkpoints are kept, or else by force."""
         for one in self._running:
+            with contextlib.suppress(BrokenPipeError):
+                present(one.process.stdin, "a pipe").write(b"stop")
+        end = time.monotonic() + _GRACE_SECONDS
+        for one in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.process.wait(max(0, end - time.monotonic()))
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)
+                os.killpg(one.process.pid, signal.SIGKILL)  # And what it has started.
             one.process.wait()
             present(one.process.stdin, "a pipe").close()
 

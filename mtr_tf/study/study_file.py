@@ -24,6 +24,7 @@ from __future__ import annotations
 import importlib.resources
 import pathlib
 import re
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -43,7 +44,11 @@ from mtr_tf.study.toml_table import Table
 from mtr_tf.study.toml_table import read
 from mtr_tf.tasks import groups
 from mtr_tf.tasks.groups import task_weights
+from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
+
+# Tasks' own names for what they may be called.
+Resolve = Callable[[Sequence[str]], tuple[str, ...]]
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
 _TRAIN_REFUSED = {
@@ -107,15 +112,16 @@ def load(
         content["train"] |= train
     file = Table(path.name, content)
     file.check_keys(_KEYS)
-    variants = _variants(file)
+    names = _names(file)
+    variants = _variants(file, names)
     study = Study(
         name=path.name.removesuffix(".toml"),
         about=" ".join(file.value("about", str).split()),
         seeds=_seeds(file),
-        train=_train_fields(file.table("train")),
-        attack=_attack_fields(file.table("attack")),
+        train=_train_fields(file.table("train"), names),
+        attack=_attack_fields(file.table("attack"), names),
         variants=variants,
-        attacks=_attacks(file, [variant.name for variant in variants]),
+        attacks=_attacks(file, [variant.name for variant in variants], names),
         claims=_claims(file),
         file=name_or_path,
     )
@@ -123,19 +129,31 @@ def load(
     return study
 
 
-def _train_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
-    spelled = {"tasks": resolve, "main_tasks": resolve}
+def _names(file: Table) -> Resolve:
+    """What gives tasks their own names: see `Study.names`."""
+    tables = [file.table("train"), file.table("attack")]
+    tables += [*file.tables("variants").values(), *file.tables("attacks").values()]
+    own = any(":" in str(table.content.get("dataset", "")) for table in tables)
+    return canonical if own else resolve
+
+
+def _train_fields(
+    table: Table, names: Resolve, beside: Sequence[str] = ()
+) -> dict[str, Any]:
+    spelled = {"tasks": names, "main_tasks": names}
     return table.settings(TrainConfig, _TRAIN_REFUSED, spelled, beside)
 
 
-def _attack_fields(table: Table, beside: Sequence[str] = ()) -> dict[str, Any]:
+def _attack_fields(
+    table: Table, names: Resolve, beside: Sequence[str] = ()
+) -> dict[str, Any]:
     def group(text: str) -> str:
         if text.lower() in ("each", "all"):
             return text.lower()
-        return "+".join(resolve(text.split("+")))
+        return "+".join(names(text.split("+")))
 
     spelled = {
-        "tasks": resolve,
+        "tasks": names,
         "attack_tasks": lambda texts: [group(text) for text in texts],
     }
     return table.settings(AttackConfig, _ATTACK_REFUSED, spelled, beside)
@@ -152,23 +170,27 @@ def _seeds(file: Table) -> tuple[int, ...]:
     return seeds
 
 
-def _variants(file: Table) -> tuple[Variant, ...]:
+def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
     tables = file.tables("variants")
     if not tables:
         file.fail('there must be a variant, as [variants."s"] with tasks = ["seg"].')
     _check_slugs(file, "variants", tables)
     return tuple(
-        Variant(name, _train_fields(table, ("note",)), table.value("note", str, ""))
+        Variant(
+            name, _train_fields(table, names, ("note",)), table.value("note", str, "")
+        )
         for name, table in tables.items()
     )
 
 
-def _attacks(file: Table, variants: Sequence[str]) -> tuple[AttackSpec, ...]:
+def _attacks(
+    file: Table, variants: Sequence[str], names: Resolve
+) -> tuple[AttackSpec, ...]:
     tables = file.tables("attacks")
     _check_slugs(file, "attacks", tables)
     found = []
     for name, table in tables.items():
-        fields = _attack_fields(table, ("variants", "source"))
+        fields = _attack_fields(table, names, ("variants", "source"))
         named = table.values("variants", str, list(variants))
         source = table.value("source", str, "")
         for one in (*named, source) if source else named:
@@ -217,12 +239,12 @@ def _check(study: Study, file: Table) -> None:
                 config = AttackConfig(ckpt="run", **fields)
             for run in filter(None, (name, spec.source)):
                 with tables[spec.name].explained(f"on the variant {run!r}: "):
-                    _check_tasks(config, study.train_config(run, seed).tasks)
+                    has = study.names(study.train_config(run, seed).tasks)
+                    _check_tasks(config, has)
 
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:
     """Refuses an attack on tasks that a variant has not."""
-    has = resolve(has)
     groups.check_has(config.tasks, has, "--tasks")
     looked_at = [task for task in has if task in (config.tasks or has)]
     if config.attack != NO_ATTACK:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import check_range
 from mtr_tf.config.settings import shortened
@@ -32,7 +33,7 @@ _KINDS = {
 def read(path: Any) -> dict[str, Any]:
     """What a TOML file holds."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(files.read_text(path))
     except OSError as error:
         raise InputError(
             f"the study file {path} cannot be read ({error.strerror or error}); give "

@@ -3,22 +3,27 @@
 
     python -m mtr_tf.study.worker mtr_tf.train --tasks=seg
 
-The runner holds the other end of this process's standard input. However it ends, even
-by kill -9, the system closes that end, and this process ends at once. That is safe:
-both binaries can be killed at any moment.
+The runner holds the other end of this process's standard input. What it writes there
+asks this process to stop, as a signal does. However the runner ends, even by kill -9,
+the system closes that end, and this process ends at once. That is safe: commands can be
+killed at any moment.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import threading
+
+from mtr_tf.cli import stopping
 
 
 def _end_with_the_runner() -> None:
     while os.read(0, 1):  # Not sys.stdin, whose lock would be held at a normal end.
-        pass
+        if not stopping.asked():  # Some schedulers tell all processes themselves.
+            os.kill(os.getpid(), signal.SIGTERM)
     os._exit(1)
 
 

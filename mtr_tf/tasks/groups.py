@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtr_tf.errors import InputError
+from mtr_tf.tasks.names import NAMES
+from mtr_tf.tasks.names import Names
 from mtr_tf.tasks.names import resolve
 
 
@@ -40,7 +42,9 @@ def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, 
     """
     if not names:
         return tuple(tasks)
-    named = resolve(names)
+    eleven = {each.name for each in NAMES}
+    own = [Names(task, "") for task in tasks if task not in eleven]
+    named = resolve(names, (*NAMES, *own))
     check_has(named, tasks, flag)
     return tuple(task for task in tasks if task in named)
 

@@ -108,7 +108,7 @@ def resolve(config: TrainConfig) -> Job:
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
-        model = building.build_model(config, source.info)
+        model = building.new_model(config, source.info)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
     learner = Learner(

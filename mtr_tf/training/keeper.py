@@ -37,7 +37,7 @@ class Keeper:
         self._best_folder = self._folder / "best"
         for folder in (self._folder, self._best_folder):
             checkpoints.clear(folder)
-        files.clear_leftovers(workdir, self._folder, self._best_folder)
+        files.clear_leftovers(self._folder, self._best_folder)
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(

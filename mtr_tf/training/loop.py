@@ -13,6 +13,7 @@ import functools
 import math
 import pathlib
 import time
+import zipfile
 from collections.abc import Callable
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from absl import logging
 
 from mtr_tf import files
 from mtr_tf.cli import progress
+from mtr_tf.cli import stopping
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
@@ -54,7 +56,11 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
 
 
 def _run(job: Job, workdir: pathlib.Path) -> None:
-    """Does the steps that are missing, and saves the model."""
+    """Does the steps that are missing, and saves the model.
+
+    Raises:
+      Stopped: A signal came; the steps that are done are in a checkpoint.
+    """
     learner, total = job.learner, job.steps
     keeper = Keeper(
         workdir,
@@ -64,36 +70,64 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
         learner.weighting.variables,
     )
     first = keeper.restore(total)
+    if first == total and _is_whole(workdir / "model.keras"):
+        logging.info("%s is finished already: %d steps", workdir, total)
+        return
     if first:
         logging.info("going on from step %d of %d in %s", first, total, workdir)
-    with files.write_errors_explained(workdir):
-        monitor = Monitor(
-            job.config,
-            job.source,
-            job.strategy,
-            learner.model,
-            job.tasks,
-            learner.weighting,
-            job.best,
-            workdir,
-            learner.optimizer,
-            first,
-        )
-    batches = job.batches(first)
+    step = first
+    with stopping.saying(lambda: _kept(step, total, workdir)):
+        with files.write_errors_explained(workdir):
+            monitor = Monitor(
+                job.config,
+                job.source,
+                job.strategy,
+                learner.model,
+                job.tasks,
+                learner.weighting,
+                job.best,
+                workdir,
+                learner.optimizer,
+                first,
+            )
+        batches = job.batches(first)
 
-    def make_steps(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-        steps = step_lib.compile_steps(learner, job.strategy, jit)
-        return functools.partial(steps, iter(batches))
+        def make_steps(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+            steps = step_lib.compile_steps(learner, job.strategy, jit)
+            return functools.partial(steps, iter(batches))
 
-    loop(
-        compiling.Fallback(make_steps, job.jit, "the training step"),
-        Timetable(first, total, job.config),
-        monitor,
-        keeper,
-        lambda: step_lib.settle_statistics(learner.model),
+        with stopping.later():
+            step = loop(
+                compiling.Fallback(make_steps, job.jit, "the training step"),
+                Timetable(first, total, job.config),
+                monitor,
+                keeper,
+                lambda: step_lib.settle_statistics(learner.model),
+            )
+            if step == total:
+                with files.whole_file(workdir / "model.keras") as beside:
+                    learner.model.save(beside)
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a .keras file is there and undamaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except files.DAMAGED:
+        return False
+
+
+def _kept(step: int, total: int, workdir: pathlib.Path) -> str:
+    """What there is of a run that a signal has stopped, and how to go on."""
+    if step == total:
+        return f"Training was finished meanwhile: {workdir} is whole."
+    if not step:
+        return "No step of training was done; the same command starts again."
+    return (
+        f"Step {step} of {total} is done and kept in {workdir}/checkpoints; the same "
+        "command goes on from there."
     )
-    with files.whole_file(workdir / "model.keras") as beside:
-        learner.model.save(beside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +147,11 @@ class Timetable:
         """Whether it is time for something after `step` steps."""
         return step == self.total or step % self.every(what) == 0
 
+    def late(self, seconds: float) -> bool:
+        """Whether the last checkpoint, of so long ago, is too old."""
+        limit = 60 * self.config.checkpoint_minutes
+        return 0 < limit <= seconds
+
     def stop_after(self, step: int) -> int:
         """The next step after which anything is due."""
         kinds = ("summary", "eval", "checkpoint")
@@ -125,18 +164,29 @@ def loop(
     monitor: Monitor,
     keeper: Keeper,
     settle: Callable[[], None],
-) -> None:
+) -> int:
     """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
 
-    `train_steps` trains for so many steps and returns their losses [steps, tasks];
-    `settle` is called before the model is evaluated or saved.
+    Between calls a checkpoint is kept as well where the last one is too old, or where
+    a signal has asked to stop. Calls end at steps that the timetable alone decides, and
+    statistics are settled at each end, so that this changes no bit.
+
+    Args:
+      train_steps: trains for so many steps; returns their losses [steps, tasks].
+      timetable: when what is due.
+      monitor: what watches.
+      keeper: what keeps checkpoints.
+      settle: is called before the model is evaluated or saved.
+
+    Returns:
+      After how many steps it ended: fewer than all where it was asked to stop.
 
     Raises:
       InputError: a loss is not finite. The checkpoints stay as they were before.
     """
-    step = timetable.first
+    step, stop, kept_at = timetable.first, stopping.asked(), time.monotonic()
     with progress.bar(timetable.total, "training", "step", done=step) as advance:
-        while step < timetable.total:
+        while step < timetable.total and not stop:
             count = timetable.stop_after(step) - step
             start = time.monotonic()
             losses = train_steps(tf.constant(count)).numpy()
@@ -144,15 +194,18 @@ def loop(
             raise_if_not_finite(losses, tuple(monitor.tasks), step)
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
-            if timetable.due("eval", step) or timetable.due("checkpoint", step):
-                settle()
+            settle()
             if timetable.due("eval", step):
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
-            if timetable.due("checkpoint", step):
+            late = timetable.late(time.monotonic() - kept_at)
+            stop = stopping.asked()
+            if timetable.due("checkpoint", step) or late or stop:
                 monitor.flush()
                 keeper.save(step)
+                kept_at = time.monotonic()
             advance(count, f"loss {total:.3f}")
+    return step
 
 
 def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], before: int) -> None:

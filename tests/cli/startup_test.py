@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.cli import startup
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
 
 
 @pytest.fixture
@@ -107,3 +109,12 @@ def test_help_needs_no_heavy_library(name):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage: python -m mtr_tf" in done.stdout
+
+
+def test_no_temporary_directory_is_one_sentence(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found in [...]")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(InputError, match=r"No usable .* TMPDIR"):
+        startup.import_tensorflow()

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -173,6 +174,74 @@ def test_what_is_no_state_dict_is_explained(torch, state, tmp_path):
         torch.save(stored, path)
         with pytest.raises(InputError, match=words):
             torch_files.read(path)
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda torch: torch.eye(3).to_sparse(), "w is sparse"),
+        (lambda torch: torch.eye(3).to_sparse_csr(), "w is sparse"),
+        (lambda torch: torch.empty(3, device="meta"), "w is without values"),
+        (
+            lambda torch: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+            "w is quantised",
+        ),
+        (lambda torch: torch.nested.nested_tensor([torch.ones(2)] * 2), "w is nested"),
+        (lambda torch: torch.ones(3, dtype=torch.complex64), "w is complex"),
+        (lambda torch: torch.zeros(1).expand(10**12), "1,000,000,000,00[0-9] and the"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # Of torch, about what is new or old in it.
+def test_tensors_of_other_kinds_are_refused(torch, tmp_path, make, words, new):
+    path = tmp_path / "f.pth"
+    state = {"a": torch.ones(3), "w": make(torch)}
+    try:
+        torch.save(state, path, _use_new_zipfile_serialization=new)
+    except Exception as error:
+        pytest.skip(f"torch cannot save it: {error}")
+    with pytest.raises(InputError, match=rf"{words}|cannot be read|is refused"):
+        torch_files.read(path)
+
+
+def test_tensors_that_share_numbers_are_counted(torch, tmp_path):
+    shared = torch.ones(100_000)
+    torch.save({str(i): shared for i in range(5)}, tmp_path / "f.pth")
+    with pytest.raises(InputError, match="these have 500,000 and the file .*clone"):
+        torch_files.read(tmp_path / "f.pth")
+    torch.save({str(i): shared for i in range(3)}, tmp_path / "f.pth")  # Tied weights.
+    assert len(torch_files.read(tmp_path / "f.pth")) == 3
+
+
+def test_names_that_become_one_are_refused(torch, tmp_path):
+    torch.save({"module.a": torch.ones(1), "a": torch.ones(1)}, tmp_path / "f.pth")
+    with pytest.raises(InputError, match="two tensors for a, with and without"):
+        torch_files.read(tmp_path / "f.pth")
+
+
+def test_a_flipped_bit_is_noticed(torch, tmp_path):
+    path = tmp_path / "f.pth"
+    torch.save({"a": torch.arange(1000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path)["a"].shape == (1000,)  # It would not have been.
+    with pytest.raises(InputError, match="is damaged: .*another checksum"):
+        torch_files.read(path)
+
+
+def test_a_packed_file_that_fills_the_memory_is_refused(torch, tmp_path):
+    path = tmp_path / "f.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("f/data.pkl", bytes(2**27))
+    with pytest.raises(InputError, match="would take 134,217,728 bytes of memory"):
+        torch_files.read(path)
+
+
+def test_a_file_of_which_nothing_fits_is_one_sentence(torch, tmp_path):
+    torch.save({"layers.0.w": torch.ones(3)}, tmp_path / "f.pth")
+    with pytest.raises(InputError, match="none of its names is .*: layers.0.w. Check"):
+        convert(ConvertConfig(torch=str(tmp_path / "f.pth"), workdir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("new", [True, False])

@@ -9,6 +9,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,40 @@ def shown(folder):
 
 
 @pytest.mark.slow
+def test_killed_at_twenty_random_moments_under_a_name_like_a_pattern(
+    whole_run, tmp_path
+):
+    """Its neighbour, whose name the pattern fits, is left alone."""
+    neighbour = shutil.copytree(whole_run.workdir, tmp_path / "run 0 -")
+    kept = {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()}
+    moment, kills, runs = random.Random(1), 0, [tmp_path / "run *[0-9]\\?"]
+    while kills < 20:
+        process = subprocess.Popen(
+            command(*whole_run.flags, f"--workdir={runs[-1]}"),
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(moment.uniform(0, 15))
+            runs.append(tmp_path / f"run *[{len(runs)}]")
+        except subprocess.TimeoutExpired:
+            kills += 1
+        finally:
+            process.kill()
+            process.wait()
+    finish(*whole_run.flags, f"--workdir={runs[-1]}")
+    expected = loading.load_run(str(whole_run.workdir)).fingerprint
+    for run in runs:
+        assert loading.load_run(str(run)).fingerprint == expected
+        for part in ("train", "validation", "validation/adversarial"):
+            found = sorted(shown(run / part))
+            assert found == sorted(shown(whole_run.workdir / part))
+        names = {path.name for path in (run / "checkpoints").iterdir()}
+        there = (whole_run.workdir / "checkpoints").iterdir()
+        assert names == {path.name for path in there}
+    assert {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()} == kept
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "validation", "validation/adversarial"])
 def test_killed_at_any_moment_it_shows_each_step_once(whole_run, stopped, part):
     whole, again = (shown(run.workdir / part) for run in (whole_run, stopped))
@@ -178,7 +213,7 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
     monkeypatch.setattr(step, "replica_step", never)
     before = loading.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
-    assert any(line.startswith("going on from step 30 of 30") for line in lines)
+    assert any(line.endswith("is finished already: 30 steps") for line in lines)
     assert loading.load_run(str(stopped.workdir)).fingerprint == before
 
 
@@ -198,7 +233,7 @@ def test_a_run_of_other_settings_is_refused_and_kept(whole_run, here):
 def test_a_loss_that_is_not_finite_stops_the_run(whole_run, here, tmp_path, steps):
     """In the last step of all the broken model is found by its evaluation."""
     flags = [*whole_run.flags, f"--workdir={tmp_path / 'run'}", "--eval_eps=0"]
-    flags += ["--learning_rate=1e30", "--optimizer=sgd", "--schedule=constant"]
+    flags += ["--learning_rate=1e6", "--optimizer=sgd", "--schedule=constant"]
     flags += ["--epochs=1", f"--train_examples={4 * steps}", "--nodeterministic"]
     flags += ["--crop="]
     where = "after step 1:" if steps == 1 else r"at step \d"

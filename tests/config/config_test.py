@@ -131,11 +131,12 @@ def test_which_settings_change_no_result():
     """Folders of results, resumed runs and studies all go by this one list."""
     place = {"data_dir", "strategy", "replicas", "jit"}
     train = TrainConfig().that_change(settings.NOTHING)
-    assert set(train) == place | {"keep_checkpoints"}
+    assert set(train) == place | {"checkpoint_minutes", "keep_checkpoints"}
     assert not TrainConfig().that_change(settings.EXTRAS)
     attack = AttackConfig(ckpt="x")
     paths = {"ckpt", "source_ckpt", "name"}
-    expected = place | paths | {"batch_size", "deterministic", "format"}
+    of_models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
+    expected = place | paths | of_models | {"batch_size", "deterministic", "format"}
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),

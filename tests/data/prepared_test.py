@@ -7,10 +7,12 @@ import concurrent.futures
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -28,10 +30,15 @@ from mtr_tf.errors import InputError
 COUNT = 13
 
 
-def builder_in(folder: pathlib.Path) -> rooms.Rooms:
+def small_config() -> rooms.RoomsConfig:
     splits = {"train": COUNT, "validation": 3, "test": 3}
-    config = rooms.RoomsConfig(name="columns", size=32, splits=splits)
-    return rooms.Rooms(data_dir=folder, config=config, file_format=prepared.FILE_FORMAT)
+    return rooms.RoomsConfig(name="columns", size=32, splits=splits)
+
+
+def builder_in(folder: pathlib.Path) -> rooms.Rooms:
+    return rooms.Rooms(
+        data_dir=folder, config=small_config(), file_format=prepared.FILE_FORMAT
+    )
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +203,10 @@ def one_digit(path):
 def of_format(kind):
     """Makes the builder in a folder: as rooms are stored, and as the others."""
 
+    options = {"file_format": kind} if kind else {}
+
     def make(folder):
-        made = builder_in(folder)
-        options = {"file_format": kind} if kind else {}
-        config = made.builder_config
-        return rooms.Rooms(data_dir=folder, config=config, **options)
+        return rooms.Rooms(data_dir=folder, config=small_config(), **options)
 
     return make
 
@@ -241,6 +247,8 @@ def test_damage_to_prepared_data_is_one_sentence(
 ):
     """`old`: before 0.3 it was not written down what must be there."""
     root = shutil.copytree(sound[kind], tmp_path / "root")
+    np.testing.assert_array_equal(read_all(kind, root), expected["image"])
+    prepared._records.cache_clear()
     folder = root / "rooms" / "columns" / "1.0.0"
     if not known:
         (folder / "contents.json").unlink()
@@ -258,6 +266,36 @@ def test_damage_to_prepared_data_is_one_sentence(
     if known and damage is flip:
         shutil.rmtree(folder)
         np.testing.assert_array_equal(read_all(kind, root), expected["image"])
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
+    """Whoever comes next makes them again, or reads what is whole."""
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[2])\n"
+        "import prepared_test as t\n"
+        "print('begins', flush=True)\n"
+        "t.read_all(None, pathlib.Path(sys.argv[1]))"
+    )
+    moment, kills, root = random.Random(0), 0, tmp_path / "root"
+    while kills < 20:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, root, pathlib.Path(__file__).parent],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        process.stdout.readline()
+        try:
+            assert process.wait(moment.uniform(0, 0.7)) == 0
+            shutil.rmtree(root)  # And again.
+        except subprocess.TimeoutExpired:
+            kills += 1
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+    np.testing.assert_array_equal(read_all(None, root), read_all(None, sound[None]))
+    assert not list(root.rglob("*incomplete*"))
 
 
 class WithParts(rooms.Rooms):
@@ -410,3 +448,10 @@ def test_killed_it_goes_on_where_it_was(tmp_path):
     assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
     for name, time_ns in before.items():
         assert (folder / name).stat().st_mtime_ns == time_ns
+
+
+def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        prepared.prepare(builder_in, tmp_path / "root", "rooms")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]

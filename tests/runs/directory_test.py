@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run directories: files are whole or absent, settings are compared, locks hold."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -131,3 +132,30 @@ def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
         holder.wait()
     with files.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "now", "message"),
+    [
+        ({"schedule": "constant"}, {"epochs": 9}, ""),
+        ({"schedule": "step", "lr_epochs": (3,)}, {"epochs": 9}, ""),
+        ({"schedule": "constant"}, {"epochs": 2}, "--epochs was 4 and is 2"),
+        ({"schedule": "constant"}, {"epochs": 9, "seed": 1}, "--seed was 0 and is 1"),
+        ({}, {"epochs": 9}, "under --schedule=cosine the rate of every step depends"),
+        ({}, {"epochs": 9, "seed": 1}, "--seed was 0 and is 1"),
+    ],
+)
+def test_a_run_is_made_longer_where_its_first_steps_stay_what_they_were(
+    tmp_path, changes, now, message
+):
+    config = TrainConfig(epochs=4, **changes)
+    directory.begin(tmp_path, config, resume=True)
+    (tmp_path / "model.keras").touch()
+    longer = dataclasses.replace(config, **now)
+    if message:
+        with pytest.raises(InputError, match=message):
+            directory.begin(tmp_path, longer, resume=True)
+    else:
+        directory.begin(tmp_path, longer, resume=True)
+    assert directory.read_config(tmp_path) == (config if message else longer)
+    assert (tmp_path / "model.keras").exists() == bool(message)

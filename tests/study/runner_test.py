@@ -16,6 +16,7 @@ import sys
 import textwrap
 import time
 
+import process_fixture
 import pytest
 from absl import flags as absl_flags
 
@@ -506,12 +507,10 @@ from mtr_tf.cli import startup
 startup.import_tensorflow()
 import runner_test as test
 from mtr_tf.cli import flags
-from mtr_tf import reproduce
 test.commands.make_cells = test.fake_cells
 runner = test.runner_lib.Runner(test.STUDY, pathlib.Path({workdir!r}))
 def main():
     runner.run([{{}}, {{}}])
-reproduce.end_well()
 flags.run("x", "", (), main, "Go on.")
 """
 
@@ -527,7 +526,7 @@ def alive(pid):
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 @pytest.mark.parametrize(
     ("signum", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)],
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
 )
 def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
     """Commands that sleep, and that never let another thread in but when forced to."""
@@ -546,7 +545,7 @@ def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
     script.write_text(
         RUNNER.format(tests=tests, folder=folder, workdir=str(fake.workdir))
     )
-    runner = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE)
+    runner = process_fixture.start([sys.executable, script], stderr=subprocess.PIPE)
     try:
         wait_until(lambda: len(list(fake.workdir.glob("pid*"))) == 2)
         runner.send_signal(signum)
@@ -554,8 +553,10 @@ def test_nothing_outlives_the_runner(fake, tmp_path, signum, code):
     finally:
         runner.kill()
     assert runner.returncode == code
-    if code == 130:
-        assert said == "\ninterrupted. Go on.\n"
+    if code > 0:
+        name = {130: "Ctrl-C", 143: "SIGTERM"}[code]
+        assert said.startswith(f"\nstopped by {name}. 0 cells are done and kept in ")
+        assert said.count("\n") == 2
     pids = [int(path.name[3:]) for path in fake.workdir.glob("pid*")]
     wait_until(lambda: not any(map(alive, pids)))
 

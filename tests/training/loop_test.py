@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop: when what happens, and what stops it."""
 
+import contextlib
 import dataclasses
 import math
+import signal
+import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from mtr_tf.cli import stopping
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.training import loop as training
@@ -43,3 +48,86 @@ def test_ten_evaluations_and_five_checkpoints_unless_told_otherwise():
         due = [step for step in range(1, 101) if timetable.due(what, step)]
         assert due == list(range(100 // times, 101, 100 // times)), what
     assert timetable.stop_after(0) == 10
+
+
+class Recorder:
+    """A monitor and a keeper that only note what they are asked for."""
+
+    def __init__(self):
+        self.tasks, self.said = TASKS, []
+        self.best = types.SimpleNamespace(better="higher")
+
+    def trained(self, step, losses, speed):
+        return 1.0
+
+    def evaluated(self, step):
+        self.said.append(("eval", step))
+        return 1.0
+
+    def save_if_best(self, step, score, better):
+        pass
+
+    def flush(self):
+        pass
+
+    def save(self, step):
+        self.said.append(("save", step))
+
+
+def run_loop(config, train_steps, first=0):
+    recorder = Recorder()
+    timetable = training.Timetable(first, 20, config)
+    steps = training.loop(train_steps, timetable, recorder, recorder, lambda: None)
+    return steps, recorder.said
+
+
+def trains(count):
+    return tf.ones([int(count), 2])
+
+
+def test_a_signal_ends_training_after_the_call_with_a_checkpoint():
+    config = TrainConfig(summary_every=4, eval_every=8, checkpoint_every=10)
+    calls = []
+
+    def train_steps(count):
+        calls.append(int(count))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return trains(count)
+
+    with pytest.raises(stopping.Stopped), stopping.later():
+        steps, said = run_loop(config, train_steps)
+    assert steps == 8
+    assert said == [("eval", 8), ("save", 8)]  # What is due is done all the same.
+    assert run_loop(config, trains, first=8) == (
+        20,
+        [("save", 10), ("eval", 16), ("eval", 20), ("save", 20)],
+    )
+
+
+def test_a_signal_before_the_first_step_ends_training_there():
+    with contextlib.suppress(stopping.Stopped), stopping.later():
+        signal.raise_signal(signal.SIGTERM)
+        assert run_loop(TrainConfig(), trains) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("minutes", "saved"), [(10, [8, 16, 20]), (5, [4, 8, 12, 16, 20]), (0, [20])]
+)
+def test_a_checkpoint_is_kept_by_time_too(monkeypatch, minutes, saved):
+    """A call takes five minutes here."""
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock[0])
+
+    def train_steps(count):
+        clock[0] += 300
+        return trains(count)
+
+    config = TrainConfig(
+        summary_every=4,
+        eval_every=100,
+        checkpoint_every=100,
+        checkpoint_minutes=minutes,
+    )
+    _, said = run_loop(config, train_steps)
+    assert [step for what, step in said if what == "save"] == saved

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +46,7 @@ class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return prepared.Info(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(_features(self.builder_config.size)),
@@ -76,7 +77,8 @@ class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
             f"Preparing Cityscapes, {split}",
         )
         for index, (name, arrays) in enumerate(zip(jobs, made, strict=True)):
-            example = {"name": name, "city": name.split("_")[0], **arrays}
+            known = os.fsencode(name)  # The system's bytes, which may be no UTF-8.
+            example = {"name": known, "city": known.split(b"_")[0], **arrays}
             yield prepared.key(index, len(jobs)), example
 
 

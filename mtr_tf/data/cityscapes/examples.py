@@ -26,6 +26,7 @@ from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes import resizing
 from mtr_tf.data.cityscapes.files import File
 from mtr_tf.errors import InputError
+from mtr_tf.files import DAMAGED
 
 Size = tuple[int, int]
 
@@ -139,9 +140,9 @@ def _baseline_times_focal_length(camera: File) -> float:
         values = json.loads(camera.read())
         baseline = float(values["extrinsic"]["baseline"])
         focal_length = float(values["intrinsic"]["fx"])
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except DAMAGED as error:
         raise InputError(
             f"'{camera}' must be JSON with extrinsic.baseline and intrinsic.fx, but "
             f"has not ({type(error).__name__}: {error}); extract or download it again."

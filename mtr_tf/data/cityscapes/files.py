@@ -17,7 +17,6 @@ import functools
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -26,6 +25,9 @@ from mtr_tf.data import png
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes.layout import Kind
 from mtr_tf.errors import InputError
+from mtr_tf.files import DAMAGED
+from mtr_tf.files import check_size
+from mtr_tf.files import read_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,16 @@ class File:
         """Its contents; InputError if they cannot be read."""
         try:
             if self.archive:
+                check_size(self.size, png.LARGEST_FILE, str(self))
                 return _opened(self.archive).read(self.path)
-            return pathlib.Path(self.path).read_bytes()
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            return read_bytes(self.path, png.LARGEST_FILE)
+        except InputError:
+            raise
+        except DAMAGED as error:  # Also where it is encrypted, or packed strangely.
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"'{self}' cannot be read ({error}); extract or download it again."
+                f"'{self}' cannot be read ({reason}); extract it by other means, or "
+                "download it again."
             ) from error
 
 
@@ -101,7 +108,7 @@ def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:
 def _in_archive(archive: pathlib.Path) -> Iterator[tuple[list[str], File]]:
     try:
         entries = _opened(str(archive)).infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(
             f"'{archive}' must be one of Cityscapes' archives, but cannot be read "
             f"({error}); download it again."

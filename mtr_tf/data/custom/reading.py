@@ -87,10 +87,10 @@ def open_given(
             "images, targets and masks in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
-    return Source(info, lambda split: _only(opened[split], tasks))
+    return Source(info, lambda split: only(opened[split], tasks))
 
 
-def _only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
+def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
     """The columns of some tasks."""
     if tasks is None:
         return columns
@@ -103,7 +103,7 @@ def _only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
 
 def _call(name: str, data_dir: str | None) -> Any:
     """What the user's function gives."""
-    function = _function(name)
+    function = own_function(name)
     arguments = {}
     if data_dir:
         if "data_dir" not in inspect.signature(function).parameters:
@@ -112,21 +112,37 @@ def _call(name: str, data_dir: str | None) -> Any:
                 "not take; add it to the function or leave the flag out."
             )
         arguments["data_dir"] = data_dir
+    return called(name, function, "a dict", **arguments)
+
+
+def called(name: str, function: Callable[..., Any], what: str, **arguments: Any) -> Any:
+    """What a function of the user's own gives; `what` that must be.
+
+    Raises:
+      InputError: it fails.
+    """
     try:
         return function(**arguments)
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"{name} must give a dict, but raised {_describe(error)}"
+            f"{name} must give {what}, but raised {_describe(error)}"
         ) from error
 
 
-def _function(name: str) -> Callable[..., Any]:
+def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
+    """The function of package.module:function, as a flag names it.
+
+    Modules of the current directory are found.
+
+    Raises:
+      InputError: there is none, or its module cannot be imported.
+    """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
         raise InputError(
-            "A data set of your own must be named as package.module:function, such as "
+            f"What {flag} names must be named as package.module:function, such as "
             f"my_data:examples; got {name!r}."
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -136,13 +152,13 @@ def _function(name: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if not f"{module_name}.".startswith(f"{error.name}."):
-            raise _import_error(name, error) from error
+            raise _import_error(name, flag, error) from error
         raise InputError(
-            f"There is no module {error.name!r} for --dataset={name}; start from the "
+            f"There is no module {error.name!r} for {flag}={name}; start from the "
             f"directory that it is in (this is {os.getcwd()!r}), or install it."
         ) from error
     except Exception as error:
-        raise _import_error(name, error) from error
+        raise _import_error(name, flag, error) from error
     function = getattr(module, function_name, None)
     if callable(function):
         return function
@@ -154,9 +170,9 @@ def _function(name: str) -> Callable[..., Any]:
     )
 
 
-def _import_error(name: str, error: Exception) -> InputError:
+def _import_error(name: str, flag: str, error: Exception) -> InputError:
     return InputError(
-        f"The module of --dataset={name} cannot be imported: {_describe(error)}"
+        f"The module of {flag}={name} cannot be imported: {_describe(error)}"
     )
 
 

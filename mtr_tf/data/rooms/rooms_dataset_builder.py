@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mtr_tf.cli import progress
+from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
 from mtr_tf.data.rooms import workers
@@ -51,7 +52,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
     DEFAULT_CONFIG_NAME = str(layout.DEFAULT_SIZE)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return prepared.Info(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(_features(self.builder_config.size)),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -143,12 +142,7 @@ def read_file(task: str, path: str) -> np.ndarray:
 
 
 def _read(path: str, *, colour: bool) -> np.ndarray:
-    try:
-        file = png.decode(pathlib.Path(path).read_bytes(), path)
-    except OSError as error:
-        raise InputError(
-            f"'{path}' cannot be read: {error.strerror or error}; put it back."
-        ) from error
+    file = png.decode(png.read_file(path), path)
     if colour and file.ndim != 3:
         raise InputError(
             f"A file of this domain must have three colours, but '{path}' has "

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
 import re
@@ -25,11 +26,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mtr_tf import files
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
 # A file so small holds no picture; the released loader takes such labels as missing.
 EMPTY_BYTES = 100
+_LARGEST_LIST = 2**24  # Bytes.
 
 _FILE = re.compile(r"(point_(\d+)_view_(\d+))_domain_(\w+)\.png")
 _LIST = re.compile(r"train_val_test_\w+\.csv")
@@ -131,10 +134,10 @@ def scan(data_dir: str | None) -> Listing:
     for folder, entry in _files(root):
         if _LIST.fullmatch(entry.name):
             lists.append(pathlib.Path(entry.path))
-            digest.update(lists[-1].read_bytes())
+            digest.update(_read_list(lists[-1]))
         elif _add(found, root, folder, entry):
             where = os.path.relpath(entry.path, root)
-            digest.update(f"{where} {entry.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{where} {entry.stat().st_size}\n"))
     views = [found[key] for key in sorted(found) if layout.RGB in found[key].places]
     if not views:
         raise InputError(f"'{data_dir}' must be {_WHAT}; none was found there.")
@@ -247,25 +250,43 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
     """Split by building, from files with the columns id, train, val and test."""
     split_of = {}
     for path in paths:
-        with path.open(newline="") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            if not {"id", *SPLITS} <= set(rows.fieldnames or ()):
+        for row in _rows(path):
+            chosen = [SPLITS[name] for name in SPLITS if row[name] == "1"]
+            name = list_name(row["id"])
+            if name in split_of:
+                chosen.append(split_of[name])
+            if len(set(chosen)) > 1:
                 raise InputError(
-                    f"A split list must have the columns id, train, val and test, but "
-                    f"'{path}' has {', '.join(rows.fieldnames or ()) or 'none'}; fetch "
-                    "it again."
+                    f"A building must be in one split, but the lists have "
+                    f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} "
+                    f"(the last of them is '{path}'); correct or remove one."
                 )
-            for row in rows:
-                chosen = [SPLITS[name] for name in SPLITS if row[name] == "1"]
-                name = list_name(row["id"])
-                if name in split_of:
-                    chosen.append(split_of[name])
-                if len(set(chosen)) > 1:
-                    raise InputError(
-                        f"A building must be in one split, but the lists have "
-                        f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} "
-                        f"(the last of them is '{path}'); correct or remove one."
-                    )
-                if chosen:
-                    split_of[name] = chosen[0]
+            if chosen:
+                split_of[name] = chosen[0]
     return split_of if paths else None
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a split list, which has the columns that it must have."""
+    try:
+        text = _read_list(path).decode()
+        rows = csv.DictReader(
+            io.StringIO(text, newline=""), skipinitialspace=True, restval=""
+        )
+        columns, found = rows.fieldnames or (), list(rows)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"A split list must be a table of text in UTF-8, but '{path}' is not "
+            f"({error}); fetch it again."
+        ) from error
+    if not {"id", *SPLITS} <= set(columns):
+        raise InputError(
+            f"A split list must have the columns id, train, val and test, but "
+            f"'{path}' has {', '.join(columns) or 'none'}; fetch it again."
+        )
+    return found
+
+
+def _read_list(path: pathlib.Path) -> bytes:
+    """The bytes of a split list."""
+    return files.read_bytes(path, _LARGEST_LIST)

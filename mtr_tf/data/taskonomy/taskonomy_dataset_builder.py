@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -63,7 +62,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
         features = {"image": _tensor((*config.size, 3), np.uint8)}
         for task in config.tasks:
             features[task] = _tensor(*coding.spec(task, config.size))
-        return tfds.core.DatasetInfo(
+        return prepared.Info(
             builder=self,
             description=_DESCRIPTION,
             features=tfds.features.FeaturesDict(features),
@@ -71,13 +70,8 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict({BROKEN: {}}),
         )
 
-    def download_and_prepare(self, **options: Any) -> None:
-        """Prepares; then nothing is left of the parts."""
-        super().download_and_prepare(**options)
-        shutil.rmtree(self._parts, ignore_errors=True)
-
     @property
-    def _parts(self) -> pathlib.Path:
+    def parts(self) -> pathlib.Path:
         """Where parts are kept while it prepares.
 
         The same place for all states of a folder: if a file is broken and fetched
@@ -85,8 +79,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
         """
         config = self.builder_config
         facts = (config.size, config.tasks, config.as_released, config.source)
-        name = f".parts-{self.version}-{prepared.fingerprint(facts)}"
-        return pathlib.Path(self.data_dir).parents[1] / name
+        return prepared.parts_folder(self, facts)
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
@@ -107,7 +100,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
             key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
             jobs[key] = self._job(view)
         made = parts.examples(
-            self._parts,
+            self.parts,
             jobs,
             work=f"{examples.__name__}:make",
             what=f"reading Taskonomy {split}",
@@ -118,7 +111,7 @@ class Taskonomy(tfds.core.GeneratorBasedBuilder):
             for task, reason in zip(wrong, why, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
                 if task == layout.RGB:  # Or it would not be read again.
-                    (self._parts / f"{part}.npz").unlink()
+                    (self.parts / f"{part}.npz").unlink()
             yield prepared.key(index, len(views)), arrays
         if split == list(self.builder_config.splits)[-1]:
             self._list_broken()

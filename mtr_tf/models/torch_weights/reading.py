@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 import re
+import zipfile
 from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 
 try:
@@ -26,14 +29,18 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Only tensors and plain values are read: code in the file is never run.
 
     Raises:
-      InputError: No torch, or one that is too old to be safe; no such file; it holds
-        code, or no tensors; a tensor is not finite.
+      InputError: No torch, or one that is too old to be safe; no such file; it is
+        damaged, or would fill the memory; it holds code, or no tensors; a tensor is not
+        finite, or holds its numbers in another way than one after the other.
     """
     _check_torch()
     if not pathlib.Path(path).is_file():
         raise InputError(f"--torch must be a file that torch.save wrote; got {path!s}.")
     try:
+        _check_whole(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
@@ -65,6 +72,23 @@ def _check_torch() -> None:
         )
 
 
+def _check_whole(path: str | pathlib.Path) -> None:
+    """Raises `InputError` unless checksums hold, and the content fits into memory.
+
+    torch looks at no checksums. Files of before its version 1.6 have none.
+    """
+    files.check_unpacked(path)
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        changed = archive.testzip()
+    if changed:
+        raise InputError(
+            f"{path} is damaged: {changed} in it has another checksum than when it was "
+            "written; copy it again."
+        )
+
+
 def _arrays(stored: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
     if isinstance(stored, dict) and isinstance(stored.get("state_dict"), dict):
         stored = stored["state_dict"]
@@ -73,16 +97,57 @@ def _arrays(stored: Any, path: str | pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} must hold a state dict (names and tensors), or one under the key "
             f"'state_dict'; it holds {type(stored).__name__}."
         )
-    arrays = {}
     for name, value in stored.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(
                 f"{path} must hold a state dict (names and tensors), or one under the "
                 f"key 'state_dict'; {name!r} is {type(value).__name__}."
             )
+        _check_plain(value, name, path)
+    _check_elements(stored, path)
+    arrays = {}
+    for name, value in stored.items():
         value = value.detach()
         array = (value.float() if value.is_floating_point() else value).numpy()
         if not np.isfinite(array).all():
             raise InputError(f"{path} holds NaN or infinity in {name}; it is damaged.")
-        arrays[re.sub(r"^(module\.)+", "", str(name))] = array
+        key = re.sub(r"^(module\.)+", "", str(name))
+        if key in arrays:
+            raise InputError(
+                f"{path} has two tensors for {key}, with and without 'module.' before "
+                "the name; drop one of them."
+            )
+        arrays[key] = array
     return arrays
+
+
+def _check_plain(value: Any, name: str, path: str | pathlib.Path) -> None:
+    """Raises `InputError` unless a tensor's numbers are real and all in memory."""
+    kinds = {
+        "nested": value.is_nested,
+        "without values, of the device meta": value.is_meta,
+        "sparse": value.layout != torch.strided,
+        "quantised": value.is_quantized,
+        "complex": value.is_complex(),
+    }
+    for kind, is_so in kinds.items():
+        if is_so:
+            raise InputError(
+                f"{path} must hold dense tensors of real numbers, but {name} is "
+                f"{kind}; save the weights without that."
+            )
+
+
+def _check_elements(tensors: dict[str, Any], path: str | pathlib.Path) -> None:
+    """Raises `InputError` for tensors of more numbers than the file has bytes.
+
+    Expanded, they may be larger than any memory.
+    """
+    count, size = sum(t.numel() for t in tensors.values()), os.path.getsize(path)
+    if count > size:
+        largest = max(tensors, key=lambda name: tensors[name].numel())
+        raise InputError(
+            f"{path} must hold every number of its tensors, but these have {count:,} "
+            f"and the file {size:,} bytes: some are expanded, or share their numbers "
+            f"(the largest is {largest}); save each one with .clone()."
+        )

@@ -70,7 +70,11 @@ class Contents:
 
 
 def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
-    """Sorts what `weights_file.read` returns; norms' counts of batches are dropped."""
+    """Sorts what `weights_file.read` returns; norms' counts of batches are dropped.
+
+    Raises:
+      InputError: Nothing in it has a name of this family of models.
+    """
     tensors, unknown = {}, []
     for name, array in arrays.items():
         if name.endswith("num_batches_tracked"):
@@ -80,6 +84,11 @@ def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
             unknown.append(name)
         else:
             tensors[common] = (name, array)
+    if not tensors:
+        raise InputError(
+            f"the file must hold weights of --model={model}, but none of its names is "
+            f"one of these: {_some(sorted(arrays))}. Check --torch and --model."
+        )
     return Contents(tensors, tuple(unknown))
 
 

@@ -12,7 +12,6 @@ tensorboard/            the same for TensorBoard
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Iterable
@@ -85,8 +84,8 @@ def _content(
 ) -> page.Content:
     """All that the report shows."""
     measures = results.measures()
-    cells = json.loads((workdir / "index.json").read_text())["cells"]
-    provenance = json.loads((workdir / "study.json").read_text()).get("provenance", {})
+    cells = files.read_json(workdir / "index.json")["cells"]
+    provenance = files.read_json(workdir / "study.json").get("provenance", {})
     plain_curves = curves.make(records, results.variants, results.seeds)
     all_curves = curves.with_differences(plain_curves)
     of_curves = plots.curves(all_curves, results.variants)

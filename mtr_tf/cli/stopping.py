@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stopping well: what Ctrl-C (SIGINT) and SIGTERM do while a command works.
+
+The first one raises `Stopped` where the program is, or, inside `later`, is only noted:
+whoever works there asks `asked` at moments where all is kept. A second one ends the
+process at once, even in the middle of a long computation: the system writes each
+signal to a pipe that a thread reads, while Python's own handlers wait until TensorFlow
+has come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+# `timeout` and SLURM send a signal to a process and to its group: one, twice.
+_ONE_SIGNAL_SECONDS = 0.2
+_PATIENCE_SECONDS = 1.0  # After which a stop that takes its time is spoken of.
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has asked the process to stop; the argument, if any, says what is kept.
+
+    It is a `KeyboardInterrupt`, so that whoever cleans up on Ctrl-C does on SIGTERM.
+    """
+
+
+@dataclasses.dataclass
+class _Watch:
+    """The signals of a process, while they are handled."""
+
+    signum: int = 0  # The first that came.
+    later: bool = False  # Whether it is only noted.
+
+    def handle(self, signum: int, _: Any) -> None:
+        """What Python calls, in the main thread, as soon as that is back."""
+        if not self.signum:
+            self.signum = signum
+            if not self.later:
+                raise Stopped
+
+    def read(self, pipe: int) -> None:
+        """Ends the process on the second signal; in a thread of its own."""
+        first, spoken = 0.0, False
+        while True:
+            wait = first and not spoken
+            if not select.select([pipe], [], [], _PATIENCE_SECONDS if wait else None)[
+                0
+            ]:
+                spoken = True
+                _say("stopping as soon as all is kept; once more ends at once.")
+                continue
+            data = os.read(pipe, 1)
+            if not data:  # Signals are not handled any more.
+                os.close(pipe)
+                return
+            now = time.monotonic()
+            if data[0] not in _SIGNALS:
+                continue
+            if first and now - first > _ONE_SIGNAL_SECONDS:
+                _say("ended at once.")
+                os._exit(exit_code(data[0]))
+            first = first or now
+
+
+_watch: _Watch | None = None
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Handles the signals inside, if this is the main thread and none does yet.
+
+    A signal that was ignored before, as in a job that a shell runs in the background,
+    still is.
+    """
+    global _watch
+    if _watch or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _watch = watch = _Watch()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    threading.Thread(target=watch.read, args=(read,), daemon=True).start()
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    pipe_before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    try:
+        for signum, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(signum, watch.handle)
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(write)
+        _watch = None
+
+
+@contextlib.contextmanager
+def later() -> Iterator[None]:
+    """Signals are noted inside; the end raises `Stopped` if there was one."""
+    with handled():
+        if not _watch:  # Not the main thread, which no signal reaches.
+            yield
+            return
+        _watch.later = True
+        try:
+            yield
+        finally:
+            _watch.later = False
+        if _watch.signum:
+            raise Stopped
+
+
+def asked() -> bool:
+    """Whether a signal has asked to stop."""
+    return bool(_watch and _watch.signum)
+
+
+@contextlib.contextmanager
+def saying(sentence: Callable[[], str]) -> Iterator[None]:
+    """Says what is kept where a stop comes inside and has not been explained yet."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not stop.args:
+            stop.args = (sentence(),)
+        raise
+
+
+def told(stop: KeyboardInterrupt | None, sentence: str) -> str:
+    """What a command says at its end: which signal came, and what is kept.
+
+    Args:
+      stop: What was raised; None for an error that a signal has led to.
+      sentence: What is true wherever the command was, if nobody has said more.
+    """
+    name = _SIGNALS[signal.Signals(_signum())]
+    return f"stopped by {name}. {(stop and ' '.join(stop.args)) or sentence}"
+
+
+def exit_code(signum: int | None = None) -> int:
+    """The exit code by which a signal that ended a process is known: 130 or 143."""
+    return 128 + (signum or _signum())
+
+
+def _signum() -> int:
+    return (_watch and _watch.signum) or signal.SIGINT
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # Nobody listens any more.
+        os.write(2, f"\n{line}\n".encode())

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is put around a model of the user's own so that it is one as attacks need it.
+
+That is a functional Keras model of one input, float images [batch, height, width,
+channels] of any batch size. Its own layers are called anew one by one, so that nothing
+of it is hidden in a layer of its own, and batch norms fold as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are looked at.
+
+
+def is_functional(model: Any) -> bool:
+    """Whether it is a Keras model that knows its inputs and outputs as tensors."""
+    return bool(
+        isinstance(model, keras.Model)
+        and getattr(model, "inputs", None)
+        and getattr(model, "outputs", None)
+    )
+
+
+def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -> Any:
+    """Returns what any callable does as a functional model.
+
+    Args:
+      function: Images [batch, ...] -> outputs: a Keras model or a plain function.
+      shape: Of one image.
+    """
+    image = keras.Input(tuple(shape), dtype="float32", name="image")
+    layer = function if isinstance(function, keras.Layer) else Function(function)
+    made = layer(image)
+    return keras.Model(image, made, name=getattr(function, "name", None) or "function")
+
+
+class Function(keras.Layer):
+    """Calls a plain function; what it holds is its own, and is saved nowhere."""
+
+    def __init__(self, function: Callable[[Any], Any], **kwargs: Any):
+        """`function`: tensor -> tensors of any structure."""
+        super().__init__(dtype="float32", **kwargs)
+        self._call = lambda x: function(x)  # Not tracked, whatever it is.
+
+    def call(self, x):
+        """Returns what the function does."""
+        return self._call(x)
+
+
+def called_on(model: keras.Model, image: Any) -> Any:
+    """Returns a functional model's outputs of another tensor, layer by layer.
+
+    In the structure of the model's own.
+    """
+    if type(model).__name__ == "Functional":
+        inputs = image
+        if not isinstance(model.input, keras.KerasTensor):  # A list or dict of one.
+            inputs = keras.tree.map_structure(lambda _: image, model.input)
+        return model._run_through_graph(inputs)
+    for layer in model.layers:  # Sequential.
+        if not isinstance(layer, keras.layers.InputLayer):
+            image = layer(image)
+    return image
+
+
+def any_batch(model: keras.Model, size: int) -> keras.Model:
+    """Returns a model that is made for batches of `size` as one that takes any.
+
+    Where its layers do not need batches of that size, they are called as they are, else
+    on one batch after another, the last one filled up with zeros.
+    """
+    shape = tuple(model.inputs[0].shape[1:])
+    image = keras.Input(shape, dtype=model.inputs[0].dtype, name="image")
+    try:
+        outputs = called_on(model, image)
+        free = keras.Model(image, outputs, name=model.name)
+        whole = [d or 32 for d in shape]
+        given = [free(tf.zeros((n, *whole)), training=False) for n in (size, size + 1)]
+        flat = [tf.nest.flatten(each) for each in given]
+        lengths = [{len(y) for y in outputs} for outputs in flat]
+        if lengths == [{size}, {size + 1}]:
+            return free
+        raise ValueError("outputs of another batch size")
+    except Exception:  # Layers raise whatever they like.
+        logging.info("the model takes batches of %d images, and gets no others", size)
+    return keras.Model(image, InBatches(model, size)(image), name=model.name)
+
+
+class InBatches(keras.Layer):
+    """A model that takes batches of one size, called on one after another."""
+
+    def __init__(self, model: keras.Model, size: int, **kwargs: Any):
+        """`size`: that of the model's batches."""
+        super().__init__(dtype="float32", **kwargs)
+        self.model = model
+        self.size = size
+
+    def call(self, x):
+        """Returns the model's outputs, in its structure."""
+        count = tf.shape(x)[0]
+        parts = (count + self.size - 1) // self.size
+        missing = parts * self.size - count
+        x = tf.concat(
+            [x, tf.zeros((missing, *tf.unstack(tf.shape(x))[1:]), x.dtype)], 0
+        )
+        batches = tf.reshape(x, (parts, self.size, *tf.unstack(tf.shape(x))[1:]))
+        shape = (self.size, *self.model.inputs[0].shape[1:])
+        outputs = tf.map_fn(
+            lambda batch: self.model(tf.ensure_shape(batch, shape), training=False),
+            batches,
+            fn_output_signature=keras.tree.map_structure(
+                lambda y: tf.TensorSpec(y.shape, y.dtype), self.model.output
+            ),
+            parallel_iterations=1,
+        )
+
+        def joined(y, like):
+            whole = tf.reshape(y, (-1, *tf.unstack(tf.shape(y))[2:]))[:count]
+            return tf.ensure_shape(whole, (None, *like.shape[1:]))
+
+        return keras.tree.map_structure(joined, outputs, self.model.output)
+
+    def compute_output_spec(self, x):
+        """The model's, of any batch size."""
+        return keras.tree.map_structure(
+            lambda y: keras.KerasTensor((None, *y.shape[1:]), y.dtype),
+            self.model.output,
+        )
+
+
+def channels_first(model: keras.Model) -> bool:
+    """Whether the shape of its images is [batch, channels, height, width]."""
+    _, *shape = model.inputs[0].shape
+    if len(shape) != 3 or shape[0] not in CHANNELS:
+        return False
+    return shape[2] is not None and shape[2] not in CHANNELS
+
+
+def channels_last(model: keras.Model) -> keras.Model:
+    """Returns a model of images [batch, channels, height, width] as one of ours.
+
+    Outputs that are maps are turned round as well, unless their first two axes are the
+    image's height and width.
+    """
+    channels, height, width = model.inputs[0].shape[1:]
+    image = keras.Input((height, width, channels), dtype="float32", name="image")
+    outputs = called_on(model, keras.layers.Permute((3, 1, 2))(image))
+
+    def turned(y):
+        if len(y.shape) != 4 or (height and tuple(y.shape[1:3]) == (height, width)):
+            return y
+        return keras.layers.Permute((2, 3, 1))(y)
+
+    outputs = keras.tree.map_structure(turned, outputs)
+    return keras.Model(image, outputs, name=model.name)
+
+
+def with_two_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Returns the model of {name: output} with two logits in place of one."""
+    outputs = dict(model.output)
+    for name in names:
+        outputs[name] = TwoLogits(name=f"{name}_of_two")(outputs[name])
+    return keras.Model(model.inputs[0], outputs, name=model.name)
+
+
+def resized(model: keras.Model, sizes: Mapping[str, tuple[int, int]]) -> keras.Model:
+    """Returns the model of {name: map} with some of its maps at another size."""
+    outputs = dict(model.output)
+    for name, size in sizes.items():
+        outputs[name] = Resize(*size, name=f"{name}_resized")(outputs[name])
+    return keras.Model(model.inputs[0], outputs, name=model.name)
+
+
+@keras.saving.register_keras_serializable(package="mtr_tf")
+class Resize(keras.layers.Layer):
+    """Resizes maps bilinearly, with half-pixel centres, up or down without a filter.
+
+    As `tf.image.resize` does, but by two matrix products, whose gradient has the same
+    bits on GPUs each time. In float32.
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any):
+        """To this size."""
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.height = height
+        self.width = width
+
+    def call(self, x):
+        """Maps [batch, h, w, channels] to [batch, height, width, channels]."""
+        rows, columns = keras.ops.shape(x)[1:3]
+        x = keras.ops.einsum("oh,bhwc->bowc", _weights(self.height, rows), x)
+        return keras.ops.einsum("pw,bowc->bopc", _weights(self.width, columns), x)
+
+    def compute_output_shape(self, input_shape):
+        """The shape at the new size."""
+        return (input_shape[0], self.height, self.width, input_shape[3])
+
+    def get_config(self):
+        """With the size."""
+        return {**super().get_config(), "height": self.height, "width": self.width}
+
+
+def _weights(outputs: int, inputs: Any) -> Any:
+    """Float32 [outputs, inputs]: what each output takes from each input."""
+    places = keras.ops.arange(outputs, dtype="float32") + 0.5
+    inputs_float = keras.ops.cast(inputs, "float32")
+    places = keras.ops.clip(places * inputs_float / outputs - 0.5, 0, inputs_float - 1)
+    numbers = keras.ops.arange(inputs, dtype="float32")
+    return keras.ops.maximum(0.0, 1 - keras.ops.abs(places[:, None] - numbers[None]))
+
+
+@keras.saving.register_keras_serializable(package="mtr_tf")
+class TwoLogits(keras.layers.Layer):
+    """The logit of the second of two classes, as logits of both: 0 and itself.
+
+    Their softmax is 1 - sigmoid(z) and sigmoid(z).
+    """
+
+    def call(self, z):
+        """Maps [..., 1] to [..., 2]."""
+        return keras.ops.concatenate([keras.ops.zeros_like(z), z], axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        """The input's, with two channels."""
+        return (*input_shape[:-1], 2)

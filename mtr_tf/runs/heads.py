@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which output of a model is which task: `--heads=OUTPUT:TASK,...`, or equal names.
+
+A model may give a dict of outputs, nested too, a list, a tuple or one tensor. Outputs
+are known by their path (`decoder/mask`, `0`), by the last part of it, by the layer that
+they come from, and by their number in that order. Those that no task claims are left
+alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from absl import logging
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks.names import resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """One of a model's outputs.
+
+    Attributes:
+      number: In the order of the model's own structure.
+      path: The keys to it, joined by `/`; "" of a model with one output.
+      layer: The name of the layer that it comes from.
+      tensor: Itself.
+    """
+
+    number: int
+    path: str
+    layer: str
+    tensor: keras.KerasTensor
+
+    @property
+    def name(self) -> str:
+        """What it is called where a task is named after it."""
+        last = self.path.rpartition("/")[2]
+        return self.layer if last.isdecimal() or not last else last
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it may be called by, the most exact first."""
+        own = (self.path, str(self.number), self.name, self.layer)
+        return tuple(dict.fromkeys(name for name in own if name))
+
+    def __str__(self) -> str:
+        shape = ", ".join(str(side) for side in self.tensor.shape[1:])
+        return f"{self.path or self.number} ({self.layer}: {shape})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The tasks that a model's outputs are of.
+
+    Attributes:
+      tasks: Those of the heads, in the order of the outputs, or as asked for.
+      outputs: By task, the output.
+    """
+
+    tasks: TaskSet
+    outputs: Mapping[str, Output]
+
+    def model(self, model: keras.Model) -> keras.Model:
+        """The model of images -> {task: output}; itself if it is that already."""
+        given, image = structure_of(model), model.inputs[0]
+        own = {task: output.tensor for task, output in self.outputs.items()}
+        same = isinstance(given, dict) and list(given) == list(own)
+        if same and model.input is image and all(given[t] is own[t] for t in own):
+            return model
+        return keras.Model(image, own, name=model.name)
+
+    @property
+    def spec(self) -> str:
+        """What to tell models apart by whose outputs are taken for other tasks."""
+        return ",".join(
+            f"{output.number}:{task}:{self.tasks[task].kind}"
+            for task, output in self.outputs.items()
+        )
+
+
+def outputs_of(model: keras.Model) -> list[Output]:
+    """All outputs of a functional model, in the order of its own structure."""
+    structure = structure_of(model)
+    return [
+        Output(number, path, _layer_name(tensor), tensor)
+        for number, (path, tensor) in enumerate(_flat(structure, ()))
+    ]
+
+
+def structure_of(model: keras.Model) -> Any:
+    """A functional model's outputs; Sequential ones have no `output` when loaded."""
+    if type(model).__name__ == "Sequential":
+        return model.outputs[0]
+    return model.output
+
+
+def _flat(structure: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if isinstance(structure, Mapping):
+        parts = list(structure.items())
+    elif isinstance(structure, list | tuple):
+        parts = list(enumerate(structure))
+    else:
+        if structure is not None:
+            yield "/".join(path), structure
+        return
+    for key, part in parts:
+        yield from _flat(part, (*path, str(key)))
+
+
+def _layer_name(tensor: Any) -> str:
+    history = getattr(tensor, "_keras_history", None)
+    return history[0].name if history else ""
+
+
+def find(
+    where: str,
+    model: keras.Model,
+    asked: Sequence[tuple[str, str]],
+    known: TaskSet,
+    single_task: Sequence[str] = (),
+    flag: str = "--heads",
+) -> Heads:
+    """Finds the tasks of a model's outputs.
+
+    Args:
+      where: What messages call the model.
+      model: Functional.
+      asked: (output, task) as the flag has it; empty: outputs are taken by their names.
+      known: The tasks that there may be.
+      single_task: Of a model with one output, its task where no name tells it.
+      flag: What messages call the flag.
+
+    Raises:
+      InputError: There is no such output or task, two of one name, or no output is a
+        task's.
+    """
+    outputs = outputs_of(model)
+    if asked:
+        pairs = [_asked(where, outputs, *pair, known, flag) for pair in asked]
+    else:
+        pairs = [(o, t) for o in outputs if (t := _by_name(o, known)) is not None]
+        if not pairs and len(outputs) == 1 and len(single_task) == 1:
+            pairs = [
+                (
+                    outputs[0],
+                    known.select(single_task)[resolve_one(single_task[0], known)],
+                )
+            ]
+    if not pairs:
+        raise InputError(
+            f"the outputs of {where} must be known by names of tasks "
+            f"({', '.join(known)}), or {flag}=OUTPUT:TASK,... must say which is which "
+            f"(of one output also --tasks=NAME); they are {_listed(outputs)}. Give "
+            f"{flag}={outputs[0].path or 0}:TASK."
+        )
+    names = [task.name for _, task in pairs]
+    numbers = [output.number for output, _ in pairs]
+    if len(set(names)) < len(pairs) or len(set(numbers)) < len(pairs):
+        given = ", ".join(f"{o.path or o.number}:{task.name}" for o, task in pairs)
+        raise InputError(
+            f"each output of {where} must be another task, and each task another "
+            f"output; got {given}; say with {flag}=OUTPUT:TASK,... which is meant."
+        )
+    alone = [output for output in outputs if output.number not in numbers]
+    if alone:
+        logging.info("outputs of %s that are left alone: %s", where, _listed(alone))
+    return Heads(
+        TaskSet(task for _, task in pairs),
+        {task.name: output for output, task in pairs},
+    )
+
+
+def resolve_one(name: str, known: TaskSet) -> str:
+    """A task's own name; `InputError` if there is none such."""
+    return resolve([name], known.values())[0]
+
+
+def _listed(outputs: Sequence[Output]) -> str:
+    return ", ".join(map(str, outputs))
+
+
+def _by_name(output: Output, known: TaskSet) -> Task | None:
+    """The task of an output's name; None where it has none."""
+    for name in (output.path, output.name, output.layer):
+        with contextlib.suppress(InputError):
+            return known[resolve_one(name, known)]
+    return None
+
+
+def _asked(
+    where: str,
+    outputs: Sequence[Output],
+    name: str,
+    task: str,
+    known: TaskSet,
+    flag: str,
+) -> tuple[Output, Task]:
+    """The output and the task of one pair of the flag."""
+    by_rank = zip(*(_padded(output.names) for output in outputs), strict=True)
+    for names in by_rank:
+        if names.count(name) > 1:
+            raise InputError(
+                f"{flag} names {name!r}, which {names.count(name)} outputs of {where} "
+                f"are called; name one by its number or path: {_listed(outputs)}."
+            )
+        if name in names:
+            output = outputs[names.index(name)]
+            return output, _task(output, task, known, flag)
+    every = [n for output in outputs for n in output.names]
+    raise InputError(
+        f"{flag} names the output {name!r}, and those of {where} are "
+        f"{_listed(outputs)}; name one of these.{did_you_mean(name, every)}"
+    )
+
+
+def _padded(names: Sequence[str]) -> tuple[str, ...]:
+    return (*names, "", "", "", "")[:4]
+
+
+def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
+    """The task of a name, or one of a kind that is named after the output."""
+    if name not in tasks_lib.KINDS:
+        try:
+            return known[resolve_one(name, known)]
+        except InputError as error:
+            raise InputError(
+                f"{flag} must give outputs the names of tasks, or one of the kinds "
+                f"{', '.join(tasks_lib.KINDS)}, and {name!r} is neither: {error}"
+            ) from error
+    own = re.sub(r"[^A-Za-z0-9_.-]", "_", output.name)
+    if not re.match(r"[A-Za-z].", own):
+        own = f"output_{own or output.number}"
+    if own in known:
+        task = known[own]
+        if task.kind != name:
+            raise InputError(
+                f"{flag} says that {own} is of kind {name}, and the data have a task "
+                f"{own} of kind {task.kind}; give {flag}={output.path or 0}:{own}."
+            )
+        return task
+    return Task(
+        own,
+        kind=name,
+        channels=output.tensor.shape[-1] or 1,
+        places=len(output.tensor.shape) - 2,
+    )

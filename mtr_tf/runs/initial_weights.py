@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a training starts from: `--init`, weights of a file; `--frozen`, kept as such.
+
+Files are read as arrays by the names of layers: no code that is in them runs, and
+layers that are not known here do no harm.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import h5py
+import keras
+import numpy as np
+from absl import logging
+
+from mtr_tf.errors import InputError
+
+_LISTED = 6  # Layers that messages name at most.
+
+Arrays = dict[str, list[np.ndarray]]
+"""{path of a layer: its weights, in the layer's order}"""
+
+
+def start_from(model: keras.Model, path: str) -> None:
+    """Gives a model the weights of a file where layers have equal names and shapes.
+
+    A layer has the same path in both, or else its own name, if that is the only one of
+    its kind in both. What matched is logged.
+
+    Args:
+      model: Built.
+      path: A `.keras` file, `.weights.h5` or another `.h5` file of weights, or a run
+        directory.
+
+    Raises:
+      InputError: The file cannot be read, or nothing in it matches.
+    """
+    arrays = read(pathlib.Path(path))
+    layers = _layers(model)
+    matched, lacking, other = [], [], []
+    for name, variables in layers.items():
+        found = _find(name, arrays, layers)
+        if found is None:
+            lacking.append(name)
+        elif [a.shape for a in found] != [tuple(v.shape) for v in variables]:
+            other.append(name)
+        else:
+            for variable, array in zip(variables, found, strict=True):
+                variable.assign(array)
+            matched.append(name)
+    if not matched:
+        why = "have other shapes there" if other else "are not there"
+        raise InputError(
+            f"--init={path} must have weights for some layers of the model, and its "
+            f"layers {_listed(other or lacking)} {why}: the file has "
+            f"{_listed(list(arrays))}."
+        )
+    logging.info(
+        "%d of the model's %d layers with weights start from %s",
+        len(matched),
+        len(layers),
+        path,
+    )
+    for what, names in (("are not in it", lacking), ("have other shapes", other)):
+        if names:
+            logging.info("new weights: %s, which %s", _listed(names), what)
+
+
+def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
+    """Lets layers keep their weights; batch norms among them keep their statistics.
+
+    Args:
+      model: Built.
+      prefixes: Of the names of layers, such as "encoder".
+
+    Raises:
+      InputError: No layer's name begins so, or nothing is left to train.
+    """
+    layers = [layer for layer in model._flatten_layers() if layer.weights]
+    names = [layer.name for layer in layers if layer is not model]
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise InputError(
+                f"--frozen must be the beginnings of names of layers; the model has "
+                f"none that begins with {prefix!r}, only {_listed(names)}."
+            )
+    for layer in layers:
+        if layer is not model and layer.name.startswith(tuple(prefixes)):
+            layer.trainable = False
+    if prefixes and not model.trainable_variables:
+        raise InputError(
+            f"--frozen={','.join(prefixes)} leaves nothing to train; freeze less."
+        )
+
+
+def read(path: pathlib.Path) -> Arrays:
+    """Returns the weights of a file, or of the model of a run directory.
+
+    Raises:
+      InputError: There is no such file, or it holds no named weights.
+    """
+    if path.is_dir():
+        path = path / "model.keras"
+    if not path.is_file():
+        raise InputError(
+            f"--init must be a .keras or .h5 file, or the directory of a run that has "
+            f"ended; there is no {path}."
+        )
+    try:
+        arrays = _read(path)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"--init={path} must be a .keras or .h5 file of Keras; it cannot be read "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:100]})."
+        ) from error
+    if not arrays:
+        raise InputError(
+            f"--init={path} must hold weights under the names of their layers, and has "
+            "none; load the model where it was made and save it again by Keras 3."
+        )
+    return arrays
+
+
+def _read(path: pathlib.Path) -> Arrays:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            content = io.BytesIO(archive.read("model.weights.h5"))
+        with h5py.File(content) as file:
+            return _of_keras_3(file)
+    with h5py.File(path) as file:
+        whole = file.get("model_weights", file)
+        if "layer_names" in whole.attrs:
+            return _of_keras_2(whole)
+        return _of_keras_3(file)
+
+
+def _of_keras_3(group: h5py.Group, path: str = "") -> Arrays:
+    """Groups `vars` hold a layer's weights by number, and its name."""
+    arrays, inner = {}, path
+    own = group.get("vars")
+    if own is not None and group.name != "/" and "name" in own.attrs:
+        inner = f"{path}/{own.attrs['name']}".lstrip("/")
+        if len(own):
+            numbers = sorted(own, key=int)
+            arrays[inner] = [own[number][()] for number in numbers]
+    for key, child in group.items():
+        if key != "vars" and isinstance(child, h5py.Group):
+            arrays |= _of_keras_3(child, inner)
+    return arrays
+
+
+def _of_keras_2(group: h5py.Group) -> Arrays:
+    """Groups named after layers list their weights as `layer/kernel:0`."""
+    arrays: Arrays = {}
+    for layer in map(_text, group.attrs["layer_names"]):
+        for name in map(_text, group[layer].attrs["weight_names"]):
+            owner = name.rpartition("/")[0] or layer
+            arrays.setdefault(owner, []).append(group[layer][name][()])
+    return arrays
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _layers(model: keras.Model) -> dict[str, list[keras.Variable]]:
+    layers: dict[str, list[keras.Variable]] = {}
+    for variable in model.weights:
+        layers.setdefault(variable.path.rpartition("/")[0], []).append(variable)
+    return layers
+
+
+def _find(
+    path: str, arrays: Arrays, layers: dict[str, list[keras.Variable]]
+) -> list[np.ndarray] | None:
+    """The weights of the layer of that path; else of the only one of its name."""
+    if path in arrays:
+        return arrays[path]
+    name = path.rpartition("/")[2]
+    same = [other for other in arrays if other.rpartition("/")[2] == name]
+    here = [other for other in layers if other.rpartition("/")[2] == name]
+    return arrays[same[0]] if len(same) == len(here) == 1 else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return (", ".join(names[:_LISTED]) or "none") + more

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of the user's own: `.keras`, `.h5`, SavedModels, `module:function`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.data.custom import reading
+from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
+from mtr_tf.models import keras_files
+from mtr_tf.models import stateless
+
+KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
+_H5 = (".h5", ".hdf5")
+_BUILT = "--ckpt=module:function, a function of yours that builds it and returns it"
+_OUTPUTS_OF = 2  # Images that a plain function is known by.
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A model as it was found.
+
+    Attributes:
+      name: What messages call it.
+      model: A Keras model, or a plain function of images.
+      stem: What its results are named after.
+      shape: (height, width, channels) that a plain function is known to take.
+      content: A hash of its files, where it is known by these.
+    """
+
+    name: str
+    model: Any
+    stem: str
+    shape: tuple[int | None, ...] | None = None
+    content: str = ""
+
+
+def is_function(ckpt: str) -> bool:
+    """Whether it names a function rather than a file."""
+    return bool(re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", ckpt)) and not (
+        pathlib.Path(ckpt).exists()
+    )
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Whether a path is that of a model of the user's own, there or not."""
+    if path.suffix in (".keras", *_H5):
+        return path.name != "model.keras"
+    return (path / "saved_model.pb").is_file()
+
+
+def load(ckpt: str, flag: str = "--ckpt") -> File:
+    """Loads one, which `flag` names.
+
+    Raises:
+      InputError: It is not there, damaged, has no architecture, or would run code.
+    """
+    path = pathlib.Path(ckpt)
+    if is_function(ckpt):
+        return _of_function(ckpt)
+    if path.is_dir():
+        return _saved_model(path)
+    return File(str(path), keras_file(path, flag), path.stem)
+
+
+def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
+    """Loads a `.keras` or `.h5` file without running code that is in it."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check {flag}.")
+    if path.name.endswith(".weights.h5"):
+        raise _weights_alone(path)
+    is_h5 = path.suffix in _H5
+    if not (h5py.is_hdf5(path) if is_h5 else zipfile.is_zipfile(path)):
+        raise InputError(
+            f"{path} is no {path.suffix} file that can be loaded here: it is "
+            "truncated, or something else with that name; copy or save it again."
+        )
+    if is_h5:
+        with h5py.File(path) as file:
+            if "model_config" not in file.attrs:
+                raise _weights_alone(path)
+    try:
+        if not is_h5:
+            keras_files.check_size(path)
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except InputError:
+        raise
+    except Exception as error:  # Keras raises nearly every kind on a damaged file.
+        raise _refusal(path, error) from error
+
+
+def _weights_alone(path: pathlib.Path) -> InputError:
+    return InputError(
+        f"{path} must hold a whole model, and it holds weights alone; save it by "
+        f"model.save('{path.name.split('.')[0]}.keras'), or give {_BUILT} after "
+        "model.load_weights."
+    )
+
+
+def _refusal(path: pathlib.Path, error: Exception) -> InputError:
+    """Says why Keras could not load a file, and what to do."""
+    text = str(error)
+    if "safe_mode" in text or "unsafe" in text.lower() or "Lambda" in text:
+        return InputError(
+            f"{path} holds Python code (such as a Lambda layer) that would run "
+            f"when it is loaded, which is refused. Save the model without it, or give "
+            f"{_BUILT}."
+        )
+    unknown = re.search(r"Could not (?:locate|deserialize) \w+ '([^']+)'", text)
+    unknown = unknown or re.search(r"Unknown layer: '?([\w>]+)'?", text)
+    if unknown:
+        return InputError(
+            f"{path} has a layer or function {unknown[1]} that is not Keras's own: "
+            "decorate it with @keras.saving.register_keras_serializable() in the "
+            "module that --dataset=module:function names, which is imported before "
+            f"the model is loaded, or give {_BUILT}."
+        )
+    detail = text.strip().splitlines()
+    return InputError(
+        f"{path} is no {path.suffix} file that can be loaded here: it is truncated, or "
+        "not of Keras 3, or uses layers that are not Keras's own "
+        f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
+    )
+
+
+def _of_function(name: str) -> File:
+    """What a function of the user's own returns."""
+    made = reading.called(name, reading.own_function(name, "--ckpt"), "a model")
+    if not callable(made):
+        raise InputError(
+            f"--ckpt={name} must return a Keras model, or a function of images "
+            f"[batch, height, width, channels]; it returned {type(made).__name__}."
+        )
+    if isinstance(made, keras.Layer) and not isinstance(made, keras.Model):
+        made = adapters.Function(made)._call
+    return File(f"--ckpt={name}", made, re.sub(r"[.:]", "-", name))
+
+
+def _saved_model(path: pathlib.Path) -> File:
+    """A SavedModel, by the signature that Keras exports, or the one for serving."""
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise InputError(
+            f"{path} is no SavedModel that can be loaded here: "
+            f"{type(error).__name__}: {_first_line(error)}; export it again."
+        ) from error
+    signatures = getattr(loaded, "signatures", {})
+    if "serving_default" not in signatures:
+        raise InputError(
+            f"{path} must have the signature serving_default, which model.export "
+            f"writes; it has {', '.join(signatures) or 'none'}. Export it again, or "
+            f"give {_BUILT}."
+        )
+    signature = signatures["serving_default"]
+    specs = signature.structured_input_signature[1]
+    if len(specs) != 1:
+        raise too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
+    ((argument, spec),) = specs.items()
+    check_dtype(str(path), spec.dtype.name)
+    shape = tuple(spec.shape[1:]) if spec.shape.rank else None
+
+    def call(images, keep=loaded):
+        del keep  # Its variables live as long as this.
+        outputs = signature(**{argument: tf.cast(images, spec.dtype)})
+        return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
+
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != "fingerprint.pb":
+            digest.update(file.relative_to(path).as_posix().encode())
+            digest.update(file.read_bytes())
+    return File(str(path), call, path.name, shape, digest.hexdigest())
+
+
+def functional(
+    file: File, shape: Sequence[int | None] | None, first: bool = False
+) -> keras.Model:
+    """Returns it as a functional model of images [batch, height, width, channels].
+
+    Args:
+      file: The model.
+      shape: Of the images that it is for; None if that is not known yet. Of use for
+        models that do not tell what they take.
+      first: Whether it takes images with the channels first, though its shape may not
+        tell.
+
+    Raises:
+      InputError: It takes something else than one image of floats, or cannot be called.
+    """
+    model = file.model
+    if not adapters.is_functional(model):
+        shape = tuple(file.shape or shape or (None, None, 3))
+        if first and not file.shape:
+            shape = (shape[-1], *shape[:-1])
+        try:
+            model = adapters.as_functional(model, shape)
+        except InputError:
+            raise
+        except Exception as error:  # It may raise whatever it likes.
+            raise InputError(
+                f"{file.name} cannot be called on images of "
+                f"{'x'.join(map(str, shape))} ({type(error).__name__}: "
+                f"{_first_line(error)}); give --image_size, or change the model."
+            ) from error
+    inputs = model.inputs
+    shapes = [tuple(tensor.shape) for tensor in inputs]
+    if len(shapes) != 1:
+        raise too_many_inputs(file.name, shapes)
+    if len(shapes[0]) != 4:
+        raise InputError(
+            f"the model of {file.name} must take images of shape (batch, height, "
+            f"width, channels); it takes {shapes[0]}. Put layers in front that make "
+            f"what it takes of an image, or give {_BUILT}."
+        )
+    check_dtype(file.name, str(inputs[0].dtype))
+    if shapes[0][0]:
+        model = adapters.any_batch(model, shapes[0][0])
+    if first or adapters.channels_first(model):
+        model = adapters.channels_last(model)
+    return model
+
+
+def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
+    """The refusal of a model with several inputs, or none."""
+    return InputError(
+        f"the model of {name} must have one input, images of shape (batch, height, "
+        f"width, channels); it has {len(shapes)}: {', '.join(map(str, shapes))}. Give "
+        "--ckpt=module:function, a function that returns keras.Model(image, "
+        "model([image, ...])) with the other inputs filled in, or attack it in Python "
+        "(docs/attacks.md)."
+    )
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    """Raises `InputError` unless a model takes floats."""
+    if "float" not in dtype:
+        raise InputError(
+            f"the model of {name} must take images of floats, which have a gradient, "
+            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
+            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
+        )
+
+
+def outputs_digest(model: keras.Model) -> str:
+    """A hash of what a model gives for images of noise, always the same ones."""
+    shape = [side or 32 for side in model.inputs[0].shape[1:]]
+    images = np.random.default_rng(0).random((_OUTPUTS_OF, *shape), np.float32)
+    digest = hashlib.sha256()
+    for output in tf.nest.flatten(stateless.outputs(model, tf.constant(images))):
+        output = tf.cast(output, tf.float32).numpy()
+        digest.update(f"{output.shape}".encode())
+        digest.update(np.round(output.astype(np.float64), 4).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else "no reason given"

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models to train that a user's function builds: `--model=module:function`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import keras
+
+from mtr_tf.data.custom import reading
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import TaskSet
+
+_KIND = "a functional Keras model"
+
+
+def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras.Model:
+    """Builds a model by a user's function `(image_shape, tasks) -> keras.Model`.
+
+    Args:
+      name: "package.module:function".
+      image_shape: (height, width, channels) of the images, which are in [0, 1]; sides
+        are None where they change from training to evaluation.
+      tasks: The tasks, as the data set has them.
+
+    Returns:
+      A functional model from images to {task: output}, in the order of the tasks.
+
+    Raises:
+      InputError: There is no such function, it fails, or what it returns cannot be
+        trained, or not loaded again.
+    """
+    function = reading.own_function(name, "--model")
+    call = functools.partial(function, tuple(image_shape), tasks)
+    model = reading.called(name, call, _KIND)
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+        raise InputError(
+            f"--model={name} must return {_KIND}, keras.Model(images, {{task: output}})"
+            f"; it returned one of type {type(model).__name__}."
+        )
+    _check_input(name, model, image_shape)
+    outputs = _outputs(name, model, tasks)
+    for task in tasks.values():
+        _check_output(name, task, outputs[task.name].shape, image_shape)
+    if not isinstance(model.output, dict) or list(model.output) != list(outputs):
+        model = keras.Model(model.inputs[0], outputs, name=model.name)
+    _check_saving(name, model)
+    return model
+
+
+def _check_input(
+    name: str, model: keras.Model, image_shape: Sequence[int | None]
+) -> None:
+    shapes = [tuple(tensor.shape) for tensor in model.inputs]
+    fits = len(shapes) == 1 and _agree(shapes[0][1:], image_shape)
+    if not fits or "float" not in str(model.inputs[0].dtype):
+        kinds = [f"{s} of {t.dtype}" for s, t in zip(shapes, model.inputs, strict=True)]
+        raise InputError(
+            f"The model of --model={name} must have one input, float images of shape "
+            f"{(None, *image_shape)}; it has {', '.join(kinds)}; make it with "
+            "keras.Input(image_shape)."
+        )
+
+
+def _outputs(
+    name: str, model: keras.Model, tasks: TaskSet
+) -> dict[str, keras.KerasTensor]:
+    """The outputs by task."""
+    given = model.output
+    if not isinstance(given, dict) and len(tasks) == len(model.outputs) == 1:
+        given = {next(iter(tasks)): model.outputs[0]}
+    if not isinstance(given, dict) or not set(tasks) <= set(given):
+        what = "a list of outputs"
+        if isinstance(given, dict):
+            what = f"outputs for {', '.join(map(str, given))}"
+        raise InputError(
+            f"The model of --model={name} must have a dict of outputs, one for each of "
+            f"the tasks {', '.join(tasks)}; it has {what}."
+        )
+    return {task: given[task] for task in tasks}
+
+
+def _check_output(name, task, shape, image_shape) -> None:
+    channels = task.output_channels(None)
+    places = tuple(image_shape[:2]) if task.is_map else (None,) * task.axes
+    if not _agree(tuple(shape)[1:], (*places, channels)):
+        raise InputError(
+            f"The output for {task.name} of --model={name} must have shape "
+            f"{(None, *places, channels)}, {channels} channels for each place; it has "
+            f"{tuple(shape)}."
+        )
+
+
+def _agree(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:
+    """Whether shapes may be one; None is any number."""
+    return len(shape) == len(wanted) and all(
+        a is None or b is None or a == b for a, b in zip(shape, wanted, strict=True)
+    )
+
+
+def _check_saving(name: str, model: keras.Model) -> None:
+    """Raises `InputError` for a model that could be trained and not be loaded."""
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        keras.saving.deserialize_keras_object(config, safe_mode=True)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"The model of --model={name} could not be loaded once it is saved "
+            f"({type(error).__name__}: {text}); use no Lambda layers, and decorate "
+            "layers of your own with @keras.saving.register_keras_serializable()."
+        ) from error

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What signals do to commands, in processes that only wait; see also commands/."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import process_fixture
+import pytest
+
+from mtr_tf.cli import stopping
+
+COMMAND = """
+import hashlib, signal, sys, threading, time
+from mtr_tf.cli import flags, stopping
+
+def ready():
+    print("ready", flush=True)
+
+def work():
+{body}
+
+flags.run("x", "", (), work, "Nothing is lost.")
+"""
+BOTH = pytest.mark.parametrize(
+    ("signum", "name", "code"),
+    [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)],
+)
+
+
+@pytest.fixture
+def start():
+    """Starts a command that does what a body says; waits until it is `ready()`."""
+    started = []
+
+    def make(body, start=process_fixture.start):
+        body = textwrap.indent(textwrap.dedent(body), "    ")
+        script = COMMAND.format(body=body)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = start([sys.executable, "-c", script], text=True, **pipes)
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield make
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process):
+    """Exit code and last line of what a process said."""
+    said = process.communicate(timeout=30)[1]
+    assert "Traceback" not in said
+    return process.returncode, said.strip().splitlines()[-1]
+
+
+@BOTH
+def test_the_first_signal_stops_with_its_code_and_a_sentence(start, signum, name, code):
+    process = start("ready()\ntime.sleep(100)")
+    process.send_signal(signum)
+    assert ended(process) == (code, f"stopped by {name}. Nothing is lost.")
+
+
+@BOTH
+def test_who_works_decides_when(start, signum, name, code):
+    process = start(
+        """
+        with stopping.saying(lambda: "Kept."), stopping.later():
+            ready()
+            while not stopping.asked():
+                time.sleep(0.01)
+            print("at the end", flush=True)
+        print("beyond", flush=True)
+        """
+    )
+    process.send_signal(signum)
+    assert process.stdout.readline() == "at the end\n"
+    assert process.stdout.readline() == ""
+    assert ended(process) == (code, f"stopped by {name}. Kept.")
+
+
+@pytest.mark.parametrize("later", [True, False])
+@BOTH
+def test_the_second_ends_at_once_what_computes_outside_python(
+    start, later, signum, name, code
+):
+    how = "stopping.later()" if later else "stopping.handled()"
+    process = start(
+        f"""
+        with {how}:
+            ready()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+        """
+    )
+    time.sleep(1)  # It is in there now.
+    process.send_signal(signum)
+    assert process.stderr.readline() == "\n"
+    assert process.stderr.readline().startswith("stopping as soon as all is kept; once")
+    process.send_signal(signum)
+    assert ended(process) == (code, "ended at once.")
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(start):
+    """As `timeout` sends it: to its child, and to the group that this is in."""
+    process = start("with stopping.later():\n    ready()\n    time.sleep(1)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
+
+
+def test_an_error_that_a_signal_leads_to_is_no_error(start):
+    process = start(
+        """
+        try:
+            ready()
+            time.sleep(100)
+        except KeyboardInterrupt:
+            raise RuntimeError("as from C++") from None
+        """
+    )
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
+
+
+def test_what_is_ignored_in_the_background_still_is(start):
+    def ignoring(*arguments, **options):
+        ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+        return subprocess.Popen(*arguments, preexec_fn=ignore, **options)
+
+    process = start("ready()\ntime.sleep(1)\nprint('done')", ignoring)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=30)
+    assert (process.returncode, out, said) == (0, "done\n", "")
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with (
+        pytest.raises(stopping.Stopped, match="Kept"),
+        stopping.saying(lambda: "Kept."),
+        stopping.handled(),
+    ):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before[0])
+    assert signal.getsignal(signal.SIGTERM) == before[1]
+    assert not stopping.asked()

@@ -1,0 +1,896 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models in all the forms that people have them in, through the attack's own command.
+
+Each is attacked as asked, so that its clean score is that of a NumPy computation on
+what the model was made to give; or refused with a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import flags
+
+from mtr_tf import attack
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
+
+SIZE, COUNT = 16, 4
+CASES = pathlib.Path(__file__).parents[3] / "shared" / "cases"
+DATA = '''
+"""Pixels of one colour each, which is the class; depth is four times the red."""
+import keras
+import numpy as np
+from mtr_tf.tasks import Task
+
+SIZE, COUNT = 16, 4
+
+
+@keras.saving.register_keras_serializable(package="mine")
+class Twenty(keras.layers.Layer):
+    def call(self, x):
+        return 20.0 * x
+
+
+@keras.saving.register_keras_serializable(package="mine")
+class Net(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = keras.layers.Conv2D(3, 1, kernel_initializer=scaled)
+
+    def call(self, x):
+        return {"seg": self.conv(x), "depth": 4.0 * x[..., :1]}
+
+
+@keras.saving.register_keras_serializable(package="mine")
+def scaled(shape, dtype=None):
+    return 20.0 * keras.ops.eye(3)[None, None]
+
+
+def images():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, (COUNT, SIZE // 4, SIZE // 4))
+    labels = labels.repeat(4, 1).repeat(4, 2)
+    light = rng.integers(120, 200, (COUNT, 1, 1, 1))
+    noise = rng.integers(0, 60, (COUNT, SIZE, SIZE, 3))
+    return (np.eye(3, dtype=int)[labels] * light + noise).astype(np.uint8), labels
+
+
+def rgb():
+    pictures, labels = images()
+    return _data(pictures, labels, {})
+
+
+def two():
+    pictures, labels = images()
+    return _data(pictures, np.minimum(labels, 1), {"classes": ["red", "other"]})
+
+
+def grey():
+    pictures, labels = images()
+    return _data(pictures[..., :1], labels, {})
+
+
+def four():
+    pictures, labels = images()
+    far = 0.5 * np.ones((COUNT, SIZE, SIZE, 1), np.float32)
+    pictures = np.concatenate([pictures.astype(np.float32) / 255, far], -1)
+    return _data(pictures, labels, {})
+
+
+def _data(pictures, labels, facts):
+    depth = pictures[..., 0] * (4 / 255 if pictures.dtype == np.uint8 else 4)
+    targets = [{"seg": s, "depth": d} for s, d in zip(labels, depth.astype("f4"))]
+    facts = {"classes": ["red", "green", "blue"], **facts}
+    return {"validation": list(zip(pictures, targets)), **facts}
+
+
+# Models that are built.
+
+
+def functional():
+    image = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(image, {"seg": 20.0 * image, "depth": 4.0 * image[..., :1]})
+
+
+def subclassed():
+    return Net()
+
+
+def plain():
+    return lambda x: {"seg": 20.0 * x, "depth": 4.0 * x[..., :1]}
+
+
+def list_of_two():
+    return lambda x: [4.0 * x[..., :1], 20.0 * x]
+
+
+def one_filled_in():
+    image, more = keras.Input((SIZE, SIZE, 3)), keras.Input((1,))
+    whole = keras.Model([image, more], 20.0 * image + more[:, None, None])
+    one = keras.Input((SIZE, SIZE, 3))
+    zeros = keras.ops.zeros_like(one[:, 0, 0, :1])
+    return keras.Model(one, {"seg": whole([one, zeros])})
+
+
+def nothing():
+    return None
+
+
+def fails():
+    raise RuntimeError("no weights")
+
+
+def wrong_size():
+    dense = keras.layers.Dense(3)
+    dense.build((None, 7))
+    return lambda x: {"seg": dense(x)}
+'''
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch, unplotted) -> pathlib.Path:
+    """The current directory, with the module of the data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("forms_data",):
+        sys.modules.pop(name, None)
+    (tmp_path / "forms_data.py").write_text(DATA)
+    monkeypatch.setattr("mtr_tf.show.tensorboard.write_attacks", lambda *a: None)
+    return tmp_path
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """The images of the data in [0, 1], and their labels."""
+    space: dict[str, Any] = {}
+    exec(DATA, {"__name__": "forms"}, space) if False else None
+    module = sys.modules.get("forms_data") or __import__("forms_data")
+    images, labels = module.images()
+    return images.astype(np.float32) / 255, labels
+
+
+# The pieces of models.
+
+
+def image_input(channels=3, dtype="float32", shape=(SIZE, SIZE), **options):
+    return keras.Input((*shape, channels), dtype=dtype, **options)
+
+
+def conv(x, kernel, name=None, bias=None, **options):
+    """A convolution of 1x1 with these weights, `[in, out]`."""
+    layer = keras.layers.Conv2D(np.shape(kernel)[1], 1, name=name, **options)
+    y = layer(x)
+    kernel = np.asarray(kernel, np.float32)[None, None]
+    layer.set_weights([kernel, np.zeros(kernel.shape[-1]) if bias is None else bias])
+    return y
+
+
+def seg(x, name=None, scale=20.0, **options):
+    return conv(x, scale * np.eye(3), name, **options)
+
+
+def depth(x, name=None, **options):
+    return conv(x, [[4.0], [0.0], [0.0]], name, **options)
+
+
+def second(x, name=None, **options):
+    """The logit of the second of two classes, "other": not red."""
+    return conv(x, [[-20.0], [10.0], [10.0]], name, **options)
+
+
+def saved(model, name="m.keras", **options) -> str:
+    model.save(name, **options)
+    return name
+
+
+# What is expected: outputs by NumPy.
+
+SEG = {"seg": lambda x: 20 * x}
+DEPTH = {"depth": lambda x: 4 * x[..., :1]}
+BOTH = SEG | DEPTH
+TWO = {"seg": lambda x: np.concatenate([0 * x[..., :1], x @ [[-20], [10], [10]]], -1)}
+
+
+def half_size(x):
+    """What a pooling by 2 gives, resized bilinearly with half-pixel centres."""
+    small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
+    return tf.image.resize(small, (SIZE, SIZE)).numpy()
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A form of model.
+
+    Attributes:
+      make: Makes it, and returns what --ckpt is to name.
+      expected: {task: images -> outputs}, or the sentence of the refusal.
+      flags: Beside the usual ones.
+      data: The function of the data.
+      said: What the log says.
+      quick: Whether it is in the quick tier.
+    """
+
+    make: Callable[[], str]
+    expected: Mapping[str, Callable[[np.ndarray], Any]] | str
+    flags: tuple[str, ...] = ()
+    data: str = "rgb"
+    said: str = ""
+    quick: bool = False
+
+
+FORMS: dict[str, Form] = {}
+
+
+def form(expected, *flags: str, **options):
+    """Registers a function that makes a model, or a path to it."""
+
+    def add(make):
+        def saving():
+            made = make()
+            return made if isinstance(made, str) else saved(made)
+
+        FORMS[make.__name__] = Form(saving, expected, flags, **options)
+        return make
+
+    return add
+
+
+# Structures of outputs.
+
+
+@form(BOTH, quick=True)
+def dict_of_our_names():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(x), "depth": depth(x)})
+
+
+@form(BOTH)
+def dict_of_aliases():
+    x = image_input()
+    return keras.Model(x, {"segment_semantic": seg(x), "depth_zbuffer": depth(x)})
+
+
+@form(BOTH, "--heads=semantic:seg,disparity:depth", quick=True)
+def dict_of_own_names():
+    x = image_input()
+    return keras.Model(x, {"semantic": seg(x), "disparity": depth(x)})
+
+
+@form("names of tasks .seg, depth.*they are semantic .*disparity .*--heads=semantic:")
+def dict_of_own_names_without_heads():
+    x = image_input()
+    return keras.Model(x, {"semantic": seg(x), "disparity": depth(x)})
+
+
+@form(BOTH, said="left alone: boxes")
+def dict_with_another_output():
+    x = image_input()
+    boxes = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(x, {"seg": seg(x), "boxes": boxes, "depth": depth(x)})
+
+
+@form(BOTH, "--heads=decoder/mask:seg,decoder/far/0:depth", quick=True)
+def nested_dict():
+    x = image_input()
+    far = [depth(x), depth(x)]
+    return keras.Model(x, {"decoder": {"mask": seg(x), "far": far}, "other": 1 * x})
+
+
+@form(BOTH)
+def nested_dict_by_last_names():
+    x = image_input()
+    return keras.Model(x, {"a": {"seg": seg(x)}, "b": {"depth": depth(x)}})
+
+
+@form("names 'mask', which 2 outputs .* are called; name one by its number or path")
+def nested_dict_with_one_name_twice():
+    x = image_input()
+    return keras.Model(x, {"a": {"mask": seg(x)}, "b": {"mask": depth(x)}})
+
+
+FORMS["nested_dict_with_one_name_twice"] = dataclasses.replace(
+    FORMS["nested_dict_with_one_name_twice"], flags=("--heads=mask:seg",)
+)
+
+
+@form(BOTH, quick=True)
+def list_by_layer_names():
+    x = image_input()
+    return keras.Model(x, [depth(x, "depth"), seg(x, "seg")])
+
+
+@form(BOTH, "--heads=1:seg,0:depth")
+def list_by_numbers():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
+@form(BOTH, "--heads=mask:seg,far:depth")
+def tuple_by_layers():
+    x = image_input()
+    return keras.Model(x, (depth(x, "far"), seg(x, "mask")))
+
+
+@form("--heads names the output '2', and those of .* are 0 .*, 1 ", "--heads=2:seg")
+def list_number_that_is_not_there():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
+@form("must give outputs the names of tasks, or one of the kinds", "--heads=0:depht")
+def task_that_is_not_there():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
+@form("each task another output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
+def two_outputs_for_one_task():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
+@form("--heads must be pairs of an output and a task", "--heads=seg")
+def heads_without_task():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
+@form(SEG, "--tasks=seg")
+def one_tensor_by_tasks():
+    x = image_input()
+    return keras.Model(x, seg(x))
+
+
+@form(SEG, "--heads=0:seg", quick=True)
+def sequential():
+    model = keras.Sequential([image_input(), keras.layers.Conv2D(3, 1)])
+    model.set_weights([20 * np.eye(3)[None, None], np.zeros(3)])
+    return model
+
+
+@form(SEG)
+def one_tensor_by_layer_name():
+    x = image_input()
+    return keras.Model(x, seg(x, "seg"))
+
+
+@form("must be known by names of tasks.*--heads=0:TASK")
+def one_tensor_without_name():
+    x = image_input()
+    return keras.Model(x, seg(x))
+
+
+# Sizes and axes of outputs.
+
+
+def pooled(x):
+    return keras.layers.AveragePooling2D(2)(x)
+
+
+@form(
+    {"seg": lambda x: 20 * half_size(x), "depth": lambda x: 4 * half_size(x)[..., :1]},
+    said="seg is 8x8, and its logits are resized to 16x16",
+    quick=True,
+)
+def half_resolution():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(pooled(x)), "depth": depth(pooled(x))})
+
+
+@form({"seg": lambda x: 20 * half_size(x)}, said="logits before its softmax")
+def half_resolution_of_probabilities():
+    x = image_input()
+    y = seg(pooled(x), activation="softmax")
+    return keras.Model(x, {"seg": y})
+
+
+@form(SEG, said="seg is 32x32, and its logits")
+def double_resolution():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(keras.layers.UpSampling2D(2)(x))})
+
+
+@form(DEPTH, quick=True)
+def depth_without_channel():
+    x = image_input()
+    return keras.Model(x, {"depth": keras.layers.Reshape((SIZE, SIZE))(depth(x))})
+
+
+@form("it is flat, .256, 3.; put keras.layers.Reshape..16, 16, 3.. behind it")
+def flat():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))})
+
+
+@form("must have shape .16, 16, 3.* and it has .16, 16, 1.; say by --heads")
+def wrong_channels():
+    x = image_input()
+    return keras.Model(x, {"seg": depth(x)})
+
+
+@form("must have its channels last.*Permute..2, 3, 1")
+def output_with_channels_first():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.layers.Permute((3, 1, 2))(seg(x))})
+
+
+@form("must be floats, which have a gradient.*int.*argmax")
+def classes_in_place_of_logits():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.ops.argmax(seg(x), -1)})
+
+
+# Probabilities.
+
+
+@form(SEG, said="logits before its softmax", quick=True)
+def softmax_activation():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(x, activation="softmax")})
+
+
+@form(SEG, said="logits before its softmax")
+def softmax_layer():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.layers.Softmax()(seg(x))})
+
+
+@form(SEG, said="logits before its softmax")
+def softmax_operation():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.ops.softmax(seg(x))})
+
+
+@form(SEG, said="logits before its softmax")
+def softmax_before_a_cast():
+    x = image_input()
+    y = keras.ops.softmax(keras.ops.cast(seg(x, scale=4.0), "float16"))
+    return keras.Model(x, {"seg": keras.ops.cast(y, "float32")})
+
+
+@form({"seg": half_size}, said="logs of these")
+def softmax_before_a_resizing():
+    x = image_input()
+    y = keras.layers.Softmax()(seg(pooled(x), scale=3.0))
+    y = keras.layers.UpSampling2D(2, interpolation="bilinear")(y)
+    return keras.Model(x, {"seg": y})
+
+
+def softened(x):
+    small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
+    return tf.image.resize(tf.nn.softmax(3 * small), (SIZE, SIZE)).numpy()
+
+
+FORMS["softmax_before_a_resizing"] = dataclasses.replace(
+    FORMS["softmax_before_a_resizing"], expected={"seg": softened}
+)
+
+
+@form(SEG, said="logits before its softmax")
+def softmax_before_a_reshape():
+    x = image_input()
+    flat = keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))
+    y = keras.layers.Reshape((SIZE, SIZE, 3))(keras.layers.Softmax()(flat))
+    return keras.Model(x, {"seg": y})
+
+
+@form(BOTH, said="logits before its softmax")
+def softmax_in_a_nested_head():
+    x = image_input()
+    features = image_input()
+    inner = keras.layers.Softmax()(seg(features))
+    head = keras.Model(features, [depth(features), inner], name="head")
+    far, mask = head(x)
+    return keras.Model(x, {"seg": mask, "depth": far})
+
+
+@form(SEG)
+def log_softmax():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.ops.log_softmax(seg(x))})
+
+
+@form(SEG, said="logits before its sigmoid")
+def sigmoid_of_each_class():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(x, scale=3.0, activation="sigmoid")})
+
+
+@form(TWO, data="two", said="logits before its sigmoid", quick=True)
+def one_channel_sigmoid():
+    x = image_input()
+    return keras.Model(x, {"seg": second(x, activation="sigmoid")})
+
+
+@form(TWO, data="two")
+def one_channel_logit():
+    x = image_input()
+    return keras.Model(x, {"seg": second(x)})
+
+
+@form(TWO, data="two", said="logits before its sigmoid")
+def sigmoid_without_channel():
+    x = image_input()
+    y = keras.layers.Reshape((SIZE, SIZE))(second(x, activation="sigmoid"))
+    return keras.Model(x, {"seg": y})
+
+
+# Inputs.
+
+
+@form(BOTH, "--input_range=0,255", quick=True)
+def wants_0_to_255():
+    x = image_input()
+    y = keras.layers.Rescaling(1 / 255)(x)
+    return keras.Model(x, {"seg": seg(y), "depth": depth(y)})
+
+
+@form({"seg": lambda x: 20 * 255 * x}, said="")
+def wants_0_to_255_and_is_linear():
+    x = image_input()
+    return keras.Model(x, {"seg": seg(x, scale=5100.0)})
+
+
+@form(BOTH, "--input_range=-1,1")
+def wants_minus_1_to_1():
+    x = image_input()
+    y = keras.layers.Rescaling(0.5, 0.5)(x)
+    return keras.Model(x, {"seg": seg(y), "depth": depth(y)})
+
+
+@form("must take images of floats.*uint8.*--input_range=0,255")
+def wants_bytes():
+    x = image_input(dtype="uint8")
+    y = keras.ops.cast(x, "float32") / 255
+    return keras.Model(x, {"seg": seg(y)})
+
+
+@form({"depth": lambda x: 4 * x[..., :1]}, data="grey", quick=True)
+def grey_images():
+    x = image_input(1)
+    return keras.Model(x, {"depth": conv(x, [[4.0]])})
+
+
+@form(DEPTH, "--input_range=0,255", data="grey")
+def grey_images_to_255():
+    x = image_input(1)
+    return keras.Model(x, {"depth": conv(x, [[4 / 255]])})
+
+
+@form(BOTH, data="four", quick=True)
+def colour_and_distance():
+    x = image_input(4)
+    both = {"seg": conv(x, 20 * np.eye(4)[:, :3])}
+    return keras.Model(x, both | {"depth": conv(x, 4 * np.eye(4)[:, :1])})
+
+
+@form("takes images with 4 channels, and those of forms_data:rgb have 3")
+def four_channels_for_colours():
+    x = image_input(4)
+    return keras.Model(x, {"seg": conv(x, np.eye(4)[:, :3])})
+
+
+@form(BOTH, quick=True)
+def channels_first():
+    x = keras.Input((3, SIZE, SIZE))
+    y = keras.layers.Permute((2, 3, 1))(x)
+    back = keras.layers.Permute((3, 1, 2))
+    return keras.Model(x, {"seg": back(seg(y)), "depth": back(depth(y))})
+
+
+@form(SEG, said="logits before its softmax")
+def channels_first_softmax():
+    x = keras.Input((3, SIZE, SIZE))
+    y = seg(keras.layers.Permute((2, 3, 1))(x))
+    y = keras.layers.Softmax(axis=1)(keras.layers.Permute((3, 1, 2))(y))
+    return keras.Model(x, {"seg": y})
+
+
+@form(BOTH, "--channels_first")
+def channels_first_of_any_size():
+    x = keras.Input((None, None, None))
+    y = keras.layers.Permute((2, 3, 1))(x)
+    y = keras.layers.Rescaling(1.0)(y)[..., :3]
+    back = keras.layers.Permute((3, 1, 2))
+    one = keras.ops.matmul(y, np.array([[4.0], [0.0], [0.0]], np.float32))
+    return keras.Model(x, {"seg": back(20.0 * y), "depth": back(one)})
+
+
+@form(BOTH, "--batch_size=3", quick=True)
+def fixed_batch():
+    x = image_input(batch_size=2)
+    return keras.Model(x, {"seg": seg(x), "depth": depth(x)})
+
+
+@form(SEG, "--batch_size=3", said="takes batches of 2 images")
+def fixed_batch_that_layers_need():
+    x = image_input(batch_size=2)
+    y = keras.ops.reshape(seg(x), (2 * SIZE, SIZE, 3))
+    return keras.Model(x, {"seg": keras.ops.reshape(y, (2, SIZE, SIZE, 3))})
+
+
+@form("must have one input.*it has 2.*--ckpt=module:function.*docs/attacks.md")
+def two_inputs():
+    x, more = image_input(), keras.Input((1,))
+    y = seg(x) + more[:, None, None]
+    return keras.Model([x, more], {"seg": y})
+
+
+@form("must take images of shape .batch, height, width, channels.; it takes .None, 768")
+def flat_input():
+    x = keras.Input((SIZE * SIZE * 3,))
+    y = keras.layers.Reshape((SIZE, SIZE, 3))(x)
+    return keras.Model(x, {"seg": seg(y)})
+
+
+@form("takes images of 32x32, and those of forms_data:rgb are 16x16")
+def another_size():
+    x = image_input(shape=(32, 32))
+    return keras.Model(x, {"seg": seg(x)})
+
+
+@form(SEG)
+def any_size():
+    x = image_input(shape=(None, None))
+    return keras.Model(x, {"seg": seg(x)})
+
+
+@form("cannot take images of 16x16.*--image_size=")
+def a_size_that_strides_do_not_divide():
+    x = image_input(shape=(None, None))
+    y = keras.layers.MaxPooling2D(12)(x)
+    y = keras.layers.UpSampling2D(12)(y)
+    return keras.Model(x, {"seg": keras.layers.Concatenate()([x, y])[..., :3]})
+
+
+# Layers.
+
+
+@form(SEG)
+def batch_norm_in_training():
+    x = image_input()
+    y = keras.layers.BatchNormalization(momentum=1.0)(x, training=True)
+    return keras.Model(x, {"seg": seg(y)})
+
+
+FORMS["batch_norm_in_training"] = dataclasses.replace(
+    FORMS["batch_norm_in_training"], expected={"seg": lambda x: 20 * x}
+)
+
+
+@form(SEG)
+def dropout_in_training():
+    x = image_input()
+    y = keras.layers.Dropout(0.5)(x, training=True)
+    return keras.Model(x, {"seg": seg(y)})
+
+
+@form(BOTH)
+def half_precision():
+    x = image_input()
+    options = {"dtype": "mixed_bfloat16"}
+    return keras.Model(x, {"seg": seg(x, **options), "depth": depth(x)})
+
+
+@form(SEG, quick=True)
+def layers_registered_in_the_module_of_the_data():
+    import forms_data
+
+    x = image_input()
+    return keras.Model(x, {"seg": forms_data.Twenty()(x)})
+
+
+class Foreign(keras.layers.Layer):
+    """A layer that nobody registers."""
+
+    def call(self, x):
+        return 20.0 * x
+
+
+@form("layer or function Foreign.*register_keras_serializable.*--dataset=module:fun")
+def layers_that_nobody_registers():
+    x = image_input()
+    return keras.Model(x, {"seg": Foreign()(x)})
+
+
+@form("holds Python code .such as a Lambda layer")
+def python_code():
+    x = image_input()
+    return keras.Model(x, {"seg": keras.layers.Lambda(lambda y: 20 * y)(x)})
+
+
+class Shapeless(keras.layers.Layer):
+    """A layer whose output has no static shape."""
+
+
+@form(BOTH)
+def subclassed_model():
+    import forms_data
+
+    model = forms_data.Net()
+    model(np.zeros((1, SIZE, SIZE, 3), np.float32))
+    return model
+
+
+# Files.
+
+
+@form(BOTH, quick=True)
+def h5():
+    x = image_input()
+    return saved(keras.Model(x, [seg(x, "seg"), depth(x, "depth")]), "m.h5")
+
+
+@form("holds weights alone; save it by model.save.'m.keras'")
+def weights_alone():
+    x = image_input()
+    keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
+    return "m.weights.h5"
+
+
+@form("holds weights alone")
+def weights_alone_by_another_name():
+    x = image_input()
+    keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
+    return str(pathlib.Path("m.weights.h5").rename("w.h5"))
+
+
+@form(BOTH, quick=True)
+def saved_model():
+    x = image_input()
+    keras.Model(x, {"seg": seg(x), "depth": depth(x)}).export("m", verbose=False)
+    return "m"
+
+
+@form(BOTH, "--heads=output_1:seg,0:depth")
+def saved_model_of_a_list():
+    x = image_input()
+    keras.Model(x, [depth(x), seg(x)]).export("m", verbose=False)
+    return "m"
+
+
+@form("is no .keras file that can be loaded here: it is truncated")
+def truncated():
+    x = image_input()
+    path = pathlib.Path(saved(keras.Model(x, {"seg": seg(x)})))
+    path.write_bytes(path.read_bytes()[:1000])
+    return str(path)
+
+
+@form("is no .h5 file that can be loaded here")
+def no_h5():
+    pathlib.Path("m.h5").write_bytes(b"nothing")
+    return "m.h5"
+
+
+@form("there is no file m.keras")
+def no_file():
+    return "m.keras"
+
+
+@form("must be a run directory .*which is a directory without config.json")
+def empty_folder():
+    pathlib.Path("m").mkdir()
+    return "m"
+
+
+# Functions that build.
+
+
+@form(BOTH, quick=True)
+def built():
+    return "forms_data:functional"
+
+
+@form(BOTH)
+def built_subclassed():
+    return "forms_data:subclassed"
+
+
+@form(BOTH, quick=True)
+def built_plain_function():
+    return "forms_data:plain"
+
+
+@form(BOTH, "--heads=0:depth,1:seg")
+def built_list():
+    return "forms_data:list_of_two"
+
+
+@form(SEG)
+def built_with_one_input_filled_in():
+    return "forms_data:one_filled_in"
+
+
+@form("must return a Keras model, or a function of images.*NoneType")
+def built_nothing():
+    return "forms_data:nothing"
+
+
+@form("forms_data:fails must give a model, but raised RuntimeError: no weights")
+def built_fails():
+    return "forms_data:fails"
+
+
+@form("cannot be called on images of 16x16x3")
+def built_for_others():
+    return "forms_data:wrong_size"
+
+
+@form("must have a function 'functionall'.*Did you mean 'functional'")
+def built_by_a_function_that_is_not_there():
+    return "forms_data:functionall"
+
+
+@form("There is no module 'form_data' for --ckpt=")
+def built_by_a_module_that_is_not_there():
+    return "form_data:functional"
+
+
+def run(form: Form, ckpt: str) -> dict[tuple[str, str], float]:
+    """Runs the command; {(task, metric): clean value}."""
+    values = flags.FlagValues()
+    cli_flags.define(AttackConfig, values)
+    usual = ("--attack=fgsm", "--eps=4", "--steps=1", "--name=test", "--nochecks")
+    given = (f"--dataset=forms_data:{form.data}", f"--ckpt={ckpt}", *usual)
+    values(["mtr_tf.attack", *given, "--attack_tasks=all", *form.flags])
+    attack.main(cli_flags.read(AttackConfig, values))
+    (path,) = pathlib.Path("runs").glob("*/attacks/test/results.json")
+    records = json.loads(path.read_text())
+    assert all(r["attacked_value"] is not None for r in records)
+    return {(r["task"], r["metric"]): r["clean"] for r in records}
+
+
+def by_numpy(form: Form) -> dict[tuple[str, str], float]:
+    """The clean scores of what the model was made to give."""
+    images, labels = pictures()
+    if form.data == "two":
+        labels = np.minimum(labels, 1)
+    scores = {}
+    for task, function in form.expected.items():
+        output = np.asarray(function(images))
+        if task == "seg":
+            score = np.mean(output.argmax(-1) == labels)
+            scores["seg", "pixel_accuracy"] = score
+        else:
+            scores["depth", "mae"] = np.mean(np.abs(output - 4 * images[..., :1]))
+    return scores
+
+
+TIERS = [
+    pytest.param(name, marks=() if each.quick else pytest.mark.slow)
+    for name, each in FORMS.items()
+]
+
+
+def test_there_are_fifty_forms_at_least():
+    assert len(FORMS) >= 50
+
+
+@pytest.mark.parametrize("name", TIERS)
+def test_each_form_is_attacked_as_asked_or_refused(name, caplog):
+    caplog.set_level("INFO")
+    form = FORMS[name]
+    ckpt = form.make()
+    if isinstance(form.expected, str):
+        with pytest.raises(InputError, match=form.expected) as error:
+            run(form, ckpt)
+        assert "\n" not in str(error.value)
+        return
+    clean = run(form, ckpt)
+    expected = by_numpy(form)
+    assert {task for task, _ in clean} == set(form.expected)
+    for key, value in expected.items():
+        assert clean[key] == pytest.approx(value, abs=2e-3), key
+    assert form.said in caplog.text

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights to start from, of all kinds of files; and layers that are not trained."""
+
+from __future__ import annotations
+
+import logging
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from mtr_tf import models
+from mtr_tf.errors import InputError
+from mtr_tf.runs import initial_weights
+
+SHAPE = (8, 8, 3)
+
+
+def tiny(seed, tasks=("seg", "depth"), classes=3):
+    return models.build("tiny", tasks, SHAPE, classes, width=4, seed=seed)
+
+
+def weights(model):
+    return {variable.path: variable.numpy() for variable in model.weights}
+
+
+@pytest.fixture(params=["net.keras", "net.weights.h5", "net.h5", "run"])
+def saved(request, tmp_path):
+    """A net of seed 1, and where it lies."""
+    model = tiny(1, classes=5)
+    for variable in model.weights:  # Batch norms' statistics, too, are unlike new ones.
+        variable.assign(variable.numpy() + 0.25)
+    path = tmp_path / request.param
+    if request.param == "run":
+        path.mkdir()
+        model.save(path / "model.keras")
+    elif request.param == "net.weights.h5":
+        model.save_weights(path)
+    else:
+        model.save(path)
+    return model, path
+
+
+def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
+    source, path = saved
+    model = tiny(2, ("seg", "normal", "depth"))
+    before, there = weights(model), weights(source)
+    with caplog.at_level(logging.INFO):
+        initial_weights.start_from(model, str(path))
+    after = weights(model)
+    assert {p for p in after if p.startswith(("encoder", "head_depth"))} <= set(there)
+    for name, value in after.items():
+        is_new = "normal" in name or name.startswith("head_seg")
+        expected = before[name] if is_new else there[name]
+        np.testing.assert_array_equal(value, expected, err_msg=name)
+    assert "layers with weights start from" in caplog.text
+    assert "head_normal" in caplog.text
+    assert "head_seg, which have other shapes" in caplog.text
+
+
+def test_weights_as_keras_2_wrote_them(tmp_path):
+    """As the files of Keras Applications: groups by layer, names with `:0`."""
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(2, 3, name="c1")])
+    kernel, bias = np.full((3, 3, 3, 2), 0.5, np.float32), np.array([1, 2], np.float32)
+    for names in (["c1/kernel:0", "c1/bias:0"], ["c1_W_1:0", "c1_b_1:0"]):
+        path = tmp_path / f"{names[0][:3].strip('/')}.h5"
+        with h5py.File(path, "w") as file:
+            file.attrs["layer_names"] = [b"c1", b"pool"]
+            file.create_group("pool").attrs["weight_names"] = []
+            group = file.create_group("c1")
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, value in zip(names, (kernel, bias), strict=True):
+                group[name] = value
+        model.layers[0].bias.assign([0, 0])
+        initial_weights.start_from(model, str(path))
+        np.testing.assert_array_equal(model.layers[0].kernel, kernel)
+        np.testing.assert_array_equal(model.layers[0].bias, bias)
+
+
+def test_an_encoder_inside_another_model(tmp_path):
+    def encoder():
+        inner = keras.Sequential(
+            [
+                keras.layers.Conv2D(2, 3, name="c1"),
+                keras.layers.Conv2D(2, 3, name="c2"),
+            ],
+            name="backbone",
+        )
+        inner.build((None, *SHAPE))
+        return inner
+
+    alone = encoder()
+    alone.save(tmp_path / "encoder.keras")
+    image = keras.Input(SHAPE)
+    model = keras.Model(image, keras.layers.Dense(2, name="head")(encoder()(image)))
+    initial_weights.start_from(model, str(tmp_path / "encoder.keras"))
+    for mine, theirs in zip(model.weights[:4], alone.weights, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.keras", None, "there is no .*none.keras"),
+        ("text.keras", b"hello", "must be a .keras or .h5 file of Keras"),
+        ("text.h5", b"hello", "must be a .keras or .h5 file of Keras"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        initial_weights.start_from(tiny(0), str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_nothing_that_matches_is_refused(tmp_path):
+    other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="theirs")])
+    other.save(tmp_path / "other.keras")
+    with pytest.raises(
+        InputError, match="encoder.* are not there: the file has theirs"
+    ):
+        initial_weights.start_from(tiny(0), str(tmp_path / "other.keras"))
+    with pytest.raises(InputError, match="there is no .*model.keras"):
+        initial_weights.start_from(tiny(0), str(tmp_path))
+
+
+def test_frozen_layers_are_not_trained():
+    model = tiny(0)
+    initial_weights.freeze(model, ())
+    count = len(model.trainable_variables)
+    initial_weights.freeze(model, ("encoder", "head_seg"))
+    kept = [v.path for v in model.trainable_variables]
+    assert kept
+    assert len(kept) < count
+    assert not any(path.startswith(("encoder", "head_seg")) for path in kept)
+    images = np.random.default_rng(0).random((4, *SHAPE), np.float32)
+    before = weights(model)
+    model(images, training=True)  # Frozen batch norms keep their statistics.
+    after = weights(model)
+    moved = {p for p in after if (before[p] != after[p]).any()}
+    assert not any(path.startswith("encoder") for path in moved)
+    with pytest.raises(InputError, match="begins with 'decodr', only encoder"):
+        initial_weights.freeze(tiny(0), ("decodr",))
+    with pytest.raises(InputError, match="leaves nothing to train"):
+        initial_weights.freeze(tiny(0), ("encoder", "decoder", "head"))

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models to train of a user's function: what is taken, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from mtr_tf import models
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.runs import building
+from mtr_tf.runs import own_models
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+
+SHAPE = (8, 12, 3)
+TASKS = TaskSet(
+    [
+        Task("parts", classes=("a", "b", "c"), places=2),
+        Task("scene", classes=("in", "out"), places=0),
+        Task("joints", channels=2, places=1),
+    ]
+)
+
+
+def net(image_shape, tasks, **changes):
+    """A head for each task, of whatever shape."""
+    image = keras.Input(image_shape)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = {}
+    for task in tasks.values():
+        if task.is_map:
+            outputs[task.name] = keras.layers.Conv2D(task.channels, 1)(x)
+        elif task.places == 0:
+            outputs[task.name] = keras.layers.Dense(task.channels)(pooled)
+        else:
+            y = keras.layers.Dense(5 * task.channels)(pooled)
+            outputs[task.name] = keras.layers.Reshape((5, task.channels))(y)
+    return keras.Model(image, {**outputs, **changes.get("more", {})})
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """Builds a model by a function of the module own_net."""
+
+    def build(function, tasks=TASKS, shape=SHAPE):
+        module = types.ModuleType("own_net")
+        module.make = function
+        monkeypatch.setitem(sys.modules, "own_net", module)
+        return own_models.build("own_net:make", shape, tasks)
+
+    return build
+
+
+def test_outputs_come_in_the_order_of_the_tasks(build):
+    def reversed_net(image_shape, tasks):
+        return net(image_shape, TaskSet(list(tasks.values())[::-1]))
+
+    model = build(reversed_net)
+    assert list(model.output) == ["parts", "scene", "joints"]
+    outputs = model(np.zeros((2, *SHAPE), np.float32))
+    assert outputs["parts"].shape == (2, 8, 12, 3)
+    assert outputs["scene"].shape == (2, 2)
+    assert outputs["joints"].shape == (2, 5, 2)
+    assert build(net, shape=(None, None, 3)).input_shape == (None, None, None, 3)
+
+
+def test_outputs_beside_the_tasks_are_left_out_and_one_needs_no_name(build):
+    whole = build(lambda shape, tasks: net(shape, TASKS), TASKS.select("scene"))
+    assert list(whole.output) == ["scene"]
+
+    def bare(shape, tasks):
+        made = net(shape, tasks)
+        return keras.Model(made.input, made.output["scene"])
+
+    assert list(build(bare, TASKS.select("scene")).output) == ["scene"]
+
+
+class Unknown(keras.layers.Layer):
+    """A layer of one's own."""
+
+    def call(self, x):
+        """Returns x."""
+        return x
+
+
+def lambda_net(shape, tasks):
+    made = net(shape, tasks)
+    x = keras.layers.Lambda(lambda y: 2 * y)(made.output["scene"])
+    return keras.Model(made.input, {**made.output, "scene": x})
+
+
+def of_two_inputs(shape, tasks):
+    made, more = net(shape, tasks), keras.Input((2,))
+    scene = keras.layers.Add()([made.output["scene"], more])
+    return keras.Model([made.input, more], {**made.output, "scene": scene})
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda shape, tasks: None, "functional Keras model, keras.Model.*NoneType"),
+        (lambda shape: None, "but raised TypeError"),
+        (lambda shape, tasks: 1 / 0, "but raised ZeroDivisionError"),
+        (
+            lambda shape, tasks: net((8, 8, 3), tasks),
+            r"images of shape \(None, 8, 12, 3",
+        ),
+        (lambda shape, tasks: net(shape, tasks.select("scene")), "it has .* scene"),
+        (
+            lambda shape, tasks: keras.Model(
+                (made := net(shape, tasks)).input, list(made.output.values())
+            ),
+            "it has a list of outputs",
+        ),
+        (
+            lambda shape, tasks: net(
+                shape, tasks.replaced(tasks["scene"].bound(channels=3, classes=()))
+            ),
+            r"for scene .* shape \(None, 2\), 2 channels.* has \(None, 3\)",
+        ),
+        (lambda_net, "could not be loaded .*no Lambda layers"),
+        (of_two_inputs, "must have one input"),
+    ],
+)
+def test_models_that_cannot_be_trained(build, function, message):
+    with pytest.raises(InputError, match=message) as raised:
+        build(function)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_names_the_function_runs_nothing():
+    config = TrainConfig(model="nobody:knows")
+    with pytest.raises(InputError, match="not run unasked; give the run's directory"):
+        building.build_model(config, None)
+
+
+def test_settings_of_ours_are_not_of_theirs():
+    with pytest.raises(InputError, match="--width, --decoders .* leave them out"):
+        TrainConfig(model="own_net:make", width=3)
+
+
+def test_models_of_others_have_no_normalisation():
+    with pytest.raises(InputError, match="known of the models here only"):
+        models.normalization(net(SHAPE, TASKS))
+
+
+def test_our_models_have_heads_for_values_of_the_image():
+    tasks = TASKS.select(("parts", "scene"))
+    model = models.build("tiny", tasks, (8, 12, 4), None)
+    image = np.random.default_rng(0).random((2, 8, 12, 4), np.float32)
+    outputs = model(image)
+    assert outputs["parts"].shape == (2, 8, 12, 3)
+    features = keras.Model(model.input, model.get_layer("pool_scene").input)(image)
+    dense = model.get_layer("head_scene")
+    by_hand = np.mean(features, axis=(1, 2)) @ dense.kernel.numpy() + dense.bias.numpy()
+    np.testing.assert_allclose(outputs["scene"], by_hand, rtol=1e-5, atol=1e-6)
+    alone = models.build("tiny", tasks.select("scene"), (8, 12, 4), None)
+    np.testing.assert_array_equal(alone.get_layer("head_scene").kernel, dense.kernel)
+    with pytest.raises(
+        InputError, match="joints have 1 axes .* --model=module:function"
+    ):
+        models.build("tiny", TASKS, (8, 12, 3), None)
