@@ -51,7 +51,8 @@ class RobustnessCallback(keras.callbacks.Callback):
     In `logs`, and so in the history: `val_clean_TASK_METRIC` and
     `val_adv_TASK_METRIC`, each metric and the loss of each task; with several radii
     `val_adv_epsRADIUS_TASK_METRIC`. Callbacks that follow this one may go by them:
-    `EarlyStopping("val_adv_seg_loss", mode="min")`. Training itself is the same with and without.
+    `EarlyStopping("val_adv_seg_loss", mode="min")`. Training itself is the same with
+    and without.
     """
 
     @settings_lib.shown(AttackConfig, without=(*_NOT_IN_TRAINING, "attack"))

@@ -9,18 +9,21 @@ import pathlib
 import tempfile
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import attack_job
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.api.results import Results
 from mtr_tf.attack_job import Job
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.data.source import Source
+from mtr_tf.config.attack import parse_heads
 from mtr_tf.errors import InputError
-from mtr_tf.runs import loading
-from mtr_tf.runs.loading import Run
+from mtr_tf.models import adapters
+from mtr_tf.runs import heads as heads_lib
+from mtr_tf.runs import model_files
 from mtr_tf.tasks import Task
 
 # What names model, data and results for the command, and for processes of its own.
@@ -152,14 +155,38 @@ def job_of(
             "examples must be given: an iterable of examples or batches, or the name "
             "of a data set."
         )
+    file = None if path else model_files.of_object(model, "the model", "model")
+    source = examples_lib.open_source(
+        examples,
+        _with_channels(model, own, names, config),
+        names,
+        facts or {},
+        config.split,
+        config.num_examples,
+    )
+    return attack_job.resolve(config, source, file, folder)
 
-    def load() -> tuple[Run, Source]:
-        source = examples_lib.open_source(
-            examples, own, names, facts or {}, config.split, config.num_examples
-        )
-        return _run(model, config), source
 
-    return attack_job.resolve(config, load, folder)
+def _with_channels(
+    model: Any, own: Sequence[Task], names: Sequence[str], config: AttackConfig
+) -> list[Task]:
+    """Tasks of one's own, and those that a model's heads make, with their classes.
+
+    Examples need not show all classes: there are as many as the model has logits for.
+    """
+    known = tasks_lib.TASKS.replaced(*own)
+    if not adapters.is_functional(model):
+        return list(own)
+    asked = parse_heads(config.heads)
+    heads = heads_lib.find("the model", model, asked, known, names, "--heads")
+    found = dict.fromkeys(own)
+    for name, task in heads.tasks.items():
+        channels = heads.outputs[name].tensor.shape[-1]
+        if task.discrete and task.channels is None and channels and channels > 1:
+            task = task.bound(channels=channels)
+        found.pop(known.get(name), None)
+        found[task] = None
+    return [task for task in found if task is not tasks_lib.TASKS.get(task.name)]
 
 
 def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
@@ -177,11 +204,3 @@ def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
 
 def _name(model: Any) -> str:
     return getattr(model, "name", None) or getattr(model, "__name__", "the model")
-
-
-def _run(model: Any, config: AttackConfig) -> Run:
-    """The model as what is attacked."""
-    if isinstance(model, str | os.PathLike):
-        return loading.load_run(os.fspath(model), config.tasks)
-    unique = loading.fingerprint(model)
-    return Run(model, tuple(model.output), None, pathlib.Path("runs"), unique)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import mtr_tf
 from mtr_tf import attack_job
+from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
 
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
@@ -123,11 +124,75 @@ def forms():
 
 
 @pytest.mark.parametrize("form", list(forms()))
-def test_examples_of_any_form(model, results, form):
-    examples = forms()[form]
-    count = {"num_examples": 6} if form == "endless" else {}
-    also = mtr_tf.evaluate(model, examples, tasks=["seg", "depth"], **SETTINGS, **count)
+def test_examples_of_any_form(form):
+    read = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
+    for example, given in zip(read, make_examples(), strict=False):
+        image = np.asarray(example["image"])
+        if image.dtype != np.uint8:
+            image = image * 255
+        np.testing.assert_allclose(image, given["image"], atol=1e-3)
+        assert list(example["targets"]) == ["seg", "depth"]
+        for task, target in example["targets"].items():
+            np.testing.assert_array_equal(target, given["targets"][task])
+    assert form == "endless" or next(read, None) is None
+
+
+def test_batches_without_end_or_names(model, results):
+    endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
+    also = mtr_tf.evaluate(
+        model, endless, tasks=["seg", "depth"], num_examples=6, **SETTINGS
+    )
     assert numbers(also) == numbers(results)
+
+
+class Subclassed(keras.Model):
+    """The same outputs as a list, of images from 0 to 255, and no graph of layers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x, training=False):
+        outputs = self.inner(x / 255, training=training)
+        return [outputs["depth"], outputs["seg"]]
+
+
+def other_models(inner):
+    subclassed = Subclassed(inner)
+    image = keras.Input((16, 16, 3))
+    listed = keras.Model(image, list(inner(image).values())[::-1])
+    wide = {"input_range": (0, 255)}
+    by_number = {"heads": {0: "depth", 1: "seg"}}
+    return {
+        "subclassed": (subclassed, by_number | wide),
+        "function": (lambda x: subclassed(x), by_number | wide),
+        "list": (listed, {"heads": ["0:depth", "1:seg"]}),
+    }
+
+
+@pytest.mark.parametrize("form", list(other_models(make_model())))
+def test_models_of_any_form(model, results, form):
+    other, settings = other_models(model)[form]
+    also = mtr_tf.evaluate(other, make_examples(), **SETTINGS, **settings)
+    mine = {n[:3]: n[3:] for n in numbers(also)}
+    for (group, task, metric), values in mine.items():
+        expected = next(
+            n[3:]
+            for n in numbers(results)
+            if (set(n[0]), *n[1:3]) == (set(group), task, metric)
+        )
+        np.testing.assert_allclose(values, expected, rtol=2e-3, err_msg=metric)
+
+
+def test_classes_are_as_many_as_the_model_has():
+    """Though the examples show only some of them."""
+    rng = np.random.default_rng(0)
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"seg": keras.layers.Conv2D(7, 1)(image)})
+    images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    targets = {"seg": rng.integers(1, 3, (3, 8, 8))}
+    results = mtr_tf.evaluate(model, (images, targets), **SETTINGS)
+    assert {r["task"] for r in results.records} == {"seg"}
 
 
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
