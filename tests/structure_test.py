@@ -27,6 +27,7 @@ ORDER = (
     "study",
     "attack_job",
     "train attack convert compare export reproduce",
+    "api",
 )
 LEVELS = {room: i for i, rooms in enumerate(ORDER) for room in rooms.split()}
 

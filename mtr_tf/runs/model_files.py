@@ -147,9 +147,20 @@ def _of_function(name: str, flag: str) -> File:
             f"{flag}={name} must return a Keras model, or a function of images "
             f"[batch, height, width, channels]; it returned {type(made).__name__}."
         )
-    if isinstance(made, keras.Layer) and not isinstance(made, keras.Model):
-        made = adapters.Function(made)._call
-    return File(f"{flag}={name}", made, re.sub(r"[.:]", "-", name))
+    return of_object(made, f"{flag}={name}", re.sub(r"[.:]", "-", name))
+
+
+def of_object(model: Any, name: str, stem: str) -> File:
+    """A Keras model or layer, or a plain function of images, as one that is loaded.
+
+    Args:
+      model: Itself.
+      name: What messages call it.
+      stem: What its results are named after.
+    """
+    if isinstance(model, keras.Layer) and not isinstance(model, keras.Model):
+        model = adapters.Function(model)._call
+    return File(name, model, stem)
 
 
 def _saved_model(path: pathlib.Path) -> File:
