@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -71,7 +72,7 @@ def load(ckpt: str, flag: str = "--ckpt") -> File:
     """
     path = pathlib.Path(ckpt)
     if is_function(ckpt):
-        return _of_function(ckpt)
+        return _of_function(ckpt, flag)
     if path.is_dir():
         return _saved_model(path)
     return File(str(path), keras_file(path, flag), path.stem)
@@ -89,14 +90,15 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
             f"{path} is no {path.suffix} file that can be loaded here: it is "
             "truncated, or something else with that name; copy or save it again."
         )
-    if is_h5:
-        with h5py.File(path) as file:
-            if "model_config" not in file.attrs:
-                raise _weights_alone(path)
     try:
-        if not is_h5:
-            keras_files.check_size(path)
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        keras_files.check_size(path)
+        if is_h5:
+            with h5py.File(path) as file:
+                if "model_config" not in file.attrs:
+                    raise _weights_alone(path)
+        with warnings.catch_warnings():  # What weights it lacks would stay random.
+            warnings.filterwarnings("error", "Skipping nested container")
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except InputError:
         raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
@@ -137,17 +139,28 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
     )
 
 
-def _of_function(name: str) -> File:
+def _of_function(name: str, flag: str) -> File:
     """What a function of the user's own returns."""
-    made = reading.called(name, reading.own_function(name, "--ckpt"), "a model")
+    made = reading.called(name, reading.own_function(name, flag), "a model")
     if not callable(made):
         raise InputError(
-            f"--ckpt={name} must return a Keras model, or a function of images "
+            f"{flag}={name} must return a Keras model, or a function of images "
             f"[batch, height, width, channels]; it returned {type(made).__name__}."
         )
-    if isinstance(made, keras.Layer) and not isinstance(made, keras.Model):
-        made = adapters.Function(made)._call
-    return File(f"--ckpt={name}", made, re.sub(r"[.:]", "-", name))
+    return of_object(made, f"{flag}={name}", re.sub(r"[.:]", "-", name))
+
+
+def of_object(model: Any, name: str, stem: str) -> File:
+    """A Keras model or layer, or a plain function of images, as one that is loaded.
+
+    Args:
+      model: Itself.
+      name: What messages call it.
+      stem: What its results are named after.
+    """
+    if isinstance(model, keras.Layer) and not isinstance(model, keras.Model):
+        model = adapters.Function(model)._call
+    return File(name, model, stem)
 
 
 def _saved_model(path: pathlib.Path) -> File:
