@@ -66,6 +66,7 @@ setuptools.setup(
     },
     entry_points={
         "console_scripts": [
+            "mtr_tf = mtr_tf.__main__:run",
             "mtr-train = mtr_tf.train:run",
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",
