@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import pathlib
 import sys
+import sysconfig
 
 import mtr_tf
 from mtr_tf import errors
@@ -24,7 +25,16 @@ def listing() -> str:
         file = pathlib.Path(__file__).with_name(f"{name}.py")
         about = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
         lines.append(f"  {name:10} {about.splitlines()[0]}")
+    lines += ["", f"Pages are in {_shared('docs')}, flagfiles in {_shared('flags')}."]
     return "\n".join(lines)
+
+
+def _shared(folder: str) -> pathlib.Path:
+    """Where what messages call by that name is: in the repository, or installed."""
+    repository = pathlib.Path(__file__).parents[1]
+    if (repository / "setup.py").exists():
+        return repository / folder
+    return pathlib.Path(sysconfig.get_path("data"), "share", "mtr_tf", folder)
 
 
 def run() -> None:
