@@ -42,6 +42,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
 from mtr_tf.show import tiles
+from mtr_tf.show.text import markdown as escaped
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
@@ -245,7 +246,7 @@ def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
-    texts = {name: _text(value) for name, value in settings.items()}
+    texts = {name: _text(v).replace("`", "'") for name, v in settings.items()}
     rows = [(name, text and f"`{text}`") for name, text in texts.items()]
     return _markdown([("setting", "value"), *rows])
 
@@ -568,9 +569,9 @@ def write_study(
       verdicts: The table's rows, the first its head.
       folder: Of the run; what an earlier report has left there is removed.
     """
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in verdicts]
+    rows = [list(map(escaped, row)) for row in verdicts]
     with Board(folder, anew=True) as board:
-        board.text("verdicts", _markdown(escaped))
+        board.text("verdicts", _markdown(rows))
         for path, about in plots.items():
             name = path.stem.replace("-", "/", 1)  # Groups of TensorBoard.
             board.picture(name, _pixels(path), about=about)

@@ -32,6 +32,8 @@ from mtr_tf.training import schedules
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.step import Learner
 
+MOST_STEPS = 10**9  # Of a run: TensorFlow counts them in 32 bits.
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
