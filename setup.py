@@ -22,7 +22,7 @@ setuptools.setup(
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
     package_data={
-        "mtr_tf": ["py.typed"],
+        "mtr_tf": ["py.typed", "*.pyi"],
         "mtr_tf.study": ["files/*.toml"],
         "mtr_tf.study.report": ["templates/*"],
     },
@@ -48,6 +48,9 @@ setuptools.setup(
         "test": [
             "dill>=0.3.8",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",  # Notebooks are run in a test.
+            "nbclient>=0.10",
+            "pandas>=2.2",  # For Results.to_pandas.
             "pytest>=8",
             "pytest-xdist>=3.5",
             "scikit-image>=0.24",  # The released code resizes with it.
@@ -70,6 +73,7 @@ setuptools.setup(
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",
             "mtr-convert = mtr_tf.convert:run",
+            "mtr-export = mtr_tf.export:run",
             "mtr-reproduce = mtr_tf.reproduce:run",
         ]
     },
