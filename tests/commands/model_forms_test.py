@@ -867,12 +867,13 @@ def built_by_a_module_that_is_not_there():
     return "form_data:functional"
 
 
-def run(form: Form, ckpt: str) -> dict[tuple[str, str], float]:
+def run(form: Form, ckpt: str, dataset: str = "") -> dict[tuple[str, str], float]:
     """Runs the command; {(task, metric): clean value}."""
     values = flags.FlagValues()
     cli_flags.define(AttackConfig, values)
     usual = ("--attack=fgsm", "--eps=4", "--steps=1", "--name=test", "--nochecks")
-    given = (f"--dataset=forms_data:{form.data}", f"--ckpt={ckpt}", *usual)
+    dataset = dataset or f"forms_data:{form.data}"
+    given = (f"--dataset={dataset}", f"--ckpt={ckpt}", *usual)
     values(["mtr_tf.attack", *given, "--attack_tasks=all", *form.flags])
     attack.main(cli_flags.read(AttackConfig, values))
     (path,) = pathlib.Path("runs").glob("*/attacks/test/results.json")
@@ -923,3 +924,71 @@ def test_each_form_is_attacked_as_asked_or_refused(name, caplog):
     for key, value in expected.items():
         assert clean[key] == pytest.approx(value, abs=2e-3), key
     assert form.said in caplog.text
+
+
+# Nets that nobody here made, or that were found to fail.
+
+PNET = pathlib.Path(__file__).parent / "pnet" / "pnet_list.keras"  # See its LICENSE.
+FACES = '''
+"""Noise of 128x128; where it is light, there is a "face"."""
+import numpy as np
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (4, 8, 8)).repeat(16, 1).repeat(16, 2)
+    noise = rng.integers(0, 100, (4, 128, 128, 3))
+    images = (noise + 150 * labels[..., None]).astype(np.uint8)
+    targets = [{"seg": label} for label in labels]
+    return {"validation": list(zip(images, targets)), "classes": ["other", "face"]}
+'''
+
+
+def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
+    """The PNet of PyPI mtcnn 1.0.0, whose scores are probabilities at 59x59."""
+    (place / "faces.py").write_text(FACES)
+    form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
+    clean = run(form, str(PNET), "faces:examples")
+    assert "seg is 59x59, and its logits are resized to 128x128" in caplog.text
+    assert "logits before its softmax" in caplog.text
+
+    data = importlib.import_module("faces").examples()["validation"]
+    images = np.stack([image for image, _ in data]).astype(np.float32) / 255
+    _, scores = keras.saving.load_model(PNET, compile=False)(2 * images - 1)
+    # Logs of probabilities are logits but for one number per place.
+    logits = tf.image.resize(tf.math.log(scores), (128, 128))
+    labels = np.stack([targets["seg"] for _, targets in data])
+    score = np.mean(np.argmax(logits, -1) == labels)
+    assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dict_aux_head", "list_named_layers"])
+def test_the_cases_of_other_outputs(place, name):
+    path = CASES / f"{name}.keras"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    text = DATA.replace("SIZE, COUNT = 16, 4", "SIZE, COUNT = 32, 4")
+    (place / "forms_32.py").write_text(text.replace('"mine"', '"mine32"'))
+    clean = run(Form(lambda: "", {}), str(path), "forms_32:rgb")
+    images, labels = importlib.import_module("forms_32").images()
+    images = images.astype(np.float32) / 255
+    outputs = keras.saving.load_model(path, compile=False)(images)
+    mask, far = (
+        (outputs["seg"], outputs["depth"]) if isinstance(outputs, dict) else outputs
+    )
+    score = np.mean(np.argmax(mask, -1) == labels)
+    assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=2e-3)
+    error = np.mean(np.abs(far - 4 * images[..., :1]))
+    assert clean["depth", "mae"] == pytest.approx(error, abs=2e-3)
+    assert {task for task, _ in clean} == {"seg", "depth"}
+
+
+@pytest.mark.slow
+def test_the_case_of_a_net_saved_by_an_older_version():
+    path, folder = CASES / "camvid_std.keras", CASES.parent / "camvid"
+    if not (path.exists() and folder.is_dir()):
+        pytest.skip(f"{path} or {folder} is not there")
+    given = ("--image_size=32x48", f"--data_dir={folder}", "--num_examples=4")
+    clean = run(Form(lambda: "", {}, given), str(path), "camvid")
+    assert {task for task, _ in clean} == {"seg", "autoencoder"}
