@@ -5,7 +5,7 @@
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
              picture/NAME                                         painted examples
              unit                                                 what intervals draw
-             still                                                images that did not move
+             still                                                what did not move
 
 Reading needs no TensorFlow.
 """
