@@ -54,7 +54,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     directory.check_workdir(workdir, config, resume)  # Before anything is computed.
     job = job_lib.resolve(config)
     with files.locked(workdir):
-        directory.begin(workdir, config, resume, job.tasks)
+        directory.begin(workdir, config, resume, job.tasks, job.source.info.ranges)
         _run(job, workdir)
 
 
@@ -110,6 +110,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
             if step == total:
                 with files.whole_file(workdir / "model.keras") as beside:
                     learner.model.save(beside)
+                files.settle(workdir)
 
 
 def _is_whole(path: pathlib.Path) -> bool:
