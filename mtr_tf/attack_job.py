@@ -61,6 +61,9 @@ from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
 
+# Settings that older folders were not named with, where they say nothing.
+_LATER = ("attack_channels",)
+
 
 def attack(config: AttackConfig) -> str:
     """Runs what is not finished, writes the folder, returns the text to print.
@@ -267,14 +270,17 @@ def resolve(
         if config.fast:
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
+    count = min(config.num_examples or len(columns), len(columns))
+    replicas = strategy.num_replicas_in_sync
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
         info=source.info,
         columns=columns,
-        num_examples=min(config.num_examples or len(columns), len(columns)),
+        num_examples=count,
         strategy=strategy,
-        batch_size=config.batch_size,
+        # A batch is not larger than what there is: it would be filled up with nothing.
+        batch_size=min(config.batch_size, -(-count // replicas) * replicas),
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
@@ -366,6 +372,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
+    facts = {name: v for name, v in facts.items() if v or name not in _LATER}
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
@@ -392,6 +399,6 @@ def _provenance(
         data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
         tasks=subject.tasks,
         seed=config.seed,
-        batch_size=config.batch_size if subject.random else None,
+        batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
     )

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
@@ -251,7 +252,7 @@ def make_evaluator(
     settings: dict[str, Any] = {}
     if cell:
         settings = {
-            "attack": attack or cell.build(),
+            "attack": attacks.on_channels(attack or cell.build(), cell.threat.channels),
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,

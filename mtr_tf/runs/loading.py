@@ -162,7 +162,8 @@ def load_run(
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
-        near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
+        found = path.parent.glob("*/config.json")
+        near = sorted(file.parent.name for file in found if file.is_file())
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
