@@ -53,6 +53,10 @@ DAMAGED = (
 
 _MOST_UNPACKED = 20  # Times the size of a zip file of weights.
 _SMALL = 2**26  # Bytes that any zip file may have inside.
+_FORMULA = tuple(
+    "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
+    "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
+)
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -287,7 +291,11 @@ def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(words: str) -> str:
     """Words that no spreadsheet takes for a formula."""
-    return f"'{words}" if words.startswith(tuple("=+-@\t\r\n")) else words
+    return f"'{words}" if words.startswith(_FORMULA) else words
+
+
+class InUse(InputError):
+    """Another process holds a directory."""
 
 
 @contextlib.contextmanager
@@ -297,7 +305,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     What killed processes have left in it (but not in folders of it) goes.
 
     Raises:
-      InputError: another process holds it.
+      InUse: another process holds it.
     """
     with write_errors_explained(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -307,7 +315,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             lock(file)
         except BlockingIOError as error:
             file.seek(0)
-            raise InputError(
+            raise InUse(
                 f"the run directory {workdir} is in use by another process (pid "
                 f"{file.read().strip() or 'unknown'}); wait for it, stop it, or give "
                 "another directory."

@@ -41,7 +41,9 @@ def test_lists_tables_and_intervals_become_plain_columns(tmp_path):
     assert (tmp_path / "b.csv").read_text() == "a,b\n"
 
 
-@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize(
+    "sign", ["=", "+", "-", "@", "\t", "\r", "\N{FULLWIDTH EQUALS SIGN}"]
+)
 def test_texts_are_no_formulas_and_numbers_stay(tmp_path, sign):
     formula = f"{sign}HYPERLINK(1)"
     record = {"text": formula, "list": [formula], "table": {formula: 1}, "number": -0.5}

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
@@ -37,10 +38,14 @@ from mtr_tf.tasks.groups import parse_groups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2)."""
+    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2).
+
+    Of these channels of the images alone; of all where `channels` is empty.
+    """
 
     norm: str = "linf"
     eps: float
+    channels: tuple[int, ...] = ()
 
     @property
     def unit(self) -> int:
@@ -249,6 +254,8 @@ class Cell:
         parts = [self.attack.name, "+".join(goal.losses)]
         parts += [goal.balance] if goal.balance != "sum" else []
         parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
+        of_channels = "+".join(map(str, self.threat.channels))
+        parts += [f"channels{of_channels}" if of_channels else ""]
         parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
         return "-".join(part for part in parts if part)
 
@@ -331,6 +338,12 @@ class Cell:
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
+        channels.check(self.threat.channels, image_shape[2])
+        if self.threat.channels and self.attack.scale:
+            raise InputError(
+                f"--attack_channels does not hold for --attack={self.attack.name}, "
+                "which is not bounded; give another attack, or leave it out."
+            )
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
@@ -387,6 +400,8 @@ class Cell:
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
         flat |= dataclasses.asdict(self.attack)
         flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
+        if not self.threat.channels:  # Cells are known by what they had before.
+            del flat["channels"]
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -417,7 +432,7 @@ def make_cells(
     ):
         kind = KINDS[attack]
         cell = Cell(
-            threat=Threat(norm=config.norm, eps=eps),
+            threat=Threat(norm=config.norm, eps=eps, channels=config.attack_channels),
             objective=ObjectiveSettings(
                 tasks=group,
                 losses=() if loss == OWN_LOSS else tuple(loss.split("+")),

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import attacks
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
 from mtr_tf.data import batching
@@ -117,7 +118,7 @@ def run(
     """
     plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
     results = {
-        cell: result
+        cell: store.filed(result)  # All of them would fill the memory.
         for cell in plain
         if (not predictions or predictions.complete(store.label(cell)))
         and (result := store.read(cell))
@@ -162,8 +163,9 @@ def run(
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]
-            results[cell] = _worst(subject, cell, of_members)
-            store.write(results[cell])  # For its rows: it is always combined anew.
+            result = _worst(subject, cell, of_members)
+            store.write(result)  # For its rows: it is always combined anew.
+            results[cell] = store.filed(result)
             if predictions:
                 _choose(predictions, store, cell, of_members)
     return results[None], [results[cell] for cell in cells]
@@ -229,7 +231,17 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
+        still=_still(choice, results),
     )
+
+
+def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
+    """Which images the chosen attacks left as they were; None if that is not known."""
+    of_each = [result.still for result in results]
+    known = [still for still in of_each if still is not None]
+    if len(known) < len(of_each):
+        return None
+    return np.stack(known)[choice, np.arange(len(choice))]
 
 
 def _advance(
@@ -256,7 +268,7 @@ def make_evaluator(
     settings: dict[str, Any] = {}
     if cell:
         settings = {
-            "attack": attack or cell.build(),
+            "attack": attacks.on_channels(attack or cell.build(), cell.threat.channels),
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,
@@ -291,6 +303,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.aimed,
         evaluation.before,
         subject.units.of,
+        evaluation.still,
     )
 
 
@@ -298,9 +311,10 @@ def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     """The first examples as bytes, each task by its own colours; see `Result`."""
     adversarial = examples.adversarial
     outputs = examples.clean if adversarial is None else examples.attacked
-    pictures = {"image": palettes.image_to_rgb(examples.image)}
+    pictures = {"image": palettes.image_to_rgb(palettes.three_channels(examples.image))}
     if adversarial is not None:
-        change = adversarial - examples.image
+        adversarial = palettes.three_channels(adversarial)
+        change = adversarial - palettes.three_channels(examples.image)
         magnify = palettes.magnification(change[:PAINTED])
         pictures["adversarial"] = palettes.image_to_rgb(adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)

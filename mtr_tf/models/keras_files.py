@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size of a `.keras` file of others is looked at before it is loaded."""
+"""The size of a `.keras` or `.h5` file of others, looked at before it is loaded."""
 
 from __future__ import annotations
 
@@ -20,20 +20,32 @@ def check_size(path: pathlib.Path) -> None:
     Both the archive and the HDF5 file in it can be packed: a few megabytes of either
     may become gigabytes.
 
+    Args:
+      path: Of a `.keras` file, or of a plain HDF5 file.
+
     Raises:
       Exception: Nearly any kind; the file is damaged.
     """
+    if h5py.is_hdf5(path):
+        packed = path.stat().st_size
+        files.check_unpacked_size(_unpacked(str(path)), packed, str(path))
+        return
     files.check_unpacked(path)
     with zipfile.ZipFile(path) as archive:
         if _WEIGHTS not in archive.namelist():
             return
         stored = archive.read(_WEIGHTS)
-    size = 0
+    files.check_unpacked_size(_unpacked(io.BytesIO(stored)), len(stored), str(path))
+
+
+def _unpacked(place: str | io.BytesIO) -> int:
+    """How many bytes the arrays of an HDF5 file have; none is read."""
+    sizes = []
 
     def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        nonlocal size
-        size += item.nbytes if isinstance(item, h5py.Dataset) else 0
+        if isinstance(item, h5py.Dataset):
+            sizes.append(item.nbytes)
 
-    with h5py.File(io.BytesIO(stored), "r") as weights:
+    with h5py.File(place, "r") as weights:
         weights.visititems(add)  # Which follows no link out of the file.
-    files.check_unpacked_size(size, len(stored), str(path))
+    return sum(sizes)

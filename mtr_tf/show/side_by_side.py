@@ -18,6 +18,7 @@ from mtr_tf.errors import did_you_mean
 from mtr_tf.show import curves
 from mtr_tf.show import style
 from mtr_tf.show import tables
+from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import plain
 
 Record = Mapping[str, Any]
@@ -470,9 +471,12 @@ def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
 
 def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as Markdown."""
-    parts = [f"**{one.title}**\n\n{tables.markdown(one.rows())}" for one in comparisons]
+    shown = [(one.title, one.rows()) for one in comparisons]
     for model, rows in _joint(comparisons, models):
-        parts.append(f"**{model.label}: {_JOINT}**\n\n{tables.markdown(rows)}")
+        shown.append((f"{model.label}: {_JOINT}", rows))
+    parts = [
+        f"**{escaped(title)}**\n\n{tables.markdown(rows)}" for title, rows in shown
+    ]
     return "\n\n".join([*parts, _CAUTION])
 
 

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from mtr_tf import files
 from mtr_tf.evaluation import resampling
+from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import plain
 
 Record = Mapping[str, Any]
@@ -64,7 +65,7 @@ def aligned(
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table of Markdown; the first is its head, first columns stand left."""
-    head, *others = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    head, *others = (list(map(escaped, row)) for row in rows)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -89,7 +90,8 @@ def printed(
     if form == "csv":
         return files.csv_text(records).rstrip()
     if form == "markdown":
-        return f"{title}\n\n{markdown(_rows(records))}"
+        lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
+        return "\n".join(lines)
     return text(title, records, folder)
 
 

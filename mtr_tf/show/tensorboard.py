@@ -37,14 +37,15 @@ from PIL import ImageDraw
 from PIL import ImageFont
 from tensorboard.plugins.hparams import api as hp
 
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
-from mtr_tf.tasks import TASKS
+from mtr_tf.show import tiles
+from mtr_tf.show.text import markdown as escaped
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
-from mtr_tf.tasks import task_set
 
 EXAMPLES = 2  # In each picture.
 _TILE = 128  # Tiles are scaled up to at least so many pixels a side.
@@ -119,9 +120,15 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
 def describe(
     tag: str,
     units: Mapping[str, str] | None = None,
-    tasks: Mapping[str, Task] = TASKS,
+    tasks: Mapping[str, Task] | None = None,
 ) -> str:
-    """What a number is, its unit (`units`: the data set's), which way is better."""
+    """What a number is, its unit (`units`: the data set's), which way is better.
+
+    Args:
+      tag: Such as `seg/miou`.
+      units: By task, the data set's.
+      tasks: Those that there are; None: the eleven.
+    """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
     if tag == "total/loss":
@@ -129,11 +136,12 @@ def describe(
     name, measure = tag.split("/")
     if measure.startswith("weight_"):
         return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
-    task = tasks[name]
+    task = (tasks_lib.TASKS if tasks is None else tasks)[name]
     metric = next(metric for metric in task.metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
-    kind = f" ({task.loss.__name__.replace('_', ' ')})" if measure == "loss" else ""
+    called = getattr(task.loss, "__name__", type(task.loss).__name__)
+    kind = f" ({called.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
     same = {"loss", _TWINS.get(task.loss)}
     if measure in same and same <= {metric.name for metric in task.metrics}:
@@ -156,33 +164,38 @@ def pictures(
     Args:
       examples: As `Evaluator.run(keep_examples=...)` returns them; without an attack
         the last two columns are left out.
-      tasks: Which to paint, each by its own colours.
+      tasks: Which to paint, each by its own colours; names are those of the eleven.
       info: The data set's `DatasetInfo`.
       epsilon: The l-inf radius in [0, 1] that the perturbation's colours span; None or
         0: the largest change of a pixel in all examples.
     """
     return {
-        f"{name}/pictures": _columns(examples, task, info, epsilon)
-        for name, task in task_set(tasks).items()
+        f"{task.name}/pictures": _columns(examples, task, info, epsilon)
+        for task in tasks_lib.task_set(tasks).values()
     }
 
 
 def _columns(
     examples: Examples, task: Task, info: Any, epsilon: float | None
 ) -> Columns:
-    to_rgb, name = task.to_rgb, task.name
+    def painted(values: Mapping[str, np.ndarray], mask=None) -> np.ndarray:
+        size = examples.image.shape[1:3]
+        return tiles.paint(task, values[task.name], info, mask, size)
+
     columns = {
-        "image": palettes.image_to_rgb(examples.image),
-        "target": to_rgb(examples.targets[name], info, examples.masks[name]),
+        "image": palettes.image_to_rgb(palettes.three_channels(examples.image)),
+        "target": painted(examples.targets, examples.masks[task.name]),
     }
     if examples.clean:
-        columns["clean output"] = to_rgb(examples.clean[name], info, output=True)
+        columns["clean output"] = painted(examples.clean)
     if examples.adversarial is not None:
         change = examples.adversarial - examples.image
         factor = palettes.magnification(change, epsilon)
-        columns["attacked output"] = to_rgb(examples.attacked[name], info, output=True)
+        columns["attacked output"] = painted(examples.attacked)
         heading = f"perturbation x{factor:.0f}"
-        columns[heading] = palettes.perturbation_rgb(change, factor)
+        columns[heading] = palettes.perturbation_rgb(
+            palettes.three_channels(change), factor
+        )
     return columns
 
 
@@ -237,7 +250,7 @@ def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
-    texts = {name: _text(value) for name, value in settings.items()}
+    texts = {name: _text(v).replace("`", "'") for name, v in settings.items()}
     rows = [(name, text and f"`{text}`") for name, text in texts.items()]
     return _markdown([("setting", "value"), *rows])
 
@@ -269,7 +282,12 @@ def _text(value: Any) -> str:
 class Board:
     """One run of TensorBoard: the event file of a folder, written to until closed."""
 
-    def __init__(self, folder: pathlib.Path, anew: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        anew: bool = False,
+        tasks: Mapping[str, Task] | None = None,
+    ):
         """Begins a file.
 
         Args:
@@ -277,7 +295,9 @@ class Board:
           anew: Remove those that earlier boards with `anew` have left in the folder;
             the files of a training, which goes on after a stop, are never removed
             here (see `event_files`).
+          tasks: Those of the numbers; None: they are of the eleven.
         """
+        self._tasks = tasks
         mark = _MARK if anew else ""
         if anew:
             _remove_earlier(folder)
@@ -299,7 +319,6 @@ class Board:
         step: int,
         about: str = "",
         units: Mapping[str, str] | None = None,
-        tasks: Mapping[str, Task] = TASKS,
     ) -> None:
         """Writes each number that is not NaN.
 
@@ -308,10 +327,9 @@ class Board:
           step: Of training, or what stands for it.
           about: Added to each number's description: over which images, for example.
           units: Those of the data set's `DatasetInfo`.
-          tasks: Those that the tags name.
         """
         for tag, value in values.items():
-            description = f"{describe(tag, units, tasks)} {about}".strip()
+            description = f"{describe(tag, units, self._tasks)} {about}".strip()
             self.number(tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
@@ -369,7 +387,7 @@ def write_attacks(
     folder: pathlib.Path,
     units: Mapping[str, str] | None = None,
     plots: Mapping[str, pathlib.Path] | None = None,
-    tasks: Mapping[str, Task] = TASKS,
+    tasks: Mapping[str, Task] | None = None,
 ) -> None:
     """Writes the run of a sweep; those of an earlier one are removed first.
 
@@ -380,7 +398,7 @@ def write_attacks(
       folder: Of the run.
       units: Those of the data set's `DatasetInfo`.
       plots: {name: PNG file}, shown first where they are there.
-      tasks: Those that were looked at.
+      tasks: Those that were looked at; None: the eleven.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
@@ -557,9 +575,9 @@ def write_study(
       verdicts: The table's rows, the first its head.
       folder: Of the run; what an earlier report has left there is removed.
     """
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in verdicts]
+    rows = [list(map(escaped, row)) for row in verdicts]
     with Board(folder, anew=True) as board:
-        board.text("verdicts", _markdown(escaped))
+        board.text("verdicts", _markdown(rows))
         for path, about in plots.items():
             name = path.stem.replace("-", "/", 1)  # Groups of TensorBoard.
             board.picture(name, _pixels(path), about=about)

@@ -91,6 +91,20 @@ def numbers_in_words(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
 
 
+def markdown(words: str) -> str:
+    """Words within a line of Markdown: no HTML, no bars of a table, no links."""
+    words = re.sub(r"&(?=#?\w+;)", "&amp;", words.replace("\\", "\\\\"))
+    words = words.replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
+    return " ".join(words.splitlines())
+
+
+def markdown_paragraph(words: str) -> str:
+    """Words that begin a line of Markdown: no heading, list, fence or reference."""
+    words = markdown(words).strip()
+    words = re.sub(r"^(\d+)([.)])", r"\1\\\2", words)
+    return re.sub(r"^([#>*+=~`\[-])", r"\\\1", words)
+
+
 def identifier(*parts: str) -> str:
     """An `id` of any words: `curve-pgd50-seg`. Different words may give the same."""
     words = "-".join(part.replace("+", "_and_") for part in parts)

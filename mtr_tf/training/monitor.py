@@ -164,13 +164,13 @@ class Monitor:
         )
         for place in ("train", "validation", "validation/adversarial"):
             event_files.keep_until(workdir / place, first)
-        self._train = Board(workdir / "train")
-        self._validation = {"clean": Board(workdir / "validation")}
+        self._train = Board(workdir / "train", tasks=tasks)
+        self._validation = {"clean": Board(workdir / "validation", tasks=tasks)}
         images = f"On the first {self._count} images of validation"
         self._about = {"clean": f"{images}."}
         if config.eval_eps:
             folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = Board(folder)
+            self._validation["adversarial"] = Board(folder, tasks=tasks)
             self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
         self._validation["clean"].settings(config.to_dict())
         self._validation["clean"].hparams(
@@ -194,9 +194,7 @@ class Monitor:
         )
         speed = steps_per_second * self._config.batch_size
         about = "Mean over the training images since the last point."
-        self._train.scalars(
-            scalars, step, about, units=self._info.units, tasks=self.tasks
-        )
+        self._train.scalars(scalars, step, about, units=self._info.units)
         optimizer = {
             "optimizer/learning_rate": float(self._rate(step - 1)),
             "optimizer/examples_per_second": speed,
@@ -244,11 +242,7 @@ class Monitor:
         for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
             self._validation[kind].scalars(
-                scalars,
-                step,
-                self._about[kind],
-                units=self._info.units,
-                tasks=self.tasks,
+                scalars, step, self._about[kind], units=self._info.units
             )
         pictures = tensorboard.pictures(
             present(evaluation.examples, "examples"),

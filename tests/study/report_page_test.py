@@ -18,7 +18,7 @@ from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.plots import Plot
 from mtr_tf.study.report.verdicts import Row
 
-HOSTILE = "<script>alert('1')</script> & \"|\" &lt; [a](javascript:b)\nnext"
+HOSTILE = "<script>alert('1')</script> & \"|\" &lt; \\| [a](javascript:b)\nnext `"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def content() -> page.Content:
     return page.Content(
         study=study,
         cells=[cell],
-        provenance={"command": "run", "versions": {"a": HOSTILE}},
+        provenance={"command": HOSTILE, "versions": {"a": HOSTILE}},
         verdicts=[dataclasses.replace(row, plot=curve.id)],
         images=HOSTILE,
         curves=[curve],
@@ -78,9 +78,24 @@ def test_no_text_becomes_html_a_link_or_a_column_of_the_markdown(content):
     assert "](javascript" not in words
     assert "&amp;lt;" in words
     for table in re.findall(r"(?:^\|.*\n)+", words, re.MULTILINE):
-        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        plain = table.replace("\\\\", "")  # Each is a backslash that is shown.
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in plain.splitlines()}
         assert len(bars) == 1, table
     assert len(re.findall(r"^\|( --- \|)+$", words, re.MULTILINE)) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["# heading", "- item", "+ item", "> quote", "```", "~~~", "1. item", "2) item"]
+    + ["===", "---", "* * *", "[a]: javascript:b", "    code", "| a | b |", "<b>"],
+)
+def test_paragraphs_stay_paragraphs(content, words):
+    study = dataclasses.replace(content.study, about=words)
+    page_of = page.markdown(dataclasses.replace(content, study=study))
+    (line,) = re.findall(r"^# Study .*\n\n(.*)\n\n\| what \|", page_of)
+    assert re.match(r"\d?\\|&lt;|[a-z]", line)
+    unescaped = re.sub(r"\\(.)", r"\1", line).replace("&lt;", "<")
+    assert unescaped == words.strip()  # What a reader sees.
 
 
 def test_pictures_are_made_narrow():

@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import re
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -31,6 +30,10 @@ from mtr_tf.study.report.plots import Plot
 Cell = Mapping[str, Any]
 _K = TypeVar("_K")
 _V = TypeVar("_V")
+
+
+class Code(str):
+    """A command, which Markdown shows as one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Content:
         versions = ", ".join(f"{k} {v}" for k, v in facts.get("versions", {}).items())
         count = f"{len(self.done)} of {len(self.cells)} done"
         return [
-            ("command", Markup("`{}`").format(_command(facts.get("command", "")))),
+            ("command", Code(_command(facts.get("command", "")))),
             ("seeds", ", ".join(map(str, self.study.seeds))),
             ("cells", f"{count}, in {_seconds(self.done)} of processes"),
             ("commits of the cells", facts.get("commits of the cells", none)),
@@ -294,24 +297,35 @@ def _data_url(content: bytes, kind: str) -> str:
 # Templates.
 
 
-def _markdown_text(value: Any) -> Any:
+def _markdown_text(value: Any) -> Markup:
     """Words that are neither HTML nor a table's bars nor links in Markdown."""
     if isinstance(value, Markup):
         return value
-    words = re.sub(r"&(?=#?\w+;)", "&amp;", str(value)).replace("<", "&lt;")
-    words = words.replace("|", "\\|").replace("](", "]\\(")
-    return Markup(" ".join(words.splitlines()))
+    words = text.markdown(str(value))
+    if isinstance(value, Code):
+        words = "`{}`".format(words.replace("`", "'"))
+    return Markup(words)
+
+
+def _markdown_paragraph(value: Any) -> Markup:
+    """Words that begin a line, which must be a paragraph."""
+    return Markup(text.markdown_paragraph(str(value)))
 
 
 _WORDS: dict[str, Any] = {
+    "ALGEBRA": verdicts.ALGEBRA,
+    "CODES": verdicts.CODES,
     "EFFECTS": verdicts.EFFECTS,
+    "MEANING": verdicts.MEANING,
     "NONE": text.NONE,
     "RULES": claims.RULES,
 }
 _FILTERS: dict[str, Any] = {
+    "answer": verdicts.answer,
     "cell_name": _cell_name,
     "data_url": _data_url,
     "flat": _flat,
+    "paragraph": _markdown_paragraph,
     "picture": _picture,
     "ranked": _ranked,
     "seconds": _seconds,
