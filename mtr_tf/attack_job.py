@@ -276,7 +276,7 @@ def resolve(
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
-            config, run, source_run, source.info, columns, tasks, attacked
+            config, run, source_run, source.info, columns, names, attacked
         )
         surrogate = source_run.model if source_run else None
         if config.fast:
@@ -317,7 +317,7 @@ def resolve(
             folder / "predictions",
             source.info,
             columns,
-            tasks,
+            names,
             subject.num_examples,
         )
     return Job(

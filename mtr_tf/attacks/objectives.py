@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -527,7 +528,8 @@ def _checked_weights(
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         least, most = checks.WEIGHTS
-        if not real or (weight != 0 and not least <= abs(weight) <= most):
+        size = abs(float(weight)) if real else math.nan
+        if size != 0 and not least <= size <= most:
             raise InputError(
                 f"Weights are 0 or of size {least:g} to {most:g}, got {weight!r} for "
                 f"{name!r}."

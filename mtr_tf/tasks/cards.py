@@ -19,7 +19,7 @@ _PALE, _EDGE = (230, 230, 230), (120, 120, 120)
 
 def card(
     names: Sequence[str],
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     texts: Sequence[str],
     size: tuple[int, int],
     span: tuple[float, float] = (0.0, 1.0),

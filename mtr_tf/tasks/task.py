@@ -346,7 +346,8 @@ def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
         shares = _softmax(value)
         order = np.argsort(-shares, kind="stable")[:3]
     elif task.kind == "labels":
-        shares = 1 / (1 + np.exp(-np.float64(value))) if output else np.float64(value)
+        shares = np.asarray(value, np.float64)
+        shares = 1 / (1 + np.exp(-shares)) if output else shares
         names = task.classes or tuple(map(str, range(len(shares))))
         order = np.argsort(-shares, kind="stable")[: cards.LINES]
         if len(shares) <= cards.LINES:
@@ -358,7 +359,7 @@ def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
 
 
 def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
-    numbers = np.float64(value)
+    numbers = np.asarray(value, np.float64)
     unit = info.units.get(task.name, task.unit)
     names = [unit or task.name] if len(numbers) == 1 else map(str, range(len(numbers)))
     finite = numbers[np.isfinite(numbers)]
@@ -378,7 +379,7 @@ def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(np.float64(logits) - np.max(logits))
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits))
     return powers / powers.sum()
 
 
