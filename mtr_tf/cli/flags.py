@@ -117,7 +117,7 @@ def _convert(name: str, text: str, of: type) -> str | int | float:
         ) from error
 
 
-_KINDS = {
+_KINDS: dict[type, str] = {
     bool: "true or false",
     type(None): "true or false",
     int: "a whole number",

@@ -159,7 +159,7 @@ def run(
             )
             result = _result(subject, cell, evaluation)
             store.write(result, evaluation.examples)
-            results[cell] = result
+            results[cell] = store.filed(result)
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]

@@ -213,8 +213,9 @@ class Runner:
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, queue.DONE)
-        if type(seconds) in (int, float) and seconds > 0 and marker.get("whole"):
-            self.clock.add(cell, seconds)
+        measured = isinstance(seconds, int | float) and seconds > 0
+        if measured and marker.get("whole"):
+            self.clock.add(cell, float(seconds))
 
     def _set_failed(self, cell: Cell, error: str) -> None:
         self._errors[cell.folder] = error

@@ -111,6 +111,12 @@ def resolve(config: TrainConfig) -> Job:
     augment = Augment(config.flip, config.parsed_crop)
     augment.check(*source.info.image_shape[:2], tasks)
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
+    if config.epochs * per_epoch > MOST_STEPS:
+        raise InputError(
+            f"--epochs must make at most {MOST_STEPS} steps in all, got "
+            f"{config.epochs} of {per_epoch} steps; take fewer, or a larger "
+            "--batch_size."
+        )
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
         model = building.new_model(config, source.info)

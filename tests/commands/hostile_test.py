@@ -19,10 +19,13 @@ import sys
 
 import pytest
 
+from mtr_tf import attack_job
 from mtr_tf import models
 from mtr_tf.cli import startup
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.runs import directory
+from mtr_tf.training import job
 
 RECORD = {
     "attack": "pgd",
@@ -412,6 +415,23 @@ def test_one_sentence_and_nothing_left(row, ask, place):
     assert last.endswith((".", "?"))
     assert not any(text.startswith("Traceback") for text in above), said
     assert listing(place) == before
+
+
+def test_epochs_that_make_too_many_steps(ask, place, monkeypatch, camvid_dir):
+    monkeypatch.setattr(job, "MOST_STEPS", 100)
+    flags = f"--dataset=camvid --data_dir={camvid_dir} --tasks=seg --image_size=32x40"
+    code, said = ask(f"train {flags} --model=tiny --batch_size=4 --workdir=new")
+    last = said.splitlines()[-1]
+    assert last.startswith("error: --epochs must make at most 100 steps in all, got 20")
+    assert code == 1
+    assert not (place / "new").exists()
+
+
+def test_a_batch_is_not_larger_than_the_images(place):
+    config = AttackConfig(
+        ckpt=str(place / "run"), batch_size=10**9, num_examples=3, deterministic=False
+    )
+    assert attack_job.resolve(config).subject.batch_size == 3
 
 
 def test_the_list_is_long():

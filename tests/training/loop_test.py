@@ -42,6 +42,15 @@ def test_the_timetable():
     assert later.stop_after(7) == 8
 
 
+def test_a_compiled_call_has_a_limit_of_steps():
+    rare = TrainConfig(
+        summary_every=10**9, eval_every=10**9, checkpoint_every=10**9, epochs=10**6
+    )
+    timetable = training.Timetable(0, 10**9, rare)
+    assert timetable.stop_after(0) == training.MOST_IN_A_CALL
+    assert timetable.stop_after(10**9 - 5) == 10**9
+
+
 def test_ten_evaluations_and_five_checkpoints_unless_told_otherwise():
     timetable = training.Timetable(0, 100, TrainConfig())
     for what, times in (("eval", 10), ("checkpoint", 5)):
