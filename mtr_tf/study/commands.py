@@ -123,6 +123,8 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
         old = marker.get("settings", {})
+    if not isinstance(old, Mapping):  # Damaged.
+        return False
     now = _settings(cell.config)
     kept = now | _as_kept(cell.config)
     return all(old[name] in (now[name], kept[name]) for name in now if name in old)
@@ -139,7 +141,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none, or a damaged one."""
     try:
         return dict(files.read_json(path))
-    except (OSError, ValueError, TypeError):
+    except files.DAMAGED:
         return {}
 
 

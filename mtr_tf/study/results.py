@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -51,21 +53,25 @@ class Results:
           InputError: The folder holds no study, or a file of it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        content = _json(workdir / "study.json")
-        content.pop("provenance", None)
+        with _told(workdir / "study.json") as content:
+            content.pop("provenance", None)
+            study = Study.from_dict(content)
         found, measured = [], []
-        for cell in _json(workdir / "index.json").get("cells", ()):
-            if cell["kind"] != "attack" or cell["state"] != "done":
-                continue
-            about = {"variant": cell["variant"], "seed": cell["seed"]}
-            about["spec"] = cell["attack"]
-            folder = workdir / cell["folder"]
-            about["folder"] = cell["folder"]
+        with _told(workdir / "index.json") as index:
+            cells = [
+                (cell["folder"], cell["variant"], cell["seed"], cell["attack"])
+                for cell in index.get("cells", ())
+                if cell["kind"] == "attack" and cell["state"] == "done"
+            ]
+            folders = [workdir / folder for folder, *_ in cells]
+        names = ("folder", "variant", "seed", "spec")
+        for folder, cell in zip(folders, cells, strict=True):
+            about = dict(zip(names, cell, strict=True))
             for name, kept in (("results", found), ("measures", measured)):
                 if (folder / f"{name}.json").exists():
-                    records = _json(folder / f"{name}.json")
-                    kept += [record | about for record in records]
-        return cls(Study.from_dict(content), workdir, tuple(found), tuple(measured))
+                    with _told(folder / f"{name}.json") as records:
+                        kept += [record | about for record in records]
+        return cls(study, workdir, tuple(found), tuple(measured))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -187,8 +193,8 @@ class Results:
             return part(cell_files.read(path, prefix))
         except files.DAMAGED as error:
             raise InputError(
-                f"{path} is missing or damaged ({error}); delete the folder "
-                f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."
+                f"{path} is missing or damaged ({files.reason(error)}); delete the "
+                f"folder {self.workdir / record['folder']} and repeat mtr_tf.reproduce."
             ) from error
 
     @functools.cached_property
@@ -257,16 +263,20 @@ def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any])
     )
 
 
-def _json(path: pathlib.Path) -> Any:
+@contextlib.contextmanager
+def _told(path: pathlib.Path) -> Iterator[Any]:
+    """Yields what a JSON file says; says what is wrong with the file, or in it."""
     try:
-        return files.read_json(path)
+        yield files.read_json(path)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is not there; --workdir must be the folder of a study that "
             "mtr_tf.reproduce has begun."
         ) from error
-    except (OSError, ValueError) as error:
+    except files.DAMAGED as error:
         raise InputError(
-            f"{path} cannot be read ({error}); repeat mtr_tf.reproduce to write it "
-            "anew."
+            f"{path} cannot be read ({files.reason(error)}); repeat mtr_tf.reproduce "
+            "to write it anew."
         ) from error

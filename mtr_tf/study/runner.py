@@ -276,8 +276,11 @@ def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:
 
 def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
     """{folder: why}, of the cells that an earlier runner saw fail."""
-    return {
-        cell["folder"]: cell["error"]
-        for cell in commands.read_json(workdir / "index.json").get("cells", ())
-        if cell["state"] == queue.FAILED
-    }
+    try:
+        return {
+            cell["folder"]: cell["error"]
+            for cell in files.read_json(workdir / "index.json").get("cells", ())
+            if cell["state"] == queue.FAILED
+        }
+    except files.DAMAGED:  # It is written anew.
+        return {}
