@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PACKAGE = "mtr_tf"
-COMMANDS = ("train", "attack", "convert", "compare", "reproduce")
+COMMANDS = ("train", "attack", "convert", "compare", "export", "reproduce", "__main__")
 # Where the names of attacks are; in dicts the keys are names.
 _ATTACK_TABLES = ("ATTACKS", "KINDS", "RELEASED")
 _MECHANISMS = ("_DAMAGED", "_PLACE_ONLY")

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -54,12 +53,16 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
+from mtr_tf.runs.model_files import File
 from mtr_tf.show import curves
 from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import groups
+
+# Settings that older folders were not named with, where they say nothing.
+_LATER = ("attack_channels",)
 
 
 def attack(config: AttackConfig) -> str:
@@ -219,27 +222,28 @@ class Job:
 
 def resolve(
     config: AttackConfig,
-    given: Callable[[], tuple[Run, Source]] | None = None,
+    source: Source | None = None,
+    file: File | None = None,
     folder: pathlib.Path | None = None,
 ) -> Job:
     """Loads models and data, and complains of all that cannot be; writes nothing.
 
     Args:
       config: The settings.
-      given: Loads model and data, within the strategy's scope; None: those that the
-        settings name.
+      source: The data; None: those that the settings name.
+      file: The model, if it is one of the user's own that is loaded; None: that which
+        the settings name.
       folder: Where results go; None: a folder beside the model.
 
     Raises:
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
-    own_data = loading.own_data(config)
+    own_data = source or loading.own_data(config)
     with strategy.scope():
-        run, source = given() if given else (None, None)
-        run, source_run = _load(config, own_data, run)
+        run, source_run = _load(config, own_data, file)
     tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = source or loading.open_data(config, run, tasks, own_data)
+    source = loading.open_data(config, run, tasks, own_data)
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, tasks)
     cells = _cells(config, source_run or run, tasks, source.info)
@@ -266,14 +270,17 @@ def resolve(
         if config.fast:
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
+    count = min(config.num_examples or len(columns), len(columns))
+    replicas = strategy.num_replicas_in_sync
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
         info=source.info,
         columns=columns,
-        num_examples=min(config.num_examples or len(columns), len(columns)),
+        num_examples=count,
         strategy=strategy,
-        batch_size=config.batch_size,
+        # A batch is not larger than what there is: it would be filled up with nothing.
+        batch_size=min(config.batch_size, -(-count // replicas) * replicas),
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
@@ -314,12 +321,15 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
 
 
 def _load(
-    config: AttackConfig, own_data: Source | None, run: Run | None
+    config: AttackConfig, own_data: Source | None, file: File | None
 ) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
     own = loading.Own.of(config, own_data)
-    run = run or loading.load_run(config.ckpt, config.tasks, *data, own=own)
+    if file:
+        run = loading.own_run(file, config.tasks, own)
+    else:
+        run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
     if not config.source_ckpt:
         return run, None
     source = loading.load_run(
@@ -362,6 +372,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
+    facts = {name: v for name, v in facts.items() if v or name not in _LATER}
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
@@ -388,6 +399,6 @@ def _provenance(
         data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
         tasks=subject.tasks,
         seed=config.seed,
-        batch_size=config.batch_size if subject.random else None,
+        batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mtr_tf.attacks.base import simple as simple
     from mtr_tf.attacks.baselines import Corner as Corner
     from mtr_tf.attacks.baselines import Noise as Noise
+    from mtr_tf.attacks.channels import on_channels as on_channels
     from mtr_tf.attacks.ensemble import SEA as SEA
     from mtr_tf.attacks.ensemble import Worst as Worst
     from mtr_tf.attacks.judging import JUDGES as JUDGES
@@ -52,6 +53,7 @@ _MODULES = {
     "block": "output_mask",
     "fold_in": "threat",
     "objective": "objectives",
+    "on_channels": "channels",
     "random_pixels": "output_mask",
     "simple": "base",
 } | {

@@ -10,6 +10,7 @@ mean over the draws of a random one, scaled where it computes in float16. `requi
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -203,7 +204,7 @@ def _run(
     if getattr(objective, "reusable", False) and _hashable(attack):
         return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
     search = functools.partial(_searched, attack, objective)
-    return _graph(search, jit)(x, keys)
+    return _Graph(search, jit)(x, keys)
 
 
 def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -229,24 +230,75 @@ def _hashable(attack: Attack) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=16)
-def _compiled(attack: Attack, recipe: Any, jit: bool) -> Callable[..., tf.Tensor]:
-    """Returns the compiled attack on `recipe` with its batch as an argument."""
-    return _graph(
-        lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys), jit
-    )
+class _Graph:
+    """A function as a graph, compiled by XLA or not.
 
+    Attributes:
+      bytes: About what its graphs take, without weights.
+    """
 
-def _graph(run: Callable[..., tf.Tensor], jit: bool) -> Callable[..., tf.Tensor]:
-    """Returns the function as a graph, compiled by XLA or not."""
+    def __init__(self, run: Callable[..., tf.Tensor], jit: bool):
+        self.bytes = 0
+        self._run = run
+        self._sized = set()
+        self._call = compiling.Fallback(self._build, jit, "the attack")
 
-    def build(jit: bool) -> Callable[..., tf.Tensor]:
+    def __call__(self, *arguments: Any) -> tf.Tensor:
+        return self._call(*arguments)
+
+    def _build(self, jit: bool) -> Callable[..., tf.Tensor]:
         # AutoGraph would rewrite our error messages, and there is nothing to convert.
-        made = compiling.compiled(run) if jit else tf.function(run, autograph=False)
-        # Asked for by hand: plain calls warn of retracing where there are many attacks.
-        return lambda *arguments: made.get_concrete_function(*arguments)(*arguments)
+        function = tf.function(self._run, autograph=False)
+        made = compiling.compiled(self._run) if jit else function
+        return functools.partial(self._traced, made)
 
-    return compiling.Fallback(build, jit, "the attack")
+    def _traced(self, made: Any, *arguments: Any) -> tf.Tensor:
+        # By hand: plain calls warn of retracing where there are many attacks.
+        with compiling.own_gradients() as owned_by:
+            concrete = made.get_concrete_function(*arguments)
+            owned_by(made)
+        if id(concrete) not in self._sized:
+            self._sized.add(id(concrete))
+            self.bytes += compiling.graph_bytes(concrete)
+        return concrete(*arguments)
+
+
+class _Compiled:
+    """Compiled attacks by (attack, recipe, jit): those last used, as many as fit.
+
+    Weights of a model that several attacks share are held, and count, once.
+    """
+
+    def __init__(self, most: int):
+        """Takes how many bytes they may hold; the last one is kept whatever it does."""
+        self._most = most
+        self._made: collections.OrderedDict[tuple, _Graph] = collections.OrderedDict()
+
+    def __call__(self, attack: Attack, recipe: Any, jit: bool) -> _Graph:
+        """The compiled attack on `recipe` with its batch as an argument."""
+        key = attack, recipe, jit
+        if key not in self._made:
+            self._made[key] = _Graph(
+                lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys),
+                jit,
+            )
+        self._made.move_to_end(key)
+        while len(self._made) > 1 and self.bytes > self._most:
+            self._made.popitem(last=False)
+        return self._made[key]
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @property
+    def bytes(self) -> int:
+        """About what all of them hold."""
+        models = {id(recipe.model): recipe.model for _, recipe, _ in self._made}
+        weights = sum(map(compiling.weight_bytes, models.values()))
+        return weights + sum(graph.bytes for graph in self._made.values())
+
+
+_compiled = _Compiled(256 * 2**20)
 
 
 def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective:

@@ -141,6 +141,12 @@ class AttackConfig(Settings):
         (),
         "Attack only the pixels of these classes, by name, of a task with classes.",
     )
+    attack_channels: tuple[int, ...] = setting(
+        (),
+        "Change only these channels of the images, by number from 0: 0,1,2 are the "
+        "colours of images that have a distance beside them. Empty: all.",
+        low=0,
+    )
     source_ckpt: str = setting(
         "",
         "Transfer: make the adversarial images on this other run or model of your own, "

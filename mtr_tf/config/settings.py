@@ -19,7 +19,7 @@ from mtr_tf.errors import did_you_mean
 
 _QUOTED = 80  # Characters of what was given.
 LONGEST_SIDE = 16384  # Of pictures, in pixels.
-MOST_EXAMPLES = 10**9  # Also the most steps of a training run.
+MOST_EXAMPLES = 10**9
 # What another value of a setting leads to (see `setting`).
 RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
 

@@ -172,7 +172,8 @@ def train_batches(
     tasks = tasks_lib.task_set(tasks)
     train_indices(n, batch_size, seed, first_step)  # complains now, not in a thread
     if augment is not None:
-        augment.check(*columns.images.shape[1:3], tasks)
+        height, width = columns.images.shape[1:3]
+        augment.check(height, width, tasks)
     batches = _share(
         columns,
         tasks,

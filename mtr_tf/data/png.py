@@ -49,11 +49,12 @@ def read(data: bytes, name: str) -> Image.Image:
     The arguments, and what is raised, are those of `decode`.
     """
     if data.startswith(_START) and len(data) >= 24:
-        _check_pixels(*struct.unpack(">II", data[16:24]), name)
+        width, height = struct.unpack(">II", data[16:24])
+        _check_pixels(width, height, name)
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
-        _check_pixels(*picture.size, name)  # Of a second head, in strange files.
+        _check_pixels(picture.width, picture.height, name)  # Of a second head, in strange files.
         picture.load()
     except InputError:
         raise

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
@@ -32,10 +33,14 @@ from mtr_tf.tasks.groups import parse_groups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2)."""
+    """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2).
+
+    Of these channels of the images alone; of all where `channels` is empty.
+    """
 
     norm: str = "linf"
     eps: float
+    channels: tuple[int, ...] = ()
 
     @property
     def unit(self) -> int:
@@ -243,6 +248,8 @@ class Cell:
         parts = [self.attack.name, "+".join(goal.losses)]
         parts += [goal.balance] if goal.balance != "sum" else []
         parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
+        of_channels = "+".join(map(str, self.threat.channels))
+        parts += [f"channels{of_channels}" if of_channels else ""]
         parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
         return "-".join(part for part in parts if part)
 
@@ -325,6 +332,12 @@ class Cell:
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
+        channels.check(self.threat.channels, image_shape[2])
+        if self.threat.channels and self.attack.scale:
+            raise InputError(
+                f"--attack_channels does not hold for --attack={self.attack.name}, "
+                "which is not bounded; give another attack, or leave it out."
+            )
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
@@ -332,8 +345,8 @@ class Cell:
         targets, masks = {}, {}
         for name in self.tasks:
             task = tasks_lib.TASKS[name]
-            channels = task.output_channels(num_classes)
-            shape = (1, height, width) + (() if task.discrete else (channels,))
+            count = task.output_channels(num_classes)
+            shape = (1, height, width) + (() if task.discrete else (count,))
             targets[name] = np.zeros(shape, np.int32 if task.discrete else np.float32)
             masks[name] = np.ones((1, height, width), np.float32)
         settings = self.objective_settings(height, width)
@@ -387,6 +400,8 @@ class Cell:
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
         flat |= dataclasses.asdict(self.attack)
         flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
+        if not self.threat.channels:  # Cells are known by what they had before.
+            del flat["channels"]
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -416,7 +431,7 @@ def make_cells(
     ):
         kind = KINDS[attack]
         cell = Cell(
-            threat=Threat(norm=config.norm, eps=eps),
+            threat=Threat(norm=config.norm, eps=eps, channels=config.attack_channels),
             objective=ObjectiveSettings(
                 tasks=group,
                 losses=() if loss == OWN_LOSS else tuple(loss.split("+")),

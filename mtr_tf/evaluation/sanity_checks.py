@@ -309,7 +309,9 @@ class _Evaluations:
             begun = base.begin(objective, x, x)
             return base.gradient(begun, x, tf.constant(0.0))[0]
 
-        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        threat = dataclasses.replace(self._cell.threat, channels=())
+        cell = dataclasses.replace(self._cell, threat=threat)
+        evaluator = sweep.make_evaluator(self._subject, cell, attack)
         return self._run(evaluator, keep_examples=self._subject.num_examples)
 
     def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
@@ -112,7 +113,7 @@ def run(
     """
     plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
     results = {
-        cell: result
+        cell: store.filed(result)  # All of them would fill the memory.
         for cell in plain
         if (not predictions or predictions.complete(store.label(cell)))
         and (result := store.read(cell))
@@ -157,8 +158,9 @@ def run(
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]
-            results[cell] = _worst(subject, cell, of_members)
-            store.write(results[cell])  # For its rows: it is always combined anew.
+            result = _worst(subject, cell, of_members)
+            store.write(result)  # For its rows: it is always combined anew.
+            results[cell] = store.filed(result)
             if predictions:
                 _choose(predictions, store, cell, of_members)
     return results[None], [results[cell] for cell in cells]
@@ -224,7 +226,17 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted=scores.wanted(results[0].wanted, wanted_rows),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
+        still=_still(choice, results),
     )
+
+
+def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
+    """Which images the chosen attacks left as they were; None if that is not known."""
+    of_each = [result.still for result in results]
+    known = [still for still in of_each if still is not None]
+    if len(known) < len(of_each):
+        return None
+    return np.stack(known)[choice, np.arange(len(choice))]
 
 
 def _advance(
@@ -251,7 +263,7 @@ def make_evaluator(
     settings: dict[str, Any] = {}
     if cell:
         settings = {
-            "attack": attack or cell.build(),
+            "attack": attacks.on_channels(attack or cell.build(), cell.threat.channels),
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,
@@ -284,6 +296,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.aimed,
         evaluation.before,
         subject.units.of,
+        evaluation.still,
     )
 
 

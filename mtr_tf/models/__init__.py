@@ -168,9 +168,8 @@ def _task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet
     if isinstance(tasks, str | Mapping):
         return task_set(tasks)
     tasks = tuple(tasks)
-    if all(isinstance(task, str) for task in tasks):
-        return TASKS.select(tasks)
-    return task_set(tasks)
+    names = [task for task in tasks if isinstance(task, str)]
+    return TASKS.select(names) if len(names) == len(tasks) else task_set(tasks)
 
 
 def _architecture(name: str) -> Architecture:

@@ -113,20 +113,24 @@ class InBatches(keras.Layer):
         )
         batches = tf.reshape(x, (parts, self.size, *tf.unstack(tf.shape(x))[1:]))
         shape = (self.size, *self.model.inputs[0].shape[1:])
-        outputs = tf.map_fn(
-            lambda batch: self.model(tf.ensure_shape(batch, shape), training=False),
-            batches,
-            fn_output_signature=keras.tree.map_structure(
-                lambda y: tf.TensorSpec(y.shape, y.dtype), self.model.output
-            ),
-            parallel_iterations=1,
-        )
+        like = keras.tree.flatten(self.model.output)
+
+        def call(batch):
+            made = self.model(tf.ensure_shape(batch, shape), training=False)
+            return tuple(keras.tree.flatten(made))
 
         def joined(y, like):
             whole = tf.reshape(y, (-1, *tf.unstack(tf.shape(y))[2:]))[:count]
             return tf.ensure_shape(whole, (None, *like.shape[1:]))
 
-        return keras.tree.map_structure(joined, outputs, self.model.output)
+        outputs = tf.map_fn(
+            call,
+            batches,
+            fn_output_signature=tuple(tf.TensorSpec(y.shape, y.dtype) for y in like),
+            parallel_iterations=1,
+        )
+        whole = list(map(joined, outputs, like))
+        return keras.tree.pack_sequence_as(self.model.output, whole)
 
     def compute_output_spec(self, x):
         """The model's, of any batch size."""

@@ -8,12 +8,18 @@ without. `worthwhile` says where the limit is.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import math
+import weakref
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.framework import ops  # It has no public way there.
 
 from mtr_tf.errors import InputError
 
@@ -86,6 +92,47 @@ def compiled(
     return tf.function(traced, jit_compile=True, autograph=False)
 
 
+@contextlib.contextmanager
+def own_gradients() -> Iterator[Callable[[Any], None]]:
+    """Yields `owned_by(owner)`: gradients registered within go when `owner` does.
+
+    TensorFlow registers a gradient for each use of tf.custom_gradient in a graph, for
+    ever, and through it holds the graph: some MB for each model that is attacked.
+    """
+    registry = getattr(ops.gradient_registry, "_registry", {})
+    before = set(registry)
+
+    def owned_by(owner: Any) -> None:
+        names = [name for name in registry if name not in before]
+        names = [name for name in names if name.startswith("CustomGradient-")]
+        if names:
+            weakref.finalize(owner, _forget, registry, names).atexit = False
+
+    yield owned_by
+
+
+def _forget(registry: dict[str, Any], names: Sequence[str]) -> None:
+    for name in names:
+        registry.pop(name, None)
+
+
+_OPERATION = 10_000  # Bytes that an operation of a graph takes, in Python and beneath.
+
+
+def graph_bytes(concrete: Any) -> int:
+    """About what the graph of a concrete function holds, without weights."""
+    graph = concrete.graph.as_graph_def()
+    inner = sum(len(function.node_def) for function in graph.library.function)
+    return _OPERATION * (len(graph.node) + inner)
+
+
+def weight_bytes(model: Any) -> int:
+    """What the variables of a Keras model take; 0 of any other callable."""
+    variables = getattr(model, "variables", ())
+    sizes = (math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in variables)
+    return sum(sizes)
+
+
 def per_replica(step: Callable[..., Any], jit: bool) -> Callable[..., Any]:
     """Returns the step for `strategy.run`; with `jit` each replica's is compiled.
 
@@ -120,9 +167,11 @@ def replicated(
 
     def build(jit: bool) -> Callable[..., Any]:
         run = per_replica(step, jit)
-        return tf.function(
-            lambda *args: strategy.run(run, args), autograph=False
-        ).get_concrete_function(*arguments)
+        made = tf.function(lambda *args: strategy.run(run, args), autograph=False)
+        with own_gradients() as owned_by:
+            concrete = made.get_concrete_function(*arguments)
+            owned_by(concrete)
+        return concrete
 
     return Fallback(build, jit, what)
 

@@ -61,9 +61,9 @@ def assemble(
     width = architecture.width if width is None else width
     check_image_shape(name, image_shape, architecture.stride)
     _check_tasks(tasks, num_classes)
-    channels = image_shape[2]
-    mean = (0.5,) * channels if mean is None else mean
-    std = (0.25,) * channels if std is None else std
+    channels = image_shape[2] or 0
+    mean = [0.5 for _ in range(channels)] if mean is None else mean
+    std = [0.25 for _ in range(channels)] if std is None else std
     _check_settings(width, decoders, mean, std, channels)
 
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")

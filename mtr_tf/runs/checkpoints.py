@@ -73,7 +73,7 @@ def read(checkpoint: Any, folder: pathlib.Path, step: int) -> Any:
     Raises:
       Exception: Of many kinds (`loading.READ_ERRORS`) for a damaged one.
     """
-    with _plain(folder) as place:
+    with plain(folder) as place:
         return checkpoint.restore(os.path.join(place, name(step)))
 
 
@@ -84,7 +84,7 @@ def say_skipped(folder: pathlib.Path, step: int, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def _plain(folder: pathlib.Path) -> Iterator[str]:
+def plain(folder: pathlib.Path) -> Iterator[str]:
     """A path of a folder without signs of patterns, which TensorFlow's reader needs."""
     if not any(sign in str(folder) for sign in _PATTERN_SIGNS):
         yield str(folder)
@@ -100,7 +100,7 @@ def _plain(folder: pathlib.Path) -> Iterator[str]:
 def write(checkpoint: Any, folder: pathlib.Path, step: int) -> None:
     """Writes a checkpoint; it is on the disk then, and not only on its way there."""
     checkpoint.write(str(folder / name(step)))
-    for file in (*_files(folder, step), folder):
+    for file in (*_files(folder, step), folder, folder.parent):
         files.settle(file)
 
 

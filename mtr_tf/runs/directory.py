@@ -26,6 +26,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -126,7 +128,10 @@ def default_workdir(config: TrainConfig) -> pathlib.Path:
 
 
 def write_config(
-    workdir: pathlib.Path, config: TrainConfig, tasks: TaskSet | None = None
+    workdir: pathlib.Path,
+    config: TrainConfig,
+    tasks: TaskSet | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Writes config.json and train.flags of a new run.
 
@@ -134,8 +139,14 @@ def write_config(
       workdir: The run directory.
       config: The run's settings.
       tasks: Those of the run, as its data set has them; None where nobody knows.
+      ranges: By task the (low, high) of a scalar map in that data set, if known.
     """
-    known = {"tasks": [task.to_dict() for task in tasks.values()]} if tasks else {}
+    known: dict[str, Any] = {}
+    if tasks:
+        ranges = {
+            name: list(of) for name, of in (ranges or {}).items() if name in tasks
+        }
+        known = {"tasks": [task.to_dict() for task in tasks.values()], "ranges": ranges}
     files.write_json(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
@@ -146,6 +157,16 @@ def write_config(
             value = ",".join(map(str, value))
         lines.append(f"--{name}={value}")
     files.write_text(workdir / "train.flags", "\n".join(lines) + "\n")
+
+
+def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What config.json says of each task and its range; little for older runs."""
+    content = files.read_json(workdir / "config.json")
+    ranges = content.get("ranges", {})
+    return {
+        task["name"]: {**task, "range": ranges.get(task["name"])}
+        for task in content.get("tasks", ())
+    }
 
 
 def read_config(workdir: pathlib.Path) -> TrainConfig | None:
@@ -254,6 +275,7 @@ def begin(
     config: TrainConfig,
     resume: bool,
     tasks: TaskSet | None = None,
+    ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Makes a checked directory, which is locked now, that of a run (`write_config`).
 
@@ -267,7 +289,7 @@ def begin(
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
     if old is None or old.epochs < config.epochs:
-        write_config(workdir, config, tasks)
+        write_config(workdir, config, tasks, ranges)
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

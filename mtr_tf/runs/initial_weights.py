@@ -39,7 +39,7 @@ def start_from(model: keras.Model, path: str) -> None:
     Raises:
       InputError: The file cannot be read, or nothing in it matches.
     """
-    arrays = read(pathlib.Path(path))
+    arrays = read(path)
     layers = _layers(model)
     matched, lacking, other = [], [], []
     for name, variables in layers.items():
@@ -97,21 +97,28 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
         )
 
 
-def read(path: pathlib.Path) -> Arrays:
+def check(path: str) -> pathlib.Path:
+    """Returns the file that a path means; raises `InputError` where there is none."""
+    file = pathlib.Path(path)
+    if file.is_dir():
+        file /= "model.keras"
+    if not file.is_file():
+        raise InputError(
+            f"--init must be a .keras or .h5 file, or the directory of a run that has "
+            f"ended; there is no {file}."
+        )
+    return file
+
+
+def read(path: str) -> Arrays:
     """Returns the weights of a file, or of the model of a run directory.
 
     Raises:
       InputError: There is no such file, or it holds no named weights.
     """
-    if path.is_dir():
-        path = path / "model.keras"
-    if not path.is_file():
-        raise InputError(
-            f"--init must be a .keras or .h5 file, or the directory of a run that has "
-            f"ended; there is no {path}."
-        )
+    file = check(path)
     try:
-        arrays = _read(path)
+        arrays = _read(file)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(
             f"--init={path} must be a .keras or .h5 file of Keras; it cannot be read "

@@ -32,6 +32,7 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
 from mtr_tf.runs.heads import Heads
+from mtr_tf.runs.model_files import File
 from mtr_tf.tasks import TaskSet
 
 # What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
@@ -157,11 +158,12 @@ def load_run(
     """
     path = pathlib.Path(ckpt)
     if is_own(ckpt):
-        return _own_run(ckpt, single_task, own or Own(), flag)
+        return own_run(model_files.load(ckpt, flag), single_task, own or Own())
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
-        near = sorted(p.parent.name for p in path.parent.glob("*/config.json"))
+        found = path.parent.glob("*/config.json")
+        near = sorted(file.parent.name for file in found if file.is_file())
         hint = f" Runs beside it: {', '.join(near)}." if near else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
@@ -337,11 +339,17 @@ def is_own(ckpt: str) -> bool:
     return path.suffix == ".keras" and _run_root(path) is None
 
 
-def _own_run(
-    ckpt: str, single_task: Sequence[str], own: Own, flag: str = "--ckpt"
-) -> Run:
-    """A model of the user's own, with those of its outputs that are of tasks."""
-    file = model_files.load(ckpt, flag)
+def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
+    """A model of the user's own, with those of its outputs that are of tasks.
+
+    Args:
+      file: The model.
+      single_task: What it predicts if it has one output that does not tell.
+      own: What to know of it.
+
+    Raises:
+      InputError: It does not take images, or its outputs are not tasks.
+    """
     whole = model_files.functional(file, own.image_shape, own.channels_first)
     known = own.known or tasks_lib.TASKS
     heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)

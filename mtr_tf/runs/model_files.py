@@ -17,11 +17,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
+from mtr_tf.runs import checkpoints
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
@@ -70,7 +72,7 @@ def load(ckpt: str, flag: str = "--ckpt") -> File:
     """
     path = pathlib.Path(ckpt)
     if is_function(ckpt):
-        return _of_function(ckpt)
+        return _of_function(ckpt, flag)
     if path.is_dir():
         return _saved_model(path)
     return File(str(path), keras_file(path, flag), path.stem)
@@ -137,23 +139,35 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
     )
 
 
-def _of_function(name: str) -> File:
+def _of_function(name: str, flag: str) -> File:
     """What a function of the user's own returns."""
-    made = reading.called(name, reading.own_function(name, "--ckpt"), "a model")
+    made = reading.called(name, reading.own_function(name, flag), "a model")
     if not callable(made):
         raise InputError(
-            f"--ckpt={name} must return a Keras model, or a function of images "
+            f"{flag}={name} must return a Keras model, or a function of images "
             f"[batch, height, width, channels]; it returned {type(made).__name__}."
         )
-    if isinstance(made, keras.Layer) and not isinstance(made, keras.Model):
-        made = adapters.Function(made)._call
-    return File(f"--ckpt={name}", made, re.sub(r"[.:]", "-", name))
+    return of_object(made, f"{flag}={name}", re.sub(r"[.:]", "-", name))
+
+
+def of_object(model: Any, name: str, stem: str) -> File:
+    """A Keras model or layer, or a plain function of images, as one that is loaded.
+
+    Args:
+      model: Itself.
+      name: What messages call it.
+      stem: What its results are named after.
+    """
+    if isinstance(model, keras.Layer) and not isinstance(model, keras.Model):
+        model = adapters.Function(model)._call
+    return File(name, model, stem)
 
 
 def _saved_model(path: pathlib.Path) -> File:
     """A SavedModel, by the signature that Keras exports, or the one for serving."""
     try:
-        loaded = tf.saved_model.load(str(path))
+        with checkpoints.plain(path) as place:
+            loaded = tf.saved_model.load(place)
     except Exception as error:
         raise InputError(
             f"{path} is no SavedModel that can be loaded here: "
@@ -183,7 +197,7 @@ def _saved_model(path: pathlib.Path) -> File:
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != "fingerprint.pb":
             digest.update(file.relative_to(path).as_posix().encode())
-            digest.update(file.read_bytes())
+            digest.update(files.read_bytes(file))
     return File(str(path), call, path.name, shape, digest.hexdigest())
 
 

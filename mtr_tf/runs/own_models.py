@@ -15,6 +15,11 @@ from mtr_tf.tasks import TaskSet
 _KIND = "a functional Keras model"
 
 
+def check(name: str) -> None:
+    """Raises `InputError` unless there is such a function."""
+    reading.own_function(name, "--model")
+
+
 def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras.Model:
     """Builds a model by a user's function `(image_shape, tasks) -> keras.Model`.
 

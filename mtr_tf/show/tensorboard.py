@@ -41,7 +41,9 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
+from mtr_tf.show import tiles
 from mtr_tf.show.text import markdown as escaped
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
 
@@ -115,8 +117,18 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
     return float(sum(term for term in terms if not math.isnan(term)))
 
 
-def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
-    """What a number is, its unit (`units`: the data set's), which way is better."""
+def describe(
+    tag: str,
+    units: Mapping[str, str] | None = None,
+    tasks: Mapping[str, Task] | None = None,
+) -> str:
+    """What a number is, its unit (`units`: the data set's), which way is better.
+
+    Args:
+      tag: Such as `seg/miou`.
+      units: By task, the data set's.
+      tasks: Those that there are; None: the eleven.
+    """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
     if tag == "total/loss":
@@ -124,11 +136,12 @@ def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
     name, measure = tag.split("/")
     if measure.startswith("weight_"):
         return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
-    task = tasks_lib.TASKS[name]
+    task = (tasks_lib.TASKS if tasks is None else tasks)[name]
     metric = next(metric for metric in task.metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
-    kind = f" ({task.loss.__name__.replace('_', ' ')})" if measure == "loss" else ""
+    called = getattr(task.loss, "__name__", type(task.loss).__name__)
+    kind = f" ({called.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
     same = {"loss", _TWINS.get(task.loss)}
     if measure in same and same <= {metric.name for metric in task.metrics}:
@@ -141,40 +154,52 @@ def describe(tag: str, units: Mapping[str, str] | None = None) -> str:
 
 
 def pictures(
-    examples: Examples, tasks: Iterable[str], info: Any, epsilon: float | None = None
+    examples: Examples,
+    tasks: Iterable[str | Task] | Mapping[str, Task],
+    info: Any,
+    epsilon: float | None = None,
 ) -> dict[str, Columns]:
     """{<task>/pictures: columns}: image, target, outputs and perturbation.
 
     Args:
       examples: As `Evaluator.run(keep_examples=...)` returns them; without an attack
         the last two columns are left out.
-      tasks: Which to paint, each by its own colours.
+      tasks: Which to paint, each by its own colours; names are those of the eleven.
       info: The data set's `DatasetInfo`.
       epsilon: The l-inf radius in [0, 1] that the perturbation's colours span; None or
         0: the largest change of a pixel in all examples.
     """
     return {
-        f"{task}/pictures": _columns(examples, task, info, epsilon) for task in tasks
+        f"{task.name}/pictures": _columns(examples, task, info, epsilon)
+        for task in tasks_lib.task_set(tasks).values()
     }
 
 
 def _columns(
-    examples: Examples, task: str, info: Any, epsilon: float | None
+    examples: Examples, task: Task, info: Any, epsilon: float | None
 ) -> Columns:
-    to_rgb = tasks_lib.TASKS[task].to_rgb
+    def painted(values: Mapping[str, np.ndarray], mask=None) -> np.ndarray:
+        size = examples.image.shape[1:3]
+        return tiles.paint(task, values[task.name], info, mask, size)
+
     columns = {
-        "image": palettes.image_to_rgb(examples.image),
-        "target": to_rgb(examples.targets[task], info, examples.masks[task]),
+        "image": palettes.image_to_rgb(_colours(examples.image)),
+        "target": painted(examples.targets, examples.masks[task.name]),
     }
     if examples.clean:
-        columns["clean output"] = to_rgb(examples.clean[task], info)
+        columns["clean output"] = painted(examples.clean)
     if examples.adversarial is not None:
         change = examples.adversarial - examples.image
         factor = palettes.magnification(change, epsilon)
-        columns["attacked output"] = to_rgb(examples.attacked[task], info)
+        columns["attacked output"] = painted(examples.attacked)
         heading = f"perturbation x{factor:.0f}"
-        columns[heading] = palettes.perturbation_rgb(change, factor)
+        columns[heading] = palettes.perturbation_rgb(_colours(change), factor)
     return columns
+
+
+def _colours(image: np.ndarray) -> np.ndarray:
+    """An image as three channels: its first three, or the first one three times."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, -1)
 
 
 def sheet(columns: Columns) -> np.ndarray:
@@ -253,7 +278,12 @@ def _text(value: Any) -> str:
 class Board:
     """One run of TensorBoard: the event file of a folder, written to until closed."""
 
-    def __init__(self, folder: pathlib.Path, anew: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        anew: bool = False,
+        tasks: Mapping[str, Task] | None = None,
+    ):
         """Begins a file.
 
         Args:
@@ -261,7 +291,9 @@ class Board:
           anew: Remove those that earlier boards with `anew` have left in the folder;
             the files of a training, which goes on after a stop, are never removed
             here (see `event_files`).
+          tasks: Those of the numbers; None: they are of the eleven.
         """
+        self._tasks = tasks
         mark = _MARK if anew else ""
         if anew:
             _remove_earlier(folder)
@@ -293,7 +325,7 @@ class Board:
           units: Those of the data set's `DatasetInfo`.
         """
         for tag, value in values.items():
-            description = f"{describe(tag, units)} {about}".strip()
+            description = f"{describe(tag, units, self._tasks)} {about}".strip()
             self.number(tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:

@@ -205,7 +205,7 @@ class _Numbers:
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
 
-    def _has_rows(self, point: Point, record: Mapping[str, Any]) -> bool:
+    def _has_rows(self, point: Point, record: dict[str, Any]) -> bool:
         """Whether rows are there whose sums give the metric."""
         if record["metric"] in _known_metrics():
             return True

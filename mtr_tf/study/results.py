@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
 from collections.abc import Callable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -53,25 +51,33 @@ class Results:
           InputError: The folder holds no study, or a file of it is damaged.
         """
         workdir = pathlib.Path(workdir)
-        with _told(workdir / "study.json") as content:
-            content.pop("provenance", None)
-            study = Study.from_dict(content)
+        try:
+            return cls._read_all(workdir)
+        except InputError:
+            raise
+        except files.DAMAGED as error:
+            raise InputError(
+                f"{workdir} holds damaged files ({type(error).__name__}: "
+                f"{files.reason(error)}); repeat mtr_tf.reproduce to write them anew."
+            ) from error
+
+    @classmethod
+    def _read_all(cls, workdir: pathlib.Path) -> Results:
+        content = _json(workdir / "study.json")
+        content.pop("provenance", None)
         found, measured = [], []
-        with _told(workdir / "index.json") as index:
-            cells = [
-                (cell["folder"], cell["variant"], cell["seed"], cell["attack"])
-                for cell in index.get("cells", ())
-                if cell["kind"] == "attack" and cell["state"] == "done"
-            ]
-            folders = [workdir / folder for folder, *_ in cells]
-        names = ("folder", "variant", "seed", "spec")
-        for folder, cell in zip(folders, cells, strict=True):
-            about = dict(zip(names, cell, strict=True))
+        for cell in _json(workdir / "index.json").get("cells", ()):
+            if cell["kind"] != "attack" or cell["state"] != "done":
+                continue
+            about = {"variant": cell["variant"], "seed": cell["seed"]}
+            about["spec"] = cell["attack"]
+            folder = workdir / cell["folder"]
+            about["folder"] = cell["folder"]
             for name, kept in (("results", found), ("measures", measured)):
                 if (folder / f"{name}.json").exists():
-                    with _told(folder / f"{name}.json") as records:
-                        kept += [record | about for record in records]
-        return cls(study, workdir, tuple(found), tuple(measured))
+                    records = _json(folder / f"{name}.json")
+                    kept += [record | about for record in records]
+        return cls(Study.from_dict(content), workdir, tuple(found), tuple(measured))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -263,13 +269,9 @@ def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any])
     )
 
 
-@contextlib.contextmanager
-def _told(path: pathlib.Path) -> Iterator[Any]:
-    """Yields what a JSON file says; says what is wrong with the file, or in it."""
+def _json(path: pathlib.Path) -> Any:
     try:
-        yield files.read_json(path)
-    except InputError:
-        raise
+        return files.read_json(path)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} is not there; --workdir must be the folder of a study that "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import data
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.train import TrainConfig
@@ -21,6 +22,8 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import building
+from mtr_tf.runs import initial_weights
+from mtr_tf.runs import own_models
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.tasks.groups import task_weights
 from mtr_tf.training import losses as training_losses
@@ -28,6 +31,8 @@ from mtr_tf.training import monitor
 from mtr_tf.training import schedules
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.step import Learner
+
+MOST_STEPS = 10**9  # Of a run: TensorFlow counts them in 32 bits.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +143,11 @@ def resolve(config: TrainConfig) -> Job:
 
 def _check_model(config: TrainConfig) -> None:
     """Raises `InputError` for a model that cannot be, before data are prepared."""
+    if config.init:
+        initial_weights.check(config.init)
+    if ":" in config.model:
+        own_models.check(config.model)
+        return
     models.check_name(config.model)
     for size in (config.parsed_image_size, config.parsed_crop):
         if size:
@@ -148,7 +158,7 @@ def _check_names(config: TrainConfig) -> None:
     """Raises `InputError` for names that do not go together, before data are opened."""
     task_weights(config.tasks, config.main_tasks, config.aux_weight)
     step_lib.attacked_tasks(config)
-    if ":" not in config.dataset:  # Of data of the user's own, tasks come with them.
+    if not data.may_bring_tasks(config.dataset):  # Else they are known once it is open.
         monitor.parse_best(config, tasks_lib.task_set(config.tasks))
     for name in config.random_targets:
         if name not in config.tasks:

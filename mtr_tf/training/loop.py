@@ -34,6 +34,9 @@ from mtr_tf.training.job import Job
 from mtr_tf.training.keeper import Keeper
 from mtr_tf.training.monitor import Monitor
 
+# Steps of one compiled call, which holds all their losses.
+MOST_IN_A_CALL = 10_000
+
 
 def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
     """Trains a model and leaves a run directory (see `runs.directory`).
@@ -51,7 +54,7 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
     directory.check_workdir(workdir, config, resume)  # Before anything is computed.
     job = job_lib.resolve(config)
     with files.locked(workdir):
-        directory.begin(workdir, config, resume, job.tasks)
+        directory.begin(workdir, config, resume, job.tasks, job.source.info.ranges)
         _run(job, workdir)
 
 
@@ -107,6 +110,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
             if step == total:
                 with files.whole_file(workdir / "model.keras") as beside:
                     learner.model.save(beside)
+                files.settle(workdir)
 
 
 def _is_whole(path: pathlib.Path) -> bool:
@@ -153,9 +157,10 @@ class Timetable:
         return 0 < limit <= seconds
 
     def stop_after(self, step: int) -> int:
-        """The next step after which anything is due."""
+        """The next step after which anything is due, or where one call must end."""
         kinds = ("summary", "eval", "checkpoint")
-        return min(self.total, *(step - step % e + e for e in map(self.every, kinds)))
+        due = (step - step % e + e for e in map(self.every, kinds))
+        return min(self.total, step + MOST_IN_A_CALL, *due)
 
 
 def loop(

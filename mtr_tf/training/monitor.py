@@ -164,13 +164,13 @@ class Monitor:
         )
         for place in ("train", "validation", "validation/adversarial"):
             event_files.keep_until(workdir / place, first)
-        self._train = Board(workdir / "train")
-        self._validation = {"clean": Board(workdir / "validation")}
+        self._train = Board(workdir / "train", tasks=tasks)
+        self._validation = {"clean": Board(workdir / "validation", tasks=tasks)}
         images = f"On the first {self._count} images of validation"
         self._about = {"clean": f"{images}."}
         if config.eval_eps:
             folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = Board(folder)
+            self._validation["adversarial"] = Board(folder, tasks=tasks)
             self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
         self._validation["clean"].settings(config.to_dict())
         self._validation["clean"].hparams(

@@ -98,7 +98,9 @@ def test_skipped_steps_are_those_without_an_update():
     assert float(optimizer.dynamic_scale.numpy()) == 2.0**13
 
 
-@pytest.mark.parametrize("name", ["train", "attack", "convert", "compare", "reproduce"])
+@pytest.mark.parametrize(
+    "name", ["train", "attack", "convert", "compare", "export", "reproduce"]
+)
 def test_help_needs_no_heavy_library(name):
     code = (
         f"import sys; sys.argv = ['x', '--help']; from mtr_tf import {name}\n"

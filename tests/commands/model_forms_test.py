@@ -8,6 +8,7 @@ what the model was made to give; or refused with a sentence that says what to do
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import sys
@@ -32,7 +33,7 @@ DATA = '''
 """Pixels of one colour each, which is the class; depth is four times the red."""
 import keras
 import numpy as np
-from mtr_tf.tasks import Task
+import tensorflow as tf
 
 SIZE, COUNT = 16, 4
 
@@ -124,6 +125,16 @@ def one_filled_in():
     return keras.Model(one, {"seg": whole([one, zeros])})
 
 
+def shapeless():
+    def call(x):
+        y = tf.numpy_function(lambda x: x, [x], tf.float32)
+        one = tf.ensure_shape(tf.reduce_mean(y) * 0 + 1, ())
+        size = tf.cast(one * tf.cast(tf.shape(x)[1], tf.float32), tf.int32)
+        return {"seg": 20.0 * tf.image.resize(x, (size, size))}
+
+    return call
+
+
 def nothing():
     return None
 
@@ -144,8 +155,7 @@ def place(tmp_path, monkeypatch, unplotted) -> pathlib.Path:
     """The current directory, with the module of the data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("forms_data",):
-        sys.modules.pop(name, None)
+    sys.modules.pop("forms_data", None)
     (tmp_path / "forms_data.py").write_text(DATA)
     monkeypatch.setattr("mtr_tf.show.tensorboard.write_attacks", lambda *a: None)
     return tmp_path
@@ -153,10 +163,7 @@ def place(tmp_path, monkeypatch, unplotted) -> pathlib.Path:
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
     """The images of the data in [0, 1], and their labels."""
-    space: dict[str, Any] = {}
-    exec(DATA, {"__name__": "forms"}, space) if False else None
-    module = sys.modules.get("forms_data") or __import__("forms_data")
-    images, labels = module.images()
+    images, labels = importlib.import_module("forms_data").images()
     return images.astype(np.float32) / 255, labels
 
 
@@ -206,6 +213,11 @@ def half_size(x):
     """What a pooling by 2 gives, resized bilinearly with half-pixel centres."""
     small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
     return tf.image.resize(small, (SIZE, SIZE)).numpy()
+
+
+def softened(x):
+    small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
+    return tf.image.resize(tf.nn.softmax(3 * small), (SIZE, SIZE)).numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,15 +305,13 @@ def nested_dict_by_last_names():
     return keras.Model(x, {"a": {"seg": seg(x)}, "b": {"depth": depth(x)}})
 
 
-@form("names 'mask', which 2 outputs .* are called; name one by its number or path")
+@form(
+    "names 'mask', which 2 outputs .* are called; name one by its number or path",
+    "--heads=mask:seg",
+)
 def nested_dict_with_one_name_twice():
     x = image_input()
     return keras.Model(x, {"a": {"mask": seg(x)}, "b": {"mask": depth(x)}})
-
-
-FORMS["nested_dict_with_one_name_twice"] = dataclasses.replace(
-    FORMS["nested_dict_with_one_name_twice"], flags=("--heads=mask:seg",)
-)
 
 
 @form(BOTH, quick=True)
@@ -459,22 +469,12 @@ def softmax_before_a_cast():
     return keras.Model(x, {"seg": keras.ops.cast(y, "float32")})
 
 
-@form({"seg": half_size}, said="logs of these")
+@form({"seg": softened}, said="logs of these")
 def softmax_before_a_resizing():
     x = image_input()
     y = keras.layers.Softmax()(seg(pooled(x), scale=3.0))
     y = keras.layers.UpSampling2D(2, interpolation="bilinear")(y)
     return keras.Model(x, {"seg": y})
-
-
-def softened(x):
-    small = x.reshape(len(x), SIZE // 2, 2, SIZE // 2, 2, -1).mean((2, 4))
-    return tf.image.resize(tf.nn.softmax(3 * small), (SIZE, SIZE)).numpy()
-
-
-FORMS["softmax_before_a_resizing"] = dataclasses.replace(
-    FORMS["softmax_before_a_resizing"], expected={"seg": softened}
-)
 
 
 @form(SEG, said="logits before its softmax")
@@ -654,6 +654,39 @@ def a_size_that_strides_do_not_divide():
     return keras.Model(x, {"seg": keras.layers.Concatenate()([x, y])[..., :3]})
 
 
+@form(BOTH, "--attack_channels=0,1,2", data="four", quick=True)
+def attack_on_the_colours_alone():
+    return colour_and_distance()
+
+
+@form("different numbers from 0 to 2; got 3", "--attack_channels=3")
+def attack_on_a_channel_that_is_not_there():
+    return dict_of_our_names()
+
+
+@form(
+    BOTH,
+    "--heads=0:seg,1:depth",
+    "--source_ckpt=s.keras",
+    "--source_heads=b:seg,a:depth",
+)
+def transfer_from_another_form():
+    x = image_input()
+    saved(keras.Model(x, {"a": depth(x), "b": seg(x)}), "s.keras")
+    return keras.Model(x, [seg(x), depth(x)])
+
+
+@form(
+    "--source_heads names the output 'c', and those of s.keras",
+    "--source_ckpt=s.keras",
+    "--source_heads=c:seg",
+)
+def transfer_from_a_head_that_is_not_there():
+    x = image_input()
+    saved(keras.Model(x, {"a": depth(x), "b": seg(x)}), "s.keras")
+    return keras.Model(x, {"seg": seg(x)})
+
+
 # Layers.
 
 
@@ -662,11 +695,6 @@ def batch_norm_in_training():
     x = image_input()
     y = keras.layers.BatchNormalization(momentum=1.0)(x, training=True)
     return keras.Model(x, {"seg": seg(y)})
-
-
-FORMS["batch_norm_in_training"] = dataclasses.replace(
-    FORMS["batch_norm_in_training"], expected={"seg": lambda x: 20 * x}
-)
 
 
 @form(SEG)
@@ -708,10 +736,6 @@ def layers_that_nobody_registers():
 def python_code():
     x = image_input()
     return keras.Model(x, {"seg": keras.layers.Lambda(lambda y: 20 * y)(x)})
-
-
-class Shapeless(keras.layers.Layer):
-    """A layer whose output has no static shape."""
 
 
 @form(BOTH)
@@ -809,6 +833,11 @@ def built_list():
 
 
 @form(SEG)
+def built_without_static_shape():
+    return "forms_data:shapeless"
+
+
+@form(SEG)
 def built_with_one_input_filled_in():
     return "forms_data:one_filled_in"
 
@@ -838,12 +867,13 @@ def built_by_a_module_that_is_not_there():
     return "form_data:functional"
 
 
-def run(form: Form, ckpt: str) -> dict[tuple[str, str], float]:
+def run(form: Form, ckpt: str, dataset: str = "") -> dict[tuple[str, str], float]:
     """Runs the command; {(task, metric): clean value}."""
     values = flags.FlagValues()
     cli_flags.define(AttackConfig, values)
     usual = ("--attack=fgsm", "--eps=4", "--steps=1", "--name=test", "--nochecks")
-    given = (f"--dataset=forms_data:{form.data}", f"--ckpt={ckpt}", *usual)
+    dataset = dataset or f"forms_data:{form.data}"
+    given = (f"--dataset={dataset}", f"--ckpt={ckpt}", *usual)
     values(["mtr_tf.attack", *given, "--attack_tasks=all", *form.flags])
     attack.main(cli_flags.read(AttackConfig, values))
     (path,) = pathlib.Path("runs").glob("*/attacks/test/results.json")
@@ -894,3 +924,71 @@ def test_each_form_is_attacked_as_asked_or_refused(name, caplog):
     for key, value in expected.items():
         assert clean[key] == pytest.approx(value, abs=2e-3), key
     assert form.said in caplog.text
+
+
+# Nets that nobody here made, or that were found to fail.
+
+PNET = pathlib.Path(__file__).parent / "pnet" / "pnet_list.keras"  # See its LICENSE.
+FACES = '''
+"""Noise of 128x128; where it is light, there is a "face"."""
+import numpy as np
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (4, 8, 8)).repeat(16, 1).repeat(16, 2)
+    noise = rng.integers(0, 100, (4, 128, 128, 3))
+    images = (noise + 150 * labels[..., None]).astype(np.uint8)
+    targets = [{"seg": label} for label in labels]
+    return {"validation": list(zip(images, targets)), "classes": ["other", "face"]}
+'''
+
+
+def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
+    """The PNet of PyPI mtcnn 1.0.0, whose scores are probabilities at 59x59."""
+    (place / "faces.py").write_text(FACES)
+    form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
+    clean = run(form, str(PNET), "faces:examples")
+    assert "seg is 59x59, and its logits are resized to 128x128" in caplog.text
+    assert "logits before its softmax" in caplog.text
+
+    data = importlib.import_module("faces").examples()["validation"]
+    images = np.stack([image for image, _ in data]).astype(np.float32) / 255
+    _, scores = keras.saving.load_model(PNET, compile=False)(2 * images - 1)
+    # Logs of probabilities are logits but for one number per place.
+    logits = tf.image.resize(tf.math.log(scores), (128, 128))
+    labels = np.stack([targets["seg"] for _, targets in data])
+    score = np.mean(np.argmax(logits, -1) == labels)
+    assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dict_aux_head", "list_named_layers"])
+def test_the_cases_of_other_outputs(place, name):
+    path = CASES / f"{name}.keras"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    text = DATA.replace("SIZE, COUNT = 16, 4", "SIZE, COUNT = 32, 4")
+    (place / "forms_32.py").write_text(text.replace('"mine"', '"mine32"'))
+    clean = run(Form(lambda: "", {}), str(path), "forms_32:rgb")
+    images, labels = importlib.import_module("forms_32").images()
+    images = images.astype(np.float32) / 255
+    outputs = keras.saving.load_model(path, compile=False)(images)
+    mask, far = (
+        (outputs["seg"], outputs["depth"]) if isinstance(outputs, dict) else outputs
+    )
+    score = np.mean(np.argmax(mask, -1) == labels)
+    assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=2e-3)
+    error = np.mean(np.abs(far - 4 * images[..., :1]))
+    assert clean["depth", "mae"] == pytest.approx(error, abs=2e-3)
+    assert {task for task, _ in clean} == {"seg", "depth"}
+
+
+@pytest.mark.slow
+def test_the_case_of_a_net_saved_by_an_older_version():
+    path, folder = CASES / "camvid_std.keras", CASES.parent / "camvid"
+    if not (path.exists() and folder.is_dir()):
+        pytest.skip(f"{path} or {folder} is not there")
+    given = ("--image_size=32x48", f"--data_dir={folder}", "--num_examples=4")
+    clean = run(Form(lambda: "", {}, given), str(path), "camvid")
+    assert {task for task, _ in clean} == {"seg", "autoencoder"}

@@ -18,6 +18,7 @@ from mtr_tf import files
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.runs import loading
 from mtr_tf.training.keeper import Keeper
 
 NAMES = [
@@ -181,7 +182,7 @@ def test_a_checkpoint_is_on_the_disk_before_another_is_deleted(tmp_path, monkeyp
     made.save(2)
     data = "ckpt-{}.data-00000-of-00001"
     assert events == [
-        data.format(2), "ckpt-2.index", "checkpoints",
+        data.format(2), "ckpt-2.index", "checkpoints", tmp_path.name,
         f"-{data.format(1)}", "-ckpt-1.index",
     ]  # fmt: skip
 
@@ -315,3 +316,16 @@ def test_the_system_word_about_a_file_is_one_sentence(tmp_path):
         assert told.startswith(f"{path} cannot be used: ")
         assert told.count("\n") == 0
     assert files.what_failed(OSError("no file is named")) is None
+
+
+@pytest.mark.parametrize("name", ["v[XY]", "back\\slash", "v*"])
+def test_a_saved_model_of_a_name_like_a_pattern(tmp_path, name):
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+    logger = logging.get_absl_logger()
+    level = logger.level
+    model.export(tmp_path / name, verbose=False)
+    logger.setLevel(level)  # TensorFlow has set it.
+    model.save(tmp_path / f"{name}.keras")
+    for path in (tmp_path / name, tmp_path / f"{name}.keras"):
+        assert loading.load_run(str(path), ("depth",)).tasks == ("depth",)

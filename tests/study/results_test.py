@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -182,7 +181,7 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured")
     kinds = ("tasks", "pixels", "blocks", "first_order")
     study_fixture.write_measures(folder, kinds, ("seg", "depth", "normal"), 0)
-    return json.loads((folder / "measures.json").read_text())
+    return results_lib._json(folder / "measures.json")
 
 
 def test_quantities_have_the_fields_that_records_have(measured):

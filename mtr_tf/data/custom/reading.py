@@ -54,7 +54,20 @@ def open_source(
       InputError: there is no such function, it fails, or what it gives is not as
         docs/own_data.md says.
     """
-    given = _call(name, data_dir)
+    return open_given(name, _call(name, data_dir), image_size, tasks)
+
+
+def open_given(
+    name: str,
+    given: Any,
+    image_size: tuple[int, int] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Source:
+    """Opens what a user's function gives; `name` is what messages call it.
+
+    Raises:
+      InputError: it is not as docs/own_data.md says.
+    """
     splits, facts = _sort(name, given)
     facts_lib.check(facts)
     rules = facts_lib.rules(facts)

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mtr_tf.RobustnessCallback`: how robust each output becomes, in one's own `fit`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from absl import logging
+
+from mtr_tf.api import evaluate as evaluate_lib
+from mtr_tf.api import settings as settings_lib
+from mtr_tf.attack_job import Job
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import evaluator as evaluator_lib
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.show import tensorboard
+from mtr_tf.show.tensorboard import Board
+from mtr_tf.tasks import Task
+
+# What is computed once more than numbers, or left on disk.
+_NOT_IN_TRAINING = (
+    *evaluate_lib.LEFT_OUT[:-1],
+    "source_ckpt",
+    "fast",
+    "measure",
+    "measure_draws",
+    "checks",
+    "check_examples",
+    "save_examples",
+    "precision",
+)
+Numbers = dict[str, dict[str, float]]
+
+
+class RobustnessCallback(keras.callbacks.Callback):
+    """Attacks the model after epochs of `fit`, and tells how robust each output is.
+
+        robustness = mtr_tf.RobustnessCallback(validation, eps=4, log_dir="logs")
+        model.fit(train, epochs=10, callbacks=[robustness])
+
+    In `logs`, and so in the history: `val_clean_TASK_METRIC` and
+    `val_adv_TASK_METRIC`, each metric and the loss of each task; with several radii
+    `val_adv_epsRADIUS_TASK_METRIC`. Callbacks that follow this one may go by them:
+    `EarlyStopping("val_adv_seg_loss", mode="min")`. Training itself is the same with
+    and without.
+    """
+
+    @settings_lib.shown(AttackConfig, without=(*_NOT_IN_TRAINING, "attack"))
+    def __init__(
+        self,
+        examples: Any,
+        tasks: str | Iterable[str | Task] = (),
+        attack: str = "pgd",
+        *,
+        eps: float | Iterable[float] = 4.0,
+        attack_tasks: str = "all",
+        every: int = 1,
+        log_dir: str | os.PathLike | None = None,
+        heads: Mapping[str | int, str | Task] | Iterable[str] = (),
+        facts: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ):
+        """Takes what is attacked, and how; arguments as of `mtr_tf.evaluate`.
+
+        Args:
+          examples: What `mtr_tf.evaluate` takes. They are read once, at the start.
+          tasks: Which tasks the outputs are; empty: by the names of the outputs.
+          attack: The name of an attack, as the command's --attack.
+          eps: Its radius, or several.
+          attack_tasks: The tasks that are attacked together: "all", "seg+depth", ...
+          every: Attack after each so many epochs; the others have no such numbers.
+          log_dir: A folder for TensorBoard's files; None: nothing is written.
+          heads: Which output is which task, where names do not tell.
+          facts: What a data function says beside its splits (docs/own_data.md).
+          **settings: the command's flags.
+
+        Raises:
+          InputError: A setting cannot be so.
+        """
+        super().__init__()
+        if every < 1:
+            raise InputError(f"every must be a whole number from 1; got {every}.")
+        for name in settings:
+            if name in _NOT_IN_TRAINING:
+                raise InputError(
+                    f"{name} has no meaning in training; leave it out, and give it to "
+                    "mtr_tf.evaluate afterwards."
+                )
+        self._examples, self._tasks, self._heads = examples, tasks, heads
+        self._facts = facts
+        self._settings = {
+            "attack": attack,
+            "eps": eps,
+            "attack_tasks": attack_tasks,
+            "checks": False,
+            **settings,
+        }
+        self._every = every
+        self._folder = None if log_dir is None else pathlib.Path(log_dir)
+        self._job: Job | None = None
+        self._evaluators: list[tuple[str, Cell | None, Evaluator]] = []
+        self._boards: dict[str, Board] = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Attacks the model, and adds the numbers to `logs`."""
+        if (epoch + 1) % self._every:
+            return
+        for name, numbers in self._run().items():
+            if logs is not None:
+                logs.update(
+                    (f"val_{name}_{task}_{metric}", value)
+                    for task, by_metric in numbers.items()
+                    for metric, value in by_metric.items()
+                )
+            self._show(name, numbers, epoch)
+
+    def on_train_end(self, logs=None):
+        """Closes TensorBoard's files."""
+        for board in self._boards.values():
+            board.flush()
+
+    def _run(self) -> dict[str, Numbers]:
+        """{"clean" or "adv...": {task: {metric: value}}} of the model as it is now."""
+        if self._job is None or not self._follows(self._job):
+            self._job = self._make_job()
+            self._evaluators = list(_evaluators(self._job))
+        subject, found = self._job.subject, {}
+        for name, cell, evaluator in self._evaluators:
+            evaluation = evaluator.run(
+                subject.columns,
+                batch_size=subject.batch_size,
+                num_examples=subject.num_examples,
+                numbers=cell.numbers if cell else (),
+            )
+            rows = evaluation.attacked if cell else evaluation.clean
+            found[name] = evaluator_lib.values(rows)
+        return found
+
+    def _make_job(self) -> Job:
+        """The command's job of the model in training."""
+        if self._job is not None:  # What was read is not read again.
+            subject = self._job.subject
+            self._examples = Source(subject.info, lambda split: subject.columns)
+        level = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # A model at chance is no news here.
+        try:
+            return evaluate_lib.job_of(
+                self.model,
+                self._examples,
+                self._tasks,
+                self._heads,
+                self._facts,
+                self._settings,
+                pathlib.Path(),  # Nothing is written.
+            )
+        finally:
+            logging.set_verbosity(level)
+
+    def _follows(self, job: Job) -> bool:
+        """Whether what the job attacks has the variables that are trained.
+
+        A layer whose softmax is taken off, for example, is a copy.
+        """
+        trained = {id(variable) for variable in self.model.variables}
+        return all(id(variable) in trained for variable in job.subject.model.variables)
+
+    def _show(self, name: str, numbers: Numbers, epoch: int) -> None:
+        """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`."""
+        if self._folder is None or self._job is None:
+            return
+        if name not in self._boards:
+            place = "validation" if name == "clean" else f"validation/{name}"
+            self._boards[name] = Board(self._folder / place)
+        board, info = self._boards[name], self._job.subject.info
+        about = f"On {self._job.subject.num_examples} images; step: epoch."
+        scalars = tensorboard.evaluation_scalars(numbers)
+        board.scalars(scalars, epoch, about, units=info.units)
+        board.flush()
+
+
+def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
+    """Yields (name, cell, evaluator) of the clean images and of each attack."""
+    subject, cells = job.subject, [cell for cell in job.cells if cell.eps]
+    yield "clean", None, sweep.make_evaluator(subject, None)
+    groups = {cell.group for cell in cells}
+    families: dict[Cell, Evaluator] = {}  # One graph for all radii.
+    for cell in cells:
+        if cell.members:
+            raise InputError(
+                f"attack must be one attack in training, and {cell.attack.name} is the "
+                "worst of several; give one of them."
+            )
+        if cell.family not in families:
+            families[cell.family] = sweep.make_evaluator(subject, cell)
+        radius = f"_eps{cell.eps:g}" if len({c.eps for c in cells}) > 1 else ""
+        group = f"_{cell.group}" if len(groups) > 1 else ""
+        yield f"adv{radius}{group}", cell, families[cell.family]

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands but `attack` (which is `evaluate`), each as one call."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from mtr_tf import compare
+from mtr_tf import convert
+from mtr_tf import reproduce
+from mtr_tf import train
+from mtr_tf.api import settings as settings_lib
+from mtr_tf.compare import CompareConfig
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.convert import ConvertConfig
+from mtr_tf.reproduce import ReproduceConfig
+from mtr_tf.runs import directory
+
+
+@settings_lib.shown(TrainConfig, RunPlace)
+def train_model(**settings: Any) -> pathlib.Path:
+    """Trains a model of ours with a head per task: `python -m mtr_tf.train`.
+
+        folder = mtr_tf.train_model(tasks=["seg", "depth"], epochs=2)
+        print(mtr_tf.evaluate(folder).table())
+
+    Called again, it goes on where it was stopped.
+
+    Args:
+      **settings: the command's flags.
+
+    Returns:
+      The run directory; `keras.saving.load_model(folder / "model.keras")` is the model.
+
+    Raises:
+      InputError: Settings and data cannot be used as they are, or training diverges.
+    """
+    names = {field.name for field in dataclasses.fields(RunPlace)}
+    place = {name: value for name, value in settings.items() if name in names}
+    rest = {name: value for name, value in settings.items() if name not in names}
+    config = settings_lib.record(TrainConfig, rest)
+    where = settings_lib.record(RunPlace, place)
+    workdir = where.workdir or directory.default_workdir(config)
+    train.main(config, where)
+    return pathlib.Path(workdir)
+
+
+@settings_lib.shown(CompareConfig)
+def compare_runs(**settings: Any) -> None:
+    """Prints finished attacks on several models side by side: `mtr_tf.compare`.
+
+    Args:
+      **settings: the command's flags.
+
+    Raises:
+      InputError: There are no such results, or nothing that all models share.
+    """
+    compare.main(settings_lib.record(CompareConfig, settings))
+
+
+@settings_lib.shown(ConvertConfig)
+def convert_weights(**settings: Any) -> None:
+    """Makes a run directory of PyTorch weights: `python -m mtr_tf.convert`.
+
+    Args:
+      **settings: the command's flags.
+
+    Raises:
+      InputError: The file cannot be read or does not fit.
+    """
+    convert.main(settings_lib.record(ConvertConfig, settings))
+
+
+@settings_lib.shown(ReproduceConfig)
+def reproduce_study(**settings: Any) -> None:
+    """Runs a study of many models, and writes its report: `mtr_tf.reproduce`.
+
+    Args:
+      **settings: the command's flags.
+
+    Raises:
+      InputError: The study or its data cannot be used as they are.
+    """
+    reproduce.main(settings_lib.record(ReproduceConfig, settings))

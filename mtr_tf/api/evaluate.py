@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mtr_tf.evaluate`: the command `attack`, for models and examples in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf import attack_job
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.api import examples as examples_lib
+from mtr_tf.api import settings as settings_lib
+from mtr_tf.api.results import Results
+from mtr_tf.attack_job import Job
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.attack import parse_heads
+from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
+from mtr_tf.runs import heads as heads_lib
+from mtr_tf.runs import model_files
+from mtr_tf.tasks import Task
+
+# What names model, data and results for the command, and for processes of its own.
+LEFT_OUT = ("ckpt", "name", "format", "deterministic", "export_predictions", "attack")
+_OF_DATA = ("dataset", "data_dir", "depth_target", "validation_share", "image_size")
+
+
+@settings_lib.shown(AttackConfig, without=LEFT_OUT)
+def evaluate(
+    model: Any,
+    examples: Any = None,
+    *,
+    tasks: str | Iterable[str | Task] = (),
+    attacks: str | Iterable[str] = ("pgd",),
+    eps: float | Iterable[float] = (1, 2, 4, 8),
+    attack_tasks: str | Iterable[str] = ("each", "all"),
+    heads: Mapping[str | int, str | Task] | Iterable[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    out: str | os.PathLike | None = None,
+    **settings: Any,
+) -> Results:
+    """Attacks a model with all combinations of attacks, radii and groups of tasks.
+
+        results = mtr_tf.evaluate(model, examples, attacks=["pgd", "apgd"], eps=[2, 4])
+        print(results.table())
+
+    Nothing is written unless `out` names a folder, and the model stays as it is.
+
+    Args:
+      model: A Keras model, or any function of images `[batch, height, width, channels]`
+        in [0, 1] that gives outputs: a dict, list or tuple, or one. Or the path of a
+        run or a file, as the command's --ckpt.
+      examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
+        ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
+        `(image, targets, masks)`; or one such batch. Images are uint8 or floats in [0,
+        1]. Targets without names are in the order of `tasks`. Or the name of a data
+        set, as the command's --dataset; None: the one that a run was trained on.
+      tasks: Which tasks the outputs are: names of the paper's, or records of your own,
+        `tasks.Task("flow", kind="numbers", channels=2)`. Empty: by the names of the
+        outputs.
+      attacks: Names of attacks, as the command's --attack.
+      eps: Radii: under norm="linf" in levels of 0-255, under "l2" plain norms.
+      attack_tasks: Groups of tasks that are attacked together: "seg+depth", "each",
+        "all".
+      heads: Which output is which task, where names do not tell: {output: task} with an
+        output's name or number, and a task's name, kind or record.
+      facts: What a data function says beside its splits, such as {"classes": [...],
+        "ignore_label": 255} (docs/own_data.md).
+      out: A folder for results.json, plots, TensorBoard's files and finished cells,
+        which are not computed again.
+      **settings: the command's flags.
+
+    Returns:
+      The results: `.table()`, `.records`, `.to_pandas()`, `.plot()`, `.gallery()`.
+
+    Raises:
+      InputError: Settings, model and examples do not go together.
+    """
+    given = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
+    with contextlib.ExitStack() as stack:
+        folder = out or stack.enter_context(tempfile.TemporaryDirectory())
+        job = job_of(model, examples, tasks, heads, facts, given, pathlib.Path(folder))
+        outcome = job.run(write=out is not None)
+    attacked = outcome.attacked
+    records = attacked.records if attacked else []
+    if out is None:  # Where nothing is written, no files are told of.
+        records = [record | {"rows": "", "clean_rows": ""} for record in records]
+    return Results(
+        job.title,
+        records,
+        outcome.measures,
+        attacked.clean if attacked else None,
+        attacked.results if attacked else [],
+        pathlib.Path(out) if out is not None else None,
+    )
+
+
+def job_of(
+    model: Any,
+    examples: Any,
+    tasks: str | Iterable[str | Task],
+    heads: Mapping[str | int, str | Task] | Iterable[str],
+    facts: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    folder: pathlib.Path,
+) -> Job:
+    """The command's job of what is given in memory; arguments as of `evaluate`.
+
+    Raises:
+      InputError: They do not go together.
+    """
+    for name in LEFT_OUT[:-1]:
+        if name in settings:
+            raise InputError(
+                f"{name} is a flag of the command that Python has not; leave it out."
+            )
+    own, names = _tasks(tasks)
+    if isinstance(heads, Mapping):
+        own += [task for task in heads.values() if isinstance(task, Task)]
+        heads = {o: getattr(t, "name", t) for o, t in heads.items()}
+    own = list(dict.fromkeys(own))
+    given = dict(settings)
+    if heads:
+        given["heads"] = heads
+    path = isinstance(model, str | os.PathLike)
+    by_name = examples is None or isinstance(examples, str)
+    if by_name and own:
+        raise InputError(
+            "tasks of your own must come with examples, or with the data function's "
+            '"tasks"; give their names here.'
+        )
+    if isinstance(examples, str):
+        given["dataset"] = examples
+    elif not by_name:
+        for name in _OF_DATA:
+            if given.get(name):
+                raise InputError(
+                    f"{name} is of data that have a name, and examples are given; "
+                    "leave it out."
+                )
+    given["ckpt"] = os.fspath(model) if path else _name(model)
+    given.setdefault("strategy", "one_device")
+    given |= {"tasks": names, "deterministic": False}
+    config = settings_lib.record(AttackConfig, given)
+    if path and by_name:
+        return attack_job.resolve(config, folder=folder)
+    if by_name:
+        raise InputError(
+            "examples must be given: an iterable of examples or batches, or the name "
+            "of a data set."
+        )
+    file = None if path else model_files.of_object(model, "the model", "model")
+    source = examples_lib.open_source(
+        examples,
+        _with_channels(model, own, names, config),
+        names,
+        facts or {},
+        config.split,
+        config.num_examples,
+    )
+    return attack_job.resolve(config, source, file, folder)
+
+
+def _with_channels(
+    model: Any, own: Sequence[Task], names: Sequence[str], config: AttackConfig
+) -> list[Task]:
+    """Tasks of one's own, and those that a model's heads make, with their classes.
+
+    Examples need not show all classes: there are as many as the model has logits for.
+    """
+    known = tasks_lib.TASKS.replaced(*own)
+    if not adapters.is_functional(model):
+        return list(own)
+    asked = parse_heads(config.heads)
+    heads = heads_lib.find("the model", model, asked, known, names, "--heads")
+    found = dict.fromkeys(own)
+    for name, task in heads.tasks.items():
+        channels = heads.outputs[name].tensor.shape[-1]
+        if task.discrete and task.channels is None and channels and channels > 1:
+            task = task.bound(channels=channels)
+        found.pop(known.get(name), None)
+        found[task] = None
+    return [task for task in found if task is not tasks_lib.TASKS.get(task.name)]
+
+
+def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
+    """Records of one's own, and the names of all tasks."""
+    if isinstance(tasks, str):
+        tasks = tasks.split(",")
+    elif isinstance(tasks, Task):
+        tasks = [tasks]
+    elif isinstance(tasks, Mapping):
+        tasks = tasks.values()
+    tasks = list(tasks)
+    own = [task for task in tasks if isinstance(task, Task)]
+    return own, [task.name if isinstance(task, Task) else task for task in tasks]
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "name", None) or getattr(model, "__name__", "the model")

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples as people have them, as the examples that a data set of one's own gives.
+
+One by one or in batches; as {"image", "targets", "masks"} or as (image, targets) or
+(image, targets, masks), as `fit` takes them; targets by task, or as a list in the order
+of the tasks, or, of one task, alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtr_tf.data.custom import reading
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
+
+NAME = "examples"  # What messages call the data.
+_BATCH = 4  # Axes of a batch of images.
+
+
+def open_source(
+    examples: Any,
+    tasks: Sequence[Task],
+    names: Sequence[str],
+    facts: Mapping[str, Any],
+    split: str,
+    count: int,
+) -> Source:
+    """Opens examples as the command opens data of a user's own.
+
+    Args:
+      examples: A `Source`, or what `one_by_one` takes.
+      tasks: Those of the user's own.
+      names: Of the tasks, in the order of targets that have no names.
+      facts: What a data function says beside its splits (docs/own_data.md).
+      split: What the examples are called.
+      count: How many are read; 0: all.
+
+    Raises:
+      InputError: They are not as docs/own_data.md says.
+    """
+    if isinstance(examples, Source):
+        return examples
+    few = itertools.islice(one_by_one(examples, names), count or None)
+    given: dict[str, Any] = {split: few, **facts}
+    if tasks:
+        given["tasks"] = [*facts.get("tasks", ()), *tasks]
+    return reading.open_given(NAME, given)
+
+
+def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yields {"image", "targets", "masks"} of each example.
+
+    Args:
+      examples: One batch, or an iterable or `tf.data.Dataset` of examples or batches,
+        or a `keras.utils.PyDataset`.
+      names: Of the tasks, in the order of targets that have no names; where targets are
+        by name, only these are taken. Empty: all.
+
+    Raises:
+      InputError: It is something else, or targets have no names.
+    """
+    for part in _parts(examples):
+        image, targets, masks = _triple(part, names)
+        if np.ndim(image) != _BATCH:
+            yield {"image": image, "targets": targets, "masks": masks}
+            continue
+        for i in range(len(image)):
+            yield {
+                "image": image[i],
+                "targets": {task: values[i] for task, values in targets.items()},
+                "masks": {task: values[i] for task, values in masks.items()},
+            }
+
+
+def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """Gives values the names of tasks.
+
+    Args:
+      values: A dict by task, a list in the order of `names`, or, of one task, alone.
+      names: Of the tasks; of a dict only these are taken. Empty: all.
+      what: What they are, in words.
+
+    Raises:
+      InputError: They have no names, or not as many as there are tasks.
+    """
+    if isinstance(values, Mapping):
+        known = [name for name in names if name in values] if names else list(values)
+        if names and not known:
+            raise InputError(
+                f"The {what} must have the names of the tasks, {', '.join(names)}; "
+                f"they are {', '.join(map(str, values)) or 'none'}."
+            )
+        return {name: values[name] for name in known}
+    listed = values if isinstance(values, list | tuple) else [values]
+    if len(listed) != len(names):
+        raise InputError(
+            f"The {what} must be a dict by task, or as many as there are tasks, in "
+            f"their order; got {len(listed)} for {len(names)} tasks"
+            f"{': ' + ', '.join(names) if names else '; name them by tasks='}."
+        )
+    return dict(zip(names, listed, strict=True))
+
+
+def _parts(examples: Any) -> Iterable[Any]:
+    """Examples or batches, as they come."""
+    if _is_batch(examples):
+        return [examples]
+    if hasattr(examples, "as_numpy_iterator"):
+        return examples.as_numpy_iterator()
+    if hasattr(examples, "__getitem__") and hasattr(examples, "__len__"):
+        return (examples[i] for i in range(len(examples)))  # Also a PyDataset.
+    if isinstance(examples, Mapping) or not hasattr(examples, "__iter__"):
+        raise InputError(
+            "examples must be an iterable or a tf.data.Dataset of examples or batches, "
+            '{"image": ..., "targets": {task: ...}} or (image, targets), or one such '
+            f"batch; got one of type {type(examples).__name__}."
+        )
+    return examples
+
+
+def _is_batch(examples: Any) -> bool:
+    """Whether it is one batch, rather than many: it has an array of images itself."""
+    if isinstance(examples, Mapping):
+        return "image" in examples
+    return isinstance(examples, tuple) and np.ndim(_array(examples[0])) == _BATCH
+
+
+def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
+    """Image or images, targets and masks by task."""
+    if isinstance(part, Mapping):
+        unknown = set(part) - {"image", "targets", "masks", "name"}
+        if unknown or not {"image", "targets"} <= set(part):
+            raise InputError(
+                'An example must have "image" and "targets", and may have "masks"; '
+                f"got {', '.join(map(repr, part))}."
+            )
+        image, targets, masks = part["image"], part["targets"], part.get("masks")
+    elif isinstance(part, tuple | list) and len(part) in (2, 3):
+        image, targets, *rest = part
+        masks = rest[0] if rest else None
+    else:
+        raise InputError(
+            'An example must be {"image": ..., "targets": {task: ...}}, (image, '
+            "targets) or (image, targets, masks); got one of type "
+            f"{type(part).__name__}."
+        )
+    targets = by_task(targets, names, "targets")
+    masks = {} if masks is None else by_task(masks, names or list(targets), "masks")
+    return _array(image), _arrays(targets), _arrays(masks)
+
+
+def _arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: _array(value) for name, value in values.items()}
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value) if not isinstance(value, Mapping) else np.zeros(0)

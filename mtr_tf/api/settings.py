@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of commands as arguments of functions: the same names, the same checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+from typing import TypeVar
+
+from mtr_tf.config.settings import Settings
+from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+
+S = TypeVar("S", bound=Settings)
+F = TypeVar("F", bound=Callable[..., Any])
+_PLACE = "      **settings:"  # The line of a docstring that settings are told in.
+
+
+def record(kind: type[S], given: Mapping[str, Any]) -> S:
+    """The settings of a command, of Python's values.
+
+    Lists may be given as one value, as a flag takes them (`"seg,depth"`), or as a dict
+    where a flag has pairs (`{"seg": 1}` for `seg:1`).
+
+    Raises:
+      InputError: There is no such setting, or it cannot have that value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in fields:
+            raise InputError(
+                f"There is no setting {name!r}; they are {', '.join(fields)}."
+                f"{did_you_mean(name, fields)}"
+            )
+    return kind.from_dict(
+        {name: _value(fields[name], value) for name, value in given.items()}
+    )
+
+
+def _value(field: dataclasses.Field, value: Any) -> Any:
+    """What a record takes for a field."""
+    if hasattr(value, "item") and not getattr(value, "ndim", 0):
+        value = value.item()  # A scalar of NumPy.
+    if isinstance(field.default, tuple):
+        convert = float if "float" in str(field.type) else str
+        try:
+            return tuple(map(convert, _several(value)))
+        except ValueError as error:
+            raise InputError(
+                f"{field.name} must be a number, or several; got {value!r}."
+            ) from error
+    if field.name == "image_size" and not isinstance(value, str):
+        return "x".join(map(str, _several(value)))
+    return value
+
+
+def _several(value: Any) -> Iterable[Any]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, Mapping):
+        return [f"{key}:{number}" for key, number in value.items()]
+    return value if isinstance(value, Iterable) else [value]
+
+
+def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:
+    """Lets help() and completion show the settings that a function takes by name.
+
+    They take the place of `**settings`, in the signature and in the docstring.
+
+    Args:
+      *kinds: The records that have them.
+      without: Those that are not taken, or are described by the function itself.
+    """
+    fields = [field for kind in kinds for field in dataclasses.fields(kind)]
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+        names = {*without, *(p.name for p in own)}
+        more = [field for field in fields if field.name not in names]
+        own += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in more
+        ]
+        # pyrefly: ignore[missing-attribute]
+        function.__signature__ = signature.replace(parameters=own)
+        about = [_about(field.name, field.metadata["help"]) for field in more]
+        lines = (function.__doc__ or "").splitlines()
+        function.__doc__ = "\n".join(
+            text
+            for line in lines
+            for text in (about if line.startswith(_PLACE) else [line])
+        )
+        return function
+
+    return decorate
+
+
+def _about(name: str, help: str) -> str:
+    """A setting's lines in a docstring."""
+    return textwrap.fill(
+        f"{name}: {help}", 88, initial_indent=" " * 6, subsequent_indent=" " * 8
+    )

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on some channels of the images: colours beside a distance, say.
+
+An attack sees images of these channels alone, and its objective puts the others back as
+they were. So any attack, in any norm, leaves them alone, and its ball is that of the
+channels that it may change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from mtr_tf.attacks import base
+from mtr_tf.errors import InputError
+
+# Methods of objectives that return another one.
+_CHANGING = ("checked", "drawn", "in_ensemble", "seeded", "with_judge", "with_losses")
+
+
+def on_channels(
+    attack: Callable[..., tf.Tensor], channels: Sequence[int]
+) -> Callable[..., tf.Tensor]:
+    """Returns an attack that changes these channels alone.
+
+        attack = on_channels(PGD(8 / 255, 2 / 255, 20), (0, 1, 2))
+        x_adv = attack(objective, x)
+
+    Args:
+      attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; what it is given
+        beside these goes to it as it is.
+      channels: The numbers of those, from 0; empty: the attack itself.
+    """
+    if not channels:
+        return attack
+    check(channels)
+
+    def restricted(objective, x, *arguments, **options):
+        x = tf.convert_to_tensor(x)
+        check(channels, x.shape[-1])
+        whole = _Whole(x, tuple(channels))
+        part = tf.stack([x[..., channel] for channel in channels], axis=-1)
+        inner = OnChannels(objective, whole)
+        return whole(attack(inner, part, *arguments, **options))
+
+    return restricted
+
+
+def check(channels: Sequence[int], count: int | None = None) -> None:
+    """Raises `InputError` unless they are different ones of `count` channels."""
+    within = all(0 <= channel < (count or channel + 1) for channel in channels)
+    if not within or len({*channels}) < len(channels):
+        last = "" if count is None else f" to {count - 1}"
+        raise InputError(
+            "The attacked channels (--attack_channels) must be different numbers from "
+            f"0{last}; got {', '.join(map(str, channels))}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Whole:
+    """Puts channels back between the others of the images x."""
+
+    x: tf.Tensor
+    channels: tuple[int, ...]
+
+    def __call__(self, part: tf.Tensor) -> tf.Tensor:
+        parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
+        rest = tf.unstack(tf.cast(self.x, part.dtype), axis=-1)
+        return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OnChannels:
+    """An objective of whole images, as one of some of their channels."""
+
+    objective: Any
+    whole: _Whole
+
+    def __call__(self, x: tf.Tensor, progress: tf.Tensor | float = 0.0) -> Any:
+        """Returns what it does of the whole images."""
+        return self.objective(self.whole(x), progress)
+
+    def begin(self, start: tf.Tensor, clean: tf.Tensor) -> OnChannels:
+        """Returns it for one run, see `base.begin`."""
+        return self._of(
+            base.begin(self.objective, self.whole(start), self.whole(clean))
+        )
+
+    def _of(self, objective: Any) -> OnChannels:
+        return dataclasses.replace(self, objective=objective)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the objective has; `reusable` not, as the images are a part of it.
+
+        Images that it is handed are made whole.
+        """
+        if name == "reusable" or name.startswith("__"):
+            raise AttributeError(name)
+        value = getattr(self.objective, name)
+        if name == "checked":
+            return lambda x: self._of(value(self.whole(x)))
+        if name in _CHANGING:
+            return lambda *arguments: self._of(value(*arguments))
+        return value

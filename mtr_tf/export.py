@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a trained model for use without mtr_tf: a SavedModel and a .keras file.
+
+Example:
+  python -m mtr_tf.export --ckpt=runs/NAME --out=exported
+
+DIR/saved_model/  for TensorFlow Serving, TFLite and others; outputs are named by task
+    model.keras   layers of Keras's own: keras.saving.load_model needs nothing else
+    model.json    what goes in and comes out: sizes, ranges, units, names of classes
+
+Both give the outputs of the run's model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+from typing import TYPE_CHECKING
+from typing import Any
+
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.cli import startup
+from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import setting
+from mtr_tf.errors import InputError
+
+if TYPE_CHECKING:
+    import keras
+
+    from mtr_tf.runs.loading import Run
+
+_ABOUT = "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig(Settings):
+    """What `python -m mtr_tf.export` takes."""
+
+    ckpt: str = setting(
+        "",
+        "Run of mtr_tf.train or mtr_tf.convert, or a checkpoint in one "
+        "(runs/NAME/checkpoints/best). Required.",
+    )
+    out: str = setting(
+        "", "Folder to write: a new one, or an earlier export. Required."
+    )
+    dataset: str = setting(
+        "",
+        "Data set of a checkpoint's run, if it is one of your own (module:function).",
+    )
+    data_dir: str = setting("", "Folder of a checkpoint's data; empty: as in training.")
+
+
+def main(config: ExportConfig) -> None:
+    """Exports; raises `InputError` for what the user can put right."""
+    for flag in ("ckpt", "out"):
+        if not getattr(config, flag):
+            raise InputError(f"--{flag} must be given; it is empty. See --help.")
+    out = pathlib.Path(config.out)
+    _check_out(out)
+    startup.import_tensorflow()
+    from absl import logging
+
+    from mtr_tf.models import plain
+    from mtr_tf.runs import loading
+
+    run = loading.load_run(
+        config.ckpt, data_dir=config.data_dir, dataset=config.dataset
+    )
+    if run.config is None:
+        raise InputError(
+            f"--ckpt must be a run of mtr_tf.train or mtr_tf.convert; {config.ckpt} is "
+            "a .keras file, which is what an export makes."
+        )
+    write(run, plain.plain(run.model), out)
+    logging.info("the model is in %s: saved_model/, model.keras and %s", out, _ABOUT)
+
+
+def _check_out(out: pathlib.Path) -> None:
+    """Raises `InputError` for a place that holds something else."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out must be a directory, got the file {out}.")
+    if out.is_dir() and any(out.iterdir()) and not (out / _ABOUT).exists():
+        raise InputError(
+            f"--out must be a new folder, or one that mtr_tf.export wrote; {out} holds "
+            "something else. Give another."
+        )
+
+
+def write(run: Run, model: keras.Model, out: pathlib.Path) -> None:
+    """Writes what an export consists of; `model` is the run's, of Keras's layers."""
+    import tensorflow as tf
+
+    from mtr_tf import files
+
+    files.write_json(out / _ABOUT, {"state": "being written"})
+    with files.whole_file(out / "model.keras") as beside:
+        model.save(beside)
+    with files.write_errors_explained(out):
+        shutil.rmtree(out / "saved_model", ignore_errors=True)
+        served = _serving(model)
+        signatures = {
+            name: served.__call__.get_concrete_function(
+                tf.TensorSpec(model.input_shape, dtype, "image")
+            )
+            for name, dtype in (("serving_default", tf.float32), ("uint8", tf.uint8))
+        }
+        tf.saved_model.save(served, str(out / "saved_model"), signatures)
+    files.write_json(out / _ABOUT, about(run, model))
+
+
+def _serving(model: keras.Model) -> Any:
+    """A TensorFlow module of the model, for pictures of floats or bytes."""
+    import tensorflow as tf
+
+    class Serving(tf.Module):
+        def __init__(self):
+            self.variables_of_model = [v.value for v in model.variables]
+
+        @tf.function
+        def __call__(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+            if image.dtype == tf.uint8:
+                image = tf.cast(image, tf.float32) / 255
+            return dict(model(image, training=False))
+
+    return Serving()
+
+
+def about(run: Run, model: keras.Model) -> dict[str, Any]:
+    """What model.json says."""
+    from mtr_tf.runs import directory
+    from mtr_tf.tasks import TASKS
+
+    known = directory.read_tasks(run.directory)
+    outputs = {}
+    for name, output in model.output.items():
+        task = known.get(name) or (TASKS[name].to_dict() if name in TASKS else {})
+        task = {"kind": None, "unit": "", "classes": [], "range": None, **task}
+        del task["name"], task["metrics"], task["places"]
+        outputs[name] = {
+            **task,
+            "channels": output.shape[-1],
+            "shape": list(output.shape),
+            "dtype": "float32",
+            "logits": task["kind"] in ("classes", "labels"),
+        }
+    _, height, width, channels = model.input_shape
+    return {
+        "format": 1,
+        "input": {
+            "name": "image",
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "order": "RGB",
+            "ranges": {"float32": [0, 1], "uint8": [0, 255]},
+        },
+        "outputs": outputs,
+        "run": {
+            "name": run.directory.resolve().name,
+            "fingerprint": run.fingerprint,
+            "step": run.unfinished,
+            "train": run.config.to_dict() if run.config else None,
+        },
+        **directory.environment(),
+    }
+
+
+def run() -> None:
+    """The console entry point `mtr-export`."""
+    cli_flags.run(
+        "mtr_tf.export",
+        __doc__,
+        (ExportConfig,),
+        main,
+        "The export is not whole; the same command starts it again.",
+    )
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model as one of Keras's own layers, which loads where this package is not there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from mtr_tf.errors import InputError
+from mtr_tf.models.layers import BilinearUpSampling
+from mtr_tf.models.pooling import MaxPooling
+
+
+def plain(model: keras.Model) -> keras.Model:
+    """Returns a copy, with the same names and weights, whose outputs are equal.
+
+    Raises:
+      InputError: It is not functional, or has a layer that Keras has not and that is
+        none of this package's either.
+    """
+    if type(model).__name__ != "Functional":
+        raise InputError(
+            "the model must be functional, keras.Model(inputs, outputs), to be "
+            f"exported; it is a {type(model).__name__}."
+        )
+    for layer in model._flatten_layers(include_self=False):
+        if not _is_kerass(layer) and type(layer) not in _REPLACED:
+            raise InputError(
+                "all layers must be Keras's own for a model to load elsewhere; "
+                f"{layer.name} is a {type(layer).__module__}.{type(layer).__name__}."
+            )
+        if type(layer) in _REPLACED and layer not in model.layers:
+            raise InputError(
+                f"the layer {layer.name} is within another; only layers of the model "
+                "itself can be replaced by Keras's own."
+            )
+    copy = keras.models.clone_model(model, call_function=_call, clone_function=_clone)
+    for layer in model.layers:
+        if layer.weights:
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
+    return copy
+
+
+def _is_kerass(layer: keras.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _clone(layer: keras.Layer) -> keras.Layer:
+    """A new layer of the same settings, but for ours, which `_call` replaces."""
+    if type(layer) in _REPLACED:
+        return layer
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.BatchNormalization):
+        config["synchronized"] = False  # Only training knows of replicas.
+    return type(layer).from_config(config)
+
+
+def _call(layer: keras.Layer, *tensors: Any, **options: Any) -> Any:
+    replace = _REPLACED.get(type(layer))
+    return replace(layer, *tensors) if replace else layer(*tensors, **options)
+
+
+def _pool(layer: MaxPooling, x: Any) -> Any:
+    return keras.layers.MaxPooling2D.from_config(layer.get_config())(x)
+
+
+def _upsample(layer: BilinearUpSampling, x: Any) -> Any:
+    """Up-sampling by Keras's layers.
+
+    With zeros outside the map, the triangle that a value is spread by, 2 factor long,
+    is a box of `factor` (every value repeated) under a kernel of 1/2, 1, ..., 1, 1/2,
+    over `factor`.
+    """
+    factor, dtype, name = layer.factor, layer.dtype_policy, layer.name
+    if layer.replicate:
+        return keras.layers.UpSampling2D(
+            factor, interpolation="bilinear", dtype=dtype, name=name
+        )(x)
+    x = keras.layers.UpSampling2D(factor, dtype=dtype, name=f"{name}_repeat")(x)
+    smooth = keras.layers.DepthwiseConv2D(
+        factor + 1, padding="same", use_bias=False, dtype=dtype, name=name
+    )
+    smooth.trainable = False
+    x = smooth(x)
+    weights = np.ones(factor + 1)
+    weights[[0, -1]] = 0.5
+    kernel = np.outer(weights, weights)[:, :, None, None] / factor**2
+    smooth.set_weights([np.broadcast_to(kernel, smooth.kernel.shape)])
+    return x
+
+
+_REPLACED = {BilinearUpSampling: _upsample, MaxPooling: _pool}

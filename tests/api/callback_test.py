@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mtr_tf.RobustnessCallback`: numbers of `evaluate`, and a training left alone."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mtr_tf
+
+SETTINGS = {"eps": 4, "steps": 2, "batch_size": 4}
+
+
+def make_model(activation=None):
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(image)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dropout(0.3)(x)
+    heads = {
+        "seg": keras.layers.Conv2D(3, 1, activation=activation)(x),
+        "depth": keras.layers.Conv2D(1, 1)(x),
+    }
+    model = keras.Model(image, heads)
+    seg = keras.losses.SparseCategoricalCrossentropy(from_logits=activation is None)
+    model.compile(keras.optimizers.SGD(0.1), loss={"seg": seg, "depth": "mae"})
+    return model
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    targets = {
+        "seg": rng.integers(0, 3, (8, 8, 8)),
+        "depth": rng.uniform(1, 3, (8, 8, 8, 1)).astype(np.float32),
+    }
+    return rng.uniform(0, 1, (8, 8, 8, 3)).astype(np.float32), targets
+
+
+def fit(model, batch, epochs, *callbacks):
+    keras.utils.set_random_seed(5)
+    return model.fit(
+        *batch, batch_size=4, epochs=epochs, verbose=0, callbacks=list(callbacks)
+    ).history
+
+
+def test_training_is_the_same_with_and_without(batch):
+    plain, watched = make_model(), make_model()
+    alone = fit(plain, batch, 3)
+    seen = fit(watched, batch, 3, mtr_tf.RobustnessCallback(batch, **SETTINGS))
+    for one, other in zip(plain.get_weights(), watched.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert {name: seen[name] for name in alone} == alone
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_numbers_are_those_of_evaluate(batch, activation):
+    """After each epoch those of the model as it then is, also where it is copied."""
+    model = make_model(activation)
+    kept = []
+
+    class Evaluate(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kept.append(
+                mtr_tf.evaluate(
+                    self.model, batch, attack_tasks="all", checks=False, **SETTINGS
+                )
+            )
+
+    watch = mtr_tf.RobustnessCallback(batch, **SETTINGS)
+    history = fit(model, batch, 2, watch, Evaluate())
+    for epoch, results in enumerate(kept):
+        for record in results.records:
+            name = f"{record['task']}_{record['metric']}"
+            clean = history[f"val_clean_{name}"][epoch]
+            assert clean == pytest.approx(record["clean"], rel=1e-5), name
+            attacked = history[f"val_adv_{name}"][epoch]
+            assert attacked == pytest.approx(record["attacked_value"], rel=1e-5), name
+    losses = history["val_clean_depth_loss"]
+    assert losses[0] != losses[1]
+
+
+def test_radii_epochs_and_tensorboard(batch, tmp_path):
+    watch = mtr_tf.RobustnessCallback(
+        batch, eps=[2, 8], steps=1, every=2, log_dir=tmp_path, tasks="seg"
+    )
+    history = fit(make_model(), batch, 4, watch)
+    names = {name for name in history if name.startswith("val_")}
+    assert "val_adv_eps2_seg_loss" in names
+    assert "val_adv_eps8_seg_miou" in names
+    assert not any("depth" in name for name in names)
+    assert len(history["val_adv_eps8_seg_loss"]) == 2  # Of four epochs.
+    assert history["val_adv_eps8_seg_loss"] > history["val_clean_seg_loss"]
+    for place, name in (("", "clean"), ("adv_eps2", "adv_eps2")):
+        events = EventAccumulator(str(tmp_path / "validation" / place)).Reload()
+        written = events.Tensors("seg/loss")
+        assert [event.step for event in written] == [1, 3]
+        values = [
+            float(np.frombuffer(e.tensor_proto.tensor_content or b"", "f4")[0])
+            if e.tensor_proto.tensor_content
+            else e.tensor_proto.float_val[0]
+            for e in written
+        ]
+        np.testing.assert_allclose(values, history[f"val_{name}_seg_loss"], rtol=1e-6)
+
+
+def test_other_callbacks_go_by_it(batch, tmp_path):
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.keras",
+        monitor="val_adv_seg_loss",
+        mode="min",
+        save_best_only=True,
+    )
+    watch = mtr_tf.RobustnessCallback(batch, attack_tasks="seg", **SETTINGS)
+    fit(make_model(), batch, 1, watch, best)
+    assert (tmp_path / "best.keras").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"every": 0}, "every must be a whole number from 1"),
+        ({"measure": "tasks"}, "measure has no meaning in training"),
+        ({"stepz": 1}, "Did you mean 'steps'"),
+        ({"attack": "worst"}, "must be one attack"),
+    ],
+)
+def test_what_cannot_be_is_said(batch, given, says):
+    with pytest.raises(mtr_tf.InputError, match=says):
+        fit(make_model(), batch, 1, mtr_tf.RobustnessCallback(batch, **given))

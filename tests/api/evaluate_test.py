@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mtr_tf.evaluate`: what the command does, for models and examples in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mtr_tf
+from mtr_tf import attack_job
+from mtr_tf.api import examples as examples_lib
+from mtr_tf.config.attack import AttackConfig
+
+SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
+
+
+def make_model():
+    keras.utils.set_random_seed(1)
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu")(image)
+    heads = {
+        "seg": keras.layers.Conv2D(3, 1)(x),
+        "depth": keras.layers.Conv2D(1, 1)(x),
+    }
+    return keras.Model(image, heads, name="two_heads")
+
+
+def make_examples(count=6):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.integers(0, 256, (16, 16, 3), np.uint8),
+            "targets": {
+                "seg": rng.integers(0, 3, (16, 16)),
+                "depth": rng.uniform(1, 3, (16, 16)).astype(np.float32),
+            },
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def results(model):
+    return mtr_tf.evaluate(model, make_examples(), **SETTINGS)
+
+
+def numbers(results):
+    return [
+        (tuple(r["attacked"]), r["task"], r["metric"], r["clean"], r["attacked_value"])
+        for r in results.records
+    ]
+
+
+def test_it_is_the_command(model, results, tmp_path, monkeypatch):
+    """The same numbers as of the command on a file and a data function."""
+    monkeypatch.chdir(tmp_path)
+    model.save("mine.keras")
+    (tmp_path / "api_data.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from evaluate_test import make_examples\n"
+        "def examples():\n"
+        '    return {"validation": make_examples()}\n'
+    )
+    settings = {**SETTINGS, "attack": ("pgd",), "eps": (4.0,)}
+    del settings["attacks"]
+    config = AttackConfig(ckpt="mine.keras", dataset="api_data:examples", **settings)
+    attack_job.attack(config)
+    (file,) = tmp_path.glob("runs/*/attacks/*/results.json")
+    theirs = json.loads(file.read_text())
+    assert [
+        (tuple(r["attacked"]), r["task"], r["metric"], r["clean"], r["attacked_value"])
+        for r in theirs
+    ] == numbers(results)
+
+
+def as_batches(examples):
+    images = np.stack([e["image"] for e in examples])
+    targets = {
+        task: np.stack([e["targets"][task] for e in examples])
+        for task in ("seg", "depth")
+    }
+    return images, targets
+
+
+def forms():
+    examples = make_examples()
+    images, targets = as_batches(examples)
+    floats = images.astype(np.float32) / 255
+    dataset = tf.data.Dataset.from_tensor_slices((images, targets))
+
+    class Sequence(keras.utils.PyDataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            part = slice(3 * i, 3 * i + 3)
+            return images[part], {task: t[part] for task, t in targets.items()}
+
+    return {
+        "generator": (e for e in examples),
+        "tuples": [(e["image"], e["targets"]) for e in examples],
+        "one batch": {"image": images, "targets": targets},
+        "arrays": (floats, targets),
+        "dataset": dataset,
+        "batches": dataset.batch(4),
+        "endless": dataset.batch(4).repeat(),
+        "PyDataset": Sequence(),
+        "targets without names": [(images, [targets["seg"], targets["depth"]])],
+        "masks": [(images, targets, {"seg": np.ones((6, 16, 16))})],
+    }
+
+
+@pytest.mark.parametrize("form", list(forms()))
+def test_examples_of_any_form(form):
+    read = examples_lib.one_by_one(forms()[form], ["seg", "depth"])
+    for example, given in zip(read, make_examples(), strict=False):
+        image = np.asarray(example["image"])
+        if image.dtype != np.uint8:
+            image = image * 255
+        np.testing.assert_allclose(image, given["image"], atol=1e-3)
+        assert list(example["targets"]) == ["seg", "depth"]
+        for task, target in example["targets"].items():
+            np.testing.assert_array_equal(target, given["targets"][task])
+    assert form == "endless" or next(read, None) is None
+
+
+def test_batches_without_end_or_names(model, results):
+    endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
+    also = mtr_tf.evaluate(
+        model, endless, tasks=["seg", "depth"], num_examples=6, **SETTINGS
+    )
+    assert numbers(also) == numbers(results)
+
+
+class Subclassed(keras.Model):
+    """The same outputs as a list, of images from 0 to 255, and no graph of layers."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, x, training=False):
+        outputs = self.inner(x / 255, training=training)
+        return [outputs["depth"], outputs["seg"]]
+
+
+def other_models(inner):
+    subclassed = Subclassed(inner)
+    image = keras.Input((16, 16, 3))
+    listed = keras.Model(image, list(inner(image).values())[::-1])
+    wide = {"input_range": (0, 255)}
+    by_number = {"heads": {0: "depth", 1: "seg"}}
+    return {
+        "subclassed": (subclassed, by_number | wide),
+        "function": (lambda x: subclassed(x), by_number | wide),
+        "list": (listed, {"heads": ["0:depth", "1:seg"]}),
+    }
+
+
+@pytest.mark.parametrize("form", list(other_models(make_model())))
+def test_models_of_any_form(model, results, form):
+    other, settings = other_models(model)[form]
+    also = mtr_tf.evaluate(other, make_examples(), **SETTINGS, **settings)
+    mine = {n[:3]: n[3:] for n in numbers(also)}
+    for (group, task, metric), values in mine.items():
+        expected = next(
+            n[3:]
+            for n in numbers(results)
+            if (set(n[0]), *n[1:3]) == (set(group), task, metric)
+        )
+        np.testing.assert_allclose(values, expected, rtol=2e-3, err_msg=metric)
+
+
+def test_classes_are_as_many_as_the_model_has():
+    """Though the examples show only some of them."""
+    rng = np.random.default_rng(0)
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"seg": keras.layers.Conv2D(7, 1)(image)})
+    images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    targets = {"seg": rng.integers(1, 3, (3, 8, 8))}
+    results = mtr_tf.evaluate(model, (images, targets), **SETTINGS)
+    assert {r["task"] for r in results.records} == {"seg"}
+
+
+def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = [weight.copy() for weight in model.get_weights()]
+    results = mtr_tf.evaluate(model, make_examples(2), **SETTINGS)
+    assert not list(tmp_path.iterdir())
+    assert {r["rows"] for r in results.records} == {""}
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_out_is_a_folder_of_the_command(model, results, tmp_path):
+    written = mtr_tf.evaluate(model, make_examples(), out=tmp_path / "a", **SETTINGS)
+    assert numbers(written) == numbers(results)
+    kept = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert kept == list(written.records)
+    assert (tmp_path / "a" / "curves.png").exists()
+    assert (tmp_path / "a" / written.records[0]["rows"]).exists()
+
+
+def test_results_can_be_looked_at(results, tmp_path):
+    text = results.table()
+    assert text.startswith("two_heads on 6 images of examples")
+    assert "seg miou, higher is better" in text
+    assert "results.json" not in text  # Nothing is written.
+    assert repr(results) == text
+    assert results._repr_html_().startswith("<pre>two_heads")
+    assert results.table("markdown").count("|") > 10
+    assert json.loads(results.table("json")) == list(results.records)
+    frame = results.to_pandas()
+    assert len(frame) == len(results.records) == len(results)
+    assert set(frame.task) == {"seg", "depth"}
+    figure = results.plot(tmp_path / "curves.png")
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+    results.gallery(tmp_path / "gallery.png")
+    for name in ("curves.png", "gallery.png"):
+        assert (tmp_path / name).stat().st_size > 5000
+    with pytest.raises(mtr_tf.InputError, match="format must be one of"):
+        results.table("latex")
+
+
+def test_measures_come_too(model):
+    measured = mtr_tf.evaluate(
+        model, make_examples(4), attacks="none", measure="tasks", batch_size=2
+    )
+    assert not measured.records
+    assert measured.measures
+    assert "norm of the mean gradient" in measured.table()
+    with pytest.raises(mtr_tf.InputError, match="nothing to draw"):
+        measured.plot()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"stepz": 3}, "no setting 'stepz'.* Did you mean 'steps'"),
+        ({"eps": "four"}, "eps must be a number, or several; got 'four'"),
+        ({"attacks": "pgdd"}, "Did you mean 'pgd'"),
+        ({"dataset": "rooms"}, "dataset is of data that have a name"),
+        ({"name": "x"}, "name is a flag of the command"),
+        ({"examples": None}, "examples must be given"),
+        ({"examples": 3}, "must be an iterable"),
+        ({"examples": [3]}, "An example must be"),
+        ({"examples": [{"image": 3}]}, 'must have "image" and "targets"'),
+        ({"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]}, "names of"),
+    ],
+)
+def test_what_cannot_be_is_said(model, given, says):
+    examples = (
+        given.pop("examples", make_examples(2))
+        if "examples" in given
+        else (make_examples(2))
+    )
+    with pytest.raises(mtr_tf.InputError, match=says):
+        mtr_tf.evaluate(model, examples, **given)
+
+
+@pytest.mark.slow
+def test_the_surface_shows_without_tensorflow():
+    code = (
+        "import sys, mtr_tf\n"
+        "names = dir(mtr_tf)\n"
+        "assert {'evaluate', 'RobustnessCallback', 'AdversarialModel', 'attacks',\n"
+        "        'data', 'models', 'tasks', 'train_model'} <= set(names), names\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "assert 'evaluate' in mtr_tf.__doc__\n"
+        "mtr_tf.tasks, mtr_tf.attacks, mtr_tf.data, mtr_tf.InputError\n"
+        "assert 'tensorflow' not in sys.modules\n"
+        "import inspect\n"
+        "assert 'steps' in inspect.signature(mtr_tf.evaluate).parameters\n"
+        "assert 'Steps of pgd' in mtr_tf.evaluate.__doc__\n"
+        "assert '**settings' not in mtr_tf.evaluate.__doc__\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks on some channels: the others stay, the chosen ones use the whole ball."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attacks
+from mtr_tf.attacks import channels
+from mtr_tf.errors import InputError
+
+EPSILON = {"linf": 0.05, "l2": 0.4}
+
+
+def images(count=3) -> tf.Tensor:
+    rng = np.random.default_rng(0)
+    return tf.constant(rng.uniform(0.3, 0.7, (count, 6, 5, 4)), tf.float32)
+
+
+def slopes() -> tf.Tensor:
+    return tf.constant(np.random.default_rng(1).normal(size=(6, 5, 4)), tf.float32)
+
+
+def linear(x, progress=0.0):
+    """A loss whose maximum in a ball is known."""
+    del progress
+    return tf.reduce_sum(x * slopes(), [1, 2, 3])
+
+
+def all_attacks(norm: str):
+    epsilon = EPSILON[norm]
+    yield attacks.PGD(epsilon, epsilon / 2, 8, norm=norm)
+    yield attacks.APGD(epsilon, 10, norm=norm)
+    yield attacks.MIM(epsilon, epsilon / 4, 8, norm=norm)
+    yield attacks.FGSM(epsilon, norm=norm)
+    yield attacks.Square(epsilon, 40, norm=norm)
+    yield attacks.Noise(epsilon, norm=norm, draws=3)
+    yield attacks.Corner(epsilon, norm=norm, draws=3)
+    yield attacks.Worst((attacks.PGD(epsilon, epsilon, 2, norm=norm),))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_any_attack_leaves_the_other_channels_as_they_are(norm):
+    x = images()
+    for attack in all_attacks(norm):
+        moved = attacks.on_channels(attack, (3, 1))(linear, x, 5) - x
+        assert not np.any(moved.numpy()[..., [0, 2]]), attack
+        assert np.all(np.abs(moved.numpy()[..., [1, 3]]).max((1, 2)) > 0), attack
+        lengths = tf.norm(tf.reshape(moved, (3, -1)), axis=1)
+        size = tf.reduce_max(tf.abs(moved) if norm == "linf" else lengths)
+        assert float(size) <= EPSILON[norm] * (1 + 1e-6), attack
+
+
+def test_the_maximum_of_a_linear_loss_is_that_of_the_chosen_channels():
+    x, epsilon, chosen = images(), 0.05, [0, 2]
+    part = slopes().numpy()[..., chosen]
+    attack = attacks.PGD(epsilon, epsilon, 3)
+    found = attacks.on_channels(attack, chosen)(linear, x) - x
+    raised = tf.reduce_sum(found * slopes(), [1, 2, 3])
+    np.testing.assert_allclose(raised, epsilon * np.abs(part).sum(), rtol=1e-5)
+
+    attack = attacks.FGSM(0.2, norm="l2")
+    found = attacks.on_channels(attack, chosen)(linear, x) - x
+    raised = tf.reduce_sum(found * slopes(), [1, 2, 3])
+    np.testing.assert_allclose(raised, 0.2 * np.linalg.norm(part), rtol=1e-4)
+
+
+def test_objectives_of_tasks_and_ensembles_of_losses():
+    x = images(2)
+    image = keras.Input((6, 5, 4))
+    logits = keras.layers.Conv2D(3, 3, padding="same")(image)
+    model = keras.Model(image, {"seg": keras.layers.BatchNormalization()(logits)})
+    targets = {"seg": tf.zeros((2, 6, 5), tf.int32)}
+    masks = {"seg": tf.ones((2, 6, 5))}
+    for balance in ("dgba",):
+        goal = attacks.objective(
+            model, targets, masks, tasks=("seg",), balance=balance, judge="loss"
+        )
+        for attack in (attacks.SEA(0.05, 4), attacks.PGD(0.05, 0.02, 3)):
+            moved = attacks.on_channels(attack, (0, 1, 2))(goal, x) - x
+            assert not np.any(moved.numpy()[..., 3])
+            assert np.any(moved.numpy()[..., :3])
+
+
+def test_without_channels_it_is_the_attack_itself():
+    attack = attacks.FGSM(0.1)
+    assert attacks.on_channels(attack, ()) is attack
+
+
+@pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,)])
+def test_channels_that_are_not_there(chosen):
+    with pytest.raises(InputError, match="different numbers from 0 to 3; got"):
+        channels.check(chosen, 4)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is put around models: values and gradients, by hand and by TensorFlow."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf.models import adapters
+from mtr_tf.models import folding
+
+
+def maps(*shape) -> tf.Tensor:
+    return tf.constant(np.random.default_rng(0).normal(size=shape), tf.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"), [((4, 6), (8, 12)), ((59, 60), (64, 33)), ((1, 3), (5, 3))]
+)
+def test_resizing_is_that_of_tensorflow_and_so_is_its_gradient(given, size):
+    x, weights = maps(2, *given, 3), maps(2, *size, 3)
+    layer = adapters.Resize(*size)
+
+    def gradient(function):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return y, tape.gradient(y, x, weights)
+
+    for ours, theirs in zip(
+        gradient(layer),
+        gradient(lambda x: tf.image.resize(x, size, antialias=False)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_resizing_by_hand():
+    """Half-pixel centres: two places to four are at -1/4, 1/4, 3/4, 5/4."""
+    x = tf.constant([0.0, 4.0])[None, :, None, None]
+    made = adapters.Resize(4, 1)(x)
+    np.testing.assert_allclose(made[0, :, 0, 0], [0, 1, 3, 4], atol=1e-6)
+
+
+def test_resizing_without_static_shape_and_of_its_own_size():
+    layer = adapters.Resize(4, 6)
+    call = tf.function(layer, input_signature=[tf.TensorSpec((None,) * 3 + (2,))])
+    x = maps(2, 4, 6, 2)
+    np.testing.assert_allclose(call(x), x, atol=1e-6)
+    np.testing.assert_allclose(call(x[:, :2]), layer(x[:, :2]), atol=1e-6)
+
+
+def test_two_logits_have_the_sigmoid_as_their_softmax():
+    z = maps(3, 4, 4, 1)
+    both = tf.nn.softmax(adapters.TwoLogits()(z))
+    np.testing.assert_allclose(both[..., 1:], tf.sigmoid(z), atol=1e-6)
+
+
+def net(batch=None, size=8) -> keras.Model:
+    image = keras.Input((size, size, 3), batch)
+    y = keras.layers.Conv2D(4, 3, padding="same")(image)
+    y = keras.layers.BatchNormalization()(y)
+    model = keras.Model(image, {"seg": y})
+    rng = np.random.default_rng(1)
+    model.set_weights([rng.uniform(0.5, 2, w.shape) for w in model.get_weights()])
+    return model
+
+
+def test_fixed_batches_of_layers_that_need_none_still_fold():
+    given = net(2)
+    free = adapters.any_batch(given, 2)
+    assert free.input_shape[0] is None
+    x = maps(3, 8, 8, 3)
+    expected = tf.concat([given(x[:2])["seg"], given(x[1:])["seg"][1:]], 0)
+    np.testing.assert_allclose(free(x)["seg"], expected, rtol=1e-5)
+    assert folding.can_fold(free, ["seg"])
+    kinds = {type(layer).__name__ for layer in free.layers}
+    assert "BatchNormalization" in kinds
+
+
+def test_fixed_batches_that_layers_need_with_gradients():
+    image = keras.Input((4, 4, 3), 2)
+    y = keras.ops.reshape(3.0 * image, (8, 4, 3))
+    given = keras.Model(image, [keras.ops.reshape(y, (2, 4, 4, 3))])
+    made = adapters.any_batch(given, 2)
+    for count in (1, 2, 5):
+        x = maps(count, 4, 4, 3)
+
+        @tf.function
+        def slope(x):
+            (y,) = tf.nest.flatten(made(x, training=False))
+            return y, tf.gradients(tf.reduce_sum(y**2), x)[0]
+
+        y, found = slope(x)
+        np.testing.assert_allclose(y, 3 * x, rtol=1e-6)
+        np.testing.assert_allclose(found, 18 * x, rtol=1e-5)
+
+
+def test_a_resized_model_folds_and_gives_the_same():
+    model = adapters.resized(net(), {"seg": (12, 20)})
+    x = maps(2, 8, 8, 3)
+    expected = tf.image.resize(net()(x)["seg"], (12, 20))
+    np.testing.assert_allclose(model(x)["seg"], expected, rtol=1e-4, atol=1e-4)
+    assert folding.check(model, ["seg"], x)
+    folded = folding.fold(model, ["seg"])(x)["seg"]
+    np.testing.assert_allclose(folded, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [
+        ((3, 8, 8), True),
+        ((1, 8, 8), True),
+        ((8, 8, 3), False),
+        ((None, None, 3), False),
+        ((3, None, None), False),
+        ((3, 8, 3), False),
+    ],
+)
+def test_channels_first_is_seen_where_the_shape_tells(shape, first):
+    image = keras.Input(shape)
+    assert adapters.channels_first(keras.Model(image, 1 * image)) is first
+
+
+def test_channels_last_with_a_convolution():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 3, 2)).astype("f4")
+    image = keras.Input((3, 8, 6))
+    options = {"padding": "same", "use_bias": False}
+    layer = keras.layers.Conv2D(2, 3, data_format="channels_first", **options)
+    given = keras.Model(image, [layer(image), keras.ops.mean(image, (1, 2, 3))])
+    layer.set_weights([kernel])
+    made = adapters.channels_last(given)
+    x = maps(2, 8, 6, 3)
+    out, mean = made(x)
+    np.testing.assert_allclose(out, tf.nn.conv2d(x, kernel, 1, "SAME"), atol=1e-4)
+    np.testing.assert_allclose(mean, tf.reduce_mean(x, (1, 2, 3)), atol=1e-5)
+
+
+def test_a_function_as_a_model():
+    made = adapters.as_functional(lambda x: [2 * x, {"a": x[..., :1]}], (4, 4, 3))
+    x = maps(2, 4, 4, 3)
+    two, rest = made(x)
+    np.testing.assert_allclose(two, 2 * x)
+    np.testing.assert_allclose(rest["a"], x[..., :1])

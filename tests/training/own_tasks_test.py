@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on tasks of a user's own: two segmentations, values of the image, flow."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+
+from mtr_tf import data
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.runs import building
+from mtr_tf.runs import directory
+from mtr_tf.tasks import Task
+from mtr_tf.training import job as job_lib
+from mtr_tf.training import loop as training
+from mtr_tf.training import losses as training_losses
+from mtr_tf.training import monitor
+
+SIZE = (8, 12)
+TASKS = ("parts", "front", "scene", "seen", "flow")
+
+
+def example(seed, **more):
+    """A bright block on dark ground: where, and which of three colours it has."""
+    rng = np.random.default_rng(seed)
+    scene = seed % 3
+    inside = np.zeros(SIZE, int)
+    row, column = rng.integers(0, 4), rng.integers(0, 6)
+    inside[row : row + 4, column : column + 6] = 1
+    image = rng.uniform(0, 0.2, (*SIZE, 3))
+    image[..., scene] += 0.7 * inside
+    return {
+        "image": image,
+        "targets": {
+            "parts": inside * (1 + scene),  # Four classes,
+            "front": inside,  # and two.
+            "scene": scene,
+            "seen": [scene == 0, scene > 0],
+            "flow": np.stack([inside, -inside * (scene == 1)], -1),
+            **more,
+        },
+    }
+
+
+def declared(**changes):
+    own = [
+        Task("parts", kind="classes"),
+        Task("front", classes=("ground", "block")),
+        Task("scene", classes=("red", "green", "blue")),
+        Task("seen", kind="labels", classes=("warm", "cold")),
+        Task("flow", channels=2, unit="px", mirror=(-1, 1)),
+    ]
+    return {
+        "train": [example(i) for i in range(24)],
+        "validation": [example(i) for i in range(24, 30)],
+        "tasks": own,
+        **changes,
+    }
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The module own_blocks, whose function `examples` can be changed."""
+    module = types.ModuleType("own_blocks")
+    module.examples = declared
+    monkeypatch.setitem(sys.modules, "own_blocks", module)
+    return module
+
+
+def config(**settings):
+    chosen = {
+        "dataset": "own_blocks:examples",
+        "tasks": TASKS,
+        "model": "tiny",
+        "batch_size": 8,
+        "epochs": 12,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 6,
+        "eval_every": 6,
+        "summary_every": 3,
+        **settings,
+    }
+    return directory.canonical(TrainConfig(**chosen))
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+class Losses:
+    """In the place of `Monitor`: keeps the losses, and stops training if told so."""
+
+    stop_after = math.inf
+
+    def __init__(self, config, source, strategy, model, tasks, weighting, best, *rest):
+        self.tasks, self.best, self.seen = tasks, best, []
+        self.weighting = weighting
+        type(self).last = self
+
+    def trained(self, step, losses, steps_per_second):
+        """Keeps the losses."""
+        self.seen.append(losses)
+        if step >= self.stop_after:
+            raise Stopped
+        return float(losses.sum())
+
+    def flush(self):
+        """Nothing is written."""
+
+    def evaluated(self, step):
+        """A score that rises."""
+        return float(step)
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    monkeypatch.setattr(training, "Monitor", Losses)
+    monkeypatch.setattr(Losses, "stop_after", math.inf)
+    return Losses
+
+
+def weights(folder):
+    model = keras.saving.load_model(folder / "model.keras", compile=False)
+    return {variable.path: variable.numpy() for variable in model.weights}
+
+
+def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen = config(task_weights="uncertainty", class_weights=True)
+    training.train(chosen, tmp_path / "whole")
+    losses = np.array(watched.last.seen)
+    assert losses.shape == (12, len(TASKS))
+    assert (losses[-3:].mean(0) < 0.8 * losses[:3].mean(0)).all(), losses
+    whole = weights(tmp_path / "whole")
+    assert whole["head_parts/kernel"].shape[-1] == 4
+    assert whole["head_scene/kernel"].shape[-1] == 3
+
+    monkeypatch.setattr(watched, "stop_after", 21)
+    with pytest.raises(Stopped):
+        training.train(chosen, tmp_path / "stopped")
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    training.train(chosen, tmp_path / "stopped")
+    assert len(watched.last.seen) == 6  # From the checkpoint at step 18 on.
+    again = weights(tmp_path / "stopped")
+    assert again.keys() == whole.keys()
+    for path, value in whole.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
+
+
+def test_config_json_keeps_the_tasks_as_the_data_have_them(module, watched, tmp_path):
+    training.train(config(epochs=1, tasks=("scene", "parts")), tmp_path / "run")
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["train"]["tasks"] == ["scene", "parts"]
+    scene, parts = kept["tasks"]
+    assert scene == {
+        "name": "scene",
+        "kind": "classes",
+        "channels": 3,
+        "places": 0,
+        "unit": "",
+        "classes": ["red", "green", "blue"],
+        "metrics": ["accuracy", "loss"],
+    }
+    assert (parts["places"], parts["channels"]) == (2, 4)
+    assert directory.read_config(tmp_path / "run").tasks == ("scene", "parts")
+
+
+def test_uncertainty_weighs_by_kind(module):
+    chosen = config(task_weights="uncertainty")
+    job = job_lib.resolve(chosen)
+    assert job.learner.weighting.current() == {
+        "parts": 1,
+        "front": 1,
+        "scene": 1,
+        "seen": 1,
+        "flow": 0.5,
+    }
+    assert tuple(job.tasks) == TASKS
+
+
+def test_class_weights_and_losses_by_hand(module):
+    module.examples = lambda: declared(class_weights={"scene": [1, 2, 5]})
+    info = data.open_source("own_blocks:examples").info
+    losses = training_losses.make(config(), info)
+    logits = np.log(np.array([[1, 1, 2], [2, 1, 1]], np.float32))
+    target, mask = np.array([2, 1], np.int32), np.array([1, 1], np.float32)
+    # A weighted mean over one place: the weight drops out of it.
+    expected = [math.log(2), math.log(4)]
+    np.testing.assert_allclose(
+        losses["scene"](target, logits, mask), expected, rtol=1e-6
+    )
+    over_all = training_losses.make(config(loss_norm="all"), info)["scene"]
+    weighted = [5 * math.log(2), 2 * math.log(4)]
+    np.testing.assert_allclose(over_all(target, logits, mask), weighted, rtol=1e-6)
+    np.testing.assert_array_equal(over_all(target, logits, 0 * mask), [0, 0])
+    labels = np.array([[1, 0]], np.float32)
+    scores = np.array([[0.0, math.log(3)]], np.float32)
+    by_hand = (math.log(2) + math.log(4)) / 2
+    np.testing.assert_allclose(
+        losses["seen"](labels, scores, mask[:1]), [by_hand], rtol=1e-6
+    )
+    other = training_losses.make(config(task_losses=("flow:l2",)), info)["flow"]
+    flow = np.array([[[[1, 2]]]], np.float32)
+    np.testing.assert_allclose(other(flow, 0 * flow, np.ones((1, 1, 1))), [2.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": ("flwo",)}, "no task 'flwo'; it has .*flow"),
+        ({"main_tasks": ("depth",)}, "--main_tasks must be among --tasks"),
+        ({"task_losses": ("seen:cross_entropy",)}, "binary_cross_entropy for labels"),
+        ({"task_losses": ("flow:binary_cross_entropy",)}, "l1 and l2 are for all else"),
+        ({"best_metric": "scene/miou"}, "scene/accuracy, scene/loss.*got 'scene/miou'"),
+        ({"random_targets": ("depth",)}, "--random_targets must be among"),
+        ({"adversarial_tasks": "depth"}, "--adversarial_tasks must be main, all, or"),
+    ],
+)
+def test_what_does_not_go_together(module, settings, message):
+    with pytest.raises(InputError, match=message):
+        job_lib.resolve(config(**settings))
+
+
+def test_the_best_metric_is_the_first_tasks_headline(module):
+    job = job_lib.resolve(config(tasks=("scene", "flow")))
+    assert (job.best.task, job.best.metric.name) == ("scene", "accuracy")
+    named = config(tasks=("scene", "flow"), best_metric="adversarial/flow/rmse")
+    best = monitor.parse_best(named, job.tasks)
+    assert (best.kind, best.task, best.metric.name) == ("adversarial", "flow", "rmse")
+
+
+def joints_net(image_shape, tasks):
+    """A head for each task, of whatever shape."""
+    image = keras.Input(image_shape)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
+    x = keras.layers.BatchNormalization(name="encoder_norm")(x)
+    outputs = {"parts": keras.layers.Conv2D(4, 1, name="head_parts")(x)}
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(10, name="head_joints")(x)
+    outputs["joints"] = keras.layers.Reshape((5, 2))(x)
+    return keras.Model(image, outputs)
+
+
+def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
+    def examples():
+        own = [*declared()["tasks"], Task("joints", channels=2, mirror=(-1, 1))]
+        splits = {
+            split: [example(i, joints=np.full((5, 2), i / 24)) for i in range(16)]
+            for split in ("train", "validation")
+        }
+        return {**splits, "tasks": own}
+
+    module.examples, module.net = examples, joints_net
+    chosen = {"tasks": ("joints", "parts"), "model": "own_blocks:net", "epochs": 2}
+    training.train(config(**chosen), tmp_path / "first")
+    first = weights(tmp_path / "first")
+    assert first["head_joints/kernel"].shape == (8 * 12 * 4, 10)
+    # With its encoder kept.
+    again = {"init": str(tmp_path / "first"), "frozen": ("encoder",), "seed": 1}
+    training.train(config(**chosen, **again), tmp_path / "second")
+    second = weights(tmp_path / "second")
+    moved = {path for path in first if (first[path] != second[path]).any()}
+    assert moved == {
+        f"head_{task}/{part}"
+        for task in ("joints", "parts")
+        for part in ("kernel", "bias")
+    }
+    with pytest.raises(InputError, match="not run unasked"):
+        building.build_model(config(**chosen), None)
+    with pytest.raises(InputError, match="joints have 1 axes of places"):
+        job_lib.resolve(config(tasks=("joints",)))
