@@ -52,6 +52,7 @@ DAMAGED = (
 
 
 _MOST_UNPACKED = 20  # Times the size of a zip file of weights.
+_FEW_WORDS = 200  # Characters.
 _SMALL = 2**26  # Bytes that any zip file may have inside.
 _FORMULA = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
@@ -61,9 +62,16 @@ _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read, in a few words on one line."""
+    words = getattr(error, "strerror", None) or " ".join(str(error).split())
+    words = words or type(error).__name__
+    return words if len(words) <= _FEW_WORDS else f"{words[:_FEW_WORDS]}..."
+
+
 def say_damaged(path: pathlib.Path, error: BaseException) -> None:
     """Logs that a file is damaged and will be made again."""
-    logging.warning("%s is damaged (%s); it is done again", path, error)
+    logging.warning("%s is damaged (%s); it is done again", path, reason(error))
 
 
 @contextlib.contextmanager

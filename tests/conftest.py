@@ -11,6 +11,7 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import fuzz_fixture
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +22,40 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+
+FUZZED = pytest.StashKey[dict]()  # How the cases of each test of the tier ended.
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz_seconds",
+        type=float,
+        default=20.0,
+        help="how long each test of `-m fuzz` goes on, once it has done its least",
+    )
+    parser.addoption(
+        "--fuzz_first",
+        type=int,
+        default=0,
+        help="the number of the first case of each test of `-m fuzz`",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the fuzz tier out unless it is asked for."""
+    if "fuzz" in config.option.markexpr:
+        return
+    asked = [item for item in items if not item.get_closest_marker("fuzz")]
+    config.hook.pytest_deselected(items=[i for i in items if i not in asked])
+    items[:] = asked
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Says how many cases each test of the fuzz tier has tried."""
+    for name, counts in terminalreporter.config.stash.get(FUZZED, {}).items():
+        said = ", ".join(f"{count} {what}" for what, count in counts.items())
+        terminalreporter.line(f"fuzz: {name}: {said}")
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +137,13 @@ def whole_run(camvid_dir, tmp_path_factory) -> WholeRun:
     )
     assert done.returncode == 0, done.stderr
     return WholeRun(flags, workdir, done.stderr)
+
+
+@pytest.fixture
+def cases(request) -> fuzz_fixture.Cases:
+    """The cases of a test that `fuzz_fixture.tiers` marks."""
+    cases = fuzz_fixture.Cases(request, *request.function.fuzz_settings)
+    if request.param == "fuzz":
+        counts = request.config.stash.setdefault(FUZZED, {})
+        counts[request.node.nodeid] = cases.counts
+    return cases

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging as standard_logging
 import os
 import re
@@ -236,6 +237,8 @@ def run(
     def guarded(argv: list[str]) -> None:
         del argv
         _log_plainly()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # Names need be no UTF-8.
+            sys.stdout.reconfigure(errors="backslashreplace")
         main(*settings)
 
     with stopping.handled():

@@ -48,24 +48,26 @@ def read(data: bytes, name: str) -> Image.Image:
 
     The arguments, and what is raised, are those of `decode`.
     """
-    _check_pixels(data, name)
+    if data.startswith(_START) and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        _check_pixels(width, height, name)
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
+        _check_pixels(picture.width, picture.height, name)  # Of a second head, in strange files.
         picture.load()
+    except InputError:
+        raise
     except Exception as error:  # Pillow raises nearly every kind on a damaged file.
         raise InputError(
             f"'{name}' must be a whole PNG file, but cannot be read "
-            f"({type(error).__name__}: {error}); fetch it again."
+            f"({type(error).__name__}: {files.reason(error)}); fetch it again."
         ) from error
     return picture
 
 
-def _check_pixels(data: bytes, name: str) -> None:
-    """Raises `InputError` for a picture too large, by its head, before it is read."""
-    if not data.startswith(_START) or len(data) < 24:
-        return
-    width, height = struct.unpack(">II", data[16:24])
+def _check_pixels(width: int, height: int, name: str) -> None:
+    """Raises `InputError` for a picture that is too large, before it is read."""
     if width * height > MOST_PIXELS:
         raise InputError(
             f"'{name}' must have at most {MOST_PIXELS:,} pixels, but has {width} x "

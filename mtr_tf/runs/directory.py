@@ -188,8 +188,8 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
         raise InputError(str(files.what_failed(error))) from error
     except files.DAMAGED as error:
         raise InputError(
-            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or use "
-            "another run directory."
+            f"{path} is damaged ({type(error).__name__}: {files.reason(error)}); "
+            "restore it, or use another run directory."
         ) from error
 
 

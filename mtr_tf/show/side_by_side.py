@@ -251,8 +251,8 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
                 kept[:] = [r for r in kept if _place(r) != _place(record)] + [record]
         except files.DAMAGED as error:
             raise InputError(
-                f"{file} is damaged ({type(error).__name__}: {error}); repeat the "
-                "attack to write it anew."
+                f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
+                "repeat the attack to write it anew."
             ) from error
     if not by_settings:
         raise InputError(

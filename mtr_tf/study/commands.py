@@ -131,6 +131,8 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
         old = marker.get("settings", {})
+    if not isinstance(old, Mapping):  # Damaged.
+        return False
     now = _settings(cell.config)
     kept = now | _as_kept(cell.config)
     return all(old[name] in (now[name], kept[name]) for name in now if name in old)

@@ -57,8 +57,8 @@ class Results:
             raise
         except files.DAMAGED as error:
             raise InputError(
-                f"{workdir} holds damaged files ({type(error).__name__}: {error}); "
-                "repeat mtr_tf.reproduce to write them anew."
+                f"{workdir} holds damaged files ({type(error).__name__}: "
+                f"{files.reason(error)}); repeat mtr_tf.reproduce to write them anew."
             ) from error
 
     @classmethod
@@ -199,8 +199,8 @@ class Results:
             return part(cell_files.read(path, prefix))
         except files.DAMAGED as error:
             raise InputError(
-                f"{path} is missing or damaged ({error}); delete the folder "
-                f"{self.workdir / record['folder']} and repeat mtr_tf.reproduce."
+                f"{path} is missing or damaged ({files.reason(error)}); delete the "
+                f"folder {self.workdir / record['folder']} and repeat mtr_tf.reproduce."
             ) from error
 
     @functools.cached_property
@@ -279,6 +279,6 @@ def _json(path: pathlib.Path) -> Any:
         ) from error
     except files.DAMAGED as error:
         raise InputError(
-            f"{path} cannot be read ({error}); repeat mtr_tf.reproduce to write it "
-            "anew."
+            f"{path} cannot be read ({files.reason(error)}); repeat mtr_tf.reproduce "
+            "to write it anew."
         ) from error

@@ -27,6 +27,7 @@ from mtr_tf.data.cityscapes import resizing
 from mtr_tf.data.cityscapes.files import File
 from mtr_tf.errors import InputError
 from mtr_tf.files import DAMAGED
+from mtr_tf.files import reason
 
 Size = tuple[int, int]
 
@@ -145,7 +146,8 @@ def _baseline_times_focal_length(camera: File) -> float:
     except DAMAGED as error:
         raise InputError(
             f"'{camera}' must be JSON with extrinsic.baseline and intrinsic.fx, but "
-            f"has not ({type(error).__name__}: {error}); extract or download it again."
+            f"has not ({type(error).__name__}: {reason(error)}); extract or download "
+            "it again."
         ) from error
     product = baseline * focal_length
     if not 0 < product < math.inf:

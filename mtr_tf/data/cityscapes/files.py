@@ -28,6 +28,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.files import DAMAGED
 from mtr_tf.files import check_size
 from mtr_tf.files import read_bytes
+from mtr_tf.files import reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +58,9 @@ class File:
         except InputError:
             raise
         except DAMAGED as error:  # Also where it is encrypted, or packed strangely.
-            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"'{self}' cannot be read ({reason}); extract it by other means, or "
-                "download it again."
+                f"'{self}' cannot be read ({reason(error)}); extract it by other "
+                "means, or download it again."
             ) from error
 
 
@@ -111,7 +111,7 @@ def _in_archive(archive: pathlib.Path) -> Iterator[tuple[list[str], File]]:
     except DAMAGED as error:
         raise InputError(
             f"'{archive}' must be one of Cityscapes' archives, but cannot be read "
-            f"({error}); download it again."
+            f"({reason(error)}); download it again."
         ) from error
     for entry in entries:
         parts = entry.filename.split("/")[-3:]

@@ -277,7 +277,7 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"A split list must be a table of text in UTF-8, but '{path}' is not "
-            f"({error}); fetch it again."
+            f"({files.reason(error)}); fetch it again."
         ) from error
     if not {"id", *SPLITS} <= set(columns):
         raise InputError(
