@@ -277,3 +277,27 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
+
+
+def dropout_net(image_shape, tasks):
+    """With noise of its own in training."""
+    image = keras.Input(image_shape)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
+    x = keras.layers.Dropout(0.5, name="encoder_dropout")(x)
+    return keras.Model(image, {"parts": keras.layers.Conv2D(4, 1, name="head")(x)})
+
+
+def test_a_model_with_noise_goes_on_with_the_same_bits(
+    module, watched, monkeypatch, tmp_path
+):
+    module.net = dropout_net
+    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=4)
+    training.train(chosen, tmp_path / "whole")
+    monkeypatch.setattr(watched, "stop_after", 8)
+    with pytest.raises(Stopped):
+        training.train(chosen, tmp_path / "stopped")
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    training.train(chosen, tmp_path / "stopped")
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    for path, value in whole.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
