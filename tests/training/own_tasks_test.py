@@ -11,6 +11,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
@@ -153,6 +154,37 @@ def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
     assert again.keys() == whole.keys()
     for path, value in whole.items():
         np.testing.assert_array_equal(again[path], value, err_msg=path)
+
+
+def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
+    chosen = config(
+        epochs=2,
+        adversarial_tasks="scene+parts",
+        adversarial_steps=1,
+        adversarial_share=0.5,
+        eval_examples=4,
+        eval_steps=1,
+        best_metric="adversarial/seen/f1",
+        random_targets=("flow",),
+    )
+    training.train(chosen, tmp_path / "run")
+    tags = {}
+    for name in ("train", "validation", "validation/adversarial"):
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / "run" / name), {"tensors": 0}
+        )
+        events.Reload()
+        tags[name] = set(events.Tags()["tensors"])
+    numbers = {
+        *(f"{task}/loss" for task in (*TASKS, "total")),
+        *(f"{task}/{m}" for task in ("parts", "front") for m in ("miou",)),
+        *("scene/accuracy", "seen/f1", "flow/mae", "flow/rmse"),
+    }
+    assert numbers <= tags["validation"]
+    assert numbers <= tags["validation/adversarial"]
+    assert {f"{task}/pictures" for task in TASKS} <= tags["validation"]
+    assert {f"{task}/loss" for task in TASKS} <= tags["train"]
+    assert (tmp_path / "run" / "checkpoints" / "best").is_dir()
 
 
 def test_config_json_keeps_the_tasks_as_the_data_have_them(module, watched, tmp_path):
