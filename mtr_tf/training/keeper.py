@@ -46,6 +46,7 @@ class Keeper:
             step=self._step,
             best=self._best,
             **{variable.name: variable.value for variable in variables},
+            **_noise(model),
         )
         # Versions before 0.2 count their saves with it, and want it to be there.
         self._checkpoint.save_counter  # noqa: B018  (made when it is asked for)
@@ -106,3 +107,10 @@ class Keeper:
         with files.write_errors_explained(folder):
             checkpoints.write(self._checkpoint, folder, step)
             checkpoints.keep(folder, kept, deleted)
+
+
+def _noise(model: Any) -> dict[str, list[Any]]:
+    """What layers with noise, such as dropout, go on from; TensorFlow overlooks it."""
+    weights = {id(weight) for weight in model.weights}
+    states = [v.value for v in model.variables if id(v) not in weights]
+    return {"noise": states} if states else {}

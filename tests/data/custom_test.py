@@ -578,3 +578,17 @@ def test_the_page_runs(tmp_path):
              "--steps=1", "--num_examples=4", "--split=validation",
              "--batch_size=4", "--nochecks"]  # fmt: skip
     assert "seg" in _run(tmp_path, *model).stdout
+
+
+@pytest.mark.slow
+def test_the_pages_own_tasks_run(tmp_path):
+    """The second example, trained and attacked on one map and one value per image."""
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(# my_tasks.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "my_tasks.py").write_text(code)
+    (train,) = re.findall(r"^    python (-m .*my_tasks:.*)$", page, re.MULTILINE)
+    few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
+           "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
+    _run(tmp_path, *train.split(), *few)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert [task["name"] for task in kept["tasks"]] == kept["train"]["tasks"]

@@ -11,6 +11,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
@@ -155,6 +156,37 @@ def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
         np.testing.assert_array_equal(again[path], value, err_msg=path)
 
 
+def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
+    chosen = config(
+        epochs=2,
+        adversarial_tasks="scene+parts",
+        adversarial_steps=1,
+        adversarial_share=0.5,
+        eval_examples=4,
+        eval_steps=1,
+        best_metric="adversarial/seen/f1",
+        random_targets=("flow",),
+    )
+    training.train(chosen, tmp_path / "run")
+    tags = {}
+    for name in ("train", "validation", "validation/adversarial"):
+        events = event_accumulator.EventAccumulator(
+            str(tmp_path / "run" / name), {"tensors": 0}
+        )
+        events.Reload()
+        tags[name] = set(events.Tags()["tensors"])
+    numbers = {
+        *(f"{task}/loss" for task in (*TASKS, "total")),
+        *(f"{task}/{m}" for task in ("parts", "front") for m in ("miou",)),
+        *("scene/accuracy", "seen/f1", "flow/mae", "flow/rmse"),
+    }
+    assert numbers <= tags["validation"]
+    assert numbers <= tags["validation/adversarial"]
+    assert {f"{task}/pictures" for task in TASKS} <= tags["validation"]
+    assert {f"{task}/loss" for task in TASKS} <= tags["train"]
+    assert (tmp_path / "run" / "checkpoints" / "best").is_dir()
+
+
 def test_config_json_keeps_the_tasks_as_the_data_have_them(module, watched, tmp_path):
     training.train(config(epochs=1, tasks=("scene", "parts")), tmp_path / "run")
     kept = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -277,3 +309,27 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
+
+
+def dropout_net(image_shape, tasks):
+    """With noise of its own in training."""
+    image = keras.Input(image_shape)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="encoder_conv")(image)
+    x = keras.layers.Dropout(0.5, name="encoder_dropout")(x)
+    return keras.Model(image, {"parts": keras.layers.Conv2D(4, 1, name="head")(x)})
+
+
+def test_a_model_with_noise_goes_on_with_the_same_bits(
+    module, watched, monkeypatch, tmp_path
+):
+    module.net = dropout_net
+    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=4)
+    training.train(chosen, tmp_path / "whole")
+    monkeypatch.setattr(watched, "stop_after", 8)
+    with pytest.raises(Stopped):
+        training.train(chosen, tmp_path / "stopped")
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    training.train(chosen, tmp_path / "stopped")
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    for path, value in whole.items():
+        np.testing.assert_array_equal(again[path], value, err_msg=path)
