@@ -7,6 +7,21 @@ import re
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
+
+
+def _description() -> str:
+    """README for an index page, where what it shows and links to is not beside it."""
+    text = (_ROOT / "README.md").read_text()
+    text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^\]]*)\]\((?!https?:)([^)]*)\)", r"\1 (`\2`)", text)
+
+
+def _files(folder: str, pattern: str) -> tuple[str, list[str]]:
+    """Files that messages name by the path that they have in the repository."""
+    found = sorted((_ROOT / folder).glob(pattern))
+    return f"share/mtr_tf/{folder}", [str(path.relative_to(_ROOT)) for path in found]
+
+
 _VERSION = re.search(
     r'^__version__ = "(.+)"$', (_ROOT / "mtr_tf/__init__.py").read_text(), re.MULTILINE
 ).group(1)
@@ -16,8 +31,34 @@ setuptools.setup(
     version=_VERSION,
     description="How robust is each output of a multi-task vision model? Training and "
     "adversarial attacks in Keras 3 / TensorFlow.",
-    long_description=(_ROOT / "README.md").read_text(),
+    long_description=_description(),
     long_description_content_type="text/markdown",
+    author="The mtr_tf authors",
+    url="https://arxiv.org/abs/2007.07236",
+    keywords=[
+        "adversarial robustness",
+        "adversarial attacks",
+        "multi-task learning",
+        "semantic segmentation",
+        "depth estimation",
+        "keras",
+        "tensorflow",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
@@ -26,6 +67,7 @@ setuptools.setup(
         "mtr_tf.study": ["files/*.toml"],
         "mtr_tf.study.report": ["templates/*"],
     },
+    data_files=[_files("flags", "*.flags"), _files("docs", "*.md")],
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -69,6 +111,7 @@ setuptools.setup(
     },
     entry_points={
         "console_scripts": [
+            "mtr_tf = mtr_tf.__main__:run",
             "mtr-train = mtr_tf.train:run",
             "mtr-attack = mtr_tf.attack:run",
             "mtr-compare = mtr_tf.compare:run",

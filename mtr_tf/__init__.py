@@ -50,6 +50,8 @@ _PUBLIC = {
     "InputError": "errors",
     "Results": "api.results",
     "RobustnessCallback": "api.callback",
+    "Task": "tasks",
+    "TaskSet": "tasks",
     "attacks": "",
     "compare_runs": "api.commands",
     "convert_weights": "api.commands",

@@ -12,5 +12,7 @@ from mtr_tf.api.commands import train_model as train_model
 from mtr_tf.api.evaluate import evaluate as evaluate
 from mtr_tf.api.results import Results as Results
 from mtr_tf.errors import InputError as InputError
+from mtr_tf.tasks import Task as Task
+from mtr_tf.tasks import TaskSet as TaskSet
 
 __version__: str

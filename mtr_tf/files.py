@@ -294,6 +294,10 @@ def _text(words: str) -> str:
     return f"'{words}" if words.startswith(_FORMULA) else words
 
 
+class InUse(InputError):
+    """Another process holds a directory."""
+
+
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
@@ -301,7 +305,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     What killed processes have left in it (but not in folders of it) goes.
 
     Raises:
-      InputError: another process holds it.
+      InUse: another process holds it.
     """
     with write_errors_explained(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -311,7 +315,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             lock(file)
         except BlockingIOError as error:
             file.seek(0)
-            raise InputError(
+            raise InUse(
                 f"the run directory {workdir} is in use by another process (pid "
                 f"{file.read().strip() or 'unknown'}); wait for it, stop it, or give "
                 "another directory."

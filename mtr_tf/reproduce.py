@@ -81,6 +81,8 @@ def main(config: ReproduceConfig) -> None:
         print(_listing())
         return
     startup.import_tensorflow()
+    from absl import logging
+
     from mtr_tf import files
     from mtr_tf.runs import directory
     from mtr_tf.study import claims
@@ -107,13 +109,18 @@ def main(config: ReproduceConfig) -> None:
     if config.dry_run:
         print(_plan(runner_lib.Runner(study, workdir, config.only)))
         return
-    with files.locked(workdir):
+    if config.report:
         runner = runner_lib.Runner(study, workdir, config.only)
-        if config.report:
-            runner.write(computes=False)
-        else:
+        try:
+            with files.locked(workdir):
+                runner.write(computes=False)
+        except files.InUse:
+            logging.info("the study runs; the report is of what is done so far")
+    else:
+        with files.locked(workdir):
+            runner = runner_lib.Runner(study, workdir, config.only)
             _run(runner, study, config.workers, workdir)
-        _write_report(workdir, config.export)
+    _write_report(workdir, config.export)
     failures = runner.failures()
     if failures:
         raise InputError(
@@ -147,6 +154,7 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
 
     from mtr_tf.data import parts
     from mtr_tf.runs import building
+    from mtr_tf.study import queue
     from mtr_tf.study import runner as runner_lib
 
     gpus = _gpus(len(tf.config.list_physical_devices("GPU")))
@@ -154,6 +162,10 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     runner.queue.retry()
     missing = len(runner.queue.waiting())
     runner.write(computes=missing > 0)
+    if not missing:
+        done = runner.queue.count(queue.DONE)
+        logging.info("%s is finished already: %d cells", study.name, done)
+        return
     slots = runner_lib.slots(workers, gpus, parts.cores())
     logging.info(
         "%s: %d of %d cells to do, %d at a time; what they say is in %s",
@@ -170,9 +182,13 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:
+    from mtr_tf import files
     from mtr_tf.study import report
 
-    print(report.write(workdir, pathlib.Path(export) if export else None))
+    with open(workdir / ".report.lock", "a") as file:
+        files.lock(file, wait=True)  # Whoever watches a study may write it too.
+        text = report.write(workdir, pathlib.Path(export) if export else None)
+    print(text)
     print(f"\nthe report is {workdir / 'report' / 'index.html'}")
 
 

@@ -26,7 +26,7 @@ ORDER = (
     "training",
     "study",
     "attack_job",
-    "train attack convert compare export reproduce",
+    "train attack convert compare export reproduce __main__",
     "api",
 )
 LEVELS = {room: i for i, rooms in enumerate(ORDER) for room in rooms.split()}

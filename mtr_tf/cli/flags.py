@@ -21,6 +21,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+import mtr_tf
 from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.config.settings import Settings
@@ -199,6 +200,9 @@ def run(
     if any(argument in _HELP for argument in sys.argv[1:]):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
             os.write(1, (help_text(name, doc, records) + "\n").encode())
+        sys.exit(0)
+    if sys.argv[1:] == ["--version"]:
+        print(mtr_tf.__version__)
         sys.exit(0)
     if "--helpfull" in sys.argv[1:]:
         print(defined(records).get_help())

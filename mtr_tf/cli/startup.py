@@ -17,6 +17,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from absl import logging
+
 from mtr_tf.errors import InputError
 
 
@@ -56,6 +58,8 @@ def import_tensorflow(deterministic: bool = False) -> None:
             "a temporary directory must be writable, and there is none "
             f"({error.strerror}); give one in the variable TMPDIR."
         ) from error
+    if "tensorflow" not in sys.modules:  # It takes seconds, on a slow disk a minute.
+        logging.info("starting TensorFlow")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     _keep_compiled(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":

@@ -34,6 +34,7 @@ __all__ = [
     "Source",
     "canonical_tasks",
     "load",
+    "may_bring_tasks",
     "open_source",
 ]
 _RECORDS = ("Columns", "DatasetInfo", "Source")  # Of `source`, which imports NumPy.
@@ -97,13 +98,18 @@ def open_source(
 def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]:
     """Returns the own names of tasks of a data set that is not open yet.
 
-    A data set of the user's own, module:function, may bring tasks: names that are none
-    of the eleven are left as they are, and `open_source` refuses what is not there.
+    Where it may bring tasks, names that are none of the eleven are left as they are,
+    and `open_source` refuses what is not there.
 
     Raises:
       InputError: an unknown task, the same one twice, or none at all.
     """
-    return canonical(tasks) if ":" in dataset else resolve(tasks)
+    return canonical(tasks) if may_bring_tasks(dataset) else resolve(tasks)
+
+
+def may_bring_tasks(dataset: str) -> bool:
+    """Whether it is of a user's own: module:function, or put into DATASETS by them."""
+    return ":" in dataset or callable(DATASETS.get(dataset))
 
 
 def load(

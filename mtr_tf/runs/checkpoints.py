@@ -100,7 +100,7 @@ def plain(folder: pathlib.Path) -> Iterator[str]:
 def write(checkpoint: Any, folder: pathlib.Path, step: int) -> None:
     """Writes a checkpoint; it is on the disk then, and not only on its way there."""
     checkpoint.write(str(folder / name(step)))
-    for file in (*_files(folder, step), folder):
+    for file in (*_files(folder, step), folder, folder.parent):
         files.settle(file)
 
 

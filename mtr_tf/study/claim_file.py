@@ -44,7 +44,7 @@ from mtr_tf.study.toml_table import Table
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
-_KEYS = (*_CLAIM, "relative", "margin")
+_KEYS = (*_CLAIM, "relative", "margin", "algebra")
 _TERM = ("weight", "variant", *_POINT)
 # Of a measure: what is done with the records, and what chooses them.
 _USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
@@ -102,6 +102,7 @@ class Claim:
       measure: The measure; empty: none.
       relative: Compare relative vulnerabilities.
       margin: The smallest effect that matters, at least 0.
+      algebra: Whether algebra alone decides it, so that its number is the finding.
     """
 
     id: str
@@ -118,6 +119,7 @@ class Claim:
     measure: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     relative: bool = False
     margin: float = 0.0
+    algebra: bool = False
 
     @property
     def within(self) -> float | None:
@@ -161,7 +163,7 @@ def _claim(table: Table, study: Study) -> Claim:
     if margin < 0:
         table.fail(f"margin must be 0 or more, got {margin}.")
     fields = said | {"relative": table.value("relative", bool, False)}
-    fields |= {"margin": float(margin)}
+    fields |= {"margin": float(margin), "algebra": table.value("algebra", bool, False)}
     if ways == ["measure"]:
         measure = _measure(
             Table(f"{table.where}, measure", table.content["measure"]), study

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -80,7 +81,7 @@ class Study:
         """Whether some data are of a user's own, module:function, and bring tasks."""
         fields = [self.train, self.attack, *(each.train for each in self.variants)]
         fields += [each.attack for each in self.attacks]
-        return any(":" in each.get("dataset", "") for each in fields)
+        return any(data.may_bring_tasks(each.get("dataset", "")) for each in fields)
 
     def names(self, given: str | Sequence[str]) -> tuple[str, ...]:
         """Tasks' own names; those of a user's own data are known once they are open.

@@ -30,6 +30,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import data
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
@@ -133,8 +134,8 @@ def _names(file: Table) -> Resolve:
     """What gives tasks their own names: see `Study.names`."""
     tables = [file.table("train"), file.table("attack")]
     tables += [*file.tables("variants").values(), *file.tables("attacks").values()]
-    own = any(":" in str(table.content.get("dataset", "")) for table in tables)
-    return canonical if own else resolve
+    named = [str(table.content.get("dataset", "")) for table in tables]
+    return canonical if any(map(data.may_bring_tasks, named)) else resolve
 
 
 def _train_fields(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import data
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.train import TrainConfig
@@ -157,7 +158,7 @@ def _check_names(config: TrainConfig) -> None:
     """Raises `InputError` for names that do not go together, before data are opened."""
     task_weights(config.tasks, config.main_tasks, config.aux_weight)
     step_lib.attacked_tasks(config)
-    if ":" not in config.dataset:  # Of data of the user's own, tasks come with them.
+    if not data.may_bring_tasks(config.dataset):  # Else they are known once it is open.
         monitor.parse_best(config, tasks_lib.task_set(config.tasks))
     for name in config.random_targets:
         if name not in config.tasks:

@@ -110,6 +110,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
             if step == total:
                 with files.whole_file(workdir / "model.keras") as beside:
                     learner.model.save(beside)
+                files.settle(workdir)
 
 
 def _is_whole(path: pathlib.Path) -> bool:

@@ -14,9 +14,11 @@ import time
 
 import pytest
 
+from mtr_tf import files
 from mtr_tf import reproduce
 from mtr_tf.errors import InputError
 from mtr_tf.reproduce import ReproduceConfig
+from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
 
 STUDY = """
@@ -217,3 +219,19 @@ def test_killed_at_any_moment_all_figures_are_the_same(studies):
     entries = json.loads((studies.killed / "index.json").read_text())["cells"]
     assert (studies.killed / "report" / "index.html").exists()
     assert [entry["state"] for entry in entries] == ["done"] * 3
+
+
+def test_a_watcher_may_read_the_report_of_a_running_study(
+    study_toml, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "w"
+    runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()
+    before = (workdir / "index.json").stat().st_mtime_ns
+    monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
+    config = ReproduceConfig(study=str(study_toml), workdir=str(workdir), report=True)
+    with files.locked(workdir):  # By whoever runs it.
+        reproduce.main(config)
+        with pytest.raises(InputError, match="in use by another process"):
+            reproduce.main(dataclasses.replace(config, report=False))
+    assert (workdir / "report" / "index.html").exists()
+    assert (workdir / "index.json").stat().st_mtime_ns == before

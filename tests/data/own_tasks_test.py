@@ -345,6 +345,15 @@ def test_the_names_of_a_data_set_that_is_not_open():
         data.canonical_tasks("rooms", "s,flow")
 
 
+def test_a_data_set_put_into_the_table_brings_tasks_too(open_it, monkeypatch):
+    source, _ = opened(open_it)
+    monkeypatch.setitem(data.DATASETS, "mine", lambda **settings: source)
+    assert data.open_source("mine", tasks=("flow",)).info.tasks["flow"].channels == 2
+    assert tuple(next(iter(data.load("mine", "train", tasks="flow")))["targets"]) == (
+        "flow",
+    )
+
+
 def test_an_unknown_name_is_said_with_those_that_there_are(open_it):
     opened(open_it)
     with pytest.raises(InputError, match=r"no task 'flwo'; it has seg.*flow"):

@@ -182,7 +182,7 @@ def test_a_checkpoint_is_on_the_disk_before_another_is_deleted(tmp_path, monkeyp
     made.save(2)
     data = "ckpt-{}.data-00000-of-00001"
     assert events == [
-        data.format(2), "ckpt-2.index", "checkpoints",
+        data.format(2), "ckpt-2.index", "checkpoints", tmp_path.name,
         f"-{data.format(1)}", "-ckpt-1.index",
     ]  # fmt: skip
 

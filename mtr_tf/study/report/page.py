@@ -313,11 +313,15 @@ def _markdown_paragraph(value: Any) -> Markup:
 
 
 _WORDS: dict[str, Any] = {
+    "ALGEBRA": verdicts.ALGEBRA,
+    "CODES": verdicts.CODES,
     "EFFECTS": verdicts.EFFECTS,
+    "MEANING": verdicts.MEANING,
     "NONE": text.NONE,
     "RULES": claims.RULES,
 }
 _FILTERS: dict[str, Any] = {
+    "answer": verdicts.answer,
     "cell_name": _cell_name,
     "data_url": _data_url,
     "flat": _flat,

@@ -27,8 +27,22 @@ _LOOKS = {
 }
 
 EFFECTS = (
-    "Effects are positive where things are as claimed; p is that of the side which the "
-    "effect is on."
+    "A positive effect supports the claim. p is one-sided, in the direction of the "
+    "observed effect."
+)
+MEANING = (
+    "Holds: with other seeds, and with other images of this kind, the effect would "
+    "almost surely have the same sign. Does not hold: it would almost surely have the "
+    "opposite sign, or be too small to matter. Undecided: either is possible."
+)
+CODES = (
+    "Codes of claims: T theory, E the paper's experiments, F those of its critics, A "
+    "controls of ours (matched: beside single-task models of the same clean accuracy), "
+    "AT adversarial training."
+)
+ALGEBRA = (
+    "These follow from algebra, whatever the models: the number is the finding, not "
+    "the verdict."
 )
 
 
@@ -71,6 +85,7 @@ class Row:
     clean: Sequence[str]
     plot: str | None
     warnings: Sequence[str]
+    algebra: bool = False
 
     @property
     def id(self) -> str:
@@ -132,13 +147,19 @@ def _row(
         clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()],
         plot=evidence.plot_of(claim, curves, plots),
         warnings=evidence.warnings_of(claim, curves),
+        algebra=claim.algebra,
     )
 
 
 def tally(rows: Sequence[Row]) -> str:
-    """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided."""
+    """A sentence: of 6 claims 2 hold, 1 does not hold, 3 are undecided.
+
+    Without those that algebra decides, which a second one counts.
+    """
     if not rows:
         return "The study makes no claims."
+    known = [row for row in rows if row.algebra]
+    rows = [row for row in rows if not row.algebra] or rows
     count = Counter(row.verdict for row in rows)
     verbs = {
         "holds": ("holds", "hold"),
@@ -147,7 +168,29 @@ def tally(rows: Sequence[Row]) -> str:
     }
     parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
     claims = "claim" if len(rows) == 1 else "claims"
-    return f"Of {len(rows)} {claims} {', '.join(parts)}."
+    said = f"Of {len(rows)} {claims} {', '.join(parts)}."
+    if known and known[0] not in rows:
+        said += (
+            f" {len(known)} more follow from algebra."
+            if len(known) > 1
+            else (" 1 more follows from algebra.")
+        )
+    return said
+
+
+def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(verdict, what has it): claims that are decided in words, others by name."""
+    rows = [row for row in rows if not row.algebra]
+    parts = []
+    for verdict in _LOOKS:
+        of = [row for row in rows if row.verdict == verdict]
+        if verdict == "undecided":
+            shown = ", ".join(row.claim for row in of)
+        else:
+            shown = " ".join(f"{row.claim}: {row.statement}" for row in of)
+        if of:
+            parts.append((text.capital(verdict), shown))
+    return parts
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/your_model.md: its blocks and commands run, one after the other."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "your_model.md"
+FEW = ("--steps=1", "--num_examples=4", "--eps=4", "--nochecks")
+
+
+@pytest.mark.xfail(reason="attacks do not know tasks of one's own yet", strict=False)
+@pytest.mark.slow
+def test_blocks_and_commands_run(tmp_path, monkeypatch):
+    page = PAGE.read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (data,) = [block for block in blocks if block.startswith("# my_data.py")]
+    (tmp_path / "my_data.py").write_text(data)
+    names = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, PAGE.name, "exec"), names)
+    for file in ("my.keras", "robust.keras", "curves.png"):
+        assert (tmp_path / file).stat().st_size > 1000
+    assert {r["task"] for r in names["results"].records}
+    commands = re.findall(r"^    python -m (mtr_tf\..*)$", page, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", *shlex.split(command), *FEW],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "semantic miou" in done.stdout
