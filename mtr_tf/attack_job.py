@@ -361,6 +361,7 @@ def _load(
     else:
         run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
     if not config.source_ckpt:
+        loading.check_heads(config, run, None)
         return run, None
     source = loading.load_run(
         config.source_ckpt,
@@ -369,6 +370,7 @@ def _load(
         flag="--source_ckpt",
         own=loading.Own.of(config, own_data, source=True),
     )
+    loading.check_heads(config, run, source)
     return run, source
 
 

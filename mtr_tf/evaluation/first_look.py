@@ -508,7 +508,7 @@ def _scores(
 ) -> np.ndarray:
     """All metrics of a task but the loss, the headline first, float64 `[metrics]`."""
     rows = tasks_lib.statistics(
-        (task,),
+        TaskSet((task,)),
         {task.name: tf.constant(output)},
         batch["targets"],
         batch["masks"],

@@ -254,6 +254,23 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
     return f"there is no checkpoint at {place if path == root else path}; {there}."
 
 
+def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
+    """Raises `InputError` where flags about models of one's own are about none."""
+    given = {
+        "heads": any(each and each.heads for each in (run, source)),
+        "channels_first": any(each and each.heads for each in (run, source)),
+        "source_heads": bool(source and source.heads),
+    }
+    for name, used in given.items():
+        if getattr(config, name) and not used:
+            flag = "--source_ckpt" if name == "source_heads" else "--ckpt"
+            raise InputError(
+                f"--{name} is for a model of your own in {flag}, and there is none: "
+                "runs of mtr_tf.train say themselves what their outputs are; leave it "
+                "out."
+            )
+
+
 def own_data(config: AttackConfig) -> Source | None:
     """The user's own data, all of it, where they say what a model's tasks may be.
 
@@ -286,6 +303,7 @@ def open_data(
     """
     if opened:
         opened.check(config.split)
+        _check_targets(config, opened.info, tasks)
         given = opened
         return dataclasses.replace(
             given, load=lambda split: reading.only(given.load(split), tasks)
@@ -311,6 +329,19 @@ def open_data(
     )
     source.check(config.split)
     return source
+
+
+def _check_targets(
+    config: AttackConfig, info: DatasetInfo, tasks: Sequence[str]
+) -> None:
+    """Raises `InputError` for tasks that only a kind in --heads has made."""
+    missing = [task for task in tasks if task not in info.tasks]
+    if missing and getattr(config, "targets", "") != "own":
+        raise InputError(
+            f"{info.name} must have targets of the tasks in --heads, and it has none "
+            f"of {', '.join(missing)}, only {', '.join(info.tasks)}; add them, or name "
+            "other tasks."
+        )
 
 
 def _options(config: AttackConfig, trained: TrainConfig | None) -> dict[str, object]:

