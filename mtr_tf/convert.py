@@ -211,6 +211,11 @@ def _model(
 
     stored = found.num_classes()
     classes = config.num_classes or stored
+    if classes is None and "seg" in run_config.tasks:
+        raise InputError(
+            "--num_classes must say how many classes seg has, since the file has no "
+            "head for it; it is 0."
+        )
     drn = models.MODELS[config.model].family != "resnet"
     unused_class = not drn and stored == (classes or 0) + 1
     normalization = config.normalize

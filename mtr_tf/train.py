@@ -38,7 +38,9 @@ def main(config: TrainConfig, place: RunPlace) -> None:
     training.train(config, workdir, place.resume)
     logging.info("the model is %s", workdir / "model.keras")
     given = shlex.quote(str(workdir))
-    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", given)
+    # Code that a run's file names is not run unasked: the user names it again.
+    own = f" --dataset={config.dataset}" if ":" in config.dataset else ""
+    logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s%s", given, own)
     logging.info("watch it:   tensorboard --logdir=%s", given)
 
 

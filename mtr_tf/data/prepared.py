@@ -16,6 +16,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import os
 import pathlib
@@ -252,6 +253,43 @@ def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
         f"{what} is not whole yet; {count} of its examples are prepared and kept, and "
         "the same command goes on with the others."
     )
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of FILE_FORMAT, of which `tfds.load` makes a tf.data.Dataset too.
+
+    TFDS itself has none of such files. That takes the config as an object; what is
+    prepared is read by the config's name with `tfds.data_source`.
+    """
+
+    def __init__(self, *, file_format: str | None = None, **options: Any):
+        """Takes what TFDS gives."""
+        super().__init__(file_format=file_format or FILE_FORMAT, **options)
+
+    def _as_dataset(
+        self,
+        split: str,
+        decoders: Any = None,
+        read_config: Any = None,
+        shuffle_files: bool = False,
+    ) -> Any:
+        """The examples of a split in order; files are not shuffled."""
+        del read_config, shuffle_files
+        tf = importlib.import_module("tensorflow")  # Builders register without it.
+        features = self.info.features
+        if isinstance(decoders, tfds.decode.PartialDecoding):
+            features, decoders = decoders.extract_features(features), decoders.decoders
+        source = self.as_data_source(
+            split, deserialize_method=tfds.core.decode.DeserializeMethod.RAW_BYTES
+        )
+
+        def decode(row: Any) -> Any:
+            record = tf.numpy_function(lambda i: source[int(i)], [row], tf.string)
+            record = tf.ensure_shape(record, ())
+            return features.deserialize_example(record, decoders=decoders)
+
+        dataset = tf.data.Dataset.range(len(source)).map(decode)
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
 
 
 class _Records:

@@ -5,6 +5,7 @@
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
              picture/NAME                                         painted examples
              unit                                                 what intervals draw
+             still                                                what did not move
 
 Reading needs no TensorFlow.
 """
@@ -13,12 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 
+from mtr_tf import files
+from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 from mtr_tf.runs import store
 
@@ -46,12 +50,14 @@ class Result:
       before_rows: Of an attack judged by comparison with the clean images, the attacked
         tasks' rows of these, over those pixels and against those targets.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
+      still: bool `[count]`, whether the attack left an image as it was; None of the
+        clean images, and of versions that did not look.
     """
 
     cell: Cell | None
     scores: dict[str, dict[str, dict[str, Any]]]
     count: int
-    pictures: dict[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     rows: Rows = dataclasses.field(default_factory=dict)
     wanted: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(
         default_factory=dict
@@ -60,11 +66,26 @@ class Result:
     aimed_rows: Rows = dataclasses.field(default_factory=dict)
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
+    still: np.ndarray | None = None
 
     @property
     def attack_cell(self) -> Cell:
         """The attack, of a result that is not that of the clean images."""
         return present(self.cell, "the cell of an attack")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said wherever its numbers are, as sentences."""
+        cell = self.attack_cell
+        if not cell.eps or self.still is None or not self.still.any():
+            return cell.warnings
+        return (
+            *cell.warnings,
+            f"{cell.label} on {cell.group} at eps {cell.eps:g} left "
+            f"{int(self.still.sum())} of {self.count} images as they were: that is no "
+            "robustness where nothing is attacked in them, the gradient is zero, or "
+            "the model's outputs or the targets are NaN.",
+        )
 
     @property
     def views(self) -> dict[str, Rows]:
@@ -77,11 +98,66 @@ class Result:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Filed(Mapping[str, np.ndarray]):
+    """Arrays that are read when they are asked for, so that a sweep holds few.
+
+    Attributes:
+      path: The .npz file.
+      prefix: What comes before their names in it.
+      names: Their names.
+    """
+
+    path: pathlib.Path
+    prefix: str
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        whole = f"{self.prefix}/{name}"
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                return file[whole]
+        except files.DAMAGED as error:
+            raise InputError(
+                f"{self.path} was changed while it was in use; repeat the command, "
+                "which does again what is missing."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def filed(result: Result, path: pathlib.Path) -> Result:
+    """The result with all arrays left in the .npz file that it was written to."""
+    views = {
+        view: {
+            task: Filed(path, f"{view}/{task}", tuple(by_metric))
+            for task, by_metric in rows.items()
+        }
+        for view, rows in result.views.items()
+    }
+    return dataclasses.replace(
+        result,
+        pictures=Filed(path, "picture", tuple(result.pictures)),
+        rows=views["row"],
+        wanted_rows=views["wanted"],
+        aimed_rows=views["aimed"],
+        before_rows=views["before"],
+    )
+
+
 def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What is kept of a result: what JSON says of it, and arrays."""
     arrays = {f"picture/{name}": a for name, a in result.pictures.items()}
     if result.unit is not None:
         arrays["unit"] = result.unit
+    if result.still is not None:
+        arrays["still"] = result.still
     for view, rows in result.views.items():
         for task, by_metric in rows.items():
             arrays |= {f"{view}/{task}/{m}": a for m, a in by_metric.items()}
@@ -112,6 +188,7 @@ def result_of(
         _rows(arrays, "aimed"),
         _rows(arrays, "before"),
         arrays.get("unit"),
+        arrays.get("still"),
     )
 
 
@@ -143,7 +220,7 @@ def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
 
 
 def _rows(arrays: Mapping[str, np.ndarray], kind: str) -> Rows:
-    rows: Rows = {}
+    rows: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _part(arrays, kind).items():
         task, metric = name.split("/")
         rows.setdefault(task, {})[metric] = array

@@ -69,6 +69,11 @@ class Store:
             files.say_damaged(self._path(cell), error)
             return None
 
+    def filed(self, result: Result) -> Result:
+        """The finished cell with its arrays left in its file until they are used."""
+        path = self._path(result.cell).with_suffix(".npz")
+        return cell_files.filed(result, path)
+
     @property
     def _store(self) -> store.Store:
         return store.Store(self.folder / "cells")

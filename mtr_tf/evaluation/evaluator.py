@@ -36,7 +36,7 @@ _SCORING = -1  # Folded into the seed of a random model's noise where it is scor
 _LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
 _USED = ("image", "targets", "masks", "index", "wanted")
 
-Rows = dict[str, dict[str, np.ndarray]]
+Rows = Mapping[str, Mapping[str, np.ndarray]]
 """{task: {metric: int64 or float64 [N, K]}}, images in the order of their index."""
 
 
@@ -71,6 +71,7 @@ class Evaluation:
         these pixels alone, against what `wanted` or else `attacked` are; else empty.
       before: Where attacks are judged by comparison with the clean images, rows of
         these as the attack looks at them: its pixels, its targets; else empty.
+      still: bool `[N]`, whether the attack left an image as it was; None without one.
       examples: None unless `keep_examples` is positive.
     """
 
@@ -81,6 +82,7 @@ class Evaluation:
     unmoved: Rows
     aimed: Rows
     before: Rows
+    still: np.ndarray | None
     examples: Examples | None
 
 
@@ -214,6 +216,7 @@ class Evaluator:
             unmoved=rows.get("unmoved", {}),
             aimed=rows.get("aimed", {}),
             before=rows.get("before", {}),
+            still=rows["still"].astype(bool) if "still" in rows else None,
             examples=_examples(kept, keep_examples) if kept else None,
         )
 
@@ -274,6 +277,8 @@ class Evaluator:
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._outputs(x_adv, batch, seed)
             rows["attacked"] = self._statistics(outputs, batch)
+            same = tf.reduce_all(tf.equal(x_adv, batch["image"]), axis=[1, 2, 3])
+            rows["still"] = tf.cast(same, tf.int32)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
             attacked = objective.recipe.tasks

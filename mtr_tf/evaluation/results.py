@@ -77,7 +77,7 @@ def _record(
         ),
         "n": result.count,
         **facts,
-        "warnings": [*facts.get("warnings", ()), *cell.warnings],
+        "warnings": [*facts.get("warnings", ()), *result.warnings],
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
         "algorithm": cell.attack.name,

@@ -113,7 +113,7 @@ def run(
     """
     plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
     results = {
-        cell: result
+        cell: store.filed(result)  # All of them would fill the memory.
         for cell in plain
         if (not predictions or predictions.complete(store.label(cell)))
         and (result := store.read(cell))
@@ -158,8 +158,9 @@ def run(
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]
-            results[cell] = _worst(subject, cell, of_members)
-            store.write(results[cell])  # For its rows: it is always combined anew.
+            result = _worst(subject, cell, of_members)
+            store.write(result)  # For its rows: it is always combined anew.
+            results[cell] = store.filed(result)
             if predictions:
                 _choose(predictions, store, cell, of_members)
     return results[None], [results[cell] for cell in cells]
@@ -225,7 +226,17 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted=scores.wanted(results[0].wanted, wanted_rows),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
+        still=_still(choice, results),
     )
+
+
+def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
+    """Which images the chosen attacks left as they were; None if that is not known."""
+    of_each = [result.still for result in results]
+    known = [still for still in of_each if still is not None]
+    if len(known) < len(of_each):
+        return None
+    return np.stack(known)[choice, np.arange(len(choice))]
 
 
 def _advance(
@@ -285,6 +296,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.aimed,
         evaluation.before,
         subject.units.of,
+        evaluation.still,
     )
 
 

@@ -61,7 +61,7 @@ def score(
     return scores.numpy()
 
 
-def take(choice: np.ndarray, rows: Sequence[Rows]) -> Rows:
+def take(choice: np.ndarray, rows: Sequence[Rows]) -> dict[str, dict[str, np.ndarray]]:
     """The rows of each image under the attack chosen for it."""
     images = np.arange(len(choice))
     return {

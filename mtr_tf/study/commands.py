@@ -108,8 +108,16 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     """Whether its command ended well, once, with the settings it has now.
 
     A training run has its model then; an attack the marker that the runner writes last.
+    What is said there in another form than it was written counts for nothing.
     """
-    folder = workdir / cell.folder
+    try:
+        return _is_done(cell, workdir / cell.folder)
+    except files.DAMAGED as error:
+        files.say_damaged(workdir / cell.folder, error)
+        return False
+
+
+def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
     if not all((folder / name).exists() for name in cell.files):
         return False
     if cell.kind == "train":
@@ -139,7 +147,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none, or a damaged one."""
     try:
         return dict(files.read_json(path))
-    except (OSError, ValueError, TypeError):
+    except files.DAMAGED:
         return {}
 
 

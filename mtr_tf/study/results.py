@@ -51,6 +51,18 @@ class Results:
           InputError: The folder holds no study, or a file of it is damaged.
         """
         workdir = pathlib.Path(workdir)
+        try:
+            return cls._read_all(workdir)
+        except InputError:
+            raise
+        except files.DAMAGED as error:
+            raise InputError(
+                f"{workdir} holds damaged files ({type(error).__name__}: {error}); "
+                "repeat mtr_tf.reproduce to write them anew."
+            ) from error
+
+    @classmethod
+    def _read_all(cls, workdir: pathlib.Path) -> Results:
         content = _json(workdir / "study.json")
         content.pop("provenance", None)
         found, measured = [], []
@@ -265,7 +277,7 @@ def _json(path: pathlib.Path) -> Any:
             f"{path} is not there; --workdir must be the folder of a study that "
             "mtr_tf.reproduce has begun."
         ) from error
-    except (OSError, ValueError) as error:
+    except files.DAMAGED as error:
         raise InputError(
             f"{path} cannot be read ({error}); repeat mtr_tf.reproduce to write it "
             "anew."

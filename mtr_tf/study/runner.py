@@ -213,7 +213,7 @@ class Runner:
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, queue.DONE)
-        if seconds and marker.get("whole"):
+        if type(seconds) in (int, float) and seconds > 0 and marker.get("whole"):
             self.clock.add(cell, seconds)
 
     def _set_failed(self, cell: Cell, error: str) -> None:
@@ -276,8 +276,13 @@ def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:
 
 def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
     """{folder: why}, of the cells that an earlier runner saw fail."""
-    return {
-        cell["folder"]: cell["error"]
-        for cell in commands.read_json(workdir / "index.json").get("cells", ())
-        if cell["state"] == queue.FAILED
-    }
+    path = workdir / "index.json"
+    try:
+        return {
+            str(cell["folder"]): str(cell["error"])
+            for cell in commands.read_json(path).get("cells", ())
+            if cell["state"] == queue.FAILED
+        }
+    except files.DAMAGED as error:
+        files.say_damaged(path, error)
+        return {}

@@ -23,6 +23,7 @@ from mtr_tf import data
 from mtr_tf import tasks
 from mtr_tf.data import batching
 from mtr_tf.data import parts
+from mtr_tf.data import prepared
 from mtr_tf.data.cityscapes import examples
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes.files import File
@@ -89,6 +90,31 @@ def test_plain_tfds_reads_it_with_city_and_name(root, tmp_path):
     made = expected(root, "train", fixture.TRAIN[3])
     for name, array in made.items():
         np.testing.assert_array_equal(stored[3][name], array)
+
+
+def test_tfds_load_takes_it(root, tmp_path, monkeypatch):
+    made, prepare = [], prepared.prepare
+
+    def noted(*given):
+        made.append(prepare(*given))
+        return made[-1]
+
+    monkeypatch.setattr(prepared, "prepare", noted)
+    open_at(root)
+    config, data_dir = made[-1].builder_config, tmp_path / "tfds"
+    dataset = tfds.load(
+        "mtr_cityscapes",
+        split="train[1:]",
+        data_dir=data_dir,
+        builder_kwargs={"config": config},
+    )
+    examples = list(dataset.as_numpy_iterator())
+    assert [e["name"].decode() for e in examples] == list(fixture.TRAIN)[1:]
+    for name, array in expected(root, "train", fixture.TRAIN[3]).items():
+        np.testing.assert_array_equal(examples[2][name], array)
+    named = f"mtr_cityscapes/{config.name}"
+    stored = tfds.data_source(named, split="validation", data_dir=data_dir)
+    assert [e["name"].decode() for e in stored] == list(fixture.VAL)
 
 
 def test_info(root):

@@ -143,7 +143,7 @@ def test_the_systems_word_ends_a_command(monkeypatch, capsys, error, said):
     def main():
         raise error
 
-    monkeypatch.setattr(cli_flags.app, "run", lambda guarded: guarded(["name"]))
+    monkeypatch.setattr(cli_flags.app, "run", lambda guarded, **_: guarded(["name"]))
     monkeypatch.setattr(cli_flags.sys, "argv", ["name"])
     monkeypatch.setattr(cli_flags, "_log_plainly", lambda: None)
     with pytest.raises(SystemExit) as ended:

@@ -75,6 +75,15 @@ def test_plain_tfds_reads_it_too(data_dir):
         np.testing.assert_array_equal(examples[2][name], array)
 
 
+def test_tfds_load_takes_it(data_dir):
+    config = {"config": tiny()}
+    dataset = tfds.load("rooms", data_dir=data_dir, split="test", builder_kwargs=config)
+    for index, example in enumerate(dataset.as_numpy_iterator()):
+        expected = workers.example(0, 2, index, 32)
+        np.testing.assert_array_equal(example["image"], expected["image"])
+    assert index == 1
+
+
 def test_only_the_asked_tasks_are_read(data_dir):
     source = rooms.open_source(
         config=tiny(), data_dir=data_dir, tasks=("depth", "autoencoder")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished cells: what comes back, and what is no longer believed."""
 
+import dataclasses
 import json
 import logging
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 
 from mtr_tf import files
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import scores
@@ -146,3 +149,25 @@ def test_reading_cells_needs_no_tensorflow():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "mtr_tf.runs.store" in done.stdout.split()
     assert "tensorflow" not in done.stdout.split()
+
+
+def test_a_result_that_is_filed_holds_no_arrays(store):
+    """And gives the same ones, from its file, each time it is asked."""
+    whole = store.read(CELLS[1])
+    filed = store.filed(whole)
+    assert len(pickle.dumps(filed)) < 3000
+    assert same(filed, whole)
+    assert list(filed.pictures) == list(whole.pictures)
+    assert np.array_equal(filed.pictures["image"], whole.pictures["image"])
+    store._path(CELLS[1]).with_suffix(".npz").write_bytes(b"x")
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        filed.pictures["image"]
+
+
+def test_what_an_attack_left_as_it_was_is_said(store):
+    still = np.arange(COUNT) < 2
+    store.write(dataclasses.replace(result(), still=still))
+    found = store.read(CELLS[0])
+    assert np.array_equal(found.still, still)
+    assert "left 2 of 6 images as they were" in found.warnings[0]
+    assert store.read(CELLS[1]).warnings == ()  # Of a version that did not look.

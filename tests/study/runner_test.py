@@ -241,6 +241,48 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
     assert not commands.is_done(pgd, tmp_path)
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("train", [["seed"], {"seed": []}, "seed", 3])
+def test_a_config_of_another_form_is_done_again(train, tmp_path):
+    cell = cells_of(workdir=tmp_path)[0]
+    directory.write_config(tmp_path / cell.folder, cell.config)
+    (tmp_path / cell.folder / "model.keras").touch()
+    assert commands.is_done(cell, tmp_path)
+    path = tmp_path / cell.folder / "config.json"
+    path.write_text(json.dumps({"train": train}))
+    assert not commands.is_done(cell, tmp_path)
+    path.write_text(DEEP)
+    commands.is_done(cell, tmp_path)  # What reads it says so.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": ["steps"]}, {"settings": 3}, {"checksums": [1]}, {"hash": ["x"]}],
+)
+def test_a_marker_of_another_form_is_done_again(change, tmp_path):
+    pgd = cells_of(workdir=tmp_path)[2]
+    folder = tmp_path / pgd.folder
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("[]")
+    commands.write_marker(pgd, tmp_path, 1.0, whole=True, environment={})
+    content = json.loads((folder / commands.MARKER).read_text())
+    del content["checksum"]  # As of a version that kept none.
+    (folder / commands.MARKER).write_text(json.dumps(content | change))
+    assert not commands.is_done(pgd, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", DEEP, '{"cells": 3}', '{"cells": [3]}', '{"cells": [{}]}',
+     '{"cells": [{"state": "failed"}]}'],
+)  # fmt: skip
+def test_an_index_of_another_form_is_no_traceback(text, tmp_path):
+    (tmp_path / "index.json").write_text(text)
+    assert runner_lib._failed_before(tmp_path) == {}
+
+
 # The time left.
 
 

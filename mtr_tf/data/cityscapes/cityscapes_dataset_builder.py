@@ -39,7 +39,7 @@ class CityscapesConfig(tfds.core.BuilderConfig):
     jobs: dict[str, dict[str, Any]] = dataclasses.field(repr=False)
 
 
-class MtrCityscapes(tfds.core.GeneratorBasedBuilder):
+class MtrCityscapes(prepared.Builder):
     """Cityscapes, in the order of its names (TFDS has a `cityscapes` of its own)."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -48,7 +48,7 @@ class TaskonomyConfig(tfds.core.BuilderConfig):
     source: str
 
 
-class Taskonomy(tfds.core.GeneratorBasedBuilder):
+class Taskonomy(prepared.Builder):
     """Views of Taskonomy, by building, point and view."""
 
     VERSION = tfds.core.Version("1.1.0")
