@@ -79,6 +79,7 @@ def missing(folder: pathlib.Path) -> list[str]:
         page = stem.with_suffix(".html")
         anchors = _Page(page).anchors if page.exists() else set()
         names = getattr(importlib.import_module(module), "__all__", ())
+        names = [n for n in names if f"{module}.{n}" not in PUBLIC]  # Pages themselves.
         absent += [f"{module}.{n} is not documented" for n in names if n not in anchors]
     return absent
 

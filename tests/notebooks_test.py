@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notebooks of docs/notebooks run from top to bottom, and are kept with pictures."""
+"""The notebooks of docs/notebooks run, and are kept with their pictures."""
 
 from __future__ import annotations
 

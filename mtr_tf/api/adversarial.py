@@ -34,7 +34,7 @@ class AdversarialModel(keras.Model):
 
     The attack raises the sum of the tasks' own losses; the step then minimises the
     compiled losses, on the attacked images and, by `1 - share`, on the clean ones. All
-    else (`evaluate`, `predict`, `save`) is as with the model itself, whose weights are
+    else, such as predicting and saving, is as with the model itself, whose weights are
     trained.
 
     Attributes:
@@ -72,7 +72,7 @@ class AdversarialModel(keras.Model):
           share: Weight of the attacked images' losses; the clean ones' has the rest.
           batch_norm: "inference", or "training": attack the model as it normalises in
             training, by each batch's own statistics.
-          input_range: What the images of `fit` lie between, such as (0, 255).
+          input_range: What training images lie between, such as (0, 255).
           seed: Of the attack's noise, beside the step and the place in the batch.
 
         Raises:
@@ -104,8 +104,8 @@ class AdversarialModel(keras.Model):
         Args:
           x: Images `[batch, height, width, channels]` in `input_range`.
           y: Targets by task, or in the order of the tasks.
-          sample_weight: By task, such as `fit` takes them; where they are of the
-            targets' places, those of weight zero are not attacked.
+          sample_weight: By task, as in training; where they are of the targets' places,
+            those of weight zero are not attacked.
         """
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
@@ -142,7 +142,7 @@ class AdversarialModel(keras.Model):
         clean, self._clean = self._clean, None
         if clean is None:
             return loss
-        outputs = self(clean, training=True)
+        outputs = self.inner(clean, training=True)
         of_clean = super().compute_loss(clean, y, outputs, sample_weight, training)
         share = self._adversary.share
         return share * loss + (1 - share) * of_clean

@@ -179,14 +179,13 @@ def _with_channels(
         return list(own)
     asked = parse_heads(config.heads)
     heads = heads_lib.find("the model", model, asked, known, names, "--heads")
-    found = dict.fromkeys(own)
+    found = {task.name: task for task in own}
     for name, task in heads.tasks.items():
         channels = heads.outputs[name].tensor.shape[-1]
         if task.discrete and task.channels is None and channels and channels > 1:
             task = task.bound(channels=channels)
-        found.pop(known.get(name), None)
-        found[task] = None
-    return [task for task in found if task is not tasks_lib.TASKS.get(task.name)]
+        found[name] = task
+    return [t for t in found.values() if t is not tasks_lib.TASKS.get(t.name)]
 
 
 def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:

@@ -39,7 +39,7 @@ class Adversary:
       seed: of its noise, beside the step and the place in the global batch.
     """
 
-    attack: attacks.PGD
+    attack: attacks.Attack
     tasks: TaskSet
     share: float
     batch_norm: str
