@@ -209,16 +209,46 @@ def studies(study_toml, tmp_path_factory) -> Studies:
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 def test_killed_at_any_moment_all_figures_are_the_same(studies):
     assert studies.kills == 2
-    found = sorted(studies.whole.glob("runs/*/attacks/*/*s.json"))
+    expect_same(studies.whole, studies.killed)
+    assert (studies.killed / "report" / "index.html").exists()
+
+
+def expect_same(whole, killed):
+    """Expects the figures of a study in another folder of it, and all cells done."""
+    found = sorted(whole.glob("runs/*/attacks/*/*s.json"))
     names = [path.name for path in found]
     assert names.count("results.json") == names.count("measures.json") == 1
     for path in found:
         if path.name != "settings.json":  # Has the time in it.
-            again = studies.killed / path.relative_to(studies.whole)
+            again = killed / path.relative_to(whole)
             assert again.read_bytes() == path.read_bytes()
-    entries = json.loads((studies.killed / "index.json").read_text())["cells"]
-    assert (studies.killed / "report" / "index.html").exists()
+    entries = json.loads((killed / "index.json").read_text())["cells"]
     assert [entry["state"] for entry in entries] == ["done"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
+def test_killed_at_twenty_random_moments_all_figures_are_the_same(studies, tmp_path):
+    plain = studies.whole.parent / "plain.json"
+    moment, kills, folders = random.Random(4), 0, [tmp_path / "study 0"]
+    while kills < 20:
+        process = start(["-c", RUNNER, plain, folders[-1]])
+        try:
+            _, said = process.communicate(timeout=moment.uniform(0, 12))
+            assert process.returncode == 0, said
+            folders.append(tmp_path / f"study {len(folders)}")
+        except subprocess.TimeoutExpired:
+            kills += 1
+        finally:
+            process.kill()
+            process.communicate()
+            wait_until(lambda: not processes_of(tmp_path))
+    process = start(["-c", RUNNER, plain, folders[-1]])
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    for folder in folders:
+        expect_same(studies.whole, folder)
+        assert not list(folder.rglob(".[0-9]*.*"))  # Half-written files.
 
 
 def test_a_watcher_may_read_the_report_of_a_running_study(
