@@ -58,6 +58,8 @@ def _what_for(loss: AttackLoss) -> str:
     """The tasks that a loss fits, in a word or by their names."""
     fits = {name for name, task in tasks.TASKS.items() if loss.fits(task)}
     discrete = {name for name, task in tasks.TASKS.items() if task.discrete}
+    if not fits:
+        return "labels"
     if fits == set(tasks.TASKS):
         return "all"
     if fits == discrete:

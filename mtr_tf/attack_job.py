@@ -27,6 +27,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
@@ -36,6 +37,7 @@ from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
+from mtr_tf.evaluation import own_targets
 from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import results as results_lib
@@ -59,6 +61,9 @@ from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
 # Settings that older folders were not named with, where they say nothing.
@@ -156,7 +161,7 @@ class Job:
         """Runs what is not finished of the cells, and keeps it in the folder."""
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
-        store = cell_store.Store(folder, facts, config.save_examples)
+        store = cell_store.Store(folder, facts, config.save_examples, subject.tasks)
         noise = subject.say_if_random(config.eot)
         clean, results = sweep.run(subject, self.cells, store, self.predictions)
         warnings = [*self.warnings, *noise, *results_lib.not_finite(clean, results)]
@@ -175,6 +180,7 @@ class Job:
             self.provenance.of_attacks(warnings),
             subject.info.units,
             store.rows_file,
+            subject.tasks,
         )
         return Attacked(clean, results, records)
 
@@ -187,7 +193,9 @@ class Job:
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
         given, units = config.to_dict(), subject.info.units
-        tensorboard.write_attacks(given, clean, results, folder, units, plots)
+        tensorboard.write_attacks(
+            given, clean, results, folder, units, plots, subject.tasks
+        )
         return tables.printed(config.format, self.title, records, folder)
 
     @property
@@ -195,15 +203,18 @@ class Job:
         """What stands above tables."""
         config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
+        own = ""
+        if config.targets == OWN_TARGETS:
+            own = ", agreement with the model's own clean outputs (--targets=own)"
         return (
             f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
-            f"{config.split}\neps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{config.split}{own}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
 
     def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
         """Measures what is not finished, and keeps it in the folder."""
         subject = self.subject
-        folding.check(subject.model, subject.tasks, subject.first_images)
+        folding.check(subject.model, tuple(subject.tasks), subject.first_images)
         noise = randomness.say_once(subject.model, subject.first_images, eot=None)
         warnings = [*self.warnings, *filter(None, [noise])]
         return measure.measure(
@@ -242,10 +253,11 @@ def resolve(
     own_data = source or loading.own_data(config)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
-    tasks = groups.select(config.tasks, run.tasks, "--tasks")
-    source = loading.open_data(config, run, tasks, own_data)
+    names = groups.select(config.tasks, run.tasks, "--tasks")
+    source = loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
-    run = model_fit.fitted(run, source.info, tasks)
+    run = model_fit.fitted(run, source.info, names)
+    tasks = TaskSet(_task(run, source.info, name) for name in names)
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -264,7 +276,7 @@ def resolve(
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
-            config, run, source_run, source.info, columns, tasks, attacked
+            config, run, source_run, source.info, columns, names, attacked
         )
         surrogate = source_run.model if source_run else None
         if config.fast:
@@ -272,6 +284,15 @@ def resolve(
             surrogate = folding.in_half((source_run or run).model, images=images)
     count = min(config.num_examples or len(columns), len(columns))
     replicas = strategy.num_replicas_in_sync
+    if config.targets == OWN_TARGETS:
+        columns = own_targets.of_model(
+            run.model,
+            columns,
+            tasks,
+            # The targets that others are drawn to may be anywhere in the split.
+            len(columns) if config.targeted else count,
+            config.batch_size,
+        )
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -296,7 +317,7 @@ def resolve(
             folder / "predictions",
             source.info,
             columns,
-            tasks,
+            names,
             subject.num_examples,
         )
     return Job(
@@ -310,6 +331,15 @@ def resolve(
         folder=folder,
         predictions=predictions,
     )
+
+
+def _task(run: Run, info: DatasetInfo, name: str) -> Task:
+    """The task of a name; one that data have no targets of is as its output is."""
+    task = model_fit.task_of(run, info, name)
+    if name in info.tasks:
+        return task
+    shape = run.model.output[name].shape
+    return task.bound(channels=task.channels or shape[-1], places=len(shape) - 2)
 
 
 def _start(config: AttackConfig) -> tf.distribute.Strategy:
@@ -343,7 +373,7 @@ def _load(
 
 
 def _cells(
-    config: AttackConfig, run: Run, tasks: tuple[str, ...], info: DatasetInfo
+    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo
 ) -> tuple[Cell, ...]:
     """The attacks; gradients are taken of `run`."""
     if config.attack == NO_ATTACK:
@@ -370,6 +400,8 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
+    if config.targets == "data":  # Folders have been named without it.
+        del facts["targets"]
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
     facts = {name: v for name, v in facts.items() if v or name not in _LATER}
@@ -377,6 +409,11 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
     return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
+
+
+def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
+    """What results depend on of tasks that are none of the eleven."""
+    return tuple(task.to_dict() for name, task in tasks.items() if name not in TASKS)
 
 
 def _provenance(
@@ -397,7 +434,8 @@ def _provenance(
         split=config.split,
         num_examples=subject.num_examples,
         data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
-        tasks=subject.tasks,
+        tasks=tuple(subject.tasks),
+        own_tasks=_own(subject.tasks),
         seed=config.seed,
         batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,

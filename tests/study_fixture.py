@@ -332,13 +332,15 @@ def _of_pixels(measure, tasks, seed) -> list[dict]:
         attacked = {}
         for count in counts:
             arrays = {}
-            for metric in pixel_records.shown_metrics(task):
+            for metric in pixel_records.shown_metrics(TASKS[task]):
                 for kind, bad in (("clean", 0.1), ("attacked", 0.9 / (1 + count / 50))):
                     badness = np.clip(rng.normal(bad, 0.02, draws * images), 0, 1)
                     rows = _rows(metric, badness).reshape(draws, images, -1)
                     arrays[f"{kind}/{metric.name}"] = rows
             attacked[count] = arrays
-        records += pixel_records.of_pixel_attacks(measure, task, attacked, 8.0, seed)
+        records += pixel_records.of_pixel_attacks(
+            measure, TASKS[task], attacked, 8.0, seed
+        )
     return records
 
 

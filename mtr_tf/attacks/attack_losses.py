@@ -32,10 +32,11 @@ class Case(NamedTuple):
     Attributes:
       target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
       output: Of the model: logits, or values.
-      mask: [batch, H, W], zero where there is no target.
+      mask: [batch, *places], zero where there is no target.
       own: The task's training loss, `(target, output, mask)` -> [batch].
       progress: Share of the attack's steps done, in [0, 1].
       targeted: Whether the loss will be lowered, towards `target`.
+      kind: The task's.
     """
 
     target: tf.Tensor
@@ -44,15 +45,16 @@ class Case(NamedTuple):
     own: Loss = losses.cross_entropy
     progress: tf.Tensor | float = 0.0
     targeted: bool = False
+    kind: str = ""
 
     @property
     def labels(self) -> tf.Tensor:
-        """Classes, int32 [batch, H, W]; 0 where masked."""
+        """Classes, int32 [batch, *places]; 0 where masked."""
         return losses.where_valid(self.mask, tf.cast(self.target, tf.int32))
 
     @property
     def prediction(self) -> tf.Tensor:
-        """The output, float32 [batch, H, W, channels]; 0 where masked."""
+        """The output, float32 [batch, *places, channels]; 0 where masked."""
         return losses.where_valid(self.mask, tf.cast(self.output, tf.float32))
 
     @property
@@ -62,13 +64,19 @@ class Case(NamedTuple):
 
     @property
     def per_pixel(self) -> tf.Tensor:
-        """Each pixel's own loss, float32 [batch, H, W]: as of an image of one pixel."""
+        """Each place's own loss, float32 [batch, *places]: as of an image of one."""
+        axes = len(self.mask.shape) - 1
 
         def pixels(values):
-            return tf.reshape(values, (-1, 1, 1, *values.shape[3:]))
+            return tf.reshape(values, (-1, *[1] * axes, *values.shape[1 + axes :]))
 
         of_each = self.own(*map(pixels, (self.target, self.output, self.mask)))
         return tf.reshape(of_each, tf.shape(self.mask))
+
+    @property
+    def cross_entropy(self) -> tf.Tensor:
+        """Each place's -log p of its class, float32 [batch, *places]."""
+        return losses.pixel_cross_entropy(self.target, self.output, self.mask)
 
     @property
     def unfinished(self) -> tf.Tensor:
@@ -97,7 +105,7 @@ def segpgd(case: Case) -> tf.Tensor:
     """
     late = tf.cast(case.progress, tf.float32) / 2
     weights = tf.where(case.unfinished > 0, 1 - late, late)
-    return case.mean(weights * case.per_pixel)
+    return case.mean(weights * case.cross_entropy)
 
 
 def masked_ce(case: Case) -> tf.Tensor:
@@ -106,7 +114,7 @@ def masked_ce(case: Case) -> tf.Tensor:
     Divided by all valid pixels, so that it is 0 for an image that is wrong everywhere.
     Targeted: of the pixels that are not yet as wanted.
     """
-    return case.mean(case.unfinished * case.per_pixel)
+    return case.mean(case.unfinished * case.cross_entropy)
 
 
 def masked_ce_balanced(case: Case) -> tf.Tensor:
@@ -124,7 +132,7 @@ def masked_ce_balanced(case: Case) -> tf.Tensor:
     valid = losses.count_valid(case.mask)[:, tf.newaxis]
     weights = tf.math.divide_no_nan(valid, occurring * sizes)  # [batch, classes]
     of_pixels = tf.gather(weights, case.labels, batch_dims=1)
-    return case.mean(of_pixels * case.unfinished * case.per_pixel)
+    return case.mean(of_pixels * case.unfinished * case.cross_entropy)
 
 
 def js(case: Case) -> tf.Tensor:
@@ -133,7 +141,7 @@ def js(case: Case) -> tf.Tensor:
     With p the probability of the target class it is log 2 + (p log p - (1 + p)
     log(1 + p)) / 2, from 0 to log 2: bounded, so lost pixels cease to pull (SEA).
     """
-    log_p = -case.per_pixel  # Classes' own loss is the cross-entropy.
+    log_p = -case.cross_entropy
     p = tf.exp(log_p)
     return case.mean(math.log(2) + (p * log_p - (1 + p) * tf.math.log1p(p)) / 2)
 
@@ -150,6 +158,21 @@ def _one_hot(labels: tf.Tensor, classes: int) -> tf.Tensor:
     return tf.one_hot(labels, classes, on_value=True, off_value=False)
 
 
+# For labels.
+
+
+def masked_bce(case: Case) -> tf.Tensor:
+    """Binary cross-entropy of the labels that are still right, over all labels.
+
+    A label is right where its logit has the sign of its target. Targeted: of the labels
+    that are not yet as wanted. As `masked_ce` is for classes.
+    """
+    right = tf.equal(case.prediction > 0, case.values > 0.5)
+    unfinished = tf.cast(right != case.targeted, tf.float32)
+    each = tf.nn.sigmoid_cross_entropy_with_logits(case.values, case.prediction)
+    return case.mean(unfinished * each)
+
+
 # For classes and values.
 
 
@@ -157,20 +180,31 @@ def cospgd(case: Case) -> tf.Tensor:
     """CosPGD: own losses weighted by the cosine of prediction and target, per pixel.
 
     Agnihotri et al. 2024. Of softmax and one-hot target for classes, of the softmax
-    over channels of both for values. Targeted: weighted by 1 minus the cosine.
+    over channels of both for values, of sigmoid
+    and target for labels, each beside 1 minus itself. Targeted: weighted by 1 minus the
+    cosine.
 
     A softmax over one channel is 1, and so is the cosine: for tasks of one channel this
     is plain PGD on the own loss (and kept so if targeted, where the weight would be 0).
     """
-    if case.output.shape[-1] == 1:
+    if case.kind == "labels":
+        predicted, wanted = map(
+            _with_rest, (tf.nn.sigmoid(case.prediction), case.values)
+        )
+    elif case.output.shape[-1] == 1:
         return own(case)
-    predicted = tf.nn.softmax(case.prediction)
-    if case.target.shape.rank == 3:
-        wanted = tf.cast(_one_hot(case.labels, predicted.shape[-1]), tf.float32)
     else:
-        wanted = tf.nn.softmax(case.values)
+        predicted = tf.nn.softmax(case.prediction)
+        if losses.has_channels(case.target, case.mask):
+            wanted = tf.nn.softmax(case.values)
+        else:
+            wanted = tf.cast(_one_hot(case.labels, predicted.shape[-1]), tf.float32)
     cosine = tf.stop_gradient(_cosine(predicted, wanted))
     return case.mean((1 - cosine if case.targeted else cosine) * case.per_pixel)
+
+
+def _with_rest(shares: tf.Tensor) -> tf.Tensor:
+    return tf.concat([shares, 1 - shares], axis=-1)
 
 
 def _cosine(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -205,8 +239,12 @@ def _is_discrete(task: Task) -> bool:
     return task.discrete
 
 
+def _is_of_labels(task: Task) -> bool:
+    return task.kind == "labels"
+
+
 def _is_continuous(task: Task) -> bool:
-    return not task.discrete
+    return not task.discrete and not _is_of_labels(task)
 
 
 def _is_direction(task: Task) -> bool:
@@ -236,7 +274,12 @@ class AttackLoss:
 
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
-    "ce": AttackLoss(own, _is_discrete, "`-log p_y`", "own loss of classes"),
+    "ce": AttackLoss(
+        lambda case: losses.cross_entropy(case.target, case.output, case.mask),
+        _is_discrete,
+        "`-log p_y`",
+        "own loss of classes",
+    ),
     "segpgd": AttackLoss(
         segpgd,
         _is_discrete,
@@ -289,6 +332,18 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         "`[100 mIoU] (1 - Phi(s_y - max s))` and another backward pass",
         "released code of Mao et al. 2020",
         targetable=False,
+    ),
+    "bce": AttackLoss(
+        lambda case: losses.binary_cross_entropy(case.target, case.output, case.mask),
+        _is_of_labels,
+        "`-y log s - (1 - y) log(1 - s)`, `s` the sigmoid, mean over labels",
+        "own loss of labels",
+    ),
+    "masked_bce": AttackLoss(
+        masked_bce,
+        _is_of_labels,
+        "the same of labels that are right, else 0",
+        "as masked_ce, for labels",
     ),
     "l1": AttackLoss(
         lambda case: losses.l1(case.target, case.output, case.mask),

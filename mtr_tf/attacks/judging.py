@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import checks
 from mtr_tf.attacks.balance import Balance
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import metrics
 
 AUTO, HARM, LOSS = JUDGES = ("auto", "harm", "loss")
@@ -54,10 +55,9 @@ def resolve(judge: str, other_losses: bool, ensemble: bool = False) -> str:
     return HARM if other_losses or ensemble else LOSS
 
 
-def metric(task: str, judge: str) -> metrics.Metric:
+def metric(task: Task, judge: str) -> metrics.Metric:
     """Returns the metric of a task whose rows the judge looks at."""
-    record = tasks_lib.TASKS[task]
-    return record.harm if judge == HARM else record.metrics[-1]
+    return task.harm if judge == HARM else task.metrics[-1]
 
 
 def harm(
@@ -87,6 +87,7 @@ def score(
     weights: Sequence[float] = (),
     clean: Rows | None = None,
     targeted: bool = False,
+    tasks: Mapping[str, Task] = TASKS,
 ) -> tf.Tensor:
     """Returns each image's score, [batch]: higher is better for the attacker.
 
@@ -98,26 +99,29 @@ def score(
       weights: Of the tasks; empty where all are 1.
       clean: The rows of the clean images, for balances that compare with them.
       targeted: Whether the score is minus the harm, or the loss.
+      tasks: What the names are of.
     """
     by_task = dict(zip(rows, weights, strict=True)) if weights else {}
     if judge == HARM:
-        value = _joint_harm(rows, by_task)
+        value = _joint_harm(rows, by_task, tasks)
     else:
-        before = None if clean is None else _losses(clean, by_task)
-        value = balance.score(_losses(rows, by_task), before)
+        before = None if clean is None else _losses(clean, by_task, tasks)
+        value = balance.score(_losses(rows, by_task, tasks), before)
     return -value if targeted else value
 
 
-def _joint_harm(rows: Rows, weights: Mapping[str, float]) -> tf.Tensor:
-    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum w)."""
+def _joint_harm(
+    rows: Rows, weights: Mapping[str, float], tasks: Mapping[str, Task]
+) -> tf.Tensor:
+    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|)."""
     harms = {}
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
-            record = metric(task, HARM)
+            record = metric(tasks[task], HARM)
             harms[task] = harm(record, by_metric[record.name])
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
         return next(iter(harms.values()))[0]
-    total = sum(weights.get(task, 1.0) for task in harms)
+    total = sum(abs(weights.get(task, 1.0)) for task in harms)
     return tf.exp(
         tf.add_n(
             [
@@ -128,10 +132,12 @@ def _joint_harm(rows: Rows, weights: Mapping[str, float]) -> tf.Tensor:
     )
 
 
-def _losses(rows: Rows, weights: Mapping[str, float]) -> dict[str, tf.Tensor]:
+def _losses(
+    rows: Rows, weights: Mapping[str, float], tasks: Mapping[str, Task]
+) -> dict[str, tf.Tensor]:
     """Returns {task: its weighted loss, [batch]}."""
     return {
         task: weights.get(task, 1.0)
-        * tf.cast(by_metric[metric(task, LOSS).name], tf.float32)[:, 0]
+        * tf.cast(by_metric[metric(tasks[task], LOSS).name], tf.float32)[:, 0]
         for task, by_metric in rows.items()
     }

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -34,9 +34,15 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import table
+from mtr_tf.tasks import task_set
+from mtr_tf.tasks.task import MAP
 
+Tasks = str | Iterable[str | Task] | Mapping[str, Task]
 Tensors = Mapping[str, tf.Tensor]
 Batch = Mapping[str, Any]
 """{"targets": {task: tensor}, "masks": {task: tensor}}, and what a run adds."""
@@ -48,7 +54,7 @@ class Recipe:
 
     Attributes:
       model: Images [batch, H, W, 3] -> {task: output}.
-      tasks: The attacked tasks' names.
+      tasks: The attacked tasks.
       balance: A key of BALANCES.
       weights: Of each attacked task's loss; empty where all are 1.
       losses: The attack loss that each attacked task raises, None for its own loss;
@@ -60,7 +66,7 @@ class Recipe:
     """
 
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
-    tasks: tuple[str, ...]
+    tasks: TaskSet
     balance: str
     weights: tuple[float, ...] = ()
     losses: tuple[str | None, ...] = ()
@@ -122,6 +128,7 @@ class Recipe:
             self.weights,
             batch.get("clean"),
             self.targeted,
+            self.tasks,
         )
         return -ascend if self.targeted else ascend, score
 
@@ -138,9 +145,11 @@ class Recipe:
 
     def folded(self) -> Recipe:
         """Returns it with a model of now that does less work, if asked for."""
-        if not self.fold or not folding.can_fold(self.model, self.tasks):
+        if not self.fold or not folding.can_fold(self.model, tuple(self.tasks)):
             return self
-        return dataclasses.replace(self, model=folding.fold(self.model, self.tasks))
+        return dataclasses.replace(
+            self, model=folding.fold(self.model, tuple(self.tasks))
+        )
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
@@ -184,21 +193,22 @@ class Recipe:
             batch["targets"][name],
             outputs[name],
             batch["masks"][name],
-            table.TASKS[name].loss,
+            self.tasks[name].loss,
             progress,
             self.targeted,
+            self.tasks[name].kind,
         )
 
     def _rows(self, own: Losses, outputs, batch: Batch) -> judging.Rows:
         """Returns the rows that scores are made of; losses are not computed again."""
         rows = {}
-        for name in self.tasks:
-            metric = judging.metric(name, self.judged_by)
+        for name, task in self.tasks.items():
+            metric = judging.metric(task, self.judged_by)
             if self.judged_by == judging.LOSS:
                 rows[name] = {metric.name: own[name][:, tf.newaxis]}
             else:
                 case = (batch["targets"][name], outputs[name], batch["masks"][name])
-                rows[name] = {metric.name: metric.statistics(*case, None)}
+                rows[name] = {metric.name: metric.statistics(*case, task.channels)}
         return rows
 
     def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
@@ -267,7 +277,7 @@ class TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
         recipe = self.recipe
         if recipe.fold:
-            folding.check(recipe.model, recipe.tasks, x[:2])
+            folding.check(recipe.model, tuple(recipe.tasks), x[:2])
         randomness.say_once(recipe.model, x[:2], recipe.eot)
         return self
 
@@ -335,18 +345,15 @@ class Unbound:
         targets = {name: tf.convert_to_tensor(batch["targets"][name]) for name in names}
         masks = {name: tf.cast(batch["masks"][name], tf.float32) for name in names}
         if self.pixels is not None:
-            masks = {
-                name: output_mask.restricted(mask, self.pixels)
-                for name, mask in masks.items()
-            }
+            masks = output_mask.of_pixels(self.pixels, masks, names)
         if self.classes:
-            masks = output_mask.of_classes(self.classes, targets, masks)
+            masks = output_mask.of_classes(self.classes, targets, masks, names)
         return self.recipe.bind({"targets": targets, "masks": masks})
 
 
 def unbound(
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]],
-    tasks: Iterable[str] | str,
+    tasks: Tasks,
     balance: str = "sum",
     pixels: Any | None = None,
     *,
@@ -366,7 +373,9 @@ def unbound(
     Raises:
       InputError: An unknown name, or settings that do not go together.
     """
-    names = resolve(tasks)
+    names = task_set(tasks)
+    if not names:
+        raise InputError("At least one task must be attacked; name one.")
     recipe = Recipe(
         model,
         names,
@@ -379,6 +388,8 @@ def unbound(
         eot,
     )
     classes = () if classes is None else output_mask.checked_classes(classes, names)
+    if pixels is not None:
+        output_mask.check_maps(names)
     return Unbound(recipe.checked(), pixels, classes)
 
 
@@ -386,7 +397,7 @@ def objective(
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]],
     targets: Mapping[str, Any],
     masks: Mapping[str, Any],
-    tasks: Iterable[str] | str | None = None,
+    tasks: Tasks | None = None,
     balance: str = "sum",
     pixels: Any | None = None,
     *,
@@ -413,13 +424,18 @@ def objective(
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is
         called with `training=False`.
-      targets: {task: [batch, H, W] or [batch, H, W, channels]}.
-      masks: {task: [batch, H, W]}, zero where there is no target.
-      tasks: Which of them are attacked, by names, aliases or letters; None is all.
+      targets: {task: [batch, H, W] or [batch, H, W, channels]}; of one value per
+        image [batch] or [batch, channels], or with any other places.
+      masks: {task: [batch, H, W]}, zero where there is no target; [batch] of one value
+        per image.
+      tasks: Which of them are attacked: names, aliases or letters of the eleven tasks,
+        or records (`tasks.Task`) of one's own; None is all.
       balance: A key of BALANCES: how the losses become one number.
-      pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels that are attacked;
-        None is all. Losses are means over those of them that have targets.
-      weights: {attacked task: number from 0}, 1 where missing; for "sum" and "mean".
+      pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels of maps that are
+        attacked; None is all. Losses are means over those of them that have targets.
+      weights: {attacked task: number}, 1 where missing; for "sum" and "mean". A task
+        with a negative one is made better while the others are made worse: its harm
+        divides the joint harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own training loss.
       targeted: Whether `targets` are what the attacker wants to see. Then what is
@@ -442,9 +458,11 @@ def objective(
         go together, masks that do not fit; or, when called, a model without an attacked
         task.
     """
+    known = task_set(tuple(targets) if tasks is None else tasks)
+    known = _placed(known, targets)
     found = unbound(
         model,
-        tuple(targets) if tasks is None else tasks,
+        known,
         balance,
         pixels,
         weights=weights,
@@ -469,6 +487,16 @@ def objective(
     return found.bind({"targets": targets, "masks": masks})
 
 
+def _placed(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
+    """Returns the tasks, those that say nothing of their places with their targets'."""
+    return TaskSet(
+        task.bound(places=len(targets[name].shape) - 1 - (not task.discrete))
+        if task.places is None and hasattr(targets.get(name), "shape")
+        else task
+        for name, task in tasks.items()
+    )
+
+
 def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:
     """Returns the key, int64 [2], of a random model's noise in one call.
 
@@ -485,12 +513,13 @@ def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tens
 
 
 def _checked_weights(
-    given: Mapping[str, float] | None, names: tuple[str, ...]
+    given: Mapping[str, float] | None, names: TaskSet
 ) -> tuple[float, ...]:
     """Returns a weight per attacked task, checked; () where none is given."""
     if not given:
         return ()
-    found = dict(zip(resolve(given), given.values(), strict=True))
+    known = TASKS.replaced(*names.values())
+    found = dict(zip(resolve(given, known.values()), given.values(), strict=True))
     for name, weight in found.items():
         if name not in names:
             raise InputError(
@@ -499,25 +528,29 @@ def _checked_weights(
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
         least, most = checks.WEIGHTS
-        if not real or (weight != 0 and not least <= weight <= most):
+        size = abs(float(weight)) if real else math.nan
+        if size != 0 and not least <= size <= most:
             raise InputError(
-                f"Weights are 0 or from {least:g} to {most:g}, got {weight!r} for "
+                f"Weights are 0 or of size {least:g} to {most:g}, got {weight!r} for "
                 f"{name!r}."
             )
-    if not any(found.get(name, 1) for name in names):
-        raise InputError("At least one attacked task's weight must be above 0.")
+    if not any(found.get(name, 1) > 0 for name in names):
+        raise InputError(
+            "At least one attacked task's weight must be above 0; to draw outputs to "
+            "their targets give targeted=True."
+        )
     return tuple(float(found.get(name, 1)) for name in names)
 
 
 def _checked_losses(
-    given: Iterable[str] | str, names: tuple[str, ...]
+    given: Iterable[str] | str, names: TaskSet
 ) -> tuple[str | None, ...]:
     """Returns what each attacked task raises, checked; () where each its own loss."""
     given = given.split(",") if isinstance(given, str) else given
     chosen: dict[str, str] = {}
     for loss in given:
         checks.check_name("A loss", loss, ATTACK_LOSSES)
-        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(table.TASKS[n])]
+        fitting = [n for n in names if ATTACK_LOSSES[loss].fits(names[n])]
         if not fitting:
             raise InputError(
                 f"Each loss must fit an attacked task, but {loss!r} fits none of "
@@ -536,28 +569,28 @@ def _checked_losses(
 # Whether targets, masks and outputs fit each other, checked eagerly and in graphs.
 
 
-def _check_batch(names: Sequence[str], targets: Tensors, masks: Tensors) -> None:
+def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
     """Raises InputError where a target or mask has not the shape that its task has."""
-    for name in names:
+    for name, task in names.items():
         target, mask = targets[name].shape, masks[name].shape
-        discrete = table.TASKS[name].discrete
-        axes = "[batch, H, W]" if discrete else "[batch, H, W, channels]"
-        if not target.is_compatible_with([None] * (3 if discrete else 4)):
+        axes = _axes(task, "" if task.discrete else "channels")
+        rank = 1 + task.axes + (not task.discrete)
+        if not target.is_compatible_with([None] * rank):
             raise InputError(
                 f"The target of {name!r} must be {axes}, got shape {target}; reshape "
                 "it so."
             )
-        wanted = target[:3]
+        wanted = target[: 1 + task.axes]
         if not mask.is_compatible_with(wanted):
             raise InputError(
-                f"The mask of {name!r} must have one number per pixel of its target, "
+                f"The mask of {name!r} must have one number per place of its target, "
                 f"shape {wanted}, got {mask}; give it that shape."
             )
 
 
 @tf.autograph.experimental.do_not_convert  # There is nothing to.
 def _checked_outputs(
-    names: Sequence[str],
+    names: TaskSet,
     outputs: Tensors,
     batch: Batch,
     progress: tf.Tensor | float,
@@ -572,42 +605,51 @@ def _checked_outputs(
       InputError: They do not fit (see `base.require` for graphs).
     """
     found = {}
-    for name in names:
+    for name, task in names.items():
         output = tf.convert_to_tensor(outputs[name])
         target, mask = batch["targets"][name], batch["masks"][name]
-        discrete = table.TASKS[name].discrete
-        _check_shape(name, output, target, discrete)
-        checks = _same_size(name, output, target, mask)
-        if discrete:
+        _check_shape(task, output, target)
+        checks = _same_size(task, output, target, mask)
+        if task.discrete:
             checks.append(_labels(name, output, target, mask, progress))
         with tf.control_dependencies([] if tf.executing_eagerly() else checks):
             found[name] = tf.identity(output)
     return found
 
 
-def _check_shape(name: str, output, target, discrete: bool) -> None:
-    wanted = target.shape[:3].concatenate([None]) if discrete else target.shape
+def _axes(task: Task, last: str = "") -> str:
+    """How the axes of a task's tensors are told, with those of its places."""
+    places = {0: [], MAP: ["H", "W"]}.get(task.axes, ["*places"])
+    return f"[{', '.join(['batch', *places, *filter(None, [last])])}]"
+
+
+def _check_shape(task: Task, output, target) -> None:
+    wanted = target.shape.concatenate([None]) if task.discrete else target.shape
     if not output.shape.is_compatible_with(wanted):
-        axes = "[batch, H, W, classes]" if discrete else "its target's shape"
+        axes = _axes(task, "classes") if task.discrete else "its target's shape"
         raise InputError(
-            f"The output of {name!r} must be {axes}, here {wanted}, got "
+            f"The output of {task.name!r} must be {axes}, here {wanted}, got "
             f"{output.shape}; bring model, images and targets to one size."
         )
 
 
-def _same_size(name: str, output, target, mask) -> list[tf.Tensor]:
+def _same_size(task: Task, output, target, mask) -> list[tf.Tensor]:
     """Checks of what the shapes do not tell before the graph runs."""
     known = output.shape, target.shape, mask.shape
     if all(shape.is_fully_defined() for shape in known):
         return []
-    sizes = [tf.shape(tensor)[:3] for tensor in (output, target, mask)]
+    sizes = [tf.shape(tensor)[: 1 + task.axes] for tensor in (output, target, mask)]
     same = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
 
     def words():
-        parts = [f"Images, output, target and mask of {name!r} must be of one size"]
+        whose = f"output, target and mask of {task.name!r} must be of one size"
+        parts = [f"Images, {whose}" if task.is_map else whose.capitalize()]
         for kind, size in zip(("output", "target", "mask"), sizes, strict=True):
-            parts += [f"; got {kind}s of", size[0], "x", size[1], "x", size[2]]
-        return [*parts, "(batch x height x width)."]
+            parts += [f"; got {kind}s of", size[0]]
+            for axis in range(task.axes):
+                parts += ["x", size[1 + axis]]
+        what = "batch x height x width" if task.is_map else "batch, then places"
+        return [*parts, f"({what})."]
 
     return [base.require(same, words)]
 

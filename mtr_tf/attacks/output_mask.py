@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
 
 
 def random_pixels(height: int, width: int, count: int, seed: int) -> np.ndarray:
@@ -75,12 +75,14 @@ def restricted(mask: Any, pixels: Any | None) -> tf.Tensor:
     return mask * pixels
 
 
-def checked_classes(classes: Iterable[int], tasks: Sequence[str]) -> tuple[int, ...]:
+def checked_classes(
+    classes: Iterable[int], tasks: Mapping[str, Task]
+) -> tuple[int, ...]:
     """Returns the classes; raises InputError if they restrict none of the tasks."""
     chosen = tuple(classes)
     if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
         raise InputError(f"classes are whole numbers from 0, got {list(chosen)}.")
-    if not any(tasks_lib.TASKS[name].discrete for name in tasks):
+    if not any(task.discrete for task in tasks.values()):
         raise InputError(
             "classes restrict tasks with classes, but none is among the attacked: "
             f"{', '.join(map(repr, tasks))}; leave them out."
@@ -88,15 +90,36 @@ def checked_classes(classes: Iterable[int], tasks: Sequence[str]) -> tuple[int, 
     return chosen
 
 
+def check_maps(tasks: Mapping[str, Task]) -> None:
+    """Raises InputError where pixels restrict none of the tasks."""
+    if not any(task.is_map for task in tasks.values()):
+        raise InputError(
+            "pixels restrict maps, tasks with a value for each pixel, but none is "
+            f"among the attacked: {', '.join(map(repr, tasks))}; leave them out, or "
+            "attack a map."
+        )
+
+
+def of_pixels(
+    pixels: Any, masks: Mapping[str, tf.Tensor], tasks: Mapping[str, Task]
+) -> dict[str, tf.Tensor]:
+    """Returns the masks, those of maps restricted to some pixels; see `restricted`."""
+    return {
+        name: restricted(masks[name], pixels if task.is_map else None)
+        for name, task in tasks.items()
+    }
+
+
 def of_classes(
     classes: Sequence[int],
     targets: Mapping[str, tf.Tensor],
     masks: Mapping[str, tf.Tensor],
+    tasks: Mapping[str, Task],
 ) -> dict[str, tf.Tensor]:
     """Returns the masks, those of tasks with classes restricted to some classes."""
     found = dict(masks)
     for name in targets:
-        if tasks_lib.TASKS[name].discrete:
+        if tasks[name].discrete:
             target = tf.cast(targets[name], tf.int32)[..., tf.newaxis]
             matches = tf.reduce_any(tf.equal(target, classes), axis=-1)
             found[name] = masks[name] * tf.cast(matches, tf.float32)

@@ -28,6 +28,7 @@ from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
 OWN_LOSS = "own"
+OWN_TARGETS = "own"
 NO_ATTACK = ("none",)
 MEASURES = ("tasks", "pixels", "blocks", "first_order")
 
@@ -242,6 +243,12 @@ class AttackConfig(Settings):
         "its shape does not tell. Where that is plain it is seen by itself.",
         changes=NOTHING,  # But the fingerprint of the model.
     )
+    targets: str = setting(
+        "data",
+        "data: the data set's targets. own: the model's own clean outputs, so that no "
+        "labels are needed; tables then show agreement with them.",
+        choices=("data", OWN_TARGETS),
+    )
     heads: tuple[str, ...] = setting(
         (),
         "Which output of a model of your own is which task: OUTPUT:TASK,... with an "
@@ -437,9 +444,9 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
         except ValueError:
             weight = math.nan
         least, most = WEIGHTS
-        if weight != 0 and not least <= weight <= most:
+        if weight != 0 and not least <= abs(weight) <= most:
             raise InputError(
-                "--attack_weights must be pairs of a task and a number, 0 or from "
+                "--attack_weights must be pairs of a task and a number, 0 or of size "
                 f"{least:g} to {most:g}, such as seg:1,depth:0.5; got {text!r}."
             )
         pairs.append((name, weight))

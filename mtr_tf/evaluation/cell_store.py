@@ -28,6 +28,8 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.runs import store
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 
 _ROWS = 16  # Examples that are read at once.
 _FORMAT = 4  # Of the files; cells of another number are not known.
@@ -42,11 +44,13 @@ class Store:
       facts: What results depend on beside the attack, as JSON: fingerprints of weights
         and data, tasks, seed, versions.
       save_examples: A cell counts as finished only with so many examples saved.
+      tasks: Those that are looked at.
     """
 
     folder: pathlib.Path
     facts: Mapping[str, Any]
     save_examples: int = 0
+    tasks: Mapping[str, Task] = dataclasses.field(default_factory=lambda: TASKS)
 
     def write(self, result: Result, examples: Examples | None = None) -> None:
         """Keeps a finished cell, and its examples if they are asked for and there."""
@@ -63,7 +67,7 @@ class Store:
         try:
             result = cell_files.result_of(cell, entry.content, entry.arrays)
             if not entry.sealed:
-                _check(result, self.facts["seed"])
+                _check(result, self.facts["seed"], self.tasks)
             return result if self._examples_saved(result) else None
         except files.DAMAGED as error:
             files.say_damaged(self._path(cell), error)
@@ -109,15 +113,15 @@ class Store:
             return len(arrays["image"]) >= wanted
 
 
-def _check(result: Result, seed: int) -> None:
+def _check(result: Result, seed: int, tasks: Mapping[str, Task]) -> None:
     """Raises `ValueError` unless the numbers of a result are those of its rows.
 
     For cells of versions that wrote no checksum. What the clean images score against
     the targets of a targeted attack cannot be known from its rows.
     """
     units = None if result.unit is None else resampling.Units(result.unit, "")
-    expected = scores.of_rows(result.rows, seed, units)
-    wanted = scores.wanted(result.wanted, result.wanted_rows)
+    expected = scores.of_rows(result.rows, seed, units, tasks)
+    wanted = scores.wanted(result.wanted, result.wanted_rows, tasks)
     same = _close(result.scores, expected) and _close(result.wanted, wanted)
     lengths = {len(a) for rows in result.rows.values() for a in rows.values()}
     if not same or lengths != {result.count}:

@@ -24,13 +24,16 @@ import tensorflow as tf
 from mtr_tf.attacks import base
 from mtr_tf.attacks import objectives
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.objectives import Tasks
 from mtr_tf.data import batching
 from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import table
+from mtr_tf.tasks import task_set
 
 _SCORING = -1  # Folded into the seed of a random model's noise where it is scored.
 _LOOKED_AT = 2  # Images of the first batch that copies of the model are tried on.
@@ -112,7 +115,7 @@ class Evaluator:
     def __init__(
         self,
         model: keras.Model,
-        tasks: Sequence[str],
+        tasks: Tasks,
         num_classes: int,
         strategy: tf.distribute.Strategy | None = None,
         *,
@@ -127,8 +130,8 @@ class Evaluator:
 
         Args:
           model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under `strategy`.
-          tasks: The tasks to score.
-          num_classes: Of the data set.
+          tasks: The tasks to score: names of the eleven, or records.
+          num_classes: Of the data set; for tasks that do not say how many they have.
           strategy: None: TensorFlow's default, one device.
           attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
             is given; None: clean images only.
@@ -142,12 +145,13 @@ class Evaluator:
           jit: Whether XLA compiles it all (see `compiling`).
         """
         self._model = model
-        self._tasks = tuple(tasks)
+        self._tasks = task_set(tasks)
         self._num_classes = num_classes
         self._strategy = strategy or tf.distribute.get_strategy()
         self._attack = attack
         self._surrogate = surrogate or model
         settings: dict[str, Any] = {"tasks": self._tasks, **(objective or {})}
+        settings["tasks"] = self._tasks.select(settings["tasks"])
         self._objective = objectives.unbound(self._surrogate, **settings)
         self._targeted = self._objective.recipe.targeted
         self._seed = seed
@@ -231,7 +235,7 @@ class Evaluator:
         few = few[:_LOOKED_AT]
         recipe = self._objective.recipe
         if recipe.fold:
-            folding.check(self._surrogate, recipe.tasks, few)
+            folding.check(self._surrogate, tuple(recipe.tasks), few)
         for model in (self._surrogate, self._model):
             randomness.say_once(model, few, recipe.eot)
 
@@ -302,7 +306,7 @@ class Evaluator:
         return stateless.outputs(self._model, x, key)
 
     def _statistics(
-        self, outputs, batch, tasks: Sequence[str] | None = None
+        self, outputs, batch, tasks: TaskSet | None = None
     ) -> dict[str, dict[str, tf.Tensor]]:
         return table.statistics(
             tasks or self._tasks,

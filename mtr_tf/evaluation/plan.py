@@ -14,20 +14,25 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import kinds
+from mtr_tf.attacks import objectives
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.attacks.kinds import Kind
 from mtr_tf.attacks.kinds import Member
+from mtr_tf.attacks.objectives import Tasks
 from mtr_tf.config.attack import OWN_LOSS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_block
 from mtr_tf.config.attack import parse_weights
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import resolve
+from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
 
 
@@ -204,7 +209,7 @@ class Cell:
     """One attack on one objective within one threat model.
 
     `place` is that among the members of an ensemble, which the random numbers depend
-    on, -1 for none.
+    on, -1 for none. `known` has the records of the tasks, and is no setting.
     """
 
     threat: Threat
@@ -212,6 +217,7 @@ class Cell:
     attack: AttackSettings
     seed: int = 0
     place: int = -1
+    known: TaskSet = dataclasses.field(default=TASKS, compare=False, repr=False)
 
     @property
     def eps(self) -> float:
@@ -288,7 +294,7 @@ class Cell:
         losses = tuple(
             loss
             for loss in goal.losses
-            if any(_attack_loss(loss).fits(tasks_lib.TASKS[t]) for t in goal.tasks)
+            if any(_attack_loss(loss).fits(self.known[t]) for t in goal.tasks)
         )
         change: dict[str, Any] = {"losses": losses}
         blind = attack.kind.draws_nothing(attack.restarts)
@@ -341,16 +347,10 @@ class Cell:
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
-        height, width, _ = image_shape
-        targets, masks = {}, {}
-        for name in self.tasks:
-            task = tasks_lib.TASKS[name]
-            count = task.output_channels(num_classes)
-            shape = (1, height, width) + (() if task.discrete else (count,))
-            targets[name] = np.zeros(shape, np.int32 if task.discrete else np.float32)
-            masks[name] = np.ones((1, height, width), np.float32)
-        settings = self.objective_settings(height, width)
-        attacks.objective(lambda x: {}, targets, masks, **settings)
+        del num_classes
+        settings = self.objective_settings(*image_shape[:2])
+        settings["tasks"] = self.known.select(self.tasks)
+        objectives.unbound(lambda x: {}, **settings)
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
         """What `attacks.objective` takes beside model, targets and masks.
@@ -407,7 +407,7 @@ class Cell:
 
 def make_cells(
     config: AttackConfig,
-    tasks: Sequence[str],
+    tasks: Tasks,
     classes: Sequence[str] = (),
     scale: tuple[tuple[float, ...], ...] = (),
 ) -> list[Cell]:
@@ -415,7 +415,7 @@ def make_cells(
 
     Args:
       config: The settings.
-      tasks: The model's.
+      tasks: The model's: records, or names of the eleven.
       classes: The names of the data set's classes.
       scale: (mean, std) per colour of the model's standardisation; for the attacks
         that are not bounded alone, which need it.
@@ -423,8 +423,9 @@ def make_cells(
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
-    cells, groups = [], parse_groups(config.attack_tasks, tasks)
-    weights, block = _weights(config), parse_block(config.attack_block)
+    tasks = task_set(tasks)
+    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks))
+    weights, block = _weights(config, tasks), parse_block(config.attack_block)
     labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
@@ -445,15 +446,16 @@ def make_cells(
             ),
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,
+            known=tasks,
         )
         cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)
         # A loss that fits none of the tasks would be another attack than was asked for.
         any_loss = loss == OWN_LOSS or kind.own_losses or kind.guesses
-        discrete = any(tasks_lib.TASKS[task].discrete for task in group)
+        discrete = any(tasks[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)
-    _check_used(config, groups)
+    _check_used(config, groups, tasks)
     if not cells:
         raise InputError(
             f"--attack={','.join(config.attack)} with "
@@ -464,12 +466,14 @@ def make_cells(
     return list(dict.fromkeys(cells))
 
 
-def _check_used(config: AttackConfig, groups: Sequence[Sequence[str]]) -> None:
+def _check_used(
+    config: AttackConfig, groups: Sequence[Sequence[str]], known: TaskSet
+) -> None:
     """Raises `InputError` for a loss that no attack would raise."""
     tasks = dict.fromkeys(task for group in groups for task in group)
     named = [loss for loss in config.attack_loss if loss != OWN_LOSS]
     for name in (part for loss in named for part in loss.split("+")):
-        if not any(_attack_loss(name).fits(tasks_lib.TASKS[task]) for task in tasks):
+        if not any(_attack_loss(name).fits(known[task]) for task in tasks):
             raise InputError(
                 f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
                 f"fits none of the attacked tasks, {', '.join(tasks)}; leave it out."
@@ -481,10 +485,11 @@ def _attack_loss(name: str) -> Any:
     return attacks.ATTACK_LOSSES[name]
 
 
-def _weights(config: AttackConfig) -> tuple[tuple[str, float], ...]:
+def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], ...]:
     """Pairs of a task and its weight, each task by its one name."""
     weights = parse_weights(config.attack_weights)
-    named = tasks_lib.resolve([name for name, _ in weights]) if weights else ()
+    known = TASKS.replaced(*tasks.values())
+    named = resolve([name for name, _ in weights], known.values()) if weights else ()
     return tuple(zip(named, (number for _, number in weights), strict=True))
 
 

@@ -28,6 +28,7 @@ class Provenance:
       data: Fingerprint of these images and their targets.
       tasks: The tasks that are looked at.
       seed: Of random starts, pixels and intervals.
+      own_tasks: What those of them are that are none of the eleven.
       batch_size: Of a model that is random, whose noise is drawn by batch; else None.
       interval_over: What intervals draw, in words; it follows from the data.
     """
@@ -46,6 +47,7 @@ class Provenance:
     data: str
     tasks: tuple[str, ...]
     seed: int
+    own_tasks: tuple[dict[str, Any], ...] = ()
     batch_size: int | None = None
     interval_over: str = ""
 
@@ -53,8 +55,9 @@ class Provenance:
         """What finished work is known by, for JSON."""
         fields = dataclasses.asdict(self)
         del fields["interval_over"]
-        if self.batch_size is None:
-            del fields["batch_size"]
+        for name in ("batch_size", "own_tasks"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
     def of_measures(self, warnings: list[str]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
+from mtr_tf.tasks import NOT_FINITE
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import metrics
 
 Record = dict[str, Any]
@@ -27,6 +29,7 @@ def make_records(
     facts: Mapping[str, Any],
     units: Mapping[str, str] | None = None,
     file_of: Callable[[Cell | None], str] | None = None,
+    tasks: Mapping[str, Task] = TASKS,
 ) -> list[Record]:
     """One record per cell, task and metric; numbers that do not exist are None.
 
@@ -38,29 +41,30 @@ def make_records(
       units: Those of the data set's `DatasetInfo`.
       file_of: The file with a cell's rows per image, `rows` and `clean_rows` of the
         records; without, they are empty.
+      tasks: Those that were looked at.
     """
     file_of = file_of or (lambda cell: "")
     return [
-        _record(clean, result, task, metric, facts, units or {})
+        _record(clean, result, tasks[task], metric, facts, units or {})
         | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
-        for metric in tasks_lib.TASKS[task].metrics
+        for metric in tasks[task].metrics
     ]
 
 
 def _record(
     clean: Result,
     result: Result,
-    task: str,
+    task: Task,
     metric: metrics.Metric,
     facts: Mapping[str, Any],
     units: Mapping[str, str],
 ) -> Record:
     cell = result.attack_cell
-    before = clean.scores[task][metric.name]
-    after = result.scores[task][metric.name]
-    wanted = result.wanted.get(task, {}).get(metric.name, {})
+    before = clean.scores[task.name][metric.name]
+    after = result.scores[task.name][metric.name]
+    wanted = result.wanted.get(task.name, {}).get(metric.name, {})
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -68,7 +72,7 @@ def _record(
         "steps": cell.attack.steps,
         "step_size": cell.attack.step_size,
         "attacked": list(cell.tasks),
-        "task": task,
+        "task": task.name,
         "metric": metric.name,
         "clean": before["value"],
         "attacked_value": after["value"],
@@ -96,7 +100,7 @@ def _record(
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),
         "better": metric.better,
-        "unit": tasks_lib.TASKS[task].unit_of(metric, units),
+        "unit": task.unit_of(metric, units),
     }
 
 
@@ -128,9 +132,7 @@ def _bad_images(result: Result, task: str) -> int:
     """How many images have an output, or a number of a metric, that is not finite."""
     rows = result.rows.get(task, {})
     bad = [
-        row.any(axis=1)
-        if name == tasks_lib.NOT_FINITE
-        else ~np.isfinite(row).all(axis=1)
+        row.any(axis=1) if name == NOT_FINITE else ~np.isfinite(row).all(axis=1)
         for name, row in rows.items()
     ]
     return int(np.any(bad, axis=0).sum()) if bad else 0

@@ -25,7 +25,6 @@ from absl import logging
 
 from mtr_tf import attacks
 from mtr_tf import files
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
 from mtr_tf.cli import progress
 from mtr_tf.errors import present
@@ -382,7 +381,8 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
     measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
     high = ""
     if _all_pixels_of_classes(cell):
-        correct, count = there.attacked[cell.tasks[0]]["pixel_accuracy"].sum(axis=0)
+        task = cell.known[cell.tasks[0]]
+        correct, count = there.attacked[task.name][task.harm.name].sum(axis=0)
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
             high = "at eps 64 over a fifth of the pixels are still classified right"
@@ -408,8 +408,9 @@ def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
 def _all_pixels_of_classes(cell: Cell) -> bool:
     """Whether the attack is on all pixels of one task that has classes."""
     restricted = cell.objective.restricted or cell.objective.targeted
-    discrete = tasks_lib.TASKS[cell.tasks[0]].discrete
-    return discrete and len(cell.tasks) == 1 and not restricted
+    task = cell.known[cell.tasks[0]]
+    scored = task.discrete and task.harm.better == "higher"  # A share of right ones.
+    return scored and len(cell.tasks) == 1 and not restricted
 
 
 def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.evaluator import Rows
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 
 
 def of_rows(
-    rows: Rows, seed: int, units: resampling.Units | None = None
+    rows: Rows,
+    seed: int,
+    units: resampling.Units | None = None,
+    tasks: Mapping[str, Task] = TASKS,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Each metric's value with its 95 % bootstrap interval; None for NaN."""
     return {
@@ -30,15 +34,17 @@ def of_rows(
                     )
                 ],
             }
-            for metric in tasks_lib.TASKS[task].metrics
+            for metric in tasks[task].metrics
         }
         for task, by_metric in rows.items()
     }
 
 
-def wanted(before: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+def wanted(
+    before: Mapping[str, Any], rows: Rows, tasks: Mapping[str, Task] = TASKS
+) -> dict[str, Any]:
     """The scores against the wanted targets, from those of the clean images."""
-    after = evaluator.values(rows)
+    after = evaluator.values(rows, tasks)
     return {
         task: {
             name: {"clean": before[task][name]["clean"], "attacked": number(value)}

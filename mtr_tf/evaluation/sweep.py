@@ -17,7 +17,6 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
 from mtr_tf.data import batching
@@ -38,7 +37,9 @@ from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import palettes
+from mtr_tf.tasks import task_set
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
 
@@ -53,7 +54,7 @@ class Subject:
     """
 
     model: keras.Model
-    tasks: tuple[str, ...]
+    tasks: TaskSet
     info: DatasetInfo
     columns: Columns
     num_examples: int
@@ -62,6 +63,10 @@ class Subject:
     seed: int
     surrogate: Callable[..., Any] | None = None
     jit: str = "auto"
+
+    def __post_init__(self):
+        """Takes names of the eleven tasks for their records."""
+        object.__setattr__(self, "tasks", task_set(self.tasks))
 
     def compiled(self, passes: float) -> bool:
         """Whether XLA compiles a graph with so many passes of an image, in all."""
@@ -220,10 +225,10 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
     return dataclasses.replace(
         results[0],
         cell=cell,
-        scores=scores.of_rows(rows, subject.seed, subject.units),
+        scores=scores.of_rows(rows, subject.seed, subject.units, subject.tasks),
         pictures=worst_case.pictures(choice, results),
         rows=rows,
-        wanted=scores.wanted(results[0].wanted, wanted_rows),
+        wanted=scores.wanted(results[0].wanted, wanted_rows, subject.tasks),
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
         still=_still(choice, results),
@@ -283,15 +288,17 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
     rows = evaluation.attacked if cell else evaluation.clean
     unmoved = {
         task: {name: {"clean": scores.number(v)} for name, v in by_metric.items()}
-        for task, by_metric in evaluator_lib.values(evaluation.unmoved).items()
+        for task, by_metric in evaluator_lib.values(
+            evaluation.unmoved, subject.tasks
+        ).items()
     }
     return Result(
         cell,
-        scores.of_rows(rows, subject.seed, subject.units),
+        scores.of_rows(rows, subject.seed, subject.units, subject.tasks),
         len(evaluation.index),
         _paint(present(evaluation.examples, "examples"), subject),
         rows,
-        scores.wanted(unmoved, evaluation.wanted),
+        scores.wanted(unmoved, evaluation.wanted, subject.tasks),
         evaluation.wanted,
         evaluation.aimed,
         evaluation.before,
@@ -304,15 +311,16 @@ def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     """The first examples as bytes, each task by its own colours; see `Result`."""
     adversarial = examples.adversarial
     outputs = examples.clean if adversarial is None else examples.attacked
-    pictures = {"image": palettes.image_to_rgb(examples.image)}
+    pictures = {"image": palettes.image_to_rgb(palettes.three_channels(examples.image))}
     if adversarial is not None:
-        change = adversarial - examples.image
+        adversarial = palettes.three_channels(adversarial)
+        change = adversarial - palettes.three_channels(examples.image)
         magnify = palettes.magnification(change[:PAINTED])
         pictures["adversarial"] = palettes.image_to_rgb(adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
-    for task in subject.tasks:
-        to_rgb = tasks_lib.TASKS[task].to_rgb
+    for task, record in subject.tasks.items():
+        to_rgb = record.to_rgb
         target, mask = examples.targets[task], examples.masks[task]
         pictures[f"target/{task}"] = to_rgb(target, subject.info, mask)
-        pictures[f"output/{task}"] = to_rgb(outputs[task], subject.info)
+        pictures[f"output/{task}"] = to_rgb(outputs[task], subject.info, output=True)
     return {name: picture[:PAINTED] for name, picture in pictures.items()}

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import judging
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.evaluation.cell_files import Result
@@ -57,6 +56,7 @@ def score(
         [weights.get(task, 1.0) for task in cell.tasks],
         before_rows or None,
         cell.objective.targeted,
+        cell.known,
     )
     return scores.numpy()
 
@@ -79,7 +79,7 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
     if cell.objective.targeted:
         return rows
     for task in cell.tasks:
-        for metric in tasks_lib.TASKS[task].metrics:
+        for metric in cell.known[task].metrics:
             if metric.name == "miou":
                 better = choose_for_miou(cell, results, task, choice)
                 matrices = np.stack([r.rows[task]["miou"] for r in results])
@@ -93,7 +93,7 @@ def choose_for_miou(
     """The choice behind the mean IoU of `combine`, where `choose` gave `choice`."""
     if cell.objective.targeted or task not in cell.tasks:
         return choice
-    (metric,) = (m for m in tasks_lib.TASKS[task].metrics if m.name == "miou")
+    (metric,) = (m for m in cell.known[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])
     return greedy(metric, matrices, choice, cell.seed)
 

@@ -21,6 +21,7 @@ s is at place s - 1 of all arrays. Nothing here mixes images. N is images, S = 2
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import stateless
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import losses as losses_lib
 
 NORMALISATIONS = ("raw", "unit", "dataset")
@@ -45,7 +47,7 @@ def task_gradients(
     images: tf.Tensor,
     targets: Mapping[str, tf.Tensor],
     masks: Mapping[str, tf.Tensor],
-    tasks: Sequence[str],
+    tasks: Sequence[str] | TaskSet,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Each task's loss and its gradient with respect to each image.
 
@@ -55,13 +57,13 @@ def task_gradients(
     Args:
       model: Images -> {task: output}; a Keras model is called with `training=False`,
         its batch norms folded where that can be done.
-      images: Float `[batch, H, W, 3]` in [0, 1].
-      targets: {task: `[batch, H, W]` or `[batch, H, W, channels]`}.
-      masks: {task: `[batch, H, W]`}, zero where a pixel does not count.
-      tasks: Names of tasks, M of them.
+      images: Float `[batch, H, W, C]` in [0, 1].
+      targets: {task: `[batch, *places]` or `[batch, *places, channels]`}.
+      masks: {task: `[batch, *places]`}, zero where a place does not count.
+      tasks: Names of the eleven or a set of records, M of them.
 
     Returns:
-      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * 3]`; zeros where
+      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * C]`; zeros where
       no pixel counts, and where a loss does not depend on the image.
 
     Raises:
@@ -87,8 +89,8 @@ def task_gradients(
 
 
 def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
-    if folding.can_fold(model, tasks):
-        return folding.fold(model, tasks)(images)
+    if folding.can_fold(model, tuple(tasks)):
+        return folding.fold(model, tuple(tasks))(images)
     outputs = stateless.outputs(model, images)
     known = outputs if isinstance(outputs, Mapping) else {}
     missing = [task for task in tasks if task not in known]
@@ -100,7 +102,7 @@ def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
     return outputs
 
 
-def valid(masks: Mapping[str, tf.Tensor], tasks: Sequence[str]) -> tf.Tensor:
+def valid(masks: Mapping[str, tf.Tensor], tasks: Iterable[str]) -> tf.Tensor:
     """Whether any pixel of each image and task counts, bool `[batch, M]`."""
     return tf.stack([losses_lib.count_valid(masks[t]) > 0 for t in tasks], axis=1)
 

@@ -16,12 +16,14 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
@@ -35,6 +37,8 @@ from mtr_tf.measures.passes import Arrays
 from mtr_tf.measures.passes import Part
 from mtr_tf.measures.passes import Parts
 from mtr_tf.measures.passes import Pass
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
 _Masks = Mapping[int, Sequence[np.ndarray]]  # By number of pixels, one per draw.
@@ -64,14 +68,14 @@ class MeasureSettings:
     pixel_attack: tuple[float, float, int] = (8.0, 2.0, 5)
 
 
-def settings_of(config: AttackConfig, tasks: Sequence[str]) -> MeasureSettings:
+def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
     """What flags ask for; two radii below theirs show the limit of the first order."""
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
     return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
-        groups=groups.parse_groups(config.attack_tasks, tasks),
+        groups=groups.parse_groups(config.attack_tasks, tuple(tasks)),
         norm=config.norm,
         eps=tuple(sorted(eps)),
         steps=config.steps,
@@ -133,33 +137,48 @@ def _tasks(job: _Measuring) -> list[dict]:
     subject, tasks = job.subject, job.subject.tasks
     cost = 1 + len(tasks)
     gradients = Pass(subject, steps_lib.gradients(subject.model, tasks), cost)
-    part = Part({"part": "gradients", "tasks": tasks}, cost, gradients)
+    part = Part({"part": "gradients", "tasks": list(tasks)}, cost, gradients)
     (arrays,) = job.finish([part], "measuring tasks (l2)")
     norms = measure_records.own_norms(arrays, "l1")
     divisors = np.nan_to_num(gradients_lib.root_mean_square(norms))
     sums = Pass(subject, steps_lib.l1_of_sets(subject.model, tasks), cost)
     part = Part(
-        {"part": "l1 of all sets", "tasks": tasks},
+        {"part": "l1 of all sets", "tasks": list(tasks)},
         cost,
         lambda advance: sums(advance, tf.constant(divisors)),
     )
     (l1,) = job.finish([part], "measuring tasks (l1)")
-    return measure_records.of_tasks(arrays, l1, tasks, subject.seed, subject.units)
+    return measure_records.of_tasks(
+        arrays, l1, tuple(tasks), subject.seed, subject.units
+    )
 
 
 def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     """Gradient norms of, and attacks on, the mean loss over some output pixels."""
+    maps = TaskSet(task for task in job.subject.tasks.values() if task.is_map)
+    skipped = [task for task in job.subject.tasks if task not in maps]
+    if skipped:
+        logging.warning(
+            "--measure=%s is about the pixels of outputs: %s, with no value for each "
+            "pixel, is left out",
+            measure,
+            ", ".join(skipped),
+        )
+    if not maps:
+        return []
     height, width = job.subject.columns.images.shape[1:3]
     sets = random_sets if measure == "pixels" else block_sets
     masks = sets(height, width, job.settings.draws, job.subject.seed)
-    records = _pixel_gradients(measure, masks, job)
-    for task in job.subject.tasks:
+    records = _pixel_gradients(measure, masks, job, maps)
+    for task in maps.values():
         records += _pixel_attack(measure, masks, job, task)
     return records
 
 
-def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]:
-    subject, tasks = job.subject, job.subject.tasks
+def _pixel_gradients(
+    measure: str, masks: _Masks, job: _Measuring, tasks: TaskSet
+) -> list[dict]:
+    subject = job.subject
     cost = (1 + len(tasks)) * sum(map(len, masks.values()))
     one = job.one("gradients", steps_lib.gradients(subject.model, tasks), cost)
 
@@ -182,18 +201,18 @@ def _pixel_gradients(measure: str, masks: _Masks, job: _Measuring) -> list[dict]
     arrays = job.finish(todo, f"measuring {measure}")
     by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_gradients(
-        measure, by_count, tasks, subject.seed, subject.units
+        measure, by_count, tuple(tasks), subject.seed, subject.units
     )
 
 
 def _pixel_attack(
-    measure: str, masks: _Masks, job: _Measuring, task: str
+    measure: str, masks: _Masks, job: _Measuring, task: Task
 ) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     one = job.one(
-        f"attack on {task}",
-        steps_lib.pixel_attack(job.subject, task, pgd),
+        f"attack on {task.name}",
+        steps_lib.pixel_attack(job.subject, task.name, pgd),
         (steps + 3) * sum(map(len, masks.values())),
     )
 
@@ -201,7 +220,7 @@ def _pixel_attack(
         draws = [one(advance, tf.constant(mask)) for mask in pixels]
         return {name: np.stack([m[name] for m in draws]) for name in draws[0]}
 
-    about = {"part": f"attack on {measure}", "task": task}
+    about = {"part": f"attack on {measure}", "task": task.name}
     about |= {"pgd": job.settings.pixel_attack}
     todo = [
         Part(
@@ -212,7 +231,7 @@ def _pixel_attack(
         )
         for count, pixels in masks.items()
     ]
-    arrays = job.finish(todo, f"attacking {measure} of {task}")
+    arrays = job.finish(todo, f"attacking {measure} of {task.name}")
     by_count = dict(zip(masks, arrays, strict=True))
     return pixel_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units

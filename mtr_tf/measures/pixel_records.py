@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.resampling import Units
@@ -19,6 +18,7 @@ from mtr_tf.measures import records as measure_records
 from mtr_tf.measures.records import NORMS
 from mtr_tf.measures.records import Arrays
 from mtr_tf.measures.records import Record
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import metrics
 
 
@@ -90,19 +90,19 @@ def _gradients(
     return [*records, slope, *more]
 
 
-def shown_metrics(task: str) -> list[metrics.Metric]:
+def shown_metrics(task: Task) -> list[metrics.Metric]:
     """What attacks on some pixels of a task are judged by: its headline and its loss.
 
     Of classes the share of right pixels: a mean IoU of few pixels says nothing.
     """
-    known = tasks_lib.TASKS[task].metrics
+    known = task.metrics
     headline = next(metric for metric in known if metric.name != "miou")
     return [headline, known[-1]]
 
 
 def of_pixel_attacks(
     measure: str,
-    task: str,
+    task: Task,
     found: Mapping[int, Arrays],
     eps: float,
     seed: int,
@@ -126,7 +126,7 @@ def of_pixel_attacks(
         record: Record = {
             "measure": measure,
             "quantity": "attacked_pixels",
-            "tasks": [task],
+            "tasks": [task.name],
             "norm": "linf",
             "metric": metric.name,
             "better": metric.better,

@@ -20,20 +20,21 @@ from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
 from mtr_tf.models import stateless
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import task_set
 
 
-def gradients(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
+def gradients(model: Any, tasks: TaskSet) -> Callable[..., dict]:
     """A pass: batch[, pixels] -> what the l2 norms of all sets need.
 
     `pixels`, 0/1 `[H, W]`, restricts the losses to some output pixels. The pass returns
     {"loss": `[batch, M]`, "gram": `[batch, M, M]`, "l1": `[batch, M]`, each task's own
     norm, "valid": bool `[batch, M]`}.
     """
+    tasks = task_set(tasks)
 
     def step(batch, pixels=None):
-        masks = {
-            t: output_mask_lib.restricted(batch["masks"][t], pixels) for t in tasks
-        }
+        masks = output_mask_lib.of_pixels(pixels, batch["masks"], tasks)
         by_task, gradients = gradients_lib.task_gradients(
             model, batch["image"], batch["targets"], masks, tasks
         )
@@ -47,12 +48,13 @@ def gradients(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
     return step
 
 
-def l1_of_sets(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
+def l1_of_sets(model: Any, tasks: TaskSet) -> Callable[..., dict]:
     """A pass: (batch, divisors `[M]`) -> the l1 norms of all sets.
 
     {normalisation: float64 `[batch, S]`} of sums of gradients, for all NORMALISATIONS;
     the divisors are those of "dataset", 0 where a task has none.
     """
+    tasks = task_set(tasks)
 
     def step(batch, divisors):
         _, gradients = gradients_lib.task_gradients(
@@ -72,16 +74,18 @@ def l1_of_sets(model: Any, tasks: Sequence[str]) -> Callable[..., dict]:
 
 
 def pixel_attack(
-    subject: Subject, task: str, attack: attacks.Attack
+    subject: Subject, name: str, attack: attacks.Attack
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, pixels 0/1 `[H, W]`) -> rows of metrics on just these pixels.
 
     {"clean/<metric>", "attacked/<metric>": `[batch, K]`}; the attack raises the task's
     loss over the same pixels.
     """
+    task = subject.tasks[name]
 
     def step(batch, pixels):
-        masks = {task: output_mask_lib.restricted(batch["masks"][task], pixels)}
+        mask = output_mask_lib.restricted(batch["masks"][name], pixels)
+        masks, target = {name: mask}, batch["targets"][name]
         objective = attacks.objective(
             subject.model, batch["targets"], masks, tasks=(task,)
         )
@@ -91,13 +95,13 @@ def pixel_attack(
         }
         rows = {}
         for kind, image in images.items():
-            output = stateless.outputs(subject.model, image)[task]
+            output = stateless.outputs(subject.model, image)[name]
             for metric in pixel_records.shown_metrics(task):
                 rows[f"{kind}/{metric.name}"] = metric.statistics(
-                    batch["targets"][task],
+                    target,
                     output,
-                    masks[task],
-                    subject.info.num_classes,
+                    mask,
+                    task.output_channels(subject.info.num_classes),
                 )
         return rows
 
@@ -112,10 +116,11 @@ def first_order(
     {"norm", "before", "after": `[batch]`, "valid": bool `[batch, M]`}; PGD starts at
     the image itself and keeps the best point.
     """
+    tasks = subject.tasks.select(group)
 
     def step(batch, epsilon):
         objective = attacks.objective(
-            subject.model, batch["targets"], batch["masks"], group, "mean"
+            subject.model, batch["targets"], batch["masks"], tasks, "mean"
         )
         attack = attacks.PGD(
             epsilon,

@@ -183,7 +183,7 @@ def _columns(
         return tiles.paint(task, values[task.name], info, mask, size)
 
     columns = {
-        "image": palettes.image_to_rgb(_colours(examples.image)),
+        "image": palettes.image_to_rgb(palettes.three_channels(examples.image)),
         "target": painted(examples.targets, examples.masks[task.name]),
     }
     if examples.clean:
@@ -193,13 +193,10 @@ def _columns(
         factor = palettes.magnification(change, epsilon)
         columns["attacked output"] = painted(examples.attacked)
         heading = f"perturbation x{factor:.0f}"
-        columns[heading] = palettes.perturbation_rgb(_colours(change), factor)
+        columns[heading] = palettes.perturbation_rgb(
+            palettes.three_channels(change), factor
+        )
     return columns
-
-
-def _colours(image: np.ndarray) -> np.ndarray:
-    """An image as three channels: its first three, or the first one three times."""
-    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, -1)
 
 
 def sheet(columns: Columns) -> np.ndarray:
@@ -207,9 +204,10 @@ def sheet(columns: Columns) -> np.ndarray:
 
     Small tiles are enlarged by a whole factor, each pixel becoming a square.
     """
-    height, width = next(iter(columns.values())).shape[1:3]
+    height = max(tile.shape[1] for tile in columns.values())  # Cards are larger.
+    width = max(tile.shape[2] for tile in columns.values())
     factor = math.ceil(_TILE / min(height, width))
-    tiles = [tile.repeat(factor, 1).repeat(factor, 2) for tile in columns.values()]
+    tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
     above = ((_HEADING, 0), (0, 0), (0, 0))
     canvas = Image.fromarray(np.pad(grid(tiles), above, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
@@ -220,6 +218,12 @@ def sheet(columns: Columns) -> np.ndarray:
             (middle, _HEADING / 2), lines, "black", font, "mm", 2, "center"
         )
     return np.asarray(canvas)
+
+
+def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
+    """Tiles `[rows, H, W, 3]` of that height, a multiple of theirs."""
+    factor = height // tiles.shape[1]
+    return tiles.repeat(factor, 1).repeat(factor, 2)
 
 
 def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
@@ -383,6 +387,7 @@ def write_attacks(
     folder: pathlib.Path,
     units: Mapping[str, str] | None = None,
     plots: Mapping[str, pathlib.Path] | None = None,
+    tasks: Mapping[str, Task] | None = None,
 ) -> None:
     """Writes the run of a sweep; those of an earlier one are removed first.
 
@@ -393,6 +398,7 @@ def write_attacks(
       folder: Of the run.
       units: Those of the data set's `DatasetInfo`.
       plots: {name: PNG file}, shown first where they are there.
+      tasks: Those that were looked at; None: the eleven.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
@@ -406,7 +412,7 @@ def write_attacks(
             members = sorted(members, key=lambda result: result.attack_cell.eps)
             attacked = [result for result in members if result.attack_cell.eps]
             for tag in _scores(clean):
-                description = f"{describe(tag, units)} {about}"
+                description = f"{describe(tag, units, tasks)} {about}"
                 points = _points(tag, clean, attacked)
                 for step, value in unbendable(points, scale):
                     board.number(_of_attack(tag, name), value, step, description)

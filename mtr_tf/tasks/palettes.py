@@ -92,6 +92,11 @@ def image_to_rgb(image: np.ndarray, mask: np.ndarray | None = None) -> np.ndarra
     return _blacken(_to_uint8(np.where(mask[..., None], image, 0)), mask)
 
 
+def three_channels(image: np.ndarray) -> np.ndarray:
+    """An image as three channels: its first three, or the first one three times."""
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, -1)
+
+
 def perturbation_rgb(perturbation: np.ndarray, magnify: float) -> np.ndarray:
     """Paints x_adv - x, in units of [0, 1], magnified around mid-grey.
 

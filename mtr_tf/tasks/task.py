@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.tasks import cards
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import metrics as metrics_lib
 from mtr_tf.tasks import palettes
@@ -186,19 +187,33 @@ class Task:
         return self.channels if self.channels is not None else num_classes or 0
 
     def to_rgb(
-        self, value: np.ndarray, info: Any, mask: np.ndarray | None = None
+        self,
+        value: np.ndarray,
+        info: Any,
+        mask: np.ndarray | None = None,
+        output: bool = False,
     ) -> np.ndarray:
-        """Paints a target or an output of a map.
+        """Paints targets or outputs: maps as they are, one value per image as bars.
 
         Args:
-          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`.
-          info: The data set's `DatasetInfo`, for its `colors` and `ranges`.
-          mask: `[..., H, W]`, zero where the picture shall be black.
+          value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; of
+            other places than a map's `[examples, *places]`, or with channels.
+          info: The data set's `DatasetInfo`, for its `colors`, `ranges` and size.
+          mask: `[..., H, W]` or `[examples, *places]`, zero where nothing is shown.
+          output: Whether they are a model's outputs, not targets.
 
         Returns:
-          uint8 `[..., H, W, 3]`.
+          uint8 `[..., H, W, 3]`; of what is no map cards of a multiple of the images'
+          size.
         """
-        return self.paint(self, np.asarray(value), info, mask)
+        value = np.asarray(value)
+        if self.is_map:
+            return self.paint(self, value, info, mask)
+        size = tuple(info.image_shape[:2])
+        masks = [None] * len(value) if mask is None else np.asarray(mask)
+        draw = _field if self.axes else _card
+        pairs = zip(value, masks, strict=True)
+        return np.stack([draw(self, v, m, info, size, output) for v, m in pairs])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what files say of it."""
@@ -314,6 +329,58 @@ class TaskSet(Mapping[str, Task]):
     def replaced(self, *tasks: Task) -> TaskSet:
         """Returns it with other tasks under their names, new ones at the end."""
         return TaskSet((self._by_name | {task.name: task for task in tasks}).values())
+
+
+# How one value per image, and places that are no map, are shown.
+
+
+def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
+    """Draws names and bars for one image's value, `[]` or `[channels]`."""
+    if mask is not None and not mask:
+        return cards.blank(size, "no target")
+    if task.kind == "classes":
+        count = int(value.shape[-1]) if output else int(value) + 1
+        names = task.classes or tuple(map(str, range(count)))
+        if not output:
+            return cards.card([names[int(value)]], [1.0], [""], size)
+        shares = _softmax(value)
+        order = np.argsort(-shares, kind="stable")[:3]
+    elif task.kind == "labels":
+        shares = np.asarray(value, np.float64)
+        shares = 1 / (1 + np.exp(-shares)) if output else shares
+        names = task.classes or tuple(map(str, range(len(shares))))
+        order = np.argsort(-shares, kind="stable")[: cards.LINES]
+        if len(shares) <= cards.LINES:
+            order = np.arange(len(shares))
+    else:
+        return _number_card(task, value, info, size)
+    texts = [f"{shares[place]:.2f}" for place in order]
+    return cards.card([names[p] for p in order], shares[order], texts, size)
+
+
+def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
+    numbers = np.asarray(value, np.float64)
+    unit = info.units.get(task.name, task.unit)
+    names = [unit or task.name] if len(numbers) == 1 else map(str, range(len(numbers)))
+    finite = numbers[np.isfinite(numbers)]
+    span = (min(0.0, *finite, 0.0), max(0.0, *finite, 0.0))
+    span = info.ranges.get(task.name, span)
+    texts = [f"{number:.3g}" for number in numbers]
+    return cards.card(list(task.classes or names), numbers, texts, size, span)
+
+
+def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
+    """Paints other places as a map of rows and columns, stretched."""
+    shape = (value.shape[0] if task.axes > 1 else 1, -1)
+    last = value.shape[task.axes :]
+    flat = None if mask is None else np.reshape(mask, shape)
+    picture = task.paint(task, np.reshape(value, (*shape, *last)), info, flat)
+    return cards.field(picture, size)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(np.asarray(logits, np.float64) - np.max(logits))
+    return powers / powers.sum()
 
 
 # How maps are painted.

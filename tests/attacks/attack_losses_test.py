@@ -289,6 +289,8 @@ def test_each_surrogate_fits_tasks_of_its_kind():
         others = set(tasks_lib.TASKS) - {"seg"}
         if name == "angular":
             assert fitting == {"normal"}
+        elif name in ("bce", "masked_bce"):
+            assert not fitting  # None of the eleven is of labels.
         elif name == "cospgd":
             assert fitting == others | {"seg"}
         else:

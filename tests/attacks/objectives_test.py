@@ -279,9 +279,10 @@ def test_half_precision_images_and_models():
         ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),
         ({"losses": "margin", "balance": "dgba"}, "must not be negative, but 'margin'"),
         ({"losses": "houdini_released", "targeted": True}, "has no targeted form"),
-        ({"weights": {"seg": -1}}, "0 or from 1e-06 to .*, got -1 for 'seg'"),
-        ({"weights": {"seg": np.inf}}, "0 or from 1e-06 to .*, got inf for 'seg'"),
-        ({"weights": {"seg": "1"}}, "0 or from 1e-06 to .*, got '1' for 'seg'"),
+        ({"weights": {"seg": -1e7}}, "0 or of size 1e-06 to .*, got -1.*for 'seg'"),
+        ({"weights": {"seg": -1}, "tasks": "seg"}, "weight must be above 0"),
+        ({"weights": {"seg": np.inf}}, "0 or of size 1e-06 to .*, got inf for 'seg'"),
+        ({"weights": {"seg": "1"}}, "0 or of size 1e-06 to .*, got '1' for 'seg'"),
         ({"weights": {"segg": 1}}, "Unknown task 'segg'"),
         ({"weights": {"normal": 1}}, "'seg', 'depth', 'autoencoder'; got one for 'nor"),
         ({"weights": {"seg": 0}, "tasks": "seg"}, "weight must be above 0"),
@@ -310,6 +311,23 @@ def test_models_without_the_task_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             PGD(attacks.objective(model, targets, masks, "depth"), x)
+
+
+def test_a_negative_weight_makes_a_task_better_and_divides_the_joint_harm(net):
+    x, targets, masks = batch()
+    weights = {"depth": -1}
+    seg, depth = (attacks.objective(net, targets, masks, t)(x)[0] for t in ("s", "d"))
+    both = attacks.objective(net, targets, masks, ("s", "d"), weights=weights)
+    for found in both(x):
+        np.testing.assert_allclose(found, seg - depth, rtol=1e-5)
+    harms = [
+        attacks.objective(net, targets, masks, t, judge="harm")(x)[1]
+        for t in ("s", "d")
+    ]
+    both = attacks.objective(
+        net, targets, masks, ("s", "d"), weights=weights, judge="harm"
+    )
+    np.testing.assert_allclose(both(x)[1], np.sqrt(harms[0] / harms[1]), rtol=1e-4)
 
 
 def test_weights_multiply_each_task_s_loss(net):

@@ -484,7 +484,7 @@ def test_wrong_requests_leave_nothing_behind(run_directory, changes, message):
         ({"attack_block": "8"}, "--attack_block.*'8'"),
         ({"attack_block": "8x8", "attack_pixels": 3}, "--attack_pixels"),
         ({"attack_weights": ("seg",)}, "--attack_weights.*'seg'"),
-        ({"attack_weights": ("seg:-1",)}, "--attack_weights.*'seg:-1'"),
+        ({"attack_weights": ("seg:-1e9",)}, "--attack_weights.*'seg:-1e9'"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):

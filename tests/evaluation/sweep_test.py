@@ -8,11 +8,11 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import scores
-from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.tasks.groups import parse_groups
 
@@ -118,4 +118,4 @@ def test_scores_are_those_of_the_metrics():
 
 
 def sweep_metrics(task):
-    return sweep.tasks_lib.TASKS[task].metrics
+    return tasks_lib.TASKS[task].metrics

@@ -17,6 +17,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import steps as steps_lib
+from mtr_tf.tasks import task_set
 
 # Tasks of one number per pixel, whose loss is the absolute error.
 MAPS = (
@@ -232,7 +233,7 @@ def test_first_order_is_exact_on_linear_networks(norm):
     l2 = gradients_lib.l2_of_sums(products, np.ones((2, 2)))
     eps = 0.01
     batch = {"image": tf.constant(images), "targets": targets, "masks": masks}
-    subject = types.SimpleNamespace(model=model)
+    subject = types.SimpleNamespace(model=model, tasks=task_set(tasks))
     for place, group in enumerate((tasks[:1], tasks[1:], tasks)):
         dual = (l1 if norm == "linf" else l2)[:, place] / len(group)
         for steps in (1, 6):

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's own clean outputs as targets, for attacks without any labels.
+
+What such an attack is scored by is agreement: how far outputs move from those of the
+clean image. Of classes the target is the likeliest one, of labels those whose logit is
+above 0, and else the output itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.data import picture
+from mtr_tf.data.source import Columns
+from mtr_tf.models import stateless
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+
+
+def of_model(
+    model: Any, columns: Columns, tasks: TaskSet, count: int, batch_size: int
+) -> Columns:
+    """Returns the columns of the first `count` images, with outputs as targets.
+
+    Args:
+      model: Images in [0, 1] -> {task: output}.
+      columns: A split; its targets and masks do not matter.
+      tasks: Those that are looked at.
+      count: How many images go through the model, all targets being held in memory.
+      batch_size: How many of them at a time.
+    """
+    call = tf.function(lambda x: stateless.outputs(model, x))
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in tasks}
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, min(start + batch_size, count))
+        outputs = call(tf.constant(picture.as_floats(columns.images[rows])))
+        for name, task in tasks.items():
+            parts[name].append(_target(task, tf.cast(outputs[name], tf.float32)))
+    targets = {name: np.concatenate(each) for name, each in parts.items()}
+    return dataclasses.replace(columns, targets=targets, masks={})
+
+
+def _target(task: Task, output: tf.Tensor) -> np.ndarray:
+    if task.discrete:
+        return tf.argmax(output, axis=-1, output_type=tf.int32).numpy()
+    if task.kind == "labels":
+        return tf.cast(output > 0, tf.float32).numpy()
+    return output.numpy()
