@@ -143,7 +143,7 @@ class RobustnessCallback(keras.callbacks.Callback):
                 numbers=cell.numbers if cell else (),
             )
             rows = evaluation.attacked if cell else evaluation.clean
-            found[name] = evaluator_lib.values(rows)
+            found[name] = evaluator_lib.values(rows, subject.info.tasks)
         return found
 
     def _make_job(self) -> Job:
