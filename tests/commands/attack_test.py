@@ -173,6 +173,26 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     assert (folder / "results.json").read_bytes() == text
 
 
+def test_images_that_no_attack_moved_are_told_in_each_record(
+    run_directory, trained, unplotted
+):
+    """Outputs that do not depend on the image have no gradient to follow."""
+    blind = keras.models.clone_model(trained)
+    for weight in blind.weights:
+        weight.assign(tf.zeros_like(weight))
+    blind.save(run_directory / "model.keras")
+    told = "on seg at eps 2 left 11 of 11 images as they were: that is no robustness"
+    settings = {"attack": ("fgsm", "pgd"), "eps": (0.0, 2.0), "attack_tasks": ("seg",)}
+    config = AttackConfig(ckpt=str(run_directory), **SETTINGS | settings)
+    assert told in attack_job.attack(config)
+    folder = run_directory / "attacks" / "test"
+    records = json.loads((folder / "results.json").read_text())
+    assert {record["attack"] for record in records} == {"fgsm", "pgd"}
+    for record in records:
+        found = " ".join(record["warnings"])
+        assert (told in found) == (record["eps"] > 0), record
+
+
 @pytest.mark.parametrize("buildings", [4, 2])
 def test_intervals_are_over_groups_where_there_are_some(
     run_directory, monkeypatch, unplotted, capsys, buildings

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -296,6 +297,25 @@ def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
             process.stdout.close()
     np.testing.assert_array_equal(read_all(None, root), read_all(None, sound[None]))
     assert not list(root.rglob("*incomplete*"))
+
+
+@pytest.mark.parametrize("room", [0, 500, 20_000])
+def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
+    """Files of at most so many bytes; the same command makes the data later."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(InputError) as raised:
+            read_all(None, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    told = str(raised.value)
+    assert told.endswith("Choose another folder with --data_dir, or make room there.")
+    assert "\n" not in told
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left <= {".rooms-columns.lock", "metadata.json"}  # No example.
+    np.testing.assert_array_equal(read_all(None, tmp_path), read_all(None, sound[None]))
+    assert not list(tmp_path.rglob("*incomplete*"))
 
 
 class WithParts(rooms.Rooms):

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep of 500 cells holds no more of each than its numbers."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import tasks as tasks_lib
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.evaluator import Evaluation
+from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.plan import make_cells
+
+COUNT, SIZE = 16, 64
+INFO = DatasetInfo(
+    name="none",
+    image_shape=(SIZE, SIZE, 3),
+    classes=(),
+    colors=(),
+    tasks=("depth",),
+    splits={"validation": COUNT},
+    mean=(0.5,) * 3,
+    std=(0.25,) * 3,
+    ranges={"depth": (0.0, 1.0)},
+)
+
+
+def evaluation(**_) -> Evaluation:
+    """What an evaluator finds: 200 kB of pictures, which the sweep must not hold."""
+    images = np.random.default_rng(0).random((3, SIZE, SIZE, 3), np.float32)
+    depth = {"depth": images[..., :1]}
+    rows = {
+        "depth": {m.name: np.ones((COUNT, 2)) for m in tasks_lib.TASKS["depth"].metrics}
+    }
+    still = np.zeros(COUNT, bool)
+    examples = Examples(
+        image=images,
+        targets=depth,
+        masks={"depth": np.ones((3, SIZE, SIZE), np.uint8)},
+        clean=depth,
+        adversarial=images,
+        attacked=depth,
+    )
+    return Evaluation(np.arange(COUNT), rows, rows, {}, {}, {}, {}, still, examples)
+
+
+def held(folder, count: int, monkeypatch) -> int:
+    """Bytes that Python and NumPy hold for the results of a sweep of so many cells."""
+    images = np.zeros((COUNT, SIZE, SIZE, 3), np.uint8)
+    subject = sweep.Subject(
+        model=None,
+        tasks=("depth",),
+        info=INFO,
+        columns=Columns(images=images, targets={}, masks={}),
+        num_examples=COUNT,
+        strategy=tf.distribute.get_strategy(),
+        batch_size=8,
+        seed=0,
+    )
+    evaluator = types.SimpleNamespace(run=lambda *_, **options: evaluation())
+    monkeypatch.setattr(sweep, "make_evaluator", lambda *_, **options: evaluator)
+    radii = tuple(np.linspace(1, 8, count).tolist())
+    cells = make_cells(AttackConfig(ckpt="x", eps=radii), ("depth",))
+    assert len(cells) == count
+    store = Store(folder, {"model": "m", "seed": 0})
+    gc.collect()
+    tracemalloc.start()
+    try:
+        results = sweep.run(subject, cells, store)
+        gc.collect()
+        assert len(results[1]) == count
+        assert results[1][-1].pictures["image"].shape == (3, SIZE, SIZE, 3)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_memory_grows_by_a_few_kilobytes_a_cell(tmp_path, monkeypatch):
+    held(tmp_path / "first", 2, monkeypatch)  # What is made once.
+    few = held(tmp_path / "few", 20, monkeypatch)
+    many = held(tmp_path / "many", 520, monkeypatch)
+    each = (many - few) / 500
+    assert each < 8_000, f"{each:.0f} bytes a cell"
