@@ -143,7 +143,7 @@ class RobustnessCallback(keras.callbacks.Callback):
                 numbers=cell.numbers if cell else (),
             )
             rows = evaluation.attacked if cell else evaluation.clean
-            found[name] = evaluator_lib.values(rows)
+            found[name] = evaluator_lib.values(rows, subject.info.tasks)
         return found
 
     def _make_job(self) -> Job:
@@ -180,7 +180,9 @@ class RobustnessCallback(keras.callbacks.Callback):
             return
         if name not in self._boards:
             place = "validation" if name == "clean" else f"validation/{name}"
-            self._boards[name] = Board(self._folder / place)
+            self._boards[name] = Board(
+                self._folder / place, tasks=self._job.subject.info.tasks
+            )
         board, info = self._boards[name], self._job.subject.info
         about = f"On {self._job.subject.num_examples} images; step: epoch."
         scalars = tensorboard.evaluation_scalars(numbers)

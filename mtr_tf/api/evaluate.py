@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -21,6 +22,7 @@ from mtr_tf.attack_job import Job
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import cell_files
 from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
@@ -87,7 +89,13 @@ def evaluate(
         folder = out or stack.enter_context(tempfile.TemporaryDirectory())
         job = job_of(model, examples, tasks, heads, facts, given, pathlib.Path(folder))
         outcome = job.run(write=out is not None)
-    attacked = outcome.attacked
+        attacked = outcome.attacked
+        if attacked and out is None:  # The folder goes away.
+            attacked = dataclasses.replace(
+                attacked,
+                clean=cell_files.held(attacked.clean),
+                results=[cell_files.held(result) for result in attacked.results],
+            )
     records = attacked.records if attacked else []
     if out is None:  # Where nothing is written, no files are told of.
         records = [record | {"rows": "", "clean_rows": ""} for record in records]

@@ -132,6 +132,22 @@ class Filed(Mapping[str, np.ndarray]):
         return len(self.names)
 
 
+def held(result: Result) -> Result:
+    """The result with its arrays in memory, whatever becomes of its file."""
+    views = {
+        view: {task: dict(by_metric) for task, by_metric in rows.items()}
+        for view, rows in result.views.items()
+    }
+    return dataclasses.replace(
+        result,
+        pictures=dict(result.pictures),
+        rows=views["row"],
+        wanted_rows=views["wanted"],
+        aimed_rows=views["aimed"],
+        before_rows=views["before"],
+    )
+
+
 def filed(result: Result, path: pathlib.Path) -> Result:
     """The result with all arrays left in the .npz file that it was written to."""
     views = {

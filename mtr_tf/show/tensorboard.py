@@ -41,7 +41,6 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
-from mtr_tf.show import tiles
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
@@ -178,13 +177,13 @@ def pictures(
 def _columns(
     examples: Examples, task: Task, info: Any, epsilon: float | None
 ) -> Columns:
-    def painted(values: Mapping[str, np.ndarray], mask=None) -> np.ndarray:
-        size = examples.image.shape[1:3]
-        return tiles.paint(task, values[task.name], info, mask, size)
+    def painted(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return task.to_rgb(outputs[task.name], info, output=True)
 
+    target, mask = examples.targets[task.name], examples.masks[task.name]
     columns = {
         "image": palettes.image_to_rgb(palettes.three_channels(examples.image)),
-        "target": painted(examples.targets, examples.masks[task.name]),
+        "target": task.to_rgb(target, info, mask),
     }
     if examples.clean:
         columns["clean output"] = painted(examples.clean)

@@ -15,7 +15,6 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "your_model.md"
 FEW = ("--steps=1", "--num_examples=4", "--eps=4", "--nochecks")
 
 
-@pytest.mark.xfail(reason="attacks do not know tasks of one's own yet", strict=False)
 @pytest.mark.slow
 def test_blocks_and_commands_run(tmp_path, monkeypatch):
     page = PAGE.read_text("utf-8")

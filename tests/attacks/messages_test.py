@@ -119,7 +119,7 @@ def test_what_is_right_passes_and_masked_labels_may_be_anything(model, caller, b
     [
         (
             lambda x, t, m: m.update(seg=m["seg"][:, :, :5]),
-            r"mask of 'seg' must have one number per pixel of its target, shape "
+            r"mask of 'seg' must have one number per place of its target, shape "
             r"\(\S+, 4, 6\), got \(\S+, 4, 5\); give it that shape",
         ),
         (

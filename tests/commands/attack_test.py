@@ -459,7 +459,7 @@ def test_l2_other_precision_and_a_few_pixels(run_directory, unplotted):
         ({"attack_tasks": ("segg",)}, "Did you mean 'seg'"),
         ({"split": "validaton"}, "Did you mean 'validation'"),
         ({"tasks": ("autoencoder",)}, "autoencoder.*has only.*seg, depth"),
-        ({"attack_pixels": 257}, "at most 256.*257"),
+        ({"attack_pixels": 257}, "from 1 to 256.*257"),
         ({"dataset": "blob"}, "blob"),
         ({"attack_loss": ("cosPGD",)}, "Did you mean 'cospgd'"),
         ({"attack_loss": ("angular",)}, "angular.*fits none"),

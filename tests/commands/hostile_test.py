@@ -192,7 +192,7 @@ ATTACK = [
     ("attack --ckpt=x --eot=4294967296", "--eot must be from 1 to 1000000"),
     ("attack --ckpt=x --attack_weights=seg:1e308,depth:1e308", "--attack_weights must"),
     ("attack --ckpt=x --attack_weights=seg", "--attack_weights must be pairs"),
-    ("attack --ckpt=x --attack_weights=seg:-1", "--attack_weights must be pairs"),
+    ("attack --ckpt=x --attack_weights=seg:less", "--attack_weights must be pairs"),
     ("attack --ckpt=x --attack_weights=seg:nan", "--attack_weights must be pairs"),
     ("attack --ckpt=x --attack_weights=seg:1e-40", "--attack_weights must be pairs"),
     ("attack --ckpt=x --step_size=300", "--step_size must be from 0 to 255 levels"),

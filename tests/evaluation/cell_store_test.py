@@ -155,7 +155,7 @@ def test_a_result_that_is_filed_holds_no_arrays(store):
     """And gives the same ones, from its file, each time it is asked."""
     whole = store.read(CELLS[1])
     filed = store.filed(whole)
-    assert len(pickle.dumps(filed)) < 3000
+    assert len(pickle.dumps(dataclasses.replace(filed, cell=None))) < 3000
     assert same(filed, whole)
     assert list(filed.pictures) == list(whole.pictures)
     assert np.array_equal(filed.pictures["image"], whole.pictures["image"])

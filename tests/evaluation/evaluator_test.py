@@ -106,7 +106,7 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
 def test_labels_that_are_no_class_are_refused():
     columns = make_columns()
     columns.targets["seg"][0][columns.masks["seg"][0]] = CLASSES
-    with pytest.raises(InputError, match="from 0 to 2 .* example 0 has 3; mask such"):
+    with pytest.raises(InputError, match="from 0 to 2 .* example 0 has 3; mask it"):
         Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
 
 
