@@ -72,7 +72,7 @@ def attacked(whole_run, tmp_path_factory) -> pathlib.Path:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_the_same_bits(attacked):
     attacks = attacked / "attacks"
     moment, between, names = random.Random(2), 0, ["killed_0"]

@@ -226,7 +226,7 @@ def expect_same(whole, killed):
     assert [entry["state"] for entry in entries] == ["done"] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 def test_killed_at_twenty_random_moments_all_figures_are_the_same(studies, tmp_path):
     plain = studies.whole.parent / "plain.json"

@@ -140,7 +140,7 @@ def shown(folder):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_killed_at_twenty_random_moments_under_a_name_like_a_pattern(
     whole_run, tmp_path
 ):
