@@ -93,6 +93,8 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
       InputError: They have no names, or not as many as there are tasks.
     """
     if isinstance(values, Mapping):
+        if not values:  # For targets="own" there may be none.
+            return {}
         known = [name for name in names if name in values] if names else list(values)
         if names and not known:
             raise InputError(

@@ -146,11 +146,18 @@ class Source:
       load: returns the columns of a split that exists, for the tasks asked for when
         the source was opened.
       missing: of splits that are not there, why, and what to do about it.
+      declared: tasks that a user declares, with targets or without.
     """
 
     info: DatasetInfo
     load: Callable[[str], Columns]
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    declared: Sequence[tasks_lib.Task] = ()
+
+    @property
+    def known(self) -> tasks_lib.TaskSet:
+        """The tasks that have targets here, and those that are declared without."""
+        return tasks_lib.TaskSet(self.declared).replaced(*self.info.tasks.values())
 
     def columns(self, split: str) -> Columns:
         """Returns the arrays of a split.

@@ -124,7 +124,7 @@ class Own:
         size, named = config.parsed_image_size, source and config.source_heads
         return cls(
             heads=parse_heads(named or config.heads),
-            known=data.info.tasks if data else None,
+            known=data.known if data else None,
             image_shape=data.info.image_shape if data else size and (*size, 3),
             channels_first=config.channels_first,
             flag="--source_heads" if named else "--heads",

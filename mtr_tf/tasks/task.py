@@ -389,7 +389,10 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
     is_logits = np.issubdtype(value.dtype, np.floating)
     classes = value.argmax(axis=-1) if is_logits else value
-    return palettes.classes_to_rgb(classes, task.colors or info.colors, mask)
+    colors = task.colors or info.colors
+    if not colors:
+        colors = palettes.distinct_colors(task.channels or int(classes.max()) + 1)
+    return palettes.classes_to_rgb(classes, colors, mask)
 
 
 def paint_numbers(default: tuple[float, float] | None = None) -> Paint:

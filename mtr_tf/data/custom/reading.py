@@ -87,7 +87,8 @@ def open_given(
             "images, targets and masks in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
-    return Source(info, lambda split: only(opened[split], tasks))
+    declared = tuple(facts_lib.declared(facts).values())
+    return Source(info, lambda split: only(opened[split], tasks), declared=declared)
 
 
 def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:
