@@ -61,7 +61,7 @@ def run(checkout, module, *flags):
 @pytest.fixture(scope="module")
 def results(checkout):
     """The results of the page's attack on its model, tasks and data."""
-    flags = ("--dataset=stripes", "--model=plain", "--tasks=s,b", "--epochs=1")
+    flags = ("--dataset=stripes", "--model=straight", "--tasks=s,b", "--epochs=1")
     run(checkout, "train", *flags, "--batch_size=16", "--workdir=run")
     attack = ("--attack=pgd,halving", "--steps=2", "--eps=4", "--nochecks")
     run(checkout, "attack", "--ckpt=run", *attack, "--name=test")

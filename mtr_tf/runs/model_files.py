@@ -191,7 +191,9 @@ def _saved_model(path: pathlib.Path) -> File:
     def call(images, keep=loaded):
         del keep  # Its variables live as long as this.
         outputs = signature(**{argument: tf.cast(images, spec.dtype)})
-        return dict(outputs) if len(outputs) > 1 else next(iter(outputs.values()))
+        if len(outputs) == 1:
+            return next(iter(outputs.values()))
+        return {name: outputs[name] for name in sorted(outputs, key=_by_number)}
 
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
@@ -199,6 +201,12 @@ def _saved_model(path: pathlib.Path) -> File:
             digest.update(file.relative_to(path).as_posix().encode())
             digest.update(files.read_bytes(file))
     return File(str(path), call, path.name, shape, digest.hexdigest())
+
+
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+    """What names are sorted by, so that output_2 comes before output_10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
 
 
 def functional(

@@ -72,7 +72,7 @@ def task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
     """
     if isinstance(tasks, TaskSet):
         return tasks
-    if isinstance(tasks, Mapping):
+    if isinstance(tasks, Mapping) and all(isinstance(t, Task) for t in tasks.values()):
         return TaskSet(tasks.values())
     if isinstance(tasks, str):
         return TASKS.select(tasks)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -175,7 +176,7 @@ def attack(folder, **changes) -> list[dict]:
     }
     attack_job.attack(AttackConfig(ckpt=str(folder), **settings))
     results = folder / "attacks" / settings["name"] / "results.json"
-    return directory.json.loads(results.read_text())
+    return json.loads(results.read_text())
 
 
 def by_cell(records) -> dict[str, float]:
@@ -296,7 +297,7 @@ def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
         "--export_predictions",
         "--name=it",
     )
-    records = directory.json.loads((run / "attacks/it/results.json").read_text())
+    records = json.loads((run / "attacks/it/results.json").read_text())
     ours = by_cell(records)
     size = fixture.load(next((camvid / "valannot").glob("*.png"))).shape
     for path in (run / "attacks" / "it" / "predictions").iterdir():
