@@ -47,21 +47,21 @@ def _strength(name: str) -> Task:
     return _task(name, paint=paint_numbers((0, 1)))
 
 
-TASKS = TaskSet(
-    (
-        _task("seg", kind="classes"),
-        _distance("depth"),
-        _distance("depth_euclidean"),
-        _task("normal", kind="directions"),
-        _strength("edge_texture"),
-        _strength("edge_occlusion"),
-        _strength("keypoints2d"),
-        _strength("keypoints3d"),
-        _strength("reshading"),
-        _task("curvature", channels=2, unit="1/m"),
-        _task("autoencoder", kind="image"),
-    )
+_ALL = (
+    _task("seg", kind="classes"),
+    _distance("depth"),
+    _distance("depth_euclidean"),
+    _task("normal", kind="directions"),
+    _strength("edge_texture"),
+    _strength("edge_occlusion"),
+    _strength("keypoints2d"),
+    _strength("keypoints3d"),
+    _strength("reshading"),
+    _task("curvature", channels=2, unit="1/m"),
+    _task("autoencoder", kind="image"),
 )
+
+TASKS = TaskSet(_ALL)
 
 
 def task_set(tasks: str | Iterable[str | Task] | Mapping[str, Task]) -> TaskSet:
