@@ -67,7 +67,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
 # Settings that older folders were not named with, where they say nothing.
-_LATER = ("attack_channels",)
+_LATER = {"attack_channels": [], "targets": "data"}
 
 
 def attack(config: AttackConfig) -> str:
@@ -402,11 +402,9 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
-    if config.targets == "data":  # Folders have been named without it.
-        del facts["targets"]
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
-    facts = {name: v for name, v in facts.items() if v or name not in _LATER}
+    facts = {n: v for n, v in facts.items() if n not in _LATER or v != _LATER[n]}
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)

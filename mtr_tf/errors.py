@@ -69,6 +69,14 @@ def _likeness(given: str, word: str) -> float:
     return difflib.SequenceMatcher(None, given, word).ratio()
 
 
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says, for a message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    )
+
+
 def input_error_within(error: Exception) -> str | None:
     """What an `InputError` said that TensorFlow passes on in an error of its own.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -134,32 +135,35 @@ class Filed(Mapping[str, np.ndarray]):
 
 def held(result: Result) -> Result:
     """The result with its arrays in memory, whatever becomes of its file."""
-    views = {
-        view: {task: dict(by_metric) for task, by_metric in rows.items()}
-        for view, rows in result.views.items()
-    }
-    return dataclasses.replace(
+    return _with_arrays(
         result,
-        pictures=dict(result.pictures),
-        rows=views["row"],
-        wanted_rows=views["wanted"],
-        aimed_rows=views["aimed"],
-        before_rows=views["before"],
+        dict(result.pictures),
+        lambda view, task, by_metric: dict(by_metric),
     )
 
 
 def filed(result: Result, path: pathlib.Path) -> Result:
     """The result with all arrays left in the .npz file that it was written to."""
+    return _with_arrays(
+        result,
+        Filed(path, "picture", tuple(result.pictures)),
+        lambda view, task, by_metric: Filed(path, f"{view}/{task}", tuple(by_metric)),
+    )
+
+
+def _with_arrays(
+    result: Result,
+    pictures: Mapping[str, np.ndarray],
+    rows_of: Callable[[str, str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
+) -> Result:
+    """The result with other pictures, and rows `rows_of(view, task, its rows)`."""
     views = {
-        view: {
-            task: Filed(path, f"{view}/{task}", tuple(by_metric))
-            for task, by_metric in rows.items()
-        }
+        view: {task: rows_of(view, task, rows[task]) for task in rows}
         for view, rows in result.views.items()
     }
     return dataclasses.replace(
         result,
-        pictures=Filed(path, "picture", tuple(result.pictures)),
+        pictures=pictures,
         rows=views["row"],
         wanted_rows=views["wanted"],
         aimed_rows=views["aimed"],

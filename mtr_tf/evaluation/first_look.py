@@ -29,6 +29,7 @@ from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.errors import first_line
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
 from mtr_tf.models import adapters
@@ -180,7 +181,7 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _
         except Exception as error:  # Layers raise whatever they like.
             raise InputError(
                 f"{name} cannot be called on {len(images)} images of {images.shape[1]}x"
-                f"{images.shape[2]} ({model_fit.first_line(error)}); give another "
+                f"{images.shape[2]} ({first_line(error)}); give another "
                 "--image_size, or change the model."
             ) from error
         return {task: tf.cast(outputs[task], tf.float32).numpy() for task in tasks}

@@ -239,11 +239,3 @@ def _multiples(number: int, stride: int) -> list[int]:
     """The multiples of the stride next below and above."""
     below = number // stride * stride
     return [n for n in (below, below + stride) if n > 0]
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what a layer said, for a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (
-        f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    )

@@ -25,7 +25,6 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
-from mtr_tf.tasks.names import resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +152,7 @@ def find(
     else:
         pairs = [(o, t) for o in outputs if (t := _by_name(o, known)) is not None]
         if not pairs and len(outputs) == 1 and len(single_task) == 1:
-            pairs = [
-                (
-                    outputs[0],
-                    known.select(single_task)[resolve_one(single_task[0], known)],
-                )
-            ]
+            pairs = [(outputs[0], known.find(single_task[0]))]
     if not pairs:
         raise InputError(
             f"the outputs of {where} must be known by names of tasks "
@@ -183,11 +177,6 @@ def find(
     )
 
 
-def resolve_one(name: str, known: TaskSet) -> str:
-    """A task's own name; `InputError` if there is none such."""
-    return resolve([name], known.values())[0]
-
-
 def _listed(outputs: Sequence[Output]) -> str:
     return ", ".join(map(str, outputs))
 
@@ -196,7 +185,7 @@ def _by_name(output: Output, known: TaskSet) -> Task | None:
     """The task of an output's name; None where it has none."""
     for name in (output.path, output.name, output.layer):
         with contextlib.suppress(InputError):
-            return known[resolve_one(name, known)]
+            return known.find(name)
     return None
 
 
@@ -234,7 +223,7 @@ def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
     """The task of a name, or one of a kind that is named after the output."""
     if name not in tasks_lib.KINDS:
         try:
-            return known[resolve_one(name, known)]
+            return known.find(name)
         except InputError as error:
             raise InputError(
                 f"{flag} must give outputs the names of tasks, or one of the kinds "

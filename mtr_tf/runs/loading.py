@@ -18,6 +18,7 @@ from absl import logging
 from mtr_tf import data
 from mtr_tf import models  # Registers the layers of our own, too.
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.config.train import TrainConfig
@@ -336,7 +337,7 @@ def _check_targets(
 ) -> None:
     """Raises `InputError` for tasks that only a kind in --heads has made."""
     missing = [task for task in tasks if task not in info.tasks]
-    if missing and getattr(config, "targets", "") != "own":
+    if missing and config.targets != OWN_TARGETS:
         raise InputError(
             f"{info.name} must have targets of the tasks in --heads, and it has none "
             f"of {', '.join(missing)}, only {', '.join(info.tasks)}; add them, or name "

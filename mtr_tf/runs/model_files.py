@@ -20,6 +20,7 @@ import tensorflow as tf
 from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.errors import first_line
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
@@ -171,7 +172,7 @@ def _saved_model(path: pathlib.Path) -> File:
     except Exception as error:
         raise InputError(
             f"{path} is no SavedModel that can be loaded here: "
-            f"{type(error).__name__}: {_first_line(error)}; export it again."
+            f"{first_line(error)}; export it again."
         ) from error
     signatures = getattr(loaded, "signatures", {})
     if "serving_default" not in signatures:
@@ -236,8 +237,8 @@ def functional(
         except Exception as error:  # It may raise whatever it likes.
             raise InputError(
                 f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))} ({type(error).__name__}: "
-                f"{_first_line(error)}); give --image_size, or change the model."
+                f"{'x'.join(map(str, shape))} ({first_line(error)}); give --image_size, "
+                "or change the model."
             ) from error
     inputs = model.inputs
     shapes = [tuple(tensor.shape) for tensor in inputs]
@@ -288,8 +289,3 @@ def outputs_digest(model: keras.Model) -> str:
         digest.update(f"{output.shape}".encode())
         digest.update(np.round(output.astype(np.float64), 4).tobytes())
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no reason given"

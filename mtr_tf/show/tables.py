@@ -25,6 +25,7 @@ from rich.text import Text
 from mtr_tf import files
 from mtr_tf.evaluation import resampling
 from mtr_tf.show.text import markdown as escaped
+from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain
 
 Record = Mapping[str, Any]
@@ -65,9 +66,7 @@ def aligned(
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows as a table of Markdown; the first is its head, first columns stand left."""
-    head, *others = (list(map(escaped, row)) for row in rows)
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *others]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([list(map(escaped, row)) for row in rows], "---:")
 
 
 # Attacks.

@@ -42,6 +42,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
 from mtr_tf.show.text import markdown as escaped
+from mtr_tf.show.text import markdown_table
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import palettes
@@ -251,14 +252,7 @@ def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
     texts = {name: _text(v).replace("`", "'") for name, v in settings.items()}
     rows = [(name, text and f"`{text}`") for name, text in texts.items()]
-    return _markdown([("setting", "value"), *rows])
-
-
-def _markdown(rows: Iterable[Sequence[str]]) -> str:
-    """A table, its head first; cells have no bare `|`."""
-    head, *rest = rows
-    lines = [head, ["---"] * len(head), *rest]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table([("setting", "value"), *rows])
 
 
 def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -576,7 +570,7 @@ def write_study(
     """
     rows = [list(map(escaped, row)) for row in verdicts]
     with Board(folder, anew=True) as board:
-        board.text("verdicts", _markdown(rows))
+        board.text("verdicts", markdown_table(rows))
         for path, about in plots.items():
             name = path.stem.replace("-", "/", 1)  # Groups of TensorBoard.
             board.picture(name, _pixels(path), about=about)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 NONE = "–"
@@ -96,6 +97,16 @@ def markdown(words: str) -> str:
     words = re.sub(r"&(?=#?\w+;)", "&amp;", words.replace("\\", "\\\\"))
     words = words.replace("<", "&lt;").replace("|", "\\|").replace("](", "]\\(")
     return " ".join(words.splitlines())
+
+
+def markdown_table(rows: Iterable[Sequence[str]], rule: str = "---") -> str:
+    """A table of cells that are Markdown already; the first row is its head.
+
+    `rule` is that of all columns but the first, "---:" for words at the right.
+    """
+    head, *rest = rows
+    lines = [head, ["---", *[rule] * (len(head) - 1)], *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_paragraph(words: str) -> str:

@@ -326,6 +326,10 @@ class TaskSet(Mapping[str, Task]):
         """
         return TaskSet(self[name] for name in resolve(names, self.values()))
 
+    def find(self, name: str) -> Task:
+        """Returns the one of a name, alias or letter; `InputError` if none is."""
+        return self[resolve([name], self.values())[0]]
+
     def replaced(self, *tasks: Task) -> TaskSet:
         """Returns it with other tasks under their names, new ones at the end."""
         return TaskSet((self._by_name | {task.name: task for task in tasks}).values())
@@ -447,11 +451,8 @@ def _between(value: np.ndarray, known: Sequence[float] | None, mask):
 def _of_classes(unit: str, axes: int) -> tuple[Metric, ...]:
     if axes == MAP:
         return (metrics_lib.miou(), metrics_lib.pixel_accuracy())
-    return (
-        (metrics_lib.accuracy(), metrics_lib.miou())
-        if axes
-        else (metrics_lib.accuracy(),)
-    )
+    scores = (metrics_lib.accuracy(), metrics_lib.miou())
+    return scores if axes else scores[:1]  # Of one value per image.
 
 
 KINDS: dict[str, Kind] = {
