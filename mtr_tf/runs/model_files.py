@@ -237,8 +237,8 @@ def functional(
         except Exception as error:  # It may raise whatever it likes.
             raise InputError(
                 f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))} ({first_line(error)}); give --image_size, "
-                "or change the model."
+                f"{'x'.join(map(str, shape))} ({first_line(error)}); give "
+                "--image_size, or change the model."
             ) from error
     inputs = model.inputs
     shapes = [tuple(tensor.shape) for tensor in inputs]
