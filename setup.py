@@ -95,6 +95,7 @@ setuptools.setup(
             "pandas>=2.2",  # For Results.to_pandas.
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "setuptools>=77",  # A wheel is built in a test.
             "scikit-image>=0.24",  # The released code resizes with it.
         ],
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],

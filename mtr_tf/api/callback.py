@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-from absl import logging
 
 from mtr_tf.api import evaluate as evaluate_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.attack_job import Job
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.data import prepared
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator as evaluator_lib
@@ -151,9 +151,7 @@ class RobustnessCallback(keras.callbacks.Callback):
         if self._job is not None:  # What was read is not read again.
             subject = self._job.subject
             self._examples = Source(subject.info, lambda split: subject.columns)
-        level = logging.get_verbosity()
-        logging.set_verbosity(logging.ERROR)  # A model at chance is no news here.
-        try:
+        with prepared.quiet():  # A model at chance is no news here.
             return evaluate_lib.job_of(
                 self.model,
                 self._examples,
@@ -163,8 +161,6 @@ class RobustnessCallback(keras.callbacks.Callback):
                 self._settings,
                 pathlib.Path(),  # Nothing is written.
             )
-        finally:
-            logging.set_verbosity(level)
 
     def _follows(self, job: Job) -> bool:
         """Whether what the job attacks has the variables that are trained.

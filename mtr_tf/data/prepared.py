@@ -137,13 +137,15 @@ def prepare(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps back TFDS's warnings about folders not yet made and its own old names."""
-    level = logging.get_verbosity()
+    """Keeps warnings back: TFDS's, for one, about folders not yet made."""
+    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
+    level = logger.level  # It may be unset, which no verbosity says.
     logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        logging.set_verbosity(verbosity)
+        logger.setLevel(level)
 
 
 def opened(

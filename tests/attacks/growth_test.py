@@ -87,7 +87,7 @@ def test_forty_models_take_no_more_memory_than_what_is_kept(kept):
         attack_new_model(seed)
     assert held() == named
     grown = (memory() - before) / 2**20
-    assert grown < 100  # 40 graphs that stay are 300.
+    assert grown < 180  # 40 graphs that stay are 300.
 
 
 @pytest.mark.parametrize("count", [2**31, 2**32, 10**20])

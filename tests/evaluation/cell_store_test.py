@@ -102,7 +102,7 @@ def test_a_changed_cell_is_done_again(store, change, sealed, caplog):
         without_checksum(path)
         assert same(store.read(CELLS[0]), result())
     edit(path, CHANGES[change])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         assert store.read(CELLS[0]) is None
     assert caplog.text.count("is damaged") == 1
     assert same(store.read(CELLS[1]), result(CELLS[1], 1))  # Its neighbour is not.

@@ -46,7 +46,7 @@ def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
     source, path = saved
     model = tiny(2, ("seg", "normal", "depth"))
     before, there = weights(model), weights(source)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="absl"):
         initial_weights.start_from(model, str(path))
     after = weights(model)
     assert {p for p in after if p.startswith(("encoder", "head_depth"))} <= set(there)

@@ -29,13 +29,13 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Only tensors and plain values are read: code in the file is never run.
 
     Raises:
-      InputError: No torch, or one that is too old to be safe; no such file; it is
+      InputError: No such file; no torch, or one that is too old to be safe; it is
         damaged, or would fill the memory; it holds code, or no tensors; a tensor is not
         finite, or holds its numbers in another way than one after the other.
     """
-    _check_torch()
     if not pathlib.Path(path).is_file():
         raise InputError(f"--torch must be a file that torch.save wrote; got {path!s}.")
+    _check_torch()
     try:
         _check_whole(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
