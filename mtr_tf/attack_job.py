@@ -10,6 +10,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
                  predictions/     with --export_predictions (`cityscapes_export`)
+                 consistency.json how well outputs agree (`evaluation.consistency`)
                  measures.json    with --measure (`measures.measure`)
 """
 
@@ -35,6 +36,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
 from mtr_tf.evaluation import own_targets
@@ -67,7 +69,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 
 # Settings that older folders were not named with, where they say nothing.
-_LATER = {"attack_channels": [], "targets": "data"}
+_LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def attack(config: AttackConfig) -> str:
@@ -91,11 +93,13 @@ class Attacked:
       clean: The result of the clean images.
       results: Those of the attacks, in the order of the cells.
       records: All of it as `results.json` has it.
+      consistency: How well outputs agree that determine each other, likewise.
     """
 
     clean: Result
     results: list[Result]
     records: list[Record]
+    consistency: list[Record]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,13 +186,21 @@ class Job:
             store.rows_file,
             subject.tasks,
         )
-        return Attacked(clean, results, records)
+        targets = {}
+        if config.targets != OWN_TARGETS:
+            targets = consistency.of_targets(
+                subject.relations, subject.columns, subject.num_examples
+            )
+        agree = consistency.records(subject.relations, clean, results, targets)
+        return Attacked(clean, results, records, agree)
 
     def _write(self, attacked: Attacked) -> str:
         """Writes what shows of the attacks; returns the text to print."""
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
+        if attacked.consistency:
+            files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
@@ -196,7 +208,10 @@ class Job:
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks
         )
-        return tables.printed(config.format, self.title, records, folder)
+        told = tables.printed(config.format, self.title, records, folder)
+        if attacked.consistency and config.format == "text":
+            told += "\n\n" + tables.consistency(attacked.consistency)
+        return told
 
     @property
     def title(self) -> str:
@@ -259,7 +274,7 @@ def resolve(
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
     cells = _cells(config, source_run or run, tasks, source.info)
-    attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
+    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)

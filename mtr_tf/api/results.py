@@ -40,6 +40,7 @@ class Results:
       records: A record per attack, radius, attacked group, task and metric: what
         `results.json` has (docs/reading_results.md).
       measures: Those of `measure=`, as `measures.json` has them.
+      consistency: How well outputs agree that determine each other (docs/attacks.md).
       clean: The clean images: scores, rows per image, painted examples.
       attacked: The same of each attack.
       folder: What `out` named, where all is written; None: nowhere.
@@ -51,6 +52,7 @@ class Results:
     clean: Result | None = None
     attacked: Sequence[Result] = ()
     folder: pathlib.Path | None = None
+    consistency: Sequence[Record] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -74,6 +76,8 @@ class Results:
             parts.append(tables.about(self.title, self.records, width))
         elif self.records:
             parts.append(tables.printed(format, self.title, self.records, None))
+        if self.consistency and format == "text":
+            parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":
             parts.append(tables.measures(self.measures))
         return "\n\n".join(parts)

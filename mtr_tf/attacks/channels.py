@@ -43,9 +43,8 @@ def on_channels(
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
         whole = _Whole(x, tuple(channels))
-        part = tf.stack([x[..., channel] for channel in channels], axis=-1)
         inner = OnChannels(objective, whole)
-        return whole(attack(inner, part, *arguments, **options))
+        return whole(attack(inner, whole.part(x), *arguments, **options))
 
     return restricted
 
@@ -69,8 +68,19 @@ class _Whole:
     channels: tuple[int, ...]
 
     def __call__(self, part: tf.Tensor) -> tf.Tensor:
+        return self._between(part, tf.cast(self.x, part.dtype))
+
+    def part(self, whole: tf.Tensor) -> tf.Tensor:
+        """Returns these channels alone."""
+        return tf.stack([whole[..., channel] for channel in self.channels], axis=-1)
+
+    def change(self, part: tf.Tensor) -> tf.Tensor:
+        """Returns a change of these channels as one of whole images."""
+        return self._between(part, tf.zeros_like(self.x, part.dtype))
+
+    def _between(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        rest = tf.unstack(tf.cast(self.x, part.dtype), axis=-1)
+        rest = tf.unstack(others, axis=-1)
         return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
 
 
@@ -89,6 +99,15 @@ class OnChannels:
         """Returns it for one run, see `base.begin`."""
         return self._of(
             base.begin(self.objective, self.whole(start), self.whole(clean))
+        )
+
+    def moving(self, move: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
+        """Returns it, told how the attack moves; see `base.gradient`."""
+        if not hasattr(self.objective, "moving"):
+            return self
+        whole = self.whole
+        return self._of(
+            self.objective.moving(lambda slope: whole.change(move(whole.part(slope))))
         )
 
     def _of(self, objective: Any) -> OnChannels:

@@ -77,6 +77,12 @@ class AttackConfig(Settings):
     attack_weights: tuple[str, ...] = setting(
         (), "Weights of the attacked tasks' losses, as seg:1,depth:0.5; others: 1."
     )
+    spare: tuple[str, ...] = setting(
+        (),
+        "Tasks to keep, in each image, at or below their loss on the clean image while "
+        "others are attacked, as depth,edge; each and all of --attack_tasks then mean "
+        "the other tasks. See docs/attacks.md.",
+    )
     judge: str = setting(
         "auto",
         "What points of an attack, its restarts and members of ensembles are compared "
@@ -348,12 +354,35 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
+        self._check_spare()
         _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         parse_heads(self.heads)
         parse_heads(self.source_heads, "--source_heads")
         self._check_input()
+
+    def _check_spare(self):
+        """Raises InputError where nothing can be spared."""
+        if not self.spare:
+            return
+        for name in self.attack:
+            if name in KINDS and not KINDS[name].can_spare(self.restarts):
+                raise InputError(
+                    f"--spare must be with attacks that go by it, got {name}, which "
+                    "repeats other code or is one draw of noise; leave one of them "
+                    "out, or give noise and corner --restarts from 2."
+                )
+        if self.eot > 1:
+            raise InputError(
+                "--spare must be with one draw of a random model's noise, got "
+                f"--eot={self.eot}; leave one of them out."
+            )
+        if self.targets == OWN_TARGETS:
+            raise InputError(
+                "--spare must be with targets of the data, since no output can be "
+                "nearer to itself than it is; got --targets=own: leave one of them out."
+            )
 
     def _check_input(self):
         if self.input_range and not (

@@ -3,6 +3,7 @@
 
     JSON     count, scores and wanted, as in `Result`
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
+             consistent/TASK+TASK/MEASURE                         (`consistency`)
              picture/NAME                                         painted examples
              unit                                                 what intervals draw
              still                                                what did not move
@@ -49,10 +50,13 @@ class Result:
       aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
         the attacked images over these pixels, against the targets it is after.
       before_rows: Of an attack judged by comparison with the clean images, the attacked
-        tasks' rows of these, over those pixels and against those targets.
+        tasks' rows of these, over those pixels and against those targets; and those of
+        the tasks that it spares.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
       still: bool `[count]`, whether the attack left an image as it was; None of the
         clean images, and of versions that did not look.
+      consistent_rows: How well outputs agree that determine each other (`consistency`);
+        empty where there are none, and of versions that did not look.
     """
 
     cell: Cell | None
@@ -68,6 +72,7 @@ class Result:
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
     still: np.ndarray | None = None
+    consistent_rows: Rows = dataclasses.field(default_factory=dict)
 
     @property
     def attack_cell(self) -> Cell:
@@ -96,6 +101,7 @@ class Result:
             "wanted": self.wanted_rows,
             "aimed": self.aimed_rows,
             "before": self.before_rows,
+            "consistent": self.consistent_rows,
         }
 
 
@@ -168,6 +174,7 @@ def _with_arrays(
         wanted_rows=views["wanted"],
         aimed_rows=views["aimed"],
         before_rows=views["before"],
+        consistent_rows=views["consistent"],
     )
 
 
@@ -209,6 +216,7 @@ def result_of(
         _rows(arrays, "before"),
         arrays.get("unit"),
         arrays.get("still"),
+        _rows(arrays, "consistent"),
     )
 
 

@@ -111,11 +111,14 @@ def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
 
 
 def about(title: str, records: Sequence[Record], width: int) -> str:
-    """Of a sweep: the table, so wide at most, wanted targets, warnings."""
+    """Of a sweep: the table, so wide at most, wanted and spared tasks, warnings."""
     lines = [title, "", table(records, width), "", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
         lines += ["", "outputs against the targets that they are drawn to:", wanted]
+    spared = spared_table(records)
+    if spared:
+        lines += ["", "spared tasks, each at or below its clean loss or not:", spared]
     for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
         lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
     return "\n".join(lines)
@@ -185,6 +188,36 @@ def wanted_table(records: Sequence[Record]) -> str:
             attack, group, eps = _row_of(record)
             rows.append([attack, group, f"{eps:g}", task, metric, *numbers])
     return aligned(rows) if len(rows) > 1 else ""
+
+
+def spared_table(records: Sequence[Record]) -> str:
+    """Whether attacks spared what they were to spare; empty without any such attack.
+
+    A row per cell and spared task, with its mean loss, clean and attacked.
+    """
+    head = ["attack", "attacked", "eps", "spared", "clean loss", "attacked loss"]
+    rows = [[*head, "images at or below clean"]]
+    for record in records:
+        share = record.get("spared_share")
+        if share is not None and record["metric"] == "loss":
+            numbers = (plain(record[key]) for key in ("clean", "attacked_value"))
+            attack, group, eps = _row_of(record)
+            images = f"{share:.1%} of {record['n']}"
+            rows.append([attack, group, f"{eps:g}", record["task"], *numbers, images])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def consistency(records: Sequence[Record]) -> str:
+    """How well outputs agree that determine each other: a row per cell and pair."""
+    head = ["attack", "attacked", "eps", "outputs", "measure"]
+    rows = [[*head, "of the targets", "clean", "attacked"]]
+    for record in records:
+        attack, group, eps = _row_of(record)
+        measure = f"{record['measure']}{_unit(record)}, {record['better']} is better"
+        numbers = (record[key] for key in ("targets", "clean", "attacked_value"))
+        pair = " and ".join(record["tasks"])
+        rows.append([attack, group, f"{eps:g}", pair, measure, *map(plain, numbers)])
+    return f"how well outputs fit each other:\n{aligned(rows)}"
 
 
 def _headlines(records: Sequence[Record]) -> dict[str, str]:
