@@ -35,6 +35,7 @@ class CompareConfig(Settings):
         (),
         "What has been attacked: run directories, .keras files, or folders "
         "RUN/attacks/NAME. Required.",
+        path=True,
     )
     name: str = setting(
         "", "Only results in the folders RUN/attacks/NAME; empty: all finished attacks."
@@ -48,7 +49,9 @@ class CompareConfig(Settings):
     metric: str = setting("", "The metric; empty: each task's headline metric.")
     format: str = FORMAT
     plot: str = setting(
-        "", "Also draw the curves into this file: .png, .pdf or .svg; one per table."
+        "",
+        "Also draw the curves into this file: .png, .pdf or .svg; one per table.",
+        path=True,
     )
 
 

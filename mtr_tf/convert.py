@@ -48,14 +48,18 @@ NORMALIZATIONS = {
 class ConvertConfig(Settings):
     """What `python -m mtr_tf.convert` takes."""
 
-    torch: str = setting("", "File that torch.save wrote: the weights. Required.")
+    torch: str = setting(
+        "", "File that torch.save wrote: the weights. Required.", path=True
+    )
     model: str = setting(
         "drn_d_22", "Architecture of the weights: a DRN or ResNet of mtr_tf.models."
     )
     tasks: tuple[str, ...] = setting(
         (), "Tasks to take over, as in mtr_tf.train; empty: all that the file has."
     )
-    workdir: str = setting("", "Run directory to make; empty: runs/ and FILE's name.")
+    workdir: str = setting(
+        "", "Run directory to make; empty: runs/ and FILE's name.", path=True
+    )
     decoders: str = setting(
         "auto",
         "One decoder per task, or one for all with a last layer per task; auto: "
@@ -82,7 +86,7 @@ class ConvertConfig(Settings):
         "Data set that the run is to be attacked on; empty: cityscapes for DRNs, "
         "taskonomy for ResNets.",
     )
-    data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.")
+    data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.", path=True)
     image_size: str = setting(
         "",
         "Height x width to attack at, in multiples of 8 (DRNs) or 32 (ResNets); empty: "

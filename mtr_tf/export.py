@@ -41,15 +41,20 @@ class ExportConfig(Settings):
         "",
         "Run of mtr_tf.train or mtr_tf.convert, or a checkpoint in one "
         "(runs/NAME/checkpoints/best). Required.",
+        path=True,
     )
     out: str = setting(
-        "", "Folder to write: a new one, or an earlier export. Required."
+        "",
+        "Folder to write: a new one, or an earlier export. Required.",
+        path=True,
     )
     dataset: str = setting(
         "",
         "Data set of a checkpoint's run, if it is one of your own (module:function).",
     )
-    data_dir: str = setting("", "Folder of a checkpoint's data; empty: as in training.")
+    data_dir: str = setting(
+        "", "Folder of a checkpoint's data; empty: as in training.", path=True
+    )
 
 
 def main(config: ExportConfig) -> None:

@@ -36,8 +36,9 @@ class ReproduceConfig(Settings):
         "",
         "Name of a study that comes with mtr_tf, or path of a .toml file of your own. "
         "Empty: lists the studies.",
+        path=True,
     )
-    workdir: str = setting("", "The study's folder; empty: runs/study-NAME.")
+    workdir: str = setting("", "The study's folder; empty: runs/study-NAME.", path=True)
     workers: int = setting(
         0,
         "Processes at a time, each with one GPU or one thread; 0: one per GPU, or per "
@@ -56,7 +57,7 @@ class ReproduceConfig(Settings):
         "Data set to take instead of the study's; models with tasks that it has not "
         "are left out.",
     )
-    data_dir: str = setting("", "Folder of the data; empty: as in training.")
+    data_dir: str = setting("", "Folder of the data; empty: as in training.", path=True)
     image_size: str = setting(
         "", "Size of pictures to take instead of the study's: 96x128, or one number."
     )
@@ -67,6 +68,7 @@ class ReproduceConfig(Settings):
         "",
         "Folder to copy the report's README.md, tables and main plots to, to keep in a "
         "repository.",
+        path=True,
     )
     dry_run: bool = setting(
         False, "Only list what would be done, and the commands for it."

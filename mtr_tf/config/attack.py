@@ -44,6 +44,7 @@ class AttackConfig(Settings):
         "folder of a SavedModel, or module:function, a function of yours that returns "
         "a Keras model or any function of images. Required.",
         changes=NOTHING,
+        path=True,
     )
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
@@ -153,6 +154,7 @@ class AttackConfig(Settings):
         "Transfer: make the adversarial images on this other run or model of your own, "
         "and look at what they do to --ckpt.",
         changes=NOTHING,
+        path=True,
     )
     fast: bool = setting(
         False,
@@ -202,7 +204,10 @@ class AttackConfig(Settings):
         "does a run on module:function, for code that a file names is not run unasked.",
     )
     data_dir: str = setting(
-        "", "Folder of the data; empty: as in training.", changes=NOTHING
+        "",
+        "Folder of the data; empty: as in training.",
+        changes=NOTHING,
+        path=True,
     )
     depth_target: str = setting(
         "own",

@@ -75,6 +75,7 @@ class TrainConfig(Settings):
         "Folder of the data. For rooms, where it is kept once made; empty: "
         "TFDS_DATA_DIR or ~/tensorflow_datasets.",
         changes=NOTHING,
+        path=True,
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the data set's own."
@@ -131,6 +132,7 @@ class TrainConfig(Settings):
         "",
         "Weights to start from: a .keras or .h5 file, or a run directory; layers of "
         "the same names and shapes take them.",
+        path=True,
     )
     frozen: tuple[str, ...] = setting(
         (),
@@ -301,7 +303,9 @@ class RunPlace(Settings):
     """Where a training run is kept; not a part of what it computes."""
 
     workdir: str = setting(
-        "", "Run directory; empty: runs/ and a name made of the main settings."
+        "",
+        "Run directory; empty: runs/ and a name made of the main settings.",
+        path=True,
     )
     resume: bool = setting(
         True,

@@ -97,6 +97,11 @@ FILES = dict(
 )
 
 TRAIN = [
+    (
+        "train --workdir=gs://bucket/run",
+        "--workdir must be a path in a file system of this machine, got "
+        "'gs://bucket/run'; mount what it names as a folder, or copy it, and give the",
+    ),
     ("train --lr=0.1", "there is no flag --lr. Did you mean --learning_rate?"),
     ("train --bs=4", "there is no flag --bs. Did you mean --batch_size?"),
     ("train --zzz=3", "there is no flag --zzz. --help lists the flags."),
@@ -275,6 +280,7 @@ ON_A_RUN = [
 
 OTHERS = [
     ("compare", "--runs must name one or more attacked runs; it is empty."),
+    ("compare --runs=good,s3://b/run", "got 's3://b/run'; mount what it names"),
     ("compare --runs=missing", "got 'missing', which does not exist."),
     ("compare --runs=file", "got 'file', which is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),
