@@ -55,7 +55,7 @@ class CompareConfig(Settings):
 def main(config: CompareConfig) -> None:
     """Prints the tables; raises `InputError` for what the user can put right."""
     if not config.runs:
-        raise InputError("--runs must name one or more attacked runs; it is empty.")
+        raise InputError("--runs must name one or more attacked runs, but it is empty.")
     plot = pathlib.Path(config.plot)
     if config.plot and plot.suffix.lower() not in _PICTURES:
         raise InputError(

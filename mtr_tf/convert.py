@@ -114,7 +114,9 @@ class ConvertConfig(Settings):
 def main(config: ConvertConfig) -> None:
     """Converts; raises `InputError` for what the user can put right."""
     if not config.torch:
-        raise InputError("--torch must name a file of PyTorch weights; it is empty.")
+        raise InputError(
+            "--torch must name a file of PyTorch weights, but it is empty."
+        )
     startup.import_tensorflow()
     workdir = convert(config)
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)
@@ -148,7 +150,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     directory.check_path(workdir)
     with files.locked(workdir):
         if _is_done(workdir, about, run_config):
-            logging.info("%s is converted already", workdir)
+            logging.info("%s has been converted already", workdir)
             return workdir
         model, said = _model(config, run_config, found)
         for sentence in said:
@@ -183,8 +185,8 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
         )
     if not config.tasks and not found.tasks:
         raise InputError(
-            "--tasks must say which heads the model gets, since the file has none; "
-            "it is empty."
+            "--tasks must say which heads the model gets, because the file has none, "
+            "but it is empty."
         )
     return TrainConfig(
         tasks=resolve(config.tasks or found.tasks),
@@ -213,8 +215,8 @@ def _model(
     classes = config.num_classes or stored
     if classes is None and "seg" in run_config.tasks:
         raise InputError(
-            "--num_classes must say how many classes seg has, since the file has no "
-            "head for it; it is 0."
+            "--num_classes must say how many classes seg has, because the file has no "
+            "head for it, but it is 0."
         )
     drn = models.MODELS[config.model].family != "resnet"
     unused_class = not drn and stored == (classes or 0) + 1
@@ -236,10 +238,12 @@ def _model(
     )
     said = torch_weights.assign(model, found, unused_class)
     if unused_class:
-        said.append(f"the last of the {stored} outputs of seg is left out.")
+        said.append(f"the last of the {stored} outputs of seg is dropped.")
     if "seg" in run_config.tasks and drn:
-        said.append("seg gives logits: the log-softmax after them is the loss's.")
-    said.append(f"pictures are standardised as for {normalization}.")
+        said.append(
+            "seg gives logits: the log-softmax that follows them is part of the loss."
+        )
+    said.append(f"images are standardised as for {normalization}.")
     return model, said
 
 
@@ -257,8 +261,8 @@ def _is_done(workdir: pathlib.Path, about: dict, run_config: TrainConfig) -> boo
     holds = [name for name in names if (workdir / name).exists()]
     if holds:
         raise InputError(
-            f"{workdir} holds something else ({', '.join(holds)}); give another "
-            "--workdir."
+            f"{workdir} already holds something else ({', '.join(holds)}); give "
+            "another --workdir."
         )
     return False
 
@@ -270,8 +274,8 @@ def run() -> None:
         __doc__,
         (ConvertConfig,),
         main,
-        "A run that is converted is whole; of one that is not, nothing counts, and the "
-        "same command starts it again.",
+        "A run whose conversion has not finished cannot be used; the same command "
+        "starts it again.",
     )
 
 

@@ -308,34 +308,38 @@ class AttackConfig(Settings):
         super().__post_init__()
         if not self.ckpt:
             raise InputError(
-                "--ckpt must name what to attack: a run directory such as runs/NAME, a "
-                "checkpoint in it, or a model of your own; it is empty."
+                "--ckpt must name what to attack, but it is empty; give a run "
+                "directory such as runs/NAME, a checkpoint in it, or a model of your "
+                "own."
             )
         for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
-                raise InputError(f"--{name} must have at least one value; it is empty.")
+                raise InputError(
+                    f"--{name} must have at least one value, but it is empty."
+                )
         if self.attack != NO_ATTACK:
             kinds.check_names("attack", self.attack, KINDS)
         kinds.check_names("measure", self.measure, MEASURES)
         if self.attack == NO_ATTACK and not self.measure:
             raise InputError(
-                "--attack=none is for measuring only, and --measure is empty; name one "
-                f"or more of {', '.join(MEASURES)}."
+                "--attack=none only measures, but --measure is empty; name one or "
+                f"more of {', '.join(MEASURES)}."
             )
         if "first_order" in self.measure and not any(self.eps):
             raise InputError(
-                "--measure=first_order needs a radius above 0 in --eps, got only 0."
+                "--measure=first_order needs a radius above 0 in --eps, but there "
+                "is only 0."
             )
         kinds.check_names("attack in --ensemble", self.ensemble, kinds.member_names())
         named = [name for name in self.attack if name in KINDS]
         if not self.ensemble and any("ensemble" in KINDS[name].uses for name in named):
             raise InputError(
-                "--ensemble must name what worst consists of; it is empty."
+                "--ensemble must name the attacks that worst combines, but it is empty."
             )
         if self.attack_pixels and self.attack_block:
             raise InputError(
-                "--attack_pixels and --attack_block both say which pixels to attack; "
-                "give one of them."
+                "--attack_pixels and --attack_block both choose the pixels to attack; "
+                "give only one of them."
             )
         for name, lengths in (("eps", self.eps), ("step_size", (self.step_size,))):
             if self.norm == "linf" and max(lengths) > 255:
@@ -373,8 +377,8 @@ class AttackConfig(Settings):
         per_channel = {len(self.input_mean), len(self.input_std)} - {0, 1}
         if len(per_channel) > 1:
             raise InputError(
-                "--input_mean and --input_std must have as many numbers as images have "
-                f"channels, or one; got {len(self.input_mean)} and "
+                "--input_mean and --input_std must have one number, or one per "
+                f"channel of the images; got {len(self.input_mean)} and "
                 f"{len(self.input_std)}."
             )
 
@@ -446,8 +450,9 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
         least, most = WEIGHTS
         if weight != 0 and not least <= abs(weight) <= most:
             raise InputError(
-                "--attack_weights must be pairs of a task and a number, 0 or of size "
-                f"{least:g} to {most:g}, such as seg:1,depth:0.5; got {text!r}."
+                "--attack_weights must be pairs of a task and a number such as "
+                "seg:1,depth:0.5, where each number is 0 or has a size from "
+                f"{least:g} to {most:g}; got {text!r}."
             )
         pairs.append((name, weight))
     return tuple(pairs)

@@ -151,7 +151,9 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
             f"{flag} must be one number (64) or height x width (96x128), got {text!r}."
         )
     if max(numbers) > LONGEST_SIDE:
-        raise InputError(f"{flag} must be at most {LONGEST_SIDE} a side, got {text!r}.")
+        raise InputError(
+            f"{flag} must be at most {LONGEST_SIDE} on each side, got {text!r}."
+        )
     return numbers[0], numbers[-1]
 
 

@@ -254,29 +254,29 @@ class TrainConfig(Settings):
         ours = self.width or self.decoders != "separate" or self.sync_batch_norm
         if ":" in self.model and ours:
             raise InputError(
-                "--width, --decoders and --sync_batch_norm are for the models here, "
-                f"and {self.model} builds its own; leave them out."
+                "--width, --decoders and --sync_batch_norm are only for built-in "
+                f"models, but {self.model} is a function of yours; leave them out."
             )
         if self.lr_epochs and self.schedule != "step":
             raise InputError(
-                f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "
-                "one of the two out."
+                "--lr_epochs needs --schedule=step, but the schedule is "
+                f"{self.schedule}; leave out one of the two."
             )
         ruled = self.main_tasks or self.aux_weight != 1
         if ruled and self.task_weights != "main_aux":
             raise InputError(
-                "--main_tasks and --aux_weight go with --task_weights=main_aux, got "
-                f"{self.task_weights}; leave one of the two out."
+                "--main_tasks and --aux_weight need --task_weights=main_aux, got "
+                f"{self.task_weights}; leave out one or the other."
             )
         if list(self.lr_epochs) != sorted(set(self.lr_epochs)):
             raise InputError(
-                "--lr_epochs must rise, such as 120,140; got "
+                "--lr_epochs must be in rising order, such as 120,140; got "
                 f"{','.join(map(str, self.lr_epochs))}."
             )
         if self.schedule == "step" and not self.lr_epochs:
             raise InputError(
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "
-                "falls; it is empty. Give for example --lr_epochs=120,140."
+                "falls, but it is empty; give for example --lr_epochs=120,140."
             )
         _ = self.parsed_image_size, self.parsed_crop  # Complain now.
 

@@ -46,7 +46,7 @@ def worthwhile(mode: str, passes: float, pixels: float) -> bool:
       InputError: There is no such mode.
     """
     if mode not in MODES:
-        raise InputError(f"jit is one of {', '.join(MODES)}, got {mode!r}.")
+        raise InputError(f"jit must be one of {', '.join(MODES)}; got {mode!r}.")
     if mode != "auto":
         return mode == "on"
     return on_gpu() and passes * max(1.0, pixels / _PIXELS) >= PASSES

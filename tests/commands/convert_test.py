@@ -447,7 +447,7 @@ def test_a_classification_file_needs_tasks(torch, tmp_path):
     workdir = convert(ConvertConfig(**settings, tasks=("s", "d")))
     said = json.loads((workdir / "conversion.json").read_text())["said"]
     assert "head_depth, head_seg: not in the file, at their initial values." in said
-    assert "pictures are standardised as for imagenet." in said
+    assert "images are standardised as for imagenet." in said
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def test_ranges_means_and_deviations(settings, scale, offset):
         ({"input_range": (1.0, 0.0)}, "the lower first.*got 1,0"),
         (
             {"input_mean": (1.0, 2.0), "input_std": (1.0, 2.0, 3.0)},
-            "as many numbers as images have channels, or one; got 2 and 3",
+            "one number, or one per channel of the images; got 2 and 3",
         ),
         ({"input_std": (0.0,)}, "--input_std must be one number from 1e-06"),
     ],

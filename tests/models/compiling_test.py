@@ -206,7 +206,7 @@ def test_when_it_pays(monkeypatch):
     assert compiling.worthwhile("auto", 4000, batch)
     assert compiling.worthwhile("auto", 1000, 4 * batch)
     assert not compiling.worthwhile("auto", 990, 4 * batch)
-    with pytest.raises(InputError, match="jit is one of auto, on, off, got 'yes'"):
+    with pytest.raises(InputError, match="jit must be one of auto, on, off; got 'yes'"):
         compiling.worthwhile("yes", 1, 1)
 
 
