@@ -115,7 +115,7 @@ def main(config: ReproduceConfig) -> None:
             with files.locked(workdir):
                 runner.write(computes=False)
         except files.InUse:
-            logging.info("the study runs; the report is of what is done so far")
+            logging.info("the study is running; the report covers what is done so far")
     else:
         with files.locked(workdir):
             runner = runner_lib.Runner(study, workdir, config.only)
@@ -124,9 +124,9 @@ def main(config: ReproduceConfig) -> None:
     failures = runner.failures()
     if failures:
         raise InputError(
-            f"{len(failures)} of {len(runner.queue.cells)} cells have failed, and the "
-            "report lacks them; see what each says in its log, and repeat the command. "
-            f"The first: {failures[0]}"
+            f"{len(failures)} of {len(runner.queue.cells)} cells failed and are "
+            "missing from the report; read their logs, then repeat the command. The "
+            f"first: {failures[0]}"
         )
 
 
@@ -164,11 +164,11 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     runner.write(computes=missing > 0)
     if not missing:
         done = runner.queue.count(queue.DONE)
-        logging.info("%s is finished already: %d cells", study.name, done)
+        logging.info("%s is already finished: %d cells", study.name, done)
         return
     slots = runner_lib.slots(workers, gpus, parts.cores())
     logging.info(
-        "%s: %d of %d cells to do, %d at a time; what they say is in %s",
+        "%s: %d of %d cells to do, %d at a time; their logs are in %s",
         study.name,
         missing,
         len(runner.queue.cells),
@@ -197,7 +197,7 @@ def _listing() -> str:
     from mtr_tf.study import study_file
     from mtr_tf.study import toml_table
 
-    lines = ["There are these studies; choose one with --study=NAME.", ""]
+    lines = ["Choose a study with --study=NAME. There are:", ""]
     for name, path in study_file.shipped().items():
         about = " ".join(toml_table.read(path).get("about", "").split())
         lines.append(f"  {name:14} {re.split(r'(?<=[.?!]) ', about)[0]}")
@@ -237,7 +237,7 @@ def run() -> None:
         __doc__,
         (ReproduceConfig,),
         main,
-        "What is done is kept; the same command goes on from there.",
+        "What is done is kept; the same command continues from there.",
     )
 
 

@@ -211,7 +211,7 @@ class Fallback:
         self._function = self._build(False)
         found = self._function(*arguments)  # Raises, if it was not for XLA.
         logging.warning(
-            "XLA cannot compile %s, which goes on without (%s)",
+            "XLA cannot compile %s, which continues without it (%s)",
             self._what,
             _reason(refused.message),
         )

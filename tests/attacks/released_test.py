@@ -262,7 +262,7 @@ def test_its_records_say_how_far_it_goes(name, eps):
     ends = [cell.build()(linear(s), x, 0, *cell.numbers) for s in (1.0, -1.0)]
     farthest = 255 * max(np.abs(end - x).max() for end in ends)
     (warning,) = cell.warnings
-    assert f"{name} is not bound by eps" in warning
+    assert f"{name} does not stay within eps" in warning
     assert f"at eps {eps:g} values move by up to {farthest:.3g} levels" in warning
     assert farthest == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
     assert still.warnings == ()

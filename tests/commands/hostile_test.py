@@ -167,19 +167,19 @@ TRAIN = [
     ("train --model=resnet18 --crop=40", "multiples of 32, got 40x40"),
     ("train --tasks=seg,dpeth", "Unknown task 'dpeth'. Did you mean 'depth'?"),
     ("train --tasks=", "At least one task must be named"),
-    ("train --tasks=seg,s", "Tasks must differ"),
+    ("train --tasks=seg,s", "Each task may be named only once"),
     ("train --main_tasks=normal", "--main_tasks must be among --tasks"),
     ("train --adversarial_tasks=normal", "--adversarial_tasks must be main, all"),
     ("train --best_metric=seg/mean", "--best_metric must be"),
     ("train --dataset=camvit", "camvid"),
-    ("train --workdir=file --model=tiny", "--workdir must be a directory, got the"),
+    ("train --workdir=file --model=tiny", "--workdir must be a directory, but file is"),
 ]
 
 ATTACK = [
     ("attack", "--ckpt must name what to attack"),
     ("attack --ckpt=missing", "--ckpt must be a run directory"),
     ("attack --ckpt=plain", "--ckpt must be a run directory"),
-    ("attack --ckpt=file", "which is some other file"),
+    ("attack --ckpt=file", "which is another kind of file"),
     ("attack --ckpt=missing.keras", "missing.keras"),
     ("attack --chkpt=x", "there is no flag --chkpt. Did you mean --ckpt?"),
     ("attack --epsilon=8", "there is no flag --epsilon."),
@@ -282,7 +282,10 @@ OTHERS = [
     ("compare --runs=file", "got 'file', which is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),
     ("compare --runs=begun", "no finished attack (only unfinished: half)"),
-    ("compare --runs=two,two", "--runs must differ, got one of two, two twice."),
+    (
+        "compare --runs=two,two",
+        "--runs must all be different, but one of two, two is given twice.",
+    ),
     (
         "compare --runs=two --name=c",
         "--name must be a finished attack of two, a, b; got",
@@ -322,8 +325,8 @@ OTHERS = [
     ("compare --runs=empty", "has no attack with a radius above 0"),
     ("compare --run=good", "there is no flag --run. Did you mean --runs?"),
     ("convert", "--torch must name a file of PyTorch weights, but it is empty."),
-    ("convert --torch=missing.pth", "--torch must be a file that torch.save wrote"),
-    ("convert --torch=plain", "--torch must be a file that torch.save wrote"),
+    ("convert --torch=missing.pth", "--torch must be a file written by torch.save"),
+    ("convert --torch=plain", "--torch must be a file written by torch.save"),
     ("convert --torch=x.pth --model=tiny", "--model must be one of resnet18"),
     ("convert --torch=x.pth --num_classes=-1", "--num_classes must be from 0 to 10000"),
     ("convert --torch=x.pth --num_classes=99999", "--num_classes must be from 0 to"),
@@ -425,7 +428,9 @@ def test_epochs_that_make_too_many_steps(ask, place, monkeypatch, camvid_dir):
     flags = f"--dataset=camvid --data_dir={camvid_dir} --tasks=seg --image_size=32x40"
     code, said = ask(f"train {flags} --model=tiny --batch_size=4 --workdir=new")
     last = said.splitlines()[-1]
-    assert last.startswith("error: --epochs must make at most 100 steps in all, got 20")
+    assert last.startswith(
+        "error: --epochs must give at most 100 steps in all, but got 20"
+    )
     assert code == 1
     assert not (place / "new").exists()
 

@@ -276,7 +276,7 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     sentences = records[0]["warnings"]
     for task, sentence in zip(("seg", "depth"), sentences, strict=False):
         assert sentence.startswith(f"{task} has outputs that are not finite")
-        assert f"of {COUNT} images {DARK} clean and up to" in sentence
+        assert f"(in {DARK} of {COUNT} clean images, and in up to" in sentence
         assert sentence in text
     # The dark images' pixels are wrong, all others right; means do not exist.
     assert {record["attack"] for record in records} == {"worst", "pgd"}
