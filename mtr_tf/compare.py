@@ -33,14 +33,19 @@ class CompareConfig(Settings):
 
     runs: tuple[str, ...] = setting(
         (),
-        "What has been attacked: run directories, .keras files, or folders "
-        "RUN/attacks/NAME. Required.",
+        "What to compare, after it was attacked: run directories, .keras files, or "
+        "folders RUN/attacks/NAME. Required.",
     )
     name: str = setting(
-        "", "Only results in the folders RUN/attacks/NAME; empty: all finished attacks."
+        "",
+        (
+            "Use only the results in the folders RUN/attacks/NAME; empty: all "
+            "finished attacks."
+        ),
     )
     attack: tuple[str, ...] = setting(
-        (), "Attacks to compare, such as pgd; empty: all that the models share."
+        (),
+        ("Attacks to compare, such as pgd; empty: all that the models have in common."),
     )
     task: tuple[str, ...] = setting(
         (), "Tasks to compare; empty: all that were attacked alone in all models."
@@ -48,7 +53,8 @@ class CompareConfig(Settings):
     metric: str = setting("", "The metric; empty: each task's headline metric.")
     format: str = FORMAT
     plot: str = setting(
-        "", "Also draw the curves into this file: .png, .pdf or .svg; one per table."
+        "",
+        ("Also plot the curves in this file (.png, .pdf or .svg), one plot per table."),
     )
 
 

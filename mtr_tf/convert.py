@@ -48,39 +48,39 @@ NORMALIZATIONS = {
 class ConvertConfig(Settings):
     """What `python -m mtr_tf.convert` takes."""
 
-    torch: str = setting("", "File that torch.save wrote: the weights. Required.")
+    torch: str = setting("", "File with the weights, written by torch.save. Required.")
     model: str = setting(
         "drn_d_22", "Architecture of the weights: a DRN or ResNet of mtr_tf.models."
     )
     tasks: tuple[str, ...] = setting(
-        (), "Tasks to take over, as in mtr_tf.train; empty: all that the file has."
+        (), "Tasks to convert, as in mtr_tf.train; empty: all that the file has."
     )
-    workdir: str = setting("", "Run directory to make; empty: runs/ and FILE's name.")
+    workdir: str = setting("", "Run directory to create; empty: runs/ and FILE's name.")
     decoders: str = setting(
         "auto",
-        "One decoder per task, or one for all with a last layer per task; auto: "
-        "shared for DRNs, if those in the file are equal, else separate.",
+        "separate: one decoder per task. shared: one for all, with a last layer per "
+        "task. auto: shared for DRNs if the decoders in the file are equal, otherwise "
+        "separate.",
         choices=("auto", "separate", "shared"),
     )
     num_classes: int = setting(
         0,
-        "Classes of seg; 0: as in the file. A ResNet's file may have one more, which "
-        "is left out: the released Taskonomy models have 18 outputs for 17 classes "
-        "(18 go with --as_released, 17 with --noas_released).",
+        "Number of classes of seg; 0: as in the file. A ResNet's file may have one "
+        "more, which is dropped: the released Taskonomy models have 18 outputs for 17 "
+        "classes (use 18 with --as_released, 17 with --noas_released).",
         low=0,
         high=10_000,
     )
     normalize: str = setting(
         "auto",
-        "What the model subtracts from pictures in [0, 1] and divides by; auto: "
-        "cityscapes for DRNs, minus_one_to_one for ResNets, imagenet for files of "
-        "classification networks.",
+        "How the model standardises images in [0, 1]; auto: cityscapes for DRNs, "
+        "minus_one_to_one for ResNets, imagenet for files of classification networks.",
         choices=("auto", *NORMALIZATIONS),
     )
     dataset: str = setting(
         "",
-        "Data set that the run is to be attacked on; empty: cityscapes for DRNs, "
-        "taskonomy for ResNets.",
+        "Data set to attack the run on; empty: cityscapes for DRNs, taskonomy for "
+        "ResNets.",
     )
     data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.")
     image_size: str = setting(
@@ -90,7 +90,7 @@ class ConvertConfig(Settings):
     )
     depth_target: str = setting(
         "released",
-        "What cityscapes' depth is, as in mtr_tf.train; released models predict "
+        "Unit of cityscapes' depth, as in mtr_tf.train; released models predict "
         "`released`.",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )
@@ -98,7 +98,7 @@ class ConvertConfig(Settings):
         True, "Read taskonomy as the released code does, as in mtr_tf.train."
     )
     seed: int = setting(
-        0, "Seed of what the file has no weights for.", low=0, high=2**32 - 1
+        0, "Seed for layers that the file has no weights for.", low=0, high=2**32 - 1
     )
 
     def __post_init__(self):

@@ -43,13 +43,16 @@ class ExportConfig(Settings):
         "(runs/NAME/checkpoints/best). Required.",
     )
     out: str = setting(
-        "", "Folder to write: a new one, or an earlier export. Required."
+        "", "Folder to write to: a new one, or an earlier export. Required."
     )
     dataset: str = setting(
         "",
-        "Data set of a checkpoint's run, if it is one of your own (module:function).",
+        "For a checkpoint whose run used your own data set: that data set, "
+        "module:function.",
     )
-    data_dir: str = setting("", "Folder of a checkpoint's data; empty: as in training.")
+    data_dir: str = setting(
+        "", ("For a checkpoint: the folder of the data; empty: as in training.")
+    )
 
 
 def main(config: ExportConfig) -> None:

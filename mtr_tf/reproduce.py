@@ -34,42 +34,46 @@ class ReproduceConfig(Settings):
 
     study: str = setting(
         "",
-        "Name of a study that comes with mtr_tf, or path of a .toml file of your own. "
-        "Empty: lists the studies.",
+        "Name of a study that comes with mtr_tf, or path of your own .toml file. "
+        "Empty: list the studies.",
     )
     workdir: str = setting("", "The study's folder; empty: runs/study-NAME.")
     workers: int = setting(
         0,
-        "Processes at a time, each with one GPU or one thread; 0: one per GPU, or per "
-        "core where there is no GPU.",
+        "Number of processes at a time, each with one GPU or one thread; 0: one per "
+        "GPU, or one per core if there is no GPU.",
         low=0,
         high=1024,
     )
     seeds: tuple[int, ...] = setting(
-        (), "Seeds to take instead of the study's.", low=0, high=2**32 - 1
+        (), "Seeds to use instead of the study's.", low=0, high=2**32 - 1
     )
     only: tuple[str, ...] = setting(
         (), "Train and attack only these variants; empty: all."
     )
     dataset: str = setting(
         "",
-        "Data set to take instead of the study's; models with tasks that it has not "
-        "are left out.",
+        "Data set to use instead of the study's; models with tasks that it does not "
+        "have are left out.",
     )
     data_dir: str = setting("", "Folder of the data; empty: as in training.")
     image_size: str = setting(
-        "", "Size of pictures to take instead of the study's: 96x128, or one number."
+        "", "Image size to use instead of the study's: 96x128, or one number."
     )
     report: bool = setting(
-        False, "Train and attack nothing; only write the report of what is there."
+        False,
+        (
+            "Train and attack nothing; only write the report from the results that "
+            "are there."
+        ),
     )
     export: str = setting(
         "",
-        "Folder to copy the report's README.md, tables and main plots to, to keep in a "
-        "repository.",
+        "Copy the report's README.md, tables and main plots to this folder, to keep "
+        "in a repository.",
     )
     dry_run: bool = setting(
-        False, "Only list what would be done, and the commands for it."
+        False, "Only list the cells that would be run, with their commands."
     )
 
 

@@ -51,7 +51,7 @@ def setting(
 
 FORMAT = setting(
     "text",
-    "How tables are printed.",
+    "Format of printed tables.",
     choices=("text", "markdown", "csv", "json"),
     changes=NOTHING,
 )
@@ -161,14 +161,14 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "else one device.",
+    "otherwise one device.",
     choices=("auto", "one_device", "mirrored"),
     changes=NOTHING,
 )
 REPLICAS = setting(
     0,
-    "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
-    "split into that many, for trials.",
+    "Number of devices for --strategy=mirrored; 0: all GPUs. Without a GPU the CPU is "
+    "split into that many devices, for tests.",
     low=0,
     high=128,
     changes=NOTHING,
@@ -177,8 +177,8 @@ REPLICAS = setting(
 
 JIT = setting(
     "auto",
-    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
-    "minute that it takes (docs/gpu.md).",
+    "Compile graphs with XLA; auto: on GPUs, if there is enough work to be worth the "
+    "half minute of compiling (docs/gpu.md).",
     choices=("auto", "on", "off"),
     changes=NOTHING,
 )

@@ -139,7 +139,7 @@ def test_a_file_that_names_the_function_runs_nothing():
     config = TrainConfig(model="nobody:knows")
     with pytest.raises(
         InputError,
-        match="never run unasked; wait until the training has ended, and give the run's directory",
+        match="never run unasked; wait until the training has ended",
     ):
         building.build_model(config, None)
 
