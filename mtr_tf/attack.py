@@ -33,7 +33,7 @@ def run() -> None:
         __doc__,
         (AttackConfig,),
         main,
-        "Finished combinations are kept; the same command goes on with the others.",
+        "Finished combinations are kept; the same command continues with the others.",
     )
 
 

@@ -395,8 +395,8 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
     radius = max(config.eps)
     if config.norm == "linf" and 0 < radius <= 1:
         logging.warning(
-            "--eps is in levels of 0-255 under --norm=linf, so that %g is %g of an "
-            "image in [0, 1]; for %g of it give --eps=%g",
+            "--eps is in levels of 0-255 under --norm=linf, so %g means %g in an "
+            "image in [0, 1]; if you meant %g, give --eps=%g",
             radius,
             radius / 255,
             radius,

@@ -33,15 +33,18 @@ class CompareConfig(Settings):
 
     runs: tuple[str, ...] = setting(
         (),
-        "What has been attacked: run directories, .keras files, or folders "
-        "RUN/attacks/NAME. Required.",
+        "What to compare, after it was attacked: run directories, .keras files, or "
+        "folders RUN/attacks/NAME. Required.",
         path=True,
     )
     name: str = setting(
-        "", "Only results in the folders RUN/attacks/NAME; empty: all finished attacks."
+        "",
+        "Use only the results in the folders RUN/attacks/NAME; empty: all "
+        "finished attacks.",
     )
     attack: tuple[str, ...] = setting(
-        (), "Attacks to compare, such as pgd; empty: all that the models share."
+        (),
+        "Attacks to compare, such as pgd; empty: all that the models have in common.",
     )
     task: tuple[str, ...] = setting(
         (), "Tasks to compare; empty: all that were attacked alone in all models."
@@ -50,7 +53,7 @@ class CompareConfig(Settings):
     format: str = FORMAT
     plot: str = setting(
         "",
-        "Also draw the curves into this file: .png, .pdf or .svg; one per table.",
+        "Also plot the curves in this file (.png, .pdf or .svg), one plot per table.",
         path=True,
     )
 
@@ -58,7 +61,7 @@ class CompareConfig(Settings):
 def main(config: CompareConfig) -> None:
     """Prints the tables; raises `InputError` for what the user can put right."""
     if not config.runs:
-        raise InputError("--runs must name one or more attacked runs; it is empty.")
+        raise InputError("--runs must name one or more attacked runs, but it is empty.")
     plot = pathlib.Path(config.plot)
     if config.plot and plot.suffix.lower() not in _PICTURES:
         raise InputError(

@@ -132,13 +132,13 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         if full:
             raise InputError(
                 f"no space is left on the disk to write {path}; what was there before "
-                "is kept. Free some space, then repeat the command to go on."
+                "is kept. Free some space, then repeat the command to continue."
             ) from error
         if not isinstance(error, OSError):
             raise
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}. Give another "
-            "directory, or the right to write there."
+            "directory, or get permission to write there."
         ) from error
 
 
@@ -149,10 +149,10 @@ def what_failed(error: OSError) -> str | None:
     path = os.fsdecode(error.filename)
     reason = error.strerror or str(error)
     if os.path.islink(path) and not os.path.exists(path):
-        reason = "it is a link that leads nowhere"
+        reason = "it is a broken link"
     return (
-        f"{path} cannot be used: {reason}. Give another file or directory, or the "
-        "right to use this one."
+        f"{path} cannot be used: {reason}. Give another file or directory, or get "
+        "permission to use this one."
     )
 
 
@@ -169,7 +169,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     os.close(number)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
 
 
 def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
@@ -190,9 +190,9 @@ def check_size(size: int, largest: int, name: str) -> None:
     """
     if size > largest:
         raise InputError(
-            f"'{name}' would take {size:,} bytes of memory, and must take "
-            f"{largest:,} at most; it is no file of its kind, or damaged: fetch it "
-            "again, or remove it."
+            f"'{name}' would take {size:,} bytes of memory, but at most {largest:,} "
+            "are allowed; it is damaged or not the kind of file that its name says. "
+            "Download it again, or remove it."
         )
 
 
@@ -369,7 +369,7 @@ def lock(file: IO[Any], wait: bool = False) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         logging.warning(
-            "%s cannot be locked (%s): run no second command with this directory",
+            "%s cannot be locked (%s): do not run a second command in this directory",
             file.name,
             error.strerror,
         )

@@ -221,8 +221,8 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
         outputs = getattr(inner, "output", None)
         if not isinstance(outputs, Mapping):
             raise InputError(
-                "tasks must say what the model's outputs are, since they have no "
-                "names: a name or a record for each, in their order."
+                "tasks must say what the model's outputs are, because they have no "
+                "names: give a name or a Task for each output, in order."
             )
         given = list(outputs)
     return tasks_lib.task_set(given)
@@ -231,8 +231,8 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
 def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> None:
     if not 0 < share <= 1:
         raise InputError(
-            f"share must be above 0, and 1 at most; got {share}. Without attacked "
-            "images, train the model itself."
+            f"share must be above 0 and at most 1; got {share}. To train without "
+            "attacked images, train the model itself."
         )
     if batch_norm not in _BATCH_NORMS:
         raise InputError(

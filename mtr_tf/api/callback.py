@@ -90,12 +90,12 @@ class RobustnessCallback(keras.callbacks.Callback):
         """
         super().__init__()
         if every < 1:
-            raise InputError(f"every must be a whole number from 1; got {every}.")
+            raise InputError(f"every must be a whole number, 1 or more; got {every}.")
         for name in settings:
             if name in _NOT_IN_TRAINING:
                 raise InputError(
-                    f"{name} has no meaning in training; leave it out, and give it to "
-                    "mtr_tf.evaluate afterwards."
+                    f"{name} has no meaning during training; leave it out here, and "
+                    "pass it to mtr_tf.evaluate afterwards."
                 )
         files.check_local("log_dir", log_dir or "")
         self._examples, self._tasks, self._heads = examples, tasks, heads
@@ -197,8 +197,8 @@ def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
     for cell in cells:
         if cell.members:
             raise InputError(
-                f"attack must be one attack in training, and {cell.attack.name} is the "
-                "worst of several; give one of them."
+                "attack must be a single attack during training, but "
+                f"{cell.attack.name} is the worst of several; give one of them."
             )
         if cell.family not in families:
             families[cell.family] = sweep.make_evaluator(subject, cell)

@@ -128,7 +128,8 @@ def job_of(
     for name in LEFT_OUT[:-1]:
         if name in settings:
             raise InputError(
-                f"{name} is a flag of the command that Python has not; leave it out."
+                f"{name} is a flag of the command only, not of the Python function; "
+                "leave it out."
             )
     own, names = _tasks(tasks)
     if isinstance(heads, Mapping):
@@ -142,8 +143,8 @@ def job_of(
     by_name = examples is None or isinstance(examples, str)
     if by_name and own:
         raise InputError(
-            "tasks of your own must come with examples, or with the data function's "
-            '"tasks"; give their names here.'
+            'tasks of your own must be declared with examples, or in the "tasks" of '
+            "the data function; give only their names here."
         )
     if isinstance(examples, str):
         given["dataset"] = examples
@@ -151,7 +152,7 @@ def job_of(
         for name in _OF_DATA:
             if given.get(name):
                 raise InputError(
-                    f"{name} is of data that have a name, and examples are given; "
+                    f"{name} is only for named data sets, but you gave examples; "
                     "leave it out."
                 )
     given["ckpt"] = os.fspath(model) if path else _name(model)
@@ -162,8 +163,8 @@ def job_of(
         return attack_job.resolve(config, folder=folder)
     if by_name:
         raise InputError(
-            "examples must be given: an iterable of examples or batches, or the name "
-            "of a data set."
+            "examples must be an iterable of examples or batches, or the name of a "
+            "data set, and none was given."
         )
     file = None if path else model_files.of_object(model, "the model", "model")
     source = examples_lib.open_source(

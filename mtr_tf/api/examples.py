@@ -98,16 +98,16 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
         known = [name for name in names if name in values] if names else list(values)
         if names and not known:
             raise InputError(
-                f"The {what} must have the names of the tasks, {', '.join(names)}; "
-                f"they are {', '.join(map(str, values)) or 'none'}."
+                f"The {what} must be named after the tasks ({', '.join(names)}); got "
+                f"{', '.join(map(str, values)) or 'none'}."
             )
         return {name: values[name] for name in known}
     listed = values if isinstance(values, list | tuple) else [values]
     if len(listed) != len(names):
         raise InputError(
-            f"The {what} must be a dict by task, or as many as there are tasks, in "
-            f"their order; got {len(listed)} for {len(names)} tasks"
-            f"{': ' + ', '.join(names) if names else '; name them by tasks='}."
+            f"The {what} must be a dict by task, or a list with one for each task, in "
+            f"order; got {len(listed)} for {len(names)} "
+            f"tasks{': ' + ', '.join(names) if names else '; name them by tasks='}."
         )
     return dict(zip(names, listed, strict=True))
 
@@ -124,7 +124,7 @@ def _parts(examples: Any) -> Iterable[Any]:
         raise InputError(
             "examples must be an iterable or a tf.data.Dataset of examples or batches, "
             '{"image": ..., "targets": {task: ...}} or (image, targets), or one such '
-            f"batch; got one of type {type(examples).__name__}."
+            f"batch; got a {type(examples).__name__}."
         )
     return examples
 

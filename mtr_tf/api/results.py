@@ -85,8 +85,8 @@ class Results:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise InputError(
-                "to_pandas needs pandas, which is not installed; pip install pandas, "
-                "or take .records, a list of dicts."
+                "to_pandas needs pandas, which is not installed; run pip install "
+                "pandas, or use .records, a list of dicts."
             ) from error
         return pandas.DataFrame([dict(record) for record in self.records])
 
@@ -114,7 +114,7 @@ class Results:
     def _attacks(self) -> Sequence[Record]:
         if not self.records:
             raise InputError(
-                "There is nothing to draw: attacks='none' has only measured; give "
+                "There is nothing to plot, because attacks='none' only measures; give "
                 "attacks, such as attacks='pgd'."
             )
         return self.records

@@ -34,8 +34,8 @@ def record(kind: type[S], given: Mapping[str, Any]) -> S:
     for name in given:
         if name not in fields:
             raise InputError(
-                f"There is no setting {name!r}; they are {', '.join(fields)}."
-                f"{did_you_mean(name, fields)}"
+                f"There is no setting {name!r}; the settings are "
+                f"{', '.join(fields)}.{did_you_mean(name, fields)}"
             )
     return kind.from_dict(
         {name: _value(fields[name], value) for name, value in given.items()}
@@ -52,7 +52,7 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
             return tuple(map(convert, _several(value)))
         except ValueError as error:
             raise InputError(
-                f"{field.name} must be a number, or several; got {value!r}."
+                f"{field.name} must be a number or a list of numbers; got {value!r}."
             ) from error
     if field.name == "image_size" and not isinstance(value, str):
         return "x".join(map(str, _several(value)))

@@ -85,8 +85,8 @@ class APGD(base.Attack):
         object.__setattr__(self, "radii", _stages(self.radii))
         if min(np.diff(self._ends())) < 1:
             raise InputError(
-                f"Each of the {len(self.radii)} radii needs a step at least, got "
-                f"{self.steps} steps in all; take more."
+                f"Each of the {len(self.radii)} radii needs at least one step, but "
+                f"there are {self.steps} steps in all; give more steps."
             )
 
     @property
@@ -265,8 +265,9 @@ def _stages(radii: Any) -> tuple[tuple[float, float], ...]:
     )
     if not valid:
         raise InputError(
-            "radii is a tuple of pairs (multiple of epsilon, share of the steps), all "
-            f"above 0, the last multiple 1, the shares 1 in all; got {radii!r}."
+            "radii must be a tuple of pairs (multiple of epsilon, share of the "
+            "steps), all above 0, where the last multiple is 1 and the shares add up "
+            f"to 1; got {radii!r}."
         )
     return stages
 

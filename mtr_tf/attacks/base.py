@@ -184,9 +184,10 @@ def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
     count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
     if count:
         logging.warning(
-            "%d of %d images come back as they were: no point that was met scores "
-            "higher. That is no robustness where the gradient is zero, or where the "
-            "model's outputs or the targets are NaN: look at objective(images).",
+            "%d of %d images are unchanged, because the attack found no point with a "
+            "higher score. This does not mean that they are robust: the gradient may "
+            "be zero, or the model's outputs or the targets NaN. Look at "
+            "objective(images).",
             count,
             len(same),
         )
@@ -354,8 +355,9 @@ def _gradient(
         slope = scaled_gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
-            "The objective must depend on the images through differentiable TensorFlow "
-            "operations, got one without a gradient; compute it from its argument."
+            "The objective must depend on the images through differentiable "
+            "TensorFlow operations, but it has no gradient; compute it from its "
+            "argument."
         )
     # One reading pass for all that is well; cleaning takes many times as long.
     well = tf.math.is_finite(tf.reduce_sum(slope))
@@ -377,7 +379,7 @@ def _evaluate(
     pair = returned if isinstance(returned, tuple) else (returned, returned)
     if len(pair) != 2:
         raise InputError(
-            "The objective returns [batch] or (ascend [batch], score [batch]), "
+            "The objective must return [batch] or (ascend [batch], score [batch]); "
             f"got a tuple of {len(pair)}."
         )
     return _one_per_image(pair[0], x), _one_per_image(pair[1], x)
@@ -388,7 +390,7 @@ def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
     if not values.shape.is_compatible_with(x.shape[:1]):
         raise InputError(
             f"The objective must return one number per image, shape {x.shape[:1]}, "
-            f"got shape {values.shape}; reduce over all axes but the first."
+            f"but its shape is {values.shape}; reduce over all axes except the first."
         )
     return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
 
@@ -411,8 +413,8 @@ def _check_arity(objective: Objective) -> None:
     if second and (second.default is second.empty or second.name == "progress"):
         return
     raise InputError(
-        "An objective is called with the images and the progress of the attack, "
-        f"f(x, progress), got one with the arguments {signature}; wrap a plain f(x) in "
+        "An objective must take the images and the progress of the attack, f(x, "
+        f"progress), but this one takes {signature}; wrap a plain f(x) in "
         "attacks.simple(f)."
     )
 
@@ -422,8 +424,8 @@ def _images(x: Any) -> tf.Tensor:
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating or not x.shape.rank:
         raise InputError(
-            "Images are floats in [0, 1] with a leading batch axis, "
-            f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
+            "Images must be floats in [0, 1] with a leading batch axis; got "
+            f"{x.dtype.name} of shape {x.shape}. Divide bytes by 255."
         )
     if x.shape.num_elements() != 0:
         with tf.control_dependencies(_check_values(x)):
@@ -440,7 +442,7 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
 
     def out_of_range():
         return [
-            "Images are in [0, 1], got values from",
+            "Images must be in [0, 1]; got values from",
             tf.reduce_min(wide),
             "to",
             tf.reduce_max(wide),
@@ -450,7 +452,7 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
     def unknown():
         count = tf.math.count_nonzero(~known)
         return [
-            "Images are in [0, 1], got",
+            "Images must be in [0, 1]; got",
             count,
             "values that are NaN; replace them.",
         ]

@@ -49,8 +49,8 @@ class Worst(base.Attack):
             members = ()
         if not members:
             raise InputError(
-                "attacks is a tuple of attacks, one at least, such as "
-                f"(PGD(...), APGD(...)); got {self.attacks!r}."
+                "attacks must be a tuple of at least one attack, such as (PGD(...), "
+                f"APGD(...)); got {self.attacks!r}."
             )
         pairs = [_pair(member) for member in members]
         members = tuple(pair[0] if pair[1] is None else pair for pair in pairs)
@@ -58,8 +58,8 @@ class Worst(base.Attack):
         for attack, _ in pairs:
             if not callable(getattr(attack, "search", None)):
                 raise InputError(
-                    "Each of attacks is an attack, or a pair (attack, names of "
-                    f"losses); got {attack!r}."
+                    "Each entry of attacks must be an attack, or a pair (attack, "
+                    f"names of losses); got {attack!r}."
                 )
 
     @property

@@ -34,7 +34,8 @@ def check(judge: str) -> None:
     """Raises InputError unless it is one of JUDGES."""
     if judge == "error":
         raise InputError(
-            f"judge is one of {', '.join(JUDGES)}, got 'error'. Did you mean 'harm'?"
+            f"judge must be one of {', '.join(JUDGES)}; got 'error'. Did you mean "
+            "'harm'?"
         )
     checks.check_name("judge", judge, JUDGES)
 

@@ -176,7 +176,7 @@ KINDS = {
     "pgd": _kind(
         "pgd:PGD",
         *_STEPPING,
-        does="`x <- P(x + step d(g))` from a random point; the worst point met is kept",
+        does="`x <- P(x + step d(g))` from a random point; keeps the worst point found",
         source="Madry et al. 2018",
         step=0.25,
     ),
@@ -217,7 +217,7 @@ KINDS = {
         "square:Square",
         "queries",
         "random_start",
-        does="random windows of `±eps`, kept where the score rises; sees no gradient",
+        does="random windows of `±eps`, kept if the score rises; sees no gradient",
         source="Andriushchenko et al. 2020",
         named={"queries": "steps"},
         gradient=False,
@@ -226,7 +226,7 @@ KINDS = {
         "baselines:Noise",
         "restarts",
         "random_start",
-        does="a uniform point of the ball: a floor",
+        does="a uniform random point of the ball: the least that any attack should do",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -235,7 +235,10 @@ KINDS = {
         "baselines:Corner",
         "restarts",
         "random_start",
-        does="a random corner of the ball (l2: a point of its surface): a floor",
+        does=(
+            "a random corner of the ball (l2: a point on its surface): the least "
+            "that any attack should do"
+        ),
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -259,22 +262,24 @@ KINDS = {
         *_STEPPING,
         "queries",
         "ensemble",
-        does="of the attacks in `--ensemble`, for each image the worst",
+        does="for each image, the worst of the attacks in `--ensemble`",
         starts="members",
         is_ensemble=True,
     ),
     "pgd_released": _released(
         "corner",
         "wrong",
-        "as the paper's code attacks Cityscapes: from the corner `min(1, x + eps)`, "
-        "and in standardised units as if they were pixels, OUTSIDE the ball",
+        "what the paper's code does on Cityscapes: starts from the corner `min(1, x + "
+        "eps)`, and treats standardised units as pixels, so it goes OUTSIDE the ball",
         "code of Mao et al., with two errors",
     ),
     "pgd_released_start": _released(
-        "corner", "pixels", "its corner start alone; inside the ball"
+        "corner", "pixels", "only the corner start; inside the ball"
     ),
     "pgd_released_scale": _released(
-        "image", "wrong", "its scale alone, from the image itself; OUTSIDE the ball"
+        "image",
+        "wrong",
+        "only the wrong scale, starting from the image itself; OUTSIDE the ball",
     ),
 }
 
@@ -284,7 +289,8 @@ def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
     check_names("attack", [name], KINDS)
     if KINDS[name].is_ensemble and KINDS[name].members is None:
         raise InputError(
-            f"{name} is made of the attacks in it: attacks.Worst((PGD(...), ...))."
+            f"{name} needs the attacks that it combines: attacks.Worst((PGD(...), "
+            "...))."
         )
     return KINDS[name].make(epsilon, **settings)
 

@@ -47,7 +47,7 @@ class MIM(pgd.PGD):
         super().__post_init__()
         checks.check_number("decay", self.decay)
         if self.decay < 0:
-            raise InputError(f"decay must be at least 0, got {self.decay:g}.")
+            raise InputError(f"decay must be at least 0; got {self.decay:g}.")
         checks.check_flag("normalize", self.normalize)
 
     def _memory(self, start: tf.Tensor) -> tf.Tensor:

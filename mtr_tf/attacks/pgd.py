@@ -98,16 +98,16 @@ class PGD(base.Attack):
         checks.check_flag("random_start", self.random_start)
         checks.check_restarts(self.restarts, self.random_start)
         if self.keep not in ("best", "last"):
-            raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
+            raise InputError(f"keep must be 'best' or 'last'; got {self.keep!r}.")
 
     def _check_step_size(self):
         checks.check_number("step_size", self.step_size)
         if self.step_size <= 0:
-            raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
+            raise InputError(f"step_size must be above 0; got {self.step_size:g}.")
         if self.norm == "linf" and self.step_size > 1:
             raise InputError(
-                "step_size is in [0, 1] pixel units (2/255, not 2), "
-                f"got {self.step_size:g}."
+                "step_size must be in units of [0, 1] (2/255, not 2); got "
+                f"{self.step_size:g}."
             )
 
     @property

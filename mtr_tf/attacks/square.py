@@ -75,7 +75,8 @@ class Square(base.Attack):
         checks.check_number("p", self.p)
         if not 0 < self.p <= 1:
             raise InputError(
-                f"p is a share of the pixels, above 0 and at most 1, got {self.p:g}."
+                "p must be a share of the pixels, above 0 and at most 1; got "
+                f"{self.p:g}."
             )
 
     @property
@@ -89,8 +90,8 @@ class Square(base.Attack):
         """The whole attack in graph operations; arguments as in `base.Attack`."""
         if x.shape.rank != 4:
             raise InputError(
-                "Square takes images [batch, height, width, channels], "
-                f"got shape {x.shape}."
+                "Square needs images [batch, height, width, channels]; got shape "
+                f"{x.shape}."
             )
         ball = threat.ball(self.norm, self.epsilon)
         moves = {"linf": _Linf, "l2": _L2}[self.norm](ball, x)

@@ -39,8 +39,8 @@ class Linf:
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
-                "epsilon is in [0, 1] pixel units (8/255, not 8), "
-                f"got {self.epsilon:g}."
+                "epsilon must be in units of [0, 1] (8/255, not 8); got "
+                f"{self.epsilon:g}."
             )
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -89,8 +89,8 @@ class L2:
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1e6:
             raise InputError(
-                "epsilon is an l2 norm of images in [0, 1], from 0 to 1e6, "
-                f"got {self.epsilon:g}."
+                "epsilon must be an l2 norm for images in [0, 1], from 0 to 1e6; got "
+                f"{self.epsilon:g}."
             )
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -260,7 +260,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """
     seed = tf.convert_to_tensor(seed)
     if not seed.dtype.is_integer:
-        raise InputError(f"seed is of whole numbers, got {seed.dtype.name}.")
+        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
     seed = tf.cast(seed, tf.int64)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
@@ -270,8 +270,8 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     if matches and seed.shape.rank == 2 and seed.shape[1] == 2:
         return seed
     raise InputError(
-        f"seed is one int or one per image (shape [batch] or [batch, 2]), got shape "
-        f"{seed.shape} for a batch of {indices.shape[0]}."
+        "seed must be one int, or one per image (shape [batch] or [batch, 2]); got "
+        f"shape {seed.shape} for a batch of {indices.shape[0]}."
     )
 
 

@@ -55,7 +55,7 @@ def setting(
 
 FORMAT = setting(
     "text",
-    "How tables are printed.",
+    "Format of printed tables.",
     choices=("text", "markdown", "csv", "json"),
     changes=NOTHING,
 )
@@ -162,7 +162,9 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
             f"{flag} must be one number (64) or height x width (96x128), got {text!r}."
         )
     if max(numbers) > LONGEST_SIDE:
-        raise InputError(f"{flag} must be at most {LONGEST_SIDE} a side, got {text!r}.")
+        raise InputError(
+            f"{flag} must be at most {LONGEST_SIDE} on each side, got {text!r}."
+        )
     return numbers[0], numbers[-1]
 
 
@@ -170,14 +172,14 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "else one device.",
+    "otherwise one device.",
     choices=("auto", "one_device", "mirrored"),
     changes=NOTHING,
 )
 REPLICAS = setting(
     0,
-    "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
-    "split into that many, for trials.",
+    "Number of devices for --strategy=mirrored; 0: all GPUs. Without a GPU the CPU is "
+    "split into that many devices, for tests.",
     low=0,
     high=128,
     changes=NOTHING,
@@ -186,8 +188,8 @@ REPLICAS = setting(
 
 JIT = setting(
     "auto",
-    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
-    "minute that it takes (docs/gpu.md).",
+    "Compile graphs with XLA; auto: on GPUs, if there is enough work to be worth the "
+    "half minute of compiling (docs/gpu.md).",
     choices=("auto", "on", "off"),
     changes=NOTHING,
 )

@@ -194,7 +194,7 @@ def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
             taken[option] = value
         elif value != default:
             raise InputError(
-                f"--{option} is a choice for {' and '.join(takers)} only, got "
-                f"{value!r} for {name}; leave it out."
+                f"--{option} is only for {' and '.join(takers)}, but got {value!r} "
+                f"for {name}; leave it out."
             )
     return taken

@@ -270,9 +270,9 @@ class Cell:
             for mean, std in zip(*self.attack.scale, strict=True)
         )
         return (
-            f"{self.attack.name} is not bound by eps, as the released code is not: at "
-            f"eps {self.eps:g} values move by up to {reach:.3g} levels; it is no "
-            "measure of robustness.",
+            f"{self.attack.name} does not stay within eps, just like the released "
+            f"code: at eps {self.eps:g} values move by up to {reach:.3g} levels, so "
+            "it does not measure robustness.",
         )
 
     @property
@@ -339,8 +339,8 @@ class Cell:
         """Raises InputError where its attack or its objective cannot be made."""
         if self.threat.channels and self.attack.scale:
             raise InputError(
-                f"--attack_channels does not hold for --attack={self.attack.name}, "
-                "which is not bounded; give another attack, or leave it out."
+                f"--attack_channels does not work with --attack={self.attack.name}, "
+                "which has no bound; give another attack, or leave it out."
             )
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
@@ -377,8 +377,8 @@ class Cell:
         goal = self.objective
         if goal.pixels > height * width:
             raise InputError(
-                f"--attack_pixels must be from 1 to {height * width}, the pixels of a "
-                f"{height}x{width} output; got {goal.pixels}."
+                f"--attack_pixels must be from 1 to {height * width}, the number of "
+                f"pixels of a {height}x{width} output; got {goal.pixels}."
             )
         if goal.pixels:
             return attacks.random_pixels(height, width, goal.pixels, self.seed)
@@ -458,8 +458,8 @@ def make_cells(
         raise InputError(
             f"--attack={','.join(config.attack)} with "
             f"--attack_loss={','.join(config.attack_loss)} fits none of the groups "
-            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and a "
-            "loss a task of its kind."
+            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and "
+            "a loss needs a task of its kind."
         )
     return list(dict.fromkeys(cells))
 
@@ -474,7 +474,7 @@ def _check_used(
         if not any(_attack_loss(name).fits(known[task]) for task in tasks):
             raise InputError(
                 f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
-                f"fits none of the attacked tasks, {', '.join(tasks)}; leave it out."
+                f"fits none of the attacked tasks ({', '.join(tasks)}); leave it out."
             )
 
 
@@ -494,7 +494,7 @@ def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], .
 def _class_label(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
         raise InputError(
-            f"--attack_classes names {name!r}, and the data set's classes are "
+            f"--attack_classes names {name!r}, but the data set's classes are "
             f"{', '.join(classes) or 'not known'}."
         )
     return list(classes).index(name)

@@ -124,9 +124,9 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
         after = max((_bad_images(result, task) for result in results), default=0)
         if before or after:
             said.append(
-                f"{task} has outputs that are not finite: such pixels count as wrong "
-                "classes, and means over them are null (of "
-                f"{clean.count} images {before} clean and up to {after} attacked)."
+                f"{task} has outputs that are not finite (in {before} of "
+                f"{clean.count} clean images, and in up to {after} attacked ones): "
+                "such pixels count as wrong classes, and means over them are null."
             )
     return said
 

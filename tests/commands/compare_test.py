@@ -97,7 +97,7 @@ def test_a_run_without_attacks_and_one_run_twice(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no finished attack; run python"):
         compare.main(CompareConfig(runs=(str(tmp_path / "empty"),)))
-    with pytest.raises(InputError, match="must differ"):
+    with pytest.raises(InputError, match="must all be different"):
         compare.main(CompareConfig(runs=(runs[0], runs[0])))
 
 

@@ -329,7 +329,7 @@ def nested_dict_by_last_names():
 
 
 @form(
-    "names 'mask', which 2 outputs .* are called; name one by its number or path",
+    "names 'mask', but 2 outputs .* have that name; give the number or path of one",
     "--heads=mask:seg",
 )
 def nested_dict_with_one_name_twice():
@@ -361,7 +361,9 @@ def list_number_that_is_not_there():
     return keras.Model(x, [depth(x), seg(x)])
 
 
-@form("must give outputs the names of tasks, or one of the kinds", "--heads=0:depht")
+@form(
+    "must give each output the name of a task, or one of the kinds", "--heads=0:depht"
+)
 def task_that_is_not_there():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
@@ -374,14 +376,15 @@ def two_outputs_for_one_task():
 
 
 @form(
-    "--source_heads is for a model of your own in --source_ckpt", "--source_heads=0:seg"
+    "--source_heads is only for a model of your own in --source_ckpt",
+    "--source_heads=0:seg",
 )
 def source_heads_without_source():
     return dict_of_our_names()
 
 
 @form(
-    "must have targets of the tasks in --heads, and it has none of mask",
+    "must have targets for the tasks in --heads, but has none for mask",
     "--heads=mask:classes",
 )
 def a_kind_without_targets():
@@ -414,7 +417,7 @@ def one_tensor_by_layer_name():
     return keras.Model(x, seg(x, "seg"))
 
 
-@form("must be known by names of tasks.*--heads=0:TASK")
+@form("must have names of tasks.*--heads=0:TASK")
 def one_tensor_without_name():
     x = image_input()
     return keras.Model(x, seg(x))
@@ -675,7 +678,7 @@ def wants_minus_1_to_1():
     return keras.Model(x, {"seg": seg(y), "depth": depth(y)})
 
 
-@form("must take images of floats.*uint8.*--input_range=0,255")
+@form("must take float images.*uint8.*--input_range=0,255")
 def wants_bytes():
     x = image_input(dtype="uint8")
     y = keras.ops.cast(x, "float32") / 255
@@ -891,14 +894,14 @@ def h5():
     return saved(keras.Model(x, [seg(x, "seg"), depth(x, "depth")]), "m.h5")
 
 
-@form("holds weights alone; save it by model.save.'m.keras'")
+@form("holds only weights; save the model with model.save.'m.keras'")
 def weights_alone():
     x = image_input()
     keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
     return "m.weights.h5"
 
 
-@form("holds weights alone")
+@form("holds only weights")
 def weights_alone_by_another_name():
     x = image_input()
     keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
@@ -919,7 +922,7 @@ def saved_model_of_a_list():
     return "m"
 
 
-@form("is no .keras file that can be loaded here: it is truncated")
+@form("cannot be loaded as a .keras file: it is truncated")
 def truncated():
     x = image_input()
     path = pathlib.Path(saved(keras.Model(x, {"seg": seg(x)})))
@@ -927,7 +930,7 @@ def truncated():
     return str(path)
 
 
-@form("is no .h5 file that can be loaded here")
+@form("cannot be loaded as a .h5 file")
 def no_h5():
     pathlib.Path("m.h5").write_bytes(b"nothing")
     return "m.h5"

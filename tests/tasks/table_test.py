@@ -76,7 +76,7 @@ def test_resolve_keeps_the_order(given, expected):
         ("segmentation", "Did you mean 'seg'"),
         ("S", "Unknown task 'S'. Did you mean 's'"),
         ("u", r"Unknown task 'u'. The tasks are seg \(s\), .*autoencoder \(A\)"),
-        ("", "At least one task must be named, out of seg"),
+        ("", "At least one task must be named; the tasks are seg"),
         ([], "At least one task"),
         (" , ", "At least one task"),
         ("seg,,depth", "must not be empty"),

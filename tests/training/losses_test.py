@@ -99,7 +99,7 @@ def test_rules_by_flag():
         task_set(("seg", "depth")),
     )
     assert learned.current() == {"seg": 1, "depth": 0.5}
-    with pytest.raises(InputError, match="--aux_weight go with"):
+    with pytest.raises(InputError, match="--aux_weight need"):
         TrainConfig(task_weights="equal", aux_weight=0.1)
 
 
