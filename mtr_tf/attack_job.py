@@ -25,6 +25,7 @@ from absl import logging
 
 import mtr_tf
 from mtr_tf import files
+from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import OWN_TARGETS
@@ -228,6 +229,9 @@ class Job:
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
         images = f"{subject.num_examples} images of {subject.info.name}"
+        if self.config.attack_channels:
+            names = "+".join(map(str, self.config.attack_channels))
+            images = f"channels {names} of {images}"
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 
 
@@ -258,6 +262,7 @@ def resolve(
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -400,7 +405,7 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
-    """A readable name of the main settings, with a hash of all of them and the model."""
+    """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
@@ -439,4 +444,5 @@ def _provenance(
         seed=config.seed,
         batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
+        targets=config.targets,
     )

@@ -36,17 +36,16 @@ class CompareConfig(Settings):
         (),
         "What to compare, after it was attacked: run directories, .keras files, or "
         "folders RUN/attacks/NAME. Required.",
+        path=True,
     )
     name: str = setting(
         "",
-        (
-            "Use only the results in the folders RUN/attacks/NAME; empty: all "
-            "finished attacks."
-        ),
+        "Use only the results in the folders RUN/attacks/NAME; empty: all "
+        "finished attacks.",
     )
     attack: tuple[str, ...] = setting(
         (),
-        ("Attacks to compare, such as pgd; empty: all that the models have in common."),
+        "Attacks to compare, such as pgd; empty: all that the models have in common.",
     )
     task: tuple[str, ...] = setting(
         (), "Tasks to compare; empty: all that were attacked alone in all models."
@@ -55,7 +54,8 @@ class CompareConfig(Settings):
     format: str = FORMAT
     plot: str = setting(
         "",
-        ("Also plot the curves in this file (.png, .pdf or .svg), one plot per table."),
+        "Also plot the curves in this file (.png, .pdf or .svg), one plot per table.",
+        path=True,
     )
 
 

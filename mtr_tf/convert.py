@@ -48,14 +48,18 @@ NORMALIZATIONS = {
 class ConvertConfig(Settings):
     """What `python -m mtr_tf.convert` takes."""
 
-    torch: str = setting("", "File with the weights, written by torch.save. Required.")
+    torch: str = setting(
+        "", "File with the weights, written by torch.save. Required.", path=True
+    )
     model: str = setting(
         "drn_d_22", "Architecture of the weights: a DRN or ResNet of mtr_tf.models."
     )
     tasks: tuple[str, ...] = setting(
         (), "Tasks to convert, as in mtr_tf.train; empty: all that the file has."
     )
-    workdir: str = setting("", "Run directory to create; empty: runs/ and FILE's name.")
+    workdir: str = setting(
+        "", "Run directory to create; empty: runs/ and FILE's name.", path=True
+    )
     decoders: str = setting(
         "auto",
         "separate: one decoder per task. shared: one for all, with a last layer per "
@@ -82,7 +86,7 @@ class ConvertConfig(Settings):
         "Data set to attack the run on; empty: cityscapes for DRNs, taskonomy for "
         "ResNets.",
     )
-    data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.")
+    data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.", path=True)
     image_size: str = setting(
         "",
         "Height x width to attack at, in multiples of 8 (DRNs) or 32 (ResNets); empty: "

@@ -41,9 +41,12 @@ class ExportConfig(Settings):
         "",
         "Run of mtr_tf.train or mtr_tf.convert, or a checkpoint in one "
         "(runs/NAME/checkpoints/best). Required.",
+        path=True,
     )
     out: str = setting(
-        "", "Folder to write to: a new one, or an earlier export. Required."
+        "",
+        "Folder to write to: a new one, or an earlier export. Required.",
+        path=True,
     )
     dataset: str = setting(
         "",
@@ -51,7 +54,9 @@ class ExportConfig(Settings):
         "module:function.",
     )
     data_dir: str = setting(
-        "", ("For a checkpoint: the folder of the data; empty: as in training.")
+        "",
+        "For a checkpoint: the folder of the data; empty: as in training.",
+        path=True,
     )
 
 

@@ -59,7 +59,28 @@ _FORMULA = tuple(
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one / of two.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is an address such as gs://bucket/run, and no file of here."""
+    return bool(_REMOTE.match(os.fspath(path)))
+
+
+def check_local(name: str, path: str | os.PathLike) -> None:
+    """Raises `InputError` for an address, which would become a local folder `gs:`.
+
+    Args:
+      name: Of the flag or argument, for the message.
+      path: What it was given.
+    """
+    if is_remote(path):
+        raise InputError(
+            f"{name} must be a path in a file system of this machine, got "
+            f"{os.fspath(path)!r}; mount what it names as a folder, or copy it, and "
+            "give the path here."
+        )
 
 
 def reason(error: BaseException) -> str:

@@ -36,8 +36,9 @@ class ReproduceConfig(Settings):
         "",
         "Name of a study that comes with mtr_tf, or path of your own .toml file. "
         "Empty: list the studies.",
+        path=True,
     )
-    workdir: str = setting("", "The study's folder; empty: runs/study-NAME.")
+    workdir: str = setting("", "The study's folder; empty: runs/study-NAME.", path=True)
     workers: int = setting(
         0,
         "Number of processes at a time, each with one GPU or one thread; 0: one per "
@@ -56,21 +57,20 @@ class ReproduceConfig(Settings):
         "Data set to use instead of the study's; models with tasks that it does not "
         "have are left out.",
     )
-    data_dir: str = setting("", "Folder of the data; empty: as in training.")
+    data_dir: str = setting("", "Folder of the data; empty: as in training.", path=True)
     image_size: str = setting(
         "", "Image size to use instead of the study's: 96x128, or one number."
     )
     report: bool = setting(
         False,
-        (
-            "Train and attack nothing; only write the report from the results that "
-            "are there."
-        ),
+        "Train and attack nothing; only write the report from the results that "
+        "are there.",
     )
     export: str = setting(
         "",
         "Copy the report's README.md, tables and main plots to this folder, to keep "
         "in a repository.",
+        path=True,
     )
     dry_run: bool = setting(
         False, "Only list the cells that would be run, with their commands."

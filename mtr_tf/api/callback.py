@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from mtr_tf import files
 from mtr_tf.api import evaluate as evaluate_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.attack_job import Job
@@ -96,6 +97,7 @@ class RobustnessCallback(keras.callbacks.Callback):
                     f"{name} has no meaning during training; leave it out here, and "
                     "pass it to mtr_tf.evaluate afterwards."
                 )
+        files.check_local("log_dir", log_dir or "")
         self._examples, self._tasks, self._heads = examples, tasks, heads
         self._facts = facts
         self._settings = {

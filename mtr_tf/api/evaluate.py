@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import attack_job
+from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
@@ -85,6 +86,7 @@ def evaluate(
       InputError: The settings, the model and the examples do not fit together.
     """
     given = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
+    files.check_local("out", out or "")
     with contextlib.ExitStack() as stack:
         folder = out or stack.enter_context(tempfile.TemporaryDirectory())
         job = job_of(model, examples, tasks, heads, facts, given, pathlib.Path(folder))

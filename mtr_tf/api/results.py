@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mtr_tf import files
 from mtr_tf.config.settings import FORMAT
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.cell_files import Result
@@ -131,5 +132,6 @@ class Results:
 
 def _drawn(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
     if path is not None:
+        files.check_local("path", path)
         style.save(draw, pathlib.Path(path))
     return style.drawn(draw)

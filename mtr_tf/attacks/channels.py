@@ -43,11 +43,17 @@ def on_channels(
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
         whole = _Whole(x, tuple(channels))
-        part = tf.stack([x[..., channel] for channel in channels], axis=-1)
         inner = OnChannels(objective, whole)
-        return whole(attack(inner, part, *arguments, **options))
+        return whole(attack(inner, chosen(x, channels), *arguments, **options))
 
     return restricted
+
+
+def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
+    """Returns these channels, the last axis, of images or gradients; of none: all."""
+    if not channels:
+        return x
+    return tf.stack([x[..., channel] for channel in channels], axis=-1)
 
 
 def check(channels: Sequence[int], count: int | None = None) -> None:

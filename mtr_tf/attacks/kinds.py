@@ -279,7 +279,7 @@ KINDS = {
     "pgd_released_scale": _released(
         "image",
         "wrong",
-        ("only the wrong scale, starting from the image itself; OUTSIDE the ball"),
+        "only the wrong scale, starting from the image itself; OUTSIDE the ball",
     ),
 }
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 
 
@@ -97,7 +98,9 @@ def _keep_compiled(deterministic: bool) -> None:
     folder = os.environ.get("MTR_TF_CACHE", os.path.expanduser("~/.cache/mtr_tf"))
     machine = _machine()
     flags = os.environ.get("TF_XLA_FLAGS", "")
-    if not folder or not machine or "persistent_cache" in flags:
+    if not machine or "persistent_cache" in flags:
+        return
+    if not folder or files.is_remote(folder):
         return
     kind = "deterministic" if deterministic else "free"
     place = pathlib.Path(folder).absolute() / f"xla-{machine}-{kind}"

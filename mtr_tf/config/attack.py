@@ -45,6 +45,7 @@ class AttackConfig(Settings):
         "function of images. Results for your own model go to runs/FILE-HASH. "
         "Required.",
         changes=NOTHING,
+        path=True,
     )
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
@@ -78,10 +79,8 @@ class AttackConfig(Settings):
     )
     attack_weights: tuple[str, ...] = setting(
         (),
-        (
-            "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
-            "others have weight 1."
-        ),
+        "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
+        "others have weight 1.",
     )
     judge: str = setting(
         "auto",
@@ -97,7 +96,7 @@ class AttackConfig(Settings):
     )
     steps: int = setting(
         20,
-        ("Steps of pgd, mim and apgd, and of each run of sea."),
+        "Steps of pgd, mim and apgd, and of each run of sea.",
         low=1,
         high=MOST_STEPS,
     )
@@ -165,6 +164,7 @@ class AttackConfig(Settings):
         "Transfer: make the adversarial images on this other run or model of your "
         "own, and measure what they do to --ckpt.",
         changes=NOTHING,
+        path=True,
     )
     fast: bool = setting(
         False,
@@ -178,7 +178,7 @@ class AttackConfig(Settings):
     )
     check_examples: int = setting(
         16,
-        ("Number of images for these checks."),
+        "Number of images for these checks.",
         low=1,
         high=MOST_EXAMPLES,
         changes=EXTRAS,
@@ -219,7 +219,10 @@ class AttackConfig(Settings):
         "unasked.",
     )
     data_dir: str = setting(
-        "", "Folder of the data; empty: as in training.", changes=NOTHING
+        "",
+        "Folder of the data; empty: as in training.",
+        changes=NOTHING,
+        path=True,
     )
     depth_target: str = setting(
         "own",

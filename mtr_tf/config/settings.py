@@ -14,6 +14,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -31,19 +32,22 @@ def setting(
     choices: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
+    path: bool = False,
     changes: str = RESULTS,
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not said at all. `changes` is
-    what another value leads to: other RESULTS, other EXTRAS beside the same results
-    (saved examples, measures), or NOTHING else (where it runs, and how fast).
+    A default of None makes a flag that is true, false or not said at all. `path` says
+    that it names files, `changes` what another value leads to: other RESULTS, other
+    EXTRAS beside the same results (saved examples, measures), or NOTHING else (where it
+    runs, and how fast).
     """
     metadata = {
         "help": help,
         "choices": tuple(choices),
         "low": low,
         "high": high,
+        "path": path,
         "changes": changes,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -107,11 +111,18 @@ class Settings:
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:
-    """Raises `InputError` where a field's value is outside its choices or range."""
+    """Raises `InputError` where a field's value is outside its choices or range.
+
+    Or names a file that is not in a file system of this machine.
+    """
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
         raise InputError(unknown_choice(field.name, value, choices))
-    for number in value if isinstance(value, tuple) else (value,):
+    values = value if isinstance(value, tuple) else (value,)
+    if field.metadata["path"]:
+        for path in values:
+            files.check_local(f"--{field.name}", path)
+    for number in values:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         if isinstance(number, float) and not math.isfinite(number):

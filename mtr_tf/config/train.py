@@ -59,10 +59,7 @@ class TrainConfig(Settings):
     )
     class_weights: bool = setting(
         True,
-        (
-            "Use the data set's class weights in training, if it has any (taskonomy "
-            "does)."
-        ),
+        "Use the data set's class weights in training, if it has any (taskonomy does).",
     )
     random_targets: tuple[str, ...] = setting(
         (),
@@ -80,6 +77,7 @@ class TrainConfig(Settings):
         "Folder of the data. For rooms, the folder to store it in; empty: "
         "TFDS_DATA_DIR or ~/tensorflow_datasets.",
         changes=NOTHING,
+        path=True,
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the data set's own."
@@ -138,6 +136,7 @@ class TrainConfig(Settings):
         "",
         "Weights to start from: a .keras or .h5 file, or a run directory. Layers with "
         "the same names and shapes take them.",
+        path=True,
     )
     frozen: tuple[str, ...] = setting(
         (),
@@ -309,7 +308,9 @@ class RunPlace(Settings):
     """Where a training run is kept; not a part of what it computes."""
 
     workdir: str = setting(
-        "", "Run directory; empty: runs/ and a name made from the main settings."
+        "",
+        "Run directory; empty: runs/ and a name made from the main settings.",
+        path=True,
     )
     resume: bool = setting(
         True,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 from mtr_tf.tasks.names import canonical
@@ -78,6 +79,7 @@ def open_source(
         InputError: no such data set, an unknown task, or one that the data set lacks;
             an option that it has not.
     """
+    files.check_local("data_dir", data_dir or "")
     asked = None if tasks is None else canonical_tasks(name, tasks)
     source = _opener(name)(
         image_size=image_size,

@@ -55,7 +55,9 @@ def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
 
     The last is ~/tensorflow_datasets.
     """
-    given = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+    named = os.environ.get("TFDS_DATA_DIR", "")
+    files.check_local("the variable TFDS_DATA_DIR", named)
+    given = data_dir or named or tfds.core.constants.DATA_DIR
     return pathlib.Path(given).expanduser()
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
@@ -338,7 +337,6 @@ class Cell:
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
-        channels.check(self.threat.channels, image_shape[2])
         if self.threat.channels and self.attack.scale:
             raise InputError(
                 f"--attack_channels does not work with --attack={self.attack.name}, "

@@ -65,6 +65,8 @@ def _record(
     before = clean.scores[task.name][metric.name]
     after = result.scores[task.name][metric.name]
     wanted = result.wanted.get(task.name, {}).get(metric.name, {})
+    of_channels = list(cell.threat.channels)
+    channels = {"attack_channels": of_channels} if of_channels else {}
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -99,6 +101,7 @@ def _record(
         "attack_pixels": cell.objective.pixels,
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),
+        **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
     }

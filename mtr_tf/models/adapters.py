@@ -91,10 +91,8 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
         raise ValueError("outputs of another batch size")
     except Exception:  # Layers raise whatever they like.
         logging.info(
-            (
-                "the model only takes batches of %d images, so it gets batches of that "
-                "size"
-            ),
+            "the model only takes batches of %d images, so it gets batches of that "
+            "size",
             size,
         )
     return keras.Model(image, InBatches(model, size)(image), name=model.name)

@@ -40,10 +40,18 @@ SAME = (
     "attack_pixels",
     "attack_block",
     "attack_classes",
+    "attack_channels",
+    "source_fingerprint",
+    "fast",
+    "targets",
     "dataset",
     "split",
     "n",
 )
+
+
+# What holds of records that do not say, as those of older versions.
+_UNSAID = {"attack_channels": [], "fast": False, "targets": "data"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +115,7 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each model and radius."""
-        common = {name: self.facts.get(name) for name in SAME}
+        common = {name: _setting(self.facts, name) for name in SAME}
         return [
             {"model": label, "task": self.task, "metric": self.metric, "eps": eps}
             | {"value": value, "low": low, "high": high}
@@ -365,7 +373,11 @@ def _labels(paths: Sequence[str]) -> list[str]:
 
 
 def _settings(record: Record) -> tuple[str, ...]:
-    return tuple(str(record.get(name)) for name in SAME)
+    return tuple(str(_setting(record, name)) for name in SAME)
+
+
+def _setting(record: Record, name: str) -> Any:
+    return record.get(name, _UNSAID.get(name))
 
 
 def _place(record: Record) -> tuple:

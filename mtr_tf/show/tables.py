@@ -117,7 +117,7 @@ def about(title: str, records: Sequence[Record], width: int) -> str:
     if wanted:
         lines += [
             "",
-            ("outputs compared with the targets that the attack aims at:"),
+            "outputs compared with the targets that the attack aims at:",
             wanted,
         ]
     for warning in dict.fromkeys(w for r in records for w in r["warnings"]):

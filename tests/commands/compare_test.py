@@ -109,6 +109,26 @@ def test_attacks_that_differ_are_not_compared(runs, tmp_path):
         compare.main(CompareConfig(runs=(runs[0], other)))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attack_channels": [0, 1]}, r"attack_channels is \[\] in .* and \[0, 1\] in"),
+        ({"fast": True}, "fast is False in .* and True in"),
+        ({"targets": "own"}, "targets is data in .* and own in"),
+        ({"source_fingerprint": "abc"}, "source_fingerprint is None in .* and abc in"),
+    ],
+)
+def test_what_older_results_do_not_say_is_as_it_was(tmp_path, capsys, change, said):
+    one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
+    unsaid = write(tmp_path / "a", [one])
+    usual = write(tmp_path / "b", [one | {"fast": False, "source_fingerprint": None}])
+    other = write(tmp_path / "c", [one | change])
+    compare.main(CompareConfig(runs=(unsaid, usual)))
+    assert lines_of(capsys.readouterr().out)[2] == ["eps", "a", "b"]
+    with pytest.raises(InputError, match=said):
+        compare.main(CompareConfig(runs=(unsaid, other)))
+
+
 def test_attacks_are_matched_by_settings_in_whatever_folders(tmp_path, capsys):
     """Two attacks each, one of them shared; folders have other names."""
 

@@ -35,6 +35,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.tasks import Task
+
 SIZE, COUNT = 16, 4
 
 
@@ -88,6 +90,24 @@ def four():
     far = 0.5 * np.ones((COUNT, SIZE, SIZE, 1), np.float32)
     pictures = np.concatenate([pictures.astype(np.float32) / 255, far], -1)
     return _data(pictures, labels, {})
+
+
+def scenes():
+    """Beside the classes of pixels, three things that are said of the whole image."""
+    pictures, labels = images()
+    counts = np.stack([(labels == c).sum((1, 2)) for c in range(3)], -1)
+    red = pictures[..., 0].mean((1, 2)) * np.float32(4 / 255)
+    rows = zip(labels, counts.argmax(-1), (counts > 80).astype(int), red.astype("f4"))
+    names = ("seg", "scene", "tags", "light")
+    whole = {"classes": ("red", "green", "blue"), "places": 0}
+    tasks = [
+        Task("scene", kind="classes", **whole),
+        Task("tags", kind="labels", **whole),
+        Task("light", kind="numbers", places=0),
+    ]
+    targets = [dict(zip(names, row)) for row in rows]
+    facts = {"classes": ["red", "green", "blue"], "tasks": tasks}
+    return {"validation": list(zip(pictures, targets)), **facts}
 
 
 def _data(pictures, labels, facts):
@@ -206,6 +226,9 @@ def saved(model, name="m.keras", **options) -> str:
 SEG = {"seg": lambda x: 20 * x}
 DEPTH = {"depth": lambda x: 4 * x[..., :1]}
 BOTH = SEG | DEPTH
+SCENE = {"scene": lambda x: 20 * x.mean((1, 2))}
+TAGS = {"tags": lambda x: 20 * (x.mean((1, 2)) - 0.2)}
+LIGHT = {"light": lambda x: 4 * x.mean((1, 2))[:, :1]}
 TWO = {"seg": lambda x: np.concatenate([0 * x[..., :1], x @ [[-20], [10], [10]]], -1)}
 
 
@@ -543,6 +566,93 @@ def sigmoid_without_channel():
     x = image_input()
     y = keras.layers.Reshape((SIZE, SIZE))(second(x, activation="sigmoid"))
     return keras.Model(x, {"seg": y})
+
+
+# Outputs without places: one value for the whole image.
+
+
+def mean(x):
+    return keras.layers.GlobalAveragePooling2D()(x)
+
+
+def dense(x, kernel, name=None, bias=None, **options):
+    """A dense layer with these weights, `[in, out]`."""
+    kernel = np.asarray(kernel, np.float32)
+    layer = keras.layers.Dense(kernel.shape[1], name=name, **options)
+    y = layer(x)
+    layer.set_weights([kernel, np.zeros(kernel.shape[1]) if bias is None else bias])
+    return y
+
+
+def scene(x, name=None, **options):
+    return dense(mean(x), 20 * np.eye(3), name, **options)
+
+
+def tags(x, **options):
+    return dense(mean(x), 20 * np.eye(3), bias=np.full(3, -4.0), **options)
+
+
+def light(x):
+    return dense(mean(x), [[4.0], [0.0], [0.0]])
+
+
+@form(SEG | SCENE | TAGS | LIGHT, data="scenes", quick=True)
+def values_of_the_image_beside_a_map():
+    x = image_input()
+    outputs = {"seg": seg(x), "scene": scene(x), "tags": tags(x), "light": light(x)}
+    return keras.Model(x, outputs)
+
+
+@form(SEG | SCENE, "--heads=1:seg,0:scene", data="scenes")
+def list_of_a_value_and_a_map():
+    x = image_input()
+    return keras.Model(x, [scene(x), seg(x)])
+
+
+@form(SCENE, data="scenes", said="logits before its softmax")
+def classifier_with_softmax():
+    x = image_input()
+    return keras.Model(x, scene(x, name="scene", activation="softmax"))
+
+
+@form(SCENE, "--heads=0:scene", data="scenes", quick=True)
+def classifier_of_one_tensor():
+    x = image_input()
+    pool = keras.layers.GlobalAveragePooling2D()
+    model = keras.Sequential([x, pool, keras.layers.Dense(3)])
+    model.layers[-1].set_weights([20 * np.eye(3), np.zeros(3)])
+    return model
+
+
+@form(TAGS, data="scenes", said="logits before its sigmoid")
+def labels_with_sigmoid():
+    x = image_input()
+    return keras.Model(x, {"tags": tags(x, activation="sigmoid")})
+
+
+@form(LIGHT | SCENE, data="scenes")
+def number_without_channel():
+    x = image_input()
+    number = keras.layers.Reshape(())(light(x))
+    return keras.Model(x, {"light": number, "scene": scene(x)})
+
+
+@form("scene.*3.*4", data="scenes")
+def wrong_number_of_classes():
+    x = image_input()
+    return keras.Model(x, {"scene": dense(mean(x), np.ones((3, 4)))})
+
+
+@form("scene", data="scenes")
+def map_for_a_task_of_the_image():
+    x = image_input()
+    return keras.Model(x, {"scene": seg(x)})
+
+
+@form("seg", data="scenes")
+def value_of_the_image_for_a_map():
+    x = image_input()
+    return keras.Model(x, {"seg": scene(x)})
 
 
 # Inputs.
@@ -918,7 +1028,16 @@ def by_numpy(form: Form) -> dict[tuple[str, str], float]:
     scores = {}
     for task, function in form.expected.items():
         output = np.asarray(function(images))
-        if task == "seg":
+        if task == "scene":
+            counts = [(labels == c).sum((1, 2)) for c in range(3)]
+            right = output.argmax(-1) == np.argmax(counts, 0)
+            scores["scene", "accuracy"] = np.mean(right)
+        elif task == "tags":
+            there = np.stack([(labels == c).sum((1, 2)) > 80 for c in range(3)], -1)
+            scores["tags", "label_accuracy"] = np.mean((output > 0) == there)
+        elif task == "light":
+            scores["light", "mae"] = np.mean(np.abs(output - LIGHT["light"](images)))
+        elif task == "seg":
             score = np.mean(output.argmax(-1) == labels)
             scores["seg", "pixel_accuracy"] = score
         else:
