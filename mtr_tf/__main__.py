@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says which commands there are, a line each.
+"""Lists the commands, one per line.
 
 python -m mtr_tf
 python -m mtr_tf --version
@@ -19,7 +19,7 @@ COMMANDS = ("train", "attack", "compare", "reproduce", "convert", "export")
 
 
 def listing() -> str:
-    """All commands, with the first line of what each says of itself."""
+    """All commands, each with the first line of its description."""
     lines = [f"mtr_tf {mtr_tf.__version__}: python -m mtr_tf.NAME, and --help", ""]
     for name in COMMANDS:
         file = pathlib.Path(__file__).with_name(f"{name}.py")

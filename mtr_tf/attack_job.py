@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks a trained model as `AttackConfig` says, and leaves a folder of results.
+"""Attacks a trained model as `AttackConfig` says, and writes a folder of results.
 
 RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
@@ -72,11 +72,11 @@ _LATER = {"attack_channels": [], "targets": "data"}
 
 
 def attack(config: AttackConfig) -> str:
-    """Runs what is not finished, writes the folder, returns the text to print.
+    """Runs what is not finished yet, writes the folder, and returns the text to print.
 
     Raises:
-      InputError: Settings, checkpoint and data do not go together; before anything is
-        written or attacked.
+      InputError: The settings, the checkpoint and the data do not fit together; raised
+        before anything is written or attacked.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -86,7 +86,7 @@ def attack(config: AttackConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """What attacks came to.
+    """The results of attacks.
 
     Attributes:
       clean: The result of the clean images.
@@ -101,7 +101,7 @@ class Attacked:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a job came to: what attacks did (None: there were none), and measures."""
+    """The results of a job: of its attacks (None: there were none) and its measures."""
 
     attacked: Attacked | None
     measures: list[dict[str, Any]]
@@ -110,15 +110,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that an attack needs; what can be wrong with its settings was said.
+    """All that an attack needs, after its settings were checked.
 
     Attributes:
       config: The settings.
       subject: The model, its images, and how to go through them.
       cells: The attacks.
       measures: What is measured; None for nothing.
-      provenance: What results depend on beside the attack.
-      warnings: What must be said wherever results are, as sentences.
+      provenance: What results depend on besides the attack.
+      warnings: Sentences to show wherever results are shown.
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
@@ -241,12 +241,12 @@ def resolve(
     file: File | None = None,
     folder: pathlib.Path | None = None,
 ) -> Job:
-    """Loads models and data, and complains of all that cannot be; writes nothing.
+    """Loads models and data, and checks that they fit together; writes nothing.
 
     Args:
       config: The settings.
       source: The data; None: those that the settings name.
-      file: The model, if it is one of the user's own that is loaded; None: that which
+      file: The model, if it is the user's own and loaded already; None: the one that
         the settings name.
       folder: Where results go; None: a folder beside the model.
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts finished attacks on several models side by side; computes nothing new.
+"""Compares finished attacks on several models side by side; computes nothing new.
 
 Example:
   python -m mtr_tf.compare --runs=runs/a,runs/b --plot=compare.png
   python -m mtr_tf.compare --runs=runs/a,my.keras --task=seg --format=markdown
 
-Attacks are matched by their settings, whatever their folders are called: each attack
-that all models share gives a table for each task, of how it holds up when it alone is
-attacked. Then, for models of several tasks, how much of its single-task rise in loss
-each task suffers when tasks are attacked together.
+Attacks are matched by their settings, whatever their folders are called. Each attack
+that all models share gives one table per task, which shows how the task holds up when
+it alone is attacked. For models with several tasks, another table compares the rise in
+each task's loss when tasks are attacked together with the rise when it is attacked
+alone.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a run to attack out of a PyTorch file of DRN or ResNet weights.
+"""Turns a PyTorch file of DRN or ResNet weights into a run that can be attacked.
 
 Example:
   python -m mtr_tf.convert --torch=drn_d_22_sdA.pth.tar --model=drn_d_22 --tasks=s,d,A
   python -m mtr_tf.attack --ckpt=runs/drn_d_22_sdA --data_dir=DIR
 
-Takes the paper's released checkpoints, the official DRN weights for segmentation and
+It reads the paper's released checkpoints, the official DRN weights for segmentation and
 classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torch]'.
 """
 
@@ -129,8 +129,9 @@ def main(config: ConvertConfig) -> None:
 def convert(config: ConvertConfig) -> pathlib.Path:
     """Reads the file and writes the run directory; returns where.
 
-    The directory gets conversion.json (what was taken, and what left out), model.keras
-    and, last of all, what makes it a run. The same command again finds it done.
+    The directory gets conversion.json (what was converted and what left out),
+    model.keras and, last of all, the file that makes it a run. If the command is
+    repeated, it finds that everything is done.
 
     Raises:
       InputError: The file cannot be read, does not fit the model, or the directory

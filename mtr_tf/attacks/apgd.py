@@ -50,20 +50,20 @@ class APGD(base.Attack):
 
     Attributes:
       epsilon: As for PGD.
-      steps: Number of steps, each one gradient. One forward pass more per stage scores
-        its last point.
+      steps: Number of steps, with one gradient each. One more forward pass per stage
+        scores its last point.
       norm: "linf" or "l2".
-      restarts: Number of runs, each from a start of its own.
+      restarts: Number of runs, each from its own start.
       random_start: Whether to start at a uniform point of the (first) ball, for "linf"
         the one that PGD starts at from the same seed; else at the image.
       radii: Stages (multiple of epsilon, share of the steps), the last multiple 1.
         Each is a run of its own, with progress from 0 to 1, from the best point of the
         stage before, projected onto its ball. SEA has ((2, 0.3), (1.5, 0.3), (1, 0.4)).
 
-    The point returned has the highest score of all points of all last stages (their
-    starts and last points included), which are inside the ball of radius epsilon. Of
-    equal ones the earlier; a score that is NaN never wins. As in PGD, where no gradient
-    moved an image, the clean image comes back unless the start scores higher.
+    The returned point has the highest score of all points of all last stages (including
+    their starts and last points), which are inside the ball of radius epsilon. Of equal
+    points the earlier one is returned; a NaN score never wins. As in PGD, if no
+    gradient moved an image, the clean image is returned unless the start scores higher.
 
     Raises:
       InputError: A setting is out of range; or, when called, as for PGD.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every attack shares: how it is called, and how it calls its objective.
+"""What all attacks share: how they are called, and how they call their objective.
 
 `launch` checks the images, makes each image's seed and runs the attack as one graph.
 `score` and `gradient` evaluate an objective at images, checked to be one number each: a
@@ -62,9 +62,9 @@ def simple(function: Callable[[tf.Tensor], Any]) -> Simple:
 class Attack(abc.ABC):
     """A frozen record of numbers, equal and of equal hash for equal attacks.
 
-    An attack of one's own has `search` and `passes`, and is called as it is here. Its
-    lengths are its fields `epsilon` and `step_size`, as far as it has them, and are
-    checked where it is made; `search` also takes them as tensors, which are not.
+    Your own attack defines `search` and `passes`, and is called in the same way. Its
+    lengths are its fields `epsilon` and `step_size`, if it has them. They are checked
+    when the attack is made; as tensors, which `search` also takes, they are not.
     """
 
     @final
@@ -79,14 +79,15 @@ class Attack(abc.ABC):
         """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
 
         Args:
-          objective: What to raise, see `attacks.PGD`.
+          objective: What to raise; see `attacks.PGD`.
           x: Float images in [0, 1], [batch, ...], of any float type; half precision is
             attacked in float32 and the result is inside the ball as it is stored. An
             empty batch comes back as it is.
           seed: An int: image i (of the global batch, under a strategy) gets a seed made
-            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
-          jit: Whether XLA compiles it: "on", "off", or "auto", where this one call is
-            long enough to gain by it. Within a tf.function that function decides.
+            from it and i. Or one seed per image: int [batch], or what `fold_in`
+            returns.
+          jit: Whether XLA compiles it: "on", "off", or "auto" (if this one call is long
+            enough to gain from it). Inside a tf.function, that function decides.
         """
         return launch(self, objective, x, seed, jit)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on some channels of the images: colours beside a distance, say.
+"""Attacks on some channels of the images, such as colours but not distances.
 
-An attack sees images of these channels alone, and its objective puts the others back as
-they were. So any attack, in any norm, leaves them alone, and its ball is that of the
-channels that it may change.
+The attack sees images with only these channels, and its objective adds the others
+unchanged. So any attack, in any norm, leaves the others alone, and its ball is that of
+the channels that it may change.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _CHANGING = ("checked", "drawn", "in_ensemble", "seeded", "with_judge", "with_lo
 def on_channels(
     attack: Callable[..., tf.Tensor], channels: Sequence[int]
 ) -> Callable[..., tf.Tensor]:
-    """Returns an attack that changes these channels alone.
+    """Returns an attack that changes only these channels.
 
         attack = on_channels(PGD(8 / 255, 2 / 255, 20), (0, 1, 2))
         x_adv = attack(objective, x)
 
     Args:
-      attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; what it is given
-        beside these goes to it as it is.
-      channels: The numbers of those, from 0; empty: the attack itself.
+      attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; other arguments
+        are passed on.
+      channels: The numbers of the channels, from 0; empty: returns the attack itself.
     """
     if not channels:
         return attack

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threat models: how far an image may move, and what one step in that ball looks like.
+"""Threat models: how far an image may move, and what a step in that ball looks like.
 
 A threat model is a ball of radius `epsilon` around each image, in some norm, cut with
 the box [0, 1] of valid pixels. Each norm answers the same four questions: a random
@@ -7,7 +7,7 @@ point of the unit ball, the steepest direction, the projection onto ball and box
 the rounding of a result to the image's own dtype without leaving either. Random numbers
 and rounding are further below.
 
-All acts per image: the leading axis is the batch, the others are the image.
+Everything acts per image: the first axis is the batch, the others are the image.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
 
 
 def check(norm: str, epsilon: float | tf.Tensor) -> None:
-    """Checks what an attack is made of; the value of a tensor is not looked at.
+    """Checks the settings of an attack; values of tensors are not checked.
 
     Raises:
       InputError: An unknown norm, or a radius that the norm does not allow.

@@ -195,7 +195,7 @@ def run(
       doc: its docstring, for `--help`.
       records: the settings it takes; `main` gets one instance of each.
       main: the work.
-      on_interrupt: what is kept where a signal stops `main` and nothing there has said
+      on_interrupt: what is kept if a signal stops `main` before anything there has said
         more (`stopping.saying`).
     """
     if any(argument in _HELP for argument in sys.argv[1:]):
@@ -246,7 +246,7 @@ def run(
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
-    """What to do where a device has too little memory; None for any other error."""
+    """What to do if a device has too little memory; None for any other error."""
     text = f"{type(error).__name__}: {error}"
     if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
         return None

@@ -64,7 +64,7 @@ def open_source(
     tasks: Sequence[str] | None = None,
     **options: object,
 ) -> Source:
-    """Opens a data set for random access; prepares it first where that is needed.
+    """Opens a data set for random access; prepares it first if needed.
 
     Args:
         name: a key of DATASETS, or package.module:function for a user's own data (see

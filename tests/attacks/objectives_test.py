@@ -454,7 +454,7 @@ def test_random_pixels_and_blocks():
         with pytest.raises(InputError, match=r"from 1 to 30, .* 6x5 output; got"):
             attacks_pixels.random_pixels(6, 5, count, seed=0)
     for corner in ((-1, 0, 2, 2), (3, 0, 2, 2), (0, 4, 1, 2), (0, 0, 0, 2)):
-        with pytest.raises(InputError, match="lies inside 4x5 pixels, got"):
+        with pytest.raises(InputError, match="must lie inside the 4x5 pixels; got"):
             attacks_pixels.block(4, 5, *corner)
 
 

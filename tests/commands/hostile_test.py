@@ -153,9 +153,12 @@ TRAIN = [
     ("train --validation_share=1.5", "--validation_share must be from 0 to 1"),
     ("train --crop=abc", "--crop must be one number (64) or height x width"),
     ("train --crop=0", "--crop must be one number"),
-    ("train --crop=100000", "--crop must be at most 16384 a side, got '100000'."),
+    ("train --crop=100000", "--crop must be at most 16384 on each side, got '100000'."),
     ("train --image_size=12x13x14", "--image_size must be one number (64)"),
-    ("train --image_size=99999x99999", "--image_size must be at most 16384 a side"),
+    (
+        "train --image_size=99999x99999",
+        "--image_size must be at most 16384 on each side",
+    ),
     ("train --image_size=²", "--image_size must be one number (64)"),
     ("train extra words", "every argument must be a flag, --name=value; got"),
     ("train --=3", "every argument must be a flag"),
@@ -270,7 +273,7 @@ ON_A_RUN = [
     ),
     ("attack --ckpt=run --attack_weights=sag:1", "Unknown task 'sag'."),
     ("attack --ckpt=run --attack_tasks=depth", "depth"),
-    ("attack --ckpt=run --tasks=depth", "--tasks asks for depth"),
+    ("attack --ckpt=run --tasks=depth", "--tasks names depth"),
     ("attack --ckpt=run --split=validaton", "Did you mean 'validation'?"),
     ("attack --ckpt=run --attack_classes=door", "--attack_classes names 'door'"),
     ("attack --ckpt=run --image_size=33x40", "33x40"),
@@ -284,8 +287,8 @@ ON_A_RUN = [
 OTHERS = [
     ("compare", "--runs must name one or more attacked runs, but it is empty."),
     ("compare --runs=good,s3://b/run", "got 's3://b/run'; mount what it names"),
-    ("compare --runs=missing", "got 'missing', which does not exist."),
-    ("compare --runs=file", "got 'file', which is a file."),
+    ("compare --runs=missing", "but 'missing' does not exist."),
+    ("compare --runs=file", "but 'file' is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),
     ("compare --runs=begun", "no finished attack (only unfinished: half)"),
     (
@@ -294,11 +297,11 @@ OTHERS = [
     ),
     (
         "compare --runs=two --name=c",
-        "--name must be a finished attack of two, a, b; got",
+        "--name must be a finished attack of two (a, b); got",
     ),
     (
         "compare --runs=two --name=*",
-        "--name must be a finished attack of two, a, b; got",
+        "--name must be a finished attack of two (a, b); got",
     ),
     ("compare --runs=good --name=**", "--name must be a finished attack of good"),
     (

@@ -328,7 +328,9 @@ def test_a_picture_that_is_missing_or_cut(root):
     with pytest.raises(InputError, match=f"'{path}' must be a complete PNG file"):
         open_at(root)
     path.unlink()
-    with pytest.raises(InputError, match=rf"labelIds.png', but {path.name} is not in"):
+    with pytest.raises(
+        InputError, match=rf"needs a picture, but {path.name} is not in"
+    ):
         open_at(root)
 
 

@@ -456,7 +456,7 @@ def test_a_share_that_cannot_be_had(tmp_path):
         points_of(tmp_path, validation_share=0.5)
     with pytest.raises(InputError, match="leave out one of them"):
         points_of(tmp_path, validation_share=0.5, as_released=True)
-    with pytest.raises(InputError, match="for taskonomy only, got 0.5 for rooms"):
+    with pytest.raises(InputError, match="only for taskonomy, but got 0.5 for rooms"):
         data.open_source("rooms", validation_share=0.5)
 
 
@@ -466,7 +466,7 @@ def test_a_share_that_cannot_be_had(tmp_path):
         (
             [0, 1, 2],
             "validation",
-            "points from 1200 .* all there are lie below; add",
+            "points from 1200 .* all points there are lie below; add",
         ),
         ([1200, 1300, 1301], "train", "points from 1200 .* lie from there on; add"),
     ],

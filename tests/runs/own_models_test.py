@@ -123,7 +123,7 @@ def of_two_inputs(shape, tasks):
             lambda shape, tasks: net(
                 shape, tasks.replaced(tasks["scene"].bound(channels=3, classes=()))
             ),
-            r"for scene .* shape \(None, 2\), 2 channels.* has \(None, 3\)",
+            r"for scene .* shape \(None, 2\), with 2 channels.* has \(None, 3\)",
         ),
         (lambda_net, "cannot be loaded again .*no Lambda layers"),
         (of_two_inputs, "must have one input"),

@@ -255,7 +255,7 @@ def test_several_records_of_a_measure_that_fit_are_refused(tmp_path):
         (('algorithm = "pgd"', 'algorithm = "mim"'), "there are pgd, apgd"),
         (
             ('algorithm = "pgd"\n', ""),
-            r"several .* say which by algorithm \(apgd, pgd\)",
+            r"several .* choose one with algorithm \(apgd, pgd\)",
         ),
         (('algorithm = "pgd"', 'algorithm = "pgd"\nsteps = 7'), "no steps of"),
         (("eps = [2, 4]", "eps = []"), "eps must hold one or more"),

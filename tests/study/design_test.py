@@ -168,7 +168,7 @@ def test_it_survives_json(load):
         ('["s", "EACH"]', '["A"]', ["\"own\"]: on the variant 's'", "--attack_tasks"]),
         ('["s", "EACH"]', '["x"]', ['"own"]: attack_tasks: Unknown task']),
         ("steps = 5", 'attack = ["pdg"]', ['"from A"]: ', "Did you mean 'pgd'?"]),
-        ("steps = 5", 'tasks = ["d"]', ["on the variant 's': --tasks asks for depth"]),
+        ("steps = 5", 'tasks = ["d"]', ["on the variant 's': --tasks names depth"]),
         ("[[claims]]", "[claims]", ["mine.toml: claims must be a list"]),
         ('[variants."s"]', "[variants]\nt = 1\n#", ["variants must hold named tables"]),
     ],

@@ -99,7 +99,7 @@ def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
     ]
     several = dataclasses.replace(results, _found=tuple(doubled))
     with pytest.raises(
-        InputError, match=r"'pgd50'.*say which by algorithm \(apgd, pgd"
+        InputError, match=r"'pgd50'.*choose one with algorithm \(apgd, pgd"
     ):
         several.values("s", *WHERE)
     chosen = several.values("s", *WHERE, algorithm="apgd")

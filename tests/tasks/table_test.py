@@ -80,7 +80,10 @@ def test_resolve_keeps_the_order(given, expected):
         ([], "At least one task"),
         (" , ", "At least one task"),
         ("seg,,depth", "must not be empty"),
-        ("seg,d,s", "Tasks must differ, got 'seg' 2 times in 'seg,d,s'"),
+        (
+            "seg,d,s",
+            "Each task may be named only once, but 'seg,d,s' names 'seg' 2 times",
+        ),
     ],
 )
 def test_resolve_answers_mistakes(given, message):

@@ -102,6 +102,6 @@ def missing(
     if listing.lists is not None and buildings != {""} and not as_released:
         why = "the lists train_val_test_*.csv name no building of the folder for it"
         return {name: f"{why}; add one, or {share}." for name in absent}
-    why = f"points from {TRAIN_POINTS} on are validation, and all points there are  "
+    why = f"points from {TRAIN_POINTS} on are validation, and all points there are "
     why += "lie " + ("below" if "train" in chosen else "from there on")
     return {name: f"{why}; add other points, or {share}." for name in absent}
