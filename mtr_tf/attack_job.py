@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks a trained model as `AttackConfig` says, and leaves a folder of results.
+"""Attacks a trained model as `AttackConfig` says, and writes a folder of results.
 
 RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
@@ -26,6 +26,7 @@ from absl import logging
 
 import mtr_tf
 from mtr_tf import files
+from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import OWN_TARGETS
@@ -73,11 +74,11 @@ _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def attack(config: AttackConfig) -> str:
-    """Runs what is not finished, writes the folder, returns the text to print.
+    """Runs what is not finished yet, writes the folder, and returns the text to print.
 
     Raises:
-      InputError: Settings, checkpoint and data do not go together; before anything is
-        written or attacked.
+      InputError: The settings, the checkpoint and the data do not fit together; raised
+        before anything is written or attacked.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -87,7 +88,7 @@ def attack(config: AttackConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """What attacks came to.
+    """The results of attacks.
 
     Attributes:
       clean: The result of the clean images.
@@ -104,7 +105,7 @@ class Attacked:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a job came to: what attacks did (None: there were none), and measures."""
+    """The results of a job: of its attacks (None: there were none) and its measures."""
 
     attacked: Attacked | None
     measures: list[dict[str, Any]]
@@ -113,15 +114,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that an attack needs; what can be wrong with its settings was said.
+    """All that an attack needs, after its settings were checked.
 
     Attributes:
       config: The settings.
       subject: The model, its images, and how to go through them.
       cells: The attacks.
       measures: What is measured; None for nothing.
-      provenance: What results depend on beside the attack.
-      warnings: What must be said wherever results are, as sentences.
+      provenance: What results depend on besides the attack.
+      warnings: Sentences to show wherever results are shown.
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
@@ -243,6 +244,9 @@ class Job:
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
         images = f"{subject.num_examples} images of {subject.info.name}"
+        if self.config.attack_channels:
+            names = "+".join(map(str, self.config.attack_channels))
+            images = f"channels {names} of {images}"
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 
 
@@ -252,12 +256,12 @@ def resolve(
     file: File | None = None,
     folder: pathlib.Path | None = None,
 ) -> Job:
-    """Loads models and data, and complains of all that cannot be; writes nothing.
+    """Loads models and data, and checks that they fit together; writes nothing.
 
     Args:
       config: The settings.
       source: The data; None: those that the settings name.
-      file: The model, if it is one of the user's own that is loaded; None: that which
+      file: The model, if it is the user's own and loaded already; None: the one that
         the settings name.
       folder: Where results go; None: a folder beside the model.
 
@@ -273,6 +277,7 @@ def resolve(
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
@@ -405,8 +410,8 @@ def _warn_of_small_radii(config: AttackConfig) -> None:
     radius = max(config.eps)
     if config.norm == "linf" and 0 < radius <= 1:
         logging.warning(
-            "--eps is in levels of 0-255 under --norm=linf, so that %g is %g of an "
-            "image in [0, 1]; for %g of it give --eps=%g",
+            "--eps is in levels of 0-255 under --norm=linf, so %g means %g in an "
+            "image in [0, 1]; if you meant %g, give --eps=%g",
             radius,
             radius / 255,
             radius,
@@ -454,4 +459,5 @@ def _provenance(
         seed=config.seed,
         batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
+        targets=config.targets,
     )

@@ -59,7 +59,28 @@ _FORMULA = tuple(
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one / of two.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is an address such as gs://bucket/run, and no file of here."""
+    return bool(_REMOTE.match(os.fspath(path)))
+
+
+def check_local(name: str, path: str | os.PathLike) -> None:
+    """Raises `InputError` for an address, which would become a local folder `gs:`.
+
+    Args:
+      name: Of the flag or argument, for the message.
+      path: What it was given.
+    """
+    if is_remote(path):
+        raise InputError(
+            f"{name} must be a path in a file system of this machine, got "
+            f"{os.fspath(path)!r}; mount what it names as a folder, or copy it, and "
+            "give the path here."
+        )
 
 
 def reason(error: BaseException) -> str:
@@ -111,13 +132,13 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         if full:
             raise InputError(
                 f"no space is left on the disk to write {path}; what was there before "
-                "is kept. Free some space, then repeat the command to go on."
+                "is kept. Free some space, then repeat the command to continue."
             ) from error
         if not isinstance(error, OSError):
             raise
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}. Give another "
-            "directory, or the right to write there."
+            "directory, or get permission to write there."
         ) from error
 
 
@@ -128,10 +149,10 @@ def what_failed(error: OSError) -> str | None:
     path = os.fsdecode(error.filename)
     reason = error.strerror or str(error)
     if os.path.islink(path) and not os.path.exists(path):
-        reason = "it is a link that leads nowhere"
+        reason = "it is a broken link"
     return (
-        f"{path} cannot be used: {reason}. Give another file or directory, or the "
-        "right to use this one."
+        f"{path} cannot be used: {reason}. Give another file or directory, or get "
+        "permission to use this one."
     )
 
 
@@ -148,7 +169,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     os.close(number)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
 
 
 def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
@@ -169,9 +190,9 @@ def check_size(size: int, largest: int, name: str) -> None:
     """
     if size > largest:
         raise InputError(
-            f"'{name}' would take {size:,} bytes of memory, and must take "
-            f"{largest:,} at most; it is no file of its kind, or damaged: fetch it "
-            "again, or remove it."
+            f"'{name}' would take {size:,} bytes of memory, but at most {largest:,} "
+            "are allowed; it is damaged or not the kind of file that its name says. "
+            "Download it again, or remove it."
         )
 
 
@@ -348,7 +369,7 @@ def lock(file: IO[Any], wait: bool = False) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         logging.warning(
-            "%s cannot be locked (%s): run no second command with this directory",
+            "%s cannot be locked (%s): do not run a second command in this directory",
             file.name,
             error.strerror,
         )

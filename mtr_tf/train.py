@@ -51,7 +51,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "No step of training was done; the same command goes on from what is there.",
+        "No training step was done; the same command continues from what is there.",
     )
 
 

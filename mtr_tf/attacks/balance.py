@@ -159,7 +159,7 @@ BALANCES: dict[str, Balance] = {
     "mean": Balance(
         _mean,
         _mean,
-        "`(1/M) sum_t w_t L_t`; the same steps, other gradient norms",
+        "`(1/M) sum_t w_t L_t`; the same steps as `sum`, but other gradient norms",
         "Mao et al. 2020 (its theorem)",
         weighted=True,
     ),
@@ -181,8 +181,8 @@ BALANCES: dict[str, Balance] = {
     "wgd": Balance(
         _wgd,
         _geometric,
-        "`sum_t [r_t] L_t`, `r_t` the task's loss relative to its start, "
-        "`L_t / L_t(start)`, over the mean of these",
+        "`sum_t [r_t] L_t`, where `r_t` is the task's loss relative to its start, "
+        "`L_t / L_t(start)`, divided by the mean of these over the tasks",
         "Ghamizi et al. 2022, arXiv 2110.15053, its text",
         relative=True,
         compared="start",

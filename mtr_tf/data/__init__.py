@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 from mtr_tf.tasks.names import canonical
@@ -63,7 +64,7 @@ def open_source(
     tasks: Sequence[str] | None = None,
     **options: object,
 ) -> Source:
-    """Opens a data set for random access; prepares it first where that is needed.
+    """Opens a data set for random access; prepares it first if needed.
 
     Args:
         name: a key of DATASETS, or package.module:function for a user's own data (see
@@ -78,6 +79,7 @@ def open_source(
         InputError: no such data set, an unknown task, or one that the data set lacks;
             an option that it has not.
     """
+    files.check_local("data_dir", data_dir or "")
     asked = None if tasks is None else canonical_tasks(name, tasks)
     source = _opener(name)(
         image_size=image_size,
@@ -192,7 +194,7 @@ def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
             taken[option] = value
         elif value != default:
             raise InputError(
-                f"--{option} is a choice for {' and '.join(takers)} only, got "
-                f"{value!r} for {name}; leave it out."
+                f"--{option} is only for {' and '.join(takers)}, but got {value!r} "
+                f"for {name}; leave it out."
             )
     return taken

@@ -51,9 +51,9 @@ class Augment:
         for task in task_table.task_set(tasks).values() if self.flip else ():
             if task.axes not in (0, MAP) and task.mirror is None:
                 raise InputError(
-                    "What a mirror makes of a target must be known where images are "
-                    f"mirrored, and {task.name} is neither a map nor one value per "
-                    "image; give the task mirror=(...), a factor for each channel, or "
+                    f"The task {task.name} must say how its targets change when "
+                    "images are mirrored, because it is neither a map nor one value "
+                    "per image; give it mirror=(...), a factor for each channel, or "
                     "train with --noflip."
                 )
         if self.crop is None:

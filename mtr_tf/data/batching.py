@@ -99,8 +99,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     _check_batch_size(batch_size)
     if n < batch_size:
         raise InputError(
-            f"A batch cannot be larger than what it is taken from: the batch size is "
-            f"{batch_size}, for {n} examples; take a smaller batch."
+            f"A batch must not be larger than the number of examples, {n}; got a "
+            f"batch size of {batch_size}. Give a smaller one."
         )
     return n // batch_size
 
@@ -252,8 +252,8 @@ def check_divisible(batch_size: int, replicas: int) -> None:
         lower = batch_size - batch_size % replicas
         good = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
         raise InputError(
-            f"The batch size must be divisible by the number of replicas, got a batch "
-            f"size of {batch_size} for {replicas} replicas; take {good}."
+            "The batch size must be divisible by the number of replicas; got "
+            f"{batch_size} for {replicas} replicas. Give {good}."
         )
 
 
@@ -263,7 +263,7 @@ def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list
     check_divisible(batch_size, replicas)
     if replicas % context.num_input_pipelines:
         raise InputError(
-            f"Each worker must have the same number of replicas, got {replicas} "
+            f"Each worker must have the same number of replicas; got {replicas} "
             f"replicas on {context.num_input_pipelines} workers."
         )
     size = batch_size // replicas

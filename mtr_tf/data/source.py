@@ -197,5 +197,5 @@ def check_labels(
         raise InputError(
             f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
             f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
-            "it, or let the data set have more classes."
+            "it, or add classes to the data set."
         )

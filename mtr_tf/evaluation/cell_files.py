@@ -88,9 +88,9 @@ class Result:
         return (
             *cell.warnings,
             f"{cell.label} on {cell.group} at eps {cell.eps:g} left "
-            f"{int(self.still.sum())} of {self.count} images as they were: that is no "
-            "robustness where nothing is attacked in them, the gradient is zero, or "
-            "the model's outputs or the targets are NaN.",
+            f"{int(self.still.sum())} of {self.count} images unchanged. This does not "
+            "mean that they are robust: perhaps they have nothing to attack, the "
+            "gradient is zero, or the model's outputs or the targets are NaN.",
         )
 
     @property
@@ -128,8 +128,8 @@ class Filed(Mapping[str, np.ndarray]):
                 return file[whole]
         except files.DAMAGED as error:
             raise InputError(
-                f"{self.path} was changed while it was in use; repeat the command, "
-                "which does again what is missing."
+                f"{self.path} was changed while it was in use; repeat the command to "
+                "redo what is missing."
             ) from error
 
     def __iter__(self) -> Iterator[str]:

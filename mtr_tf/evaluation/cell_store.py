@@ -125,7 +125,7 @@ def _check(result: Result, seed: int, tasks: Mapping[str, Task]) -> None:
     same = _close(result.scores, expected) and _close(result.wanted, wanted)
     lengths = {len(a) for rows in result.rows.values() for a in rows.values()}
     if not same or lengths != {result.count}:
-        raise ValueError("its numbers are not those of its rows")
+        raise ValueError("its numbers do not match its rows")
 
 
 def _close(one: Any, other: Any) -> bool:

@@ -112,7 +112,7 @@ def of_draws(
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
     if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie in (0, 1), got {confidence}.")
+        raise InputError(f"confidence must be above 0 and below 1; got {confidence}.")
     values = values[~np.isnan(values)]
     if not values.size:
         return math.nan, math.nan

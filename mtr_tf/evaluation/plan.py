@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
@@ -280,9 +279,9 @@ class Cell:
             for mean, std in zip(*self.attack.scale, strict=True)
         )
         return (
-            f"{self.attack.name} is not bound by eps, as the released code is not: at "
-            f"eps {self.eps:g} values move by up to {reach:.3g} levels; it is no "
-            "measure of robustness.",
+            f"{self.attack.name} does not stay within eps, just like the released "
+            f"code: at eps {self.eps:g} values move by up to {reach:.3g} levels, so "
+            "it does not measure robustness.",
         )
 
     @property
@@ -349,11 +348,10 @@ class Cell:
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
-        channels.check(self.threat.channels, image_shape[2])
         if self.threat.channels and self.attack.scale:
             raise InputError(
-                f"--attack_channels does not hold for --attack={self.attack.name}, "
-                "which is not bounded; give another attack, or leave it out."
+                f"--attack_channels does not work with --attack={self.attack.name}, "
+                "which has no bound; give another attack, or leave it out."
             )
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
@@ -392,8 +390,8 @@ class Cell:
         goal = self.objective
         if goal.pixels > height * width:
             raise InputError(
-                f"--attack_pixels must be from 1 to {height * width}, the pixels of a "
-                f"{height}x{width} output; got {goal.pixels}."
+                f"--attack_pixels must be from 1 to {height * width}, the number of "
+                f"pixels of a {height}x{width} output; got {goal.pixels}."
             )
         if goal.pixels:
             return attacks.random_pixels(height, width, goal.pixels, self.seed)
@@ -476,8 +474,8 @@ def make_cells(
         raise InputError(
             f"--attack={','.join(config.attack)} with "
             f"--attack_loss={','.join(config.attack_loss)} fits none of the groups "
-            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and a "
-            "loss a task of its kind."
+            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and "
+            "a loss needs a task of its kind."
         )
     return list(dict.fromkeys(cells))
 
@@ -492,7 +490,7 @@ def _check_used(
         if not any(_attack_loss(name).fits(known[task]) for task in tasks):
             raise InputError(
                 f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
-                f"fits none of the attacked tasks, {', '.join(tasks)}; leave it out."
+                f"fits none of the attacked tasks ({', '.join(tasks)}); leave it out."
             )
 
 
@@ -512,7 +510,7 @@ def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], .
 def _class_label(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
         raise InputError(
-            f"--attack_classes names {name!r}, and the data set's classes are "
+            f"--attack_classes names {name!r}, but the data set's classes are "
             f"{', '.join(classes) or 'not known'}."
         )
     return list(classes).index(name)

@@ -109,7 +109,7 @@ def draw(count: int, resamples: int, seed: int) -> np.ndarray:
       InputError: less than one resample.
     """
     if resamples < 1:
-        raise InputError(f"resamples must be at least 1, got {resamples}.")
+        raise InputError(f"resamples must be at least 1; got {resamples}.")
     if count == 0:
         return np.zeros((resamples, 0))
     drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
@@ -162,4 +162,4 @@ def note(over: str, images: int, known: bool) -> str:
     what = f"{images} images" if over == "images" else over
     if known:
         return f"intervals: 95 %, over {what}"
-    return f"no intervals: they need {LEAST} or more to draw from, and there are {what}"
+    return f"no intervals: they need {LEAST} or more to draw from, but there are {what}"

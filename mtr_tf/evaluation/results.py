@@ -66,6 +66,8 @@ def _record(
     before = clean.scores[task.name][metric.name]
     after = result.scores[task.name][metric.name]
     wanted = result.wanted.get(task.name, {}).get(metric.name, {})
+    of_channels = list(cell.threat.channels)
+    channels = {"attack_channels": of_channels} if of_channels else {}
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -100,6 +102,7 @@ def _record(
         "attack_pixels": cell.objective.pixels,
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),
+        **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
         **_spared(clean, result, task),
@@ -134,9 +137,9 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
         after = max((_bad_images(result, task) for result in results), default=0)
         if before or after:
             said.append(
-                f"{task} has outputs that are not finite: such pixels count as wrong "
-                "classes, and means over them are null (of "
-                f"{clean.count} images {before} clean and up to {after} attacked)."
+                f"{task} has outputs that are not finite (in {before} of "
+                f"{clean.count} clean images, and in up to {after} attacked ones): "
+                "such pixels count as wrong classes, and means over them are null."
             )
     return said
 

@@ -146,7 +146,7 @@ def run(
     def kept() -> str:
         return (
             f"{len(results)} of {len(cost)} evaluations are finished and kept; the "
-            "same command goes on with the others."
+            "same command continues with the others."
         )
 
     with (

@@ -142,8 +142,8 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     if "normalize" not in [layer.name for layer in model.layers]:
         raise InputError(
             "The mean and standard deviation that images are standardised with are "
-            f"known of the models here only, and {model.name} is not one of them; "
-            "choose what does not need them."
+            f"known only for built-in models, and {model.name} is not one; choose "
+            "something that does not need them."
         )
     layer = model.get_layer("normalize")
     std = tuple(round(1 / scale, 12) for scale in layer.scale)

@@ -90,7 +90,11 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
             return free
         raise ValueError("outputs of another batch size")
     except Exception:  # Layers raise whatever they like.
-        logging.info("the model takes batches of %d images, and gets no others", size)
+        logging.info(
+            "the model only takes batches of %d images, so it gets batches of that "
+            "size",
+            size,
+        )
     return keras.Model(image, InBatches(model, size)(image), name=model.name)
 
 

@@ -46,7 +46,7 @@ def worthwhile(mode: str, passes: float, pixels: float) -> bool:
       InputError: There is no such mode.
     """
     if mode not in MODES:
-        raise InputError(f"jit is one of {', '.join(MODES)}, got {mode!r}.")
+        raise InputError(f"jit must be one of {', '.join(MODES)}; got {mode!r}.")
     if mode != "auto":
         return mode == "on"
     return on_gpu() and passes * max(1.0, pixels / _PIXELS) >= PASSES
@@ -211,7 +211,7 @@ class Fallback:
         self._function = self._build(False)
         found = self._function(*arguments)  # Raises, if it was not for XLA.
         logging.warning(
-            "XLA cannot compile %s, which goes on without (%s)",
+            "XLA cannot compile %s, which continues without it (%s)",
             self._what,
             _reason(refused.message),
         )

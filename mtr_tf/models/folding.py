@@ -103,8 +103,8 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     if reason:
         _DIFFERENT.add(model)
         logging.warning(
-            "the copy of the model with batch norms folded is not used, since it comes "
-            "out otherwise (%s); the model is attacked as it is, which takes longer. "
+            "the copy of the model with folded batch norms is not used, because its "
+            "outputs differ (%s); the model itself is attacked, which takes longer. "
             "Its layers: %s",
             reason,
             layer_types(model),
@@ -308,8 +308,8 @@ def in_half(
         reason = f"{type(error).__name__}: {error}"
     if reason:
         logging.warning(
-            "there is no copy of the model in %s that does the same (%s); "
-            "gradients are taken of the model itself. Its layers: %s",
+            "no copy of the model in %s gives the same outputs (%s), so gradients are "
+            "taken from the model itself. Its layers: %s",
             dtype,
             reason,
             layer_types(model),

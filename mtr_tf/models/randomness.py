@@ -74,7 +74,7 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
         return ""
     attacked = f"attacks follow the mean gradient over {eot} draws of its noise"
     if eot is None:
-        attacked = "measures are of a single draw of its noise"
+        attacked = "measures use a single draw of its noise"
     elif eot == 1:
         attacked = (
             "an attack follows a single draw of its noise at each step, and the model "
@@ -83,8 +83,8 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
     text = f"the model is random in predict: {attacked}."
     if found == UNSEEDED:
         text += (
-            " Some of its random numbers are drawn without a seed (tf.random), so no "
-            "result can be repeated bit by bit; draw them with keras.random and a "
+            " Some of its random numbers are drawn without a seed (tf.random), so "
+            "results cannot be repeated exactly; draw them with keras.random and a "
             "keras.random.SeedGenerator."
         )
     return text

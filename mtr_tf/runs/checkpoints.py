@@ -49,7 +49,7 @@ def newest_first(folder: pathlib.Path) -> list[int]:
     listed = _listed(folder)
     if found and not listed:
         logging.warning(
-            "%s is missing or damaged; the checkpoints beside it are used: %s",
+            "%s is missing or damaged; using the checkpoints in its folder: %s",
             folder / LIST,
             ", ".join(map(name, found)),
         )

@@ -53,7 +53,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
     content, arrays_path = files.read_json(path), path.with_suffix(".npz")
     checksum = content.pop(_CHECKSUM, None)
     if checksum is not None and checksum != files.digest(content):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     sums = content.pop(_SUMS, None)
     arrays = {}
     if sums is not None or arrays_path.exists():
@@ -61,7 +61,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
     if checksum is not None:
         expected = {n: s for n, s in (sums or {}).items() if n.startswith(prefix)}
         if {name: _sum(array) for name, array in arrays.items()} != expected:
-            raise ValueError("the checksum of its arrays is another")
+            raise ValueError("the checksum of its arrays is wrong")
     return Entry(content, arrays, checksum is not None)
 
 

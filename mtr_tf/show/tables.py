@@ -115,10 +115,14 @@ def about(title: str, records: Sequence[Record], width: int) -> str:
     lines = [title, "", table(records, width), "", about_intervals(records)]
     wanted = wanted_table(records)
     if wanted:
-        lines += ["", "outputs against the targets that they are drawn to:", wanted]
+        lines += [
+            "",
+            "outputs compared with the targets that the attack aims at:",
+            wanted,
+        ]
     spared = spared_table(records)
     if spared:
-        lines += ["", "spared tasks, each at or below its clean loss or not:", spared]
+        lines += ["", "spared tasks:", spared]
     for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
         lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
     return "\n".join(lines)
@@ -302,23 +306,28 @@ def _tasks(records: Sequence[Record]) -> str:
         for r in _chosen(records, "mean_cosine", "mean_abs_cosine")
     }
     return (
-        "norm of the mean gradient of k tasks, over that of one; log-log slope:\n"
-        f"{aligned(rows)}\n"
-        f"cosine of two tasks' gradients: mean {means['mean_cosine']}, "
-        f"mean magnitude {means['mean_abs_cosine']}"
+        "norm of the mean gradient of k tasks, divided by that of one task; log-log "
+        f"slope:\n{aligned(rows)}\ncosine of two tasks' gradients: mean "
+        f"{means['mean_cosine']}, mean magnitude {means['mean_abs_cosine']}"
     )
 
 
 def _pixel_gradients(records: Sequence[Record]) -> str:
     norms = [r for r in _chosen(records, "gradient_norm") if r["norm"] == "l2"]
-    title = "l2 norm of the gradient of the mean loss over n output pixels, over one's:"
+    title = (
+        "l2 norm of the gradient of the mean loss over n output pixels, divided by "
+        "that for one pixel:"
+    )
     return _by_count(title, norms, lambda r: plain(r["relative"]))
 
 
 def _pixel_attacks(records: Sequence[Record]) -> str:
     values = [r for r in _chosen(records, "attacked_pixels") if r["metric"] != "loss"]
     eps = f"{values[0]['eps']:g}" if values else ""
-    title = f"PGD eps {eps} on n output pixels, there attacked / clean:"
+    title = (
+        f"PGD with eps {eps} on n output pixels; the metric on these pixels, "
+        "attacked / clean:"
+    )
     return _by_count(
         title, values, lambda r: f"{plain(r['value'])}/{plain(r['clean'])}"
     )
@@ -353,7 +362,7 @@ def _first_order(records: Sequence[Record]) -> str:
         name = f"mean of {count} tasks" if count > 3 else group
         rows.append([name, *(plain(ratios[group, eps]) for eps in radii)])
     norm = rises[0]["norm"]
-    title = f"rise of the loss under PGD ({norm}), over eps times the dual norm:"
+    title = f"rise of the loss under PGD ({norm}), divided by eps times the dual norm:"
     return f"{title}\n{aligned(rows)}"
 
 

@@ -93,7 +93,7 @@ def check_attack(
     fitting = [cell for cell in cells if results.fits(cell, wanted)]
     if not fitting:
         said = " and ".join(f"{key} {_text(value)}" for key, value in wanted.items())
-        table.fail(f"attack {attack!r} of the study has no result with {said} at once.")
+        table.fail(f"attack {attack!r} of the study has no single result with {said}.")
     if len(fitting) > 1 and "eps" in wanted:
         table.fail(results.ambiguous(attack, fitting, wanted))
 
@@ -139,7 +139,7 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
             needed = (*needed, "tasks")
         for key in needed:
             if key not in measure:
-                table.fail(f"{key} must be given, to say which {what[9:]} is meant.")
+                table.fail(f"{key} must be given to say which {what[9:]} is meant.")
 
 
 def _config(study: Study, attack: str, variant: str) -> AttackConfig:

@@ -146,7 +146,9 @@ def read(study: Study) -> tuple[Claim, ...]:
         table = Table(f"{study.name}.toml, claim {name!r}", content)
         found.append(_claim(table, study))
         if found[-1].id in [other.id for other in found[:-1]]:
-            table.fail("each claim must have an id of its own; another has this one.")
+            table.fail(
+                "each claim must have its own id, but another claim has this one too."
+            )
     return tuple(found)
 
 
@@ -156,12 +158,12 @@ def _claim(table: Table, study: Study) -> Claim:
     ways = [key for key in _WAYS if key in table.content]
     if len(ways) != 1:
         table.fail(
-            "there must be one of better (with than), terms and measure, got "
-            f"{' and '.join(ways) or 'none of them'}."
+            "a claim must have exactly one of better (with than), terms and measure; "
+            f"got {' and '.join(ways) or 'none of them'}."
         )
     margin = table.value("margin", float, 0.0)
     if margin < 0:
-        table.fail(f"margin must be 0 or more, got {margin}.")
+        table.fail(f"margin must be 0 or more; got {margin}.")
     fields = said | {"relative": table.value("relative", bool, False)}
     fields |= {"margin": float(margin), "algebra": table.value("algebra", bool, False)}
     if ways == ["measure"]:
@@ -186,7 +188,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
     else:
         than = table.values("than", str)
     if not better or not than:
-        table.fail("better and than must name one or more variants each.")
+        table.fail("better and than must each name one or more variants.")
 
     def term(weight, *variants):
         points = [p for v in variants for p in _points(table, study, v)]

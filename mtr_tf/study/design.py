@@ -147,8 +147,8 @@ class Study:
             return cls(**plain, **parts)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"this is no study of this version of mtr_tf ({error!r}); repeat "
-                "mtr_tf.reproduce in this --workdir to write study.json anew."
+                f"this study is not from this version of mtr_tf ({error!r}); repeat "
+                "mtr_tf.reproduce in this --workdir to write study.json again."
             ) from error
 
 

@@ -341,6 +341,6 @@ def _check_one_each(
             if key not in listed and len({str(r.get(key)) for r in records}) > 1
         ]
         raise InputError(
-            f"claim {claim.id!r}: several records of the measure fit; say which by "
+            f"claim {claim.id!r}: several records of the measure fit; choose one with "
             f"{' and '.join(differing) or 'fewer of them'}."
         )

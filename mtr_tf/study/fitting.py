@@ -109,4 +109,7 @@ def _describe(
         left_out = [each for each in before if each not in after]
         if left_out:
             parts.append(f"{key} {', '.join(left_out)}")
-    return f"{dataset} has no {' or '.join(missing)}; left out: {'; '.join(parts)}."
+    return (
+        f"{dataset} has no {' or '.join(missing)}, so these are left out: "
+        f"{'; '.join(parts)}."
+    )

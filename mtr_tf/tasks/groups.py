@@ -67,7 +67,7 @@ def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
     missing = [task for task in asked if task not in tasks]
     if missing:
         raise InputError(
-            f"{flag} asks for {', '.join(missing)}, but the checkpoint has only the "
+            f"{flag} names {', '.join(missing)}, but the checkpoint has only the "
             f"tasks {', '.join(tasks)}; name some of these."
         )
 
@@ -87,8 +87,8 @@ def task_weights(
     missing = [task for task in main if task not in tasks]
     if missing:
         raise InputError(
-            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
-            f"{', '.join(missing)}; add it to --tasks or take it out."
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), but "
+            f"{', '.join(missing)} is not; add it to --tasks or remove it."
         )
     auxiliaries = len(tasks) - len(main)
     return {

@@ -96,7 +96,9 @@ def _given(names: str | Iterable[str], known: Sequence[Named]) -> list[str]:
     given = names.split(",") if isinstance(names, str) else list(names)
     given = [name.strip() for name in given]
     if not any(given):
-        raise InputError(f"At least one task must be named, out of {_listing(known)}.")
+        raise InputError(
+            f"At least one task must be named; the tasks are {_listing(known)}."
+        )
     return given
 
 
@@ -104,8 +106,8 @@ def _different(resolved: tuple[str, ...], given: Sequence[str]) -> tuple[str, ..
     for name in resolved:
         if resolved.count(name) > 1:
             raise InputError(
-                f"Tasks must differ, got '{name}' {resolved.count(name)} times in "
-                f"'{','.join(given)}'."
+                f"Each task may be named only once, but '{','.join(given)}' names "
+                f"'{name}' {resolved.count(name)} times."
             )
     return resolved
 
@@ -127,8 +129,8 @@ def _resolve_one(name: str, known: Sequence[Named]) -> str:
         return found
     if not name:
         raise InputError(
-            "A task's name must not be empty (is there a comma too many?); "
-            f"the tasks are {_listing(known)}."
+            "A task's name must not be empty (perhaps there is an extra comma); the "
+            f"tasks are {_listing(known)}."
         )
     by_name = {n: each.name for each in known for n in (each.name, *each.aliases)}
     if len(name) == 1:

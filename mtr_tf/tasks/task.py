@@ -237,13 +237,14 @@ def _check(task: Task) -> None:
     """Raises InputError unless the fields of a new task go together."""
     if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
         raise InputError(
-            "A task's name must have two characters or more, letters, digits, '_', '-' "
-            f"and '.', the first one a letter; got {task.name!r}."
+            "A task's name must have at least two characters (letters, digits, '_', "
+            f"'-' or '.') and begin with a letter; got {task.name!r}."
         )
     if task.name.lower() in _RESERVED:
         raise InputError(
-            f"A task must not be named {', '.join(_RESERVED[:-1])} or {_RESERVED[-1]}, "
-            f"which mean something else; got {task.name!r}."
+            f"A task must not be named {', '.join(_RESERVED[:-1])} or "
+            f"{_RESERVED[-1]}, because these words mean something else; got "
+            f"{task.name!r}."
         )
     if task.kind not in KINDS:
         raise InputError(
@@ -264,19 +265,19 @@ def _check(task: Task) -> None:
         or task.channels < 1
     ):
         raise InputError(
-            f"The channels of the task {task.name} must be a whole number from 1; got "
-            f"{task.channels!r}."
+            f"The channels of the task {task.name} must be a whole number, 1 or more; "
+            f"got {task.channels!r}."
         )
     if count and task.channels not in (None, count):
         raise InputError(
             f"The task {task.name} must have as many channels as classes; got "
-            f"{task.channels} channels and {count} classes; leave channels out."
+            f"{task.channels} channels and {count} classes. Leave out channels."
         )
     needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
     if needs and task.channels is None and not count:
         raise InputError(
-            f"The task {task.name} must say how many {task.kind} it has: give its "
-            "channels, or the names as classes."
+            f"The task {task.name} must say how many {task.kind} it has: give "
+            "channels, or give their names as classes."
         )
     channels = task.channels or count or KINDS[task.kind].channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
@@ -298,7 +299,7 @@ class TaskSet(Mapping[str, Task]):
         for task in tasks:
             if task.name in self._by_name:
                 raise InputError(
-                    f"Tasks must have different names, and two are named {task.name}; "
+                    f"Tasks must have different names, but two are named {task.name}; "
                     "rename one."
                 )
             self._by_name[task.name] = task

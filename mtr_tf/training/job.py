@@ -113,9 +113,9 @@ def resolve(config: TrainConfig) -> Job:
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     if config.epochs * per_epoch > MOST_STEPS:
         raise InputError(
-            f"--epochs must make at most {MOST_STEPS} steps in all, got "
-            f"{config.epochs} of {per_epoch} steps; take fewer, or a larger "
-            "--batch_size."
+            f"--epochs must give at most {MOST_STEPS} steps in all, but got "
+            f"{config.epochs} of {per_epoch} steps each; give fewer epochs, or a "
+            "larger --batch_size."
         )
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)

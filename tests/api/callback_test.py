@@ -121,10 +121,10 @@ def test_other_callbacks_go_by_it(batch, tmp_path):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"every": 0}, "every must be a whole number from 1"),
-        ({"measure": "tasks"}, "measure has no meaning in training"),
+        ({"every": 0}, "every must be a whole number, 1 or more"),
+        ({"measure": "tasks"}, "measure has no meaning during training"),
         ({"stepz": 1}, "Did you mean 'steps'"),
-        ({"attack": "worst"}, "must be one attack"),
+        ({"attack": "worst"}, "must be a single attack"),
     ],
 )
 def test_what_cannot_be_is_said(batch, given, says):

@@ -242,7 +242,7 @@ def test_measures_come_too(model):
     assert not measured.records
     assert measured.measures
     assert "norm of the mean gradient" in measured.table()
-    with pytest.raises(mtr_tf.InputError, match="nothing to draw"):
+    with pytest.raises(mtr_tf.InputError, match="nothing to plot"):
         measured.plot()
 
 
@@ -250,15 +250,18 @@ def test_measures_come_too(model):
     ("given", "says"),
     [
         ({"stepz": 3}, "no setting 'stepz'.* Did you mean 'steps'"),
-        ({"eps": "four"}, "eps must be a number, or several; got 'four'"),
+        ({"eps": "four"}, "eps must be a number or a list of numbers; got 'four'"),
         ({"attacks": "pgdd"}, "Did you mean 'pgd'"),
-        ({"dataset": "rooms"}, "dataset is of data that have a name"),
+        ({"dataset": "rooms"}, "dataset is only for named data sets"),
         ({"name": "x"}, "name is a flag of the command"),
-        ({"examples": None}, "examples must be given"),
+        ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
         ({"examples": [3]}, "An example must be"),
         ({"examples": [{"image": 3}]}, 'must have "image" and "targets"'),
-        ({"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]}, "names of"),
+        (
+            {"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]},
+            "named after the tasks",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(model, given, says):

@@ -181,7 +181,7 @@ def test_images_that_no_attack_moved_are_told_in_each_record(
     for weight in blind.weights:
         weight.assign(tf.zeros_like(weight))
     blind.save(run_directory / "model.keras")
-    told = "on seg at eps 2 left 11 of 11 images as they were: that is no robustness"
+    told = "on seg at eps 2 left 11 of 11 images unchanged. This does not mean"
     settings = {"attack": ("fgsm", "pgd"), "eps": (0.0, 2.0), "attack_tasks": ("seg",)}
     config = AttackConfig(ckpt=str(run_directory), **SETTINGS | settings)
     assert told in attack_job.attack(config)
@@ -226,7 +226,7 @@ def test_intervals_are_over_groups_where_there_are_some(
         np.testing.assert_allclose(record["attacked_interval"], expected)
     said = "intervals: 95 %, over 4 buildings"
     if buildings == 2:
-        said = "no intervals: they need 3 or more to draw from, and there are 2 build"
+        said = "no intervals: they need 3 or more to draw from, but there are 2 build"
     assert said in text
 
 
@@ -373,7 +373,7 @@ def test_the_released_scale_is_that_of_the_attacked_model(tmp_path, unplotted):
         save_examples=4,
     )
     warned = {r["attack"]: r["warnings"] for r in records}
-    assert "not bound by eps" not in "".join(warned["pgd_released_start"])
+    assert "does not stay within eps" not in "".join(warned["pgd_released_start"])
     # 255 (.6 - .05) levels: what black would move by.
     for name in ("pgd_released", "pgd_released_scale"):
         assert "up to 140 levels" in "".join(warned[name])

@@ -200,7 +200,7 @@ def test_ranges_means_and_deviations(settings, scale, offset):
         ({"input_range": (1.0, 0.0)}, "the lower first.*got 1,0"),
         (
             {"input_mean": (1.0, 2.0), "input_std": (1.0, 2.0, 3.0)},
-            "as many numbers as images have channels, or one; got 2 and 3",
+            "one number, or one per channel of the images; got 2 and 3",
         ),
         ({"input_std": (0.0,)}, "--input_std must be one number from 1e-06"),
     ],
@@ -276,7 +276,7 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     sentences = records[0]["warnings"]
     for task, sentence in zip(("seg", "depth"), sentences, strict=False):
         assert sentence.startswith(f"{task} has outputs that are not finite")
-        assert f"of {COUNT} images {DARK} clean and up to" in sentence
+        assert f"(in {DARK} of {COUNT} clean images, and in up to" in sentence
         assert sentence in text
     # The dark images' pixels are wrong, all others right; means do not exist.
     assert {record["attack"] for record in records} == {"worst", "pgd"}

@@ -225,7 +225,7 @@ def test_pixels_are_of_maps_alone():
         ckpt="x", eps=(4.0,), attack_pixels=4, attack_tasks=("scene",)
     )
     (cell,) = make_cells(config, subject.tasks)
-    with pytest.raises(InputError, match="none is among the attacked"):
+    with pytest.raises(InputError, match="no attacked task"):
         cell.check((SIDE, SIDE, 3), 0)
 
 
