@@ -66,6 +66,7 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
+from mtr_tf.tasks import more_metrics
 
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data"}
@@ -197,7 +198,9 @@ class Job:
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks
         )
-        return tables.printed(config.format, self.title, records, folder)
+        return tables.printed(
+            config.format, self.title, records, folder, config.metrics
+        )
 
     @property
     def title(self) -> str:
@@ -262,6 +265,7 @@ def resolve(
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))

@@ -106,6 +106,7 @@ def evaluate(
         attacked.clean if attacked else None,
         attacked.results if attacked else [],
         pathlib.Path(out) if out is not None else None,
+        job.config.metrics,
     )
 
 

@@ -43,6 +43,7 @@ class Results:
       clean: The clean images: scores, rows per image, painted examples.
       attacked: The same of each attack.
       folder: What `out` named, where all is written; None: nowhere.
+      more: Further metrics that were asked for, `metrics=`.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Results:
     clean: Result | None = None
     attacked: Sequence[Result] = ()
     folder: pathlib.Path | None = None
+    more: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -71,9 +73,10 @@ class Results:
             )
         parts = []
         if self.records and format == "text":
-            parts.append(tables.about(self.title, self.records, width))
+            parts.append(tables.about(self.title, self.records, width, self.more))
         elif self.records:
-            parts.append(tables.printed(format, self.title, self.records, None))
+            given = (format, self.title, self.records, None, self.more)
+            parts.append(tables.printed(*given))
         if self.measures and format == "text":
             parts.append(tables.measures(self.measures))
         return "\n\n".join(parts)
