@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -154,6 +155,17 @@ def filed(result: Result, path: pathlib.Path) -> Result:
         result,
         Filed(path, "picture", tuple(result.pictures)),
         lambda view, task, by_metric: Filed(path, f"{view}/{task}", tuple(by_metric)),
+    )
+
+
+def only(result: Result, metrics: Mapping[str, Sequence[str]]) -> Result:
+    """The result with rows of some metrics of each task, of those that there are."""
+    return _with_arrays(
+        result,
+        result.pictures,
+        lambda view, task, by_metric: {
+            name: by_metric[name] for name in by_metric if name in metrics[task]
+        },
     )
 
 

@@ -98,8 +98,8 @@ def values(
     """Metrics of tasks over all images of the rows; NaN where nothing was counted."""
     return {
         task: {
-            metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
-            for metric in tasks[task].metrics
+            metric.name: metric.over(rows[task][metric.name])
+            for metric in tasks[task].all_metrics
         }
         for task in rows
     }

@@ -50,7 +50,7 @@ def make_records(
         | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
-        for metric in tasks[task].metrics
+        for metric in tasks[task].all_metrics
     ]
 
 
