@@ -465,7 +465,7 @@ def flat():
     return keras.Model(x, {"seg": keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))})
 
 
-@form("must have shape .16, 16, 3.* and it has .16, 16, 1.; say by --heads")
+@form("must have shape .16, 16, 3.* but it has .16, 16, 1.; say by --heads")
 def wrong_channels():
     x = image_input()
     return keras.Model(x, {"seg": depth(x)})
@@ -637,19 +637,19 @@ def number_without_channel():
     return keras.Model(x, {"light": number, "scene": scene(x)})
 
 
-@form("scene.*3.*4", data="scenes")
+@form(r"must have shape \(3,\), which is of the whole .* has \(4,\)", data="scenes")
 def wrong_number_of_classes():
     x = image_input()
     return keras.Model(x, {"scene": dense(mean(x), np.ones((3, 4)))})
 
 
-@form("scene", data="scenes")
+@form(r"must have shape \(3,\), which .* has \(16, 16, 3\)", data="scenes")
 def map_for_a_task_of_the_image():
     x = image_input()
     return keras.Model(x, {"scene": seg(x)})
 
 
-@form("seg", data="scenes")
+@form(r"must have shape \(16, 16, 3\) .* has \(3,\)", data="scenes")
 def value_of_the_image_for_a_map():
     x = image_input()
     return keras.Model(x, {"seg": scene(x)})

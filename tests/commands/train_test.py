@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 
+import process_fixture
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
@@ -147,20 +149,16 @@ def test_killed_at_twenty_random_moments_under_a_name_like_a_pattern(
     """Its neighbour, whose name the pattern fits, is left alone."""
     neighbour = shutil.copytree(whole_run.workdir, tmp_path / "run 0 -")
     kept = {p: p.read_bytes() for p in neighbour.rglob("*") if p.is_file()}
-    moment, kills, runs = random.Random(1), 0, [tmp_path / "run *[0-9]\\?"]
-    while kills < 20:
-        process = subprocess.Popen(
-            command(*whole_run.flags, f"--workdir={runs[-1]}"),
-            stderr=subprocess.DEVNULL,
+
+    def begin(run):
+        return subprocess.Popen(
+            command(*whole_run.flags, f"--workdir={run}"), stderr=subprocess.DEVNULL
         )
-        try:
-            process.wait(moment.uniform(0, 15))
-            runs.append(tmp_path / f"run *[{len(runs)}]")
-        except subprocess.TimeoutExpired:
-            kills += 1
-        finally:
-            process.kill()
-            process.wait()
+
+    names = itertools.chain(["run *[0-9]\\?"], (f"run *[{n}]" for n in range(99)))
+    runs = process_fixture.kill_at_random_moments(
+        begin, (tmp_path / name for name in names), seed=1
+    )
     finish(*whole_run.flags, f"--workdir={runs[-1]}")
     expected = loading.load_run(str(whole_run.workdir)).fingerprint
     for run in runs:
