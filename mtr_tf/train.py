@@ -26,7 +26,7 @@ from mtr_tf.runs import directory
 
 
 def main(config: TrainConfig, place: RunPlace) -> None:
-    """Trains; raises `InputError` for what the user can put right."""
+    """Trains; raises `InputError` for mistakes that the user can fix."""
     startup.import_tensorflow(config.deterministic)
     from mtr_tf.training import loop as training
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell came to, and how that is told in files (see `runs.store`).
+"""The result of a cell, and how it is stored in files (see `runs.store`).
 
     JSON     count, scores and wanted, as in `Result`
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one cell, or the clean images (`cell` None), came to.
+    """The result of one cell, or of the clean images (`cell` is None).
 
     Attributes:
       cell: The attack.
@@ -82,7 +82,7 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be said wherever its numbers are, as sentences."""
+        """Sentences to show wherever its numbers are shown."""
         cell = self.attack_cell
         if not cell.eps or self.still is None or not self.still.any():
             return cell.warnings
@@ -108,7 +108,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Filed(Mapping[str, np.ndarray]):
-    """Arrays that are read when they are asked for, so that a sweep holds few.
+    """Arrays that are read only when needed, so that a sweep holds few in memory.
 
     Attributes:
       path: The .npz file.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that commands print: of attacks, of measures, of anything in columns.
 
-Plain text without colours, as wide as its words: nothing is cut off, in a pipe or not.
+Plain text without colours, as wide as its words, so nothing is cut off, even in a pipe.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def printed(
     folder: Path | None,
     more: Sequence[str] = (),
 ) -> str:
-    """What is printed of a sweep.
+    """What a command prints about a sweep.
 
     Args:
       form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or

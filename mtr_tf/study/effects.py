@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim comes to for each seed, on all images and on resampled ones."""
+"""The effect of a claim for each seed, on all images and on resampled ones."""
 
 from __future__ import annotations
 

@@ -259,5 +259,5 @@ def test_what_the_flags_make():
     assert main.attack.step_size == pytest.approx(2 / 255)
     assert tuple(made(adversarial_tasks="all").tasks) == tuple(task_set("s,d,A"))
     assert tuple(made(adversarial_tasks="d+A").tasks) == ("depth", "autoencoder")
-    with pytest.raises(InputError, match="--adversarial_tasks .* got normal"):
+    with pytest.raises(InputError, match="--adversarial_tasks .* but normal is not"):
         made(adversarial_tasks="normal")
