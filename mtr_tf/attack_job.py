@@ -10,6 +10,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
                  predictions/     with --export_predictions (`cityscapes_export`)
+                 consistency.json how well outputs agree (`evaluation.consistency`)
                  measures.json    with --measure (`measures.measure`)
 """
 
@@ -36,6 +37,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
 from mtr_tf.evaluation import own_targets
@@ -66,9 +68,10 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
+from mtr_tf.tasks import more_metrics
 
 # Settings that older folders were not named with, where they say nothing.
-_LATER = {"attack_channels": [], "targets": "data"}
+_LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def attack(config: AttackConfig) -> str:
@@ -92,11 +95,13 @@ class Attacked:
       clean: The result of the clean images.
       results: Those of the attacks, in the order of the cells.
       records: All of it as `results.json` has it.
+      consistency: How well outputs agree that determine each other, likewise.
     """
 
     clean: Result
     results: list[Result]
     records: list[Record]
+    consistency: list[Record]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +188,21 @@ class Job:
             store.rows_file,
             subject.tasks,
         )
-        return Attacked(clean, results, records)
+        targets = {}
+        if config.targets != OWN_TARGETS:
+            targets = consistency.of_targets(
+                subject.relations, subject.columns, subject.num_examples
+            )
+        agree = consistency.records(subject.relations, clean, results, targets)
+        return Attacked(clean, results, records, agree)
 
     def _write(self, attacked: Attacked) -> str:
         """Writes what shows of the attacks; returns the text to print."""
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
+        if attacked.consistency:
+            files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
@@ -197,7 +210,12 @@ class Job:
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks
         )
-        return tables.printed(config.format, self.title, records, folder)
+        told = tables.printed(
+            config.format, self.title, records, folder, config.metrics
+        )
+        if attacked.consistency and config.format == "text":
+            told += "\n\n" + tables.consistency(attacked.consistency)
+        return told
 
     @property
     def title(self) -> str:
@@ -262,9 +280,10 @@ def resolve(
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
-    attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
+    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)

@@ -108,6 +108,8 @@ def evaluate(
         attacked.clean if attacked else None,
         attacked.results if attacked else [],
         pathlib.Path(out) if out is not None else None,
+        attacked.consistency if attacked else [],
+        job.config.metrics,
     )
 
 

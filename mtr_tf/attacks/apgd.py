@@ -123,7 +123,7 @@ class APGD(base.Attack):
             found = _repeat(len(self.radii), stage, Best.none(start))
             return best.offer(*found)
 
-        best = _repeat(self.restarts, run, Best.none(centre))
+        best = _repeat(self.restarts, run, Best.clean(centre, objective))
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
@@ -152,12 +152,17 @@ class APGD(base.Attack):
         def step(number, state):
             done = tf.cast(number - first, tf.float32)
             progress = done / tf.cast(last - first, tf.float32)
-            slope, scores = base.gradient(objective, state.point, progress)
-            state = state.seen(slope, scores)
-            rises = needed[number]
-            state = tf.cond(rises >= 0, lambda: state.checked(rises), lambda: state)
             share = tf.where(number > first, _MOMENTUM, 1.0)
-            return number + 1, state.moved(ball, project, share)
+
+            def move(slope):
+                moved = state._replace(slope=slope).moved(ball, project, share)
+                return moved.point - state.point
+
+            slope, scores = base.gradient(objective, state.point, progress, move)
+            seen = state.seen(slope, scores)
+            rises = needed[number]
+            seen = tf.cond(rises >= 0, lambda: seen.checked(rises), lambda: seen)
+            return number + 1, seen.moved(ball, project, share)
 
         _, state = base.loop(
             lambda number, _: number < last,

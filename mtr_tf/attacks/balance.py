@@ -245,7 +245,7 @@ def sum_of_steepest(
     @tf.custom_gradient
     def joined(_):
         def backward(upstream):
-            moves = [steepest(_slope(tape, x, loss, half)) for loss in losses]
+            moves = [steepest(slope_of(tape, x, loss, half)) for loss in losses]
             ones = [1] * (x.shape.rank - 1)
             scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
             return scale * tf.add_n(moves)
@@ -255,7 +255,17 @@ def sum_of_steepest(
     return joined(x)
 
 
-def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool):
+def slope_of(
+    tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
+) -> tf.Tensor:
+    """Returns each image's gradient, like `x`; what of it is not finite counts as 0.
+
+    Args:
+      tape: A persistent tape that watched `x` while the loss was made.
+      x: Images [batch, ...].
+      loss: [batch].
+      half: Whether it was computed in float16; see `base.scaled_gradient`.
+    """
     if half:
         slope = base.scaled_gradient(tape, loss, x)
     else:

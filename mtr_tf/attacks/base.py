@@ -327,7 +327,10 @@ def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
 
 
 def gradient(
-    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+    objective: Objective,
+    x: tf.Tensor,
+    progress: tf.Tensor,
+    move: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
@@ -335,7 +338,12 @@ def gradient(
     NaN come back as 0, infinite ones as the largest number: the gradient is finite.
     Both are means over the draws of an objective that has some. An objective that
     computes in float16 is scaled by image before (`scaled_gradient`).
+
+    `move` is how far the attack goes from `x` along a gradient, like `x`. It may be
+    told to an objective with a method `moving(move)`, whose gradient depends on it.
     """
+    if move is not None and hasattr(objective, "moving"):
+        objective = objective.moving(move)
     slope, scores = mean_over_draws(
         objective, lambda drawn: _gradient(drawn, x, progress)
     )

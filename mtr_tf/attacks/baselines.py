@@ -57,7 +57,7 @@ class Noise(base.Attack):
             return draw + 1, best.offer(points, scores)
 
         _, best = base.loop(
-            lambda draw, _: draw < self.draws, step, (0, Best.none(centre))
+            lambda draw, _: draw < self.draws, step, (0, Best.clean(centre, objective))
         )
         return ball.rounded(best.points, x)
 

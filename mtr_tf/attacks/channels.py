@@ -75,8 +75,15 @@ class _Whole:
     channels: tuple[int, ...]
 
     def __call__(self, part: tf.Tensor) -> tf.Tensor:
+        return self._between(part, tf.cast(self.x, part.dtype))
+
+    def change(self, part: tf.Tensor) -> tf.Tensor:
+        """Returns a change of these channels as one of whole images."""
+        return self._between(part, tf.zeros_like(self.x, part.dtype))
+
+    def _between(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        rest = tf.unstack(tf.cast(self.x, part.dtype), axis=-1)
+        rest = tf.unstack(others, axis=-1)
         return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
 
 
@@ -96,6 +103,17 @@ class OnChannels:
         return self._of(
             base.begin(self.objective, self.whole(start), self.whole(clean))
         )
+
+    def moving(self, move: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
+        """Returns it, told how the attack moves; see `base.gradient`."""
+        if not hasattr(self.objective, "moving"):
+            return self
+        whole = self.whole
+
+        def of_whole(slope):
+            return whole.change(move(chosen(slope, whole.channels)))
+
+        return self._of(self.objective.moving(of_whole))
 
     def _of(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)

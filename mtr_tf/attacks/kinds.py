@@ -142,6 +142,10 @@ class Kind:
             return None
         return self.starts == "random" or restarts > 1
 
+    def can_spare(self, restarts: int) -> bool:
+        """Whether it goes by an objective that spares tasks."""
+        return not (self.for_comparison or self.draws_nothing(restarts))
+
     def draws_nothing(self, restarts: int) -> bool:
         """Whether the objective has no part in what it returns."""
         return self.guesses and restarts == 1

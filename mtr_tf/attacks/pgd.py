@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import sparing
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -27,6 +28,19 @@ class Best(NamedTuple):
         """Returns `points` as the best that any other with a score will replace."""
         scores = tf.fill(tf.shape(points)[:1], tf.constant(-float("inf"), points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
+
+    @classmethod
+    def clean(cls, images: tf.Tensor, objective: base.Objective) -> Best:
+        """Returns the images themselves, which any point with a score will replace.
+
+        Of an objective that spares tasks, any point that does spare them.
+        """
+        none = cls.none(images)
+        if not getattr(objective, "spares", False):
+            return none
+        return cls(
+            images, tf.fill(tf.shape(none.scores), tf.cast(-sparing.FAR, images.dtype))
+        )
 
     def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns the better per image; the earlier one where equal or NaN."""
@@ -129,11 +143,17 @@ class PGD(base.Attack):
 
         def step(begun, number, point, best, memory):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, scores = base.gradient(begun, point, progress)
+
+            def moved(slope):
+                remembered, direction = self._remember(memory, slope)
+                return remembered, project(point + step_size * ball.steepest(direction))
+
+            slope, scores = base.gradient(
+                begun, point, progress, lambda slope: moved(slope)[1] - point
+            )
             if self.keep == "best":
                 best = best.offer(point, scores)
-            memory, direction = self._remember(memory, slope)
-            point = project(point + step_size * ball.steepest(direction))
+            memory, point = moved(slope)
             return number + 1, point, best, memory
 
         def run(restart, point, best):
@@ -150,7 +170,7 @@ class PGD(base.Attack):
                 best = self._judge(begun, centre, start, point, best)
             return restart + 1, point, best
 
-        state = (0, centre, Best.none(centre))
+        state = (0, centre, Best.clean(centre, objective))
         if self.restarts == 1:
             _, point, best = run(*state)
         else:
@@ -217,7 +237,12 @@ class FGSM(base.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
         objective = base.begin(objective, point, point)
-        slope, _ = base.gradient(objective, point, tf.constant(0.0))
-        epsilon = exactly(self.epsilon, point.dtype)
-        point = ball.projection(x)(point + epsilon * ball.steepest(slope))
-        return ball.rounded(point, x)
+        epsilon, project = exactly(self.epsilon, point.dtype), ball.projection(x)
+
+        def moved(slope):
+            return project(point + epsilon * ball.steepest(slope))
+
+        slope, _ = base.gradient(
+            objective, point, tf.constant(0.0), lambda slope: moved(slope) - point
+        )
+        return ball.rounded(moved(slope), x)

@@ -120,7 +120,7 @@ class Square(base.Attack):
         _, best = base.loop(
             lambda restart, _: restart < self.restarts,
             run,
-            (0, Best.none(moves.centre)),
+            (0, Best.clean(moves.centre, objective)),
         )
         return ball.rounded(best.points, x)
 

@@ -26,6 +26,8 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import metric_names
+from mtr_tf.tasks.metric_names import MORE
 
 OWN_LOSS = "own"
 OWN_TARGETS = "own"
@@ -81,6 +83,12 @@ class AttackConfig(Settings):
         (),
         "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
         "others have weight 1.",
+    )
+    spare: tuple[str, ...] = setting(
+        (),
+        "Tasks to keep at or below their clean loss, in every image, while others are "
+        "attacked, such as depth,normal; each and all in --attack_tasks then mean the "
+        "other tasks. See docs/attacks.md.",
     )
     judge: str = setting(
         "auto",
@@ -181,6 +189,13 @@ class AttackConfig(Settings):
         "Number of images for these checks.",
         low=1,
         high=MOST_EXAMPLES,
+        changes=EXTRAS,
+    )
+    metrics: tuple[str, ...] = setting(
+        (),
+        f"Further metrics beside each task's own, out of {', '.join(MORE)} (any topK), "
+        "for the tasks that they fit; all: all that fit. What is finished without "
+        "them is attacked again.",
         changes=EXTRAS,
     )
     measure: tuple[str, ...] = setting(
@@ -340,6 +355,7 @@ class AttackConfig(Settings):
         if self.attack != NO_ATTACK:
             kinds.check_names("attack", self.attack, KINDS)
         kinds.check_names("measure", self.measure, MEASURES)
+        metric_names.check(self.metrics)
         if self.attack == NO_ATTACK and not self.measure:
             raise InputError(
                 "--attack=none only measures, but --measure is empty; name one or "
@@ -372,12 +388,35 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
+        self._check_spare()
         _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         parse_heads(self.heads)
         parse_heads(self.source_heads, "--source_heads")
         self._check_input()
+
+    def _check_spare(self):
+        """Raises InputError where nothing can be spared."""
+        if not self.spare:
+            return
+        for name in self.attack:
+            if name in KINDS and not KINDS[name].can_spare(self.restarts):
+                raise InputError(
+                    f"--spare must be with attacks that go by it, got {name}, which "
+                    "repeats other code or is one draw of noise; leave one of them "
+                    "out, or give noise and corner --restarts from 2."
+                )
+        if self.eot > 1:
+            raise InputError(
+                "--spare must be with one draw of a random model's noise, got "
+                f"--eot={self.eot}; leave one of them out."
+            )
+        if self.targets == OWN_TARGETS:
+            raise InputError(
+                "--spare must be with targets of the data, since no output can be "
+                "nearer to itself than it is; got --targets=own: leave one of them out."
+            )
 
     def _check_input(self):
         if self.input_range and not (

@@ -33,6 +33,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
+from mtr_tf.tasks.groups import select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class ObjectiveSettings:
       classes: Labels whose pixels are attacked; empty for all.
       judge: "harm" or "loss".
       eot: Draws of a random model's noise.
+      spare: Tasks that stay at or below their clean losses.
     """
 
     tasks: tuple[str, ...]
@@ -79,6 +81,7 @@ class ObjectiveSettings:
     classes: tuple[int, ...] = ()
     judge: str = judging.LOSS
     eot: int = 1
+    spare: tuple[str, ...] = ()
 
     @property
     def restricted(self) -> bool:
@@ -229,6 +232,11 @@ class Cell:
         return self.objective.tasks
 
     @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The attacked tasks and the spared ones."""
+        return (*self.objective.tasks, *self.objective.spare)
+
+    @property
     def numbers(self) -> tuple[float, float]:
         """(epsilon, step size) as the attacks take them: of images in [0, 1]."""
         unit = self.threat.unit
@@ -253,6 +261,7 @@ class Cell:
         parts = [self.attack.name, "+".join(goal.losses)]
         parts += [goal.balance] if goal.balance != "sum" else []
         parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
+        parts += ["spare-" + "+".join(goal.spare) if goal.spare else ""]
         of_channels = "+".join(map(str, self.threat.channels))
         parts += [f"channels{of_channels}" if of_channels else ""]
         parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
@@ -322,7 +331,9 @@ class Cell:
         """What an image costs, in passes forwards and backwards; scoring it is one."""
         if not self.eps:
             return 1.0
-        return 1.0 + self.objective.eot * self.attack.passes(self.threat)
+        # A spared task has a backward pass of its own.
+        each = self.objective.eot + (1 - kinds.FORWARD) * len(self.objective.spare)
+        return 1.0 + each * self.attack.passes(self.threat)
 
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family.
@@ -347,7 +358,8 @@ class Cell:
                 cell.attack.make(cell.threat.norm, *cell.numbers)
         del num_classes
         settings = self.objective_settings(*image_shape[:2])
-        settings["tasks"] = self.known.select(self.tasks)
+        for name in ("tasks", "spare"):
+            settings[name] = TaskSet(self.known[task] for task in settings[name])
         objectives.unbound(lambda x: {}, **settings)
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
@@ -367,6 +379,7 @@ class Cell:
             "classes": goal.classes or None,
             "judge": goal.judge,
             "eot": goal.eot,
+            "spare": goal.spare,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -398,8 +411,9 @@ class Cell:
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
         flat |= dataclasses.asdict(self.attack)
         flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
-        if not self.threat.channels:  # Cells are known by what they had before.
-            del flat["channels"]
+        for name in ("channels", "spare"):  # Cells are known by what they had before.
+            if not flat[name]:
+                del flat[name]
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -422,7 +436,8 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     tasks = task_set(tasks)
-    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks))
+    spare = select(config.spare, tuple(tasks), "--spare") if config.spare else ()
+    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks), spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
     labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
@@ -441,6 +456,7 @@ def make_cells(
                 block=block,
                 classes=labels,
                 eot=config.eot,
+                spare=spare,
             ),
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,

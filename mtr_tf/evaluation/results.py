@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import NOT_FINITE
@@ -49,7 +50,7 @@ def make_records(
         | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
-        for metric in tasks[task].metrics
+        for metric in tasks[task].all_metrics
     ]
 
 
@@ -104,7 +105,19 @@ def _record(
         **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
+        **_spared(clean, result, task),
     }
+
+
+def _spared(clean: Result, result: Result, task: Task) -> Record:
+    """What is said of an attack that spares tasks; nothing of any other."""
+    cell = result.attack_cell
+    if not cell.objective.spare:
+        return {}
+    share = None
+    if task.name in cell.objective.spare:
+        share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
+    return {"spare": list(cell.objective.spare), "spared_share": share}
 
 
 def _vulnerability(

@@ -24,6 +24,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import evaluator as evaluator_lib
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import scores
@@ -34,6 +35,7 @@ from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
@@ -100,6 +102,13 @@ class Subject:
         ]
         return [text for text in dict.fromkeys(warnings) if text]
 
+    @functools.cached_property
+    def relations(self) -> tuple[consistency.Relation, ...]:
+        """Pairs of its tasks that determine each other."""
+        return consistency.relations(
+            self.tasks, self.info.units, self.columns.images.shape[1:3]
+        )
+
     @property
     def units(self) -> resampling.Units:
         """What is drawn for intervals: images, groups of them or blocks of frames."""
@@ -154,6 +163,9 @@ def run(
                 num_examples=subject.num_examples,
                 on_batch=functools.partial(_advance, advance, cell, passes[cell]),
                 on_outputs=_writers(predictions, store.label(cell)),
+                rows_of=functools.partial(consistency.rows_of, subject.relations)
+                if subject.relations
+                else None,
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
@@ -232,7 +244,14 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
         still=_still(choice, results),
+        consistent_rows=_consistent(choice, results),
     )
+
+
+def _consistent(choice: np.ndarray, results: Sequence[Result]) -> Rows:
+    """The rows of the chosen attacks; none where one of them has none."""
+    of_each = [result.consistent_rows for result in results]
+    return worst_case.take(choice, of_each) if all(of_each) else {}
 
 
 def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
@@ -304,6 +323,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.before,
         subject.units.of,
         evaluation.still,
+        evaluation.own,
     )
 
 

@@ -37,6 +37,7 @@ SAME = (
     "targeted",
     "ensemble",
     "eot",
+    "spare",
     "attack_pixels",
     "attack_block",
     "attack_classes",

@@ -41,6 +41,7 @@ from mtr_tf.study.claim_checks import one_of
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
+from mtr_tf.tasks import metric_names
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
@@ -242,6 +243,8 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
         metrics = [metric.name for metric in tasks.TASKS[task].metrics]
+        asked = study.attack_fields(attack, variant, study.seeds[0]).get("metrics", ())
+        metrics += metric_names.MORE if metric_names.ALL in asked else asked
         one_of(table, f"metric of {task}", metric, metrics)
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:

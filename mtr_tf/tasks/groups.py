@@ -12,25 +12,38 @@ from mtr_tf.tasks.names import resolve
 
 
 def parse_groups(
-    groups: Sequence[str], tasks: Sequence[str]
+    groups: Sequence[str], tasks: Sequence[str], spare: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], ...]:
     """Reads --attack_tasks: task names joined by `+`, `each` and `all`.
 
     Args:
       groups: Such as ("seg+depth", "each").
       tasks: The model's. Tasks inside a group come out in this order.
+      spare: Those of them that are not attacked; `each` and `all` are the others.
 
     Raises:
-      InputError: A task is unknown, or the model lacks it.
+      InputError: A task is unknown, the model lacks it, or it is spared.
     """
     parsed = []
+    others = tuple(task for task in tasks if task not in spare)
+    if not others:
+        raise InputError(
+            f"--spare must leave a task to attack, got {', '.join(spare)}, which are "
+            "all; leave one out."
+        )
     for text in groups:
         if text.lower() == "each":
-            parsed += [(task,) for task in tasks]
+            parsed += [(task,) for task in others]
         elif text.lower() == "all":
-            parsed.append(tuple(tasks))
+            parsed.append(others)
         else:
             parsed.append(select(text.split("+"), tasks, "--attack_tasks"))
+    for task in dict.fromkeys(task for group in parsed for task in group):
+        if task in spare:
+            raise InputError(
+                f"--spare must name tasks that are not attacked, got {task}, which "
+                "--attack_tasks attacks; leave it out of one of them."
+            )
     return tuple(dict.fromkeys(parsed))
 
 

@@ -116,7 +116,7 @@ def statistics(
                 masks[name],
                 task.output_channels(num_classes),
             )
-            for metric in task.metrics
+            for metric in task.all_metrics
         }
         | {NOT_FINITE: _not_finite(outputs[name], masks[name])}
         for name, task in task_set(tasks).items()

@@ -95,6 +95,8 @@ class Task:
         left to right; None if they do not change.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names the command line takes, lower case.
+      more: Metrics that are computed too where somebody asked for them
+        (`more_metrics`); nothing goes by them.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Task:
     mirror: tuple[float, ...] | None = None
     letter: str = ""
     aliases: tuple[str, ...] = ()
+    more: tuple[Metric, ...] = ()
     # Whether the metrics are the kind's, and follow from the places.
     kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
 
@@ -146,6 +149,11 @@ class Task:
         """Returns it with other fields; the kind's metrics follow from them."""
         given = () if self.kinds_metrics else self.metrics[:-1]
         return dataclasses.replace(self, **{"metrics": given, **changes})
+
+    @property
+    def all_metrics(self) -> tuple[Metric, ...]:
+        """Its metrics with those that were asked for, the loss last."""
+        return (*self.metrics[:-1], *self.more, self.metrics[-1])
 
     @property
     def discrete(self) -> bool:
