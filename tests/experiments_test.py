@@ -70,7 +70,7 @@ def trained(name, folders, workdir, *changes):
     return workdir
 
 
-# The others differ from one of these in their tasks and weights alone: in the fuzz tier.
+# The others differ from one of these only in tasks and weights; the fuzz tier has them.
 EACH_KIND = (
     "cityscapes_adversarial_seg_depth",
     "cityscapes_drn_d_22_depth_seg_autoencoder",
