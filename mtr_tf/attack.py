@@ -20,7 +20,7 @@ from mtr_tf.config.attack import AttackConfig
 
 
 def main(config: AttackConfig) -> None:
-    """Attacks; raises `InputError` for what the user can put right."""
+    """Attacks; raises `InputError` for mistakes that the user can fix."""
     startup.import_tensorflow(config.deterministic)
     from mtr_tf import attack_job
 

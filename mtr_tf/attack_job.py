@@ -68,6 +68,7 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
+from mtr_tf.tasks import more_metrics
 
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
@@ -209,7 +210,9 @@ class Job:
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks
         )
-        told = tables.printed(config.format, self.title, records, folder)
+        told = tables.printed(
+            config.format, self.title, records, folder, config.metrics
+        )
         if attacked.consistency and config.format == "text":
             told += "\n\n" + tables.consistency(attacked.consistency)
         return told
@@ -277,6 +280,7 @@ def resolve(
     columns = source.columns(config.split)
     run = model_fit.fitted(run, source.info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
     attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))

@@ -60,7 +60,7 @@ class CompareConfig(Settings):
 
 
 def main(config: CompareConfig) -> None:
-    """Prints the tables; raises `InputError` for what the user can put right."""
+    """Prints the tables; raises `InputError` for mistakes that the user can fix."""
     if not config.runs:
         raise InputError("--runs must name one or more attacked runs, but it is empty.")
     plot = pathlib.Path(config.plot)

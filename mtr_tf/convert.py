@@ -116,7 +116,7 @@ class ConvertConfig(Settings):
 
 
 def main(config: ConvertConfig) -> None:
-    """Converts; raises `InputError` for what the user can put right."""
+    """Converts; raises `InputError` for mistakes that the user can fix."""
     if not config.torch:
         raise InputError(
             "--torch must name a file of PyTorch weights, but it is empty."

@@ -5,8 +5,8 @@ Example:
   python -m mtr_tf.export --ckpt=runs/NAME --out=exported
 
 DIR/saved_model/  for TensorFlow Serving, TFLite and others; outputs are named by task
-    model.keras   layers of Keras's own: keras.saving.load_model needs nothing else
-    model.json    what goes in and comes out: sizes, ranges, units, names of classes
+    model.keras only Keras's own layers: keras.saving.load_model needs nothing else
+    model.json what goes in and comes out: sizes, ranges, units, names of classes
 
 Both give the outputs of the run's model.
 """
@@ -61,7 +61,7 @@ class ExportConfig(Settings):
 
 
 def main(config: ExportConfig) -> None:
-    """Exports; raises `InputError` for what the user can put right."""
+    """Exports; raises `InputError` for mistakes that the user can fix."""
     for flag in ("ckpt", "out"):
         if not getattr(config, flag):
             raise InputError(f"--{flag} must be given, but it is empty; see --help.")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, JSON, CSV, and locks on directories.
 
-Each file is written beside, flushed and renamed. What is read is opened here, so that
-what is no plain file is refused, and an error of the system is told in one way.
+Each file is written under another name, flushed and renamed. Files to read are opened
+here too, so that anything but a plain file is refused, and all system errors are
+reported in the same way.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of writing into `InputError`: a full disk, a folder without rights.
+    """Turns errors while writing into `InputError`: a full disk, missing permission.
 
-    A full disk is told by TensorFlow's errors as well as by Python's.
+    A full disk may raise TensorFlow's errors as well as Python's.
     """
     try:
         yield
@@ -157,10 +158,10 @@ def what_failed(error: OSError) -> str | None:
 
 
 def opened(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file to read bytes; never waits for what is a pipe or a device.
+    """Opens a file to read bytes; never waits for a pipe or a device.
 
     Raises:
-      OSError: It cannot be opened, or is no plain file.
+      OSError: It cannot be opened, or is not a plain file.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(number).st_mode
@@ -181,11 +182,11 @@ def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
 
 
 def check_size(size: int, largest: int, name: str) -> None:
-    """Raises `InputError` for a file of others that would fill the memory.
+    """Raises `InputError` for somebody else's file if it would fill the memory.
 
     Args:
       size: In bytes, once it is unpacked.
-      largest: What a sound file of its kind may have at most.
+      largest: The most that a valid file of its kind may have.
       name: The file's, for the message.
     """
     if size > largest:
@@ -199,8 +200,8 @@ def check_size(size: int, largest: int, name: str) -> None:
 def check_unpacked(path: str | os.PathLike) -> None:
     """Raises `InputError` for a zip file that holds far more than its size.
 
-    Weights hardly shrink when they are packed: what becomes many times as large is made
-    to fill the memory. A file that is no zip is not looked at.
+    Weights hardly shrink when they are packed, so a file that becomes many times larger
+    is made to fill the memory. Files that are not zips are not checked.
 
     Raises:
       Exception: One of DAMAGED: the zip's list of files cannot be read.

@@ -2,12 +2,11 @@
 """Runs a study: trains, attacks, measures, and says which claims hold.
 
 Example:
-  python -m mtr_tf.reproduce                          says which studies there are
-  python -m mtr_tf.reproduce --study=rooms-quick
-  python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
+  python -m mtr_tf.reproduce lists the studies python -m mtr_tf.reproduce
+  --study=rooms-quick python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
 
-What is done is kept in --workdir: the same command goes on where the last one stopped.
-The report is WORKDIR/report/index.html.
+Finished work is kept in --workdir: the same command continues where the last one
+stopped. The report is WORKDIR/report/index.html.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class ReproduceConfig(Settings):
 
 
 def main(config: ReproduceConfig) -> None:
-    """Runs a study; raises `InputError` for what the user can put right."""
+    """Runs a study; raises `InputError` for mistakes that the user can fix."""
     from mtr_tf.cli import startup
 
     if not config.study:

@@ -145,7 +145,7 @@ class RobustnessCallback(keras.callbacks.Callback):
                 numbers=cell.numbers if cell else (),
             )
             rows = evaluation.attacked if cell else evaluation.clean
-            found[name] = evaluator_lib.values(rows, subject.info.tasks)
+            found[name] = evaluator_lib.values(rows, subject.tasks)
         return found
 
     def _make_job(self) -> Job:
@@ -179,7 +179,7 @@ class RobustnessCallback(keras.callbacks.Callback):
         if name not in self._boards:
             place = "validation" if name == "clean" else f"validation/{name}"
             self._boards[name] = Board(
-                self._folder / place, tasks=self._job.subject.info.tasks
+                self._folder / place, tasks=self._job.subject.tasks
             )
         board, info = self._boards[name], self._job.subject.info
         about = f"On {self._job.subject.num_examples} images; step: epoch."

@@ -109,6 +109,7 @@ def evaluate(
         attacked.results if attacked else [],
         pathlib.Path(out) if out is not None else None,
         attacked.consistency if attacked else [],
+        job.config.metrics,
     )
 
 

@@ -41,10 +41,11 @@ class Results:
       records: One record per attack, radius, attacked group, task and metric, as in
         `results.json` (docs/reading_results.md).
       measures: The records of `measure=`, as in `measures.json`.
-      consistency: How well outputs fit each other (docs/reading_results.md).
       clean: Results on the clean images: scores, rows per image, painted examples.
       attacked: The same for each attack.
       folder: The folder that `out` named, where everything is written; None: nowhere.
+      consistency: How well outputs fit each other (docs/reading_results.md).
+      more: Further metrics that were asked for, `metrics=`.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Results:
     attacked: Sequence[Result] = ()
     folder: pathlib.Path | None = None
     consistency: Sequence[Record] = ()
+    more: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
@@ -74,9 +76,10 @@ class Results:
             )
         parts = []
         if self.records and format == "text":
-            parts.append(tables.about(self.title, self.records, width))
+            parts.append(tables.about(self.title, self.records, width, self.more))
         elif self.records:
-            parts.append(tables.printed(format, self.title, self.records, None))
+            given = (format, self.title, self.records, None, self.more)
+            parts.append(tables.printed(*given))
         if self.consistency and format == "text":
             parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":

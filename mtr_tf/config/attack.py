@@ -26,6 +26,8 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import metric_names
+from mtr_tf.tasks.metric_names import MORE
 
 OWN_LOSS = "own"
 OWN_TARGETS = "own"
@@ -189,6 +191,13 @@ class AttackConfig(Settings):
         high=MOST_EXAMPLES,
         changes=EXTRAS,
     )
+    metrics: tuple[str, ...] = setting(
+        (),
+        f"Further metrics beside each task's own, out of {', '.join(MORE)} (any topK), "
+        "for the tasks that they fit; all: all that fit. What is finished without "
+        "them is attacked again.",
+        changes=EXTRAS,
+    )
     measure: tuple[str, ...] = setting(
         (),
         f"Also measure quantities of the theory: {', '.join(MEASURES)}; see "
@@ -346,6 +355,7 @@ class AttackConfig(Settings):
         if self.attack != NO_ATTACK:
             kinds.check_names("attack", self.attack, KINDS)
         kinds.check_names("measure", self.measure, MEASURES)
+        metric_names.check(self.metrics)
         if self.attack == NO_ATTACK and not self.measure:
             raise InputError(
                 "--attack=none only measures, but --measure is empty; name one or "
@@ -440,8 +450,8 @@ class AttackConfig(Settings):
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(scale, offset) per channel of what the model takes for images in [0, 1].
 
-        Equal ones where one holds for any number of channels. None where it takes just
-        these.
+        A single pair applies to any number of channels. None if the model takes images
+        in [0, 1].
         """
         if not (self.input_range or self.input_mean or self.input_std):
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the binaries: its default, its help, its range, and cross-checks.
+"""The settings of all commands: default, help, range, and cross-checks.
 
 The flags are made from these records (`cli.flags.define`), a run keeps them in its
 `config.json`, and nothing else in the package holds a default of its own.
@@ -37,10 +37,10 @@ def setting(
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not said at all. `path` says
-    that it names files, `changes` what another value leads to: other RESULTS, other
-    EXTRAS beside the same results (saved examples, measures), or NOTHING else (where it
-    runs, and how fast).
+    A default of None makes a flag that is true, false or not given. `path` says that it
+    names files, `changes` what another value leads to: other RESULTS, other EXTRAS
+    beside the same results (saved examples, measures), or NOTHING else (where it runs,
+    and how fast).
     """
     metadata = {
         "help": help,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CamVid: real road scenes with 11 classes, read from a folder of the user's own.
+"""CamVid: real road scenes with 11 classes, read from a folder that the user provides.
 
 Brostow, Fauqueur and Cipolla, "Semantic object classes in video: A high-definition
 ground truth database", Pattern Recognition Letters 30(2), 2009. The layout is that of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell came to, and how that is told in files (see `runs.store`).
+"""The result of a cell, and how it is stored in files (see `runs.store`).
 
     JSON     count, scores and wanted, as in `Result`
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one cell, or the clean images (`cell` None), came to.
+    """The result of one cell, or of the clean images (`cell` is None).
 
     Attributes:
       cell: The attack.
@@ -81,7 +82,7 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be said wherever its numbers are, as sentences."""
+        """Sentences to show wherever its numbers are shown."""
         cell = self.attack_cell
         if not cell.eps or self.still is None or not self.still.any():
             return cell.warnings
@@ -107,7 +108,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Filed(Mapping[str, np.ndarray]):
-    """Arrays that are read when they are asked for, so that a sweep holds few.
+    """Arrays that are read only when needed, so that a sweep holds few in memory.
 
     Attributes:
       path: The .npz file.
@@ -154,6 +155,17 @@ def filed(result: Result, path: pathlib.Path) -> Result:
         result,
         Filed(path, "picture", tuple(result.pictures)),
         lambda view, task, by_metric: Filed(path, f"{view}/{task}", tuple(by_metric)),
+    )
+
+
+def only(result: Result, metrics: Mapping[str, Sequence[str]]) -> Result:
+    """The result with rows of some metrics of each task, of those that there are."""
+    return _with_arrays(
+        result,
+        result.pictures,
+        lambda view, task, by_metric: {
+            name: by_metric[name] for name in by_metric if name in metrics[task]
+        },
     )
 
 

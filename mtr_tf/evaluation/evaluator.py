@@ -3,9 +3,10 @@
 
 Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
 set of images, over any number of replicas and workers, and resampling them gives its
-bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
-the image's index): not on batch size, order or replicas. The noise of a model that is
-random in `predict` alone is made for a whole batch, of (seed, its first image's index).
+bootstrap. An image's rows depend only on the image, the model and (attack, seed, the
+image's index), not on batch size, order or replicas. The exception is the noise of a
+model that is random in `predict`: it is made for a whole batch, from (seed, the index
+of its first image).
 """
 
 from __future__ import annotations
@@ -98,17 +99,17 @@ def values(
     """Metrics of tasks over all images of the rows; NaN where nothing was counted."""
     return {
         task: {
-            metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
-            for metric in tasks[task].metrics
+            metric.name: metric.over(rows[task][metric.name])
+            for metric in tasks[task].all_metrics
         }
         for task in rows
     }
 
 
 class Evaluator:
-    """Evaluates one model again and again; compiled at the first call, then reused.
+    """Evaluates one model repeatedly; it is compiled at the first call and then reused.
 
-    The model's weights are read at each call, so that training can evaluate as it goes.
+    The model's weights are read at each call, so training can evaluate while it runs.
 
         evaluator = Evaluator(model, ("seg", "depth"), num_classes, attack=pgd)
         evaluation = evaluator.run(source.columns("validation"), batch_size=32)

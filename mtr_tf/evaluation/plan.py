@@ -40,7 +40,7 @@ from mtr_tf.tasks.groups import select
 class Threat:
     """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2).
 
-    Of these channels of the images alone; of all where `channels` is empty.
+    Only these channels of the images may change; all if `channels` is empty.
     """
 
     norm: str = "linf"
@@ -269,7 +269,7 @@ class Cell:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be said wherever its results are, as sentences."""
+        """Sentences to show wherever its results are shown."""
         if not self.attack.scale or not self.eps:
             return ()
         # How far a value goes at most, by the formulas of the released attack: by r, or

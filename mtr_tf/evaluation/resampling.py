@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is drawn for an interval: images, groups of them, or blocks of frames.
 
-A bootstrap takes what it draws to be independent. Images of one building or city are
-not, nor are neighbouring frames of a video: then whole groups are drawn, or blocks of
-consecutive frames (Carlstein, "The use of subseries values", 1986). Few of them need
-wider intervals than percentiles are, which is what `widened` sees to; of one or two
-there is no interval.
+A bootstrap assumes that what it draws is independent. Images of one building or city
+are not, and neither are neighbouring frames of a video. In these cases whole groups are
+drawn, or blocks of consecutive frames (Carlstein, "The use of subseries values", 1986).
+If there are few of them, intervals must be wider than percentiles; `widened` does this.
+With one or two there is no interval.
 
 Simulated, the mean lies in its 95 % interval in 93 to 96 of 100 cases for 3 groups or
 images and more (88 to 94 where values are exponential). With blocks of an eighth of all

@@ -50,7 +50,7 @@ def make_records(
         | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
-        for metric in tasks[task].metrics
+        for metric in tasks[task].all_metrics
     ]
 
 
@@ -130,7 +130,7 @@ def _vulnerability(
 
 
 def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
-    """What must be said of outputs that are not finite: of how many images they are."""
+    """A warning about outputs that are not finite, with the number of images."""
     said = []
     for task in clean.scores:
         before = _bad_images(clean, task)

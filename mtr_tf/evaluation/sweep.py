@@ -71,7 +71,7 @@ class Subject:
         object.__setattr__(self, "tasks", task_set(self.tasks))
 
     def compiled(self, passes: float) -> bool:
-        """Whether XLA compiles a graph with so many passes of an image, in all."""
+        """Whether XLA compiles a graph that makes so many passes per image in all."""
         height, width = self.columns.images.shape[1:3]
         images = self.batch_size / self.strategy.num_replicas_in_sync
         batches = passes / self.batch_size
@@ -96,7 +96,7 @@ class Subject:
         )
 
     def say_if_random(self, eot: int) -> list[str]:
-        """Logs and returns what must be said of attacks on models that are random."""
+        """Logs and returns warnings about attacks on random models."""
         warnings = [
             randomness.say_once(model, self.first_images, eot) for model in self.models
         ]

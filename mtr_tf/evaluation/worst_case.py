@@ -2,10 +2,10 @@
 """The worst of several attacks: for each image one of them, chosen from their rows.
 
 An attacker may try many attacks and keep, for each image, the one that did most harm.
-Mean IoU is no mean over images, so for it the choice is improved image by image, as
-Croce, Singh and Hein (ECCV 2024) do: the attack on an image is exchanged wherever that
-lowers the mean IoU of the whole set. What comes out is at most as good for the model as
-each attack alone; it need not be the very worst choice.
+Mean IoU is not a mean over images, so its choice is improved image by image, as Croce,
+Singh and Hein (ECCV 2024) do: the attack on an image is exchanged if that lowers the
+mean IoU of the whole set. The result is at most as good for the model as each attack
+alone, but it need not be the very worst choice.
 """
 
 from __future__ import annotations

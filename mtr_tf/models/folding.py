@@ -36,7 +36,7 @@ _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 def can_fold(model: Any, names: Iterable[str]) -> bool:
     """Whether `fold` takes it: a functional model of one input with these outputs.
 
-    And one that no `check` has found to come out otherwise.
+    It also must not have failed a `check` before.
     """
     return (
         type(model).__name__ == "Functional"
@@ -82,9 +82,9 @@ def fold(model: keras.Model, names: Sequence[str]) -> stateless.Copy:
 def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     """Whether attacks may fold the model: a first batch comes out as it should.
 
-    Looked at once for each model, eagerly, before anything is compiled. Where outputs
-    differ by more than rounding, it is said, and `can_fold` refuses the model from then
-    on. Models that are not folded anyway are not looked at.
+    This is checked once for each model, eagerly, before anything is compiled. If
+    outputs differ by more than rounding, a warning is logged, and `can_fold` refuses
+    the model from then on. Models that are not folded anyway are not checked.
 
     Args:
       model: What `can_fold` is asked about.

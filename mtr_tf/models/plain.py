@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as one of Keras's own layers, which loads where this package is not there."""
+"""Rebuilds a model from Keras's own layers, so that it loads without this package."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def plain(model: keras.Model) -> keras.Model:
     """Returns a copy, with the same names and weights, whose outputs are equal.
 
     Raises:
-      InputError: It is not functional, or has a layer that Keras has not and that is
-        none of this package's either.
+      InputError: It is not functional, or has a layer that belongs neither to Keras nor
+        to this package.
     """
     if type(model).__name__ != "Functional":
         raise InputError(

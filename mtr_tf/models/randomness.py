@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a model random where it is scored? Found by calling it, and said once."""
+"""Finds out, by calling it, whether a model is random when it is scored."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
-    """What must be said wherever an attack on the model is; "" if it is not random.
+    """The warning for results of attacks on the model; "" if it is not random.
 
     Args:
       model: What is attacked or scored.

@@ -8,7 +8,8 @@
               train/ validation/  TensorBoard events
               attacks/NAME/    what `mtr_tf.attack` writes
 
-Files appear whole or not at all: each is written beside, flushed and renamed.
+Files appear complete or not at all: each is written under another name, flushed and
+renamed.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ def _commit() -> str | None:
 def canonical(config: TrainConfig) -> TrainConfig:
     """The settings as a run keeps them: every task by its one name.
 
-    This is the edge: whoever gets these settings resolves no name again. Tasks that a
-    data set of the user's own brings are called as they are there.
+    Names are resolved only here; code that gets these settings does not resolve them
+    again. Tasks declared by a user's own data set keep their names.
 
     Raises:
       InputError: A task is unknown, or named twice.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which output of a model is which task: `--heads=OUTPUT:TASK,...`, or equal names.
 
-A model may give a dict of outputs, nested too, a list, a tuple or one tensor. Outputs
-are known by their path (`decoder/mask`, `0`), by the last part of it, by the layer that
-they come from, and by their number in that order. Those that no task claims are left
-alone.
+A model may return a dict of outputs (nested or not), a list, a tuple or one tensor. An
+output is identified by its path (`decoder/mask`, `0`), by the last part of the path, by
+the layer that it comes from, or by its number in the model's order. Outputs without a
+task are left alone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training starts from: `--init`, weights of a file; `--frozen`, kept as such.
+"""What training starts from: `--init`, weights from a file; `--frozen`, kept weights.
 
-Files are read as arrays by the names of layers: no code that is in them runs, and
-layers that are not known here do no harm.
+Files are read as arrays by the names of layers: no code in them is run, and unknown
+layers do no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Arrays = dict[str, list[np.ndarray]]
 
 
 def start_from(model: keras.Model, path: str) -> None:
-    """Gives a model the weights of a file where layers have equal names and shapes.
+    """Gives a model the weights of a file, for layers with equal names and shapes.
 
     A layer has the same path in both, or else its own name, if that is the only one of
     its kind in both. What matched is logged.

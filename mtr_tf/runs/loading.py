@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attacked: a run, a checkpoint in one, or a model of one's own; its data."""
+"""Loads what is attacked (a run, a checkpoint, a user's own model) and its data."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def load_run(
 
 
 def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
-    """Raises `InputError` for code that only a file names, which may be anybody's.
+    """Raises `InputError` for code that only a file names: it may come from anybody.
 
     Args:
       dataset: What the settings of a run say.
@@ -256,7 +256,7 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
 
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
-    """Raises `InputError` where flags about models of one's own are about none."""
+    """Raises `InputError` for flags about a user's own model if there is none."""
     given = {
         "heads": any(each and each.heads for each in (run, source)),
         "channels_first": any(each and each.heads for each in (run, source)),

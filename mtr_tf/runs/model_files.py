@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of the user's own: `.keras`, `.h5`, SavedModels, `module:function`."""
+"""The user's own models: `.keras`, `.h5`, SavedModels, `module:function`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models to train that a user's function builds: `--model=module:function`."""
+"""Models to train, built by a user's function: `--model=module:function`."""
 
 from __future__ import annotations
 

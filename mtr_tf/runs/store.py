@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished work on disk: found by what it depends on, checked before it is believed.
+"""Finished work on disk: found by what it depends on, and checked before it is used.
 
     HASH.json   the key, what was found, and a checksum of these and of the arrays
     HASH.npz    the arrays, where there are any
 
-HASH is of the key: all that the result depends on, as JSON. The JSON file is written
-last, so work is finished if it is there. What is damaged, or was changed, or is another
-key's, is said and done again.
+HASH is the hash of the key: everything that the result depends on, as JSON. The JSON
+file is written last, so work is finished if it exists. If it is damaged, was changed,
+or belongs to another key, a warning is logged and the work is done again.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def compare(
     tasks: Sequence[str] = (),
     metric: str = "",
 ) -> list[Comparison]:
-    """What the models can be compared by.
+    """The comparisons that the models allow.
 
     Args:
       models: At least one.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that commands print: of attacks, of measures, of anything in columns.
 
-Plain text without colours, as wide as its words: nothing is cut off, in a pipe or not.
+Plain text without colours, as wide as its words, so nothing is cut off, even in a pipe.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain
+from mtr_tf.tasks import metric_names
 
 Record = Mapping[str, Any]
 
@@ -73,9 +75,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def printed(
-    form: str, title: str, records: Sequence[Record], folder: Path | None
+    form: str,
+    title: str,
+    records: Sequence[Record],
+    folder: Path | None,
+    more: Sequence[str] = (),
 ) -> str:
-    """What is printed of a sweep.
+    """What a command prints about a sweep.
 
     Args:
       form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
@@ -83,6 +89,7 @@ def printed(
       title: Of the text.
       records: As `evaluation.results.make_records` returns them.
       folder: Where the results are; None: nowhere.
+      more: Metrics that were asked for, which come in a table of their own.
     """
     if form == "json":
         return json.dumps(list(records), indent=1)
@@ -90,13 +97,18 @@ def printed(
         return files.csv_text(records).rstrip()
     if form == "markdown":
         lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
+        further = _columns(records, more)
+        if further:
+            lines += ["", markdown(_rows(records, further))]
         return "\n".join(lines)
-    return text(title, records, folder)
+    return text(title, records, folder, more)
 
 
-def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
+def text(
+    title: str, records: Sequence[Record], folder: Path | None, more: Sequence[str] = ()
+) -> str:
     """Of a sweep: what it is about, and where it is (None: nowhere)."""
-    told = about(title, records, shutil.get_terminal_size((100, 24)).columns)
+    told = about(title, records, shutil.get_terminal_size((100, 24)).columns, more)
     if folder is None:
         return told
     return "\n".join(
@@ -110,9 +122,15 @@ def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
     )
 
 
-def about(title: str, records: Sequence[Record], width: int) -> str:
-    """Of a sweep: the table, so wide at most, wanted and spared tasks, warnings."""
-    lines = [title, "", table(records, width), "", about_intervals(records)]
+def about(
+    title: str, records: Sequence[Record], width: int, more: Sequence[str] = ()
+) -> str:
+    """Of a sweep: tables of this width, wanted and spared tasks, warnings."""
+    lines = [title, "", table(records, width), ""]
+    further = _columns(records, more)
+    if further:
+        lines += [_beside(records, further, _column, width), ""]
+    lines.append(about_intervals(records))
     wanted = wanted_table(records)
     if wanted:
         lines += [
@@ -128,19 +146,36 @@ def about(title: str, records: Sequence[Record], width: int) -> str:
     return "\n".join(lines)
 
 
-def _rows(records: Sequence[Record]) -> list[list[str]]:
-    """A head, and a row per cell with all tasks' headline metrics beside each other."""
-    headlines = _headlines(records)
+def _columns(records: Sequence[Record], more: Sequence[str]) -> list[tuple[str, str]]:
+    """The (task, metric) that were asked for, without those of the first table."""
+    headlines, every = _headlines(records), metric_names.ALL in more
+    found = dict.fromkeys((record["task"], record["metric"]) for record in records)
+    return [
+        (task, metric)
+        for task, metric in found
+        if metric not in (headlines[task], "loss") and (every or metric in more)
+    ]
+
+
+def _rows(
+    records: Sequence[Record], columns: Sequence[tuple[str, str]] = ()
+) -> list[list[str]]:
+    """A head, and a row per cell with these (task, metric) beside each other.
+
+    Without any all tasks' headline metrics.
+    """
+    columns = columns or list(_headlines(records).items())
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
-    first = {task: next(r for r in records if r["task"] == task) for task in headlines}
+    first = {(r["task"], r["metric"]): r for r in reversed(records)}
     head = [
-        f"{task} {metric}{_unit(first[task])} (clean {plain(first[task]['clean'])})"
-        for task, metric in headlines.items()
+        f"{task} {metric}{_unit(first[task, metric])} "
+        f"(clean {plain(first[task, metric]['clean'])})"
+        for task, metric in columns
     ]
     rows = [["attack", "attacked", "eps", *head]]
     for row in dict.fromkeys(_row_of(record) for record in records):
         values = []
-        for task, metric in headlines.items():
+        for task, metric in columns:
             record = by_place[row, task, metric]
             ends = record["attacked_interval"]
             interval = "" if None in ends else f" ({'-'.join(map(plain, ends))})"
@@ -162,14 +197,24 @@ def table(records: Sequence[Record], width: int = 100) -> str:
       records: As `evaluation.results.make_records` returns them.
       width: Tasks that do not fit beside the others come in a table below.
     """
+    return _beside(records, _headlines(records).items(), _block, width)
+
+
+def _beside(
+    records: Sequence[Record],
+    columns: Iterable[tuple[str, str]],
+    block_of: Callable[[str, str, Sequence[tuple], Mapping], str],
+    width: int,
+) -> str:
+    """Blocks of (task, metric) beside each other, right of what was attacked how."""
     headlines = _headlines(records)
     rows = list(dict.fromkeys(_row_of(record) for record in records))
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
     cells = [(name, _short_group(of, headlines), f"{eps:g}") for name, of, eps in rows]
     left = "\n\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
     tables, line = [], [left]
-    for task, metric in headlines.items():
-        block = _block(task, metric, rows, by_place)
+    for task, metric in columns:
+        block = block_of(task, metric, rows, by_place)
         if len(line) > 1 and sum(_width(b) + 3 for b in [*line, block]) > width:
             tables.append(line)
             line = [left]
@@ -258,6 +303,18 @@ def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> 
     first = by_place[rows[0], task, metric]
     title = f"{task} {metric}{_unit(first)}, {first['better']} is better"
     return f"{title}\nclean: {plain(first['clean'])}\n{aligned(lines, 'r')}"
+
+
+def _column(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> str:
+    """One further metric: its task, its name, the clean value, a line per row."""
+    first = by_place[rows[0], task, metric]
+    lines = [
+        f"{task} {metric}{_unit(first)}",
+        f"{first['better']} is better",
+        f"clean: {plain(first['clean'])}",
+        *(plain(by_place[row, task, metric]["attacked_value"]) for row in rows),
+    ]
+    return aligned([[line] for line in lines])
 
 
 def _unit(record: Record) -> str:

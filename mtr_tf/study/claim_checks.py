@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a study's attacks will have what its claims speak of, found out at once.
+"""Checks before a study runs that its attacks will give the numbers its claims need.
 
-An attack's cells are known before it is run, and so are the records of a measure: a
-claim that none of them fits, or several, is a mistake that need not take hours to show.
+An attack's cells are known before it runs, and so are the records of a measure. If no
+record fits a claim, or several do, that is a mistake which should not take hours to
+appear.
 """
 
 from __future__ import annotations

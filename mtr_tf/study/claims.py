@@ -34,7 +34,7 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
+    """The verdict on a claim, with its numbers.
 
     Attributes:
       claim: The claim.
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def check(study: Study) -> None:
-    """Raises `InputError` where a claim of the study cannot be judged at all."""
+    """Raises `InputError` if a claim of the study cannot be judged at all."""
     claim_file.read(study)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cells cost, and how much time is left, as learned from those that are done.
+"""What cells cost, and how much time is left, estimated from those that are done.
 
 The unit of cost is one forward and backward pass of one image of 64 x 64 pixels through
 an encoder and one head. It need not be right: it is there to compare cells of one kind,

@@ -56,7 +56,7 @@ class Study:
 
     Attributes:
       name: The file's, without .toml.
-      about: What is asked, on what.
+      about: What the study asks, and on which data.
       seeds: Each variant is trained and attacked with each of them.
       train: Fields of `TrainConfig` that all variants have, unless they say otherwise.
       attack: The same of `AttackConfig` for all attacks.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the runner says how long something takes, and why a command has failed."""
+"""How the runner reports times, and why a command failed."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def parse_groups(
 
 
 def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The tasks that a flag names, in the model's order; all where it names none.
+    """The tasks that a flag names, in the model's order; all if it names none.
 
     Raises:
       InputError: A task is unknown, or the model lacks it.
@@ -63,7 +63,7 @@ def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, 
 
 
 def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
-    """Raises `InputError` with both lists where the model lacks a task."""
+    """Raises `InputError` with both lists if the model lacks a task."""
     missing = [task for task in asked if task not in tasks]
     if missing:
         raise InputError(
@@ -75,10 +75,10 @@ def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
 def task_weights(
     tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
 ) -> dict[str, float]:
-    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+    """Main tasks have weight 1/#main each, auxiliary tasks aux_weight/#auxiliary each.
 
-    The rule of the paper's released training loop. No main task named: all are main,
-    which is equal weights.
+    This is the rule of the paper's released training loop. If no main task is named,
+    all are main and have equal weights.
 
     Raises:
       InputError: a main task is not among the tasks.

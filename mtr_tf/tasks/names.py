@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of tasks, without TensorFlow: for flags, study files and reports.
+"""The names of tasks, without TensorFlow, for flags, study files and reports.
 
 Names and letters are Taskonomy's.
 """
@@ -64,12 +64,12 @@ class Named(Protocol):
 def resolve(
     names: str | Iterable[str], known: Iterable[Named] = NAMES
 ) -> tuple[str, ...]:
-    """Returns the tasks' own names, in the order given.
+    """Returns the tasks' full names, in the order given.
 
     Args:
       names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
         is depth_euclidean); or one string of them with commas between.
-      known: The tasks that there are; without, those of the paper.
+      known: The known tasks; by default those of the paper.
 
     Raises:
       InputError: An unknown name, the same task twice, or none at all.
@@ -80,9 +80,10 @@ def resolve(
 
 
 def canonical(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Returns the own names of the paper's tasks; others as they are given.
+    """Returns the full names of the paper's tasks, and other names unchanged.
 
-    Whether there are such tasks is known once a data set is open that brings its own.
+    Whether other tasks exist is known only once the data set that declares them is
+    open.
 
     Raises:
       InputError: The same task twice, or none at all.

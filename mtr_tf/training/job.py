@@ -37,7 +37,7 @@ MOST_STEPS = 10**9  # Of a run: TensorFlow counts them in 32 bits.
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that a training run needs; what can be wrong with its settings was said.
+    """All that a training run needs, after its settings were checked.
 
     Attributes:
       config: The settings, as the run keeps them.
@@ -88,12 +88,12 @@ class Job:
 
 
 def resolve(config: TrainConfig) -> Job:
-    """Opens the data, builds the model, and complains of all that cannot be.
+    """Opens the data, builds the model, and checks that all settings fit.
 
     Nothing is written. The strategy, seeds and determinism of the process are set.
 
     Raises:
-      InputError: Settings and data cannot be used as they are.
+      InputError: The settings or the data cannot be used.
     """
     _check_model(config)
     _check_names(config)

@@ -21,7 +21,7 @@ class Keeper:
 
     A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step, the
     best score so far, and what else is trained. It is complete or absent: TensorFlow
-    writes it beside.
+    writes it under another name first.
     """
 
     def __init__(

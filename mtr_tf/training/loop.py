@@ -2,8 +2,8 @@
 """Training: the loop, which only says when; the way of a batch is `step.replica_step`.
 
 Batches and augmentation are pure functions of (seed, step), and the checkpoint holds
-all else that a step depends on, so a run that was killed and started again ends with
-the same bits.
+everything else that a step depends on, so a run that was killed and started again ends
+with the same bits.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ MOST_IN_A_CALL = 10_000
 
 
 def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
-    """Trains a model and leaves a run directory (see `runs.directory`).
+    """Trains a model and writes a run directory (see `runs.directory`).
 
     Args:
       config: the settings.
       workdir: the run directory.
-      resume: whether to go on with a run that it holds.
+      resume: whether to continue a run that it holds.
 
     Raises:
-      InputError: settings, data or directory cannot be used as they are, or a loss is
+      InputError: the settings, the data or the directory cannot be used, or a loss is
         not finite.
     """
     config = directory.canonical(config)

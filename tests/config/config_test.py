@@ -148,7 +148,7 @@ def test_which_settings_change_no_result():
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),
-        *("checks", "check_examples", "measure", "measure_draws"),
+        *("checks", "check_examples", "measure", "measure_draws", "metrics"),
     }
 
 
