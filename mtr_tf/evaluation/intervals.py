@@ -29,7 +29,8 @@ def of_metric(
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
     moved apart as few of them ask for (`resampling.widened`), within the metric's
-    bounds. Where all images are at a bound, the interval is Clopper and Pearson's. Resamples whose value is NaN are left out.
+    bounds. Where all images are at a bound, the interval is Clopper and Pearson's.
+    Resamples whose value is NaN are left out.
 
     Args:
       metric: Whose statistics `rows` are.
