@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks that spare some tasks: their losses stay at or below those of clean images.
 
-Two things see to that, per image:
+There are two parts, both per image:
 
-    the direction   The gradient g of what is raised is bent by the spared tasks' own
-                    gradients h_s, no more than it must be: by the smallest u in [0, 1]
-                    for which the move that the attack makes along (1 - u) g - u h_s
-                    raises L_s, to first order, no higher than allowed.
-    the score       Any point that spares them stands above any that does not; among
-                    those the score of the attack decides, among these the excess.
+    direction   The gradient g of the attacked loss is bent by the gradients h_s of the
+                spared losses, as little as possible: to (1 - u) g - u h_s, with the
+                smallest u in [0, 1] for which the attack's next move does not raise L_s
+                above the allowed value, to first order.
+    score       A point that spares all tasks ranks above every point that does not.
+                Among the former the attack's own score decides, among the latter the
+                smaller excess.
 
-The move is the attack's own: its step, its momentum, cut to ball and box. For an attack
-that does not say how it moves it is a step along the gradient.
+The move is the attack's own: with its step size and its momentum, clipped to ball and
+box. For an attack that does not say how it moves, a short step along the gradient.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from mtr_tf.attacks import balance
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
-# Scores of points that do not spare are below -FAR, and so is their mean with others.
+# Points that do not spare score below -FAR, and so do means of their scores and others.
 FAR = 1e20
 _BELOW = 1e30
-_MOST = 1e6  # What counts as an excess at most, also of a loss that is not finite.
-_MARGIN = 0.1  # How much lower moves aim, as a share of how low they could get.
-_BACK = 2.0  # From above that they fall by so many times what is missing.
+_MOST = 1e6  # The largest excess, also that of a loss that is not finite.
+_MARGIN = 0.1  # Moves aim lower by this share of what they could lower a loss by,
+_BACK = 2.0  # and return from above with this multiple of what is missing.
 _HALVINGS = 14  # The bend is found to 2^-14.
 _ROUNDS = 3  # Of bends, where several tasks are spared.
-_STEP = 1 / 255  # Per value of an image, of an attack that does not say how it moves.
+_STEP = 1 / 255  # The step of an attack that does not say how it moves, per value.
 
 # A gradient [batch, ...] -> how far the attack then moves, [batch, ...].
 Move = Callable[[tf.Tensor], tf.Tensor]
@@ -58,9 +59,9 @@ def score(
 def excess(
     losses: Mapping[str, tf.Tensor], clean: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
-    """Returns by what share of the clean loss tasks are above it, their sum, [batch].
+    """Returns how far losses are above the clean ones, as a share of these, summed.
 
-    Zero where all are at or below; above it, where a loss is not finite.
+    [batch]; 0 where no task is above. A loss that is not finite counts as far above.
     """
     shares = []
     for task, loss in losses.items():
@@ -81,10 +82,10 @@ def with_bent_gradient(
     clean: Mapping[str, tf.Tensor],
     move: Move | None = None,
 ) -> tf.Tensor:
-    """Returns `ascend` with its gradient towards `x` bent; see the top of this file.
+    """Returns `ascend` with a bent gradient with respect to `x` (see the module).
 
-    That takes a backward pass more per spared task, but only where a gradient is asked
-    for. There is no gradient towards anything else, nor a second derivative.
+    This takes one more backward pass per spared task, but only if a gradient is taken.
+    There is no gradient with respect to anything else, and no second derivative.
 
     Args:
       tape: A persistent tape that watched `x` while all that follows was made.
@@ -117,11 +118,11 @@ def bent(
     move: Move | None = None,
     margin: float = _MARGIN,
 ) -> tf.Tensor:
-    """Returns the gradient of what is raised, bent so that spared losses stay low.
+    """Returns the gradient of the attacked loss, bent so that spared losses stay low.
 
-    Losses bend upwards: a move ends higher than its slope says. So it aims lower than
-    allowed by a share of what it could lower a spared loss by, and comes back from
-    above that by more than what is missing.
+    A move usually ends higher than its gradient predicts. So moves aim below what is
+    allowed, by a share of what they could lower a spared loss by, and if they are above
+    that, they go down by more than what is missing.
 
     Args:
       slope: The gradient, [batch, ...], finite.

@@ -70,8 +70,9 @@ def passes_of(config: AttackConfig, tasks: int) -> float:
     """
     if config.attack == NO_ATTACK or not any(config.eps):
         return 0.0
-    each = sum(config.eot * _passes(name, config) + FORWARD for name in config.attack)
-    groups, radii = _groups(config, tasks), _radii(config)
+    passes = config.eot + (1 - FORWARD) * len(config.spare)
+    each = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
+    groups, radii = _groups(config, tasks - len(config.spare)), _radii(config)
     return groups * radii * len(config.attack_loss) * len(config.balance) * each
 
 

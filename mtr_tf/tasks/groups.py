@@ -24,7 +24,7 @@ def parse_groups(
     Raises:
       InputError: A task is unknown, the model lacks it, or it is spared.
     """
-    parsed = []
+    parsed: list[tuple[str, ...]] = []
     others = tuple(task for task in tasks if task not in spare)
     if not others:
         raise InputError(

@@ -139,6 +139,7 @@ def test_examples_of_any_form(form):
     assert form == "endless" or next(read, None) is None
 
 
+@pytest.mark.slow
 def test_batches_without_end_or_names(model, results):
     endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
     also = mtr_tf.evaluate(
@@ -172,6 +173,7 @@ def other_models(inner):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(other_models(make_model())))
 def test_models_of_any_form(model, results, form):
     other, settings = other_models(model)[form]
@@ -199,6 +201,7 @@ def test_classes_are_as_many_as_the_model_has():
     assert "top5" in {r["metric"] for r in results.records}
 
 
+@pytest.mark.slow
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [weight.copy() for weight in model.get_weights()]
@@ -209,6 +212,7 @@ def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 def test_out_is_a_folder_of_the_command(model, results, tmp_path):
     written = mtr_tf.evaluate(model, make_examples(), out=tmp_path / "a", **SETTINGS)
     assert numbers(written) == numbers(results)

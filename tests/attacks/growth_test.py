@@ -56,6 +56,7 @@ def kept(monkeypatch):
     return cache
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_bounded_and_goes(kept):
     for seed in range(3):
         attack_new_model(seed)

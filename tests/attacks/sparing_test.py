@@ -12,7 +12,9 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import base
 from mtr_tf.attacks import sparing
+from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
 EPS = 0.1
@@ -179,6 +181,28 @@ def test_several_tasks_are_spared_together():
     moved = (attacks.PGD(EPS, EPS / 4, 20)(goal, x).numpy() - x).ravel()
     assert max(moved @ other, moved @ third) <= 1e-5
     assert moved @ slope > 0.05 * EPS * np.abs(slope).sum()
+
+
+def test_an_attack_that_does_not_say_how_it_moves_is_bent_all_the_same():
+    class Plain(base.Attack):
+        """Ten small steps, by what `base.gradient` alone says."""
+
+        epsilon, passes = EPS, 10
+
+        def search(self, objective, x, keys):
+            begun = base.begin(objective, x, x)
+            for _ in range(10):
+                slope, _ = base.gradient(begun, x, tf.constant(0.0))
+                x += EPS / 10 * threat.L2(EPS).steepest(slope)
+            return x
+
+    slope, other = slopes_of(9, 3)
+    x = np.full((1, 1, 9, 1), 0.5, np.float32)
+    goal = objective(of_functions(linear(slope), linear(other)), 1)
+    moved = (Plain()(goal, x).numpy() - x).ravel()
+    assert moved @ other <= 1e-4
+    most = EPS * np.linalg.norm(slope - other * (slope @ other) / (other @ other))
+    assert moved @ slope >= 0.8 * most
 
 
 def test_the_score_puts_what_spares_first_and_then_the_smaller_excess():

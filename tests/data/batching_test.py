@@ -457,6 +457,7 @@ def digest() -> str:
     return sums.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_with_op_determinism_in_another_process():
     code = (
         "import importlib.util, tensorflow as tf;"

@@ -300,6 +300,7 @@ def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
         assert not list(root.rglob("*incomplete*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 500, 20_000])
 def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
     """Files of at most so many bytes; the same command makes the data later."""

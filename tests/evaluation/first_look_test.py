@@ -226,6 +226,7 @@ def test_whole_numbers_have_no_gradient():
         run_flags("bytes.keras")
 
 
+@pytest.mark.slow
 def test_a_radius_that_may_be_meant_of_one_is_asked_about(caplog, unplotted):
     net(plain).save("plain.keras")
     records, *_ = run_flags("plain.keras", "--eps=0.03")
@@ -269,6 +270,7 @@ def broken(x):
     return plain(x) + 0 * keras.ops.log(light - 0.35)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     net(broken, lambda x: broken(x)[..., :1] / 5).save("broken.keras")
     given = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")

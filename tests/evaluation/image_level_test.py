@@ -175,6 +175,7 @@ def attack_case(target, output, mask):
     return Case(target, output, mask, TAGS.loss, kind="labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -224,6 +225,7 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
     assert again[0].scores == clean.scores
 
 
+@pytest.mark.slow
 def test_the_checks_look_at_image_level_heads():
     subject = make_subject()
     config = AttackConfig(ckpt="x", eps=(4.0,), steps=3, attack_tasks=("scene",))

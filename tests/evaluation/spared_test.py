@@ -88,7 +88,7 @@ def test_cells_and_folders_without_it_are_known_as_before():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"spare": "normal"}, "--spare asks for normal, but"),
+        ({"spare": "normal"}, "--spare names normal, but"),
         ({"spare": "seg,depth"}, "--spare must leave a task to attack"),
         ({"spare": "depth", "attack_tasks": "seg+depth"}, "--attack_tasks attacks"),
         ({"spare": "depth", "attacks": "noise"}, "got noise"),

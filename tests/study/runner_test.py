@@ -565,6 +565,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 @pytest.mark.parametrize(
     ("signum", "code"),

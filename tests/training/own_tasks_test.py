@@ -132,6 +132,7 @@ def weights(folder):
     return {variable.path: variable.numpy() for variable in model.weights}
 
 
+@pytest.mark.slow
 def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
     module, watched, monkeypatch, tmp_path
 ):
@@ -156,6 +157,7 @@ def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
         np.testing.assert_array_equal(again[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
     chosen = config(
         epochs=2,
