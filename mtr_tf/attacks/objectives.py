@@ -85,25 +85,25 @@ class Recipe:
         checks.check_count("eot", self.eot)
         if self.weights and not BALANCES[self.balance].weighted:
             raise InputError(
-                "Weights are for the balances "
-                f"{', '.join(b for b in BALANCES if BALANCES[b].weighted)}, where they "
-                f"mean something; got them with {self.balance!r}."
+                "Weights work only with the balances "
+                f"{', '.join(b for b in BALANCES if BALANCES[b].weighted)}; got them "
+                f"with {self.balance!r}."
             )
         for name in self.spare:
             if name in self.tasks:
                 raise InputError(
-                    f"A spared task must not be attacked as well, got {name!r} as "
-                    "both; leave it out of one of them."
+                    f"A spared task must not be attacked too, but {name!r} is; remove "
+                    "it from one of the two."
                 )
         if self.spare and self.eot > 1:
             raise InputError(
-                "Tasks are spared under one draw of a random model's noise, got "
-                f"{self.eot} draws (eot); give one, or spare none."
+                "Tasks can be spared only with a single draw of a random model's "
+                f"noise; got eot={self.eot}. Give eot=1, or spare no tasks."
             )
         for name in filter(None, self.losses):
             if ATTACK_LOSSES[name].signed and BALANCES[self.balance].relative:
                 raise InputError(
-                    f"The balance {self.balance!r} divides losses by losses, which "
+                    f"The balance {self.balance!r} divides losses by losses, so they "
                     f"must not be negative, but {name!r} may be; choose another."
                 )
             if self.targeted and not ATTACK_LOSSES[name].targetable:
@@ -258,7 +258,7 @@ class Recipe:
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
-                "The model must return a dict {task: output}, got "
+                "The model must return a dict {task: output}, but it returned a "
                 f"{type(outputs).__name__}; wrap it in a function that names its tasks."
             )
         for name in self.looked_at:
@@ -553,10 +553,10 @@ def objective(
     for kind, given in (("target", targets), ("mask", masks)):
         for name in names:
             if name not in given:
+                ones = " with ones where there is a target" if kind == "mask" else ""
                 raise InputError(
-                    f"Every {'attacked' if name in known else 'spared'} task needs a "
-                    f"{kind}, got none for {name!r}, only "
-                    f"for {', '.join(map(repr, given)) or 'no task at all'}."
+                    f"No {kind} was given for {name!r}. Pass {kind}s={{{name!r}: ...}}"
+                    f"{ones}, or name other tasks."
                 )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
@@ -600,7 +600,7 @@ def _checked_weights(
     for name, weight in found.items():
         if name not in names:
             raise InputError(
-                f"Weights are for attacked tasks, {', '.join(map(repr, names))}; "
+                f"Weights must be for attacked tasks ({', '.join(map(repr, names))}); "
                 f"got one for {name!r}."
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
@@ -608,13 +608,13 @@ def _checked_weights(
         size = abs(float(weight)) if real else math.nan
         if size != 0 and not least <= size <= most:
             raise InputError(
-                f"Weights are 0 or of size {least:g} to {most:g}, got {weight!r} for "
-                f"{name!r}."
+                f"Weights must be 0 or of size {least:g} to {most:g}; got {weight!r} "
+                f"for {name!r}."
             )
     if not any(found.get(name, 1) > 0 for name in names):
         raise InputError(
-            "At least one attacked task's weight must be above 0; to draw outputs to "
-            "their targets give targeted=True."
+            "At least one attacked task's weight must be above 0; to pull outputs "
+            "towards their targets, give targeted=True."
         )
     return tuple(float(found.get(name, 1)) for name in names)
 
@@ -636,7 +636,7 @@ def _checked_losses(
         for name in fitting:
             if name in chosen:
                 raise InputError(
-                    f"One loss at most may fit a task, but {chosen[name]!r} and "
+                    f"At most one loss may fit a task, but {chosen[name]!r} and "
                     f"{loss!r} both fit {name!r}; choose one."
                 )
             chosen[name] = loss
@@ -654,14 +654,14 @@ def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
         rank = 1 + task.axes + (not task.discrete)
         if not target.is_compatible_with([None] * rank):
             raise InputError(
-                f"The target of {name!r} must be {axes}, got shape {target}; reshape "
-                "it so."
+                f"The target of {name!r} must be {axes}, but its shape is {target}; "
+                "reshape it."
             )
         wanted = target[: 1 + task.axes]
         if not mask.is_compatible_with(wanted):
             raise InputError(
                 f"The mask of {name!r} must have one number per place of its target, "
-                f"shape {wanted}, got {mask}; give it that shape."
+                f"shape {wanted}, but its shape is {mask}; reshape it."
             )
 
 
@@ -705,8 +705,8 @@ def _check_shape(task: Task, output, target) -> None:
     if not output.shape.is_compatible_with(wanted):
         axes = _axes(task, "classes") if task.discrete else "its target's shape"
         raise InputError(
-            f"The output of {task.name!r} must be {axes}, here {wanted}, got "
-            f"{output.shape}; bring model, images and targets to one size."
+            f"The output of {task.name!r} must be {axes}, here {wanted}, but its "
+            f"shape is {output.shape}; give model, images and targets the same size."
         )
 
 
@@ -719,7 +719,7 @@ def _same_size(task: Task, output, target, mask) -> list[tf.Tensor]:
     same = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
 
     def words():
-        whose = f"output, target and mask of {task.name!r} must be of one size"
+        whose = f"output, target and mask of {task.name!r} must have the same size"
         parts = [f"Images, {whose}" if task.is_map else whose.capitalize()]
         for kind, size in zip(("output", "target", "mask"), sizes, strict=True):
             parts += [f"; got {kind}s of", size[0]]

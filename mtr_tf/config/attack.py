@@ -86,9 +86,9 @@ class AttackConfig(Settings):
     )
     spare: tuple[str, ...] = setting(
         (),
-        "Tasks to keep at or below their clean loss, in every image, while others are "
-        "attacked, such as depth,normal; each and all in --attack_tasks then mean the "
-        "other tasks. See docs/attacks.md.",
+        "Tasks to keep at or below their clean loss in every image while others are "
+        "attacked, such as depth,normal. In --attack_tasks, each and all then mean "
+        "the other tasks. See docs/attacks.md.",
     )
     judge: str = setting(
         "auto",
@@ -193,9 +193,9 @@ class AttackConfig(Settings):
     )
     metrics: tuple[str, ...] = setting(
         (),
-        f"Further metrics beside each task's own, out of {', '.join(MORE)} (any topK), "
-        "for the tasks that they fit; all: all that fit. What is finished without "
-        "them is attacked again.",
+        "More metrics for the tasks that they fit, besides each task's own: "
+        f"{', '.join(MORE)} (any topK); all: all that fit. Attacks finished without "
+        "them are run again.",
         changes=EXTRAS,
     )
     measure: tuple[str, ...] = setting(
@@ -403,19 +403,20 @@ class AttackConfig(Settings):
         for name in self.attack:
             if name in KINDS and not KINDS[name].can_spare(self.restarts):
                 raise InputError(
-                    f"--spare must be with attacks that go by it, got {name}, which "
-                    "repeats other code or is one draw of noise; leave one of them "
-                    "out, or give noise and corner --restarts from 2."
+                    f"--spare does not work with {name}, which repeats other code or "
+                    "is a single draw of noise; leave out one of the two, or give "
+                    "noise and corner --restarts=2 or more."
                 )
         if self.eot > 1:
             raise InputError(
-                "--spare must be with one draw of a random model's noise, got "
-                f"--eot={self.eot}; leave one of them out."
+                f"--spare does not work with --eot={self.eot}, several draws of a "
+                "random model's noise; leave out one of the two."
             )
         if self.targets == OWN_TARGETS:
             raise InputError(
-                "--spare must be with targets of the data, since no output can be "
-                "nearer to itself than it is; got --targets=own: leave one of them out."
+                "--spare needs the targets of the data, because with --targets=own "
+                "every clean output is already at its target; leave out one of the "
+                "two."
             )
 
     def _check_input(self):

@@ -99,7 +99,7 @@ class Store:
             if more:
                 logging.log_first_n(
                     logging.INFO,
-                    "what is finished in %s has no %s of %s, and is attacked again",
+                    "finished attacks in %s lack %s for %s, so they are run again",
                     1,
                     self.folder,
                     ", ".join(more),

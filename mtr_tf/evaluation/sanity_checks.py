@@ -109,7 +109,7 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
     try:  # What the warnings are is in the checks, which need not have a checksum.
         checks = [Check(**check) for check in kept["checks"]] if kept else []
         if kept and kept["warnings"] != warnings(checks):
-            raise ValueError("its warnings are not those of its checks")
+            raise ValueError("its warnings do not match its checks")
     except files.DAMAGED as error:
         files.say_damaged(path, error)
         return {}
@@ -178,7 +178,7 @@ def run(
     single, few = worst_case.finite(single, whole[: len(single)])
     clean, base, more, other, distant, fgsm, square = worst_case.finite(*harms.values())
     if not (base.size and few.size):
-        reason = "no image has a finite loss in all checks, so that nothing is known"
+        reason = "no image has a finite loss in all checks, so nothing can be concluded"
         return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
@@ -220,15 +220,15 @@ def run(
         _order(
             "batch_size",
             np.mean(np.abs(single - few)) <= 0.05 * scale,
-            "images attacked one by one come out otherwise than in a batch; the model "
-            "mixes the images of a batch",
+            "images attacked one by one come out differently than in a batch; the "
+            "model mixes the images of a batch",
             rise=base - clean,
             difference=np.abs(single - few),
         ),
         _order(
             "random_start",
             abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
-            "another seed of the random start changes the harm by over a tenth of "
+            "another seed for the random start changes the harm by over a tenth of "
             "its rise; give more --restarts and --steps",
             rise=base - clean,
             rise_other_seed=other - clean,
@@ -350,7 +350,7 @@ def zero_gradients(
     if images or (entries > _MANY and not restricted):
         reason = (
             "the gradient is exactly zero for some images, or for over a tenth of the "
-            f"entries; where it is, attacks by gradient see nothing{_cause(model)}"
+            f"entries; gradient attacks see nothing there{_cause(model)}"
         )
     return reason, {"images": images, "entries": entries}
 
@@ -363,9 +363,9 @@ def _cause(model: keras.Model) -> str:
         return ""
     name = halves[0]
     return (
-        f"; gradients are taken in {name}, where what is below {_SMALLEST[name]:g} is "
-        "zero: take them in float32 (without --fast, and of a run with "
-        "--precision=float32) before anything is concluded from that"
+        f"; gradients are in {name}, where everything below {_SMALLEST[name]:g} is "
+        "zero: before you conclude anything, use float32 (no --fast, and "
+        "--precision=float32 for a run)"
     )
 
 

@@ -68,14 +68,16 @@ _KIND = ", "  # Stands before it in a tag.
 
 _OPTIMIZER = {
     "optimizer/learning_rate": "Learning rate of the last step.",
-    "optimizer/loss_scale": "What float16 losses are multiplied by; see Keras.",
+    "optimizer/loss_scale": (
+        "The factor that float16 losses are multiplied by; see Keras."
+    ),
     "optimizer/skipped_steps": (
-        "Steps so far without an update, since gradients overflowed float16; lower is "
-        "better, and a few at the start are usual."
+        "Steps so far without an update because gradients overflowed float16; lower "
+        "is better, and a few at the start are normal."
     ),
     "optimizer/examples_per_second": (
-        "Training examples per second over all replicas, without the time for "
-        "evaluations and checkpoints; higher is better."
+        "Training examples per second over all replicas, not counting evaluations and "
+        "checkpoints; higher is better."
     ),
 }
 # What the mean of a loss over images is the same number as, if no pixel is masked.
@@ -174,7 +176,7 @@ def describe(
         return "Sum of the tasks' losses, each times its weight; lower is better."
     name, measure = tag.split("/")
     if measure.startswith("weight_"):
-        return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
+        return f"The learned weight of the loss of {measure.removeprefix('weight_')}."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]
     metric = next(metric for metric in task.all_metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
@@ -524,8 +526,8 @@ def _about_radii(clean: Result, attacked: Result, split: str, scale: int) -> str
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
     return (
         f"On the first {clean.count} images of {split}. The step is the radius eps "
-        f"times {scale} ({norm}, {unit}); 0 is without an attack. Between the radii "
-        "of the attack lie straight lines."
+        f"times {scale} ({norm}, {unit}); 0 means no attack. Between the attacked "
+        "radii, the curve is a straight line."
     )
 
 

@@ -28,8 +28,8 @@ def parse_groups(
     others = tuple(task for task in tasks if task not in spare)
     if not others:
         raise InputError(
-            f"--spare must leave a task to attack, got {', '.join(spare)}, which are "
-            "all; leave one out."
+            f"--spare must leave a task to attack, but {', '.join(spare)} are all "
+            "tasks; leave one out."
         )
     for text in groups:
         if text.lower() == "each":
@@ -41,8 +41,8 @@ def parse_groups(
     for task in dict.fromkeys(task for group in parsed for task in group):
         if task in spare:
             raise InputError(
-                f"--spare must name tasks that are not attacked, got {task}, which "
-                "--attack_tasks attacks; leave it out of one of them."
+                f"--spare must name tasks that are not attacked, but {task} is in "
+                "--attack_tasks too; remove it from one of the two."
             )
     return tuple(dict.fromkeys(parsed))
 

@@ -124,5 +124,5 @@ def test_draws_of_noise_and_weights_have_a_range():
     with pytest.raises(InputError, match="eot must be a whole number from 1 to"):
         attacks.objective(model, TARGETS, MASKS, eot=2**31)
     for weight in (1e308, 1e-40, float("nan")):
-        with pytest.raises(InputError, match="Weights are 0 or of size 1e-06 to"):
+        with pytest.raises(InputError, match="Weights must be 0 or of size 1e-06 to"):
             attacks.objective(model, TARGETS, MASKS, weights={"seg": weight})

@@ -263,10 +263,13 @@ def test_half_precision_images_and_models():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": "normal"}, "needs a target, got none for 'normal', only for 'seg'"),
+        (
+            {"tasks": "normal"},
+            "No target was given for 'normal'. Pass targets={'normal'",
+        ),
         ({"tasks": "segg"}, "seg"),
         ({"tasks": ()}, "At least one task"),
-        ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
+        ({"masks": {}}, "No mask was given for 'seg'. Pass masks={'seg'"),
         (
             {"balance": "summ"},
             "balance must be one of sum, mean.*'summ'. Did you mean 'su",
@@ -285,16 +288,19 @@ def test_half_precision_images_and_models():
         ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),
         ({"losses": "margin", "balance": "dgba"}, "must not be negative, but 'margin'"),
         ({"losses": "houdini_released", "targeted": True}, "has no targeted form"),
-        ({"weights": {"seg": -1e7}}, "0 or of size 1e-06 to .*, got -1.*for 'seg'"),
+        ({"weights": {"seg": -1e7}}, "0 or of size 1e-06 to .*; got -1.*for 'seg'"),
         ({"weights": {"seg": -1}, "tasks": "seg"}, "weight must be above 0"),
-        ({"weights": {"seg": np.inf}}, "0 or of size 1e-06 to .*, got inf for 'seg'"),
-        ({"weights": {"seg": "1"}}, "0 or of size 1e-06 to .*, got '1' for 'seg'"),
+        ({"weights": {"seg": np.inf}}, "0 or of size 1e-06 to .*; got inf for 'seg'"),
+        ({"weights": {"seg": "1"}}, "0 or of size 1e-06 to .*; got '1' for 'seg'"),
         ({"weights": {"segg": 1}}, "Unknown task 'segg'"),
-        ({"weights": {"normal": 1}}, "'seg', 'depth', 'autoencoder'; got one for 'nor"),
+        (
+            {"weights": {"normal": 1}},
+            r"'seg', 'depth', 'autoencoder'\); got one for 'nor",
+        ),
         ({"weights": {"seg": 0}, "tasks": "seg"}, "weight must be above 0"),
         (
             {"weights": {"seg": 2}, "balance": "wgd"},
-            "for the balances sum, mean,.*wgd",
+            "with the balances sum, mean;.*wgd",
         ),
         ({"classes": ()}, r"classes must be whole numbers from 0; got \[\]"),
         ({"classes": (-1,)}, r"classes must be whole numbers from 0; got \[-1\]"),
@@ -313,7 +319,10 @@ def test_models_without_the_task_are_refused():
     x, targets, masks = batch()
     for model, message in (
         (lambda z: {"seg": z}, "The model has no task 'depth' to attack, only 'seg'"),
-        (lambda z: z, r"must return a dict {task: output}, got SymbolicTensor"),
+        (
+            lambda z: z,
+            r"must return a dict {task: output}, but it returned a SymbolicTensor",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             PGD(attacks.objective(model, targets, masks, "depth"), x)

@@ -264,7 +264,7 @@ ON_A_RUN = [
     ("attack --ckpt=run --attack_block=8x8+99999999999999999999+0", "must lie inside"),
     ("attack --ckpt=run --attack_loss=cospgd+angular", "names angular, which fits"),
     ("attack --ckpt=run --attack_loss=own,angular", "names angular, which fits"),
-    ("attack --ckpt=run --attack_loss=ce+js", "One loss at most may fit a task"),
+    ("attack --ckpt=run --attack_loss=ce+js", "At most one loss may fit a task"),
     ("attack --ckpt=run --attack_loss=cosPGD", "Did you mean 'cospgd'?"),
     ("attack --ckpt=run --balance=wdg", "Did you mean 'wgd'?"),
     (

@@ -355,7 +355,9 @@ def tuple_by_layers():
     return keras.Model(x, (depth(x, "far"), seg(x, "mask")))
 
 
-@form("--heads names the output '2', and those of .* are 0 .*, 1 ", "--heads=2:seg")
+@form(
+    "--heads names the output '2', but the outputs of .* are 0 .*, 1 ", "--heads=2:seg"
+)
 def list_number_that_is_not_there():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
@@ -459,13 +461,13 @@ def depth_without_channel():
     return keras.Model(x, {"depth": keras.layers.Reshape((SIZE, SIZE))(depth(x))})
 
 
-@form("it is flat, .256, 3.; put keras.layers.Reshape..16, 16, 3.. behind it")
+@form("it is flat, .256, 3.; put keras.layers.Reshape..16, 16, 3.. after it")
 def flat():
     x = image_input()
     return keras.Model(x, {"seg": keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))})
 
 
-@form("must have shape .16, 16, 3.* but it has .16, 16, 1.; say by --heads")
+@form("must have shape .16, 16, 3.* but it has .16, 16, 1.; say with --heads")
 def wrong_channels():
     x = image_input()
     return keras.Model(x, {"seg": depth(x)})
@@ -477,7 +479,7 @@ def output_with_channels_first():
     return keras.Model(x, {"seg": keras.layers.Permute((3, 1, 2))(seg(x))})
 
 
-@form("must be floats, which have a gradient.*int.*argmax")
+@form("must be floats .*int.*argmax")
 def classes_in_place_of_logits():
     x = image_input()
     return keras.Model(x, {"seg": keras.ops.argmax(seg(x), -1)})
@@ -637,7 +639,7 @@ def number_without_channel():
     return keras.Model(x, {"light": number, "scene": scene(x)})
 
 
-@form(r"must have shape \(3,\), which is of the whole .* has \(4,\)", data="scenes")
+@form(r"must have shape \(3,\), for the whole .* has \(4,\)", data="scenes")
 def wrong_number_of_classes():
     x = image_input()
     return keras.Model(x, {"scene": dense(mean(x), np.ones((3, 4)))})
@@ -704,7 +706,7 @@ def colour_and_distance():
     return keras.Model(x, both | {"depth": conv(x, 4 * np.eye(4)[:, :1])})
 
 
-@form("takes images with 4 channels, and those of forms_data:rgb have 3")
+@form("takes images with 4 channels, but those of forms_data:rgb have 3")
 def four_channels_for_colours():
     x = image_input(4)
     return keras.Model(x, {"seg": conv(x, np.eye(4)[:, :3])})
@@ -765,7 +767,7 @@ def flat_input():
     return keras.Model(x, {"seg": seg(y)})
 
 
-@form("takes images of 32x32, and those of forms_data:rgb are 16x16")
+@form("takes images of 32x32, but those of forms_data:rgb are 16x16")
 def another_size():
     x = image_input(shape=(32, 32))
     return keras.Model(x, {"seg": seg(x)})
@@ -777,7 +779,7 @@ def any_size():
     return keras.Model(x, {"seg": seg(x)})
 
 
-@form("cannot take images of 16x16.*--image_size=")
+@form("cannot take the images of .*, 16x16.*--image_size=")
 def a_size_that_strides_do_not_divide():
     x = image_input(shape=(None, None))
     y = keras.layers.MaxPooling2D(12)(x)
@@ -808,7 +810,7 @@ def transfer_from_another_form():
 
 
 @form(
-    "--source_heads names the output 'c', and those of s.keras",
+    "--source_heads names the output 'c', but the outputs of s.keras",
     "--source_ckpt=s.keras",
     "--source_heads=c:seg",
 )

@@ -149,7 +149,7 @@ def test_a_wrong_range_is_named_before_anything_and_the_flag_mends_it(unplotted)
 
 
 def test_other_orders_and_ranges_are_named():
-    assert "the channels round" in look(net(turned))[1][0]
+    assert "reverse the channels" in look(net(turned))[1][0]
     assert look(net(plain))[1] == []
     _, said = look(net(plain), ((255.0, 1e-3, 1e-3), (0.0, 0.0, 0.0)))
     assert "leave out --input_range" in said[0]

@@ -90,11 +90,14 @@ def test_cells_and_folders_without_it_are_known_as_before():
     [
         ({"spare": "normal"}, "--spare names normal, but"),
         ({"spare": "seg,depth"}, "--spare must leave a task to attack"),
-        ({"spare": "depth", "attack_tasks": "seg+depth"}, "--attack_tasks attacks"),
-        ({"spare": "depth", "attacks": "noise"}, "got noise"),
-        ({"spare": "depth", "attacks": "pgd_released_start"}, "got pgd_released_start"),
-        ({"spare": "depth", "targets": "own"}, "got --targets=own"),
-        ({"spare": "depth", "eot": 2}, "got --eot=2"),
+        ({"spare": "depth", "attack_tasks": "seg+depth"}, "is in --attack_tasks too"),
+        ({"spare": "depth", "attacks": "noise"}, "does not work with noise"),
+        (
+            {"spare": "depth", "attacks": "pgd_released_start"},
+            "does not work with pgd_released_start",
+        ),
+        ({"spare": "depth", "targets": "own"}, "with --targets=own"),
+        ({"spare": "depth", "eot": 2}, "does not work with --eot=2"),
     ],
 )
 def test_what_cannot_be_spared_is_refused(made, settings, said):
