@@ -127,6 +127,7 @@ class Job:
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
+      images: Which images those of the subject are, in words.
     """
 
     config: AttackConfig
@@ -138,6 +139,7 @@ class Job:
     checkpoint_step: int | None
     folder: pathlib.Path
     predictions: Predictions | None
+    images: str
 
     def run(self, write: bool = True) -> Outcome:
         """Runs what is not finished; finished cells are kept in the folder.
@@ -226,7 +228,7 @@ class Job:
         if config.targets == OWN_TARGETS:
             own = ", agreement with the model's own clean outputs (--targets=own)"
         return (
-            f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
+            f"{config.ckpt} on {self.images} of {subject.info.name} "
             f"{config.split}{own}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
 
@@ -246,7 +248,7 @@ class Job:
         table = measure_files.write(records, self.folder)
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
-        images = f"{subject.num_examples} images of {subject.info.name}"
+        images = f"{self.images} of {subject.info.name}"
         if self.config.attack_channels:
             names = "+".join(map(str, self.config.attack_channels))
             images = f"channels {names} of {images}"
@@ -354,6 +356,7 @@ def resolve(
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
+        images=_images(count, len(columns), source.is_cut),
     )
 
 
@@ -407,6 +410,13 @@ def _cells(
     unbound = [name for name in config.attack if not KINDS[name].bounded]
     scale = run.normalization(unbound[0]) if unbound else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale))
+
+
+def _images(count: int, total: int, is_cut: bool) -> str:
+    """So many images of all, in words; `is_cut`: there are more than the total."""
+    if total > count:
+        return f"the first {count} of {total} images"
+    return f"the first {count} images" if is_cut else f"{count} images"
 
 
 def _warn_of_small_radii(config: AttackConfig) -> None:

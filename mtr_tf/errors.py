@@ -13,6 +13,9 @@ _NEAR = 0.65  # Words that are less alike are no hint.
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
+NOTE = "note: "  # Begins a warning that is no doubt about numbers, only about them.
+
+
 class InputError(ValueError):
     """A setting, file or argument cannot be used as given.
 

@@ -83,6 +83,9 @@ class AdversarialModel(keras.Model):
         """
         super().__init__(name=f"adversarial_{inner.name}")
         self.inner = inner
+        names = getattr(inner, "output_names", None)
+        if names:  # As compile and fit's history name losses and metrics.
+            self.output_names = list(names)
         self._tasks = _task_set(inner, tasks)
         attacked = self._tasks
         if attack_tasks != "all":

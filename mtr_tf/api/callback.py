@@ -111,7 +111,7 @@ class RobustnessCallback(keras.callbacks.Callback):
         self._folder = None if log_dir is None else pathlib.Path(log_dir)
         self._job: Job | None = None
         self._evaluators: list[tuple[str, Cell | None, Evaluator]] = []
-        self._boards: dict[str, Board] = {}
+        self._board: Board | None = None
 
     def on_epoch_end(self, epoch, logs=None):
         """Attacks the model, and adds the numbers to `logs`."""
@@ -128,8 +128,8 @@ class RobustnessCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Closes TensorBoard's files."""
-        for board in self._boards.values():
-            board.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def _run(self) -> dict[str, Numbers]:
         """{"clean" or "adv...": {task: {metric: value}}} of the model as it is now."""
@@ -173,19 +173,21 @@ class RobustnessCallback(keras.callbacks.Callback):
         return all(id(variable) in trained for variable in job.subject.model.variables)
 
     def _show(self, name: str, numbers: Numbers, epoch: int) -> None:
-        """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`."""
+        """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`.
+
+        The run is that in which Keras's own callback shows validation.
+        """
         if self._folder is None or self._job is None:
             return
-        if name not in self._boards:
-            place = "validation" if name == "clean" else f"validation/{name}"
-            self._boards[name] = Board(
-                self._folder / place, tasks=self._job.subject.tasks
-            )
-        board, info = self._boards[name], self._job.subject.info
+        info, tasks = self._job.subject.info, self._job.subject.tasks
+        if self._board is None:
+            self._board = Board(self._folder / "validation", tasks=tasks)
+            self._board.layout(tensorboard.layout(tasks, ()))
+        kind = name.replace("adv", tensorboard.ATTACKED, 1).replace("_", " ")
         about = f"On {self._job.subject.num_examples} images; step: epoch."
         scalars = tensorboard.evaluation_scalars(numbers)
-        board.scalars(scalars, epoch, about, units=info.units)
-        board.flush()
+        self._board.scalars(scalars, epoch, kind, about, info.units)
+        self._board.flush()
 
 
 def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:

@@ -148,12 +148,14 @@ class Source:
         the source was opened.
       missing: of splits that are not there, why, and what to do about it.
       declared: tasks that a user declares, with targets or without.
+      is_cut: whether there are more examples than could be loaded here.
     """
 
     info: DatasetInfo
     load: Callable[[str], Columns]
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     declared: Sequence[tasks_lib.Task] = ()
+    is_cut: bool = False
 
     @property
     def known(self) -> tasks_lib.TaskSet:

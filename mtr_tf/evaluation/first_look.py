@@ -28,10 +28,12 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import NOTE
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
+from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.models import adapters
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
@@ -143,9 +145,9 @@ def look(
         given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
     likely = "" if cures else _likely(trained)
-    warnings += cures + first.unresponsive(likely) + first.guesses(likely)
-    warnings += first.bad_gradients()
-    return dataclasses.replace(run, model=model), warnings
+    found = cures + first.unresponsive(likely) + first.guesses(likely)
+    found += first.bad_gradients()
+    return dataclasses.replace(run, model=model), doubts_first(found + warnings)
 
 
 def _check_channels(model: keras.Model, affine: Affine) -> None:
@@ -213,15 +215,16 @@ def _finishing(
     if kinds:
         _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
-        how = f"the logits before its {kind}."
+        before, how = NOTE, f"the logits before its {kind}."
         if not exact[task]:
-            how = (
+            before, how = (
+                "",
                 "the logs of these. Where they are exactly 0 there is no gradient, so "
-                f"give the model without its {kind} if you can."
+                f"give the model without its {kind} if you can.",
             )
         warnings.append(
-            f"{name}'s {task} gives probabilities, but losses need logits: it is "
-            f"scored and attacked by {how}"
+            f"{before}{name}'s {task} gives probabilities, but losses need logits: it "
+            f"is scored and attacked by {how}"
         )
     ones = [
         task.name
@@ -236,8 +239,8 @@ def _finishing(
             sizes[task.name] = (height, width)
             what = "logits are" if task.name in kinds or task.discrete else "map is"
             warnings.append(
-                f"{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} resized "
-                f"bilinearly to {height}x{width}, the size of the targets."
+                f"{NOTE}{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} "
+                f"resized bilinearly to {height}x{width}, the size of the targets."
             )
 
     def finish(model: keras.Model) -> keras.Model:
@@ -416,7 +419,7 @@ def _spread(values: np.ndarray, axis: int) -> float:
 def _likely(trained: bool) -> str:
     """The likely causes; `trained`: by mtr_tf.train."""
     if trained:
-        return "; perhaps it was trained on other data, or hardly at all"
+        return "; it may need more training (--epochs), or be trained on other data"
     return (
         "; perhaps it was trained on other data or another order of classes, or "
         "expects images in another range (--input_range) or order of channels, "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.errors import NOTE
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
@@ -84,7 +86,7 @@ def _record(
         ),
         "n": result.count,
         **facts,
-        "warnings": [*facts.get("warnings", ()), *result.warnings],
+        "warnings": doubts_first([*facts.get("warnings", ()), *result.warnings]),
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
         "algorithm": cell.attack.name,
@@ -118,6 +120,11 @@ def _spared(clean: Result, result: Result, task: Task) -> Record:
     if task.name in cell.objective.spare:
         share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
     return {"spare": list(cell.objective.spare), "spared_share": share}
+
+
+def doubts_first(warnings: Iterable[str]) -> list[str]:
+    """Doubts about numbers, and then what is only to be known (`errors.NOTE`)."""
+    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def _vulnerability(

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf.errors import NOTE
 from mtr_tf.models import stateless
 
 # What `kind` returns.
@@ -80,7 +81,8 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
             "an attack follows a single draw of its noise at each step, and the model "
             "may look more robust than it is; give --eot=10 (in Python eot=10)"
         )
-    text = f"the model is random in predict: {attacked}."
+    before = NOTE if eot and eot > 1 and found != UNSEEDED else ""
+    text = f"{before}the model is random in predict: {attacked}."
     if found == UNSEEDED:
         text += (
             " Some of its random numbers are drawn without a seed (tf.random), so "

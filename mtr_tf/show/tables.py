@@ -24,7 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mtr_tf import files
+from mtr_tf.errors import NOTE
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain
@@ -141,8 +143,13 @@ def about(
     spared = spared_table(records)
     if spared:
         lines += ["", "spared tasks:", spared]
-    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
-        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
+    warnings = doubts_first(dict.fromkeys(w for r in records for w in r["warnings"]))
+    doubts = [text for text in warnings if not text.startswith(NOTE)]
+    if doubts:
+        lines += ["", "WARNING, before you trust these numbers:"]
+        lines += [f"- {text}" for text in doubts]
+    if notes := warnings[len(doubts) :]:
+        lines += ["", *notes]
     return "\n".join(lines)
 
 

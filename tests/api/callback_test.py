@@ -95,9 +95,9 @@ def test_radii_epochs_and_tensorboard(batch, tmp_path):
     assert not any("depth" in name for name in names)
     assert len(history["val_adv_eps8_seg_loss"]) == 2  # Of four epochs.
     assert history["val_adv_eps8_seg_loss"] > history["val_clean_seg_loss"]
-    for place, name in (("", "clean"), ("adv_eps2", "adv_eps2")):
-        events = EventAccumulator(str(tmp_path / "validation" / place)).Reload()
-        written = events.Tensors("seg/loss")
+    events = EventAccumulator(str(tmp_path / "validation")).Reload()
+    for kind, name in (("clean", "clean"), ("attacked eps2", "adv_eps2")):
+        written = events.Tensors(f"seg/loss, {kind}")
         assert [event.step for event in written] == [1, 3]
         values = [
             float(np.frombuffer(e.tensor_proto.tensor_content or b"", "f4")[0])

@@ -100,6 +100,16 @@ def test_intervals_end_where_values_do():
 # What is drawn.
 
 
+@pytest.mark.parametrize("count", [8, 64])
+def test_images_that_are_all_right_leave_room_for_others(count):
+    """The ends are those of scipy's exact interval of a share."""
+    for right in (0, count):
+        rows = rows_of(np.full(count, right / count))
+        ends = intervals.of_metric(metrics.accuracy(), rows, seed=0)
+        exact = scipy.stats.binomtest(right, count).proportion_ci(0.95, "exact")
+        np.testing.assert_allclose(ends, exact, atol=1e-12)
+
+
 def test_units_of_groups():
     assert resampling.units(None, 5).over == "images"
     assert resampling.units(None, 5).count == 5
