@@ -371,7 +371,7 @@ def task_that_is_not_there():
     return keras.Model(x, [depth(x), seg(x)])
 
 
-@form("each task another output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
+@form("each task a different output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
 def two_outputs_for_one_task():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
@@ -760,7 +760,9 @@ def two_inputs():
     return keras.Model([x, more], {"seg": y})
 
 
-@form("must take images of shape .batch, height, width, channels.; it takes .None, 768")
+@form(
+    "must take images of shape .batch, height, width, channels., but it takes .None, 768"
+)
 def flat_input():
     x = keras.Input((SIZE * SIZE * 3,))
     y = keras.layers.Reshape((SIZE, SIZE, 3))(x)
