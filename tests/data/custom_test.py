@@ -430,7 +430,8 @@ def test_wrong_examples(open_it, mistake):
         (
             {"train": [labelled(0, 2, 3, 5)]},
             'are 0, 2-3 and 5; name all classes ("classes": [...], in the order of '
-            'their labels), or, if a label means "no label", say so ("ignore_label": ',
+            'their labels), or, if a label means "no label", say so '
+            '("ignore_label": 5)',
         ),
         ({"train": [example()], "ignore_label": "x"}, '"ignore_label" must be a whole'),
         ({"train": [example()], "groups": [0]}, '"groups" must be a dict by split'),
