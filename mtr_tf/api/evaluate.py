@@ -60,7 +60,8 @@ def evaluate(
         run or a file, as the command's --ckpt.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
-        `(image, targets, masks)`; or one such batch. Images are uint8 or floats in [0,
+        `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
+        ...}`, what the model takes beside the image. Images are uint8 or floats in [0,
         1]. Targets without names are in the order of `tasks`. Or the name of a data
         set, as the command's --dataset; None: the one that a run was trained on.
       tasks: Which tasks the outputs are: names of the paper's, or records of your own,
