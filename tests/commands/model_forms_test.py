@@ -110,6 +110,15 @@ def scenes():
     return {"validation": list(zip(pictures, targets)), **facts}
 
 
+def inputs():
+    given = rgb()
+    given["validation"] = [
+        {"image": image, "targets": targets, "inputs": {"scale": np.float32(4)}}
+        for image, targets in given["validation"]
+    ]
+    return given
+
+
 def _data(pictures, labels, facts):
     depth = pictures[..., 0] * (4 / 255 if pictures.dtype == np.uint8 else 4)
     targets = [{"seg": s, "depth": d} for s, d in zip(labels, depth.astype("f4"))]
@@ -751,9 +760,20 @@ def fixed_batch_that_layers_need():
     return keras.Model(x, {"seg": keras.ops.reshape(y, (2, SIZE, SIZE, 3))})
 
 
-@form(
-    "must have one input.*it has 2.*--ckpt=module:function.*mtr_tf.evaluate in Python"
-)
+@form(BOTH, "--batch_size=3", data="inputs", quick=True)
+def inputs_that_come_with_the_examples():
+    x, scale = image_input(), keras.Input((), name="scale")
+    y = x * keras.ops.reshape(scale, (-1, 1, 1, 1))
+    return keras.Model([scale, x], {"seg": seg(x), "depth": y[..., :1]})
+
+
+@form("input scale .* must have shape .2,., and in the examples it has", data="inputs")
+def an_input_of_another_shape():
+    x, scale = image_input(), keras.Input((2,), name="scale")
+    return keras.Model([x, scale], {"seg": seg(x) + scale[:, None, None, :1]})
+
+
+@form("takes the input .* of shape .1,. beside.*have the inputs none.*module:function")
 def two_inputs():
     x, more = image_input(), keras.Input((1,))
     y = seg(x) + more[:, None, None]
