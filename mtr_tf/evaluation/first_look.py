@@ -434,7 +434,7 @@ def _spread(values: np.ndarray, axis: int) -> float:
 def _likely(trained: bool) -> str:
     """The likely causes; `trained`: by mtr_tf.train."""
     if trained:
-        return "; it may need more training (--epochs), or be trained on other data"
+        return "; it may need more training (--epochs), or it was trained on other data"
     return (
         "; perhaps it was trained on other data or another order of classes, or "
         "expects images in another range (--input_range) or order of channels, "

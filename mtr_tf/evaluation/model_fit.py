@@ -163,7 +163,7 @@ def _misfit(
             f"{name}'s {task.name} must be a map (height, width, channels), but it is "
             f"flat, {shape}; put keras.layers.Reshape(({size})) after it, as in "
             f"keras.Model(model.input, keras.layers.Reshape(({size}))(model.output)), "
-            "with the height and width that it is of, and save that."
+            "with the output's real height and width, and save that."
         )
     if task.is_map and len(shape) == 3 and shape[0] == channels:
         return InputError(

@@ -211,8 +211,8 @@ def run(
         _order(
             "fgsm",
             not _more(fgsm, base, 0.02 * scale),
-            "one step of FGSM does more harm than PGD; the steps are too few or of a "
-            "wrong size, or the gradients mislead",
+            "one step of FGSM does more harm than PGD; there are too few steps, their "
+            "size is wrong, or the gradients mislead",
             rise=base - clean,
             rise_fgsm=fgsm - clean,
         ),

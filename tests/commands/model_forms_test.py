@@ -780,7 +780,7 @@ def two_inputs():
     return keras.Model([x, more], {"seg": y})
 
 
-@form("must take images of shape .batch, height, .*, but it takes .None, 768")
+@form("must take images of shape .batch, height, width, .*, but it takes .None, 768")
 def flat_input():
     x = keras.Input((SIZE * SIZE * 3,))
     y = keras.layers.Reshape((SIZE, SIZE, 3))(x)
