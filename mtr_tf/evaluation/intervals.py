@@ -48,15 +48,35 @@ def of_metric(
     """
     units = units or resampling.independent(len(rows))
     counts = resampling.draw(units.count, resamples, seed)
-    sums = units.sums(rows)
-    ends = _ends(metric.value(counts @ sums), confidence)
-    drawn = int((sums != 0).any(axis=1).sum())
+    of_units = summed(metric, rows, units)
+    ends = _ends(resampled(metric, of_units, units, counts), confidence)
+    drawn = len(np.unique(units.of[(np.asarray(rows) != 0).any(axis=1)]))
     if drawn < resampling.LEAST:
         return math.nan, math.nan
-    centre = float(metric.value(sums.sum(axis=0)))
+    centre = metric.over(of_units)
     low, high = resampling.widened(ends, centre, drawn, confidence)
     least, most = metric.bounds
     return float(np.maximum(low, least)), float(np.minimum(high, most))
+
+
+def summed(metric: Metric, rows: np.ndarray, units: resampling.Units) -> np.ndarray:
+    """What `resampled` takes of a metric's rows, `[images, K]`: their sums by unit.
+
+    The rows themselves where no sum of them gives the metric.
+    """
+    return np.asarray(rows, np.float64) if metric.of_rows else units.sums(rows)
+
+
+def resampled(
+    metric: Metric, of_units: np.ndarray, units: resampling.Units, counts: np.ndarray
+) -> np.ndarray:
+    """Returns a metric with each unit drawn so often, `[resamples, units]`.
+
+    `of_units` is what `summed` returns.
+    """
+    if metric.of_rows:
+        return metric.of_rows(of_units, counts[:, units.of])
+    return metric.value(counts @ of_units)
 
 
 def resampled_means(
@@ -112,7 +132,7 @@ def of_draws(
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
     if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie in (0, 1), got {confidence}.")
+        raise InputError(f"confidence must be above 0 and below 1; got {confidence}.")
     values = values[~np.isnan(values)]
     if not values.size:
         return math.nan, math.nan

@@ -169,14 +169,14 @@ def _misfit(
             f"{name}'s {task.name} must have its channels last, and it has shape "
             f"{shape}; put keras.layers.Permute((2, 3, 1)) behind it and save that."
         )
-    places = {2: "height, width, channels", 0: "channels"}.get(
-        task.axes, "..., channels"
-    )
-    expected = (height, width, channels) if task.is_map else (..., channels)
+    expected = {
+        2: f"{(height, width, channels)} (height, width, channels)",
+        0: f"{(channels,)}, which is of the whole image",
+    }.get(task.axes, f"{task.axes} axes and then {channels} channels")
     return InputError(
-        f"{name}'s {task.name} must have shape {expected} ({places}) on {info.name}, "
-        f"and it has {shape}; say by {flag} which output is which task, or give the "
-        "data set that the model was trained on."
+        f"{name}'s {task.name} must have shape {expected}, on {info.name}, but it has "
+        f"{shape}; say by {flag} which output is which task, or give the data set that "
+        "the model was trained on."
     )
 
 

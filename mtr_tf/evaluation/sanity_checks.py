@@ -119,8 +119,8 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
 def probe(cells: Sequence[Cell]) -> Cell | None:
     """The white-box attack that is looked at: PGD with the settings of the sweep.
 
-    Its radius is the largest, its group the first of that radius; None where there is
-    no radius but 0.
+    Its radius is the largest, its group the first of that radius, and it spares no
+    task; None where there is no radius but 0.
     """
     cell = max(cells, key=lambda cell: cell.eps)
     if not cell.eps:
@@ -132,7 +132,8 @@ def probe(cells: Sequence[Cell]) -> Cell | None:
         step_size=step_size or cell.eps / 4,
         steps=cell.attack.steps if "steps" in uses else _STEPS,
     )
-    return dataclasses.replace(cell, attack=pgd)
+    goal = dataclasses.replace(cell.objective, spare=())
+    return dataclasses.replace(cell, attack=pgd, objective=goal)
 
 
 def run(

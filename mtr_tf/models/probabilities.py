@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose outputs are probabilities already, as the same models with logits.
+"""Replaces outputs that are probabilities by logits.
 
-Losses take the softmax of what a model gives. Of probabilities that would be a second
-one, which hides most of the loss from an attack. Since softmax(log p) is p, the logs of
-probabilities are logits, up to a constant that changes nothing. Better still are the
-logits that the probabilities were made of, where they can be had: softmaxes of half
-precision come to 0 or 1, and have no gradient there.
+Losses take the softmax of a model's outputs. If these are probabilities already, that
+is a second softmax, which hides most of the loss from an attack. Since softmax(log p)
+is p, the logs of probabilities are logits, up to a constant that changes nothing. Even
+better are the logits that the probabilities were computed from, if they can be reached:
+softmaxes in half precision may be exactly 0 or 1, and have no gradient there.
 """
 
 from __future__ import annotations

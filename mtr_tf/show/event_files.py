@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard's files of a training that goes on: each step is there once, in order.
+"""TensorBoard's files of a training that continues: each step is there once, in order.
 
-A training that was killed has shown steps since its last checkpoint, which it does
-again; and readers take files in the order of their names, which begin with the time.
-So whoever goes on puts what counts into one file, of a name before that of the next.
+A training that was killed has already shown steps after its last checkpoint, which it
+will do again; and readers take files in the order of their names, which begin with the
+time. So, when training continues, it puts the valid steps into one file, whose name
+comes before that of the next.
 """
 
 from __future__ import annotations

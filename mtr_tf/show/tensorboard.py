@@ -176,7 +176,7 @@ def describe(
     if measure.startswith("weight_"):
         return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]
-    metric = next(metric for metric in task.metrics if metric.name == measure)
+    metric = next(metric for metric in task.all_metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
     called = getattr(task.loss, "__name__", type(task.loss).__name__)

@@ -232,8 +232,8 @@ class Monitor:
         scale = float(self._optimizer.dynamic_scale.numpy())
         if skipped > self._skipped:
             logging.info(
-                "%d of %d steps skipped so far, for gradients that are not finite; the "
-                "loss scale is %g now",
+                "%d of %d steps skipped so far because gradients were not finite; the "
+                "loss scale is now %g",
                 skipped,
                 step,
                 scale,
@@ -290,9 +290,9 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
     for task, rows in evaluation.clean.items():
         if not np.isfinite(rows["loss"]).all():
             raise InputError(
-                f"the loss of {task} on validation is not finite after step {step}: "
-                "training has diverged; what was saved before is kept. Lower "
-                "--learning_rate or the task's weight, in another --workdir."
+                f"the validation loss of {task} is not finite after step {step}: "
+                "training has diverged. What was saved before is kept; lower "
+                "--learning_rate or the task's weight, and use another --workdir."
             )
 
 

@@ -269,11 +269,17 @@ def test_half_precision_images_and_models():
         ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
         (
             {"balance": "summ"},
-            "balance is one of sum, mean.*'summ'. Did you mean 'su",
+            "balance must be one of sum, mean.*'summ'. Did you mean 'su",
         ),
-        ({"judge": "harms"}, "judge is one of auto, harm, loss, got 'harms'. Did you"),
+        (
+            {"judge": "harms"},
+            "judge must be one of auto, harm, loss; got 'harms'. Did you",
+        ),
         ({"judge": "ham"}, "got 'ham'. Did you mean 'harm'?"),
-        ({"losses": ("cosgpd",)}, "A loss is one of ce, .* Did you mean 'cospgd'?"),
+        (
+            {"losses": ("cosgpd",)},
+            "A loss must be one of ce, .* Did you mean 'cospgd'?",
+        ),
         ({"losses": "ce,margin"}, "but 'ce' and 'margin' both fit 'seg'; choose one"),
         ({"losses": "angular"}, "'angular' fits none of 'seg', 'depth', 'autoencoder'"),
         ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),
@@ -290,10 +296,10 @@ def test_half_precision_images_and_models():
             {"weights": {"seg": 2}, "balance": "wgd"},
             "for the balances sum, mean,.*wgd",
         ),
-        ({"classes": ()}, r"classes are whole numbers from 0, got \[\]"),
-        ({"classes": (-1,)}, r"classes are whole numbers from 0, got \[-1\]"),
-        ({"classes": (1,), "tasks": "depth"}, "none is among the attacked: 'depth'"),
-        ({"pixels": np.ones((5, 6))}, r"one image's \(6, 5\), got \(5, 6\)"),
+        ({"classes": ()}, r"classes must be whole numbers from 0; got \[\]"),
+        ({"classes": (-1,)}, r"classes must be whole numbers from 0; got \[-1\]"),
+        ({"classes": (1,), "tasks": "depth"}, r"no attacked task has any \('depth'\)"),
+        ({"pixels": np.ones((5, 6))}, r"of one image, \(6, 5\); got \(5, 6\)"),
     ],
 )
 def test_bad_arguments_are_refused(net, change, message):
@@ -448,7 +454,7 @@ def test_random_pixels_and_blocks():
         with pytest.raises(InputError, match=r"from 1 to 30, .* 6x5 output; got"):
             attacks_pixels.random_pixels(6, 5, count, seed=0)
     for corner in ((-1, 0, 2, 2), (3, 0, 2, 2), (0, 4, 1, 2), (0, 0, 0, 2)):
-        with pytest.raises(InputError, match="lies inside 4x5 pixels, got"):
+        with pytest.raises(InputError, match="must lie inside the 4x5 pixels; got"):
             attacks_pixels.block(4, 5, *corner)
 
 

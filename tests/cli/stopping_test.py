@@ -99,7 +99,9 @@ def test_the_second_ends_at_once_what_computes_outside_python(
     time.sleep(1)  # It is in there now.
     process.send_signal(signum)
     assert process.stderr.readline() == "\n"
-    assert process.stderr.readline().startswith("stopping as soon as all is kept; once")
+    assert process.stderr.readline().startswith(
+        "stopping as soon as everything is saved"
+    )
     process.send_signal(signum)
     assert ended(process) == (code, "ended at once.")
 

@@ -207,7 +207,7 @@ def test_of_a_run_that_has_ended_nothing_is_left_to_do(
     monkeypatch.setattr(step, "replica_step", never)
     before = loading.load_run(str(stopped.workdir)).fingerprint
     here(*whole_run.flags, f"--workdir={stopped.workdir}")
-    assert any(line.endswith("is finished already: 30 steps") for line in lines)
+    assert any(line.endswith("is already finished: 30 steps") for line in lines)
     assert loading.load_run(str(stopped.workdir)).fingerprint == before
 
 
@@ -231,7 +231,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(whole_run, here, tmp_path, step
     flags += ["--epochs=1", f"--train_examples={4 * steps}", "--nodeterministic"]
     flags += ["--crop="]
     where = "after step 1:" if steps == 1 else r"at step \d"
-    with pytest.raises(InputError, match=f"the loss of .* {where}"):
+    with pytest.raises(InputError, match=f"loss of .* {where}"):
         here(*flags)
     assert not (tmp_path / "run" / "model.keras").exists()
 

@@ -275,7 +275,7 @@ def test_after_a_broken_file_only_that_is_read_again(root, monkeypatch, tmp_path
     path = fixture.path(root, "leftImg8bit", "val", fixture.VAL[2])
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    with pytest.raises(InputError, match="must be a whole PNG file"):
+    with pytest.raises(InputError, match="must be a complete PNG file"):
         open_at(root)
     path.write_bytes(whole)
     made = []
@@ -325,10 +325,12 @@ def test_a_picture_that_is_missing_or_cut(root):
     path = fixture.path(root, "leftImg8bit", "train", fixture.TRAIN[0])
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    with pytest.raises(InputError, match=f"'{path}' must be a whole PNG file"):
+    with pytest.raises(InputError, match=f"'{path}' must be a complete PNG file"):
         open_at(root)
     path.unlink()
-    with pytest.raises(InputError, match=rf"labelIds.png', but {path.name} is not in"):
+    with pytest.raises(
+        InputError, match=rf"needs a picture, but {path.name} is not in"
+    ):
         open_at(root)
 
 

@@ -302,7 +302,7 @@ WRONG_EXAMPLES = {
         changed("targets", "sag", 1),
         "In the targets of example 1 of train: Unknown task 'sag'. Did you mean 'seg'",
     ),
-    "same task twice": (changed("targets", "s", 1), "Tasks must differ, got 'seg' 2"),
+    "same task twice": (changed("targets", "s", 1), "names 'seg' 2"),
     "float labels": (
         changed("targets", "seg", np.zeros((8, 6))),
         "whole numbers of shape [8, 6], the class of each pixel, but that of example 1 "

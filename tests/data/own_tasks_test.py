@@ -317,7 +317,7 @@ def test_maps_are_mirrored_and_cropped_and_all_else_as_the_task_says(open_it):
 
 def test_a_mirror_must_be_known():
     task = Task("joints", channels=2, places=1)
-    with pytest.raises(InputError, match=r"joints is neither .*--noflip"):
+    with pytest.raises(InputError, match=r"joints must say .* neither .*--noflip"):
         Augment().check(8, 8, [task])
     Augment(flip=False).check(8, 8, [task])
 

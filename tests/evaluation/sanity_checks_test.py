@@ -94,6 +94,7 @@ def a_cell(**settings):
     return sanity_checks.probe(make_cells(config, ("seg",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("front", "failing"),
     [

@@ -75,6 +75,23 @@ def test_other_formats_have_the_same_numbers(tmp_path):
     assert "seg miou (clean 0.400) | depth mae [m] (clean 0.200)" in printed["markdown"]
 
 
+def test_metrics_that_were_asked_for_are_in_a_table_of_their_own(tmp_path):
+    plainly = tables.about("title", RECORDS, 100)
+    assert tables.about("title", RECORDS, 100, ("delta1",)) == plainly
+    said = tables.about("title", RECORDS, 60, ("rmse",))
+    assert "depth rmse" in said
+    assert "rel" not in said.split()
+    every = tables.about("title", RECORDS, 60, ("all",))
+    for name in ("seg pixel_accuracy", "depth rmse", "depth rel"):
+        assert name in every
+    assert max(map(len, every.splitlines())) <= 60
+    record = next(r for r in RECORDS if r["metric"] == "rmse")
+    assert f"clean: {text.plain(record['clean'])}" in said
+    assert said.count(f"| {text.plain(record['attacked_value'])}\n") == 2  # Two radii.
+    markdown = tables.printed("markdown", "title", RECORDS, tmp_path, ("rmse",))
+    assert "| depth rmse" in markdown
+
+
 def test_a_narrow_table_is_broken_by_task():
     narrow = tables.table(RECORDS, width=70)
     assert all(len(line) <= 70 for line in narrow.splitlines())
