@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can put right, and a hint at what was meant."""
+"""The exception for mistakes that a user can fix, and hints at what was meant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _NEAR = 0.65  # Words that are less alike are no hint.
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
+NOTE = "note: "  # Begins a warning that is no doubt about numbers, only about them.
+
+
 class InputError(ValueError):
     """A setting, file or argument cannot be used as given.
 
@@ -22,14 +25,14 @@ class InputError(ValueError):
 
 
 def present(value: T | None, what: str) -> T:
-    """A value that may be None by its type, where the caller knows that it is not.
+    """A value whose type allows None, if the caller knows that it is not None.
 
     Args:
       value: What is there.
       what: A few words for it.
 
     Raises:
-      TypeError: It is None after all, which is a fault of the code.
+      TypeError: It is None after all, which is a bug.
     """
     if value is None:
         raise TypeError(f"{what} must be there, got None.")
@@ -37,7 +40,7 @@ def present(value: T | None, what: str) -> T:
 
 
 def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> str:
-    """Returns ` Did you mean 'x'?` of the nearest known word; empty if none is near.
+    """Returns ` Did you mean 'x'?` for the nearest known word; empty if none is near.
 
     Args:
       given: What the user has written.
@@ -51,8 +54,8 @@ def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> s
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant; None if none is near.
 
-    Near is a word that most letters are of in their order, that begins so, or whose
-    parts do (`lr` for `learning_rate`).
+    A word is near if it has most of the letters in the same order, begins in the same
+    way, or its parts do (`lr` for `learning_rate`).
     """
     words = list(known)
     likeness = [_likeness(given.lower(), word.lower()) for word in words]
@@ -78,7 +81,7 @@ def first_line(error: Exception) -> str:
 
 
 def input_error_within(error: Exception) -> str | None:
-    """What an `InputError` said that TensorFlow passes on in an error of its own.
+    """The message of an `InputError` that TensorFlow passes on in its own error.
 
     It was raised while a batch was read, or is the sentence of a failed assertion
     (`attacks.base.require`), whose parts TensorFlow puts in brackets. None for any

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples as people have them, as the examples that a data set of one's own gives.
+"""Turns examples in any common form into those of a data set.
 
-One by one or in batches; as {"image", "targets", "masks", "inputs"} or as (image,
-targets) or (image, targets, masks), as `fit` takes them; targets by task, or as a list
-in the order of the tasks, or, of one task, alone.
+They may come one by one or in batches; as {"image", "targets", "masks", "inputs"}, or
+as (image, targets) or (image, targets, masks), as for `fit`; with targets by task, as a
+list in the order of the tasks, or, for a single task, alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def open_source(
     split: str,
     count: int,
 ) -> Source:
-    """Opens examples as the command opens data of a user's own.
+    """Opens examples in the same way as the command opens a user's own data.
 
     Args:
       examples: A `Source`, or what `one_by_one` takes.
@@ -45,7 +45,7 @@ def open_source(
       count: How many are read; 0: all.
 
     Raises:
-      InputError: They are not as docs/own_data.md says.
+      InputError: They do not have the form described in docs/own_data.md.
     """
     if isinstance(examples, Source):
         return examples
@@ -62,11 +62,11 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
     Args:
       examples: One batch, or an iterable or `tf.data.Dataset` of examples or batches,
         or a `keras.utils.PyDataset`.
-      names: Of the tasks, in the order of targets that have no names; where targets are
-        by name, only these are taken. Empty: all.
+      names: Names of the tasks, in the order of targets that have no names; if targets
+        have names, only these are used. Empty: all.
 
     Raises:
-      InputError: It is something else, or targets have no names.
+      InputError: They have another form, or targets have no names.
     """
     for part in _parts(examples):
         image, targets, masks = _triple(part, names)
@@ -93,12 +93,13 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     """Gives values the names of tasks.
 
     Args:
-      values: A dict by task, a list in the order of `names`, or, of one task, alone.
-      names: Of the tasks; of a dict only these are taken. Empty: all.
-      what: What they are, in words.
+      values: A dict by task, a list in the order of `names`, or, for a single task, its
+        value.
+      names: Names of the tasks; only these are taken from a dict. Empty: all.
+      what: What the values are, in words.
 
     Raises:
-      InputError: They have no names, or not as many as there are tasks.
+      InputError: They have no names, or their number is not that of the tasks.
     """
     if isinstance(values, Mapping):
         if not values:  # For targets="own" there may be none.
@@ -106,16 +107,16 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
         known = [name for name in names if name in values] if names else list(values)
         if names and not known:
             raise InputError(
-                f"The {what} must have the names of the tasks, {', '.join(names)}; "
-                f"they are {', '.join(map(str, values)) or 'none'}."
+                f"The {what} must be named after the tasks ({', '.join(names)}); got "
+                f"{', '.join(map(str, values)) or 'none'}."
             )
         return {name: values[name] for name in known}
     listed = values if isinstance(values, list | tuple) else [values]
     if len(listed) != len(names):
         raise InputError(
-            f"The {what} must be a dict by task, or as many as there are tasks, in "
-            f"their order; got {len(listed)} for {len(names)} tasks"
-            f"{': ' + ', '.join(names) if names else '; name them by tasks='}."
+            f"The {what} must be a dict by task, or a list with one for each task, in "
+            f"order; got {len(listed)} for {len(names)} "
+            f"tasks{': ' + ', '.join(names) if names else '; name them by tasks='}."
         )
     return dict(zip(names, listed, strict=True))
 
@@ -132,7 +133,7 @@ def _parts(examples: Any) -> Iterable[Any]:
         raise InputError(
             "examples must be an iterable or a tf.data.Dataset of examples or batches, "
             '{"image": ..., "targets": {task: ...}} or (image, targets), or one such '
-            f"batch; got one of type {type(examples).__name__}."
+            f"batch; got a {type(examples).__name__}."
         )
     return examples
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `evaluate` gives: numbers, a table, curves, a gallery."""
+"""What `evaluate` returns: numbers, a table, curves, a gallery."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mtr_tf import files
 from mtr_tf.config.settings import FORMAT
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.cell_files import Result
@@ -29,7 +30,7 @@ _WIDTH = 100  # Characters of a table, unless told.
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Results:
-    """What attacks on a model came to.
+    """The results of attacks on a model.
 
         print(results.table())
         results.plot("curves.png")
@@ -37,12 +38,13 @@ class Results:
 
     Attributes:
       title: What was attacked.
-      records: A record per attack, radius, attacked group, task and metric: what
-        `results.json` has (docs/reading_results.md).
-      measures: Those of `measure=`, as `measures.json` has them.
-      clean: The clean images: scores, rows per image, painted examples.
-      attacked: The same of each attack.
-      folder: What `out` named, where all is written; None: nowhere.
+      records: One record per attack, radius, attacked group, task and metric, as in
+        `results.json` (docs/reading_results.md).
+      measures: The records of `measure=`, as in `measures.json`.
+      clean: Results on the clean images: scores, rows per image, painted examples.
+      attacked: The same for each attack.
+      folder: The folder that `out` named, where everything is written; None: nowhere.
+      consistency: How well outputs fit each other (docs/reading_results.md).
       more: Further metrics that were asked for, `metrics=`.
     """
 
@@ -52,20 +54,21 @@ class Results:
     clean: Result | None = None
     attacked: Sequence[Result] = ()
     folder: pathlib.Path | None = None
+    consistency: Sequence[Record] = ()
     more: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """Why these numbers may not be what they seem, as sentences."""
+        """Sentences that say why these numbers may mislead."""
         records = [*self.records, *self.measures]
         return list(dict.fromkeys(w for r in records for w in r["warnings"]))
 
     def table(self, format: str = "text", width: int = _WIDTH) -> str:
-        """Returns what the command prints: a table, and what to know about it.
+        """Returns what the command prints: a table with notes.
 
         Args:
           format: "text", "markdown", or "csv" or "json" for the records.
-          width: Of the text, in characters; tasks that do not fit stand below.
+          width: Width of the text in characters; tasks that do not fit are shown below.
         """
         if format not in _FORMATS:
             raise InputError(
@@ -77,6 +80,8 @@ class Results:
         elif self.records:
             given = (format, self.title, self.records, None, self.more)
             parts.append(tables.printed(*given))
+        if self.consistency and format == "text":
+            parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":
             parts.append(tables.measures(self.measures))
         return "\n\n".join(parts)
@@ -87,13 +92,13 @@ class Results:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise InputError(
-                "to_pandas needs pandas, which is not installed; pip install pandas, "
-                "or take .records, a list of dicts."
+                "to_pandas needs pandas, which is not installed; run pip install "
+                "pandas, or use .records, a list of dicts."
             ) from error
         return pandas.DataFrame([dict(record) for record in self.records])
 
     def plot(self, path: str | os.PathLike | None = None) -> Figure:
-        """Draws each task's metric over the radius; a notebook shows the figure.
+        """Plots each task's metric against the radius; a notebook shows the figure.
 
         Args:
           path: A PNG file to write it into, too.
@@ -103,7 +108,7 @@ class Results:
     def gallery(self, path: str | os.PathLike | None = None) -> Figure:
         """Draws a few images and their outputs, clean and attacked.
 
-        Of the attack on most tasks and, of these, the largest radius.
+        Shows the attack on the largest group of tasks, at its largest radius.
 
         Args:
           path: A PNG file to write it into, too.
@@ -116,7 +121,7 @@ class Results:
     def _attacks(self) -> Sequence[Record]:
         if not self.records:
             raise InputError(
-                "There is nothing to draw: attacks='none' has only measured; give "
+                "There is nothing to plot, because attacks='none' only measures; give "
                 "attacks, such as attacks='pgd'."
             )
         return self.records
@@ -134,5 +139,6 @@ class Results:
 
 def _drawn(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
     if path is not None:
+        files.check_local("path", path)
         style.save(draw, pathlib.Path(path))
     return style.drawn(draw)

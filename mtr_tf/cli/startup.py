@@ -19,6 +19,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 
 
@@ -55,8 +56,8 @@ def import_tensorflow(deterministic: bool = False) -> None:
         tempfile.gettempdir()
     except OSError as error:
         raise InputError(
-            "a temporary directory must be writable, and there is none "
-            f"({error.strerror}); give one in the variable TMPDIR."
+            "a writable temporary directory is needed, but there is none "
+            f"({error.strerror}); name one in the variable TMPDIR."
         ) from error
     if "tensorflow" not in sys.modules:  # It takes seconds, on a slow disk a minute.
         logging.info("starting TensorFlow")
@@ -97,7 +98,9 @@ def _keep_compiled(deterministic: bool) -> None:
     folder = os.environ.get("MTR_TF_CACHE", os.path.expanduser("~/.cache/mtr_tf"))
     machine = _machine()
     flags = os.environ.get("TF_XLA_FLAGS", "")
-    if not folder or not machine or "persistent_cache" in flags:
+    if not machine or "persistent_cache" in flags:
+        return
+    if not folder or files.is_remote(folder):
         return
     kind = "deterministic" if deterministic else "free"
     place = pathlib.Path(folder).absolute() / f"xla-{machine}-{kind}"

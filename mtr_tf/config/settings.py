@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the binaries: its default, its help, its range, and cross-checks.
+"""The settings of all commands: default, help, range, and cross-checks.
 
 The flags are made from these records (`cli.flags.define`), a run keeps them in its
 `config.json`, and nothing else in the package holds a default of its own.
@@ -14,6 +14,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -31,19 +32,22 @@ def setting(
     choices: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
+    path: bool = False,
     changes: str = RESULTS,
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not said at all. `changes` is
-    what another value leads to: other RESULTS, other EXTRAS beside the same results
-    (saved examples, measures), or NOTHING else (where it runs, and how fast).
+    A default of None makes a flag that is true, false or not given. `path` says that it
+    names files, `changes` what another value leads to: other RESULTS, other EXTRAS
+    beside the same results (saved examples, measures), or NOTHING else (where it runs,
+    and how fast).
     """
     metadata = {
         "help": help,
         "choices": tuple(choices),
         "low": low,
         "high": high,
+        "path": path,
         "changes": changes,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -51,7 +55,7 @@ def setting(
 
 FORMAT = setting(
     "text",
-    "How tables are printed.",
+    "Format of printed tables.",
     choices=("text", "markdown", "csv", "json"),
     changes=NOTHING,
 )
@@ -107,11 +111,18 @@ class Settings:
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:
-    """Raises `InputError` where a field's value is outside its choices or range."""
+    """Raises `InputError` where a field's value is outside its choices or range.
+
+    Or names a file that is not in a file system of this machine.
+    """
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
         raise InputError(unknown_choice(field.name, value, choices))
-    for number in value if isinstance(value, tuple) else (value,):
+    values = value if isinstance(value, tuple) else (value,)
+    if field.metadata["path"]:
+        for path in values:
+            files.check_local(f"--{field.name}", path)
+    for number in values:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         if isinstance(number, float) and not math.isfinite(number):
@@ -151,7 +162,9 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
             f"{flag} must be one number (64) or height x width (96x128), got {text!r}."
         )
     if max(numbers) > LONGEST_SIDE:
-        raise InputError(f"{flag} must be at most {LONGEST_SIDE} a side, got {text!r}.")
+        raise InputError(
+            f"{flag} must be at most {LONGEST_SIDE} on each side, got {text!r}."
+        )
     return numbers[0], numbers[-1]
 
 
@@ -159,14 +172,14 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "else one device.",
+    "otherwise one device.",
     choices=("auto", "one_device", "mirrored"),
     changes=NOTHING,
 )
 REPLICAS = setting(
     0,
-    "Devices that --strategy=mirrored takes; 0: all GPUs. Without a GPU the CPU is "
-    "split into that many, for trials.",
+    "Number of devices for --strategy=mirrored; 0: all GPUs. Without a GPU the CPU is "
+    "split into that many devices, for tests.",
     low=0,
     high=128,
     changes=NOTHING,
@@ -175,8 +188,8 @@ REPLICAS = setting(
 
 JIT = setting(
     "auto",
-    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
-    "minute that it takes (docs/gpu.md).",
+    "Compile graphs with XLA; auto: on GPUs, if there is enough work to be worth the "
+    "half minute of compiling (docs/gpu.md).",
     choices=("auto", "on", "off"),
     changes=NOTHING,
 )

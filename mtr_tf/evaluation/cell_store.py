@@ -99,7 +99,7 @@ class Store:
             if more:
                 logging.log_first_n(
                     logging.INFO,
-                    "what is finished in %s has no %s of %s, and is attacked again",
+                    "finished attacks in %s lack %s for %s, so they are run again",
                     1,
                     self.folder,
                     ", ".join(more),
@@ -155,7 +155,7 @@ def _check(result: Result, seed: int, tasks: Mapping[str, Task]) -> None:
     same = _close(result.scores, expected) and _close(result.wanted, wanted)
     lengths = {len(a) for rows in result.rows.values() for a in rows.values()}
     if not same or lengths != {result.count}:
-        raise ValueError("its numbers are not those of its rows")
+        raise ValueError("its numbers do not match its rows")
 
 
 def _close(one: Any, other: Any) -> bool:

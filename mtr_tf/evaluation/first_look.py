@@ -28,10 +28,12 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import NOTE
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
+from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.models import adapters
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
@@ -45,7 +47,7 @@ _FAR_BETTER = 0.7  # What a cure must leave of the error,
 _AND_GOOD = 0.9  # and of a guess's error.
 _CAFFE = (103.939, 116.779, 123.68)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet.
-_TURN = "turn the channels round in front of the model (images[..., ::-1])"
+_TURN = "reverse the channels in front of the model (images[..., ::-1])"
 _STILL = 0.01  # Outputs that change by less of their scale do not depend on the image.
 
 Affine = tuple[Sequence[float], Sequence[float]]
@@ -82,9 +84,9 @@ def look_at(
     affine = config.input_affine
     if affine and all(each.config for each in (run, source_run) if each):
         raise InputError(
-            "--input_range, --input_mean and --input_std are for models of your own, "
-            "and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
-            "them out."
+            "--input_range, --input_mean and --input_std are only for your own "
+            "models; a run of mtr_tf.train normalises images in [0, 1] itself, so "
+            "leave them out."
         )
     count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
@@ -147,9 +149,9 @@ def look(
         given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
     likely = "" if cures else _likely(trained)
-    warnings += cures + first.unresponsive(likely) + first.guesses(likely)
-    warnings += first.bad_gradients()
-    return dataclasses.replace(run, model=model), warnings
+    found = cures + first.unresponsive(likely) + first.guesses(likely)
+    found += first.bad_gradients()
+    return dataclasses.replace(run, model=model), doubts_first(found + warnings)
 
 
 def _check_channels(channels: int, affine: Affine) -> None:
@@ -216,15 +218,16 @@ def _finishing(
     if kinds:
         _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
-        how = f"the logits before its {kind}."
+        before, how = NOTE, f"the logits before its {kind}."
         if not exact[task]:
-            how = (
-                f"logs of these. Where they are exactly 0 there is no gradient: give "
-                f"the model without its {kind} if you can."
+            before, how = (
+                "",
+                "the logs of these. Where they are exactly 0 there is no gradient, so "
+                f"give the model without its {kind} if you can.",
             )
         warnings.append(
-            f"{name}'s {task} gives probabilities, and losses take logits: it is "
-            f"scored and attacked by {how}"
+            f"{before}{name}'s {task} gives probabilities, but losses need logits: it "
+            f"is scored and attacked by {how}"
         )
     ones = [
         task.name
@@ -239,8 +242,8 @@ def _finishing(
             sizes[task.name] = (height, width)
             what = "logits are" if task.name in kinds or task.discrete else "map is"
             warnings.append(
-                f"{name}'s {task.name} is {size[0]}x{size[1]}, and its {what} resized "
-                f"to {height}x{width}, the size of the targets, bilinearly."
+                f"{NOTE}{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} "
+                f"resized bilinearly to {height}x{width}, the size of the targets."
             )
 
     def finish(model: keras.Model) -> keras.Model:
@@ -316,9 +319,9 @@ class _FirstLook:
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
                 warnings.append(
-                    f"{self.name}'s {task} hardly changes with the image, even from an "
-                    f"image to its negative{likely} (by {change / scale:.2g} of its "
-                    "scale)."
+                    f"{self.name}'s {task} hardly changes with the image, even from "
+                    f"an image to its negative{likely} (by {change / scale:.2g} of "
+                    "its scale)."
                 )
         return warnings
 
@@ -370,9 +373,9 @@ class _FirstLook:
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
         headline = self.tasks[task].metrics[0].name
         return [
-            f"{self.name} does far better on images {cure.images}, and so it is not "
-            f"attacked as it was meant; {cure.advice} ({task} {headline} {there:.2g}, "
-            f"as it is {here:.2g}, on the first {self._count} images)."
+            f"{self.name} does far better on images {cure.images}, so it is probably "
+            f"attacked in the wrong way; {cure.advice} ({task} {headline} {there:.2g} "
+            f"instead of {here:.2g}, on the first {self._count} images)."
         ]
 
     def bad_gradients(self) -> list[str]:
@@ -403,9 +406,9 @@ class _FirstLook:
         if not bad:
             return []
         return [
-            f"the gradient of {self.name}'s losses is not finite, though its outputs "
-            "are: attacks take what is not a number as 0, and may be too weak "
-            f"({bad} of the first {self._count} images)."
+            f"the gradient of {self.name}'s losses is not finite, although its "
+            f"outputs are: attacks treat NaN as 0, and may be too weak ({bad} of the "
+            f"first {self._count} images)."
         ]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -431,11 +434,12 @@ def _spread(values: np.ndarray, axis: int) -> float:
 def _likely(trained: bool) -> str:
     """The likely causes; `trained`: by mtr_tf.train."""
     if trained:
-        return "; it may be trained on other data, or hardly at all"
+        return "; it may need more training (--epochs), or be trained on other data"
     return (
-        "; it may be trained on other data or another order of classes, or want images "
-        "of another range (--input_range) or order of channels, though in none of the "
-        "usual ones, 0-255, -1 to 1, ImageNet's, BGR, is it far better"
+        "; perhaps it was trained on other data or another order of classes, or "
+        "expects images in another range (--input_range) or order of channels, "
+        "although it is not far better in any of the usual ones (0-255, -1 to 1, "
+        "ImageNet's, BGR)"
     )
 
 
@@ -480,7 +484,7 @@ _CURES = (
         lambda x: 255 * x[..., ::-1],
     ),
     _Cure(
-        "in the order BGR times 255 less Caffe's means",
+        "in the order BGR times 255 minus Caffe's means",
         f"give --input_range=0,255 --input_mean=123.68,116.779,103.939 and {_TURN}",
         lambda x: 255 * x[..., ::-1] - np.array(_CAFFE, np.float32),
     ),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's own clean outputs as targets, for attacks without any labels.
 
-What such an attack is scored by is agreement: how far outputs move from those of the
-clean image. Of classes the target is the likeliest one, of labels those whose logit is
-above 0, and else the output itself.
+The score of such an attack is agreement: how far outputs move from those of the clean
+image. For classes the target is the likeliest class, for labels it is those whose logit
+is above 0, and otherwise it is the output itself.
 """
 
 from __future__ import annotations

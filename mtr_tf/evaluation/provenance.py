@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the results of a model depend on, beside the attack or the measure itself."""
+"""What a model's results depend on, besides the attack or the measure itself."""
 
 from __future__ import annotations
 

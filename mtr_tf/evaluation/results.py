@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.errors import NOTE
+from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import NOT_FINITE
@@ -83,7 +86,7 @@ def _record(
         ),
         "n": result.count,
         **facts,
-        "warnings": [*facts.get("warnings", ()), *result.warnings],
+        "warnings": doubts_first([*facts.get("warnings", ()), *result.warnings]),
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
         "algorithm": cell.attack.name,
@@ -104,7 +107,24 @@ def _record(
         **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
+        **_spared(clean, result, task),
     }
+
+
+def _spared(clean: Result, result: Result, task: Task) -> Record:
+    """What is said of an attack that spares tasks; nothing of any other."""
+    cell = result.attack_cell
+    if not cell.objective.spare:
+        return {}
+    share = None
+    if task.name in cell.objective.spare:
+        share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
+    return {"spare": list(cell.objective.spare), "spared_share": share}
+
+
+def doubts_first(warnings: Iterable[str]) -> list[str]:
+    """Doubts about numbers, and then what is only to be known (`errors.NOTE`)."""
+    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def _vulnerability(
@@ -117,16 +137,16 @@ def _vulnerability(
 
 
 def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
-    """What must be said of outputs that are not finite: of how many images they are."""
+    """A warning about outputs that are not finite, with the number of images."""
     said = []
     for task in clean.scores:
         before = _bad_images(clean, task)
         after = max((_bad_images(result, task) for result in results), default=0)
         if before or after:
             said.append(
-                f"{task} has outputs that are not finite: such pixels count as wrong "
-                "classes, and means over them are null (of "
-                f"{clean.count} images {before} clean and up to {after} attacked)."
+                f"{task} has outputs that are not finite (in {before} of "
+                f"{clean.count} clean images, and in up to {after} attacked ones): "
+                "such pixels count as wrong classes, and means over them are null."
             )
     return said
 

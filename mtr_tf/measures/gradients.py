@@ -101,8 +101,9 @@ def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
     missing = [task for task in tasks if task not in known]
     if missing:
         raise InputError(
-            "The model must return a dict with an output for each measured task; "
-            f"{', '.join(missing)} is not among {', '.join(known) or 'none'}."
+            "The model must return a dict with an output for each measured task, but "
+            f"{', '.join(missing)} is not among its outputs, "
+            f"{', '.join(known) or 'none'}."
         )
     return outputs
 

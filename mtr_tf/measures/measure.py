@@ -174,8 +174,8 @@ def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     skipped = [task for task in job.subject.tasks if task not in maps]
     if skipped:
         logging.warning(
-            "--measure=%s is about the pixels of outputs: %s, with no value for each "
-            "pixel, is left out",
+            "--measure=%s is about output pixels; %s is left out, because it has no "
+            "value for each pixel",
             measure,
             ", ".join(skipped),
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that wants other numbers than [0, 1], as one that takes images in [0, 1]."""
+"""Turns a model that expects another range into one that takes images in [0, 1]."""
 
 from __future__ import annotations
 

@@ -78,9 +78,9 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
     """
     if ":" in config.model:
         raise InputError(
-            f"The run's model was built by {config.model}, a function that only its "
-            "config.json names, and code that a file names is not run unasked; give "
-            "the run's directory, or its model.keras, once the training has ended."
+            f"The run's model was built by {config.model}, which only its config.json "
+            "names, and code named in a file is never run unasked; wait until the "
+            "training has ended, and give the run's directory or its model.keras."
         )
     with _precision(config.precision):
         model = models.build(

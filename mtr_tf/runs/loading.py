@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attacked: a run, a checkpoint in one, or a model of one's own; its data."""
+"""Loads what is attacked (a run, a checkpoint, a user's own model) and its data."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ class Run:
         if self.config is None:
             raise InputError(
                 f"--attack={attack} needs the mean and standard deviation that the "
-                "model standardises images with, which only runs of mtr_tf.train and "
-                "mtr_tf.convert tell, and gradients are taken of a .keras file; "
-                "attack a run, or give another --attack."
+                "model standardises images with. Only runs of mtr_tf.train and "
+                "mtr_tf.convert have them, not a .keras file; attack a run, or give "
+                "another --attack."
             )
         return models.normalization(self.model)
 
@@ -84,13 +84,13 @@ class Run:
         """
         if self.config is None:
             raise InputError(
-                "--precision can be changed for runs of mtr_tf.train only, and "
-                f"{self.directory} is none; leave it at --precision=own."
+                "--precision can be changed only for runs of mtr_tf.train, and "
+                f"{self.directory} is not one; leave it at --precision=own."
             )
         if info.name != self.config.dataset:
             raise InputError(
                 "--precision can be changed only on the run's own data set, "
-                f"{self.config.dataset}, since the model is built anew; got "
+                f"{self.config.dataset}, because the model is built again; got "
                 f"{info.name}."
             )
         config = dataclasses.replace(self.config, precision=policy)
@@ -171,7 +171,7 @@ def load_run(
     if root is None or config is None:
         found = path.parent.glob("*/config.json")
         near = sorted(file.parent.name for file in found if file.is_file())
-        hint = f" Runs beside it: {', '.join(near)}." if near else ""
+        hint = f" Runs nearby: {', '.join(near)}." if near else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
             f"a {model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
@@ -186,12 +186,12 @@ def load_run(
         if data_dir and dataset in ("", config.dataset):
             config = dataclasses.replace(config, data_dir=data_dir)
         model, step = _restore(root, path, config)
-        logging.info("this is the model after %d steps, from a checkpoint", step)
+        logging.info("using the model after %d steps, from a checkpoint", step)
     return Run(model, tuple(model.output), config, root, fingerprint(model), step)
 
 
 def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
-    """Raises `InputError` for code that only a file names, which may be anybody's.
+    """Raises `InputError` for code that only a file names: it may come from anybody.
 
     Args:
       dataset: What the settings of a run say.
@@ -200,8 +200,8 @@ def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
     """
     if ":" in dataset and dataset != given:
         raise InputError(
-            f"{root} was trained on the data of {dataset}, a function that only its "
-            "config.json names, and code that a file names is not run unasked; give "
+            f"{root} was trained on data from {dataset}, which only its config.json "
+            "names, and code named in a file is never run unasked; give "
             f"--dataset={dataset} if you trust that module."
         )
 
@@ -209,7 +209,7 @@ def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
 def _what_is(path: pathlib.Path) -> str:
     if path.is_dir():
         return "is a directory without config.json"
-    return "is some other file" if path.exists() else "does not exist"
+    return "is another kind of file" if path.exists() else "does not exist"
 
 
 def _run_root(path: pathlib.Path) -> pathlib.Path | None:
@@ -243,9 +243,9 @@ def _restore(
         except READ_ERRORS as error:
             checkpoints.say_skipped(folder, step, error)
     raise InputError(
-        f"the checkpoint {folder / checkpoints.name(steps[0])} is damaged or of "
-        "another model, and there is no older one beside it that is not; go on with "
-        "the training, or attack another run."
+        f"the checkpoint {folder / checkpoints.name(steps[0])} is damaged or belongs "
+        "to another model, and there is no older intact one; continue the training, "
+        "or attack another run."
     )
 
 
@@ -257,12 +257,12 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
         for folder in (place, place / "best")
         for step in checkpoints.steps(folder)
     ]
-    there = f"the run has {', '.join(names)}" if names else "go on with its training"
+    there = f"the run has {', '.join(names)}" if names else "continue its training"
     return f"there is no checkpoint at {place if path == root else path}; {there}."
 
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
-    """Raises `InputError` where flags about models of one's own are about none."""
+    """Raises `InputError` for flags about a user's own model if there is none."""
     given = {
         "heads": any(each and each.heads for each in (run, source)),
         "channels_first": any(each and each.heads for each in (run, source)),
@@ -272,9 +272,8 @@ def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
         if getattr(config, name) and not used:
             flag = "--source_ckpt" if name == "source_heads" else "--ckpt"
             raise InputError(
-                f"--{name} is for a model of your own in {flag}, and there is none: "
-                "runs of mtr_tf.train say themselves what their outputs are; leave it "
-                "out."
+                f"--{name} is only for a model of your own in {flag}; runs of "
+                "mtr_tf.train know what their outputs are, so leave it out."
             )
 
 
@@ -319,8 +318,8 @@ def open_data(
     name = config.dataset or (trained.dataset if trained else "")
     if not name:
         raise InputError(
-            f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
-            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
+            f"--dataset must name the data to attack {config.ckpt} on, because it is "
+            f"not a run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
             "package.module:function for data of your own (docs/own_data.md)."
         )
     check_named(name, config.dataset, run.directory)
@@ -345,9 +344,9 @@ def _check_targets(
     missing = [task for task in tasks if task not in info.tasks]
     if missing and config.targets != OWN_TARGETS:
         raise InputError(
-            f"{info.name} must have targets of the tasks in --heads, and it has none "
-            f"of {', '.join(missing)}, only {', '.join(info.tasks)}; add them, or name "
-            "other tasks."
+            f"{info.name} must have targets for the tasks in --heads, but has none "
+            f"for {', '.join(missing)}, only for {', '.join(info.tasks)}; add them, "
+            "or name other tasks."
         )
 
 

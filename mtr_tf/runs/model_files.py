@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of the user's own: `.keras`, `.h5`, SavedModels, `module:function`."""
+"""The user's own models: `.keras`, `.h5`, SavedModels, `module:function`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mtr_tf.runs import packing
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
-_BUILT = "--ckpt=module:function, a function of yours that builds it and returns it"
+_BUILT = "--ckpt=module:function, a function of yours that builds and returns it"
 _OUTPUTS_OF = 2  # Images that a plain function is known by.
 
 
@@ -90,8 +90,8 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
     is_h5 = path.suffix in _H5
     if not (h5py.is_hdf5(path) if is_h5 else zipfile.is_zipfile(path)):
         raise InputError(
-            f"{path} is no {path.suffix} file that can be loaded here: it is "
-            "truncated, or something else with that name; copy or save it again."
+            f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or "
+            "something else with that name; copy or save it again."
         )
     try:
         keras_files.check_size(path)
@@ -110,8 +110,8 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
 
 def _weights_alone(path: pathlib.Path) -> InputError:
     return InputError(
-        f"{path} must hold a whole model, and it holds weights alone; save it by "
-        f"model.save('{path.name.split('.')[0]}.keras'), or give {_BUILT} after "
+        f"{path} must hold a whole model, but it holds only weights; save the model "
+        f"with model.save('{path.name.split('.')[0]}.keras'), or give {_BUILT} after "
         "model.load_weights."
     )
 
@@ -121,23 +121,23 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
     text = str(error)
     if "safe_mode" in text or "unsafe" in text.lower() or "Lambda" in text:
         return InputError(
-            f"{path} holds Python code (such as a Lambda layer) that would run "
-            f"when it is loaded, which is refused. Save the model without it, or give "
-            f"{_BUILT}."
+            f"{path} holds Python code (such as a Lambda layer) that would run when "
+            "it is loaded, so it is refused. Save the model without that code, or "
+            f"give {_BUILT}."
         )
     unknown = re.search(r"Could not (?:locate|deserialize) \w+ '([^']+)'", text)
     unknown = unknown or re.search(r"Unknown layer: '?([\w>]+)'?", text)
     if unknown:
         return InputError(
-            f"{path} has a layer or function {unknown[1]} that is not Keras's own: "
-            "decorate it with @keras.saving.register_keras_serializable() in the "
-            "module that --dataset=module:function names, which is imported before "
-            f"the model is loaded, or give {_BUILT}."
+            f"{path} has a layer or function {unknown[1]} that is not Keras's own. "
+            "Decorate it with @keras.saving.register_keras_serializable() in the "
+            "module of --dataset=module:function, which is imported before the model "
+            f"is loaded, or give {_BUILT}."
         )
     detail = text.strip().splitlines()
     return InputError(
-        f"{path} is no {path.suffix} file that can be loaded here: it is truncated, or "
-        "not of Keras 3, or uses layers that are not Keras's own "
+        f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or not "
+        "from Keras 3, or uses layers that are not Keras's own "
         f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
     )
 
@@ -173,15 +173,15 @@ def _saved_model(path: pathlib.Path) -> File:
             loaded = tf.saved_model.load(place)
     except Exception as error:
         raise InputError(
-            f"{path} is no SavedModel that can be loaded here: "
-            f"{first_line(error)}; export it again."
+            f"{path} cannot be loaded as a SavedModel: {first_line(error)}; export it "
+            "again."
         ) from error
     signatures = getattr(loaded, "signatures", {})
     if "serving_default" not in signatures:
         raise InputError(
             f"{path} must have the signature serving_default, which model.export "
-            f"writes; it has {', '.join(signatures) or 'none'}. Export it again, or "
-            f"give {_BUILT}."
+            f"writes, but it has {', '.join(signatures) or 'none'}; export it again, "
+            f"or give {_BUILT}."
         )
     signature = signatures["serving_default"]
     specs = signature.structured_input_signature[1]
@@ -263,8 +263,8 @@ def functional(
     if len(shapes[0]) != 4:
         raise InputError(
             f"the model of {file.name} must take images of shape (batch, height, "
-            f"width, channels); it takes {shapes[0]}. Put layers in front that make "
-            f"what it takes of an image, or give {_BUILT}."
+            f"width, channels), but it takes {shapes[0]}. Put layers in front that "
+            f"turn an image into that, or give {_BUILT}."
         )
     check_dtype(file.name, str(inputs[0].dtype))
     if shapes[0][0]:
@@ -278,8 +278,8 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     """The refusal of a model with several inputs, or none."""
     return InputError(
         f"the model of {name} must have one input, images of shape (batch, height, "
-        f"width, channels); it has {len(shapes)}: {', '.join(map(str, shapes))}. Give "
-        "a .keras file, whose further inputs may come with the examples, or "
+        f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
+        "Give a .keras file, whose further inputs may come with the examples, or "
         "--ckpt=module:function, a function that returns keras.Model(image, "
         "model([image, ...])) with the other inputs filled in."
     )
@@ -289,9 +289,10 @@ def check_dtype(name: str, dtype: str) -> None:
     """Raises `InputError` unless a model takes floats."""
     if "float" not in dtype:
         raise InputError(
-            f"the model of {name} must take images of floats, which have a gradient, "
-            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
-            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
+            f"the model of {name} must take float images, because only floats have a "
+            f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
+            "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
+            "to 255."
         )
 
 

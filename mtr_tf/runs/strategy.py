@@ -30,14 +30,14 @@ def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
     if name == "one_device":
         if replicas > 1:
             raise InputError(
-                f"--replicas={replicas} needs --strategy=mirrored, got one_device; "
-                "leave one of the two out."
+                f"--replicas={replicas} needs --strategy=mirrored, but got "
+                "one_device; leave out one of the two."
             )
         return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "CPU:0")
     if gpus:
         if replicas > len(gpus):
             raise InputError(
-                f"--replicas must be at most the number of GPUs, {len(gpus)}, got "
+                f"--replicas must be at most the number of GPUs, {len(gpus)}; got "
                 f"{replicas}."
             )
         return tf.distribute.MirroredStrategy(gpus[: replicas or None])
@@ -58,7 +58,7 @@ def _split_cpu(count: int) -> list[str]:
             )
         except RuntimeError as error:
             raise InputError(
-                f"the CPU must be split into {count} devices before TensorFlow runs "
-                "anything; start a new process."
+                f"the CPU can be split into {count} devices only before TensorFlow "
+                "runs anything; start a new process."
             ) from error
     return [f"CPU:{i}" for i in range(count)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacked examples: pictures, targets and outputs in rows without empty places."""
+"""Attacked examples: pictures, targets and outputs in rows without gaps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_run(clean: Result, results: Sequence[Result], path: pathlib.Path) -> No
 
 
 def shown_result(results: Sequence[Result]) -> Result:
-    """What the gallery shows: most tasks attacked; of these the largest radius."""
+    """The result to show: with most attacked tasks, and of these the largest radius."""
     return max(results, key=lambda r: (len(r.attack_cell.tasks), r.attack_cell.eps))
 
 

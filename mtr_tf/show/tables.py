@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that commands print: of attacks, of measures, of anything in columns.
 
-Plain text without colours, as wide as its words: nothing is cut off, in a pipe or not.
+Plain text without colours, as wide as its words, so nothing is cut off, even in a pipe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mtr_tf import files
+from mtr_tf.errors import NOTE
 from mtr_tf.evaluation import resampling
+from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain
@@ -81,7 +83,7 @@ def printed(
     folder: Path | None,
     more: Sequence[str] = (),
 ) -> str:
-    """What is printed of a sweep.
+    """What a command prints about a sweep.
 
     Args:
       form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
@@ -125,7 +127,7 @@ def text(
 def about(
     title: str, records: Sequence[Record], width: int, more: Sequence[str] = ()
 ) -> str:
-    """Of a sweep: the tables, so wide at most, wanted targets, warnings."""
+    """Of a sweep: tables of this width, wanted and spared tasks, warnings."""
     lines = [title, "", table(records, width), ""]
     further = _columns(records, more)
     if further:
@@ -133,9 +135,21 @@ def about(
     lines.append(about_intervals(records))
     wanted = wanted_table(records)
     if wanted:
-        lines += ["", "outputs against the targets that they are drawn to:", wanted]
-    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
-        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
+        lines += [
+            "",
+            "outputs compared with the targets that the attack aims at:",
+            wanted,
+        ]
+    spared = spared_table(records)
+    if spared:
+        lines += ["", "spared tasks:", spared]
+    warnings = doubts_first(dict.fromkeys(w for r in records for w in r["warnings"]))
+    doubts = [text for text in warnings if not text.startswith(NOTE)]
+    if doubts:
+        lines += ["", "WARNING, before you trust these numbers:"]
+        lines += [f"- {text}" for text in doubts]
+    if notes := warnings[len(doubts) :]:
+        lines += ["", *notes]
     return "\n".join(lines)
 
 
@@ -232,6 +246,36 @@ def wanted_table(records: Sequence[Record]) -> str:
     return aligned(rows) if len(rows) > 1 else ""
 
 
+def spared_table(records: Sequence[Record]) -> str:
+    """Whether attacks spared what they were to spare; empty without any such attack.
+
+    A row per cell and spared task, with its mean loss, clean and attacked.
+    """
+    head = ["attack", "attacked", "eps", "spared", "clean loss", "attacked loss"]
+    rows = [[*head, "images at or below clean"]]
+    for record in records:
+        share = record.get("spared_share")
+        if share is not None and record["metric"] == "loss":
+            numbers = (plain(record[key]) for key in ("clean", "attacked_value"))
+            attack, group, eps = _row_of(record)
+            images = f"{share:.1%} of {record['n']}"
+            rows.append([attack, group, f"{eps:g}", record["task"], *numbers, images])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def consistency(records: Sequence[Record]) -> str:
+    """How well outputs agree that determine each other: a row per cell and pair."""
+    head = ["attack", "attacked", "eps", "outputs", "measure"]
+    rows = [[*head, "of the targets", "clean", "attacked"]]
+    for record in records:
+        attack, group, eps = _row_of(record)
+        measure = f"{record['measure']}{_unit(record)}, {record['better']} is better"
+        numbers = (record[key] for key in ("targets", "clean", "attacked_value"))
+        pair = " and ".join(record["tasks"])
+        rows.append([attack, group, f"{eps:g}", pair, measure, *map(plain, numbers)])
+    return f"how well outputs fit each other:\n{aligned(rows)}"
+
+
 def _headlines(records: Sequence[Record]) -> dict[str, str]:
     """Each task with its first metric."""
     headlines: dict[str, str] = {}
@@ -326,23 +370,28 @@ def _tasks(records: Sequence[Record]) -> str:
         for r in _chosen(records, "mean_cosine", "mean_abs_cosine")
     }
     return (
-        "norm of the mean gradient of k tasks, over that of one; log-log slope:\n"
-        f"{aligned(rows)}\n"
-        f"cosine of two tasks' gradients: mean {means['mean_cosine']}, "
-        f"mean magnitude {means['mean_abs_cosine']}"
+        "norm of the mean gradient of k tasks, divided by that of one task; log-log "
+        f"slope:\n{aligned(rows)}\ncosine of two tasks' gradients: mean "
+        f"{means['mean_cosine']}, mean magnitude {means['mean_abs_cosine']}"
     )
 
 
 def _pixel_gradients(records: Sequence[Record]) -> str:
     norms = [r for r in _chosen(records, "gradient_norm") if r["norm"] == "l2"]
-    title = "l2 norm of the gradient of the mean loss over n output pixels, over one's:"
+    title = (
+        "l2 norm of the gradient of the mean loss over n output pixels, divided by "
+        "that for one pixel:"
+    )
     return _by_count(title, norms, lambda r: plain(r["relative"]))
 
 
 def _pixel_attacks(records: Sequence[Record]) -> str:
     values = [r for r in _chosen(records, "attacked_pixels") if r["metric"] != "loss"]
     eps = f"{values[0]['eps']:g}" if values else ""
-    title = f"PGD eps {eps} on n output pixels, there attacked / clean:"
+    title = (
+        f"PGD with eps {eps} on n output pixels; the metric on these pixels, "
+        "attacked / clean:"
+    )
     return _by_count(
         title, values, lambda r: f"{plain(r['value'])}/{plain(r['clean'])}"
     )
@@ -377,7 +426,7 @@ def _first_order(records: Sequence[Record]) -> str:
         name = f"mean of {count} tasks" if count > 3 else group
         rows.append([name, *(plain(ratios[group, eps]) for eps in radii)])
     norm = rises[0]["norm"]
-    title = f"rise of the loss under PGD ({norm}), over eps times the dual norm:"
+    title = f"rise of the loss under PGD ({norm}), divided by eps times the dual norm:"
     return f"{title}\n{aligned(rows)}"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim comes to for each seed, on all images and on resampled ones."""
+"""The effect of a claim for each seed, on all images and on resampled ones."""
 
 from __future__ import annotations
 
@@ -352,6 +352,6 @@ def _check_one_each(
             if key not in listed and len({str(r.get(key)) for r in records}) > 1
         ]
         raise InputError(
-            f"claim {claim.id!r}: several records of the measure fit; say which by "
+            f"claim {claim.id!r}: several records of the measure fit; choose one with "
             f"{' and '.join(differing) or 'fewer of them'}."
         )

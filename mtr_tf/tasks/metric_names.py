@@ -41,7 +41,7 @@ def check(names: Iterable[str], flag: str = "--metrics") -> None:
     for name in names:
         if name not in known and top(name) is None:
             raise InputError(
-                f"{flag} must be {ALL} or names out of {', '.join(MORE)}, beside each "
-                f"task's own metrics, which are always there; got {name!r}."
-                f"{did_you_mean(name, known)}"
+                f"{flag} must be {ALL} or names out of {', '.join(MORE)} (a task's "
+                "own metrics are always there); got "
+                f"{name!r}.{did_you_mean(name, known)}"
             )

@@ -478,8 +478,8 @@ def of_keras(metric: keras.metrics.Metric) -> Metric:
             result = np.asarray(metric.stateless_result(state))
             if result.ndim:
                 raise InputError(
-                    f"A Keras metric must give one number, and {metric.name} gives "
-                    f"{result.size}; set its average, or take another."
+                    f"A Keras metric must give one number, but {metric.name} gives "
+                    f"{result.size}; set its average, or use another metric."
                 )
             values.append(float(result) if np.isfinite(row).all() else np.nan)
         return np.array(values).reshape(sums.shape[:-1])

@@ -49,8 +49,9 @@ def with_more(tasks: TaskSet, names: Sequence[str], num_classes: int | None) -> 
         if name not in own and not any(name in of for of in fitting.values()):
             there = dict.fromkeys(known for of in fitting.values() for known in of)
             raise InputError(
-                f"--metrics={name} fits none of the tasks {', '.join(tasks)}, whose "
-                f"further metrics are {', '.join(there) or 'none'}; leave it out."
+                f"--metrics={name} fits none of the tasks {', '.join(tasks)}; metrics "
+                f"that can be added for them are {', '.join(there) or 'none'}. Leave "
+                "it out."
             )
     return TaskSet(
         task.bound(more=tuple(of[name] for name in asked if name in of))

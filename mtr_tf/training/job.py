@@ -37,7 +37,7 @@ MOST_STEPS = 10**9  # Of a run: TensorFlow counts them in 32 bits.
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that a training run needs; what can be wrong with its settings was said.
+    """All that a training run needs, after its settings were checked.
 
     Attributes:
       config: The settings, as the run keeps them.
@@ -88,12 +88,12 @@ class Job:
 
 
 def resolve(config: TrainConfig) -> Job:
-    """Opens the data, builds the model, and complains of all that cannot be.
+    """Opens the data, builds the model, and checks that all settings fit.
 
     Nothing is written. The strategy, seeds and determinism of the process are set.
 
     Raises:
-      InputError: Settings and data cannot be used as they are.
+      InputError: The settings or the data cannot be used.
     """
     _check_model(config)
     _check_names(config)
@@ -113,9 +113,9 @@ def resolve(config: TrainConfig) -> Job:
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     if config.epochs * per_epoch > MOST_STEPS:
         raise InputError(
-            f"--epochs must make at most {MOST_STEPS} steps in all, got "
-            f"{config.epochs} of {per_epoch} steps; take fewer, or a larger "
-            "--batch_size."
+            f"--epochs must give at most {MOST_STEPS} steps in all, but got "
+            f"{config.epochs} of {per_epoch} steps each; give fewer epochs, or a "
+            "larger --batch_size."
         )
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)

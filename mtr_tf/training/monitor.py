@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -51,6 +52,9 @@ _HPARAMS = (
     "seed",
     "precision",
 )
+
+# As the flags call validation numbers, and as TensorBoard shows them.
+_KINDS = {"clean": tensorboard.CLEAN, "adversarial": tensorboard.ATTACKED}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +122,8 @@ def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
 class Monitor:
     """Writes the summaries of one run, and evaluates it as it trains.
 
-    The attack raises the sum of the main tasks' losses; every task is scored. Numbers
-    go to `train/`, `validation/` (clean images, pictures, settings) and, if there is an
-    attack, `validation/adversarial/`, under the same tags.
+    The attack raises the sum of the main tasks' losses; every task is scored. All goes
+    to one run of TensorBoard, `train/`.
     """
 
     def __init__(
@@ -162,20 +165,34 @@ class Monitor:
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        for place in ("train", "validation", "validation/adversarial"):
-            event_files.keep_until(workdir / place, first)
-        self._train = Board(workdir / "train", tasks=tasks)
-        self._validation = {"clean": Board(workdir / "validation", tasks=tasks)}
         images = f"On the first {self._count} images of validation"
-        self._about = {"clean": f"{images}."}
-        if config.eval_eps:
-            folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = Board(folder, tasks=tasks)
-            self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
-        self._validation["clean"].settings(config.to_dict())
-        self._validation["clean"].hparams(
+        self._about = {
+            "clean": f"{images}.",
+            "adversarial": f"{images}, attacked by {_attack(config)}.",
+        }
+        self._board = self._open(workdir, first)
+        self._board.settings(config.to_dict())
+        self._board.layout(tensorboard.layout(tasks, config.main_or_all_tasks))
+        self._board.hparams(
             hparams(config, source.info.image_shape[:2]), workdir.resolve().name
         )
+
+    def _open(self, workdir: pathlib.Path, first: int) -> Board:
+        """The run, with what was shown of the steps until the first.
+
+        Before 0.3 there was one for each kind of number, with the same tags.
+        """
+        kinds = {
+            "train": tensorboard.TRAINING,
+            "validation": tensorboard.CLEAN,
+            "validation/adversarial": tensorboard.ATTACKED,
+        }
+        places = {
+            workdir / place: functools.partial(tensorboard.of_kind, kind=kind)
+            for place, kind in kinds.items()
+        }
+        event_files.keep_until(workdir / "train", first, places)
+        return Board(workdir / "train", tasks=self.tasks)
 
     def _jit(self, steps: int, replicas: int) -> bool:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
@@ -194,7 +211,9 @@ class Monitor:
         )
         speed = steps_per_second * self._config.batch_size
         about = "Mean over the training images since the last point."
-        self._train.scalars(scalars, step, about, units=self._info.units)
+        self._board.scalars(
+            scalars, step, tensorboard.TRAINING, about, self._info.units
+        )
         optimizer = {
             "optimizer/learning_rate": float(self._rate(step - 1)),
             "optimizer/examples_per_second": speed,
@@ -202,7 +221,7 @@ class Monitor:
         }
         if self._weighting.log_variances:
             optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
-        self._train.scalars(optimizer, step)
+        self._board.scalars(optimizer, step)
         return scalars["total/loss"]
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
@@ -213,8 +232,8 @@ class Monitor:
         scale = float(self._optimizer.dynamic_scale.numpy())
         if skipped > self._skipped:
             logging.info(
-                "%d of %d steps skipped so far, for gradients that are not finite; the "
-                "loss scale is %g now",
+                "%d of %d steps skipped so far because gradients were not finite; the "
+                "loss scale is now %g",
                 skipped,
                 step,
                 scale,
@@ -224,8 +243,7 @@ class Monitor:
 
     def flush(self) -> None:
         """Lets readers see what is written, and whoever goes on after a kill."""
-        for board in (self._train, *self._validation.values()):
-            board.flush()
+        self._board.flush()
 
     def evaluated(self, step: int) -> float:
         """Evaluates and attacks part of validation; returns the score of `best`."""
@@ -241,8 +259,8 @@ class Monitor:
             numbers_of["adversarial"] = values(evaluation.attacked, self.tasks)
         for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
-            self._validation[kind].scalars(
-                scalars, step, self._about[kind], units=self._info.units
+            self._board.scalars(
+                scalars, step, _KINDS[kind], self._about[kind], self._info.units
             )
         pictures = tensorboard.pictures(
             present(evaluation.examples, "examples"),
@@ -253,7 +271,7 @@ class Monitor:
         about = ""
         if evaluation.attacked:
             about = f"{_attack(self._config)}; grey is no perturbation."
-        self._validation["clean"].pictures(pictures, step, about)
+        self._board.pictures(pictures, step, about)
         self.flush()
         logging.info("step %d: %s", step, _headlines(numbers_of, self.tasks))
         return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
@@ -272,9 +290,9 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
     for task, rows in evaluation.clean.items():
         if not np.isfinite(rows["loss"]).all():
             raise InputError(
-                f"the loss of {task} on validation is not finite after step {step}: "
-                "training has diverged; what was saved before is kept. Lower "
-                "--learning_rate or the task's weight, in another --workdir."
+                f"the validation loss of {task} is not finite after step {step}: "
+                "training has diverged. What was saved before is kept; lower "
+                "--learning_rate or the task's weight, and use another --workdir."
             )
 
 

@@ -139,6 +139,7 @@ def test_examples_of_any_form(form):
     assert form == "endless" or next(read, None) is None
 
 
+@pytest.mark.slow
 def test_batches_without_end_or_names(model, results):
     endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
     also = mtr_tf.evaluate(
@@ -172,6 +173,7 @@ def other_models(inner):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(other_models(make_model())))
 def test_models_of_any_form(model, results, form):
     other, settings = other_models(model)[form]
@@ -199,6 +201,7 @@ def test_classes_are_as_many_as_the_model_has():
     assert "top5" in {r["metric"] for r in results.records}
 
 
+@pytest.mark.slow
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [weight.copy() for weight in model.get_weights()]
@@ -209,6 +212,7 @@ def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 def test_out_is_a_folder_of_the_command(model, results, tmp_path):
     written = mtr_tf.evaluate(model, make_examples(), out=tmp_path / "a", **SETTINGS)
     assert numbers(written) == numbers(results)
@@ -250,7 +254,7 @@ def test_measures_come_too(model):
     assert not measured.records
     assert measured.measures
     assert "norm of the mean gradient" in measured.table()
-    with pytest.raises(mtr_tf.InputError, match="nothing to draw"):
+    with pytest.raises(mtr_tf.InputError, match="nothing to plot"):
         measured.plot()
 
 
@@ -258,15 +262,18 @@ def test_measures_come_too(model):
     ("given", "says"),
     [
         ({"stepz": 3}, "no setting 'stepz'.* Did you mean 'steps'"),
-        ({"eps": "four"}, "eps must be a number, or several; got 'four'"),
+        ({"eps": "four"}, "eps must be a number or a list of numbers; got 'four'"),
         ({"attacks": "pgdd"}, "Did you mean 'pgd'"),
-        ({"dataset": "rooms"}, "dataset is of data that have a name"),
+        ({"dataset": "rooms"}, "dataset is only for named data sets"),
         ({"name": "x"}, "name is a flag of the command"),
-        ({"examples": None}, "examples must be given"),
+        ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
         ({"examples": [3]}, "An example must be"),
         ({"examples": [{"image": 3}]}, 'must have "image" and "targets"'),
-        ({"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]}, "names of"),
+        (
+            {"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]},
+            "named after the tasks",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(model, given, says):

@@ -43,3 +43,22 @@ def test_calls_show_all_settings_of_their_commands():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'evalute'"):
         _ = mtr_tf.evalute
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda to: mtr_tf.evaluate(len, [], out=to), "out"),
+        (lambda to: mtr_tf.evaluate(to, "rooms"), "--ckpt"),
+        (lambda to: mtr_tf.RobustnessCallback([], log_dir=to), "log_dir"),
+        (lambda to: mtr_tf.Results("", [{}]).plot(to), "path"),
+        (lambda to: mtr_tf.data.load("rooms", "train", data_dir=to), "data_dir"),
+        (lambda to: mtr_tf.train_model(workdir=str(to)), "--workdir"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_an_address_makes_no_folder(call, name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(mtr_tf.InputError, match=rf"^{name} must be a path in a file"):
+        call(kind("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())

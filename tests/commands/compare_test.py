@@ -79,12 +79,12 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "must be a finished attack of .*, quick; got 'slow'"),
+        ({"name": "slow"}, "must be a finished attack of .* \(quick\); got 'slow'"),
         ({"attack": ("fgsm",)}, "no attack 'fgsm', only pgd"),
         ({"task": ("normal",)}, "--attack_tasks=normal"),
         ({"metric": "rmse"}, "--metric must be one of .*, got 'rmse'"),
         ({"plot": "x.txt"}, "--plot must end with .png"),
-        ({"runs": ("missing",)}, "which does not exist"),
+        ({"runs": ("missing",)}, "'missing' does not exist"),
         ({"runs": ("my.keras",)}, "--ckpt=my.keras first"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_run_without_attacks_and_one_run_twice(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no finished attack; run python"):
         compare.main(CompareConfig(runs=(str(tmp_path / "empty"),)))
-    with pytest.raises(InputError, match="must differ"):
+    with pytest.raises(InputError, match="must all be different"):
         compare.main(CompareConfig(runs=(runs[0], runs[0])))
 
 

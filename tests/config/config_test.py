@@ -2,19 +2,24 @@
 """Settings: defaults pass, ranges and choices are checked, dicts go round."""
 
 import dataclasses
+import re
 
 import pytest
 from absl import flags
 
 from mtr_tf import attack_job
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.compare import CompareConfig
 from mtr_tf.config import settings
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.convert import ConvertConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import plan
+from mtr_tf.export import ExportConfig
+from mtr_tf.reproduce import ReproduceConfig
 
 
 def test_defaults_are_valid_and_go_round():
@@ -30,8 +35,11 @@ def test_defaults_are_valid_and_go_round():
         ({"eval_eps": float("nan")}, "finite"),
         ({"decoders": "both"}, "separate, shared"),
         ({"schedule": "step"}, "--lr_epochs"),
-        ({"lr_epochs": (2,)}, "--lr_epochs goes with --schedule=step"),
-        ({"schedule": "step", "lr_epochs": (2, 1)}, "--lr_epochs must rise"),
+        ({"lr_epochs": (2,)}, "--lr_epochs needs --schedule=step"),
+        (
+            {"schedule": "step", "lr_epochs": (2, 1)},
+            "--lr_epochs must be in rising order",
+        ),
         ({"seed": 2**32}, "--seed must be from 0 to"),
         ({"lr_epochs": (3, 0)}, "--lr_epochs must be from 1 to 1000000, got 0"),
         ({"image_size": "64,64"}, "height x width"),
@@ -88,7 +96,7 @@ def test_flags_of_every_kind():
 
 
 def test_a_list_of_the_wrong_kind():
-    with pytest.raises(InputError, match="whole numbers, got 'x'"):
+    with pytest.raises(InputError, match="whole numbers, but contains 'x'"):
         parsed("--lr_epochs=2,x")
 
 
@@ -155,3 +163,43 @@ def test_moved_data_is_the_same_data():
     assert name == "pgd_linf_4_validation_f17923"
     other = dataclasses.replace(transfer, source_ckpt="runs/z")
     assert attack_job.default_name(other, "f") != name
+
+
+RECORDS = (
+    TrainConfig,
+    RunPlace,
+    AttackConfig,
+    ConvertConfig,
+    CompareConfig,
+    ExportConfig,
+    ReproduceConfig,
+)
+# Whose help speaks of files or folders, and which are none.
+NO_PATHS = {
+    "dataset",
+    "decoders",
+    "depth_target",
+    "input_mean",
+    "input_range",
+    "name",
+    "normalize",
+    "tasks",
+}
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        pytest.param(record, field, id=f"{record.__name__}-{field.name}")
+        for record in RECORDS
+        for field in dataclasses.fields(record)
+        if re.search(r"[Ff]older|[Ff]ile|[Rr]un director", field.metadata["help"])
+        and field.name not in NO_PATHS
+        and isinstance(field.default, str | tuple)
+    ],
+)
+def test_an_address_is_no_path(record, field):
+    address = "gs://bucket/run"
+    value = (address,) if isinstance(field.default, tuple) else address
+    with pytest.raises(InputError, match=rf"^--{field.name} must be a path in a file"):
+        record(**{field.name: value})

@@ -197,5 +197,5 @@ def test_what_an_attack_left_as_it_was_is_said(store):
     store.write(dataclasses.replace(result(), still=still))
     found = store.read(CELLS[0])
     assert np.array_equal(found.still, still)
-    assert "left 2 of 6 images as they were" in found.warnings[0]
+    assert "left 2 of 6 images unchanged" in found.warnings[0]
     assert store.read(CELLS[1]).warnings == ()  # Of a version that did not look.

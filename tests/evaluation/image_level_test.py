@@ -175,6 +175,7 @@ def attack_case(target, output, mask):
     return Case(target, output, mask, TAGS.loss, kind="labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -224,6 +225,7 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
     assert again[0].scores == clean.scores
 
 
+@pytest.mark.slow
 def test_the_checks_look_at_image_level_heads():
     subject = make_subject()
     config = AttackConfig(ckpt="x", eps=(4.0,), steps=3, attack_tasks=("scene",))
@@ -240,7 +242,7 @@ def test_pixels_are_of_maps_alone():
         ckpt="x", eps=(4.0,), attack_pixels=4, attack_tasks=("scene",)
     )
     (cell,) = make_cells(config, subject.tasks)
-    with pytest.raises(InputError, match="none is among the attacked"):
+    with pytest.raises(InputError, match="no attacked task"):
         cell.check((SIDE, SIDE, 3), 0)
 
 

@@ -53,9 +53,8 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
     for name, columns in others:
         if columns.images.shape[1:] != first.images.shape[1:]:
             raise InputError(
-                "All splits must have images of one size, but those of "
-                f"{name} are {_size(columns)} and those of {first_name} "
-                f"{_size(first)}."
+                f"All splits must have images of the same size, but those of {name} "
+                f"are {_size(columns)} and those of {first_name} {_size(first)}."
             )
         if set(columns.targets) != set(first.targets):
             raise InputError(
@@ -73,8 +72,9 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
             here, there = target.shape[1:], first.targets[task].shape[1:]
             if here != there:
                 raise InputError(
-                    f"All targets of {task} must have one shape, but those of {name} "
-                    f"have {list(here)} and those of {first_name} {list(there)}."
+                    f"All targets of {task} must have the same shape, but those of "
+                    f"{name} have {list(here)} and those of {first_name} "
+                    f"{list(there)}."
                 )
 
 
@@ -153,9 +153,9 @@ def _lazy(split: str, sequence: Sequence, rules: Rules) -> Columns:
     for task in first.targets:
         if rules.tasks[task].discrete and rules.tasks[task].channels is None:
             raise InputError(
-                f'The classes must be named ("classes": [...]), since {split} is read '
-                "example by example and nobody can know how many there are of "
-                f"{task}."
+                f'The classes must be named ("classes": [...]), because {split} is '
+                f"read example by example, so the number of classes of {task} is not "
+                "known."
             )
     targets, masks = {}, {}
     for task, target in first.targets.items():
@@ -212,8 +212,8 @@ def _counted(split: str, examples: Any) -> Iterator[tuple[Iterator, Callable]]:
         total = int(examples.cardinality())
         if total == -1:  # tf.data.INFINITE_CARDINALITY
             raise InputError(
-                f"The split {split} must end, but its tf.data.Dataset repeats for "
-                "ever; leave .repeat() out."
+                f"The split {split} must end, but its tf.data.Dataset repeats "
+                "forever; leave out .repeat()."
             )
         examples = examples.as_numpy_iterator()
     if total < 1:
@@ -239,7 +239,9 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _empty(split: str) -> InputError:
-    return InputError(f"The split {split} must have an example at least, but is empty.")
+    return InputError(
+        f"The split {split} must have at least one example, but it is empty."
+    )
 
 
 def _size(columns: Columns) -> str:

@@ -109,19 +109,19 @@ def _check_alike(
     """Raises InputError unless an example has the size and tasks of the first one."""
     if image.shape != like.image.shape:
         raise InputError(
-            f"All images must have one size, but {where} is {size(image)} and the "
-            f"first one {size(like.image)}; resize or crop them."
+            f"All images must have the same size, but {where} is {size(image)} and "
+            f"the first one {size(like.image)}; resize or crop them."
         )
     if image.dtype != like.image.dtype:
         raise InputError(
-            f"All images must be of one type, but {where} is {image.dtype} and the "
-            f"first one {like.image.dtype}; convert them."
+            f"All images must have the same type, but {where} is {image.dtype} and "
+            f"the first one {like.image.dtype}; convert them."
         )
     if targets.keys() != like.targets.keys():
         raise InputError(
             f"All examples must have the same tasks, but {where} has "
-            f"{listed(targets)} and the first one {listed(like.targets)}; "
-            "where a target is not known, give zeros and a mask of zeros."
+            f"{listed(targets)} and the first one {listed(like.targets)}; if a target "
+            "is not known, give zeros and a mask of zeros."
         )
 
 
@@ -175,8 +175,8 @@ def _by_task(
         names = resolve(list(values), tasks.values())
     except InputError as error:
         raise InputError(
-            f"In the {what} of {where}: {error} Declare a task of your own: "
-            '"tasks": [Task(...)] beside the splits.'
+            f"In the {what} of {where}: {error} If it is your own task, declare it: "
+            '"tasks": [Task(...)], next to the splits.'
         ) from error
     return dict(zip(names, map(_array, values.values()), strict=True))
 
@@ -190,7 +190,7 @@ def _image(value: Any, where: str) -> np.ndarray:
     if image.ndim == 4:
         raise InputError(
             f"Examples must come one by one, not in batches, but the image of {where} "
-            f"has shape {image.shape}; take the batches apart (tf.data: .unbatch())."
+            f"has shape {image.shape}; split the batches (tf.data: .unbatch())."
         )
     if image.ndim == 2:
         image = image[..., np.newaxis]
@@ -378,8 +378,8 @@ def _numbers(
     value = np.where(known[..., np.newaxis], value, np.float32(0))
     if task.kind == "labels" and (value.min() < 0 or value.max() > 1):
         raise InputError(
-            f"The target of {task.name} must say of each of its {task.channels} labels "
-            f"whether it is there, 1 or 0, but that of {where} goes from "
+            f"The target of {task.name} must be 1 or 0 for each of its "
+            f"{task.channels} labels, present or not, but that of {where} goes from "
             f"{value.min():g} to {value.max():g}."
         )
     return value
