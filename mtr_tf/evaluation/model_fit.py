@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model and a data set go together, and what is put in between if not quite.
+"""Checks whether a model and a data set fit together, and adapts small differences.
 
-All before anything is computed.
+This is done before anything is computed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the attack be trusted? Signs that a model only looks robust, looked for.
+"""Can the attack be trusted? Looks for signs that a model only seems robust.
 
-A model may hide its gradients, and an attack may be too weak or wrongly set. Each check
-here compares attacks that must stand in a known order, or results that must agree, on a
-few images, and says in a sentence what is wrong (after Carlini et al. 2019, "On
-Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
+A model may hide its gradients, and an attack may be too weak or have wrong settings. On
+a few images, each check compares attacks whose order is known, or results that must
+agree, and says in one sentence what is wrong (after Carlini et al. 2019, "On Evaluating
+Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
 """
 
 from __future__ import annotations

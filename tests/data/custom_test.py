@@ -374,7 +374,7 @@ def test_wrong_examples(open_it, mistake):
     [
         (
             None,
-            "must return a dict such as {'train': ..., 'validation': ...}, but returned",
+            "must return a dict such as {'train': ..., 'validation': ...}, but",
         ),
         ({"trian": []}, "but returned 'trian'. Did you mean 'train'?"),
         (
