@@ -57,10 +57,10 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     A word is near if it has most of the letters in the same order, begins in the same
     way, or its parts do (`lr` for `learning_rate`).
     """
-    words = list(known)
-    likeness = [_likeness(given.lower(), word.lower()) for word in words]
-    best = max(likeness, default=0.0)
-    return words[likeness.index(best)] if best >= _NEAR else None
+    likeness = {word: _likeness(given.lower(), word.lower()) for word in known}
+    best = max(likeness.values(), default=0.0)
+    nearest = [word for word in likeness if likeness[word] == best]
+    return min(nearest, key=len) if best >= _NEAR else None
 
 
 def _likeness(given: str, word: str) -> float:
@@ -69,6 +69,8 @@ def _likeness(given: str, word: str) -> float:
     begins = len(given) > 2 and word.startswith(given)
     if begins or (len(given) > 1 and given == initials):
         return 0.9
+    if len(word) > 2 and given.startswith(word):
+        return 0.8
     return difflib.SequenceMatcher(None, given, word).ratio()
 
 

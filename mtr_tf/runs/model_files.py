@@ -206,6 +206,13 @@ def _saved_model(path: pathlib.Path) -> File:
     return File(str(path), call, path.name, shape, digest.hexdigest())
 
 
+def _cause(error: Exception) -> str:
+    """What went wrong first, in a line: Keras wraps errors without saying it."""
+    while isinstance(inner := error.__cause__ or error.__context__, Exception):
+        error = inner
+    return first_line(error)
+
+
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
     """What names are sorted by, so that output_2 comes before output_10."""
     parts = re.findall(r"\d+|\D+", name)
@@ -245,8 +252,9 @@ def functional(
         except Exception as error:  # It may raise whatever it likes.
             raise InputError(
                 f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))} ({first_line(error)}); give "
-                "--image_size, or change the model."
+                f"{'x'.join(map(str, shape))}: {_cause(error)}. It must be made of "
+                "TensorFlow or Keras operations, without NumPy or predict; if the size "
+                "is wrong, give --image_size."
             ) from error
     if len(model.inputs) > 1:
         if first:
