@@ -280,7 +280,11 @@ def resolve(
     names = groups.select(config.tasks, run.tasks, "--tasks")
     source = loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
-    run = model_fit.fitted(run, source.info, names)
+    with strategy.scope():
+        run, source_run = loading.with_inputs(run, source_run, columns.layout)
+    columns = columns if run.packed else columns.without_inputs()
+    taken = source.info.with_layout(columns.layout)
+    run = model_fit.fitted(run, taken, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
     tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
@@ -293,7 +297,7 @@ def resolve(
         groups.check_has(attacked, source_run.tasks, "--source_ckpt")
         source_run = model_fit.fitted(
             source_run,
-            source.info,
+            taken,
             attacked,
             "the model of --source_ckpt",
             "--source_heads",
@@ -331,6 +335,7 @@ def resolve(
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
+        image_channels=source.info.image_shape[2] if run.packed else None,
     )
     named = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:

@@ -61,7 +61,8 @@ def evaluate(
         path of a run or a file, as for the command's --ckpt.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
-        `(image, targets, masks)`; or one such batch. Images are uint8 or floats in [0,
+        `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
+        ...}`, what the model takes beside the image. Images are uint8 or floats in [0,
         1]. Targets without names are in the order of `tasks`. Or the name of a data
         set, as for the command's --dataset; None: the one that the run was trained on.
       tasks: The tasks of the outputs: names of the paper's tasks, or your own, such as

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns examples in any common form into those of a data set.
 
-They may come one by one or in batches; as {"image", "targets", "masks"}, or as (image,
-targets) or (image, targets, masks), as for `fit`; with targets by task, as a list in
-the order of the tasks, or, for a single task, alone.
+They may come one by one or in batches; as {"image", "targets", "masks", "inputs"}, or
+as (image, targets) or (image, targets, masks), as for `fit`; with targets by task, as a
+list in the order of the tasks, or, for a single task, alone.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def open_source(
 
 
 def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yields {"image", "targets", "masks"} of each example.
+    """Yields {"image", "targets", "masks", "inputs"} of each example.
 
     Args:
       examples: One batch, or an iterable or `tf.data.Dataset` of examples or batches,
@@ -70,14 +70,22 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
     """
     for part in _parts(examples):
         image, targets, masks = _triple(part, names)
+        given = part.get("inputs") if isinstance(part, Mapping) else None
+        inputs = _arrays(given) if isinstance(given, Mapping) else given or {}
         if np.ndim(image) != _BATCH:
-            yield {"image": image, "targets": targets, "masks": masks}
+            yield {
+                "image": image,
+                "targets": targets,
+                "masks": masks,
+                "inputs": inputs,
+            }
             continue
         for i in range(len(image)):
             yield {
                 "image": image[i],
                 "targets": {task: values[i] for task, values in targets.items()},
                 "masks": {task: values[i] for task, values in masks.items()},
+                "inputs": {name: values[i] for name, values in inputs.items()},
             }
 
 
@@ -140,7 +148,7 @@ def _is_batch(examples: Any) -> bool:
 def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
     """Image or images, targets and masks by task."""
     if isinstance(part, Mapping):
-        unknown = set(part) - {"image", "targets", "masks", "name"}
+        unknown = set(part) - {"image", "targets", "masks", "name", "inputs"}
         if unknown or not {"image", "targets"} <= set(part):
             raise InputError(
                 'An example must have "image" and "targets", and may have "masks"; '

@@ -47,7 +47,7 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
     if hasattr(value, "item") and not getattr(value, "ndim", 0):
         value = value.item()  # A scalar of NumPy.
     if isinstance(field.default, tuple):
-        convert = float if "float" in str(field.type) else str
+        convert = next((t for t in (float, int) if t.__name__ in str(field.type)), str)
         try:
             return tuple(map(convert, _several(value)))
         except ValueError as error:

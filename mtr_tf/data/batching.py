@@ -14,7 +14,8 @@ A batch is {"image": float32 [b, H, W, C] in [0, 1], "targets": {task: int32 [b,
 *places] for classes, else float32 [b, *places, channels]}, "masks": {task: float32 [b,
 *places]}, "index": int64 [b] (the example's number in its split, -1 for padding),
 "position": int64 [b] (the example's place in the global batch), "step": int64 [] (the
-number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps.
+number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps. What a
+model takes beside the image lies in further channels behind it (`data.layout`).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def gather(
             source.check_labels(name, target, mask, rows, count)
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
-    image = pad(picture.as_floats(images), np.float32)
+    image = pad(_packed(columns, images, rows), np.float32)
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 
@@ -351,7 +352,21 @@ def _tensor_function(
 
 def first_images(columns: Columns, count: int) -> np.ndarray:
     """Returns the first images, or all if there are fewer, float32 in [0, 1]."""
-    return picture.as_floats(columns.images[np.arange(min(count, len(columns)))])
+    return images_of(columns, np.arange(min(count, len(columns))))
+
+
+def images_of(columns: Columns, rows: np.ndarray) -> np.ndarray:
+    """Returns images by number, float32 in [0, 1], with what comes with them behind."""
+    return _packed(columns, columns.images[rows], rows)
+
+
+def _packed(columns: Columns, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    floats, layout = picture.as_floats(images), columns.layout
+    if layout is None:
+        return floats
+    return layout.pack(
+        floats, {name: column[rows] for name, column in columns.inputs.items()}
+    )
 
 
 def _read_task(

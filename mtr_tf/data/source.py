@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from mtr_tf import tasks as tasks_lib  # TensorFlow comes with the first use.
+from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -65,6 +66,12 @@ class DatasetInfo:
     def num_classes(self) -> int:
         """Number of `classes`."""
         return len(self.classes)
+
+    def with_layout(self, layout: Layout | None) -> DatasetInfo:
+        """Returns it with the shape of packed images, as models take them."""
+        if layout is None:
+            return self
+        return dataclasses.replace(self, image_shape=layout.packed)
 
     def weights_of(self, task: tasks_lib.Task) -> tuple[float, ...]:
         """Returns the weight of each class of a task in training; empty: all 1."""
@@ -125,6 +132,7 @@ class Columns:
       groups: which images depend on each other; None where none do.
       original_sizes: int32 [N, 2], (height, width) of the files that the images were
         made of; None where they are not kept.
+      inputs: by name [N, ...] float32, what a model takes beside the image.
     """
 
     images: Column
@@ -133,9 +141,23 @@ class Columns:
     names: Sequence[str] = ()
     groups: Groups | None = None
     original_sizes: Column | None = None
+    inputs: Mapping[str, Column] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How inputs are packed behind the images; None where there are none."""
+        if not self.inputs:
+            return None
+        height, width, channels = map(int, self.images.shape[1:])
+        shapes = ((n, tuple(map(int, c.shape[1:]))) for n, c in self.inputs.items())
+        return Layout((height, width, channels), tuple(shapes))
+
+    def without_inputs(self) -> Columns:
+        """Returns it with images alone, for models that take nothing else."""
+        return dataclasses.replace(self, inputs={})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,12 +159,17 @@ def filed(result: Result, path: pathlib.Path) -> Result:
 
 
 def only(result: Result, metrics: Mapping[str, Sequence[str]]) -> Result:
-    """The result with rows of some metrics of each task, of those that there are."""
+    """The result with the rows of some metrics of each task, as far as there are any.
+
+    Rows that are not those of a task stay as they are.
+    """
     return _with_arrays(
         result,
         result.pictures,
         lambda view, task, by_metric: {
-            name: by_metric[name] for name in by_metric if name in metrics[task]
+            name: by_metric[name]
+            for name in by_metric
+            if name in metrics.get(task, by_metric)
         },
     )
 

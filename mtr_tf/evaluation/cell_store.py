@@ -174,6 +174,7 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
     digest = hashlib.sha256()
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
+    parts |= {f"input {name}": column for name, column in columns.inputs.items()}
     for name in sorted(parts):
         array = parts[name]
         shape = (min(num_examples, len(array)), *array.shape[1:])

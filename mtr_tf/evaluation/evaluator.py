@@ -129,6 +129,7 @@ class Evaluator:
         seed: int = 0,
         clean: bool = True,
         jit: bool = False,
+        image_channels: int | None = None,
     ):
         """Takes what does not change from call to call.
 
@@ -147,6 +148,8 @@ class Evaluator:
           seed: Image i is attacked under a seed made of (seed, i).
           clean: False leaves the clean images out.
           jit: Whether XLA compiles it all (see `compiling`).
+          image_channels: How many channels are the image's, and shown; behind them are
+            packed inputs. None: all.
         """
         self._model = model
         self._tasks = task_set(tasks)
@@ -163,6 +166,7 @@ class Evaluator:
         self._seed = seed
         self._clean = clean
         self._jit = jit
+        self._image_channels = image_channels
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -232,7 +236,9 @@ class Evaluator:
             aimed=rows.get("aimed", {}),
             before=rows.get("before", {}),
             still=rows["still"].astype(bool) if "still" in rows else None,
-            examples=_examples(kept, keep_examples) if kept else None,
+            examples=_examples(kept, keep_examples, self._image_channels)
+            if kept
+            else None,
             own=rows.get("own", {}),
         )
 
@@ -360,14 +366,17 @@ def _join(order: np.ndarray, *parts: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)[order]
 
 
-def _examples(kept: list[tuple[dict, dict]], count: int) -> Examples:
+def _examples(
+    kept: list[tuple[dict, dict]], count: int, channels: int | None
+) -> Examples:
     whole, _ = in_order(kept, [batch["index"] for batch, _ in kept])
     batch, pictures = tf.nest.map_structure(lambda array: array[:count], whole)
+    adversarial = pictures.get("adversarial")
     return Examples(
-        image=batch["image"],
+        image=batch["image"][..., :channels],
         targets=batch["targets"],
         masks=batch["masks"],
         clean=pictures.get("clean", {}),
-        adversarial=pictures.get("adversarial"),
+        adversarial=None if adversarial is None else adversarial[..., :channels],
         attacked=pictures.get("attacked", {}),
     )

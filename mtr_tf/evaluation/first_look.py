@@ -132,15 +132,19 @@ def look(
     records = TaskSet(model_fit.task_of(run, info, task) for task in tasks)
     given = model = run.model
     if affine and not trained:
-        _check_channels(model, affine)
-        model = input_range.in_front(given, *affine)
+        channels = info.image_shape[-1] if run.packed else None
+        _check_channels(channels or model.input_shape[-1], affine)
+        model = input_range.in_front(given, *affine, channels)
     images = batch["image"]
     call = _called(model, tasks, name, size)
     finish, warnings = _finishing(model, call(images), images, records.values(), name)
     finished = finish(model)
     if finished is not model:
         model, call = finished, _called(finished, tasks, name, size)
-    first = _FirstLook(model, call, batch, records, info.num_classes, name, size)
+    channels = info.image_shape[-1]
+    first = _FirstLook(
+        model, call, batch, records, info.num_classes, name, size, channels
+    )
     first.report_not_finite()
     if not trained:
         given = model if run.model is given and not affine else finish(given)
@@ -151,9 +155,8 @@ def look(
     return dataclasses.replace(run, model=model), doubts_first(found + warnings)
 
 
-def _check_channels(model: keras.Model, affine: Affine) -> None:
+def _check_channels(channels: int, affine: Affine) -> None:
     """Raises `InputError` where --input_mean or --input_std has other channels."""
-    channels = model.input_shape[-1]
     if len(affine[0]) != channels and any(len({*n}) > 1 for n in affine):
         raise InputError(
             "--input_mean and --input_std must be one number, or one for each of the "
@@ -265,6 +268,12 @@ class _FirstLook:
     num_classes: int
     name: str
     size: int
+    channels: int  # Of the image; what comes behind it is no part of it.
+
+    def _changed(self, change: Callable[[np.ndarray], np.ndarray], x: np.ndarray):
+        """Images with the image's own channels changed, in float32."""
+        image, behind = np.split(x, [self.channels], axis=-1)
+        return np.concatenate([change(image), behind], -1) if behind.size else change(x)
 
     @property
     def _count(self) -> int:
@@ -300,7 +309,7 @@ class _FirstLook:
 
     def unresponsive(self, likely: str) -> list[str]:
         """What to say of tasks whose outputs hardly depend on the image."""
-        negative = self.call(1 - self.batch["image"])
+        negative = self.call(self._changed(lambda x: 1 - x, self.batch["image"]))
         warnings = []
         for task in self.sound:
             output = self.outputs[task]
@@ -339,9 +348,15 @@ class _FirstLook:
         """
         if not self.sound:
             return []
-        colours = self.batch["image"].shape[-1] == 3
+        colours = self.channels == 3
         cures = [cure for cure in _CURES if colours or not cure.of_colours]
         cures = [_AS_THEY_ARE, *cures] if changed else cures
+        cures = [
+            dataclasses.replace(
+                cure, change=functools.partial(self._changed, cure.change)
+            )
+            for cure in cures
+        ]
         better = _far_better(
             self.call
             if given is self.model
@@ -388,7 +403,7 @@ class _FirstLook:
             slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
-            bad += _not_finite(slope.numpy())
+            bad += _not_finite(slope.numpy()[..., : self.channels])
         if not bad:
             return []
         return [

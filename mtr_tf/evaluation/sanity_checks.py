@@ -342,6 +342,8 @@ def zero_gradients(
       cell: The attack; one on a part of the output leaves pixels without a gradient.
       model: What the gradients are of; its precision is named as a likely cause.
     """
+    if cell.threat.channels:  # What the others' gradients are does not matter.
+        slopes = slopes[..., list(cell.threat.channels)]
     dead = slopes == 0
     images = float(np.mean(np.all(dead, axis=(1, 2, 3))))
     entries = float(np.mean(dead))  # Of all numbers: one colour may be dead alone.

@@ -52,7 +52,8 @@ class Subject:
 
     `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
     which adversarial images are made, if that is not `model`. `jit` is one of
-    `compiling.MODES`.
+    `compiling.MODES`. `image_channels` is how many channels the image has where further
+    inputs are packed behind it; else None.
     """
 
     model: keras.Model
@@ -65,10 +66,15 @@ class Subject:
     seed: int
     surrogate: Callable[..., Any] | None = None
     jit: str = "auto"
+    image_channels: int | None = None
 
     def __post_init__(self):
         """Takes names of the eleven tasks for their records."""
         object.__setattr__(self, "tasks", task_set(self.tasks))
+
+    def attacked_channels(self, named: Sequence[int] = ()) -> tuple[int, ...]:
+        """The channels that attacks change, of those named; empty: all there are."""
+        return tuple(named) or tuple(range(self.image_channels or 0))
 
     def compiled(self, passes: float) -> bool:
         """Whether XLA compiles a graph that makes so many passes per image in all."""
@@ -287,7 +293,9 @@ def make_evaluator(
     settings: dict[str, Any] = {}
     if cell:
         settings = {
-            "attack": attacks.on_channels(attack or cell.build(), cell.threat.channels),
+            "attack": attacks.on_channels(
+                attack or cell.build(), subject.attacked_channels(cell.threat.channels)
+            ),
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,
@@ -299,6 +307,7 @@ def make_evaluator(
         subject.strategy,
         seed=subject.seed,
         jit=subject.compiled(0) if jit is None else jit,
+        image_channels=subject.image_channels,
         **settings,
     )
 

@@ -130,6 +130,11 @@ class _Measuring:
         self._parts = parts
         self._passes: dict[str, Pass] = {}
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Those of the images that gradients and attacks are about; empty: all."""
+        return self.subject.attacked_channels(self.settings.channels)
+
     def one(
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
@@ -144,7 +149,7 @@ class _Measuring:
 def _tasks(job: _Measuring) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
-    channels = job.settings.channels
+    channels = job.channels
     cost = 1 + len(tasks)
     gradients = Pass(subject, steps_lib.gradients(subject.model, tasks, channels), cost)
     part = Part({"part": "gradients", "tasks": list(tasks)}, cost, gradients)
@@ -190,7 +195,7 @@ def _pixel_gradients(
 ) -> list[dict]:
     subject = job.subject
     cost = (1 + len(tasks)) * sum(map(len, masks.values()))
-    step = steps_lib.gradients(subject.model, tasks, job.settings.channels)
+    step = steps_lib.gradients(subject.model, tasks, job.channels)
     one = job.one("gradients", step, cost)
 
     def make(pixels, advance):
@@ -221,7 +226,7 @@ def _pixel_attack(
 ) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
-    attack = attacks.on_channels(pgd, job.settings.channels)
+    attack = attacks.on_channels(pgd, job.channels)
     one = job.one(
         f"attack on {task.name}",
         steps_lib.pixel_attack(job.subject, task.name, attack),
@@ -265,7 +270,7 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     one = Pass(
         subject,
         steps_lib.first_order(
-            subject, group, settings.norm, settings.steps, settings.channels
+            subject, group, settings.norm, settings.steps, job.channels
         ),
         (settings.steps + 4) * len(settings.eps),
     )

@@ -71,6 +71,16 @@ def called_on(model: keras.Model, image: Any) -> Any:
     return image
 
 
+def called_with(model: keras.Model, inputs: Sequence[Any]) -> Any:
+    """Returns a functional model's outputs of other tensors, as many as its inputs.
+
+    Layer by layer; a model that is no plain functional one is called as a whole.
+    """
+    if type(model).__name__ == "Functional":
+        return model._run_through_graph(list(inputs))
+    return model(keras.tree.pack_sequence_as(model.input, list(inputs)))
+
+
 def any_batch(model: keras.Model, size: int) -> keras.Model:
     """Returns a model that was made for batches of `size` as one that takes any batch.
 

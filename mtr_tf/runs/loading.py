@@ -23,6 +23,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.custom import reading
+from mtr_tf.data.layout import Layout
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -32,6 +33,7 @@ from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
+from mtr_tf.runs import packing
 from mtr_tf.runs.heads import Heads
 from mtr_tf.runs.model_files import File
 from mtr_tf.tasks import TaskSet
@@ -57,6 +59,7 @@ class Run:
     fingerprint: str  # Of architecture and weights; a cached result depends on it.
     unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
     heads: Heads | None = None  # Of a model of the user's own.
+    packed: bool = False  # Whether its images have further inputs behind them.
 
     def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
         """(mean, std) per colour that the model standardises images with.
@@ -109,6 +112,7 @@ class Own:
       channels_first: Whether it takes images [batch, channels, height, width], though
         its shape may not tell.
       flag: What messages call the flag of the heads.
+      layout: What comes with the images; None: nothing.
     """
 
     heads: Sequence[tuple[str, str]] = ()
@@ -116,6 +120,7 @@ class Own:
     image_shape: tuple[int | None, ...] | None = None
     channels_first: bool = False
     flag: str = "--heads"
+    layout: Layout | None = None
 
     @classmethod
     def of(
@@ -129,6 +134,7 @@ class Own:
             image_shape=data.info.image_shape if data else size and (*size, 3),
             channels_first=config.channels_first,
             flag="--source_heads" if named else "--heads",
+            layout=data.columns(config.split).layout if data else None,
         )
 
 
@@ -381,7 +387,10 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     Raises:
       InputError: It does not take images, or its outputs are not tasks.
     """
-    whole = model_files.functional(file, own.image_shape, own.channels_first)
+    whole = model_files.functional(
+        file, own.image_shape, own.channels_first, own.layout
+    )
+    several = adapters.is_functional(file.model) and len(file.model.inputs) > 1
     known = own.known or tasks_lib.TASKS
     heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
     model = heads.model(whole)
@@ -389,7 +398,44 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     if model is not file.model:
         unique = hashlib.sha256(f"{unique} {heads.spec}".encode()).hexdigest()
     folder = pathlib.Path("runs", f"{file.stem}-{unique[:8]}")
-    return Run(model, tuple(heads.tasks), None, folder, unique, heads=heads)
+    return Run(
+        model, tuple(heads.tasks), None, folder, unique, heads=heads, packed=several
+    )
+
+
+def with_inputs(
+    run: Run, source: Run | None, layout: Layout | None
+) -> tuple[Run, Run | None]:
+    """Returns both as models of packed images, or neither.
+
+    Args:
+      run: What is attacked.
+      source: What adversarial images are made on, if that is something else.
+      layout: What comes with the images; None: nothing.
+
+    Raises:
+      InputError: A run of `mtr_tf.train` is beside a model with further inputs.
+    """
+    if layout is None:
+        return run, source
+    if not (run.packed or (source and source.packed)):
+        logging.info("the model takes images alone: %s are left alone", layout)
+        return run, source
+    logging.info("attacks change the image alone; %s come with it as they are", layout)
+    return _packed(run, layout), source and _packed(source, layout)
+
+
+def _packed(run: Run, layout: Layout) -> Run:
+    if run.packed:
+        return run
+    if run.config:
+        raise InputError(
+            f"{run.directory} is a run of mtr_tf.train, which takes images alone, and "
+            "cannot be attacked together with a model of further inputs; give two "
+            "models of your own."
+        )
+    model = packing.packed(run.model, layout, str(run.directory))
+    return dataclasses.replace(run, model=model, packed=True)
 
 
 def _fingerprint_of(given: Any, model: keras.Model) -> str:

@@ -19,12 +19,14 @@ import tensorflow as tf
 
 from mtr_tf import files
 from mtr_tf.data.custom import reading
+from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
 from mtr_tf.runs import checkpoints
+from mtr_tf.runs import packing
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
@@ -211,7 +213,10 @@ def _by_number(name: str) -> list[tuple[bool, int, str]]:
 
 
 def functional(
-    file: File, shape: Sequence[int | None] | None, first: bool = False
+    file: File,
+    shape: Sequence[int | None] | None,
+    first: bool = False,
+    layout: Layout | None = None,
 ) -> keras.Model:
     """Returns it as a functional model of images [batch, height, width, channels].
 
@@ -221,9 +226,12 @@ def functional(
         models that do not tell what they take.
       first: Whether it takes images with the channels first, though its shape may not
         tell.
+      layout: What comes with the images; what comes back takes packed images if the
+        model has further inputs.
 
     Raises:
-      InputError: It takes something else than one image of floats, or cannot be called.
+      InputError: It takes something else than an image of floats and what comes with
+        it, or cannot be called.
     """
     model = file.model
     if not adapters.is_functional(model):
@@ -240,9 +248,17 @@ def functional(
                 f"{'x'.join(map(str, shape))} ({first_line(error)}); give "
                 "--image_size, or change the model."
             ) from error
+    if len(model.inputs) > 1:
+        if first:
+            raise InputError(
+                f"--channels_first is for models of one input, and that of {file.name} "
+                f"has {len(model.inputs)}; put keras.layers.Permute((3, 1, 2)) in "
+                "front of its image."
+            )
+        model = packing.packed(model, layout, file.name)
     inputs = model.inputs
     shapes = [tuple(tensor.shape) for tensor in inputs]
-    if len(shapes) != 1:
+    if not shapes:
         raise too_many_inputs(file.name, shapes)
     if len(shapes[0]) != 4:
         raise InputError(
@@ -263,9 +279,9 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     return InputError(
         f"the model of {name} must have one input, images of shape (batch, height, "
         f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
-        "Give --ckpt=module:function, a function that returns keras.Model(image, "
-        "model([image, ...])) with the other inputs filled in, or give that model to "
-        "mtr_tf.evaluate in Python."
+        "Give a .keras file, whose further inputs may come with the examples, or "
+        "--ckpt=module:function, a function that returns keras.Model(image, "
+        "model([image, ...])) with the other inputs filled in."
     )
 
 

@@ -224,8 +224,8 @@ class _Numbers:
         return self._upwards(metric, clean, attacked)
 
     def _resampled(self, metric, point, place, counts, clean: bool) -> np.ndarray:
-        units = self._units_of(self._record(point, place))
-        of_units = self._of(point, place, clean)
+        units = present(self._units_of(self._record(point, place)), "units")
+        of_units = present(self._of(point, place, clean), "rows")
         return intervals.resampled(metric, of_units, units, counts)
 
     def _upwards(self, metric: metrics.Metric, clean: Any, attacked: Any) -> Any:

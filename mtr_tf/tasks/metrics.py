@@ -56,7 +56,7 @@ class Metric:
         """Returns the value over images with these rows, `[images, K]`."""
         if self.of_rows:
             return float(self.of_rows(rows, np.ones((1, len(rows))))[0])
-        return float(self.value(np.sum(rows, axis=0, dtype=np.float64)))
+        return float(self.value(rows.sum(0, np.float64)))
 
     @property
     def is_mean(self) -> bool:

@@ -110,6 +110,15 @@ def scenes():
     return {"validation": list(zip(pictures, targets)), **facts}
 
 
+def inputs():
+    given = rgb()
+    given["validation"] = [
+        {"image": image, "targets": targets, "inputs": {"scale": np.float32(4)}}
+        for image, targets in given["validation"]
+    ]
+    return given
+
+
 def _data(pictures, labels, facts):
     depth = pictures[..., 0] * (4 / 255 if pictures.dtype == np.uint8 else 4)
     targets = [{"seg": s, "depth": d} for s, d in zip(labels, depth.astype("f4"))]
@@ -434,7 +443,7 @@ def pooled(x):
 
 @form(
     {"seg": lambda x: 20 * half_size(x), "depth": lambda x: 4 * half_size(x)[..., :1]},
-    said="seg is 8x8, so its logits are resized bilinearly to 16x16",
+    said="seg is 8x8, and its logits are resized to 16x16",
     quick=True,
 )
 def half_resolution():
@@ -449,7 +458,7 @@ def half_resolution_of_probabilities():
     return keras.Model(x, {"seg": y})
 
 
-@form(SEG, said="seg is 32x32, so its logits")
+@form(SEG, said="seg is 32x32, and its logits")
 def double_resolution():
     x = image_input()
     return keras.Model(x, {"seg": seg(keras.layers.UpSampling2D(2)(x))})
@@ -751,9 +760,20 @@ def fixed_batch_that_layers_need():
     return keras.Model(x, {"seg": keras.ops.reshape(y, (2, SIZE, SIZE, 3))})
 
 
-@form(
-    "must have one input.*it has 2.*--ckpt=module:function.*mtr_tf.evaluate in Python"
-)
+@form(BOTH, "--batch_size=3", data="inputs", quick=True)
+def inputs_that_come_with_the_examples():
+    x, scale = image_input(), keras.Input((), name="scale")
+    y = x * keras.ops.reshape(scale, (-1, 1, 1, 1))
+    return keras.Model([scale, x], {"seg": seg(x), "depth": y[..., :1]})
+
+
+@form("input scale .* must have shape .2,., and in the examples it has", data="inputs")
+def an_input_of_another_shape():
+    x, scale = image_input(), keras.Input((2,), name="scale")
+    return keras.Model([x, scale], {"seg": seg(x) + scale[:, None, None, :1]})
+
+
+@form("takes the input .* of shape .1,. beside.*have the inputs none.*module:function")
 def two_inputs():
     x, more = image_input(), keras.Input((1,))
     y = seg(x) + more[:, None, None]
@@ -1098,9 +1118,7 @@ def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
     (place / "faces.py").write_text(FACES)
     form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
     clean = run(form, str(PNET), "faces:examples")
-    assert (
-        "seg is 59x59, so its logits are resized bilinearly to 128x128" in caplog.text
-    )
+    assert "seg is 59x59, and its logits are resized to 128x128" in caplog.text
     assert "logits before its softmax" in caplog.text
 
     data = importlib.import_module("faces").examples()["validation"]

@@ -552,7 +552,7 @@ def test_modules_of_the_current_directory_are_found(folder):
 def test_the_page_names_all_keys_and_tasks():
     page = PAGE.read_text()
     keys = set(re.findall(r'"(\w+)"', "".join(re.findall(r"^\| (.*?) \|", page, re.M))))
-    assert keys == {"image", "targets", "masks", "name", *reading.SPLITS,
+    assert keys == {"image", "targets", "masks", "name", "inputs", *reading.SPLITS,
                     *facts.KEYS}  # fmt: skip
     listed = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
     assert re.findall(r"`(\w+)`", listed) == list(tasks.TASKS)

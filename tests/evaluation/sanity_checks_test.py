@@ -127,6 +127,8 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     # One colour without a gradient: no pixel is dead, a third of the entries is.
     slopes = np.ones((2, 4, 4, 3), np.float32)
     slopes[..., 2] = 0
+    of_others = a_cell(attack_channels=(0, 1))
+    assert not sanity_checks.zero_gradients(slopes, of_others, precise("float32"))[0]
     reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
     assert "over a tenth of the entries" in reason

@@ -62,6 +62,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                 f"{name} has {examples.listed(columns.targets)} and {first_name} "
                 f"{examples.listed(first.targets)}."
             )
+        if columns.layout != first.layout:
+            raise InputError(
+                "All splits must have the same inputs, of the same shapes, but "
+                f"{name} has {columns.layout or 'none'} and {first_name} "
+                f"{first.layout or 'none'}."
+            )
         for task, target in columns.targets.items():
             here, there = target.shape[1:], first.targets[task].shape[1:]
             if here != there:
@@ -156,7 +162,11 @@ def _lazy(split: str, sequence: Sequence, rules: Rules) -> Columns:
         targets[task] = LazyColumn(lazy, lambda e, t=task: e.targets[t], target)
         masks[task] = LazyColumn(lazy, lambda e, t=task: e.masks[t], first.masks[task])
     images = LazyColumn(lazy, lambda example: example.image, first.image)
-    return Columns(images, targets, masks)
+    inputs = {
+        name: LazyColumn(lazy, lambda e, n=name: e.inputs[n], value)
+        for name, value in first.inputs.items()
+    }
+    return Columns(images, targets, masks, inputs=inputs)
 
 
 def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
@@ -183,7 +193,12 @@ def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
         if not known.all():
             masks[task] = known
     names = [example.name for example in found]
-    return Columns(images, targets, masks, names if any(names) else ())
+    inputs = {
+        name: np.stack([example.inputs[name] for example in found])
+        for name in found[0].inputs
+    }
+    kept = names if any(names) else ()
+    return Columns(images, targets, masks, kept, inputs=inputs)
 
 
 @contextlib.contextmanager

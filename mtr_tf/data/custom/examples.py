@@ -17,7 +17,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks.task import MAP
 
-_KEYS = ("image", "targets", "masks", "name")
+_KEYS = ("image", "targets", "masks", "name", "inputs")
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
 _BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
 _FEW = 4  # More channels than this are not expected of a picture.
@@ -47,20 +47,22 @@ class Example:
         known.
       masks: by task bool [*places].
       name: "" where it has none.
+      inputs: by name float32 arrays, what a model takes beside the image.
     """
 
     image: np.ndarray
     targets: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
     name: str
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Example:
     """Checks an example as a user's function gives it.
 
     Args:
-      raw: {"image", "targets", "masks", "name"}, the last two if there are any, or
-        (image, targets) or (image, targets, masks).
+      raw: {"image", "targets", "masks", "name", "inputs"}, the last three if there are
+        any, or (image, targets) or (image, targets, masks).
       where: what messages call it, such as "example 3 of train".
       rules: what its targets may be.
       like: the first example, whose sizes and tasks all others have; None for itself.
@@ -70,6 +72,8 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
     """
     image, targets, masks, name = _parts(raw, where)
     image = _image(image, where)
+    given = raw.get("inputs") if isinstance(raw, Mapping) else None
+    inputs = _inputs({} if given is None else given, where, like)
     targets, masks = (
         _by_task(targets, "targets", where, rules.tasks),
         _by_task(masks, "masks", where, rules.tasks),
@@ -96,7 +100,7 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
             known[task] = known[task] & _is_label(target, ignored, places)
         read = _labels if record.discrete else _numbers
         found[task] = read(record, target, known[task], where)
-    return Example(image, found, known, name)
+    return Example(image, found, known, name, inputs)
 
 
 def _check_alike(
@@ -217,6 +221,37 @@ def _image(value: Any, where: str) -> np.ndarray:
     if image.shape[2] in _BYTES:
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return np.clip(image, 0, 1).astype(np.float32)
+
+
+def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarray]:
+    """What a model takes beside the image, by name, all in float32."""
+    if not isinstance(given, Mapping) or "image" in given:
+        raise InputError(
+            'The inputs must be a dict by name, such as {"camera": array}, without the '
+            f"image, which is an example's own; those of {where} are "
+            f"{', '.join(given) if isinstance(given, Mapping) else _kind(given)}."
+        )
+    inputs = {}
+    for name, value in given.items():
+        value = _array(value)
+        is_number = value.dtype.kind in "buif" and value.size > 0
+        kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
+        exact = value.dtype.kind == "f" or np.array_equal(kept, value)
+        if not (np.isfinite(kept).all() and exact):
+            raise InputError(
+                f"The input {name} must be finite numbers (whole ones up to 16777216), "
+                f"but that of {where} is {_kind(value)} of {value.dtype}; convert it."
+            )
+        inputs[str(name)] = kept
+    if like is not None:
+        first = {name: value.shape for name, value in like.inputs.items()}
+        now = {name: value.shape for name, value in inputs.items()}
+        if first != now:
+            raise InputError(
+                "All examples must have the same inputs, of the same shapes, but "
+                f"{where} has {now or 'none'} and the first one {first or 'none'}."
+            )
+    return inputs
 
 
 def _places(
