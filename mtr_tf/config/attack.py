@@ -207,7 +207,8 @@ class AttackConfig(Settings):
     )
     measure_draws: int = setting(
         4,
-        "For these measures: random sets of output pixels of each size.",
+        "Number of random sets of output pixels of each size, for the measures "
+        "pixels and blocks.",
         low=1,
         high=1000,
         changes=EXTRAS,

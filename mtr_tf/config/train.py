@@ -183,7 +183,7 @@ class TrainConfig(Settings):
     adversarial_step_size: float = setting(
         0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
     )
-    adversarial_steps: int = setting(5, "Its steps.", low=1, high=MOST_STEPS)
+    adversarial_steps: int = setting(5, "Number of its steps.", low=1, high=MOST_STEPS)
     adversarial_share: float = setting(
         1.0,
         "Weight of the loss on attacked images; the loss on clean images has the rest.",
@@ -247,7 +247,11 @@ class TrainConfig(Settings):
         changes=NOTHING,
     )
     keep_checkpoints: int = setting(
-        2, "Newest checkpoints kept.", low=1, high=MOST_STEPS, changes=NOTHING
+        2,
+        ("Number of newest checkpoints to keep."),
+        low=1,
+        high=MOST_STEPS,
+        changes=NOTHING,
     )
     best_metric: str = setting(
         "",

@@ -201,5 +201,7 @@ NO_PATHS = {
 def test_an_address_is_no_path(record, field):
     address = "gs://bucket/run"
     value = (address,) if isinstance(field.default, tuple) else address
-    with pytest.raises(InputError, match=rf"^--{field.name} must be a path in a file"):
+    with pytest.raises(
+        InputError, match=rf"^--{field.name} must be a path in this machine's file"
+    ):
         record(**{field.name: value})

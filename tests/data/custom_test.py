@@ -240,7 +240,9 @@ def test_data_dir_is_handed_over(open_it):
         return {"train": [example(name=data_dir)]}
 
     assert open_it(examples, data_dir="there").columns("train").names == ["there"]
-    with pytest.raises(InputError, match="--data_dir goes to own_data:examples as its"):
+    with pytest.raises(
+        InputError, match="--data_dir is passed to own_data:examples as the"
+    ):
         open_it({"train": [example()]}, data_dir="there")
 
 
