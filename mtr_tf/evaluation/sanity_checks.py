@@ -38,7 +38,7 @@ from mtr_tf.runs import store
 
 _QUERIES = 200  # Of the black-box attack.
 _HUGE = 64 / 255  # A radius at which no picture can be told any more.
-_FLOOR = 0.2  # The share of pixels that may still be right there.
+_FLOOR = 0.4  # The share of pixels that may still be right there.
 _FAR_STEPS = 50  # There, at least.
 _FEW = 4  # Images that are attacked one by one.
 _STEPS = 20  # Where the attack itself takes no steps.
@@ -401,7 +401,7 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
         correct, count = there.attacked[task.name][task.harm.name].sum(axis=0)
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
-            high = "at eps 64 over a fifth of the pixels are still classified right"
+            high = "at eps 64 over two fifths of the pixels are still classified right"
     elif _more(base, far):
         high = "at eps 64 PGD does less harm than at the radius itself"
     reason = (
