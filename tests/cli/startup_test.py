@@ -113,6 +113,11 @@ def test_help_needs_no_heavy_library(name):
     assert "Usage: python -m mtr_tf" in done.stdout
 
 
+def test_comparing_needs_no_tensorflow():
+    code = "import sys, mtr_tf.show.side_by_side; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_no_temporary_directory_is_one_sentence(monkeypatch):
     def none():
         raise FileNotFoundError(2, "No usable temporary directory found in [...]")
