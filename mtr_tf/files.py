@@ -78,9 +78,9 @@ def check_local(name: str, path: str | os.PathLike) -> None:
     """
     if is_remote(path):
         raise InputError(
-            f"{name} must be a path in a file system of this machine, got "
-            f"{os.fspath(path)!r}; mount what it names as a folder, or copy it, and "
-            "give the path here."
+            f"{name} must be a path in this machine's file system; got "
+            f"{os.fspath(path)!r}. Mount it as a folder or copy it, and give the "
+            "local path."
         )
 
 

@@ -179,14 +179,14 @@ class RobustnessCallback(keras.callbacks.Callback):
         """
         if self._folder is None or self._job is None:
             return
-        info, tasks = self._job.subject.info, self._job.subject.tasks
+        subject = self._job.subject
         if self._board is None:
-            self._board = Board(self._folder / "validation", tasks=tasks)
-            self._board.layout(tensorboard.layout(tasks, ()))
+            self._board = Board(self._folder / "validation", tasks=subject.tasks)
+            self._board.layout(tensorboard.layout(subject.tasks, ()))
         kind = name.replace("adv", tensorboard.ATTACKED, 1).replace("_", " ")
-        about = f"On {self._job.subject.num_examples} images; step: epoch."
+        about = f"On {subject.num_examples} images; step: epoch."
         scalars = tensorboard.evaluation_scalars(numbers)
-        self._board.scalars(scalars, epoch, kind, about, info.units)
+        self._board.scalars(scalars, epoch, kind, about, subject.info.units)
         self._board.flush()
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attack on a multi-task model raises, as one number per image.
+"""What an attack on a multi-task model raises: one number per image.
 
     model -> outputs -> each attacked task's loss (its own, or one of ATTACK_LOSSES)
           -> one number to climb (one of BALANCES) and one to judge points by
 
-Nearly all is a plain function of the attacked tasks' losses, so one backward pass
-serves any number of tasks, and tasks that are not attacked cost none.
+Nearly everything is a plain function of the attacked tasks' losses, so one backward
+pass serves any number of tasks, and tasks that are not attacked cost nothing.
 """
 
 from __future__ import annotations
@@ -480,46 +480,48 @@ def objective(
 ) -> TaskObjective:
     """Returns the objective that raises the attacked tasks' losses on one batch.
 
-    What it climbs and what it judges points by are two things. The score, by which
-    iterates, restarts and members of ensembles are compared, is the same at any
-    progress and for any start. Judged by "harm" it is what the table of results shows:
-    the share of wrong pixels of classes, else the mean error of the task's headline
-    metric; of several tasks the geometric mean, so that no task's unit or scale counts.
-    Judged by "loss" it is made of the tasks' own training losses: with "sum" and
-    "mean" their sum or mean, weighted; with "dgba_paper" sum_t L_t / L_t(clean); with
-    "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the
-    others, which want no task's scale to count, the mean logarithm of the losses.
+    What it climbs and how it judges points are two different things. The score compares
+    iterates, restarts and members of ensembles; it is the same at any progress and for
+    any start. With judge "harm", the score is what the table of results shows: for
+    classes the share of wrong pixels, otherwise the mean error in the task's headline
+    metric; for several tasks the geometric mean of these, so that no task's unit or
+    scale matters. With judge "loss", it is made from the tasks' own training losses:
+    with "sum" and "mean" their weighted sum or mean; with "dgba_paper" sum_t L_t /
+    L_t(clean); with "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a
+    run); with the others, where no task's scale should matter, the mean logarithm of
+    the losses.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is
         called with `training=False`.
-      targets: {task: [batch, H, W] or [batch, H, W, channels]}; of one value per
-        image [batch] or [batch, channels], or with any other places.
+      targets: {task: [batch, H, W] or [batch, H, W, channels]}; for values of the whole
+        image [batch] or [batch, channels]; any other places work too.
       masks: {task: [batch, H, W]}, zero where there is no target; [batch] of one value
         per image.
-      tasks: Which of them are attacked: names, aliases or letters of the eleven tasks,
-        or records (`tasks.Task`) of one's own; None is all.
-      balance: A key of BALANCES: how the losses become one number.
-      pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels of maps that are
-        attacked; None is all. Losses are means over those of them that have targets.
+      tasks: The tasks to attack: names, aliases or letters of the eleven tasks, or your
+        own `tasks.Task`; None for all.
+      balance: A key of BALANCES: how the losses are combined into one number.
+      pixels: 0/1 mask, [batch, H, W] or [H, W], which says which output pixels of maps
+        are attacked; None for all. Losses are means over the attacked pixels that have
+        targets.
       weights: {attacked task: number}, 1 where missing; for "sum" and "mean". A task
-        with a negative one is made better while the others are made worse: its harm
-        divides the joint harm.
+        with a negative weight gets better while the others get worse: the joint harm is
+        divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own training loss.
-      targeted: Whether `targets` are what the attacker wants to see. Then what is
-        climbed, and the score, is minus the loss towards them.
-      classes: Of tasks with classes, only pixels whose target is one of these are
-        attacked; None is all.
+      targeted: Whether `targets` are what the attacker wants to see. What is climbed,
+        and the score, are then minus the loss towards them.
+      classes: For tasks with classes, attack only pixels whose target is one of these;
+        None for all.
       judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
         (`losses` empty) outside ensembles, else "harm".
       fold: Whether attacks may fold a functional Keras model's batch norms into its
-        convolutions, which is faster and changes nothing but rounding. Not done where
-        the first batch comes out otherwise.
-      eot: Of a Keras model with noise of its own (dropout that is always on, say):
-        attacks follow the mean gradient over this many draws, judging points by the
-        mean score (expectation over transformation, Athalye et al. 2018). Draws are
-        anew at each step, and made of the attack's seed: the same one gives the same
+        convolutions, which is faster and changes nothing but rounding. Not done if the
+        outputs for the first batch differ.
+      eot: For a Keras model with its own noise (such as dropout that is always on):
+        attacks follow the mean gradient over this many draws, and judge points by the
+        mean score (expectation over transformation, Athalye et al. 2018). Draws are new
+        at each step and depend on the attack's seed, so the same seed gives the same
         bits.
       spare: Tasks that are kept, image by image, at or below their loss on the clean
         image, against their targets here and over all that their masks have: attacks
@@ -527,8 +529,8 @@ def objective(
         spared task is worse (`sparing`). Not for several draws (`eot`).
 
     Raises:
-      InputError: A task without target or mask, an unknown name, settings that do not
-        go together, masks that do not fit; or, when called, a model without an attacked
+      InputError: A task has no target or mask, a name is unknown, settings do not fit
+        together, or masks do not fit; or, when called, the model lacks an attacked
         task.
     """
     kept = _placed(task_set(spare), targets)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at a model on its first images, before anything is attacked.
+"""Tries a model on the first images before anything is attacked.
 
-What is attacked must be the model as it was meant. A net that wants 0-255 and is shown
-[0, 1] answers, too, only not to the question, and an attack on it says nothing. So its
-outputs are looked at: whether they are probabilities (then they become logits, see
-`models.probabilities`), are finite, depend on the image, and are better than a guess;
-and whether the same images in another range or order of channels do far better.
+A model must be attacked in the way that it is meant to be used. A net that expects
+0-255 also gives outputs for images in [0, 1], but they are meaningless, and so is an
+attack on them. So this checks whether outputs are probabilities (they are then turned
+into logits, see `models.probabilities`), are finite, depend on the image, and are
+better than a guess; and whether the model does far better on the same images in another
+range or order of channels.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def look_at(
     tasks: Sequence[str],
     attacked: Sequence[str],
 ) -> tuple[Run, Run | None, list[str]]:
-    """Looks at --ckpt and --source_ckpt on the first images, and logs what it finds.
+    """Tries --ckpt and --source_ckpt on the first images, and logs what it finds.
 
     Args:
       config: The settings.
@@ -434,7 +435,7 @@ def _spread(values: np.ndarray, axis: int) -> float:
 def _likely(trained: bool) -> str:
     """The likely causes; `trained`: by mtr_tf.train."""
     if trained:
-        return "; it may need more training (--epochs), or be trained on other data"
+        return "; it may need more training (--epochs), or it was trained on other data"
     return (
         "; perhaps it was trained on other data or another order of classes, or "
         "expects images in another range (--input_range) or order of channels, "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model and a data set go together, and what is put in between if not quite.
+"""Checks whether a model and a data set fit together, and adapts small differences.
 
-All before anything is computed.
+This is done before anything is computed.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _misfit(
             f"{name}'s {task.name} must be a map (height, width, channels), but it is "
             f"flat, {shape}; put keras.layers.Reshape(({size})) after it, as in "
             f"keras.Model(model.input, keras.layers.Reshape(({size}))(model.output)), "
-            "with the height and width that it is of, and save that."
+            "with the output's real height and width, and save that."
         )
     if task.is_map and len(shape) == 3 and shape[0] == channels:
         return InputError(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the attack be trusted? Signs that a model only looks robust, looked for.
+"""Can the attack be trusted? Looks for signs that a model only seems robust.
 
-A model may hide its gradients, and an attack may be too weak or wrongly set. Each check
-here compares attacks that must stand in a known order, or results that must agree, on a
-few images, and says in a sentence what is wrong (after Carlini et al. 2019, "On
-Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
+A model may hide its gradients, and an attack may be too weak or have wrong settings. On
+a few images, each check compares attacks whose order is known, or results that must
+agree, and says in one sentence what is wrong (after Carlini et al. 2019, "On Evaluating
+Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ def run(
         _order(
             "fgsm",
             not _more(fgsm, base, 0.02 * scale),
-            "one step of FGSM does more harm than PGD; the steps are too few or of a "
-            "wrong size, or the gradients mislead",
+            "one step of FGSM does more harm than PGD; there are too few steps, their "
+            "size is wrong, or the gradients mislead",
             rise=base - clean,
             rise_fgsm=fgsm - clean,
         ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of one model on a data set: what `--measure` computes, and what it leaves.
+"""Measures of one model on a data set: what `--measure` computes and writes.
 
 FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
@@ -98,7 +98,7 @@ def measure(
     warnings: list[str],
     folder: pathlib.Path,
 ) -> list[dict[str, Any]]:
-    """Measures what is not finished; returns a record per number.
+    """Measures what is not finished yet; returns one record per number.
 
     Args:
       subject: The model, the images and how to go through them.

@@ -100,7 +100,9 @@ def sheet(
         grid, names, headings, rows, strict=True
     ):
         for axes, picture in zip(axes_row, pictures, strict=True):
-            axes.imshow(picture, interpolation="nearest")
+            own_size = picture.shape[:2] == (height, width)
+            # Pixels stay sharp; letters on what is larger must not lose their lines.
+            axes.imshow(picture, interpolation="nearest" if own_size else "hanning")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.grid(visible=False)

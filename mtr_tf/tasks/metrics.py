@@ -29,14 +29,14 @@ class Metric:
     """A measure of one task's outputs.
 
     Attributes:
-      name: What tables and TensorBoard call it.
+      name: Its name in tables and TensorBoard.
       better: "higher" or "lower".
       unit: Of the value; "" for a plain number.
       statistics: `(target, output, mask, num_classes)` -> int64 or float64 `[batch,
         K]`, with batches as the losses take them. `num_classes` matters to classes
         alone.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
-      bounds: The least and largest value that there can be.
+      bounds: The smallest and largest possible values.
       relative: Whether the value is a share of the target: of a distance, or of
         whatever a data set has as the target in its place.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
@@ -502,7 +502,7 @@ def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -
 
 
 def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
-    """Returns a metric of a user's own as a `Metric`.
+    """Returns a user's own metric as a `Metric`.
 
     Args:
       given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
@@ -510,7 +510,7 @@ def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
         attribute `better` that says "higher".
 
     Raises:
-      InputError: It is nothing of these.
+      InputError: It is none of these.
     """
     if isinstance(given, Metric):
         return given

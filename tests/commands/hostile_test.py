@@ -99,8 +99,8 @@ FILES = dict(
 TRAIN = [
     (
         "train --workdir=gs://bucket/run",
-        "--workdir must be a path in a file system of this machine, got "
-        "'gs://bucket/run'; mount what it names as a folder, or copy it, and give the",
+        "--workdir must be a path in this machine's file system; got "
+        "'gs://bucket/run'. Mount it as a folder or copy it, and give the local path.",
     ),
     ("train --lr=0.1", "there is no flag --lr. Did you mean --learning_rate?"),
     ("train --bs=4", "there is no flag --bs. Did you mean --batch_size?"),
@@ -286,7 +286,7 @@ ON_A_RUN = [
 
 OTHERS = [
     ("compare", "--runs must name one or more attacked runs, but it is empty."),
-    ("compare --runs=good,s3://b/run", "got 's3://b/run'; mount what it names"),
+    ("compare --runs=good,s3://b/run", "got 's3://b/run'. Mount it as a folder"),
     ("compare --runs=missing", "but 'missing' does not exist."),
     ("compare --runs=file", "but 'file' is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),

@@ -372,8 +372,11 @@ def test_wrong_examples(open_it, mistake):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "must give a dict such as {'train': ..., 'validation': ...}, but gave"),
-        ({"trian": []}, "but gave 'trian'. Did you mean 'train'?"),
+        (
+            None,
+            "must return a dict such as {'train': ..., 'validation': ...}, but",
+        ),
+        ({"trian": []}, "but returned 'trian'. Did you mean 'train'?"),
         (
             {},
             "at least one split of train, validation, test, but returned an empty dict",
@@ -500,7 +503,7 @@ def folder(tmp_path, monkeypatch):
         (
             "nowhere:f",
             "",
-            "There is no module 'nowhere' for --dataset=nowhere:f; start",
+            "There is no module 'nowhere' for --dataset=nowhere:f; run the command",
         ),
         ("mine.x:f", "", "There is no module 'mine.x'"),
         ("mine:f", "import nowhere", "cannot be imported: ModuleNotFoundError: No mod"),

@@ -263,7 +263,7 @@ def test_some_by_name_and_metrics_of_ones_own():
         ("delta4", "'delta4'"),
         ("mAP", "mean_ap"),
         ("top0", "'top0'"),
-        ("top3", "fits none of the tasks seg, depth, whose .* image_miou, delta1"),
+        ("top3", "fits none of the tasks seg, depth; .* image_miou, delta1"),
         ("mean_ap", "fits none"),
     ],
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of a split of a user's own, in memory or read when they are needed."""
+"""The columns of a user's own split, in memory or read when needed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks one example of a user's own, and gives it the types that `Columns` has."""
+"""Checks a user's own example, and converts it to the types of `Columns`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's own data: `--dataset=package.module:function`.
 
-The function gives a dict with one entry per split and, if need be, facts about the
-data set; docs/own_data.md is the manual, `examples` what an example must be.
+The function returns a dict with one entry per split and, if needed, facts about the
+data set. docs/own_data.md is the manual; `examples` says what an example must be.
 
 A split that has a length and can be indexed is read lazily: its examples are asked for
 when a batch needs them, one at a time, and checked then (the first one at once). Any
@@ -42,7 +42,7 @@ def open_source(
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Source:
-    """Calls the user's function and opens what it gives.
+    """Calls the user's function and opens what it returns.
 
     Args:
       name: "package.module:function"; modules of the current directory are found.
@@ -51,8 +51,8 @@ def open_source(
       tasks: the tasks whose targets are kept; None for all that the examples have.
 
     Raises:
-      InputError: there is no such function, it fails, or what it gives is not as
-        docs/own_data.md says.
+      InputError: there is no such function, it fails, or what it returns does not have
+        the form described in docs/own_data.md.
     """
     return open_given(name, _call(name, data_dir), image_size, tasks)
 
