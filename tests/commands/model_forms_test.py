@@ -380,6 +380,12 @@ def task_that_is_not_there():
     return keras.Model(x, [depth(x), seg(x)])
 
 
+@form("data have no targets for it, only for seg", "--heads=1:seg,0:normal")
+def a_task_of_ours_without_targets():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
 @form("each task a different output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
 def two_outputs_for_one_task():
     x = image_input()
