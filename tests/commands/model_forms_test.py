@@ -401,7 +401,7 @@ def source_heads_without_source():
 
 
 @form(
-    "must have targets for the tasks in --heads, but has none for mask",
+    "must have targets for the attacked tasks, but has none for mask",
     "--heads=mask:classes",
 )
 def a_kind_without_targets():
