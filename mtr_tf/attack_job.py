@@ -28,6 +28,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
@@ -274,6 +275,7 @@ def resolve(
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
+    small = _small_radii(config)
     own_data = source or loading.own_data(config)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
@@ -357,7 +359,7 @@ def resolve(
         cells=cells,
         measures=measure.settings_of(config, tasks) if config.measure else None,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=tuple(warnings),
+        warnings=(*small, *warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
@@ -376,7 +378,6 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
 
 def _start(config: AttackConfig) -> tf.distribute.Strategy:
     """Returns where it computes."""
-    _warn_of_small_radii(config)
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     return strategy
@@ -424,18 +425,22 @@ def _images(count: int, total: int, is_cut: bool) -> str:
     return f"the first {count} images" if is_cut else f"{count} images"
 
 
-def _warn_of_small_radii(config: AttackConfig) -> None:
-    """Says what radii mean where they look as if meant for images in [0, 1]."""
+def _small_radii(config: AttackConfig) -> list[str]:
+    """Says what radii mean where they look as if meant for images in [0, 1].
+
+    Returns:
+      That, as a warning for the results, of radii that hardly change a picture.
+    """
     radius = max(config.eps)
-    if config.norm == "linf" and 0 < radius <= 1:
-        logging.warning(
-            "--eps is in levels of 0-255 under --norm=linf, so %g means %g in an "
-            "image in [0, 1]; if you meant %g, give --eps=%g",
-            radius,
-            radius / 255,
-            radius,
-            radius * 255,
-        )
+    if config.norm != "linf" or not 0 < radius <= 1 or config.attack == NO_ATTACK:
+        return []
+    said = (
+        f"--eps is in levels of 0-255 under --norm=linf, so {radius:g} means "
+        f"{radius / 255:.3g} in an image in [0, 1]; if you meant {radius:g}, give "
+        f"--eps={radius * 255:g}"
+    )
+    logging.warning("%s", said)
+    return [said] if radius < LEAST_LEVELS else []
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:

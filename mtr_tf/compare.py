@@ -25,8 +25,6 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
-_PICTURES = (".png", ".pdf", ".svg")
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(Settings):
@@ -64,11 +62,8 @@ def main(config: CompareConfig) -> None:
     if not config.runs:
         raise InputError("--runs must name one or more attacked runs, but it is empty.")
     plot = pathlib.Path(config.plot)
-    if config.plot and plot.suffix.lower() not in _PICTURES:
-        raise InputError(
-            f"--plot must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
-            f"{config.plot!r}."
-        )
+    if config.plot:
+        files.check_picture("--plot", plot)
     from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 

@@ -55,12 +55,13 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant; None if none is near.
 
     A word is near if it has most of the letters in the same order, begins in the same
-    way, or its parts do (`lr` for `learning_rate`).
+    way, or its parts do (`lr` for `learning_rate`), or if it is short for the other
+    (`checkpoint` for `ckpt`).
     """
-    words = list(known)
-    likeness = [_likeness(given.lower(), word.lower()) for word in words]
-    best = max(likeness, default=0.0)
-    return words[likeness.index(best)] if best >= _NEAR else None
+    likeness = {word: _likeness(given.lower(), word.lower()) for word in known}
+    best = max(likeness.values(), default=0.0)
+    nearest = [word for word in likeness if likeness[word] == best]
+    return min(nearest, key=len) if best >= _NEAR else None
 
 
 def _likeness(given: str, word: str) -> float:
@@ -69,7 +70,18 @@ def _likeness(given: str, word: str) -> float:
     begins = len(given) > 2 and word.startswith(given)
     if begins or (len(given) > 1 and given == initials):
         return 0.9
-    return difflib.SequenceMatcher(None, given, word).ratio()
+    least = 0.0
+    ends = given.startswith(word) or given[-1:] == word[-1:]
+    letters = iter(given)
+    found = all(letter in letters for letter in word)  # In this order.
+    if found and ends and len(word) > 2 and given[0] == word[0]:
+        least = 0.8
+    return max(least, difflib.SequenceMatcher(None, given, word).ratio())
+
+
+def doubts_first(warnings: Iterable[str]) -> list[str]:
+    """Doubts about numbers, and then what is only to be known (`NOTE`)."""
+    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def first_line(error: Exception) -> str:

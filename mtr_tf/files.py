@@ -53,6 +53,7 @@ DAMAGED = (
 
 
 _MOST_UNPACKED = 20  # Times the size of a zip file of weights.
+_PICTURES = (".png", ".pdf", ".svg")
 _FEW_WORDS = 200  # Characters.
 _SMALL = 2**26  # Bytes that any zip file may have inside.
 _FORMULA = tuple(
@@ -81,6 +82,15 @@ def check_local(name: str, path: str | os.PathLike) -> None:
             f"{name} must be a path in this machine's file system; got "
             f"{os.fspath(path)!r}. Mount it as a folder or copy it, and give the "
             "local path."
+        )
+
+
+def check_picture(name: str, path: str | os.PathLike) -> None:
+    """Raises `InputError` unless plots can be written into a file of that ending."""
+    if pathlib.Path(path).suffix.lower() not in _PICTURES:
+        raise InputError(
+            f"{name} must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
+            f"{os.fspath(path)!r}."
         )
 
 

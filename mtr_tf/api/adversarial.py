@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
+from mtr_tf.api import settings as settings_lib
 from mtr_tf.attacks.base import Attack
 from mtr_tf.errors import InputError
 from mtr_tf.models.input_range import in_front
@@ -67,7 +68,7 @@ class AdversarialModel(keras.Model):
             keeps the last point, as in `mtr_tf.train_model`.
           attack_tasks: The tasks whose losses the attack raises: "all", or names joined
             by "+".
-          eps: Its radius in levels of 0-255, if `attack` is not given.
+          eps: Its radius in levels of 0-255, above 0, if `attack` is not given.
           steps: Its number of steps, if `attack` is not given.
           step_size: The size of a step, in levels; 0: a quarter of `eps`.
           share: Weight of the losses on attacked images; the losses on clean images
@@ -93,6 +94,9 @@ class AdversarialModel(keras.Model):
         _check(share, batch_norm, input_range)
         self._low, self._high = map(float, input_range)
         if attack is None:
+            settings_lib.check_levels(eps)
+            if not eps > 0:
+                raise InputError(f"eps must be above 0; got {eps}.")
             radius = eps / _LEVELS
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")

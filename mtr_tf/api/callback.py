@@ -98,6 +98,8 @@ class RobustnessCallback(keras.callbacks.Callback):
                     "pass it to mtr_tf.evaluate afterwards."
                 )
         files.check_local("log_dir", log_dir or "")
+        if settings.get("norm", "linf") == "linf":
+            settings_lib.check_levels(eps)
         self._examples, self._tasks, self._heads = examples, tasks, heads
         self._facts = facts
         self._settings = {

@@ -8,7 +8,7 @@ list in the order of the tasks, or, for a single task, alone.
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -49,11 +49,26 @@ def open_source(
     """
     if isinstance(examples, Source):
         return examples
-    few = itertools.islice(one_by_one(examples, names), count or None)
+    few = _First(one_by_one(examples, names), count)
     given: dict[str, Any] = {split: few, **facts}
     if tasks:
         given["tasks"] = [*facts.get("tasks", ()), *tasks]
-    return reading.open_given(NAME, given)
+    source = reading.open_given(NAME, given)
+    return dataclasses.replace(source, is_cut=few.is_cut)
+
+
+class _First:
+    """The first `count` of some examples (0: all), and whether there were more."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], count: int):
+        self._examples, self._count, self.is_cut = examples, count, False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(self._examples):
+            if self._count and number == self._count:
+                self.is_cut = True
+                return
+            yield example
 
 
 def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -149,15 +164,19 @@ def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
     """Image or images, targets and masks by task."""
     if isinstance(part, Mapping):
         unknown = set(part) - {"image", "targets", "masks", "name", "inputs"}
-        if unknown or not {"image", "targets"} <= set(part):
+        if unknown or "image" not in part:
             raise InputError(
-                'An example must have "image" and "targets", and may have "masks"; '
-                f"got {', '.join(map(repr, part))}."
+                'An example must have "image" and "targets" (none for targets="own"), '
+                'and may have "masks" and "inputs"; got '
+                f"{', '.join(map(repr, part))}."
             )
-        image, targets, masks = part["image"], part["targets"], part.get("masks")
+        image, targets = part["image"], part.get("targets", {})
+        masks = part.get("masks")
     elif isinstance(part, tuple | list) and len(part) in (2, 3):
         image, targets, *rest = part
         masks = rest[0] if rest else None
+    elif hasattr(part, "shape") and len(part.shape) in (_BATCH - 1, _BATCH):
+        image, targets, masks = part, {}, None  # For targets="own".
     else:
         raise InputError(
             'An example must be {"image": ..., "targets": {task: ...}}, (image, '

@@ -101,7 +101,7 @@ class Results:
         """Plots each task's metric against the radius; a notebook shows the figure.
 
         Args:
-          path: A PNG file to write it into, too.
+          path: A .png, .pdf or .svg file to write it into, too.
         """
         return _drawn(lambda: curves.of_run(self._attacks()), path)
 
@@ -111,7 +111,7 @@ class Results:
         Shows the attack on the largest group of tasks, at its largest radius.
 
         Args:
-          path: A PNG file to write it into, too.
+          path: A .png, .pdf or .svg file to write it into, too.
         """
         self._attacks()
         shown = gallery.shown_result(self.attacked)
@@ -140,5 +140,6 @@ class Results:
 def _drawn(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
     if path is not None:
         files.check_local("path", path)
+        files.check_picture("path", path)
         style.save(draw, pathlib.Path(path))
     return style.drawn(draw)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import TypeVar
 
+from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.settings import Settings
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -33,10 +34,9 @@ def record(kind: type[S], given: Mapping[str, Any]) -> S:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
-            raise InputError(
-                f"There is no setting {name!r}; the settings are "
-                f"{', '.join(fields)}.{did_you_mean(name, fields)}"
-            )
+            hint = did_you_mean(name, fields)
+            listed = hint or f" The settings are {', '.join(fields)}."
+            raise InputError(f"There is no setting {name!r}.{listed}")
     return kind.from_dict(
         {name: _value(fields[name], value) for name, value in given.items()}
     )
@@ -65,6 +65,16 @@ def _several(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return [f"{key}:{number}" for key, number in value.items()]
     return value if isinstance(value, Iterable) else [value]
+
+
+def check_levels(eps: float | Iterable[float]) -> None:
+    """Raises `InputError` for linf radii, in levels, that seem to be of [0, 1]."""
+    most = max(map(float, _several(eps)), default=0.0)
+    if 0 < most < LEAST_LEVELS:
+        raise InputError(
+            f"eps must be in levels of 0-255, {LEAST_LEVELS:g} or more; got {most:g}. "
+            f"If you meant {most:g} in an image in [0, 1], give eps={255 * most:g}."
+        )
 
 
 def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:

@@ -29,7 +29,7 @@ def bar(
     """
     start = time.monotonic()
     shown = [start]
-    interactive = sys.stderr.isatty()
+    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules  # A notebook.
     meter = tqdm.tqdm(
         total=total,
         initial=done,

@@ -31,10 +31,10 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import NOTE
 from mtr_tf.errors import InputError
+from mtr_tf.errors import doubts_first
 from mtr_tf.errors import first_line
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
-from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.models import adapters
 from mtr_tf.models import input_range
 from mtr_tf.models import probabilities

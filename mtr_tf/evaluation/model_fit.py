@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import data
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
@@ -107,7 +108,7 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
     if size and size != (height, width):
         raise InputError(
             f"{name} takes images of {size[0]}x{size[1]}, but those of {info.name} "
-            f"are {height}x{width}; give --image_size={size[0]}x{size[1]}."
+            f"are {height}x{width}; {_to_resize(info, size)}."
         )
     taken = model.input_shape[-1]
     if taken not in (None, channels):
@@ -116,6 +117,13 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
             f"have {channels}; give data that fit, or put a layer in front of the "
             "model that converts them."
         )
+
+
+def _to_resize(info: DatasetInfo, size: Sequence[int]) -> str:
+    """How images of a data set get another size."""
+    if info.name in data.DATASETS and not data.may_bring_tasks(info.name):
+        return f"give --image_size={size[0]}x{size[1]}"
+    return "resize your examples: images, targets and masks"
 
 
 def _check_dtype(output: keras.KerasTensor, task: Task, name: str) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
-from mtr_tf.errors import NOTE
+from mtr_tf.errors import doubts_first
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
@@ -120,11 +119,6 @@ def _spared(clean: Result, result: Result, task: Task) -> Record:
     if task.name in cell.objective.spare:
         share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
     return {"spare": list(cell.objective.spare), "spared_share": share}
-
-
-def doubts_first(warnings: Iterable[str]) -> list[str]:
-    """Doubts about numbers, and then what is only to be known (`errors.NOTE`)."""
-    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def _vulnerability(

@@ -344,9 +344,10 @@ def _check_targets(
     missing = [task for task in tasks if task not in info.tasks]
     if missing and config.targets != OWN_TARGETS:
         raise InputError(
-            f"{info.name} must have targets for the tasks in --heads, but has none "
-            f"for {', '.join(missing)}, only for {', '.join(info.tasks)}; add them, "
-            "or name other tasks."
+            f"{info.name} must have targets for the attacked tasks, but has none for "
+            f"{', '.join(missing)}, only for {', '.join(info.tasks) or 'no task'}; add "
+            "them, name other tasks, or attack the model's own outputs "
+            "(--targets=own)."
         )
 
 

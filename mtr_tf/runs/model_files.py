@@ -188,7 +188,7 @@ def _saved_model(path: pathlib.Path) -> File:
     if len(specs) != 1:
         raise too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
     ((argument, spec),) = specs.items()
-    check_dtype(str(path), spec.dtype.name)
+    packing.check_dtype(str(path), spec.dtype.name)
     shape = tuple(spec.shape[1:]) if spec.shape.rank else None
 
     def call(images, keep=loaded):
@@ -204,6 +204,13 @@ def _saved_model(path: pathlib.Path) -> File:
             digest.update(file.relative_to(path).as_posix().encode())
             digest.update(files.read_bytes(file))
     return File(str(path), call, path.name, shape, digest.hexdigest())
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong first, in a line: Keras wraps errors without saying it."""
+    while isinstance(inner := error.__cause__ or error.__context__, Exception):
+        error = inner
+    return first_line(error)
 
 
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
@@ -245,8 +252,9 @@ def functional(
         except Exception as error:  # It may raise whatever it likes.
             raise InputError(
                 f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))} ({first_line(error)}); give "
-                "--image_size, or change the model."
+                f"{'x'.join(map(str, shape))}: {_cause(error)}. It must be made of "
+                "TensorFlow or Keras operations, without NumPy or predict; if the size "
+                "is wrong, give --image_size."
             ) from error
     if len(model.inputs) > 1:
         if first:
@@ -266,7 +274,7 @@ def functional(
             f"width, channels), but it takes {shapes[0]}. Put layers in front that "
             f"turn an image into that, or give {_BUILT}."
         )
-    check_dtype(file.name, str(inputs[0].dtype))
+    packing.check_dtype(file.name, str(inputs[0].dtype))
     if shapes[0][0]:
         model = adapters.any_batch(model, shapes[0][0])
     if first or adapters.channels_first(model):
@@ -283,17 +291,6 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
         "--ckpt=module:function, a function that returns keras.Model(image, "
         "model([image, ...])) with the other inputs filled in."
     )
-
-
-def check_dtype(name: str, dtype: str) -> None:
-    """Raises `InputError` unless a model takes floats."""
-    if "float" not in dtype:
-        raise InputError(
-            f"the model of {name} must take float images, because only floats have a "
-            f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
-            "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
-            "to 255."
-        )
 
 
 def outputs_digest(model: keras.Model) -> str:

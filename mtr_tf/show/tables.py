@@ -25,8 +25,8 @@ from rich.text import Text
 
 from mtr_tf import files
 from mtr_tf.errors import NOTE
+from mtr_tf.errors import doubts_first
 from mtr_tf.evaluation import resampling
-from mtr_tf.evaluation.results import doubts_first
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain

@@ -79,7 +79,7 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "must be a finished attack of .* \(quick\); got 'slow'"),
+        ({"name": "slow"}, r"must be a finished attack of .* \(quick\); got 'slow'"),
         ({"attack": ("fgsm",)}, "no attack 'fgsm', only pgd"),
         ({"task": ("normal",)}, "--attack_tasks=normal"),
         ({"metric": "rmse"}, "--metric must be one of .*, got 'rmse'"),

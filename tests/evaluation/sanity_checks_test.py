@@ -116,6 +116,16 @@ def test_what_is_wrong_is_found(front, failing):
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
 
 
+def test_more_harm_by_chance_says_nothing():
+    zeros = np.zeros(8)
+    consistent, chance = 0.1 + 0.01 * np.arange(8), np.array([1.0, -0.9] * 4)
+    assert np.mean(chance) > 0.04
+    assert sanity_checks._more(consistent, zeros, 0.1)
+    assert not sanity_checks._more(consistent, zeros, 0.2)  # Within the tolerance.
+    assert not sanity_checks._more(chance, zeros)
+    assert not sanity_checks._more(consistent[:1], zeros[:1])  # One image alone.
+
+
 def precise(policy):
     """A model whose layers compute in that precision."""
     layer = keras.layers.Conv2D(2, 1, dtype=policy)

@@ -56,6 +56,17 @@ def test_table():
     assert bars == [bars[0]] * len(table)
 
 
+def test_doubts_come_before_notes():
+    warnings = ["note: maps are resized.", "the range is wrong.", "gradients vanish."]
+    told = tables.about("t", [{**r, "warnings": warnings} for r in RECORDS], 100)
+    assert told.endswith(
+        "\n\nWARNING, before you trust these numbers:\n- the range is wrong.\n"
+        "- gradients vanish.\n\nnote: maps are resized."
+    )
+    told = tables.about("t", [{**r, "warnings": warnings[:1]} for r in RECORDS], 100)
+    assert "WARNING" not in told
+
+
 def test_markdown():
     rows = [("eps", "a|b"), ("1", "0.5")]
     assert tables.markdown(rows) == "| eps | a\\|b |\n| --- | ---: |\n| 1 | 0.5 |"

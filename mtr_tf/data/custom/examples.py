@@ -152,12 +152,11 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
                 f"An example has the keys {', '.join(_KEYS)}, but {where} has "
                 f"{key!r}.{hint}"
             )
-    for key in ("image", "targets"):
-        if key not in raw:
-            raise InputError(f"An example must have {key!r}, but {where} has none.")
+    if "image" not in raw:
+        raise InputError(f"An example must have 'image', but {where} has none.")
     name = raw.get("name", "")
     name = name.decode() if isinstance(name, bytes) else str(name)
-    return raw["image"], raw["targets"], raw.get("masks") or {}, name
+    return raw["image"], raw.get("targets", {}), raw.get("masks") or {}, name
 
 
 def _by_task(
@@ -325,10 +324,13 @@ def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.
     if value.shape == (*known.shape, 1):
         value = value[..., 0]
     if value.shape != known.shape or value.dtype.kind not in "ui":
+        cure = "convert it (one-hot: argmax)"
+        if value.ndim == known.ndim and value.shape != known.shape:
+            cure = "resize it (nearest neighbour), or see that each task has its own"
         raise InputError(
             f"The target of {task.name} must be whole numbers of shape "
             f"{list(known.shape)}, the class of {_each(known)}, but that of {where} is "
-            f"{value.dtype} of shape {list(value.shape)}; convert it (one-hot: argmax)."
+            f"{value.dtype} of shape {list(value.shape)}; {cure}."
         )
     mask = f'put a zero into "masks": {{"{task.name}": ...}}'
     if (value[known] < 0).any():
