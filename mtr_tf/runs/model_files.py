@@ -260,8 +260,8 @@ def functional(
         if first:
             raise InputError(
                 "--channels_first is only for models with one input, but that of "
-                f"{file.name} has {len(model.inputs)}; put keras.layers.Permute((3, 1, 2)) "
-                "in front of its image."
+                f"{file.name} has {len(model.inputs)}; put "
+                "keras.layers.Permute((3, 1, 2)) in front of its image."
             )
         model = packing.packed(model, layout, file.name)
     inputs = model.inputs
