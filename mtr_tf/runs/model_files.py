@@ -259,9 +259,9 @@ def functional(
     if len(model.inputs) > 1:
         if first:
             raise InputError(
-                f"--channels_first is for models of one input, and that of {file.name} "
-                f"has {len(model.inputs)}; put keras.layers.Permute((3, 1, 2)) in "
-                "front of its image."
+                "--channels_first is only for models with one input, but that of "
+                f"{file.name} has {len(model.inputs)}; put "
+                "keras.layers.Permute((3, 1, 2)) in front of its image."
             )
         model = packing.packed(model, layout, file.name)
     inputs = model.inputs

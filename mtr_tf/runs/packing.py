@@ -141,9 +141,9 @@ def _check(
     if name not in shapes:
         have = ", ".join(f"{n} {shape}" for n, shape in shapes.items()) or "none"
         raise InputError(
-            f"the model of {where} takes the input {name} of shape {taken} beside the "
-            f'image, and the examples have the inputs {have}; give each one "inputs": '
-            f'{{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
+            f"the model of {where} takes the input {name} of shape {taken} besides "
+            f"the image, but the examples have the inputs {have}; give each one "
+            f'"inputs": {{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
         )
     if "str" in str(tensor.dtype):
         raise InputError(
@@ -155,8 +155,8 @@ def _check(
     )
     if not fits:
         raise InputError(
-            f"the input {name} of the model of {where} must have shape {taken}, and in "
-            f"the examples it has {shapes[name]}; change one of them."
+            f"the input {name} of the model of {where} must have shape {taken}, but "
+            f"in the examples it has {shapes[name]}; change one of them."
         )
 
 
@@ -169,7 +169,7 @@ def _missing(
     )
     return InputError(
         f"one input of the model of {where} must be the image, and the others must "
-        f"come with the examples; it takes {takes}, and the examples have the inputs "
-        f"{layout or 'none'}. Call the image's input image, and give each example "
-        f'"inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
+        f"come with the examples, but it takes {takes}, and the examples have the "
+        f"inputs {layout or 'none'}. Call the image's input image, and give each "
+        f'example "inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
     )

@@ -205,7 +205,7 @@ def changed(**inputs):
     [
         (
             changed(gain=None),
-            r"takes the input gain of shape \(2, 1\) beside the image",
+            r"takes the input gain of shape \(2, 1\) besides the image",
         ),
         (changed(gain=np.ones(2)), r"gain .* must have shape \(2, 1\), .* has \(2,\)"),
         (changed(number=2**24 + 1), "input number must be finite numbers"),

@@ -773,7 +773,7 @@ def inputs_that_come_with_the_examples():
     return keras.Model([scale, x], {"seg": seg(x), "depth": y[..., :1]})
 
 
-@form("input scale .* must have shape .2,., and in the examples it has", data="inputs")
+@form("input scale .* must have shape .2,., but in the examples it has", data="inputs")
 def an_input_of_another_shape():
     x, scale = image_input(), keras.Input((2,), name="scale")
     return keras.Model([x, scale], {"seg": seg(x) + scale[:, None, None, :1]})
