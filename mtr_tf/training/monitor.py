@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -132,12 +133,14 @@ class Monitor:
         tasks: tasks_lib.TaskSet,
         weighting: Weighting,
         best: BestMetric,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | None,
         optimizer: keras.optimizers.Optimizer | None = None,
         first: int = 0,
     ):
         """Opens the event files, and writes the run's settings once.
 
+        No `workdir` is for workers whose chief evaluates and writes alone, on one of
+        its devices: the others need not keep step with it then.
         `optimizer` is watched if it scales the loss; `first` is how many steps are
         done: what was shown of later ones is removed.
         """
@@ -152,6 +155,8 @@ class Monitor:
         per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
         self._rate = schedules.learning_rate(config, per_epoch)
         self._count = min(config.eval_examples, len(self._columns.images))
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            strategy = tf.distribute.get_strategy()
         self._evaluator = Evaluator(
             model,
             self.tasks,
@@ -162,20 +167,24 @@ class Monitor:
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        for place in ("train", "validation", "validation/adversarial"):
-            event_files.keep_until(workdir / place, first)
-        self._train = Board(workdir / "train", tasks=tasks)
-        self._validation = {"clean": Board(workdir / "validation", tasks=tasks)}
+        places = ("train", "validation", "validation/adversarial")
+        folders = [workdir / place if workdir else None for place in places]
+        for folder in folders:
+            if folder:
+                event_files.keep_until(folder, first)
+        boards = [functools.partial(Board, folder, tasks=tasks) for folder in folders]
+        self._train = boards[0]()
+        self._validation = {"clean": boards[1]()}
         images = f"On the first {self._count} images of validation"
         self._about = {"clean": f"{images}."}
         if config.eval_eps:
-            folder = workdir / "validation" / "adversarial"
-            self._validation["adversarial"] = Board(folder, tasks=tasks)
+            self._validation["adversarial"] = boards[2]()
             self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
-        self._validation["clean"].settings(config.to_dict())
-        self._validation["clean"].hparams(
-            hparams(config, source.info.image_shape[:2]), workdir.resolve().name
-        )
+        if workdir:
+            self._validation["clean"].settings(config.to_dict())
+            self._validation["clean"].hparams(
+                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+            )
 
     def _jit(self, steps: int, replicas: int) -> bool:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
