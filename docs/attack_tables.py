@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the tables of docs/attacks.md: `python docs/attack_tables.py`.
 
-The rows of attacks, losses and balances are read off the tables of the package, and
-stand between two comments of the page each.
+The rows of attacks, losses and balances come from the tables of the package. Each table
+stands between two comments of the page.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def markdown(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def filled(page: str) -> str:
-    """The text of the page with its tables written anew."""
+    """The text of the page with its tables written again."""
     for name, rows in TABLES.items():
         between = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
         table = markdown(rows())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of Sphinx, which makes the site of these pages: see `launch/site.sh`."""
+"""Settings of Sphinx, which builds the site from these pages; see `launch/site.sh`."""
 
 import pathlib
 import re

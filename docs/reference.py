@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the API reference of the docstrings: `python docs/reference.py --out FOLDER`.
+"""Builds the API reference from docstrings: `python docs/reference.py --out FOLDER`.
 
-Ends with exit code 1, and a line for each, where a docstring or an annotation cannot be
-read, a public name is missing, or a link leads nowhere.
+Ends with exit code 1, and prints a line for each fault, if a docstring or an annotation
+cannot be read, a public name is missing, or a link leads nowhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def build(folder: pathlib.Path) -> list[str]:
-    """Writes the reference to a folder; returns what is wrong with it, one a line."""
+    """Writes the reference to a folder; returns its faults, one per line."""
     import pdoc
 
     for module in PUBLIC:
@@ -56,7 +56,7 @@ def build(folder: pathlib.Path) -> list[str]:
 
 
 def broken_links(folder: pathlib.Path) -> list[str]:
-    """The links between pages of a folder that lead to no page or no place in it."""
+    """The links between pages of a folder that lead nowhere."""
     pages = {path.resolve(): _Page(path) for path in folder.rglob("*.html")}
     broken = []
     for path, page in pages.items():

@@ -4,11 +4,11 @@
     python flags/generate.py                        those kept in this folder
     python flags/generate.py --all --out=FOLDER     also every pair of Taskonomy's tasks
 
-One file per trained model: the first task is the main one, the others are auxiliary.
-`docs/reproduce.md` says what is known of each experiment; a test sees that the files
-kept here are what the tables give. The follow-up's models (`uniform`, `optimised`) are
-those of Ghamizi et al., "Adversarial Robustness in Multi-Task Learning: Promises and
-Illusions", AAAI 2022.
+There is one file per trained model: the first task is the main one, the others are
+auxiliary. `docs/reproduce.md` says what we know about each experiment; a test checks
+that the files kept here match the tables. The follow-up's models (`uniform`,
+`optimised`) are those of Ghamizi et al., "Adversarial Robustness in Multi-Task
+Learning: Promises and Illusions", AAAI 2022.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def cityscapes() -> Iterator[Experiment]:
     """The paper's models on Cityscapes, and those of adversarial training."""
     for letters, (aux_weight, source) in CITYSCAPES.items():
         main = TASKS[letters[0]]
-        where = f"Lambda {aux_weight} is that of {source}." if source else ""
+        where = f"Lambda {aux_weight} is from {source}." if source else ""
         known = (
-            "The paper's clean mIoU is said to be about 48 %, the released models' "
-            "logs reach about 44 %; of its figures under attack none is known here."
+            "The paper's clean mIoU is said to be about 48 %; the released models' "
+            "logs reach about 44 %. We know none of its figures under attack."
             if main == "seg"
-            else "None of the paper's figures is known here."
+            else "We know none of the paper's figures."
         )
         claim = "E4" if main == "seg" else "E5"
         yield Experiment(
@@ -179,10 +179,10 @@ def cityscapes() -> Iterator[Experiment]:
             f"cityscapes_adversarial_{_join(letters)}",
             letters,
             f"Adversarial training on Cityscapes (claim E7), {_with(letters)}: PGD on "
-            "seg as in the released configuration. The released code can train one "
-            "task this way only, with batch norms in training mode during the attack "
-            "(--adversarial_batch_norm=training); lambda is that in the names of "
-            "released checkpoints. None of the paper's figures is known here.",
+            "seg as in the released configuration. The released code can train only "
+            "one task this way, with batch norms in training mode during the attack "
+            "(--adversarial_batch_norm=training); lambda is taken from the names of "
+            "released checkpoints. We know none of the paper's figures.",
             _ADVERSARIAL_COST,
             _CITYSCAPES_FLAGS + _ADVERSARIAL_FLAGS,
             _main("seg", aux_weight),
@@ -204,17 +204,17 @@ def taskonomy(all_pairs: bool) -> Iterator[Experiment]:
 def _taskonomy_pair(main: str, aux: str) -> Experiment:
     known = PAPER_LAMBDA.get(main, {}).get(aux)
     where = (
-        f"Lambda {known} is that of test_taskonomy_seg.py."
+        f"Lambda {known} is from test_taskonomy_seg.py."
         if known
-        else f"The paper's lambda is not known; {EXAMPLE_LAMBDA} is that of "
+        else f"The paper's lambda is not known; {EXAMPLE_LAMBDA} is from "
         "taskonomy_example.sh."
     )
     return Experiment(
         f"taskonomy_resnet18_{_join(main + aux)}",
         main + aux,
-        f"A model of the paper's on Taskonomy (claim E6), {_with(main + aux)}. "
-        f"{where + ' ' if aux else ''}None of its figures is known here. The released "
-        "data and losses are --as_released --loss_norm=all.",
+        f"One of the paper's models on Taskonomy (claim E6), {_with(main + aux)}. "
+        f"{where + ' ' if aux else ''}We know none of its figures. For the released "
+        "data and losses, add --as_released --loss_norm=all.",
         _TASKONOMY_COST,
         _taskonomy_flags(main + aux),
         _main(TASKS[main], known or EXAMPLE_LAMBDA),
@@ -228,9 +228,9 @@ def _follow_up(main: str, aux: str, optimised: bool) -> Experiment:
     return Experiment(
         f"taskonomy_{kind}_{_join(main + aux)}",
         main + aux,
-        f"A model of the follow-up (claims F1 to F3), {_with(main + aux)}, with {kind} "
-        "weights. Its tables 1 and 2 have the relative vulnerability of five tasks; "
-        "they were measured on the released data: --as_released --loss_norm=all.",
+        f"One of the follow-up's models (claims F1 to F3), {_with(main + aux)}, with "
+        f"{kind} weights. Its tables 1 and 2 give the relative vulnerability of five "
+        "tasks, measured on the released data: --as_released --loss_norm=all.",
         _TASKONOMY_COST,
         _taskonomy_flags(main + aux),
         rule if optimised else "--task_weights=equal",
@@ -256,12 +256,12 @@ def _with(letters: str) -> str:
 
 
 _CITYSCAPES_COST = (
-    "595 000 steps of one crop, of 0.7 s each on two cores: five days, or a GPU."
+    "595 000 steps of one crop, 0.7 s each on two cores: five days, or use a GPU."
 )
-_ADVERSARIAL_COST = "six times what training without attacks does."
+_ADVERSARIAL_COST = "six times as much as training without attacks."
 _TASKONOMY_COST = (
-    "150 epochs of steps of 32 pictures. A step takes 7 s on two cores, 9 s with two "
-    "tasks: this is for a GPU."
+    "150 epochs, in steps of 32 pictures. A step takes 7 s on two cores, 9 s with two "
+    "tasks, so use a GPU."
 )
 
 

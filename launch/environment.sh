@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by the other scripts: a virtual environment with mtr_tf in it, made once.
+# The other scripts source this: it makes a virtual environment with mtr_tf, once.
 #   MTR_VENV    where it is (default: .venv in the repository)
 #   MTR_PYTHON  which Python makes it (default: the newest of 3.13, 3.12, 3.11 found)
 set -euo pipefail
@@ -14,8 +14,8 @@ find_python() {
       return
     fi
   done
-  echo "error: Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no other builds), and" \
-    "none was found; install one, or name it in MTR_PYTHON." >&2
+  echo "error: Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no other builds), but none" \
+    "was found; install one, or name it in MTR_PYTHON." >&2
   return 1
 }
 
@@ -25,7 +25,7 @@ use_environment() {
   stamp="$venv/.mtr_tf-$extra-$(cksum <setup.py | tr ' ' -)"
   if [ ! -e "$stamp" ]; then
     python="$(find_python)"
-    echo "Setting up $venv (TensorFlow is a download of some 600 MB)..."
+    echo "Setting up $venv (TensorFlow is a download of about 600 MB)..."
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
     touch "$stamp"

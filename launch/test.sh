@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what the tests need and runs them all, the slow ones too, in two processes
-# (tests mostly keep one core busy). Arguments go to pytest: `bash launch/test.sh -m "not
+# Installs what the tests need and runs all tests, including slow ones, in two processes
+# (a test mostly keeps one core busy). Arguments go to pytest: `bash launch/test.sh -m "not
 # slow"` runs the quick ones. MTR_EXTRAS=cityscapes,torch also installs what the tests of
-# Cityscapes' own evaluator and of PyTorch's weights need; without, they are skipped.
+# Cityscapes' own evaluator and of PyTorch's weights need; otherwise they are skipped.
 . "$(dirname "$0")/environment.sh"
 use_environment "test${MTR_EXTRAS:+,$MTR_EXTRAS}"
 exec python -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mtr_tf: how robust each output of a multi-task vision model is.
+"""mtr_tf: find out how robust each output of a multi-task vision model is.
 
 In five lines, for any Keras model and any iterable of examples:
 
@@ -9,31 +9,22 @@ In five lines, for any Keras model and any iterable of examples:
     print(results.table())
     results.plot("curves.png")
 
-Measure and train models of one's own:
-
-- `evaluate` attacks a model, as `python -m mtr_tf.attack` does; `Results` is what it
-  gives.
-- `RobustnessCallback` shows in one's own `fit` how robust each output becomes.
-- `AdversarialModel` trains a model of one's own on attacked images.
-
-What the other commands do, each in one call with the names of its flags:
-
-- `train_model` trains one of our models; `evaluate("runs/NAME")` attacks it.
-- `compare_runs` puts finished attacks side by side.
-- `convert_weights` makes a run of PyTorch weights.
-- `reproduce_study` trains and attacks many models, and says which claims hold.
-
-Parts:
-
-- `attacks`: attacks by themselves, losses that they raise, objectives.
-- `data`: data sets, and how one's own become one.
-- `models`: our models.
-- `tasks`: what an output means and how it is scored; `tasks.Task` makes one's own.
-- `InputError`: what is raised where a user can put something right.
+Measure and train your own models: - `evaluate` attacks a model, like `python -m
+mtr_tf.attack`, and returns `Results`. - `RobustnessCallback` shows how robust each
+output becomes during your own `fit`. - `AdversarialModel` trains your own model on
+attacked images. The other commands as calls; arguments have the names of the flags: -
+`train_model` trains one of the built-in models; `evaluate("runs/NAME")` attacks it. -
+`compare_runs` compares finished attacks side by side. - `convert_weights` turns PyTorch
+weights into a run. - `reproduce_study` trains and attacks many models, and says which
+claims hold. Parts: - `attacks`: attacks by themselves, the losses that they raise,
+objectives. - `data`: data sets, including your own. - `models`: the built-in models. -
+`tasks`: what an output means and how it is scored; declare your own as `tasks.Task`. -
+`InputError`: raised for mistakes that you can fix.
 
 A Keras 3 / TensorFlow implementation of "Multitask Learning Strengthens Adversarial
 Robustness" (Mao et al., ECCV 2020, arXiv 2007.07236). Importing this package does not
-import TensorFlow, so that `--help` is instant; what is above does, when it is used.
+import TensorFlow, so `--help` is instant; TensorFlow is imported when one of the names
+above is used.
 """
 
 from __future__ import annotations

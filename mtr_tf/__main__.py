@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says which commands there are, a line each.
+"""Lists the commands, one per line.
 
 python -m mtr_tf
 python -m mtr_tf --version
@@ -19,13 +19,16 @@ COMMANDS = ("train", "attack", "compare", "reproduce", "convert", "export")
 
 
 def listing() -> str:
-    """All commands, with the first line of what each says of itself."""
+    """All commands, each with the first line of its description."""
     lines = [f"mtr_tf {mtr_tf.__version__}: python -m mtr_tf.NAME, and --help", ""]
     for name in COMMANDS:
         file = pathlib.Path(__file__).with_name(f"{name}.py")
         about = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or ""
         lines.append(f"  {name:10} {about.splitlines()[0]}")
-    lines += ["", f"Pages are in {_shared('docs')}, flagfiles in {_shared('flags')}."]
+    lines += [
+        "",
+        (f"The pages are in {_shared('docs')}, the flagfiles in {_shared('flags')}."),
+    ]
     return "\n".join(lines)
 
 
@@ -45,11 +48,11 @@ def run() -> None:
     elif not given or given[0].lstrip("-") in ("h", "help", "?"):
         print(listing())
     elif given[0] in COMMANDS:
-        sys.exit(f"error: it is called by python -m mtr_tf.{given[0]}, with a dot.")
+        sys.exit(f"error: write python -m mtr_tf.{given[0]}, with a dot.")
     else:
         hint = errors.did_you_mean(given[0], COMMANDS)
         sys.exit(
-            f"error: mtr_tf takes --version or nothing, got {given[0]!r}.{hint} "
+            f"error: mtr_tf takes only --version, or nothing; got {given[0]!r}.{hint} "
             "`python -m mtr_tf` lists the commands."
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks a trained model, prints a table, and keeps the results beside the model.
+"""Attacks a trained model, prints a table, and keeps the results with the model.
 
 Example:
   python -m mtr_tf.attack --ckpt=runs/NAME --attack=pgd,fgsm --eps=2,8
@@ -7,8 +7,9 @@ Example:
 
 All combinations of --attack, --eps and --attack_tasks are run. Results go to
 RUN/attacks/NAME: results.json, results.csv, curves.png, gallery.png, and TensorBoard's
-files. Finished combinations are kept there: the same command does none of them twice.
---measure adds what the theory speaks of, such as gradient norms of groups of tasks.
+files. Finished combinations are kept there, so the same command does none of them
+twice. --measure adds quantities of the theory, such as gradient norms of groups of
+tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mtr_tf.config.attack import AttackConfig
 
 
 def main(config: AttackConfig) -> None:
-    """Attacks; raises `InputError` for what the user can put right."""
+    """Attacks; raises `InputError` for mistakes that the user can fix."""
     startup.import_tensorflow(config.deterministic)
     from mtr_tf import attack_job
 
@@ -33,7 +34,7 @@ def run() -> None:
         __doc__,
         (AttackConfig,),
         main,
-        "Finished combinations are kept; the same command goes on with the others.",
+        "Finished combinations are kept; the same command continues with the others.",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks a trained model as `AttackConfig` says, and leaves a folder of results.
+"""Attacks a trained model as `AttackConfig` says, and writes a folder of results.
 
 RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  results.json     a record per attack, task and metric; also .csv
@@ -10,6 +10,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  cells/           what is finished, so that nothing is run twice
                  examples/        with --save_examples
                  predictions/     with --export_predictions (`cityscapes_export`)
+                 consistency.json how well outputs agree (`evaluation.consistency`)
                  measures.json    with --measure (`measures.measure`)
 """
 
@@ -25,7 +26,9 @@ from absl import logging
 
 import mtr_tf
 from mtr_tf import files
+from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
@@ -35,6 +38,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
 from mtr_tf.evaluation import own_targets
@@ -66,17 +70,18 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
+from mtr_tf.tasks import more_metrics
 
 # Settings that older folders were not named with, where they say nothing.
-_LATER = {"attack_channels": [], "targets": "data"}
+_LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def attack(config: AttackConfig) -> str:
-    """Runs what is not finished, writes the folder, returns the text to print.
+    """Runs what is not finished yet, writes the folder, and returns the text to print.
 
     Raises:
-      InputError: Settings, checkpoint and data do not go together; before anything is
-        written or attacked.
+      InputError: The settings, the checkpoint and the data do not fit together; raised
+        before anything is written or attacked.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -86,22 +91,24 @@ def attack(config: AttackConfig) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Attacked:
-    """What attacks came to.
+    """The results of attacks.
 
     Attributes:
       clean: The result of the clean images.
       results: Those of the attacks, in the order of the cells.
       records: All of it as `results.json` has it.
+      consistency: How well outputs agree that determine each other, likewise.
     """
 
     clean: Result
     results: list[Result]
     records: list[Record]
+    consistency: list[Record]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a job came to: what attacks did (None: there were none), and measures."""
+    """The results of a job: of its attacks (None: there were none) and its measures."""
 
     attacked: Attacked | None
     measures: list[dict[str, Any]]
@@ -110,18 +117,19 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that an attack needs; what can be wrong with its settings was said.
+    """All that an attack needs, after its settings were checked.
 
     Attributes:
       config: The settings.
       subject: The model, its images, and how to go through them.
       cells: The attacks.
       measures: What is measured; None for nothing.
-      provenance: What results depend on beside the attack.
-      warnings: What must be said wherever results are, as sentences.
+      provenance: What results depend on besides the attack.
+      warnings: Sentences to show wherever results are shown.
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
+      images: Which images those of the subject are, in words.
     """
 
     config: AttackConfig
@@ -133,6 +141,7 @@ class Job:
     checkpoint_step: int | None
     folder: pathlib.Path
     predictions: Predictions | None
+    images: str
 
     def run(self, write: bool = True) -> Outcome:
         """Runs what is not finished; finished cells are kept in the folder.
@@ -183,13 +192,21 @@ class Job:
             store.rows_file,
             subject.tasks,
         )
-        return Attacked(clean, results, records)
+        targets = {}
+        if config.targets != OWN_TARGETS:
+            targets = consistency.of_targets(
+                subject.relations, subject.columns, subject.num_examples
+            )
+        agree = consistency.records(subject.relations, clean, results, targets)
+        return Attacked(clean, results, records, agree)
 
     def _write(self, attacked: Attacked) -> str:
         """Writes what shows of the attacks; returns the text to print."""
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
+        if attacked.consistency:
+            files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
         gallery.save_run(clean, results, folder / "gallery.png")
@@ -197,7 +214,12 @@ class Job:
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks
         )
-        return tables.printed(config.format, self.title, records, folder)
+        told = tables.printed(
+            config.format, self.title, records, folder, config.metrics
+        )
+        if attacked.consistency and config.format == "text":
+            told += "\n\n" + tables.consistency(attacked.consistency)
+        return told
 
     @property
     def title(self) -> str:
@@ -208,7 +230,7 @@ class Job:
         if config.targets == OWN_TARGETS:
             own = ", agreement with the model's own clean outputs (--targets=own)"
         return (
-            f"{config.ckpt} on {subject.num_examples} images of {subject.info.name} "
+            f"{config.ckpt} on {self.images} of {subject.info.name} "
             f"{config.split}{own}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
 
@@ -228,7 +250,10 @@ class Job:
         table = measure_files.write(records, self.folder)
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
-        images = f"{subject.num_examples} images of {subject.info.name}"
+        images = f"{self.images} of {subject.info.name}"
+        if self.config.attack_channels:
+            names = "+".join(map(str, self.config.attack_channels))
+            images = f"channels {names} of {images}"
         return f"measured on {images} {self.config.split}:\n\n{table}\n{note}"
 
 
@@ -238,12 +263,12 @@ def resolve(
     file: File | None = None,
     folder: pathlib.Path | None = None,
 ) -> Job:
-    """Loads models and data, and complains of all that cannot be; writes nothing.
+    """Loads models and data, and checks that they fit together; writes nothing.
 
     Args:
       config: The settings.
       source: The data; None: those that the settings name.
-      file: The model, if it is one of the user's own that is loaded; None: that which
+      file: The model, if it is the user's own and loaded already; None: the one that
         the settings name.
       folder: Where results go; None: a folder beside the model.
 
@@ -251,16 +276,23 @@ def resolve(
       InputError: Settings, checkpoint and data do not go together.
     """
     strategy = _start(config)
+    small = _small_radii(config)
     own_data = source or loading.own_data(config)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
     names = groups.select(config.tasks, run.tasks, "--tasks")
     source = loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
-    run = model_fit.fitted(run, source.info, names)
+    with strategy.scope():
+        run, source_run = loading.with_inputs(run, source_run, columns.layout)
+    columns = columns if run.packed else columns.without_inputs()
+    taken = source.info.with_layout(columns.layout)
+    run = model_fit.fitted(run, taken, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
+    channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
-    attacked = tuple(t for t in tasks if any(t in cell.tasks for cell in cells))
+    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)
@@ -268,7 +300,7 @@ def resolve(
         groups.check_has(attacked, source_run.tasks, "--source_ckpt")
         source_run = model_fit.fitted(
             source_run,
-            source.info,
+            taken,
             attacked,
             "the model of --source_ckpt",
             "--source_heads",
@@ -306,6 +338,7 @@ def resolve(
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
+        image_channels=source.info.image_shape[2] if run.packed else None,
     )
     named = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
@@ -327,10 +360,11 @@ def resolve(
         cells=cells,
         measures=measure.settings_of(config, tasks) if config.measure else None,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=tuple(warnings),
+        warnings=(*small, *warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
+        images=_images(count, len(columns), source.is_cut),
     )
 
 
@@ -347,7 +381,6 @@ def _start(config: AttackConfig) -> tf.distribute.Strategy:
     """Returns where it computes."""
     if config.strategy == "auto":
         cluster.refuse("mtr_tf.attack")
-    _warn_of_small_radii(config)
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     return strategy
@@ -388,18 +421,29 @@ def _cells(
     return tuple(plan.make_cells(config, tasks, info.classes, scale))
 
 
-def _warn_of_small_radii(config: AttackConfig) -> None:
-    """Says what radii mean where they look as if meant for images in [0, 1]."""
+def _images(count: int, total: int, is_cut: bool) -> str:
+    """So many images of all, in words; `is_cut`: there are more than the total."""
+    if total > count:
+        return f"the first {count} of {total} images"
+    return f"the first {count} images" if is_cut else f"{count} images"
+
+
+def _small_radii(config: AttackConfig) -> list[str]:
+    """Says what radii mean where they look as if meant for images in [0, 1].
+
+    Returns:
+      That, as a warning for the results, of radii that hardly change a picture.
+    """
     radius = max(config.eps)
-    if config.norm == "linf" and 0 < radius <= 1:
-        logging.warning(
-            "--eps is in levels of 0-255 under --norm=linf, so that %g is %g of an "
-            "image in [0, 1]; for %g of it give --eps=%g",
-            radius,
-            radius / 255,
-            radius,
-            radius * 255,
-        )
+    if config.norm != "linf" or not 0 < radius <= 1 or config.attack == NO_ATTACK:
+        return []
+    said = (
+        f"--eps is in levels of 0-255 under --norm=linf, so {radius:g} means "
+        f"{radius / 255:.3g} in an image in [0, 1]; if you meant {radius:g}, give "
+        f"--eps={radius * 255:g}"
+    )
+    logging.warning("%s", said)
+    return [said] if radius < LEAST_LEVELS else []
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
@@ -442,4 +486,5 @@ def _provenance(
         seed=config.seed,
         batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
+        targets=config.targets,
     )

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts finished attacks on several models side by side; computes nothing new.
+"""Compares finished attacks on several models side by side; computes nothing new.
 
 Example:
   python -m mtr_tf.compare --runs=runs/a,runs/b --plot=compare.png
   python -m mtr_tf.compare --runs=runs/a,my.keras --task=seg --format=markdown
 
-Attacks are matched by their settings, whatever their folders are called: each attack
-that all models share gives a table for each task, of how it holds up when it alone is
-attacked. Then, for models of several tasks, how much of its single-task rise in loss
-each task suffers when tasks are attacked together.
+Attacks are matched by their settings, whatever their folders are called. Each attack
+that all models share gives one table per task, which shows how the task holds up when
+it alone is attacked. For models with several tasks, another table compares the rise in
+each task's loss when tasks are attacked together with the rise when it is attacked
+alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 
-_PICTURES = (".png", ".pdf", ".svg")
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig(Settings):
@@ -33,15 +32,18 @@ class CompareConfig(Settings):
 
     runs: tuple[str, ...] = setting(
         (),
-        "What has been attacked: run directories, .keras files, or folders "
-        "RUN/attacks/NAME. Required.",
+        "What to compare, after it was attacked: run directories, .keras files, or "
+        "folders RUN/attacks/NAME. Required.",
         path=True,
     )
     name: str = setting(
-        "", "Only results in the folders RUN/attacks/NAME; empty: all finished attacks."
+        "",
+        "Use only the results in the folders RUN/attacks/NAME; empty: all "
+        "finished attacks.",
     )
     attack: tuple[str, ...] = setting(
-        (), "Attacks to compare, such as pgd; empty: all that the models share."
+        (),
+        "Attacks to compare, such as pgd; empty: all that the models have in common.",
     )
     task: tuple[str, ...] = setting(
         (), "Tasks to compare; empty: all that were attacked alone in all models."
@@ -50,21 +52,18 @@ class CompareConfig(Settings):
     format: str = FORMAT
     plot: str = setting(
         "",
-        "Also draw the curves into this file: .png, .pdf or .svg; one per table.",
+        "Also plot the curves in this file (.png, .pdf or .svg), one plot per table.",
         path=True,
     )
 
 
 def main(config: CompareConfig) -> None:
-    """Prints the tables; raises `InputError` for what the user can put right."""
+    """Prints the tables; raises `InputError` for mistakes that the user can fix."""
     if not config.runs:
-        raise InputError("--runs must name one or more attacked runs; it is empty.")
+        raise InputError("--runs must name one or more attacked runs, but it is empty.")
     plot = pathlib.Path(config.plot)
-    if config.plot and plot.suffix.lower() not in _PICTURES:
-        raise InputError(
-            f"--plot must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
-            f"{config.plot!r}."
-        )
+    if config.plot:
+        files.check_picture("--plot", plot)
     from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a run to attack out of a PyTorch file of DRN or ResNet weights.
+"""Turns a PyTorch file of DRN or ResNet weights into a run that can be attacked.
 
 Example:
   python -m mtr_tf.convert --torch=drn_d_22_sdA.pth.tar --model=drn_d_22 --tasks=s,d,A
   python -m mtr_tf.attack --ckpt=runs/drn_d_22_sdA --data_dir=DIR
 
-Takes the paper's released checkpoints, the official DRN weights for segmentation and
+It reads the paper's released checkpoints, the official DRN weights for segmentation and
 classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torch]'.
 """
 
@@ -50,42 +50,42 @@ class ConvertConfig(Settings):
     """What `python -m mtr_tf.convert` takes."""
 
     torch: str = setting(
-        "", "File that torch.save wrote: the weights. Required.", path=True
+        "", "File with the weights, written by torch.save. Required.", path=True
     )
     model: str = setting(
         "drn_d_22", "Architecture of the weights: a DRN or ResNet of mtr_tf.models."
     )
     tasks: tuple[str, ...] = setting(
-        (), "Tasks to take over, as in mtr_tf.train; empty: all that the file has."
+        (), "Tasks to convert, as in mtr_tf.train; empty: all that the file has."
     )
     workdir: str = setting(
-        "", "Run directory to make; empty: runs/ and FILE's name.", path=True
+        "", "Run directory to create; empty: runs/ and FILE's name.", path=True
     )
     decoders: str = setting(
         "auto",
-        "One decoder per task, or one for all with a last layer per task; auto: "
-        "shared for DRNs, if those in the file are equal, else separate.",
+        "separate: one decoder per task. shared: one for all, with a last layer per "
+        "task. auto: shared for DRNs if the decoders in the file are equal, otherwise "
+        "separate.",
         choices=("auto", "separate", "shared"),
     )
     num_classes: int = setting(
         0,
-        "Classes of seg; 0: as in the file. A ResNet's file may have one more, which "
-        "is left out: the released Taskonomy models have 18 outputs for 17 classes "
-        "(18 go with --as_released, 17 with --noas_released).",
+        "Number of classes of seg; 0: as in the file. A ResNet's file may have one "
+        "more, which is dropped: the released Taskonomy models have 18 outputs for 17 "
+        "classes (use 18 with --as_released, 17 with --noas_released).",
         low=0,
         high=10_000,
     )
     normalize: str = setting(
         "auto",
-        "What the model subtracts from pictures in [0, 1] and divides by; auto: "
-        "cityscapes for DRNs, minus_one_to_one for ResNets, imagenet for files of "
-        "classification networks.",
+        "How the model standardises images in [0, 1]; auto: cityscapes for DRNs, "
+        "minus_one_to_one for ResNets, imagenet for files of classification networks.",
         choices=("auto", *NORMALIZATIONS),
     )
     dataset: str = setting(
         "",
-        "Data set that the run is to be attacked on; empty: cityscapes for DRNs, "
-        "taskonomy for ResNets.",
+        "Data set to attack the run on; empty: cityscapes for DRNs, taskonomy for "
+        "ResNets.",
     )
     data_dir: str = setting("", "Folder of the data, for mtr_tf.attack.", path=True)
     image_size: str = setting(
@@ -95,7 +95,7 @@ class ConvertConfig(Settings):
     )
     depth_target: str = setting(
         "released",
-        "What cityscapes' depth is, as in mtr_tf.train; released models predict "
+        "Unit of cityscapes' depth, as in mtr_tf.train; released models predict "
         "`released`.",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )
@@ -103,7 +103,7 @@ class ConvertConfig(Settings):
         True, "Read taskonomy as the released code does, as in mtr_tf.train."
     )
     seed: int = setting(
-        0, "Seed of what the file has no weights for.", low=0, high=2**32 - 1
+        0, "Seed for layers that the file has no weights for.", low=0, high=2**32 - 1
     )
 
     def __post_init__(self):
@@ -117,9 +117,11 @@ class ConvertConfig(Settings):
 
 
 def main(config: ConvertConfig) -> None:
-    """Converts; raises `InputError` for what the user can put right."""
+    """Converts; raises `InputError` for mistakes that the user can fix."""
     if not config.torch:
-        raise InputError("--torch must name a file of PyTorch weights; it is empty.")
+        raise InputError(
+            "--torch must name a file of PyTorch weights, but it is empty."
+        )
     cluster.refuse("mtr_tf.convert")
     startup.import_tensorflow()
     workdir = convert(config)
@@ -129,8 +131,9 @@ def main(config: ConvertConfig) -> None:
 def convert(config: ConvertConfig) -> pathlib.Path:
     """Reads the file and writes the run directory; returns where.
 
-    The directory gets conversion.json (what was taken, and what left out), model.keras
-    and, last of all, what makes it a run. The same command again finds it done.
+    The directory gets conversion.json (what was converted and what left out),
+    model.keras and, last of all, the file that makes it a run. If the command is
+    repeated, it finds that everything is done.
 
     Raises:
       InputError: The file cannot be read, does not fit the model, or the directory
@@ -154,7 +157,7 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     directory.check_path(workdir)
     with files.locked(workdir):
         if _is_done(workdir, about, run_config):
-            logging.info("%s is converted already", workdir)
+            logging.info("%s has been converted already", workdir)
             return workdir
         model, said = _model(config, run_config, found)
         for sentence in said:
@@ -189,8 +192,8 @@ def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:
         )
     if not config.tasks and not found.tasks:
         raise InputError(
-            "--tasks must say which heads the model gets, since the file has none; "
-            "it is empty."
+            "--tasks must say which heads the model gets, because the file has none, "
+            "but it is empty."
         )
     return TrainConfig(
         tasks=resolve(config.tasks or found.tasks),
@@ -219,8 +222,8 @@ def _model(
     classes = config.num_classes or stored
     if classes is None and "seg" in run_config.tasks:
         raise InputError(
-            "--num_classes must say how many classes seg has, since the file has no "
-            "head for it; it is 0."
+            "--num_classes must say how many classes seg has, because the file has no "
+            "head for it, but it is 0."
         )
     drn = models.MODELS[config.model].family != "resnet"
     unused_class = not drn and stored == (classes or 0) + 1
@@ -242,10 +245,12 @@ def _model(
     )
     said = torch_weights.assign(model, found, unused_class)
     if unused_class:
-        said.append(f"the last of the {stored} outputs of seg is left out.")
+        said.append(f"the last of the {stored} outputs of seg is dropped.")
     if "seg" in run_config.tasks and drn:
-        said.append("seg gives logits: the log-softmax after them is the loss's.")
-    said.append(f"pictures are standardised as for {normalization}.")
+        said.append(
+            "seg gives logits: the log-softmax that follows them is part of the loss."
+        )
+    said.append(f"images are standardised as for {normalization}.")
     return model, said
 
 
@@ -263,8 +268,8 @@ def _is_done(workdir: pathlib.Path, about: dict, run_config: TrainConfig) -> boo
     holds = [name for name in names if (workdir / name).exists()]
     if holds:
         raise InputError(
-            f"{workdir} holds something else ({', '.join(holds)}); give another "
-            "--workdir."
+            f"{workdir} already holds something else ({', '.join(holds)}); give "
+            "another --workdir."
         )
     return False
 
@@ -276,8 +281,8 @@ def run() -> None:
         __doc__,
         (ConvertConfig,),
         main,
-        "A run that is converted is whole; of one that is not, nothing counts, and the "
-        "same command starts it again.",
+        "A run whose conversion has not finished cannot be used; the same command "
+        "starts it again.",
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can put right, and a hint at what was meant."""
+"""The exception for mistakes that a user can fix, and hints at what was meant."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _NEAR = 0.65  # Words that are less alike are no hint.
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
 
 
+NOTE = "note: "  # Begins a warning that is no doubt about numbers, only about them.
+
+
 class InputError(ValueError):
     """A setting, file or argument cannot be used as given.
 
@@ -22,14 +25,14 @@ class InputError(ValueError):
 
 
 def present(value: T | None, what: str) -> T:
-    """A value that may be None by its type, where the caller knows that it is not.
+    """A value whose type allows None, if the caller knows that it is not None.
 
     Args:
       value: What is there.
       what: A few words for it.
 
     Raises:
-      TypeError: It is None after all, which is a fault of the code.
+      TypeError: It is None after all, which is a bug.
     """
     if value is None:
         raise TypeError(f"{what} must be there, got None.")
@@ -37,7 +40,7 @@ def present(value: T | None, what: str) -> T:
 
 
 def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> str:
-    """Returns ` Did you mean 'x'?` of the nearest known word; empty if none is near.
+    """Returns ` Did you mean 'x'?` for the nearest known word; empty if none is near.
 
     Args:
       given: What the user has written.
@@ -51,13 +54,14 @@ def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> s
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant; None if none is near.
 
-    Near is a word that most letters are of in their order, that begins so, or whose
-    parts do (`lr` for `learning_rate`).
+    A word is near if it has most of the letters in the same order, begins in the same
+    way, or its parts do (`lr` for `learning_rate`), or if it is short for the other
+    (`checkpoint` for `ckpt`).
     """
-    words = list(known)
-    likeness = [_likeness(given.lower(), word.lower()) for word in words]
-    best = max(likeness, default=0.0)
-    return words[likeness.index(best)] if best >= _NEAR else None
+    likeness = {word: _likeness(given.lower(), word.lower()) for word in known}
+    best = max(likeness.values(), default=0.0)
+    nearest = [word for word in likeness if likeness[word] == best]
+    return min(nearest, key=len) if best >= _NEAR else None
 
 
 def _likeness(given: str, word: str) -> float:
@@ -66,7 +70,18 @@ def _likeness(given: str, word: str) -> float:
     begins = len(given) > 2 and word.startswith(given)
     if begins or (len(given) > 1 and given == initials):
         return 0.9
-    return difflib.SequenceMatcher(None, given, word).ratio()
+    least = 0.0
+    ends = given.startswith(word) or given[-1:] == word[-1:]
+    letters = iter(given)
+    found = all(letter in letters for letter in word)  # In this order.
+    if found and ends and len(word) > 2 and given[0] == word[0]:
+        least = 0.8
+    return max(least, difflib.SequenceMatcher(None, given, word).ratio())
+
+
+def doubts_first(warnings: Iterable[str]) -> list[str]:
+    """Doubts about numbers, and then what is only to be known (`NOTE`)."""
+    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def first_line(error: Exception) -> str:
@@ -78,7 +93,7 @@ def first_line(error: Exception) -> str:
 
 
 def input_error_within(error: Exception) -> str | None:
-    """What an `InputError` said that TensorFlow passes on in an error of its own.
+    """The message of an `InputError` that TensorFlow passes on in its own error.
 
     It was raised while a batch was read, or is the sentence of a failed assertion
     (`attacks.base.require`), whose parts TensorFlow puts in brackets. None for any

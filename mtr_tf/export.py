@@ -5,8 +5,8 @@ Example:
   python -m mtr_tf.export --ckpt=runs/NAME --out=exported
 
 DIR/saved_model/  for TensorFlow Serving, TFLite and others; outputs are named by task
-    model.keras   layers of Keras's own: keras.saving.load_model needs nothing else
-    model.json    what goes in and comes out: sizes, ranges, units, names of classes
+    model.keras only Keras's own layers: keras.saving.load_model needs nothing else
+    model.json what goes in and comes out: sizes, ranges, units, names of classes
 
 Both give the outputs of the run's model.
 """
@@ -46,23 +46,26 @@ class ExportConfig(Settings):
     )
     out: str = setting(
         "",
-        "Folder to write: a new one, or an earlier export. Required.",
+        "Folder to write to: a new one, or an earlier export. Required.",
         path=True,
     )
     dataset: str = setting(
         "",
-        "Data set of a checkpoint's run, if it is one of your own (module:function).",
+        "For a checkpoint whose run used your own data set: that data set, "
+        "module:function.",
     )
     data_dir: str = setting(
-        "", "Folder of a checkpoint's data; empty: as in training.", path=True
+        "",
+        "For a checkpoint: the folder of the data; empty: as in training.",
+        path=True,
     )
 
 
 def main(config: ExportConfig) -> None:
-    """Exports; raises `InputError` for what the user can put right."""
+    """Exports; raises `InputError` for mistakes that the user can fix."""
     for flag in ("ckpt", "out"):
         if not getattr(config, flag):
-            raise InputError(f"--{flag} must be given; it is empty. See --help.")
+            raise InputError(f"--{flag} must be given, but it is empty; see --help.")
     out = pathlib.Path(config.out)
     _check_out(out)
     cluster.refuse("mtr_tf.export")
@@ -77,8 +80,8 @@ def main(config: ExportConfig) -> None:
     )
     if run.config is None:
         raise InputError(
-            f"--ckpt must be a run of mtr_tf.train or mtr_tf.convert; {config.ckpt} is "
-            "a .keras file, which is what an export makes."
+            "--ckpt must be a run of mtr_tf.train or mtr_tf.convert, but "
+            f"{config.ckpt} is a .keras file, which needs no export."
         )
     write(run, plain.plain(run.model), out)
     logging.info("the model is in %s: saved_model/, model.keras and %s", out, _ABOUT)
@@ -87,11 +90,11 @@ def main(config: ExportConfig) -> None:
 def _check_out(out: pathlib.Path) -> None:
     """Raises `InputError` for a place that holds something else."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out must be a directory, got the file {out}.")
+        raise InputError(f"--out must be a directory, but {out} is a file.")
     if out.is_dir() and any(out.iterdir()) and not (out / _ABOUT).exists():
         raise InputError(
-            f"--out must be a new folder, or one that mtr_tf.export wrote; {out} holds "
-            "something else. Give another."
+            f"--out must be a new folder, or one that mtr_tf.export wrote, but {out} "
+            "holds something else; give another."
         )
 
 
@@ -181,7 +184,7 @@ def run() -> None:
         __doc__,
         (ExportConfig,),
         main,
-        "The export is not whole; the same command starts it again.",
+        "The export is not complete; the same command starts it again.",
     )
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, JSON, CSV, and locks on directories.
 
-Each file is written beside, flushed and renamed. What is read is opened here, so that
-what is no plain file is refused, and an error of the system is told in one way.
+Each file is written under another name, flushed and renamed. Files to read are opened
+here too, so that anything but a plain file is refused, and all system errors are
+reported in the same way.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ DAMAGED = (
 
 
 _MOST_UNPACKED = 20  # Times the size of a zip file of weights.
+_PICTURES = (".png", ".pdf", ".svg")
 _FEW_WORDS = 200  # Characters.
 _SMALL = 2**26  # Bytes that any zip file may have inside.
 _FORMULA = tuple(
@@ -77,9 +79,18 @@ def check_local(name: str, path: str | os.PathLike) -> None:
     """
     if is_remote(path):
         raise InputError(
-            f"{name} must be a path in a file system of this machine, got "
-            f"{os.fspath(path)!r}; mount what it names as a folder, or copy it, and "
-            "give the path here."
+            f"{name} must be a path in this machine's file system; got "
+            f"{os.fspath(path)!r}. Mount it as a folder or copy it, and give the "
+            "local path."
+        )
+
+
+def check_picture(name: str, path: str | os.PathLike) -> None:
+    """Raises `InputError` unless plots can be written into a file of that ending."""
+    if pathlib.Path(path).suffix.lower() not in _PICTURES:
+        raise InputError(
+            f"{name} must end with {', '.join(_PICTURES[:-1])} or {_PICTURES[-1]}; got "
+            f"{os.fspath(path)!r}."
         )
 
 
@@ -117,9 +128,9 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of writing into `InputError`: a full disk, a folder without rights.
+    """Turns errors while writing into `InputError`: a full disk, missing permission.
 
-    A full disk is told by TensorFlow's errors as well as by Python's.
+    A full disk may raise TensorFlow's errors as well as Python's.
     """
     try:
         yield
@@ -132,13 +143,13 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         if full:
             raise InputError(
                 f"no space is left on the disk to write {path}; what was there before "
-                "is kept. Free some space, then repeat the command to go on."
+                "is kept. Free some space, then repeat the command to continue."
             ) from error
         if not isinstance(error, OSError):
             raise
         raise InputError(
             f"{path} cannot be written: {error.strerror or error}. Give another "
-            "directory, or the right to write there."
+            "directory, or get permission to write there."
         ) from error
 
 
@@ -149,18 +160,18 @@ def what_failed(error: OSError) -> str | None:
     path = os.fsdecode(error.filename)
     reason = error.strerror or str(error)
     if os.path.islink(path) and not os.path.exists(path):
-        reason = "it is a link that leads nowhere"
+        reason = "it is a broken link"
     return (
-        f"{path} cannot be used: {reason}. Give another file or directory, or the "
-        "right to use this one."
+        f"{path} cannot be used: {reason}. Give another file or directory, or get "
+        "permission to use this one."
     )
 
 
 def opened(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file to read bytes; never waits for what is a pipe or a device.
+    """Opens a file to read bytes; never waits for a pipe or a device.
 
     Raises:
-      OSError: It cannot be opened, or is no plain file.
+      OSError: It cannot be opened, or is not a plain file.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(number).st_mode
@@ -169,7 +180,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     os.close(number)
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise OSError(errno.EINVAL, "it is a pipe or a device and no file", str(path))
+    raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
 
 
 def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
@@ -181,26 +192,26 @@ def read_bytes(path: str | os.PathLike, largest: int | None = None) -> bytes:
 
 
 def check_size(size: int, largest: int, name: str) -> None:
-    """Raises `InputError` for a file of others that would fill the memory.
+    """Raises `InputError` for somebody else's file if it would fill the memory.
 
     Args:
       size: In bytes, once it is unpacked.
-      largest: What a sound file of its kind may have at most.
+      largest: The most that a valid file of its kind may have.
       name: The file's, for the message.
     """
     if size > largest:
         raise InputError(
-            f"'{name}' would take {size:,} bytes of memory, and must take "
-            f"{largest:,} at most; it is no file of its kind, or damaged: fetch it "
-            "again, or remove it."
+            f"'{name}' would take {size:,} bytes of memory, but at most {largest:,} "
+            "are allowed; it is damaged or not the kind of file that its name says. "
+            "Download it again, or remove it."
         )
 
 
 def check_unpacked(path: str | os.PathLike) -> None:
     """Raises `InputError` for a zip file that holds far more than its size.
 
-    Weights hardly shrink when they are packed: what becomes many times as large is made
-    to fill the memory. A file that is no zip is not looked at.
+    Weights hardly shrink when they are packed, so a file that becomes many times larger
+    is made to fill the memory. Files that are not zips are not checked.
 
     Raises:
       Exception: One of DAMAGED: the zip's list of files cannot be read.
@@ -369,7 +380,7 @@ def lock(file: IO[Any], wait: bool = False) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         logging.warning(
-            "%s cannot be locked (%s): run no second command with this directory",
+            "%s cannot be locked (%s): do not run a second command in this directory",
             file.name,
             error.strerror,
         )

@@ -2,12 +2,11 @@
 """Runs a study: trains, attacks, measures, and says which claims hold.
 
 Example:
-  python -m mtr_tf.reproduce                          says which studies there are
-  python -m mtr_tf.reproduce --study=rooms-quick
-  python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
+  python -m mtr_tf.reproduce lists the studies python -m mtr_tf.reproduce
+  --study=rooms-quick python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
 
-What is done is kept in --workdir: the same command goes on where the last one stopped.
-The report is WORKDIR/report/index.html.
+Finished work is kept in --workdir: the same command continues where the last one
+stopped. The report is WORKDIR/report/index.html.
 """
 
 from __future__ import annotations
@@ -35,49 +34,51 @@ class ReproduceConfig(Settings):
 
     study: str = setting(
         "",
-        "Name of a study that comes with mtr_tf, or path of a .toml file of your own. "
-        "Empty: lists the studies.",
+        "Name of a study that comes with mtr_tf, or path of your own .toml file. "
+        "Empty: list the studies.",
         path=True,
     )
     workdir: str = setting("", "The study's folder; empty: runs/study-NAME.", path=True)
     workers: int = setting(
         0,
-        "Processes at a time, each with one GPU or one thread; 0: one per GPU, or per "
-        "core where there is no GPU.",
+        "Number of processes at a time, each with one GPU or one thread; 0: one per "
+        "GPU, or one per core if there is no GPU.",
         low=0,
         high=1024,
     )
     seeds: tuple[int, ...] = setting(
-        (), "Seeds to take instead of the study's.", low=0, high=2**32 - 1
+        (), "Seeds to use instead of the study's.", low=0, high=2**32 - 1
     )
     only: tuple[str, ...] = setting(
         (), "Train and attack only these variants; empty: all."
     )
     dataset: str = setting(
         "",
-        "Data set to take instead of the study's; models with tasks that it has not "
-        "are left out.",
+        "Data set to use instead of the study's; models with tasks that it does not "
+        "have are left out.",
     )
     data_dir: str = setting("", "Folder of the data; empty: as in training.", path=True)
     image_size: str = setting(
-        "", "Size of pictures to take instead of the study's: 96x128, or one number."
+        "", "Image size to use instead of the study's: 96x128, or one number."
     )
     report: bool = setting(
-        False, "Train and attack nothing; only write the report of what is there."
+        False,
+        "Train and attack nothing; only write the report from the results that "
+        "are there.",
     )
     export: str = setting(
         "",
-        "Folder to copy the report's README.md, tables and main plots to, to keep in a "
-        "repository.",
+        "Copy the report's README.md, tables and main plots to this folder, to keep "
+        "in a repository.",
         path=True,
     )
     dry_run: bool = setting(
-        False, "Only list what would be done, and the commands for it."
+        False, "Only list the cells that would be run, with their commands."
     )
 
 
 def main(config: ReproduceConfig) -> None:
-    """Runs a study; raises `InputError` for what the user can put right."""
+    """Runs a study; raises `InputError` for mistakes that the user can fix."""
     from mtr_tf.cli import startup
 
     if not config.study:
@@ -119,7 +120,7 @@ def main(config: ReproduceConfig) -> None:
             with files.locked(workdir):
                 runner.write(computes=False)
         except files.InUse:
-            logging.info("the study runs; the report is of what is done so far")
+            logging.info("the study is running; the report covers what is done so far")
     else:
         with files.locked(workdir):
             runner = runner_lib.Runner(study, workdir, config.only)
@@ -128,9 +129,9 @@ def main(config: ReproduceConfig) -> None:
     failures = runner.failures()
     if failures:
         raise InputError(
-            f"{len(failures)} of {len(runner.queue.cells)} cells have failed, and the "
-            "report lacks them; see what each says in its log, and repeat the command. "
-            f"The first: {failures[0]}"
+            f"{len(failures)} of {len(runner.queue.cells)} cells failed and are "
+            "missing from the report; read their logs, then repeat the command. The "
+            f"first: {failures[0]}"
         )
 
 
@@ -168,11 +169,11 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
     runner.write(computes=missing > 0)
     if not missing:
         done = runner.queue.count(queue.DONE)
-        logging.info("%s is finished already: %d cells", study.name, done)
+        logging.info("%s is already finished: %d cells", study.name, done)
         return
     slots = runner_lib.slots(workers, gpus, parts.cores())
     logging.info(
-        "%s: %d of %d cells to do, %d at a time; what they say is in %s",
+        "%s: %d of %d cells to do, %d at a time; their logs are in %s",
         study.name,
         missing,
         len(runner.queue.cells),
@@ -201,7 +202,7 @@ def _listing() -> str:
     from mtr_tf.study import study_file
     from mtr_tf.study import toml_table
 
-    lines = ["There are these studies; choose one with --study=NAME.", ""]
+    lines = ["Choose a study with --study=NAME. There are:", ""]
     for name, path in study_file.shipped().items():
         about = " ".join(toml_table.read(path).get("about", "").split())
         lines.append(f"  {name:14} {re.split(r'(?<=[.?!]) ', about)[0]}")
@@ -241,7 +242,7 @@ def run() -> None:
         __doc__,
         (ReproduceConfig,),
         main,
-        "What is done is kept; the same command goes on from there.",
+        "What is done is kept; the same command continues from there.",
     )
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains one model with a head per task, and leaves a run directory to attack.
+"""Trains one model with a head per task, and writes a run directory to attack.
 
 Example:
   python -m mtr_tf.train --tasks=seg,depth
   python -m mtr_tf.attack --ckpt=runs/rooms-small-seg-depth-seed0
 
-The default data set, rooms, is made on the spot. The same command again goes on where
-the last one stopped. Watch it with: tensorboard --logdir=runs
+The default data set, rooms, is made on your machine. If training was stopped, the same
+command continues. Watch it with: tensorboard --logdir=runs
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtr_tf.runs import directory
 
 
 def main(config: TrainConfig, place: RunPlace) -> None:
-    """Trains; raises `InputError` for what the user can put right."""
+    """Trains; raises `InputError` for mistakes that the user can fix."""
     startup.import_tensorflow(config.deterministic)
     from mtr_tf.training import loop as training
 
@@ -51,7 +51,7 @@ def run() -> None:
         __doc__,
         (TrainConfig, RunPlace),
         main,
-        "No step of training was done; the same command goes on from what is there.",
+        "No training step was done; the same command continues from what is there.",
     )
 
 

@@ -110,6 +110,7 @@ def test_memory(script, capsys):
     assert peak > own >= 0
 
 
+@pytest.mark.slow
 def test_peers_without_peers(script, tmp_path):
     small = ("--peers=", "--width=4", "--image_size=32", "--steps=2", "--batch_sizes=2")
     small += ("--train_steps=0", "--judged=2")

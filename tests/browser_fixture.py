@@ -29,7 +29,7 @@ needed = pytest.mark.skipif(
     "install chromium chromium-driver",
 )
 
-SECONDS = 60.0  # Until everything in the browser must be done.
+SECONDS = 120.0  # Until everything in the browser must be done.
 
 CHROMIUM = (
     "--headless",

@@ -82,4 +82,4 @@ def test_what_is_installed_says_where_they_are(wheel, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "share/mtr_tf/docs, flagfiles in" in done.stdout
+    assert "share/mtr_tf/docs, the flagfiles in" in done.stdout

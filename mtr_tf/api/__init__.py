@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is imported from `mtr_tf` itself: the commands, and more, as Python calls."""
+"""What `mtr_tf` itself exports: the commands as Python calls, and more."""

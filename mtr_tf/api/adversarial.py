@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mtr_tf.AdversarialModel`: adversarial training of one's own model by `fit`."""
+"""`mtr_tf.AdversarialModel`: adversarial training of your own model with `fit`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
+from mtr_tf.api import settings as settings_lib
 from mtr_tf.attacks.base import Attack
 from mtr_tf.errors import InputError
 from mtr_tf.models.input_range import in_front
@@ -25,20 +26,20 @@ _BATCH_NORMS = ("inference", "training")
 
 
 class AdversarialModel(keras.Model):
-    """Trains a Keras model on images that are attacked anew in each step.
+    """Trains a Keras model on images that are attacked again in each step.
 
         adversarial = mtr_tf.AdversarialModel(model, tasks=["seg", "depth"], eps=4)
         adversarial.compile("sgd", loss={"seg": ..., "depth": ...})
         adversarial.fit(train, epochs=10)
         model.save("robust.keras")
 
-    The attack raises the sum of the tasks' own losses; the step then minimises the
-    compiled losses, on the attacked images and, by `1 - share`, on the clean ones. All
-    else, such as predicting and saving, is as with the model itself, whose weights are
-    trained.
+    The attack raises the sum of the tasks' own losses. The step then minimises the
+    compiled losses: with weight `share` on the attacked images, and `1 - share` on the
+    clean ones. Everything else, such as predicting and saving, works as with the model
+    itself, whose weights are trained.
 
     Attributes:
-      inner: The model that is trained, to be saved and used as it is.
+      inner: The trained model; save it and use it as usual.
     """
 
     def __init__(
@@ -56,30 +57,36 @@ class AdversarialModel(keras.Model):
         input_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
     ):
-        """Takes the model and how its images are attacked.
+        """Takes the model, and the settings of the attack on its images.
 
         Args:
-          inner: From images to outputs: a dict by task, or a list or tuple in the order
-            of `tasks`, or the one output of the one task.
-          tasks: Names of the paper's, or records of one's own; empty: the model's
-            outputs, which must have names of tasks then.
-          attack: How images move; None: PGD of `steps` steps from a random start, whose
-            last point is taken, as in `mtr_tf.train_model`.
-          attack_tasks: Whose losses it raises: "all", or names joined by "+".
-          eps: Its radius in levels of 0-255, where `attack` is not given.
-          steps: Its steps, where `attack` is not given.
-          step_size: Of each, in levels; 0: a quarter of `eps`.
-          share: Weight of the attacked images' losses; the clean ones' has the rest.
-          batch_norm: "inference", or "training": attack the model as it normalises in
-            training, by each batch's own statistics.
-          input_range: What training images lie between, such as (0, 255).
-          seed: Of the attack's noise, beside the step and the place in the batch.
+          inner: A model from images to outputs: a dict by task, a list or tuple in the
+            order of `tasks`, or the single output of a single task.
+          tasks: Names of the paper's tasks, or your own `tasks.Task`; empty: the
+            model's outputs, which must then be named after tasks.
+          attack: The attack; None: PGD with `steps` steps from a random start, which
+            keeps the last point, as in `mtr_tf.train_model`.
+          attack_tasks: The tasks whose losses the attack raises: "all", or names joined
+            by "+".
+          eps: Its radius in levels of 0-255, above 0, if `attack` is not given.
+          steps: Its number of steps, if `attack` is not given.
+          step_size: The size of a step, in levels; 0: a quarter of `eps`.
+          share: Weight of the losses on attacked images; the losses on clean images
+            have the rest.
+          batch_norm: "inference", or "training": during the attack, batch norms use
+            each batch's own statistics, as in training.
+          input_range: The range of training images, such as (0, 255).
+          seed: Seed of the attack's noise, which also depends on the step and the
+            position in the batch.
 
         Raises:
-          InputError: Something is out of range, or a task is not known.
+          InputError: A setting is out of range, or a task is unknown.
         """
         super().__init__(name=f"adversarial_{inner.name}")
         self.inner = inner
+        names = getattr(inner, "output_names", None)
+        if names:  # As compile and fit's history name losses and metrics.
+            self.output_names = list(names)
         self._tasks = _task_set(inner, tasks)
         attacked = self._tasks
         if attack_tasks != "all":
@@ -87,6 +94,9 @@ class AdversarialModel(keras.Model):
         _check(share, batch_norm, input_range)
         self._low, self._high = map(float, input_range)
         if attack is None:
+            settings_lib.check_levels(eps)
+            if not eps > 0:
+                raise InputError(f"eps must be above 0; got {eps}.")
             radius = eps / _LEVELS
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")
@@ -95,17 +105,17 @@ class AdversarialModel(keras.Model):
         self._clean = None  # Of the step: clean images whose loss is still to come.
 
     def call(self, inputs, training=None):
-        """Returns what the model gives."""
+        """Returns the model's outputs."""
         return self.inner(inputs, training=training)
 
     def attacked(self, x, y, sample_weight=None) -> tf.Tensor:
-        """Returns a batch's images, attacked: a pure function of seed and step.
+        """Returns a batch's images after the attack: a pure function of seed and step.
 
         Args:
           x: Images `[batch, height, width, channels]` in `input_range`.
           y: Targets by task, or in the order of the tasks.
-          sample_weight: By task, as in training; where they are of the targets' places,
-            those of weight zero are not attacked.
+          sample_weight: Weights by task, as in training. If a task has a weight for
+            each pixel (or place), those with weight zero are not attacked.
         """
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
@@ -128,7 +138,7 @@ class AdversarialModel(keras.Model):
         return tf.cast(x_adv * width + self._low, x.dtype)
 
     def train_step(self, data):
-        """Attacks the batch, then makes one step by the compiled losses."""
+        """Attacks the batch, then makes one step with the compiled losses."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x_adv = tf.stop_gradient(self.attacked(x, y, sample_weight))
         self._clean = x if self._adversary.share < 1 else None
@@ -137,7 +147,7 @@ class AdversarialModel(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """Returns the compiled loss; in a step, that of both views of the batch."""
+        """Returns the compiled loss; in a training step, of both kinds of images."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         clean, self._clean = self._clean, None
         if clean is None:
@@ -148,19 +158,19 @@ class AdversarialModel(keras.Model):
         return share * loss + (1 - share) * of_clean
 
     def save(self, filepath, *args, **settings):
-        """Saves the model that is trained, as itself."""
+        """Saves the trained model itself."""
         return self.inner.save(filepath, *args, **settings)
 
     def save_weights(self, filepath, *args, **settings):
-        """Saves the weights of the model that is trained."""
+        """Saves the weights of the trained model."""
         return self.inner.save_weights(filepath, *args, **settings)
 
     def load_weights(self, filepath, *args, **settings):
-        """Loads weights into the model that is trained."""
+        """Loads weights into the trained model."""
         return self.inner.load_weights(filepath, *args, **settings)
 
     def export(self, filepath, *args, **settings):
-        """Exports the model that is trained."""
+        """Exports the trained model."""
         return self.inner.export(filepath, *args, **settings)
 
     def _by_task(self) -> keras.Layer:
@@ -221,8 +231,8 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
         outputs = getattr(inner, "output", None)
         if not isinstance(outputs, Mapping):
             raise InputError(
-                "tasks must say what the model's outputs are, since they have no "
-                "names: a name or a record for each, in their order."
+                "tasks must say what the model's outputs are, because they have no "
+                "names: give a name or a Task for each output, in order."
             )
         given = list(outputs)
     return tasks_lib.task_set(given)
@@ -231,8 +241,8 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
 def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> None:
     if not 0 < share <= 1:
         raise InputError(
-            f"share must be above 0, and 1 at most; got {share}. Without attacked "
-            "images, train the model itself."
+            f"share must be above 0 and at most 1; got {share}. To train without "
+            "attacked images, train the model itself."
         )
     if batch_norm not in _BATCH_NORMS:
         raise InputError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mtr_tf.RobustnessCallback`: how robust each output becomes, in one's own `fit`."""
+"""`mtr_tf.RobustnessCallback`: how robust each output becomes in your own `fit`."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ Numbers = dict[str, dict[str, float]]
 
 
 class RobustnessCallback(keras.callbacks.Callback):
-    """Attacks the model after epochs of `fit`, and tells how robust each output is.
+    """Attacks the model after epochs of `fit`, and reports how robust each output is.
 
         robustness = mtr_tf.RobustnessCallback(validation, eps=4, log_dir="logs")
         model.fit(train, epochs=10, callbacks=[robustness])
 
-    In `logs`, and so in the history: `val_clean_TASK_METRIC` and
-    `val_adv_TASK_METRIC`, each metric and the loss of each task; with several radii
-    `val_adv_epsRADIUS_TASK_METRIC`. Callbacks that follow this one may go by them:
+    It adds each metric and the loss of each task to `logs`, and so to the history, as
+    `val_clean_TASK_METRIC` and `val_adv_TASK_METRIC`; with several radii, as
+    `val_adv_epsRADIUS_TASK_METRIC`. Callbacks after this one can use them:
     `EarlyStopping("val_adv_seg_loss", mode="min")`. Training itself is the same with
-    and without.
+    and without this callback.
     """
 
     @settings_lib.shown(AttackConfig, without=(*_NOT_IN_TRAINING, "attack"))
@@ -71,33 +71,35 @@ class RobustnessCallback(keras.callbacks.Callback):
         facts: Mapping[str, Any] | None = None,
         **settings: Any,
     ):
-        """Takes what is attacked, and how; arguments as of `mtr_tf.evaluate`.
+        """Takes the data and the attack; arguments are those of `mtr_tf.evaluate`.
 
         Args:
-          examples: What `mtr_tf.evaluate` takes. They are read once, at the start.
-          tasks: Which tasks the outputs are; empty: by the names of the outputs.
-          attack: The name of an attack, as the command's --attack.
-          eps: Its radius, or several.
-          attack_tasks: The tasks that are attacked together: "all", "seg+depth", ...
-          every: Attack after each so many epochs; the others have no such numbers.
-          log_dir: A folder for TensorBoard's files; None: nothing is written.
-          heads: Which output is which task, where names do not tell.
-          facts: What a data function says beside its splits (docs/own_data.md).
+          examples: Examples as for `mtr_tf.evaluate`. They are read once, at the start.
+          tasks: The tasks of the outputs; empty: taken from the names of the outputs.
+          attack: The name of an attack, as for the command's --attack.
+          eps: One radius or several.
+          attack_tasks: The tasks to attack together: "all", "seg+depth", ...
+          every: Attack after every so many epochs; other epochs have no such numbers.
+          log_dir: A folder for TensorBoard's files; None: write nothing.
+          heads: Which output is which task, if the names do not show it.
+          facts: What a data function returns besides its splits (docs/own_data.md).
           **settings: the command's flags.
 
         Raises:
-          InputError: A setting cannot be so.
+          InputError: A setting is not allowed.
         """
         super().__init__()
         if every < 1:
-            raise InputError(f"every must be a whole number from 1; got {every}.")
+            raise InputError(f"every must be a whole number, 1 or more; got {every}.")
         for name in settings:
             if name in _NOT_IN_TRAINING:
                 raise InputError(
-                    f"{name} has no meaning in training; leave it out, and give it to "
-                    "mtr_tf.evaluate afterwards."
+                    f"{name} has no meaning during training; leave it out here, and "
+                    "pass it to mtr_tf.evaluate afterwards."
                 )
         files.check_local("log_dir", log_dir or "")
+        if settings.get("norm", "linf") == "linf":
+            settings_lib.check_levels(eps)
         self._examples, self._tasks, self._heads = examples, tasks, heads
         self._facts = facts
         self._settings = {
@@ -111,7 +113,7 @@ class RobustnessCallback(keras.callbacks.Callback):
         self._folder = None if log_dir is None else pathlib.Path(log_dir)
         self._job: Job | None = None
         self._evaluators: list[tuple[str, Cell | None, Evaluator]] = []
-        self._boards: dict[str, Board] = {}
+        self._board: Board | None = None
 
     def on_epoch_end(self, epoch, logs=None):
         """Attacks the model, and adds the numbers to `logs`."""
@@ -128,8 +130,8 @@ class RobustnessCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         """Closes TensorBoard's files."""
-        for board in self._boards.values():
-            board.flush()
+        if self._board is not None:
+            self._board.flush()
 
     def _run(self) -> dict[str, Numbers]:
         """{"clean" or "adv...": {task: {metric: value}}} of the model as it is now."""
@@ -145,7 +147,7 @@ class RobustnessCallback(keras.callbacks.Callback):
                 numbers=cell.numbers if cell else (),
             )
             rows = evaluation.attacked if cell else evaluation.clean
-            found[name] = evaluator_lib.values(rows, subject.info.tasks)
+            found[name] = evaluator_lib.values(rows, subject.tasks)
         return found
 
     def _make_job(self) -> Job:
@@ -173,19 +175,21 @@ class RobustnessCallback(keras.callbacks.Callback):
         return all(id(variable) in trained for variable in job.subject.model.variables)
 
     def _show(self, name: str, numbers: Numbers, epoch: int) -> None:
-        """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`."""
+        """Writes numbers for TensorBoard, under the tags of `mtr_tf.train`.
+
+        The run is that in which Keras's own callback shows validation.
+        """
         if self._folder is None or self._job is None:
             return
-        if name not in self._boards:
-            place = "validation" if name == "clean" else f"validation/{name}"
-            self._boards[name] = Board(
-                self._folder / place, tasks=self._job.subject.info.tasks
-            )
-        board, info = self._boards[name], self._job.subject.info
-        about = f"On {self._job.subject.num_examples} images; step: epoch."
+        subject = self._job.subject
+        if self._board is None:
+            self._board = Board(self._folder / "validation", tasks=subject.tasks)
+            self._board.layout(tensorboard.layout(subject.tasks, ()))
+        kind = name.replace("adv", tensorboard.ATTACKED, 1).replace("_", " ")
+        about = f"On {subject.num_examples} images; step: epoch."
         scalars = tensorboard.evaluation_scalars(numbers)
-        board.scalars(scalars, epoch, about, units=info.units)
-        board.flush()
+        self._board.scalars(scalars, epoch, kind, about, subject.info.units)
+        self._board.flush()
 
 
 def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
@@ -197,8 +201,8 @@ def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
     for cell in cells:
         if cell.members:
             raise InputError(
-                f"attack must be one attack in training, and {cell.attack.name} is the "
-                "worst of several; give one of them."
+                "attack must be a single attack during training, but "
+                f"{cell.attack.name} is the worst of several; give one of them."
             )
         if cell.family not in families:
             families[cell.family] = sweep.make_evaluator(subject, cell)

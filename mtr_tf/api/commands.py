@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands but `attack` (which is `evaluate`), each as one call."""
+"""All commands except `attack` (which is `evaluate`), each as one call."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from mtr_tf.runs import directory
 
 @settings_lib.shown(TrainConfig, RunPlace)
 def train_model(**settings: Any) -> pathlib.Path:
-    """Trains a model of ours with a head per task: `python -m mtr_tf.train`.
+    """Trains a built-in model with one head per task, like `python -m mtr_tf.train`.
 
         folder = mtr_tf.train_model(tasks=["seg", "depth"], epochs=2)
         print(mtr_tf.evaluate(folder).table())
 
-    Called again, it goes on where it was stopped.
+    If it was stopped, the same call continues.
 
     Args:
       **settings: the command's flags.
@@ -36,7 +36,7 @@ def train_model(**settings: Any) -> pathlib.Path:
       The run directory; `keras.saving.load_model(folder / "model.keras")` is the model.
 
     Raises:
-      InputError: Settings and data cannot be used as they are, or training diverges.
+      InputError: The settings or the data cannot be used, or training diverges.
     """
     names = {field.name for field in dataclasses.fields(RunPlace)}
     place = {name: value for name, value in settings.items() if name in names}
@@ -56,14 +56,14 @@ def compare_runs(**settings: Any) -> None:
       **settings: the command's flags.
 
     Raises:
-      InputError: There are no such results, or nothing that all models share.
+      InputError: There are no such results, or the models have no attack in common.
     """
     compare.main(settings_lib.record(CompareConfig, settings))
 
 
 @settings_lib.shown(ConvertConfig)
 def convert_weights(**settings: Any) -> None:
-    """Makes a run directory of PyTorch weights: `python -m mtr_tf.convert`.
+    """Turns PyTorch weights into a run directory, like `python -m mtr_tf.convert`.
 
     Args:
       **settings: the command's flags.
@@ -82,6 +82,6 @@ def reproduce_study(**settings: Any) -> None:
       **settings: the command's flags.
 
     Raises:
-      InputError: The study or its data cannot be used as they are.
+      InputError: The study or its data cannot be used.
     """
     reproduce.main(settings_lib.record(ReproduceConfig, settings))

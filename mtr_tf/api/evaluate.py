@@ -53,27 +53,28 @@ def evaluate(
         results = mtr_tf.evaluate(model, examples, attacks=["pgd", "apgd"], eps=[2, 4])
         print(results.table())
 
-    Nothing is written unless `out` names a folder, and the model stays as it is.
+    Nothing is written unless `out` names a folder, and the model is not changed.
 
     Args:
       model: A Keras model, or any function of images `[batch, height, width, channels]`
-        in [0, 1] that gives outputs: a dict, list or tuple, or one. Or the path of a
-        run or a file, as the command's --ckpt.
+        in [0, 1] that returns outputs: a dict, a list, a tuple, or a single one. Or the
+        path of a run or a file, as for the command's --ckpt.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
-        `(image, targets, masks)`; or one such batch. Images are uint8 or floats in [0,
+        `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
+        ...}`, what the model takes beside the image. Images are uint8 or floats in [0,
         1]. Targets without names are in the order of `tasks`. Or the name of a data
-        set, as the command's --dataset; None: the one that a run was trained on.
-      tasks: Which tasks the outputs are: names of the paper's, or records of your own,
-        `tasks.Task("flow", kind="numbers", channels=2)`. Empty: by the names of the
-        outputs.
-      attacks: Names of attacks, as the command's --attack.
-      eps: Radii: under norm="linf" in levels of 0-255, under "l2" plain norms.
-      attack_tasks: Groups of tasks that are attacked together: "seg+depth", "each",
-        "all".
-      heads: Which output is which task, where names do not tell: {output: task} with an
-        output's name or number, and a task's name, kind or record.
-      facts: What a data function says beside its splits, such as {"classes": [...],
+        set, as for the command's --dataset; None: the one that the run was trained on.
+      tasks: The tasks of the outputs: names of the paper's tasks, or your own, such as
+        `tasks.Task("flow", kind="numbers", channels=2)`. Empty: taken from the names of
+        the outputs.
+      attacks: Names of attacks, as for the command's --attack.
+      eps: Radii: with norm="linf" in levels of 0-255, with "l2" norms of differences
+        between images in [0, 1].
+      attack_tasks: Groups of tasks to attack together: "seg+depth", "each", "all".
+      heads: Which output is which task, if the names do not show it: {output: task}
+        with an output's name or number, and a task's name, kind or `Task`.
+      facts: What a data function returns besides its splits, such as {"classes": [...],
         "ignore_label": 255} (docs/own_data.md).
       out: A folder for results.json, plots, TensorBoard's files and finished cells,
         which are not computed again.
@@ -83,7 +84,7 @@ def evaluate(
       The results: `.table()`, `.records`, `.to_pandas()`, `.plot()`, `.gallery()`.
 
     Raises:
-      InputError: Settings, model and examples do not go together.
+      InputError: The settings, the model and the examples do not fit together.
     """
     given = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
     files.check_local("out", out or "")
@@ -108,6 +109,8 @@ def evaluate(
         attacked.clean if attacked else None,
         attacked.results if attacked else [],
         pathlib.Path(out) if out is not None else None,
+        attacked.consistency if attacked else [],
+        job.config.metrics,
     )
 
 
@@ -120,15 +123,16 @@ def job_of(
     settings: Mapping[str, Any],
     folder: pathlib.Path,
 ) -> Job:
-    """The command's job of what is given in memory; arguments as of `evaluate`.
+    """The command's job for objects in memory; arguments are those of `evaluate`.
 
     Raises:
-      InputError: They do not go together.
+      InputError: They do not fit together.
     """
     for name in LEFT_OUT[:-1]:
         if name in settings:
             raise InputError(
-                f"{name} is a flag of the command that Python has not; leave it out."
+                f"{name} is a flag of the command only, not of the Python function; "
+                "leave it out."
             )
     own, names = _tasks(tasks)
     if isinstance(heads, Mapping):
@@ -142,8 +146,8 @@ def job_of(
     by_name = examples is None or isinstance(examples, str)
     if by_name and own:
         raise InputError(
-            "tasks of your own must come with examples, or with the data function's "
-            '"tasks"; give their names here.'
+            'tasks of your own must be declared with examples, or in the "tasks" of '
+            "the data function; give only their names here."
         )
     if isinstance(examples, str):
         given["dataset"] = examples
@@ -151,7 +155,7 @@ def job_of(
         for name in _OF_DATA:
             if given.get(name):
                 raise InputError(
-                    f"{name} is of data that have a name, and examples are given; "
+                    f"{name} is only for named data sets, but you gave examples; "
                     "leave it out."
                 )
     given["ckpt"] = os.fspath(model) if path else _name(model)
@@ -162,8 +166,8 @@ def job_of(
         return attack_job.resolve(config, folder=folder)
     if by_name:
         raise InputError(
-            "examples must be given: an iterable of examples or batches, or the name "
-            "of a data set."
+            "examples must be an iterable of examples or batches, or the name of a "
+            "data set, and none was given."
         )
     file = None if path else model_files.of_object(model, "the model", "model")
     source = examples_lib.open_source(

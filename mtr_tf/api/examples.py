@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Examples as people have them, as the examples that a data set of one's own gives.
+"""Turns examples in any common form into those of a data set.
 
-One by one or in batches; as {"image", "targets", "masks"} or as (image, targets) or
-(image, targets, masks), as `fit` takes them; targets by task, or as a list in the order
-of the tasks, or, of one task, alone.
+They may come one by one or in batches; as {"image", "targets", "masks", "inputs"}, or
+as (image, targets) or (image, targets, masks), as for `fit`; with targets by task, as a
+list in the order of the tasks, or, for a single task, alone.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def open_source(
     split: str,
     count: int,
 ) -> Source:
-    """Opens examples as the command opens data of a user's own.
+    """Opens examples in the same way as the command opens a user's own data.
 
     Args:
       examples: A `Source`, or what `one_by_one` takes.
@@ -45,39 +45,62 @@ def open_source(
       count: How many are read; 0: all.
 
     Raises:
-      InputError: They are not as docs/own_data.md says.
+      InputError: They do not have the form described in docs/own_data.md.
     """
     if isinstance(examples, Source):
         return examples
-    few = itertools.islice(one_by_one(examples, names), count or None)
+    few = _First(one_by_one(examples, names), count)
     given: dict[str, Any] = {split: few, **facts}
     if tasks:
         given["tasks"] = [*facts.get("tasks", ()), *tasks]
-    return reading.open_given(NAME, given)
+    source = reading.open_given(NAME, given)
+    return dataclasses.replace(source, is_cut=few.is_cut)
+
+
+class _First:
+    """The first `count` of some examples (0: all), and whether there were more."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], count: int):
+        self._examples, self._count, self.is_cut = examples, count, False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(self._examples):
+            if self._count and number == self._count:
+                self.is_cut = True
+                return
+            yield example
 
 
 def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yields {"image", "targets", "masks"} of each example.
+    """Yields {"image", "targets", "masks", "inputs"} of each example.
 
     Args:
       examples: One batch, or an iterable or `tf.data.Dataset` of examples or batches,
         or a `keras.utils.PyDataset`.
-      names: Of the tasks, in the order of targets that have no names; where targets are
-        by name, only these are taken. Empty: all.
+      names: Names of the tasks, in the order of targets that have no names; if targets
+        have names, only these are used. Empty: all.
 
     Raises:
-      InputError: It is something else, or targets have no names.
+      InputError: They have another form, or targets have no names.
     """
     for part in _parts(examples):
         image, targets, masks = _triple(part, names)
+        given = part.get("inputs") if isinstance(part, Mapping) else None
+        inputs = _arrays(given) if isinstance(given, Mapping) else given or {}
         if np.ndim(image) != _BATCH:
-            yield {"image": image, "targets": targets, "masks": masks}
+            yield {
+                "image": image,
+                "targets": targets,
+                "masks": masks,
+                "inputs": inputs,
+            }
             continue
         for i in range(len(image)):
             yield {
                 "image": image[i],
                 "targets": {task: values[i] for task, values in targets.items()},
                 "masks": {task: values[i] for task, values in masks.items()},
+                "inputs": {name: values[i] for name, values in inputs.items()},
             }
 
 
@@ -85,12 +108,13 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     """Gives values the names of tasks.
 
     Args:
-      values: A dict by task, a list in the order of `names`, or, of one task, alone.
-      names: Of the tasks; of a dict only these are taken. Empty: all.
-      what: What they are, in words.
+      values: A dict by task, a list in the order of `names`, or, for a single task, its
+        value.
+      names: Names of the tasks; only these are taken from a dict. Empty: all.
+      what: What the values are, in words.
 
     Raises:
-      InputError: They have no names, or not as many as there are tasks.
+      InputError: They have no names, or their number is not that of the tasks.
     """
     if isinstance(values, Mapping):
         if not values:  # For targets="own" there may be none.
@@ -98,16 +122,16 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
         known = [name for name in names if name in values] if names else list(values)
         if names and not known:
             raise InputError(
-                f"The {what} must have the names of the tasks, {', '.join(names)}; "
-                f"they are {', '.join(map(str, values)) or 'none'}."
+                f"The {what} must be named after the tasks ({', '.join(names)}); got "
+                f"{', '.join(map(str, values)) or 'none'}."
             )
         return {name: values[name] for name in known}
     listed = values if isinstance(values, list | tuple) else [values]
     if len(listed) != len(names):
         raise InputError(
-            f"The {what} must be a dict by task, or as many as there are tasks, in "
-            f"their order; got {len(listed)} for {len(names)} tasks"
-            f"{': ' + ', '.join(names) if names else '; name them by tasks='}."
+            f"The {what} must be a dict by task, or a list with one for each task, in "
+            f"order; got {len(listed)} for {len(names)} "
+            f"tasks{': ' + ', '.join(names) if names else '; name them by tasks='}."
         )
     return dict(zip(names, listed, strict=True))
 
@@ -124,7 +148,7 @@ def _parts(examples: Any) -> Iterable[Any]:
         raise InputError(
             "examples must be an iterable or a tf.data.Dataset of examples or batches, "
             '{"image": ..., "targets": {task: ...}} or (image, targets), or one such '
-            f"batch; got one of type {type(examples).__name__}."
+            f"batch; got a {type(examples).__name__}."
         )
     return examples
 
@@ -139,16 +163,20 @@ def _is_batch(examples: Any) -> bool:
 def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
     """Image or images, targets and masks by task."""
     if isinstance(part, Mapping):
-        unknown = set(part) - {"image", "targets", "masks", "name"}
-        if unknown or not {"image", "targets"} <= set(part):
+        unknown = set(part) - {"image", "targets", "masks", "name", "inputs"}
+        if unknown or "image" not in part:
             raise InputError(
-                'An example must have "image" and "targets", and may have "masks"; '
-                f"got {', '.join(map(repr, part))}."
+                'An example must have "image" and "targets" (none for targets="own"), '
+                'and may have "masks" and "inputs"; got '
+                f"{', '.join(map(repr, part))}."
             )
-        image, targets, masks = part["image"], part["targets"], part.get("masks")
+        image, targets = part["image"], part.get("targets", {})
+        masks = part.get("masks")
     elif isinstance(part, tuple | list) and len(part) in (2, 3):
         image, targets, *rest = part
         masks = rest[0] if rest else None
+    elif hasattr(part, "shape") and len(part.shape) in (_BATCH - 1, _BATCH):
+        image, targets, masks = part, {}, None  # For targets="own".
     else:
         raise InputError(
             'An example must be {"image": ..., "targets": {task: ...}}, (image, '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `evaluate` gives: numbers, a table, curves, a gallery."""
+"""What `evaluate` returns: numbers, a table, curves, a gallery."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WIDTH = 100  # Characters of a table, unless told.
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Results:
-    """What attacks on a model came to.
+    """The results of attacks on a model.
 
         print(results.table())
         results.plot("curves.png")
@@ -38,12 +38,14 @@ class Results:
 
     Attributes:
       title: What was attacked.
-      records: A record per attack, radius, attacked group, task and metric: what
-        `results.json` has (docs/reading_results.md).
-      measures: Those of `measure=`, as `measures.json` has them.
-      clean: The clean images: scores, rows per image, painted examples.
-      attacked: The same of each attack.
-      folder: What `out` named, where all is written; None: nowhere.
+      records: One record per attack, radius, attacked group, task and metric, as in
+        `results.json` (docs/reading_results.md).
+      measures: The records of `measure=`, as in `measures.json`.
+      clean: Results on the clean images: scores, rows per image, painted examples.
+      attacked: The same for each attack.
+      folder: The folder that `out` named, where everything is written; None: nowhere.
+      consistency: How well outputs fit each other (docs/reading_results.md).
+      more: Further metrics that were asked for, `metrics=`.
     """
 
     title: str
@@ -52,19 +54,21 @@ class Results:
     clean: Result | None = None
     attacked: Sequence[Result] = ()
     folder: pathlib.Path | None = None
+    consistency: Sequence[Record] = ()
+    more: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
-        """Why these numbers may not be what they seem, as sentences."""
+        """Sentences that say why these numbers may mislead."""
         records = [*self.records, *self.measures]
         return list(dict.fromkeys(w for r in records for w in r["warnings"]))
 
     def table(self, format: str = "text", width: int = _WIDTH) -> str:
-        """Returns what the command prints: a table, and what to know about it.
+        """Returns what the command prints: a table with notes.
 
         Args:
           format: "text", "markdown", or "csv" or "json" for the records.
-          width: Of the text, in characters; tasks that do not fit stand below.
+          width: Width of the text in characters; tasks that do not fit are shown below.
         """
         if format not in _FORMATS:
             raise InputError(
@@ -72,9 +76,12 @@ class Results:
             )
         parts = []
         if self.records and format == "text":
-            parts.append(tables.about(self.title, self.records, width))
+            parts.append(tables.about(self.title, self.records, width, self.more))
         elif self.records:
-            parts.append(tables.printed(format, self.title, self.records, None))
+            given = (format, self.title, self.records, None, self.more)
+            parts.append(tables.printed(*given))
+        if self.consistency and format == "text":
+            parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":
             parts.append(tables.measures(self.measures))
         return "\n\n".join(parts)
@@ -85,26 +92,26 @@ class Results:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
             raise InputError(
-                "to_pandas needs pandas, which is not installed; pip install pandas, "
-                "or take .records, a list of dicts."
+                "to_pandas needs pandas, which is not installed; run pip install "
+                "pandas, or use .records, a list of dicts."
             ) from error
         return pandas.DataFrame([dict(record) for record in self.records])
 
     def plot(self, path: str | os.PathLike | None = None) -> Figure:
-        """Draws each task's metric over the radius; a notebook shows the figure.
+        """Plots each task's metric against the radius; a notebook shows the figure.
 
         Args:
-          path: A PNG file to write it into, too.
+          path: A .png, .pdf or .svg file to write it into, too.
         """
         return _drawn(lambda: curves.of_run(self._attacks()), path)
 
     def gallery(self, path: str | os.PathLike | None = None) -> Figure:
         """Draws a few images and their outputs, clean and attacked.
 
-        Of the attack on most tasks and, of these, the largest radius.
+        Shows the attack on the largest group of tasks, at its largest radius.
 
         Args:
-          path: A PNG file to write it into, too.
+          path: A .png, .pdf or .svg file to write it into, too.
         """
         self._attacks()
         shown = gallery.shown_result(self.attacked)
@@ -114,7 +121,7 @@ class Results:
     def _attacks(self) -> Sequence[Record]:
         if not self.records:
             raise InputError(
-                "There is nothing to draw: attacks='none' has only measured; give "
+                "There is nothing to plot, because attacks='none' only measures; give "
                 "attacks, such as attacks='pgd'."
             )
         return self.records
@@ -133,5 +140,6 @@ class Results:
 def _drawn(draw: Callable[[], Figure], path: str | os.PathLike | None) -> Figure:
     if path is not None:
         files.check_local("path", path)
+        files.check_picture("path", path)
         style.save(draw, pathlib.Path(path))
     return style.drawn(draw)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of commands as arguments of functions: the same names, the same checks."""
+"""Settings of commands as arguments of functions, with the same names and checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import TypeVar
 
+from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.settings import Settings
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -22,21 +23,20 @@ _PLACE = "      **settings:"  # The line of a docstring that settings are told i
 
 
 def record(kind: type[S], given: Mapping[str, Any]) -> S:
-    """The settings of a command, of Python's values.
+    """The settings of a command, from Python values.
 
-    Lists may be given as one value, as a flag takes them (`"seg,depth"`), or as a dict
-    where a flag has pairs (`{"seg": 1}` for `seg:1`).
+    A list may also be a single value, or a string as for the flag (`"seg,depth"`), or a
+    dict if the flag has pairs (`{"seg": 1}` for `seg:1`).
 
     Raises:
-      InputError: There is no such setting, or it cannot have that value.
+      InputError: A setting does not exist, or cannot have that value.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in given:
         if name not in fields:
-            raise InputError(
-                f"There is no setting {name!r}; they are {', '.join(fields)}."
-                f"{did_you_mean(name, fields)}"
-            )
+            hint = did_you_mean(name, fields)
+            listed = hint or f" The settings are {', '.join(fields)}."
+            raise InputError(f"There is no setting {name!r}.{listed}")
     return kind.from_dict(
         {name: _value(fields[name], value) for name, value in given.items()}
     )
@@ -47,12 +47,12 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
     if hasattr(value, "item") and not getattr(value, "ndim", 0):
         value = value.item()  # A scalar of NumPy.
     if isinstance(field.default, tuple):
-        convert = float if "float" in str(field.type) else str
+        convert = next((t for t in (float, int) if t.__name__ in str(field.type)), str)
         try:
             return tuple(map(convert, _several(value)))
         except ValueError as error:
             raise InputError(
-                f"{field.name} must be a number, or several; got {value!r}."
+                f"{field.name} must be a number or a list of numbers; got {value!r}."
             ) from error
     if field.name == "image_size" and not isinstance(value, str):
         return "x".join(map(str, _several(value)))
@@ -67,14 +67,24 @@ def _several(value: Any) -> Iterable[Any]:
     return value if isinstance(value, Iterable) else [value]
 
 
+def check_levels(eps: float | Iterable[float]) -> None:
+    """Raises `InputError` for linf radii, in levels, that seem to be of [0, 1]."""
+    most = max(map(float, _several(eps)), default=0.0)
+    if 0 < most < LEAST_LEVELS:
+        raise InputError(
+            f"eps must be in levels of 0-255, {LEAST_LEVELS:g} or more; got {most:g}. "
+            f"If you meant {most:g} in an image in [0, 1], give eps={255 * most:g}."
+        )
+
+
 def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:
     """Lets help() and completion show the settings that a function takes by name.
 
-    They take the place of `**settings`, in the signature and in the docstring.
+    They replace `**settings` in the signature and in the docstring.
 
     Args:
       *kinds: The records that have them.
-      without: Those that are not taken, or are described by the function itself.
+      without: Settings that the function does not take, or describes itself.
     """
     fields = [field for kind in kinds for field in dataclasses.fields(kind)]
 

@@ -5,9 +5,9 @@
     attack = attacks.PGD(epsilon=8 / 255, step_size=2 / 255, steps=20)
     x_adv = attack(objective, images, seed=0)
 
-An attack never sees a model, a label, a mask or a device: those are the objective's.
-`KINDS` is the table of those that have a name. TensorFlow is imported with the first of
-the other names.
+An attack never sees a model, a label, a mask or a device: these belong to the
+objective. `KINDS` is the table of attacks that have a name. TensorFlow is imported when
+one of the other names is first used.
 """
 
 from __future__ import annotations

@@ -50,20 +50,20 @@ class APGD(base.Attack):
 
     Attributes:
       epsilon: As for PGD.
-      steps: Number of steps, each one gradient. One forward pass more per stage scores
-        its last point.
+      steps: Number of steps, with one gradient each. One more forward pass per stage
+        scores its last point.
       norm: "linf" or "l2".
-      restarts: Number of runs, each from a start of its own.
+      restarts: Number of runs, each from its own start.
       random_start: Whether to start at a uniform point of the (first) ball, for "linf"
         the one that PGD starts at from the same seed; else at the image.
       radii: Stages (multiple of epsilon, share of the steps), the last multiple 1.
         Each is a run of its own, with progress from 0 to 1, from the best point of the
         stage before, projected onto its ball. SEA has ((2, 0.3), (1.5, 0.3), (1, 0.4)).
 
-    The point returned has the highest score of all points of all last stages (their
-    starts and last points included), which are inside the ball of radius epsilon. Of
-    equal ones the earlier; a score that is NaN never wins. As in PGD, where no gradient
-    moved an image, the clean image comes back unless the start scores higher.
+    The returned point has the highest score of all points of all last stages (including
+    their starts and last points), which are inside the ball of radius epsilon. Of equal
+    points the earlier one is returned; a NaN score never wins. As in PGD, if no
+    gradient moved an image, the clean image is returned unless the start scores higher.
 
     Raises:
       InputError: A setting is out of range; or, when called, as for PGD.
@@ -85,8 +85,8 @@ class APGD(base.Attack):
         object.__setattr__(self, "radii", _stages(self.radii))
         if min(np.diff(self._ends())) < 1:
             raise InputError(
-                f"Each of the {len(self.radii)} radii needs a step at least, got "
-                f"{self.steps} steps in all; take more."
+                f"Each of the {len(self.radii)} radii needs at least one step, but "
+                f"there are {self.steps} steps in all; give more steps."
             )
 
     @property
@@ -123,7 +123,7 @@ class APGD(base.Attack):
             found = _repeat(len(self.radii), stage, Best.none(start))
             return best.offer(*found)
 
-        best = _repeat(self.restarts, run, Best.none(centre))
+        best = _repeat(self.restarts, run, Best.clean(centre, objective))
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
@@ -152,12 +152,17 @@ class APGD(base.Attack):
         def step(number, state):
             done = tf.cast(number - first, tf.float32)
             progress = done / tf.cast(last - first, tf.float32)
-            slope, scores = base.gradient(objective, state.point, progress)
-            state = state.seen(slope, scores)
-            rises = needed[number]
-            state = tf.cond(rises >= 0, lambda: state.checked(rises), lambda: state)
             share = tf.where(number > first, _MOMENTUM, 1.0)
-            return number + 1, state.moved(ball, project, share)
+
+            def move(slope):
+                moved = state._replace(slope=slope).moved(ball, project, share)
+                return moved.point - state.point
+
+            slope, scores = base.gradient(objective, state.point, progress, move)
+            seen = state.seen(slope, scores)
+            rises = needed[number]
+            seen = tf.cond(rises >= 0, lambda: seen.checked(rises), lambda: seen)
+            return number + 1, seen.moved(ball, project, share)
 
         _, state = base.loop(
             lambda number, _: number < last,
@@ -265,8 +270,9 @@ def _stages(radii: Any) -> tuple[tuple[float, float], ...]:
     )
     if not valid:
         raise InputError(
-            "radii is a tuple of pairs (multiple of epsilon, share of the steps), all "
-            f"above 0, the last multiple 1, the shares 1 in all; got {radii!r}."
+            "radii must be a tuple of pairs (multiple of epsilon, share of the "
+            "steps), all above 0, where the last multiple is 1 and the shares add up "
+            f"to 1; got {radii!r}."
         )
     return stages
 

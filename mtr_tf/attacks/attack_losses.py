@@ -290,7 +290,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
     "cospgd": AttackLoss(
         cospgd,
         lambda task: True,
-        "`[cos(softmax(output), target)] l`, of the one-hot target or its softmax; "
+        "`[cos(softmax(output), target)] l`, with the one-hot target or its softmax; "
         "with one channel it is plain PGD",
         "Agnihotri et al., ICML 2024",
     ),
@@ -304,7 +304,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         masked_ce_balanced,
         _is_discrete,
         "the same, times `N / (K n_y)`",
-        "after Croce et al., ECCV 2024 (SEA), weights of the image itself",
+        "after Croce et al., ECCV 2024 (SEA), with weights from the image itself",
     ),
     "js": AttackLoss(
         js,
@@ -342,7 +342,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
     "masked_bce": AttackLoss(
         masked_bce,
         _is_of_labels,
-        "the same of labels that are right, else 0",
+        "the same for labels that are right, else 0",
         "as masked_ce, for labels",
     ),
     "l1": AttackLoss(

@@ -159,7 +159,7 @@ BALANCES: dict[str, Balance] = {
     "mean": Balance(
         _mean,
         _mean,
-        "`(1/M) sum_t w_t L_t`; the same steps, other gradient norms",
+        "`(1/M) sum_t w_t L_t`; the same steps as `sum`, but other gradient norms",
         "Mao et al. 2020 (its theorem)",
         weighted=True,
     ),
@@ -181,8 +181,8 @@ BALANCES: dict[str, Balance] = {
     "wgd": Balance(
         _wgd,
         _geometric,
-        "`sum_t [r_t] L_t`, `r_t` the task's loss relative to its start, "
-        "`L_t / L_t(start)`, over the mean of these",
+        "`sum_t [r_t] L_t`, where `r_t` is the task's loss relative to its start, "
+        "`L_t / L_t(start)`, divided by the mean of these over the tasks",
         "Ghamizi et al. 2022, arXiv 2110.15053, its text",
         relative=True,
         compared="start",
@@ -245,7 +245,7 @@ def sum_of_steepest(
     @tf.custom_gradient
     def joined(_):
         def backward(upstream):
-            moves = [steepest(_slope(tape, x, loss, half)) for loss in losses]
+            moves = [steepest(slope_of(tape, x, loss, half)) for loss in losses]
             ones = [1] * (x.shape.rank - 1)
             scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
             return scale * tf.add_n(moves)
@@ -255,7 +255,17 @@ def sum_of_steepest(
     return joined(x)
 
 
-def _slope(tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool):
+def slope_of(
+    tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
+) -> tf.Tensor:
+    """Returns each image's gradient, like `x`; what of it is not finite counts as 0.
+
+    Args:
+      tape: A persistent tape that watched `x` while the loss was made.
+      x: Images [batch, ...].
+      loss: [batch].
+      half: Whether it was computed in float16; see `base.scaled_gradient`.
+    """
     if half:
         slope = base.scaled_gradient(tape, loss, x)
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every attack shares: how it is called, and how it calls its objective.
+"""What all attacks share: how they are called, and how they call their objective.
 
 `launch` checks the images, makes each image's seed and runs the attack as one graph.
 `score` and `gradient` evaluate an objective at images, checked to be one number each: a
@@ -62,9 +62,9 @@ def simple(function: Callable[[tf.Tensor], Any]) -> Simple:
 class Attack(abc.ABC):
     """A frozen record of numbers, equal and of equal hash for equal attacks.
 
-    An attack of one's own has `search` and `passes`, and is called as it is here. Its
-    lengths are its fields `epsilon` and `step_size`, as far as it has them, and are
-    checked where it is made; `search` also takes them as tensors, which are not.
+    Your own attack defines `search` and `passes`, and is called in the same way. Its
+    lengths are its fields `epsilon` and `step_size`, if it has them. They are checked
+    when the attack is made; as tensors, which `search` also takes, they are not.
     """
 
     @final
@@ -79,14 +79,15 @@ class Attack(abc.ABC):
         """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
 
         Args:
-          objective: What to raise, see `attacks.PGD`.
+          objective: What to raise; see `attacks.PGD`.
           x: Float images in [0, 1], [batch, ...], of any float type; half precision is
             attacked in float32 and the result is inside the ball as it is stored. An
             empty batch comes back as it is.
           seed: An int: image i (of the global batch, under a strategy) gets a seed made
-            of it and i. Or a seed per image: int [batch], or what `fold_in` returns.
-          jit: Whether XLA compiles it: "on", "off", or "auto", where this one call is
-            long enough to gain by it. Within a tf.function that function decides.
+            from it and i. Or one seed per image: int [batch], or what `fold_in`
+            returns.
+          jit: Whether XLA compiles it: "on", "off", or "auto" (if this one call is long
+            enough to gain from it). Inside a tf.function, that function decides.
         """
         return launch(self, objective, x, seed, jit)
 
@@ -184,9 +185,10 @@ def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
     count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
     if count:
         logging.warning(
-            "%d of %d images come back as they were: no point that was met scores "
-            "higher. That is no robustness where the gradient is zero, or where the "
-            "model's outputs or the targets are NaN: look at objective(images).",
+            "%d of %d images are unchanged, because the attack found no point with a "
+            "higher score. This does not mean that they are robust: the gradient may "
+            "be zero, or the model's outputs or the targets NaN. Look at "
+            "objective(images).",
             count,
             len(same),
         )
@@ -325,7 +327,10 @@ def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
 
 
 def gradient(
-    objective: Objective, x: tf.Tensor, progress: tf.Tensor
+    objective: Objective,
+    x: tf.Tensor,
+    progress: tf.Tensor,
+    move: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the gradient of what each image raises, like `x`, and scores [batch].
 
@@ -333,7 +338,12 @@ def gradient(
     NaN come back as 0, infinite ones as the largest number: the gradient is finite.
     Both are means over the draws of an objective that has some. An objective that
     computes in float16 is scaled by image before (`scaled_gradient`).
+
+    `move` is how far the attack goes from `x` along a gradient, like `x`. It may be
+    told to an objective with a method `moving(move)`, whose gradient depends on it.
     """
+    if move is not None and hasattr(objective, "moving"):
+        objective = objective.moving(move)
     slope, scores = mean_over_draws(
         objective, lambda drawn: _gradient(drawn, x, progress)
     )
@@ -354,8 +364,9 @@ def _gradient(
         slope = scaled_gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
-            "The objective must depend on the images through differentiable TensorFlow "
-            "operations, got one without a gradient; compute it from its argument."
+            "The objective must depend on the images through differentiable "
+            "TensorFlow operations, but it has no gradient; compute it from its "
+            "argument."
         )
     # One reading pass for all that is well; cleaning takes many times as long.
     well = tf.math.is_finite(tf.reduce_sum(slope))
@@ -377,7 +388,7 @@ def _evaluate(
     pair = returned if isinstance(returned, tuple) else (returned, returned)
     if len(pair) != 2:
         raise InputError(
-            "The objective returns [batch] or (ascend [batch], score [batch]), "
+            "The objective must return [batch] or (ascend [batch], score [batch]); "
             f"got a tuple of {len(pair)}."
         )
     return _one_per_image(pair[0], x), _one_per_image(pair[1], x)
@@ -388,7 +399,7 @@ def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
     if not values.shape.is_compatible_with(x.shape[:1]):
         raise InputError(
             f"The objective must return one number per image, shape {x.shape[:1]}, "
-            f"got shape {values.shape}; reduce over all axes but the first."
+            f"but its shape is {values.shape}; reduce over all axes except the first."
         )
     return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
 
@@ -411,8 +422,8 @@ def _check_arity(objective: Objective) -> None:
     if second and (second.default is second.empty or second.name == "progress"):
         return
     raise InputError(
-        "An objective is called with the images and the progress of the attack, "
-        f"f(x, progress), got one with the arguments {signature}; wrap a plain f(x) in "
+        "An objective must take the images and the progress of the attack, f(x, "
+        f"progress), but this one takes {signature}; wrap a plain f(x) in "
         "attacks.simple(f)."
     )
 
@@ -422,8 +433,8 @@ def _images(x: Any) -> tf.Tensor:
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating or not x.shape.rank:
         raise InputError(
-            "Images are floats in [0, 1] with a leading batch axis, "
-            f"got {x.dtype.name} of shape {x.shape}; divide bytes by 255."
+            "Images must be floats in [0, 1] with a leading batch axis; got "
+            f"{x.dtype.name} of shape {x.shape}. Divide bytes by 255."
         )
     if x.shape.num_elements() != 0:
         with tf.control_dependencies(_check_values(x)):
@@ -440,7 +451,7 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
 
     def out_of_range():
         return [
-            "Images are in [0, 1], got values from",
+            "Images must be in [0, 1]; got values from",
             tf.reduce_min(wide),
             "to",
             tf.reduce_max(wide),
@@ -450,7 +461,7 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
     def unknown():
         count = tf.math.count_nonzero(~known)
         return [
-            "Images are in [0, 1], got",
+            "Images must be in [0, 1]; got",
             count,
             "values that are NaN; replace them.",
         ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks that know nothing: random points of the ball. What every attack must beat."""
+"""Attacks that know nothing: random points, which every other attack must beat."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Noise(base.Attack):
     Attributes:
       epsilon: As for PGD.
       norm: "linf" or "l2".
-      draws: Number of points, each scored; the highest is returned, the earlier of
-        equal ones. Where all scores are NaN, the clean image is. Under "linf", draw
-        n of a seed is the start of PGD's run n.
+      draws: Number of points to score; the one with the highest score is returned (of
+        equal ones the earlier). If all scores are NaN, the clean image is returned. For
+        "linf", draw n of a seed is the start of PGD's run n.
 
     Raises:
       InputError: A setting is out of range; or, when called, as for PGD.
@@ -57,7 +57,7 @@ class Noise(base.Attack):
             return draw + 1, best.offer(points, scores)
 
         _, best = base.loop(
-            lambda draw, _: draw < self.draws, step, (0, Best.none(centre))
+            lambda draw, _: draw < self.draws, step, (0, Best.clean(centre, objective))
         )
         return ball.rounded(best.points, x)
 
@@ -68,7 +68,7 @@ class Noise(base.Attack):
 
 @dataclasses.dataclass(frozen=True)
 class Corner(Noise):
-    """A random point of the ball's rim, clipped to the box; the best of its draws.
+    """A random point on the ball's surface, clipped to the box; the best of its draws.
 
     For "linf" each value moves by epsilon up or down, with equal chance: a corner of
     the cube. For "l2" it is a point of the sphere, of uniform direction.

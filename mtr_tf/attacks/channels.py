@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on some channels of the images: colours beside a distance, say.
+"""Attacks on some channels of the images, such as colours but not distances.
 
-An attack sees images of these channels alone, and its objective puts the others back as
-they were. So any attack, in any norm, leaves them alone, and its ball is that of the
-channels that it may change.
+The attack sees images with only these channels, and its objective adds the others
+unchanged. So any attack, in any norm, leaves the others alone, and its ball is that of
+the channels that it may change.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _CHANGING = ("checked", "drawn", "in_ensemble", "seeded", "with_judge", "with_lo
 def on_channels(
     attack: Callable[..., tf.Tensor], channels: Sequence[int]
 ) -> Callable[..., tf.Tensor]:
-    """Returns an attack that changes these channels alone.
+    """Returns an attack that changes only these channels.
 
         attack = on_channels(PGD(8 / 255, 2 / 255, 20), (0, 1, 2))
         x_adv = attack(objective, x)
 
     Args:
-      attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; what it is given
-        beside these goes to it as it is.
-      channels: The numbers of those, from 0; empty: the attack itself.
+      attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; other arguments
+        are passed on.
+      channels: The numbers of the channels, from 0; empty: returns the attack itself.
     """
     if not channels:
         return attack
@@ -43,11 +43,17 @@ def on_channels(
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
         whole = _Whole(x, tuple(channels))
-        part = tf.stack([x[..., channel] for channel in channels], axis=-1)
         inner = OnChannels(objective, whole)
-        return whole(attack(inner, part, *arguments, **options))
+        return whole(attack(inner, chosen(x, channels), *arguments, **options))
 
     return restricted
+
+
+def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
+    """Returns these channels, the last axis, of images or gradients; of none: all."""
+    if not channels:
+        return x
+    return tf.stack([x[..., channel] for channel in channels], axis=-1)
 
 
 def check(channels: Sequence[int], count: int | None = None) -> None:
@@ -69,8 +75,15 @@ class _Whole:
     channels: tuple[int, ...]
 
     def __call__(self, part: tf.Tensor) -> tf.Tensor:
+        return self._between(part, tf.cast(self.x, part.dtype))
+
+    def change(self, part: tf.Tensor) -> tf.Tensor:
+        """Returns a change of these channels as one of whole images."""
+        return self._between(part, tf.zeros_like(self.x, part.dtype))
+
+    def _between(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        rest = tf.unstack(tf.cast(self.x, part.dtype), axis=-1)
+        rest = tf.unstack(others, axis=-1)
         return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
 
 
@@ -90,6 +103,17 @@ class OnChannels:
         return self._of(
             base.begin(self.objective, self.whole(start), self.whole(clean))
         )
+
+    def moving(self, move: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
+        """Returns it, told how the attack moves; see `base.gradient`."""
+        if not hasattr(self.objective, "moving"):
+            return self
+        whole = self.whole
+
+        def of_whole(slope):
+            return whole.change(move(chosen(slope, whole.channels)))
+
+        return self._of(self.objective.moving(of_whole))
 
     def _of(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)

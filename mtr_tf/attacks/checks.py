@@ -25,32 +25,32 @@ def check_number(name: str, value: object) -> None:
     """Raises InputError unless `value` is a finite real number."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not (real and math.isfinite(value)):
-        raise InputError(f"{name} is a finite number, got {value!r}.")
+        raise InputError(f"{name} must be a finite number; got {value!r}.")
 
 
 def check_count(name: str, value: object, most: int = MOST_STEPS) -> None:
     """Raises InputError unless `value` is a whole number from 1 to `most`."""
     if not is_whole(value) or value < 1:
-        raise InputError(f"{name} is a whole number of at least 1, got {value!r}.")
+        raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}.")
     if value > most:
         raise InputError(
-            f"{name} is a whole number from 1 to {most}, got {value:.10g}."
+            f"{name} must be a whole number from 1 to {most}; got {value:.10g}."
         )
 
 
 def check_flag(name: str, value: object) -> None:
     """Raises InputError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise InputError(f"{name} is True or False, got {value!r}.")
+        raise InputError(f"{name} must be True or False; got {value!r}.")
 
 
 def check_restarts(restarts: object, random_start: bool) -> None:
     """Raises InputError where runs would all be the same one, from the image."""
     if is_whole(restarts) and restarts > 1 and not random_start:
         raise InputError(
-            "Several restarts need a random start, since all runs from the image are "
-            f"the same; got restarts={restarts} and random_start=False: give one "
-            "restart, or a random start."
+            "Several restarts need a random start, because runs that start at the "
+            f"image are all the same; got restarts={restarts} and random_start=False. "
+            "Give one restart, or a random start."
         )
 
 
@@ -58,7 +58,9 @@ def check_name(kind: str, given: object, known: Collection[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
     if given not in known:
         hint = did_you_mean(given, known)
-        raise InputError(f"{kind} is one of {', '.join(known)}, got {given!r}.{hint}")
+        raise InputError(
+            f"{kind} must be one of {', '.join(known)}; got {given!r}.{hint}"
+        )
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -23,21 +23,21 @@ Member = base.Attack | tuple[base.Attack, tuple[str, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Worst(base.Attack):
-    """Of several attacks' results, for each image the one that scores highest.
+    """For each image, the result that scores highest among several attacks.
 
     Members choose their own points by the same score: that of the objective, or of
-    `objective.in_ensemble()` where it has this method. Objectives made by
-    `attacks.objective` so are judged by harm unless their judge is "loss".
+    `objective.in_ensemble()` if it has this method. Objectives made by
+    `attacks.objective` are therefore judged by harm unless their judge is "loss".
 
     Attributes:
-      attacks: The members, each an attack or a pair (attack, names of losses): it then
-        raises `objective.with_losses(names)`. Each has random numbers of its own, made
-        of the seed and its place here (`member_keys`). Of equal results the earlier
-        member's is taken; a score that is NaN never wins.
+      attacks: The members: each is an attack, or a pair (attack, names of losses),
+        which raises `objective.with_losses(names)`. Each has its own random numbers,
+        made from the seed and its position here (`member_keys`). Of equal results, the
+        earlier member's is taken; a NaN score never wins.
 
     Raises:
-      InputError: No members, or something that is no attack; or, when called, an
-        objective without the method that losses ask for; or as a member does.
+      InputError: There are no members, or one is not an attack; or, when called, the
+        objective lacks the method that losses need; or a member raises it.
     """
 
     attacks: tuple[Member, ...]
@@ -49,8 +49,8 @@ class Worst(base.Attack):
             members = ()
         if not members:
             raise InputError(
-                "attacks is a tuple of attacks, one at least, such as "
-                f"(PGD(...), APGD(...)); got {self.attacks!r}."
+                "attacks must be a tuple of at least one attack, such as (PGD(...), "
+                f"APGD(...)); got {self.attacks!r}."
             )
         pairs = [_pair(member) for member in members]
         members = tuple(pair[0] if pair[1] is None else pair for pair in pairs)
@@ -58,8 +58,8 @@ class Worst(base.Attack):
         for attack, _ in pairs:
             if not callable(getattr(attack, "search", None)):
                 raise InputError(
-                    "Each of attacks is an attack, or a pair (attack, names of "
-                    f"losses); got {attack!r}."
+                    "Each entry of attacks must be an attack, or a pair (attack, "
+                    f"names of losses); got {attack!r}."
                 )
 
     @property
@@ -100,15 +100,15 @@ class SEA(base.Attack):
     Each run has `steps` steps, in balls of 2, 1.5 and 1 epsilon for 30, 30 and 40 % of
     them. The losses are the paper's class-balanced masked cross-entropy, masked
     cross-entropy and Jensen-Shannon divergence, and CosPGD's, which the paper does not
-    have. Of the results each image keeps the one with the highest share of wrong pixels
-    (of several tasks: the most harm, see `Worst`), and by that each run chooses its
-    best point, as the authors' code does.
+    have. Each image keeps the result with the highest share of wrong pixels (for
+    several tasks: the most harm, see `Worst`). Each run chooses its best point in the
+    same way, as the authors' code does.
 
     Attributes:
       epsilon: As for PGD.
       steps: Steps of each run, 300 in the paper.
       norm: "linf" (the paper's) or "l2".
-      restarts, random_start: Of each run, as for APGD.
+      restarts, random_start: For each run, as for APGD.
 
     Raises:
       InputError: A setting is out of range; or, when called, an objective that was not

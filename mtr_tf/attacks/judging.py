@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What points are judged by: one score per image, in an attack and of rows on disk.
+"""How points are judged: one score per image, in an attack or from rows on disk.
 
     harm   what the table of results shows: for classes the share of wrong pixels, else
            the mean error of the task's headline metric (depth in metres, angles, ...)
     loss   the tasks' own training losses, as the balance makes one number of them
 
-The harm of several tasks is their geometric mean. Points so stand in the order of the
-mean rise of log harm from any common start: no task's unit or scale counts.
+The harm of several tasks is their geometric mean. This orders points by the mean rise
+of log harm from any common start, so no task's unit or scale matters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def check(judge: str) -> None:
     """Raises InputError unless it is one of JUDGES."""
     if judge == "error":
         raise InputError(
-            f"judge is one of {', '.join(JUDGES)}, got 'error'. Did you mean 'harm'?"
+            f"judge must be one of {', '.join(JUDGES)}; got 'error'. Did you mean "
+            "'harm'?"
         )
     checks.check_name("judge", judge, JUDGES)
 

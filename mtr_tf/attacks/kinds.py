@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of attacks: all that the rest of the package knows about any of them.
 
-A new attack is a file with its record, and an entry of KINDS: with it `--attack` takes
-the name, plans fit its settings, progress and studies know what it costs, ensembles may
-have it as a member, and `python docs/attack_tables.py` writes its row of
-docs/attacks.md. Nothing else branches on an attack's name. An entry of a user's own
-(`KINDS["mine"] = Kind(...)`) is as good as ours. TensorFlow is imported when the first
-attack is made.
+A new attack is a file with its record, and an entry in KINDS. Then `--attack` takes its
+name, plans fit its settings, progress and studies know what it costs, ensembles can
+include it, and `python docs/attack_tables.py` writes its row in docs/attacks.md.
+Nothing else branches on an attack's name. A user's own entry (`KINDS["mine"] =
+Kind(...)`) works just like ours. TensorFlow is imported when the first attack is made.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a plan must know of an attack.
+    """What a plan must know about an attack.
 
     Attributes:
       record: A subclass of `base.Attack`, or "package.module:Class", which is imported
@@ -53,26 +52,27 @@ class Kind:
         fields that are set.
       does: What it does, a line of Markdown for docs/attacks.md.
       source: Where it is from, likewise.
-      uses: Settings of the command that it takes, out of "step_size", "steps",
-        "queries", "restarts", "random_start", and "ensemble". What it does not use has
-        no part in its results: steps and restarts are those of the record then.
+      uses: The settings of the command that it takes: "step_size", "steps", "queries",
+        "restarts", "random_start" or "ensemble". Others do not affect its results; it
+        then has the steps and restarts of the record.
       named: Fields of the record that `make` knows by another name: {field: setting}.
-      fixed: Fields of the record that are always so.
-      step: Its step in epsilons where none is given; 0 of a record without `step_size`.
-      starts: "random" or "image": where it starts if that is not said. "image" holds
-        for a single run alone; "members": each member as it does by itself.
+      fixed: Fields of the record that always have these values.
+      step: Its default step size as a share of epsilon; 0 for a record without
+        `step_size`.
+      starts: "random" or "image": where it starts by default ("image" only for a single
+        run); "members": each member starts as it does by itself.
       members: Of an ensemble, whose results are combined image by image; None: those
         that `ensemble` names.
       is_ensemble: Whether it is one.
-      gradient: Whether it follows gradients; else its passes go forward only.
-      guesses: Whether it knows nothing of the objective until it chooses among draws.
-      own_losses: Whether the losses that it raises are its own, whatever is asked.
+      gradient: Whether it follows gradients; otherwise it only makes forward passes.
+      guesses: Whether it uses the objective only to choose among random draws.
+      own_losses: Whether it raises its own losses, whatever was asked for.
       needs_classes: Whether a task with classes must be attacked.
-      bounded: Whether results stay in the ball and the box. Those that do not are for
-        comparison, need the model's normalisation, and say so in each record.
-      norms: Those that it has.
-      for_comparison: Whether it repeats mistakes of other code, for one question only:
-        it is then in no ensemble, and not among the attacks in Python.
+      bounded: Whether results stay in the ball and the box. Attacks that do not are for
+        comparison only, need the model's normalisation, and say so in each record.
+      norms: The norms that it supports.
+      for_comparison: Whether it repeats the mistakes of other code, to measure what
+        they change. It is then never in an ensemble, nor among the attacks in Python.
     """
 
     record: str | type[Attack]
@@ -142,6 +142,10 @@ class Kind:
             return None
         return self.starts == "random" or restarts > 1
 
+    def can_spare(self, restarts: int) -> bool:
+        """Whether it goes by an objective that spares tasks."""
+        return not (self.for_comparison or self.draws_nothing(restarts))
+
     def draws_nothing(self, restarts: int) -> bool:
         """Whether the objective has no part in what it returns."""
         return self.guesses and restarts == 1
@@ -176,7 +180,7 @@ KINDS = {
     "pgd": _kind(
         "pgd:PGD",
         *_STEPPING,
-        does="`x <- P(x + step d(g))` from a random point; the worst point met is kept",
+        does="`x <- P(x + step d(g))` from a random point; keeps the worst point found",
         source="Madry et al. 2018",
         step=0.25,
     ),
@@ -217,7 +221,7 @@ KINDS = {
         "square:Square",
         "queries",
         "random_start",
-        does="random windows of `±eps`, kept where the score rises; sees no gradient",
+        does="random windows of `±eps`, kept if the score rises; sees no gradient",
         source="Andriushchenko et al. 2020",
         named={"queries": "steps"},
         gradient=False,
@@ -226,7 +230,7 @@ KINDS = {
         "baselines:Noise",
         "restarts",
         "random_start",
-        does="a uniform point of the ball: a floor",
+        does="a uniform random point of the ball: the least that any attack should do",
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -235,7 +239,10 @@ KINDS = {
         "baselines:Corner",
         "restarts",
         "random_start",
-        does="a random corner of the ball (l2: a point of its surface): a floor",
+        does=(
+            "a random corner of the ball (l2: a point on its surface): the least "
+            "that any attack should do"
+        ),
         named={"draws": "restarts"},
         gradient=False,
         guesses=True,
@@ -259,22 +266,24 @@ KINDS = {
         *_STEPPING,
         "queries",
         "ensemble",
-        does="of the attacks in `--ensemble`, for each image the worst",
+        does="for each image, the worst of the attacks in `--ensemble`",
         starts="members",
         is_ensemble=True,
     ),
     "pgd_released": _released(
         "corner",
         "wrong",
-        "as the paper's code attacks Cityscapes: from the corner `min(1, x + eps)`, "
-        "and in standardised units as if they were pixels, OUTSIDE the ball",
+        "what the paper's code does on Cityscapes: starts from the corner `min(1, x + "
+        "eps)`, and treats standardised units as pixels, so it goes OUTSIDE the ball",
         "code of Mao et al., with two errors",
     ),
     "pgd_released_start": _released(
-        "corner", "pixels", "its corner start alone; inside the ball"
+        "corner", "pixels", "only the corner start; inside the ball"
     ),
     "pgd_released_scale": _released(
-        "image", "wrong", "its scale alone, from the image itself; OUTSIDE the ball"
+        "image",
+        "wrong",
+        "only the wrong scale, starting from the image itself; OUTSIDE the ball",
     ),
 }
 
@@ -284,7 +293,8 @@ def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
     check_names("attack", [name], KINDS)
     if KINDS[name].is_ensemble and KINDS[name].members is None:
         raise InputError(
-            f"{name} is made of the attacks in it: attacks.Worst((PGD(...), ...))."
+            f"{name} needs the attacks that it combines: attacks.Worst((PGD(...), "
+            "...))."
         )
     return KINDS[name].make(epsilon, **settings)
 

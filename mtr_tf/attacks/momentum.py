@@ -24,16 +24,17 @@ class MIM(pgd.PGD):
     it; their mu is `decay`, by default theirs. Some libraries sum signs of gradients or
     divide by a norm of the whole batch: those are other attacks.
 
-    A single run of Dong et al.'s begins at the image, and so does this one. Several
-    runs need `random_start=True`: from the image they are all the same run.
+    Like Dong et al.'s, a single run begins at the image. Several runs need
+    `random_start=True`: from the image they are all the same run.
 
     Attributes:
-      decay: What is left of the sum after a step, at least 0; at 0 this is PGD.
+      decay: The share of the sum that is kept after a step, at least 0; with 0 this is
+        PGD.
       normalize: Whether each gradient is divided by its norm. `normalize=False,
         decay=0.5` is the rule of the released code of Mao et al. (2020), whose runs
         begin at a random point: there `random_start=True`.
-      random_start: As for PGD, but False unless said.
-      epsilon, step_size, steps, norm, restarts, keep: As for PGD.
+      random_start: As for PGD, but False by default. epsilon, step_size, steps, norm,
+      restarts, keep: As for PGD.
 
     Raises:
       InputError: As for PGD.
@@ -47,7 +48,7 @@ class MIM(pgd.PGD):
         super().__post_init__()
         checks.check_number("decay", self.decay)
         if self.decay < 0:
-            raise InputError(f"decay must be at least 0, got {self.decay:g}.")
+            raise InputError(f"decay must be at least 0; got {self.decay:g}.")
         checks.check_flag("normalize", self.normalize)
 
     def _memory(self, start: tf.Tensor) -> tf.Tensor:

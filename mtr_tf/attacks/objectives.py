@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an attack on a multi-task model raises, as one number per image.
+"""What an attack on a multi-task model raises: one number per image.
 
     model -> outputs -> each attacked task's loss (its own, or one of ATTACK_LOSSES)
           -> one number to climb (one of BALANCES) and one to judge points by
 
-Nearly all is a plain function of the attacked tasks' losses, so one backward pass
-serves any number of tasks, and tasks that are not attacked cost none.
+Nearly everything is a plain function of the attacked tasks' losses, so one backward
+pass serves any number of tasks, and tasks that are not attacked cost nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import judging
 from mtr_tf.attacks import output_mask
+from mtr_tf.attacks import sparing
 from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import BALANCES
@@ -63,6 +64,7 @@ class Recipe:
       judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
       eot: Draws of the model's own noise whose mean gradient attacks follow.
+      spare: The tasks whose losses stay at or below those of the clean image.
     """
 
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
@@ -74,6 +76,7 @@ class Recipe:
     judge: str = judging.AUTO
     fold: bool = True
     eot: int = 1
+    spare: TaskSet = TaskSet(())
 
     def checked(self) -> Recipe:
         """Returns it; raises InputError where settings do not go together."""
@@ -82,14 +85,25 @@ class Recipe:
         checks.check_count("eot", self.eot)
         if self.weights and not BALANCES[self.balance].weighted:
             raise InputError(
-                "Weights are for the balances "
-                f"{', '.join(b for b in BALANCES if BALANCES[b].weighted)}, where they "
-                f"mean something; got them with {self.balance!r}."
+                "Weights work only with the balances "
+                f"{', '.join(b for b in BALANCES if BALANCES[b].weighted)}; got them "
+                f"with {self.balance!r}."
+            )
+        for name in self.spare:
+            if name in self.tasks:
+                raise InputError(
+                    f"A spared task must not be attacked too, but {name!r} is; remove "
+                    "it from one of the two."
+                )
+        if self.spare and self.eot > 1:
+            raise InputError(
+                "Tasks can be spared only with a single draw of a random model's "
+                f"noise; got eot={self.eot}. Give eot=1, or spare no tasks."
             )
         for name in filter(None, self.losses):
             if ATTACK_LOSSES[name].signed and BALANCES[self.balance].relative:
                 raise InputError(
-                    f"The balance {self.balance!r} divides losses by losses, which "
+                    f"The balance {self.balance!r} divides losses by losses, so they "
                     f"must not be negative, but {name!r} may be; choose another."
                 )
             if self.targeted and not ATTACK_LOSSES[name].targetable:
@@ -104,10 +118,27 @@ class Recipe:
         """Returns (ascend, score), float32 [batch]; see `objective`.
 
         Where the balance uses them, a batch that was `begun` also has "before", losses
-        that others are compared with, and "clean", rows of the clean images.
+        that others are compared with, and "clean", rows of the clean images; where
+        tasks are spared "kept", their losses of the clean images.
         """
-        balance = BALANCES[self.balance]
+        kept = batch.get("kept")
         x = tf.convert_to_tensor(x)
+        if kept is None:
+            return self._climbed(batch, x, progress)[:2]
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            ascend, score, own = self._climbed(batch, x, progress)
+        spared = {name: own[name] for name in self.spare}
+        ascend = sparing.with_bent_gradient(
+            tape, x, ascend, spared, kept, batch.get("move")
+        )
+        return ascend, sparing.score(score, spared, kept)
+
+    def _climbed(
+        self, batch: Batch, x: tf.Tensor, progress: tf.Tensor | float
+    ) -> tuple[tf.Tensor, tf.Tensor, Losses]:
+        """Returns what is climbed and the score, none spared, and all own losses."""
+        balance = BALANCES[self.balance]
         # Watches nothing, and so records nothing, unless the balance needs it.
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with tape:
@@ -130,7 +161,12 @@ class Recipe:
             self.targeted,
             self.tasks,
         )
-        return -ascend if self.targeted else ascend, score
+        return -ascend if self.targeted else ascend, score, own
+
+    @property
+    def looked_at(self) -> TaskSet:
+        """The attacked tasks, and those spared."""
+        return TaskSet((*self.tasks.values(), *self.spare.values()))
 
     @property
     def judged_by(self) -> str:
@@ -141,22 +177,25 @@ class Recipe:
     def needs_clean(self) -> bool:
         """Whether scores compare with the clean image."""
         compared = BALANCES[self.balance].compared == "clean"
-        return compared and self.judged_by == judging.LOSS
+        return bool(self.spare) or (compared and self.judged_by == judging.LOSS)
 
     def folded(self) -> Recipe:
         """Returns it with a model of now that does less work, if asked for."""
-        if not self.fold or not folding.can_fold(self.model, tuple(self.tasks)):
+        names = tuple(self.looked_at)
+        if not self.fold or not folding.can_fold(self.model, names):
             return self
-        return dataclasses.replace(
-            self, model=folding.fold(self.model, tuple(self.tasks))
-        )
+        return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
         return TaskObjective(self, batch)
 
     def begun(self, batch: Batch, start: tf.Tensor, clean: tf.Tensor) -> Batch:
-        """Returns the batch with what the balance compares with."""
+        """Returns the batch with what balance and score compare with."""
+        if self.spare:
+            outputs = self._outputs(clean, batch, 0.0)
+            own = self._own(outputs, batch)
+            batch = {**batch, "kept": {name: own[name] for name in self.spare}}
         compared = BALANCES[self.balance].compared
         if not compared:
             return batch
@@ -166,7 +205,7 @@ class Recipe:
             outputs = self._outputs(point, {**batch, "draw": number}, 0.0)
             own = self._own(outputs, batch)
             found = {"before": self._raised(own, outputs, batch, 0.0)}
-            if self.needs_clean:
+            if compared == "clean" and self.judged_by == judging.LOSS:
                 found["clean"] = self._rows(own, outputs, batch)
             return found
 
@@ -174,11 +213,13 @@ class Recipe:
 
     def _own(self, outputs, batch: Batch) -> Losses:
         """Returns each task's own loss."""
-        return table.task_losses(self.tasks, outputs, batch["targets"], batch["masks"])
+        return table.task_losses(
+            self.looked_at, outputs, batch["targets"], batch["masks"]
+        )
 
     def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
-        raised = dict(own)
+        raised = {name: own[name] for name in self.tasks}
         for name, loss in zip(self.tasks, self.losses, strict=bool(self.losses)):
             if loss is not None:
                 case = self._case(name, outputs, batch, progress)
@@ -217,16 +258,17 @@ class Recipe:
         outputs = stateless.outputs(self.model, x, key)
         if not isinstance(outputs, Mapping):
             raise InputError(
-                "The model must return a dict {task: output}, got "
+                "The model must return a dict {task: output}, but it returned a "
                 f"{type(outputs).__name__}; wrap it in a function that names its tasks."
             )
-        for name in self.tasks:
+        for name in self.looked_at:
             if name not in outputs:
                 raise InputError(
-                    f"The model has no task {name!r} to attack, only "
+                    f"The model has no task {name!r} to "
+                    f"{'attack' if name in self.tasks else 'spare'}, only "
                     f"{', '.join(map(repr, outputs))}."
                 )
-        return _checked_outputs(self.tasks, outputs, batch, progress)
+        return _checked_outputs(self.looked_at, outputs, batch, progress)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -251,6 +293,11 @@ class TaskObjective:
         """
         return type(self.recipe.model).__name__ in ("Functional", "Sequential")
 
+    @property
+    def spares(self) -> bool:
+        """Whether points that do not spare some tasks score below all others."""
+        return bool(self.recipe.spare)
+
     def __call__(
         self, x: tf.Tensor, progress: tf.Tensor | float = 0.0
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -273,11 +320,17 @@ class TaskObjective:
         """Returns it with noise made of an attack's seeds, int64 [batch, 2]."""
         return self.recipe.bind({**self.batch, "keys": keys})
 
+    def moving(self, move: sparing.Move) -> TaskObjective:
+        """Returns it, told how the attack moves along a gradient; see `sparing`."""
+        if not self.recipe.spare:
+            return self
+        return self.recipe.bind({**self.batch, "move": move})
+
     def checked(self, x: tf.Tensor) -> TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
         recipe = self.recipe
         if recipe.fold:
-            folding.check(recipe.model, tuple(recipe.tasks), x[:2])
+            folding.check(recipe.model, tuple(recipe.looked_at), x[:2])
         randomness.say_once(recipe.model, x[:2], recipe.eot)
         return self
 
@@ -334,21 +387,34 @@ class Unbound:
         """Whether some of the output pixels are attacked, not all."""
         return self.pixels is not None or bool(self.classes)
 
-    def bind(self, batch: Batch) -> TaskObjective:
+    def bind(self, batch: Batch, own: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
         Args:
           batch: {"targets": {task: tensor}, "masks": {task: tensor}}, and what else
             there is, which is left out.
+          own: The same of the spared tasks, where that is another: these keep to their
+            own targets, and all their places, whatever is done to the attacked ones.
         """
         names = self.recipe.tasks
-        targets = {name: tf.convert_to_tensor(batch["targets"][name]) for name in names}
-        masks = {name: tf.cast(batch["masks"][name], tf.float32) for name in names}
+        targets, masks = _tensors(batch, names)
         if self.pixels is not None:
             masks = output_mask.of_pixels(self.pixels, masks, names)
         if self.classes:
             masks = output_mask.of_classes(self.classes, targets, masks, names)
-        return self.recipe.bind({"targets": targets, "masks": masks})
+        kept = _tensors(batch if own is None else own, self.recipe.spare)
+        return self.recipe.bind(
+            {"targets": targets | kept[0], "masks": masks | kept[1]}
+        )
+
+
+def _tensors(
+    batch: Batch, names: Iterable[str]
+) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns the targets and masks of these tasks as tensors."""
+    targets = {name: tf.convert_to_tensor(batch["targets"][name]) for name in names}
+    masks = {name: tf.cast(batch["masks"][name], tf.float32) for name in names}
+    return targets, masks
 
 
 def unbound(
@@ -364,6 +430,7 @@ def unbound(
     judge: str = judging.AUTO,
     fold: bool = True,
     eot: int = 1,
+    spare: Tasks = (),
 ) -> Unbound:
     """Returns what `objective` does, without its batch; arguments as there.
 
@@ -386,6 +453,7 @@ def unbound(
         judge,
         fold,
         eot,
+        task_set(spare),
     )
     classes = () if classes is None else output_mask.checked_classes(classes, names)
     if pixels is not None:
@@ -408,58 +476,67 @@ def objective(
     judge: str = judging.AUTO,
     fold: bool = True,
     eot: int = 1,
+    spare: Tasks = (),
 ) -> TaskObjective:
     """Returns the objective that raises the attacked tasks' losses on one batch.
 
-    What it climbs and what it judges points by are two things. The score, by which
-    iterates, restarts and members of ensembles are compared, is the same at any
-    progress and for any start. Judged by "harm" it is what the table of results shows:
-    the share of wrong pixels of classes, else the mean error of the task's headline
-    metric; of several tasks the geometric mean, so that no task's unit or scale counts.
-    Judged by "loss" it is made of the tasks' own training losses: with "sum" and
-    "mean" their sum or mean, weighted; with "dgba_paper" sum_t L_t / L_t(clean); with
-    "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the
-    others, which want no task's scale to count, the mean logarithm of the losses.
+    What it climbs and how it judges points are two different things. The score compares
+    iterates, restarts and members of ensembles; it is the same at any progress and for
+    any start. With judge "harm", the score is what the table of results shows: for
+    classes the share of wrong pixels, otherwise the mean error in the task's headline
+    metric; for several tasks the geometric mean of these, so that no task's unit or
+    scale matters. With judge "loss", it is made from the tasks' own training losses:
+    with "sum" and "mean" their weighted sum or mean; with "dgba_paper" sum_t L_t /
+    L_t(clean); with "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a
+    run); with the others, where no task's scale should matter, the mean logarithm of
+    the losses.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is
         called with `training=False`.
-      targets: {task: [batch, H, W] or [batch, H, W, channels]}; of one value per
-        image [batch] or [batch, channels], or with any other places.
+      targets: {task: [batch, H, W] or [batch, H, W, channels]}; for values of the whole
+        image [batch] or [batch, channels]; any other places work too.
       masks: {task: [batch, H, W]}, zero where there is no target; [batch] of one value
         per image.
-      tasks: Which of them are attacked: names, aliases or letters of the eleven tasks,
-        or records (`tasks.Task`) of one's own; None is all.
-      balance: A key of BALANCES: how the losses become one number.
-      pixels: 0/1 mask, [batch, H, W] or [H, W], of the output pixels of maps that are
-        attacked; None is all. Losses are means over those of them that have targets.
+      tasks: The tasks to attack: names, aliases or letters of the eleven tasks, or your
+        own `tasks.Task`; None for all.
+      balance: A key of BALANCES: how the losses are combined into one number.
+      pixels: 0/1 mask, [batch, H, W] or [H, W], which says which output pixels of maps
+        are attacked; None for all. Losses are means over the attacked pixels that have
+        targets.
       weights: {attacked task: number}, 1 where missing; for "sum" and "mean". A task
-        with a negative one is made better while the others are made worse: its harm
-        divides the joint harm.
+        with a negative weight gets better while the others get worse: the joint harm is
+        divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own training loss.
-      targeted: Whether `targets` are what the attacker wants to see. Then what is
-        climbed, and the score, is minus the loss towards them.
-      classes: Of tasks with classes, only pixels whose target is one of these are
-        attacked; None is all.
+      targeted: Whether `targets` are what the attacker wants to see. What is climbed,
+        and the score, are then minus the loss towards them.
+      classes: For tasks with classes, attack only pixels whose target is one of these;
+        None for all.
       judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
         (`losses` empty) outside ensembles, else "harm".
       fold: Whether attacks may fold a functional Keras model's batch norms into its
-        convolutions, which is faster and changes nothing but rounding. Not done where
-        the first batch comes out otherwise.
-      eot: Of a Keras model with noise of its own (dropout that is always on, say):
-        attacks follow the mean gradient over this many draws, judging points by the
-        mean score (expectation over transformation, Athalye et al. 2018). Draws are
-        anew at each step, and made of the attack's seed: the same one gives the same
+        convolutions, which is faster and changes nothing but rounding. Not done if the
+        outputs for the first batch differ.
+      eot: For a Keras model with its own noise (such as dropout that is always on):
+        attacks follow the mean gradient over this many draws, and judge points by the
+        mean score (expectation over transformation, Athalye et al. 2018). Draws are new
+        at each step and depend on the attack's seed, so the same seed gives the same
         bits.
+      spare: Tasks that are kept, image by image, at or below their loss on the clean
+        image, against their targets here and over all that their masks have: attacks
+        bend their steps, and of all points that they meet prefer any at which no
+        spared task is worse (`sparing`). Not for several draws (`eot`).
 
     Raises:
-      InputError: A task without target or mask, an unknown name, settings that do not
-        go together, masks that do not fit; or, when called, a model without an attacked
+      InputError: A task has no target or mask, a name is unknown, settings do not fit
+        together, or masks do not fit; or, when called, the model lacks an attacked
         task.
     """
-    known = task_set(tuple(targets) if tasks is None else tasks)
-    known = _placed(known, targets)
+    kept = _placed(task_set(spare), targets)
+    if tasks is None:
+        tasks = tuple(name for name in targets if name not in kept)
+    known = _placed(task_set(tasks), targets)
     found = unbound(
         model,
         known,
@@ -472,14 +549,16 @@ def objective(
         judge=judge,
         fold=fold,
         eot=eot,
+        spare=kept,
     )
-    names = found.recipe.tasks
+    names = found.recipe.looked_at
     for kind, given in (("target", targets), ("mask", masks)):
         for name in names:
             if name not in given:
+                ones = " with ones where there is a target" if kind == "mask" else ""
                 raise InputError(
-                    f"Every attacked task needs a {kind}, got none for {name!r}, only "
-                    f"for {', '.join(map(repr, given)) or 'no task at all'}."
+                    f"No {kind} was given for {name!r}. Pass {kind}s={{{name!r}: ...}}"
+                    f"{ones}, or name other tasks."
                 )
     targets = {name: tf.convert_to_tensor(targets[name]) for name in names}
     masks = {name: tf.convert_to_tensor(masks[name]) for name in names}
@@ -523,7 +602,7 @@ def _checked_weights(
     for name, weight in found.items():
         if name not in names:
             raise InputError(
-                f"Weights are for attacked tasks, {', '.join(map(repr, names))}; "
+                f"Weights must be for attacked tasks ({', '.join(map(repr, names))}); "
                 f"got one for {name!r}."
             )
         real = isinstance(weight, numbers.Real) and not isinstance(weight, bool)
@@ -531,13 +610,13 @@ def _checked_weights(
         size = abs(float(weight)) if real else math.nan
         if size != 0 and not least <= size <= most:
             raise InputError(
-                f"Weights are 0 or of size {least:g} to {most:g}, got {weight!r} for "
-                f"{name!r}."
+                f"Weights must be 0 or of size {least:g} to {most:g}; got {weight!r} "
+                f"for {name!r}."
             )
     if not any(found.get(name, 1) > 0 for name in names):
         raise InputError(
-            "At least one attacked task's weight must be above 0; to draw outputs to "
-            "their targets give targeted=True."
+            "At least one attacked task's weight must be above 0; to pull outputs "
+            "towards their targets, give targeted=True."
         )
     return tuple(float(found.get(name, 1)) for name in names)
 
@@ -559,7 +638,7 @@ def _checked_losses(
         for name in fitting:
             if name in chosen:
                 raise InputError(
-                    f"One loss at most may fit a task, but {chosen[name]!r} and "
+                    f"At most one loss may fit a task, but {chosen[name]!r} and "
                     f"{loss!r} both fit {name!r}; choose one."
                 )
             chosen[name] = loss
@@ -577,14 +656,14 @@ def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
         rank = 1 + task.axes + (not task.discrete)
         if not target.is_compatible_with([None] * rank):
             raise InputError(
-                f"The target of {name!r} must be {axes}, got shape {target}; reshape "
-                "it so."
+                f"The target of {name!r} must be {axes}, but its shape is {target}; "
+                "reshape it."
             )
         wanted = target[: 1 + task.axes]
         if not mask.is_compatible_with(wanted):
             raise InputError(
                 f"The mask of {name!r} must have one number per place of its target, "
-                f"shape {wanted}, got {mask}; give it that shape."
+                f"shape {wanted}, but its shape is {mask}; reshape it."
             )
 
 
@@ -628,8 +707,8 @@ def _check_shape(task: Task, output, target) -> None:
     if not output.shape.is_compatible_with(wanted):
         axes = _axes(task, "classes") if task.discrete else "its target's shape"
         raise InputError(
-            f"The output of {task.name!r} must be {axes}, here {wanted}, got "
-            f"{output.shape}; bring model, images and targets to one size."
+            f"The output of {task.name!r} must be {axes}, here {wanted}, but its "
+            f"shape is {output.shape}; give model, images and targets the same size."
         )
 
 
@@ -642,7 +721,7 @@ def _same_size(task: Task, output, target, mask) -> list[tf.Tensor]:
     same = tf.reduce_all(tf.equal(sizes[0], sizes[1]) & tf.equal(sizes[1], sizes[2]))
 
     def words():
-        whose = f"output, target and mask of {task.name!r} must be of one size"
+        whose = f"output, target and mask of {task.name!r} must have the same size"
         parts = [f"Images, {whose}" if task.is_map else whose.capitalize()]
         for kind, size in zip(("output", "target", "mask"), sizes, strict=True):
             parts += [f"; got {kind}s of", size[0]]

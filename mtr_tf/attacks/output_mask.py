@@ -29,8 +29,8 @@ def random_pixels(height: int, width: int, count: int, seed: int) -> np.ndarray:
     """
     if not checks.is_whole(count) or not 1 <= count <= height * width:
         raise InputError(
-            f"count is a whole number from 1 to {height * width}, the pixels of a "
-            f"{height}x{width} output; got {count!r}."
+            f"count must be a whole number from 1 to {height * width}, the number of "
+            f"pixels of a {height}x{width} output; got {count!r}."
         )
     mask = np.zeros(height * width, np.float32)
     order = np.random.default_rng(seed).permutation(height * width)
@@ -52,8 +52,9 @@ def block(
     inside = 0 <= top < top + rows <= height and 0 <= left < left + columns <= width
     if not inside:
         raise InputError(
-            f"A block has at least one row and column and lies inside {height}x{width} "
-            f"pixels, got {rows}x{columns} at row {top}, column {left}."
+            "A block must have at least one row and one column, and must lie inside "
+            f"the {height}x{width} pixels; got {rows}x{columns} at row {top}, column "
+            f"{left}."
         )
     mask = np.zeros((height, width), np.float32)
     mask[top : top + rows, left : left + columns] = 1
@@ -69,8 +70,8 @@ def restricted(mask: Any, pixels: Any | None) -> tf.Tensor:
     fits = mask.shape.is_compatible_with(pixels.shape)
     if not fits and not mask.shape[1:].is_compatible_with(pixels.shape):
         raise InputError(
-            f"pixels has a mask's shape {mask.shape} or one image's {mask.shape[1:]}, "
-            f"got {pixels.shape}."
+            f"pixels must have the shape of the mask, {mask.shape}, or of one image, "
+            f"{mask.shape[1:]}; got {pixels.shape}."
         )
     return mask * pixels
 
@@ -81,11 +82,11 @@ def checked_classes(
     """Returns the classes; raises InputError if they restrict none of the tasks."""
     chosen = tuple(classes)
     if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
-        raise InputError(f"classes are whole numbers from 0, got {list(chosen)}.")
+        raise InputError(f"classes must be whole numbers from 0; got {list(chosen)}.")
     if not any(task.discrete for task in tasks.values()):
         raise InputError(
-            "classes restrict tasks with classes, but none is among the attacked: "
-            f"{', '.join(map(repr, tasks))}; leave them out."
+            "classes apply only to tasks with classes, but no attacked task has any "
+            f"({', '.join(map(repr, tasks))}); leave them out."
         )
     return chosen
 
@@ -94,9 +95,9 @@ def check_maps(tasks: Mapping[str, Task]) -> None:
     """Raises InputError where pixels restrict none of the tasks."""
     if not any(task.is_map for task in tasks.values()):
         raise InputError(
-            "pixels restrict maps, tasks with a value for each pixel, but none is "
-            f"among the attacked: {', '.join(map(repr, tasks))}; leave them out, or "
-            "attack a map."
+            "pixels apply only to maps, that is to tasks with a value for each pixel, "
+            f"but no attacked task is a map ({', '.join(map(repr, tasks))}); leave "
+            "them out, or attack a map."
         )
 
 

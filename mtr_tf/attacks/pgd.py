@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import base
 from mtr_tf.attacks import checks
+from mtr_tf.attacks import sparing
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
 
@@ -27,6 +28,19 @@ class Best(NamedTuple):
         """Returns `points` as the best that any other with a score will replace."""
         scores = tf.fill(tf.shape(points)[:1], tf.constant(-float("inf"), points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
+
+    @classmethod
+    def clean(cls, images: tf.Tensor, objective: base.Objective) -> Best:
+        """Returns the images themselves, which any point with a score will replace.
+
+        Of an objective that spares tasks, any point that does spare them.
+        """
+        none = cls.none(images)
+        if not getattr(objective, "spares", False):
+            return none
+        return cls(
+            images, tf.fill(tf.shape(none.scores), tf.cast(-sparing.FAR, images.dtype))
+        )
 
     def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns the better per image; the earlier one where equal or NaN."""
@@ -50,33 +64,35 @@ class PGD(base.Attack):
     """Steps of fixed size along the steepest direction, each projected back.
 
     `PGD(...)(objective, x, seed)` returns images of x's shape and dtype in ball and box
-    that raise `objective`: any callable `f(x, progress)` -> `[batch]`, or
-    -> (ascend, score), both `[batch]`; `attacks.simple(f)` makes one of `f(x)`. The
-    gradient is taken of `ascend`; `score` says which point is best. `progress` is the
-    share of steps done: 0 at first, 1 when only the score of the last point is asked
-    for.
+    that raise `objective`: any callable `f(x, progress)` -> `[batch]`, or -> (ascend,
+    score), both `[batch]`; `attacks.simple(f)` makes one from `f(x)`. The attack
+    follows the gradient of `ascend`; `score` decides which point is best. `progress` is
+    the share of steps done: 0 at first, and 1 when only the score of the last point is
+    needed.
 
     Attributes:
       epsilon: Radius in pixel units of [0, 1]; for "l2" the norm of the whole image's
-        difference. Zero is allowed. It and the step size may be float64 tensors, and
-        steps an int32 one, unchecked: one graph then serves all values.
+        difference. Zero is allowed. Epsilon and the step size may be float64 tensors,
+        and steps an int32 tensor; these are not checked, and one graph then serves all
+        values.
       step_size: Length of a step, in the same unit.
       steps: Number of steps.
       norm: "linf" or "l2".
-      random_start: Whether to start at a random point of the ball (clipped to the
-        box), a function of each image's seed and the restart alone; else at the image.
-        It is uniform for "linf", and for "l2" of uniform direction and length.
-      restarts: Number of runs, each from a start of its own.
+      random_start: Whether to start at a random point of the ball (clipped to the box),
+        which depends only on each image's seed and the restart; otherwise at the image.
+        The point is uniform for "linf", and has uniform direction and length for "l2".
+      restarts: Number of runs, each from its own start.
       keep: "best" returns the point with the highest score among all points of all runs
-        (starts and last points included; one more forward pass), so that more steps or
-        restarts never do worse. Of equal ones the earlier. For an image whose last
-        point is its start, as where no gradient moved it, the clean image is scored in
-        that point's place, and comes back unless another scores higher.
-        "last" returns the last point, of the run in which that scores highest.
+        (including starts and last points; this costs one more forward pass), so more
+        steps or restarts never do worse. Of equal points the earlier one is returned.
+        If an image's last point is its start, because no gradient moved it, the clean
+        image is scored instead of that point, and is returned unless another scores
+        higher. "last" returns the last point of the run whose last point scores
+        highest.
 
     Raises:
-      InputError: A setting is out of range; or, when called, images, seed or what the
-        objective returns have the wrong type or shape.
+      InputError: A setting is out of range; or, when called, the images, the seed or
+        the objective's results have the wrong type or shape.
     """
 
     epsilon: float | tf.Tensor
@@ -98,16 +114,16 @@ class PGD(base.Attack):
         checks.check_flag("random_start", self.random_start)
         checks.check_restarts(self.restarts, self.random_start)
         if self.keep not in ("best", "last"):
-            raise InputError(f"keep is 'best' or 'last', got {self.keep!r}.")
+            raise InputError(f"keep must be 'best' or 'last'; got {self.keep!r}.")
 
     def _check_step_size(self):
         checks.check_number("step_size", self.step_size)
         if self.step_size <= 0:
-            raise InputError(f"step_size must be above 0, got {self.step_size:g}.")
+            raise InputError(f"step_size must be above 0; got {self.step_size:g}.")
         if self.norm == "linf" and self.step_size > 1:
             raise InputError(
-                "step_size is in [0, 1] pixel units (2/255, not 2), "
-                f"got {self.step_size:g}."
+                "step_size must be in units of [0, 1] (2/255, not 2); got "
+                f"{self.step_size:g}."
             )
 
     @property
@@ -127,11 +143,17 @@ class PGD(base.Attack):
 
         def step(begun, number, point, best, memory):
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, scores = base.gradient(begun, point, progress)
+
+            def moved(slope):
+                remembered, direction = self._remember(memory, slope)
+                return remembered, project(point + step_size * ball.steepest(direction))
+
+            slope, scores = base.gradient(
+                begun, point, progress, lambda slope: moved(slope)[1] - point
+            )
             if self.keep == "best":
                 best = best.offer(point, scores)
-            memory, direction = self._remember(memory, slope)
-            point = project(point + step_size * ball.steepest(direction))
+            memory, point = moved(slope)
             return number + 1, point, best, memory
 
         def run(restart, point, best):
@@ -148,7 +170,7 @@ class PGD(base.Attack):
                 best = self._judge(begun, centre, start, point, best)
             return restart + 1, point, best
 
-        state = (0, centre, Best.none(centre))
+        state = (0, centre, Best.clean(centre, objective))
         if self.restarts == 1:
             _, point, best = run(*state)
         else:
@@ -215,7 +237,12 @@ class FGSM(base.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         point = tf.cast(x, threat.compute_dtype(x))
         objective = base.begin(objective, point, point)
-        slope, _ = base.gradient(objective, point, tf.constant(0.0))
-        epsilon = exactly(self.epsilon, point.dtype)
-        point = ball.projection(x)(point + epsilon * ball.steepest(slope))
-        return ball.rounded(point, x)
+        epsilon, project = exactly(self.epsilon, point.dtype), ball.projection(x)
+
+        def moved(slope):
+            return project(point + epsilon * ball.steepest(slope))
+
+        slope, _ = base.gradient(
+            objective, point, tf.constant(0.0), lambda slope: moved(slope) - point
+        )
+        return ball.rounded(moved(slope), x)

@@ -93,30 +93,32 @@ class ReleasedPGD(base.Attack):
         for name, known in (("start", STARTS), ("scale", SCALES)):
             value = getattr(self, name)
             if value not in known:
-                raise InputError(f"{name} is one of {', '.join(known)}, got {value!r}.")
+                raise InputError(
+                    f"{name} must be one of {', '.join(known)}; got {value!r}."
+                )
         for name in ("mean", "std"):
             self._check_channels(name)
         mean, std = self.mean or (), self.std or ()
         if len(mean) != len(std):
             raise InputError(
-                f"mean and std have one number per channel, got {len(mean)} and "
+                f"mean and std must have one number per channel; got {len(mean)} and "
                 f"{len(std)}."
             )
         if std and min(std) <= 0:
-            raise InputError(f"std is above 0, got {min(std):g}.")
+            raise InputError(f"std must be above 0; got {min(std):g}.")
 
     def _check_channels(self, name: str):
         value = getattr(self, name)
         if self.scale == "pixels":
             if value is not None:
                 raise InputError(
-                    f"{name} is for the scale 'wrong' alone, got {value!r} with "
+                    f"{name} is only for scale='wrong', but got {value!r} with "
                     "'pixels'; leave it out."
                 )
             return
         if not isinstance(value, tuple) or not value:
             raise InputError(
-                f"The scale 'wrong' needs {name}, a tuple of one number per channel, "
+                f"scale='wrong' needs {name}, a tuple with one number per channel; "
                 f"got {value!r}."
             )
         for number in value:
@@ -168,8 +170,8 @@ class ReleasedPGD(base.Attack):
         mean, std = self.mean or (), self.std or ()
         if x.shape[-1] != len(mean):
             raise InputError(
-                f"The last axis of the images is for {len(mean)} channels, as "
-                f"many as mean has numbers, got shape {x.shape}."
+                f"Images must have {len(mean)} channels in their last axis, as many "
+                f"as mean has numbers; got shape {x.shape}."
             )
         mean, std = tf.constant(mean, x.dtype), tf.constant(std, x.dtype)
         return 2 * std, mean - std, mean + std

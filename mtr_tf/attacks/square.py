@@ -23,21 +23,21 @@ _GRID = 5  # The l2 start is of so many squares along the image's shorter side.
 
 @dataclasses.dataclass(frozen=True)
 class Square(base.Attack):
-    """Random windows, each kept where it raises the score; needs no gradient at all.
+    """Random windows, each kept if it raises the score; needs no gradients.
 
-    Every query changes a square window of an image's best point so far, at a uniform
-    place. Its side is sqrt(share * height * width), rounded, at least 1 pixel and at
-    most the image's shorter side. The share of the pixels is `p`, halved after 10, 50,
-    200, 500, 1000, 2000, 4000, 6000 and 8000 of 10 000 queries, in proportion to
-    `queries`.
+    Every query changes a square window of an image's best point so far, at a uniformly
+    random position. Its side is sqrt(share * height * width), rounded, at least 1 pixel
+    and at most the image's shorter side. The share of the pixels is `p`, halved after
+    10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10 000 queries, in proportion
+    to `queries`.
 
     "linf" starts from x + epsilon * (a random sign per column and channel), vertical
     stripes, and sets the window to x + epsilon * (a random sign per channel). A window
-    that changes nothing is a query all the same.
+    that changes nothing still counts as a query.
 
     "l2" starts from a grid of squares, each a pair of pyramids of opposite signs,
-    upright or turned, with a random sign per channel; here the grid covers all of the
-    image, where the paper's leaves a margin. A query erases the difference to x in two
+    upright or turned, with a random sign per channel; here the grid covers the whole
+    image; in the paper it leaves a margin. A query erases the difference to x in two
     windows and writes a pair of pyramids, added to the direction of what was there,
     into the first: per channel c with the norm
 
@@ -48,14 +48,14 @@ class Square(base.Attack):
 
     Attributes:
       epsilon: As for PGD.
-      queries: Evaluations of the objective of a run, the start's included.
+      queries: Evaluations of the objective in a run, including that of the start.
       norm: "linf" or "l2".
       p: The first windows' share of the pixels, in (0, 1]; 0.8 is AutoAttack's choice,
         0.05 (linf) and 0.1 (l2) the paper's on ImageNet.
-      restarts: Number of runs, each from a start of its own.
+      restarts: Number of runs, each from its own start.
 
-    The point returned is the one with the highest score of all that were asked for,
-    the earlier of equal ones; the clean image where all scores are NaN.
+    The returned point is the one with the highest score of all that were evaluated (of
+    equal ones the earlier), or the clean image if all scores are NaN.
 
     Raises:
       InputError: A setting is out of range; or, when called, as for PGD, or images are
@@ -75,7 +75,8 @@ class Square(base.Attack):
         checks.check_number("p", self.p)
         if not 0 < self.p <= 1:
             raise InputError(
-                f"p is a share of the pixels, above 0 and at most 1, got {self.p:g}."
+                "p must be a share of the pixels, above 0 and at most 1; got "
+                f"{self.p:g}."
             )
 
     @property
@@ -89,8 +90,8 @@ class Square(base.Attack):
         """The whole attack in graph operations; arguments as in `base.Attack`."""
         if x.shape.rank != 4:
             raise InputError(
-                "Square takes images [batch, height, width, channels], "
-                f"got shape {x.shape}."
+                "Square needs images [batch, height, width, channels]; got shape "
+                f"{x.shape}."
             )
         ball = threat.ball(self.norm, self.epsilon)
         moves = {"linf": _Linf, "l2": _L2}[self.norm](ball, x)
@@ -119,7 +120,7 @@ class Square(base.Attack):
         _, best = base.loop(
             lambda restart, _: restart < self.restarts,
             run,
-            (0, Best.none(moves.centre)),
+            (0, Best.clean(moves.centre, objective)),
         )
         return ball.rounded(best.points, x)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threat models: how far an image may move, and what one step in that ball looks like.
+"""Threat models: how far an image may move, and what a step in that ball looks like.
 
 A threat model is a ball of radius `epsilon` around each image, in some norm, cut with
 the box [0, 1] of valid pixels. Each norm answers the same four questions: a random
@@ -7,7 +7,7 @@ point of the unit ball, the steepest direction, the projection onto ball and box
 the rounding of a result to the image's own dtype without leaving either. Random numbers
 and rounding are further below.
 
-All acts per image: the leading axis is the batch, the others are the image.
+Everything acts per image: the first axis is the batch, the others are the image.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Linf:
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1:
             raise InputError(
-                "epsilon is in [0, 1] pixel units (8/255, not 8), "
-                f"got {self.epsilon:g}."
+                "epsilon must be in units of [0, 1] (8/255, not 8); got "
+                f"{self.epsilon:g}."
             )
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -89,8 +89,8 @@ class L2:
         checks.check_number("epsilon", self.epsilon)
         if not 0 <= self.epsilon <= 1e6:
             raise InputError(
-                "epsilon is an l2 norm of images in [0, 1], from 0 to 1e6, "
-                f"got {self.epsilon:g}."
+                "epsilon must be an l2 norm for images in [0, 1], from 0 to 1e6; got "
+                f"{self.epsilon:g}."
             )
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
@@ -185,7 +185,7 @@ def ball(norm: str, epsilon: float | tf.Tensor) -> Linf | L2:
 
 
 def check(norm: str, epsilon: float | tf.Tensor) -> None:
-    """Checks what an attack is made of; the value of a tensor is not looked at.
+    """Checks the settings of an attack; values of tensors are not checked.
 
     Raises:
       InputError: An unknown norm, or a radius that the norm does not allow.
@@ -260,7 +260,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     """
     seed = tf.convert_to_tensor(seed)
     if not seed.dtype.is_integer:
-        raise InputError(f"seed is of whole numbers, got {seed.dtype.name}.")
+        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
     seed = tf.cast(seed, tf.int64)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
@@ -270,8 +270,8 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     if matches and seed.shape.rank == 2 and seed.shape[1] == 2:
         return seed
     raise InputError(
-        f"seed is one int or one per image (shape [batch] or [batch, 2]), got shape "
-        f"{seed.shape} for a batch of {indices.shape[0]}."
+        "seed must be one int, or one per image (shape [batch] or [batch, 2]); got "
+        f"shape {seed.shape} for a batch of {indices.shape[0]}."
     )
 
 

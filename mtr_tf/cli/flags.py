@@ -113,8 +113,8 @@ def _convert(name: str, text: str, of: type) -> str | int | float:
     except ValueError as error:
         kind = {int: "whole numbers", float: "numbers"}[of]
         raise InputError(
-            f"--{name} must be a comma-separated list of {kind}, got "
-            f"{shortened(text)} in it."
+            f"--{name} must be a comma-separated list of {kind}, but contains "
+            f"{shortened(text)}."
         ) from error
 
 
@@ -145,12 +145,12 @@ def _explained(
         return f"--{name} must be {kind}, got {shortened(given)}."
     missing = re.match(r"Missing value for flag -*(\w+)", str(error))
     if missing:
-        return f"--{missing[1]} must have a value, --{missing[1]}=VALUE; it has none."
+        return f"--{missing[1]} needs a value: --{missing[1]}=VALUE."
     file = [argument for argument in argv if "flagfile" in argument]
     if isinstance(error, flags.CantOpenFlagFileError):
         return (
-            f"{' '.join(file)} must name a file of flags that can be read, and it "
-            "cannot be opened; check its path."
+            f"{' '.join(file)} must name a flagfile that can be read, but it cannot "
+            "be opened; check the path."
         )
     return f"the flags cannot be read: {' '.join(str(error).split())}."
 
@@ -195,7 +195,7 @@ def run(
       doc: its docstring, for `--help`.
       records: the settings it takes; `main` gets one instance of each.
       main: the work.
-      on_interrupt: what is kept where a signal stops `main` and nothing there has said
+      on_interrupt: what is kept if a signal stops `main` before anything there has said
         more (`stopping.saying`).
     """
     if any(argument in _HELP for argument in sys.argv[1:]):
@@ -246,18 +246,18 @@ def run(
 
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
-    """What to do where a device has too little memory; None for any other error."""
+    """What to do if a device has too little memory; None for any other error."""
     text = f"{type(error).__name__}: {error}"
     if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
         return None
     sizes = [getattr(record, "batch_size", 0) for record in settings]
     size = max([*sizes, 0])
-    way = "Take smaller images or a smaller --model"
+    way = "Use smaller images or a smaller --model"
     if size > 1:
         way = f"Try --batch_size={size // 2}"
     return (
         f"the device has too little memory for --batch_size={size}. {way}, or free "
-        "memory that other processes hold."
+        "memory that other processes are using."
     )
 
 

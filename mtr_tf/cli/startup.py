@@ -56,8 +56,8 @@ def import_tensorflow(deterministic: bool = False) -> None:
         tempfile.gettempdir()
     except OSError as error:
         raise InputError(
-            "a temporary directory must be writable, and there is none "
-            f"({error.strerror}); give one in the variable TMPDIR."
+            "a writable temporary directory is needed, but there is none "
+            f"({error.strerror}); name one in the variable TMPDIR."
         ) from error
     if "tensorflow" not in sys.modules:  # It takes seconds, on a slow disk a minute.
         logging.info("starting TensorFlow")

@@ -57,7 +57,10 @@ class _Watch:
                 0
             ]:
                 spoken = True
-                _say("stopping as soon as all is kept; once more ends at once.")
+                _say(
+                    "stopping as soon as everything is saved; a second signal stops "
+                    "at once."
+                )
                 continue
             data = os.read(pipe, 1)
             if not data:  # Signals are not handled any more.

@@ -26,9 +26,12 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.tasks import metric_names
+from mtr_tf.tasks.metric_names import MORE
 
 OWN_LOSS = "own"
 OWN_TARGETS = "own"
+LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 NO_ATTACK = ("none",)
 MEASURES = ("tasks", "pixels", "blocks", "first_order")
 
@@ -40,61 +43,75 @@ class AttackConfig(Settings):
     ckpt: str = setting(
         "",
         "What to attack: a run directory (runs/NAME), a checkpoint in it, or a model "
-        "of your own, whose results go to runs/FILE-HASH: a .keras or .h5 file, the "
-        "folder of a SavedModel, or module:function, a function of yours that returns "
-        "a Keras model or any function of images. Required.",
+        "of your own: a .keras or .h5 file, the folder of a SavedModel, or "
+        "module:function, a function of yours that returns a Keras model or any "
+        "function of images. Results for your own model go to runs/FILE-HASH. "
+        "Required.",
         changes=NOTHING,
         path=True,
     )
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
         ("pgd",),
-        f"Attacks, out of {', '.join(KINDS)}. worst: the worst per image of those in "
-        "--ensemble. none: only --measure. pgd_released and its kin: with the errors "
-        "of the paper's code, for comparison only.",
+        f"One or more attacks: {', '.join(KINDS)}. worst: for each image, the worst "
+        "of those in --ensemble. none: only --measure. pgd_released, "
+        "pgd_released_start and pgd_released_scale have the errors of the paper's "
+        "code, for comparison only.",
     )
     eps: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0, 8.0),
-        "Radii. linf: in levels of 0-255, so 8 is 8/255. l2: the plain l2 norm of the "
-        "difference of two images in [0, 1]. 0 leaves the images as they are.",
+        "Radii. linf: in levels of 0-255, so 8 means 8/255. l2: the l2 norm of the "
+        "difference between two images in [0, 1]. 0 leaves the images unchanged.",
         low=0,
         high=1e6,
     )
     attack_tasks: tuple[str, ...] = setting(
         ("each", "all"),
-        "Groups of tasks attacked together: seg is one task, seg+depth two; each: "
+        "Groups of tasks to attack together: seg is one task, seg+depth two; each: "
         "every task by itself; all: all together.",
     )
     attack_loss: tuple[str, ...] = setting(
         (OWN_LOSS,),
-        "Losses that are raised. own: each task's training loss; other names, for the "
-        "tasks that they fit, joined by + for several tasks (js+angular), are in "
-        "docs/attacks.md.",
+        "Losses to raise. own: each task's training loss. docs/attacks.md lists the "
+        "others and the tasks that they fit; join them with + for several tasks "
+        "(js+angular).",
     )
     balance: tuple[str, ...] = setting(
         ("sum",),
-        "How the losses of tasks attacked together become one; see docs/attacks.md.",
+        "How the losses of tasks attacked together are combined; see docs/attacks.md.",
     )
     attack_weights: tuple[str, ...] = setting(
-        (), "Weights of the attacked tasks' losses, as seg:1,depth:0.5; others: 1."
+        (),
+        "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
+        "others have weight 1.",
+    )
+    spare: tuple[str, ...] = setting(
+        (),
+        "Tasks to keep at or below their clean loss in every image while others are "
+        "attacked, such as depth,normal. In --attack_tasks, each and all then mean "
+        "the other tasks. See docs/attacks.md.",
     )
     judge: str = setting(
         "auto",
-        "What points of an attack, its restarts and members of ensembles are compared "
-        "by. harm: what the table shows (wrong pixels, or the task's error; of several "
-        "tasks the geometric mean); loss: the tasks' own losses. auto: loss with "
-        "--attack_loss=own, harm with any other and for sea and worst.",
+        "The score that decides between points of an attack, restarts and members of "
+        "ensembles. harm: what the table shows (wrong pixels, or the task's error; "
+        "for several tasks the geometric mean). loss: the tasks' own losses. auto: "
+        "loss with --attack_loss=own; harm with any other loss, and for sea and "
+        "worst.",
         choices=("auto", "harm", "loss"),
     )
     norm: str = setting(
-        "linf", "Norm that bounds the perturbation.", choices=("linf", "l2")
+        "linf", "The norm in which the perturbation is bounded.", choices=("linf", "l2")
     )
     steps: int = setting(
-        20, "Steps of pgd, mim and apgd; of sea, in each run.", low=1, high=MOST_STEPS
+        20,
+        "Steps of pgd, mim and apgd, and of each run of sea.",
+        low=1,
+        high=MOST_STEPS,
     )
     step_size: float = setting(
         0.0,
-        "Step of pgd and mim (and the released ones), in the unit of --eps; 0: a "
+        "Step size of pgd and mim (and the released ones), in the unit of --eps; 0: a "
         "quarter of each eps.",
         low=0,
         high=1e6,
@@ -107,24 +124,26 @@ class AttackConfig(Settings):
     )
     random_start: bool | None = setting(
         None,
-        "Start at a random point of the ball (--norandom_start: at the image). Not "
-        "given: all do but mim, which with one start begins at the image, as in "
-        "its authors' code.",
+        "Start at a random point of the ball (--norandom_start: at the image). By "
+        "default all attacks do, except mim with a single start, which begins at the "
+        "image, as in its authors' code.",
     )
-    queries: int = setting(500, "Forward passes of square.", low=1, high=MOST_QUERIES)
+    queries: int = setting(
+        500, ("Number of forward passes of square."), low=1, high=MOST_QUERIES
+    )
     ensemble: tuple[str, ...] = setting(
         ("apgd", "pgd", "square"),
-        f"What worst consists of: {', '.join(kinds.member_names())}.",
+        f"The attacks that worst combines: {', '.join(kinds.member_names())}.",
     )
     targeted: bool = setting(
         False,
-        "Bring the outputs near to what another image of the split (half the split "
-        "further on) has as its target, rather than away from their own.",
+        "Pull the outputs towards the target of another image of the split (half the "
+        "split further on), rather than away from their own target.",
     )
     eot: int = setting(
         1,
         "For a model that is random at inference: follow the mean gradient over this "
-        "many draws of its noise, at as many times the cost.",
+        "many draws of its noise. The cost grows by the same factor.",
         low=1,
         high=MOST_STEPS,
     )
@@ -136,48 +155,60 @@ class AttackConfig(Settings):
     )
     attack_block: str = setting(
         "",
-        "Attack a block of output pixels: ROWSxCOLUMNS, in the middle, or with its "
-        "first row and column, ROWSxCOLUMNS+TOP+LEFT.",
+        "Attack a block of output pixels: ROWSxCOLUMNS in the middle, or "
+        "ROWSxCOLUMNS+TOP+LEFT with the first row and column.",
     )
     attack_classes: tuple[str, ...] = setting(
         (),
-        "Attack only the pixels of these classes, by name, of a task with classes.",
+        "Attack only the pixels of these classes (names), in a task with classes.",
     )
     attack_channels: tuple[int, ...] = setting(
         (),
-        "Change only these channels of the images, by number from 0: 0,1,2 are the "
-        "colours of images that have a distance beside them. Empty: all.",
+        "Change only these channels of the images, numbered from 0: 0,1,2 are the "
+        "colours if a fourth channel holds distances. Empty: all.",
         low=0,
     )
     source_ckpt: str = setting(
         "",
-        "Transfer: make the adversarial images on this other run or model of your own, "
-        "and look at what they do to --ckpt.",
+        "Transfer: make the adversarial images on this other run or model of your "
+        "own, and measure what they do to --ckpt.",
         changes=NOTHING,
         path=True,
     )
     fast: bool = setting(
         False,
-        "Take gradients in bfloat16, of a copy of the model; results are still those "
-        "of the model itself. See README for what that gains and costs.",
+        "Take gradients in bfloat16 from a copy of the model; results are still those "
+        "of the model itself. docs/gpu.md says what this saves and costs.",
     )
     checks: bool = setting(
         True,
-        "Afterwards check whether the attack can be trusted, and warn.",
+        "Check afterwards whether the attack can be trusted, and warn if not.",
         changes=EXTRAS,
     )
     check_examples: int = setting(
-        16, "Images for these checks.", low=1, high=MOST_EXAMPLES, changes=EXTRAS
+        16,
+        "Number of images for these checks.",
+        low=1,
+        high=MOST_EXAMPLES,
+        changes=EXTRAS,
+    )
+    metrics: tuple[str, ...] = setting(
+        (),
+        "More metrics for the tasks that they fit, besides each task's own: "
+        f"{', '.join(MORE)} (any topK); all: all that fit. Attacks finished without "
+        "them are run again.",
+        changes=EXTRAS,
     )
     measure: tuple[str, ...] = setting(
         (),
-        f"Also measure the theory's quantities, out of {', '.join(MEASURES)}: see "
+        f"Also measure quantities of the theory: {', '.join(MEASURES)}; see "
         "docs/measures.md. Results go to measures.json.",
         changes=EXTRAS,
     )
     measure_draws: int = setting(
         4,
-        "Draws of output pixels of each number, for these measures.",
+        "Number of random sets of output pixels of each size, for the measures "
+        "pixels and blocks.",
         low=1,
         high=1000,
         changes=EXTRAS,
@@ -186,7 +217,7 @@ class AttackConfig(Settings):
     split: str = setting("validation", "Split of the data set.")
     num_examples: int = setting(
         128,
-        "Attack the first N examples, or all if there are fewer; 0: all.",
+        "Attack the first N examples (all of them if there are fewer); 0: all.",
         low=0,
         high=MOST_EXAMPLES,
     )
@@ -200,8 +231,9 @@ class AttackConfig(Settings):
     )
     dataset: str = setting(
         "",
-        "Data set; empty: the run's own. A .keras file of your own needs it, and so "
-        "does a run on module:function, for code that a file names is not run unasked.",
+        "Data set; empty: the run's own. You must give it for a model of your own, "
+        "and for a run on module:function, because code named in a file is never run "
+        "unasked.",
     )
     data_dir: str = setting(
         "",
@@ -211,56 +243,56 @@ class AttackConfig(Settings):
     )
     depth_target: str = setting(
         "own",
-        "As in training (own: that of the run, or disparity), for cityscapes and "
-        "taskonomy.",
+        "For cityscapes and taskonomy: as in training (own: that of the run, or "
+        "disparity).",
         choices=("own", "disparity", "inverse_depth", "metres", "released"),
     )
     validation_share: float = setting(
-        0.0, "As in training (0: that of the run), for taskonomy.", low=0, high=1
+        0.0, "For taskonomy: as in training (0: that of the run).", low=0, high=1
     )
     image_size: str = setting(
         "", "Height x width, such as 96x128, or one number; empty: the model's own."
     )
     input_range: tuple[float, ...] = setting(
         (),
-        "What a .keras file of your own takes in place of images in [0, 1]: LOW,HIGH, "
-        "such as 0,255 or -1,1. Radii stay those of images in [0, 1]. Holds for --ckpt "
-        "and --source_ckpt, for both where both are .keras files.",
+        "The range that a model of your own takes instead of [0, 1]: LOW,HIGH, such "
+        "as 0,255 or -1,1. Radii are still those of images in [0, 1]. Applies to "
+        "--ckpt and --source_ckpt, and to both if both are models of your own.",
         low=-1e6,
         high=1e6,
     )
     input_mean: tuple[float, ...] = setting(
         (),
-        "What is subtracted from images in the range that --input_range says, before "
-        "the .keras file gets them: a number, or one per channel.",
+        "What to subtract from images in the range of --input_range before your own "
+        "model gets them: one number, or one per channel.",
         low=-1e6,
         high=1e6,
     )
     input_std: tuple[float, ...] = setting(
         (),
-        "What they are then divided by: a number, or one per channel.",
+        "What to divide them by after that: one number, or one per channel.",
         low=-1e6,
         high=1e6,
     )
     channels_first: bool = setting(
         False,
-        "The model of your own takes images [batch, channels, height, width], though "
-        "its shape does not tell. Where that is plain it is seen by itself.",
+        "Your own model takes images [batch, channels, height, width]. Only needed if "
+        "its input shape does not show this.",
         changes=NOTHING,  # But the fingerprint of the model.
     )
     targets: str = setting(
         "data",
-        "data: the data set's targets. own: the model's own clean outputs, so that no "
+        "data: the data set's targets. own: the model's own clean outputs, so no "
         "labels are needed; tables then show agreement with them.",
         choices=("data", OWN_TARGETS),
     )
     heads: tuple[str, ...] = setting(
         (),
-        "Which output of a model of your own is which task: OUTPUT:TASK,... with an "
-        "output's name, path (decoder/mask) or number from 0, and a task of the data, "
+        "Which output of your own model is which task: OUTPUT:TASK,... OUTPUT is a "
+        "name, a path (decoder/mask) or a number from 0. TASK is a task of the data, "
         "or a kind (classes, labels, numbers, directions, image) for a task named "
-        "after the output. Empty: outputs that have names of tasks. Others are left "
-        "alone.",
+        "after the output. Empty: outputs that are named after tasks. Other outputs "
+        "are left alone.",
         changes=NOTHING,  # But the fingerprint of the model.
     )
     source_heads: tuple[str, ...] = setting(
@@ -270,11 +302,11 @@ class AttackConfig(Settings):
     )
     tasks: tuple[str, ...] = setting(
         (),
-        "The task of a model of your own that has one output without a task's name; "
-        "otherwise, which of the model's tasks to look at (empty: all).",
+        "If your own model has a single output without a task's name: its task. "
+        "Otherwise: which of the model's tasks to use (empty: all).",
     )
     seed: int = setting(
-        0, "Seed of random starts, pixels and intervals.", low=0, high=2**32 - 1
+        0, "Seed for random starts, pixels and intervals.", low=0, high=2**32 - 1
     )
     # Where and how it runs.
     strategy: str = STRATEGY
@@ -292,20 +324,20 @@ class AttackConfig(Settings):
     format: str = FORMAT
     name: str = setting(
         "",
-        "Results go to RUN/attacks/NAME; empty: a name made of the settings.",
+        "Results go to RUN/attacks/NAME; empty: a name made from the settings.",
         changes=NOTHING,
     )
     save_examples: int = setting(
         0,
-        "Also save the first N images, attacked, and all outputs as .npz.",
+        "Also save the first N attacked images and all outputs as .npz.",
         low=0,
         high=MOST_EXAMPLES,
         changes=EXTRAS,
     )
     export_predictions: bool = setting(
         False,
-        "Also write the predicted classes of cityscapes, clean and attacked, as files "
-        "for its own evaluator, to RUN/attacks/NAME/predictions.",
+        "For cityscapes: also write the predicted classes, clean and attacked, to "
+        "RUN/attacks/NAME/predictions, as files for its own evaluator.",
         changes=EXTRAS,
     )
 
@@ -313,34 +345,39 @@ class AttackConfig(Settings):
         super().__post_init__()
         if not self.ckpt:
             raise InputError(
-                "--ckpt must name what to attack: a run directory such as runs/NAME, a "
-                "checkpoint in it, or a model of your own; it is empty."
+                "--ckpt must name what to attack, but it is empty; give a run "
+                "directory such as runs/NAME, a checkpoint in it, or a model of your "
+                "own."
             )
         for name in ("attack", "eps", "attack_tasks", "attack_loss", "balance"):
             if not getattr(self, name):
-                raise InputError(f"--{name} must have at least one value; it is empty.")
+                raise InputError(
+                    f"--{name} must have at least one value, but it is empty."
+                )
         if self.attack != NO_ATTACK:
             kinds.check_names("attack", self.attack, KINDS)
         kinds.check_names("measure", self.measure, MEASURES)
+        metric_names.check(self.metrics)
         if self.attack == NO_ATTACK and not self.measure:
             raise InputError(
-                "--attack=none is for measuring only, and --measure is empty; name one "
-                f"or more of {', '.join(MEASURES)}."
+                "--attack=none only measures, but --measure is empty; name one or "
+                f"more of {', '.join(MEASURES)}."
             )
         if "first_order" in self.measure and not any(self.eps):
             raise InputError(
-                "--measure=first_order needs a radius above 0 in --eps, got only 0."
+                "--measure=first_order needs a radius above 0 in --eps, but there "
+                "is only 0."
             )
         kinds.check_names("attack in --ensemble", self.ensemble, kinds.member_names())
         named = [name for name in self.attack if name in KINDS]
         if not self.ensemble and any("ensemble" in KINDS[name].uses for name in named):
             raise InputError(
-                "--ensemble must name what worst consists of; it is empty."
+                "--ensemble must name the attacks that worst combines, but it is empty."
             )
         if self.attack_pixels and self.attack_block:
             raise InputError(
-                "--attack_pixels and --attack_block both say which pixels to attack; "
-                "give one of them."
+                "--attack_pixels and --attack_block both choose the pixels to attack; "
+                "give only one of them."
             )
         for name, lengths in (("eps", self.eps), ("step_size", (self.step_size,))):
             if self.norm == "linf" and max(lengths) > 255:
@@ -353,12 +390,36 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
+        self._check_spare()
         _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
         parse_heads(self.heads)
         parse_heads(self.source_heads, "--source_heads")
         self._check_input()
+
+    def _check_spare(self):
+        """Raises InputError where nothing can be spared."""
+        if not self.spare:
+            return
+        for name in self.attack:
+            if name in KINDS and not KINDS[name].can_spare(self.restarts):
+                raise InputError(
+                    f"--spare does not work with {name}, which repeats other code or "
+                    "is a single draw of noise; leave out one of the two, or give "
+                    "noise and corner --restarts=2 or more."
+                )
+        if self.eot > 1:
+            raise InputError(
+                f"--spare does not work with --eot={self.eot}, several draws of a "
+                "random model's noise; leave out one of the two."
+            )
+        if self.targets == OWN_TARGETS:
+            raise InputError(
+                "--spare needs the targets of the data, because with --targets=own "
+                "every clean output is already at its target; leave out one of the "
+                "two."
+            )
 
     def _check_input(self):
         if self.input_range and not (
@@ -378,8 +439,8 @@ class AttackConfig(Settings):
         per_channel = {len(self.input_mean), len(self.input_std)} - {0, 1}
         if len(per_channel) > 1:
             raise InputError(
-                "--input_mean and --input_std must have as many numbers as images have "
-                f"channels, or one; got {len(self.input_mean)} and "
+                "--input_mean and --input_std must have one number, or one per "
+                f"channel of the images; got {len(self.input_mean)} and "
                 f"{len(self.input_std)}."
             )
 
@@ -392,8 +453,8 @@ class AttackConfig(Settings):
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(scale, offset) per channel of what the model takes for images in [0, 1].
 
-        Equal ones where one holds for any number of channels. None where it takes just
-        these.
+        A single pair applies to any number of channels. None if the model takes images
+        in [0, 1].
         """
         if not (self.input_range or self.input_mean or self.input_std):
             return None
@@ -451,8 +512,9 @@ def parse_weights(texts: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
         least, most = WEIGHTS
         if weight != 0 and not least <= abs(weight) <= most:
             raise InputError(
-                "--attack_weights must be pairs of a task and a number, 0 or of size "
-                f"{least:g} to {most:g}, such as seg:1,depth:0.5; got {text!r}."
+                "--attack_weights must be pairs of a task and a number such as "
+                "seg:1,depth:0.5, where each number is 0 or has a size from "
+                f"{least:g} to {most:g}; got {text!r}."
             )
         pairs.append((name, weight))
     return tuple(pairs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every setting of the binaries: its default, its help, its range, and cross-checks.
+"""The settings of all commands: default, help, range, and cross-checks.
 
 The flags are made from these records (`cli.flags.define`), a run keeps them in its
 `config.json`, and nothing else in the package holds a default of its own.
@@ -37,10 +37,10 @@ def setting(
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not said at all. `path` says
-    that it names files, `changes` what another value leads to: other RESULTS, other
-    EXTRAS beside the same results (saved examples, measures), or NOTHING else (where it
-    runs, and how fast).
+    A default of None makes a flag that is true, false or not given. `path` says that it
+    names files, `changes` what another value leads to: other RESULTS, other EXTRAS
+    beside the same results (saved examples, measures), or NOTHING else (where it runs,
+    and how fast).
     """
     metadata = {
         "help": help,
@@ -55,7 +55,7 @@ def setting(
 
 FORMAT = setting(
     "text",
-    "How tables are printed.",
+    "Format of printed tables.",
     choices=("text", "markdown", "csv", "json"),
     changes=NOTHING,
 )
@@ -162,7 +162,9 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
             f"{flag} must be one number (64) or height x width (96x128), got {text!r}."
         )
     if max(numbers) > LONGEST_SIDE:
-        raise InputError(f"{flag} must be at most {LONGEST_SIDE} a side, got {text!r}.")
+        raise InputError(
+            f"{flag} must be at most {LONGEST_SIDE} on each side, got {text!r}."
+        )
     return numbers[0], numbers[-1]
 
 
@@ -171,22 +173,22 @@ _STRATEGIES = ("auto", "one_device", "mirrored")
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "else one device.",
+    "otherwise one device.",
     choices=_STRATEGIES,
     changes=NOTHING,
 )
 STRATEGY_OF_TRAINING = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
-    "workers (docs/cluster.md), mirrored over the GPUs if there are several, else one "
-    "device.",
+    "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
+    "one device.",
     choices=(*_STRATEGIES, "multi_worker"),
     changes=NOTHING,
 )
 REPLICAS = setting(
     0,
-    "Devices that --strategy=mirrored takes, and each worker of multi_worker; 0: all "
-    "GPUs. Without a GPU the CPU is split into that many, for trials.",
+    "Number of devices for --strategy=mirrored, and for each worker of multi_worker; "
+    "0: all GPUs. Without a GPU the CPU is split into that many devices, for tests.",
     low=0,
     high=128,
     changes=NOTHING,
@@ -195,8 +197,8 @@ REPLICAS = setting(
 
 JIT = setting(
     "auto",
-    "Compile graphs by XLA; auto: on GPUs, where the work ahead is worth the half "
-    "minute that it takes (docs/gpu.md).",
+    "Compile graphs with XLA; auto: on GPUs, if there is enough work to be worth the "
+    "half minute of compiling (docs/gpu.md).",
     choices=("auto", "on", "off"),
     changes=NOTHING,
 )

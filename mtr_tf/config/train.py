@@ -25,13 +25,13 @@ class TrainConfig(Settings):
 
     tasks: tuple[str, ...] = setting(
         ("seg", "depth"),
-        "Tasks to train, one head each: names, Taskonomy's names or the paper's "
+        "Tasks to train, with one head each: names, Taskonomy's names or the paper's "
         "letters (seg,depth or s,d).",
     )
     main_tasks: tuple[str, ...] = setting(
         (),
-        "The main tasks among --tasks; each weighs 1/number of them. The others are "
-        "auxiliary and share --aux_weight. Empty: all are main.",
+        "The main tasks among --tasks; each has weight 1/number of main tasks. The "
+        "others are auxiliary and share --aux_weight. Empty: all are main.",
     )
     aux_weight: float = setting(
         1.0,
@@ -41,38 +41,40 @@ class TrainConfig(Settings):
     )
     task_weights: str = setting(
         "main_aux",
-        "What a task's loss weighs. main_aux: as --main_tasks and --aux_weight say. "
-        "equal: 1/number of tasks. uncertainty: learned (Kendall et al. 2018).",
+        "Weights of the tasks' losses. main_aux: as set by --main_tasks and "
+        "--aux_weight. equal: 1/number of tasks. uncertainty: learned (Kendall et al. "
+        "2018).",
         choices=("main_aux", "equal", "uncertainty"),
     )
     task_losses: tuple[str, ...] = setting(
         (),
-        "Other training losses than the tasks' own, as autoencoder:l1; one of "
-        "cross_entropy, l1, l2.",
+        "Training losses to use instead of the tasks' own, such as autoencoder:l1; "
+        "each is cross_entropy, l1 or l2.",
     )
     loss_norm: str = setting(
         "valid",
-        "What a masked loss is divided by: the valid pixels, or all (as the paper's "
-        "code does on Taskonomy).",
+        "Divide a masked loss by the number of valid pixels, or of all pixels (as the "
+        "paper's code does on Taskonomy).",
         choices=("valid", "all"),
     )
     class_weights: bool = setting(
-        True, "Weigh classes in training as the data set has it (taskonomy does)."
+        True,
+        "Use the data set's class weights in training, if it has any (taskonomy does).",
     )
     random_targets: tuple[str, ...] = setting(
         (),
-        "A control: these of --tasks are trained on noise, fixed for each example, in "
-        "place of their targets; validation has the real ones.",
+        "Control experiment: train these of --tasks on noise, fixed for each example, "
+        "instead of their targets. Validation uses the real targets.",
     )
     # Data.
     dataset: str = setting(
         "rooms",
-        "Data set: rooms (made on the spot), camvid, cityscapes, taskonomy, or your "
-        "own as module:function (docs/own_data.md).",
+        "Data set: rooms (made on your machine), camvid, cityscapes, taskonomy, or "
+        "your own as module:function (docs/own_data.md).",
     )
     data_dir: str = setting(
         "",
-        "Folder of the data. For rooms, where it is kept once made; empty: "
+        "Folder of the data. For rooms, the folder to store it in; empty: "
         "TFDS_DATA_DIR or ~/tensorflow_datasets.",
         changes=NOTHING,
         path=True,
@@ -83,22 +85,23 @@ class TrainConfig(Settings):
     train_examples: int = setting(
         0, "Train on the first N examples only; 0: all.", low=0, high=MOST_EXAMPLES
     )
-    flip: bool = setting(True, "Mirror training examples left-right at random.")
+    flip: bool = setting(True, "Randomly mirror training examples left-right.")
     crop: str = setting(
         "", "Train on random crops of this height x width; empty: whole pictures."
     )
     depth_target: str = setting(
         "disparity",
-        "What cityscapes' depth is: disparity (pixels), inverse_depth (1/m) or metres "
-        "(both need camera/), or released (as the paper's code has it: the file's "
-        "values / 1000, nothing masked). Of taskonomy's two depths: metres, or else "
-        "the files' logarithms, in [0, 1].",
+        "Unit of cityscapes' depth: disparity (pixels), inverse_depth (1/m) or metres "
+        "(both need camera/), or released (as in the paper's code: the file's values "
+        "/ 1000, nothing masked). For taskonomy's two depths: metres; otherwise the "
+        "files' logarithms, in [0, 1].",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )
     validation_share: float = setting(
         0.0,
-        "Of taskonomy, the share of its buildings (of one building: its points) that "
-        "is validation, the last ones; 0: as its lists say, or as released.",
+        "For taskonomy: use this share of the buildings (the last ones; with one "
+        "building, of its points) for validation; 0: follow its lists, or the "
+        "released split.",
         low=0,
         high=1,
     )
@@ -110,9 +113,9 @@ class TrainConfig(Settings):
     # Model.
     model: str = setting(
         "small",
-        "Architecture, one of mtr_tf.models: small, tiny; resnet18, resnet34, "
-        "resnet50; drn_c_26, drn_d_22, drn_d_38, drn_d_54, drn_d_105; or your own as "
-        "module:function (docs/training.md).",
+        "Architecture: small, tiny; resnet18, resnet34, resnet50; drn_c_26, drn_d_22, "
+        "drn_d_38, drn_d_54, drn_d_105; or your own as module:function "
+        "(docs/training.md).",
     )
     width: int = setting(
         0,
@@ -122,7 +125,8 @@ class TrainConfig(Settings):
     )
     decoders: str = setting(
         "separate",
-        "One decoder per task, or one for all with a last layer per task.",
+        "separate: one decoder per task. shared: one decoder for all, with a last "
+        "layer per task.",
         choices=("separate", "shared"),
     )
     sync_batch_norm: bool = setting(
@@ -130,13 +134,13 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "",
-        "Weights to start from: a .keras or .h5 file, or a run directory; layers of "
+        "Weights to start from: a .keras or .h5 file, or a run directory. Layers with "
         "the same names and shapes take them.",
         path=True,
     )
     frozen: tuple[str, ...] = setting(
         (),
-        "Layers that are not trained: the beginnings of their names, such as encoder.",
+        "Layers not to train, by the beginnings of their names, such as encoder.",
     )
     # Optimisation.
     epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
@@ -155,7 +159,7 @@ class TrainConfig(Settings):
     schedule: str = setting(
         "cosine",
         "Learning rate over time: cosine to zero, step (times --lr_factor at each of "
-        "--lr_epochs), constant, or released (as the paper's code on Cityscapes: "
+        "--lr_epochs), constant, or released (as in the paper's code for Cityscapes: "
         "constant for 180 epochs, then 0).",
         choices=("cosine", "step", "constant", "released"),
     )
@@ -169,8 +173,9 @@ class TrainConfig(Settings):
     # Adversarial training.
     adversarial_tasks: str = setting(
         "",
-        "Train on images attacked by PGD (linf): main, all, or names joined by +, the "
-        "tasks whose losses the attack raises; empty: no adversarial training.",
+        "Adversarial training: train on images attacked by PGD (linf). The attack "
+        "raises the losses of these tasks: main, all, or names joined by +. Empty: no "
+        "adversarial training.",
     )
     adversarial_eps: float = setting(
         8.0, "Radius of that attack, in 0-255 levels.", low=0, high=255
@@ -178,22 +183,22 @@ class TrainConfig(Settings):
     adversarial_step_size: float = setting(
         0.0, "Its step, in 0-255 levels; 0: a quarter of the radius.", low=0, high=255
     )
-    adversarial_steps: int = setting(5, "Its steps.", low=1, high=MOST_STEPS)
+    adversarial_steps: int = setting(5, "Number of its steps.", low=1, high=MOST_STEPS)
     adversarial_share: float = setting(
         1.0,
-        "Weight of the attacked images' loss; the clean ones' has the rest.",
+        "Weight of the loss on attacked images; the loss on clean images has the rest.",
         low=0,
         high=1,
     )
     adversarial_batch_norm: str = setting(
         "inference",
-        "Batch norms during that attack: with their running statistics, or, as in the "
-        "paper's code, in training mode, with each batch's own.",
+        "Batch norms during that attack: with their running statistics, or in "
+        "training mode with each batch's own, as in the paper's code.",
         choices=("inference", "training"),
     )
     seed: int = setting(
         0,
-        "Seed of weights, order of examples, augmentation and attacks.",
+        "Seed for weights, order of examples, augmentation and attacks.",
         low=0,
         high=2**32 - 1,
     )
@@ -210,7 +215,7 @@ class TrainConfig(Settings):
     # Watching and keeping.
     summary_every: int = setting(
         20,
-        "Steps between training summaries (also of one compiled call).",
+        "Steps between training summaries (and in one compiled call).",
         low=1,
         high=MOST_EXAMPLES,
     )
@@ -222,13 +227,13 @@ class TrainConfig(Settings):
     )
     eval_examples: int = setting(
         64,
-        "Validation examples that are evaluated and attacked during training, or all "
-        "if there are fewer.",
+        "Number of validation examples to evaluate and attack during training (all of "
+        "them if there are fewer).",
         low=1,
         high=MOST_EXAMPLES,
     )
     eval_eps: float = setting(
-        4.0, "Radius of that attack (l-inf, in 0-255 levels).", low=0, high=255
+        4.0, "Radius of that attack (linf, in 0-255 levels).", low=0, high=255
     )
     eval_steps: int = setting(5, "PGD steps of that attack.", low=1, high=MOST_STEPS)
     checkpoint_every: int = setting(
@@ -236,18 +241,22 @@ class TrainConfig(Settings):
     )
     checkpoint_minutes: float = setting(
         10.0,
-        "Minutes after which a checkpoint is kept in any case, at the next training "
+        "Also keep a checkpoint after this many minutes, at the next training "
         "summary; 0: never.",
         low=0,
         changes=NOTHING,
     )
     keep_checkpoints: int = setting(
-        2, "Newest checkpoints kept.", low=1, high=MOST_STEPS, changes=NOTHING
+        2,
+        ("Number of newest checkpoints to keep."),
+        low=1,
+        high=MOST_STEPS,
+        changes=NOTHING,
     )
     best_metric: str = setting(
         "",
-        "Metric on validation by which the best checkpoint is kept: TASK/METRIC, with "
-        "an optional clean/ or adversarial/ before it; empty: the first main task's "
+        "Validation metric that decides which checkpoint is the best: TASK/METRIC, "
+        "optionally after clean/ or adversarial/; empty: the first main task's "
         "headline metric, clean.",
     )
 
@@ -256,29 +265,29 @@ class TrainConfig(Settings):
         ours = self.width or self.decoders != "separate" or self.sync_batch_norm
         if ":" in self.model and ours:
             raise InputError(
-                "--width, --decoders and --sync_batch_norm are for the models here, "
-                f"and {self.model} builds its own; leave them out."
+                "--width, --decoders and --sync_batch_norm are only for built-in "
+                f"models, but {self.model} is a function of yours; leave them out."
             )
         if self.lr_epochs and self.schedule != "step":
             raise InputError(
-                f"--lr_epochs goes with --schedule=step, got {self.schedule}; leave "
-                "one of the two out."
+                "--lr_epochs needs --schedule=step, but the schedule is "
+                f"{self.schedule}; leave out one of the two."
             )
         ruled = self.main_tasks or self.aux_weight != 1
         if ruled and self.task_weights != "main_aux":
             raise InputError(
-                "--main_tasks and --aux_weight go with --task_weights=main_aux, got "
-                f"{self.task_weights}; leave one of the two out."
+                "--main_tasks and --aux_weight need --task_weights=main_aux, got "
+                f"{self.task_weights}; leave out one or the other."
             )
         if list(self.lr_epochs) != sorted(set(self.lr_epochs)):
             raise InputError(
-                "--lr_epochs must rise, such as 120,140; got "
+                "--lr_epochs must be in rising order, such as 120,140; got "
                 f"{','.join(map(str, self.lr_epochs))}."
             )
         if self.schedule == "step" and not self.lr_epochs:
             raise InputError(
                 "--schedule=step needs --lr_epochs, the epochs after which the rate "
-                "falls; it is empty. Give for example --lr_epochs=120,140."
+                "falls, but it is empty; give for example --lr_epochs=120,140."
             )
         _ = self.parsed_image_size, self.parsed_crop  # Complain now.
 
@@ -304,11 +313,11 @@ class RunPlace(Settings):
 
     workdir: str = setting(
         "",
-        "Run directory; empty: runs/ and a name made of the main settings.",
+        "Run directory; empty: runs/ and a name made from the main settings.",
         path=True,
     )
     resume: bool = setting(
         True,
-        "Go on from the newest checkpoint of the run directory, if it has one; "
+        "Continue from the newest checkpoint of the run directory, if it has one; "
         "--noresume refuses a directory that holds a run.",
     )

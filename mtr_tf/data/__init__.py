@@ -64,7 +64,7 @@ def open_source(
     tasks: Sequence[str] | None = None,
     **options: object,
 ) -> Source:
-    """Opens a data set for random access; prepares it first where that is needed.
+    """Opens a data set for random access; prepares it first if needed.
 
     Args:
         name: a key of DATASETS, or package.module:function for a user's own data (see
@@ -76,8 +76,8 @@ def open_source(
         **options: keys of OPTIONS, for the data sets that have them.
 
     Raises:
-        InputError: no such data set, an unknown task, or one that the data set lacks;
-            an option that it has not.
+        InputError: there is no such data set; a task is unknown, or the data set does
+            not have it; or the data set does not have an option.
     """
     files.check_local("data_dir", data_dir or "")
     asked = None if tasks is None else canonical_tasks(name, tasks)
@@ -98,10 +98,10 @@ def open_source(
 
 
 def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]:
-    """Returns the own names of tasks of a data set that is not open yet.
+    """Returns the full names of tasks, for a data set that is not open yet.
 
-    Where it may bring tasks, names that are none of the eleven are left as they are,
-    and `open_source` refuses what is not there.
+    If the data set may declare tasks, unknown names are kept, and `open_source` refuses
+    those that it does not declare.
 
     Raises:
       InputError: an unknown task, the same one twice, or none at all.
@@ -110,7 +110,7 @@ def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]
 
 
 def may_bring_tasks(dataset: str) -> bool:
-    """Whether it is of a user's own: module:function, or put into DATASETS by them."""
+    """Whether it is the user's own: module:function, or added to DATASETS by them."""
     return ":" in dataset or callable(DATASETS.get(dataset))
 
 
@@ -127,7 +127,7 @@ def load(
 
     Args:
         name: as for `open_source`.
-        split: "train", "validation" or "test", as far as the data set has it.
+        split: "train", "validation" or "test", if the data set has it.
         image_size: (height, width); None for the data set's own.
         data_dir: where the data is; None for the data set's own place.
         tasks: names, aliases or letters of the tasks to read; None for all it has.
@@ -139,7 +139,7 @@ def load(
         {task: float32 [*places], zero where the target is not known}}.
 
     Raises:
-        InputError: no such data set or split, or no such task in it.
+        InputError: there is no such data set, split or task.
     """
     source = open_source(
         name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
@@ -194,7 +194,7 @@ def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
             taken[option] = value
         elif value != default:
             raise InputError(
-                f"--{option} is a choice for {' and '.join(takers)} only, got "
-                f"{value!r} for {name}; leave it out."
+                f"--{option} is only for {' and '.join(takers)}, but got {value!r} "
+                f"for {name}; leave it out."
             )
     return taken

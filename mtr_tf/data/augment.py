@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random flips and crops that move an image, its targets and its masks together.
 
-What is drawn for an image is a pure function of (seed, step, position of the image in
-the global batch): it does not depend on the number of replicas, on threads, or on
-whether a run was interrupted.
+The random numbers for an image are a pure function of (seed, step, position of the
+image in the global batch). They do not depend on the number of replicas, on threads, or
+on whether a run was interrupted.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Augment:
     """How training images are varied.
 
     Attributes:
-        flip: mirror left and right with probability one half. A task whose values turn
-            round in a mirror says so itself (`Task.mirror`, a factor per channel).
-        crop: (height, width) of the window that is cut out, every place of the window
-            being equally likely; None leaves the picture whole. Targets that are no
-            maps stay as they are.
+        flip: mirror left and right with probability one half. A task whose values
+            change sign in a mirror declares this (`Task.mirror`, a factor per channel).
+        crop: (height, width) of the window to cut out, where every position is equally
+            likely; None keeps the whole picture. Targets that are not maps stay
+            unchanged.
     """
 
     flip: bool = True
@@ -46,14 +46,15 @@ class Augment:
     ) -> None:
         """Raises InputError if pictures of [height, width] are too small for `crop`.
 
-        Also where nobody has said what a mirror does to the target of one of `tasks`.
+        Also raises it if it is not known what a mirror does to the target of one of
+        `tasks`.
         """
         for task in task_table.task_set(tasks).values() if self.flip else ():
             if task.axes not in (0, MAP) and task.mirror is None:
                 raise InputError(
-                    "What a mirror makes of a target must be known where images are "
-                    f"mirrored, and {task.name} is neither a map nor one value per "
-                    "image; give the task mirror=(...), a factor for each channel, or "
+                    f"The task {task.name} must say how its targets change when "
+                    "images are mirrored, because it is neither a map nor one value "
+                    "per image; give it mirror=(...), a factor for each channel, or "
                     "train with --noflip."
                 )
         if self.crop is None:
@@ -77,7 +78,7 @@ class Augment:
             batch: see `mtr_tf.data.batching`; "image", "targets", "masks", "step" and
                 "position" are used, further entries are passed through.
             seed: the seed of the run.
-            tasks: those of the targets; None: they are of the eleven.
+            tasks: the tasks of the targets; None: they are among the eleven.
         """
         records = task_table.task_set(
             tuple(batch["targets"]) if tasks is None else tasks

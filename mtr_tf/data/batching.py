@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which examples are in which batch, and on which replica.
 
-Training batches are pure functions of (seed, step), so that a run that was stopped goes
-on exactly where it was. A global batch is split contiguously over the replicas, so that
-any number of replicas sees the same global batches. The functions `train_batches` and
+Training batches are pure functions of (seed, step), so a run that was stopped continues
+exactly where it was. A global batch is split contiguously over the replicas, so any
+number of replicas sees the same global batches. The functions `train_batches` and
 `eval_batches` make the input of one worker, to be used as
 
     strategy.distribute_datasets_from_function(
@@ -14,7 +14,8 @@ A batch is {"image": float32 [b, H, W, C] in [0, 1], "targets": {task: int32 [b,
 *places] for classes, else float32 [b, *places, channels]}, "masks": {task: float32 [b,
 *places]}, "index": int64 [b] (the example's number in its split, -1 for padding),
 "position": int64 [b] (the example's place in the global batch), "step": int64 [] (the
-number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps.
+number of the global batch)}. Places are those of `tasks.Task`: [H, W] for maps. What a
+model takes beside the image lies in further channels behind it (`data.layout`).
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ def gather(
         tasks: the tasks, as of `DatasetInfo.tasks`; names are those of the eleven.
             What the picture defines is computed here.
         indices: int [b]; -1 asks for padding: zero image, zero targets, zero masks.
-        num_classes: what labels must be below, of tasks that do not say how many
-            classes they have; None: theirs are not checked.
+        num_classes: for tasks that do not say how many classes they have: labels must
+            be below this number; None: their labels are not checked.
 
     Returns:
         The batch described in the module's docstring without "position" and "step".
 
     Raises:
-        InputError: a label, where it is known, is no class.
+        InputError: a known label is not a valid class.
     """
     indices = np.asarray(indices, np.int64)
     real = indices >= 0
@@ -90,7 +91,7 @@ def gather(
             source.check_labels(name, target, mask, rows, count)
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
-    image = pad(picture.as_floats(images), np.float32)
+    image = pad(_packed(columns, images, rows), np.float32)
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 
@@ -99,8 +100,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     _check_batch_size(batch_size)
     if n < batch_size:
         raise InputError(
-            f"A batch cannot be larger than what it is taken from: the batch size is "
-            f"{batch_size}, for {n} examples; take a smaller batch."
+            f"A batch must not be larger than the number of examples, {n}; got a "
+            f"batch size of {batch_size}. Give a smaller one."
         )
     return n // batch_size
 
@@ -108,8 +109,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 def train_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """The examples of training step `step`: int64 [batch_size], values in [0, n).
 
-    Each epoch is a permutation of its own; the tail that does not fill a batch is
-    dropped for that epoch.
+    Each epoch has its own permutation; a last batch that is not full is dropped in that
+    epoch.
 
     Raises:
         InputError: n < batch_size, or seed < 0.
@@ -152,7 +153,7 @@ def train_batches(
         batch_size: of the global batch.
         seed: at least 0; the order and the augmentation follow from it and the step.
         first_step: the first step to yield.
-        last_step: the first step that is not yielded any more.
+        last_step: the first step that is no longer yielded.
         num_examples: train on this many examples from the start; None for all.
         augment: flips and crops; None for none.
         context: which worker this is of how many, and the number of replicas of all
@@ -212,7 +213,7 @@ def eval_batches(
         num_examples: how many examples from the start; None for all.
         context: as for `train_batches`.
         wanted: whether each example also has `wanted`, the targets and masks of the
-            example half the split further on: what a targeted attack is after.
+            example half the split further on, which a targeted attack aims at.
         num_classes: as for `gather`.
 
     Returns:
@@ -252,8 +253,8 @@ def check_divisible(batch_size: int, replicas: int) -> None:
         lower = batch_size - batch_size % replicas
         good = f"{lower} or {lower + replicas}" if lower else f"{replicas}"
         raise InputError(
-            f"The batch size must be divisible by the number of replicas, got a batch "
-            f"size of {batch_size} for {replicas} replicas; take {good}."
+            "The batch size must be divisible by the number of replicas; got "
+            f"{batch_size} for {replicas} replicas. Give {good}."
         )
 
 
@@ -263,7 +264,7 @@ def replica_slices(batch_size: int, context: tf.distribute.InputContext) -> list
     check_divisible(batch_size, replicas)
     if replicas % context.num_input_pipelines:
         raise InputError(
-            f"Each worker must have the same number of replicas, got {replicas} "
+            f"Each worker must have the same number of replicas; got {replicas} "
             f"replicas on {context.num_input_pipelines} workers."
         )
     size = batch_size // replicas
@@ -351,7 +352,21 @@ def _tensor_function(
 
 def first_images(columns: Columns, count: int) -> np.ndarray:
     """Returns the first images, or all if there are fewer, float32 in [0, 1]."""
-    return picture.as_floats(columns.images[np.arange(min(count, len(columns)))])
+    return images_of(columns, np.arange(min(count, len(columns))))
+
+
+def images_of(columns: Columns, rows: np.ndarray) -> np.ndarray:
+    """Returns images by number, float32 in [0, 1], with what comes with them behind."""
+    return _packed(columns, columns.images[rows], rows)
+
+
+def _packed(columns: Columns, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    floats, layout = picture.as_floats(images), columns.layout
+    if layout is None:
+        return floats
+    return layout.pack(
+        floats, {name: column[rows] for name, column in columns.inputs.items()}
+    )
 
 
 def _read_task(

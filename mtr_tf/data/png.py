@@ -62,8 +62,8 @@ def read(data: bytes, name: str) -> Image.Image:
         raise
     except Exception as error:  # Pillow raises nearly every kind on a damaged file.
         raise InputError(
-            f"'{name}' must be a whole PNG file, but cannot be read "
-            f"({type(error).__name__}: {files.reason(error)}); fetch it again."
+            f"'{name}' must be a complete PNG file, but cannot be read "
+            f"({type(error).__name__}: {files.reason(error)}); download it again."
         ) from error
     return picture
 
@@ -87,6 +87,6 @@ def read_file(path: str | os.PathLike) -> bytes:
         return files.read_bytes(path, LARGEST_FILE)
     except OSError as error:
         raise InputError(
-            f"'{os.fspath(path)}' must be a whole PNG file, but cannot be read "
-            f"({error.strerror or error}); put it back, or fetch it again."
+            f"'{os.fspath(path)}' must be a complete PNG file, but cannot be read "
+            f"({error.strerror or error}); restore it, or download it again."
         ) from error

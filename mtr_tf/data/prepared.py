@@ -131,8 +131,8 @@ def prepare(
     except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
         raise InputError(
-            f"{what} must be written to {str(root)!r} once, which failed: "
-            f"{reason}. Choose another folder with {place}, or make room there."
+            f"{what} could not be written to {str(root)!r}: {reason}. Choose another "
+            f"folder with {place}, or free some space there."
         ) from error
     return builder
 
@@ -182,7 +182,7 @@ def damage_explained(folder: str | os.PathLike) -> Iterator[None]:
         reason = re.sub(r"^{{.*?}} | \[Op:.*", "", text.splitlines()[0])[:200]
         raise InputError(
             f"the prepared data in {folder} are damaged ({reason}); delete that "
-            "folder, and the same command makes it again."
+            "folder, then repeat the command to make them again."
         ) from error
 
 
@@ -204,7 +204,7 @@ def _check_contents(folder: pathlib.Path) -> None:
     """
     for file in files.listed(folder):
         if not file.is_file():  # TFDS would wait for a pipe.
-            raise ValueError(f"{file.name} is no file")
+            raise ValueError(f"{file.name} is not a file")
     if not (folder / _INFO).exists():
         raise ValueError(f"{_INFO} is missing")
     if not (folder / _CONTENTS).exists():
@@ -212,7 +212,7 @@ def _check_contents(folder: pathlib.Path) -> None:
     written, found = files.read_json(folder / _CONTENTS), _contents(folder)
     for name, size in written["sizes"].items():
         if found["sizes"].get(name) != size:
-            raise ValueError(f"{name} is missing or of another size")
+            raise ValueError(f"{name} is missing or has the wrong size")
     if found["info"] != written["info"]:
         raise ValueError(f"{_INFO} was changed")
 
@@ -251,11 +251,11 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
 def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
     """What there is of a data set whose preparation a signal has stopped."""
     if not hasattr(builder, "parts"):
-        return f"{what} is not made yet; the same command starts making it again."
+        return f"{what} has not been made yet; the same command starts again."
     count = sum(1 for _ in pathlib.Path(builder.parts).glob("**/*.npz"))
     return (
-        f"{what} is not whole yet; {count} of its examples are prepared and kept, and "
-        "the same command goes on with the others."
+        f"{what} is not complete yet; {count} of its examples are prepared and kept, "
+        "and the same command continues with the others."
     )
 
 

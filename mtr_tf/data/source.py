@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every data set hands over: facts about it, and its arrays split by split."""
+"""What every data set provides: facts about it, and its arrays, split by split."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from mtr_tf import tasks as tasks_lib  # TensorFlow comes with the first use.
+from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 
@@ -27,13 +28,14 @@ class DatasetInfo:
       classes: names of the classes of `seg`, and of other tasks of classes that have
         none of their own, in the order of their labels.
       colors: one RGB triple of 0-255 per class.
-      tasks: those that have targets here, with the channels, classes and colors that
-        they have here; may be given as names.
+      tasks: the tasks that have targets in this data set, with their channels, classes
+        and colors here; may be given as names.
       splits: number of examples by split.
       mean: mean of the training pictures, per channel, in [0, 1].
       std: standard deviation of the training pictures, per channel.
-      ranges: by task the (low, high) that a scalar map is painted between.
-      units: by task the unit of its targets, where it is not the task's usual one.
+      ranges: by task, the (low, high) range of values that pictures of a scalar map
+        show.
+      units: by task, the unit of its targets, if it is not the task's usual one.
       class_weights: weight of each of `classes` in the training loss, or those of
         each task's classes by task; empty: all 1.
     """
@@ -65,6 +67,12 @@ class DatasetInfo:
         """Number of `classes`."""
         return len(self.classes)
 
+    def with_layout(self, layout: Layout | None) -> DatasetInfo:
+        """Returns it with the shape of packed images, as models take them."""
+        if layout is None:
+            return self
+        return dataclasses.replace(self, image_shape=layout.packed)
+
     def weights_of(self, task: tasks_lib.Task) -> tuple[float, ...]:
         """Returns the weight of each class of a task in training; empty: all 1."""
         if isinstance(self.class_weights, Mapping):
@@ -80,8 +88,8 @@ class Groups:
     Attributes:
       of: the group of each image, a name or a number, `[N]`.
       name: what groups are called, such as "buildings".
-      frames: whether images of a group that follow one another are frames of a video,
-        so that only near ones depend on each other.
+      frames: whether consecutive images of a group are frames of a video, so that only
+        near ones depend on each other.
     """
 
     of: Sequence[str | int] | np.ndarray
@@ -90,7 +98,7 @@ class Groups:
 
 
 class Column(Protocol):
-    """An array over the examples of a split, in memory or read when it is asked for."""
+    """An array over the examples of a split, in memory or read when needed."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +132,7 @@ class Columns:
       groups: which images depend on each other; None where none do.
       original_sizes: int32 [N, 2], (height, width) of the files that the images were
         made of; None where they are not kept.
+      inputs: by name [N, ...] float32, what a model takes beside the image.
     """
 
     images: Column
@@ -132,9 +141,23 @@ class Columns:
     names: Sequence[str] = ()
     groups: Groups | None = None
     original_sizes: Column | None = None
+    inputs: Mapping[str, Column] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def layout(self) -> Layout | None:
+        """How inputs are packed behind the images; None where there are none."""
+        if not self.inputs:
+            return None
+        height, width, channels = map(int, self.images.shape[1:])
+        shapes = ((n, tuple(map(int, c.shape[1:]))) for n, c in self.inputs.items())
+        return Layout((height, width, channels), tuple(shapes))
+
+    def without_inputs(self) -> Columns:
+        """Returns it with images alone, for models that take nothing else."""
+        return dataclasses.replace(self, inputs={})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +170,14 @@ class Source:
         the source was opened.
       missing: of splits that are not there, why, and what to do about it.
       declared: tasks that a user declares, with targets or without.
+      is_cut: whether there are more examples than could be loaded here.
     """
 
     info: DatasetInfo
     load: Callable[[str], Columns]
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     declared: Sequence[tasks_lib.Task] = ()
+    is_cut: bool = False
 
     @property
     def known(self) -> tasks_lib.TaskSet:
@@ -182,7 +207,7 @@ class Source:
 def check_labels(
     task: str, target: np.ndarray, mask: np.ndarray, rows: np.ndarray, num_classes: int
 ) -> None:
-    """Raises `InputError` for a label that is known and no class.
+    """Raises `InputError` for a known label that is not a valid class.
 
     Args:
       task: whose labels they are.
@@ -197,5 +222,5 @@ def check_labels(
         raise InputError(
             f"Labels of {task} must be from 0 to {num_classes - 1} where they are "
             f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
-            "it, or let the data set have more classes."
+            "it, or add classes to the data set."
         )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation: a plan of attacks over a data set, and what comes out for each task."""
+"""Evaluation: a plan of attacks over a data set, and the results for each task."""

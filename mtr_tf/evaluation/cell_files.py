@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cell came to, and how that is told in files (see `runs.store`).
+"""The result of a cell, and how it is stored in files (see `runs.store`).
 
     JSON     count, scores and wanted, as in `Result`
     arrays   row/TASK/METRIC, wanted/..., aimed/..., before/...   rows per image
+             consistent/TASK+TASK/MEASURE                         (`consistency`)
              picture/NAME                                         painted examples
              unit                                                 what intervals draw
              still                                                what did not move
@@ -17,6 +18,7 @@ import pathlib
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one cell, or the clean images (`cell` None), came to.
+    """The result of one cell, or of the clean images (`cell` is None).
 
     Attributes:
       cell: The attack.
@@ -49,10 +51,13 @@ class Result:
       aimed_rows: Of an attack on some of the output pixels, the attacked tasks' rows of
         the attacked images over these pixels, against the targets it is after.
       before_rows: Of an attack judged by comparison with the clean images, the attacked
-        tasks' rows of these, over those pixels and against those targets.
+        tasks' rows of these, over those pixels and against those targets; and those of
+        the tasks that it spares.
       unit: int64 `[count]`, the unit of each image that intervals draw (`resampling`).
       still: bool `[count]`, whether the attack left an image as it was; None of the
         clean images, and of versions that did not look.
+      consistent_rows: How well outputs agree that determine each other (`consistency`);
+        empty where there are none, and of versions that did not look.
     """
 
     cell: Cell | None
@@ -68,6 +73,7 @@ class Result:
     before_rows: Rows = dataclasses.field(default_factory=dict)
     unit: np.ndarray | None = None
     still: np.ndarray | None = None
+    consistent_rows: Rows = dataclasses.field(default_factory=dict)
 
     @property
     def attack_cell(self) -> Cell:
@@ -76,16 +82,16 @@ class Result:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be said wherever its numbers are, as sentences."""
+        """Sentences to show wherever its numbers are shown."""
         cell = self.attack_cell
         if not cell.eps or self.still is None or not self.still.any():
             return cell.warnings
         return (
             *cell.warnings,
             f"{cell.label} on {cell.group} at eps {cell.eps:g} left "
-            f"{int(self.still.sum())} of {self.count} images as they were: that is no "
-            "robustness where nothing is attacked in them, the gradient is zero, or "
-            "the model's outputs or the targets are NaN.",
+            f"{int(self.still.sum())} of {self.count} images unchanged. This does not "
+            "mean that they are robust: perhaps they have nothing to attack, the "
+            "gradient is zero, or the model's outputs or the targets are NaN.",
         )
 
     @property
@@ -96,12 +102,13 @@ class Result:
             "wanted": self.wanted_rows,
             "aimed": self.aimed_rows,
             "before": self.before_rows,
+            "consistent": self.consistent_rows,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Filed(Mapping[str, np.ndarray]):
-    """Arrays that are read when they are asked for, so that a sweep holds few.
+    """Arrays that are read only when needed, so that a sweep holds few in memory.
 
     Attributes:
       path: The .npz file.
@@ -122,8 +129,8 @@ class Filed(Mapping[str, np.ndarray]):
                 return file[whole]
         except files.DAMAGED as error:
             raise InputError(
-                f"{self.path} was changed while it was in use; repeat the command, "
-                "which does again what is missing."
+                f"{self.path} was changed while it was in use; repeat the command to "
+                "redo what is missing."
             ) from error
 
     def __iter__(self) -> Iterator[str]:
@@ -151,6 +158,22 @@ def filed(result: Result, path: pathlib.Path) -> Result:
     )
 
 
+def only(result: Result, metrics: Mapping[str, Sequence[str]]) -> Result:
+    """The result with the rows of some metrics of each task, as far as there are any.
+
+    Rows that are not those of a task stay as they are.
+    """
+    return _with_arrays(
+        result,
+        result.pictures,
+        lambda view, task, by_metric: {
+            name: by_metric[name]
+            for name in by_metric
+            if name in metrics.get(task, by_metric)
+        },
+    )
+
+
 def _with_arrays(
     result: Result,
     pictures: Mapping[str, np.ndarray],
@@ -168,6 +191,7 @@ def _with_arrays(
         wanted_rows=views["wanted"],
         aimed_rows=views["aimed"],
         before_rows=views["before"],
+        consistent_rows=views["consistent"],
     )
 
 
@@ -209,6 +233,7 @@ def result_of(
         _rows(arrays, "before"),
         arrays.get("unit"),
         arrays.get("still"),
+        _rows(arrays, "consistent"),
     )
 
 

@@ -11,6 +11,7 @@ The JSON file is written last: a cell is finished if it is there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
@@ -18,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from mtr_tf import files
 from mtr_tf.data.source import Columns
@@ -28,6 +30,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.runs import store
+from mtr_tf.tasks import NOT_FINITE
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 
@@ -66,6 +69,9 @@ class Store:
             return None
         try:
             result = cell_files.result_of(cell, entry.content, entry.arrays)
+            if self._lacks_metrics(result):
+                return None
+            result = cell_files.only(result, self._metrics)
             if not entry.sealed:
                 _check(result, self.facts["seed"], self.tasks)
             return result if self._examples_saved(result) else None
@@ -77,6 +83,30 @@ class Store:
         """The finished cell with its arrays left in its file until they are used."""
         path = self._path(result.cell).with_suffix(".npz")
         return cell_files.filed(result, path)
+
+    @functools.cached_property
+    def _metrics(self) -> dict[str, tuple[str, ...]]:
+        """What there are rows of, by task."""
+        return {
+            name: (*(metric.name for metric in task.all_metrics), NOT_FINITE)
+            for name, task in self.tasks.items()
+        }
+
+    def _lacks_metrics(self, result: Result) -> bool:
+        """Whether a metric was not asked for when the cell was run; says so once."""
+        for task, rows in result.rows.items():
+            more = [m.name for m in self.tasks[task].more if m.name not in rows]
+            if more:
+                logging.log_first_n(
+                    logging.INFO,
+                    "finished attacks in %s lack %s for %s, so they are run again",
+                    1,
+                    self.folder,
+                    ", ".join(more),
+                    task,
+                )
+                return True
+        return False
 
     @property
     def _store(self) -> store.Store:
@@ -125,7 +155,7 @@ def _check(result: Result, seed: int, tasks: Mapping[str, Task]) -> None:
     same = _close(result.scores, expected) and _close(result.wanted, wanted)
     lengths = {len(a) for rows in result.rows.values() for a in rows.values()}
     if not same or lengths != {result.count}:
-        raise ValueError("its numbers are not those of its rows")
+        raise ValueError("its numbers do not match its rows")
 
 
 def _close(one: Any, other: Any) -> bool:
@@ -144,6 +174,7 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
     digest = hashlib.sha256()
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
+    parts |= {f"input {name}": column for name, column in columns.inputs.items()}
     for name in sorted(parts):
         array = parts[name]
         shape = (min(num_examples, len(array)), *array.shape[1:])

@@ -107,13 +107,13 @@ def open_predictions(
     """
     if info.name != "cityscapes" or columns.original_sizes is None:
         raise InputError(
-            "--export_predictions writes files for Cityscapes' evaluator, so the data "
-            f"set must be cityscapes, got {info.name}; leave it out."
+            "--export_predictions writes files for Cityscapes' evaluator, so it needs "
+            f"the data set cityscapes, not {info.name}; leave it out."
         )
     if TASK not in tasks:
         raise InputError(
-            f"--export_predictions writes what the task {TASK} predicts, and the tasks "
-            f"are {', '.join(tasks)}; leave it out."
+            f"--export_predictions writes predictions of the task {TASK}, but the "
+            f"tasks are {', '.join(tasks)}; leave it out."
         )
     sizes = columns.original_sizes[:num_examples]
     return Predictions(folder, columns.names[:num_examples], sizes)

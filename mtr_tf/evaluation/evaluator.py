@@ -3,9 +3,10 @@
 
 Rows are additive statistics (see `metrics`), so that their sum gives the metric of any
 set of images, over any number of replicas and workers, and resampling them gives its
-bootstrap. An image's rows depend on nothing but the image, the model and (attack, seed,
-the image's index): not on batch size, order or replicas. The noise of a model that is
-random in `predict` alone is made for a whole batch, of (seed, its first image's index).
+bootstrap. An image's rows depend only on the image, the model and (attack, seed, the
+image's index), not on batch size, order or replicas. The exception is the noise of a
+model that is random in `predict`: it is made for a whole batch, from (seed, the index
+of its first image).
 """
 
 from __future__ import annotations
@@ -73,9 +74,11 @@ class Evaluation:
       aimed: Of an attack on some of the output pixels, rows of the attacked images over
         these pixels alone, against what `wanted` or else `attacked` are; else empty.
       before: Where attacks are judged by comparison with the clean images, rows of
-        these as the attack looks at them: its pixels, its targets; else empty.
+        these as the attack looks at them: its pixels, its targets, and those that it
+        spares; else empty.
       still: bool `[N]`, whether the attack left an image as it was; None without one.
       examples: None unless `keep_examples` is positive.
+      own: What `run` was asked to compute of outputs, else empty.
     """
 
     index: np.ndarray
@@ -87,6 +90,7 @@ class Evaluation:
     before: Rows
     still: np.ndarray | None
     examples: Examples | None
+    own: Rows = dataclasses.field(default_factory=dict)
 
 
 def values(
@@ -95,17 +99,17 @@ def values(
     """Metrics of tasks over all images of the rows; NaN where nothing was counted."""
     return {
         task: {
-            metric.name: float(metric.value(rows[task][metric.name].sum(0, np.float64)))
-            for metric in tasks[task].metrics
+            metric.name: metric.over(rows[task][metric.name])
+            for metric in tasks[task].all_metrics
         }
         for task in rows
     }
 
 
 class Evaluator:
-    """Evaluates one model again and again; compiled at the first call, then reused.
+    """Evaluates one model repeatedly; it is compiled at the first call and then reused.
 
-    The model's weights are read at each call, so that training can evaluate as it goes.
+    The model's weights are read at each call, so training can evaluate while it runs.
 
         evaluator = Evaluator(model, ("seg", "depth"), num_classes, attack=pgd)
         evaluation = evaluator.run(source.columns("validation"), batch_size=32)
@@ -125,6 +129,7 @@ class Evaluator:
         seed: int = 0,
         clean: bool = True,
         jit: bool = False,
+        image_channels: int | None = None,
     ):
         """Takes what does not change from call to call.
 
@@ -143,6 +148,8 @@ class Evaluator:
           seed: Image i is attacked under a seed made of (seed, i).
           clean: False leaves the clean images out.
           jit: Whether XLA compiles it all (see `compiling`).
+          image_channels: How many channels are the image's, and shown; behind them are
+            packed inputs. None: all.
         """
         self._model = model
         self._tasks = task_set(tasks)
@@ -152,11 +159,14 @@ class Evaluator:
         self._surrogate = surrogate or model
         settings: dict[str, Any] = {"tasks": self._tasks, **(objective or {})}
         settings["tasks"] = self._tasks.select(settings["tasks"])
+        spare = settings.get("spare", ())
+        settings["spare"] = TaskSet(self._tasks[name] for name in spare)
         self._objective = objectives.unbound(self._surrogate, **settings)
         self._targeted = self._objective.recipe.targeted
         self._seed = seed
         self._clean = clean
         self._jit = jit
+        self._image_channels = image_channels
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -167,6 +177,7 @@ class Evaluator:
         num_examples: int | None = None,
         on_batch: Callable[[int], None] | None = None,
         on_outputs: Mapping[str, Callable[..., None]] | None = None,
+        rows_of: Callable[[Mapping[str, np.ndarray]], Rows] | None = None,
         keep_examples: int = 0,
         numbers: Sequence[float] = (),
         seed: int | None = None,
@@ -181,6 +192,7 @@ class Evaluator:
           on_outputs: By task, called after each batch with the numbers of its images,
             int64 `[b]` (-1 for padding), and their outputs, float32 `[b, H, W, C]`:
             attacked where there is an attack.
+          rows_of: Further rows of a batch's outputs, the same as `on_outputs` gets.
           keep_examples: How many of the first images to return with their outputs.
           numbers: Handed to the attack as float64 tensors: a call with other numbers,
             but as many, is not compiled anew.
@@ -203,11 +215,14 @@ class Evaluator:
                     rows, pictures = self._step_for(arguments)(*arguments)
                 places = self._gather(batch["index"])
                 index.append(places)
-                results.append(tf.nest.map_structure(self._gather, rows))
+                outputs = pictures["clean" if self._attack is None else "attacked"]
+                rows = tf.nest.map_structure(self._gather, rows)
+                if rows_of:
+                    rows["own"] = rows_of(tf.nest.map_structure(self._gather, outputs))
+                results.append(rows)
                 if (places[places >= 0] < keep_examples).any():
                     kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
                 for task, call in (on_outputs or {}).items():
-                    outputs = pictures["clean" if self._attack is None else "attacked"]
                     call(places, self._gather(outputs[task]))
                 if on_batch:
                     on_batch(int((places >= 0).sum()))
@@ -221,7 +236,10 @@ class Evaluator:
             aimed=rows.get("aimed", {}),
             before=rows.get("before", {}),
             still=rows["still"].astype(bool) if "still" in rows else None,
-            examples=_examples(kept, keep_examples) if kept else None,
+            examples=_examples(kept, keep_examples, self._image_channels)
+            if kept
+            else None,
+            own=rows.get("own", {}),
         )
 
     def _look_at_models(self, images) -> None:
@@ -235,7 +253,7 @@ class Evaluator:
         few = few[:_LOOKED_AT]
         recipe = self._objective.recipe
         if recipe.fold:
-            folding.check(self._surrogate, tuple(recipe.tasks), few)
+            folding.check(self._surrogate, tuple(recipe.looked_at), few)
         for model in (self._surrogate, self._model):
             randomness.say_once(model, few, recipe.eot)
 
@@ -276,7 +294,7 @@ class Evaluator:
                 pictures["clean"] = self._float32(outputs)
         if self._attack is not None:
             goal = batch["wanted"] if self._targeted else batch
-            objective = self._objective.bind(goal)
+            objective = self._objective.bind(goal, batch)
             seeds = threat.image_keys(seed, batch["index"])
             x_adv = self._attack(objective, batch["image"], seeds, *numbers)
             outputs = self._outputs(x_adv, batch, seed)
@@ -285,7 +303,7 @@ class Evaluator:
             rows["still"] = tf.cast(same, tf.int32)
             if self._targeted:
                 rows["wanted"] = self._statistics(outputs, batch["wanted"])
-            attacked = objective.recipe.tasks
+            attacked = objective.recipe.looked_at
             if self._objective.restricted:
                 rows["aimed"] = self._statistics(outputs, objective.batch, attacked)
             if objective.recipe.needs_clean:
@@ -348,14 +366,17 @@ def _join(order: np.ndarray, *parts: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)[order]
 
 
-def _examples(kept: list[tuple[dict, dict]], count: int) -> Examples:
+def _examples(
+    kept: list[tuple[dict, dict]], count: int, channels: int | None
+) -> Examples:
     whole, _ = in_order(kept, [batch["index"] for batch, _ in kept])
     batch, pictures = tf.nest.map_structure(lambda array: array[:count], whole)
+    adversarial = pictures.get("adversarial")
     return Examples(
-        image=batch["image"],
+        image=batch["image"][..., :channels],
         targets=batch["targets"],
         masks=batch["masks"],
         clean=pictures.get("clean", {}),
-        adversarial=pictures.get("adversarial"),
+        adversarial=None if adversarial is None else adversarial[..., :channels],
         attacked=pictures.get("attacked", {}),
     )

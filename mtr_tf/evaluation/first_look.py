@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A look at a model on its first images, before anything is attacked.
+"""Tries a model on the first images before anything is attacked.
 
-What is attacked must be the model as it was meant. A net that wants 0-255 and is shown
-[0, 1] answers, too, only not to the question, and an attack on it says nothing. So its
-outputs are looked at: whether they are probabilities (then they become logits, see
-`models.probabilities`), are finite, depend on the image, and are better than a guess;
-and whether the same images in another range or order of channels do far better.
+A model must be attacked in the way that it is meant to be used. A net that expects
+0-255 also gives outputs for images in [0, 1], but they are meaningless, and so is an
+attack on them. So this checks whether outputs are probabilities (they are then turned
+into logits, see `models.probabilities`), are finite, depend on the image, and are
+better than a guess; and whether the model does far better on the same images in another
+range or order of channels.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import NOTE
 from mtr_tf.errors import InputError
+from mtr_tf.errors import doubts_first
 from mtr_tf.errors import first_line
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import model_fit
@@ -45,7 +48,7 @@ _FAR_BETTER = 0.7  # What a cure must leave of the error,
 _AND_GOOD = 0.9  # and of a guess's error.
 _CAFFE = (103.939, 116.779, 123.68)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet.
-_TURN = "turn the channels round in front of the model (images[..., ::-1])"
+_TURN = "reverse the channels in front of the model (images[..., ::-1])"
 _STILL = 0.01  # Outputs that change by less of their scale do not depend on the image.
 
 Affine = tuple[Sequence[float], Sequence[float]]
@@ -61,7 +64,7 @@ def look_at(
     tasks: Sequence[str],
     attacked: Sequence[str],
 ) -> tuple[Run, Run | None, list[str]]:
-    """Looks at --ckpt and --source_ckpt on the first images, and logs what it finds.
+    """Tries --ckpt and --source_ckpt on the first images, and logs what it finds.
 
     Args:
       config: The settings.
@@ -82,9 +85,9 @@ def look_at(
     affine = config.input_affine
     if affine and all(each.config for each in (run, source_run) if each):
         raise InputError(
-            "--input_range, --input_mean and --input_std are for models of your own, "
-            "and a run of mtr_tf.train normalises images in [0, 1] itself; leave "
-            "them out."
+            "--input_range, --input_mean and --input_std are only for your own "
+            "models; a run of mtr_tf.train normalises images in [0, 1] itself, so "
+            "leave them out."
         )
     count = min(config.num_examples or _IMAGES, _IMAGES)
     first = np.arange(min(count, len(columns)))
@@ -129,28 +132,31 @@ def look(
     records = TaskSet(model_fit.task_of(run, info, task) for task in tasks)
     given = model = run.model
     if affine and not trained:
-        _check_channels(model, affine)
-        model = input_range.in_front(given, *affine)
+        channels = info.image_shape[-1] if run.packed else None
+        _check_channels(channels or model.input_shape[-1], affine)
+        model = input_range.in_front(given, *affine, channels)
     images = batch["image"]
     call = _called(model, tasks, name, size)
     finish, warnings = _finishing(model, call(images), images, records.values(), name)
     finished = finish(model)
     if finished is not model:
         model, call = finished, _called(finished, tasks, name, size)
-    first = _FirstLook(model, call, batch, records, info.num_classes, name, size)
+    channels = info.image_shape[-1]
+    first = _FirstLook(
+        model, call, batch, records, info.num_classes, name, size, channels
+    )
     first.report_not_finite()
     if not trained:
         given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
     likely = "" if cures else _likely(trained)
-    warnings += cures + first.unresponsive(likely) + first.guesses(likely)
-    warnings += first.bad_gradients()
-    return dataclasses.replace(run, model=model), warnings
+    found = cures + first.unresponsive(likely) + first.guesses(likely)
+    found += first.bad_gradients()
+    return dataclasses.replace(run, model=model), doubts_first(found + warnings)
 
 
-def _check_channels(model: keras.Model, affine: Affine) -> None:
+def _check_channels(channels: int, affine: Affine) -> None:
     """Raises `InputError` where --input_mean or --input_std has other channels."""
-    channels = model.input_shape[-1]
     if len(affine[0]) != channels and any(len({*n}) > 1 for n in affine):
         raise InputError(
             "--input_mean and --input_std must be one number, or one for each of the "
@@ -213,15 +219,16 @@ def _finishing(
     if kinds:
         _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
-        how = f"the logits before its {kind}."
+        before, how = NOTE, f"the logits before its {kind}."
         if not exact[task]:
-            how = (
-                f"logs of these. Where they are exactly 0 there is no gradient: give "
-                f"the model without its {kind} if you can."
+            before, how = (
+                "",
+                "the logs of these. Where they are exactly 0 there is no gradient, so "
+                f"give the model without its {kind} if you can.",
             )
         warnings.append(
-            f"{name}'s {task} gives probabilities, and losses take logits: it is "
-            f"scored and attacked by {how}"
+            f"{before}{name}'s {task} gives probabilities, but losses need logits: it "
+            f"is scored and attacked by {how}"
         )
     ones = [
         task.name
@@ -236,8 +243,8 @@ def _finishing(
             sizes[task.name] = (height, width)
             what = "logits are" if task.name in kinds or task.discrete else "map is"
             warnings.append(
-                f"{name}'s {task.name} is {size[0]}x{size[1]}, and its {what} resized "
-                f"to {height}x{width}, the size of the targets, bilinearly."
+                f"{NOTE}{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} "
+                f"resized bilinearly to {height}x{width}, the size of the targets."
             )
 
     def finish(model: keras.Model) -> keras.Model:
@@ -261,6 +268,12 @@ class _FirstLook:
     num_classes: int
     name: str
     size: int
+    channels: int  # Of the image; what comes behind it is no part of it.
+
+    def _changed(self, change: Callable[[np.ndarray], np.ndarray], x: np.ndarray):
+        """Images with the image's own channels changed, in float32."""
+        image, behind = np.split(x, [self.channels], axis=-1)
+        return np.concatenate([change(image), behind], -1) if behind.size else change(x)
 
     @property
     def _count(self) -> int:
@@ -296,7 +309,7 @@ class _FirstLook:
 
     def unresponsive(self, likely: str) -> list[str]:
         """What to say of tasks whose outputs hardly depend on the image."""
-        negative = self.call(1 - self.batch["image"])
+        negative = self.call(self._changed(lambda x: 1 - x, self.batch["image"]))
         warnings = []
         for task in self.sound:
             output = self.outputs[task]
@@ -307,9 +320,9 @@ class _FirstLook:
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
                 warnings.append(
-                    f"{self.name}'s {task} hardly changes with the image, even from an "
-                    f"image to its negative{likely} (by {change / scale:.2g} of its "
-                    "scale)."
+                    f"{self.name}'s {task} hardly changes with the image, even from "
+                    f"an image to its negative{likely} (by {change / scale:.2g} of "
+                    "its scale)."
                 )
         return warnings
 
@@ -335,9 +348,15 @@ class _FirstLook:
         """
         if not self.sound:
             return []
-        colours = self.batch["image"].shape[-1] == 3
+        colours = self.channels == 3
         cures = [cure for cure in _CURES if colours or not cure.of_colours]
         cures = [_AS_THEY_ARE, *cures] if changed else cures
+        cures = [
+            dataclasses.replace(
+                cure, change=functools.partial(self._changed, cure.change)
+            )
+            for cure in cures
+        ]
         better = _far_better(
             self.call
             if given is self.model
@@ -355,9 +374,9 @@ class _FirstLook:
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
         headline = self.tasks[task].metrics[0].name
         return [
-            f"{self.name} does far better on images {cure.images}, and so it is not "
-            f"attacked as it was meant; {cure.advice} ({task} {headline} {there:.2g}, "
-            f"as it is {here:.2g}, on the first {self._count} images)."
+            f"{self.name} does far better on images {cure.images}, so it is probably "
+            f"attacked in the wrong way; {cure.advice} ({task} {headline} {there:.2g} "
+            f"instead of {here:.2g}, on the first {self._count} images)."
         ]
 
     def bad_gradients(self) -> list[str]:
@@ -384,13 +403,13 @@ class _FirstLook:
             slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
-            bad += _not_finite(slope.numpy())
+            bad += _not_finite(slope.numpy()[..., : self.channels])
         if not bad:
             return []
         return [
-            f"the gradient of {self.name}'s losses is not finite, though its outputs "
-            "are: attacks take what is not a number as 0, and may be too weak "
-            f"({bad} of the first {self._count} images)."
+            f"the gradient of {self.name}'s losses is not finite, although its "
+            f"outputs are: attacks treat NaN as 0, and may be too weak ({bad} of the "
+            f"first {self._count} images)."
         ]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -416,11 +435,12 @@ def _spread(values: np.ndarray, axis: int) -> float:
 def _likely(trained: bool) -> str:
     """The likely causes; `trained`: by mtr_tf.train."""
     if trained:
-        return "; it may be trained on other data, or hardly at all"
+        return "; it may need more training (--epochs), or it was trained on other data"
     return (
-        "; it may be trained on other data or another order of classes, or want images "
-        "of another range (--input_range) or order of channels, though in none of the "
-        "usual ones, 0-255, -1 to 1, ImageNet's, BGR, is it far better"
+        "; perhaps it was trained on other data or another order of classes, or "
+        "expects images in another range (--input_range) or order of channels, "
+        "although it is not far better in any of the usual ones (0-255, -1 to 1, "
+        "ImageNet's, BGR)"
     )
 
 
@@ -465,7 +485,7 @@ _CURES = (
         lambda x: 255 * x[..., ::-1],
     ),
     _Cure(
-        "in the order BGR times 255 less Caffe's means",
+        "in the order BGR times 255 minus Caffe's means",
         f"give --input_range=0,255 --input_mean=123.68,116.779,103.939 and {_TURN}",
         lambda x: 255 * x[..., ::-1] - np.array(_CAFFE, np.float32),
     ),

@@ -29,7 +29,8 @@ def of_metric(
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
     moved apart as few of them ask for (`resampling.widened`), within the metric's
-    bounds. Resamples whose value is NaN are left out.
+    bounds. Where all images are at a bound, the interval is Clopper and Pearson's.
+    Resamples whose value is NaN are left out.
 
     Args:
       metric: Whose statistics `rows` are.
@@ -48,15 +49,53 @@ def of_metric(
     """
     units = units or resampling.independent(len(rows))
     counts = resampling.draw(units.count, resamples, seed)
-    sums = units.sums(rows)
-    ends = _ends(metric.value(counts @ sums), confidence)
-    drawn = int((sums != 0).any(axis=1).sum())
+    of_units = summed(metric, rows, units)
+    ends = _ends(resampled(metric, of_units, units, counts), confidence)
+    drawn = len(np.unique(units.of[(np.asarray(rows) != 0).any(axis=1)]))
     if drawn < resampling.LEAST:
         return math.nan, math.nan
-    centre = float(metric.value(sums.sum(axis=0)))
+    centre = metric.over(of_units)
     low, high = resampling.widened(ends, centre, drawn, confidence)
     least, most = metric.bounds
-    return float(np.maximum(low, least)), float(np.minimum(high, most))
+    low, high = float(np.maximum(low, least)), float(np.minimum(high, most))
+    if metric.is_mean and low == high and math.isfinite(most - least):
+        return _of_equals(centre, drawn, metric.bounds, confidence)
+    return low, high
+
+
+def _of_equals(
+    value: float, count: int, bounds: tuple[float, float], confidence: float
+) -> tuple[float, float]:
+    """The interval of a mean where all of `count` values are at the same bound.
+
+    No resample shows another value; what is not seen may still be there (Clopper and
+    Pearson, "The use of confidence or fiducial limits", 1934).
+    """
+    least, most = bounds
+    unseen = (most - least) * (1 - ((1 - confidence) / 2) ** (1 / count))
+    if value == most:
+        return most - unseen, most
+    return (least, least + unseen) if value == least else (value, value)
+
+
+def summed(metric: Metric, rows: np.ndarray, units: resampling.Units) -> np.ndarray:
+    """What `resampled` takes of a metric's rows, `[images, K]`: their sums by unit.
+
+    The rows themselves where no sum of them gives the metric.
+    """
+    return np.asarray(rows, np.float64) if metric.of_rows else units.sums(rows)
+
+
+def resampled(
+    metric: Metric, of_units: np.ndarray, units: resampling.Units, counts: np.ndarray
+) -> np.ndarray:
+    """Returns a metric with each unit drawn so often, `[resamples, units]`.
+
+    `of_units` is what `summed` returns.
+    """
+    if metric.of_rows:
+        return metric.of_rows(of_units, counts[:, units.of])
+    return metric.value(counts @ of_units)
 
 
 def resampled_means(
@@ -112,7 +151,7 @@ def of_draws(
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:
     if not 0 < confidence < 1:
-        raise InputError(f"confidence must lie in (0, 1), got {confidence}.")
+        raise InputError(f"confidence must be above 0 and below 1; got {confidence}.")
     values = values[~np.isnan(values)]
     if not values.size:
         return math.nan, math.nan

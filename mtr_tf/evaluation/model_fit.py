@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a model and a data set go together, and what is put in between if not quite.
+"""Checks whether a model and a data set fit together, and adapts small differences.
 
-All before anything is computed.
+This is done before anything is computed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from mtr_tf import data
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
@@ -68,8 +69,9 @@ def fitted(
     if shapes is None:
         height, width = info.image_shape[:2]
         raise InputError(
-            f"{name} cannot take images of {height}x{width}, those of {info.name}, "
-            f"as its layers do not fit together there; {_other_sizes(model, info)}."
+            f"{name} cannot take the images of {info.name}, {height}x{width}, because "
+            "its layers do not fit together at that size; "
+            f"{_other_sizes(model, info)}."
         )
     outputs = dict(model.output)
     for each in tasks:
@@ -105,24 +107,31 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
     height, width, channels = info.image_shape
     if size and size != (height, width):
         raise InputError(
-            f"{name} takes images of {size[0]}x{size[1]}, and those of {info.name} "
-            f"are {height}x{width}; give --image_size={size[0]}x{size[1]}."
+            f"{name} takes images of {size[0]}x{size[1]}, but those of {info.name} "
+            f"are {height}x{width}; {_to_resize(info, size)}."
         )
     taken = model.input_shape[-1]
     if taken not in (None, channels):
         raise InputError(
-            f"{name} takes images with {taken} channels, and those of {info.name} "
+            f"{name} takes images with {taken} channels, but those of {info.name} "
             f"have {channels}; give data that fit, or put a layer in front of the "
-            "model that makes what it takes of these."
+            "model that converts them."
         )
+
+
+def _to_resize(info: DatasetInfo, size: Sequence[int]) -> str:
+    """How images of a data set get another size."""
+    if info.name in data.DATASETS and not data.may_bring_tasks(info.name):
+        return f"give --image_size={size[0]}x{size[1]}"
+    return "resize your examples: images, targets and masks"
 
 
 def _check_dtype(output: keras.KerasTensor, task: Task, name: str) -> None:
     if "float" not in str(output.dtype):
         raise InputError(
-            f"{name}'s {task.name} must be floats, which have a gradient, such as "
-            f"logits, and it is {output.dtype}; take away what rounds it, such as an "
-            "argmax."
+            f"{name}'s {task.name} must be floats such as logits, because only floats "
+            f"have a gradient, but it is {output.dtype}; remove what rounds it, such "
+            "as an argmax."
         )
 
 
@@ -159,24 +168,24 @@ def _misfit(
     if task.is_map and len(shape) == 2 and shape[1] in (1, channels):
         size = f"{height}, {width}, {shape[1]}"
         return InputError(
-            f"{name}'s {task.name} must be a map (height, width, channels), and it is "
-            f"flat, {shape}; put keras.layers.Reshape(({size})) behind it, such as "
+            f"{name}'s {task.name} must be a map (height, width, channels), but it is "
+            f"flat, {shape}; put keras.layers.Reshape(({size})) after it, as in "
             f"keras.Model(model.input, keras.layers.Reshape(({size}))(model.output)), "
-            "with the height and width that it is of, and save that."
+            "with the output's real height and width, and save that."
         )
     if task.is_map and len(shape) == 3 and shape[0] == channels:
         return InputError(
-            f"{name}'s {task.name} must have its channels last, and it has shape "
-            f"{shape}; put keras.layers.Permute((2, 3, 1)) behind it and save that."
+            f"{name}'s {task.name} must have its channels last, but its shape is "
+            f"{shape}; put keras.layers.Permute((2, 3, 1)) after it and save that."
         )
-    places = {2: "height, width, channels", 0: "channels"}.get(
-        task.axes, "..., channels"
-    )
-    expected = (height, width, channels) if task.is_map else (..., channels)
+    expected = {
+        2: f"{(height, width, channels)} (height, width, channels)",
+        0: f"{(channels,)}, for the whole image",
+    }.get(task.axes, f"{task.axes} axes and then {channels} channels")
     return InputError(
-        f"{name}'s {task.name} must have shape {expected} ({places}) on {info.name}, "
-        f"and it has {shape}; say by {flag} which output is which task, or give the "
-        "data set that the model was trained on."
+        f"{name}'s {task.name} must have shape {expected} on {info.name}, but it has "
+        f"{shape}; say with {flag} which output is which task, or give the data set "
+        "that the model was trained on."
     )
 
 
@@ -193,8 +202,8 @@ def _check_size(
     other = _other_sizes(model, info, task.name)
     if "--image_size=" in other:
         raise InputError(
-            f"{name}'s {task.name} must be {height}x{width}, as the images of "
-            f"{info.name} are, and it is {shape[0]}x{shape[1]} there alone; {other}."
+            f"{name}'s {task.name} must be {height}x{width}, like the images of "
+            f"{info.name}, but it is always {shape[0]}x{shape[1]}; {other}."
         )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's own clean outputs as targets, for attacks without any labels.
 
-What such an attack is scored by is agreement: how far outputs move from those of the
-clean image. Of classes the target is the likeliest one, of labels those whose logit is
-above 0, and else the output itself.
+The score of such an attack is agreement: how far outputs move from those of the clean
+image. For classes the target is the likeliest class, for labels it is those whose logit
+is above 0, and otherwise it is the output itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.data import picture
+from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.models import stateless
 from mtr_tf.tasks import Task
@@ -37,7 +37,7 @@ def of_model(
     parts: dict[str, list[np.ndarray]] = {name: [] for name in tasks}
     for start in range(0, count, batch_size):
         rows = np.arange(start, min(start + batch_size, count))
-        outputs = call(tf.constant(picture.as_floats(columns.images[rows])))
+        outputs = call(tf.constant(batching.images_of(columns, rows)))
         for name, task in tasks.items():
             parts[name].append(_target(task, tf.cast(outputs[name], tf.float32)))
     targets = {name: np.concatenate(each) for name, each in parts.items()}

@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import attacks
-from mtr_tf.attacks import channels
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import ensemble
 from mtr_tf.attacks import judging
@@ -34,13 +33,14 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
+from mtr_tf.tasks.groups import select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threat:
     """What is allowed: `eps` in levels of 0-255 (linf), or a plain norm (l2).
 
-    Of these channels of the images alone; of all where `channels` is empty.
+    Only these channels of the images may change; all if `channels` is empty.
     """
 
     norm: str = "linf"
@@ -68,6 +68,7 @@ class ObjectiveSettings:
       classes: Labels whose pixels are attacked; empty for all.
       judge: "harm" or "loss".
       eot: Draws of a random model's noise.
+      spare: Tasks that stay at or below their clean losses.
     """
 
     tasks: tuple[str, ...]
@@ -80,6 +81,7 @@ class ObjectiveSettings:
     classes: tuple[int, ...] = ()
     judge: str = judging.LOSS
     eot: int = 1
+    spare: tuple[str, ...] = ()
 
     @property
     def restricted(self) -> bool:
@@ -230,6 +232,11 @@ class Cell:
         return self.objective.tasks
 
     @property
+    def looked_at(self) -> tuple[str, ...]:
+        """The attacked tasks and the spared ones."""
+        return (*self.objective.tasks, *self.objective.spare)
+
+    @property
     def numbers(self) -> tuple[float, float]:
         """(epsilon, step size) as the attacks take them: of images in [0, 1]."""
         unit = self.threat.unit
@@ -254,6 +261,7 @@ class Cell:
         parts = [self.attack.name, "+".join(goal.losses)]
         parts += [goal.balance] if goal.balance != "sum" else []
         parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
+        parts += ["spare-" + "+".join(goal.spare) if goal.spare else ""]
         of_channels = "+".join(map(str, self.threat.channels))
         parts += [f"channels{of_channels}" if of_channels else ""]
         parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
@@ -261,7 +269,7 @@ class Cell:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What must be said wherever its results are, as sentences."""
+        """Sentences to show wherever its results are shown."""
         if not self.attack.scale or not self.eps:
             return ()
         # How far a value goes at most, by the formulas of the released attack: by r, or
@@ -271,9 +279,9 @@ class Cell:
             for mean, std in zip(*self.attack.scale, strict=True)
         )
         return (
-            f"{self.attack.name} is not bound by eps, as the released code is not: at "
-            f"eps {self.eps:g} values move by up to {reach:.3g} levels; it is no "
-            "measure of robustness.",
+            f"{self.attack.name} does not stay within eps, just like the released "
+            f"code: at eps {self.eps:g} values move by up to {reach:.3g} levels, so "
+            "it does not measure robustness.",
         )
 
     @property
@@ -323,7 +331,9 @@ class Cell:
         """What an image costs, in passes forwards and backwards; scoring it is one."""
         if not self.eps:
             return 1.0
-        return 1.0 + self.objective.eot * self.attack.passes(self.threat)
+        # A spared task has a backward pass of its own.
+        each = self.objective.eot + (1 - kinds.FORWARD) * len(self.objective.spare)
+        return 1.0 + each * self.attack.passes(self.threat)
 
     def build(self) -> Callable[..., tf.Tensor]:
         """The attack `(objective, x, seed, *numbers) -> x_adv` of the whole family.
@@ -338,18 +348,18 @@ class Cell:
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
-        channels.check(self.threat.channels, image_shape[2])
         if self.threat.channels and self.attack.scale:
             raise InputError(
-                f"--attack_channels does not hold for --attack={self.attack.name}, "
-                "which is not bounded; give another attack, or leave it out."
+                f"--attack_channels does not work with --attack={self.attack.name}, "
+                "which has no bound; give another attack, or leave it out."
             )
         for cell in self.members or (self,):
             if cell.eps:  # Else nothing is run, and no step is fine.
                 cell.attack.make(cell.threat.norm, *cell.numbers)
         del num_classes
         settings = self.objective_settings(*image_shape[:2])
-        settings["tasks"] = self.known.select(self.tasks)
+        for name in ("tasks", "spare"):
+            settings[name] = TaskSet(self.known[task] for task in settings[name])
         objectives.unbound(lambda x: {}, **settings)
 
     def objective_settings(self, height: int, width: int) -> dict[str, Any]:
@@ -369,6 +379,7 @@ class Cell:
             "classes": goal.classes or None,
             "judge": goal.judge,
             "eot": goal.eot,
+            "spare": goal.spare,
         }
 
     def pixel_mask(self, height: int, width: int) -> np.ndarray | None:
@@ -379,8 +390,8 @@ class Cell:
         goal = self.objective
         if goal.pixels > height * width:
             raise InputError(
-                f"--attack_pixels must be from 1 to {height * width}, the pixels of a "
-                f"{height}x{width} output; got {goal.pixels}."
+                f"--attack_pixels must be from 1 to {height * width}, the number of "
+                f"pixels of a {height}x{width} output; got {goal.pixels}."
             )
         if goal.pixels:
             return attacks.random_pixels(height, width, goal.pixels, self.seed)
@@ -400,8 +411,9 @@ class Cell:
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
         flat |= dataclasses.asdict(self.attack)
         flat |= {"attack": flat.pop("name"), "attacked": flat.pop("tasks")}
-        if not self.threat.channels:  # Cells are known by what they had before.
-            del flat["channels"]
+        for name in ("channels", "spare"):  # Cells are known by what they had before.
+            if not flat[name]:
+                del flat[name]
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -424,7 +436,8 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     tasks = task_set(tasks)
-    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks))
+    spare = select(config.spare, tuple(tasks), "--spare") if config.spare else ()
+    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks), spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
     labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
@@ -443,6 +456,7 @@ def make_cells(
                 block=block,
                 classes=labels,
                 eot=config.eot,
+                spare=spare,
             ),
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,
@@ -460,8 +474,8 @@ def make_cells(
         raise InputError(
             f"--attack={','.join(config.attack)} with "
             f"--attack_loss={','.join(config.attack_loss)} fits none of the groups "
-            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and a "
-            "loss a task of its kind."
+            f"{', '.join(map('+'.join, groups))}; sea needs a task with classes, and "
+            "a loss needs a task of its kind."
         )
     return list(dict.fromkeys(cells))
 
@@ -476,7 +490,7 @@ def _check_used(
         if not any(_attack_loss(name).fits(known[task]) for task in tasks):
             raise InputError(
                 f"--attack_loss={','.join(config.attack_loss)} names {name}, which "
-                f"fits none of the attacked tasks, {', '.join(tasks)}; leave it out."
+                f"fits none of the attacked tasks ({', '.join(tasks)}); leave it out."
             )
 
 
@@ -496,7 +510,7 @@ def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], .
 def _class_label(name: str, classes: Sequence[str]) -> int:
     if name not in classes:
         raise InputError(
-            f"--attack_classes names {name!r}, and the data set's classes are "
+            f"--attack_classes names {name!r}, but the data set's classes are "
             f"{', '.join(classes) or 'not known'}."
         )
     return list(classes).index(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the results of a model depend on, beside the attack or the measure itself."""
+"""What a model's results depend on, besides the attack or the measure itself."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Provenance:
       own_tasks: What those of them are that are none of the eleven.
       batch_size: Of a model that is random, whose noise is drawn by batch; else None.
       interval_over: What intervals draw, in words; it follows from the data.
+      targets: "data", or "own" for the model's clean outputs; it is in `data`.
     """
 
     mtr_tf: str
@@ -50,11 +51,12 @@ class Provenance:
     own_tasks: tuple[dict[str, Any], ...] = ()
     batch_size: int | None = None
     interval_over: str = ""
+    targets: str = "data"
 
     def to_dict(self) -> dict[str, Any]:
         """What finished work is known by, for JSON."""
         fields = dataclasses.asdict(self)
-        del fields["interval_over"]
+        del fields["interval_over"], fields["targets"]
         for name in ("batch_size", "own_tasks"):
             if not fields[name]:
                 del fields[name]
@@ -69,6 +71,7 @@ class Provenance:
             "model_fingerprint": self.model,
             "interval_over": self.interval_over,
             "warnings": warnings,
+            **({} if self.targets == "data" else {"targets": self.targets}),
         }
 
     def of_attacks(self, warnings: list[str]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is drawn for an interval: images, groups of them, or blocks of frames.
 
-A bootstrap takes what it draws to be independent. Images of one building or city are
-not, nor are neighbouring frames of a video: then whole groups are drawn, or blocks of
-consecutive frames (Carlstein, "The use of subseries values", 1986). Few of them need
-wider intervals than percentiles are, which is what `widened` sees to; of one or two
-there is no interval.
+A bootstrap assumes that what it draws is independent. Images of one building or city
+are not, and neither are neighbouring frames of a video. In these cases whole groups are
+drawn, or blocks of consecutive frames (Carlstein, "The use of subseries values", 1986).
+If there are few of them, intervals must be wider than percentiles; `widened` does this.
+With one or two there is no interval.
 
 Simulated, the mean lies in its 95 % interval in 93 to 96 of 100 cases for 3 groups or
 images and more (88 to 94 where values are exponential). With blocks of an eighth of all
@@ -109,7 +109,7 @@ def draw(count: int, resamples: int, seed: int) -> np.ndarray:
       InputError: less than one resample.
     """
     if resamples < 1:
-        raise InputError(f"resamples must be at least 1, got {resamples}.")
+        raise InputError(f"resamples must be at least 1; got {resamples}.")
     if count == 0:
         return np.zeros((resamples, 0))
     drawn = np.random.default_rng(seed).integers(count, size=(resamples, count))
@@ -162,4 +162,4 @@ def note(over: str, images: int, known: bool) -> str:
     what = f"{images} images" if over == "images" else over
     if known:
         return f"intervals: 95 %, over {what}"
-    return f"no intervals: they need {LEAST} or more to draw from, and there are {what}"
+    return f"no intervals: they need {LEAST} or more to draw from, but there are {what}"

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.errors import doubts_first
+from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import NOT_FINITE
@@ -49,7 +51,7 @@ def make_records(
         | {"rows": file_of(result.cell), "clean_rows": file_of(None)}
         for result in results
         for task in clean.scores
-        for metric in tasks[task].metrics
+        for metric in tasks[task].all_metrics
     ]
 
 
@@ -65,6 +67,8 @@ def _record(
     before = clean.scores[task.name][metric.name]
     after = result.scores[task.name][metric.name]
     wanted = result.wanted.get(task.name, {}).get(metric.name, {})
+    of_channels = list(cell.threat.channels)
+    channels = {"attack_channels": of_channels} if of_channels else {}
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -81,7 +85,7 @@ def _record(
         ),
         "n": result.count,
         **facts,
-        "warnings": [*facts.get("warnings", ()), *result.warnings],
+        "warnings": doubts_first([*facts.get("warnings", ()), *result.warnings]),
         "clean_interval": before["interval"],
         "attacked_interval": after["interval"],
         "algorithm": cell.attack.name,
@@ -99,9 +103,27 @@ def _record(
         "attack_pixels": cell.objective.pixels,
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),
+        **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
+        **_spared(clean, result, task),
     }
+
+
+def _spared(clean: Result, result: Result, task: Task) -> Record:
+    """What is said of an attack that spares tasks; nothing of any other."""
+    cell = result.attack_cell
+    if not cell.objective.spare:
+        return {}
+    share = None
+    if task.name in cell.objective.spare:
+        share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
+    return {"spare": list(cell.objective.spare), "spared_share": share}
+
+
+def doubts_first(warnings: Iterable[str]) -> list[str]:
+    """Doubts about numbers, and then what is only to be known (`errors.NOTE`)."""
+    return sorted(warnings, key=lambda text: text.startswith(NOTE))
 
 
 def _vulnerability(
@@ -114,16 +136,16 @@ def _vulnerability(
 
 
 def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
-    """What must be said of outputs that are not finite: of how many images they are."""
+    """A warning about outputs that are not finite, with the number of images."""
     said = []
     for task in clean.scores:
         before = _bad_images(clean, task)
         after = max((_bad_images(result, task) for result in results), default=0)
         if before or after:
             said.append(
-                f"{task} has outputs that are not finite: such pixels count as wrong "
-                "classes, and means over them are null (of "
-                f"{clean.count} images {before} clean and up to {after} attacked)."
+                f"{task} has outputs that are not finite (in {before} of "
+                f"{clean.count} clean images, and in up to {after} attacked ones): "
+                "such pixels count as wrong classes, and means over them are null."
             )
     return said
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can the attack be trusted? Signs that a model only looks robust, looked for.
+"""Can the attack be trusted? Looks for signs that a model only seems robust.
 
-A model may hide its gradients, and an attack may be too weak or wrongly set. Each check
-here compares attacks that must stand in a known order, or results that must agree, on a
-few images, and says in a sentence what is wrong (after Carlini et al. 2019, "On
-Evaluating Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
+A model may hide its gradients, and an attack may be too weak or have wrong settings. On
+a few images, each check compares attacks whose order is known, or results that must
+agree, and says in one sentence what is wrong (after Carlini et al. 2019, "On Evaluating
+Adversarial Robustness", and the flags of Croce and Hein's AutoAttack).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def check_once(
         }
         store.write_file(path, known)
     for warning in known["warnings"]:
-        logging.warning("can this attack be trusted? %s", warning)
+        logging.warning("%s", warning)
     return known["warnings"]
 
 
@@ -109,7 +109,7 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
     try:  # What the warnings are is in the checks, which need not have a checksum.
         checks = [Check(**check) for check in kept["checks"]] if kept else []
         if kept and kept["warnings"] != warnings(checks):
-            raise ValueError("its warnings are not those of its checks")
+            raise ValueError("its warnings do not match its checks")
     except files.DAMAGED as error:
         files.say_damaged(path, error)
         return {}
@@ -119,8 +119,8 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
 def probe(cells: Sequence[Cell]) -> Cell | None:
     """The white-box attack that is looked at: PGD with the settings of the sweep.
 
-    Its radius is the largest, its group the first of that radius; None where there is
-    no radius but 0.
+    Its radius is the largest, its group the first of that radius, and it spares no
+    task; None where there is no radius but 0.
     """
     cell = max(cells, key=lambda cell: cell.eps)
     if not cell.eps:
@@ -132,7 +132,8 @@ def probe(cells: Sequence[Cell]) -> Cell | None:
         step_size=step_size or cell.eps / 4,
         steps=cell.attack.steps if "steps" in uses else _STEPS,
     )
-    return dataclasses.replace(cell, attack=pgd)
+    goal = dataclasses.replace(cell.objective, spare=())
+    return dataclasses.replace(cell, attack=pgd, objective=goal)
 
 
 def run(
@@ -177,7 +178,7 @@ def run(
     single, few = worst_case.finite(single, whole[: len(single)])
     clean, base, more, other, distant, fgsm, square = worst_case.finite(*harms.values())
     if not (base.size and few.size):
-        reason = "no image has a finite loss in all checks, so that nothing is known"
+        reason = "no image has a finite loss in all checks, so nothing can be concluded"
         return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
@@ -185,52 +186,52 @@ def run(
         Check("zero_gradients", *zero_gradients(slopes, cell, attacked)),
         _order(
             "more_steps",
-            np.mean(base) <= np.mean(more) + 0.02 * scale,
+            not _more(base, more, 0.02 * scale),
             f"PGD does less harm after {2 * steps} steps than after {steps}; "
             "the step size is too large, or the gradients mislead",
-            steps=base,
-            twice=more,
+            rise=base - clean,
+            rise_twice=more - clean,
         ),
         _order(
             "converged",
-            np.mean(more) <= np.mean(base) + 0.25 * scale,
+            not _more(more, base, 0.25 * scale),
             f"{2 * steps} steps instead of {steps} do over a quarter "
             "more harm; give more --steps",
-            steps=base,
-            twice=more,
+            rise=base - clean,
+            rise_twice=more - clean,
         ),
         _order(
             "black_box",
-            np.mean(square) <= np.mean(base),
+            not _more(square, base, 0.02 * scale),
             f"Square, which sees no gradient, does more harm in {_QUERIES} queries "
             "than PGD; the gradients are masked",
-            white_box=base,
-            square=square,
+            rise=base - clean,
+            rise_square=square - clean,
         ),
         _order(
             "fgsm",
-            np.mean(fgsm) <= np.mean(base) + 0.02 * scale,
-            "one step of FGSM does more harm than PGD; the steps are too few or of a "
-            "wrong size, or the gradients mislead",
-            pgd=base,
-            fgsm=fgsm,
+            not _more(fgsm, base, 0.02 * scale),
+            "one step of FGSM does more harm than PGD; there are too few steps, their "
+            "size is wrong, or the gradients mislead",
+            rise=base - clean,
+            rise_fgsm=fgsm - clean,
         ),
-        _floor(cell, base, distant, far),
+        _floor(cell, base - clean, distant - clean, far),
         _order(
             "batch_size",
             np.mean(np.abs(single - few)) <= 0.05 * scale,
-            "images attacked one by one come out otherwise than in a batch; the model "
-            "mixes the images of a batch",
-            batch=few,
-            alone=single,
+            "images attacked one by one come out differently than in a batch; the "
+            "model mixes the images of a batch",
+            rise=base - clean,
+            difference=np.abs(single - few),
         ),
         _order(
             "random_start",
             abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
-            "another seed of the random start changes the harm by over a tenth of "
+            "another seed for the random start changes the harm by over a tenth of "
             "its rise; give more --restarts and --steps",
-            seed=base,
-            other_seed=other,
+            rise=base - clean,
+            rise_other_seed=other - clean,
         ),
         *(_transfer(cell, result, whole) for result in transferred),
     ]
@@ -341,6 +342,8 @@ def zero_gradients(
       cell: The attack; one on a part of the output leaves pixels without a gradient.
       model: What the gradients are of; its precision is named as a likely cause.
     """
+    if cell.threat.channels:  # What the others' gradients are does not matter.
+        slopes = slopes[..., list(cell.threat.channels)]
     dead = slopes == 0
     images = float(np.mean(np.all(dead, axis=(1, 2, 3))))
     entries = float(np.mean(dead))  # Of all numbers: one colour may be dead alone.
@@ -349,7 +352,7 @@ def zero_gradients(
     if images or (entries > _MANY and not restricted):
         reason = (
             "the gradient is exactly zero for some images, or for over a tenth of the "
-            f"entries; where it is, attacks by gradient see nothing{_cause(model)}"
+            f"entries; gradient attacks see nothing there{_cause(model)}"
         )
     return reason, {"images": images, "entries": entries}
 
@@ -362,10 +365,23 @@ def _cause(model: keras.Model) -> str:
         return ""
     name = halves[0]
     return (
-        f"; gradients are taken in {name}, where what is below {_SMALLEST[name]:g} is "
-        "zero: take them in float32 (without --fast, and of a run with "
-        "--precision=float32) before anything is concluded from that"
+        f"; gradients are in {name}, where everything below {_SMALLEST[name]:g} is "
+        "zero: before you conclude anything, use float32 (no --fast, and "
+        "--precision=float32 for a run)"
     )
+
+
+def _more(larger: np.ndarray, smaller: np.ndarray, tolerance: float = 0.0) -> bool:
+    """Whether some scores are larger than others of the same images, beyond chance.
+
+    Their mean difference must be over the tolerance and over twice its standard error,
+    so that nothing is said where the images disagree, or where there is one alone.
+    """
+    if len(larger) < 2:
+        return False
+    change = larger - smaller
+    error = float(np.std(change, ddof=1)) / math.sqrt(len(change))
+    return float(np.mean(change)) > max(tolerance, 2 * error)
 
 
 def _order(
@@ -378,7 +394,7 @@ def _order(
 
 def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> Check:
     """At a radius of 64 levels classes alone under attack must be near 0 right."""
-    measured = {"eps": float(np.mean(base)), "eps_64": float(np.mean(far))}
+    measured = {"rise": float(np.mean(base)), "rise_eps_64": float(np.mean(far))}
     high = ""
     if _all_pixels_of_classes(cell):
         task = cell.known[cell.tasks[0]]
@@ -386,10 +402,10 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
             high = "at eps 64 over a fifth of the pixels are still classified right"
-    elif np.mean(far) < np.mean(base):
+    elif _more(base, far):
         high = "at eps 64 PGD does less harm than at the radius itself"
     reason = (
-        f"{high}; the gradients are masked, or more steps are needed" if high else ""
+        f"{high}; more steps may be needed, or the gradients are masked" if high else ""
     )
     return Check("large_eps", reason, measured)
 
@@ -418,7 +434,7 @@ def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
     harm, base = worst_case.finite(harm, base)
     return _order(
         "transfer",
-        not base.size or np.mean(harm) <= np.mean(base),
+        not _more(harm, base),
         f"{result.attack_cell.label} made on another model does more harm than PGD on "
         "the model itself; its gradients are masked",
         white_box=base,

@@ -26,7 +26,7 @@ def of_rows(
     return {
         task: {
             metric.name: {
-                "value": number(metric.value(by_metric[metric.name].sum(0, float))),
+                "value": number(metric.over(by_metric[metric.name])),
                 "interval": [
                     number(end)
                     for end in intervals.of_metric(
@@ -34,7 +34,7 @@ def of_rows(
                     )
                 ],
             }
-            for metric in tasks[task].metrics
+            for metric in tasks[task].all_metrics
         }
         for task, by_metric in rows.items()
     }

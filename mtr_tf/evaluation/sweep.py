@@ -24,6 +24,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import evaluator as evaluator_lib
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import scores
@@ -34,6 +35,7 @@ from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
@@ -50,7 +52,8 @@ class Subject:
 
     `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
     which adversarial images are made, if that is not `model`. `jit` is one of
-    `compiling.MODES`.
+    `compiling.MODES`. `image_channels` is how many channels the image has where further
+    inputs are packed behind it; else None.
     """
 
     model: keras.Model
@@ -63,13 +66,18 @@ class Subject:
     seed: int
     surrogate: Callable[..., Any] | None = None
     jit: str = "auto"
+    image_channels: int | None = None
 
     def __post_init__(self):
         """Takes names of the eleven tasks for their records."""
         object.__setattr__(self, "tasks", task_set(self.tasks))
 
+    def attacked_channels(self, named: Sequence[int] = ()) -> tuple[int, ...]:
+        """The channels that attacks change, of those named; empty: all there are."""
+        return tuple(named) or tuple(range(self.image_channels or 0))
+
     def compiled(self, passes: float) -> bool:
-        """Whether XLA compiles a graph with so many passes of an image, in all."""
+        """Whether XLA compiles a graph that makes so many passes per image in all."""
         height, width = self.columns.images.shape[1:3]
         images = self.batch_size / self.strategy.num_replicas_in_sync
         batches = passes / self.batch_size
@@ -94,11 +102,18 @@ class Subject:
         )
 
     def say_if_random(self, eot: int) -> list[str]:
-        """Logs and returns what must be said of attacks on models that are random."""
+        """Logs and returns warnings about attacks on random models."""
         warnings = [
             randomness.say_once(model, self.first_images, eot) for model in self.models
         ]
         return [text for text in dict.fromkeys(warnings) if text]
+
+    @functools.cached_property
+    def relations(self) -> tuple[consistency.Relation, ...]:
+        """Pairs of its tasks that determine each other."""
+        return consistency.relations(
+            self.tasks, self.info.units, self.columns.images.shape[1:3]
+        )
 
     @property
     def units(self) -> resampling.Units:
@@ -137,7 +152,7 @@ def run(
     def kept() -> str:
         return (
             f"{len(results)} of {len(cost)} evaluations are finished and kept; the "
-            "same command goes on with the others."
+            "same command continues with the others."
         )
 
     with (
@@ -154,6 +169,9 @@ def run(
                 num_examples=subject.num_examples,
                 on_batch=functools.partial(_advance, advance, cell, passes[cell]),
                 on_outputs=_writers(predictions, store.label(cell)),
+                rows_of=functools.partial(consistency.rows_of, subject.relations)
+                if subject.relations
+                else None,
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
@@ -232,7 +250,14 @@ def _worst(subject: Subject, cell: Cell, results: Sequence[Result]) -> Result:
         wanted_rows=wanted_rows,
         aimed_rows=worst_case.take(choice, [result.aimed_rows for result in results]),
         still=_still(choice, results),
+        consistent_rows=_consistent(choice, results),
     )
+
+
+def _consistent(choice: np.ndarray, results: Sequence[Result]) -> Rows:
+    """The rows of the chosen attacks; none where one of them has none."""
+    of_each = [result.consistent_rows for result in results]
+    return worst_case.take(choice, of_each) if all(of_each) else {}
 
 
 def _still(choice: np.ndarray, results: Sequence[Result]) -> np.ndarray | None:
@@ -268,7 +293,9 @@ def make_evaluator(
     settings: dict[str, Any] = {}
     if cell:
         settings = {
-            "attack": attacks.on_channels(attack or cell.build(), cell.threat.channels),
+            "attack": attacks.on_channels(
+                attack or cell.build(), subject.attacked_channels(cell.threat.channels)
+            ),
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,
@@ -280,6 +307,7 @@ def make_evaluator(
         subject.strategy,
         seed=subject.seed,
         jit=subject.compiled(0) if jit is None else jit,
+        image_channels=subject.image_channels,
         **settings,
     )
 
@@ -304,6 +332,7 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         evaluation.before,
         subject.units.of,
         evaluation.still,
+        evaluation.own,
     )
 
 

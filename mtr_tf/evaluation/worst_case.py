@@ -2,10 +2,10 @@
 """The worst of several attacks: for each image one of them, chosen from their rows.
 
 An attacker may try many attacks and keep, for each image, the one that did most harm.
-Mean IoU is no mean over images, so for it the choice is improved image by image, as
-Croce, Singh and Hein (ECCV 2024) do: the attack on an image is exchanged wherever that
-lowers the mean IoU of the whole set. What comes out is at most as good for the model as
-each attack alone; it need not be the very worst choice.
+Mean IoU is not a mean over images, so its choice is improved image by image, as Croce,
+Singh and Hein (ECCV 2024) do: the attack on an image is exchanged if that lowers the
+mean IoU of the whole set. The result is at most as good for the model as each attack
+alone, but it need not be the very worst choice.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtr_tf.attacks import judging
+from mtr_tf.attacks import sparing
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.tasks import metrics
 
+_ROUNDING = 1e-4  # Of a loss, as a share of it.
 _GAIN = 1e-6  # Rounds of exchanges end when one gains no more.
 
 
@@ -47,6 +49,7 @@ def score(
     The very number that attacks compare points by (`attacks.judging`): of a targeted
     attack by the wanted targets, of one on some of the output pixels by these.
     """
+    whole = rows
     rows = aimed_rows or (wanted_rows if cell.objective.targeted else rows)
     weights = dict(cell.objective.weights)
     scores = judging.score(
@@ -58,7 +61,32 @@ def score(
         cell.objective.targeted,
         cell.known,
     )
+    if cell.objective.spare:
+        losses, clean = (spared_losses(cell, view) for view in (whole, before_rows))
+        allowed = {task: _rounded_up(before) for task, before in clean.items()}
+        scores = sparing.score(scores, losses, allowed)
     return scores.numpy()
+
+
+def spared_losses(cell: Cell, rows: Rows) -> dict[str, np.ndarray]:
+    """{spared task: its loss of each image, float `[N]`}, from rows."""
+    return {
+        task: rows[task][judging.metric(cell.known[task], judging.LOSS).name][:, 0]
+        for task in cell.objective.spare
+    }
+
+
+def spared_share(cell: Cell, task: str, rows: Rows, clean: Rows) -> float:
+    """The share of images in which a spared task is at or below its clean loss.
+
+    But for rounding: images are attacked and scored in different graphs.
+    """
+    after, before = (spared_losses(cell, view)[task] for view in (rows, clean))
+    return float(np.mean(after <= _rounded_up(before)))
+
+
+def _rounded_up(losses: np.ndarray) -> np.ndarray:
+    return losses + _ROUNDING * np.abs(losses)
 
 
 def take(choice: np.ndarray, rows: Sequence[Rows]) -> dict[str, dict[str, np.ndarray]]:
@@ -95,6 +123,11 @@ def choose_for_miou(
         return choice
     (metric,) = (m for m in cell.known[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])
+    if cell.objective.spare:  # What does not spare is no candidate.
+        scores = np.stack([score_of(cell, result) for result in results])
+        chosen = matrices[choice, np.arange(len(choice))]
+        hurts = (scores <= -sparing.FAR)[:, :, np.newaxis]
+        matrices = np.where(hurts, chosen, matrices)
     return greedy(metric, matrices, choice, cell.seed)
 
 

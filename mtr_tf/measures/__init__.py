@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures: what gradients say of a model, instead of attacks."""
+"""Measures: what gradients, rather than attacks, say about a model."""

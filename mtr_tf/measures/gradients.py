@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import channels as channels_lib
 from mtr_tf.errors import InputError
 from mtr_tf.models import folding
 from mtr_tf.models import stateless
@@ -48,6 +49,7 @@ def task_gradients(
     targets: Mapping[str, tf.Tensor],
     masks: Mapping[str, tf.Tensor],
     tasks: Sequence[str] | TaskSet,
+    channels: Sequence[int] = (),
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Each task's loss and its gradient with respect to each image.
 
@@ -61,10 +63,12 @@ def task_gradients(
       targets: {task: `[batch, *places]` or `[batch, *places, channels]`}.
       masks: {task: `[batch, *places]`}, zero where a place does not count.
       tasks: Names of the eleven or a set of records, M of them.
+      channels: Those of the images, by number, whose gradients are wanted; none: all.
 
     Returns:
-      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * C]`; zeros where
-      no pixel counts, and where a loss does not depend on the image.
+      (losses, gradients): float32 `[batch, M]` and `[batch, M, H * W * C]`, of those
+      channels; zeros where no pixel counts, and where a loss does not depend on the
+      image.
 
     Raises:
       InputError: The model lacks a task.
@@ -79,11 +83,12 @@ def task_gradients(
         tape.gradient(by_task[task], images, unconnected_gradients="zero")
         for task in tasks
     ]
-    size = tf.reduce_prod(tf.shape(images)[1:])
+    stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
+    size = tf.reduce_prod(tf.shape(stacked)[2:])
     shape = (tf.shape(images)[0], len(tasks), size)
-    gradients = tf.reshape(tf.cast(tf.stack(slopes, axis=1), tf.float32), shape)
+    gradients = tf.reshape(tf.cast(stacked, tf.float32), shape)
     gradients = tf.ensure_shape(
-        gradients, (images.shape[0], len(tasks), images.shape[1:].num_elements())
+        gradients, (images.shape[0], len(tasks), stacked.shape[2:].num_elements())
     )
     return tf.stack([by_task[task] for task in tasks], axis=1), gradients
 
@@ -96,8 +101,9 @@ def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:
     missing = [task for task in tasks if task not in known]
     if missing:
         raise InputError(
-            "The model must return a dict with an output for each measured task; "
-            f"{', '.join(missing)} is not among {', '.join(known) or 'none'}."
+            "The model must return a dict with an output for each measured task, but "
+            f"{', '.join(missing)} is not among its outputs, "
+            f"{', '.join(known) or 'none'}."
         )
     return outputs
 

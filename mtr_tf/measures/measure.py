@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of one model on a data set: what `--measure` computes, and what it leaves.
+"""Measures of one model on a data set: what `--measure` computes and writes.
 
 FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
@@ -57,6 +57,7 @@ class MeasureSettings:
         reach it.
       draws: Sets of output pixels of each size.
       pixel_attack: (eps, step size, steps) of PGD on output pixels, linf, in levels.
+      channels: Of the images, those that gradients and attacks are about; empty: all.
     """
 
     measures: tuple[str, ...]
@@ -66,6 +67,12 @@ class MeasureSettings:
     steps: int = 20
     draws: int = 4
     pixel_attack: tuple[float, float, int] = (8.0, 2.0, 5)
+    channels: tuple[int, ...] = ()
+
+    @property
+    def of_channels(self) -> dict[str, Any]:
+        """What parts and records say of the channels; nothing where they are all."""
+        return {"attack_channels": list(self.channels)} if self.channels else {}
 
 
 def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
@@ -80,6 +87,7 @@ def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
         eps=tuple(sorted(eps)),
         steps=config.steps,
         draws=config.measure_draws,
+        channels=config.attack_channels,
     )
 
 
@@ -90,7 +98,7 @@ def measure(
     warnings: list[str],
     folder: pathlib.Path,
 ) -> list[dict[str, Any]]:
-    """Measures what is not finished; returns a record per number.
+    """Measures what is not finished yet; returns one record per number.
 
     Args:
       subject: The model, the images and how to go through them.
@@ -99,13 +107,14 @@ def measure(
       warnings: What every record says of the model, as sentences.
       folder: Where finished parts are kept, in `measures/`.
     """
-    parts = Parts(folder / "measures", provenance.to_dict())
+    about = settings.of_channels
+    parts = Parts(folder / "measures", provenance.to_dict() | about)
     job = _Measuring(subject, settings, parts)
     records = []
     for name in settings.measures:
         records += _MEASURES[name](job)
     repeated = {"n": subject.num_examples, **provenance.of_measures(warnings)}
-    return [record | repeated for record in records]
+    return [record | repeated | about for record in records]
 
 
 # The measures.
@@ -121,6 +130,11 @@ class _Measuring:
         self._parts = parts
         self._passes: dict[str, Pass] = {}
 
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Those of the images that gradients and attacks are about; empty: all."""
+        return self.subject.attacked_channels(self.settings.channels)
+
     def one(
         self, name: str, step: Callable[..., dict[str, tf.Tensor]], cost: float
     ) -> Pass:
@@ -135,13 +149,14 @@ class _Measuring:
 def _tasks(job: _Measuring) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
     subject, tasks = job.subject, job.subject.tasks
+    channels = job.channels
     cost = 1 + len(tasks)
-    gradients = Pass(subject, steps_lib.gradients(subject.model, tasks), cost)
+    gradients = Pass(subject, steps_lib.gradients(subject.model, tasks, channels), cost)
     part = Part({"part": "gradients", "tasks": list(tasks)}, cost, gradients)
     (arrays,) = job.finish([part], "measuring tasks (l2)")
     norms = measure_records.own_norms(arrays, "l1")
     divisors = np.nan_to_num(gradients_lib.root_mean_square(norms))
-    sums = Pass(subject, steps_lib.l1_of_sets(subject.model, tasks), cost)
+    sums = Pass(subject, steps_lib.l1_of_sets(subject.model, tasks, channels), cost)
     part = Part(
         {"part": "l1 of all sets", "tasks": list(tasks)},
         cost,
@@ -159,8 +174,8 @@ def _some_pixels(measure: str, job: _Measuring) -> list[dict]:
     skipped = [task for task in job.subject.tasks if task not in maps]
     if skipped:
         logging.warning(
-            "--measure=%s is about the pixels of outputs: %s, with no value for each "
-            "pixel, is left out",
+            "--measure=%s is about output pixels; %s is left out, because it has no "
+            "value for each pixel",
             measure,
             ", ".join(skipped),
         )
@@ -180,7 +195,8 @@ def _pixel_gradients(
 ) -> list[dict]:
     subject = job.subject
     cost = (1 + len(tasks)) * sum(map(len, masks.values()))
-    one = job.one("gradients", steps_lib.gradients(subject.model, tasks), cost)
+    step = steps_lib.gradients(subject.model, tasks, job.channels)
+    one = job.one("gradients", step, cost)
 
     def make(pixels, advance):
         draws = [one(advance, tf.constant(mask)) for mask in pixels]
@@ -210,9 +226,10 @@ def _pixel_attack(
 ) -> list[dict]:
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
+    attack = attacks.on_channels(pgd, job.channels)
     one = job.one(
         f"attack on {task.name}",
-        steps_lib.pixel_attack(job.subject, task.name, pgd),
+        steps_lib.pixel_attack(job.subject, task.name, attack),
         (steps + 3) * sum(map(len, masks.values())),
     )
 
@@ -252,7 +269,9 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     unit = 1 / 255 if settings.norm == "linf" else 1.0
     one = Pass(
         subject,
-        steps_lib.first_order(subject, group, settings.norm, settings.steps),
+        steps_lib.first_order(
+            subject, group, settings.norm, settings.steps, job.channels
+        ),
         (settings.steps + 4) * len(settings.eps),
     )
 

@@ -74,7 +74,7 @@ class Parts:
             count = sum(arrays is not None for arrays in found)
             return (
                 f"{what.capitalize()}: {count} of {len(parts)} parts are finished and "
-                "kept; the same command goes on with the others."
+                "kept; the same command continues with the others."
             )
 
         with (

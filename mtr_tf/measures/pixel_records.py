@@ -36,7 +36,7 @@ def of_pixel_gradients(
       found: {number of pixels: {"l2", "l1": `[draws, N, M]`, NaN where no pixel
         counts}}.
       tasks: Names, in the order of the arrays.
-      seed: Of the intervals.
+      seed: Seed of the intervals.
       units: What is drawn for them; None: each image by itself.
     """
     counts = sorted(found)
@@ -116,7 +116,7 @@ def of_pixel_attacks(
       found: {number of pixels: {"clean/<metric>", "attacked/<metric>":
         `[draws, N, K]`, rows of the metric}}.
       eps: Radius in levels.
-      seed: Of the intervals.
+      seed: Seed of the intervals.
       units: What is drawn for them; None: each image by itself.
     """
     records = []

@@ -52,7 +52,7 @@ def of_tasks(
       gradients: What `steps.gradients` returns, over all images.
       l1: What `steps.l1_of_sets` returns.
       tasks: Names, in the order of the arrays.
-      seed: Of the intervals.
+      seed: Seed of the intervals.
       units: What is drawn for them; None: each image by itself.
     """
     units = units or resampling.independent(len(gradients["gram"]))
@@ -242,7 +242,7 @@ def of_first_order(
       norm: Of the ball.
       unit: What one of the radii is, in pixel units of [0, 1].
       found: {radius: {"norm", "before", "after": `[N]`, NaN where a task is missing}}.
-      seed: Of the intervals.
+      seed: Seed of the intervals.
       units: What is drawn for them; None: each image by itself.
     """
     records = []

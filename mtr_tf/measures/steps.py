@@ -2,7 +2,8 @@
 """What measures do with a batch: steps for `passes.Pass`.
 
 Each is a function of a batch (`data.batching`) and tensors that returns arrays with a
-row per image. They are compiled, and see no other image than those of the batch.
+row per image. They are compiled, and see no other image than those of the batch. Where
+`channels` are named, gradients and attacks are about these of the images alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
+from mtr_tf.attacks import channels as channels_lib
 from mtr_tf.attacks import output_mask as output_mask_lib
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import gradients as gradients_lib
@@ -24,7 +26,9 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import task_set
 
 
-def gradients(model: Any, tasks: TaskSet) -> Callable[..., dict]:
+def gradients(
+    model: Any, tasks: TaskSet, channels: Sequence[int] = ()
+) -> Callable[..., dict]:
     """A pass: batch[, pixels] -> what the l2 norms of all sets need.
 
     `pixels`, 0/1 `[H, W]`, restricts the losses to some output pixels. The pass returns
@@ -36,7 +40,7 @@ def gradients(model: Any, tasks: TaskSet) -> Callable[..., dict]:
     def step(batch, pixels=None):
         masks = output_mask_lib.of_pixels(pixels, batch["masks"], tasks)
         by_task, gradients = gradients_lib.task_gradients(
-            model, batch["image"], batch["targets"], masks, tasks
+            model, batch["image"], batch["targets"], masks, tasks, channels
         )
         return {
             "loss": by_task,
@@ -48,7 +52,9 @@ def gradients(model: Any, tasks: TaskSet) -> Callable[..., dict]:
     return step
 
 
-def l1_of_sets(model: Any, tasks: TaskSet) -> Callable[..., dict]:
+def l1_of_sets(
+    model: Any, tasks: TaskSet, channels: Sequence[int] = ()
+) -> Callable[..., dict]:
     """A pass: (batch, divisors `[M]`) -> the l1 norms of all sets.
 
     {normalisation: float64 `[batch, S]`} of sums of gradients, for all NORMALISATIONS;
@@ -58,7 +64,7 @@ def l1_of_sets(model: Any, tasks: TaskSet) -> Callable[..., dict]:
 
     def step(batch, divisors):
         _, gradients = gradients_lib.task_gradients(
-            model, batch["image"], batch["targets"], batch["masks"], tasks
+            model, batch["image"], batch["targets"], batch["masks"], tasks, channels
         )
         own = tf.reduce_sum(tf.abs(gradients), axis=2, keepdims=True)
         whole = tf.cast(divisors, tf.float32)[:, tf.newaxis]
@@ -74,7 +80,7 @@ def l1_of_sets(model: Any, tasks: TaskSet) -> Callable[..., dict]:
 
 
 def pixel_attack(
-    subject: Subject, name: str, attack: attacks.Attack
+    subject: Subject, name: str, attack: Callable[..., tf.Tensor]
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, pixels 0/1 `[H, W]`) -> rows of metrics on just these pixels.
 
@@ -109,7 +115,11 @@ def pixel_attack(
 
 
 def first_order(
-    subject: Subject, group: Sequence[str], norm: str, steps: int
+    subject: Subject,
+    group: Sequence[str],
+    norm: str,
+    steps: int,
+    channels: Sequence[int] = (),
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """A pass: (batch, epsilon) -> the dual norm, and the mean loss before and after.
 
@@ -129,14 +139,16 @@ def first_order(
             norm,
             random_start=False,
         )
+        on_chosen = attacks.on_channels(attack, channels)
         x, start = batch["image"], tf.constant(0.0)
         slope, before = base.gradient(objective, x, start)
+        slope = channels_lib.chosen(slope, channels)
         order = 1 if norm == "linf" else 2
         wide = tf.cast(slope, tf.float64)
         return {
             "norm": tf.norm(tf.reshape(wide, (tf.shape(x)[0], -1)), order, axis=1),
             "before": before,
-            "after": base.score(objective, attack(objective, x), start),
+            "after": base.score(objective, on_chosen(objective, x), start),
             "valid": gradients_lib.valid(batch["masks"], group),
         }
 

@@ -91,24 +91,25 @@ def build(
 ) -> keras.Model:
     """Builds a multi-task model with new weights.
 
-    The weights are a pure function of (seed, layer name): nets with the same seed start
-    from the same encoder and from the same heads for the tasks they have in common.
+    The weights are a pure function of (seed, layer name), so nets with the same seed
+    start with the same encoder, and with the same heads for the tasks that they share.
 
     Args:
       name: Key of MODELS.
       tasks: Tasks, or names, aliases or letters of the eleven; the outputs come in this
         order.
-      image_shape: (height, width, channels); the sides must be multiples of the model's
-        stride (32 for ResNets, 8 for DRNs, 4 for the others); None: any such.
-      num_classes: Channels of the tasks that predict classes and do not say how many;
-        may be None without one.
+      image_shape: (height, width, channels). The sides must be multiples of the model's
+        stride (32 for ResNets, 8 for DRNs, 4 for the others), or None for any such
+        multiple.
+      num_classes: Number of classes for tasks with classes that do not say how many
+        they have; may be None if there are no such tasks.
       width: Channels of the first layer; None is the published size.
-      decoders: "separate" gives each task a decoder of its own; "shared" leaves it
-        only a last convolution.
-      mean: Per channel, what the layer "normalize" subtracts from images in [0, 1];
-        None: 0.5 each.
-      std: Per channel, what it then divides by; None: 0.25 each.
-      seed: Of the initial weights.
+      decoders: "separate" gives each task its own decoder; "shared" gives it only its
+        own last convolution.
+      mean: What the layer "normalize" subtracts from images in [0, 1], per channel;
+        None: 0.5 for each.
+      std: What it then divides by, per channel; None: 0.25 for each.
+      seed: Seed of the initial weights.
       sync_batch_norm: Whether batch statistics are taken over all replicas.
 
     Returns:
@@ -117,7 +118,7 @@ def build(
       (logits for classes and labels), under any precision policy.
 
     Raises:
-      InputError: If a setting cannot be used; the message says what would do.
+      InputError: If a setting cannot be used; the message says what can.
     """
     return assemble(
         name,
@@ -137,13 +138,13 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     """Returns the mean and std that `build` gave a model, one number per channel.
 
     Raises:
-      InputError: It was built otherwise.
+      InputError: It was not built by `build`.
     """
     if "normalize" not in [layer.name for layer in model.layers]:
         raise InputError(
             "The mean and standard deviation that images are standardised with are "
-            f"known of the models here only, and {model.name} is not one of them; "
-            "choose what does not need them."
+            f"known only for built-in models, and {model.name} is not one; choose "
+            "something that does not need them."
         )
     layer = model.get_layer("normalize")
     std = tuple(round(1 / scale, 12) for scale in layer.scale)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is put around a model of the user's own so that it is one as attacks need it.
+"""Wrappers that give a user's own model the form that attacks need.
 
-That is a functional Keras model of one input, float images [batch, height, width,
-channels] of any batch size. Its own layers are called anew one by one, so that nothing
-of it is hidden in a layer of its own, and batch norms fold as before.
+That is a functional Keras model with one input, float images [batch, height, width,
+channels] of any batch size. The model's own layers are called again one by one, not
+hidden inside a new layer, so batch norms can still be folded.
 """
 
 from __future__ import annotations
@@ -71,11 +71,21 @@ def called_on(model: keras.Model, image: Any) -> Any:
     return image
 
 
-def any_batch(model: keras.Model, size: int) -> keras.Model:
-    """Returns a model that is made for batches of `size` as one that takes any.
+def called_with(model: keras.Model, inputs: Sequence[Any]) -> Any:
+    """Returns a functional model's outputs of other tensors, as many as its inputs.
 
-    Where its layers do not need batches of that size, they are called as they are, else
-    on one batch after another, the last one filled up with zeros.
+    Layer by layer; a model that is no plain functional one is called as a whole.
+    """
+    if type(model).__name__ == "Functional":
+        return model._run_through_graph(list(inputs))
+    return model(keras.tree.pack_sequence_as(model.input, list(inputs)))
+
+
+def any_batch(model: keras.Model, size: int) -> keras.Model:
+    """Returns a model that was made for batches of `size` as one that takes any batch.
+
+    If its layers do not need batches of that size, they are called directly; otherwise
+    they are called on one batch after another, with the last one filled up with zeros.
     """
     shape = tuple(model.inputs[0].shape[1:])
     image = keras.Input(shape, dtype=model.inputs[0].dtype, name="image")
@@ -90,7 +100,11 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
             return free
         raise ValueError("outputs of another batch size")
     except Exception:  # Layers raise whatever they like.
-        logging.info("the model takes batches of %d images, and gets no others", size)
+        logging.info(
+            "the model only takes batches of %d images, so it gets batches of that "
+            "size",
+            size,
+        )
     return keras.Model(image, InBatches(model, size)(image), name=model.name)
 
 
@@ -151,8 +165,8 @@ def channels_first(model: keras.Model) -> bool:
 def channels_last(model: keras.Model) -> keras.Model:
     """Returns a model of images [batch, channels, height, width] as one of ours.
 
-    Outputs that are maps are turned round as well, unless their first two axes are the
-    image's height and width.
+    Outputs that are maps get their channels last too, unless their first two axes are
+    the image's height and width.
     """
     channels, height, width = model.inputs[0].shape[1:]
     image = keras.Input((height, width, channels), dtype="float32", name="image")

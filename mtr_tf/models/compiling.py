@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which graphs XLA compiles, and what happens where it cannot.
+"""Which graphs XLA compiles, and what happens if it cannot.
 
 On GPUs a compiled graph takes a half to a quarter of the time; on CPUs it takes longer.
-Compiling takes 5 to 50 seconds each time a graph is new, so a short job is better off
-without. `worthwhile` says where the limit is.
+Compiling a new graph takes 5 to 50 seconds, so short jobs are faster without it.
+`worthwhile` says where the limit is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TRAINING_STEP = 3  # A training step saves as much as so many passes.
 
 
 def worthwhile(mode: str, passes: float, pixels: float) -> bool:
-    """Whether XLA is to compile a graph.
+    """Whether XLA should compile a graph.
 
     Args:
       mode: "on", "off", or "auto": on a GPU, where that saves the time it takes.
@@ -46,7 +46,7 @@ def worthwhile(mode: str, passes: float, pixels: float) -> bool:
       InputError: There is no such mode.
     """
     if mode not in MODES:
-        raise InputError(f"jit is one of {', '.join(MODES)}, got {mode!r}.")
+        raise InputError(f"jit must be one of {', '.join(MODES)}; got {mode!r}.")
     if mode != "auto":
         return mode == "on"
     return on_gpu() and passes * max(1.0, pixels / _PIXELS) >= PASSES
@@ -58,7 +58,7 @@ def on_gpu() -> bool:
 
 
 def say(what: str, mode: str) -> None:
-    """Logs what was chosen and why; nothing where it could not have been otherwise.
+    """Logs what was chosen and why; logs nothing if there was no choice.
 
     Args:
       what: Is compiled, or is not.
@@ -177,10 +177,11 @@ def replicated(
 
 
 class Fallback:
-    """A function that goes on without XLA where XLA cannot compile it.
+    """A function that continues without XLA if XLA cannot compile it.
 
-    That is found out in the first call, which must change nothing if it fails: what it
-    changes must be within what is compiled, and is then done as a whole or not at all.
+    This is found out in the first call, which must change nothing if it fails:
+    everything that it changes must be inside the compiled part, so that it is done
+    completely or not at all.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class Fallback:
         self._function = self._build(False)
         found = self._function(*arguments)  # Raises, if it was not for XLA.
         logging.warning(
-            "XLA cannot compile %s, which goes on without (%s)",
+            "XLA cannot compile %s, which continues without it (%s)",
             self._what,
             _reason(refused.message),
         )

@@ -36,7 +36,7 @@ _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 def can_fold(model: Any, names: Iterable[str]) -> bool:
     """Whether `fold` takes it: a functional model of one input with these outputs.
 
-    And one that no `check` has found to come out otherwise.
+    It also must not have failed a `check` before.
     """
     return (
         type(model).__name__ == "Functional"
@@ -82,9 +82,9 @@ def fold(model: keras.Model, names: Sequence[str]) -> stateless.Copy:
 def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     """Whether attacks may fold the model: a first batch comes out as it should.
 
-    Looked at once for each model, eagerly, before anything is compiled. Where outputs
-    differ by more than rounding, it is said, and `can_fold` refuses the model from then
-    on. Models that are not folded anyway are not looked at.
+    This is checked once for each model, eagerly, before anything is compiled. If
+    outputs differ by more than rounding, a warning is logged, and `can_fold` refuses
+    the model from then on. Models that are not folded anyway are not checked.
 
     Args:
       model: What `can_fold` is asked about.
@@ -103,8 +103,8 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     if reason:
         _DIFFERENT.add(model)
         logging.warning(
-            "the copy of the model with batch norms folded is not used, since it comes "
-            "out otherwise (%s); the model is attacked as it is, which takes longer. "
+            "the copy of the model with folded batch norms is not used, because its "
+            "outputs differ (%s); the model itself is attacked, which takes longer. "
             "Its layers: %s",
             reason,
             layer_types(model),
@@ -308,8 +308,8 @@ def in_half(
         reason = f"{type(error).__name__}: {error}"
     if reason:
         logging.warning(
-            "there is no copy of the model in %s that does the same (%s); "
-            "gradients are taken of the model itself. Its layers: %s",
+            "no copy of the model in %s gives the same outputs (%s), so gradients are "
+            "taken from the model itself. Its layers: %s",
             dtype,
             reason,
             layer_types(model),

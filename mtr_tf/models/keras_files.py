@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The size of a `.keras` or `.h5` file of others, looked at before it is loaded."""
+"""Checks the size of somebody else's `.keras` or `.h5` file before it is loaded."""
 
 from __future__ import annotations
 

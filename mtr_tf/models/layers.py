@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pieces that every model is put together from, with PyTorch's conventions.
+"""The parts that every model is built from, with PyTorch's conventions.
 
 Three conventions matter for equal numbers. A strided convolution pads evenly on both
 sides (Keras's "same" pads more at the far side). Batch normalisation uses epsilon 1e-5

@@ -156,7 +156,7 @@ def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
 def _check_places(task: Task) -> None:
     if not task.is_map and task.axes:
         raise InputError(
-            "The models here have heads for maps and for one value per image, and "
+            "Built-in models have heads for maps and for whole-image values only, but "
             f"targets of the task {task.name} have {task.axes} axes of places; leave "
             "it out of --tasks, or build the model yourself: --model=module:function."
         )
@@ -164,7 +164,7 @@ def _check_places(task: Task) -> None:
 
 def _check_settings(width, decoders, mean, std, channels):
     if not _is_integer(width) or width < 1:
-        raise InputError(f"width must be a whole number, 1 or more, got {width}.")
+        raise InputError(f"width must be a whole number, 1 or more; got {width}.")
     if decoders not in DECODERS:
         raise InputError(f"decoders must be {' or '.join(DECODERS)}, got {decoders!r}.")
     if len(mean) != channels or len(std) != channels or min(std) <= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model as one of Keras's own layers, which loads where this package is not there."""
+"""Rebuilds a model from Keras's own layers, so that it loads without this package."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def plain(model: keras.Model) -> keras.Model:
     """Returns a copy, with the same names and weights, whose outputs are equal.
 
     Raises:
-      InputError: It is not functional, or has a layer that Keras has not and that is
-        none of this package's either.
+      InputError: It is not functional, or has a layer that belongs neither to Keras nor
+        to this package.
     """
     if type(model).__name__ != "Functional":
         raise InputError(
-            "the model must be functional, keras.Model(inputs, outputs), to be "
-            f"exported; it is a {type(model).__name__}."
+            "only a functional model, keras.Model(inputs, outputs), can be exported; "
+            f"this one is a {type(model).__name__}."
         )
     for layer in model._flatten_layers(include_self=False):
         if not _is_kerass(layer) and type(layer) not in _REPLACED:
             raise InputError(
-                "all layers must be Keras's own for a model to load elsewhere; "
+                "all layers must be Keras's own so that the model loads elsewhere; "
                 f"{layer.name} is a {type(layer).__module__}.{type(layer).__name__}."
             )
         if type(layer) in _REPLACED and layer not in model.layers:
             raise InputError(
-                f"the layer {layer.name} is within another; only layers of the model "
-                "itself can be replaced by Keras's own."
+                f"the layer {layer.name} is inside another layer; only layers of the "
+                "model itself can be replaced by Keras's own."
             )
     copy = keras.models.clone_model(model, call_function=_call, clone_function=_clone)
     for layer in model.layers:

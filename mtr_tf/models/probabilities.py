@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose outputs are probabilities already, as the same models with logits.
+"""Replaces outputs that are probabilities by logits.
 
-Losses take the softmax of what a model gives. Of probabilities that would be a second
-one, which hides most of the loss from an attack. Since softmax(log p) is p, the logs of
-probabilities are logits, up to a constant that changes nothing. Better still are the
-logits that the probabilities were made of, where they can be had: softmaxes of half
-precision come to 0 or 1, and have no gradient there.
+Losses take the softmax of a model's outputs. If these are probabilities already, that
+is a second softmax, which hides most of the loss from an attack. Since softmax(log p)
+is p, the logs of probabilities are logits, up to a constant that changes nothing. Even
+better are the logits that the probabilities were computed from, if they can be reached:
+softmaxes in half precision may be exactly 0 or 1, and have no gradient there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
 _CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
 
+_RESIZING = (
+    keras.layers.AveragePooling2D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Resizing,
+    keras.layers.UpSampling2D,
+)
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
 
@@ -36,15 +42,15 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
 
     Returns:
       "softmax" for probabilities that sum to one, whatever they come from; "sigmoid"
-      for others in [0, 1], of each class by itself, if they come from a sigmoid or
-      are single; "" for logits.
+      for others in [0, 1], of each class by itself, if they come from a sigmoid, or are
+      single and do not come from a layer that is linear; "" for logits.
     """
     output = np.asarray(output, np.float32)
     output = output[np.isfinite(output).all(axis=-1)]
     if not output.size or output.min() < 0 or not 0 < output.max() <= 1 + _SUM:
         return ""
     if single:
-        return "sigmoid" if output.max() <= 1 else ""
+        return "sigmoid" if output.max() <= 1 and not _is_linear(tensor) else ""
     whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
     if whole.mean() >= _SHARE:
         return "softmax"
@@ -163,6 +169,27 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
         return True
     plain = len(sources) == 1 and not getattr(layer, "weights", ())
     return plain and _comes_from(sources[0], of)
+
+
+def _is_linear(tensor: keras.KerasTensor) -> bool:
+    """Whether it comes from a layer with weights and no activation, moved or resized.
+
+    Such values are logits, also where all of them happen to lie in [0, 1].
+    """
+    layer, number, place = tensor._keras_history
+    sources = layer._inbound_nodes[number].input_tensors
+    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+        return _is_linear(keras.tree.flatten(layer.outputs)[place])
+    if len(sources) != 1:
+        return False
+    if getattr(layer, "weights", ()):
+        activation = getattr(layer, "activation", None)
+        return activation is keras.activations.linear
+    last = len(tensor.shape) - 1
+    passes = isinstance(layer, _RESIZING) or (
+        _moved(layer, sources[0], tensor, last, "sigmoid") is not None
+    )
+    return passes and _is_linear(sources[0])
 
 
 def _moved(

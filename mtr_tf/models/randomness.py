@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a model random where it is scored? Found by calling it, and said once."""
+"""Finds out, by calling it, whether a model is random when it is scored."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf.errors import NOTE
 from mtr_tf.models import stateless
 
 # What `kind` returns.
@@ -61,7 +62,7 @@ def _equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
-    """What must be said wherever an attack on the model is; "" if it is not random.
+    """The warning for results of attacks on the model; "" if it is not random.
 
     Args:
       model: What is attacked or scored.
@@ -74,17 +75,18 @@ def warning(model: Any, images: tf.Tensor, eot: int | None) -> str:
         return ""
     attacked = f"attacks follow the mean gradient over {eot} draws of its noise"
     if eot is None:
-        attacked = "measures are of a single draw of its noise"
+        attacked = "measures use a single draw of its noise"
     elif eot == 1:
         attacked = (
             "an attack follows a single draw of its noise at each step, and the model "
             "may look more robust than it is; give --eot=10 (in Python eot=10)"
         )
-    text = f"the model is random in predict: {attacked}."
+    before = NOTE if eot and eot > 1 and found != UNSEEDED else ""
+    text = f"{before}the model is random in predict: {attacked}."
     if found == UNSEEDED:
         text += (
-            " Some of its random numbers are drawn without a seed (tf.random), so no "
-            "result can be repeated bit by bit; draw them with keras.random and a "
+            " Some of its random numbers are drawn without a seed (tf.random), so "
+            "results cannot be repeated exactly; draw them with keras.random and a "
             "keras.random.SeedGenerator."
         )
     return text

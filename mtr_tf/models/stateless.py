@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model called as `predict` calls it, with draws of our own, so that nothing changes.
+"""Calls a model as `predict` does, with our own random draws, so that nothing changes.
 
 Within `outputs` all that layers assign to Keras variables (moving statistics, counters,
 the states of seed generators) is forgotten once the call ends, and random layers draw

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import keras
+from absl import logging
 
 from mtr_tf import data
 from mtr_tf import models
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -19,14 +22,31 @@ from mtr_tf.runs import own_models
 
 
 def open_source(config: TrainConfig) -> Source:
-    """The data set of a run, for its tasks; prepared first where that is needed."""
-    return data.open_source(
+    """The data set of a run, for its tasks; prepared first where that is needed.
+
+    Without inputs beside the images, which no model that is trained here takes.
+    """
+    source = data.open_source(
         config.dataset,
         image_size=config.parsed_image_size,
         data_dir=config.data_dir or None,
         tasks=config.tasks,
         **{option: getattr(config, option) for option in data.OPTIONS},
     )
+
+    def load(split: str) -> Columns:
+        columns = source.load(split)
+        if columns.inputs:
+            logging.log_first_n(
+                logging.INFO,
+                "models that are trained here take images alone: the inputs %s are "
+                "left alone",
+                1,
+                columns.layout,
+            )
+        return columns.without_inputs()
+
+    return dataclasses.replace(source, load=load)
 
 
 def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
@@ -58,9 +78,9 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
     """
     if ":" in config.model:
         raise InputError(
-            f"The run's model was built by {config.model}, a function that only its "
-            "config.json names, and code that a file names is not run unasked; give "
-            "the run's directory, or its model.keras, once the training has ended."
+            f"The run's model was built by {config.model}, which only its config.json "
+            "names, and code named in a file is never run unasked; wait until the "
+            "training has ended, and give the run's directory or its model.keras."
         )
     with _precision(config.precision):
         model = models.build(

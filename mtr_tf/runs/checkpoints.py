@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoints in a folder: which there are, and how one is written and read.
+"""The checkpoints in a folder: finding, writing and reading them.
 
     ckpt-STEP.index, ckpt-STEP.data-*   one, in TensorFlow's format
     checkpoint                          TensorFlow's list of them, for other readers
 
-Which there are is told by the files themselves, and names are compared as they are:
-TensorFlow's own functions go by the list, and take the path for a pattern, so that they
-miss files, or delete those of another run. It is not imported here: whoever only asks
-what there is starts without it.
+Checkpoints are found by their own files, and names are compared literally. TensorFlow's
+own functions use the list and treat the path as a pattern, so they may miss files, or
+delete those of another run. TensorFlow is not imported here, so looking for checkpoints
+does not need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def newest_first(folder: pathlib.Path) -> list[int]:
     listed = _listed(folder)
     if found and not listed:
         logging.warning(
-            "%s is missing or damaged; the checkpoints beside it are used: %s",
+            "%s is missing or damaged; using the checkpoints in its folder: %s",
             folder / LIST,
             ", ".join(map(name, found)),
         )

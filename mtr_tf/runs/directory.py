@@ -8,7 +8,8 @@
               train/ validation/  TensorBoard events
               attacks/NAME/    what `mtr_tf.attack` writes
 
-Files appear whole or not at all: each is written beside, flushed and renamed.
+Files appear complete or not at all: each is written under another name, flushed and
+renamed.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def _commit() -> str | None:
 def canonical(config: TrainConfig) -> TrainConfig:
     """The settings as a run keeps them: every task by its one name.
 
-    This is the edge: whoever gets these settings resolves no name again. Tasks that a
-    data set of the user's own brings are called as they are there.
+    Names are resolved only here; code that gets these settings does not resolve them
+    again. Tasks declared by a user's own data set keep their names.
 
     Raises:
       InputError: A task is unknown, or named twice.
@@ -155,7 +156,9 @@ def write_config(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
     flagfile = shlex.quote(f"--flagfile={workdir}/train.flags")
-    lines = [f"# Repeats this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"]
+    lines = [
+        (f"# To repeat this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER")
+    ]
     for name, value in config.to_dict().items():
         if isinstance(value, list):
             value = ",".join(map(str, value))
@@ -183,7 +186,9 @@ def read_config(workdir: pathlib.Path) -> TrainConfig | None:
     try:
         return canonical(TrainConfig.from_dict(files.read_json(path)["train"]))
     except InputError as error:
-        raise InputError(f"{path} is of another version of mtr_tf: {error}.") from error
+        raise InputError(
+            f"{path} is from another version of mtr_tf: {error}."
+        ) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
             raise InputError(str(files.what_failed(error))) from error
@@ -205,8 +210,8 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
     check_path(workdir)
     if (workdir / "conversion.json").exists():
         raise InputError(
-            f"{workdir} holds weights that mtr_tf.convert took over, which training "
-            "would replace; give another --workdir."
+            f"{workdir} holds weights converted by mtr_tf.convert, which training "
+            "would overwrite; give another --workdir."
         )
     old = read_config(workdir)
     if old is None:
@@ -215,8 +220,8 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
         check_same(workdir, _as_long(old, config), config)
         if not resume:
             raise InputError(
-                f"{workdir} holds a run already; leave --noresume out to go on with "
-                "it, or give another --workdir."
+                f"{workdir} already holds a run; leave out --noresume to continue it, "
+                "or give another --workdir."
             )
 
 
@@ -224,16 +229,16 @@ def check_path(workdir: pathlib.Path) -> None:
     """Raises `InputError` for a `--workdir` that can be none, or not be written of."""
     if not str(workdir).isprintable():  # Nor is what stands for bytes outside UTF-8.
         raise InputError(
-            "--workdir must be a path of characters that can be printed, in UTF-8, "
-            f"got {str(workdir)!r}; give another."
+            "--workdir must be a path of printable UTF-8 characters; got "
+            f"{str(workdir)!r}. Give another."
         )
     if workdir.is_symlink() and not workdir.exists():
         raise InputError(
-            f"--workdir must be a directory, got {workdir}, a link that leads nowhere; "
-            "remove or correct it, or give another."
+            f"--workdir must be a directory, but {workdir} is a broken link; remove "
+            "or correct it, or give another."
         )
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir must be a directory, got the file {workdir}.")
+        raise InputError(f"--workdir must be a directory, but {workdir} is a file.")
 
 
 def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
@@ -248,8 +253,9 @@ def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
         if not found.exists():
             return
     raise InputError(
-        f"{workdir} holds {found.relative_to(workdir)} and no config.json that says "
-        "what it is of; put config.json back to go on, or give another --workdir."
+        f"{workdir} holds {found.relative_to(workdir)}, but no config.json that says "
+        "which run it belongs to; restore config.json to continue, or give another "
+        "--workdir."
     )
 
 
@@ -266,10 +272,10 @@ def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:
         new.that_change(RESULTS, EXTRAS)
     ):
         raise InputError(
-            f"--epochs was {old.epochs} and is {new.epochs}, but under "
-            "--schedule=cosine the rate of every step depends on it, so that a longer "
-            "run is another from its first step on; give another --workdir, or train "
-            "with --schedule=constant or step, under which a run can be made longer."
+            f"--epochs was {old.epochs} and is now {new.epochs}, but with "
+            "--schedule=cosine the rate of every step depends on it, so a longer run "
+            "differs from the first step; give another --workdir, or train with "
+            "--schedule=constant or step, which allow longer runs."
         )
     return longer
 
@@ -307,5 +313,5 @@ def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:
     if changed:
         raise InputError(
             f"{workdir} holds a run with other settings: {'; '.join(changed)}. Repeat "
-            "its settings to go on with it, or give another --workdir."
+            "its settings to continue it, or give another --workdir."
         )

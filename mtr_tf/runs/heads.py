@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which output of a model is which task: `--heads=OUTPUT:TASK,...`, or equal names.
 
-A model may give a dict of outputs, nested too, a list, a tuple or one tensor. Outputs
-are known by their path (`decoder/mask`, `0`), by the last part of it, by the layer that
-they come from, and by their number in that order. Those that no task claims are left
-alone.
+A model may return a dict of outputs (nested or not), a list, a tuple or one tensor. An
+output is identified by its path (`decoder/mask`, `0`), by the last part of the path, by
+the layer that it comes from, or by its number in the model's order. Outputs without a
+task are left alone.
 """
 
 from __future__ import annotations
@@ -155,22 +155,23 @@ def find(
             pairs = [(outputs[0], known.find(single_task[0]))]
     if not pairs:
         raise InputError(
-            f"the outputs of {where} must be known by names of tasks "
-            f"({', '.join(known)}), or {flag}=OUTPUT:TASK,... must say which is which "
-            f"(of one output also --tasks=NAME); they are {_listed(outputs)}. Give "
-            f"{flag}={outputs[0].path or 0}:TASK."
+            f"the outputs of {where} must have names of tasks ({', '.join(known)}), "
+            f"but they are {_listed(outputs)}. Give {flag}=OUTPUT:TASK,... to say "
+            f"which is which, such as {flag}={outputs[0].path or 0}:TASK (for a "
+            "single output, --tasks=NAME works too)."
         )
     names = [task.name for _, task in pairs]
     numbers = [output.number for output, _ in pairs]
     if len(set(names)) < len(pairs) or len(set(numbers)) < len(pairs):
         given = ", ".join(f"{o.path or o.number}:{task.name}" for o, task in pairs)
         raise InputError(
-            f"each output of {where} must be another task, and each task another "
-            f"output; got {given}; say with {flag}=OUTPUT:TASK,... which is meant."
+            f"each output of {where} must be a different task, and each task a "
+            f"different output; got {given}. Say which is which with "
+            f"{flag}=OUTPUT:TASK,..."
         )
     alone = [output for output in outputs if output.number not in numbers]
     if alone:
-        logging.info("outputs of %s that are left alone: %s", where, _listed(alone))
+        logging.info("these outputs of %s are left alone: %s", where, _listed(alone))
     return Heads(
         TaskSet(task for _, task in pairs),
         {task.name: output for output, task in pairs},
@@ -202,15 +203,15 @@ def _asked(
     for names in by_rank:
         if names.count(name) > 1:
             raise InputError(
-                f"{flag} names {name!r}, which {names.count(name)} outputs of {where} "
-                f"are called; name one by its number or path: {_listed(outputs)}."
+                f"{flag} names {name!r}, but {names.count(name)} outputs of {where} "
+                f"have that name; give the number or path of one: {_listed(outputs)}."
             )
         if name in names:
             output = outputs[names.index(name)]
             return output, _task(output, task, known, flag)
     every = [n for output in outputs for n in output.names]
     raise InputError(
-        f"{flag} names the output {name!r}, and those of {where} are "
+        f"{flag} names the output {name!r}, but the outputs of {where} are "
         f"{_listed(outputs)}; name one of these.{did_you_mean(name, every)}"
     )
 
@@ -226,8 +227,9 @@ def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
             return known.find(name)
         except InputError as error:
             raise InputError(
-                f"{flag} must give outputs the names of tasks, or one of the kinds "
-                f"{', '.join(tasks_lib.KINDS)}, and {name!r} is neither: {error}"
+                f"{flag} must give each output the name of a task, or one of the "
+                f"kinds {', '.join(tasks_lib.KINDS)}, but {name!r} is neither: "
+                f"{error}"
             ) from error
     own = re.sub(r"[^A-Za-z0-9_.-]", "_", output.name)
     if not re.match(r"[A-Za-z].", own):
@@ -236,7 +238,7 @@ def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
         task = known[own]
         if task.kind != name:
             raise InputError(
-                f"{flag} says that {own} is of kind {name}, and the data have a task "
+                f"{flag} says that {own} is of kind {name}, but the data have a task "
                 f"{own} of kind {task.kind}; give {flag}={output.path or 0}:{own}."
             )
         return task

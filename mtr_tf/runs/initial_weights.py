@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training starts from: `--init`, weights of a file; `--frozen`, kept as such.
+"""What training starts from: `--init`, weights from a file; `--frozen`, kept weights.
 
-Files are read as arrays by the names of layers: no code that is in them runs, and
-layers that are not known here do no harm.
+Files are read as arrays by the names of layers: no code in them is run, and unknown
+layers do no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Arrays = dict[str, list[np.ndarray]]
 
 
 def start_from(model: keras.Model, path: str) -> None:
-    """Gives a model the weights of a file where layers have equal names and shapes.
+    """Gives a model the weights of a file, for layers with equal names and shapes.
 
     A layer has the same path in both, or else its own name, if that is the only one of
     its kind in both. What matched is logged.
@@ -55,7 +55,7 @@ def start_from(model: keras.Model, path: str) -> None:
     if not matched:
         why = "have other shapes there" if other else "are not there"
         raise InputError(
-            f"--init={path} must have weights for some layers of the model, and its "
+            f"--init={path} must have weights for some of the model's layers, but the "
             f"layers {_listed(other or lacking)} {why}: the file has "
             f"{_listed(list(arrays))}."
         )
@@ -85,15 +85,16 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise InputError(
-                f"--frozen must be the beginnings of names of layers; the model has "
-                f"none that begins with {prefix!r}, only {_listed(names)}."
+                "--frozen must be the beginnings of layer names, but no layer of the "
+                f"model begins with {prefix!r}; its layers are {_listed(names)}."
             )
     for layer in layers:
         if layer is not model and layer.name.startswith(tuple(prefixes)):
             layer.trainable = False
     if prefixes and not model.trainable_variables:
         raise InputError(
-            f"--frozen={','.join(prefixes)} leaves nothing to train; freeze less."
+            f"--frozen={','.join(prefixes)} leaves nothing to train; freeze fewer "
+            "layers."
         )
 
 
@@ -104,8 +105,8 @@ def check(path: str) -> pathlib.Path:
         file /= "model.keras"
     if not file.is_file():
         raise InputError(
-            f"--init must be a .keras or .h5 file, or the directory of a run that has "
-            f"ended; there is no {file}."
+            "--init must be a .keras or .h5 file, or the directory of a finished run, "
+            f"but there is no {file}."
         )
     return file
 
@@ -121,13 +122,14 @@ def read(path: str) -> Arrays:
         arrays = _read(file)
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"--init={path} must be a .keras or .h5 file of Keras; it cannot be read "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:100]})."
+            f"--init={path} must be a .keras or .h5 file of Keras, but it cannot be "
+            f"read ({type(error).__name__}: {' '.join(str(error).split())[:100]})."
         ) from error
     if not arrays:
         raise InputError(
-            f"--init={path} must hold weights under the names of their layers, and has "
-            "none; load the model where it was made and save it again by Keras 3."
+            f"--init={path} must hold weights under the names of their layers, but "
+            "has none; load the model where it was made, and save it again with Keras "
+            "3."
         )
     return arrays
 

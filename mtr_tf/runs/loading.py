@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attacked: a run, a checkpoint in one, or a model of one's own; its data."""
+"""Loads what is attacked (a run, a checkpoint, a user's own model) and its data."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.custom import reading
+from mtr_tf.data.layout import Layout
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -32,6 +33,7 @@ from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
+from mtr_tf.runs import packing
 from mtr_tf.runs.heads import Heads
 from mtr_tf.runs.model_files import File
 from mtr_tf.tasks import TaskSet
@@ -57,6 +59,7 @@ class Run:
     fingerprint: str  # Of architecture and weights; a cached result depends on it.
     unfinished: int | None = None  # The step of a checkpoint; None: a whole model.
     heads: Heads | None = None  # Of a model of the user's own.
+    packed: bool = False  # Whether its images have further inputs behind them.
 
     def normalization(self, attack: str) -> tuple[tuple[float, ...], ...]:
         """(mean, std) per colour that the model standardises images with.
@@ -67,9 +70,9 @@ class Run:
         if self.config is None:
             raise InputError(
                 f"--attack={attack} needs the mean and standard deviation that the "
-                "model standardises images with, which only runs of mtr_tf.train and "
-                "mtr_tf.convert tell, and gradients are taken of a .keras file; "
-                "attack a run, or give another --attack."
+                "model standardises images with. Only runs of mtr_tf.train and "
+                "mtr_tf.convert have them, not a .keras file; attack a run, or give "
+                "another --attack."
             )
         return models.normalization(self.model)
 
@@ -81,13 +84,13 @@ class Run:
         """
         if self.config is None:
             raise InputError(
-                "--precision can be changed for runs of mtr_tf.train only, and "
-                f"{self.directory} is none; leave it at --precision=own."
+                "--precision can be changed only for runs of mtr_tf.train, and "
+                f"{self.directory} is not one; leave it at --precision=own."
             )
         if info.name != self.config.dataset:
             raise InputError(
                 "--precision can be changed only on the run's own data set, "
-                f"{self.config.dataset}, since the model is built anew; got "
+                f"{self.config.dataset}, because the model is built again; got "
                 f"{info.name}."
             )
         config = dataclasses.replace(self.config, precision=policy)
@@ -109,6 +112,7 @@ class Own:
       channels_first: Whether it takes images [batch, channels, height, width], though
         its shape may not tell.
       flag: What messages call the flag of the heads.
+      layout: What comes with the images; None: nothing.
     """
 
     heads: Sequence[tuple[str, str]] = ()
@@ -116,6 +120,7 @@ class Own:
     image_shape: tuple[int | None, ...] | None = None
     channels_first: bool = False
     flag: str = "--heads"
+    layout: Layout | None = None
 
     @classmethod
     def of(
@@ -129,6 +134,7 @@ class Own:
             image_shape=data.info.image_shape if data else size and (*size, 3),
             channels_first=config.channels_first,
             flag="--source_heads" if named else "--heads",
+            layout=data.columns(config.split).layout if data else None,
         )
 
 
@@ -165,7 +171,7 @@ def load_run(
     if root is None or config is None:
         found = path.parent.glob("*/config.json")
         near = sorted(file.parent.name for file in found if file.is_file())
-        hint = f" Runs beside it: {', '.join(near)}." if near else ""
+        hint = f" Runs nearby: {', '.join(near)}." if near else ""
         raise InputError(
             f"{flag} must be a run directory of mtr_tf.train, a checkpoint in one, or "
             f"a {model_files.KINDS}; got {ckpt!r}, which {_what_is(path)}.{hint}"
@@ -180,12 +186,12 @@ def load_run(
         if data_dir and dataset in ("", config.dataset):
             config = dataclasses.replace(config, data_dir=data_dir)
         model, step = _restore(root, path, config)
-        logging.info("this is the model after %d steps, from a checkpoint", step)
+        logging.info("using the model after %d steps, from a checkpoint", step)
     return Run(model, tuple(model.output), config, root, fingerprint(model), step)
 
 
 def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
-    """Raises `InputError` for code that only a file names, which may be anybody's.
+    """Raises `InputError` for code that only a file names: it may come from anybody.
 
     Args:
       dataset: What the settings of a run say.
@@ -194,8 +200,8 @@ def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
     """
     if ":" in dataset and dataset != given:
         raise InputError(
-            f"{root} was trained on the data of {dataset}, a function that only its "
-            "config.json names, and code that a file names is not run unasked; give "
+            f"{root} was trained on data from {dataset}, which only its config.json "
+            "names, and code named in a file is never run unasked; give "
             f"--dataset={dataset} if you trust that module."
         )
 
@@ -203,7 +209,7 @@ def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
 def _what_is(path: pathlib.Path) -> str:
     if path.is_dir():
         return "is a directory without config.json"
-    return "is some other file" if path.exists() else "does not exist"
+    return "is another kind of file" if path.exists() else "does not exist"
 
 
 def _run_root(path: pathlib.Path) -> pathlib.Path | None:
@@ -237,9 +243,9 @@ def _restore(
         except READ_ERRORS as error:
             checkpoints.say_skipped(folder, step, error)
     raise InputError(
-        f"the checkpoint {folder / checkpoints.name(steps[0])} is damaged or of "
-        "another model, and there is no older one beside it that is not; go on with "
-        "the training, or attack another run."
+        f"the checkpoint {folder / checkpoints.name(steps[0])} is damaged or belongs "
+        "to another model, and there is no older intact one; continue the training, "
+        "or attack another run."
     )
 
 
@@ -251,12 +257,12 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
         for folder in (place, place / "best")
         for step in checkpoints.steps(folder)
     ]
-    there = f"the run has {', '.join(names)}" if names else "go on with its training"
+    there = f"the run has {', '.join(names)}" if names else "continue its training"
     return f"there is no checkpoint at {place if path == root else path}; {there}."
 
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
-    """Raises `InputError` where flags about models of one's own are about none."""
+    """Raises `InputError` for flags about a user's own model if there is none."""
     given = {
         "heads": any(each and each.heads for each in (run, source)),
         "channels_first": any(each and each.heads for each in (run, source)),
@@ -266,9 +272,8 @@ def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
         if getattr(config, name) and not used:
             flag = "--source_ckpt" if name == "source_heads" else "--ckpt"
             raise InputError(
-                f"--{name} is for a model of your own in {flag}, and there is none: "
-                "runs of mtr_tf.train say themselves what their outputs are; leave it "
-                "out."
+                f"--{name} is only for a model of your own in {flag}; runs of "
+                "mtr_tf.train know what their outputs are, so leave it out."
             )
 
 
@@ -313,8 +318,8 @@ def open_data(
     name = config.dataset or (trained.dataset if trained else "")
     if not name:
         raise InputError(
-            f"--dataset must say what {config.ckpt} is attacked on, since it is not a "
-            f"run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
+            f"--dataset must name the data to attack {config.ckpt} on, because it is "
+            f"not a run of mtr_tf.train; choose one of {', '.join(data.DATASETS)}, or "
             "package.module:function for data of your own (docs/own_data.md)."
         )
     check_named(name, config.dataset, run.directory)
@@ -339,9 +344,10 @@ def _check_targets(
     missing = [task for task in tasks if task not in info.tasks]
     if missing and config.targets != OWN_TARGETS:
         raise InputError(
-            f"{info.name} must have targets of the tasks in --heads, and it has none "
-            f"of {', '.join(missing)}, only {', '.join(info.tasks)}; add them, or name "
-            "other tasks."
+            f"{info.name} must have targets for the attacked tasks, but has none for "
+            f"{', '.join(missing)}, only for {', '.join(info.tasks) or 'no task'}; add "
+            "them, name other tasks, or attack the model's own outputs "
+            "(--targets=own)."
         )
 
 
@@ -382,7 +388,10 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     Raises:
       InputError: It does not take images, or its outputs are not tasks.
     """
-    whole = model_files.functional(file, own.image_shape, own.channels_first)
+    whole = model_files.functional(
+        file, own.image_shape, own.channels_first, own.layout
+    )
+    several = adapters.is_functional(file.model) and len(file.model.inputs) > 1
     known = own.known or tasks_lib.TASKS
     heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
     model = heads.model(whole)
@@ -390,7 +399,44 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     if model is not file.model:
         unique = hashlib.sha256(f"{unique} {heads.spec}".encode()).hexdigest()
     folder = pathlib.Path("runs", f"{file.stem}-{unique[:8]}")
-    return Run(model, tuple(heads.tasks), None, folder, unique, heads=heads)
+    return Run(
+        model, tuple(heads.tasks), None, folder, unique, heads=heads, packed=several
+    )
+
+
+def with_inputs(
+    run: Run, source: Run | None, layout: Layout | None
+) -> tuple[Run, Run | None]:
+    """Returns both as models of packed images, or neither.
+
+    Args:
+      run: What is attacked.
+      source: What adversarial images are made on, if that is something else.
+      layout: What comes with the images; None: nothing.
+
+    Raises:
+      InputError: A run of `mtr_tf.train` is beside a model with further inputs.
+    """
+    if layout is None:
+        return run, source
+    if not (run.packed or (source and source.packed)):
+        logging.info("the model takes images alone: %s are left alone", layout)
+        return run, source
+    logging.info("attacks change the image alone; %s come with it as they are", layout)
+    return _packed(run, layout), source and _packed(source, layout)
+
+
+def _packed(run: Run, layout: Layout) -> Run:
+    if run.packed:
+        return run
+    if run.config:
+        raise InputError(
+            f"{run.directory} is a run of mtr_tf.train, which takes images alone, and "
+            "cannot be attacked together with a model of further inputs; give two "
+            "models of your own."
+        )
+    model = packing.packed(run.model, layout, str(run.directory))
+    return dataclasses.replace(run, model=model, packed=True)
 
 
 def _fingerprint_of(given: Any, model: keras.Model) -> str:

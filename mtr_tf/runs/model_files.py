@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of the user's own: `.keras`, `.h5`, SavedModels, `module:function`."""
+"""The user's own models: `.keras`, `.h5`, SavedModels, `module:function`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ import tensorflow as tf
 
 from mtr_tf import files
 from mtr_tf.data.custom import reading
+from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
 from mtr_tf.runs import checkpoints
+from mtr_tf.runs import packing
 
 KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
-_BUILT = "--ckpt=module:function, a function of yours that builds it and returns it"
+_BUILT = "--ckpt=module:function, a function of yours that builds and returns it"
 _OUTPUTS_OF = 2  # Images that a plain function is known by.
 
 
@@ -88,8 +90,8 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
     is_h5 = path.suffix in _H5
     if not (h5py.is_hdf5(path) if is_h5 else zipfile.is_zipfile(path)):
         raise InputError(
-            f"{path} is no {path.suffix} file that can be loaded here: it is "
-            "truncated, or something else with that name; copy or save it again."
+            f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or "
+            "something else with that name; copy or save it again."
         )
     try:
         keras_files.check_size(path)
@@ -108,8 +110,8 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
 
 def _weights_alone(path: pathlib.Path) -> InputError:
     return InputError(
-        f"{path} must hold a whole model, and it holds weights alone; save it by "
-        f"model.save('{path.name.split('.')[0]}.keras'), or give {_BUILT} after "
+        f"{path} must hold a whole model, but it holds only weights; save the model "
+        f"with model.save('{path.name.split('.')[0]}.keras'), or give {_BUILT} after "
         "model.load_weights."
     )
 
@@ -119,23 +121,23 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
     text = str(error)
     if "safe_mode" in text or "unsafe" in text.lower() or "Lambda" in text:
         return InputError(
-            f"{path} holds Python code (such as a Lambda layer) that would run "
-            f"when it is loaded, which is refused. Save the model without it, or give "
-            f"{_BUILT}."
+            f"{path} holds Python code (such as a Lambda layer) that would run when "
+            "it is loaded, so it is refused. Save the model without that code, or "
+            f"give {_BUILT}."
         )
     unknown = re.search(r"Could not (?:locate|deserialize) \w+ '([^']+)'", text)
     unknown = unknown or re.search(r"Unknown layer: '?([\w>]+)'?", text)
     if unknown:
         return InputError(
-            f"{path} has a layer or function {unknown[1]} that is not Keras's own: "
-            "decorate it with @keras.saving.register_keras_serializable() in the "
-            "module that --dataset=module:function names, which is imported before "
-            f"the model is loaded, or give {_BUILT}."
+            f"{path} has a layer or function {unknown[1]} that is not Keras's own. "
+            "Decorate it with @keras.saving.register_keras_serializable() in the "
+            "module of --dataset=module:function, which is imported before the model "
+            f"is loaded, or give {_BUILT}."
         )
     detail = text.strip().splitlines()
     return InputError(
-        f"{path} is no {path.suffix} file that can be loaded here: it is truncated, or "
-        "not of Keras 3, or uses layers that are not Keras's own "
+        f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or not "
+        "from Keras 3, or uses layers that are not Keras's own "
         f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
     )
 
@@ -171,15 +173,15 @@ def _saved_model(path: pathlib.Path) -> File:
             loaded = tf.saved_model.load(place)
     except Exception as error:
         raise InputError(
-            f"{path} is no SavedModel that can be loaded here: "
-            f"{first_line(error)}; export it again."
+            f"{path} cannot be loaded as a SavedModel: {first_line(error)}; export it "
+            "again."
         ) from error
     signatures = getattr(loaded, "signatures", {})
     if "serving_default" not in signatures:
         raise InputError(
             f"{path} must have the signature serving_default, which model.export "
-            f"writes; it has {', '.join(signatures) or 'none'}. Export it again, or "
-            f"give {_BUILT}."
+            f"writes, but it has {', '.join(signatures) or 'none'}; export it again, "
+            f"or give {_BUILT}."
         )
     signature = signatures["serving_default"]
     specs = signature.structured_input_signature[1]
@@ -204,6 +206,13 @@ def _saved_model(path: pathlib.Path) -> File:
     return File(str(path), call, path.name, shape, digest.hexdigest())
 
 
+def _cause(error: Exception) -> str:
+    """What went wrong first, in a line: Keras wraps errors without saying it."""
+    while isinstance(inner := error.__cause__ or error.__context__, Exception):
+        error = inner
+    return first_line(error)
+
+
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
     """What names are sorted by, so that output_2 comes before output_10."""
     parts = re.findall(r"\d+|\D+", name)
@@ -211,7 +220,10 @@ def _by_number(name: str) -> list[tuple[bool, int, str]]:
 
 
 def functional(
-    file: File, shape: Sequence[int | None] | None, first: bool = False
+    file: File,
+    shape: Sequence[int | None] | None,
+    first: bool = False,
+    layout: Layout | None = None,
 ) -> keras.Model:
     """Returns it as a functional model of images [batch, height, width, channels].
 
@@ -221,9 +233,12 @@ def functional(
         models that do not tell what they take.
       first: Whether it takes images with the channels first, though its shape may not
         tell.
+      layout: What comes with the images; what comes back takes packed images if the
+        model has further inputs.
 
     Raises:
-      InputError: It takes something else than one image of floats, or cannot be called.
+      InputError: It takes something else than an image of floats and what comes with
+        it, or cannot be called.
     """
     model = file.model
     if not adapters.is_functional(model):
@@ -237,18 +252,27 @@ def functional(
         except Exception as error:  # It may raise whatever it likes.
             raise InputError(
                 f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))} ({first_line(error)}); give "
-                "--image_size, or change the model."
+                f"{'x'.join(map(str, shape))}: {_cause(error)}. It must be made of "
+                "TensorFlow or Keras operations, without NumPy or predict; if the size "
+                "is wrong, give --image_size."
             ) from error
+    if len(model.inputs) > 1:
+        if first:
+            raise InputError(
+                f"--channels_first is for models of one input, and that of {file.name} "
+                f"has {len(model.inputs)}; put keras.layers.Permute((3, 1, 2)) in "
+                "front of its image."
+            )
+        model = packing.packed(model, layout, file.name)
     inputs = model.inputs
     shapes = [tuple(tensor.shape) for tensor in inputs]
-    if len(shapes) != 1:
+    if not shapes:
         raise too_many_inputs(file.name, shapes)
     if len(shapes[0]) != 4:
         raise InputError(
             f"the model of {file.name} must take images of shape (batch, height, "
-            f"width, channels); it takes {shapes[0]}. Put layers in front that make "
-            f"what it takes of an image, or give {_BUILT}."
+            f"width, channels), but it takes {shapes[0]}. Put layers in front that "
+            f"turn an image into that, or give {_BUILT}."
         )
     check_dtype(file.name, str(inputs[0].dtype))
     if shapes[0][0]:
@@ -262,10 +286,10 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     """The refusal of a model with several inputs, or none."""
     return InputError(
         f"the model of {name} must have one input, images of shape (batch, height, "
-        f"width, channels); it has {len(shapes)}: {', '.join(map(str, shapes))}. Give "
+        f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
+        "Give a .keras file, whose further inputs may come with the examples, or "
         "--ckpt=module:function, a function that returns keras.Model(image, "
-        "model([image, ...])) with the other inputs filled in, or give that model to "
-        "mtr_tf.evaluate in Python."
+        "model([image, ...])) with the other inputs filled in."
     )
 
 
@@ -273,9 +297,10 @@ def check_dtype(name: str, dtype: str) -> None:
     """Raises `InputError` unless a model takes floats."""
     if "float" not in dtype:
         raise InputError(
-            f"the model of {name} must take images of floats, which have a gradient, "
-            f"and it takes {dtype}; save it with keras.Input(shape, dtype='float32') "
-            "in place of that, and give --input_range=0,255 if it wants 0 to 255."
+            f"the model of {name} must take float images, because only floats have a "
+            f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
+            "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
+            "to 255."
         )
 
 

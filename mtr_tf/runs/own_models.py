@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models to train that a user's function builds: `--model=module:function`."""
+"""Models to train, built by a user's function: `--model=module:function`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _check_input(
         kinds = [f"{s} of {t.dtype}" for s, t in zip(shapes, model.inputs, strict=True)]
         raise InputError(
             f"The model of --model={name} must have one input, float images of shape "
-            f"{(None, *image_shape)}; it has {', '.join(kinds)}; make it with "
+            f"{(None, *image_shape)}, but it has {', '.join(kinds)}; make it with "
             "keras.Input(image_shape)."
         )
 
@@ -80,8 +80,8 @@ def _outputs(
         if isinstance(given, dict):
             what = f"outputs for {', '.join(map(str, given))}"
         raise InputError(
-            f"The model of --model={name} must have a dict of outputs, one for each of "
-            f"the tasks {', '.join(tasks)}; it has {what}."
+            f"The model of --model={name} must have a dict of outputs, one for each "
+            f"of the tasks {', '.join(tasks)}, but it has {what}."
         )
     return {task: given[task] for task in tasks}
 
@@ -92,8 +92,8 @@ def _check_output(name, task, shape, image_shape) -> None:
     if not _agree(tuple(shape)[1:], (*places, channels)):
         raise InputError(
             f"The output for {task.name} of --model={name} must have shape "
-            f"{(None, *places, channels)}, {channels} channels for each place; it has "
-            f"{tuple(shape)}."
+            f"{(None, *places, channels)}, with {channels} channels for each place, "
+            f"but it has {tuple(shape)}."
         )
 
 
@@ -112,7 +112,7 @@ def _check_saving(name: str, model: keras.Model) -> None:
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise InputError(
-            f"The model of --model={name} could not be loaded once it is saved "
+            f"The model of --model={name} cannot be loaded again after saving "
             f"({type(error).__name__}: {text}); use no Lambda layers, and decorate "
             "layers of your own with @keras.saving.register_keras_serializable()."
         ) from error

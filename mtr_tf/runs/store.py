@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finished work on disk: found by what it depends on, checked before it is believed.
+"""Finished work on disk: found by what it depends on, and checked before it is used.
 
     HASH.json   the key, what was found, and a checksum of these and of the arrays
     HASH.npz    the arrays, where there are any
 
-HASH is of the key: all that the result depends on, as JSON. The JSON file is written
-last, so work is finished if it is there. What is damaged, or was changed, or is another
-key's, is said and done again.
+HASH is the hash of the key: everything that the result depends on, as JSON. The JSON
+file is written last, so work is finished if it exists. If it is damaged, was changed,
+or belongs to another key, a warning is logged and the work is done again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
     content, arrays_path = files.read_json(path), path.with_suffix(".npz")
     checksum = content.pop(_CHECKSUM, None)
     if checksum is not None and checksum != files.digest(content):
-        raise ValueError("its checksum is another")
+        raise ValueError("its checksum is wrong")
     sums = content.pop(_SUMS, None)
     arrays = {}
     if sums is not None or arrays_path.exists():
@@ -61,7 +61,7 @@ def read_file(path: pathlib.Path, prefix: str = "") -> Entry:
     if checksum is not None:
         expected = {n: s for n, s in (sums or {}).items() if n.startswith(prefix)}
         if {name: _sum(array) for name, array in arrays.items()} != expected:
-            raise ValueError("the checksum of its arrays is another")
+            raise ValueError("the checksum of its arrays is wrong")
     return Entry(content, arrays, checksum is not None)
 
 

@@ -48,13 +48,13 @@ def create(
     if name == "one_device":
         if replicas > 1:
             raise InputError(
-                f"--replicas={replicas} needs --strategy=mirrored, got one_device; "
-                "leave one of the two out."
+                f"--replicas={replicas} needs --strategy=mirrored, but got "
+                "one_device; leave out one of the two."
             )
         return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "CPU:0")
     if replicas > len(gpus) > 0:
         raise InputError(
-            f"--replicas must be at most the number of GPUs, {len(gpus)}, got "
+            f"--replicas must be at most the number of GPUs, {len(gpus)}; got "
             f"{replicas}."
         )
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
@@ -79,8 +79,8 @@ def _split_cpu(count: int) -> list[str]:
             )
         except RuntimeError as error:
             raise InputError(
-                f"the CPU must be split into {count} devices before TensorFlow runs "
-                "anything; start a new process."
+                f"the CPU can be split into {count} devices only before TensorFlow "
+                "runs anything; start a new process."
             ) from error
     return [f"CPU:{i}" for i in range(count)]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robustness curves: a metric over the radius, of one run, several runs or a study."""
+"""Robustness curves: a metric against the radius, for runs or a study."""
 
 from __future__ import annotations
 

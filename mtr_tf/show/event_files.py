@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard's files of a training that goes on: each step is there once, in order.
+"""TensorBoard's files of a training that continues: each step is there once, in order.
 
-A training that was killed has shown steps since its last checkpoint, which it does
-again; and readers take files in the order of their names, which begin with the time.
-So whoever goes on puts what counts into one file, of a name before that of the next.
+A training that was killed has already shown steps after its last checkpoint, which it
+will do again; and readers take files in the order of their names, which begin with the
+time. So, when training continues, it puts the valid steps into one file, whose name
+comes before that of the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
 import socket
 import time
+from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 
 import tensorflow as tf
 
@@ -23,21 +27,39 @@ from mtr_tf import files
 _OF_TRAINING = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?")
 
 
-def keep_until(folder: pathlib.Path, step: int) -> None:
+def keep_until(
+    folder: pathlib.Path,
+    step: int,
+    places: Mapping[pathlib.Path, Callable[[str], str]] | None = None,
+) -> None:
     """Leaves of the steps in a folder those from 1 to `step`.
 
     What stands at step 0 is for the next start to write. A reader that has the former
     files open learns by a session's start to forget them.
+
+    Args:
+      folder: Where they are written.
+      step: The last that is kept.
+      places: Folders from which they are put there, each with what makes its tags the
+        new ones; None: that folder alone, with its tags.
     """
-    there = files.listed(folder)
-    former = [file for file in there if _OF_TRAINING.fullmatch(file.name)]
+    places = places or {folder: str}
+    former = {
+        file: renamed
+        for place, renamed in places.items()
+        for file in files.listed(place)
+        if _OF_TRAINING.fullmatch(file.name)
+    }
     if not former:
         return
-    files.clear_leftovers(folder)
+    folder.mkdir(exist_ok=True)
+    files.clear_leftovers(*places)
     kept = {}
-    for file in former:
+    for file, renamed in former.items():
         for event in _events(file):
             if 0 < event.step <= step:
+                for value in event.summary.value:
+                    value.tag = renamed(value.tag)
                 tags = tuple(value.tag for value in event.summary.value)
                 kept[event.step, tags] = event
     stamp = f"{int(time.time()) - 1:010d}.{socket.gethostname()}.{os.getpid()}"
@@ -54,6 +76,9 @@ def keep_until(folder: pathlib.Path, step: int) -> None:
     for file in former:
         if file != whole:
             file.unlink()
+    for place in reversed(list(places)):
+        with contextlib.suppress(OSError):  # It is not empty.
+            place.rmdir()
 
 
 def _events(file: pathlib.Path) -> Iterator[tf.compat.v1.Event]:

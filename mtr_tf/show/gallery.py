@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacked examples: pictures, targets and outputs in rows without empty places."""
+"""Attacked examples: pictures, targets and outputs in rows without gaps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_run(clean: Result, results: Sequence[Result], path: pathlib.Path) -> No
 
 
 def shown_result(results: Sequence[Result]) -> Result:
-    """What the gallery shows: most tasks attacked; of these the largest radius."""
+    """The result to show: with most attacked tasks, and of these the largest radius."""
     return max(results, key=lambda r: (len(r.attack_cell.tasks), r.attack_cell.eps))
 
 
@@ -100,7 +100,9 @@ def sheet(
         grid, names, headings, rows, strict=True
     ):
         for axes, picture in zip(axes_row, pictures, strict=True):
-            axes.imshow(picture, interpolation="nearest")
+            own_size = picture.shape[:2] == (height, width)
+            # Pixels stay sharp; letters on what is larger must not lose their lines.
+            axes.imshow(picture, interpolation="nearest" if own_size else "hanning")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.grid(visible=False)

@@ -37,13 +37,22 @@ SAME = (
     "targeted",
     "ensemble",
     "eot",
+    "spare",
     "attack_pixels",
     "attack_block",
     "attack_classes",
+    "attack_channels",
+    "source_fingerprint",
+    "fast",
+    "targets",
     "dataset",
     "split",
     "n",
 )
+
+
+# What holds of records that do not say, as those of older versions.
+_UNSAID = {"attack_channels": [], "fast": False, "targets": "data"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +97,8 @@ class Comparison:
         better = f", {facts['better']} is better" if facts.get("better") else ""
         return (
             f"{self.task} {self.metric}{unit}{better}: {facts['attack']} on "
-            f"{self.task} alone ({facts['norm']}{steps}{again}; {facts['n']} images of "
-            f"{facts['dataset']} {facts['split']}; 95 % intervals over "
+            f"{self.task} alone ({facts['norm']}{steps}{again}; {facts['n']} images "
+            f"of {facts['dataset']} {facts['split']}; 95 % intervals over "
             f"{facts.get('interval_over', 'images')})"
         )
 
@@ -107,7 +116,7 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each model and radius."""
-        common = {name: self.facts.get(name) for name in SAME}
+        common = {name: _setting(self.facts, name) for name in SAME}
         return [
             {"model": label, "task": self.task, "metric": self.metric, "eps": eps}
             | {"value": value, "low": low, "high": high}
@@ -150,7 +159,7 @@ def compare(
     tasks: Sequence[str] = (),
     metric: str = "",
 ) -> list[Comparison]:
-    """What the models can be compared by.
+    """The comparisons that the models allow.
 
     Args:
       models: At least one.
@@ -191,9 +200,8 @@ def _nothing(
     if missing or not alone:
         return (
             f"{', '.join(missing) or 'A task'} must have been attacked alone in all "
-            f"runs to be compared, and what has been is {', '.join(alone) or 'none'}; "
-            "run mtr_tf.attack with --attack_tasks="
-            f"{missing[0] if missing else 'each'}."
+            f"runs to be compared, but only {', '.join(alone) or 'none'} was; run "
+            f"mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
         )
     metrics = dict.fromkeys(
         record["metric"]
@@ -252,7 +260,7 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
         except files.DAMAGED as error:
             raise InputError(
                 f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
-                "repeat the attack to write it anew."
+                "repeat the attack to write it again."
             ) from error
     if not by_settings:
         raise InputError(
@@ -310,7 +318,7 @@ def _files(path: str, name: str) -> list[pathlib.Path]:
         run = _of_file(run)
     if not run.is_dir():
         raise InputError(
-            f"--runs must name run directories, got {path!r}, which "
+            f"--runs must name run directories, but {path!r} "
             f"{'is a file' if run.exists() else 'does not exist'}."
         )
     finished = {
@@ -320,9 +328,9 @@ def _files(path: str, name: str) -> list[pathlib.Path]:
     }
     if name and name not in finished:
         raise InputError(
-            f"--name must be a finished attack of {path}, "
-            f"{', '.join(finished) or 'which has none'}; got {name!r}."
-            f"{did_you_mean(name, finished)}"
+            f"--name must be a finished attack of {path} "
+            f"({', '.join(finished) or 'there are none'}); got "
+            f"{name!r}.{did_you_mean(name, finished)}"
         )
     if not finished:
         begun = ", ".join(folder.name for folder in files.listed(run / "attacks"))
@@ -344,11 +352,11 @@ def _of_file(file: pathlib.Path) -> pathlib.Path:
         return made[0]
     if not made:
         raise InputError(
-            f"{file} has no results of attacks in runs/; run "
-            f"python -m mtr_tf.attack --ckpt={file} first."
+            f"runs/ has no attack results for {file}; run python -m mtr_tf.attack "
+            f"--ckpt={file} first."
         )
     raise InputError(
-        f"{file} has results of several versions of it, "
+        f"there are results for several versions of {file}: "
         f"{', '.join(map(str, made))}; name one of these folders in --runs."
     )
 
@@ -360,11 +368,17 @@ def _labels(paths: Sequence[str]) -> list[str]:
         labels = ["/".join(part[-length:]) for part in parts]
         if len(set(labels)) == len(labels):
             return labels
-    raise InputError(f"--runs must differ, got one of {', '.join(paths)} twice.")
+    raise InputError(
+        f"--runs must all be different, but one of {', '.join(paths)} is given twice."
+    )
 
 
 def _settings(record: Record) -> tuple[str, ...]:
-    return tuple(str(record.get(name)) for name in SAME)
+    return tuple(str(_setting(record, name)) for name in SAME)
+
+
+def _setting(record: Record, name: str) -> Any:
+    return record.get(name, _UNSAID.get(name))
 
 
 def _place(record: Record) -> tuple:
@@ -405,8 +419,8 @@ def _difference(models: Sequence[Model], attacks: Sequence[str]) -> str:
         if a != b
     ]
     return (
-        f"Runs must have been attacked alike to be compared: {'; '.join(different)}. "
-        "Repeat one attack with the other's settings."
+        "Runs can be compared only if they were attacked with the same settings, but "
+        f"{'; '.join(different)}. Repeat one attack with the other's settings."
     )
 
 
@@ -483,7 +497,7 @@ def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
 _JOINT = "rise of each task's loss, attacked together / attacked alone"
 _CAUTION = (
     "One training run per model says nothing about the method: with another seed the\n"
-    "order may be the other way round. Intervals cover the choice of images, not of "
+    "order may be reversed. Intervals cover the choice of images, not of "
     "seeds."
 )
 

@@ -289,7 +289,7 @@ def band(axes, x: np.ndarray, values: np.ndarray, ends, color: str) -> None:
 
 def about_band(seeds: int, interval: str) -> str:
     """What a band is, as a note; `interval` says what of one seed."""
-    return "band: from the least to the largest seed" if seeds > 1 else interval
+    return "band: from the lowest to the highest seed" if seeds > 1 else interval
 
 
 def radii(axes, eps: Sequence[float], norm: str) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables that commands print: of attacks, of measures, of anything in columns.
 
-Plain text without colours, as wide as its words: nothing is cut off, in a pipe or not.
+Plain text without colours, as wide as its words, so nothing is cut off, even in a pipe.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +24,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mtr_tf import files
+from mtr_tf.errors import NOTE
+from mtr_tf.errors import doubts_first
 from mtr_tf.evaluation import resampling
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.show.text import plain
+from mtr_tf.tasks import metric_names
 
 Record = Mapping[str, Any]
 
@@ -73,9 +77,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def printed(
-    form: str, title: str, records: Sequence[Record], folder: Path | None
+    form: str,
+    title: str,
+    records: Sequence[Record],
+    folder: Path | None,
+    more: Sequence[str] = (),
 ) -> str:
-    """What is printed of a sweep.
+    """What a command prints about a sweep.
 
     Args:
       form: "text": `text`; "markdown": a table of all tasks, without the rest; "csv" or
@@ -83,6 +91,7 @@ def printed(
       title: Of the text.
       records: As `evaluation.results.make_records` returns them.
       folder: Where the results are; None: nowhere.
+      more: Metrics that were asked for, which come in a table of their own.
     """
     if form == "json":
         return json.dumps(list(records), indent=1)
@@ -90,13 +99,18 @@ def printed(
         return files.csv_text(records).rstrip()
     if form == "markdown":
         lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
+        further = _columns(records, more)
+        if further:
+            lines += ["", markdown(_rows(records, further))]
         return "\n".join(lines)
-    return text(title, records, folder)
+    return text(title, records, folder, more)
 
 
-def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
+def text(
+    title: str, records: Sequence[Record], folder: Path | None, more: Sequence[str] = ()
+) -> str:
     """Of a sweep: what it is about, and where it is (None: nowhere)."""
-    told = about(title, records, shutil.get_terminal_size((100, 24)).columns)
+    told = about(title, records, shutil.get_terminal_size((100, 24)).columns, more)
     if folder is None:
         return told
     return "\n".join(
@@ -110,30 +124,65 @@ def text(title: str, records: Sequence[Record], folder: Path | None) -> str:
     )
 
 
-def about(title: str, records: Sequence[Record], width: int) -> str:
-    """Of a sweep: the table, so wide at most, wanted targets, warnings."""
-    lines = [title, "", table(records, width), "", about_intervals(records)]
+def about(
+    title: str, records: Sequence[Record], width: int, more: Sequence[str] = ()
+) -> str:
+    """Of a sweep: tables of this width, wanted and spared tasks, warnings."""
+    lines = [title, "", table(records, width), ""]
+    further = _columns(records, more)
+    if further:
+        lines += [_beside(records, further, _column, width), ""]
+    lines.append(about_intervals(records))
     wanted = wanted_table(records)
     if wanted:
-        lines += ["", "outputs against the targets that they are drawn to:", wanted]
-    for warning in dict.fromkeys(w for r in records for w in r["warnings"]):
-        lines += ["", f"WARNING, can these numbers be trusted? {warning}"]
+        lines += [
+            "",
+            "outputs compared with the targets that the attack aims at:",
+            wanted,
+        ]
+    spared = spared_table(records)
+    if spared:
+        lines += ["", "spared tasks:", spared]
+    warnings = doubts_first(dict.fromkeys(w for r in records for w in r["warnings"]))
+    doubts = [text for text in warnings if not text.startswith(NOTE)]
+    if doubts:
+        lines += ["", "WARNING, before you trust these numbers:"]
+        lines += [f"- {text}" for text in doubts]
+    if notes := warnings[len(doubts) :]:
+        lines += ["", *notes]
     return "\n".join(lines)
 
 
-def _rows(records: Sequence[Record]) -> list[list[str]]:
-    """A head, and a row per cell with all tasks' headline metrics beside each other."""
-    headlines = _headlines(records)
+def _columns(records: Sequence[Record], more: Sequence[str]) -> list[tuple[str, str]]:
+    """The (task, metric) that were asked for, without those of the first table."""
+    headlines, every = _headlines(records), metric_names.ALL in more
+    found = dict.fromkeys((record["task"], record["metric"]) for record in records)
+    return [
+        (task, metric)
+        for task, metric in found
+        if metric not in (headlines[task], "loss") and (every or metric in more)
+    ]
+
+
+def _rows(
+    records: Sequence[Record], columns: Sequence[tuple[str, str]] = ()
+) -> list[list[str]]:
+    """A head, and a row per cell with these (task, metric) beside each other.
+
+    Without any all tasks' headline metrics.
+    """
+    columns = columns or list(_headlines(records).items())
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
-    first = {task: next(r for r in records if r["task"] == task) for task in headlines}
+    first = {(r["task"], r["metric"]): r for r in reversed(records)}
     head = [
-        f"{task} {metric}{_unit(first[task])} (clean {plain(first[task]['clean'])})"
-        for task, metric in headlines.items()
+        f"{task} {metric}{_unit(first[task, metric])} "
+        f"(clean {plain(first[task, metric]['clean'])})"
+        for task, metric in columns
     ]
     rows = [["attack", "attacked", "eps", *head]]
     for row in dict.fromkeys(_row_of(record) for record in records):
         values = []
-        for task, metric in headlines.items():
+        for task, metric in columns:
             record = by_place[row, task, metric]
             ends = record["attacked_interval"]
             interval = "" if None in ends else f" ({'-'.join(map(plain, ends))})"
@@ -155,14 +204,24 @@ def table(records: Sequence[Record], width: int = 100) -> str:
       records: As `evaluation.results.make_records` returns them.
       width: Tasks that do not fit beside the others come in a table below.
     """
+    return _beside(records, _headlines(records).items(), _block, width)
+
+
+def _beside(
+    records: Sequence[Record],
+    columns: Iterable[tuple[str, str]],
+    block_of: Callable[[str, str, Sequence[tuple], Mapping], str],
+    width: int,
+) -> str:
+    """Blocks of (task, metric) beside each other, right of what was attacked how."""
     headlines = _headlines(records)
     rows = list(dict.fromkeys(_row_of(record) for record in records))
     by_place = {(_row_of(r), r["task"], r["metric"]): r for r in records}
     cells = [(name, _short_group(of, headlines), f"{eps:g}") for name, of, eps in rows]
     left = "\n\n" + aligned([("attack", "attacked", "eps"), *cells], "llr")
     tables, line = [], [left]
-    for task, metric in headlines.items():
-        block = _block(task, metric, rows, by_place)
+    for task, metric in columns:
+        block = block_of(task, metric, rows, by_place)
         if len(line) > 1 and sum(_width(b) + 3 for b in [*line, block]) > width:
             tables.append(line)
             line = [left]
@@ -185,6 +244,36 @@ def wanted_table(records: Sequence[Record]) -> str:
             attack, group, eps = _row_of(record)
             rows.append([attack, group, f"{eps:g}", task, metric, *numbers])
     return aligned(rows) if len(rows) > 1 else ""
+
+
+def spared_table(records: Sequence[Record]) -> str:
+    """Whether attacks spared what they were to spare; empty without any such attack.
+
+    A row per cell and spared task, with its mean loss, clean and attacked.
+    """
+    head = ["attack", "attacked", "eps", "spared", "clean loss", "attacked loss"]
+    rows = [[*head, "images at or below clean"]]
+    for record in records:
+        share = record.get("spared_share")
+        if share is not None and record["metric"] == "loss":
+            numbers = (plain(record[key]) for key in ("clean", "attacked_value"))
+            attack, group, eps = _row_of(record)
+            images = f"{share:.1%} of {record['n']}"
+            rows.append([attack, group, f"{eps:g}", record["task"], *numbers, images])
+    return aligned(rows) if len(rows) > 1 else ""
+
+
+def consistency(records: Sequence[Record]) -> str:
+    """How well outputs agree that determine each other: a row per cell and pair."""
+    head = ["attack", "attacked", "eps", "outputs", "measure"]
+    rows = [[*head, "of the targets", "clean", "attacked"]]
+    for record in records:
+        attack, group, eps = _row_of(record)
+        measure = f"{record['measure']}{_unit(record)}, {record['better']} is better"
+        numbers = (record[key] for key in ("targets", "clean", "attacked_value"))
+        pair = " and ".join(record["tasks"])
+        rows.append([attack, group, f"{eps:g}", pair, measure, *map(plain, numbers)])
+    return f"how well outputs fit each other:\n{aligned(rows)}"
 
 
 def _headlines(records: Sequence[Record]) -> dict[str, str]:
@@ -221,6 +310,18 @@ def _block(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> 
     first = by_place[rows[0], task, metric]
     title = f"{task} {metric}{_unit(first)}, {first['better']} is better"
     return f"{title}\nclean: {plain(first['clean'])}\n{aligned(lines, 'r')}"
+
+
+def _column(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) -> str:
+    """One further metric: its task, its name, the clean value, a line per row."""
+    first = by_place[rows[0], task, metric]
+    lines = [
+        f"{task} {metric}{_unit(first)}",
+        f"{first['better']} is better",
+        f"clean: {plain(first['clean'])}",
+        *(plain(by_place[row, task, metric]["attacked_value"]) for row in rows),
+    ]
+    return aligned([[line] for line in lines])
 
 
 def _unit(record: Record) -> str:
@@ -269,23 +370,28 @@ def _tasks(records: Sequence[Record]) -> str:
         for r in _chosen(records, "mean_cosine", "mean_abs_cosine")
     }
     return (
-        "norm of the mean gradient of k tasks, over that of one; log-log slope:\n"
-        f"{aligned(rows)}\n"
-        f"cosine of two tasks' gradients: mean {means['mean_cosine']}, "
-        f"mean magnitude {means['mean_abs_cosine']}"
+        "norm of the mean gradient of k tasks, divided by that of one task; log-log "
+        f"slope:\n{aligned(rows)}\ncosine of two tasks' gradients: mean "
+        f"{means['mean_cosine']}, mean magnitude {means['mean_abs_cosine']}"
     )
 
 
 def _pixel_gradients(records: Sequence[Record]) -> str:
     norms = [r for r in _chosen(records, "gradient_norm") if r["norm"] == "l2"]
-    title = "l2 norm of the gradient of the mean loss over n output pixels, over one's:"
+    title = (
+        "l2 norm of the gradient of the mean loss over n output pixels, divided by "
+        "that for one pixel:"
+    )
     return _by_count(title, norms, lambda r: plain(r["relative"]))
 
 
 def _pixel_attacks(records: Sequence[Record]) -> str:
     values = [r for r in _chosen(records, "attacked_pixels") if r["metric"] != "loss"]
     eps = f"{values[0]['eps']:g}" if values else ""
-    title = f"PGD eps {eps} on n output pixels, there attacked / clean:"
+    title = (
+        f"PGD with eps {eps} on n output pixels; the metric on these pixels, "
+        "attacked / clean:"
+    )
     return _by_count(
         title, values, lambda r: f"{plain(r['value'])}/{plain(r['clean'])}"
     )
@@ -320,7 +426,7 @@ def _first_order(records: Sequence[Record]) -> str:
         name = f"mean of {count} tasks" if count > 3 else group
         rows.append([name, *(plain(ratios[group, eps]) for eps in radii)])
     norm = rises[0]["norm"]
-    title = f"rise of the loss under PGD ({norm}), over eps times the dual norm:"
+    title = f"rise of the loss under PGD ({norm}), divided by eps times the dual norm:"
     return f"{title}\n{aligned(rows)}"
 
 

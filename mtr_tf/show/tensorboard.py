@@ -4,10 +4,11 @@
 A `Board` writes one of its runs, which are folders. The functions that make numbers and
 pictures are pure and return {tag: value}; `write_*` write whole folders.
 
-Training: a tag is `<task>/<metric>`, `total/loss` (the weighted sum of the tasks'
-losses), `<task>/pictures` or `optimizer/<number>`. The runs `train`, `validation`
-(clean) and `validation/adversarial` have the same tags, so that each chart shows them
-side by side.
+Training: one run, so that the list of runs stays short where there are many models. A
+tag is `<task>/<metric>, <kind>`, `total/loss, <kind>` (the weighted sum of the tasks'
+losses), `<task>/pictures` or `optimizer/<number>`. Kinds are `training`, and `clean`
+and `attacked` for validation images. Time Series has a chart for each tag, in which
+models are compared; Custom Scalars has a chart for each number, with all its kinds.
 
 Attacks: FOLDER is one run, whatever was attacked, so that the list of runs stays short
 and a chart compares models. It has the settings as text, the plots as pictures, and
@@ -23,6 +24,7 @@ import contextlib
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ import tensorflow as tf
 from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as layout_summary
 from tensorboard.plugins.hparams import api as hp
 
 from mtr_tf import tasks as tasks_lib
@@ -59,16 +63,21 @@ _MAGNIFIED = (
     "The perturbation is magnified around grey: its largest change is black or white."
 )
 
+TRAINING, CLEAN, ATTACKED = "training", "clean", "attacked"  # Kinds of numbers.
+_KIND = ", "  # Stands before it in a tag.
+
 _OPTIMIZER = {
     "optimizer/learning_rate": "Learning rate of the last step.",
-    "optimizer/loss_scale": "What float16 losses are multiplied by; see Keras.",
+    "optimizer/loss_scale": (
+        "The factor that float16 losses are multiplied by; see Keras."
+    ),
     "optimizer/skipped_steps": (
-        "Steps so far without an update, since gradients overflowed float16; lower is "
-        "better, and a few at the start are usual."
+        "Steps so far without an update because gradients overflowed float16; lower "
+        "is better, and a few at the start are normal."
     ),
     "optimizer/examples_per_second": (
-        "Training examples per second over all replicas, without the time for "
-        "evaluations and checkpoints; higher is better."
+        "Training examples per second over all replicas, not counting evaluations and "
+        "checkpoints; higher is better."
     ),
 }
 # What the mean of a loss over images is the same number as, if no pixel is masked.
@@ -117,6 +126,37 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
     return float(sum(term for term in terms if not math.isnan(term)))
 
 
+def of_kind(tag: str, kind: str) -> str:
+    """The tag of a number with its kind, unless that is known: `seg/loss, clean`."""
+    known = _KIND in tag or tag.startswith("optimizer/")
+    is_number = "/" in tag and not tag.endswith("/pictures")
+    return f"{tag}{_KIND}{kind}" if is_number and not known else tag
+
+
+def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
+    """The page Custom Scalars: a section for each task, those of `main` first.
+
+    Each number of a task has a chart, with a line for each kind and run.
+    """
+    numbers = {
+        name: ("loss", *(m.name for m in tasks[name].metrics if m.name != "loss"))
+        for name in sorted(tasks, key=lambda name: name not in main)
+    }
+    return layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title=name, chart=[_chart(f"{name}/{measure}") for measure in measures]
+            )
+            for name, measures in {**numbers, "total": ("loss",)}.items()
+        ]
+    )
+
+
+def _chart(tag: str) -> layout_pb2.Chart:
+    lines = layout_pb2.MultilineChartContent(tag=[f"{re.escape(tag)}{_KIND}"])
+    return layout_pb2.Chart(title=tag, multiline=lines)
+
+
 def describe(
     tag: str,
     units: Mapping[str, str] | None = None,
@@ -125,19 +165,20 @@ def describe(
     """What a number is, its unit (`units`: the data set's), which way is better.
 
     Args:
-      tag: Such as `seg/miou`.
+      tag: Such as `seg/miou`, or `seg/miou, clean`.
       units: By task, the data set's.
       tasks: Those that there are; None: the eleven.
     """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
+    tag, *_ = tag.split(_KIND)
     if tag == "total/loss":
         return "Sum of the tasks' losses, each times its weight; lower is better."
     name, measure = tag.split("/")
     if measure.startswith("weight_"):
-        return f"What the loss of {measure.removeprefix('weight_')} weighs, as learned."
+        return f"The learned weight of the loss of {measure.removeprefix('weight_')}."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]
-    metric = next(metric for metric in task.metrics if metric.name == measure)
+    metric = next(metric for metric in task.all_metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
     called = getattr(task.loss, "__name__", type(task.loss).__name__)
@@ -313,6 +354,7 @@ class Board:
         self,
         values: Mapping[str, float],
         step: int,
+        kind: str = "",
         about: str = "",
         units: Mapping[str, str] | None = None,
     ) -> None:
@@ -321,12 +363,13 @@ class Board:
         Args:
           values: {tag: value}.
           step: Of training, or what stands for it.
+          kind: Of the numbers, for their tags.
           about: Added to each number's description: over which images, for example.
           units: Those of the data set's `DatasetInfo`.
         """
         for tag, value in values.items():
             description = f"{describe(tag, units, self._tasks)} {about}".strip()
-            self.number(tag, value, step, description)
+            self.number(of_kind(tag, kind) if kind else tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""
@@ -356,6 +399,12 @@ class Board:
         """Writes a text."""
         with self._writer.as_default():
             tf.summary.text(tag, markdown, 0)
+
+    def layout(self, layout: layout_pb2.Layout) -> None:
+        """Writes what the page Custom Scalars shows."""
+        event = layout_summary.pb(layout).SerializeToString()
+        with self._writer.as_default():
+            tf.summary.experimental.write_raw_pb(event, 0)
 
     def settings(self, settings: Mapping[str, Any]) -> None:
         """Writes the settings as text, tag `settings`."""
@@ -480,8 +529,8 @@ def _about_radii(clean: Result, attacked: Result, split: str, scale: int) -> str
     unit = "levels of 0-255" if norm == "linf" else "the plain l2 norm"
     return (
         f"On the first {clean.count} images of {split}. The step is the radius eps "
-        f"times {scale} ({norm}, {unit}); 0 is without an attack. Between the radii "
-        "of the attack lie straight lines."
+        f"times {scale} ({norm}, {unit}); 0 means no attack. Between the attacked "
+        "radii, the curve is a straight line."
     )
 
 

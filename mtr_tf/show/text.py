@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How numbers, times and names are written: three digits that matter, signs if asked.
+"""How numbers, times and names are written: three significant digits, signs on request.
 
 Tables that a terminal prints are in ASCII (`plain`), reports are not.
 """

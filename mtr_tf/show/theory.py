@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of measures, of one run or many seeds: what was measured beside the theory.
+"""Plots of measures for one run or many seeds: measurements and theory together.
 
 A panel draws into given axes; `save_run` puts several into the figures of a run, `plot`
 makes a figure of one, for a study.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a study's attacks will have what its claims speak of, found out at once.
+"""Checks before a study runs that its attacks will give the numbers its claims need.
 
-An attack's cells are known before it is run, and so are the records of a measure: a
-claim that none of them fits, or several, is a mistake that need not take hours to show.
+An attack's cells are known before it runs, and so are the records of a measure. If no
+record fits a claim, or several do, that is a mistake which should not take hours to
+appear.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def check_attack(
     fitting = [cell for cell in cells if results.fits(cell, wanted)]
     if not fitting:
         said = " and ".join(f"{key} {_text(value)}" for key, value in wanted.items())
-        table.fail(f"attack {attack!r} of the study has no result with {said} at once.")
+        table.fail(f"attack {attack!r} of the study has no single result with {said}.")
     if len(fitting) > 1 and "eps" in wanted:
         table.fail(results.ambiguous(attack, fitting, wanted))
 
@@ -139,7 +140,7 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
             needed = (*needed, "tasks")
         for key in needed:
             if key not in measure:
-                table.fail(f"{key} must be given, to say which {what[9:]} is meant.")
+                table.fail(f"{key} must be given to say which {what[9:]} is meant.")
 
 
 def _config(study: Study, attack: str, variant: str) -> AttackConfig:

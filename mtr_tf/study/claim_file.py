@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claims as a study's file has them, and the number that each comes to per seed.
+"""Claims in a study's file, and the number that each gives per seed.
 
     [[claims]]
     id = "E4"                       # what plots and files call it
@@ -12,9 +12,9 @@
     better = ["s+d", "s+A"]         # one of: better and than, terms, measure
     than = ["s"]                    # or { matched = ["s", "s early"] }
 
-An effect is positive where things are as claimed. Metrics count upwards: of a metric
-where lower is better, the negative is taken. `relative` takes minus the relative
-vulnerability, (attacked - clean) / clean, instead.
+A positive effect supports the claim. Higher is better for every metric: a metric where
+lower is better is negated. `relative` uses minus the relative vulnerability, (attacked
+- clean) / clean, instead.
 
 - `better` and `than`: the mean over better's models and radii, less that over than's.
   Of `matched` models, each seed and each of better's takes the one whose clean value
@@ -41,6 +41,7 @@ from mtr_tf.study.claim_checks import one_of
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
+from mtr_tf.tasks import metric_names
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
@@ -138,7 +139,7 @@ def read(study: Study) -> tuple[Claim, ...]:
     """The claims of a study, checked against its variants and attacks.
 
     Raises:
-      InputError: Something in a claim cannot be; the message names claim and key.
+      InputError: A claim has a mistake; the message names claim and key.
     """
     found = []
     for number, content in enumerate(study.claims, start=1):
@@ -146,7 +147,9 @@ def read(study: Study) -> tuple[Claim, ...]:
         table = Table(f"{study.name}.toml, claim {name!r}", content)
         found.append(_claim(table, study))
         if found[-1].id in [other.id for other in found[:-1]]:
-            table.fail("each claim must have an id of its own; another has this one.")
+            table.fail(
+                "each claim must have its own id, but another claim has this one too."
+            )
     return tuple(found)
 
 
@@ -156,12 +159,12 @@ def _claim(table: Table, study: Study) -> Claim:
     ways = [key for key in _WAYS if key in table.content]
     if len(ways) != 1:
         table.fail(
-            "there must be one of better (with than), terms and measure, got "
-            f"{' and '.join(ways) or 'none of them'}."
+            "a claim must have exactly one of better (with than), terms and measure; "
+            f"got {' and '.join(ways) or 'none of them'}."
         )
     margin = table.value("margin", float, 0.0)
     if margin < 0:
-        table.fail(f"margin must be 0 or more, got {margin}.")
+        table.fail(f"margin must be 0 or more; got {margin}.")
     fields = said | {"relative": table.value("relative", bool, False)}
     fields |= {"margin": float(margin), "algebra": table.value("algebra", bool, False)}
     if ways == ["measure"]:
@@ -186,7 +189,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
     else:
         than = table.values("than", str)
     if not better or not than:
-        table.fail("better and than must name one or more variants each.")
+        table.fail("better and than must each name one or more variants.")
 
     def term(weight, *variants):
         points = [p for v in variants for p in _points(table, study, v)]
@@ -240,6 +243,8 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
         metrics = [metric.name for metric in tasks.TASKS[task].metrics]
+        asked = study.attack_fields(attack, variant, study.seeds[0]).get("metrics", ())
+        metrics += metric_names.MORE if metric_names.ALL in asked else asked
         one_of(table, f"metric of {task}", metric, metrics)
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:

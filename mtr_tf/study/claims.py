@@ -19,22 +19,22 @@ ALPHA = 0.05
 LEAST_SEEDS = 4  # With fewer, nothing is decided.
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 RULES = (
-    f"A claim holds if at least {LEAST_SEEDS} seeds have a number for it, the exact "
-    "one-sided sign-flip test over paired seeds, corrected over all directional claims "
-    f"of the study (max-T), gives p of at most {ALPHA:g}, and the 95 % bootstrap "
-    "interval over seeds, and over images where there are values of each, lies above "
-    "0, or above what matters where the claim says so; n seeds give p of 1/2^n at "
-    "best, so that 5 are needed.",
-    "It does not hold if test and interval say in the same way that the effect is "
-    "below what matters, or below 0; a claim that a number is near a value holds if "
-    "the interval is near enough, and does not if it lies outside.",
-    "All else is undecided.",
+    f"A claim holds under three conditions: at least {LEAST_SEEDS} seeds have a "
+    "number for it; the exact one-sided sign-flip test over paired seeds, corrected "
+    f"for all directional claims of the study (max-T), gives p of at most {ALPHA:g}; "
+    "and the 95 % bootstrap interval over seeds (and over images, if there are values "
+    "for each) lies above 0, or above the margin if the claim has one. With n seeds, "
+    "p is at least 1/2^n, so 5 seeds are needed.",
+    "It does not hold if test and interval show in the same way that the effect is "
+    "below 0, or below the margin. A claim that a number is near a value holds if the "
+    "whole interval is near enough, and does not hold if all of it lies outside.",
+    "Everything else is undecided.",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a claim.
+    """The verdict on a claim, with its numbers.
 
     Attributes:
       claim: The claim.
@@ -67,7 +67,7 @@ class Verdict:
 
 
 def check(study: Study) -> None:
-    """Raises `InputError` where a claim of the study cannot be judged at all."""
+    """Raises `InputError` if a claim of the study cannot be judged at all."""
     claim_file.read(study)
 
 
@@ -123,17 +123,23 @@ def judge(
       opposite: The same of "it is below the margin".
     """
     if effect is None or interval is None:
-        return OPEN, "Nothing to go by: no seed has all the numbers that it needs."
+        return OPEN, "No seed has all the numbers that this claim needs."
     low, high = interval
     if n < LEAST_SEEDS:
-        return OPEN, f"{n} of the {LEAST_SEEDS} seeds that a verdict needs."
+        return OPEN, f"Only {n} of the {LEAST_SEEDS} seeds that a verdict needs."
     if claim.within is not None:
         return _nearness(claim.within, claim.measure["reference"], low, high)
     if low > claim.margin and p <= ALPHA:
-        return HOLDS, f"Positive in {n} seeds (p {p:.2g}), and so is the interval."
+        return HOLDS, (
+            f"Positive over {n} seeds (p {p:.2g}), and the whole interval is positive."
+        )
     if high < claim.margin and opposite <= ALPHA:
-        said = f"below {claim.margin:g}, too little" if claim.margin else "negative"
-        return FAILS, f"{said.capitalize()} in {n} seeds (p {opposite:.2g})."
+        said = (
+            (f"below {claim.margin:g}, too small to matter")
+            if claim.margin
+            else "negative"
+        )
+        return FAILS, f"{said.capitalize()} over {n} seeds (p {opposite:.2g})."
     return OPEN, _open(claim, effect, low, high, n, p if effect > 0 else opposite)
 
 
@@ -142,25 +148,30 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
     if max(abs(low), abs(high)) <= within:
         return HOLDS, f"The whole interval is within {within:g} of {value:g}."
     if low > within or high < -within:
-        return FAILS, f"The whole interval is further than {within:g} from {value:g}."
-    return OPEN, f"The interval is in part within {within:g} of {value:g}."
+        return FAILS, f"The whole interval is more than {within:g} away from {value:g}."
+    return OPEN, f"Only part of the interval is within {within:g} of {value:g}."
 
 
 def _open(
     claim: Claim, effect: float, low: float, high: float, n: int, p: float
 ) -> str:
     """What a claim that is neither lacks."""
-    side = "as claimed" if effect > 0 else "against the claim"
+    side = "in the claimed direction" if effect > 0 else "against the claim"
     if low <= 0 <= high:
-        return f"The effect is {side}, but its interval holds 0 (n = {n}, p {p:.2g})."
+        return (
+            f"The effect is {side}, but its interval includes 0 (n = {n}, p {p:.2g})."
+        )
     if 2.0**-n > ALPHA:
         return (
-            f"The interval is on one side of 0, {side}, but {n} seeds cannot give p of "
-            f"{ALPHA:g} or less (1/{2**n} at best): 5 are needed."
+            f"The whole interval is {side}, but {n} seeds cannot give p of {ALPHA:g} "
+            f"or less (1/{2**n} at best): 5 are needed."
         )
     if p > ALPHA:
         return (
-            f"The interval is on one side of 0, {side}, but p is {p:.2g} after "
-            "correction for all claims."
+            f"The whole interval is {side}, but p is {p:.2g} after correction for all "
+            "claims."
         )
-    return f"The interval goes below the {claim.margin:g} that matters."
+    return (
+        f"The interval reaches below {claim.margin:g}, the smallest effect that "
+        "matters."
+    )

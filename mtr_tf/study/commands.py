@@ -4,10 +4,10 @@
     runs/SLUG-seedK-HASH8/                         a run of mtr_tf.train
     runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
 
-HASH8 is of all settings that change results and are not at their defaults, of the
-package's version, and, for an attack, of the same of the runs it needs: cells of
-different settings never meet. A setting that is new to the package, at its default,
-leaves what is done as it is; a default that is another one now does not.
+HASH8 covers all settings that change results and differ from their defaults, the
+package's version, and, for an attack, the hashes of the runs that it needs. So cells
+with different settings never mix. A new setting at its default does not change the
+hash; a changed default does.
 """
 
 from __future__ import annotations

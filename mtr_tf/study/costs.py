@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cells cost, and how much time is left, as learned from those that are done.
+"""What cells cost, and how much time is left, estimated from those that are done.
 
 The unit of cost is one forward and backward pass of one image of 64 x 64 pixels through
 an encoder and one head. It need not be right: it is there to compare cells of one kind,
@@ -70,8 +70,9 @@ def passes_of(config: AttackConfig, tasks: int) -> float:
     """
     if config.attack == NO_ATTACK or not any(config.eps):
         return 0.0
-    each = sum(config.eot * _passes(name, config) + FORWARD for name in config.attack)
-    groups, radii = _groups(config, tasks), _radii(config)
+    passes = config.eot + (1 - FORWARD) * len(config.spare)
+    each = sum(passes * _passes(name, config) + FORWARD for name in config.attack)
+    groups, radii = _groups(config, tasks - len(config.spare)), _radii(config)
     return groups * radii * len(config.attack_loss) * len(config.balance) * each
 
 

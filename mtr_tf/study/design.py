@@ -56,7 +56,7 @@ class Study:
 
     Attributes:
       name: The file's, without .toml.
-      about: What is asked, on what.
+      about: What the study asks, and on which data.
       seeds: Each variant is trained and attacked with each of them.
       train: Fields of `TrainConfig` that all variants have, unless they say otherwise.
       attack: The same of `AttackConfig` for all attacks.
@@ -147,8 +147,8 @@ class Study:
             return cls(**plain, **parts)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"this is no study of this version of mtr_tf ({error!r}); repeat "
-                "mtr_tf.reproduce in this --workdir to write study.json anew."
+                f"this study is not from this version of mtr_tf ({error!r}); repeat "
+                "mtr_tf.reproduce in this --workdir to write study.json again."
             ) from error
 
 

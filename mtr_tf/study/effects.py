@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim comes to for each seed, on all images and on resampled ones."""
+"""The effect of a claim for each seed, on all images and on resampled ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.results import Results
+from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import metrics
+from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks.task import MAP
 
 RESAMPLES = 10_000
@@ -215,11 +217,16 @@ class _Numbers:
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
         """Of the seed at a place, on units drawn so often, `[resamples]`."""
         metric = _metric(present(self._record(point, place), "record"))
-        attacked = metric.value(counts @ self._of(point, place, False))
+        attacked = self._resampled(metric, point, place, counts, clean=False)
         clean = attacked
         if self._relative:
-            clean = metric.value(counts @ self._of(point, place, True))
+            clean = self._resampled(metric, point, place, counts, clean=True)
         return self._upwards(metric, clean, attacked)
+
+    def _resampled(self, metric, point, place, counts, clean: bool) -> np.ndarray:
+        units = present(self._units_of(self._record(point, place)), "units")
+        of_units = present(self._of(point, place, clean), "rows")
+        return intervals.resampled(metric, of_units, units, counts)
 
     def _upwards(self, metric: metrics.Metric, clean: Any, attacked: Any) -> Any:
         if self._relative:
@@ -234,7 +241,10 @@ class _Numbers:
             rows = self._results.rows_of(record, eps)
             units = self._units_of(record)
             known = rows is not None and units is not None
-            self._rows[key] = units.sums(rows) if known else None
+            self._rows[key] = None
+            if known:
+                metric = _metric(present(record, "record"))
+                self._rows[key] = intervals.summed(metric, rows, units)
         return self._rows[key]
 
     def _units_of(self, record: dict[str, Any] | None) -> resampling.Units | None:
@@ -271,12 +281,13 @@ def _metric(record: Mapping[str, Any]) -> metrics.Metric:
 
 @functools.cache
 def _known_metrics() -> dict[str, metrics.Metric]:
-    """The metrics of the eleven and of all kinds by name."""
+    """The metrics of the eleven and of all kinds by name, but top-k of any k."""
     kinds = tasks_lib.KINDS.values()
     scores = [
         m for kind in kinds for axes in (0, 1, MAP) for m in kind.metrics("", axes)
     ]
     scores += [m for task in tasks_lib.TASKS.values() for m in task.metrics]
+    scores += map(more_metrics.named, metric_names.MORE)
     return {metric.name: metric for metric in scores}
 
 
@@ -341,6 +352,6 @@ def _check_one_each(
             if key not in listed and len({str(r.get(key)) for r in records}) > 1
         ]
         raise InputError(
-            f"claim {claim.id!r}: several records of the measure fit; say which by "
+            f"claim {claim.id!r}: several records of the measure fit; choose one with "
             f"{' and '.join(differing) or 'fewer of them'}."
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study on data that lack some of its tasks: what is left of it."""
+"""Fits a study to data that lack some of its tasks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mtr_tf.study.design import Study
 
 
 def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
-    """Returns a study without what needs tasks that a data set has not.
+    """Returns a study without the parts that need tasks the data set does not have.
 
-    Left out are the variants with such a task, the attacks and claims of which nothing
-    remains, and these variants where several are named: a mean over auxiliary tasks is
-    one over those that there are. `about` says so.
+    It leaves out the variants with such a task, and the attacks and claims of which
+    nothing remains. Where several variants are named, only those with missing tasks are
+    left out: a mean over auxiliary tasks covers those that exist. `about` says so.
 
     Args:
       study: What is to be done.
@@ -109,4 +109,7 @@ def _describe(
         left_out = [each for each in before if each not in after]
         if left_out:
             parts.append(f"{key} {', '.join(left_out)}")
-    return f"{dataset} has no {' or '.join(missing)}; left out: {'; '.join(parts)}."
+    return (
+        f"{dataset} has no {' or '.join(missing)}, so these are left out: "
+        f"{'; '.join(parts)}."
+    )

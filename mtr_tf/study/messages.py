@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the runner says how long something takes, and why a command has failed."""
+"""How the runner reports times, and why a command failed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def last_words(log: bytes, code: int) -> str:
     errors = [line for line in lines if _ERROR.match(line)]
     if code < 0:
         name = signal.Signals(-code).name
-        hint = ", for which too little memory is a common cause" if code == -9 else ""
+        hint = ", which often means too little memory" if code == -9 else ""
         return f"it was ended by {name}{hint}"
     said = (errors or lines or [f"it ended with code {code}"])[-1]
     return said.removeprefix("error: ")

@@ -58,7 +58,8 @@ class Results:
         except files.DAMAGED as error:
             raise InputError(
                 f"{workdir} holds damaged files ({type(error).__name__}: "
-                f"{files.reason(error)}); repeat mtr_tf.reproduce to write them anew."
+                f"{files.reason(error)}); repeat mtr_tf.reproduce to write them "
+                "again."
             ) from error
 
     @classmethod
@@ -264,8 +265,8 @@ def ambiguous(attack: str, records: Sequence[Record], wanted: Mapping[str, Any])
         if name not in wanted and len(values) > 1:
             said.append(f"{name} ({', '.join(values)})")
     return (
-        f"attack {attack!r} of the study has several results that fit; say which by "
-        f"{' and '.join(said) or 'another name for one of them'}."
+        f"attack {attack!r} of the study has several results that fit; choose one "
+        f"with {' and '.join(said) or 'another name for one of them'}."
     )
 
 
@@ -274,11 +275,11 @@ def _json(path: pathlib.Path) -> Any:
         return files.read_json(path)
     except FileNotFoundError as error:
         raise InputError(
-            f"{path} is not there; --workdir must be the folder of a study that "
+            f"{path} does not exist; --workdir must be the folder of a study that "
             "mtr_tf.reproduce has begun."
         ) from error
     except files.DAMAGED as error:
         raise InputError(
             f"{path} cannot be read ({files.reason(error)}); repeat mtr_tf.reproduce "
-            "to write it anew."
+            "to write it again."
         ) from error

@@ -152,8 +152,8 @@ class Runner:
     def _kept(self) -> str:
         done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
         return (
-            f"{done} cells are done and kept in {self._workdir}, {left} are left; the "
-            "same command goes on with these."
+            f"{done} cells are done and kept in {self._workdir}, and {left} are left; "
+            "the same command continues with these."
         )
 
     def failures(self) -> list[str]:

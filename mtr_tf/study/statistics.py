@@ -83,7 +83,7 @@ def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
     counts = {len(each) for each in effects}
     if len(counts) > 1:
         raise InputError(
-            f"effects must be of the same seeds, got {sorted(counts)} seeds."
+            f"effects must all have the same seeds; got {sorted(counts)} seeds."
         )
     if not effects:
         return np.zeros((2, 0))

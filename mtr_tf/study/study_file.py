@@ -53,12 +53,12 @@ Resolve = Callable[[Sequence[str]], tuple[str, ...]]
 
 _KEYS = ("about", "seeds", "train", "attack", "variants", "attacks", "claims")
 _TRAIN_REFUSED = {
-    "seed": "the study's seeds say it",
+    "seed": "it is set by the study's seeds",
     "workdir": "the runner gives each run a folder of its own",
 }
 _ATTACK_REFUSED = {
-    "seed": "the study's seeds say it",
-    "ckpt": "the attack's variants say it",
+    "seed": "it is set by the study's seeds",
+    "ckpt": "it is set by the attack's variants",
     "source_ckpt": 'say source = "VARIANT" instead',
     "name": "the runner gives each attack a folder of its own",
 }
@@ -174,7 +174,10 @@ def _seeds(file: Table) -> tuple[int, ...]:
 def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
     tables = file.tables("variants")
     if not tables:
-        file.fail('there must be a variant, as [variants."s"] with tasks = ["seg"].')
+        file.fail(
+            'there must be at least one variant, such as [variants."s"] with tasks '
+            '= ["seg"].'
+        )
     _check_slugs(file, "variants", tables)
     return tuple(
         Variant(
@@ -202,7 +205,9 @@ def _attacks(
                     f"{', '.join(variants)}{hint or '.'}"
                 )
         if not named:
-            table.fail("variants must name one or more; leave it out to take all.")
+            table.fail(
+                "variants must name one or more variants; leave it out to take all."
+            )
         found.append(AttackSpec(name, fields, tuple(dict.fromkeys(named)), source))
     return tuple(found)
 
@@ -219,7 +224,7 @@ def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:
         other = seen.setdefault(slug(name), name)
         if other != name or not re.search(r"\w", name):
             file.fail(
-                f"names of {key} must differ in letters, digits or any of ._+-, got "
+                f"names of {key} must differ in letters, digits or any of ._+-; got "
                 f"{other!r} and {name!r}."
             )
 

@@ -98,8 +98,8 @@ class Table:
         for name, inner in self.value(key, dict, {}).items():
             if not isinstance(inner, dict):
                 self.fail(
-                    f'{key} must hold named tables, as [{key}."{name}"]; got {name} = '
-                    f"{inner!r}."
+                    f'{key} must hold named tables, such as [{key}."{name}"]; got '
+                    f"{name} = {inner!r}."
                 )
             found[name] = Table(f'{file}, [{key}."{name}"]', inner)
         return found
@@ -128,7 +128,7 @@ class Table:
         hints = typing.get_type_hints(record)
         for key in self.content:
             if key in refused:
-                self.fail(f"{key} may not be given: {refused[key]}.")
+                self.fail(f"{key} must not be given: {refused[key]}.")
         allowed = [name for name in fields if name not in refused]
         self.check_keys([*beside, *allowed])
         found = {}

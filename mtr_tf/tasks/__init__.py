@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks: what an output of a model means, and how it is scored.
 
-`tasks.names` has the names of the paper's; TensorFlow is imported with the first use of
-the rest.
+`tasks.names` has the names of the paper's tasks; TensorFlow is imported when anything
+else is first used.
 
     flow = tasks.Task("flow", kind="numbers", channels=2, unit="px")
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of outputs that are no maps: names and bars in place of pixels."""
+"""Pictures of outputs that are not maps: names and bars instead of pixels."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def card(
     """Draws a line per name: the name, a bar from 0 to its value, and a text.
 
     Args:
-      names: From above; those that find no place are left out.
-      values: As many; a bar of what is not finite is empty.
-      texts: What stands at the end of each line.
+      names: From top to bottom; names that do not fit are left out.
+      values: As many values; the bar of a value that is not finite is empty.
+      texts: The text at the end of each line.
       size: (height, width) of the images beside it: the card's are a multiple.
       span: The values at the bars' two ends.
 
@@ -74,7 +74,7 @@ def blank(size: tuple[int, int], text: str) -> np.ndarray:
 
 
 def enlarged(size: tuple[int, int]) -> tuple[int, int]:
-    """The least multiple of a size on which a card can be read."""
+    """The smallest multiple of a size at which a card can be read."""
     factor = -(-_SIDE // min(size))
     return size[0] * factor, size[1] * factor
 

@@ -12,30 +12,43 @@ from mtr_tf.tasks.names import resolve
 
 
 def parse_groups(
-    groups: Sequence[str], tasks: Sequence[str]
+    groups: Sequence[str], tasks: Sequence[str], spare: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], ...]:
     """Reads --attack_tasks: task names joined by `+`, `each` and `all`.
 
     Args:
       groups: Such as ("seg+depth", "each").
       tasks: The model's. Tasks inside a group come out in this order.
+      spare: Those of them that are not attacked; `each` and `all` are the others.
 
     Raises:
-      InputError: A task is unknown, or the model lacks it.
+      InputError: A task is unknown, the model lacks it, or it is spared.
     """
-    parsed = []
+    parsed: list[tuple[str, ...]] = []
+    others = tuple(task for task in tasks if task not in spare)
+    if not others:
+        raise InputError(
+            f"--spare must leave a task to attack, but {', '.join(spare)} are all "
+            "tasks; leave one out."
+        )
     for text in groups:
         if text.lower() == "each":
-            parsed += [(task,) for task in tasks]
+            parsed += [(task,) for task in others]
         elif text.lower() == "all":
-            parsed.append(tuple(tasks))
+            parsed.append(others)
         else:
             parsed.append(select(text.split("+"), tasks, "--attack_tasks"))
+    for task in dict.fromkeys(task for group in parsed for task in group):
+        if task in spare:
+            raise InputError(
+                f"--spare must name tasks that are not attacked, but {task} is in "
+                "--attack_tasks too; remove it from one of the two."
+            )
     return tuple(dict.fromkeys(parsed))
 
 
 def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, ...]:
-    """The tasks that a flag names, in the model's order; all where it names none.
+    """The tasks that a flag names, in the model's order; all if it names none.
 
     Raises:
       InputError: A task is unknown, or the model lacks it.
@@ -50,11 +63,11 @@ def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, 
 
 
 def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
-    """Raises `InputError` with both lists where the model lacks a task."""
+    """Raises `InputError` with both lists if the model lacks a task."""
     missing = [task for task in asked if task not in tasks]
     if missing:
         raise InputError(
-            f"{flag} asks for {', '.join(missing)}, but the checkpoint has only the "
+            f"{flag} names {', '.join(missing)}, but the checkpoint has only the "
             f"tasks {', '.join(tasks)}; name some of these."
         )
 
@@ -62,10 +75,10 @@ def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:
 def task_weights(
     tasks: Sequence[str], main_tasks: Sequence[str], aux_weight: float
 ) -> dict[str, float]:
-    """Main tasks weigh 1/#main each, auxiliary ones aux_weight/#auxiliary each.
+    """Main tasks have weight 1/#main each, auxiliary tasks aux_weight/#auxiliary each.
 
-    The rule of the paper's released training loop. No main task named: all are main,
-    which is equal weights.
+    This is the rule of the paper's released training loop. If no main task is named,
+    all are main and have equal weights.
 
     Raises:
       InputError: a main task is not among the tasks.
@@ -74,8 +87,8 @@ def task_weights(
     missing = [task for task in main if task not in tasks]
     if missing:
         raise InputError(
-            f"--main_tasks must be among --tasks ({', '.join(tasks)}), got "
-            f"{', '.join(missing)}; add it to --tasks or take it out."
+            f"--main_tasks must be among --tasks ({', '.join(tasks)}), but "
+            f"{', '.join(missing)} is not; add it to --tasks or remove it."
         )
     auxiliaries = len(tasks) - len(main)
     return {

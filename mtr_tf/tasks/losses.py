@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that give one number per image: the mean over the places that are there.
+"""Losses that give one number per image: the mean over the places with a target.
 
 Every loss is called `(target, output, mask)` and returns float32 `[batch]`. `mask` is
 `[batch, *places]`: `[batch, height, width]` for maps, whose places are pixels,
-`[batch]` for one value per image, or any other shape; zero says "not here". Whatever
-stands under a zero (labels of 255 or -1, NaN, infinity) changes neither the loss nor a
+`[batch]` for one value per image, or any other shape; zero means "no target here".
+Values under a zero (labels of 255 or -1, NaN, infinity) affect neither the loss nor a
 gradient, and an image without any valid place has loss 0. Outputs may be of any float
 type; all arithmetic is float32.
 
@@ -92,7 +92,7 @@ def binary_cross_entropy(
 ) -> tf.Tensor:
     """Returns the sigmoid cross-entropy in nats, float32 `[batch]`.
 
-    The mean over places and labels, each of which is there or not by itself.
+    The mean over places and labels; each label is present or absent independently.
 
     Args:
       target: 0 or 1 (or a probability), `[batch, *places, labels]`.
@@ -108,8 +108,9 @@ def binary_cross_entropy(
 def of_keras(loss: keras.losses.Loss) -> Callable[..., tf.Tensor]:
     """Returns a Keras loss as one called `(target, output, mask)`.
 
-    Keras losses are means over the last axis: one number for each place, of which the
-    mean over the valid places is taken. Its own `reduction` does not matter.
+    Keras losses are means over the last axis, so they give one number for each place;
+    this takes the mean over the valid places. The loss's own `reduction` does not
+    matter.
     """
 
     def of_images(target, output, mask):

@@ -29,16 +29,18 @@ class Metric:
     """A measure of one task's outputs.
 
     Attributes:
-      name: What tables and TensorBoard call it.
+      name: Its name in tables and TensorBoard.
       better: "higher" or "lower".
       unit: Of the value; "" for a plain number.
       statistics: `(target, output, mask, num_classes)` -> int64 or float64 `[batch,
         K]`, with batches as the losses take them. `num_classes` matters to classes
         alone.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
-      bounds: The least and largest value that there can be.
+      bounds: The smallest and largest possible values.
       relative: Whether the value is a share of the target: of a distance, or of
         whatever a data set has as the target in its place.
+      of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
+        image counts `[resamples, images]`) -> `[resamples]`.
     """
 
     name: str
@@ -48,6 +50,13 @@ class Metric:
     value: Callable[[np.ndarray], np.ndarray]
     bounds: tuple[float, float] = (0.0, math.inf)
     relative: bool = False
+    of_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+    def over(self, rows: np.ndarray) -> float:
+        """Returns the value over images with these rows, `[images, K]`."""
+        if self.of_rows:
+            return float(self.of_rows(rows, np.ones((1, len(rows))))[0])
+        return float(self.value(rows.sum(0, np.float64)))
 
     @property
     def is_mean(self) -> bool:
@@ -63,6 +72,27 @@ def miou() -> Metric:
     return Metric("miou", "higher", "", _class_rows, _mean_iou, (0.0, 1.0))
 
 
+def image_miou() -> Metric:
+    """The mean over images of each image's own mean IoU.
+
+    Over the classes in the image's target or prediction. Pixels pooled over a data set
+    hide the small objects, which attacks reach more easily: the bias of size of
+    Halmosi, Mohos and Jelasity (ECCV 2024).
+    """
+
+    def statistics(target, output, mask, num_classes):
+        counts = class_counts(target, output, mask, num_classes)
+        hits, of_target, predicted = (tf.cast(count, tf.float64) for count in counts)
+        union = of_target + predicted - hits
+        occurs = tf.cast(union > 0, tf.float64)
+        total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
+        mean = tf.math.divide_no_nan(total, tf.reduce_sum(occurs, axis=-1))
+        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
+        return tf.stack((mean, counted), axis=-1)
+
+    return Metric("image_miou", "higher", "", statistics, _ratio, (0.0, 1.0))
+
+
 def pixel_accuracy() -> Metric:
     """The share of valid pixels whose largest logit is the target's class."""
     return dataclasses.replace(accuracy(), name="pixel_accuracy")
@@ -72,6 +102,29 @@ def accuracy() -> Metric:
     """The share of valid places whose largest logit is the target's class."""
     rows = _correct_and_count
     return Metric("accuracy", "higher", "", rows, _ratio, (0.0, 1.0))
+
+
+def top(k: int) -> Metric:
+    """The share of valid places whose target is among the k largest logits.
+
+    Of equal logits the first ones are the larger, so that top 1 is the accuracy.
+    """
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        output = tf.cast(output, tf.float32)
+        target = tf.cast(target, tf.int32)[..., tf.newaxis]
+        classes = tf.range(tf.shape(output)[-1])
+        own = tf.where(tf.equal(classes, target), output, -math.inf)
+        own = tf.reduce_max(own, axis=-1, keepdims=True)  # -inf where it is no class.
+        before = (output > own) | (tf.equal(output, own) & (classes < target))
+        rank = tf.math.count_nonzero(before, axis=-1)
+        sound = tf.reduce_all(tf.math.is_finite(output), axis=-1)
+        valid = tf.cast(mask, tf.bool)
+        right = valid & sound & (rank < k) & tf.math.is_finite(own[..., 0])
+        return tf.stack((_number(right), _number(valid)), axis=-1)
+
+    return Metric(f"top{k}", "higher", "", statistics, _ratio, (0.0, 1.0))
 
 
 def class_counts(
@@ -90,13 +143,13 @@ def class_counts(
     valid = tf.cast(mask, tf.bool)
     right = valid & tf.equal(predicted, target)
     return (
-        _count(target, right, num_classes),
-        _count(target, valid, num_classes),
-        _count(predicted, valid, num_classes),
+        count_labels(target, right, num_classes),
+        count_labels(target, valid, num_classes),
+        count_labels(predicted, valid, num_classes),
     )
 
 
-def _count(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
+def count_labels(labels: tf.Tensor, chosen: tf.Tensor, num_classes: int) -> tf.Tensor:
     """Counts the chosen pixels of each image by label, int32 `[batch, num_classes]`."""
     batch = tf.shape(labels)[0]
     labels, chosen = tf.reshape(labels, (batch, -1)), tf.reshape(chosen, (batch, -1))
@@ -220,6 +273,57 @@ def rel() -> Metric:
     return Metric("rel", "lower", "", statistics, _ratio, relative=True)
 
 
+def delta(power: int) -> Metric:
+    """The share of valid pixels with target > 0 that are within a factor of 1.25^power.
+
+    That is max(output / target, target / output) below it (Eigen et al. 2014); an
+    output of 0 or less is not.
+    """
+    factor = 1.25**power
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        target, output, positive = _positive(target, output, mask)
+        within = (output < factor * target) & (target < factor * output)
+        return _sum_and_count(tf.cast(within, tf.float32), positive)
+
+    bounds = (0.0, 1.0)
+    name = f"delta{power}"
+    return Metric(name, "higher", "", statistics, _ratio, bounds, relative=True)
+
+
+def log_rmse() -> Metric:
+    """Root of the mean of (ln output - ln target)^2 where the target is above 0.
+
+    Outputs below `LEAST_OF_LOG` count as that.
+    """
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        target, output, positive = _positive(target, output, mask)
+        # Not `maximum`, which may make a number of NaN.
+        output = tf.where(output < LEAST_OF_LOG, LEAST_OF_LOG, output)
+        error = tf.math.log(tf.where(target > 0, output / target, 1.0))
+        return _sum_and_count(tf.square(error), positive)
+
+    def value(sums: np.ndarray) -> np.ndarray:
+        return np.sqrt(_ratio(sums))
+
+    return Metric("log_rmse", "lower", "", statistics, value, relative=True)
+
+
+LEAST_OF_LOG = 1e-3  # In the unit of the target.
+
+
+def _positive(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Target and output, 1 where no target is or it is not above 0; then a mask."""
+    target = losses.where_valid(mask, tf.cast(target, tf.float32))
+    positive = tf.reduce_all(target > 0, axis=-1, keepdims=True)
+    target = tf.where(positive, target, 1.0)
+    output = tf.where(positive, tf.cast(output, tf.float32), 1.0)
+    return target, output, tf.cast(positive[..., 0], tf.float32)
+
+
 def angular_error() -> Metric:
     """Mean angle between output and target vectors; 90 for an output of length 0.
 
@@ -233,6 +337,18 @@ def angular_error() -> Metric:
 
     bounds = (0.0, 180.0)
     return Metric("angular_error", "lower", "degrees", statistics, _ratio, bounds)
+
+
+def within_angle(degrees: float) -> Metric:
+    """The share of vectors that are off by less than so many degrees."""
+
+    def statistics(target, output, mask, num_classes):
+        del num_classes
+        within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
+        return _sum_and_count(within, mask)
+
+    name = f"within_{int(degrees)}"
+    return Metric(name, "higher", "", statistics, _ratio, (0.0, 1.0))
 
 
 def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
@@ -362,8 +478,8 @@ def of_keras(metric: keras.metrics.Metric) -> Metric:
             result = np.asarray(metric.stateless_result(state))
             if result.ndim:
                 raise InputError(
-                    f"A Keras metric must give one number, and {metric.name} gives "
-                    f"{result.size}; set its average, or take another."
+                    f"A Keras metric must give one number, but {metric.name} gives "
+                    f"{result.size}; set its average, or use another metric."
                 )
             values.append(float(result) if np.isfinite(row).all() else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
@@ -386,7 +502,7 @@ def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -
 
 
 def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
-    """Returns a metric of a user's own as a `Metric`.
+    """Returns a user's own metric as a `Metric`.
 
     Args:
       given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
@@ -394,7 +510,7 @@ def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
         attribute `better` that says "higher".
 
     Raises:
-      InputError: It is nothing of these.
+      InputError: It is none of these.
     """
     if isinstance(given, Metric):
         return given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of tasks, without TensorFlow: for flags, study files and reports.
+"""The names of tasks, without TensorFlow, for flags, study files and reports.
 
 Names and letters are Taskonomy's.
 """
@@ -64,12 +64,12 @@ class Named(Protocol):
 def resolve(
     names: str | Iterable[str], known: Iterable[Named] = NAMES
 ) -> tuple[str, ...]:
-    """Returns the tasks' own names, in the order given.
+    """Returns the tasks' full names, in the order given.
 
     Args:
       names: Names and aliases in any case, and letters in their own (`d` is depth, `D`
         is depth_euclidean); or one string of them with commas between.
-      known: The tasks that there are; without, those of the paper.
+      known: The known tasks; by default those of the paper.
 
     Raises:
       InputError: An unknown name, the same task twice, or none at all.
@@ -80,9 +80,10 @@ def resolve(
 
 
 def canonical(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Returns the own names of the paper's tasks; others as they are given.
+    """Returns the full names of the paper's tasks, and other names unchanged.
 
-    Whether there are such tasks is known once a data set is open that brings its own.
+    Whether other tasks exist is known only once the data set that declares them is
+    open.
 
     Raises:
       InputError: The same task twice, or none at all.
@@ -96,7 +97,9 @@ def _given(names: str | Iterable[str], known: Sequence[Named]) -> list[str]:
     given = names.split(",") if isinstance(names, str) else list(names)
     given = [name.strip() for name in given]
     if not any(given):
-        raise InputError(f"At least one task must be named, out of {_listing(known)}.")
+        raise InputError(
+            f"At least one task must be named; the tasks are {_listing(known)}."
+        )
     return given
 
 
@@ -104,8 +107,8 @@ def _different(resolved: tuple[str, ...], given: Sequence[str]) -> tuple[str, ..
     for name in resolved:
         if resolved.count(name) > 1:
             raise InputError(
-                f"Tasks must differ, got '{name}' {resolved.count(name)} times in "
-                f"'{','.join(given)}'."
+                f"Each task may be named only once, but '{','.join(given)}' names "
+                f"'{name}' {resolved.count(name)} times."
             )
     return resolved
 
@@ -127,8 +130,8 @@ def _resolve_one(name: str, known: Sequence[Named]) -> str:
         return found
     if not name:
         raise InputError(
-            "A task's name must not be empty (is there a comma too many?); "
-            f"the tasks are {_listing(known)}."
+            "A task's name must not be empty (perhaps there is an extra comma); the "
+            f"tasks are {_listing(known)}."
         )
     by_name = {n: each.name for each in known for n in (each.name, *each.aliases)}
     if len(name) == 1:

@@ -43,8 +43,9 @@ def scalar_to_rgb(
 
     Args:
       values: Float `[..., 1]`.
-      value_range: What the ends of the colormap stand for. By default the 2nd and 98th
-        percentiles of the valid values, which pictures to be compared must not use.
+      value_range: The values at the ends of the colormap. By default the 2nd and 98th
+        percentiles of the valid values; do not use this for pictures that will be
+        compared.
       mask: `[...]`, zero where black.
       colormap: One of matplotlib's maps of 256 colors.
     """
@@ -113,7 +114,7 @@ def magnification(change: np.ndarray, epsilon: float | None = None) -> float:
 
 
 def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Returns so many colors, any two next to each other of very different hue."""
+    """Returns that many colors; neighbours have very different hues."""
     hues = (i * _GOLDEN % 1 for i in range(count))
     colors = (colorsys.hsv_to_rgb(hue, 0.65, 0.9) for hue in hues)
     return tuple((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of tasks, and what of a batch is computed task by task.
+"""The table of tasks, and what is computed for each task of a batch.
 
-Nothing outside this file branches on a task's name. A user's own tasks stand beside
-these on equal terms, in a `TaskSet`.
+Nothing outside this file branches on a task's name. A user's own tasks have the same
+rank as these in a `TaskSet`.
 
 Losses are those of the paper's code: cross-entropy for classes, the squared error for
 the autoencoder (its Cityscapes setting), the absolute error for the rest (its Taskonomy
@@ -104,7 +104,7 @@ def statistics(
 ) -> dict[str, dict[str, tf.Tensor]]:
     """Returns {task: {metric: `[batch, K]`}}, rows per image: int64 counts or sums.
 
-    Beside the metrics there is `NOT_FINITE`, `[batch, 1]`: whether any valid place's
+    Besides the metrics there is `NOT_FINITE`, `[batch, 1]`: whether any valid place's
     output is NaN or infinite. May be called inside a `tf.function`; padding (masks of
     zero) gives rows of zero.
     """
@@ -116,7 +116,7 @@ def statistics(
                 masks[name],
                 task.output_channels(num_classes),
             )
-            for metric in task.metrics
+            for metric in task.all_metrics
         }
         | {NOT_FINITE: _not_finite(outputs[name], masks[name])}
         for name, task in task_set(tasks).items()

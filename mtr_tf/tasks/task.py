@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task is, of which kinds there are, and a set of them.
+"""What a task is, the kinds of tasks, and sets of tasks.
 
-A task is what one output of a model means and how that is scored. Targets are int32
+A task says what one output of a model means and how it is scored. Targets are int32
 `[batch, *places]` for classes, float32 `[batch, *places, channels]` otherwise; outputs
 always have channels; masks are float32 `[batch, *places]`, zero where there is no
 target. Places are `(height, width)` for maps, `()` for one value per image, and may be
@@ -44,7 +44,7 @@ _RESERVED = ("all", "each", "own")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What tasks of a kind have unless they say otherwise.
+    """What tasks of a kind have by default.
 
     Attributes:
       what: What an output is, in a few words.
@@ -67,34 +67,36 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What model, loss, metrics and pictures need to know of a task.
+    """What the model, the loss, metrics and pictures need to know about a task.
 
         Task("flow", kind="numbers", channels=2, unit="px")
         Task("scene", kind="classes", classes=("indoor", "outdoor"), places=0)
 
     Attributes:
-      name: The one name used in code, files and tables: two characters at least, of
+      name: The name used in code, files and tables: at least two characters out of
         letters, digits, `_`, `-` and `.`.
       kind: A key of KINDS: "classes", "labels", "numbers", "directions" or "image".
-        Without one it is "classes" where classes are named, else "numbers".
-      channels: Of the output. Of classes and labels, how many there are: as many as
-        `classes` has names, or, of classes, None for as many as the data set has.
-      places: How many axes places have: 2 for maps, 0 for one value per image; None
-        until the data have said it.
-      loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for
-        the kind's.
-      metrics: The headline first, the loss last. When a task is made: those without
-        the loss, each a `Metric`, a Keras metric, or a function `(target, output,
-        mask)` -> `[batch]`; empty for the kind's.
-      unit: Of the target; "" for a plain number.
-      classes: The names of classes or labels, in their order; empty: those of the data
-        set.
+        By default it is "classes" if classes are named, otherwise "numbers".
+      channels: The channels of the output. For classes and labels, how many there are:
+        as many as `classes` has names; for classes, None means as many as the data set
+        has.
+      places: How many axes the places have: 2 for maps, 0 for one value per image; None
+        until the data are known.
+      loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
+        kind's loss.
+      metrics: The metrics, with the headline first and the loss last. When you make a
+        task, give them without the loss: each is a `Metric`, a Keras metric, or a
+        function `(target, output, mask)` -> `[batch]`; empty for the kind's metrics.
+      unit: The unit of the target; "" for a plain number.
+      classes: The names of classes or labels, in order; empty: those of the data set.
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
-      paint: What `to_rgb` calls; None for the kind's.
-      mirror: What a channel's values are multiplied by when left and right change
-        places; None where they stay as they are.
-      letter: The paper's code for it, case-sensitive; "" for a task of one's own.
+      paint: The function that `to_rgb` calls; None for the kind's.
+      mirror: What each channel's values are multiplied by when an image is mirrored
+        left to right; None if they do not change.
+      letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names the command line takes, lower case.
+      more: Metrics that are computed too where somebody asked for them
+        (`more_metrics`); nothing goes by them.
     """
 
     name: str
@@ -110,6 +112,7 @@ class Task:
     mirror: tuple[float, ...] | None = None
     letter: str = ""
     aliases: tuple[str, ...] = ()
+    more: tuple[Metric, ...] = ()
     # Whether the metrics are the kind's, and follow from the places.
     kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
 
@@ -117,7 +120,7 @@ class Task:
         """Fills in what the kind says.
 
         Raises:
-          InputError: the fields are not as described, or do not go together.
+          InputError: the fields are not as described, or do not fit together.
         """
         fill = _filler(self)
         fill("kind", self.kind or ("classes" if self.classes else "numbers"))
@@ -148,13 +151,18 @@ class Task:
         return dataclasses.replace(self, **{"metrics": given, **changes})
 
     @property
+    def all_metrics(self) -> tuple[Metric, ...]:
+        """Its metrics with those that were asked for, the loss last."""
+        return (*self.metrics[:-1], *self.more, self.metrics[-1])
+
+    @property
     def discrete(self) -> bool:
         """Whether targets are classes and outputs their logits."""
         return KINDS[self.kind].discrete
 
     @property
     def axes(self) -> int:
-        """How many axes its places have; those of a map where nobody has said."""
+        """How many axes its places have; by default those of a map."""
         return MAP if self.places is None else self.places
 
     @property
@@ -164,9 +172,9 @@ class Task:
 
     @property
     def harm(self) -> Metric:
-        """What harm is measured by: the first of its metrics that images have means of.
+        """The metric that measures harm: the first one that is a mean over images.
 
-        Mean IoU is none, so that for classes it is the accuracy.
+        Mean IoU is not such a mean, so for classes it is the accuracy.
         """
         return next(metric for metric in self.metrics if metric.is_mean)
 
@@ -193,7 +201,7 @@ class Task:
         mask: np.ndarray | None = None,
         output: bool = False,
     ) -> np.ndarray:
-        """Paints targets or outputs: maps as they are, one value per image as bars.
+        """Paints targets or outputs: maps as maps, values of the whole image as bars.
 
         Args:
           value: `[..., H, W]` for targets that are classes, else `[..., H, W, C]`; of
@@ -237,13 +245,14 @@ def _check(task: Task) -> None:
     """Raises InputError unless the fields of a new task go together."""
     if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
         raise InputError(
-            "A task's name must have two characters or more, letters, digits, '_', '-' "
-            f"and '.', the first one a letter; got {task.name!r}."
+            "A task's name must have at least two characters (letters, digits, '_', "
+            f"'-' or '.') and begin with a letter; got {task.name!r}."
         )
     if task.name.lower() in _RESERVED:
         raise InputError(
-            f"A task must not be named {', '.join(_RESERVED[:-1])} or {_RESERVED[-1]}, "
-            f"which mean something else; got {task.name!r}."
+            f"A task must not be named {', '.join(_RESERVED[:-1])} or "
+            f"{_RESERVED[-1]}, because these words mean something else; got "
+            f"{task.name!r}."
         )
     if task.kind not in KINDS:
         raise InputError(
@@ -264,19 +273,19 @@ def _check(task: Task) -> None:
         or task.channels < 1
     ):
         raise InputError(
-            f"The channels of the task {task.name} must be a whole number from 1; got "
-            f"{task.channels!r}."
+            f"The channels of the task {task.name} must be a whole number, 1 or more; "
+            f"got {task.channels!r}."
         )
     if count and task.channels not in (None, count):
         raise InputError(
             f"The task {task.name} must have as many channels as classes; got "
-            f"{task.channels} channels and {count} classes; leave channels out."
+            f"{task.channels} channels and {count} classes. Leave out channels."
         )
     needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
     if needs and task.channels is None and not count:
         raise InputError(
-            f"The task {task.name} must say how many {task.kind} it has: give its "
-            "channels, or the names as classes."
+            f"The task {task.name} must say how many {task.kind} it has: give "
+            "channels, or give their names as classes."
         )
     channels = task.channels or count or KINDS[task.kind].channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
@@ -287,9 +296,9 @@ def _check(task: Task) -> None:
 
 
 class TaskSet(Mapping[str, Task]):
-    """Tasks by name, in order; it cannot change, and may be a key.
+    """Tasks by name, in order; immutable and hashable.
 
-    As of any mapping, its elements are names: `"seg" in tasks`, `tuple(tasks)`.
+    As in any mapping, the elements are names: `"seg" in tasks`, `tuple(tasks)`.
     """
 
     def __init__(self, tasks: Iterable[Task] = ()):
@@ -298,7 +307,7 @@ class TaskSet(Mapping[str, Task]):
         for task in tasks:
             if task.name in self._by_name:
                 raise InputError(
-                    f"Tasks must have different names, and two are named {task.name}; "
+                    f"Tasks must have different names, but two are named {task.name}; "
                     "rename one."
                 )
             self._by_name[task.name] = task
@@ -319,7 +328,7 @@ class TaskSet(Mapping[str, Task]):
         return f"TaskSet({', '.join(self)})"
 
     def select(self, names: str | Iterable[str]) -> TaskSet:
-        """Returns those of some names, aliases or letters, in the order given.
+        """Returns the tasks with these names, aliases or letters, in the order given.
 
         Raises:
           InputError: an unknown name, or the same one twice.

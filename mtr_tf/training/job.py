@@ -49,7 +49,7 @@ MOST_STEPS = 10**9  # Of a run: TensorFlow counts them in 32 bits.
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that a training run needs; what can be wrong with its settings was said.
+    """All that a training run needs, after its settings were checked.
 
     Attributes:
       config: The settings, as the run keeps them.
@@ -109,7 +109,7 @@ def resolve(
     workers: Workers | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Job:
-    """Opens the data, builds the model, and complains of all that cannot be.
+    """Opens the data, builds the model, and checks that all settings fit.
 
     Nothing is written. The strategy, seeds and determinism of the process are set.
 
@@ -119,8 +119,8 @@ def resolve(
       check: Complains of what the chief alone looks at, before anything else.
 
     Raises:
-      InputError: Settings and data cannot be used as they are, or are not the same on
-        all workers.
+      InputError: The settings or the data cannot be used, or are not the same on all
+        workers.
     """
     workers = workers or workers_lib.join(config.strategy, config.replicas)
     strategy = workers.strategy
@@ -180,9 +180,9 @@ def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
     per_epoch = batching.steps_per_epoch(examples, config.batch_size)
     if config.epochs * per_epoch > MOST_STEPS:
         raise InputError(
-            f"--epochs must make at most {MOST_STEPS} steps in all, got "
-            f"{config.epochs} of {per_epoch} steps; take fewer, or a larger "
-            "--batch_size."
+            f"--epochs must give at most {MOST_STEPS} steps in all, but got "
+            f"{config.epochs} of {per_epoch} steps each; give fewer epochs, or a "
+            "larger --batch_size."
         )
     return per_epoch
 

@@ -21,7 +21,7 @@ class Keeper:
 
     A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step, the
     best score so far, and what else is trained. It is complete or absent: TensorFlow
-    writes it beside.
+    writes it under another name first.
     """
 
     def __init__(
@@ -75,19 +75,21 @@ class Keeper:
         for step in kept:
             try:
                 if total is not None and step > total:
-                    raise ValueError(f"it is of a longer run, this one has {total}")
+                    raise ValueError(
+                        f"it belongs to a longer run; this one has {total}"
+                    )
                 status = checkpoints.read(self._checkpoint, self._folder, step)
                 status.assert_consumed()
                 if int(self._step.numpy()) != step:
-                    raise ValueError("it is of another step than its name says")
+                    raise ValueError("its step is not the one in its name")
             except READ_ERRORS as error:
                 checkpoints.say_skipped(self._folder, step, error)
             else:
                 return step
         if kept:
             raise InputError(
-                f"all checkpoints in {self._folder} are damaged or of another model; "
-                "delete the folder to start again, or give another --workdir."
+                f"all checkpoints in {self._folder} are damaged or belong to another "
+                "model; delete the folder to start again, or give another --workdir."
             )
         return 0
 

@@ -2,8 +2,8 @@
 """Training: the loop, which only says when; the way of a batch is `step.replica_step`.
 
 Batches and augmentation are pure functions of (seed, step), and the checkpoint holds
-all else that a step depends on, so a run that was killed and started again ends with
-the same bits.
+everything else that a step depends on, so a run that was killed and started again ends
+with the same bits.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ MOST_IN_A_CALL = 10_000
 
 
 def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
-    """Trains a model and leaves a run directory (see `runs.directory`).
+    """Trains a model and writes a run directory (see `runs.directory`).
 
     Args:
       config: the settings.
       workdir: the run directory.
-      resume: whether to go on with a run that it holds.
+      resume: whether to continue a run that it holds.
 
     Raises:
-      InputError: settings, data or directory cannot be used as they are, or a loss is
+      InputError: the settings, the data or the directory cannot be used, or a loss is
         not finite.
     """
     config = directory.canonical(config)
@@ -95,10 +95,10 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
     first, finished = workers.of_chief([first, finished])
     workers.take_chiefs(keeper.variables)
     if finished:
-        logging.info("%s is finished already: %d steps", workdir, total)
+        logging.info("%s is already finished: %d steps", workdir, total)
         return
     if first:
-        logging.info("going on from step %d of %d in %s", first, total, workdir)
+        logging.info("continuing from step %d of %d in %s", first, total, workdir)
     step = first
     with stopping.saying(lambda: _kept(step, total, workdir)):
         with files.write_errors_explained(workdir):
@@ -151,12 +151,12 @@ def _is_whole(path: pathlib.Path) -> bool:
 def _kept(step: int, total: int, workdir: pathlib.Path) -> str:
     """What there is of a run that a signal has stopped, and how to go on."""
     if step == total:
-        return f"Training was finished meanwhile: {workdir} is whole."
+        return f"Training had already finished: {workdir} is complete."
     if not step:
-        return "No step of training was done; the same command starts again."
+        return "No training step was done; the same command starts again."
     return (
         f"Step {step} of {total} is done and kept in {workdir}/checkpoints; the same "
-        "command goes on from there."
+        "command continues from there."
     )
 
 
@@ -256,6 +256,7 @@ def raise_if_not_finite(losses: np.ndarray, tasks: Sequence[str], before: int) -
     for step, task in np.argwhere(~np.isfinite(losses))[:1]:
         raise InputError(
             f"the loss of {tasks[task]} is {losses[step, task]} at step "
-            f"{before + step + 1}: training has diverged; what was saved before is "
-            "kept. Lower --learning_rate or the task's weight, in another --workdir."
+            f"{before + step + 1}: training has diverged. What was saved before is "
+            "kept; lower --learning_rate or the task's weight, and use another "
+            "--workdir."
         )

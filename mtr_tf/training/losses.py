@@ -109,14 +109,14 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
         checks.check_name("loss in --task_losses", loss, LOSSES)
         if task not in tasks:
             raise InputError(
-                f"--task_losses must name tasks that are trained ({', '.join(tasks)}), "
-                f"got {task}; take it out."
+                "--task_losses must name tasks that are trained "
+                f"({', '.join(tasks)}); got {task}. Remove it."
             )
         if not _fits(loss, tasks[task].kind):
             raise InputError(
-                "cross_entropy is for classes, binary_cross_entropy for labels, and l1 "
-                f"and l2 are for all else, got {pair!r} in --task_losses; choose "
-                "another loss."
+                "cross_entropy is for classes, binary_cross_entropy for labels, and "
+                f"l1 and l2 for everything else, but --task_losses has {pair!r}; "
+                "choose another loss."
             )
         chosen[task] = LOSSES[loss]
     return chosen

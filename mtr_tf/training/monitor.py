@@ -53,6 +53,9 @@ _HPARAMS = (
     "precision",
 )
 
+# As the flags call validation numbers, and as TensorBoard shows them.
+_KINDS = {"clean": tensorboard.CLEAN, "adversarial": tensorboard.ATTACKED}
+
 
 @dataclasses.dataclass(frozen=True)
 class BestMetric:
@@ -119,9 +122,8 @@ def hparams(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
 class Monitor:
     """Writes the summaries of one run, and evaluates it as it trains.
 
-    The attack raises the sum of the main tasks' losses; every task is scored. Numbers
-    go to `train/`, `validation/` (clean images, pictures, settings) and, if there is an
-    attack, `validation/adversarial/`, under the same tags.
+    The attack raises the sum of the main tasks' losses; every task is scored. All goes
+    to one run of TensorBoard, `train/`.
     """
 
     def __init__(
@@ -167,24 +169,37 @@ class Monitor:
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
         )
-        places = ("train", "validation", "validation/adversarial")
-        folders = [workdir / place if workdir else None for place in places]
-        for folder in folders:
-            if folder:
-                event_files.keep_until(folder, first)
-        boards = [functools.partial(Board, folder, tasks=tasks) for folder in folders]
-        self._train = boards[0]()
-        self._validation = {"clean": boards[1]()}
         images = f"On the first {self._count} images of validation"
-        self._about = {"clean": f"{images}."}
-        if config.eval_eps:
-            self._validation["adversarial"] = boards[2]()
-            self._about["adversarial"] = f"{images}, attacked by {_attack(config)}."
+        self._about = {
+            "clean": f"{images}.",
+            "adversarial": f"{images}, attacked by {_attack(config)}.",
+        }
+        self._board = self._open(workdir, first)
         if workdir:
-            self._validation["clean"].settings(config.to_dict())
-            self._validation["clean"].hparams(
+            self._board.settings(config.to_dict())
+            self._board.layout(tensorboard.layout(tasks, config.main_or_all_tasks))
+            self._board.hparams(
                 hparams(config, source.info.image_shape[:2]), workdir.resolve().name
             )
+
+    def _open(self, workdir: pathlib.Path | None, first: int) -> Board:
+        """The run, with what was shown of the steps until the first.
+
+        Before 0.3 there was one for each kind of number, with the same tags.
+        """
+        if workdir is None:
+            return Board(None, tasks=self.tasks)
+        kinds = {
+            "train": tensorboard.TRAINING,
+            "validation": tensorboard.CLEAN,
+            "validation/adversarial": tensorboard.ATTACKED,
+        }
+        places = {
+            workdir / place: functools.partial(tensorboard.of_kind, kind=kind)
+            for place, kind in kinds.items()
+        }
+        event_files.keep_until(workdir / "train", first, places)
+        return Board(workdir / "train", tasks=self.tasks)
 
     def _jit(self, steps: int, replicas: int) -> bool:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
@@ -203,7 +218,9 @@ class Monitor:
         )
         speed = steps_per_second * self._config.batch_size
         about = "Mean over the training images since the last point."
-        self._train.scalars(scalars, step, about, units=self._info.units)
+        self._board.scalars(
+            scalars, step, tensorboard.TRAINING, about, self._info.units
+        )
         optimizer = {
             "optimizer/learning_rate": float(self._rate(step - 1)),
             "optimizer/examples_per_second": speed,
@@ -211,7 +228,7 @@ class Monitor:
         }
         if self._weighting.log_variances:
             optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
-        self._train.scalars(optimizer, step)
+        self._board.scalars(optimizer, step)
         return scalars["total/loss"]
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
@@ -222,8 +239,8 @@ class Monitor:
         scale = float(self._optimizer.dynamic_scale.numpy())
         if skipped > self._skipped:
             logging.info(
-                "%d of %d steps skipped so far, for gradients that are not finite; the "
-                "loss scale is %g now",
+                "%d of %d steps skipped so far because gradients were not finite; the "
+                "loss scale is now %g",
                 skipped,
                 step,
                 scale,
@@ -233,8 +250,7 @@ class Monitor:
 
     def flush(self) -> None:
         """Lets readers see what is written, and whoever goes on after a kill."""
-        for board in (self._train, *self._validation.values()):
-            board.flush()
+        self._board.flush()
 
     def evaluated(self, step: int) -> float:
         """Evaluates and attacks part of validation; returns the score of `best`."""
@@ -250,8 +266,8 @@ class Monitor:
             numbers_of["adversarial"] = values(evaluation.attacked, self.tasks)
         for kind, numbers in numbers_of.items():
             scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
-            self._validation[kind].scalars(
-                scalars, step, self._about[kind], units=self._info.units
+            self._board.scalars(
+                scalars, step, _KINDS[kind], self._about[kind], self._info.units
             )
         pictures = tensorboard.pictures(
             present(evaluation.examples, "examples"),
@@ -262,7 +278,7 @@ class Monitor:
         about = ""
         if evaluation.attacked:
             about = f"{_attack(self._config)}; grey is no perturbation."
-        self._validation["clean"].pictures(pictures, step, about)
+        self._board.pictures(pictures, step, about)
         self.flush()
         logging.info("step %d: %s", step, _headlines(numbers_of, self.tasks))
         return numbers_of[self.best.kind][self.best.task][self.best.metric.name]
@@ -281,9 +297,9 @@ def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:
     for task, rows in evaluation.clean.items():
         if not np.isfinite(rows["loss"]).all():
             raise InputError(
-                f"the loss of {task} on validation is not finite after step {step}: "
-                "training has diverged; what was saved before is kept. Lower "
-                "--learning_rate or the task's weight, in another --workdir."
+                f"the validation loss of {task} is not finite after step {step}: "
+                "training has diverged. What was saved before is kept; lower "
+                "--learning_rate or the task's weight, and use another --workdir."
             )
 
 

@@ -78,9 +78,9 @@ def attacked_tasks(config: TrainConfig) -> tuple[str, ...]:
     missing = [task for task in attacked if task not in tasks]
     if missing:
         raise InputError(
-            f"--adversarial_tasks must be main, all, or among --tasks "
-            f"({', '.join(tasks)}), got {', '.join(missing)}; add it to --tasks or "
-            "take it out."
+            "--adversarial_tasks must be main, all, or among --tasks "
+            f"({', '.join(tasks)}), but {', '.join(missing)} is not; add it to "
+            "--tasks or remove it."
         )
     return attacked
 

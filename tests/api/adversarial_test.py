@@ -142,6 +142,23 @@ def test_one_step_on_a_linear_head_is_the_closed_form():
     np.testing.assert_allclose(model.get_weights()[0][:, 0], expected, rtol=1e-5)
 
 
+def test_losses_of_a_list_keep_their_names():
+    image = keras.Input((4, 4, 3))
+    heads = [keras.layers.Conv2D(2, 1, name=name)(image) for name in ("one", "two")]
+    model = keras.Model(image, heads)
+    tasks = [
+        tasks_lib.Task(name, kind="classes", channels=2) for name in ("one", "two")
+    ]
+    adversarial = mtr_tf.AdversarialModel(model, tasks, steps=1)
+    images = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
+    histories = []
+    for each in (model, adversarial):
+        each.compile("sgd", loss=[LOSSES["seg"]] * 2)
+        targets = [np.zeros((2, 4, 4), np.int32)] * 2
+        histories.append(set(each.fit(images, targets, verbose=0).history))
+    assert histories[0] == histories[1] == {"loss", "one_loss", "two_loss"}
+
+
 def test_the_model_is_saved_as_itself(batch, tmp_path):
     images, targets = batch
     model = make_model()

@@ -18,7 +18,9 @@ from mtr_tf import attack_job
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
 
+METRICS = ("delta1", "image_miou")
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
+SETTINGS |= {"metrics": METRICS}
 
 
 def make_model():
@@ -137,6 +139,7 @@ def test_examples_of_any_form(form):
     assert form == "endless" or next(read, None) is None
 
 
+@pytest.mark.slow
 def test_batches_without_end_or_names(model, results):
     endless = forms()["endless"].map(lambda x, y: (x, (y["seg"], y["depth"])))
     also = mtr_tf.evaluate(
@@ -170,6 +173,7 @@ def other_models(inner):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", list(other_models(make_model())))
 def test_models_of_any_form(model, results, form):
     other, settings = other_models(model)[form]
@@ -191,10 +195,13 @@ def test_classes_are_as_many_as_the_model_has():
     model = keras.Model(image, {"seg": keras.layers.Conv2D(7, 1)(image)})
     images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
     targets = {"seg": rng.integers(1, 3, (3, 8, 8))}
-    results = mtr_tf.evaluate(model, (images, targets), **SETTINGS)
+    settings = SETTINGS | {"metrics": "top5"}
+    results = mtr_tf.evaluate(model, (images, targets), **settings)
     assert {r["task"] for r in results.records} == {"seg"}
+    assert "top5" in {r["metric"] for r in results.records}
 
 
+@pytest.mark.slow
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = [weight.copy() for weight in model.get_weights()]
@@ -205,6 +212,7 @@ def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.slow
 def test_out_is_a_folder_of_the_command(model, results, tmp_path):
     written = mtr_tf.evaluate(model, make_examples(), out=tmp_path / "a", **SETTINGS)
     assert numbers(written) == numbers(results)
@@ -219,6 +227,10 @@ def test_results_can_be_looked_at(results, tmp_path):
     assert text.startswith("two_heads on 6 images of examples")
     assert "seg miou, higher is better" in text
     assert "results.json" not in text  # Nothing is written.
+    assert "depth delta1" in text
+    assert "seg image_miou" in text
+    asked = {r["task"]: r["metric"] for r in results.records if r["metric"] in METRICS}
+    assert asked == {"depth": "delta1", "seg": "image_miou"}
     assert repr(results) == text
     assert results._repr_html_().startswith("<pre>two_heads")
     assert results.table("markdown").count("|") > 10
@@ -242,7 +254,7 @@ def test_measures_come_too(model):
     assert not measured.records
     assert measured.measures
     assert "norm of the mean gradient" in measured.table()
-    with pytest.raises(mtr_tf.InputError, match="nothing to draw"):
+    with pytest.raises(mtr_tf.InputError, match="nothing to plot"):
         measured.plot()
 
 
@@ -250,15 +262,18 @@ def test_measures_come_too(model):
     ("given", "says"),
     [
         ({"stepz": 3}, "no setting 'stepz'.* Did you mean 'steps'"),
-        ({"eps": "four"}, "eps must be a number, or several; got 'four'"),
+        ({"eps": "four"}, "eps must be a number or a list of numbers; got 'four'"),
         ({"attacks": "pgdd"}, "Did you mean 'pgd'"),
-        ({"dataset": "rooms"}, "dataset is of data that have a name"),
+        ({"dataset": "rooms"}, "dataset is only for named data sets"),
         ({"name": "x"}, "name is a flag of the command"),
-        ({"examples": None}, "examples must be given"),
+        ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
         ({"examples": [3]}, "An example must be"),
         ({"examples": [{"image": 3}]}, 'must have "image" and "targets"'),
-        ({"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]}, "names of"),
+        (
+            {"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]},
+            "named after the tasks",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(model, given, says):

@@ -59,6 +59,8 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
 def test_an_address_makes_no_folder(call, name, kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(mtr_tf.InputError, match=rf"^{name} must be a path in a file"):
+    with pytest.raises(
+        mtr_tf.InputError, match=rf"^{name} must be a path in this machine's file"
+    ):
         call(kind("gs://bucket/run"))
     assert not list(tmp_path.iterdir())

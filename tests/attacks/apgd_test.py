@@ -338,15 +338,15 @@ def test_the_graph_does_not_grow_with_steps_restarts_or_radii():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
-        ({"restarts": True}, "restarts is a whole number of at least 1, got True"),
-        ({"random_start": 1}, "random_start is True or False"),
+        ({"steps": 0}, "steps must be a whole number, 1 or more; got 0"),
+        ({"restarts": True}, "restarts must be a whole number, 1 or more; got True"),
+        ({"random_start": 1}, "random_start must be True or False"),
         ({"epsilon": 8}, "not 8"),
-        ({"radii": SEA, "steps": 2}, "Each of the 3 radii needs a step at least"),
-        ({"radii": ()}, "radii is a tuple of pairs"),
-        ({"radii": 2}, "radii is a tuple of pairs"),
-        ({"radii": ((2, 1),)}, "the last multiple 1"),
-        ({"radii": ((2, 0.5), (1, 0.4))}, "the shares 1 in all"),
+        ({"radii": SEA, "steps": 2}, "Each of the 3 radii needs at least one step"),
+        ({"radii": ()}, "radii must be a tuple of pairs"),
+        ({"radii": 2}, "radii must be a tuple of pairs"),
+        ({"radii": ((2, 1),)}, "the last multiple is 1"),
+        ({"radii": ((2, 0.5), (1, 0.4))}, "the shares add up to 1"),
         ({"radii": ((-1, 0.5), (1, 0.5))}, "all above 0"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_draw_of_noise_is_a_start_of_pgd():
 def test_settings(kind):
     assert kind(0.1) == kind(0.1, "linf", 1)
     assert kind(0.1).passes == 1
-    with pytest.raises(InputError, match="draws is a whole number of at least 1"):
+    with pytest.raises(InputError, match="draws must be a whole number, 1 or more"):
         kind(0.1, draws=0)
     with pytest.raises(InputError, match="not 8"):
         kind(8)

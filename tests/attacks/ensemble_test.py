@@ -168,7 +168,7 @@ def test_sea_is_four_runs_of_shrinking_radius():
     assert member[0] == apgd.APGD(0.1, 9, "linf", 1, False, radii)
     with pytest.raises(InputError, match="not 8"):
         SEA(8)
-    with pytest.raises(InputError, match="steps is a whole number"):
+    with pytest.raises(InputError, match="steps must be a whole number"):
         SEA(0.1, 0)
 
 

@@ -56,6 +56,7 @@ def kept(monkeypatch):
     return cache
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_bounded_and_goes(kept):
     for seed in range(3):
         attack_new_model(seed)
@@ -112,14 +113,16 @@ def test_counts_that_nothing_can_do_are_refused(attack, name, count):
         settings = {"step_size": 1 / 255, "steps": 2} | settings
     elif attack is attacks.APGD:
         settings = {"steps": 2} | settings
-    with pytest.raises(InputError, match=f"{name} is a whole number from 1 to 10+,"):
+    with pytest.raises(
+        InputError, match=f"{name} must be a whole number from 1 to 10+;"
+    ):
         attack(**settings)
 
 
 def test_draws_of_noise_and_weights_have_a_range():
     model = models.build("tiny", ("seg",), (SIZE, SIZE, 3), 3)
-    with pytest.raises(InputError, match="eot is a whole number from 1 to"):
+    with pytest.raises(InputError, match="eot must be a whole number from 1 to"):
         attacks.objective(model, TARGETS, MASKS, eot=2**31)
     for weight in (1e308, 1e-40, float("nan")):
-        with pytest.raises(InputError, match="Weights are 0 or of size 1e-06 to"):
+        with pytest.raises(InputError, match="Weights must be 0 or of size 1e-06 to"):
             attacks.objective(model, TARGETS, MASKS, weights={"seg": weight})

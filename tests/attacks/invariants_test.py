@@ -165,6 +165,7 @@ def check_place(norm, epsilon, got, x):
         assert np.sqrt(np.square(offset).sum(1)).max() <= epsilon
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 @hypothesis.given(
     case=st.sampled_from(CASES), epsilon=EPSILONS, seed=st.integers(0, 2**31)
@@ -175,7 +176,7 @@ def test_every_attack_keeps_its_promises(case, epsilon, seed):
     check(runner, *case, epsilon, seed, size=3)
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 @pytest.mark.parametrize("part", range(2))
 def test_every_attack_keeps_its_promises_in_ten_thousand_cases(case, part):

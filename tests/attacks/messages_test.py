@@ -41,12 +41,12 @@ def a_batch():
 
 def above(x, targets, masks):
     x[0, 0, 0, 0] = 2.5
-    return r"Images are in \[0, 1\], got values from \S+ to 2.5; put the normalis"
+    return r"Images must be in \[0, 1\]; got values from \S+ to 2.5; put the normalis"
 
 
 def missing(x, targets, masks):
     x[1, 2, 3] = np.nan
-    return r"Images are in \[0, 1\], got 3 values that are NaN; replace them"
+    return r"Images must be in \[0, 1\]; got 3 values that are NaN; replace them"
 
 
 def label(x, targets, masks):
@@ -166,7 +166,7 @@ def test_another_caller_finds_the_sentence_in_tensorflows_error(model):
     run = tf.function(lambda x: eager(model, x, *batch[1:]), autograph=False)
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         run(tf.constant(batch[0]))
-    assert input_error_within(raised.value).startswith("Images are in [0, 1], got")
+    assert input_error_within(raised.value).startswith("Images must be in [0, 1]; got")
 
 
 def test_under_xla_values_are_not_checked(model):
@@ -190,7 +190,7 @@ def test_images_that_come_back_as_they_were_are_counted(scale, caplog):
     attack = attacks.PGD(8 / 255, 2 / 255, 2)
     unmoved = attack(attacks.simple(lambda x: scale * tf.reduce_sum(x, (1, 2, 3))), x)
     np.testing.assert_array_equal(unmoved, x)
-    assert "2 of 2 images come back as they were" in caplog.text
+    assert "2 of 2 images are unchanged" in caplog.text
     caplog.clear()
     attack(attacks.simple(lambda x: tf.reduce_sum(x, (1, 2, 3))), x)
-    assert "come back" not in caplog.text
+    assert "are unchanged" not in caplog.text

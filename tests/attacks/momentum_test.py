@@ -177,9 +177,9 @@ def test_settings_and_passes():
     assert MIM(0.1, 0.01, 7) != pgd.PGD(0.1, 0.01, 7)
     assert hash(MIM(0.1, 0.01, 7)) == hash(MIM(0.1, 0.01, 7))
     for change, message in (
-        ({"decay": -1}, "decay must be at least 0, got -1"),
-        ({"decay": "1"}, "decay is a finite number, got '1'"),
-        ({"normalize": 1}, "normalize is True or False, got 1"),
+        ({"decay": -1}, "decay must be at least 0; got -1"),
+        ({"decay": "1"}, "decay must be a finite number; got '1'"),
+        ({"normalize": 1}, "normalize must be True or False; got 1"),
         ({"epsilon": 8}, "not 8"),
     ):
         with pytest.raises(InputError, match=message):

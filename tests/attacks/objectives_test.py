@@ -263,37 +263,49 @@ def test_half_precision_images_and_models():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": "normal"}, "needs a target, got none for 'normal', only for 'seg'"),
+        (
+            {"tasks": "normal"},
+            "No target was given for 'normal'. Pass targets={'normal'",
+        ),
         ({"tasks": "segg"}, "seg"),
         ({"tasks": ()}, "At least one task"),
-        ({"masks": {}}, "needs a mask, got none for 'seg', only for no task at all"),
+        ({"masks": {}}, "No mask was given for 'seg'. Pass masks={'seg'"),
         (
             {"balance": "summ"},
-            "balance is one of sum, mean.*'summ'. Did you mean 'su",
+            "balance must be one of sum, mean.*'summ'. Did you mean 'su",
         ),
-        ({"judge": "harms"}, "judge is one of auto, harm, loss, got 'harms'. Did you"),
+        (
+            {"judge": "harms"},
+            "judge must be one of auto, harm, loss; got 'harms'. Did you",
+        ),
         ({"judge": "ham"}, "got 'ham'. Did you mean 'harm'?"),
-        ({"losses": ("cosgpd",)}, "A loss is one of ce, .* Did you mean 'cospgd'?"),
+        (
+            {"losses": ("cosgpd",)},
+            "A loss must be one of ce, .* Did you mean 'cospgd'?",
+        ),
         ({"losses": "ce,margin"}, "but 'ce' and 'margin' both fit 'seg'; choose one"),
         ({"losses": "angular"}, "'angular' fits none of 'seg', 'depth', 'autoencoder'"),
         ({"losses": "l1", "tasks": "seg"}, "'l1' fits none of 'seg'; leave it out"),
         ({"losses": "margin", "balance": "dgba"}, "must not be negative, but 'margin'"),
         ({"losses": "houdini_released", "targeted": True}, "has no targeted form"),
-        ({"weights": {"seg": -1e7}}, "0 or of size 1e-06 to .*, got -1.*for 'seg'"),
+        ({"weights": {"seg": -1e7}}, "0 or of size 1e-06 to .*; got -1.*for 'seg'"),
         ({"weights": {"seg": -1}, "tasks": "seg"}, "weight must be above 0"),
-        ({"weights": {"seg": np.inf}}, "0 or of size 1e-06 to .*, got inf for 'seg'"),
-        ({"weights": {"seg": "1"}}, "0 or of size 1e-06 to .*, got '1' for 'seg'"),
+        ({"weights": {"seg": np.inf}}, "0 or of size 1e-06 to .*; got inf for 'seg'"),
+        ({"weights": {"seg": "1"}}, "0 or of size 1e-06 to .*; got '1' for 'seg'"),
         ({"weights": {"segg": 1}}, "Unknown task 'segg'"),
-        ({"weights": {"normal": 1}}, "'seg', 'depth', 'autoencoder'; got one for 'nor"),
+        (
+            {"weights": {"normal": 1}},
+            r"'seg', 'depth', 'autoencoder'\); got one for 'nor",
+        ),
         ({"weights": {"seg": 0}, "tasks": "seg"}, "weight must be above 0"),
         (
             {"weights": {"seg": 2}, "balance": "wgd"},
-            "for the balances sum, mean,.*wgd",
+            "with the balances sum, mean;.*wgd",
         ),
-        ({"classes": ()}, r"classes are whole numbers from 0, got \[\]"),
-        ({"classes": (-1,)}, r"classes are whole numbers from 0, got \[-1\]"),
-        ({"classes": (1,), "tasks": "depth"}, "none is among the attacked: 'depth'"),
-        ({"pixels": np.ones((5, 6))}, r"one image's \(6, 5\), got \(5, 6\)"),
+        ({"classes": ()}, r"classes must be whole numbers from 0; got \[\]"),
+        ({"classes": (-1,)}, r"classes must be whole numbers from 0; got \[-1\]"),
+        ({"classes": (1,), "tasks": "depth"}, r"no attacked task has any \('depth'\)"),
+        ({"pixels": np.ones((5, 6))}, r"of one image, \(6, 5\); got \(5, 6\)"),
     ],
 )
 def test_bad_arguments_are_refused(net, change, message):
@@ -307,7 +319,10 @@ def test_models_without_the_task_are_refused():
     x, targets, masks = batch()
     for model, message in (
         (lambda z: {"seg": z}, "The model has no task 'depth' to attack, only 'seg'"),
-        (lambda z: z, r"must return a dict {task: output}, got SymbolicTensor"),
+        (
+            lambda z: z,
+            r"must return a dict {task: output}, but it returned a SymbolicTensor",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             PGD(attacks.objective(model, targets, masks, "depth"), x)
@@ -448,7 +463,7 @@ def test_random_pixels_and_blocks():
         with pytest.raises(InputError, match=r"from 1 to 30, .* 6x5 output; got"):
             attacks_pixels.random_pixels(6, 5, count, seed=0)
     for corner in ((-1, 0, 2, 2), (3, 0, 2, 2), (0, 4, 1, 2), (0, 0, 0, 2)):
-        with pytest.raises(InputError, match="lies inside 4x5 pixels, got"):
+        with pytest.raises(InputError, match="must lie inside the 4x5 pixels; got"):
             attacks_pixels.block(4, 5, *corner)
 
 

@@ -474,14 +474,14 @@ def test_memory_of_traces_is_given_back():
     [
         (
             lambda x, _: tf.reduce_sum(x),
-            r"one number per image, shape \(4,\), got shape",
+            r"one number per image, shape \(4,\), but its shape is",
         ),
-        (lambda x, _: x, r"got shape \(4, 5, 6, 3\)"),
+        (lambda x, _: x, r"its shape is \(4, 5, 6, 3\)"),
         (lambda x, _: (x, x, x), "got a tuple of 3"),
         (lambda x, _: tf.zeros(4), "must depend on the images"),
-        (lambda x: x, r"progress\), got one with the arguments \(x\); wrap a"),
+        (lambda x: x, r"progress\), but this one takes \(x\); wrap a"),
         (lambda x, y=0: x, r"\(x, y=0\); wrap a plain f\(x\) in attacks.simple\(f\)"),
-        (lambda x, y, z: x, r"got one with the arguments \(x, y, z\); wrap"),
+        (lambda x, y, z: x, r"but this one takes \(x, y, z\); wrap"),
     ],
 )
 def test_objectives_of_another_form_are_refused(objective, message):
@@ -494,7 +494,10 @@ def test_objectives_of_another_form_are_refused(objective, message):
     [
         (np.zeros((2, 3), np.uint8), "got uint8"),
         (np.float32(0.5), r"of shape \(\)"),
-        (np.full((2, 3), 255.0), r"Images are in \[0, 1\], got values from 255 to 255"),
+        (
+            np.full((2, 3), 255.0),
+            r"Images must be in \[0, 1\]; got values from 255 to 255",
+        ),
         (np.array([[0.0, np.nan]]), "got 1 values that are NaN"),
     ],
 )
@@ -511,16 +514,19 @@ def test_images_a_rounding_error_outside_the_box_are_taken():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epsilon": 8}, r"epsilon is in \[0, 1\] pixel units \(8/255, not 8\), got 8"),
-        ({"step_size": 2}, r"step_size is in \[0, 1\] pixel units \(2/255, not 2\)"),
-        ({"step_size": 0}, "step_size must be above 0, got 0"),
-        ({"step_size": None}, "step_size is a finite number, got None"),
-        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
-        ({"steps": 2.5}, "steps is a whole number of at least 1, got 2.5"),
-        ({"restarts": 0}, "restarts is a whole number of at least 1, got 0"),
-        ({"norm": "l1"}, "norm is one of linf, l2, got 'l1'"),
-        ({"keep": "all"}, "keep is 'best' or 'last', got 'all'"),
-        ({"random_start": 1}, "random_start is True or False, got 1"),
+        (
+            {"epsilon": 8},
+            r"epsilon must be in units of \[0, 1\] \(8/255, not 8\); got 8",
+        ),
+        ({"step_size": 2}, r"step_size must be in units of \[0, 1\] \(2/255, not 2\)"),
+        ({"step_size": 0}, "step_size must be above 0; got 0"),
+        ({"step_size": None}, "step_size must be a finite number; got None"),
+        ({"steps": 0}, "steps must be a whole number, 1 or more; got 0"),
+        ({"steps": 2.5}, "steps must be a whole number, 1 or more; got 2.5"),
+        ({"restarts": 0}, "restarts must be a whole number, 1 or more; got 0"),
+        ({"norm": "l1"}, "norm must be one of linf, l2; got 'l1'"),
+        ({"keep": "all"}, "keep must be 'best' or 'last'; got 'all'"),
+        ({"random_start": 1}, "random_start must be True or False; got 1"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

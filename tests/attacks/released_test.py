@@ -205,17 +205,17 @@ def test_type_and_shape_stay_and_zero_is_zero(dtype):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"epsilon": 8}, "epsilon is in"),
-        ({"steps": 0}, "steps is a whole number"),
+        ({"epsilon": 8}, "epsilon must be in"),
+        ({"steps": 0}, "steps must be a whole number"),
         ({"decay": -1}, "decay must be at least 0"),
-        ({"start": "random"}, "start is one of corner, image"),
-        ({"scale": "right"}, "scale is one of pixels, wrong"),
+        ({"start": "random"}, "start must be one of corner, image"),
+        ({"scale": "right"}, "scale must be one of pixels, wrong"),
         ({"scale": "wrong"}, "needs mean"),
         ({"scale": "wrong", "mean": (0.5,)}, "needs std"),
         ({"scale": "wrong", "mean": (0.5,), "std": (0.5, 0.5)}, "got 1 and 2"),
-        ({"scale": "wrong", "mean": (0.5,), "std": (0.0,)}, "std is above 0"),
-        ({"scale": "wrong", "mean": (np.nan,), "std": (1.0,)}, "mean is a finite"),
-        ({"mean": (0.5,)}, "for the scale 'wrong' alone"),
+        ({"scale": "wrong", "mean": (0.5,), "std": (0.0,)}, "std must be above 0"),
+        ({"scale": "wrong", "mean": (np.nan,), "std": (1.0,)}, "mean must be a finite"),
+        ({"mean": (0.5,)}, "only for scale='wrong'"),
     ],
 )
 def test_what_is_refused(settings, said):
@@ -225,7 +225,7 @@ def test_what_is_refused(settings, said):
 
 def test_channels_must_fit():
     attack = ReleasedPGD(0.1, 0.1, 1, scale="wrong", **CITYSCAPES)
-    with pytest.raises(InputError, match="for 3 channels"):
+    with pytest.raises(InputError, match="must have 3 channels"):
         attack(linear(1.0), np.zeros((2, 4, 1)))
 
 
@@ -262,7 +262,7 @@ def test_its_records_say_how_far_it_goes(name, eps):
     ends = [cell.build()(linear(s), x, 0, *cell.numbers) for s in (1.0, -1.0)]
     farthest = 255 * max(np.abs(end - x).max() for end in ends)
     (warning,) = cell.warnings
-    assert f"{name} is not bound by eps" in warning
+    assert f"{name} does not stay within eps" in warning
     assert f"at eps {eps:g} values move by up to {farthest:.3g} levels" in warning
     assert farthest == pytest.approx(36.09 if eps == 4 else 37.31, abs=0.01)
     assert still.warnings == ()

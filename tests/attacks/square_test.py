@@ -276,12 +276,12 @@ def test_odd_images_unknown_sizes_and_an_epsilon_tensor(norm):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"queries": 0}, "queries is a whole number of at least 1, got 0"),
-        ({"restarts": 1.5}, "restarts is a whole number of at least 1, got 1.5"),
-        ({"p": 0}, "above 0 and at most 1, got 0"),
-        ({"p": None}, "p is a finite number, got None"),
+        ({"queries": 0}, "queries must be a whole number, 1 or more; got 0"),
+        ({"restarts": 1.5}, "restarts must be a whole number, 1 or more; got 1.5"),
+        ({"p": 0}, "above 0 and at most 1; got 0"),
+        ({"p": None}, "p must be a finite number; got None"),
         ({"epsilon": 8}, "not 8"),
-        ({"norm": "l1"}, "norm is one of linf, l2"),
+        ({"norm": "l1"}, "norm must be one of linf, l2"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -110,7 +110,7 @@ def test_noise_depends_on_seed_image_and_restart_but_not_on_the_batch(norm):
 def test_seeds_of_another_shape_or_type_are_refused():
     with pytest.raises(InputError, match=r"got shape \(3,\) for a batch of 4"):
         threat.image_keys([1, 2, 3], tf.range(4))
-    with pytest.raises(InputError, match="whole numbers, got float32"):
+    with pytest.raises(InputError, match="whole numbers; got float32"):
         threat.image_keys(0.5, tf.range(4))
 
 
@@ -246,13 +246,13 @@ def test_rounding_stays_short_where_the_point_is_inside_the_ball(dtype):
 @pytest.mark.parametrize(
     ("norm", "epsilon", "message"),
     [
-        ("linf", 8, r"epsilon is in \[0, 1\] pixel units \(8/255, not 8\), got 8\."),
+        ("linf", 8, r"epsilon must be in units of \[0, 1\] \(8/255, not 8\); got 8\."),
         ("linf", -0.1, "got -0.1"),
-        ("linf", "8", "epsilon is a finite number, got '8'"),
-        ("linf", True, "finite number, got True"),
+        ("linf", "8", "epsilon must be a finite number; got '8'"),
+        ("linf", True, "finite number; got True"),
         ("l2", -1, "from 0 to 1e6"),
-        ("l2", float("nan"), "finite number, got nan"),
-        ("l_inf", 0.1, "one of linf, l2, got 'l_inf'. Did you mean 'linf'?"),
+        ("l2", float("nan"), "finite number; got nan"),
+        ("l_inf", 0.1, "one of linf, l2; got 'l_inf'. Did you mean 'linf'?"),
     ],
 )
 def test_bad_radii_and_norms_are_refused(norm, epsilon, message):

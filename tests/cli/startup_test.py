@@ -79,7 +79,7 @@ def test_too_little_memory_is_one_sentence(error):
     assert told.count("\n") == 0
     assert "--batch_size=24. Try --batch_size=12, or" in told
     told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
-    assert "--batch_size=1. Take smaller images or a smaller --model, or" in told
+    assert "--batch_size=1. Use smaller images or a smaller --model, or" in told
 
 
 def test_other_errors_are_not_of_memory():

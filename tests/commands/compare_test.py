@@ -79,12 +79,12 @@ def test_tables(runs, capsys, tmp_path):
     ("changes", "message"),
     [
         ({"runs": ()}, "--runs must name"),
-        ({"name": "slow"}, "must be a finished attack of .*, quick; got 'slow'"),
+        ({"name": "slow"}, r"must be a finished attack of .* \(quick\); got 'slow'"),
         ({"attack": ("fgsm",)}, "no attack 'fgsm', only pgd"),
         ({"task": ("normal",)}, "--attack_tasks=normal"),
         ({"metric": "rmse"}, "--metric must be one of .*, got 'rmse'"),
         ({"plot": "x.txt"}, "--plot must end with .png"),
-        ({"runs": ("missing",)}, "which does not exist"),
+        ({"runs": ("missing",)}, "'missing' does not exist"),
         ({"runs": ("my.keras",)}, "--ckpt=my.keras first"),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_run_without_attacks_and_one_run_twice(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no finished attack; run python"):
         compare.main(CompareConfig(runs=(str(tmp_path / "empty"),)))
-    with pytest.raises(InputError, match="must differ"):
+    with pytest.raises(InputError, match="must all be different"):
         compare.main(CompareConfig(runs=(runs[0], runs[0])))
 
 
@@ -107,6 +107,26 @@ def test_attacks_that_differ_are_not_compared(runs, tmp_path):
     )
     with pytest.raises(InputError, match="norm is linf in .*/a and l2 in .*/c"):
         compare.main(CompareConfig(runs=(runs[0], other)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"attack_channels": [0, 1]}, r"attack_channels is \[\] in .* and \[0, 1\] in"),
+        ({"fast": True}, "fast is False in .* and True in"),
+        ({"targets": "own"}, "targets is data in .* and own in"),
+        ({"source_fingerprint": "abc"}, "source_fingerprint is None in .* and abc in"),
+    ],
+)
+def test_what_older_results_do_not_say_is_as_it_was(tmp_path, capsys, change, said):
+    one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
+    unsaid = write(tmp_path / "a", [one])
+    usual = write(tmp_path / "b", [one | {"fast": False, "source_fingerprint": None}])
+    other = write(tmp_path / "c", [one | change])
+    compare.main(CompareConfig(runs=(unsaid, usual)))
+    assert lines_of(capsys.readouterr().out)[2] == ["eps", "a", "b"]
+    with pytest.raises(InputError, match=said):
+        compare.main(CompareConfig(runs=(unsaid, other)))
 
 
 def test_attacks_are_matched_by_settings_in_whatever_folders(tmp_path, capsys):

@@ -62,6 +62,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_outputs_are_equal_where_only_keras_is(folder):
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (2, 32, 40, 3), np.uint8)

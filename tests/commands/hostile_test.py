@@ -99,10 +99,13 @@ FILES = dict(
 TRAIN = [
     (
         "train --workdir=gs://bucket/run",
-        "--workdir must be a path in a file system of this machine, got "
-        "'gs://bucket/run'; mount what it names as a folder, or copy it, and give the",
+        "--workdir must be a path in this machine's file system; got "
+        "'gs://bucket/run'. Mount it as a folder or copy it, and give the local path.",
     ),
     ("train --lr=0.1", "there is no flag --lr. Did you mean --learning_rate?"),
+    ("attack --epsilon=2", "there is no flag --epsilon. Did you mean --eps?"),
+    ("attack --checkpoint=a", "there is no flag --checkpoint. Did you mean --ckpt?"),
+    ("attack --zzz=1", "there is no flag --zzz. --help lists the flags."),
     ("train --bs=4", "there is no flag --bs. Did you mean --batch_size?"),
     ("train --zzz=3", "there is no flag --zzz. --help lists the flags."),
     ("train --epoch=3", "there is no flag --epoch. Did you mean --epochs?"),
@@ -112,7 +115,7 @@ TRAIN = [
     ("train --epochs=1e3", "--epochs must be a whole number, got '1e3'."),
     ("train --epochs=3.5", "--epochs must be a whole number, got '3.5'."),
     ("train --epochs=", "--epochs must be a whole number, got ''."),
-    ("train --epochs", "--epochs must have a value, --epochs=VALUE; it has none."),
+    ("train --epochs", "--epochs needs a value: --epochs=VALUE."),
     ("train -epochs=abc", "--epochs must be a whole number"),
     ("train --epochs=99999999999999999999", "--epochs must be from 1 to 1000000, got"),
     ("train --epochs=0", "--epochs must be from 1 to 1000000, got 0."),
@@ -129,10 +132,10 @@ TRAIN = [
     ("train --optimizer=ADAM", "got 'ADAM'. Did you mean 'adam'?"),
     ("train --schedule=cosin", "got 'cosin'. Did you mean 'cosine'?"),
     ("train --lr_epochs=1,2,a", "--lr_epochs must be a comma-separated list of whole"),
-    ("train --schedule=step --lr_epochs=2,1", "--lr_epochs must rise"),
+    ("train --schedule=step --lr_epochs=2,1", "--lr_epochs must be in rising order"),
     ("train --schedule=step --lr_epochs=0", "--lr_epochs must be from 1 to"),
     ("train --schedule=step", "--schedule=step needs --lr_epochs"),
-    ("train --lr_epochs=3", "--lr_epochs goes with --schedule=step"),
+    ("train --lr_epochs=3", "--lr_epochs needs --schedule=step"),
     ("train --seed=-1", "--seed must be from 0 to 4294967295, got -1."),
     ("train --seed=4294967296", "--seed must be from 0 to 4294967295"),
     ("train --width=100000", "--width must be from 0 to 1024, got 100000."),
@@ -153,14 +156,17 @@ TRAIN = [
     ("train --validation_share=1.5", "--validation_share must be from 0 to 1"),
     ("train --crop=abc", "--crop must be one number (64) or height x width"),
     ("train --crop=0", "--crop must be one number"),
-    ("train --crop=100000", "--crop must be at most 16384 a side, got '100000'."),
+    ("train --crop=100000", "--crop must be at most 16384 on each side, got '100000'."),
     ("train --image_size=12x13x14", "--image_size must be one number (64)"),
-    ("train --image_size=99999x99999", "--image_size must be at most 16384 a side"),
+    (
+        "train --image_size=99999x99999",
+        "--image_size must be at most 16384 on each side",
+    ),
     ("train --image_size=²", "--image_size must be one number (64)"),
     ("train extra words", "every argument must be a flag, --name=value; got"),
     ("train --=3", "every argument must be a flag"),
-    ("train --flagfile=missing.flags", "--flagfile=missing.flags must name a file"),
-    ("train --flagfile=good", "--flagfile=good must name a file of flags"),
+    ("train --flagfile=missing.flags", "--flagfile=missing.flags must name a flagfile"),
+    ("train --flagfile=good", "--flagfile=good must name a flagfile"),
     ("train --flagfile", "--flagfile with no argument"),
     ("train --flagfile=unknown.flags", "no flag --epohcs. Did you mean --epochs?"),
     ("train --flagfile=wrong.flags", "--epochs must be a whole number, got 'many'."),
@@ -172,19 +178,19 @@ TRAIN = [
     ("train --model=resnet18 --crop=40", "multiples of 32, got 40x40"),
     ("train --tasks=seg,dpeth", "Unknown task 'dpeth'. Did you mean 'depth'?"),
     ("train --tasks=", "At least one task must be named"),
-    ("train --tasks=seg,s", "Tasks must differ"),
+    ("train --tasks=seg,s", "Each task may be named only once"),
     ("train --main_tasks=normal", "--main_tasks must be among --tasks"),
     ("train --adversarial_tasks=normal", "--adversarial_tasks must be main, all"),
     ("train --best_metric=seg/mean", "--best_metric must be"),
     ("train --dataset=camvit", "camvid"),
-    ("train --workdir=file --model=tiny", "--workdir must be a directory, got the"),
+    ("train --workdir=file --model=tiny", "--workdir must be a directory, but file is"),
 ]
 
 ATTACK = [
     ("attack", "--ckpt must name what to attack"),
     ("attack --ckpt=missing", "--ckpt must be a run directory"),
     ("attack --ckpt=plain", "--ckpt must be a run directory"),
-    ("attack --ckpt=file", "which is some other file"),
+    ("attack --ckpt=file", "which is another kind of file"),
     ("attack --ckpt=missing.keras", "missing.keras"),
     ("attack --chkpt=x", "there is no flag --chkpt. Did you mean --ckpt?"),
     ("attack --epsilon=8", "there is no flag --epsilon."),
@@ -206,7 +212,7 @@ ATTACK = [
     ("attack --ckpt=x --eps=300", "--eps must be from 0 to 255 levels"),
     ("attack --ckpt=x --eps=1e9 --norm=l2", "--eps must be from 0 to 1000000"),
     ("attack --ckpt=x --eps=-1", "--eps must be from 0 to 1000000, got -1"),
-    ("attack --ckpt=x --eps=", "--eps must have at least one value; it is empty."),
+    ("attack --ckpt=x --eps=", "--eps must have at least one value, but it is empty."),
     ("attack --ckpt=x --eps=1,,2", "--eps must be a comma-separated list of numbers"),
     ("attack --ckpt=x --eps=8/255", "--eps must be a comma-separated list of numbers"),
     ("attack --ckpt=x --eps=nan", "--eps must be a finite number"),
@@ -231,10 +237,13 @@ ATTACK = [
     ("attack --ckpt=x --attack_pixels=1e3", "--attack_pixels must be a whole number"),
     ("attack --ckpt=x --attack_block=8", "--attack_block must be ROWSxCOLUMNS"),
     ("attack --ckpt=x --attack_block=0x8", "--attack_block must be ROWSxCOLUMNS"),
-    ("attack --ckpt=x --attack_block=1x1 --attack_pixels=1", "give one of them"),
+    ("attack --ckpt=x --attack_block=1x1 --attack_pixels=1", "give only one of them"),
     ("attack --ckpt=x --input_range=1,0", "--input_range must be two numbers"),
     ("attack --ckpt=x --input_range=0,1e300", "--input_range must be from -1000000"),
-    ("attack --ckpt=x --input_mean=1,2 --input_std=1,2,3", "as many numbers as images"),
+    (
+        "attack --ckpt=x --input_mean=1,2 --input_std=1,2,3",
+        "must have one number, or one per channel",
+    ),
     ("attack --ckpt=x --input_std=0", "--input_std must be one number from 1e-06"),
     ("attack --ckpt=x --input_std=1e-320", "--input_std must be one number from"),
     ("attack --ckpt=x --name=../x", "--name must be one folder name"),
@@ -258,7 +267,7 @@ ON_A_RUN = [
     ("attack --ckpt=run --attack_block=8x8+99999999999999999999+0", "must lie inside"),
     ("attack --ckpt=run --attack_loss=cospgd+angular", "names angular, which fits"),
     ("attack --ckpt=run --attack_loss=own,angular", "names angular, which fits"),
-    ("attack --ckpt=run --attack_loss=ce+js", "One loss at most may fit a task"),
+    ("attack --ckpt=run --attack_loss=ce+js", "At most one loss may fit a task"),
     ("attack --ckpt=run --attack_loss=cosPGD", "Did you mean 'cospgd'?"),
     ("attack --ckpt=run --balance=wdg", "Did you mean 'wgd'?"),
     (
@@ -267,7 +276,7 @@ ON_A_RUN = [
     ),
     ("attack --ckpt=run --attack_weights=sag:1", "Unknown task 'sag'."),
     ("attack --ckpt=run --attack_tasks=depth", "depth"),
-    ("attack --ckpt=run --tasks=depth", "--tasks asks for depth"),
+    ("attack --ckpt=run --tasks=depth", "--tasks names depth"),
     ("attack --ckpt=run --split=validaton", "Did you mean 'validation'?"),
     ("attack --ckpt=run --attack_classes=door", "--attack_classes names 'door'"),
     ("attack --ckpt=run --image_size=33x40", "33x40"),
@@ -279,20 +288,23 @@ ON_A_RUN = [
 ]
 
 OTHERS = [
-    ("compare", "--runs must name one or more attacked runs; it is empty."),
-    ("compare --runs=good,s3://b/run", "got 's3://b/run'; mount what it names"),
-    ("compare --runs=missing", "got 'missing', which does not exist."),
-    ("compare --runs=file", "got 'file', which is a file."),
+    ("compare", "--runs must name one or more attacked runs, but it is empty."),
+    ("compare --runs=good,s3://b/run", "got 's3://b/run'. Mount it as a folder"),
+    ("compare --runs=missing", "but 'missing' does not exist."),
+    ("compare --runs=file", "but 'file' is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),
     ("compare --runs=begun", "no finished attack (only unfinished: half)"),
-    ("compare --runs=two,two", "--runs must differ, got one of two, two twice."),
+    (
+        "compare --runs=two,two",
+        "--runs must all be different, but one of two, two is given twice.",
+    ),
     (
         "compare --runs=two --name=c",
-        "--name must be a finished attack of two, a, b; got",
+        "--name must be a finished attack of two (a, b); got",
     ),
     (
         "compare --runs=two --name=*",
-        "--name must be a finished attack of two, a, b; got",
+        "--name must be a finished attack of two (a, b); got",
     ),
     ("compare --runs=good --name=**", "--name must be a finished attack of good"),
     (
@@ -324,9 +336,9 @@ OTHERS = [
     ("compare --runs=no_interval", "is damaged (ValueError"),
     ("compare --runs=empty", "has no attack with a radius above 0"),
     ("compare --run=good", "there is no flag --run. Did you mean --runs?"),
-    ("convert", "--torch must name a file of PyTorch weights; it is empty."),
-    ("convert --torch=missing.pth", "--torch must be a file that torch.save wrote"),
-    ("convert --torch=plain", "--torch must be a file that torch.save wrote"),
+    ("convert", "--torch must name a file of PyTorch weights, but it is empty."),
+    ("convert --torch=missing.pth", "--torch must be a file written by torch.save"),
+    ("convert --torch=plain", "--torch must be a file written by torch.save"),
     ("convert --torch=x.pth --model=tiny", "--model must be one of resnet18"),
     ("convert --torch=x.pth --num_classes=-1", "--num_classes must be from 0 to 10000"),
     ("convert --torch=x.pth --num_classes=99999", "--num_classes must be from 0 to"),
@@ -428,7 +440,9 @@ def test_epochs_that_make_too_many_steps(ask, place, monkeypatch, camvid_dir):
     flags = f"--dataset=camvid --data_dir={camvid_dir} --tasks=seg --image_size=32x40"
     code, said = ask(f"train {flags} --model=tiny --batch_size=4 --workdir=new")
     last = said.splitlines()[-1]
-    assert last.startswith("error: --epochs must make at most 100 steps in all, got 20")
+    assert last.startswith(
+        "error: --epochs must give at most 100 steps in all, but got 20"
+    )
     assert code == 1
     assert not (place / "new").exists()
 

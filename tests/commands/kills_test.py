@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
-import random
 import resource
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
+import process_fixture
 import pytest
 
 FLAGS = (
@@ -23,7 +23,6 @@ FLAGS = (
     "--batch_size=3",
     "--checks=false",
 )
-KILLS = 20
 CELLS = 1 + 2 * 4 * 2  # The clean images; attacks, radii, tasks.
 
 
@@ -74,31 +73,25 @@ def attacked(whole_run, tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.fuzz
 def test_a_sweep_killed_at_twenty_random_moments_ends_with_the_same_bits(attacked):
-    attacks = attacked / "attacks"
-    moment, between, names = random.Random(2), 0, ["killed_0"]
-    for number in range(KILLS):
-        folder = attacks / names[-1]
-        process = subprocess.Popen(
-            command(attacked, names[-1]), stderr=subprocess.DEVNULL
+    done = []
+
+    def begin(folder):
+        return subprocess.Popen(
+            command(attacked, folder.name), stderr=subprocess.DEVNULL
         )
-        try:
-            before = finished(folder)
-            while number % 2 and finished(folder) == before:  # Each other at work.
-                assert process.poll() is None
-                time.sleep(0.005)
-            time.sleep(moment.uniform(0, 0.5 if number % 2 else 8))
-        finally:
-            process.kill()
-            process.wait()
-        between += 0 < finished(folder) < CELLS
-        if finished(folder) == CELLS:
-            names.append(f"killed_{len(names)}")
-    assert between >= KILLS // 4
-    whole = kept(attacks / "whole")
+
+    folders = process_fixture.kill_at_random_moments(
+        begin,
+        (attacked / "attacks" / f"killed_{n}" for n in itertools.count()),
+        seed=2,
+        killed=lambda folder: done.append(finished(folder)),
+    )
+    assert any(0 < cells < CELLS for cells in done)
+    whole = kept(attacked / "attacks" / "whole")
     assert sum(name.startswith("cells/") for name in whole) == 2 * CELLS
-    for name in names:
-        finish(attacked, name)
-        assert kept(attacks / name) == whole
+    for folder in folders:
+        finish(attacked, folder.name)
+        assert kept(folder) == whole
 
 
 @pytest.mark.slow

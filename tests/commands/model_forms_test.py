@@ -35,6 +35,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.tasks import Task
+
 SIZE, COUNT = 16, 4
 
 
@@ -88,6 +90,33 @@ def four():
     far = 0.5 * np.ones((COUNT, SIZE, SIZE, 1), np.float32)
     pictures = np.concatenate([pictures.astype(np.float32) / 255, far], -1)
     return _data(pictures, labels, {})
+
+
+def scenes():
+    """Beside the classes of pixels, three things that are said of the whole image."""
+    pictures, labels = images()
+    counts = np.stack([(labels == c).sum((1, 2)) for c in range(3)], -1)
+    red = pictures[..., 0].mean((1, 2)) * np.float32(4 / 255)
+    rows = zip(labels, counts.argmax(-1), (counts > 80).astype(int), red.astype("f4"))
+    names = ("seg", "scene", "tags", "light")
+    whole = {"classes": ("red", "green", "blue"), "places": 0}
+    tasks = [
+        Task("scene", kind="classes", **whole),
+        Task("tags", kind="labels", **whole),
+        Task("light", kind="numbers", places=0),
+    ]
+    targets = [dict(zip(names, row)) for row in rows]
+    facts = {"classes": ["red", "green", "blue"], "tasks": tasks}
+    return {"validation": list(zip(pictures, targets)), **facts}
+
+
+def inputs():
+    given = rgb()
+    given["validation"] = [
+        {"image": image, "targets": targets, "inputs": {"scale": np.float32(4)}}
+        for image, targets in given["validation"]
+    ]
+    return given
 
 
 def _data(pictures, labels, facts):
@@ -206,6 +235,9 @@ def saved(model, name="m.keras", **options) -> str:
 SEG = {"seg": lambda x: 20 * x}
 DEPTH = {"depth": lambda x: 4 * x[..., :1]}
 BOTH = SEG | DEPTH
+SCENE = {"scene": lambda x: 20 * x.mean((1, 2))}
+TAGS = {"tags": lambda x: 20 * (x.mean((1, 2)) - 0.2)}
+LIGHT = {"light": lambda x: 4 * x.mean((1, 2))[:, :1]}
 TWO = {"seg": lambda x: np.concatenate([0 * x[..., :1], x @ [[-20], [10], [10]]], -1)}
 
 
@@ -306,7 +338,7 @@ def nested_dict_by_last_names():
 
 
 @form(
-    "names 'mask', which 2 outputs .* are called; name one by its number or path",
+    "names 'mask', but 2 outputs .* have that name; give the number or path of one",
     "--heads=mask:seg",
 )
 def nested_dict_with_one_name_twice():
@@ -332,33 +364,38 @@ def tuple_by_layers():
     return keras.Model(x, (depth(x, "far"), seg(x, "mask")))
 
 
-@form("--heads names the output '2', and those of .* are 0 .*, 1 ", "--heads=2:seg")
+@form(
+    "--heads names the output '2', but the outputs of .* are 0 .*, 1 ", "--heads=2:seg"
+)
 def list_number_that_is_not_there():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
 
 
-@form("must give outputs the names of tasks, or one of the kinds", "--heads=0:depht")
+@form(
+    "must give each output the name of a task, or one of the kinds", "--heads=0:depht"
+)
 def task_that_is_not_there():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
 
 
-@form("each task another output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
+@form("each task a different output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
 def two_outputs_for_one_task():
     x = image_input()
     return keras.Model(x, [depth(x), seg(x)])
 
 
 @form(
-    "--source_heads is for a model of your own in --source_ckpt", "--source_heads=0:seg"
+    "--source_heads is only for a model of your own in --source_ckpt",
+    "--source_heads=0:seg",
 )
 def source_heads_without_source():
     return dict_of_our_names()
 
 
 @form(
-    "must have targets of the tasks in --heads, and it has none of mask",
+    "must have targets for the tasks in --heads, but has none for mask",
     "--heads=mask:classes",
 )
 def a_kind_without_targets():
@@ -391,7 +428,7 @@ def one_tensor_by_layer_name():
     return keras.Model(x, seg(x, "seg"))
 
 
-@form("must be known by names of tasks.*--heads=0:TASK")
+@form("must have names of tasks.*--heads=0:TASK")
 def one_tensor_without_name():
     x = image_input()
     return keras.Model(x, seg(x))
@@ -433,13 +470,13 @@ def depth_without_channel():
     return keras.Model(x, {"depth": keras.layers.Reshape((SIZE, SIZE))(depth(x))})
 
 
-@form("it is flat, .256, 3.; put keras.layers.Reshape..16, 16, 3.. behind it")
+@form("it is flat, .256, 3.; put keras.layers.Reshape..16, 16, 3.. after it")
 def flat():
     x = image_input()
     return keras.Model(x, {"seg": keras.layers.Reshape((SIZE * SIZE, 3))(seg(x))})
 
 
-@form("must have shape .16, 16, 3.* and it has .16, 16, 1.; say by --heads")
+@form("must have shape .16, 16, 3.* but it has .16, 16, 1.; say with --heads")
 def wrong_channels():
     x = image_input()
     return keras.Model(x, {"seg": depth(x)})
@@ -451,7 +488,7 @@ def output_with_channels_first():
     return keras.Model(x, {"seg": keras.layers.Permute((3, 1, 2))(seg(x))})
 
 
-@form("must be floats, which have a gradient.*int.*argmax")
+@form("must be floats .*int.*argmax")
 def classes_in_place_of_logits():
     x = image_input()
     return keras.Model(x, {"seg": keras.ops.argmax(seg(x), -1)})
@@ -542,6 +579,93 @@ def sigmoid_without_channel():
     return keras.Model(x, {"seg": y})
 
 
+# Outputs without places: one value for the whole image.
+
+
+def mean(x):
+    return keras.layers.GlobalAveragePooling2D()(x)
+
+
+def dense(x, kernel, name=None, bias=None, **options):
+    """A dense layer with these weights, `[in, out]`."""
+    kernel = np.asarray(kernel, np.float32)
+    layer = keras.layers.Dense(kernel.shape[1], name=name, **options)
+    y = layer(x)
+    layer.set_weights([kernel, np.zeros(kernel.shape[1]) if bias is None else bias])
+    return y
+
+
+def scene(x, name=None, **options):
+    return dense(mean(x), 20 * np.eye(3), name, **options)
+
+
+def tags(x, **options):
+    return dense(mean(x), 20 * np.eye(3), bias=np.full(3, -4.0), **options)
+
+
+def light(x):
+    return dense(mean(x), [[4.0], [0.0], [0.0]])
+
+
+@form(SEG | SCENE | TAGS | LIGHT, data="scenes", quick=True)
+def values_of_the_image_beside_a_map():
+    x = image_input()
+    outputs = {"seg": seg(x), "scene": scene(x), "tags": tags(x), "light": light(x)}
+    return keras.Model(x, outputs)
+
+
+@form(SEG | SCENE, "--heads=1:seg,0:scene", data="scenes")
+def list_of_a_value_and_a_map():
+    x = image_input()
+    return keras.Model(x, [scene(x), seg(x)])
+
+
+@form(SCENE, data="scenes", said="logits before its softmax")
+def classifier_with_softmax():
+    x = image_input()
+    return keras.Model(x, scene(x, name="scene", activation="softmax"))
+
+
+@form(SCENE, "--heads=0:scene", data="scenes", quick=True)
+def classifier_of_one_tensor():
+    x = image_input()
+    pool = keras.layers.GlobalAveragePooling2D()
+    model = keras.Sequential([x, pool, keras.layers.Dense(3)])
+    model.layers[-1].set_weights([20 * np.eye(3), np.zeros(3)])
+    return model
+
+
+@form(TAGS, data="scenes", said="logits before its sigmoid")
+def labels_with_sigmoid():
+    x = image_input()
+    return keras.Model(x, {"tags": tags(x, activation="sigmoid")})
+
+
+@form(LIGHT | SCENE, data="scenes")
+def number_without_channel():
+    x = image_input()
+    number = keras.layers.Reshape(())(light(x))
+    return keras.Model(x, {"light": number, "scene": scene(x)})
+
+
+@form(r"must have shape \(3,\), for the whole .* has \(4,\)", data="scenes")
+def wrong_number_of_classes():
+    x = image_input()
+    return keras.Model(x, {"scene": dense(mean(x), np.ones((3, 4)))})
+
+
+@form(r"must have shape \(3,\), which .* has \(16, 16, 3\)", data="scenes")
+def map_for_a_task_of_the_image():
+    x = image_input()
+    return keras.Model(x, {"scene": seg(x)})
+
+
+@form(r"must have shape \(16, 16, 3\) .* has \(3,\)", data="scenes")
+def value_of_the_image_for_a_map():
+    x = image_input()
+    return keras.Model(x, {"seg": scene(x)})
+
+
 # Inputs.
 
 
@@ -565,7 +689,7 @@ def wants_minus_1_to_1():
     return keras.Model(x, {"seg": seg(y), "depth": depth(y)})
 
 
-@form("must take images of floats.*uint8.*--input_range=0,255")
+@form("must take float images.*uint8.*--input_range=0,255")
 def wants_bytes():
     x = image_input(dtype="uint8")
     y = keras.ops.cast(x, "float32") / 255
@@ -591,7 +715,7 @@ def colour_and_distance():
     return keras.Model(x, both | {"depth": conv(x, 4 * np.eye(4)[:, :1])})
 
 
-@form("takes images with 4 channels, and those of forms_data:rgb have 3")
+@form("takes images with 4 channels, but those of forms_data:rgb have 3")
 def four_channels_for_colours():
     x = image_input(4)
     return keras.Model(x, {"seg": conv(x, np.eye(4)[:, :3])})
@@ -636,23 +760,34 @@ def fixed_batch_that_layers_need():
     return keras.Model(x, {"seg": keras.ops.reshape(y, (2, SIZE, SIZE, 3))})
 
 
-@form(
-    "must have one input.*it has 2.*--ckpt=module:function.*mtr_tf.evaluate in Python"
-)
+@form(BOTH, "--batch_size=3", data="inputs", quick=True)
+def inputs_that_come_with_the_examples():
+    x, scale = image_input(), keras.Input((), name="scale")
+    y = x * keras.ops.reshape(scale, (-1, 1, 1, 1))
+    return keras.Model([scale, x], {"seg": seg(x), "depth": y[..., :1]})
+
+
+@form("input scale .* must have shape .2,., and in the examples it has", data="inputs")
+def an_input_of_another_shape():
+    x, scale = image_input(), keras.Input((2,), name="scale")
+    return keras.Model([x, scale], {"seg": seg(x) + scale[:, None, None, :1]})
+
+
+@form("takes the input .* of shape .1,. beside.*have the inputs none.*module:function")
 def two_inputs():
     x, more = image_input(), keras.Input((1,))
     y = seg(x) + more[:, None, None]
     return keras.Model([x, more], {"seg": y})
 
 
-@form("must take images of shape .batch, height, width, channels.; it takes .None, 768")
+@form("must take images of shape .batch, height, width, .*, but it takes .None, 768")
 def flat_input():
     x = keras.Input((SIZE * SIZE * 3,))
     y = keras.layers.Reshape((SIZE, SIZE, 3))(x)
     return keras.Model(x, {"seg": seg(y)})
 
 
-@form("takes images of 32x32, and those of forms_data:rgb are 16x16")
+@form("takes images of 32x32, but those of forms_data:rgb are 16x16")
 def another_size():
     x = image_input(shape=(32, 32))
     return keras.Model(x, {"seg": seg(x)})
@@ -664,7 +799,7 @@ def any_size():
     return keras.Model(x, {"seg": seg(x)})
 
 
-@form("cannot take images of 16x16.*--image_size=")
+@form("cannot take the images of .*, 16x16.*--image_size=")
 def a_size_that_strides_do_not_divide():
     x = image_input(shape=(None, None))
     y = keras.layers.MaxPooling2D(12)(x)
@@ -695,7 +830,7 @@ def transfer_from_another_form():
 
 
 @form(
-    "--source_heads names the output 'c', and those of s.keras",
+    "--source_heads names the output 'c', but the outputs of s.keras",
     "--source_ckpt=s.keras",
     "--source_heads=c:seg",
 )
@@ -781,14 +916,14 @@ def h5():
     return saved(keras.Model(x, [seg(x, "seg"), depth(x, "depth")]), "m.h5")
 
 
-@form("holds weights alone; save it by model.save.'m.keras'")
+@form("holds only weights; save the model with model.save.'m.keras'")
 def weights_alone():
     x = image_input()
     keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
     return "m.weights.h5"
 
 
-@form("holds weights alone")
+@form("holds only weights")
 def weights_alone_by_another_name():
     x = image_input()
     keras.Model(x, {"seg": seg(x)}).save_weights("m.weights.h5")
@@ -809,7 +944,7 @@ def saved_model_of_a_list():
     return "m"
 
 
-@form("is no .keras file that can be loaded here: it is truncated")
+@form("cannot be loaded as a .keras file: it is truncated")
 def truncated():
     x = image_input()
     path = pathlib.Path(saved(keras.Model(x, {"seg": seg(x)})))
@@ -817,7 +952,7 @@ def truncated():
     return str(path)
 
 
-@form("is no .h5 file that can be loaded here")
+@form("cannot be loaded as a .h5 file")
 def no_h5():
     pathlib.Path("m.h5").write_bytes(b"nothing")
     return "m.h5"
@@ -915,7 +1050,16 @@ def by_numpy(form: Form) -> dict[tuple[str, str], float]:
     scores = {}
     for task, function in form.expected.items():
         output = np.asarray(function(images))
-        if task == "seg":
+        if task == "scene":
+            counts = [(labels == c).sum((1, 2)) for c in range(3)]
+            right = output.argmax(-1) == np.argmax(counts, 0)
+            scores["scene", "accuracy"] = np.mean(right)
+        elif task == "tags":
+            there = np.stack([(labels == c).sum((1, 2)) > 80 for c in range(3)], -1)
+            scores["tags", "label_accuracy"] = np.mean((output > 0) == there)
+        elif task == "light":
+            scores["light", "mae"] = np.mean(np.abs(output - LIGHT["light"](images)))
+        elif task == "seg":
             score = np.mean(output.argmax(-1) == labels)
             scores["seg", "pixel_accuracy"] = score
         else:

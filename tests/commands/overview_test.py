@@ -38,8 +38,8 @@ def test_the_version(module):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("train", "it is called by python -m mtr_tf.train"),
-        ("--verison", "takes --version or nothing, got '--verison'"),
+        ("train", "write python -m mtr_tf.train"),
+        ("--verison", "takes only --version, or nothing; got '--verison'"),
         ("atack", "Did you mean 'attack'?"),
     ],
 )

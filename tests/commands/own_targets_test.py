@@ -53,6 +53,7 @@ def config(heads: tuple[str, ...], **settings) -> AttackConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heads",
     [("semantic:room", "angle:side"), ("semantic:classes", "angle:numbers")],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import process_fixture
 import pytest
 
 from mtr_tf import files
@@ -230,19 +232,16 @@ def expect_same(whole, killed):
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 def test_killed_at_twenty_random_moments_all_figures_are_the_same(studies, tmp_path):
     plain = studies.whole.parent / "plain.json"
-    moment, kills, folders = random.Random(4), 0, [tmp_path / "study 0"]
-    while kills < 20:
-        process = start(["-c", RUNNER, plain, folders[-1]])
-        try:
-            _, said = process.communicate(timeout=moment.uniform(0, 12))
-            assert process.returncode == 0, said
-            folders.append(tmp_path / f"study {len(folders)}")
-        except subprocess.TimeoutExpired:
-            kills += 1
-        finally:
-            process.kill()
-            process.communicate()
-            wait_until(lambda: not processes_of(tmp_path))
+
+    def begin(folder):
+        wait_until(lambda: not processes_of(tmp_path))
+        command = [sys.executable, "-c", RUNNER, plain, folder]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    folders = process_fixture.kill_at_random_moments(
+        begin, (tmp_path / f"study {n}" for n in itertools.count()), seed=4
+    )
+    wait_until(lambda: not processes_of(tmp_path))
     process = start(["-c", RUNNER, plain, folders[-1]])
     _, said = process.communicate()
     assert process.returncode == 0, said

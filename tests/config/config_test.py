@@ -35,8 +35,11 @@ def test_defaults_are_valid_and_go_round():
         ({"eval_eps": float("nan")}, "finite"),
         ({"decoders": "both"}, "separate, shared"),
         ({"schedule": "step"}, "--lr_epochs"),
-        ({"lr_epochs": (2,)}, "--lr_epochs goes with --schedule=step"),
-        ({"schedule": "step", "lr_epochs": (2, 1)}, "--lr_epochs must rise"),
+        ({"lr_epochs": (2,)}, "--lr_epochs needs --schedule=step"),
+        (
+            {"schedule": "step", "lr_epochs": (2, 1)},
+            "--lr_epochs must be in rising order",
+        ),
         ({"seed": 2**32}, "--seed must be from 0 to"),
         ({"lr_epochs": (3, 0)}, "--lr_epochs must be from 1 to 1000000, got 0"),
         ({"image_size": "64,64"}, "height x width"),
@@ -93,7 +96,7 @@ def test_flags_of_every_kind():
 
 
 def test_a_list_of_the_wrong_kind():
-    with pytest.raises(InputError, match="whole numbers, got 'x'"):
+    with pytest.raises(InputError, match="whole numbers, but contains 'x'"):
         parsed("--lr_epochs=2,x")
 
 
@@ -145,7 +148,7 @@ def test_which_settings_change_no_result():
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),
-        *("checks", "check_examples", "measure", "measure_draws"),
+        *("checks", "check_examples", "measure", "measure_draws", "metrics"),
     }
 
 
@@ -198,5 +201,7 @@ NO_PATHS = {
 def test_an_address_is_no_path(record, field):
     address = "gs://bucket/run"
     value = (address,) if isinstance(field.default, tuple) else address
-    with pytest.raises(InputError, match=rf"^--{field.name} must be a path in a file"):
+    with pytest.raises(
+        InputError, match=rf"^--{field.name} must be a path in this machine's file"
+    ):
         record(**{field.name: value})

@@ -411,14 +411,14 @@ def test_examples_are_in_order_with_known_length():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 12}, r"12, for 11 examples"),
+        ({"batch_size": 12}, r"examples, 11; got a batch size of 12"),
         ({"batch_size": 0}, r"at least 1, got 0"),
-        ({"batch_size": 5, "context": context(2)}, r"5 for 2 replicas; take 4 or 6\."),
-        ({"batch_size": 1, "context": context(2)}, r"1 for 2 replicas; take 2\."),
+        ({"batch_size": 5, "context": context(2)}, r"5 for 2 replicas. Give 4 or 6\."),
+        ({"batch_size": 1, "context": context(2)}, r"1 for 2 replicas. Give 2\."),
         ({"seed": -1}, r"at least 0, got -1"),
         ({"num_examples": 12}, r"from 1 to 11, .* got 12"),
         ({"num_examples": 0}, r"from 1 to 11, .* got 0"),
-        ({"num_examples": 3}, r"4, for 3 examples"),
+        ({"num_examples": 3}, r"examples, 3; got a batch size of 4"),
         ({"augment": Augment(crop=(7, 8))}, r"7x8 for pictures of 6x8"),
         ({"augment": Augment(crop=(0, 8))}, r"0x8 for pictures of 6x8"),
     ],
@@ -434,7 +434,7 @@ def test_training_input_errors(options, message):
         ({"num_examples": 12}, r"from 1 to 11, .* got 12"),
         ({"num_examples": -1}, r"from 1 to 11, .* got -1"),
         ({"batch_size": 0}, r"at least 1, got 0"),
-        ({"batch_size": 7, "context": context(4)}, r"7 for 4 replicas; take 4 or 8\."),
+        ({"batch_size": 7, "context": context(4)}, r"7 for 4 replicas. Give 4 or 8\."),
         ({"batch_size": 6, "context": context(3, 2)}, r"3 replicas on 2 workers"),
     ],
 )
@@ -457,6 +457,7 @@ def digest() -> str:
     return sums.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_with_op_determinism_in_another_process():
     code = (
         "import importlib.util, tensorflow as tf;"

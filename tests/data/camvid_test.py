@@ -177,7 +177,7 @@ def other_format(file):
     return lambda folder: Image.new("RGB", (12, 8)).save(folder / file, "JPEG")
 
 
-BROKEN = r"must be a whole PNG file"
+BROKEN = r"must be a complete PNG file"
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ BROKEN = r"must be a whole PNG file"
         (bad_label(np.zeros((8, 13))), r"12 x 8, but '.*annot/a\.png' is 13 x 8"),
         (bad_label(np.full((8, 12), 12)), r"annot/a\.png' contains 12"),
         (bad_label(np.full((8, 12), 255)), r"annot/a\.png' contains 255"),
-        (bad_label(np.zeros((8, 12, 3))), r"annot/a\.png' is of Pillow's mode RGB"),
+        (bad_label(np.zeros((8, 12, 3))), r"annot/a\.png' has Pillow's mode RGB"),
         (
             lambda folder: write(folder / "train" / "a.png", np.zeros((8, 12))),
-            r"8-bit RGB, but '.*train/a\.png' is of Pillow's mode L",
+            r"8-bit RGB, but '.*train/a\.png' has Pillow's mode L",
         ),
         (other_format("train/a.png"), rf"train/a\.png' {BROKEN}"),
         (

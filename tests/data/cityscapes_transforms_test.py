@@ -255,9 +255,15 @@ GREY = np.zeros((4, 6), np.uint8)
             lambda job: rewrite(job, "leftImg8bit", GREY),
             r"leftImg8bit.png' must have three channels of 8 bits",
         ),
-        (lambda job: cut(job, "leftImg8bit", 60), r"leftImg8bit.png' must be a whole"),
-        (lambda job: cut(job, "leftImg8bit", -5), r"leftImg8bit.png' must be a whole"),
-        (lambda job: cut(job, "disparity", 0), r"disparity.png' must be a whole"),
+        (
+            lambda job: cut(job, "leftImg8bit", 60),
+            r"leftImg8bit.png' must be a complete",
+        ),
+        (
+            lambda job: cut(job, "leftImg8bit", -5),
+            r"leftImg8bit.png' must be a complete",
+        ),
+        (lambda job: cut(job, "disparity", 0), r"disparity.png' must be a complete"),
         (lambda job: cut(job, "camera", 20), r"camera.json' must be JSON with ext"),
         (
             lambda job: fixture.pathlib.Path(job["camera"][1]).write_text(

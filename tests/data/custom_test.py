@@ -240,13 +240,17 @@ def test_data_dir_is_handed_over(open_it):
         return {"train": [example(name=data_dir)]}
 
     assert open_it(examples, data_dir="there").columns("train").names == ["there"]
-    with pytest.raises(InputError, match="--data_dir goes to own_data:examples as its"):
+    with pytest.raises(
+        InputError, match="--data_dir is passed to own_data:examples as the"
+    ):
         open_it({"train": [example()]}, data_dir="there")
 
 
 def test_the_size_is_that_of_the_examples(open_it):
     open_it({"train": [example()]}, image_size=(8, 6))
-    with pytest.raises(InputError, match="has images of 8x6, and 16x6 is asked for"):
+    with pytest.raises(
+        InputError, match="has images of 8x6, but --image_size or the model needs 16x6"
+    ):
         open_it({"train": [example()]}, image_size=(16, 6))
 
 
@@ -284,7 +288,7 @@ WRONG_EXAMPLES = {
     ),
     "grey": (
         example(image=IMAGE[..., :1]),
-        "must have one size, but example 1 of train is 8x6x1 and the first one 8x6;",
+        "the same size, but example 1 of train is 8x6x1 and the first one 8x6;",
     ),
     "channels first": (
         example(image=np.moveaxis(IMAGE, -1, 0)),
@@ -302,7 +306,7 @@ WRONG_EXAMPLES = {
         changed("targets", "sag", 1),
         "In the targets of example 1 of train: Unknown task 'sag'. Did you mean 'seg'",
     ),
-    "same task twice": (changed("targets", "s", 1), "Tasks must differ, got 'seg' 2"),
+    "same task twice": (changed("targets", "s", 1), "names 'seg' 2"),
     "float labels": (
         changed("targets", "seg", np.zeros((8, 6))),
         "whole numbers of shape [8, 6], the class of each pixel, but that of example 1 "
@@ -344,7 +348,7 @@ WRONG_EXAMPLES = {
     ),
     "other size": (
         (np.zeros((4, 6, 3), np.uint8), {"seg": np.zeros((4, 6), int)}),
-        "one size, but example 1 of train is 4x6 and the first one 8x6",
+        "same size, but example 1 of train is 4x6 and the first one 8x6",
     ),
     "other tasks": (
         (IMAGE, {"seg": np.zeros((8, 6), int)}),
@@ -370,12 +374,24 @@ def test_wrong_examples(open_it, mistake):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "must give a dict such as {'train': ..., 'validation': ...}, but gave"),
-        ({"trian": []}, "but gave 'trian'. Did you mean 'train'?"),
-        ({}, "at least one split of train, validation, test, but gave an empty dict"),
-        ({"classes": ["a"]}, "at least one split of train, validation, test, but gave"),
-        ({"train": []}, "The split train must have an example at least, but is empty"),
-        ({"train": Lazy(0)}, "must have an example at least, but is empty"),
+        (
+            None,
+            "must return a dict such as {'train': ..., 'validation': ...}, but",
+        ),
+        ({"trian": []}, "but returned 'trian'. Did you mean 'train'?"),
+        (
+            {},
+            "at least one split of train, validation, test, but returned an empty dict",
+        ),
+        (
+            {"classes": ["a"]},
+            "at least one split of train, validation, test, but returned",
+        ),
+        (
+            {"train": []},
+            "The split train must have at least one example, but it is empty",
+        ),
+        ({"train": Lazy(0)}, "must have at least one example, but it is empty"),
         (
             {"train": {"image": IMAGE}},
             "must be a sequence, a generator or a tf.data.Dat",
@@ -383,11 +399,11 @@ def test_wrong_examples(open_it, mistake):
         ({"train": 3}, "of examples, but is of type int"),
         (
             {"train": Lazy()},
-            'The classes must be named ("classes": [...]), since train',
+            'The classes must be named ("classes": [...]), because train',
         ),
         (
             {"train": tf.data.Dataset.range(3).repeat()},
-            "The split train must end, but its tf.data.Dataset repeats for ever",
+            "The split train must end, but its tf.data.Dataset repeats forever",
         ),
         (
             {"train": [example()], "test": [(IMAGE, {"seg": IMAGE[..., 0]})]},
@@ -395,7 +411,7 @@ def test_wrong_examples(open_it, mistake):
         ),
         (
             {"train": [(IMAGE, {})], "test": [(IMAGE[:4], {})]},
-            "one size, but those of test are 4x6 and those of train 8x6",
+            "same size, but those of test are 4x6 and those of train 8x6",
         ),
         ({"train": [example()], "classes": "abc"}, '"classes" must be a list of names'),
         ({"train": [example()], "colors": [(0, 0, 0)]}, 'for each of the "classes"'),
@@ -410,13 +426,17 @@ def test_wrong_examples(open_it, mistake):
         ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
         (
             {"train": [labelled(0, 1, 2, 255)]},
-            "without gaps, but are 0-2 and 255; name all classes",
+            "without gaps, but they are 0-2 and 255; name all classes",
         ),
-        ({"train": [labelled(1, 2)]}, "without gaps, but are 1-2; name all classes"),
+        (
+            {"train": [labelled(1, 2)]},
+            "without gaps, but they are 1-2; name all classes",
+        ),
         (
             {"train": [labelled(0, 2, 3, 5)]},
             'are 0, 2-3 and 5; name all classes ("classes": [...], in the order of '
-            'their labels) or, where a label means none, say so ("ignore_label": 5) or',
+            'their labels), or, if a label means "no label", say so '
+            '("ignore_label": 5)',
         ),
         ({"train": [example()], "ignore_label": "x"}, '"ignore_label" must be a whole'),
         ({"train": [example()], "groups": [0]}, '"groups" must be a dict by split'),
@@ -479,13 +499,13 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("mine:", "", "must be named as package.module:function, such as my_data:ex"),
-        (":examples", "", "must be named as package.module:function"),
+        ("mine:", "", "must have the form package.module:function, such as my_data:ex"),
+        (":examples", "", "must have the form package.module:function"),
         ("mine:a b", "", "got 'mine:a b'"),
         (
             "nowhere:f",
             "",
-            "There is no module 'nowhere' for --dataset=nowhere:f; start",
+            "There is no module 'nowhere' for --dataset=nowhere:f; run the command",
         ),
         ("mine.x:f", "", "There is no module 'mine.x'"),
         ("mine:f", "import nowhere", "cannot be imported: ModuleNotFoundError: No mod"),
@@ -532,7 +552,7 @@ def test_modules_of_the_current_directory_are_found(folder):
 def test_the_page_names_all_keys_and_tasks():
     page = PAGE.read_text()
     keys = set(re.findall(r'"(\w+)"', "".join(re.findall(r"^\| (.*?) \|", page, re.M))))
-    assert keys == {"image", "targets", "masks", "name", *reading.SPLITS,
+    assert keys == {"image", "targets", "masks", "name", "inputs", *reading.SPLITS,
                     *facts.KEYS}  # fmt: skip
     listed = page.split("\nTasks are ")[1].split(", or Taskonomy")[0]
     assert re.findall(r"`(\w+)`", listed) == list(tasks.TASKS)

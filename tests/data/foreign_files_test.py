@@ -57,7 +57,7 @@ END = chunk(b"IEND")
     ],
 )
 def test_broken_pngs_are_one_sentence(content):
-    with pytest.raises(InputError, match=r"^'a.png' must be a whole PNG file"):
+    with pytest.raises(InputError, match=r"^'a.png' must be a complete PNG file"):
         png.decode(content, "a.png")
 
 
@@ -160,7 +160,7 @@ def test_encryption_is_no_lack_of_room(root, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     cityscapes_fixture.zip_up(root)
     set_in_directory(root / "leftImg8bit_trainvaltest.zip", 8, b"\x01\x00")
-    with pytest.raises(InputError, match="encrypted.*extract it by other means"):
+    with pytest.raises(InputError, match="encrypted.*extract it with another program"):
         data.open_source("cityscapes", data_dir=str(root), image_size=(8, 8))
 
 
@@ -189,7 +189,7 @@ def test_damage_of_any_way_of_packing_is_one_sentence(root, method):
         except InputError as error:
             found.append(str(error))
     assert len(found) > 100
-    assert all("extract it by other means" in words for words in found)
+    assert all("extract it with another program" in words for words in found)
 
 
 def test_names_that_are_no_utf8_in_an_archive(root):
@@ -243,8 +243,11 @@ def test_buildings_whose_names_are_no_utf8_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"id,train,val,test\nb\xff,1,0,0\n", "must be a table of text in UTF-8"),
-        (b'id,train,val,test\n"' + b"a" * 200_000 + b'",1,0,0\n', "must be a table"),
+        (b"id,train,val,test\nb\xff,1,0,0\n", "must be a text table in UTF-8"),
+        (
+            b'id,train,val,test\n"' + b"a" * 200_000 + b'",1,0,0\n',
+            "must be a text table",
+        ),
         (b"train,val,test,id\n1\n", None),
         (b"", "must have the columns id, train, val and test"),
     ],

@@ -186,13 +186,13 @@ def test_a_dict_of_kinds_declares_too(open_it):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"tasks": []}, 'Declare a task of your own: "tasks": [Task(...)]'),
+        ({"tasks": []}, 'declare it: "tasks": [Task(...)]'),
         ({"tasks": "flow"}, '"tasks" must be a list such as'),
-        ({"tasks": {"flow": "number"}}, "or a kind, one of classes"),
-        ({"tasks": {"flow": TASKS[0]}}, "must have for each name a Task of that name"),
+        ({"tasks": {"flow": "number"}}, "to a kind, one of classes"),
+        ({"tasks": {"flow": TASKS[0]}}, "must map each name to a Task of that name"),
         ({"tasks": [*TASKS, TASKS[0]]}, "two are named parts"),
         ({"tasks": [Task("Depth")]}, "must not be called Depth"),
-        ({"class_weights": {"flow": [1]}}, "must be of tasks of classes"),
+        ({"class_weights": {"flow": [1]}}, "must be for tasks with classes"),
         ({"class_weights": {"scene": [1]}}, "each of the 3 classes of scene; got [1]"),
         ({"mean": [0.5]}, '"mean" must be one number for each of the 3 channels'),
     ],
@@ -210,7 +210,7 @@ def test_wrong_facts(open_it, given, message):
         ({"scene": np.array([0, 1, 0])}, "give its argmax"),
         ({"scene": 3}, "scene must be below the number of classes, 3, but example 0"),
         ({"scene": 0.5}, "whole numbers of shape [], the class of the image"),
-        ({"seen": np.array([0, 2, 0, 0])}, "1 or 0, but that of example 0 of train"),
+        ({"seen": np.array([0, 2, 0, 0])}, "1 or 0 for each of its"),
         ({"seen": np.array([0, 1])}, "seen must be numbers of shape [4]"),
         ({"angle": np.nan}, "angle must be finite where it is known, but example 0"),
         ({"parts": np.zeros((2, 2), int)}, "whole numbers of shape [4, 6]"),
@@ -227,13 +227,13 @@ def test_all_targets_of_a_task_have_one_shape(open_it):
     with pytest.raises(InputError, match=r"shape \[17, 2\], but that of example 1"):
         open_it(train=[example(), other], tasks=TASKS)
     with pytest.raises(
-        InputError, match="joints must have one shape, but those of val"
+        InputError, match="joints must have the same shape, but those of val"
     ):
         open_it(train=[example()], validation=[other], tasks=TASKS)
 
 
 def test_lazy_classes_must_be_named(open_it):
-    with pytest.raises(InputError, match="how many there are of seg"):
+    with pytest.raises(InputError, match="the number of classes of seg"):
         open_it(train=Sequence([example()]), tasks=TASKS)
     facts = {"classes": ["a", "b", "c", "d", "e"], "tasks": TASKS}
     source = open_it(train=Sequence([example()]), **facts)
@@ -317,7 +317,7 @@ def test_maps_are_mirrored_and_cropped_and_all_else_as_the_task_says(open_it):
 
 def test_a_mirror_must_be_known():
     task = Task("joints", channels=2, places=1)
-    with pytest.raises(InputError, match=r"joints is neither .*--noflip"):
+    with pytest.raises(InputError, match=r"joints must say .* neither .*--noflip"):
         Augment().check(8, 8, [task])
     Augment(flip=False).check(8, 8, [task])
 

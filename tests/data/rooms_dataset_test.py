@@ -122,7 +122,7 @@ def test_bad_input_is_one_sentence(data_dir, tmp_path):
         source.columns("val")
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(InputError, match="must be written"):
+    with pytest.raises(InputError, match="could not be written"):
         rooms.open_source(config=tiny(), data_dir=str(file / "below"))
 
 

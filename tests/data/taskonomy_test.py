@@ -192,9 +192,12 @@ def twice(folder):
     ("spoil", "message"),
     [
         (broken_list, "must have the columns id, train, val and test, but .* building"),
-        (two_splits, "in one split, but the lists have 'x' in train and validation"),
+        (
+            two_splits,
+            "in one split only, but the lists have 'x' in train and validation",
+        ),
         (another_list, "must name a building of the folder, but name none of x;"),
-        (twice, "one file per domain, but .* are the same view's"),
+        (twice, "one file per domain, but .* belong to the same view"),
     ],
 )
 def test_folders_that_cannot_be_split(tmp_path, spoil, message):
@@ -244,14 +247,18 @@ EIGHT_BITS = np.zeros((16, 16), np.uint8)
     ("task", "content", "message"),
     [
         ("depth", EIGHT_BITS, "one channel of 16 bits, but .* one channel of 8 bits"),
-        ("seg", EIGHT_BITS + 18, "with 1 to 17, or 0 for none, but .* the label 18"),
+        (
+            "seg",
+            EIGHT_BITS + 18,
+            "with values from 1 to 17, or 0 for none, but .* the label 18",
+        ),
         (
             "seg",
             np.dstack([EIGHT_BITS] * 3),
             "labels must be one channel .* colours of",
         ),
         ("normal", EIGHT_BITS, "three colours, but .* has one channel of 8 bits"),
-        ("depth", b"\x89PNG not one", "whole PNG file, but cannot be read .*again"),
+        ("depth", b"\x89PNG not one", "complete PNG file, but cannot be read .*again"),
     ],
 )
 def test_files_of_another_kind(tmp_path, task, content, message):
@@ -307,7 +314,7 @@ def test_broken_files_are_all_listed_masked_and_counted(tmp_path, caplog):
     assert train.masks["normal"][both].any(axis=(1, 2)).all()
     caplog.clear()
     data.open_source("taskonomy", **options)
-    said = "Taskonomy: masked, since broken: "
+    said = "Taskonomy: masked because they are broken: "
     (counts,) = (m.removeprefix(said) for m in caplog.messages if m.startswith(said))
     expected = ("segment_semantic 1", "depth_euclidean 1", "reshading 2")
     assert sorted(counts.removesuffix(" views.").split(", ")) == sorted(expected)
@@ -318,7 +325,7 @@ def test_broken_pictures_are_refused_all_at_once(tmp_path, tfds_dir, monkeypatch
     patterns = ("rgb/point_1_*", "rgb/point_1300_*", "normal/point_0_*")
     broken = [cut(tmp_path, pattern) for pattern in patterns]
     options = {"data_dir": str(tmp_path), "image_size": (8, 8)}
-    with pytest.raises(InputError, match="2 of Taskonomy's are not") as raised:
+    with pytest.raises(InputError, match="2 of Taskonomy's are") as raised:
         data.open_source("taskonomy", **options)
     assert all(path in str(raised.value) for path in broken)
     taskonomy_fixture.write_building(tmp_path, [1, 1300])
@@ -405,7 +412,7 @@ def test_holes_are_known_without_depth_files(tmp_path, caplog):
     np.testing.assert_array_equal(hole_of(one), rectangle(slice(0, 5), slice(0, 5)))
     caplog.clear()
     assert not hole_of(folder("blind")).any()
-    said = "holes are taken for surfaces in 1 views without depth_euclidean, depth_zb"
+    said = "holes count as surfaces in 1 views without depth_euclidean, depth_zb"
     listing = finding.scan(str(tmp_path / "blind"))
     chosen = splitting.splits(listing)
     assert said in finding.summary(listing, chosen)
@@ -443,11 +450,13 @@ def test_a_share_is_validation_where_that_is_asked_for(tmp_path):
 
 def test_a_share_that_cannot_be_had(tmp_path):
     taskonomy_fixture.write_building(tmp_path, [5])
-    with pytest.raises(InputError, match="needs two points or buildings to share out"):
+    with pytest.raises(
+        InputError, match="needs at least two points or buildings to divide"
+    ):
         points_of(tmp_path, validation_share=0.5)
-    with pytest.raises(InputError, match="leave one of them out"):
+    with pytest.raises(InputError, match="leave out one of them"):
         points_of(tmp_path, validation_share=0.5, as_released=True)
-    with pytest.raises(InputError, match="for taskonomy only, got 0.5 for rooms"):
+    with pytest.raises(InputError, match="only for taskonomy, but got 0.5 for rooms"):
         data.open_source("rooms", validation_share=0.5)
 
 
@@ -457,7 +466,7 @@ def test_a_share_that_cannot_be_had(tmp_path):
         (
             [0, 1, 2],
             "validation",
-            "points from 1200 .* all there are lie below; add",
+            "points from 1200 .* all points there are lie below; add",
         ),
         ([1200, 1300, 1301], "train", "points from 1200 .* lie from there on; add"),
     ],
@@ -513,7 +522,9 @@ def test_depths_in_metres(tmp_path):
     steps = np.exp(np.log1p(file[file < 65535]).mean()) - 1
     found = small.targets["depth"][np.arange(1)]
     np.testing.assert_allclose(found, [[[[steps / 512]]]], rtol=2e-4)
-    with pytest.raises(InputError, match="must be metres, or left out for the files"):
+    with pytest.raises(
+        InputError, match="must be metres, or left out to use the files"
+    ):
         data.open_source("taskonomy", depth_target="inverse_depth", **options)
 
 

@@ -24,6 +24,7 @@ from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.runs import store as files_of_work
 from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import more_metrics
 
 COUNT = 6
 FACTS = {"model": "m", "seed": 3}
@@ -126,6 +127,33 @@ def test_swapped_files_are_noticed(store, suffixes, sealed, caplog):
     assert caplog.text.count("is damaged") == 2
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_metrics_that_were_not_asked_for_are_none_and_others_are_left_out(
+    store, sealed, caplog
+):
+    """A cell counts as finished for what it has; its key says nothing of metrics."""
+    caplog.set_level(logging.INFO)
+    if not sealed:
+        for path in (store.folder / "cells").glob("*.json"):
+            without_checksum(path)
+    known = TASKS.select("depth")
+    for cell in CELLS:
+        assert same(store.read(cell), result(cell, CELLS.index(cell)))
+    more = more_metrics.with_more(known, ("delta1",), None)
+    asking = dataclasses.replace(store, tasks=more)
+    assert asking.read(CELLS[0]) is None
+    assert not any("damaged" in text for text in caplog.messages)
+    both = result()
+    rows = {"depth": both.rows["depth"] | {"delta1": both.rows["depth"]["mae"]}}
+    both = dataclasses.replace(
+        both, rows=rows, scores=scores.of_rows(rows, FACTS["seed"], None, more)
+    )
+    asking.write(both)
+    assert "delta1" in asking.read(CELLS[0]).rows["depth"]
+    plainly = dataclasses.replace(store, tasks=known).read(CELLS[0])
+    assert list(plainly.rows["depth"]) == list(result().rows["depth"])
+
+
 def test_readers_get_what_was_written_or_an_error(store):
     path = store._path(CELLS[0]).with_suffix(".npz")
     whole = cell_files.read(path)
@@ -169,5 +197,5 @@ def test_what_an_attack_left_as_it_was_is_said(store):
     store.write(dataclasses.replace(result(), still=still))
     found = store.read(CELLS[0])
     assert np.array_equal(found.still, still)
-    assert "left 2 of 6 images as they were" in found.warnings[0]
+    assert "left 2 of 6 images unchanged" in found.warnings[0]
     assert store.read(CELLS[1]).warnings == ()  # Of a version that did not look.

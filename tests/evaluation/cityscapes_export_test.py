@@ -226,12 +226,14 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
 
 
 def test_what_cannot_be_exported(run_directory, monkeypatch):
-    with pytest.raises(InputError, match="writes what the task seg predicts, and the"):
+    with pytest.raises(InputError, match="writes predictions of the task seg, but the"):
         attack(run_directory, tasks=("autoencoder",), attack_tasks=("all",))
     real = data.open_source
     info = real("cityscapes", data_dir=str(run_directory.parent / "raw")).info
     other = cityscapes_export.dataclasses.replace(info, name="camvid")
-    with pytest.raises(InputError, match="must be cityscapes, got camvid; leave it"):
+    with pytest.raises(
+        InputError, match="needs the data set cityscapes, not camvid; leave it"
+    ):
         cityscapes_export.open_predictions(run_directory, other, None, ("seg",), 1)
     assert not (run_directory / "attacks").exists()
 

@@ -79,6 +79,7 @@ def members(*names):
 SEA = {"attack": ("sea",)}, attacks.SEA(EPS, STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "attack", "more"),
     [

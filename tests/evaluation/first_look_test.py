@@ -149,7 +149,7 @@ def test_a_wrong_range_is_named_before_anything_and_the_flag_mends_it(unplotted)
 
 
 def test_other_orders_and_ranges_are_named():
-    assert "the channels round" in look(net(turned))[1][0]
+    assert "reverse the channels" in look(net(turned))[1][0]
     assert look(net(plain))[1] == []
     _, said = look(net(plain), ((255.0, 1e-3, 1e-3), (0.0, 0.0, 0.0)))
     assert "leave out --input_range" in said[0]
@@ -200,7 +200,7 @@ def test_ranges_means_and_deviations(settings, scale, offset):
         ({"input_range": (1.0, 0.0)}, "the lower first.*got 1,0"),
         (
             {"input_mean": (1.0, 2.0), "input_std": (1.0, 2.0, 3.0)},
-            "as many numbers as images have channels, or one; got 2 and 3",
+            "one number, or one per channel of the images; got 2 and 3",
         ),
         ({"input_std": (0.0,)}, "--input_std must be one number from 1e-06"),
     ],
@@ -226,6 +226,7 @@ def test_whole_numbers_have_no_gradient():
         run_flags("bytes.keras")
 
 
+@pytest.mark.slow
 def test_a_radius_that_may_be_meant_of_one_is_asked_about(caplog, unplotted):
     net(plain).save("plain.keras")
     records, *_ = run_flags("plain.keras", "--eps=0.03")
@@ -269,6 +270,7 @@ def broken(x):
     return plain(x) + 0 * keras.ops.log(light - 0.35)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     net(broken, lambda x: broken(x)[..., :1] / 5).save("broken.keras")
     given = ("--attack=worst,pgd", "--ensemble=pgd,square", "--queries=2")
@@ -276,7 +278,7 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     sentences = records[0]["warnings"]
     for task, sentence in zip(("seg", "depth"), sentences, strict=False):
         assert sentence.startswith(f"{task} has outputs that are not finite")
-        assert f"of {COUNT} images {DARK} clean and up to" in sentence
+        assert f"(in {DARK} of {COUNT} clean images, and in up to" in sentence
         assert sentence in text
     # The dark images' pixels are wrong, all others right; means do not exist.
     assert {record["attack"] for record in records} == {"worst", "pgd"}

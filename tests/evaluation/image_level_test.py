@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from mtr_tf.show import gallery
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import more_metrics
 
 SCENE = Task("scene", kind="classes", classes=("indoor", "outdoor", "sky"), places=0)
 TAGS = Task("tags", kind="labels", classes=("cat", "dog", "car", "tree"), places=0)
@@ -172,6 +175,7 @@ def attack_case(target, output, mask):
     return Case(target, output, mask, TAGS.loss, kind="labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -179,20 +183,32 @@ def attack_case(target, output, mask):
         {"attack_loss": ("margin+masked_bce+l2",), "attack_tasks": ("all",)},
         {"attack_loss": ("cospgd",), "attack_tasks": ("each",)},
         {"balance": ("dgba", "normalized", "worst"), "attack_tasks": ("scene+depth",)},
-        {"targeted": True, "attack_tasks": ("scene+tags+depth",)},
-        {"attack": ("worst",), "ensemble": ("pgd", "fgsm"), "attack_tasks": ("all",)},
+        {
+            "targeted": True,
+            "attack_tasks": ("scene+tags+depth",),
+            "metrics": ("mean_ap", "delta1"),
+        },
+        {
+            "attack": ("worst",),
+            "ensemble": ("pgd", "fgsm"),
+            "attack_tasks": ("all",),
+            "metrics": ("all",),
+        },
         {"attack": ("sea",), "attack_tasks": ("scene",)},
     ],
 )
 def test_all_is_attacked_scored_and_shown(tmp_path, settings):
-    subject = make_subject()
     config = AttackConfig(ckpt="x", eps=(4.0,), steps=3, **settings)
+    subject = make_subject()
+    tasks = more_metrics.with_more(subject.tasks, config.metrics, None)
+    subject = dataclasses.replace(subject, tasks=tasks)
     cells = make_cells(config, subject.tasks)
     store = Store(tmp_path, {"seed": 0}, 0, subject.tasks)
     clean, found = sweep.run(subject, cells, store)
     records = results_lib.make_records(clean, found, FACTS, tasks=subject.tasks)
     names = {(r["task"], r["metric"]) for r in records}
     assert names >= {("scene", "accuracy"), ("tags", "f1"), ("age", "mae")}
+    assert (("tags", "mean_ap") in names) == bool(config.metrics)
     losses = [
         r for r in records if r["metric"] == "loss" and r["task"] in r["attacked"]
     ]
@@ -209,6 +225,7 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
     assert again[0].scores == clean.scores
 
 
+@pytest.mark.slow
 def test_the_checks_look_at_image_level_heads():
     subject = make_subject()
     config = AttackConfig(ckpt="x", eps=(4.0,), steps=3, attack_tasks=("scene",))
@@ -225,7 +242,7 @@ def test_pixels_are_of_maps_alone():
         ckpt="x", eps=(4.0,), attack_pixels=4, attack_tasks=("scene",)
     )
     (cell,) = make_cells(config, subject.tasks)
-    with pytest.raises(InputError, match="none is among the attacked"):
+    with pytest.raises(InputError, match="no attacked task"):
         cell.check((SIDE, SIDE, 3), 0)
 
 

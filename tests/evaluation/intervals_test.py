@@ -83,9 +83,9 @@ def test_edge_cases():
     assert np.isnan(intervals.of_metric(error, few, two, seed=0)).all()
     nan = np.array([[3.0, 2], [np.nan, 2], [2, 2], [1, 2]])
     assert np.isnan(intervals.of_metric(error, nan, seed=0)).all()
-    with pytest.raises(InputError, match="confidence must lie in"):
+    with pytest.raises(InputError, match="confidence must be above 0"):
         intervals.of_metric(error, few, confidence=1.0, seed=0)
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="at least 1; got 0"):
         intervals.of_metric(error, few, resamples=0, seed=0)
 
 
@@ -98,6 +98,16 @@ def test_intervals_end_where_values_do():
 
 
 # What is drawn.
+
+
+@pytest.mark.parametrize("count", [8, 64])
+def test_images_that_are_all_right_leave_room_for_others(count):
+    """The ends are those of scipy's exact interval of a share."""
+    for right in (0, count):
+        rows = rows_of(np.full(count, right / count))
+        ends = intervals.of_metric(metrics.accuracy(), rows, seed=0)
+        exact = scipy.stats.binomtest(right, count).proportion_ci(0.95, "exact")
+        np.testing.assert_allclose(ends, exact, atol=1e-12)
 
 
 def test_units_of_groups():
@@ -134,7 +144,7 @@ def test_what_is_said():
     assert resampling.note("3 cities", 96, True) == "intervals: 95 %, over 3 cities"
     said = resampling.note("images", 2, False)
     assert said == (
-        "no intervals: they need 3 or more to draw from, and there are 2 images"
+        "no intervals: they need 3 or more to draw from, but there are 2 images"
     )
 
 

@@ -32,6 +32,8 @@ def test_finished_work_is_known_by_these_keys():
     assert list(PROVENANCE.to_dict()) == keys
     random = dataclasses.replace(PROVENANCE, batch_size=8)
     assert list(random.to_dict()) == [*keys, "batch_size"]
+    own = dataclasses.replace(PROVENANCE, targets="own")
+    assert list(own.to_dict()) == keys  # They are in the data's fingerprint.
 
 
 def test_records_repeat_these_keys_in_this_order():
@@ -46,3 +48,5 @@ def test_records_repeat_these_keys_in_this_order():
     assert list(PROVENANCE.of_measures(["w"]).items()) == list(measures.items())
     attacks = measures | {"source_fingerprint": "s", "fast": False}
     assert list(PROVENANCE.of_attacks(["w"]).items()) == list(attacks.items())
+    own = dataclasses.replace(PROVENANCE, targets="own")
+    assert own.of_attacks(["w"]) == attacks | {"targets": "own"}

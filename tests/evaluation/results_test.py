@@ -43,6 +43,16 @@ def test_records():
     assert record(8.0, "depth", "mae")["relative_vulnerability"] is None
 
 
+def test_records_say_which_channels_were_attacked_where_some_were():
+    assert not any("attack_channels" in record for record in RECORDS)
+    attacked = result(4.0, 0.3, 0.3)
+    threat = dataclasses.replace(attacked.cell.threat, channels=(0, 2))
+    cell = dataclasses.replace(attacked.cell, threat=threat)
+    attacked = dataclasses.replace(attacked, cell=cell)
+    records = results.make_records(CLEAN, [attacked], FACTS)
+    assert all(record["attack_channels"] == [0, 2] for record in records)
+
+
 def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
     plain, moved = result(4.0, 0.3, 0.3), result(8.0, 0.3, 0.3)
     scale = ((0.5,) * 3, (0.25,) * 3)

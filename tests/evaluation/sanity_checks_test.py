@@ -94,6 +94,7 @@ def a_cell(**settings):
     return sanity_checks.probe(make_cells(config, ("seg",)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("front", "failing"),
     [
@@ -115,6 +116,16 @@ def test_what_is_wrong_is_found(front, failing):
     assert all(w.endswith(").") and "nan" not in w for w in warnings)
 
 
+def test_more_harm_by_chance_says_nothing():
+    zeros = np.zeros(8)
+    consistent, chance = 0.1 + 0.01 * np.arange(8), np.array([1.0, -0.9] * 4)
+    assert np.mean(chance) > 0.04
+    assert sanity_checks._more(consistent, zeros, 0.1)
+    assert not sanity_checks._more(consistent, zeros, 0.2)  # Within the tolerance.
+    assert not sanity_checks._more(chance, zeros)
+    assert not sanity_checks._more(consistent[:1], zeros[:1])  # One image alone.
+
+
 def precise(policy):
     """A model whose layers compute in that precision."""
     layer = keras.layers.Conv2D(2, 1, dtype=policy)
@@ -126,13 +137,18 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     # One colour without a gradient: no pixel is dead, a third of the entries is.
     slopes = np.ones((2, 4, 4, 3), np.float32)
     slopes[..., 2] = 0
+    of_others = a_cell(attack_channels=(0, 1))
+    assert not sanity_checks.zero_gradients(slopes, of_others, precise("float32"))[0]
     reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
     assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
     assert "over a tenth of the entries" in reason
-    assert "taken in" not in reason
+    assert "gradients are in" not in reason
     for policy, said in (
-        ("mixed_float16", "taken in float16, where what is below 6e-08 is zero"),
-        ("mixed_bfloat16", "taken in bfloat16"),
+        (
+            "mixed_float16",
+            "gradients are in float16, where everything below 6e-08 is zero",
+        ),
+        ("mixed_bfloat16", "gradients are in bfloat16"),
     ):
         assert (
             said in sanity_checks.zero_gradients(slopes, a_cell(), precise(policy))[0]

@@ -121,6 +121,7 @@ def length(norm: str, offset: np.ndarray) -> float:
     return float(lengths.max(initial=0))
 
 
+@pytest.mark.slow
 @fuzz_fixture.tiers(quick=20, least=2000)
 @pytest.mark.filterwarnings("ignore")  # Of attacks that leave the images as they are.
 def test_any_settings_keep_every_promise(cases, nets, eagerly):

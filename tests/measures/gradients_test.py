@@ -244,6 +244,30 @@ def test_first_order_is_exact_on_linear_networks(norm):
             np.testing.assert_allclose(rise, eps * dual, rtol=2e-3)
 
 
+def test_measures_are_about_the_attacked_channels_alone():
+    # Of linear nets: the norms are those of the weights of these channels.
+    weights, channels = directions(np.eye(2)) * 50, (2, 0)
+    model, tasks = linear_model(weights), MAPS[:2]
+    images = np.full((2, SIDE, SIDE, 3), 0.5, "f")
+    targets, masks = low_targets(tasks, 2)
+    batch = {"image": tf.constant(images), "targets": targets, "masks": masks}
+    part = weights.reshape(2, SIDE, SIDE, 3)[..., list(channels)].reshape(2, -1)
+
+    found = steps_lib.gradients(model, tasks, channels)(batch)
+    np.testing.assert_allclose(found["gram"], [part @ part.T] * 2, rtol=1e-3, atol=1e-3)
+    l1 = np.abs(np.stack([part[0], part[1], part.sum(axis=0)])).sum(axis=1)
+    np.testing.assert_allclose(found["l1"], [l1[:2]] * 2, rtol=1e-4)
+    sums = steps_lib.l1_of_sets(model, tasks, channels)(batch, tf.ones(2))
+    np.testing.assert_allclose(sums["raw"], [l1] * 2, rtol=1e-4)
+
+    subject = types.SimpleNamespace(model=model, tasks=task_set(tasks))
+    step = steps_lib.first_order(subject, tasks[:1], "linf", 3, channels)
+    found = step(batch, tf.constant(0.01, tf.float64))
+    np.testing.assert_allclose(found["norm"], [l1[0]] * 2, rtol=1e-4)
+    rise = found["after"] - found["before"]
+    np.testing.assert_allclose(rise, [0.01 * l1[0]] * 2, rtol=2e-3)
+
+
 def test_l1_of_sums_in_parts(monkeypatch):
     gradients = np.random.default_rng(0).normal(size=(3, 4, 50)).astype("f")
     chosen = gradients_lib.members(4)

@@ -180,7 +180,7 @@ def test_what_xla_cannot_compile_goes_on_without(problem, caplog):
 
     plain, compiled = both(attacks.Noise(E), (objective, x))
     np.testing.assert_array_equal(compiled, plain)
-    assert caplog.text.count("XLA cannot compile the attack, which goes on") == 1
+    assert caplog.text.count("XLA cannot compile the attack, which continues") == 1
 
 
 def test_an_error_that_is_not_of_xla_is_raised():
@@ -206,7 +206,7 @@ def test_when_it_pays(monkeypatch):
     assert compiling.worthwhile("auto", 4000, batch)
     assert compiling.worthwhile("auto", 1000, 4 * batch)
     assert not compiling.worthwhile("auto", 990, 4 * batch)
-    with pytest.raises(InputError, match="jit is one of auto, on, off, got 'yes'"):
+    with pytest.raises(InputError, match="jit must be one of auto, on, off; got 'yes'"):
         compiling.worthwhile("yes", 1, 1)
 
 

@@ -78,5 +78,5 @@ def test_links_out_of_the_weights_are_not_followed(tmp_path, parts):
     with h5py.File(stored, "w") as file:
         file["layers"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/big")
     path = write(tmp_path / "a.keras", parts | {WEIGHTS: stored.getvalue()})
-    with pytest.raises(InputError, match="no .keras file that can be loaded here"):
+    with pytest.raises(InputError, match="cannot be loaded as a .keras file"):
         loading.load_run(str(path))

@@ -124,6 +124,22 @@ def test_logits_are_left_alone(form):
     assert probabilities.kind(output, model.output["seg"]) == ""
 
 
+@pytest.mark.parametrize("passing", [None, "moved", "resized", "nested"])
+def test_a_linear_layer_gives_logits_whatever_their_range(passing):
+    image = keras.Input((SIZE, SIZE, 3))
+    y = layers.Conv2D(2, 1, kernel_initializer="zeros", bias_initializer="ones")(image)
+    if passing == "moved":
+        y = layers.Permute((2, 1, 3))(layers.Activation("linear")(y))
+    elif passing == "resized":
+        y = layers.UpSampling2D(2, interpolation="bilinear")(y)
+    elif passing == "nested":
+        y = keras.Model(image, y)(image)
+    (ones, sure) = keras.Model(image, [y, layers.Activation("sigmoid")(y)]).output
+    values = np.full((2, 4, 4, 2), 0.3, np.float32)
+    assert probabilities.kind(values, ones, single=True) == ""
+    assert probabilities.kind(values, sure, single=True) == "sigmoid"
+
+
 def test_logs_have_a_floor_and_the_gradient_of_the_log():
     p = tf.constant([[1.0, 0.0, 1e-30], [0.5, 0.25, 0.25]])
     with tf.GradientTape() as tape:

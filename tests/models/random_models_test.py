@@ -263,6 +263,7 @@ def ramps(split):
     return Columns(images=pictures, targets={"depth": depth}, masks={})
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bits(tmp_path, monkeypatch, unplotted, caplog):
     """Though a layer without a seed gets another one each time it is loaded."""
     monkeypatch.chdir(tmp_path)

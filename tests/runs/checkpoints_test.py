@@ -192,7 +192,7 @@ def test_a_model_of_ones_own_with_a_dict_of_outputs(tmp_path):
 
 
 def test_two_outputs_for_one_task_are_refused(tmp_path):
-    with pytest.raises(InputError, match="each output .* another task"):
+    with pytest.raises(InputError, match="each output .* a different task"):
         loading.load_run(own_model(tmp_path / "m.keras", ("depth", "d")))
 
 
@@ -201,9 +201,7 @@ def test_a_model_of_ones_own_with_one_output(tmp_path):
     assert set(loading.load_run(path, ("d",)).model.output) == {"depth"}
     with pytest.raises(InputError, match="--tasks=NAME"):
         loading.load_run(path)
-    with pytest.raises(
-        InputError, match="names of tasks.*boxes .*Give --heads=boxes:TASK"
-    ):
+    with pytest.raises(InputError, match="names of tasks.*boxes .*--heads=boxes:TASK"):
         loading.load_run(own_model(tmp_path / "n.keras", ("boxes",)))
 
 
@@ -224,7 +222,7 @@ def test_a_damaged_file_is_explained(tmp_path, damage):
     path.write_bytes(
         {"truncated": whole[:1000], "foreign": b"PNG", "empty": b""}[damage]
     )
-    with pytest.raises(InputError, match=r"no .keras file that can be loaded"):
+    with pytest.raises(InputError, match=r"cannot be loaded as a .keras file"):
         loading.load_run(str(path))
 
 
@@ -236,7 +234,7 @@ def test_nothing_to_load_is_explained(run, name):
 
 
 def test_runs_beside_a_wrong_name_are_listed(run):
-    with pytest.raises(InputError, match="Runs beside it: one"):
+    with pytest.raises(InputError, match="Runs nearby: one"):
         loading.load_run(str(run.parent / "oen"))
 
 
@@ -249,7 +247,7 @@ def test_a_checkpoint_of_another_model_is_explained(run):
     kept = json.loads((run / "config.json").read_text())
     kept["train"]["tasks"] = ["seg", "edge_texture"]
     (run / "config.json").write_text(json.dumps(kept))
-    with pytest.raises(InputError, match="damaged or of another model"):
+    with pytest.raises(InputError, match="damaged or belongs to another model"):
         loading.load_run(str(run / "checkpoints"))
 
 

@@ -141,7 +141,7 @@ def test_one_process_holds_a_directory_and_the_lock_ends_with_it(tmp_path):
         ({"schedule": "step", "lr_epochs": (3,)}, {"epochs": 9}, ""),
         ({"schedule": "constant"}, {"epochs": 2}, "--epochs was 4 and is 2"),
         ({"schedule": "constant"}, {"epochs": 9, "seed": 1}, "--seed was 0 and is 1"),
-        ({}, {"epochs": 9}, "under --schedule=cosine the rate of every step depends"),
+        ({}, {"epochs": 9}, "with --schedule=cosine the rate of every step depends"),
         ({}, {"epochs": 9, "seed": 1}, "--seed was 0 and is 1"),
     ],
 )

@@ -197,13 +197,13 @@ def test_work_without_settings_is_refused(tmp_path, work):
     else:
         workdir.mkdir()
         (workdir / "model.keras").write_text("a model")
-    with pytest.raises(InputError, match=r"holds .* and no config.json"):
+    with pytest.raises(InputError, match=r"holds .* but no config.json"):
         directory.check_workdir(workdir, TrainConfig(), resume=True)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "\udcff"])
 def test_names_that_no_file_can_name_are_refused(tmp_path, name):
-    with pytest.raises(InputError, match="--workdir must be .* printed"):
+    with pytest.raises(InputError, match="--workdir must be .* printable"):
         directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
 
 
@@ -262,7 +262,7 @@ def test_a_run_at_a_link_that_leads_nowhere_is_refused(tmp_path):
     (tmp_path / "run").symlink_to("nothing")
     (tmp_path / "circle").symlink_to("circle")
     for name in ("run", "circle"):
-        with pytest.raises(InputError, match="a link that leads nowhere"):
+        with pytest.raises(InputError, match="a broken link"):
             directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
 
 
@@ -303,7 +303,7 @@ def test_compare_takes_a_name_for_a_name(tmp_path, name):
         folder.mkdir(parents=True)
         (folder / "results.json").write_text("[]")
     config = compare.CompareConfig(runs=(str(tmp_path),), name=name)
-    with pytest.raises(InputError, match=" a, b; got"):
+    with pytest.raises(InputError, match=r" \(a, b\); got"):
         compare.main(config)
 
 

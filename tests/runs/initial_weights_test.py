@@ -142,7 +142,9 @@ def test_frozen_layers_are_not_trained():
     after = weights(model)
     moved = {p for p in after if (before[p] != after[p]).any()}
     assert not any(path.startswith("encoder") for path in moved)
-    with pytest.raises(InputError, match="begins with 'decodr', only encoder"):
+    with pytest.raises(
+        InputError, match="begins with 'decodr'; its layers are encoder"
+    ):
         initial_weights.freeze(tiny(0), ("decodr",))
     with pytest.raises(InputError, match="leaves nothing to train"):
         initial_weights.freeze(tiny(0), ("encoder", "decoder", "head"))

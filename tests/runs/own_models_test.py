@@ -123,9 +123,9 @@ def of_two_inputs(shape, tasks):
             lambda shape, tasks: net(
                 shape, tasks.replaced(tasks["scene"].bound(channels=3, classes=()))
             ),
-            r"for scene .* shape \(None, 2\), 2 channels.* has \(None, 3\)",
+            r"for scene .* shape \(None, 2\), with 2 channels.* has \(None, 3\)",
         ),
-        (lambda_net, "could not be loaded .*no Lambda layers"),
+        (lambda_net, "cannot be loaded again .*no Lambda layers"),
         (of_two_inputs, "must have one input"),
     ],
 )
@@ -137,7 +137,10 @@ def test_models_that_cannot_be_trained(build, function, message):
 
 def test_a_file_that_names_the_function_runs_nothing():
     config = TrainConfig(model="nobody:knows")
-    with pytest.raises(InputError, match="not run unasked; give the run's directory"):
+    with pytest.raises(
+        InputError,
+        match="never run unasked; wait until the training has ended",
+    ):
         building.build_model(config, None)
 
 
@@ -147,7 +150,7 @@ def test_settings_of_ours_are_not_of_theirs():
 
 
 def test_models_of_others_have_no_normalisation():
-    with pytest.raises(InputError, match="known of the models here only"):
+    with pytest.raises(InputError, match="known only for built-in models"):
         models.normalization(net(SHAPE, TASKS))
 
 

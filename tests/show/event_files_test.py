@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import numpy as np
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.show import event_files
+from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 
 TAG = "total/loss"
@@ -118,6 +120,28 @@ def test_files_of_others_stay(tmp_path):
     assert len(others) == 2
     train(tmp_path, 2, 5, 1)
     assert others <= set(tmp_path.iterdir())
+
+
+def test_an_older_run_that_goes_on_becomes_one(tmp_path):
+    """It had a folder for each kind of number, with the same tags in all."""
+    places = {
+        tmp_path / place: functools.partial(tensorboard.of_kind, kind=kind)
+        for place, kind in {"train": "x", "val": "y", "val/adv": "z"}.items()
+    }
+    for start, place in enumerate(places):
+        train(place, 0, 5, start)
+    for again in range(2):
+        event_files.keep_until(tmp_path / "train", 4, places)
+        assert [path.name for path in tmp_path.iterdir()] == ["train"]
+        events = EventAccumulator(str(tmp_path / "train")).Reload()
+        for start, kind in enumerate("xyz"):
+            written = [
+                (e.step, float(tf.make_ndarray(e.tensor_proto)))
+                for e in events.Tensors(f"{TAG}, {kind}")
+            ]
+            assert written == [(step, 100 * start + step) for step in range(1, 5)]
+        assert len(events.Tensors("seg/pictures")) == 1
+        assert len(events.Tags()["tensors"]) == 4, again
 
 
 def test_a_first_start_leaves_nothing(tmp_path):

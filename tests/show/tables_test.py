@@ -56,6 +56,17 @@ def test_table():
     assert bars == [bars[0]] * len(table)
 
 
+def test_doubts_come_before_notes():
+    warnings = ["note: maps are resized.", "the range is wrong.", "gradients vanish."]
+    told = tables.about("t", [{**r, "warnings": warnings} for r in RECORDS], 100)
+    assert told.endswith(
+        "\n\nWARNING, before you trust these numbers:\n- the range is wrong.\n"
+        "- gradients vanish.\n\nnote: maps are resized."
+    )
+    told = tables.about("t", [{**r, "warnings": warnings[:1]} for r in RECORDS], 100)
+    assert "WARNING" not in told
+
+
 def test_markdown():
     rows = [("eps", "a|b"), ("1", "0.5")]
     assert tables.markdown(rows) == "| eps | a\\|b |\n| --- | ---: |\n| 1 | 0.5 |"
@@ -73,6 +84,23 @@ def test_other_formats_have_the_same_numbers(tmp_path):
     row = "| pgd | seg+depth | 1 | 0.300 (0.290-0.310) | 0.300 (0.290-0.310) |"
     assert row in printed["markdown"]
     assert "seg miou (clean 0.400) | depth mae [m] (clean 0.200)" in printed["markdown"]
+
+
+def test_metrics_that_were_asked_for_are_in_a_table_of_their_own(tmp_path):
+    plainly = tables.about("title", RECORDS, 100)
+    assert tables.about("title", RECORDS, 100, ("delta1",)) == plainly
+    said = tables.about("title", RECORDS, 60, ("rmse",))
+    assert "depth rmse" in said
+    assert "rel" not in said.split()
+    every = tables.about("title", RECORDS, 60, ("all",))
+    for name in ("seg pixel_accuracy", "depth rmse", "depth rel"):
+        assert name in every
+    assert max(map(len, every.splitlines())) <= 60
+    record = next(r for r in RECORDS if r["metric"] == "rmse")
+    assert f"clean: {text.plain(record['clean'])}" in said
+    assert said.count(f"| {text.plain(record['attacked_value'])}\n") == 2  # Two radii.
+    markdown = tables.printed("markdown", "title", RECORDS, tmp_path, ("rmse",))
+    assert "| depth rmse" in markdown
 
 
 def test_a_narrow_table_is_broken_by_task():

@@ -30,20 +30,35 @@ pytestmark = [pytest.mark.slow, browser_fixture.needed]
 TASKS = ("seg", "autoencoder")
 GROUPS = ("seg", "+".join(TASKS))
 
+# Of each model, all that the list of runs shows.
+TRAINED, ATTACKED = (
+    [f"{model}/{run}" for model in "abc"] for run in ("train", "attacks/test")
+)
 # The tags that must be seen, each with the runs that have it.
-TRAINING = {
-    **{
-        f"{name}/loss": ("train", "validation", "validation/adversarial")
-        for name in (*TASKS, "total")
-    },
-    "seg/miou": ("validation", "validation/adversarial"),
-    "optimizer/learning_rate": ("train",),
-    "optimizer/examples_per_second": ("train",),
-}
-ATTACK = {
-    f"{task}_by_eps/loss, fgsm on {group}": ("attacks/test",)
-    for task in TASKS
-    for group in GROUPS
+TRAINING = dict.fromkeys(
+    (
+        *(f"{task}/loss, {k}" for task in TASKS for k in ("training", "clean")),
+        *(f"{name}/loss, attacked" for name in (*TASKS, "total")),
+        "seg/miou, clean",
+        "seg/miou, attacked",
+        "optimizer/learning_rate",
+        "optimizer/examples_per_second",
+    ),
+    TRAINED,
+)
+ATTACK = dict.fromkeys(
+    (f"{task}_by_eps/loss, fgsm on {group}" for task in TASKS for group in GROUPS),
+    ATTACKED,
+)
+# Charts of Custom Scalars, in their order; those of validation alone have two kinds.
+LAID_OUT = {
+    "seg/loss": 3,
+    "seg/miou": 2,
+    "seg/pixel_accuracy": 2,
+    "autoencoder/loss": 3,
+    "autoencoder/mse": 2,
+    "autoencoder/mae": 2,
+    "total/loss": 3,
 }
 PICTURES = {
     *(f"{task}/pictures" for task in TASKS),
@@ -87,6 +102,14 @@ IMAGES = (
         return [loader.tag, new Set(new Uint32Array(data.buffer)).size];
     }))"""
 )
+# Custom Scalars: [title, numbers of points of the lines] of each chart.
+CUSTOM = (
+    WALK
+    + """return named('tf-custom-scalar-multi-line-chart-card').map(card => [card.title,
+    walk(card).filter(n => n.localName == 'path' && n.classList.contains('line'))
+    .map(n => (n.getAttribute('d') || '').split('L').length)])"""
+)
+RUNS = WALK + "return named('runs-table')[0] ? texts(named('runs-table')[0]) : []"
 SETTINGS = WALK + "return named('tr').map(texts)"  # The rows of tables.
 CELLS = WALK + "return named('vaadin-grid-cell-content').flatMap(texts)"
 TEXTS = WALK + "return texts(document.body)"
@@ -94,12 +117,12 @@ ADDRESSES = "return performance.getEntriesByType('resource').map(entry => entry.
 
 
 @pytest.fixture(scope="module")
-def run_directory(whole_run, tmp_path_factory) -> pathlib.Path:
-    """A run of 30 steps, and an attack on it."""
-    folder = tmp_path_factory.mktemp("browsed") / whole_run.workdir.name
-    shutil.copytree(whole_run.workdir, folder)
+def runs(whole_run, tmp_path_factory) -> pathlib.Path:
+    """Three models, each with a run of 30 steps and an attack on it."""
+    folder = tmp_path_factory.mktemp("browsed")
+    shutil.copytree(whole_run.workdir, folder / "a")
     attack = AttackConfig(
-        ckpt=str(folder),
+        ckpt=str(folder / "a"),
         attack=("fgsm",),
         attack_tasks=("seg", "all"),
         eps=(2.0, 8.0),
@@ -109,6 +132,8 @@ def run_directory(whole_run, tmp_path_factory) -> pathlib.Path:
         checks=False,
     )
     attack_job.attack(attack)
+    for model in "bc":
+        shutil.copytree(folder / "a", folder / model)
     return folder
 
 
@@ -119,9 +144,9 @@ def browser(tmp_path) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def pages(run_directory, tmp_path) -> Iterator[str]:
-    """The address of a TensorBoard that shows the run."""
-    command = (sys.executable, "-m", "tensorboard.main", "--logdir", run_directory)
+def pages(runs, tmp_path) -> Iterator[str]:
+    """The address of a TensorBoard that shows them."""
+    command = (sys.executable, "-m", "tensorboard.main", "--logdir", runs)
     with server(
         (*command, "--host=127.0.0.1", "--port=0"),
         tmp_path / "tensorboard.log",
@@ -131,13 +156,14 @@ def pages(run_directory, tmp_path) -> Iterator[str]:
         yield address
 
 
-def test_every_page_shows_the_run_and_its_attack(run_directory, pages, browser):
+def test_every_page_shows_the_runs_and_their_attacks(whole_run, runs, pages, browser):
     for series in (TRAINING, ATTACK):
-        check_time_series(browser, pages, series, run_directory)
+        check_time_series(browser, pages, series, runs)
         check_scalars(browser, pages, series)
+    check_custom_scalars(browser, pages)
     check_images(browser, pages)
     check_text(browser, pages)
-    check_hparams(browser, pages, run_directory)
+    check_hparams(browser, pages, runs, whole_run.workdir.name)
 
 
 def only(tags) -> str:
@@ -164,6 +190,8 @@ def check_time_series(browser, pages, series, folder):
     shown = tables(
         browser.wait("tables", CARDS, lambda cards: tables(cards).keys() == expected)
     )
+    listed = [text for text in browser.run(RUNS) if "/" in text]
+    assert sorted(listed) == sorted([*TRAINED, *ATTACKED])
     for tag, run in expected:
         step, want = last(folder / run, tag)
         value = pytest.approx(want, 1e-3, 1e-4)
@@ -191,9 +219,22 @@ def check_scalars(browser, pages, series):
     check_addresses(browser, pages)
 
 
+def check_custom_scalars(browser, pages):
+    """All kinds of a number are lines of one chart, for each run."""
+    browser.open(f"{pages}/#custom_scalars&_smoothingWeight=0")
+
+    def drawn(charts):
+        return {tag: sum(count > 1 for count in points) for tag, points in charts}
+
+    expected = {tag: kinds * len(TRAINED) for tag, kinds in LAID_OUT.items()}
+    charts = browser.wait("charts", CUSTOM, lambda charts: drawn(charts) == expected)
+    assert [tag for tag, _ in charts] == [*LAID_OUT]
+    check_addresses(browser, pages)
+
+
 def check_images(browser, pages):
-    """Each picture is loaded and is not just one colour."""
-    browser.open(f"{pages}/#images&tagFilter={only(PICTURES)}")
+    """Each picture of a model is loaded and is not just one colour."""
+    browser.open(f"{pages}/#images&regexInput=^a&tagFilter={only(PICTURES)}")
     pictures = browser.wait(
         "pictures", IMAGES, lambda pictures: {tag for tag, _ in pictures} >= PICTURES
     )
@@ -215,13 +256,16 @@ def check_text(browser, pages):
     )
 
 
-def check_hparams(browser, pages, folder):
-    """Training has a row, with what validation came to; the attack has none."""
+def check_hparams(browser, pages, folder, name):
+    """Training has a row, with what it came to; the attack has none.
+
+    The runs are copies of one, `name`, and so a single trial.
+    """
     browser.open(f"{pages}/#hparams")
 
     def table(cells):  # The cells under "Show Metrics" hold a box and no text.
         columns = [cell for cell in cells if cell != "Show Metrics"]
-        start = columns.index(folder.name) if folder.name in columns else 0
+        start = columns.index(name) if name in columns else 0
         one_row = start and len(columns) == 2 * start
         return (
             dict(zip(columns[:start], columns[start:], strict=True)) if one_row else {}
@@ -230,14 +274,11 @@ def check_hparams(browser, pages, folder):
     shown = table(browser.wait("row", CELLS, table))
     # TensorBoard opens with the first five settings, and measures, of the alphabet.
     assert (shown["aux_weight"], shown["batch_size"]) == ("1.0000", "4.0000")
-    for column, run in (
-        ("autoencoder/loss", "validation"),
-        ("adversarial.autoencoder/loss", "validation/adversarial"),
-    ):
-        _, value = last(folder / run, "autoencoder/loss")
-        assert float(shown[column]) == pytest.approx(value, 1e-3), column
+    for tag in ("autoencoder/loss, attacked", "autoencoder/loss, clean"):
+        _, value = last(folder / TRAINED[0], tag)
+        assert float(shown[tag]) == pytest.approx(value, 1e-3), tag
     texts = browser.run(TEXTS)
-    for text in ("image_size", "32x40", ",".join(TASKS), "total/loss"):
+    for text in ("image_size", "32x40", ",".join(TASKS), "total/loss, clean"):
         assert text in texts, texts
     assert not {"eval_steps", "eps", "strategy", *ATTACK} & {*texts}
     check_addresses(browser, pages)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 import types
 
 import numpy as np
@@ -14,6 +15,7 @@ import tensorflow as tf
 from cells_fixture import a_cell
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtr_tf import models
@@ -34,6 +36,7 @@ INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
 )
 GAP, HEADING = 2, 48
+KINDS_SHOWN = ("training", "clean", "attacked")
 
 
 def make_examples(attacked: bool = True) -> Examples:
@@ -202,7 +205,9 @@ def test_settings_as_text():
 def test_what_is_written_can_be_read_back(tmp_path):
     tiles = np.full((1, 200, 150, 3), 9, np.uint8)
     with tensorboard.Board(tmp_path) as board:
-        board.scalars({"seg/loss": 0.25, "depth/loss": math.nan}, 7, "On 3 images.")
+        board.scalars(
+            {"seg/loss": 0.25, "depth/loss": math.nan}, 7, about="On 3 images."
+        )
         board.scalars({"seg/miou": 0.5}, 8)
         board.pictures({"seg/pictures": {"image": tiles}}, 7, "So.")
         board.settings({"tasks": ("seg",), "epochs": 3})
@@ -278,39 +283,44 @@ def watch(folder: pathlib.Path, **settings) -> None:
     watched.evaluated(1)
 
 
-def test_the_three_runs_of_training_share_their_tags(tmp_path):
+def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
     watch(tmp_path / "run", main_tasks=("seg",))
-    runs = {
-        name: read(tmp_path / "run" / name)
-        for name in ("train", "validation", "validation/adversarial")
-    }
-    tags = {name: set(events.Tags()["tensors"]) for name, events in runs.items()}
+    (folder,) = (tmp_path / "run").iterdir()
+    events = read(folder)
     losses = {"seg/loss", "depth/loss", "total/loss"}
     metrics = {"seg/miou", "seg/pixel_accuracy"}
     metrics |= {"depth/mae", "depth/rmse", "depth/rel"}
-    speed = {"optimizer/learning_rate", "optimizer/examples_per_second"}
-    assert tags["train"] == losses | speed
-    assert tags["validation/adversarial"] == losses | metrics
-    assert tags["validation"] == losses | metrics | {
+    assert set(events.Tags()["tensors"]) == {
+        *(f"{tag}, training" for tag in losses),
+        *(f"{tag}, {kind}" for tag in losses | metrics for kind in KINDS_SHOWN[1:]),
+        "optimizer/learning_rate",
+        "optimizer/examples_per_second",
         "seg/pictures",
         "depth/pictures",
         "settings",
+        "custom_scalars__config__",
         "_hparams_/session_start_info",
     }
-    assert numbers(runs["train"], "total/loss") == [(1, 1.0)]
-    assert numbers(runs["train"], "optimizer/examples_per_second") == [(1, 6.0)]
+    assert numbers(events, "total/loss, training") == [(1, 1.0)]
+    assert numbers(events, "optimizer/examples_per_second") == [(1, 6.0)]
     ((_, clean),), ((_, attacked),) = (
-        numbers(runs[name], "seg/loss")
-        for name in ("validation", "validation/adversarial")
+        numbers(events, f"seg/loss, {kind}") for kind in KINDS_SHOWN[1:]
     )
     assert attacked > clean
-    for name, events in runs.items():
-        assert ("5 images" in description(events, "depth/loss")) == (name != "train")
-    about = description(runs["validation/adversarial"], "depth/loss")
-    assert "eps 4 levels of 0-255, 1 steps) on seg." in about
-    shown = picture(runs["validation"], "seg/pictures")
+    about = {kind: description(events, f"depth/loss, {kind}") for kind in KINDS_SHOWN}
+    assert all(text.startswith("loss (l1) of depth;") for text in about.values())
+    images = [kind for kind, text in about.items() if "first 5 images" in text]
+    assert images == ["clean", "attacked"]
+    assert "eps 4 levels of 0-255, 1 steps) on seg." in about["attacked"]
+    assert "PGD" not in about["clean"]
+    shown = picture(events, "seg/pictures")
     assert shown.shape == (HEADING + 2 * 128 + GAP, 5 * 128 + 4 * GAP, 3)
-    assert hparams(runs["validation"]) == {
+    (written,) = tf.make_ndarray(
+        events.Tensors("custom_scalars__config__")[0].tensor_proto
+    ).ravel()
+    layout = layout_pb2.Layout.FromString(written)
+    assert layout == tensorboard.layout(task_set(("depth", "seg")), ("seg",))
+    assert hparams(events) == {
         "tasks": "depth,seg",
         "main_tasks": "seg",
         "aux_weight": 1.0,
@@ -332,10 +342,28 @@ def test_the_three_runs_of_training_share_their_tags(tmp_path):
     }
 
 
-def test_training_without_an_attack_has_no_adversarial_run(tmp_path):
+def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
+    layout = tensorboard.layout(task_set(("depth", "seg", "normal")), ("seg",))
+    assert [category.title for category in layout.category][:2] == ["seg", "depth"]
+    assert layout.category[-1].title == "total"
+    charts = {chart.title: chart for part in layout.category for chart in part.chart}
+    assert [chart.title for chart in layout.category[0].chart] == [
+        "seg/loss",
+        "seg/miou",
+        "seg/pixel_accuracy",
+    ]
+    (line,) = charts["seg/loss"].multiline.tag
+    of_loss = [f"seg/loss, {kind}" for kind in KINDS_SHOWN]
+    others = ["seg/loss", "seg/losses, clean", "aseg/loss, clean", "total/loss, clean"]
+    others += ["seg_by_eps/loss, pgd on seg"]
+    assert [tag for tag in of_loss + others if re.match(line, tag)] == of_loss
+
+
+def test_training_without_an_attack_has_no_attacked_numbers(tmp_path):
     watch(tmp_path, eval_eps=0.0)
-    assert not (tmp_path / "validation" / "adversarial").exists()
-    about = description(read(tmp_path / "validation"), "seg/pictures")
+    events = read(tmp_path / "train")
+    assert not [tag for tag in events.Tags()["tensors"] if tag.endswith("attacked")]
+    about = description(events, "seg/pictures")
     assert about == "Columns: image, target, clean output."
 
 

@@ -111,7 +111,7 @@ def test_one_seed_has_its_interval_and_many_their_range(tmp_path, seeds):
         about = "band: 95 % interval over images"
     else:
         expected = sorted(r["value"] for r in largest)
-        about = "band: from the least to the largest seed"
+        about = "band: from the lowest to the highest seed"
     np.testing.assert_allclose([heights.min(), heights.max()], expected)
     assert about in figure.texts[-1].get_text()
 

@@ -255,7 +255,7 @@ def test_several_records_of_a_measure_that_fit_are_refused(tmp_path):
         (('algorithm = "pgd"', 'algorithm = "mim"'), "there are pgd, apgd"),
         (
             ('algorithm = "pgd"\n', ""),
-            r"several .* say which by algorithm \(apgd, pgd\)",
+            r"several .* choose one with algorithm \(apgd, pgd\)",
         ),
         (('algorithm = "pgd"', 'algorithm = "pgd"\nsteps = 7'), "no steps of"),
         (("eps = [2, 4]", "eps = []"), "eps must hold one or more"),
@@ -276,7 +276,7 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
     [
         ('measure = "taks", quantity = "slope"', "did you mean 'tasks'"),
         ('measure = "tasks", quantity = "sloep"', "did you mean 'slope'"),
-        ('measure = "tasks", quantity = "slope"', "norm must be given, .* slope is"),
+        ('measure = "tasks", quantity = "slope"', "norm must be given .* slope is"),
         ('measure = "pixels", quantity = "rho", norm = "l1"', "tasks must be given"),
         (
             'measure = "tasks", quantity = "mean_cosine", field = "valeu"',
@@ -392,18 +392,18 @@ def claim(**fields):
 @pytest.mark.parametrize(
     ("n", "interval", "p", "opposite", "margin", "verdict", "reason"),
     [
-        (6, (0.1, 0.3), 0.03, 1.0, 0.0, "holds", "Positive in 6 seeds"),
-        (6, (0.1, 0.3), 0.03, 1.0, 0.09, "holds", "Positive in 6 seeds"),
-        (6, (0.1, 0.3), 0.03, 1.0, 0.1, "undecided", "below the 0.1 that matters"),
-        (6, (0.1, 0.3), 0.03, 1.0, 0.25, "undecided", "below the 0.25 that matters"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.0, "holds", "Positive over 6 seeds"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.09, "holds", "Positive over 6 seeds"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.1, "undecided", "below 0.1, the smallest"),
+        (6, (0.1, 0.3), 0.03, 1.0, 0.25, "undecided", "below 0.25, the smallest"),
         (6, (0.1, 0.3), 0.06, 1.0, 0.0, "undecided", "p is 0.06 after correction"),
-        (6, (-0.1, 0.3), 0.03, 1.0, 0.0, "undecided", "its interval holds 0"),
+        (6, (-0.1, 0.3), 0.03, 1.0, 0.0, "undecided", "its interval includes 0"),
         (4, (0.1, 0.3), 1 / 16, 1.0, 0.0, "undecided", "5 are needed"),
         (3, (0.1, 0.3), 0.01, 1.0, 0.0, "undecided", "3 of the 4 seeds"),
-        (6, (-0.3, -0.1), 1.0, 0.03, 0.0, "does not hold", "Negative in 6 seeds"),
+        (6, (-0.3, -0.1), 1.0, 0.03, 0.0, "does not hold", "Negative over 6 seeds"),
         (6, (-0.3, -0.1), 1.0, 0.06, 0.0, "undecided", "against the claim"),
-        (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "Below 0.05, too little"),
-        (6, (-0.1, 0.02), 0.5, 0.06, 0.05, "undecided", "interval holds 0"),
+        (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "Below 0.05, too small"),
+        (6, (-0.1, 0.02), 0.5, 0.06, 0.05, "undecided", "interval includes 0"),
     ],
 )
 def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, reason):
@@ -431,7 +431,7 @@ def test_nearness(interval, verdict):
 def test_nothing_to_go_by():
     assert claims.judge(claim(), None, None, 0, 1.0, 1.0) == (
         "undecided",
-        "Nothing to go by: no seed has all the numbers that it needs.",
+        "No seed has all the numbers that this claim needs.",
     )
 
 

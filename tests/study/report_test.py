@@ -182,7 +182,7 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     for name in files - {"results.csv.gz"}:
         assert (exported / name).read_bytes() == (folder / name).read_bytes()
     assert (
-        "twice the steps do less harm [s: seed 2; s+d: seed 2] Bears on E4, F1."
+        "twice the steps do less harm [s: seed 2; s+d: seed 2] This affects E4, F1."
         in words
     )
     assert str(folder.parent) not in words  # Nothing of this machine.

@@ -99,7 +99,7 @@ def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
     ]
     several = dataclasses.replace(results, _found=tuple(doubled))
     with pytest.raises(
-        InputError, match=r"'pgd50'.*say which by algorithm \(apgd, pgd"
+        InputError, match=r"'pgd50'.*choose one with algorithm \(apgd, pgd"
     ):
         several.values("s", *WHERE)
     chosen = several.values("s", *WHERE, algorithm="apgd")
@@ -109,10 +109,10 @@ def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("study.json", None, "study.json is not there; --workdir must be"),
-        ("index.json", None, "index.json is not there"),
+        ("study.json", None, "study.json does not exist; --workdir must be"),
+        ("index.json", None, "index.json does not exist"),
         ("study.json", "{", "study.json cannot be read"),
-        ("study.json", "{}", "no study of this version"),
+        ("study.json", "{}", "not from this version"),
     ],
 )
 def test_a_folder_without_a_study(tmp_path, name, text, message):
@@ -210,5 +210,5 @@ def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
 
 
 def test_a_study_of_another_version(tmp_path):
-    with pytest.raises(InputError, match="no study of this version"):
+    with pytest.raises(InputError, match="not from this version"):
         design.Study.from_dict({"seeds": [0]})

@@ -565,6 +565,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="looks into /proc")
 @pytest.mark.parametrize(
     ("signum", "code"),
@@ -619,7 +620,7 @@ def test_intervals_are_said_as_people_do():
     ("log", "code", "said"),
     [
         (b"", 3, "it ended with code 3"),
-        (b"Killed", -9, "it was ended by SIGKILL, for which too little memory is"),
+        (b"Killed", -9, "it was ended by SIGKILL, which often means too little memory"),
         (b"x\nerror: --eps is wrong.\n", 1, "--eps is wrong."),
         (
             b"Traceback:\n  File\nmtr_tf.x.OddError: no\n  more\n",

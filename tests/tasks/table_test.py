@@ -76,11 +76,14 @@ def test_resolve_keeps_the_order(given, expected):
         ("segmentation", "Did you mean 'seg'"),
         ("S", "Unknown task 'S'. Did you mean 's'"),
         ("u", r"Unknown task 'u'. The tasks are seg \(s\), .*autoencoder \(A\)"),
-        ("", "At least one task must be named, out of seg"),
+        ("", "At least one task must be named; the tasks are seg"),
         ([], "At least one task"),
         (" , ", "At least one task"),
         ("seg,,depth", "must not be empty"),
-        ("seg,d,s", "Tasks must differ, got 'seg' 2 times in 'seg,d,s'"),
+        (
+            "seg,d,s",
+            "Each task may be named only once, but 'seg,d,s' names 'seg' 2 times",
+        ),
     ],
 )
 def test_resolve_answers_mistakes(given, message):

@@ -177,7 +177,7 @@ def test_angles_in_other_than_three_dimensions(channels):
             {"name": "parts", "kind": "classes", "classes": ["a"], "channels": 2},
             "as many channels as classes",
         ),
-        ({"name": "flow", "channels": 0}, "whole number from 1"),
+        ({"name": "flow", "channels": 0}, "whole number, 1 or more"),
         ({"name": "flow", "channels": 2, "mirror": (1.0,)}, "mirror"),
         ({"name": "flow", "metrics": ("mae",)}, "Keras metric or a function"),
     ],

@@ -76,7 +76,7 @@ def test_other_losses_by_name():
     ("given", "message"),
     [
         ("depth", "pairs of a task and a loss.* got 'depth'"),
-        ("depth:l3", "l1, l2, got 'l3'"),
+        ("depth:l3", "l1, l2; got 'l3'"),
         ("normal:l1", "tasks that are trained .* got normal"),
         ("seg:l1", "cross_entropy is for classes"),
         ("depth:cross_entropy", "cross_entropy is for classes"),
@@ -99,7 +99,7 @@ def test_rules_by_flag():
         task_set(("seg", "depth")),
     )
     assert learned.current() == {"seg": 1, "depth": 0.5}
-    with pytest.raises(InputError, match="--aux_weight go with"):
+    with pytest.raises(InputError, match="--aux_weight need"):
         TrainConfig(task_weights="equal", aux_weight=0.1)
 
 
@@ -118,5 +118,7 @@ def test_task_weights_are_the_papers():
         "depth": 0.5,
         "autoencoder": 0.1,
     }
-    with pytest.raises(InputError, match="--main_tasks .*seg, depth.* got normal"):
+    with pytest.raises(
+        InputError, match="--main_tasks .*seg, depth.* but normal is not"
+    ):
         training_losses.task_weights(("seg", "depth"), ("normal",), 1)

@@ -132,6 +132,7 @@ def weights(folder):
     return {variable.path: variable.numpy() for variable in model.weights}
 
 
+@pytest.mark.slow
 def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
     module, watched, monkeypatch, tmp_path
 ):
@@ -156,6 +157,7 @@ def test_losses_fall_and_a_stopped_run_ends_with_the_same_bits(
         np.testing.assert_array_equal(again[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
     chosen = config(
         epochs=2,
@@ -250,7 +252,10 @@ def test_class_weights_and_losses_by_hand(module):
         ({"tasks": ("flwo",)}, "no task 'flwo'; it has .*flow"),
         ({"main_tasks": ("depth",)}, "--main_tasks must be among --tasks"),
         ({"task_losses": ("seen:cross_entropy",)}, "binary_cross_entropy for labels"),
-        ({"task_losses": ("flow:binary_cross_entropy",)}, "l1 and l2 are for all else"),
+        (
+            {"task_losses": ("flow:binary_cross_entropy",)},
+            "l1 and l2 for everything else",
+        ),
         ({"best_metric": "scene/miou"}, "scene/accuracy, scene/loss.*got 'scene/miou'"),
         ({"random_targets": ("depth",)}, "--random_targets must be among"),
         ({"adversarial_tasks": "depth"}, "--adversarial_tasks must be main, all, or"),
@@ -305,7 +310,7 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         for task in ("joints", "parts")
         for part in ("kernel", "bias")
     }
-    with pytest.raises(InputError, match="not run unasked"):
+    with pytest.raises(InputError, match="never run unasked"):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))

@@ -167,6 +167,7 @@ def test_one_step_of_learned_weights_by_hand():
         assert weighting.current()[task] == pytest.approx(c * np.exp(-got))
 
 
+@pytest.mark.slow
 def test_learned_weights_on_two_replicas_equal_those_on_one(mirrored):
     found = []
     for strategy in (tf.distribute.get_strategy(), mirrored):
@@ -191,6 +192,7 @@ def adversary(**changes):
     return step_lib.Adversary(**(settings | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_one_adversarial_step_by_hand(share):
     versus = adversary(share=share)
@@ -259,5 +261,5 @@ def test_what_the_flags_make():
     assert main.attack.step_size == pytest.approx(2 / 255)
     assert tuple(made(adversarial_tasks="all").tasks) == tuple(task_set("s,d,A"))
     assert tuple(made(adversarial_tasks="d+A").tasks) == ("depth", "autoencoder")
-    with pytest.raises(InputError, match="--adversarial_tasks .* got normal"):
+    with pytest.raises(InputError, match="--adversarial_tasks .* but normal is not"):
         made(adversarial_tasks="normal")

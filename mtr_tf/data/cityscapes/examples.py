@@ -87,7 +87,7 @@ def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
         )
     if size and picture.shape[:2] != size:
         raise InputError(
-            f"A file must be as large as its picture, {size[1]} x {size[0]}, but "
+            f"A file must have the size of its picture, {size[1]} x {size[0]}, but "
             f"'{file}' is {picture.shape[1]} x {picture.shape[0]}."
         )
     return picture
@@ -146,8 +146,8 @@ def _baseline_times_focal_length(camera: File) -> float:
     except DAMAGED as error:
         raise InputError(
             f"'{camera}' must be JSON with extrinsic.baseline and intrinsic.fx, but "
-            f"has not ({type(error).__name__}: {reason(error)}); extract or download "
-            "it again."
+            f"it is not ({type(error).__name__}: {reason(error)}); extract or "
+            "download it again."
         ) from error
     product = baseline * focal_length
     if not 0 < product < math.inf:

@@ -59,8 +59,8 @@ class File:
             raise
         except DAMAGED as error:  # Also where it is encrypted, or packed strangely.
             raise InputError(
-                f"'{self}' cannot be read ({reason(error)}); extract it by other "
-                "means, or download it again."
+                f"'{self}' cannot be read ({reason(error)}); extract it with another "
+                "program, or download it again."
             ) from error
 
 

@@ -108,8 +108,8 @@ def _folder(data_dir: str | None) -> pathlib.Path:
     )
     if not data_dir:
         raise InputError(
-            f"Cityscapes is not downloaded (it can be had {_REGISTER}); give "
-            f"--data_dir: {wanted}."
+            "Cityscapes is not downloaded automatically (you can get it "
+            f"{_REGISTER}); give --data_dir: {wanted}."
         )
     root = pathlib.Path(data_dir).expanduser().resolve()
     if not root.is_dir():
@@ -141,8 +141,8 @@ def _available(
 
 def _need(kind: Kind, root: pathlib.Path, reason: str) -> None:
     raise InputError(
-        f"{reason} needs {kind.archive} or the folder {kind.folder} in --data_dir, and "
-        f"'{root}' has neither; they can be had {_REGISTER}."
+        f"{reason} needs {kind.archive} or the folder {kind.folder} in --data_dir, "
+        f"but '{root}' has neither; you can get them {_REGISTER}."
     )
 
 
@@ -190,7 +190,7 @@ def _names(
         for name, file in here[kind].items():
             if _core(kind, name) not in images:
                 raise InputError(
-                    f"There must be a picture for '{file}', but "
+                    f"'{file}' needs a picture, but "
                     f"{_core(kind, name)}{layout.IMAGE.suffixes[0]} is not in "
                     f"{layout.IMAGE.folder}/{layout.SPLITS[split]} of '{root}'; "
                     "extract it again."
@@ -256,8 +256,8 @@ def _log_missing(
                 )
     if counts:
         logging.warning(
-            "Cityscapes: of the pictures, %s file; they are used, with nothing known "
-            "there.", ", ".join(counts)
+            "Cityscapes: of the pictures, %s file; they are used with everything "
+            "masked there.", ", ".join(counts)
         )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of a split of a user's own, in memory or read when they are needed."""
+"""The columns of a user's own split, in memory or read when needed."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
     for name, columns in others:
         if columns.images.shape[1:] != first.images.shape[1:]:
             raise InputError(
-                "All splits must have images of one size, but those of "
-                f"{name} are {_size(columns)} and those of {first_name} "
-                f"{_size(first)}."
+                f"All splits must have images of the same size, but those of {name} "
+                f"are {_size(columns)} and those of {first_name} {_size(first)}."
             )
         if set(columns.targets) != set(first.targets):
             raise InputError(
@@ -63,12 +62,19 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                 f"{name} has {examples.listed(columns.targets)} and {first_name} "
                 f"{examples.listed(first.targets)}."
             )
+        if columns.layout != first.layout:
+            raise InputError(
+                "All splits must have the same inputs, of the same shapes, but "
+                f"{name} has {columns.layout or 'none'} and {first_name} "
+                f"{first.layout or 'none'}."
+            )
         for task, target in columns.targets.items():
             here, there = target.shape[1:], first.targets[task].shape[1:]
             if here != there:
                 raise InputError(
-                    f"All targets of {task} must have one shape, but those of {name} "
-                    f"have {list(here)} and those of {first_name} {list(there)}."
+                    f"All targets of {task} must have the same shape, but those of "
+                    f"{name} have {list(here)} and those of {first_name} "
+                    f"{list(there)}."
                 )
 
 
@@ -147,16 +153,20 @@ def _lazy(split: str, sequence: Sequence, rules: Rules) -> Columns:
     for task in first.targets:
         if rules.tasks[task].discrete and rules.tasks[task].channels is None:
             raise InputError(
-                f'The classes must be named ("classes": [...]), since {split} is read '
-                "example by example and nobody can know how many there are of "
-                f"{task}."
+                f'The classes must be named ("classes": [...]), because {split} is '
+                f"read example by example, so the number of classes of {task} is not "
+                "known."
             )
     targets, masks = {}, {}
     for task, target in first.targets.items():
         targets[task] = LazyColumn(lazy, lambda e, t=task: e.targets[t], target)
         masks[task] = LazyColumn(lazy, lambda e, t=task: e.masks[t], first.masks[task])
     images = LazyColumn(lazy, lambda example: example.image, first.image)
-    return Columns(images, targets, masks)
+    inputs = {
+        name: LazyColumn(lazy, lambda e, n=name: e.inputs[n], value)
+        for name, value in first.inputs.items()
+    }
+    return Columns(images, targets, masks, inputs=inputs)
 
 
 def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
@@ -183,7 +193,12 @@ def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
         if not known.all():
             masks[task] = known
     names = [example.name for example in found]
-    return Columns(images, targets, masks, names if any(names) else ())
+    inputs = {
+        name: np.stack([example.inputs[name] for example in found])
+        for name in found[0].inputs
+    }
+    kept = names if any(names) else ()
+    return Columns(images, targets, masks, kept, inputs=inputs)
 
 
 @contextlib.contextmanager
@@ -197,8 +212,8 @@ def _counted(split: str, examples: Any) -> Iterator[tuple[Iterator, Callable]]:
         total = int(examples.cardinality())
         if total == -1:  # tf.data.INFINITE_CARDINALITY
             raise InputError(
-                f"The split {split} must end, but its tf.data.Dataset repeats for "
-                "ever; leave .repeat() out."
+                f"The split {split} must end, but its tf.data.Dataset repeats "
+                "forever; leave out .repeat()."
             )
         examples = examples.as_numpy_iterator()
     if total < 1:
@@ -224,7 +239,9 @@ def _reading(where: str) -> Iterator[None]:
 
 
 def _empty(split: str) -> InputError:
-    return InputError(f"The split {split} must have an example at least, but is empty.")
+    return InputError(
+        f"The split {split} must have at least one example, but it is empty."
+    )
 
 
 def _size(columns: Columns) -> str:

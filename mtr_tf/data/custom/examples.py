@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks one example of a user's own, and gives it the types that `Columns` has."""
+"""Checks a user's own example, and converts it to the types of `Columns`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks.task import MAP
 
-_KEYS = ("image", "targets", "masks", "name")
+_KEYS = ("image", "targets", "masks", "name", "inputs")
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
 _BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
 _FEW = 4  # More channels than this are not expected of a picture.
@@ -47,20 +47,22 @@ class Example:
         known.
       masks: by task bool [*places].
       name: "" where it has none.
+      inputs: by name float32 arrays, what a model takes beside the image.
     """
 
     image: np.ndarray
     targets: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
     name: str
+    inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Example:
     """Checks an example as a user's function gives it.
 
     Args:
-      raw: {"image", "targets", "masks", "name"}, the last two if there are any, or
-        (image, targets) or (image, targets, masks).
+      raw: {"image", "targets", "masks", "name", "inputs"}, the last three if there are
+        any, or (image, targets) or (image, targets, masks).
       where: what messages call it, such as "example 3 of train".
       rules: what its targets may be.
       like: the first example, whose sizes and tasks all others have; None for itself.
@@ -70,6 +72,8 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
     """
     image, targets, masks, name = _parts(raw, where)
     image = _image(image, where)
+    given = raw.get("inputs") if isinstance(raw, Mapping) else None
+    inputs = _inputs({} if given is None else given, where, like)
     targets, masks = (
         _by_task(targets, "targets", where, rules.tasks),
         _by_task(masks, "masks", where, rules.tasks),
@@ -96,7 +100,7 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
             known[task] = known[task] & _is_label(target, ignored, places)
         read = _labels if record.discrete else _numbers
         found[task] = read(record, target, known[task], where)
-    return Example(image, found, known, name)
+    return Example(image, found, known, name, inputs)
 
 
 def _check_alike(
@@ -105,19 +109,19 @@ def _check_alike(
     """Raises InputError unless an example has the size and tasks of the first one."""
     if image.shape != like.image.shape:
         raise InputError(
-            f"All images must have one size, but {where} is {size(image)} and the "
-            f"first one {size(like.image)}; resize or crop them."
+            f"All images must have the same size, but {where} is {size(image)} and "
+            f"the first one {size(like.image)}; resize or crop them."
         )
     if image.dtype != like.image.dtype:
         raise InputError(
-            f"All images must be of one type, but {where} is {image.dtype} and the "
-            f"first one {like.image.dtype}; convert them."
+            f"All images must have the same type, but {where} is {image.dtype} and "
+            f"the first one {like.image.dtype}; convert them."
         )
     if targets.keys() != like.targets.keys():
         raise InputError(
             f"All examples must have the same tasks, but {where} has "
-            f"{listed(targets)} and the first one {listed(like.targets)}; "
-            "where a target is not known, give zeros and a mask of zeros."
+            f"{listed(targets)} and the first one {listed(like.targets)}; if a target "
+            "is not known, give zeros and a mask of zeros."
         )
 
 
@@ -148,12 +152,11 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
                 f"An example has the keys {', '.join(_KEYS)}, but {where} has "
                 f"{key!r}.{hint}"
             )
-    for key in ("image", "targets"):
-        if key not in raw:
-            raise InputError(f"An example must have {key!r}, but {where} has none.")
+    if "image" not in raw:
+        raise InputError(f"An example must have 'image', but {where} has none.")
     name = raw.get("name", "")
     name = name.decode() if isinstance(name, bytes) else str(name)
-    return raw["image"], raw["targets"], raw.get("masks") or {}, name
+    return raw["image"], raw.get("targets", {}), raw.get("masks") or {}, name
 
 
 def _by_task(
@@ -171,8 +174,8 @@ def _by_task(
         names = resolve(list(values), tasks.values())
     except InputError as error:
         raise InputError(
-            f"In the {what} of {where}: {error} Declare a task of your own: "
-            '"tasks": [Task(...)] beside the splits.'
+            f"In the {what} of {where}: {error} If it is your own task, declare it: "
+            '"tasks": [Task(...)], next to the splits.'
         ) from error
     return dict(zip(names, map(_array, values.values()), strict=True))
 
@@ -186,7 +189,7 @@ def _image(value: Any, where: str) -> np.ndarray:
     if image.ndim == 4:
         raise InputError(
             f"Examples must come one by one, not in batches, but the image of {where} "
-            f"has shape {image.shape}; take the batches apart (tf.data: .unbatch())."
+            f"has shape {image.shape}; split the batches (tf.data: .unbatch())."
         )
     if image.ndim == 2:
         image = image[..., np.newaxis]
@@ -217,6 +220,37 @@ def _image(value: Any, where: str) -> np.ndarray:
     if image.shape[2] in _BYTES:
         return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     return np.clip(image, 0, 1).astype(np.float32)
+
+
+def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarray]:
+    """What a model takes beside the image, by name, all in float32."""
+    if not isinstance(given, Mapping) or "image" in given:
+        raise InputError(
+            'The inputs must be a dict by name, such as {"camera": array}, without the '
+            f"image, which is an example's own; those of {where} are "
+            f"{', '.join(given) if isinstance(given, Mapping) else _kind(given)}."
+        )
+    inputs = {}
+    for name, value in given.items():
+        value = _array(value)
+        is_number = value.dtype.kind in "buif" and value.size > 0
+        kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
+        exact = value.dtype.kind == "f" or np.array_equal(kept, value)
+        if not (np.isfinite(kept).all() and exact):
+            raise InputError(
+                f"The input {name} must be finite numbers (whole ones up to 16777216), "
+                f"but that of {where} is {_kind(value)} of {value.dtype}; convert it."
+            )
+        inputs[str(name)] = kept
+    if like is not None:
+        first = {name: value.shape for name, value in like.inputs.items()}
+        now = {name: value.shape for name, value in inputs.items()}
+        if first != now:
+            raise InputError(
+                "All examples must have the same inputs, of the same shapes, but "
+                f"{where} has {now or 'none'} and the first one {first or 'none'}."
+            )
+    return inputs
 
 
 def _places(
@@ -289,10 +323,13 @@ def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.
     if value.shape == (*known.shape, 1):
         value = value[..., 0]
     if value.shape != known.shape or value.dtype.kind not in "ui":
+        cure = "convert it (one-hot: argmax)"
+        if value.ndim == known.ndim and value.shape != known.shape:
+            cure = "resize it (nearest neighbour), or see that each task has its own"
         raise InputError(
             f"The target of {task.name} must be whole numbers of shape "
             f"{list(known.shape)}, the class of {_each(known)}, but that of {where} is "
-            f"{value.dtype} of shape {list(value.shape)}; convert it (one-hot: argmax)."
+            f"{value.dtype} of shape {list(value.shape)}; {cure}."
         )
     mask = f'put a zero into "masks": {{"{task.name}": ...}}'
     if (value[known] < 0).any():
@@ -343,8 +380,8 @@ def _numbers(
     value = np.where(known[..., np.newaxis], value, np.float32(0))
     if task.kind == "labels" and (value.min() < 0 or value.max() > 1):
         raise InputError(
-            f"The target of {task.name} must say of each of its {task.channels} labels "
-            f"whether it is there, 1 or 0, but that of {where} goes from "
+            f"The target of {task.name} must be 1 or 0 for each of its "
+            f"{task.channels} labels, present or not, but that of {where} goes from "
             f"{value.min():g} to {value.max():g}."
         )
     return value

@@ -127,8 +127,8 @@ def declared(facts: Mapping[str, Any]) -> TaskSet:
         (meant,) = canonical((name,))
         if meant != name:
             raise InputError(
-                f'A task of your own must not be called {name} ("tasks"), which is '
-                f"another name of {meant}; rename it."
+                f'A task of your own ("tasks") must not be called {name}, because '
+                f"that is another name for {meant}; rename it."
             )
     return tasks
 
@@ -140,7 +140,7 @@ def _task(name: Any, given: Any) -> Task:
     if isinstance(given, Task) and given.name == name:
         return given
     raise InputError(
-        f'"tasks" must have for each name a Task of that name, or a kind, one of '
+        '"tasks" must map each name to a Task of that name, or to a kind, one of '
         f"{', '.join(KINDS)}; got {given!r} for {name!r}."
     )
 
@@ -295,8 +295,8 @@ def _check_weights(given: Any, tasks: TaskSet) -> None:
     for name, weights in given.items() if isinstance(given, Mapping) else ():
         if name not in tasks or not tasks[name].discrete:
             raise InputError(
-                f'"class_weights" must be of tasks of classes that examples have; got '
-                f"{name}."
+                '"class_weights" must be for tasks with classes that the examples '
+                f"have; got {name}."
             )
         if len(weights) != tasks[name].channels:
             raise InputError(
@@ -327,11 +327,10 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
             found |= set(np.unique(labels))
     if found and len(found) <= max(found):
         raise InputError(
-            f"Labels of {task} must be 0, 1, 2, ... without gaps, but are "
-            f"{_ranges_of(found)}; "
-            'name all classes ("classes": [...], in the order of their labels) or, '
-            f'where a label means none, say so ("ignore_label": {max(found)}) or put '
-            "zeros into masks."
+            f"Labels of {task} must be 0, 1, 2, ... without gaps, but they are "
+            f'{_ranges_of(found)}; name all classes ("classes": [...], in the order '
+            'of their labels), or, if a label means "no label", say so '
+            f'("ignore_label": {max(found)}) or put zeros into masks.'
         )
     return len(found)
 

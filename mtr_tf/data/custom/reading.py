@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's own data: `--dataset=package.module:function`.
 
-The function gives a dict with one entry per split and, if need be, facts about the
-data set; docs/own_data.md is the manual, `examples` what an example must be.
+The function returns a dict with one entry per split and, if needed, facts about the
+data set. docs/own_data.md is the manual; `examples` says what an example must be.
 
 A split that has a length and can be indexed is read lazily: its examples are asked for
 when a batch needs them, one at a time, and checked then (the first one at once). Any
@@ -42,7 +42,7 @@ def open_source(
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Source:
-    """Calls the user's function and opens what it gives.
+    """Calls the user's function and opens what it returns.
 
     Args:
       name: "package.module:function"; modules of the current directory are found.
@@ -51,8 +51,8 @@ def open_source(
       tasks: the tasks whose targets are kept; None for all that the examples have.
 
     Raises:
-      InputError: there is no such function, it fails, or what it gives is not as
-        docs/own_data.md says.
+      InputError: there is no such function, it fails, or what it returns does not have
+        the form described in docs/own_data.md.
     """
     return open_given(name, _call(name, data_dir), image_size, tasks)
 
@@ -82,9 +82,9 @@ def open_given(
     size = first.images.shape[1:3]
     if image_size and tuple(image_size) != tuple(size):
         raise InputError(
-            f"{name} has images of {size[0]}x{size[1]}, and {image_size[0]}x"
-            f"{image_size[1]} is asked for (by --image_size or by the model): resize "
-            "images, targets and masks in the function."
+            f"{name} has images of {size[0]}x{size[1]}, but --image_size or the model "
+            f"needs {image_size[0]}x{image_size[1]}; resize images, targets and masks "
+            "in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
     declared = tuple(facts_lib.declared(facts).values())
@@ -109,8 +109,9 @@ def _call(name: str, data_dir: str | None) -> Any:
     if data_dir:
         if "data_dir" not in inspect.signature(function).parameters:
             raise InputError(
-                f"--data_dir goes to {name} as its argument data_dir, which it does "
-                "not take; add it to the function or leave the flag out."
+                f"--data_dir is passed to {name} as the argument data_dir, but it "
+                "does not take one; add the argument to the function, or leave out "
+                "the flag."
             )
         arguments["data_dir"] = data_dir
     return called(name, function, "a dict", **arguments)
@@ -143,7 +144,7 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
         raise InputError(
-            f"What {flag} names must be named as package.module:function, such as "
+            f"{flag} must have the form package.module:function, such as "
             f"my_data:examples; got {name!r}."
         )
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -155,8 +156,8 @@ def own_function(name: str, flag: str = "--dataset") -> Callable[..., Any]:
         if not f"{module_name}.".startswith(f"{error.name}."):
             raise _import_error(name, flag, error) from error
         raise InputError(
-            f"There is no module {error.name!r} for {flag}={name}; start from the "
-            f"directory that it is in (this is {os.getcwd()!r}), or install it."
+            f"There is no module {error.name!r} for {flag}={name}; run the command in "
+            f"its directory (this is {os.getcwd()!r}), or install it."
         ) from error
     except Exception as error:
         raise _import_error(name, flag, error) from error
@@ -197,19 +198,19 @@ def _sort(name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     known = (*SPLITS, *facts_lib.KEYS)
     if not isinstance(given, Mapping):
         raise InputError(
-            f"{name} must give a dict such as {{'train': ..., 'validation': ...}}, "
-            f"but gave one of type {type(given).__name__}."
+            f"{name} must return a dict such as {{'train': ..., 'validation': ...}}, "
+            f"but returned a {type(given).__name__}."
         )
     for key in given:
         if key not in known:
             hint = did_you_mean(key, known)
             raise InputError(
-                f"{name} may give {', '.join(known)}, but gave {key!r}.{hint}"
+                f"{name} may return {', '.join(known)}, but returned {key!r}.{hint}"
             )
     splits = {split: given[split] for split in SPLITS if split in given}
     if not splits:
         raise InputError(
-            f"{name} must give at least one split of {', '.join(SPLITS)}, but gave "
-            f"{', '.join(given) or 'an empty dict'}."
+            f"{name} must return at least one split of {', '.join(SPLITS)}, but "
+            f"returned {', '.join(given) or 'an empty dict'}."
         )
     return splits, {key: given[key] for key in facts_lib.KEYS if key in given}

@@ -72,7 +72,7 @@ def _named_config(image_size: tuple[int, int] | None) -> RoomsConfig:
             return config
     given = " x ".join(map(str, size))
     raise InputError(
-        f"rooms has pictures of 32 x 32, 64 x 64 or 128 x 128 pixels, not {given}: "
+        f"rooms has pictures of 32 x 32, 64 x 64 or 128 x 128 pixels, not {given}; "
         "choose one of these as the image size."
     )
 

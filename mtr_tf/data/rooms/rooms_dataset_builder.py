@@ -16,8 +16,8 @@ from mtr_tf.data.rooms import scene
 from mtr_tf.data.rooms import workers
 
 _DESCRIPTION = """
-Indoor scenes, ray-cast on the spot: a textured box room with balls, boxes, cylinders,
-cones and spools at random, one or two lights, shadows and sensor noise, with exact
+Indoor scenes, ray-cast on your machine: a textured box room with random balls, boxes,
+cylinders, cones and spools, one or two lights, shadows and sensor noise, with exact
 targets from the geometry. Colours and textures say nothing about the class.
 """
 

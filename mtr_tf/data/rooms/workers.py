@@ -66,7 +66,7 @@ def _read(pipe: IO[bytes], size: int) -> dict[str, np.ndarray]:
         data = pipe.read(array.nbytes)
         if len(data) != array.nbytes:
             raise RuntimeError(
-                "A process that renders rooms has ended early; its error is above."
+                "A process that renders rooms ended early; its error is above."
             )
         array.ravel()[:] = np.frombuffer(data, kind)
         found[name] = array

@@ -129,14 +129,15 @@ def read_file(task: str, path: str) -> np.ndarray:
     if task in layout.DEPTHS and (file.ndim != 2 or file.dtype != np.uint16):
         raise InputError(
             f"Taskonomy's depth files must have one channel of 16 bits, but '{path}' "
-            f"has {_kind(file)}; fetch the original again."
+            f"has {_kind(file)}; download the original again."
         )
     labels = domain.stored == np.uint8
     if labels and (file.ndim != 2 or file.max() > len(layout.CLASSES)):
         found = _kind(file) if file.ndim != 2 else f"the label {file.max()}"
         raise InputError(
-            f"Taskonomy's labels must be one channel with 1 to {len(layout.CLASSES)}, "
-            f"or 0 for none, but '{path}' has {found}; fetch the original again."
+            "Taskonomy's labels must be one channel with values from 1 to "
+            f"{len(layout.CLASSES)}, or 0 for none, but '{path}' has {found}; "
+            "download the original again."
         )
     return file
 
@@ -146,7 +147,7 @@ def _read(path: str, *, colour: bool) -> np.ndarray:
     if colour and file.ndim != 3:
         raise InputError(
             f"A file of this domain must have three colours, but '{path}' has "
-            f"{_kind(file)}; fetch the original again."
+            f"{_kind(file)}; download the original again."
         )
     return file
 

@@ -121,7 +121,9 @@ def scan(data_dir: str | None) -> Listing:
         split list is broken.
     """
     if not data_dir:
-        raise InputError(f"Taskonomy is not downloaded; give --data_dir: {_WHAT}.")
+        raise InputError(
+            f"Taskonomy is not downloaded automatically; give --data_dir: {_WHAT}."
+        )
     root = pathlib.Path(data_dir).expanduser()
     if not root.is_dir():
         raise InputError(
@@ -169,7 +171,7 @@ def summary(
     blind = sum(_is_blind(view, tasks) for view in used)
     if blind:
         line += (
-            f"; holes are taken for surfaces in {blind} views without depth_euclidean, "
+            f"; holes count as surfaces in {blind} views without depth_euclidean, "
             "depth_zbuffer, mask_valid, normal or principal_curvature"
         )
     unused = len(listing.views) - len(used)
@@ -224,7 +226,7 @@ def _add(
     if task in view.places:
         raise InputError(
             f"A view must have one file per domain, but '{view.path(task)}' and "
-            f"'{entry.path}' are the same view's; remove one of them."
+            f"'{entry.path}' belong to the same view; remove one of them."
         )
     view.places[task] = Place(str(folder), match[4], entry.stat().st_size)
     return True
@@ -257,9 +259,9 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
                 chosen.append(split_of[name])
             if len(set(chosen)) > 1:
                 raise InputError(
-                    f"A building must be in one split, but the lists have "
-                    f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} "
-                    f"(the last of them is '{path}'); correct or remove one."
+                    "A building must be in one split only, but the lists have "
+                    f"{row['id']!r} in {' and '.join(sorted(set(chosen)))} (the last "
+                    f"list is '{path}'); correct or remove one."
                 )
             if chosen:
                 split_of[name] = chosen[0]
@@ -276,13 +278,13 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
         columns, found = rows.fieldnames or (), list(rows)
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"A split list must be a table of text in UTF-8, but '{path}' is not "
-            f"({files.reason(error)}); fetch it again."
+            f"A split list must be a text table in UTF-8, but '{path}' is not "
+            f"({files.reason(error)}); download it again."
         ) from error
     if not {"id", *SPLITS} <= set(columns):
         raise InputError(
-            f"A split list must have the columns id, train, val and test, but "
-            f"'{path}' has {', '.join(columns) or 'none'}; fetch it again."
+            "A split list must have the columns id, train, val and test, but "
+            f"'{path}' has {', '.join(columns) or 'none'}; download it again."
         )
     return found
 

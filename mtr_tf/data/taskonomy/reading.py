@@ -71,8 +71,8 @@ def open_source(
         )
     if depth_target not in (*layout.LOG_DEPTH, layout.METRES):
         raise InputError(
-            f"--depth_target of taskonomy must be {layout.METRES}, or left out for the "
-            f"files' logarithms; got {depth_target!r}."
+            f"--depth_target for taskonomy must be {layout.METRES}, or left out to "
+            f"use the files' logarithms; got {depth_target!r}."
         )
     listing = finding.scan(data_dir)
     splits = splitting.splits(
@@ -235,7 +235,9 @@ def _prepared(
     broken = dict(builder.info.metadata.items()).get(BROKEN, {})
     counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]
     if counts:
-        logging.warning("Taskonomy: masked, since broken: %s views.", ", ".join(counts))
+        logging.warning(
+            ("Taskonomy: masked because they are broken: %s views."), ", ".join(counts)
+        )
     return builder
 
 

@@ -71,16 +71,16 @@ def _by_share(
     """The last share of buildings, or of the points of one, is validation."""
     if as_released:
         raise InputError(
-            "--validation_share and --as_released both say what is validation; leave "
-            "one of them out."
+            "--validation_share and --as_released both choose the validation split; "
+            "leave out one of them."
         )
     one = len({view.building for view in listing.views}) == 1
     of = [view.point if one else view.building for view in listing.views]
     units = sorted(set(of))
     if len(units) < 2:
         raise InputError(
-            "--validation_share needs two points or buildings to share out, and "
-            f"there is one, {listing.views[0].name}; fetch more of Taskonomy."
+            "--validation_share needs at least two points or buildings to divide, but "
+            f"there is only one, {listing.views[0].name}; download more of Taskonomy."
         )
     count = min(max(1, round(share * len(units))), len(units) - 1)
     held_out = set(units[-count:])
@@ -96,12 +96,12 @@ def missing(
     """Of train and validation, those that no view is in: why, and what to do."""
     absent = [name for name in ("train", "validation") if name not in chosen]
     buildings = {view.building for view in listing.views}
-    share = "share views out with --validation_share=0.2, say"
+    share = "divide the views with, for example, --validation_share=0.2"
     if as_released:
         share += " (without --as_released)"
     if listing.lists is not None and buildings != {""} and not as_released:
         why = "the lists train_val_test_*.csv name no building of the folder for it"
         return {name: f"{why}; add one, or {share}." for name in absent}
-    why = f"points from {TRAIN_POINTS} on are validation, and all there are "
+    why = f"points from {TRAIN_POINTS} on are validation, and all points there are "
     why += "lie " + ("below" if "train" in chosen else "from there on")
     return {name: f"{why}; add other points, or {share}." for name in absent}

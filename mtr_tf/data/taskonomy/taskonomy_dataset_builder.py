@@ -24,8 +24,8 @@ from mtr_tf.errors import InputError
 
 BROKEN = "broken"  # In the metadata: {task: what is wrong with its broken files}.
 _DESCRIPTION = """
-Real indoor scenes with targets for eleven tasks, resized; targets are stored as
-mtr_tf.data.taskonomy.coding has them.
+Real indoor scenes with targets for eleven tasks, resized; targets are stored as defined
+in mtr_tf.data.taskonomy.coding.
 """
 
 
@@ -53,7 +53,7 @@ class Taskonomy(prepared.Builder):
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {
-        "1.1.0": "Holes are known from more domains; broken files are masked.",
+        "1.1.0": "Holes are found from more domains; broken files are masked.",
         "1.0.0": "First version.",
     }
 
@@ -123,14 +123,14 @@ class Taskonomy(prepared.Builder):
         listing = "; ".join(reason.rstrip(".") for reason in reasons)
         if layout.RGB in broken:
             raise InputError(
-                f"Pictures must be whole, but {len(broken[layout.RGB])} of Taskonomy's "
-                f"are not (all broken files: {listing}); fetch these files again, or "
-                "remove them."
+                f"Pictures must not be broken, but {len(broken[layout.RGB])} of "
+                f"Taskonomy's are (all broken files: {listing}); download these files "
+                "again, or remove them."
             )
         if reasons:
             logging.warning(
-                "%d broken files of Taskonomy are masked (to use them, fetch them "
-                "again): %s.", len(reasons), listing
+                "%d broken files of Taskonomy are masked (download them again to use "
+                "them): %s.", len(reasons), listing
             )  # fmt: skip
 
     def _job(self, view: View) -> dict[str, Any]:

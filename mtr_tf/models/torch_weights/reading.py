@@ -34,7 +34,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
         finite, or holds its numbers in another way than one after the other.
     """
     if not pathlib.Path(path).is_file():
-        raise InputError(f"--torch must be a file that torch.save wrote; got {path!s}.")
+        raise InputError(f"--torch must be a file written by torch.save; got {path!s}.")
     _check_torch()
     try:
         _check_whole(path)
@@ -44,16 +44,17 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputError(
-            f"{path} holds more than tensors and plain values"
-            f"{f' ({found[1]})' if found else ''}, which could run code when read, and "
-            "is refused. Where you trust it, save its weights alone: "
-            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)."
+            f"{path} holds more than tensors and plain "
+            f"values{f' ({found[1]})' if found else ''}. Reading it could run code, "
+            "so it is refused. If you trust it, save only its weights: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], "
+            "NEW_FILE)."
         ) from error
     except Exception as error:  # torch raises nearly every kind on a damaged file.
         detail = str(error).strip().splitlines() or [""]
         raise InputError(
-            f"{path} cannot be read as a file of torch.save: {type(error).__name__}: "
-            f"{detail[0][:150]}; copy or save it again."
+            f"{path} cannot be read as a file written by torch.save "
+            f"({type(error).__name__}: {detail[0][:150]}); copy or save it again."
         ) from error
     return _arrays(stored, path)
 
@@ -66,8 +67,8 @@ def _check_torch() -> None:
         )
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise InputError(
-            f"torch must be 2.6 or newer, got {torch.__version__}: older ones can be "
-            "made to run code by a file even when they read weights only "
+            f"torch must be 2.6 or newer, but this is {torch.__version__}: with older "
+            "versions a file can run code even if only weights are read "
             "(CVE-2025-32434). Install a newer one."
         )
 
@@ -84,8 +85,8 @@ def _check_whole(path: str | pathlib.Path) -> None:
         changed = archive.testzip()
     if changed:
         raise InputError(
-            f"{path} is damaged: {changed} in it has another checksum than when it was "
-            "written; copy it again."
+            f"{path} is damaged: the checksum of {changed} in it is wrong; copy it "
+            "again."
         )
 
 
@@ -147,7 +148,8 @@ def _check_elements(tensors: dict[str, Any], path: str | pathlib.Path) -> None:
     if count > size:
         largest = max(tensors, key=lambda name: tensors[name].numel())
         raise InputError(
-            f"{path} must hold every number of its tensors, but these have {count:,} "
-            f"and the file {size:,} bytes: some are expanded, or share their numbers "
-            f"(the largest is {largest}); save each one with .clone()."
+            f"{path} must hold every number of its tensors, but they have {count:,} "
+            f"numbers and the file has only {size:,} bytes: some tensors are expanded "
+            f"or share numbers (the largest is {largest}); save each one with "
+            ".clone()."
         )

@@ -87,7 +87,7 @@ def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
     if not tensors:
         raise InputError(
             f"the file must hold weights of --model={model}, but none of its names is "
-            f"one of these: {_some(sorted(arrays))}. Check --torch and --model."
+            f"known there: {_some(sorted(arrays))}. Check --torch and --model."
         )
     return Contents(tensors, tuple(unknown))
 
@@ -135,7 +135,7 @@ def assign(
             variable.assign(values[variable.path])
     if kept:
         fresh = _some(sorted({path.split("/")[0] for path in kept}))
-        said.append(f"{fresh}: not in the file, at their initial values.")
+        said.append(f"{fresh}: not in the file, so they keep their initial values.")
     return said
 
 
@@ -189,9 +189,11 @@ def _left_out(
     problems.unexpected.extend(found.unknown)
     said = []
     if classifier:
-        said.append(f"{_some(classifier)}: left out, for they classify whole pictures.")
+        said.append(
+            f"{_some(classifier)}: left out, because they classify whole pictures."
+        )
     if others:
-        said.append(f"{_some(list(others))}: what is theirs alone is left out.")
+        said.append(f"{_some(list(others))}: weights that only they use are left out.")
     return said
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a study: WORKDIR/report, made of what is there.
+"""The report of a study: WORKDIR/report, made from the results that exist.
 
 index.html              all in one file, to read anywhere
 README.md               verdicts, tables and main plots, to keep in a repository
@@ -36,7 +36,7 @@ from mtr_tf.study.results import Results
 
 
 def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
-    """Writes WORKDIR/report anew, also of a study that is not finished.
+    """Writes WORKDIR/report again, also for a study that is not finished.
 
     Args:
       workdir: The folder of a study, as `mtr_tf.reproduce` leaves it.

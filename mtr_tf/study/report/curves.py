@@ -63,7 +63,7 @@ class Curve:
     @property
     def title(self) -> str:
         """A line above the plot."""
-        less = f" less that of {self.reference}" if self.reference else ""
+        less = f" minus that of {self.reference}" if self.reference else ""
         return f"{self.task} {self.metric}{less} under {self.attack}"
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a claim rests on: the plot that shows it, what checks of its attacks found."""
+"""What a claim rests on: the plot that shows it, and warnings about its attacks."""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ def check(folder: pathlib.Path) -> None:
         strange = sorted(there)
     if strange or (folder.exists() and not folder.is_dir()):
         raise InputError(
-            "--export must be a new folder, or one of an earlier export, got "
-            f"'{folder}'{f', in which is {strange[0]!r}' if strange else ''}; name "
+            "--export must be a new folder or an earlier export; got "
+            f"'{folder}'{f', which contains {strange[0]!r}' if strange else ''}. Give "
             "another."
         )
 

@@ -162,7 +162,7 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
             found, spec=spec, variant=variant, measure=measure, norm=norm
         )
         where = "random output pixels" if measure == "pixels" else "pixels of a block"
-        theory_is = "Dashes: theory, of root mean squares (at least the mean); "
+        theory_is = "Dashes: theory for root mean squares (never less than the mean);  "
         dashes = theory_is if measure == "pixels" else ""
         title = f"{variant}: {norm} gradient norm of n {where}"
         about = text.capital(f"{dashes}{_of_seeds(own)}.")
@@ -215,7 +215,7 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
     for spec, variant, norm in series.distinct(found, "spec", "variant", "norm"):
         own = series.chosen(found, spec=spec, variant=variant, norm=norm)
         for ratio in (False, True):
-            what = "rise of the loss over its first-order prediction"
+            what = "rise of the loss / its first-order prediction"
             if not ratio:
                 what = "rise of the loss; dashes: first-order prediction"
             title = f"{variant}: {what}"
@@ -225,7 +225,7 @@ def first_order(records: Sequence[Record]) -> list[Plot]:
                     measure_id(spec, variant, *name),
                     title,
                     f"{text.capital(_of_seeds(own))}.",
-                    f"{title}. Ratio at the least eps: {_least_ratios(own)}.",
+                    f"{title}. Ratio at the smallest eps: {_least_ratios(own)}.",
                     functools.partial(
                         theory.plot, theory.first_order, title, own, ratio
                     ),

@@ -37,12 +37,12 @@ MEANING = (
 )
 CODES = (
     "Codes of claims: T theory, E the paper's experiments, F those of its critics, A "
-    "controls of ours (matched: beside single-task models of the same clean accuracy), "
-    "AT adversarial training."
+    "our controls (matched: compared with single-task models of the same clean "
+    "accuracy), AT adversarial training."
 )
 ALGEBRA = (
-    "These follow from algebra, whatever the models: the number is the finding, not "
-    "the verdict."
+    "These follow from algebra, whatever the models are: the finding is the number, "
+    "not the verdict."
 )
 
 
@@ -248,13 +248,13 @@ def _measured(measure: Mapping[str, Any]) -> str:
     if measure["ratio_to"]:
         words += f" / {measure['ratio_to']}"
     if measure["minus"]:
-        words += f" less that of {_keys(measure['minus'])}"
+        words += f" minus that of {_keys(measure['minus'])}"
     reference = text.short(measure["reference"])
     if not measure["reference"]:
         return f"{words}, negated" if measure["sign"] < 0 else words
     if measure["sign"] < 0:
-        return f"{reference} less {words}"
-    return f"{words} less {reference}"
+        return f"{reference} minus {words}"
+    return f"{words} minus {reference}"
 
 
 def _keys(fields: Mapping[str, Any]) -> str:
@@ -265,9 +265,9 @@ def _keys(fields: Mapping[str, Any]) -> str:
 def _probabilities(verdict: Verdict) -> str:
     """All p values of a verdict."""
     if verdict.claim.within is not None:
-        return "A claim of nearness has no p."
+        return "A claim that two numbers are near has no p."
     values = verdict.p, verdict.p_corrected, verdict.p_opposite
-    return "p {}, corrected {}; of the opposite, corrected, {}.".format(
+    return "p {}, corrected {}; corrected p of the opposite claim: {}.".format(
         *map(text.probability, values)
     )
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of several inputs, as models of one: the image with the others packed behind.
+
+A layer in front of the model takes apart again what `data.layout` has packed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from mtr_tf.data.layout import Layout
+from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
+
+IMAGE = "image"
+_FILLED = (
+    "give --ckpt=module:function, a function that returns keras.Model(image, "
+    "model([image, ...])) with the other inputs filled in"
+)
+
+
+class Unpack(keras.Layer):
+    """Takes packed images apart: {name: tensor}, the image and what comes with it."""
+
+    def __init__(self, layout: Layout, dtypes: Mapping[str, str], **kwargs: Any):
+        """`dtypes`: of the inputs, by name, where a model says which."""
+        super().__init__(dtype="float32", **kwargs)
+        self._layout = layout
+        self._dtypes = dict(dtypes)
+
+    def call(self, x):
+        """Returns the image and the inputs, each in its own shape."""
+        channels = self._layout.image[2]
+        flat = keras.ops.reshape(
+            x[..., channels:], (-1, math.prod(x.shape[1:3]) * (x.shape[3] - channels))
+        )
+        found, start = {IMAGE: x[..., :channels]}, 0
+        for name, shape in self._layout.shapes:
+            part = flat[:, start : start + math.prod(shape)]
+            start += math.prod(shape)
+            part = keras.ops.reshape(part, (-1, *shape))
+            found[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
+        return found
+
+    def compute_output_spec(self, x):
+        """The shapes of the parts."""
+        found = {IMAGE: keras.KerasTensor((x.shape[0], *self._layout.image), x.dtype)}
+        for name, shape in self._layout.shapes:
+            dtype = self._dtypes.get(name, "float32")
+            found[name] = keras.KerasTensor((x.shape[0], *shape), dtype)
+        return found
+
+
+def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model:
+    """Returns a functional model of any inputs as one of packed images.
+
+    Its layers are called anew one by one. Inputs that it does not take are left alone.
+
+    Args:
+      model: Of an image, and perhaps of further inputs.
+      layout: What comes with images; None: nothing.
+      where: What messages call the model.
+
+    Raises:
+      InputError: The model needs what does not come, or not in that shape.
+    """
+    names = _names(model)
+    image = _image_of(names, layout, where, model)
+    shapes = dict(layout.shapes) if layout else {}
+    for name, tensor in zip(names, model.inputs, strict=True):
+        if name != image:
+            _check(name, tensor, shapes, where)
+    if layout is None:  # There is but the image, and nothing comes with it.
+        return model
+    tensors = dict(zip(names, model.inputs, strict=True))
+    dtypes = {name: str(tensors[name].dtype) for name in names if name != image}
+    batch = tensors[image].shape[0]
+    whole = keras.Input(layout.packed, batch, dtype="float32", name=IMAGE)
+    parts = Unpack(layout, dtypes)(whole)
+    given = [parts[IMAGE if name == image else name] for name in names]
+    if len(given) == 1:
+        outputs = adapters.called_on(model, given[0])
+    else:
+        outputs = adapters.called_with(model, given)
+    return keras.Model(whole, outputs, name=model.name)
+
+
+def _names(model: keras.Model) -> list[str]:
+    """What the model's inputs are called, in their order: by keys, else by layers."""
+    structure = getattr(model, "input", None)
+    keys = (
+        {id(tensor): key for key, tensor in structure.items()}
+        if isinstance(structure, Mapping)
+        else {}
+    )
+    return [str(keys.get(id(tensor), tensor.name)) for tensor in model.inputs]
+
+
+def _image_of(
+    names: Sequence[str], layout: Layout | None, where: str, model: keras.Model
+) -> str:
+    """The name of the input that is the image: the one that nothing else is for."""
+    if len(names) == 1:
+        return names[0]
+    known = [name for name, _ in layout.shapes] if layout else []
+    left = [name for name in names if name not in known]
+    if IMAGE in left:
+        return IMAGE
+    pictures = [
+        name
+        for name, tensor in zip(names, model.inputs, strict=True)
+        if name in left and len(tensor.shape) == 4
+    ]
+    if len(pictures) == 1 or (pictures and not known):
+        return pictures[0]
+    raise _missing(where, model, layout, left[1:] or names)
+
+
+def _check(
+    name: str, tensor: Any, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    taken = tuple(tensor.shape[1:])
+    if name not in shapes:
+        have = ", ".join(f"{n} {shape}" for n, shape in shapes.items()) or "none"
+        raise InputError(
+            f"the model of {where} takes the input {name} of shape {taken} beside the "
+            f'image, and the examples have the inputs {have}; give each one "inputs": '
+            f'{{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
+        )
+    fits = len(taken) == len(shapes[name]) and all(
+        side in (None, given) for side, given in zip(taken, shapes[name], strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"the input {name} of the model of {where} must have shape {taken}, and in "
+            f"the examples it has {shapes[name]}; change one of them."
+        )
+
+
+def _missing(
+    where: str, model: keras.Model, layout: Layout | None, names: Sequence[str]
+) -> InputError:
+    takes = ", ".join(
+        f"{name} {tuple(tensor.shape[1:])}"
+        for name, tensor in zip(_names(model), model.inputs, strict=True)
+    )
+    return InputError(
+        f"one input of the model of {where} must be the image, and the others must "
+        f"come with the examples; it takes {takes}, and the examples have the inputs "
+        f"{layout or 'none'}. Call the image's input image, and give each example "
+        f'"inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
+    )

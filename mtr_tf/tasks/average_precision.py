@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean over labels of the average precision (mAP).
+
+    AP = sum_n (R_n - R_(n-1)) P_n
+
+over all thresholds n, each a score that occurs, from the highest down (the area under
+the curve of precision over recall, without interpolation). Equal scores are one
+threshold. Labels that no valid place has are left out.
+
+Which of two images scores higher no image can tell by itself, so there are no rows
+whose sum gives it. Of one value per image the rows are the scores themselves, and it is
+exact. Of labels with places these would be too many: their scores are counted in
+`BINS`, and those in one bin are equal.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from mtr_tf.tasks import losses
+from mtr_tf.tasks.metrics import Metric
+from mtr_tf.tasks.metrics import count_labels
+from mtr_tf.tasks.metrics import divide
+
+BINS = 512  # About 64 for one unit of a logit near 0; logits above 12.5 share one.
+_BOUNDS = (0.0, 1.0)
+
+
+def mean_ap() -> Metric:
+    """Of one value per image: exact."""
+    name = "mean_ap"
+    return Metric(name, "higher", "", _scores, _no_sum, _BOUNDS, of_rows=_of_scores)
+
+
+def pixel_mean_ap() -> Metric:
+    """Of labels with places, all of which count alike: of scores in bins."""
+    return Metric("pixel_mean_ap", "higher", "", _bins, _of_bins, _BOUNDS)
+
+
+def of_counts(positives: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """AP of how many there are at each threshold, from the highest score down.
+
+    Args:
+      positives: Those that have the label, `[..., thresholds]`.
+      counted: All of them, `[..., thresholds]`.
+
+    Returns:
+      `[...]`; NaN where none has the label.
+    """
+    precision = divide(np.cumsum(positives, -1), np.cumsum(counted, -1))
+    area = np.where(positives != 0, precision * positives, 0.0).sum(axis=-1)
+    return divide(area, positives.sum(axis=-1))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, without NaN; NaN where nothing is left."""
+    known = ~np.isnan(values)
+    return divide(np.where(known, values, 0.0).sum(-1), known.sum(-1))
+
+
+def _ranked(target: tf.Tensor, output: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Which labels are there, and the scores; what is not finite ranks as wrong."""
+    there = tf.cast(target, tf.float32) > 0.5
+    output = tf.cast(output, tf.float32)
+    wrong = tf.where(there, output.dtype.min, output.dtype.max)
+    return there, tf.where(tf.math.is_finite(output), output, wrong)
+
+
+# One value per image.
+
+
+def _scores(target, output, mask, num_classes) -> tf.Tensor:
+    """1 or -1 for each label that is there or not, then the scores; 0 if masked."""
+    del num_classes
+    there, scores = _ranked(target, output)
+    rows = tf.concat((tf.where(there, 1.0, -1.0), scores), axis=-1)
+    return tf.cast(losses.where_valid(mask, rows), tf.float64)
+
+
+def _of_scores(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    values = []
+    for sign, score in zip(*np.split(np.asarray(rows).T, 2), strict=True):
+        order = np.argsort(-score, kind="stable")
+        order = order[sign[order] != 0]
+        if not len(order):
+            continue
+        starts = np.flatnonzero(np.diff(score[order], prepend=np.inf))
+        of_each = weights[:, order]
+        counted = np.add.reduceat(of_each, starts, axis=1)
+        positives = np.add.reduceat(of_each * (sign[order] > 0), starts, axis=1)
+        values.append(of_counts(positives, counted))
+    return _mean(np.stack(values, -1)) if values else np.full(len(weights), np.nan)
+
+
+def _no_sum(sums: np.ndarray) -> np.ndarray:
+    raise ValueError("mean_ap is no function of sums of rows")
+
+
+# Labels with places.
+
+
+def _bins(target, output, mask, num_classes) -> tf.Tensor:
+    """By label, how many places that have it are in each bin; then how many in all."""
+    del num_classes
+    there, scores = _ranked(target, output)
+    labels = output.shape[-1]
+    bins = tf.cast(tf.sigmoid(scores / 2) * BINS, tf.int32)
+    bins = BINS - 1 - tf.minimum(bins, BINS - 1)  # The highest comes first.
+    bins += tf.range(labels) * BINS
+    valid = tf.broadcast_to(tf.cast(mask, tf.bool)[..., tf.newaxis], tf.shape(bins))
+    counts = [count_labels(bins, c, labels * BINS) for c in (valid & there, valid)]
+    return tf.cast(tf.concat(counts, axis=-1), tf.int64)
+
+
+def _of_bins(sums: np.ndarray) -> np.ndarray:
+    sums = np.asarray(sums, np.float64)
+    positives, counted = np.split(sums, 2, axis=-1)
+    shape = (*sums.shape[:-1], -1, BINS)
+    return _mean(of_counts(positives.reshape(shape), counted.reshape(shape)))

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models of several inputs: what comes with an image stays with it, and as it is."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mtr_tf
+from mtr_tf.data import batching
+from mtr_tf.data.custom import columns as columns_lib
+from mtr_tf.data.custom.examples import Rules
+from mtr_tf.data.layout import Layout
+from mtr_tf.errors import InputError
+from mtr_tf.runs import packing
+from mtr_tf.tasks import TASKS
+
+SIDE, COUNT = 8, 5
+SETTINGS = {"eps": 8, "steps": 2, "step_size": 8, "random_start": False}
+SETTINGS |= {"checks": False, "batch_size": 2}
+
+
+def make_model(weights=1.0):
+    """Depth is the image's mean times the gain, plus the second picture's, by pixel."""
+    image = keras.Input((SIDE, SIDE, 3), name="image")
+    gain = keras.Input((2, 1), name="gain")
+    second = keras.Input((SIDE, SIDE, 2), name="second")
+    number = keras.Input((), dtype="int32", name="number")
+    mean = keras.ops.mean(image, axis=-1, keepdims=True)
+    factor = keras.ops.reshape(gain[:, 0], (-1, 1, 1, 1))
+    depth = mean * factor * weights + keras.ops.sum(second, axis=-1, keepdims=True)
+    depth += keras.ops.reshape(keras.ops.cast(number, "float32"), (-1, 1, 1, 1))
+    inputs = [gain, image, number, second]
+    return keras.Model(inputs, {"depth": depth})
+
+
+def make_examples(count=COUNT):
+    """Targets are far below: an attack raises what each image is multiplied by."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.integers(60, 190, (SIDE, SIDE, 3), np.uint8),
+            "targets": {"depth": np.full((SIDE, SIDE), -20.0, np.float32)},
+            "inputs": {
+                "gain": np.array([[i + 1.0], [0.0]]),
+                "second": rng.normal(size=(SIDE, SIDE, 2)),
+                "number": np.int64(i),
+                "not_used": np.float32(i),
+            },
+        }
+        for i in range(count)
+    ]
+
+
+def depth_of(example, image):
+    """The model by hand."""
+    inputs = example["inputs"]
+    plain = image.mean(-1) * inputs["gain"][0, 0] + inputs["second"].sum(-1)
+    return plain + inputs["number"]
+
+
+def expected(examples, moved=0.0):
+    """Mean absolute errors, clean or with each number of the images raised."""
+    errors = [
+        np.abs(depth_of(e, e["image"] / 255 + moved) - e["targets"]["depth"]).mean()
+        for e in examples
+    ]
+    return np.mean(errors)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return mtr_tf.evaluate(make_model(), make_examples(), **SETTINGS)
+
+
+def test_each_image_is_attacked_with_its_own_inputs(results):
+    """The loss rises with the image alone: PGD ends at its corner, 8 levels higher."""
+    (record,) = (r for r in results.records if r["metric"] == "mae")
+    examples = make_examples()
+    assert record["clean"] == pytest.approx(expected(examples), rel=1e-6)
+    attacked = expected(examples, 8 / 255)
+    assert record["attacked_value"] - record["clean"] == pytest.approx(
+        attacked - expected(examples), rel=1e-3
+    )
+    (attacked,) = results.attacked
+    assert attacked.pictures["adversarial"].shape == (3, SIDE, SIDE, 3)
+
+
+def test_batches_and_dicts_of_inputs_are_the_same(results):
+    examples = make_examples()
+    batch = {
+        "image": np.stack([e["image"] for e in examples]),
+        "targets": {"depth": np.stack([e["targets"]["depth"] for e in examples])},
+        "inputs": {
+            name: np.stack([e["inputs"][name] for e in examples])
+            for name in ("gain", "second", "number")
+        },
+    }
+    listed = make_model()
+    by_name = {
+        "gain": keras.Input((2, 1), name="gain"),
+        "picture": keras.Input((SIDE, SIDE, 3), name="picture"),
+        "number": keras.Input((), dtype="int32", name="number"),
+        "second": keras.Input((SIDE, SIDE, 2), name="second"),
+    }
+    model = keras.Model(by_name, listed(list(by_name.values())))
+    found = mtr_tf.evaluate(model, batch, **SETTINGS)
+    values = [
+        [(r["clean"], r["attacked_value"]) for r in records if r["metric"] == "mae"]
+        for records in (results.records, found.records)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+
+
+def test_measures_and_own_targets_and_ranges_take_them():
+    """The gradient of |depth - target| is the image's gain / (3 H W), by hand."""
+    measured = mtr_tf.evaluate(
+        make_model(), make_examples(), attacks="none", measure="first_order", **SETTINGS
+    )
+    rises = [r for r in measured.measures if r["quantity"] == "rise"]
+    gains = np.mean([e["inputs"]["gain"][0, 0] for e in make_examples()])
+    for record in rises:
+        assert record["predicted"] == pytest.approx(
+            record["eps"] / 255 * gains, rel=1e-4
+        )
+        assert record["ratio"] == pytest.approx(1, rel=1e-2)
+    own = mtr_tf.evaluate(
+        make_model(),
+        make_examples(),
+        targets="own",
+        input_range=(0, 255),
+        attack_channels=(0, 1),
+        **(SETTINGS | {"random_start": True}),  # At the image it has no slope.
+    )
+    (record,) = (r for r in own.records if r["metric"] == "mae")
+    assert record["clean"] == pytest.approx(0, abs=1e-2)
+    # Two of the three colours, in levels of 0-255.
+    assert record["attacked_value"] == pytest.approx(8 * gains * 2 / 3, rel=1e-3)
+
+
+# What lies behind the image.
+
+
+def test_what_is_packed_comes_out_again():
+    layout = Layout((3, 4, 1), (("a", (5,)), ("b", (2, 4)), ("c", ())))
+    assert layout.packed == (3, 4, 1 + 2)
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 3, 4, 1))
+    inputs = {n: rng.normal(size=(2, *shape)).astype("f") for n, shape in layout.shapes}
+    inputs["c"] = np.array([3, 2**24], "f")
+    found = packing.Unpack(layout, {"c": "int32"})(layout.pack(images, inputs))
+    np.testing.assert_array_equal(found["image"], images.astype("f"))
+    for name, value in inputs.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert found["c"].dtype == tf.int32
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_batches_have_them_behind_their_own_image(lazy):
+    class Lazily:
+        def __len__(self):
+            return COUNT
+
+        def __getitem__(self, i):
+            return make_examples()[i]
+
+    given = Lazily() if lazy else make_examples()
+    columns = columns_lib.open_split("test", given, Rules(TASKS))
+    batch = batching.gather(columns, ("depth",), np.array([3, -1, 0]))
+    parts = packing.Unpack(columns.layout, {})(batch["image"])
+    np.testing.assert_array_equal(parts["number"], [3, 0, 0])
+    np.testing.assert_array_equal(parts["gain"][:, 0, 0], [4, 0, 1])
+    alone = batching.gather(columns.without_inputs(), ("depth",), np.array([3, -1, 0]))
+    np.testing.assert_array_equal(parts["image"], alone["image"])
+
+
+# What cannot be.
+
+
+def changed(**inputs):
+    examples = make_examples(3)
+    for example in examples:
+        example["inputs"] |= inputs
+        example["inputs"] = {
+            n: v for n, v in example["inputs"].items() if v is not None
+        }
+    return examples
+
+
+@pytest.mark.parametrize(
+    ("examples", "words"),
+    [
+        (
+            changed(gain=None),
+            r"takes the input gain of shape \(2, 1\) beside the image",
+        ),
+        (changed(gain=np.ones(2)), r"gain .* must have shape \(2, 1\), .* has \(2,\)"),
+        (changed(number=2**24 + 1), "input number must be finite numbers"),
+        (changed(second="x"), "input second must be finite numbers"),
+        (changed(image=np.ones(3)), "without the image"),
+        (make_examples(1) + changed(gain=np.ones((1, 1))), "must have the same inputs"),
+        ([e | {"inputs": {}} for e in make_examples(2)], "the inputs none"),
+    ],
+)
+def test_mistakes(examples, words):
+    with pytest.raises(InputError, match=words):
+        mtr_tf.evaluate(make_model(), examples, **SETTINGS)
+
+
+def test_models_of_images_alone_leave_them_alone():
+    image = keras.Input((SIDE, SIDE, 3))
+    model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+    few = make_examples(2)
+    found = mtr_tf.evaluate(model, few, **SETTINGS)
+    without = [{name: e[name] for name in ("image", "targets")} for e in few]
+    plain = mtr_tf.evaluate(model, without, **SETTINGS)
+    assert [r["attacked_value"] for r in found.records] == [
+        r["attacked_value"] for r in plain.records
+    ]

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs that determine each other: planes by hand, true scenes, and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import mtr_tf
+from mtr_tf.data.rooms import render
+from mtr_tf.data.rooms import sampling
+from mtr_tf.evaluation import consistency
+from mtr_tf.tasks import TASKS
+
+SIZE = 24
+
+
+def plane(normal, distance, focal) -> np.ndarray:
+    """The depth of the plane n . X = -distance, by its pixels' rays, [1, H, W, 1]."""
+    normal = np.array(normal) / np.linalg.norm(normal)
+    places = (np.arange(SIZE) + 0.5 - SIZE / 2) / (focal * SIZE)
+    ray = normal[0] * places[None, :] + normal[1] * places[:, None] + normal[2]
+    return (-distance / ray)[None, :, :, None].astype(np.float32)
+
+
+def flat(normal) -> np.ndarray:
+    normal = np.array(normal, np.float32) / np.linalg.norm(normal)
+    return np.broadcast_to(normal, (1, SIZE, SIZE, 3))
+
+
+def test_a_tilted_plane_fits_its_normal_whatever_the_camera_and_the_scale():
+    normal = (0.3, -0.5, -0.8)
+    for distance, focal in ((1.0, 0.7), (4.0, 1.3)):
+        depth = plane(normal, distance, focal)
+        assert depth.min() > 0
+        (angle,) = consistency.tilt_angle(depth, 7 * flat(normal))
+        assert angle < 0.1
+        # Turned about the viewing axis by 30 degrees, it is off by just these.
+        turn = np.radians(30)
+        x, y, z = normal
+        turned = (
+            np.cos(turn) * x - np.sin(turn) * y,
+            np.sin(turn) * x + np.cos(turn) * y,
+            z,
+        )
+        (angle,) = consistency.tilt_angle(depth, flat(turned))
+        assert angle == pytest.approx(30, abs=0.1)
+        (angle,) = consistency.tilt_angle(depth, flat((-0.3, 0.5, -0.8)))
+        assert angle == pytest.approx(180, abs=0.1)
+    (angle,) = consistency.tilt_angle(np.ones_like(depth), flat(normal))
+    assert angle == pytest.approx(90)  # A flat depth says nothing of it.
+    (angle,) = consistency.tilt_angle(depth, flat((0, 0, -1)))
+    assert np.isnan(angle)  # Nothing is tilted.
+
+
+def test_two_planes_have_a_step_between_them_and_none_within():
+    depth = plane((0.4, 0.1, -0.9), 2.0, 1.0)
+    depth[:, :, 10:] += 1.0  # No plane exactly, but smooth.
+    steps = consistency.depth_steps(depth[..., 0])
+    np.testing.assert_array_equal(steps[:, :, 9:11], 1)
+    assert steps[:, :, [*range(9), *range(11, SIZE)]].max() < 0.05
+    edges = np.zeros_like(depth)
+    edges[:, :, 9:11] = 1
+    (fit,) = consistency.edge_correlation(depth, edges)
+    assert fit > 0.99
+    (none,) = consistency.edge_correlation(depth, 0 * edges)
+    assert np.isnan(none)
+
+
+def test_true_scenes_are_consistent_and_those_of_two_images_are_not():
+    scenes = [render.render(sampling.sample(0, 1, i), 32, 32) for i in range(8)]
+    maps = {
+        name: np.stack([scene[name] for scene in scenes])
+        for name in ("depth", "normal", "edge_occlusion")
+    }
+    found = consistency.relations(TASKS, {}, (32, 32, 3))
+    assert [each.name for each in found] == ["depth+normal", "depth+edge_occlusion"]
+    of_scene = consistency.rows_of(found, maps)
+    mixed = consistency.rows_of(found, maps | {"depth": np.roll(maps["depth"], 1, 0)})
+    tilt, edges = ("depth+normal", "tilt_angle"), (found[1].name, "edge_correlation")
+    assert of_scene[tilt[0]][tilt[1]].mean() < 8
+    assert mixed[tilt[0]][tilt[1]].mean() > 40
+    assert of_scene[edges[0]][edges[1]].mean() > 0.8
+    assert abs(mixed[edges[0]][edges[1]].mean()) < 0.3
+
+
+def test_only_depth_in_metres_and_maps_are_compared():
+    assert not consistency.relations(TASKS, {"depth": "1/m"}, (32, 32))
+    assert not consistency.relations(TASKS.select("seg,normal"), {}, (32, 32))
+    assert not consistency.relations(TASKS, {}, (2, 32))
+    other = dataclasses.replace(TASKS["depth"], unit="px")
+    assert not consistency.relations(TASKS.replaced(other), {}, (32, 32))
+
+
+def test_attacks_report_it(tmp_path):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    y = keras.layers.Conv2D(8, 3, padding="same", activation="softplus")(4 * image)
+    depth = keras.layers.Conv2D(1, 3, padding="same", activation="softplus")(y)
+    normal = keras.layers.Conv2D(3, 3, padding="same")(y)
+    model = keras.Model(image, {"depth": depth, "normal": normal})
+    scenes = [render.render(sampling.sample(0, 1, i), 16, 16) for i in range(4)]
+    examples = [
+        {
+            "image": scene["image"],
+            "targets": {name: scene[name] for name in ("depth", "normal")},
+        }
+        for scene in scenes
+    ]
+    settings = {"eps": [0, 8], "steps": 3, "checks": False, "attack_tasks": "depth"}
+    settings |= {"attacks": ("pgd", "worst"), "ensemble": ("pgd", "fgsm")}
+    results = mtr_tf.evaluate(model, examples, out=tmp_path, **settings)
+    assert json.loads((tmp_path / "consistency.json").read_text()) == list(
+        results.consistency
+    )
+    outputs = {
+        name: output.numpy()
+        for name, output in model(
+            np.stack([e["image"] for e in examples]) / np.float32(255)
+        ).items()
+    }
+    expected = consistency.tilt_angle(outputs["depth"], outputs["normal"]).mean()
+    targets = {n: np.stack([s[n] for s in scenes]) for n in ("depth", "normal")}
+    true = consistency.tilt_angle(targets["depth"], targets["normal"]).mean()
+    assert len(results.consistency) == 4
+    for record in results.consistency:
+        assert record["clean"] == pytest.approx(expected, rel=1e-3)
+        assert record["targets"] == pytest.approx(true)
+        if not record["eps"]:
+            assert record["attacked_value"] == pytest.approx(record["clean"], rel=1e-3)
+    moved = {r["attacked_value"] for r in results.consistency if r["eps"]}
+    assert all(value != pytest.approx(expected, rel=1e-3) for value in moved)
+    assert "how well outputs fit each other" in results.table()
+    again = mtr_tf.evaluate(model, examples, out=tmp_path, **settings)  # From files.
+    assert again.consistency == results.consistency

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--spare`, from settings to results: what is refused, written and printed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import mtr_tf
+from mtr_tf import attack_job
+from mtr_tf.attacks import sparing
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import worst_case
+from mtr_tf.evaluation.cell_files import Result
+
+SETTINGS = {"eps": [16], "steps": 6, "checks": False, "num_examples": 6}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A net of two heads on one trunk, and examples for it."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="softplus")(10 * image)
+    heads = {"seg": keras.layers.Conv2D(3, 1)(x), "depth": keras.layers.Conv2D(1, 1)(x)}
+    rng = np.random.default_rng(0)
+    examples = [
+        {
+            "image": rng.integers(0, 256, (8, 8, 3), np.uint8),
+            "targets": {
+                "seg": rng.integers(0, 3, (8, 8)),
+                "depth": rng.uniform(1, 3, (8, 8)).astype(np.float32),
+            },
+        }
+        for _ in range(6)
+    ]
+    return keras.Model(image, heads), examples
+
+
+def test_records_and_table_show_what_was_spared(made):
+    settings = {**SETTINGS, "attacks": ("pgd", "worst"), "ensemble": ("pgd", "fgsm")}
+    plain = mtr_tf.evaluate(*made, attack_tasks="seg", **settings)
+    spared = mtr_tf.evaluate(*made, spare="depth", **settings)
+    assert {r["attack"] for r in spared.records} == {
+        "pgd-spare-depth",
+        "worst-spare-depth",
+    }
+    assert {tuple(r["attacked"]) for r in spared.records} == {("seg",)}  # Each, all.
+    by_metric = {}
+    for results in (plain, spared):
+        for r in results.records:
+            key = r["algorithm"], r["task"], r["metric"]
+            by_metric.setdefault(key, []).append(r)
+    for (algorithm, task, metric), (before, after) in by_metric.items():
+        assert before["clean"] == pytest.approx(after["clean"])
+        assert "spare" not in before
+        assert "spared_share" not in before
+        assert after["spare"] == ["depth"]
+        assert after["spared_share"] == (1.0 if task == "depth" else None)
+        if metric == "loss" and task == "depth":
+            assert before["attacked_value"] > before["clean"] * 1.02
+            assert after["attacked_value"] <= after["clean"] * (1 + 1e-4), algorithm
+        if metric == "loss" and task == "seg":
+            assert after["attacked_value"] > after["clean"]
+    assert "spared" not in plain.table()
+    lines = spared.table().splitlines()
+    assert any("images at or below clean" in line for line in lines)
+    assert sum("100.0% of 6" in line for line in lines) == 2
+
+
+def test_cells_and_folders_without_it_are_known_as_before():
+    config = AttackConfig(ckpt="x", attack_tasks=("seg",))
+    (cell, *_) = plan.make_cells(config, ("seg", "depth"))
+    assert "spare" not in cell.to_dict()
+    sparing_depth = dataclasses.replace(config, spare=("depth",))
+    (other, *_) = plan.make_cells(sparing_depth, ("seg", "depth"))
+    assert other.to_dict()["spare"] == ("depth",)
+    assert other.passes > cell.passes
+    names = {attack_job.default_name(c, "model") for c in (config, sparing_depth)}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"spare": "normal"}, "--spare names normal, but"),
+        ({"spare": "seg,depth"}, "--spare must leave a task to attack"),
+        ({"spare": "depth", "attack_tasks": "seg+depth"}, "is in --attack_tasks too"),
+        ({"spare": "depth", "attacks": "noise"}, "does not work with noise"),
+        (
+            {"spare": "depth", "attacks": "pgd_released_start"},
+            "does not work with pgd_released_start",
+        ),
+        ({"spare": "depth", "targets": "own"}, "with --targets=own"),
+        ({"spare": "depth", "eot": 2}, "does not work with --eot=2"),
+    ],
+)
+def test_what_cannot_be_spared_is_refused(made, settings, said):
+    with pytest.raises(InputError, match=said):
+        mtr_tf.evaluate(*made, **{**SETTINGS, **settings})
+
+
+def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared():
+    config = AttackConfig(
+        ckpt="x", attack=("worst",), ensemble=("pgd", "fgsm"), spare=("depth",)
+    )
+    cell = plan.make_cells(config, ("seg", "depth"))[0]
+
+    def result(right, depth):
+        ones = np.ones(2)
+        zero = 0 * right  # Two classes: right pixels, those there are, those predicted.
+        counts = (right, zero, zero + 10, zero, right, 10 - right)
+        matrix = np.stack(counts, axis=1)
+        rows = {
+            "seg": {
+                "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
+                "miou": matrix.astype(np.int64),
+            },
+            "depth": {"loss": np.stack([depth, ones], axis=1)},
+        }
+        before = {"depth": {"loss": np.ones((2, 2))}}
+        return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
+
+    mild = result(np.array([6.0, 6.0]), np.array([1.0, 0.9]))
+    harmful = result(np.array([1.0, 1.0]), np.array([1.2, 1.0]))
+    np.testing.assert_array_equal(worst_case.choose(cell, [mild, harmful]), [0, 1])
+    scores = worst_case.score_of(cell, harmful)
+    assert scores[0] < -sparing.FAR
+    rows = worst_case.combine(cell, [mild, harmful], np.array([0, 1]))
+    np.testing.assert_array_equal(rows["seg"]["miou"][:, 0], [6, 1])

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics on request: against values by hand and against loops over the definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import intervals
+from mtr_tf.evaluation import resampling
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import average_precision
+from mtr_tf.tasks import metric_names
+from mtr_tf.tasks import metrics
+from mtr_tf.tasks import more_metrics
+
+
+def rows_of(metric, target, output, mask=None, num_classes=None):
+    output = np.asarray(output, np.float32)
+    mask = np.ones(output.shape[:-1], np.float32) if mask is None else mask
+    run = tf.function(metric.statistics)
+    given = (tf.constant(target), tf.constant(output), tf.constant(mask, tf.float32))
+    return run(*given, num_classes).numpy()
+
+
+def value_of(metric, *given, **options):
+    return metric.over(rows_of(metric, *given, **options))
+
+
+def test_the_mean_iou_of_each_image_by_hand():
+    # Right is half of class 1 in the first image, and nothing in the second.
+    target = np.array([[[0, 0, 1, 1]], [[0, 0, 0, 1]], [[0, 0, 0, 0]]], np.int32)
+    predicted = np.array([[[0, 0, 1, 0]], [[1, 1, 1, 0]], [[0, 0, 0, 0]]])
+    logits, mask = np.eye(3)[predicted], np.ones((3, 1, 4))
+    mask[2] = 0  # An image without a target counts for nothing.
+    metric = metrics.image_miou()
+    first = (2 / 3 + 1 / 2) / 2
+    found = rows_of(metric, target, logits, mask, num_classes=3)
+    np.testing.assert_allclose(found, [[first, 1], [0, 1], [0, 0]])
+    assert metric.over(found) == pytest.approx(first / 2)
+    assert metric.is_mean
+
+
+def test_a_small_object_counts_as_much_as_a_large_one():
+    """What pooled pixels hide: one image with a lost object of a single pixel."""
+    target = np.zeros((2, 8, 8), np.int32)
+    target[0, :4], target[1, 0, 0] = 1, 1
+    predicted = target.copy()
+    predicted[1] = 0
+    logits = np.eye(2)[predicted]
+    pooled = value_of(metrics.miou(), target, logits, num_classes=2)
+    alone = value_of(metrics.image_miou(), target, logits, num_classes=2)
+    assert pooled == pytest.approx((95 / 96 + 32 / 33) / 2)
+    assert alone == pytest.approx((1 + (63 / 64 + 0) / 2) / 2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_is_that_of_sorted_logits(k):
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (5, 6, 4)).astype("f")  # Many are equal.
+    target = rng.integers(0, 4, (5, 6)).astype(np.int32)
+    target[0, 0], logits[1, 1, 0] = 255, np.nan  # No class; no number.
+    mask = rng.random((5, 6)) < 0.8
+    best = np.argsort(-logits, axis=-1, kind="stable")[..., :k]
+    right = (best == target[..., None]).any(-1) & np.isfinite(logits).all(-1)
+    found = rows_of(metrics.top(k), target, logits, mask)
+    np.testing.assert_array_equal(found[:, 0], (right & mask).sum(1))
+    np.testing.assert_array_equal(found[:, 1], mask.sum(1))
+    if k == 1:
+        same = rows_of(metrics.accuracy(), target, logits, mask)
+        np.testing.assert_array_equal(found, same)
+
+
+def test_delta_and_log_rmse_by_hand():
+    target = np.array([[[2.0], [2.0], [2.0], [4.0], [0.0], [-1.0], [1.0]]], "f")
+    output = np.array([[[2.4], [1.7], [1.5], [9.0], [1.0], [1.0], [-3.0]]], "f")
+    # Of the first five pixels and the last: 1.2, 1.18, 1.33, 2.25, and one below 0.
+    ratios = np.array([1.2, 2 / 1.7, 2 / 1.5, 2.25, np.inf])
+    for power in (1, 2, 3):
+        expected = np.mean(ratios < 1.25**power)
+        assert value_of(metrics.delta(power), target, output) == pytest.approx(expected)
+    logs = np.square(np.log([1.2, 1.7 / 2, 0.75, 2.25, metrics.LEAST_OF_LOG]))
+    found = value_of(metrics.log_rmse(), target, output)
+    assert found == pytest.approx(np.sqrt(logs.mean()), rel=1e-6)
+    # Exactly 1.25 is not within it.
+    assert value_of(metrics.delta(1), np.ones((1, 1, 1), "f"), [[[1.25]]]) == 0
+
+
+def test_what_is_no_number_is_not_within_and_has_no_log():
+    target, output = np.ones((1, 2, 1), "f"), np.array([[[1.0], [np.nan]]])
+    assert value_of(metrics.delta(1), target, output) == 0.5
+    assert np.isnan(value_of(metrics.log_rmse(), target, output))
+    masked = np.array([[1, 0]])
+    assert value_of(metrics.log_rmse(), target, output, masked) == 0
+
+
+def test_shares_of_directions_within_an_angle():
+    degrees = np.array([0, 10, 12, 22, 29, 31, 90, 180.0])
+    turned = np.radians(degrees)
+    output = np.stack([np.sin(turned), 0 * turned, np.cos(turned)], -1)[None]
+    target = np.broadcast_to(np.array([0, 0, 1], "f"), output.shape)
+    for limit in (11.25, 22.5, 30.0):
+        found = value_of(metrics.within_angle(limit), target, output)
+        assert found == pytest.approx(np.mean(degrees < limit))
+
+
+# Average precision.
+
+
+def average_precision_by_hand(there, scores):
+    """Each distinct score as a threshold, one after the other."""
+    area, recall_before = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = scores >= threshold
+        precision = there[chosen].mean()
+        recall = there[chosen].sum() / there.sum()
+        area += (recall - recall_before) * precision
+        recall_before = recall
+    return area
+
+
+def mean_ap_by_hand(there, scores):
+    columns = [i for i in range(there.shape[1]) if there[:, i].any()]
+    values = [average_precision_by_hand(there[:, i], scores[:, i]) for i in columns]
+    return np.mean(values)
+
+
+def labelled(seed=0, count=40, labels=4):
+    rng = np.random.default_rng(seed)
+    there = rng.random((count, labels)) < 0.3
+    there[:, -1] = False  # None has the last label: it is left out.
+    scores = np.round(rng.normal(there, 1.5, (count, labels)), 1)  # Some are equal.
+    return there, scores.astype("f")
+
+
+def test_mean_ap_of_a_known_ranking():
+    # Right at ranks 1 and 3: (1/1 + 2/3) / 2.
+    target = np.array([[1], [0], [1], [0]], "f")
+    output = [[9], [3], [1], [-5]]
+    metric = average_precision.mean_ap()
+    assert value_of(metric, target, output) == pytest.approx((1 + 2 / 3) / 2)
+    # All equal: one threshold, whose precision is the share of those that have it.
+    assert value_of(metric, target, [[1]] * 4) == pytest.approx(0.5)
+
+
+def test_mean_ap_against_loops_over_thresholds():
+    there, scores = labelled()
+    known = np.random.default_rng(1).random(len(there)) < 0.8
+    metric = average_precision.mean_ap()
+    found = value_of(metric, there.astype("f"), scores, known)
+    expected = mean_ap_by_hand(there[known], scores[known])
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_logits_that_are_no_numbers_rank_as_wrong():
+    target, output = np.array([[1], [0], [1], [0]], "f"), [[np.nan], [2], [1], [np.inf]]
+    ranked = [[-1e9], [2], [1], [1e9]]
+    metric = average_precision.mean_ap()
+    assert value_of(metric, target, output) == value_of(metric, target, ranked)
+
+
+def test_images_that_are_drawn_twice_count_twice():
+    there, scores = labelled(2)
+    metric = average_precision.mean_ap()
+    rows = rows_of(metric, there.astype("f"), scores)
+    counts = np.random.default_rng(3).integers(0, 3, (5, len(rows))).astype(float)
+    drawn = [np.repeat(np.arange(len(rows)), row.astype(int)) for row in counts]
+    expected = [metric.over(rows[places]) for places in drawn]
+    np.testing.assert_allclose(metric.of_rows(rows, counts), expected, rtol=1e-12)
+
+
+def test_intervals_of_mean_ap_draw_images_or_groups_of_them():
+    there, scores = labelled(4)
+    metric = average_precision.mean_ap()
+    rows = rows_of(metric, there.astype("f"), scores)
+    for units in (None, resampling.Units(np.arange(40) // 8, "5 groups")):
+        low, high = intervals.of_metric(metric, rows, units, resamples=200, seed=0)
+        assert 0 <= low < metric.over(rows) < high <= 1
+    assert np.isnan(intervals.of_metric(metric, rows * 0, resamples=9, seed=0)).all()
+
+
+def test_bins_of_labels_with_places_are_near_to_the_exact_value():
+    rng = np.random.default_rng(5)
+    there = rng.random((2, 9, 11, 3)) < 0.3
+    scores = rng.normal(there * 2.0, 2.0).astype("f")
+    mask = rng.random((2, 9, 11)) < 0.9
+    metric = average_precision.pixel_mean_ap()
+    rows = rows_of(metric, there.astype("f"), scores, mask)
+    assert rows.dtype == np.int64
+    expected = np.mean(
+        [
+            average_precision_by_hand(there[mask][:, i], scores[mask][:, i])
+            for i in (0, 1, 2)
+        ]
+    )
+    assert metric.over(rows) == pytest.approx(expected, abs=0.005)
+    # Of scores in bins of their own it is exact.
+    apart = (np.round(scores * 2) / 2).clip(-6, 6)
+    expected = np.mean(
+        [
+            average_precision_by_hand(there[mask][:, i], apart[mask][:, i])
+            for i in (0, 1, 2)
+        ]
+    )
+    found = value_of(metric, there.astype("f"), apart, mask)
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+# Which tasks get them.
+
+
+def names(task):
+    return [metric.name for metric in task.all_metrics]
+
+
+def test_what_all_are():
+    tasks = TaskSet(
+        (
+            *TASKS.select(("seg", "depth", "normal", "curvature")).values(),
+            Task("scene", classes=tuple("abcdefg"), places=0),
+            Task("tags", kind="labels", channels=3, places=0),
+            Task("parts", kind="labels", channels=3, places=2),
+        )
+    )
+    found = more_metrics.with_more(tasks, ("all",), 4)
+    assert names(found["seg"]) == ["miou", "pixel_accuracy", "image_miou", "loss"]
+    depth = ["mae", "rmse", "rel", "delta1", "delta2", "delta3", "log_rmse", "loss"]
+    assert names(found["depth"]) == depth
+    assert names(found["normal"])[2:-1] == ["within_11", "within_22", "within_30"]
+    assert names(found["curvature"]) == names(tasks["curvature"])
+    assert names(found["scene"]) == ["accuracy", "top5", "loss"]
+    assert names(found["tags"]) == ["f1", "label_accuracy", "mean_ap", "loss"]
+    assert names(found["parts"]) == ["f1", "label_accuracy", "pixel_mean_ap", "loss"]
+    for name, task in found.items():  # What attacks go by is as it was.
+        assert [m.name for m in task.metrics] == names(tasks[name])
+        assert task.harm.name == tasks[name].harm.name
+    assert set(metric_names.MORE) == set(more_metrics._MORE) | {metric_names.TOP5}
+
+
+def test_some_by_name_and_metrics_of_ones_own():
+    def worst(target, output, mask):
+        return tf.reduce_max(tf.abs(target - output), [1, 2, 3])
+
+    own = Task("disparity", metrics=(worst,), places=2)
+    found = more_metrics.with_more(TaskSet((own,)), ("rel", "delta1"), None)
+    assert names(found["disparity"]) == ["worst", "rel", "delta1", "loss"]
+    # What a task has among its own is asked for in vain, but without harm.
+    depth = TASKS.select("depth")
+    assert names(more_metrics.with_more(depth, ("rel",), None)["depth"]) == names(
+        depth["depth"]
+    )
+    again = more_metrics.with_more(TASKS.select("seg"), ("top2",), 3)
+    assert names(again["seg"])[2:] == ["top2", "loss"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("delta4", "'delta4'"),
+        ("mAP", "mean_ap"),
+        ("top0", "'top0'"),
+        ("top3", "fits none of the tasks seg, depth; .* image_miou, delta1"),
+        ("mean_ap", "fits none"),
+    ],
+)
+def test_what_cannot_be(asked, words):
+    tasks = TASKS.select(("seg", "depth"))
+    with pytest.raises(InputError, match=words):
+        more_metrics.with_more(tasks, (asked,), 3)
