@@ -221,7 +221,7 @@ def loop(
     step, kept_at = timetable.first, time.monotonic()
     stop = workers.any(stopping.asked())
     with progress.bar(
-        timetable.total, "training", "step", done=step, shown=workers.chief
+        timetable.total, "training", "steps", done=step, shown=workers.chief
     ) as advance:
         while step < timetable.total and not stop:
             count = timetable.stop_after(step) - step
