@@ -30,7 +30,7 @@ def bar(
     """
     start = time.monotonic()
     logged = [start]
-    interactive = sys.stderr.isatty()
+    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules  # A notebook.
     meter = tqdm.tqdm(
         total=total,
         initial=done,

@@ -121,11 +121,6 @@ def _spared(clean: Result, result: Result, task: Task) -> Record:
     return {"spare": list(cell.objective.spare), "spared_share": share}
 
 
-def doubts_first(warnings: Iterable[str]) -> list[str]:
-    """Doubts about numbers, and then what is only to be known (`errors.NOTE`)."""
-    return sorted(warnings, key=lambda text: text.startswith(NOTE))
-
-
 def _vulnerability(
     metric: metrics.Metric, clean: float | None, attacked: float | None
 ) -> float | None:

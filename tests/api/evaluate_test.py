@@ -269,7 +269,8 @@ def test_measures_come_too(model):
         ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
         ({"examples": [3]}, "An example must be"),
-        ({"examples": [{"image": 3}]}, 'must have "image" and "targets"'),
+        ({"examples": [{"image": 3}]}, "An image must have shape"),
+        ({"examples": [{"targets": 3}]}, 'must have "image" and "targets"'),
         (
             {"tasks": "seg", "examples": [(np.zeros((4, 4, 3)), {"x": 1})]},
             "named after the tasks",
