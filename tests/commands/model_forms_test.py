@@ -449,7 +449,7 @@ def pooled(x):
 
 @form(
     {"seg": lambda x: 20 * half_size(x), "depth": lambda x: 4 * half_size(x)[..., :1]},
-    said="seg is 8x8, and its logits are resized to 16x16",
+    said="seg is 8x8, so its logits are resized bilinearly to 16x16",
     quick=True,
 )
 def half_resolution():
@@ -1124,7 +1124,9 @@ def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
     (place / "faces.py").write_text(FACES)
     form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
     clean = run(form, str(PNET), "faces:examples")
-    assert "seg is 59x59, and its logits are resized to 128x128" in caplog.text
+    assert (
+        "seg is 59x59, so its logits are resized bilinearly to 128x128" in caplog.text
+    )
     assert "logits before its softmax" in caplog.text
 
     data = importlib.import_module("faces").examples()["validation"]
