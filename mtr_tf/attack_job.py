@@ -55,6 +55,7 @@ from mtr_tf.evaluation.results import Record
 from mtr_tf.measures import measure
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
+from mtr_tf.runs import cluster
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import strategy as strategy_lib
@@ -378,6 +379,8 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
 
 def _start(config: AttackConfig) -> tf.distribute.Strategy:
     """Returns where it computes."""
+    if config.strategy == "auto":
+        cluster.refuse("mtr_tf.attack")
     strategy = strategy_lib.create(config.strategy, config.replicas)
     batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
     return strategy

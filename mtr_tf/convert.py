@@ -28,6 +28,7 @@ from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs import cluster
 from mtr_tf.runs import directory
 from mtr_tf.tasks.names import resolve
 
@@ -121,6 +122,7 @@ def main(config: ConvertConfig) -> None:
         raise InputError(
             "--torch must name a file of PyTorch weights, but it is empty."
         )
+    cluster.refuse("mtr_tf.convert")
     startup.import_tensorflow()
     workdir = convert(config)
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s", workdir)

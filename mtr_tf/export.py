@@ -24,6 +24,7 @@ from mtr_tf.cli import startup
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.runs import cluster
 
 if TYPE_CHECKING:
     import keras
@@ -67,6 +68,7 @@ def main(config: ExportConfig) -> None:
             raise InputError(f"--{flag} must be given, but it is empty; see --help.")
     out = pathlib.Path(config.out)
     _check_out(out)
+    cluster.refuse("mtr_tf.export")
     startup.import_tensorflow()
     from absl import logging
 

@@ -21,6 +21,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
+from mtr_tf.runs import cluster
 
 if TYPE_CHECKING:
     from mtr_tf.study.design import Study
@@ -83,6 +84,7 @@ def main(config: ReproduceConfig) -> None:
     if not config.study:
         print(_listing())
         return
+    cluster.refuse("mtr_tf.reproduce")
     startup.import_tensorflow()
     from absl import logging
 

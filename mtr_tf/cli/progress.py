@@ -17,7 +17,7 @@ LOG_SECONDS = 10.0
 
 @contextlib.contextmanager
 def bar(
-    total: float, what: str, unit: str = "it", done: float = 0
+    total: float, what: str, unit: str = "it", done: float = 0, shown: bool = True
 ) -> Iterator[Callable]:
     """Yields `advance(n, note="")`; shows the share done and an estimate of time left.
 
@@ -26,16 +26,17 @@ def bar(
       what: a few words that say what is going on.
       unit: what is counted.
       done: what an earlier process had done already.
+      shown: whether there is a bar; lines are logged all the same.
     """
     start = time.monotonic()
-    shown = [start]
-    interactive = sys.stderr.isatty()
+    logged = [start]
+    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules  # A notebook.
     meter = tqdm.tqdm(
         total=total,
         initial=done,
         desc=what,
         unit=unit,
-        disable=not interactive,
+        disable=not (interactive and shown),
         dynamic_ncols=True,
         leave=True,
     )
@@ -49,8 +50,8 @@ def bar(
             meter.update(n)
             return
         now = time.monotonic()
-        if now - shown[0] >= LOG_SECONDS or count >= total:
-            shown[0] = now
+        if now - logged[0] >= LOG_SECONDS or count >= total:
+            logged[0] = now
             left = (now - start) / max(count - done, 1) * (total - count)
             logging.info(
                 "%s: %d of %d %s, %s left%s", what, count, total, unit,

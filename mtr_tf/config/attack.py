@@ -297,7 +297,7 @@ class AttackConfig(Settings):
     )
     source_heads: tuple[str, ...] = setting(
         (),
-        "The same for the model of --source_ckpt. Empty: as --heads.",
+        "As --heads, for the model of --source_ckpt. Empty: the same as --heads.",
         changes=NOTHING,  # But the fingerprint of that model.
     )
     tasks: tuple[str, ...] = setting(

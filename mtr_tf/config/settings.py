@@ -169,17 +169,26 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 
 
 # Fields that both binaries have.
+_STRATEGIES = ("auto", "one_device", "mirrored")
 STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
     "otherwise one device.",
-    choices=("auto", "one_device", "mirrored"),
+    choices=_STRATEGIES,
+    changes=NOTHING,
+)
+STRATEGY_OF_TRAINING = setting(
+    "auto",
+    "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
+    "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
+    "one device.",
+    choices=(*_STRATEGIES, "multi_worker"),
     changes=NOTHING,
 )
 REPLICAS = setting(
     0,
-    "Number of devices for --strategy=mirrored; 0: all GPUs. Without a GPU the CPU is "
-    "split into that many devices, for tests.",
+    "Number of devices for --strategy=mirrored, and for each worker of multi_worker; "
+    "0: all GPUs. Without a GPU the CPU is split into that many devices, for tests.",
     low=0,
     high=128,
     changes=NOTHING,

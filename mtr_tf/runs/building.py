@@ -39,8 +39,8 @@ def open_source(config: TrainConfig) -> Source:
         if columns.inputs:
             logging.log_first_n(
                 logging.INFO,
-                "models that are trained here take images alone: the inputs %s are "
-                "left alone",
+                "models trained by mtr_tf take only images; these inputs are ignored: "
+                "%s",
                 1,
                 columns.layout,
             )

@@ -48,19 +48,23 @@ if TYPE_CHECKING:
 
 def environment() -> dict[str, Any]:
     """What a result is traced by: command, commit, versions, machine, time (UTC)."""
-    packages = ("tensorflow", "keras", "numpy", "tensorflow-datasets")
-    versions = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
-    for package in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
     return {
         "command": shlex.join(["python", "-m", *_module_and_flags()]),
         "commit": _commit(),
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of mtr_tf, and of what it computes with."""
+    found = {"python": platform.python_version(), "mtr_tf": mtr_tf.__version__}
+    for package in ("tensorflow", "keras", "numpy", "tensorflow-datasets"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _module_and_flags() -> list[str]:

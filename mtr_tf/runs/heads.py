@@ -226,6 +226,12 @@ def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
         try:
             return known.find(name)
         except InputError as error:
+            if name in tasks_lib.TASKS:
+                raise InputError(
+                    f"{flag} names the task {name}, but the data have no targets for "
+                    f"it, only for {', '.join(known) or 'no task'}; add them to the "
+                    "examples, or name another task."
+                ) from error
             raise InputError(
                 f"{flag} must give each output the name of a task, or one of the "
                 f"kinds {', '.join(tasks_lib.KINDS)}, but {name!r} is neither: "

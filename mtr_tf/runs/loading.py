@@ -420,9 +420,14 @@ def with_inputs(
     if layout is None:
         return run, source
     if not (run.packed or (source and source.packed)):
-        logging.info("the model takes images alone: %s are left alone", layout)
+        logging.info(
+            ("the model takes only images; these inputs are ignored: %s"), layout
+        )
         return run, source
-    logging.info("attacks change the image alone; %s come with it as they are", layout)
+    logging.info(
+        ("attacks change only the image; these inputs come with it unchanged: %s"),
+        layout,
+    )
     return _packed(run, layout), source and _packed(source, layout)
 
 
@@ -431,9 +436,9 @@ def _packed(run: Run, layout: Layout) -> Run:
         return run
     if run.config:
         raise InputError(
-            f"{run.directory} is a run of mtr_tf.train, which takes images alone, and "
-            "cannot be attacked together with a model of further inputs; give two "
-            "models of your own."
+            f"{run.directory} is a run of mtr_tf.train, which takes only images, so "
+            "it cannot be attacked together with a model that has further inputs; "
+            "give two models of your own."
         )
     model = packing.packed(run.model, layout, str(run.directory))
     return dataclasses.replace(run, model=model, packed=True)

@@ -188,7 +188,7 @@ def _saved_model(path: pathlib.Path) -> File:
     if len(specs) != 1:
         raise too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
     ((argument, spec),) = specs.items()
-    check_dtype(str(path), spec.dtype.name)
+    packing.check_dtype(str(path), spec.dtype.name)
     shape = tuple(spec.shape[1:]) if spec.shape.rank else None
 
     def call(images, keep=loaded):
@@ -259,9 +259,9 @@ def functional(
     if len(model.inputs) > 1:
         if first:
             raise InputError(
-                f"--channels_first is for models of one input, and that of {file.name} "
-                f"has {len(model.inputs)}; put keras.layers.Permute((3, 1, 2)) in "
-                "front of its image."
+                "--channels_first is only for models with one input, but that of "
+                f"{file.name} has {len(model.inputs)}; put "
+                "keras.layers.Permute((3, 1, 2)) in front of its image."
             )
         model = packing.packed(model, layout, file.name)
     inputs = model.inputs
@@ -274,7 +274,7 @@ def functional(
             f"width, channels), but it takes {shapes[0]}. Put layers in front that "
             f"turn an image into that, or give {_BUILT}."
         )
-    check_dtype(file.name, str(inputs[0].dtype))
+    packing.check_dtype(file.name, str(inputs[0].dtype))
     if shapes[0][0]:
         model = adapters.any_batch(model, shapes[0][0])
     if first or adapters.channels_first(model):
@@ -291,17 +291,6 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
         "--ckpt=module:function, a function that returns keras.Model(image, "
         "model([image, ...])) with the other inputs filled in."
     )
-
-
-def check_dtype(name: str, dtype: str) -> None:
-    """Raises `InputError` unless a model takes floats."""
-    if "float" not in dtype:
-        raise InputError(
-            f"the model of {name} must take float images, because only floats have a "
-            f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
-            "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
-            "to 255."
-        )
 
 
 def outputs_digest(model: keras.Model) -> str:

@@ -78,6 +78,8 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
     if layout is None:  # There is but the image, and nothing comes with it.
         return model
     tensors = dict(zip(names, model.inputs, strict=True))
+    _check(image, tensors[image], {image: layout.image}, where)
+    check_dtype(where, str(tensors[image].dtype))
     dtypes = {name: str(tensors[name].dtype) for name in names if name != image}
     batch = tensors[image].shape[0]
     whole = keras.Input(layout.packed, batch, dtype="float32", name=IMAGE)
@@ -121,6 +123,17 @@ def _image_of(
     raise _missing(where, model, layout, left[1:] or names)
 
 
+def check_dtype(name: str, dtype: str) -> None:
+    """Raises `InputError` unless a model takes floats."""
+    if "float" not in dtype:
+        raise InputError(
+            f"the model of {name} must take float images, because only floats have a "
+            f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
+            "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
+            "to 255."
+        )
+
+
 def _check(
     name: str, tensor: Any, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
@@ -128,17 +141,22 @@ def _check(
     if name not in shapes:
         have = ", ".join(f"{n} {shape}" for n, shape in shapes.items()) or "none"
         raise InputError(
-            f"the model of {where} takes the input {name} of shape {taken} beside the "
-            f'image, and the examples have the inputs {have}; give each one "inputs": '
-            f'{{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
+            f"the model of {where} takes the input {name} of shape {taken} besides "
+            f"the image, but the examples have the inputs {have}; give each one "
+            f'"inputs": {{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
+        )
+    if "str" in str(tensor.dtype):
+        raise InputError(
+            f"the input {name} of the model of {where} must be numbers, and it is "
+            f"{tensor.dtype}; {_FILLED}."
         )
     fits = len(taken) == len(shapes[name]) and all(
         side in (None, given) for side, given in zip(taken, shapes[name], strict=True)
     )
     if not fits:
         raise InputError(
-            f"the input {name} of the model of {where} must have shape {taken}, and in "
-            f"the examples it has {shapes[name]}; change one of them."
+            f"the input {name} of the model of {where} must have shape {taken}, but "
+            f"in the examples it has {shapes[name]}; change one of them."
         )
 
 
@@ -151,7 +169,7 @@ def _missing(
     )
     return InputError(
         f"one input of the model of {where} must be the image, and the others must "
-        f"come with the examples; it takes {takes}, and the examples have the inputs "
-        f"{layout or 'none'}. Call the image's input image, and give each example "
-        f'"inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
+        f"come with the examples, but it takes {takes}, and the examples have the "
+        f"inputs {layout or 'none'}. Call the image's input image, and give each "
+        f'example "inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
     )

@@ -1,32 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run computes: one device, or a replica on each of several."""
+"""Where a run computes: one device, or a replica on each of several, of many machines.
+
+Without a GPU the CPU is split into logical devices, which compute what as many GPUs
+would; that is there for trials and tests.
+"""
 
 from __future__ import annotations
 
 import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import first_line
+from mtr_tf.runs.cluster import Cluster
 
 
-def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
+def create(
+    name: str, replicas: int = 0, cluster: Cluster | None = None
+) -> tf.distribute.Strategy:
     """The strategy of a name.
 
-    `auto` is mirrored if there are several GPUs or replicas are asked for, else the one
-    GPU, else the CPU. `mirrored` with no GPU splits the CPU into `replicas` logical
-    devices, which computes what as many GPUs would and is there for trials and tests.
+    `auto` is multi_worker if there are several workers, else mirrored if there are
+    several GPUs or replicas are asked for, else the one GPU, else the CPU.
 
     Args:
-      name: auto, one_device or mirrored.
-      replicas: how many devices `mirrored` takes; 0 takes all GPUs.
+      name: auto, one_device, mirrored or multi_worker.
+      replicas: how many devices `mirrored` takes, or each worker; 0 takes all GPUs.
+      cluster: the workers, where auto and multi_worker may take several.
 
     Raises:
       InputError: more replicas are asked for than there are GPUs (where there are
         any) or than one device has, or TensorFlow has started before the CPU could be
-        split.
+        split, or the workers cannot be joined.
     """
     gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
-    if name == "auto":
-        name = "mirrored" if len(gpus) > 1 or replicas > 1 else "one_device"
+    if name == "multi_worker" and not cluster:
+        raise InputError(
+            "--strategy=multi_worker must find the addresses of the workers in the "
+            "variable TF_CONFIG or in those of SLURM's srun, and there are none; start "
+            "it by launch/workers.sh, or leave it out."
+        )
+    if name in ("auto", "multi_worker"):
+        several = len(gpus) > 1 or replicas > 1
+        name = "mirrored" if several else "one_device"
+        if cluster and cluster.several:
+            name = "multi_worker"
     if name == "one_device":
         if replicas > 1:
             raise InputError(
@@ -34,15 +52,18 @@ def create(name: str, replicas: int = 0) -> tf.distribute.Strategy:
                 "one_device; leave out one of the two."
             )
         return tf.distribute.OneDeviceStrategy(gpus[0] if gpus else "CPU:0")
+    if replicas > len(gpus) > 0:
+        raise InputError(
+            f"--replicas must be at most the number of GPUs, {len(gpus)}; got "
+            f"{replicas}."
+        )
+    devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
+    if name == "multi_worker" and cluster:
+        return _joined(cluster, devices)
     if gpus:
-        if replicas > len(gpus):
-            raise InputError(
-                f"--replicas must be at most the number of GPUs, {len(gpus)}; got "
-                f"{replicas}."
-            )
-        return tf.distribute.MirroredStrategy(gpus[: replicas or None])
+        return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.MirroredStrategy(
-        _split_cpu(max(replicas, 1)),
+        devices,
         # The default for CPUs fails on collectives of changing shapes, and in loops.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
@@ -62,3 +83,61 @@ def _split_cpu(count: int) -> list[str]:
                 "runs anything; start a new process."
             ) from error
     return [f"CPU:{i}" for i in range(count)]
+
+
+class _Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
+    """What MultiWorkerMirroredStrategy does, on devices that are named.
+
+    Its own takes all GPUs, and of a CPU that is split into several devices only one.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy, devices: list[str], **options):
+        self._named = devices
+        super().__init__(strategy, **options)
+
+    def _initialize_local_devices(self, cluster_resolver, worker_device):
+        devices = tuple(f"{worker_device}/device:{name}" for name in self._named)
+        return devices, self._named[0].partition(":")[0]
+
+
+class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
+    """MultiWorkerMirroredStrategy on some devices of each worker."""
+
+    def __init__(self, cluster: Cluster, devices: list[str]):
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+            task_type="worker",
+            task_id=cluster.index,
+            rpc_layer="grpc",
+        )
+        extended = _Extended(
+            self,
+            devices,
+            cluster_resolver=resolver,
+            communication_options=tf.distribute.experimental.CommunicationOptions(),
+        )
+        tf.distribute.Strategy.__init__(self, extended)
+
+
+def _joined(cluster: Cluster, devices: list[str]) -> tf.distribute.Strategy:
+    """Waits for all workers, and joins them."""
+    place = cluster.addresses[cluster.index]
+    try:
+        return _MultiWorker(cluster, devices)
+    except RuntimeError as error:
+        raise InputError(
+            "the workers can only be joined before TensorFlow runs anything "
+            f"({first_line(error)}); start a new process."
+        ) from error
+    except tf.errors.OpError as error:
+        if "Could not start gRPC server" in error.message:
+            raise InputError(
+                f"worker {cluster.index} must have the address {place} for itself, "
+                f"and its port is in use; end what has it, or give another port in "
+                f"{cluster.said_by}."
+            ) from error
+        raise InputError(
+            f"worker {cluster.index} ({place}) cannot join the others "
+            f"({first_line(error)}); start all of them, each once, with the same "
+            f"{cluster.said_by}."
+        ) from error

@@ -318,20 +318,23 @@ class Board:
 
     def __init__(
         self,
-        folder: pathlib.Path,
+        folder: pathlib.Path | None,
         anew: bool = False,
         tasks: Mapping[str, Task] | None = None,
     ):
         """Begins a file.
 
         Args:
-          folder: Of the run.
+          folder: Of the run; None: nothing is written.
           anew: Remove those that earlier boards with `anew` have left in the folder;
             the files of a training, which goes on after a stop, are never removed
             here (see `event_files`).
           tasks: Those of the numbers; None: they are of the eleven.
         """
         self._tasks = tasks
+        if folder is None:
+            self._writer = tf.summary.create_noop_writer()
+            return
         mark = _MARK if anew else ""
         if anew:
             _remove_earlier(folder)

@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import pathlib
+from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+import mtr_tf
 from mtr_tf import data
+from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
@@ -22,9 +31,12 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import building
+from mtr_tf.runs import directory
 from mtr_tf.runs import initial_weights
 from mtr_tf.runs import own_models
-from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.runs import store
+from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks.groups import task_weights
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
@@ -41,7 +53,7 @@ class Job:
 
     Attributes:
       config: The settings, as the run keeps them.
-      strategy: Where the run computes.
+      workers: Where the run computes, and with whom.
       source: The data set.
       tasks: Those that are trained, as the data set has them.
       columns: Its training split, with noise for the targets of `--random_targets`.
@@ -53,7 +65,7 @@ class Job:
     """
 
     config: TrainConfig
-    strategy: tf.distribute.Strategy
+    workers: Workers
     source: Source
     tasks: tasks_lib.TaskSet
     columns: Columns
@@ -62,6 +74,11 @@ class Job:
     learner: Learner
     best: monitor.BestMetric
     jit: bool
+
+    @property
+    def strategy(self) -> tf.distribute.Strategy:
+        """Where the run computes."""
+        return self.workers.strategy
 
     @property
     def steps(self) -> int:
@@ -87,36 +104,47 @@ class Job:
         )
 
 
-def resolve(config: TrainConfig) -> Job:
+def resolve(
+    config: TrainConfig,
+    workers: Workers | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Job:
     """Opens the data, builds the model, and checks that all settings fit.
 
     Nothing is written. The strategy, seeds and determinism of the process are set.
 
+    Args:
+      config: The settings.
+      workers: Those that train; None: those that the settings speak of.
+      check: Complains of what the chief alone looks at, before anything else.
+
     Raises:
-      InputError: The settings or the data cannot be used.
+      InputError: The settings or the data cannot be used, or are not the same on all
+        workers.
     """
-    _check_model(config)
-    _check_names(config)
-    keras.utils.set_random_seed(config.seed)
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    strategy = strategy_lib.create(config.strategy, config.replicas)
-    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
-    source = building.open_source(config)
-    tasks = source.info.tasks.select(config.tasks)
-    best = monitor.parse_best(config, tasks)
-    columns = _training_columns(config, source)
-    source.columns("validation")  # Complains now if it cannot be read.
-    examples = config.train_examples or len(columns)
-    augment = Augment(config.flip, config.parsed_crop)
-    augment.check(*source.info.image_shape[:2], tasks)
-    per_epoch = batching.steps_per_epoch(examples, config.batch_size)
-    if config.epochs * per_epoch > MOST_STEPS:
-        raise InputError(
-            f"--epochs must give at most {MOST_STEPS} steps in all, but got "
-            f"{config.epochs} of {per_epoch} steps each; give fewer epochs, or a "
-            "larger --batch_size."
-        )
+    workers = workers or workers_lib.join(config.strategy, config.replicas)
+    strategy = workers.strategy
+    facts: dict[str, Any] = {}
+    with workers.agreeing(facts):
+        if workers.chief:
+            check()
+        _check_model(config)
+        _check_names(config)
+        keras.utils.set_random_seed(config.seed)
+        if config.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
+        source = building.open_source(config)
+        tasks = source.info.tasks.select(config.tasks)
+        best = monitor.parse_best(config, tasks)
+        columns = _training_columns(config, source)
+        source.columns("validation")  # Complains now if it cannot be read.
+        examples = config.train_examples or len(columns)
+        augment = Augment(config.flip, config.parsed_crop)
+        augment.check(*source.info.image_shape[:2], tasks)
+        per_epoch = _steps_per_epoch(config, examples)
+        if workers.several:
+            facts |= _facts(config, source, tasks)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
         model = building.new_model(config, source.info)
@@ -135,7 +163,7 @@ def resolve(config: TrainConfig) -> Job:
     jit = _jit(config, config.epochs * per_epoch, size, strategy.num_replicas_in_sync)
     return Job(
         config,
-        strategy,
+        workers,
         source,
         tasks,
         columns,
@@ -145,6 +173,45 @@ def resolve(config: TrainConfig) -> Job:
         best,
         jit,
     )
+
+
+def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
+    """Raises `InputError` where there are too few examples, or too many steps."""
+    per_epoch = batching.steps_per_epoch(examples, config.batch_size)
+    if config.epochs * per_epoch > MOST_STEPS:
+        raise InputError(
+            f"--epochs must give at most {MOST_STEPS} steps in all, but got "
+            f"{config.epochs} of {per_epoch} steps each; give fewer epochs, or a "
+            "larger --batch_size."
+        )
+    return per_epoch
+
+
+def _facts(
+    config: TrainConfig, source: Source, tasks: tasks_lib.TaskSet
+) -> dict[str, Any]:
+    """What must be the same on all workers: settings, code and data, by their names."""
+    settings = config.that_change(RESULTS, EXTRAS) | {"jit": config.jit}
+    facts = {f"--{name}": value for name, value in settings.items()}
+    facts |= {f"the version of {k}": v for k, v in directory.versions().items()}
+    facts["the code of mtr_tf"] = _code_digest()
+    for split in ("train", "validation"):
+        columns = source.columns(split)
+        facts[f"the size of {split}"] = count = len(columns)
+        few = batching.gather(columns, tasks, np.array([0, count - 1]))
+        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
+        facts[f"the first and last of {split}"] = [one.hexdigest()[:16] for one in sums]
+    return facts
+
+
+def _code_digest() -> str:
+    """A hash of the modules of mtr_tf, by which their code is known."""
+    package = pathlib.Path(mtr_tf.__file__).parent
+    modules = {
+        str(module.relative_to(package)): store.file_digest(module)
+        for module in package.rglob("*.py")
+    }
+    return files.digest(modules)
 
 
 def _check_model(config: TrainConfig) -> None:

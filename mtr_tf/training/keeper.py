@@ -31,13 +31,24 @@ class Keeper:
         optimizer: Any,
         keep: int,
         variables: Sequence[Any] = (),
+        writes: bool = True,
     ):
-        """Looks at `workdir/checkpoints`, and clears what a killed save left there."""
+        """Looks at `workdir/checkpoints`, and clears what a killed save left there.
+
+        Without `writes`, as on workers whose chief does, it leaves files alone.
+        """
         self._folder, self._keep = workdir / "checkpoints", keep
         self._best_folder = self._folder / "best"
-        for folder in (self._folder, self._best_folder):
-            checkpoints.clear(folder)
-        files.clear_leftovers(self._folder, self._best_folder)
+        self._writes = writes
+        if writes:
+            for folder in (self._folder, self._best_folder):
+                checkpoints.clear(folder)
+            files.clear_leftovers(self._folder, self._best_folder)
+        noise = _noise(model)
+        self.variables = [
+            *(v.value for v in (*model.weights, *optimizer.variables, *variables)),
+            *noise.get("noise", ()),
+        ]
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self._best = tf.Variable(math.nan, dtype=tf.float64, trainable=False)
         self._checkpoint = tf.train.Checkpoint(
@@ -46,7 +57,7 @@ class Keeper:
             step=self._step,
             best=self._best,
             **{variable.name: variable.value for variable in variables},
-            **_noise(model),
+            **noise,
         )
         # Versions before 0.2 count their saves with it, and want it to be there.
         self._checkpoint.save_counter  # noqa: B018  (made when it is asked for)
@@ -84,6 +95,8 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, and deletes the oldest beyond those to keep."""
+        if not self._writes:
+            return
         # Later ones, which were told of, are damaged or another run's: they stay.
         before = [made for made in checkpoints.steps(self._folder) if made < step]
         extra = max(0, len(before) + 1 - self._keep)
@@ -91,6 +104,8 @@ class Keeper:
 
     def save_if_best(self, step: int, score: float, better: str) -> None:
         """Saves to `best/` when the score beats all before; `better`: higher, lower."""
+        if not self._writes:
+            return
         best = float(self._best.numpy())
         improved = score > best if better == "higher" else score < best
         if improved or (math.isnan(best) and not math.isnan(score)):

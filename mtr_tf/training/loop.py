@@ -8,6 +8,7 @@ with the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -28,6 +29,8 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import directory
+from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.workers import Workers
 from mtr_tf.training import job as job_lib
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.job import Job
@@ -51,10 +54,20 @@ def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> No
         not finite.
     """
     config = directory.canonical(config)
-    directory.check_workdir(workdir, config, resume)  # Before anything is computed.
-    job = job_lib.resolve(config)
-    with files.locked(workdir):
-        directory.begin(workdir, config, resume, job.tasks, job.source.info.ranges)
+    workers = workers_lib.join(config.strategy, config.replicas)
+    again = f"The same command on all goes on from what is kept in {workdir}."
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(workers.explaining_loss(again))
+        job = job_lib.resolve(
+            config,
+            workers,
+            lambda: directory.check_workdir(workdir, config, resume),
+        )
+        with workers.agreeing({}):
+            if workers.chief:
+                stack.enter_context(files.locked(workdir))
+                info = job.source.info
+                directory.begin(workdir, config, resume, job.tasks, info.ranges)
         _run(job, workdir)
 
 
@@ -63,17 +76,25 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
 
     Raises:
       Stopped: A signal came; the steps that are done are in a checkpoint.
+      InputError: It came to another worker.
     """
-    learner, total = job.learner, job.steps
+    learner, total, workers = job.learner, job.steps, job.workers
     keeper = Keeper(
         workdir,
         learner.model,
         learner.optimizer,
         job.config.keep_checkpoints,
         learner.weighting.variables,
+        writes=workers.chief,
     )
-    first = keeper.restore(total)
-    if first == total and _is_whole(workdir / "model.keras"):
+    first = finished = 0
+    with workers.agreeing({}):
+        if workers.chief:
+            first = keeper.restore(total)
+            finished = first == total and _is_whole(workdir / "model.keras")
+    first, finished = workers.of_chief([first, finished])
+    workers.take_chiefs(keeper.variables)
+    if finished:
         logging.info("%s is already finished: %d steps", workdir, total)
         return
     if first:
@@ -89,7 +110,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                 job.tasks,
                 learner.weighting,
                 job.best,
-                workdir,
+                workdir if workers.chief else None,
                 learner.optimizer,
                 first,
             )
@@ -105,12 +126,17 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                 Timetable(first, total, job.config),
                 monitor,
                 keeper,
-                lambda: step_lib.settle_statistics(learner.model),
+                lambda: step_lib.settle_statistics(learner.model, workers),
+                workers,
             )
-            if step == total:
+            if step == total and workers.chief:
                 with files.whole_file(workdir / "model.keras") as beside:
                     learner.model.save(beside)
                 files.settle(workdir)
+            workers.any(False)  # None ends before the others have what they need.
+            if step < total and not stopping.asked():
+                kept = _kept(step, total, workdir)
+                raise InputError(f"a signal has stopped another worker. {kept}")
 
 
 def _is_whole(path: pathlib.Path) -> bool:
@@ -169,6 +195,7 @@ def loop(
     monitor: Monitor,
     keeper: Keeper,
     settle: Callable[[], None],
+    workers: Workers | None = None,
 ) -> int:
     """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
 
@@ -182,6 +209,7 @@ def loop(
       monitor: what watches.
       keeper: what keeps checkpoints.
       settle: is called before the model is evaluated or saved.
+      workers: those that stop together; None: this process alone.
 
     Returns:
       After how many steps it ended: fewer than all where it was asked to stop.
@@ -189,8 +217,12 @@ def loop(
     Raises:
       InputError: a loss is not finite. The checkpoints stay as they were before.
     """
-    step, stop, kept_at = timetable.first, stopping.asked(), time.monotonic()
-    with progress.bar(timetable.total, "training", "step", done=step) as advance:
+    workers = workers or Workers(tf.distribute.get_strategy(), None)
+    step, kept_at = timetable.first, time.monotonic()
+    stop = workers.any(stopping.asked())
+    with progress.bar(
+        timetable.total, "training", "steps", done=step, shown=workers.chief
+    ) as advance:
         while step < timetable.total and not stop:
             count = timetable.stop_after(step) - step
             start = time.monotonic()
@@ -200,11 +232,11 @@ def loop(
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
             settle()
-            if timetable.due("eval", step):
+            if timetable.due("eval", step) and workers.chief:  # The others wait.
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
             late = timetable.late(time.monotonic() - kept_at)
-            stop = stopping.asked()
+            stop = workers.any(stopping.asked())
             if timetable.due("checkpoint", step) or late or stop:
                 monitor.flush()
                 keeper.save(step)

@@ -135,12 +135,14 @@ class Monitor:
         tasks: tasks_lib.TaskSet,
         weighting: Weighting,
         best: BestMetric,
-        workdir: pathlib.Path,
+        workdir: pathlib.Path | None,
         optimizer: keras.optimizers.Optimizer | None = None,
         first: int = 0,
     ):
         """Opens the event files, and writes the run's settings once.
 
+        No `workdir` is for workers whose chief evaluates and writes alone, on one of
+        its devices: the others need not keep step with it then.
         `optimizer` is watched if it scales the loss; `first` is how many steps are
         done: what was shown of later ones is removed.
         """
@@ -155,6 +157,8 @@ class Monitor:
         per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
         self._rate = schedules.learning_rate(config, per_epoch)
         self._count = min(config.eval_examples, len(self._columns.images))
+        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            strategy = tf.distribute.get_strategy()
         self._evaluator = Evaluator(
             model,
             self.tasks,
@@ -171,17 +175,20 @@ class Monitor:
             "adversarial": f"{images}, attacked by {_attack(config)}.",
         }
         self._board = self._open(workdir, first)
-        self._board.settings(config.to_dict())
-        self._board.layout(tensorboard.layout(tasks, config.main_or_all_tasks))
-        self._board.hparams(
-            hparams(config, source.info.image_shape[:2]), workdir.resolve().name
-        )
+        if workdir:
+            self._board.settings(config.to_dict())
+            self._board.layout(tensorboard.layout(tasks, config.main_or_all_tasks))
+            self._board.hparams(
+                hparams(config, source.info.image_shape[:2]), workdir.resolve().name
+            )
 
-    def _open(self, workdir: pathlib.Path, first: int) -> Board:
+    def _open(self, workdir: pathlib.Path | None, first: int) -> Board:
         """The run, with what was shown of the steps until the first.
 
         Before 0.3 there was one for each kind of number, with the same tags.
         """
+        if workdir is None:
+            return Board(None, tasks=self.tasks)
         kinds = {
             "train": tensorboard.TRAINING,
             "validation": tensorboard.CLEAN,

@@ -22,6 +22,7 @@ from mtr_tf.attacks import threat
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import TaskSet
 from mtr_tf.training.losses import Loss
 from mtr_tf.training.losses import Weighting
@@ -234,16 +235,20 @@ def compile_steps(
     return train_steps
 
 
-def settle_statistics(model: keras.Model) -> None:
-    """Gives all replicas the mean of their batch-norm statistics.
+def settle_statistics(model: keras.Model, workers: Workers | None = None) -> None:
+    """Gives all replicas, of all workers, the mean of their batch-norm statistics.
 
     Without --sync_batch_norm each replica keeps running statistics of its own. Before a
     model is evaluated or saved they must be one, or results would depend on which
     replica an image meets, and a resumed run would differ from one that never stopped.
     """
-    for variable in model.non_trainable_variables:
-        copies = getattr(variable.value, "values", ())
-        if len(copies) > 1 and copies[0].dtype.is_floating:
+    values = [variable.value for variable in model.non_trainable_variables]
+    statistics = [value for value in values if value.dtype.is_floating]
+    for value in statistics:
+        copies = getattr(value, "values", ())
+        if len(copies) > 1:
             mean = tf.add_n([tf.identity(copy) for copy in copies]) / len(copies)
             for copy in copies:
                 copy.assign(tf.cast(mean, copy.dtype))
+    if workers:
+        workers.take_mean(statistics)

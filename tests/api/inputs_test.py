@@ -140,6 +140,17 @@ def test_measures_and_own_targets_and_ranges_take_them():
     assert record["attacked_value"] == pytest.approx(8 * gains * 2 / 3, rel=1e-3)
 
 
+def test_the_callback_takes_them(results):
+    settings = {name: SETTINGS[name] for name in SETTINGS if name != "checks"}
+    callback = mtr_tf.RobustnessCallback(make_examples(), metrics="delta1", **settings)
+    callback.set_model(make_model())
+    logs = {}
+    callback.on_epoch_end(0, logs)
+    (record,) = (r for r in results.records if r["metric"] == "mae")
+    assert logs["val_adv_depth_mae"] == pytest.approx(record["attacked_value"], 1e-6)
+    assert "val_clean_depth_delta1" in logs
+
+
 # What lies behind the image.
 
 
@@ -194,7 +205,7 @@ def changed(**inputs):
     [
         (
             changed(gain=None),
-            r"takes the input gain of shape \(2, 1\) beside the image",
+            r"takes the input gain of shape \(2, 1\) besides the image",
         ),
         (changed(gain=np.ones(2)), r"gain .* must have shape \(2, 1\), .* has \(2,\)"),
         (changed(number=2**24 + 1), "input number must be finite numbers"),
@@ -207,6 +218,22 @@ def changed(**inputs):
 def test_mistakes(examples, words):
     with pytest.raises(InputError, match=words):
         mtr_tf.evaluate(make_model(), examples, **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "words"),
+    [
+        ((16, 16, 3), "float32", r"input image .* must have shape \(16, 16, 3\)"),
+        ((SIDE, SIDE, 3), "uint8", "must take float images"),
+    ],
+)
+def test_the_image_is_as_the_examples_are(shape, dtype, words):
+    image = keras.Input(shape, dtype=dtype, name="image")
+    gain = keras.Input((2, 1), name="gain")
+    depth = keras.ops.cast(image, "float32")[..., :1] * gain[:, None, :1]
+    model = keras.Model([image, gain], {"depth": depth})
+    with pytest.raises(InputError, match=words):
+        mtr_tf.evaluate(model, make_examples(2), **SETTINGS)
 
 
 def test_models_of_images_alone_leave_them_alone():

@@ -120,18 +120,18 @@ def test_what_is_right_passes_and_masked_labels_may_be_anything(model, caller, b
         (
             lambda x, t, m: m.update(seg=m["seg"][:, :, :5]),
             r"mask of 'seg' must have one number per place of its target, shape "
-            r"\(\S+, 4, 6\), got \(\S+, 4, 5\); give it that shape",
+            r"\(\S+, 4, 6\), but its shape is \(\S+, 4, 5\); reshape",
         ),
         (
             lambda x, t, m: t.update(depth=t["depth"][..., 0]),
-            r"target of 'depth' must be \[batch, H, W, channels\], got shape",
+            r"target of 'depth' must be \[batch, H, W, channels\], but its shape",
         ),
         (
             lambda x, t, m: (
                 t.update(depth=t["depth"][:, :3]),
                 m.update(depth=m["depth"][:, :3]),
             ),
-            r"output of 'depth' must be its target's shape, here \(\S+, 3, 6, 1\), got",
+            r"output of 'depth' must be its target's shape, here \(\S+, 3, 6, 1\), but",
         ),
         (
             lambda x, t, m: (
@@ -153,7 +153,9 @@ def test_sizes_that_only_show_when_the_graph_runs(model):
     x, targets, masks = a_batch()
     targets = {name: target[:1] for name, target in targets.items()}
     masks = {name: mask[:1] for name, mask in masks.items()}
-    message = "must be of one size; got outputs of 2 x 4 x 6; got targets of 1 x 4 x 6"
+    message = (
+        "must have the same size; got outputs of 2 x 4 x 6; got targets of 1 x 4 x 6"
+    )
     with pytest.raises(InputError, match=message):
         of_any_size(model, x, targets, masks)
     with pytest.raises(InputError, match="output of '(seg|depth)' must be"):

@@ -380,6 +380,12 @@ def task_that_is_not_there():
     return keras.Model(x, [depth(x), seg(x)])
 
 
+@form("data have no targets for it, only for seg", "--heads=1:seg,0:normal")
+def a_task_of_ours_without_targets():
+    x = image_input()
+    return keras.Model(x, [depth(x), seg(x)])
+
+
 @form("each task a different output; got 0:seg, 1:seg", "--heads=0:seg,1:seg")
 def two_outputs_for_one_task():
     x = image_input()
@@ -395,7 +401,7 @@ def source_heads_without_source():
 
 
 @form(
-    "must have targets for the tasks in --heads, but has none for mask",
+    "must have targets for the attacked tasks, but has none for mask",
     "--heads=mask:classes",
 )
 def a_kind_without_targets():
@@ -443,7 +449,7 @@ def pooled(x):
 
 @form(
     {"seg": lambda x: 20 * half_size(x), "depth": lambda x: 4 * half_size(x)[..., :1]},
-    said="seg is 8x8, and its logits are resized to 16x16",
+    said="seg is 8x8, so its logits are resized bilinearly to 16x16",
     quick=True,
 )
 def half_resolution():
@@ -767,7 +773,7 @@ def inputs_that_come_with_the_examples():
     return keras.Model([scale, x], {"seg": seg(x), "depth": y[..., :1]})
 
 
-@form("input scale .* must have shape .2,., and in the examples it has", data="inputs")
+@form("input scale .* must have shape .2,., but in the examples it has", data="inputs")
 def an_input_of_another_shape():
     x, scale = image_input(), keras.Input((2,), name="scale")
     return keras.Model([x, scale], {"seg": seg(x) + scale[:, None, None, :1]})
@@ -1118,7 +1124,9 @@ def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
     (place / "faces.py").write_text(FACES)
     form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
     clean = run(form, str(PNET), "faces:examples")
-    assert "seg is 59x59, and its logits are resized to 128x128" in caplog.text
+    assert (
+        "seg is 59x59, so its logits are resized bilinearly to 128x128" in caplog.text
+    )
     assert "logits before its softmax" in caplog.text
 
     data = importlib.import_module("faces").examples()["validation"]

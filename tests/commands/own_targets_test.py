@@ -72,5 +72,5 @@ def test_declared_tasks_and_kinds_need_no_targets(heads):
 
 @pytest.mark.usefixtures("folder")
 def test_without_it_targets_are_asked_for():
-    with pytest.raises(InputError, match="none of room"):
+    with pytest.raises(InputError, match="none for room"):
         attack_job.resolve(config(("semantic:room",)))

@@ -64,7 +64,7 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
             )
         if columns.layout != first.layout:
             raise InputError(
-                "All splits must have the same inputs, of the same shapes, but "
+                "All splits must have the same inputs with the same shapes, but "
                 f"{name} has {columns.layout or 'none'} and {first_name} "
                 f"{first.layout or 'none'}."
             )

@@ -227,7 +227,7 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
     if not isinstance(given, Mapping) or "image" in given:
         raise InputError(
             'The inputs must be a dict by name, such as {"camera": array}, without the '
-            f"image, which is an example's own; those of {where} are "
+            f"image; those of {where} are "
             f"{', '.join(given) if isinstance(given, Mapping) else _kind(given)}."
         )
     inputs = {}
@@ -238,8 +238,9 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
         exact = value.dtype.kind == "f" or np.array_equal(kept, value)
         if not (np.isfinite(kept).all() and exact):
             raise InputError(
-                f"The input {name} must be finite numbers (whole ones up to 16777216), "
-                f"but that of {where} is {_kind(value)} of {value.dtype}; convert it."
+                f"The input {name} must be finite numbers (whole numbers up to "
+                f"16777216), but that of {where} is {_kind(value)} of {value.dtype}; "
+                "convert it."
             )
         inputs[str(name)] = kept
     if like is not None:
@@ -247,7 +248,7 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
         now = {name: value.shape for name, value in inputs.items()}
         if first != now:
             raise InputError(
-                "All examples must have the same inputs, of the same shapes, but "
+                "All examples must have the same inputs with the same shapes, but "
                 f"{where} has {now or 'none'} and the first one {first or 'none'}."
             )
     return inputs
