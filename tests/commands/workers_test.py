@@ -124,6 +124,7 @@ def test_two_workers_equal_two_replicas_under_sgd(flags, tmp_path):
     assert len(events) == len(list((tmp_path / "one").rglob("*tfevents*")))
 
 
+@pytest.mark.fuzz  # Two minutes of four processes.
 def test_killed_workers_end_all_and_the_same_command_ends_with_the_same_bits(
     flags, two_by_two, tmp_path
 ):
