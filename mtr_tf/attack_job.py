@@ -435,7 +435,8 @@ def _small_radii(config: AttackConfig) -> list[str]:
       That, as a warning for the results, of radii that hardly change a picture.
     """
     radius = max(config.eps)
-    if config.norm != "linf" or not 0 < radius <= 1 or config.attack == NO_ATTACK:
+    unused = config.attack == NO_ATTACK and "first_order" not in config.measure
+    if config.norm != "linf" or not 0 < radius <= 1 or unused:
         return []
     said = (
         f"--eps is in levels of 0-255 under --norm=linf, so {radius:g} means "

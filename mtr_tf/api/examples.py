@@ -86,7 +86,8 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
     for part in _parts(examples):
         image, targets, masks = _triple(part, names)
         given = part.get("inputs") if isinstance(part, Mapping) else None
-        inputs = _arrays(given) if isinstance(given, Mapping) else given or {}
+        inputs = _arrays(given) if isinstance(given, Mapping) else given
+        inputs = {} if inputs is None else inputs
         if np.ndim(image) != _BATCH:
             yield {
                 "image": image,
@@ -95,6 +96,7 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
                 "inputs": inputs,
             }
             continue
+        _check_rows(inputs, len(image))
         for i in range(len(image)):
             yield {
                 "image": image[i],
@@ -102,6 +104,17 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
                 "masks": {task: values[i] for task, values in masks.items()},
                 "inputs": {name: values[i] for name, values in inputs.items()},
             }
+
+
+def _check_rows(inputs: Any, count: int) -> None:
+    """Raises `InputError` unless there are so many of each input."""
+    if not isinstance(inputs, Mapping) or any(
+        np.ndim(values) == 0 or len(values) != count for values in inputs.values()
+    ):
+        raise InputError(
+            'The inputs of a batch must be a dict by name, such as {"camera": array}, '
+            f"of arrays with one row for each of its {count} images."
+        )
 
 
 def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:

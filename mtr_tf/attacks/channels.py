@@ -88,6 +88,21 @@ class _Whole:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class _Move:
+    """How an attack on some channels moves whole images; see `sparing.bent`."""
+
+    move: Callable[[tf.Tensor], tf.Tensor]
+    whole: _Whole
+
+    def __call__(self, slope: tf.Tensor) -> tf.Tensor:
+        return self.whole.change(self.move(chosen(slope, self.whole.channels)))
+
+    def movable(self, slope: tf.Tensor) -> tf.Tensor:
+        """Returns it with zeros in the channels that stay."""
+        return self.whole.change(chosen(slope, self.whole.channels))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class OnChannels:
     """An objective of whole images, as one of some of their channels."""
 
@@ -108,12 +123,7 @@ class OnChannels:
         """Returns it, told how the attack moves; see `base.gradient`."""
         if not hasattr(self.objective, "moving"):
             return self
-        whole = self.whole
-
-        def of_whole(slope):
-            return whole.change(move(chosen(slope, whole.channels)))
-
-        return self._of(self.objective.moving(of_whole))
+        return self._of(self.objective.moving(_Move(move, self.whole)))
 
     def _of(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)

@@ -69,8 +69,9 @@ def excess(
         least = np.finfo(np.float32).tiny
         share = (loss - before) / tf.maximum(tf.abs(before), least)
         share = tf.clip_by_value(share, least, _MOST)
-        share = tf.where(tf.math.is_finite(loss), share, _MOST)
-        shares.append(tf.where(loss <= before, 0.0, share))
+        finite = tf.math.is_finite(loss) & tf.math.is_finite(before)
+        share = tf.where(loss <= before, 0.0, share)
+        shares.append(tf.where(finite, share, _MOST))
     return tf.add_n(shares)
 
 
@@ -128,10 +129,13 @@ def bent(
       slope: The gradient, [batch, ...], finite.
       others: Those of the spared losses.
       room: By how much each may still rise, [batch]; negative: must fall.
-      move: How the attack moves along a gradient.
+      move: How the attack moves along a gradient; `move.movable`, if there is one,
+        returns what is left of a gradient where it can move.
       margin: That share.
     """
     move = _step if move is None else move
+    movable = getattr(move, "movable", lambda change: change)
+    slope, others = movable(slope), [movable(other) for other in others]
     unit = threat.L2(0.0).steepest
     length = _along(unit(slope), slope)
     length = tf.where(length > 0, length, 1)  # Without a slope, back all the same.

@@ -38,15 +38,15 @@ class Relation:
       measure: What is measured.
       unit: Its unit.
       better: "higher" or "lower".
-      of: (output, output), [batch, H, W, C] each -> float64 [batch]; NaN where an image
-        says nothing.
+      of: (output, output), [batch, H, W, C] each, and perhaps where both are known,
+        bool [batch, H, W] -> float64 [batch]; NaN where an image says nothing.
     """
 
     tasks: tuple[str, str]
     measure: str
     unit: str
     better: str
-    of: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    of: Callable[..., np.ndarray]
 
     @property
     def name(self) -> str:
@@ -54,7 +54,9 @@ class Relation:
         return "+".join(self.tasks)
 
 
-def tilt_angle(depth: np.ndarray, normal: np.ndarray) -> np.ndarray:
+def tilt_angle(
+    depth: np.ndarray, normal: np.ndarray, known: np.ndarray | None = None
+) -> np.ndarray:
     """The mean angle, in degrees, between the tilts that depth and normals show.
 
     Over the pixels (u, v) of a plane 1 / depth is linear, with a slope along
@@ -62,6 +64,8 @@ def tilt_angle(depth: np.ndarray, normal: np.ndarray) -> np.ndarray:
     directions of both are compared, weighted by |(n_x, n_y)|: how tilted a surface is.
     Slopes are differences to the neighbour on the side where 1 / depth changes less,
     which is the side of the same surface. Where depth is flat, the angle counts as 90.
+    Pixels count whose neighbours are all `known`, bool [batch, H, W] (None: all are).
+    Images with depths or normals that are not finite give NaN.
     """
     inverse = 1 / np.maximum(depth[..., 0].astype(np.float64), NEAREST)
     across, down = _slope(inverse, 2), _slope(inverse, 1)
@@ -69,24 +73,52 @@ def tilt_angle(depth: np.ndarray, normal: np.ndarray) -> np.ndarray:
     length = np.linalg.norm(normal, axis=-1)
     x, y = (-np.where(length > 0, part, 0) for part in (normal[..., 0], normal[..., 1]))
     weight = np.hypot(x, y) / np.where(length > 0, length, 1)
+    if known is not None:
+        weight = np.where(_inside(known, 1), weight, 0)
     size = np.hypot(across, down) * np.hypot(x, y)
     cosine = _divided(across * x + down * y, size, 0.0)
     angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    return _divided((angle * weight).sum((1, 2)), weight.sum((1, 2)), np.nan)
+    angles = _divided((angle * weight).sum((1, 2)), weight.sum((1, 2)), np.nan)
+    return np.where(_finite(depth) & _finite(normal), angles, np.nan)
 
 
-def edge_correlation(depth: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def edge_correlation(
+    depth: np.ndarray, edges: np.ndarray, known: np.ndarray | None = None
+) -> np.ndarray:
     """The correlation, over an image's pixels, of edges and the steps that depth shows.
 
     A step is where a neighbour is off the plane that goes on from a pixel and the one
     behind it, in both directions: by 0.3 m or more it is 1, as in the edges of `rooms`.
     Those also have creases, which are no steps: so they agree by 0.9, not by 1.
+    Pixels and images count as in `tilt_angle`, with neighbours two pixels away.
     """
+    finite = _finite(depth) & _finite(edges)
     steps = depth_steps(depth[..., 0].astype(np.float64))
     edges = edges[..., 0].astype(np.float64)
-    steps, edges = (a - a.mean((1, 2), keepdims=True) for a in (steps, edges))
+    weight = np.ones(steps.shape) if known is None else _inside(known, 2).astype(float)
+    count = np.maximum(weight.sum((1, 2), keepdims=True), 1)
+    steps, edges = (
+        weight * (a - (weight * a).sum((1, 2), keepdims=True) / count)
+        for a in (steps, edges)
+    )
     size = np.sqrt((steps**2).sum((1, 2)) * (edges**2).sum((1, 2)))
-    return _divided((steps * edges).sum((1, 2)), size, np.nan)
+    agreement = _divided((steps * edges).sum((1, 2)), size, np.nan)
+    return np.where(finite, agreement, np.nan)
+
+
+def _inside(known: np.ndarray, reach: int) -> np.ndarray:
+    """Where all pixels up to so far away, in rows and columns, are known."""
+    for _ in range(reach):
+        wide = np.pad(known, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+        rows = wide[:, :-2, 1:-1] & wide[:, 2:, 1:-1]
+        known = known & rows & wide[:, 1:-1, :-2] & wide[:, 1:-1, 2:]
+    return known
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Whether all of an image's values are finite, `[batch]`."""
+    flat = np.isfinite(values).reshape(len(values), -1)
+    return np.asarray(flat.all(axis=1))
 
 
 def depth_steps(depth: np.ndarray) -> np.ndarray:
@@ -179,11 +211,24 @@ def of_targets(
         if all(task in columns.targets for task in each.tasks):
             rows = [np.arange(i, min(i + 16, count)) for i in range(0, count, 16)]
             values = [
-                each.of(*(columns.targets[task][part] for task in each.tasks))
+                each.of(
+                    *(columns.targets[task][part] for task in each.tasks),
+                    _known(columns, each.tasks, part),
+                )
                 for part in rows
             ]
             means[each.name] = _mean(np.concatenate(values))
     return means
+
+
+def _known(columns: Columns, tasks: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """Where images have targets of all these tasks, bool `[batch, H, W]`."""
+    size = columns.targets[tasks[0]].shape[1:3]
+    known = np.ones((len(rows), *size), bool)
+    for task in tasks:
+        if columns.masks.get(task) is not None:
+            known &= np.asarray(columns.masks[task][rows]) != 0
+    return known
 
 
 def records(

@@ -29,7 +29,7 @@ def of_metric(
     Units of images are drawn with replacement, as many as there are (Efron and
     Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3), and the ends
     moved apart as few of them ask for (`resampling.widened`), within the metric's
-    bounds. Where all images are at a bound, the interval is Clopper and Pearson's.
+    bounds. Shares of images that are all 0 or 1 have Clopper and Pearson's.
     Resamples whose value is NaN are left out.
 
     Args:
@@ -58,7 +58,8 @@ def of_metric(
     low, high = resampling.widened(ends, centre, drawn, confidence)
     least, most = metric.bounds
     low, high = float(np.maximum(low, least)), float(np.minimum(high, most))
-    if metric.is_mean and low == high and math.isfinite(most - least):
+    of_images = metric.is_mean and np.max(np.asarray(rows)[:, 1], initial=0) <= 1
+    if of_images and low == high and (least, most) == (0, 1):
         return _of_equals(centre, drawn, metric.bounds, confidence)
     return low, high
 

@@ -115,10 +115,11 @@ def _spared(clean: Result, result: Result, task: Task) -> Record:
     cell = result.attack_cell
     if not cell.objective.spare:
         return {}
-    share = None
+    share, count = None, 0
     if task.name in cell.objective.spare:
-        share = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
-    return {"spare": list(cell.objective.spare), "spared_share": share}
+        share, count = worst_case.spared_share(cell, task.name, result.rows, clean.rows)
+    spare = list(cell.objective.spare)
+    return {"spare": spare, "spared_share": share, "spared_images": count}
 
 
 def _vulnerability(

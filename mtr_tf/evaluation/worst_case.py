@@ -76,13 +76,22 @@ def spared_losses(cell: Cell, rows: Rows) -> dict[str, np.ndarray]:
     }
 
 
-def spared_share(cell: Cell, task: str, rows: Rows, clean: Rows) -> float:
-    """The share of images in which a spared task is at or below its clean loss.
+def spared_share(
+    cell: Cell, task: str, rows: Rows, clean: Rows
+) -> tuple[float | None, int]:
+    """In which share of images a spared task is at or below its clean loss.
 
     But for rounding: images are attacked and scored in different graphs.
+
+    Returns:
+      (share, of how many images: those with a target); the share is None if none has.
     """
     after, before = (spared_losses(cell, view)[task] for view in (rows, clean))
-    return float(np.mean(after <= _rounded_up(before)))
+    loss = judging.metric(cell.known[task], judging.LOSS).name
+    counts = clean[task][loss][:, 1] > 0
+    if not counts.any():
+        return None, 0
+    return float(np.mean((after <= _rounded_up(before))[counts])), int(counts.sum())
 
 
 def _rounded_up(losses: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
     """Returns a model that was made for batches of `size` as one that takes any batch.
 
     If its layers do not need batches of that size, they are called directly; otherwise
-    they are called on one batch after another, with the last one filled up with zeros.
+    they are called on one batch after another, the last one filled up with its first.
     """
     shape = tuple(model.inputs[0].shape[1:])
     image = keras.Input(shape, dtype=model.inputs[0].dtype, name="image")
@@ -122,9 +122,7 @@ class InBatches(keras.Layer):
         count = tf.shape(x)[0]
         parts = (count + self.size - 1) // self.size
         missing = parts * self.size - count
-        x = tf.concat(
-            [x, tf.zeros((missing, *tf.unstack(tf.shape(x))[1:]), x.dtype)], 0
-        )
+        x = tf.concat([x, tf.repeat(x[:1], missing, axis=0)], 0)
         batches = tf.reshape(x, (parts, self.size, *tf.unstack(tf.shape(x))[1:]))
         shape = (self.size, *self.model.inputs[0].shape[1:])
         like = keras.tree.flatten(self.model.output)

@@ -22,12 +22,14 @@ _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
 _CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
 
-_RESIZING = (
-    keras.layers.AveragePooling2D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.Resizing,
-    keras.layers.UpSampling2D,
+# Layers and operations that leave logits what they are.
+_LINEAR = (
+    *("AveragePooling2D", "BatchNormalization", "Dropout", "GetItem"),
+    *("GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Multiply"),
+    *("Rescaling", "Resize", "Resizing", "SpatialDropout2D", "UpSampling2D"),
+    "ZeroPadding2D",
 )
+_SUMS = ("Add", "Average", "Subtract")
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
 
@@ -172,7 +174,9 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
 
 
 def _is_linear(tensor: keras.KerasTensor) -> bool:
-    """Whether it comes from a layer with weights and no activation, moved or resized.
+    """Whether it comes from a layer with weights and no activation, or sums of such.
+
+    Resizing, normalising and the like may stand between.
 
     Such values are logits, also where all of them happen to lie in [0, 1].
     """
@@ -180,14 +184,17 @@ def _is_linear(tensor: keras.KerasTensor) -> bool:
     sources = layer._inbound_nodes[number].input_tensors
     if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
         return _is_linear(keras.tree.flatten(layer.outputs)[place])
+    name = type(layer).__name__
     if len(sources) != 1:
-        return False
-    if getattr(layer, "weights", ()):
+        return name in _SUMS and bool(sources) and all(map(_is_linear, sources))
+    if name != "BatchNormalization" and getattr(layer, "weights", ()):
         activation = getattr(layer, "activation", None)
         return activation is keras.activations.linear
     last = len(tensor.shape) - 1
-    passes = isinstance(layer, _RESIZING) or (
-        _moved(layer, sources[0], tensor, last, "sigmoid") is not None
+    passes = (
+        name in _LINEAR
+        or name in _SUMS
+        or (_moved(layer, sources[0], tensor, last, "sigmoid") is not None)
     )
     return passes and _is_linear(sources[0])
 

@@ -79,14 +79,17 @@ def _of_tf_config(text: str) -> Cluster | None:
         kind, index = task["type"], task["index"]
         before = len(jobs["chief"]) if kind == "worker" and "chief" in jobs else 0
         addresses = (*jobs.get("chief", ()), *jobs.get("worker", ()))
-        if others or kind not in jobs or not 0 <= index < len(jobs[kind]):
+        if others or kind not in jobs or type(index) is not int:
+            raise ValueError
+        if not 0 <= index < len(jobs[kind]) or len(set(addresses)) < len(addresses):
             raise ValueError
         if not all(isinstance(place, str) for place in addresses):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"the variable TF_CONFIG must be such as {_EXAMPLE}, with jobs chief and "
-            f"worker alone, and a task among them; got {text!r}."
+            f"worker alone, different addresses, and a task among them; got {text!r}. "
+            "Unset it to train in this process alone, or give --strategy=one_device."
         ) from error
     return Cluster(addresses, before + index, "TF_CONFIG")
 

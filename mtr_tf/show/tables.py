@@ -258,7 +258,7 @@ def spared_table(records: Sequence[Record]) -> str:
         if share is not None and record["metric"] == "loss":
             numbers = (plain(record[key]) for key in ("clean", "attacked_value"))
             attack, group, eps = _row_of(record)
-            images = f"{share:.1%} of {record['n']}"
+            images = f"{share:.1%} of {record['spared_images']}"
             rows.append([attack, group, f"{eps:g}", record["task"], *numbers, images])
     return aligned(rows) if len(rows) > 1 else ""
 

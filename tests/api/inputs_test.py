@@ -181,8 +181,9 @@ def test_batches_have_them_behind_their_own_image(lazy):
     columns = columns_lib.open_split("test", given, Rules(TASKS))
     batch = batching.gather(columns, ("depth",), np.array([3, -1, 0]))
     parts = packing.Unpack(columns.layout, {})(batch["image"])
-    np.testing.assert_array_equal(parts["number"], [3, 0, 0])
-    np.testing.assert_array_equal(parts["gain"][:, 0, 0], [4, 0, 1])
+    # Padding has inputs that a model can take: those of the first in the batch.
+    np.testing.assert_array_equal(parts["number"], [3, 3, 0])
+    np.testing.assert_array_equal(parts["gain"][:, 0, 0], [4, 4, 1])
     alone = batching.gather(columns.without_inputs(), ("depth",), np.array([3, -1, 0]))
     np.testing.assert_array_equal(parts["image"], alone["image"])
 
@@ -209,6 +210,9 @@ def changed(**inputs):
         ),
         (changed(gain=np.ones(2)), r"gain .* must have shape \(2, 1\), .* has \(2,\)"),
         (changed(number=2**24 + 1), "input number must be finite numbers"),
+        (changed(number=np.int64(2**53 + 1)), "input number must be finite numbers"),
+        (changed(number=np.iinfo(np.int64).min), "input number must be finite"),
+        (changed(number=2.0**24 + 1), "input number must be finite numbers"),
         (changed(second="x"), "input second must be finite numbers"),
         (changed(image=np.ones(3)), "without the image"),
         (make_examples(1) + changed(gain=np.ones((1, 1))), "must have the same inputs"),

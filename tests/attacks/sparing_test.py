@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
+from mtr_tf.attacks import channels
 from mtr_tf.attacks import sparing
 from mtr_tf.attacks import threat
 from mtr_tf.errors import InputError
@@ -215,6 +216,29 @@ def test_the_score_puts_what_spares_first_and_then_the_smaller_excess():
     assert scores[6] < -sparing.FAR
     assert np.all(np.isfinite(scores))
     assert scores[4] / 100 < -sparing.FAR  # Also a mean over draws is.
+
+
+def test_a_clean_loss_that_is_not_finite_is_not_spared():
+    clean = {"one": tf.constant([np.nan, np.inf, 1.0]), "two": tf.ones(3)}
+    losses = {"one": tf.ones(3), "two": tf.constant([2.0, 1.0, 1.0])}
+    excess = sparing.excess(losses, clean).numpy()
+    assert np.all(excess[:2] > 0)
+    assert excess[2] == 0
+
+
+def test_gradients_of_channels_that_stay_do_not_bend():
+    rng = np.random.default_rng(0)
+    slope, other = (tf.constant(rng.normal(size=(2, 3, 3, 2))) for _ in range(2))
+    large = tf.concat((tf.zeros((2, 3, 3, 1)), tf.ones((2, 3, 3, 1))), -1)
+    large = 1e6 * tf.cast(large, slope.dtype)
+    whole = channels._Whole(slope, (0,))
+    move = channels._Move(threat.L2(0.1).steepest, whole)
+    room = [tf.zeros(2, slope.dtype)]
+    bent = [
+        sparing.bent(slope + i * large, [other - i * large], room, move) for i in (0, 1)
+    ]
+    np.testing.assert_allclose(bent[0], bent[1], atol=1e-12)
+    np.testing.assert_array_equal(bent[1][..., 1], 0)
 
 
 def net(size=6):

@@ -13,6 +13,7 @@ import pytest
 import mtr_tf
 from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
+from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import consistency
 from mtr_tf.tasks import TASKS
 
@@ -55,6 +56,44 @@ def test_a_tilted_plane_fits_its_normal_whatever_the_camera_and_the_scale():
     assert angle == pytest.approx(90)  # A flat depth says nothing of it.
     (angle,) = consistency.tilt_angle(depth, flat((0, 0, -1)))
     assert np.isnan(angle)  # Nothing is tilted.
+
+
+def test_what_is_not_known_does_not_count():
+    normal, rng = (0.3, -0.5, -0.8), np.random.default_rng(0)
+    depth = plane(normal, 2.0, 1.0)
+    known = rng.uniform(size=(1, SIZE, SIZE)) > 0.02
+    holed = np.where(known[..., None], depth, 0)
+    (angle,) = consistency.tilt_angle(holed, flat(normal))
+    assert angle > 2
+    (angle,) = consistency.tilt_angle(holed, flat(normal), known)
+    assert angle < 0.1
+    edges = np.zeros_like(depth)
+    depth[:, :, 10:] += 1.0
+    edges[:, :, 9:11] = 1
+    holed = np.where(known[..., None], depth, 0)
+    (wrong,) = consistency.edge_correlation(holed, edges)
+    (fit,) = consistency.edge_correlation(holed, edges, known)
+    assert wrong < 0.9 < 0.99 < fit
+    nothing = np.zeros_like(known)
+    assert np.isnan(consistency.tilt_angle(depth, flat(normal), nothing))
+    assert np.isnan(consistency.edge_correlation(depth, edges, nothing))
+    depth[0, 3, 3] = np.nan
+    assert np.isnan(consistency.tilt_angle(depth, flat(normal)))
+    assert np.isnan(consistency.edge_correlation(depth, edges))
+
+
+def test_masks_of_the_data_are_looked_at():
+    normal = (0.3, -0.5, -0.8)
+    depth = plane(normal, 2.0, 1.0)
+    masks = np.ones((1, SIZE, SIZE), np.uint8)
+    masks[:, 5:9, 5:9] = 0
+    targets = {"depth": depth * masks[..., None], "normal": flat(normal)}
+    columns = Columns(np.zeros((1, SIZE, SIZE, 3), np.uint8), targets, {"depth": masks})
+    tasks = TASKS.select(["depth", "normal"])
+    found = consistency.relations(tasks, {}, (SIZE, SIZE, 3))
+    ((name, angle),) = consistency.of_targets(found, columns, 1).items()
+    assert name == "depth+normal"
+    assert angle < 0.1
 
 
 def test_two_planes_have_a_step_between_them_and_none_within():

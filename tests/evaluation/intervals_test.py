@@ -110,6 +110,11 @@ def test_images_that_are_all_right_leave_room_for_others(count):
         np.testing.assert_allclose(ends, exact, atol=1e-12)
 
 
+def test_pixels_that_are_all_right_have_the_interval_that_they_had():
+    rows = np.stack((np.full(8, 1e4), np.full(8, 1e4)), axis=-1)
+    assert intervals.of_metric(metrics.accuracy(), rows, seed=0) == (1, 1)
+
+
 def test_units_of_groups():
     assert resampling.units(None, 5).over == "images"
     assert resampling.units(None, 5).count == 5

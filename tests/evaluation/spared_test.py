@@ -85,6 +85,17 @@ def test_cells_and_folders_without_it_are_known_as_before():
     assert len(names) == 2
 
 
+def test_images_without_a_target_are_not_counted_as_spared():
+    config = AttackConfig(ckpt="x", attack_tasks=("seg",), spare=("depth",))
+    (cell, *_) = plan.make_cells(config, ("seg", "depth"))
+    before = np.array([[1.0, 1], [0, 0], [0, 0], [2, 1]])
+    after = np.array([[2.0, 1], [0, 0], [0, 0], [1, 1]])
+    rows = [{"depth": {"loss": values}} for values in (after, before)]
+    assert worst_case.spared_share(cell, "depth", *rows) == (0.5, 2)
+    rows = [{"depth": {"loss": values[1:3]}} for values in (after, before)]
+    assert worst_case.spared_share(cell, "depth", *rows) == (None, 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

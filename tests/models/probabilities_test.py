@@ -124,7 +124,9 @@ def test_logits_are_left_alone(form):
     assert probabilities.kind(output, model.output["seg"]) == ""
 
 
-@pytest.mark.parametrize("passing", [None, "moved", "resized", "nested"])
+@pytest.mark.parametrize(
+    "passing", [None, "moved", "resized", "nested", "normalised", "summed"]
+)
 def test_a_linear_layer_gives_logits_whatever_their_range(passing):
     image = keras.Input((SIZE, SIZE, 3))
     y = layers.Conv2D(2, 1, kernel_initializer="zeros", bias_initializer="ones")(image)
@@ -132,6 +134,10 @@ def test_a_linear_layer_gives_logits_whatever_their_range(passing):
         y = layers.Permute((2, 1, 3))(layers.Activation("linear")(y))
     elif passing == "resized":
         y = layers.UpSampling2D(2, interpolation="bilinear")(y)
+    elif passing == "normalised":
+        y = layers.Dropout(0.5)(layers.BatchNormalization()(y))[:, :-1]
+    elif passing == "summed":
+        y = 2 * layers.Add()([y, layers.ZeroPadding2D(1)(y)[:, 1:-1, 1:-1]])
     elif passing == "nested":
         y = keras.Model(image, y)(image)
     (ones, sure) = keras.Model(image, [y, layers.Activation("sigmoid")(y)]).output

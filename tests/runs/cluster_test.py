@@ -54,6 +54,8 @@ def test_none_is_named(text):
         tf_config({"worker": ["a:1"]}, "evaluator", 0)["TF_CONFIG"],
         tf_config({"worker": ["a:1"], "ps": ["b:1"]}, "worker", 0)["TF_CONFIG"],
         tf_config({"worker": [1, 2]}, "worker", 0)["TF_CONFIG"],
+        tf_config({"worker": ["a:1", "b:1"]}, "worker", 1.0)["TF_CONFIG"],
+        tf_config({"worker": ["a:1", "a:1"]}, "worker", 1)["TF_CONFIG"],
     ],
 )
 def test_a_tf_config_that_is_none_is_one_sentence(text):

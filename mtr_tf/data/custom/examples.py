@@ -17,6 +17,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks.task import MAP
 
+_WHOLE = 2**24  # Float32 holds all whole numbers up to it.
 _KEYS = ("image", "targets", "masks", "name", "inputs")
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
 _BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
@@ -235,7 +236,7 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
         value = _array(value)
         is_number = value.dtype.kind in "buif" and value.size > 0
         kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
-        exact = value.dtype.kind == "f" or np.array_equal(kept, value)
+        exact = is_number and _is_kept(value, kept)
         if not (np.isfinite(kept).all() and exact):
             raise InputError(
                 f"The input {name} must be finite numbers (whole numbers up to "
@@ -252,6 +253,14 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
                 f"{where} has {now or 'none'} and the first one {first or 'none'}."
             )
     return inputs
+
+
+def _is_kept(value: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether float32 holds all whole numbers of an array."""
+    if value.dtype.kind != "f":
+        return int(value.min()) >= -_WHOLE and int(value.max()) <= _WHOLE
+    small = np.abs(value) <= _WHOLE
+    return bool((small | (kept == value) | (np.rint(value) != value)).all())
 
 
 def _places(
