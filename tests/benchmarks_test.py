@@ -81,7 +81,7 @@ def test_joint_speed(script, tmp_path):
     assert {row["decoders"] for row in report["results"]} == {"shared", "separate"}
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_strongest_attack(script, tmp_path, monkeypatch, capsys):
     module, problems = script("strongest_attack"), script("problems")
 

@@ -79,7 +79,7 @@ def test_models_that_fit_are_compiled_once(kept):
     assert kept.bytes == graph.bytes + weights
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz  # A minute; other tests in the process disturb it.
 def test_forty_models_take_no_more_memory_than_what_is_kept(kept):
     for seed in range(10):
         attack_new_model(seed)

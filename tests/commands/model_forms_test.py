@@ -464,7 +464,7 @@ def half_resolution_of_probabilities():
     return keras.Model(x, {"seg": y})
 
 
-@form(SEG, said="seg is 32x32, and its logits")
+@form(SEG, said="seg is 32x32, so its logits")
 def double_resolution():
     x = image_input()
     return keras.Model(x, {"seg": seg(keras.layers.UpSampling2D(2)(x))})
@@ -660,7 +660,7 @@ def wrong_number_of_classes():
     return keras.Model(x, {"scene": dense(mean(x), np.ones((3, 4)))})
 
 
-@form(r"must have shape \(3,\), which .* has \(16, 16, 3\)", data="scenes")
+@form(r"must have shape \(3,\), for the whole .* has \(16, 16, 3\)", data="scenes")
 def map_for_a_task_of_the_image():
     x = image_input()
     return keras.Model(x, {"scene": seg(x)})

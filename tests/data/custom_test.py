@@ -579,7 +579,10 @@ def test_the_page_runs(tmp_path):
     (tmp_path / "my_data.py").write_text(code)
     assert len(code.splitlines()) <= 35
     commands = re.findall(r"^    (python -m mtr_tf\..*)$", page, re.MULTILINE)
-    train, attack = (command.split()[1:] for command in commands[:2])
+    train, attack = (
+        next(line.split()[1:] for line in commands if f"mtr_tf.{name} " in line)
+        for name in ("train", "attack")
+    )
     few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
            "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
     _run(tmp_path, *train, *few)

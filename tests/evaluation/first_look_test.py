@@ -231,6 +231,10 @@ def test_a_radius_that_may_be_meant_of_one_is_asked_about(caplog, unplotted):
     net(plain).save("plain.keras")
     records, *_ = run_flags("plain.keras", "--eps=0.03")
     assert "levels of 0-255" in caplog.text
+    assert any("levels of 0-255" in text for text in records[0]["warnings"])
+    caplog.clear()
+    records, *_ = run_flags("plain.keras", "--eps=0.5")
+    assert "levels of 0-255" in caplog.text
     assert records[0]["warnings"] == []
     caplog.clear()
     run_flags("plain.keras", "--eps=1,2")

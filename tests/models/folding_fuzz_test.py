@@ -350,7 +350,7 @@ def test_channels_first(kind, grouped):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max())
 
 
-@pytest.mark.slow
+@pytest.mark.fuzz
 def test_many_models_drawn_at_random():
     drawn = sum((check(seed) for seed in range(100, 400)), collections.Counter())
     kinds = [name[4:] for name in dir(Drawing) if name.startswith("add_")]

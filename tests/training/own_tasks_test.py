@@ -170,22 +170,20 @@ def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
         random_targets=("flow",),
     )
     training.train(chosen, tmp_path / "run")
-    tags = {}
-    for name in ("train", "validation", "validation/adversarial"):
-        events = event_accumulator.EventAccumulator(
-            str(tmp_path / "run" / name), {"tensors": 0}
-        )
-        events.Reload()
-        tags[name] = set(events.Tags()["tensors"])
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "run" / "train"), {"tensors": 0}
+    )
+    events.Reload()
+    tags = set(events.Tags()["tensors"])
     numbers = {
         *(f"{task}/loss" for task in (*TASKS, "total")),
         *(f"{task}/{m}" for task in ("parts", "front") for m in ("miou",)),
         *("scene/accuracy", "seen/f1", "flow/mae", "flow/rmse"),
     }
-    assert numbers <= tags["validation"]
-    assert numbers <= tags["validation/adversarial"]
-    assert {f"{task}/pictures" for task in TASKS} <= tags["validation"]
-    assert {f"{task}/loss" for task in TASKS} <= tags["train"]
+    for kind in ("clean", "attacked"):
+        assert {f"{name}, {kind}" for name in numbers} <= tags
+    assert {f"{task}/pictures" for task in TASKS} <= tags
+    assert {f"{task}/loss, training" for task in TASKS} <= tags
     assert (tmp_path / "run" / "checkpoints" / "best").is_dir()
 
 
