@@ -223,6 +223,7 @@ def test_one_broken_gradient_does_not_hide_the_others():
         np.testing.assert_array_equal(got, rest)
 
 
+@pytest.mark.slow
 def test_scores_never_ask_for_a_gradient_and_gradients_once_per_task():
     passes = []
 

@@ -211,6 +211,7 @@ def test_more_restarts_never_do_worse(net, balance, judge, attack):
     assert np.any(often > once + 1e-6 * np.abs(once))
 
 
+@pytest.mark.slow
 def test_more_steps_never_do_worse_on_the_judged_scale(net):
     # The first points of a longer run are those of a shorter one, for losses that do
     # not know how many there are to come.

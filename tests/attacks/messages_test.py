@@ -103,6 +103,7 @@ def test_values_are_checked_alike(model, caller, mistake):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("balance", ["sum", "wgd"])
 def test_what_is_right_passes_and_masked_labels_may_be_anything(model, caller, balance):

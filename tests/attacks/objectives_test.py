@@ -92,6 +92,7 @@ def test_names_letters_and_aliases_mean_the_same(net):
     np.testing.assert_array_equal(by_name(x)[0], by_letter(x)[0])
 
 
+@pytest.mark.slow
 def test_an_image_whose_mask_is_all_zero_does_not_move(net):
     x, targets, masks = batch()
     masks = {name: mask.copy() for name, mask in masks.items()}
@@ -223,6 +224,7 @@ def test_weights_that_change_between_eager_calls_are_seen():
     assert np.any(before != after)
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one_with_a_model(mirrored):
     x, targets, masks = batch()
     with mirrored.scope():

@@ -174,6 +174,7 @@ def test_a_start_is_no_corner_and_a_matter_of_the_seed():
     assert not np.any(repeated[0] == repeated[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_steps_and_more_restarts_never_lower_the_best_loss(norm):
     x, loss = (
@@ -315,6 +316,7 @@ def test_a_pixel_without_a_gradient_does_not_stop_the_others():
     np.testing.assert_allclose(attack(broken, x), x + [[0, 0.1, -0.1]], atol=1e-6)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=20, deadline=None, derandomize=True)
 @hypothesis.given(
     norm=st.sampled_from(["linf", "l2"]),
@@ -355,6 +357,7 @@ def test_the_image_is_left_untouched_and_the_result_has_no_gradient():
     assert by_x is None
 
 
+@pytest.mark.slow
 def test_the_graph_does_not_grow_with_steps_or_restarts():
     traces = []
 
@@ -376,6 +379,7 @@ def test_the_graph_does_not_grow_with_steps_or_restarts():
     assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_unknown_batch_and_image_sizes():
     # One graph for batches of any size, as under tf.data without drop_remainder.
     attack = attacks.PGD(EPS, EPS / 2, 3, norm="l2", restarts=2)
@@ -386,6 +390,7 @@ def test_unknown_batch_and_image_sizes():
         np.testing.assert_allclose(graph(x), attack(small_net(), x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_replicas_equal_one(mirrored):
     x, loss = images((8, 6, 6, 3), seed=11), small_net()
     attack = attacks.PGD(EPS, EPS / 4, 4, restarts=2)

@@ -194,6 +194,7 @@ def test_images_that_no_attack_moved_are_told_in_each_record(
         assert (told in found) == (record["eps"] > 0), record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buildings", [4, 2])
 def test_intervals_are_over_groups_where_there_are_some(
     run_directory, monkeypatch, unplotted, capsys, buildings

@@ -447,6 +447,7 @@ def test_epochs_that_make_too_many_steps(ask, place, monkeypatch, camvid_dir):
     assert not (place / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_batch_is_not_larger_than_the_images(place):
     config = AttackConfig(
         ckpt=str(place / "run"), batch_size=10**9, num_examples=3, deterministic=False

@@ -213,6 +213,7 @@ def test_seeds_give_other_orders():
     assert len(set(first)) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [None, Augment(flip=True, crop=(4, 5))])
 def test_starting_anywhere_goes_on_as_the_full_run(augment):
     columns = make_columns()

@@ -135,6 +135,7 @@ def test_only_depth_in_metres_and_maps_are_compared():
     assert not consistency.relations(TASKS.replaced(other), {}, (32, 32))
 
 
+@pytest.mark.slow
 def test_attacks_report_it(tmp_path):
     keras.utils.set_random_seed(0)
     image = keras.Input((16, 16, 3))

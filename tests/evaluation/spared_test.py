@@ -42,6 +42,7 @@ def made():
     return keras.Model(image, heads), examples
 
 
+@pytest.mark.slow
 def test_records_and_table_show_what_was_spared(made):
     settings = {**SETTINGS, "attacks": ("pgd", "worst"), "ensemble": ("pgd", "fgsm")}
     plain = mtr_tf.evaluate(*made, attack_tasks="seg", **settings)

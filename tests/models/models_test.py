@@ -266,6 +266,7 @@ def test_initial_values_depend_on_seed_and_name_alone(name):
     assert len(set(values)) == len(kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NARROW)
 def test_training_step_on_an_odd_batch_of_a_narrow_model(name):
     """A strided 1x1 convolution would crash here (platform: oneDNN, few channels)."""
