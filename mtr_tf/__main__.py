@@ -27,7 +27,7 @@ def listing() -> str:
         lines.append(f"  {name:10} {about.splitlines()[0]}")
     lines += [
         "",
-        (f"The pages are in {_shared('docs')}, the flagfiles in {_shared('flags')}."),
+        f"The pages are in {_shared('docs')}, the flagfiles in {_shared('flags')}.",
     ]
     return "\n".join(lines)
 

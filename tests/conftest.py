@@ -101,6 +101,19 @@ def camvid_dir(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_flags(camvid_dir) -> tuple[str, ...]:
+    """Of `python -m mtr_tf.train`: the smallest net of two tasks on `camvid_dir`."""
+    return (
+        "--dataset=camvid",
+        f"--data_dir={camvid_dir}",
+        "--tasks=seg,autoencoder",
+        "--model=tiny",
+        "--image_size=32x40",
+        "--batch_size=4",
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class WholeRun:
     """A run of `python -m mtr_tf.train`, undisturbed: copy it to change it."""
@@ -111,15 +124,10 @@ class WholeRun:
 
 
 @pytest.fixture(scope="session")
-def whole_run(camvid_dir, tmp_path_factory) -> WholeRun:
+def whole_run(tiny_flags, tmp_path_factory) -> WholeRun:
     """30 steps with 5 evaluations and 8 checkpoints: what several tests look at."""
     flags = (
-        "--dataset=camvid",
-        f"--data_dir={camvid_dir}",
-        "--tasks=seg,autoencoder",
-        "--model=tiny",
-        "--image_size=32x40",
-        "--batch_size=4",
+        *tiny_flags,
         "--epochs=5",
         "--crop=24x32",
         "--checkpoint_every=4",

@@ -129,7 +129,7 @@ class AttackConfig(Settings):
         "image, as in its authors' code.",
     )
     queries: int = setting(
-        500, ("Number of forward passes of square."), low=1, high=MOST_QUERIES
+        500, "Number of forward passes of square.", low=1, high=MOST_QUERIES
     )
     ensemble: tuple[str, ...] = setting(
         ("apgd", "pgd", "square"),

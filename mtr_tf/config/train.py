@@ -248,7 +248,7 @@ class TrainConfig(Settings):
     )
     keep_checkpoints: int = setting(
         2,
-        ("Number of newest checkpoints to keep."),
+        "Number of newest checkpoints to keep.",
         low=1,
         high=MOST_STEPS,
         changes=NOTHING,

@@ -92,9 +92,10 @@ def gather(
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
     image = pad(_packed(columns, images, rows), np.float32)
-    if columns.layout and rows.size:  # Zeros may be no inputs that a model can take.
+    if columns.layout and 0 < len(rows) < len(indices):
+        # Zeros may be no inputs that a model can take: the first example's are.
         channels = columns.layout.image[2]
-        image[~real, ..., channels:] = image[real][0, ..., channels:]
+        image[~real, ..., channels:] = image[real.argmax(), ..., channels:]
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 

@@ -162,10 +162,7 @@ def _before(
 
 def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
     """Whether it is made of a softmax or sigmoid, by layers without weights."""
-    layer, number, place = tensor._keras_history
-    sources = layer._inbound_nodes[number].input_tensors
-    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
-        return _comes_from(keras.tree.flatten(layer.outputs)[place], of)
+    layer, sources = _made_by(tensor)
     last = len(tensor.shape) - 1
     if _without_activation(layer, of, last, last + 1):
         return True
@@ -173,28 +170,31 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
     return plain and _comes_from(sources[0], of)
 
 
+def _made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
+    """The layer that makes it, within a model within the model, and what it takes."""
+    layer, number, place = tensor._keras_history
+    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+        return _made_by(keras.tree.flatten(layer.outputs)[place])
+    return layer, layer._inbound_nodes[number].input_tensors
+
+
 def _is_linear(tensor: keras.KerasTensor) -> bool:
     """Whether it comes from a layer with weights and no activation, or sums of such.
 
-    Resizing, normalising and the like may stand between.
-
-    Such values are logits, also where all of them happen to lie in [0, 1].
+    Resizing, normalising and the like may stand between. Such values are logits, also
+    where all of them happen to lie in [0, 1].
     """
-    layer, number, place = tensor._keras_history
-    sources = layer._inbound_nodes[number].input_tensors
-    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
-        return _is_linear(keras.tree.flatten(layer.outputs)[place])
+    layer, sources = _made_by(tensor)
     name = type(layer).__name__
     if len(sources) != 1:
         return name in _SUMS and bool(sources) and all(map(_is_linear, sources))
     if name != "BatchNormalization" and getattr(layer, "weights", ()):
-        activation = getattr(layer, "activation", None)
-        return activation is keras.activations.linear
+        return getattr(layer, "activation", None) is keras.activations.linear
     last = len(tensor.shape) - 1
     passes = (
         name in _LINEAR
         or name in _SUMS
-        or (_moved(layer, sources[0], tensor, last, "sigmoid") is not None)
+        or _moved(layer, sources[0], tensor, last, "sigmoid") is not None
     )
     return passes and _is_linear(sources[0])
 

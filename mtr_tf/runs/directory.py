@@ -157,7 +157,7 @@ def write_config(
     )
     flagfile = shlex.quote(f"--flagfile={workdir}/train.flags")
     lines = [
-        (f"# To repeat this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER")
+        f"# To repeat this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"
     ]
     for name, value in config.to_dict().items():
         if isinstance(value, list):

@@ -421,11 +421,11 @@ def with_inputs(
         return run, source
     if not (run.packed or (source and source.packed)):
         logging.info(
-            ("the model takes only images; these inputs are ignored: %s"), layout
+            "the model takes only images; these inputs are ignored: %s", layout
         )
         return run, source
     logging.info(
-        ("attacks change only the image; these inputs come with it unchanged: %s"),
+        "attacks change only the image; these inputs come with it unchanged: %s",
         layout,
     )
     return _packed(run, layout), source and _packed(source, layout)

@@ -288,8 +288,7 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
         f"the model of {name} must have one input, images of shape (batch, height, "
         f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
         "Give a .keras file, whose further inputs may come with the examples, or "
-        "--ckpt=module:function, a function that returns keras.Model(image, "
-        "model([image, ...])) with the other inputs filled in."
+        f"{packing.FILLED}."
     )
 
 

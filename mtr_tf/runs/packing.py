@@ -18,8 +18,8 @@ from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 
 IMAGE = "image"
-_FILLED = (
-    "give --ckpt=module:function, a function that returns keras.Model(image, "
+FILLED = (
+    "--ckpt=module:function, a function that returns keras.Model(image, "
     "model([image, ...])) with the other inputs filled in"
 )
 
@@ -143,12 +143,12 @@ def _check(
         raise InputError(
             f"the model of {where} takes the input {name} of shape {taken} besides "
             f"the image, but the examples have the inputs {have}; give each one "
-            f'"inputs": {{"{name}": ...}} (docs/own_data.md), or {_FILLED}.'
+            f'"inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'
         )
     if "str" in str(tensor.dtype):
         raise InputError(
             f"the input {name} of the model of {where} must be numbers, and it is "
-            f"{tensor.dtype}; {_FILLED}."
+            f"{tensor.dtype}; give {FILLED}."
         )
     fits = len(taken) == len(shapes[name]) and all(
         side in (None, given) for side, given in zip(taken, shapes[name], strict=True)
@@ -171,5 +171,5 @@ def _missing(
         f"one input of the model of {where} must be the image, and the others must "
         f"come with the examples, but it takes {takes}, and the examples have the "
         f"inputs {layout or 'none'}. Call the image's input image, and give each "
-        f'example "inputs": {{"{names[0]}": ...}} (docs/own_data.md), or {_FILLED}.'
+        f'example "inputs": {{"{names[0]}": ...}} (docs/own_data.md), or give {FILLED}.'
     )

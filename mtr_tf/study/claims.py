@@ -135,7 +135,7 @@ def judge(
         )
     if high < claim.margin and opposite <= ALPHA:
         said = (
-            (f"below {claim.margin:g}, too small to matter")
+            f"below {claim.margin:g}, too small to matter"
             if claim.margin
             else "negative"
         )

@@ -25,14 +25,9 @@ PATIENCE = 300  # Seconds, on a machine with much else to do.
 
 
 @pytest.fixture(scope="module")
-def flags(camvid_dir) -> list[str]:
+def flags(tiny_flags) -> list[str]:
     return [
-        "--dataset=camvid",
-        f"--data_dir={camvid_dir}",
-        "--tasks=seg,autoencoder",
-        "--model=tiny",
-        "--image_size=32x40",
-        "--batch_size=4",
+        *tiny_flags,
         "--epochs=2",
         "--learning_rate=1e-3",
         "--checkpoint_every=2",

@@ -236,7 +236,7 @@ def _prepared(
     counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]
     if counts:
         logging.warning(
-            ("Taskonomy: masked because they are broken: %s views."), ", ".join(counts)
+            "Taskonomy: masked because they are broken: %s views.", ", ".join(counts)
         )
     return builder
 
