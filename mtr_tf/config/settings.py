@@ -205,3 +205,21 @@ JIT = setting(
 
 
 DETERMINISTIC = setting(True, "Use deterministic kernels: equal seeds give equal bits.")
+
+LOCAL, RAY, SLURM = EXECUTORS = ("local", "ray", "slurm")
+EXECUTOR_OPTIONS = setting(
+    (),
+    "NAME=VALUE, for --executor=ray: address, and options of a task (num_gpus=1, "
+    "num_cpus=4, memory=...); for slurm: parameters of submitit (timeout_min=600, "
+    "gpus_per_node=1, slurm_partition=...).",
+    changes=NOTHING,
+)
+WORKERS = setting(
+    0,
+    "Number of processes or jobs at a time. 0: for local, one per GPU, or per core "
+    "if there is no GPU; for ray and slurm, 100, or twice as many as the Ray cluster "
+    "has room for if that is more.",
+    low=0,
+    high=100_000,
+    changes=NOTHING,
+)
