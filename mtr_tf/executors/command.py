@@ -31,6 +31,7 @@ from mtr_tf.errors import present
 ONE_THREAD = dict.fromkeys(
     ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
 )
+_POLL_SECONDS = 0.5
 _GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
 # Log lines of TensorFlow's and our own; what an error begins with.
 _NOISE = re.compile(r"[IWEF]\d{4} |WARNING: All log messages|\d\d:\d\d:\d\d |\$ ")
@@ -167,7 +168,7 @@ def run(command: Command) -> Ended:
                 env={**os.environ, **environment},
                 process_group=0,  # Ctrl-C comes to this process alone.
             ) as process:
-                code = process.wait()
+                code = _wait(process)
                 present(process.stdin, "a pipe").close()
     return Ended(
         code=code,
@@ -176,6 +177,13 @@ def run(command: Command) -> Ended:
         environment=environment,
         host=socket.gethostname(),
     )
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """The exit code, awaited in short turns: Ray interrupts Python code only."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
 
 
 def shown(arguments: Sequence[str]) -> str:

@@ -76,6 +76,7 @@ class RayExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Disconnects; with `cancel_futures`, commands that run are stopped."""
         pending = list(self._pending.items())
+        self._pending.clear()
         if cancel_futures:
             for _, reference in pending:
                 with contextlib.suppress(Exception):  # It has ended meanwhile.
