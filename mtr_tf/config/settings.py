@@ -169,20 +169,12 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 
 
 # Fields that both binaries have.
-_STRATEGIES = ("auto", "one_device", "mirrored")
 STRATEGY = setting(
-    "auto",
-    "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "otherwise one device.",
-    choices=_STRATEGIES,
-    changes=NOTHING,
-)
-STRATEGY_OF_TRAINING = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
     "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
     "one device.",
-    choices=(*_STRATEGIES, "multi_worker"),
+    choices=("auto", "one_device", "mirrored", "multi_worker"),
     changes=NOTHING,
 )
 REPLICAS = setting(

@@ -12,7 +12,7 @@ from mtr_tf.config.settings import JIT
 from mtr_tf.config.settings import MOST_EXAMPLES
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
-from mtr_tf.config.settings import STRATEGY_OF_TRAINING
+from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
@@ -203,7 +203,7 @@ class TrainConfig(Settings):
         high=2**32 - 1,
     )
     # Where and how it runs.
-    strategy: str = STRATEGY_OF_TRAINING
+    strategy: str = STRATEGY
     replicas: int = REPLICAS
     jit: str = JIT
     precision: str = setting(
