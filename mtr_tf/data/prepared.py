@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -41,6 +42,20 @@ FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
 _CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
 _INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
+
+
+class Work(NamedTuple):
+    """What the parts of a split are made of; see `mtr_tf.data.parts`.
+
+    Attributes:
+      folder: where they are.
+      jobs: (key, job) of each.
+      function: "package.module:function".
+    """
+
+    folder: pathlib.Path
+    jobs: Sequence[tuple[str, Any]]
+    function: str
 
 
 class Info(tfds.core.DatasetInfo):

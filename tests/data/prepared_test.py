@@ -390,7 +390,7 @@ def called(tmp_path):
 
 def run(tmp_path, wanted, processes):
     found = parts.examples(
-        tmp_path / "parts", wanted, WORK, "testing", processes=processes
+        tmp_path / "parts", list(wanted.items()), WORK, "testing", processes=processes
     )
     return [int(arrays["squared"][0]) for arrays in found]
 
@@ -446,7 +446,8 @@ import json, pathlib, sys
 from mtr_tf.data import parts
 folder, jobs = sys.argv[1:]
 work = "prepared_fixture:square"
-made = parts.examples(pathlib.Path(folder), json.loads(jobs), work, "it", processes=2)
+jobs = list(json.loads(jobs).items())
+made = parts.examples(pathlib.Path(folder), jobs, work, "it", processes=2)
 print(len(list(made)))
 """
 
