@@ -8,6 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
+import scipy.stats
 import study_fixture
 
 from mtr_tf.errors import InputError
@@ -452,3 +453,24 @@ def test_studies_that_come_with_the_package_can_be_judged(name):
     study = study_file.load(name)
     claims.check(study)
     assert len(study.seeds) >= 5  # Fewer could never say that a claim holds.
+
+
+def test_power_of_a_claim_against_scipy():
+    by_seed = np.array([0.02, np.nan, -0.01, 0.03, 0.0, 0.01])
+    known = by_seed[~np.isnan(by_seed)]
+    found = claims.power(by_seed, 0.01, claims=10)
+    assert found.deviation == pytest.approx(known.std(ddof=1))
+    # A tenth of .05 for each of ten claims.
+    critical = scipy.stats.t.ppf(1 - 0.005, 4)
+    shift = found.detectable * np.sqrt(5) / known.std(ddof=1)
+    assert scipy.stats.nct.sf(critical, 4, shift) == pytest.approx(0.9, abs=1e-5)
+    n, ratio = found.seeds_needed, 0.01 / known.std(ddof=1)
+    for count, enough in ((n - 1, False), (n, True)):
+        critical = scipy.stats.t.ppf(1 - 0.005, count - 1)
+        reached = scipy.stats.nct.sf(critical, count - 1, ratio * np.sqrt(count))
+        assert (reached >= 0.9) == enough
+
+
+def test_power_needs_two_seeds_and_a_margin():
+    assert claims.power(np.array([0.1, np.nan]), 0.01, 1) is None
+    assert claims.power(np.array([0.1, 0.2]), 0.0, 1).seeds_needed is None

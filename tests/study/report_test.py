@@ -163,11 +163,12 @@ def test_tensorboard_has_the_plots_and_the_verdicts(written):
 def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     folder, _ = written
     words = (exported / "README.md").read_text()
+    table, rest = words.split("### What would decide the rest")
     for verdict in claims.evaluate(Results.read(folder.parent)):
-        lines = [
-            x for x in words.splitlines() if x.startswith(f"| {verdict.claim.id} ")
-        ]
-        (line,) = lines
+        start = f"| {verdict.claim.id} "
+        (line,) = (x for x in table.splitlines() if x.startswith(start))
+        undecided = verdict.verdict == "undecided" and verdict.power is not None
+        assert (f"\n{start}" in rest) == undecided
         assert f"**{verdict.verdict}**" in line
         assert verdict.claim.statement in line
         assert f"{verdict.n} |" in line
@@ -187,7 +188,7 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     )
     assert str(folder.parent) not in words  # Nothing of this machine.
     counts = {line.count("|") for line in words.split("## Clean")[0].splitlines()}
-    assert len(counts) == 3  # No table, that of the origin, that of the verdicts.
+    assert len(counts) == 4  # No table; those of origin, verdicts and power.
 
 
 def test_results_of_an_export_are_those_of_the_report(written, exported, tmp_path):

@@ -318,6 +318,8 @@ _WORDS: dict[str, Any] = {
     "EFFECTS": verdicts.EFFECTS,
     "MEANING": verdicts.MEANING,
     "NONE": text.NONE,
+    "POWER": verdicts.POWER,
+    "POWER_HEAD": verdicts.POWER_HEAD,
     "RULES": claims.RULES,
 }
 _FILTERS: dict[str, Any] = {
@@ -327,6 +329,7 @@ _FILTERS: dict[str, Any] = {
     "flat": _flat,
     "paragraph": _markdown_paragraph,
     "picture": _picture,
+    "powers": verdicts.powers,
     "ranked": _ranked,
     "seconds": _seconds,
     "setting": _setting,
