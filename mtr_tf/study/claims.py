@@ -41,13 +41,16 @@ class Power:
 
     Attributes:
       deviation: Standard deviation of the effect over seeds.
-      detectable: The least mean effect that these seeds find nine times in ten.
+      least: Fewer seeds than this find no effect, however large.
+      detectable: The least mean effect that these seeds find nine times in ten; None
+        where they are too few.
       seeds_needed: How many find an effect of the claim's margin nine times in ten, or
         tell none from it; None where it has no margin, or more than 1000 are needed.
     """
 
     deviation: float
-    detectable: float
+    least: int
+    detectable: float | None
     seeds_needed: int | None
 
 
@@ -65,8 +68,10 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
     deviation = float(known.std(ddof=1))
     level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
     needed = statistics.seeds_needed(deviation, margin, level) if margin else None
-    found = statistics.detectable(deviation, len(known), level)
-    return Power(deviation, found, needed)
+    least, found = statistics.least_seeds(level), None
+    if len(known) >= least:
+        found = statistics.detectable(deviation, len(known), level)
+    return Power(deviation, least, found, needed)
 
 
 @dataclasses.dataclass(frozen=True)

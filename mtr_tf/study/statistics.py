@@ -191,10 +191,15 @@ def power(deviation: float, difference: float, seeds: int, level: float) -> floa
     return 1.0 - float(special.nctdtr(seeds - 1, shift, critical))
 
 
+def least_seeds(level: float) -> int:
+    """The least n whose exact test over changes of sign can give such a p, 2^-n."""
+    return max(2, math.ceil(-math.log2(level)))
+
+
 def seeds_needed(deviation: float, difference: float, level: float) -> int | None:
     """The least number of seeds that finds a difference nine times in ten.
 
-    It is at least what an exact test over changes of sign needs to give such a p, 2^-n.
+    It is at least that of `least_seeds`.
 
     Args:
       deviation: Standard deviation of the effect over seeds.
@@ -204,7 +209,7 @@ def seeds_needed(deviation: float, difference: float, level: float) -> int | Non
     Returns:
       None where it is more than `MOST_SEEDS`.
     """
-    low, high = max(2, math.ceil(-math.log2(level))), MOST_SEEDS
+    low, high = least_seeds(level), MOST_SEEDS
     if power(deviation, difference, high, level) < POWER:
         return None
     while low < high:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import html
 import json
 import pathlib
 import re
@@ -75,9 +76,10 @@ def test_page_is_one_sound_file(page):
 
 
 def test_order_of_sections(page):
-    """Verdicts come first, then curves, clean metrics, theory, examples, settings."""
+    """The answer comes first, then verdicts, curves, clean metrics and so on."""
     tags = [(tag, a.get("id")) for tag, a in parse(page).found]
     assert [name for tag, name in tags if tag == "h2"] == [
+        "answer",
         "verdicts",
         "curves",
         "clean",
@@ -266,3 +268,23 @@ def test_claims_lead_to_plots_that_are_shown_at_once(page):
     for link in links:
         assert f'<figure id="{link}">' in rest
         assert link not in folded
+
+
+def test_the_answer_stands_first_with_its_numbers(written, page):
+    folder, _ = written
+    results = Results.read(folder.parent)
+    verdict = next(v for v in claims.evaluate(results) if not v.claim.algebra)
+    words = (folder / "README.md").read_text()
+    answer = words.split("## Answer")[1].split("## Verdicts")[0]
+    first = answer.strip().splitlines()[0]
+    assert f"“{verdict.claim.statement}” ({verdict.claim.id})" in first
+    assert text.signed(verdict.effect) in first or text.points(verdict.effect) in first
+    assert f"over {verdict.n} seeds under" in first
+    found = (text.signed if not verdict.claim.relative else text.points)(
+        verdict.power.detectable
+    )
+    few = "So few seeds find no effect" in first
+    assert few == (verdict.n < verdict.power.least)
+    assert few or f"an effect of {found.lstrip('+')} nine times" in first
+    assert "(plots/effects.png)" in answer
+    assert first in " ".join(html.unescape(page).split())

@@ -42,7 +42,8 @@ POWER = (
     "find nine times in ten (Student's t test, one-sided, with an equal share of the "
     "level for each claim; variation over images comes on top), and how many seeds do "
     "that for an effect of the margin, the least one that matters: so many, too, tell "
-    "no effect from one of the margin."
+    "no effect from one of the margin. A dash: so few seeds find no effect, however "
+    "large."
 )
 POWER_HEAD = (
     "claim",
@@ -90,6 +91,8 @@ class Row:
       deviation: The standard deviation over seeds.
       detectable: The least effect that so many seeds find nine times in ten.
       seeds_needed: How many do so for an effect of the margin.
+      attack: The attack in words; empty for a measure.
+      main: Whether the report leads with it.
     """
 
     claim: str
@@ -113,6 +116,8 @@ class Row:
     deviation: str = text.NONE
     detectable: str = text.NONE
     seeds_needed: str = text.NONE
+    attack: str = ""
+    main: bool = False
 
     @property
     def id(self) -> str:
@@ -175,6 +180,8 @@ def _row(
         plot=evidence.plot_of(claim, curves, plots),
         warnings=evidence.warnings_of(claim, curves),
         algebra=claim.algebra,
+        attack=evidence.attack_of(claim, curves),
+        main=claim.main,
         **_power(verdict, write),
     )
 
