@@ -58,6 +58,7 @@ from mtr_tf.models import randomness
 from mtr_tf.runs import cluster
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
+from mtr_tf.runs import remote
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.runs.model_files import File
@@ -86,7 +87,8 @@ def attack(config: AttackConfig) -> str:
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
-    return resolve(config).run().text
+    with remote.copies():
+        return remote.named(resolve(config).run().text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Job:
             "checkpoint_step": self.checkpoint_step,
         }
         attacked, measures, texts = None, [], []
-        with files.locked(self.folder):
+        with remote.held(self.folder), files.locked(self.folder):
             folders = (path for path in self.folder.rglob("*") if path.is_dir())
             files.clear_leftovers(*folders)
             origin = settings | directory.environment()
