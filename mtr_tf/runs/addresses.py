@@ -88,8 +88,8 @@ def place(address: str, flag: str) -> Place:
             "its path."
         ) from error
     except ImportError as error:
-        of_class = fsspec.registry.known_implementations[name]["class"]
-        package = of_class.partition(".")[0]
+        registry = importlib.import_module("fsspec.registry")  # Not its attribute.
+        package = registry.known_implementations[name]["class"].partition(".")[0]
         if package == "fsspec":  # Its own needs another's, which its words name.
             named = re.search(r'"(\w+)"', str(error))
             package = named[1] if named else str(error)

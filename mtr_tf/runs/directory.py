@@ -156,7 +156,10 @@ def write_config(
     files.write_json(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
-    flagfile = shlex.quote(f"--flagfile={remote.named(str(workdir))}/train.flags")
+    flags = f"{workdir}/train.flags"
+    if remote.named(flags) != flags:  # At an address; flagfiles are read from paths.
+        flags = "train.flags"
+    flagfile = shlex.quote(f"--flagfile={flags}")
     lines = [
         f"# To repeat this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"
     ]

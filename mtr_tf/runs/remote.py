@@ -431,7 +431,8 @@ class _Held:
         """Uploads the rest, and says that this process has ended."""
         self.push(needed=True)
         with contextlib.suppress(Exception):  # The next one is told of it, no more.
-            self._place.remove(self._inner + RUNNING)
+            if self._running() == self._me:
+                self._place.remove(self._inner + RUNNING)
 
     def _running(self) -> dict | None:
         """What the process says that writes there, or did last; None: none."""
