@@ -9,7 +9,6 @@ from typing import Any
 
 from mtr_tf import compare
 from mtr_tf import convert
-from mtr_tf import files
 from mtr_tf import reproduce
 from mtr_tf import train
 from mtr_tf.api import settings as settings_lib
@@ -19,6 +18,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.runs import directory
+from mtr_tf.runs import remote
 
 
 @settings_lib.shown(TrainConfig, RunPlace)
@@ -47,7 +47,7 @@ def train_model(**settings: Any) -> pathlib.Path | str:
     where = settings_lib.record(RunPlace, place)
     workdir = where.workdir or directory.default_workdir(config)
     train.main(config, where)
-    return str(workdir) if files.is_remote(workdir) else pathlib.Path(workdir)
+    return remote.shown(workdir)
 
 
 @settings_lib.shown(CompareConfig)

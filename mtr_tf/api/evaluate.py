@@ -111,7 +111,7 @@ def evaluate(
         outcome.measures,
         attacked.clean if attacked else None,
         attacked.results if attacked else [],
-        out and (str(out) if files.is_remote(out) else pathlib.Path(out)),
+        remote.shown(out) if out is not None else None,
         attacked.consistency if attacked else [],
         job.config.metrics,
     )

@@ -70,11 +70,12 @@ class _Copy:
 
         `dated`: with the times at which they were written.
         """
+        names = [name for name in names if name not in self.fetched]
+        self.fetched.update(names)
+        if names:
+            logging.info("downloading %d files of %s", len(names), self.address)
         with addresses.explained(self.address, "read"):
             for name in names:
-                if name in self.fetched:
-                    continue
-                self.fetched.add(name)
                 file = self.folder / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):
@@ -89,6 +90,7 @@ class _Copies:
     def __init__(self):
         self._folder: pathlib.Path | None = None
         self._of: dict[str, _Copy] = {}
+        self.found: dict[str, pathlib.Path] = {}  # By addresses of models.
         self.held: list[_Held] = []
         self.kept = False  # Beyond the command's end, for the user to save.
 
@@ -169,6 +171,11 @@ def named(text: str) -> str:
     return made.named(text) if made else text
 
 
+def shown(path: str | os.PathLike) -> pathlib.Path | str:
+    """What Python code is given for a path or address: a path loses a slash of `//`."""
+    return addresses.normal(path) if files.is_remote(path) else pathlib.Path(path)
+
+
 def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
     """Where the files of a path or address are here; nothing is downloaded.
 
@@ -206,6 +213,13 @@ def fetched(path: str | os.PathLike, flag: str) -> pathlib.Path:
     if not files.is_remote(path):
         return pathlib.Path(path)
     made, address = _the_copies(flag, path), addresses.normal(path)
+    if address not in made.found:
+        made.found[address] = _fetch(made, address, flag)
+    return made.found[address]
+
+
+def _fetch(made: _Copies, address: str, flag: str) -> pathlib.Path:
+    """Downloads what `fetched` returns."""
     parts = address.partition("://")[2].split("/")
     for depth in range(min(_DEEPEST + 1, len(parts))):
         root = address.rsplit("/", depth)[0]
@@ -421,11 +435,19 @@ class _Held:
         except NotUploaded:
             raise
         except Exception as error:  # Of any kind: it depends on the file system.
-            told = self._not_uploaded(error)
-            if needed:
-                self._made.kept = True
-                raise told from error
-            logging.warning("%s", told)
+            cause = error.__cause__ if isinstance(error, InputError) else error
+            told = (
+                f"{self._address} could not be brought up to date "
+                f"({type(cause).__name__}: {files.reason(cause or error)})"
+            )
+            if not needed:
+                logging.warning("%s; the next upload tries again", told)
+                return
+            self._made.kept = True
+            raise NotUploaded(
+                f"{told}; all of it is in {self.folder}: copy it there, or repeat the "
+                "command, which does again what is missing."
+            ) from error
 
     def end(self) -> None:
         """Uploads the rest, and says that this process has ended."""
@@ -448,7 +470,13 @@ class _Held:
         """Whether it is another process of this machine, and runs."""
         pid = other.get("pid")
         here = other.get("host") == self._me["host"] and isinstance(pid, int)
-        return here and pid != os.getpid() and pathlib.Path(f"/proc/{pid}").exists()
+        if not here or pid == os.getpid():
+            return False
+        try:
+            os.kill(pid, 0)  # Asks, and sends nothing.
+        except OSError as error:
+            return isinstance(error, PermissionError)
+        return True
 
     def _put_text(self, last: str, text: str) -> None:
         with tempfile.NamedTemporaryFile("w") as file:
@@ -464,15 +492,6 @@ class _Held:
         return NotUploaded(
             f"{self._address} has been taken over by {by}, so this process ends; what "
             f"it has not uploaded is in {self.folder}."
-        )
-
-    def _not_uploaded(self, error: Exception) -> NotUploaded:
-        cause = error.__cause__ if isinstance(error, InputError) else error
-        reason = f"{type(cause).__name__}: {files.reason(cause or error)}"
-        return NotUploaded(
-            f"{self._address} could not be brought up to date ({reason}); all of it is "
-            f"in {self.folder}: copy it there, or repeat the command, which does again "
-            "what is missing."
         )
 
 
