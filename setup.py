@@ -71,6 +71,7 @@ setuptools.setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "fsspec>=2023.5",
         "importlib_resources>=6",  # TFDS needs it and does not say so.
         "jinja2>=3.1",
         "keras>=3.12",

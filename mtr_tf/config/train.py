@@ -142,9 +142,10 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "",
-        "Weights to start from: a .keras or .h5 file, or a run directory. Layers with "
-        "the same names and shapes take them.",
+        "Weights to start from: a .keras or .h5 file, or a run directory (or an "
+        "address). Layers with the same names and shapes take them.",
         path=True,
+        address=True,
     )
     frozen: tuple[str, ...] = setting(
         (),
@@ -321,8 +322,10 @@ class RunPlace(Settings):
 
     workdir: str = setting(
         "",
-        "Run directory; empty: runs/ and a name made from the main settings.",
+        "Run directory, or its address, such as gs://bucket/run (docs/cluster.md); "
+        "empty: runs/ and a name made from the main settings.",
         path=True,
+        address=True,
     )
     resume: bool = setting(
         True,
