@@ -61,6 +61,7 @@ from mtr_tf.models import randomness
 from mtr_tf.runs import cluster
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
+from mtr_tf.runs import remote
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.loading import Run
@@ -95,12 +96,13 @@ def attack(config: AttackConfig) -> str:
         tf.config.experimental.enable_op_determinism()
     workers = workers_lib.join(config.strategy, config.replicas)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(remote.copies())
         stack.enter_context(workers.explaining_loss(_AGAIN))
         tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
         job = resolve(config, workers=workers)
         if workers.several:  # They stop together.
             stack.enter_context(stopping.later())
-        return job.run().text
+        return remote.named(job.run().text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +175,7 @@ class Job:
         with contextlib.ExitStack() as stack:
             with workers.agreeing({}):
                 if workers.chief:
+                    stack.enter_context(remote.held(self.folder))
                     stack.enter_context(files.locked(self.folder))
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)

@@ -32,6 +32,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
 from mtr_tf.runs import cluster as cluster_lib
 from mtr_tf.runs import directory
+from mtr_tf.runs import remote
 from mtr_tf.runs import store
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.cluster import Cluster
@@ -99,7 +100,8 @@ class Workers:
             mistake = error
         if not self.several:
             return
-        said = self._each({"mistake": mistake and str(mistake), "facts": facts})
+        told = mistake and remote.named(str(mistake))
+        said = self._each({"mistake": told, "facts": facts})
         if mistake:
             raise mistake
         for index, other in enumerate(said):

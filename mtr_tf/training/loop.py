@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import time
 import zipfile
@@ -29,6 +30,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import directory
+from mtr_tf.runs import remote
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
 from mtr_tf.training import job as job_lib
@@ -41,28 +43,34 @@ from mtr_tf.training.monitor import Monitor
 MOST_IN_A_CALL = 10_000
 
 
-def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
+def train(config: TrainConfig, workdir: str | os.PathLike, resume: bool = True) -> None:
     """Trains a model and writes a run directory (see `runs.directory`).
 
     Args:
       config: the settings.
-      workdir: the run directory.
+      workdir: the run directory, or its address.
       resume: whether to continue a run that it holds.
 
     Raises:
       InputError: the settings, the data or the directory cannot be used, or a loss is
         not finite.
     """
-    config = directory.canonical(config)
+    with remote.copies():
+        _train(directory.canonical(config), remote.local(workdir, "--workdir"), resume)
+
+
+def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
+    """`train` with settings that are canonical, and a folder of this machine."""
     workers = workers_lib.join(config.strategy, config.replicas)
     again = f"The same command on all goes on from what is kept in {workdir}."
     with contextlib.ExitStack() as stack:
         stack.enter_context(workers.explaining_loss(again))
-        job = job_lib.resolve(
-            config,
-            workers,
-            lambda: directory.check_workdir(workdir, config, resume),
-        )
+
+        def check() -> None:
+            stack.enter_context(remote.held(workdir, skip="attacks/"))
+            directory.check_workdir(workdir, config, resume)
+
+        job = job_lib.resolve(config, workers, check)
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
