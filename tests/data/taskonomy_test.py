@@ -9,10 +9,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import taskonomy_fixture
+import tensorflow as tf
 from PIL import Image
 
 from mtr_tf import data
@@ -679,6 +681,53 @@ def test_workers_do_not_import_tensorflow():
 
 def test_the_package_has_its_builder():
     assert taskonomy.Taskonomy.name == "taskonomy"
+
+
+OPEN = """
+import sys
+from mtr_tf import data
+data.open_source("taskonomy", data_dir=sys.argv[1], image_size=(16, 16))
+"""
+
+
+def begin(folder, store):
+    """A process that prepares a folder, whose data are in `store`."""
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", OPEN, str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "TFDS_DATA_DIR": str(store)},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_others_finish_what_a_killed_process_prepared_to_the_same_bits(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "taskonomy"
+    taskonomy_fixture.write_building(source, range(1150, 1300), size=64)
+    assert begin(source, tmp_path / "alone").wait(timeout=300) == 0
+    processes = [begin(source, tmp_path / "shared") for _ in range(3)]
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("shared/**/*.npz"))) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    processes[0].kill()
+    codes = [process.wait(timeout=300) for process in processes]
+    assert codes[1:] == [0, 0]
+    options = {"data_dir": str(source), "image_size": (16, 16)}
+    found = []
+    for name in ("alone", "shared"):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+        opened = data.open_source("taskonomy", **options)
+        for split in ("train", "validation"):
+            columns = opened.columns(split)
+            found.append(batching.gather(columns, opened.info.tasks, np.arange(50)))
+    assert len(columns) == 100
+    for alone, shared in zip(found[:2], found[2:], strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, alone, shared)
+    left = {path.name for path in (tmp_path / "shared").rglob("*")}
+    assert not [name for name in left if "parts" in name or "claim" in name]
 
 
 @pytest.mark.slow
