@@ -33,8 +33,9 @@ class CompareConfig(Settings):
     runs: tuple[str, ...] = setting(
         (),
         "What to compare, after it was attacked: run directories, .keras files, or "
-        "folders RUN/attacks/NAME. Required.",
+        "folders RUN/attacks/NAME; runs and folders may be at addresses. Required.",
         path=True,
+        address=True,
     )
     name: str = setting(
         "",
@@ -64,10 +65,12 @@ def main(config: CompareConfig) -> None:
     plot = pathlib.Path(config.plot)
     if config.plot:
         files.check_picture("--plot", plot)
+    from mtr_tf.runs import remote
     from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 
-    models = side_by_side.read(config.runs, config.name)
+    with remote.copies():
+        models = side_by_side.read(config.runs, config.name)
     compared = side_by_side.compare(models, config.attack, config.task, config.metric)
     records = [record for one in compared for record in one.records()]
     if config.format == "json":

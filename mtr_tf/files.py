@@ -62,7 +62,7 @@ _FORMULA = tuple(
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one / of two.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # pathlib leaves one / of two.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -263,11 +263,16 @@ def settle(path: pathlib.Path) -> None:
         os.close(number)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file is called as one is while it is written."""
+    return bool(_BESIDE.fullmatch(name))
+
+
 def clear_leftovers(*folders: pathlib.Path) -> None:
     """Deletes what killed processes were writing in folders, which we have locked."""
     for folder in folders:
         for file in listed(folder):
-            if _BESIDE.fullmatch(file.name) and file.is_file():
+            if is_leftover(file.name) and file.is_file():
                 file.unlink()
 
 

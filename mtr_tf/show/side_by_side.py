@@ -15,6 +15,7 @@ from mtr_tf import files
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.runs import remote
 from mtr_tf.show import curves
 from mtr_tf.show import style
 from mtr_tf.show import tables
@@ -311,7 +312,7 @@ def _check(record: Record, number: int) -> None:
 
 def _files(path: str, name: str) -> list[pathlib.Path]:
     """The files of results of a model's finished attacks."""
-    run = pathlib.Path(path)
+    run = remote.fetched_results(path, "--runs")
     if (run / "results.json").is_file():
         return [run / "results.json"]
     if run.suffix == ".keras":
