@@ -251,7 +251,7 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
 
     for work in getattr(builder, "work", {}).values():
         if not is_over():
-            parts.help_with(*work, is_over)
+            parts.help_with(work.folder, work.jobs, work.function, is_over)
     if is_over():  # What was made meanwhile nobody removes.
         shutil.rmtree(builder.parts, ignore_errors=True)
 

@@ -85,6 +85,40 @@ def test_all_arrangements_are_understood(tmp_path, arrangement):
     assert all(listing.views[1].path(task).exists() for task in layout.DOMAINS)
 
 
+def test_views_are_those_of_the_files(tmp_path):
+    """Against a plain dict of what was written, in no order, with zeros in front."""
+    rng = np.random.default_rng(0)
+    expected = {}
+    for _ in range(200):
+        building, point, view = rng.choice(["b", "a", "ü"]), *rng.integers(0, 15, 2)
+        domain = str(rng.choice(["rgb", "normal", "depth_zbuffer"]))
+        stem = (
+            f"point_{point:03}_view_{view}"
+            if point % 2
+            else f"point_{point}_view_{view}"
+        )
+        path = tmp_path / building / domain / f"{stem}_domain_{domain}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * int(rng.integers(100, 300)))
+        task = layout.TASK_OF_NAME[domain]
+        places = expected.setdefault((str(building), int(point), int(view)), {})
+        places[task] = path
+    listing = finding.scan(str(tmp_path))
+    with_picture = {key: p for key, p in expected.items() if layout.RGB in p}
+    assert listing.without_picture == len(expected) - len(with_picture) > 0
+    found = {(v.building, v.point, v.view): v for v in listing.views}
+    assert list(found) == sorted(with_picture)
+    for key, places in with_picture.items():
+        assert {task: found[key].path(task) for task in found[key].places} == places
+        for task, path in places.items():
+            assert found[key].places[task].size == path.stat().st_size
+        assert found[key].path("seg") is None
+    some = finding.select(listing.views, [3, 0])
+    names = ["/".join(map(str, (k[0], found[k].stem))) for k in found]
+    assert list(finding.Names(some)) == [names[3], names[0]]
+    assert list(finding.Names(listing.views)[1:4]) == names[1:4]
+
+
 def test_one_building_is_split_by_points(tmp_path):
     taskonomy_fixture.write_building(tmp_path, [0, 1199, 1200, 3000])
     expected = {
