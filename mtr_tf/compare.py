@@ -37,9 +37,10 @@ class CompareConfig(Settings):
     runs: tuple[str, ...] = setting(
         (),
         "What to compare, after it was attacked: run directories, .keras files, or "
-        "folders RUN/attacks/NAME; for --leaderboard also .json files of records. "
-        "Required.",
+        "folders RUN/attacks/NAME; runs and folders may be at addresses. For "
+        "--leaderboard also .json files of records. Required.",
         path=True,
+        address=True,
     )
     name: str = setting(
         "",
@@ -76,13 +77,17 @@ def main(config: CompareConfig) -> None:
     plot = pathlib.Path(config.plot)
     if config.plot:
         files.check_picture("--plot", plot)
+    from mtr_tf.runs import remote
+
     if config.leaderboard:
-        print(_leaderboard(config))
+        with remote.copies():
+            print(_leaderboard(config))
         return
     from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 
-    models = side_by_side.read(config.runs, config.name)
+    with remote.copies():
+        models = side_by_side.read(config.runs, config.name)
     compared = side_by_side.compare(models, config.attack, config.task, config.metric)
     records = [record for one in compared for record in one.records()]
     if config.format == "json":

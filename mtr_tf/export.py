@@ -25,6 +25,7 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
 from mtr_tf.runs import cluster
+from mtr_tf.runs import remote
 
 if TYPE_CHECKING:
     import keras
@@ -41,13 +42,16 @@ class ExportConfig(Settings):
     ckpt: str = setting(
         "",
         "Run of mtr_tf.train or mtr_tf.convert, or a checkpoint in one "
-        "(runs/NAME/checkpoints/best). Required.",
+        "(runs/NAME/checkpoints/best), or an address of these. Required.",
         path=True,
+        address=True,
     )
     out: str = setting(
         "",
-        "Folder to write to: a new one, or an earlier export. Required.",
+        "Folder to write to, or its address: a new one, or an earlier export. "
+        "Required.",
         path=True,
+        address=True,
     )
     dataset: str = setting(
         "",
@@ -66,9 +70,16 @@ def main(config: ExportConfig) -> None:
     for flag in ("ckpt", "out"):
         if not getattr(config, flag):
             raise InputError(f"--{flag} must be given, but it is empty; see --help.")
-    out = pathlib.Path(config.out)
-    _check_out(out)
     cluster.refuse("mtr_tf.export")
+    with remote.copies():
+        out = remote.local(config.out, "--out")
+        with remote.held(out):
+            _export(config, out)
+
+
+def _export(config: ExportConfig, out: pathlib.Path) -> None:
+    """Exports to a folder of this machine."""
+    _check_out(out)
     startup.import_tensorflow()
     from absl import logging
 
@@ -105,6 +116,7 @@ def write(run: Run, model: keras.Model, out: pathlib.Path) -> None:
     from mtr_tf import files
 
     files.write_json(out / _ABOUT, {"state": "being written"})
+    remote.push(out, needed=True)
     with files.whole_file(out / "model.keras") as beside:
         model.save(beside)
     with files.write_errors_explained(out):

@@ -19,6 +19,7 @@ import lzma
 import os
 import pathlib
 import re
+import secrets
 import stat
 import struct
 import zipfile
@@ -61,7 +62,7 @@ _FORMULA = tuple(
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
-_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib leaves one / of two.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # pathlib leaves one / of two.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -113,7 +114,9 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       InputError: the disk is full. What stood at `path` before is untouched.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name}")  # Keeps the suffix.
+    # Keeps the suffix; processes of two machines may have one number.
+    number = f"{os.getpid()}{secrets.randbelow(10**6):06d}"
+    beside = path.with_name(f".{number}.{path.name}")
     try:
         with write_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,11 +263,16 @@ def settle(path: pathlib.Path) -> None:
         os.close(number)
 
 
+def is_leftover(name: str) -> bool:
+    """Whether a file is called as one is while it is written."""
+    return bool(_BESIDE.fullmatch(name))
+
+
 def clear_leftovers(*folders: pathlib.Path) -> None:
     """Deletes what killed processes were writing in folders, which we have locked."""
     for folder in folders:
         for file in listed(folder):
-            if _BESIDE.fullmatch(file.name) and file.is_file():
+            if is_leftover(file.name) and file.is_file():
                 file.unlink()
 
 

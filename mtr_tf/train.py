@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import shlex
 
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.cli import startup
 from mtr_tf.config.train import RunPlace
@@ -32,12 +32,12 @@ def main(config: TrainConfig, place: RunPlace) -> None:
 
     if config.data_dir:  # Valid in any working directory.
         config = dataclasses.replace(config, data_dir=os.path.abspath(config.data_dir))
-    if config.init:
+    if config.init and not files.is_remote(config.init):
         config = dataclasses.replace(config, init=os.path.abspath(config.init))
-    workdir = pathlib.Path(place.workdir or directory.default_workdir(config))
+    workdir = place.workdir or str(directory.default_workdir(config))
     training.train(config, workdir, place.resume)
-    logging.info("the model is %s", workdir / "model.keras")
-    given = shlex.quote(str(workdir))
+    logging.info("the model is %s", f"{workdir}/model.keras")
+    given = shlex.quote(workdir)
     # Code that a run's file names is not run unasked: the user names it again.
     own = f" --dataset={config.dataset}" if ":" in config.dataset else ""
     logging.info("attack it:  python -m mtr_tf.attack --ckpt=%s%s", given, own)

@@ -18,10 +18,11 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.runs import directory
+from mtr_tf.runs import remote
 
 
 @settings_lib.shown(TrainConfig, RunPlace)
-def train_model(**settings: Any) -> pathlib.Path:
+def train_model(**settings: Any) -> pathlib.Path | str:
     """Trains a built-in model with one head per task, like `python -m mtr_tf.train`.
 
         folder = mtr_tf.train_model(tasks=["seg", "depth"], epochs=2)
@@ -34,6 +35,7 @@ def train_model(**settings: Any) -> pathlib.Path:
 
     Returns:
       The run directory; `keras.saving.load_model(folder / "model.keras")` is the model.
+      Where `workdir` is an address, that.
 
     Raises:
       InputError: The settings or the data cannot be used, or training diverges.
@@ -45,7 +47,7 @@ def train_model(**settings: Any) -> pathlib.Path:
     where = settings_lib.record(RunPlace, place)
     workdir = where.workdir or directory.default_workdir(config)
     train.main(config, where)
-    return pathlib.Path(workdir)
+    return remote.shown(workdir)
 
 
 @settings_lib.shown(CompareConfig)

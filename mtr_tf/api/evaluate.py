@@ -27,6 +27,7 @@ from mtr_tf.evaluation import cell_files
 from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
+from mtr_tf.runs import remote
 from mtr_tf.tasks import Task
 
 # What names model, data and results for the command, and for processes of its own.
@@ -76,8 +77,8 @@ def evaluate(
         with an output's name or number, and a task's name, kind or `Task`.
       facts: What a data function returns besides its splits, such as {"classes": [...],
         "ignore_label": 255} (docs/own_data.md).
-      out: A folder for results.json, plots, TensorBoard's files and finished cells,
-        which are not computed again.
+      out: A folder, or its address, for results.json, plots, TensorBoard's files and
+        finished cells, which are not computed again.
       **settings: the command's flags.
 
     Returns:
@@ -87,13 +88,15 @@ def evaluate(
       InputError: The settings, the model and the examples do not fit together.
     """
     given = {"attack": attacks, "eps": eps, "attack_tasks": attack_tasks, **settings}
-    files.check_local("out", out or "")
     with contextlib.ExitStack() as stack:
+        stack.enter_context(remote.copies())
+        passes = out is None or files.is_remote(out)  # The folder goes away.
         folder = out or stack.enter_context(tempfile.TemporaryDirectory())
-        job = job_of(model, examples, tasks, heads, facts, given, pathlib.Path(folder))
+        folder = remote.local(folder, "out")
+        job = job_of(model, examples, tasks, heads, facts, given, folder)
         outcome = job.run(write=out is not None)
         attacked = outcome.attacked
-        if attacked and out is None:  # The folder goes away.
+        if attacked and passes:
             attacked = dataclasses.replace(
                 attacked,
                 clean=cell_files.held(attacked.clean),
@@ -108,7 +111,7 @@ def evaluate(
         outcome.measures,
         attacked.clean if attacked else None,
         attacked.results if attacked else [],
-        pathlib.Path(out) if out is not None else None,
+        remote.shown(out) if out is not None else None,
         attacked.consistency if attacked else [],
         job.config.metrics,
     )

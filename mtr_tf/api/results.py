@@ -43,7 +43,8 @@ class Results:
       measures: The records of `measure=`, as in `measures.json`.
       clean: Results on the clean images: scores, rows per image, painted examples.
       attacked: The same for each attack.
-      folder: The folder that `out` named, where everything is written; None: nowhere.
+      folder: The folder or address that `out` named, where everything is written; None:
+        nowhere.
       consistency: How well outputs fit each other (docs/reading_results.md).
       more: Further metrics that were asked for, `metrics=`.
     """
@@ -53,7 +54,7 @@ class Results:
     measures: Sequence[dict[str, Any]] = ()
     clean: Result | None = None
     attacked: Sequence[Result] = ()
-    folder: pathlib.Path | None = None
+    folder: pathlib.Path | str | None = None
     consistency: Sequence[Record] = ()
     more: Sequence[str] = ()
 

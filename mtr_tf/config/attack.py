@@ -45,10 +45,11 @@ class AttackConfig(Settings):
         "What to attack: a run directory (runs/NAME), a checkpoint in it, or a model "
         "of your own: a .keras or .h5 file, the folder of a SavedModel, or "
         "module:function, a function of yours that returns a Keras model or any "
-        "function of images. Results for your own model go to runs/FILE-HASH. "
-        "Required.",
+        "function of images. Results for your own model go to runs/FILE-HASH. Files "
+        "may be at an address, such as gs://bucket/run (docs/cluster.md). Required.",
         changes=NOTHING,
         path=True,
+        address=True,
     )
     # The attacks: all combinations of the first five are run.
     attack: tuple[str, ...] = setting(
@@ -174,6 +175,7 @@ class AttackConfig(Settings):
         "own, and measure what they do to --ckpt.",
         changes=NOTHING,
         path=True,
+        address=True,
     )
     fast: bool = setting(
         False,

@@ -33,14 +33,15 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     path: bool = False,
+    address: bool = False,
     changes: str = RESULTS,
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
     A default of None makes a flag that is true, false or not given. `path` says that it
-    names files, `changes` what another value leads to: other RESULTS, other EXTRAS
-    beside the same results (saved examples, measures), or NOTHING else (where it runs,
-    and how fast).
+    names files, `address` that these may be at an address, and `changes` what another
+    value leads to: other RESULTS, other EXTRAS beside the same results (saved examples,
+    measures), or NOTHING else (where it runs, and how fast).
     """
     metadata = {
         "help": help,
@@ -48,6 +49,7 @@ def setting(
         "low": low,
         "high": high,
         "path": path,
+        "address": address,
         "changes": changes,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -113,13 +115,13 @@ class Settings:
 def check_range(field: dataclasses.Field, value: Any) -> None:
     """Raises `InputError` where a field's value is outside its choices or range.
 
-    Or names a file that is not in a file system of this machine.
+    Or names a file at an address where that cannot be.
     """
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
         raise InputError(unknown_choice(field.name, value, choices))
     values = value if isinstance(value, tuple) else (value,)
-    if field.metadata["path"]:
+    if field.metadata["path"] and not field.metadata["address"]:
         for path in values:
             files.check_local(f"--{field.name}", path)
     for number in values:
@@ -169,20 +171,12 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 
 
 # Fields that both binaries have.
-_STRATEGIES = ("auto", "one_device", "mirrored")
 STRATEGY = setting(
-    "auto",
-    "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "otherwise one device.",
-    choices=_STRATEGIES,
-    changes=NOTHING,
-)
-STRATEGY_OF_TRAINING = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
     "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
     "one device.",
-    choices=(*_STRATEGIES, "multi_worker"),
+    choices=("auto", "one_device", "mirrored", "multi_worker"),
     changes=NOTHING,
 )
 REPLICAS = setting(
@@ -205,3 +199,21 @@ JIT = setting(
 
 
 DETERMINISTIC = setting(True, "Use deterministic kernels: equal seeds give equal bits.")
+
+LOCAL, RAY, SLURM = EXECUTORS = ("local", "ray", "slurm")
+EXECUTOR_OPTIONS = setting(
+    (),
+    "NAME=VALUE, for --executor=ray: address, and options of a task (num_gpus=1, "
+    "num_cpus=4, memory=...); for slurm: parameters of submitit (timeout_min=600, "
+    "gpus_per_node=1, slurm_partition=...).",
+    changes=NOTHING,
+)
+WORKERS = setting(
+    0,
+    "Number of processes or jobs at a time. 0: for local, one per GPU, or per core "
+    "if there is no GPU; for ray and slurm, 100, or twice as many as the Ray cluster "
+    "has room for if that is more.",
+    low=0,
+    high=100_000,
+    changes=NOTHING,
+)

@@ -12,7 +12,7 @@ from mtr_tf.config.settings import JIT
 from mtr_tf.config.settings import MOST_EXAMPLES
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
-from mtr_tf.config.settings import STRATEGY_OF_TRAINING
+from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
@@ -142,9 +142,10 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "",
-        "Weights to start from: a .keras or .h5 file, or a run directory. Layers with "
-        "the same names and shapes take them.",
+        "Weights to start from: a .keras or .h5 file, or a run directory (or an "
+        "address). Layers with the same names and shapes take them.",
         path=True,
+        address=True,
     )
     frozen: tuple[str, ...] = setting(
         (),
@@ -211,7 +212,7 @@ class TrainConfig(Settings):
         high=2**32 - 1,
     )
     # Where and how it runs.
-    strategy: str = STRATEGY_OF_TRAINING
+    strategy: str = STRATEGY
     replicas: int = REPLICAS
     jit: str = JIT
     precision: str = setting(
@@ -321,8 +322,10 @@ class RunPlace(Settings):
 
     workdir: str = setting(
         "",
-        "Run directory; empty: runs/ and a name made from the main settings.",
+        "Run directory, or its address, such as gs://bucket/run (docs/cluster.md); "
+        "empty: runs/ and a name made from the main settings.",
         path=True,
+        address=True,
     )
     resume: bool = setting(
         True,

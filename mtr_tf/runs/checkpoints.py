@@ -121,8 +121,13 @@ def _files(folder: pathlib.Path, step: int) -> list[pathlib.Path]:
     return sorted(found, key=lambda file: file.suffix == ".index")
 
 
+def is_broken_off(name: str) -> bool:
+    """Whether a folder is one that TensorFlow writes a checkpoint in first."""
+    return bool(_BROKEN_OFF.fullmatch(name))
+
+
 def clear(folder: pathlib.Path) -> None:
     """Deletes what a killed process has left of a checkpoint it was writing."""
     for left in files.listed(folder):
-        if _BROKEN_OFF.fullmatch(left.name):
+        if is_broken_off(left.name):
             shutil.rmtree(left, ignore_errors=True)

@@ -41,6 +41,7 @@ from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import checkpoints
+from mtr_tf.runs import remote
 
 if TYPE_CHECKING:
     from mtr_tf.tasks import TaskSet
@@ -155,7 +156,10 @@ def write_config(
     files.write_json(
         workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
     )
-    flagfile = shlex.quote(f"--flagfile={workdir}/train.flags")
+    flags = f"{workdir}/train.flags"
+    if remote.named(flags) != flags:  # At an address; flagfiles are read from paths.
+        flags = "train.flags"
+    flagfile = shlex.quote(f"--flagfile={flags}")
     lines = [
         f"# To repeat this run: python -m mtr_tf.train {flagfile} --workdir=ANOTHER"
     ]
@@ -298,8 +302,10 @@ def begin(
     old = read_config(workdir)
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
+        remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     if old is None or old.epochs < config.epochs:
         write_config(workdir, config, tasks, ranges)
+        remote.push(workdir, needed=True)
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 
 from mtr_tf.errors import InputError
+from mtr_tf.runs import remote
 
 _LISTED = 6  # Layers that messages name at most.
 
@@ -100,7 +101,7 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
 
 def check(path: str) -> pathlib.Path:
     """Returns the file that a path means; raises `InputError` where there is none."""
-    file = pathlib.Path(path)
+    file = remote.fetched(path, "--init")
     if file.is_dir():
         file /= "model.keras"
     if not file.is_file():

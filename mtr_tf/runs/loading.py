@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import data
+from mtr_tf import files
 from mtr_tf import models  # Registers the layers of our own, too.
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import OWN_TARGETS
@@ -34,6 +35,7 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
 from mtr_tf.runs import packing
+from mtr_tf.runs import remote
 from mtr_tf.runs.heads import Heads
 from mtr_tf.runs.model_files import File
 from mtr_tf.tasks import TaskSet
@@ -163,9 +165,10 @@ def load_run(
       InputError: nothing is there, the file is damaged or foreign, it would run code
         when loaded, or its outputs are not tasks.
     """
-    path = pathlib.Path(ckpt)
+    path = remote.fetched(ckpt, flag)
     if is_own(ckpt):
-        return own_run(model_files.load(ckpt, flag), single_task, own or Own())
+        name = str(path) if files.is_remote(ckpt) else ckpt
+        return own_run(model_files.load(name, flag), single_task, own or Own())
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
@@ -371,7 +374,7 @@ def input_size(model: keras.Model) -> tuple[int, int] | None:
 
 def is_own(ckpt: str) -> bool:
     """Whether `--ckpt` names a model of the user's own, wherever it lies."""
-    path = pathlib.Path(ckpt)
+    path = remote.fetched(ckpt, "--ckpt")
     if model_files.is_function(ckpt) or model_files.is_own(path):
         return True
     return path.suffix == ".keras" and _run_root(path) is None

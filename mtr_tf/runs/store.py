@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.runs import remote
 
 _CHECKSUM, _SUMS = "checksum", "arrays"
 
@@ -35,12 +36,16 @@ def write_file(
     content: Mapping[str, Any],
     arrays: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a JSON file with a checksum; its arrays first, beside it as .npz."""
+    """Writes a JSON file with a checksum; its arrays first, beside it as .npz.
+
+    Finished work is uploaded if it belongs to an address (`remote`).
+    """
     sealed = as_json(content)
     if arrays is not None:
         write_arrays(path.with_suffix(".npz"), arrays)
         sealed[_SUMS] = {name: _sum(array) for name, array in arrays.items()}
     files.write_json(path, sealed | {_CHECKSUM: files.digest(sealed)})
+    remote.push(path.parent)
 
 
 def read_file(path: pathlib.Path, prefix: str = "") -> Entry:

@@ -15,6 +15,7 @@ from mtr_tf import files
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.runs import remote
 from mtr_tf.show import curves
 from mtr_tf.show import style
 from mtr_tf.show import tables
@@ -319,7 +320,7 @@ def result_files(path: str, name: str = "") -> list[pathlib.Path]:
     Raises:
       InputError: there is no such thing, or no finished attack.
     """
-    run = pathlib.Path(path)
+    run = remote.fetched_results(path, "--runs")
     if (run / "results.json").is_file():
         return [run / "results.json"]
     if run.suffix == ".keras":

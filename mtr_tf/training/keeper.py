@@ -13,6 +13,7 @@ import tensorflow as tf
 from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.runs import checkpoints
+from mtr_tf.runs import remote
 from mtr_tf.runs.loading import READ_ERRORS
 
 
@@ -124,6 +125,7 @@ class Keeper:
         with files.write_errors_explained(folder):
             checkpoints.write(self._checkpoint, folder, step)
             checkpoints.keep(folder, kept, deleted)
+        remote.push(folder)
 
 
 def _noise(model: Any) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import time
 import zipfile
@@ -29,6 +30,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import directory
+from mtr_tf.runs import remote
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
 from mtr_tf.training import job as job_lib
@@ -41,28 +43,34 @@ from mtr_tf.training.monitor import Monitor
 MOST_IN_A_CALL = 10_000
 
 
-def train(config: TrainConfig, workdir: pathlib.Path, resume: bool = True) -> None:
+def train(config: TrainConfig, workdir: str | os.PathLike, resume: bool = True) -> None:
     """Trains a model and writes a run directory (see `runs.directory`).
 
     Args:
       config: the settings.
-      workdir: the run directory.
+      workdir: the run directory, or its address.
       resume: whether to continue a run that it holds.
 
     Raises:
       InputError: the settings, the data or the directory cannot be used, or a loss is
         not finite.
     """
-    config = directory.canonical(config)
+    with remote.copies():
+        _train(directory.canonical(config), remote.local(workdir, "--workdir"), resume)
+
+
+def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
+    """`train` with settings that are canonical, and a folder of this machine."""
     workers = workers_lib.join(config.strategy, config.replicas)
     again = f"The same command on all goes on from what is kept in {workdir}."
     with contextlib.ExitStack() as stack:
         stack.enter_context(workers.explaining_loss(again))
-        job = job_lib.resolve(
-            config,
-            workers,
-            lambda: directory.check_workdir(workdir, config, resume),
-        )
+
+        def check() -> None:
+            stack.enter_context(remote.held(workdir, skip="attacks/"))
+            directory.check_workdir(workdir, config, resume)
+
+        job = job_lib.resolve(config, workers, check)
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
@@ -75,8 +83,8 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
     """Does the steps that are missing, and saves the model.
 
     Raises:
-      Stopped: A signal came; the steps that are done are in a checkpoint.
-      InputError: It came to another worker.
+      Stopped: A signal came, to any worker; the steps that are done are in a
+        checkpoint.
     """
     learner, total, workers = job.learner, job.steps, job.workers
     keeper = Keeper(
@@ -134,9 +142,6 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                     learner.model.save(beside)
                 files.settle(workdir)
             workers.any(False)  # None ends before the others have what they need.
-            if step < total and not stopping.asked():
-                kept = _kept(step, total, workdir)
-                raise InputError(f"a signal has stopped another worker. {kept}")
 
 
 def _is_whole(path: pathlib.Path) -> bool:
@@ -219,7 +224,7 @@ def loop(
     """
     workers = workers or Workers(tf.distribute.get_strategy(), None)
     step, kept_at = timetable.first, time.monotonic()
-    stop = workers.any(stopping.asked())
+    stop = workers.asked_to_stop()
     with progress.bar(
         timetable.total, "training", "steps", done=step, shown=workers.chief
     ) as advance:
@@ -236,7 +241,7 @@ def loop(
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
             late = timetable.late(time.monotonic() - kept_at)
-            stop = workers.any(stopping.asked())
+            stop = workers.asked_to_stop()
             if timetable.due("checkpoint", step) or late or stop:
                 monitor.flush()
                 keeper.save(step)

@@ -48,12 +48,10 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     ("call", "name"),
     [
-        (lambda to: mtr_tf.evaluate(len, [], out=to), "out"),
-        (lambda to: mtr_tf.evaluate(to, "rooms"), "--ckpt"),
         (lambda to: mtr_tf.RobustnessCallback([], log_dir=to), "log_dir"),
         (lambda to: mtr_tf.Results("", [{}]).plot(to), "path"),
         (lambda to: mtr_tf.data.load("rooms", "train", data_dir=to), "data_dir"),
-        (lambda to: mtr_tf.train_model(workdir=str(to)), "--workdir"),
+        (lambda to: mtr_tf.reproduce_study(workdir=str(to)), "--workdir"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
@@ -63,4 +61,21 @@ def test_an_address_makes_no_folder(call, name, kind, tmp_path, monkeypatch):
         mtr_tf.InputError, match=rf"^{name} must be a path in this machine's file"
     ):
         call(kind("gs://bucket/run"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda to: mtr_tf.evaluate(len, [], out=to), "out"),
+        (lambda to: mtr_tf.evaluate(to, "rooms"), "--ckpt"),
+        (lambda to: mtr_tf.train_model(workdir=str(to)), "--workdir"),
+    ],
+)
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_an_address_that_nothing_reaches(call, name, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = rf"^{name} must be a path, or an address .* got 'nosuch://bucket/run'"
+    with pytest.raises(mtr_tf.InputError, match=told):
+        call(kind("nosuch://bucket/run"))
     assert not list(tmp_path.iterdir())

@@ -98,9 +98,15 @@ FILES = dict(
 
 TRAIN = [
     (
-        "train --workdir=gs://bucket/run",
-        "--workdir must be a path in this machine's file system; got "
-        "'gs://bucket/run'. Mount it as a folder or copy it, and give the local path.",
+        "train --workdir=gc://bucket/run",
+        "--workdir must be a path, or an address that TensorFlow or fsspec can reach "
+        "(gs://, s3://, abfs:// and others); got 'gc://bucket/run'. Mount it as a "
+        "folder, and give its path.",
+    ),
+    (
+        "train --data_dir=gs://bucket/data",
+        "--data_dir must be a path in this machine's file system; got "
+        "'gs://bucket/data'. Mount it as a folder or copy it, and give the local path.",
     ),
     ("train --lr=0.1", "there is no flag --lr. Did you mean --learning_rate?"),
     ("attack --epsilon=2", "there is no flag --epsilon. Did you mean --eps?"),

@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs at addresses: the same bits and numbers as in folders, wherever they stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging as standard_logging
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import fsspec
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+
+from mtr_tf import attack_job
+from mtr_tf import compare
+from mtr_tf import train as train_command
+from mtr_tf.cli import stopping
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import sweep
+from mtr_tf.runs import addresses
+from mtr_tf.runs import directory
+from mtr_tf.runs import remote
+from mtr_tf.training import loop as training
+
+SIZE = (8, 8)
+CONFIG = TrainConfig(
+    dataset="own_remote:examples",
+    tasks=("seg",),
+    model="tiny",
+    batch_size=4,
+    epochs=2,
+    schedule="constant",
+    checkpoint_every=1,
+    eval_every=1,
+    eval_eps=0.0,
+    summary_every=1,
+    strategy="one_device",
+)
+
+
+def example(seed):
+    rng = np.random.default_rng(seed)
+    seg = (np.arange(8) > seed % 6)[:, None] & np.ones(SIZE, bool)
+    image = np.where(seg[..., None], 0.8, 0.2) + rng.uniform(0, 0.2, (*SIZE, 3))
+    return {"image": image, "targets": {"seg": seg.astype(int)}}
+
+
+def examples():
+    return {
+        "train": [example(i) for i in range(8)],
+        "validation": [example(i) for i in range(8, 12)],
+        "classes": ["ground", "block"],
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module():
+    made = types.ModuleType("own_remote")
+    made.examples = examples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "own_remote", made)
+        yield
+
+
+def attack(ckpt, **changes):
+    """Attacks with settings of its own; returns what is printed."""
+    settings = {"attack": ("fgsm",), "eps": (4.0,), "checks": False, **changes}
+    return attack_job.attack(
+        AttackConfig(
+            ckpt=str(ckpt),
+            dataset=CONFIG.dataset,
+            attack_tasks=("all",),
+            strategy="one_device",
+            **settings,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The run and its attack in a folder."""
+    folder = tmp_path_factory.mktemp("here") / "run"
+    training.train(CONFIG, folder)
+    attack(folder)
+    return folder
+
+
+class Watched:
+    """A place that keeps all that is written there, and may fail at one of these."""
+
+    def __init__(self, inner, fail_at=None, error=None):
+        self.inner, self.fail_at = inner, fail_at
+        self.error = error or OSError("the bucket is full")
+        self.written = []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def put(self, file, name):
+        self._note(name, file.read_bytes())
+        self.inner.put(file, name)
+
+    def remove(self, name):
+        self._note(name, None)
+        self.inner.remove(name)
+
+    def _note(self, name, content):
+        self.written.append((name, content))
+        if len(self.written) == self.fail_at:
+            raise self.error
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Makes all places watched; returns a table of them by their addresses."""
+    plain, found = addresses.place, {}
+
+    def place(address, flag):
+        found[address] = Watched(plain(address, flag), **found.get("settings", {}))
+        return found[address]
+
+    monkeypatch.setattr(addresses, "place", place)
+    return found
+
+
+@contextlib.contextmanager
+def log_lines():
+    """What is logged inside, whatever listens otherwise."""
+    lines, logger = [], logging.get_absl_logger()
+    handler, level = standard_logging.Handler(), logger.level
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(standard_logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def memory(request):
+    """The address of an empty folder in memory."""
+    address = f"memory://remote/{request.node.name}/run"
+    yield address
+    fsspec.filesystem("memory").store.clear()
+
+
+def contents(address):
+    """All files at an address."""
+    place = addresses.place(address, "")
+    files = {name: place.read(name) for name in place.names()}
+    return {name: content for name, content in files.items() if content is not None}
+
+
+def hold(address):
+    """What a command does that finds nothing to do."""
+    with remote.copies(), remote.held(remote.local(address, "--workdir")):
+        pass
+
+
+def write(address, files):
+    """Puts files of these names and contents at an address."""
+    system = fsspec.filesystem("memory")
+    for name, content in files.items():
+        system.pipe_file(f"{address}/{name}", content)
+
+
+@pytest.mark.slow
+def test_a_run_at_an_address(here, watched, capsys, monkeypatch, tmp_path):
+    address = "ram://bucket/runs/run"
+    first = TrainConfig(**{**CONFIG.to_dict(), "epochs": 1, "tasks": ("seg",)})
+    train_command.main(first, RunPlace(workdir=address))
+    steps = [watched[address].written]
+    train_command.main(CONFIG, RunPlace(workdir=address))
+    steps.append(watched[address].written)
+    printed = attack(address)
+
+    # Nothing speaks of the copy, and all is as in the folder.
+    found, local = contents(address), here / "attacks"
+    assert f"results:  {address}/attacks/" in printed
+    assert not [name for name, content in found.items() if b"/mtr_tf-" in content]
+    assert remote.RUNNING not in found
+    assert ".lock" not in found
+    (name,) = (folder.name for folder in local.iterdir())
+    for file in ("results.json", "results.csv"):
+        assert found[f"attacks/{name}/{file}"] == (local / name / file).read_bytes()
+    skipped = ("events", ".flags", ".lock")
+    names = {
+        file.relative_to(here).as_posix() for file in here.rglob("*") if file.is_file()
+    }
+    assert {n for n in names if not n.split("/")[-1].startswith(skipped)} == {
+        n for n in found if not n.split("/")[-1].startswith(skipped)
+    }
+    for name, content in found.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    one, other = (
+        tf.train.load_checkpoint(str(folder / "checkpoints" / "ckpt-4"))
+        for folder in (here, tmp_path)
+    )
+    for variable in one.get_variable_to_shape_map():
+        if variable != "_CHECKPOINTABLE_OBJECT_GRAPH":
+            a, b = one.get_tensor(variable), other.get_tensor(variable)
+            np.testing.assert_array_equal(a, b, variable)
+
+    # TensorBoard forgets what was shown after the checkpoint.
+    events = [n for n in found if n.startswith("train/events") and "before" in n]
+    kinds = [
+        tf.compat.v1.Event.FromString(record.numpy()).session_log.status
+        for record in tf.data.TFRecordDataset(str(tmp_path / events[0]))
+    ]
+    assert kinds.count(tf.compat.v1.SessionLog.START) == 2
+
+    # A second attack computes nothing, and both can be compared.
+    monkeypatch.setattr(sweep, "Evaluator", None)
+    attack(address)
+    written = [name for name, _ in watched[address].written]
+    assert not [name for name in written if "/cells/" in name]
+    train_command.main(CONFIG, RunPlace(workdir=address))
+    capsys.readouterr()
+    compare.main(compare.CompareConfig(runs=(str(here), address), format="json"))
+    by_model = {}
+    for record in json.loads(capsys.readouterr().out):
+        by_model.setdefault(record.pop("model"), []).append(record)
+    assert len(by_model) == 2
+    assert len({str(records) for records in by_model.values()}) == 1
+    every_stop_can_go_on(steps)
+
+
+def every_stop_can_go_on(steps):
+    """Whatever is written last, what is there is a run that goes on, or none."""
+    pairs = {}
+    state = {}
+    for config, writes in zip((1, 2), steps, strict=True):
+        for name, content in writes:
+            state.pop(name, None)
+            if content is not None:
+                state[name] = content
+            begun = [n for n in state if n.endswith((".index", "model.keras"))]
+            if begun:
+                epochs = json.loads(state["config.json"])["train"]["epochs"]
+                assert "train.flags" in state
+                # The model of a shorter run is not taken for that of a longer one.
+                whole = state.get("model.keras")
+                pairs.setdefault(("model", epochs), whole)
+                if whole and pairs["model", epochs]:
+                    assert whole == pairs["model", epochs]
+            for index in begun:
+                if index.endswith(".index"):
+                    data = index.replace(".index", ".data-00000-of-00001")
+                    pair = state[data], state[index]
+                    assert pairs.setdefault(index, pair) == pair, index
+        assert config == epochs
+    assert "model.keras" in state
+    assert {s for s in state if s.startswith("checkpoints/ckpt")} == {
+        f"checkpoints/ckpt-{step}.{part}"
+        for step in (3, 4)
+        for part in ("index", "data-00000-of-00001")
+    }
+
+
+# Folders without a run, in memory.
+
+
+@pytest.mark.parametrize("scheme", ["memory", "ram"])
+def test_a_folder_is_copied_worked_on_and_brought_up_to_date(scheme, watched, request):
+    address = f"{scheme}://remote/{request.node.callspec.id}/run"
+    with remote.copies(), remote.held(remote.local(address, "--workdir")):
+        folder = remote.local(address, "--workdir")
+        assert folder.name == "run"
+        (folder / "cells").mkdir()
+        # Written in the wrong order: what says that the others are complete, first.
+        for name in ("cells/a.json", "ckpt-1.index", "config.json", "checkpoint"):
+            (folder / name).write_text(name)
+            os.utime(folder / name, (1, 1))
+        for name in ("cells/a.npz", "ckpt-1.data-00000-of-00001", "events"):
+            (folder / name).write_text(name)
+        for name in (".lock", ".12.model.keras", "ckpt-9_temp/part"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("of one process")
+        remote.push(folder / "cells")
+        names = [name for name, _ in watched[address].written]
+        assert names == [
+            remote.RUNNING,
+            *("cells/a.npz", "ckpt-1.data-00000-of-00001", "events"),
+            *("cells/a.json", "checkpoint", "ckpt-1.index", "config.json"),
+        ]
+        # Nothing new: nobody is asked.
+        place = watched[address].inner
+        watched[address].inner = None
+        remote.push(folder)
+        watched[address].inner = place
+        # What is new first, then what is gone; a changed file again.
+        (folder / "ckpt-1.index").unlink()
+        (folder / "ckpt-1.data-00000-of-00001").unlink()
+        (folder / "ckpt-2.index").write_text("new")
+        (folder / "events").write_text("events and more")
+        remote.push(folder)
+        assert watched[address].written[len(names) :] == [
+            ("events", b"events and more"),
+            ("ckpt-2.index", b"new"),
+            ("ckpt-1.index", None),
+            ("ckpt-1.data-00000-of-00001", None),
+        ]
+    assert not folder.exists()
+    found = contents(address)
+    assert sorted(found) == [
+        *("cells/a.json", "cells/a.npz", "checkpoint"),
+        *("ckpt-2.index", "config.json", "events"),
+    ]
+    assert found["events"] == b"events and more"
+    with remote.copies():
+        again = remote.local(address, "--workdir")
+        assert again != folder
+        with remote.held(again, skip="cells/"):
+            there = {file.name for file in again.rglob("*")}
+            assert there == {"checkpoint", "ckpt-2.index", "config.json", "events"}
+    assert contents(address).keys() == found.keys()  # What was skipped stays.
+
+
+def test_only_what_is_held_is_written(memory):
+    write(memory, {"config.json": b"{}", "train.flags": b"", "model.keras": b"m"})
+    before = contents(memory)
+    with remote.copies():
+        folder = remote.fetched(memory, "--ckpt")
+        assert {file.name for file in folder.iterdir()} == {*before}
+        (folder / "model.keras").unlink()
+        results = folder / "attacks" / "a"
+        with remote.held(results):
+            (results / "results.json").write_text("[]")
+        remote.push(folder)
+    assert contents(memory) == before | {"attacks/a/results.json": b"[]"}
+
+
+@pytest.mark.parametrize(
+    ("inner", "wanted"),
+    [
+        ("", {"model.keras"}),
+        ("/model.keras", {"model.keras"}),
+        ("/checkpoints", {"checkpoints/ckpt-2.index", "checkpoints/best/ckpt-1.index"}),
+        (
+            "/checkpoints/best/ckpt-1",
+            {"checkpoints/ckpt-2.index", "checkpoints/best/ckpt-1.index"},
+        ),
+        ("/no.keras", set()),
+    ],
+)
+def test_what_of_a_run_is_downloaded(memory, inner, wanted):
+    names = ("config.json", "train.flags", "model.keras", "train/events")
+    names += ("checkpoints/ckpt-2.index", "checkpoints/best/ckpt-1.index")
+    write(memory, dict.fromkeys((*names, "attacks/a/results.json"), b"{}"))
+    with remote.copies():
+        path = remote.fetched(pathlib.Path(memory + inner), "--ckpt")
+        root = path
+        for _ in pathlib.PurePosixPath(inner).parts[1:]:
+            root = root.parent
+        found = {f.relative_to(root).as_posix() for f in root.rglob("*") if f.is_file()}
+        assert found == wanted | {"config.json", "train.flags"}
+        assert remote.named(str(path)) == memory + inner
+
+
+def test_models_of_ones_own_at_addresses(memory):
+    saved = {"saved_model.pb": b"p", "variables/variables.index": b"i"}
+    write(f"{memory}/saved", saved)
+    write(memory, {"my.keras": b"k", "other": b"o"})
+    with remote.copies():
+        file = remote.fetched(f"{memory}/my.keras", "--ckpt")
+        assert [f.read_bytes() for f in file.parent.iterdir()] == [b"k"]
+        folder = remote.fetched(f"{memory}/saved", "--ckpt")
+        assert {*folder.rglob("*")} == {
+            *(folder / "variables", *(folder / name for name in saved))
+        }
+        assert not remote.fetched(f"{memory}/nothing", "--ckpt").exists()
+
+
+def test_a_failed_upload_is_told_and_done_later(memory, watched):
+    watched["settings"] = {"fail_at": 3}
+    with remote.copies():
+        folder = remote.local(memory, "--workdir")
+        with remote.held(folder):
+            (folder / "a.npz").write_text("a")
+            (folder / "b.json").write_text("b")
+            with log_lines() as lines:
+                remote.push(folder)
+            assert sorted(contents(memory)) == [remote.RUNNING, "a.npz"]
+            (line,) = lines
+            assert line == (
+                f"{memory} could not be brought up to date (OSError: the bucket is "
+                "full); the next upload tries again"
+            )
+            remote.push(folder)
+    assert sorted(contents(memory)) == ["a.npz", "b.json"]
+    assert not folder.exists()
+
+
+def test_what_could_not_be_uploaded_stays_here(memory, watched):
+    watched["settings"] = {"fail_at": 3}
+    folder = None
+
+    def work():
+        nonlocal folder
+        with remote.copies(), remote.held(remote.local(memory, "--workdir")):
+            folder = remote.local(memory, "--workdir")
+            (folder / "a.npz").write_text("a")
+            (folder / "b.json").write_text("b")
+            raise stopping.Stopped("Step 1 of 2 is kept.")
+
+    with pytest.raises(remote.NotUploaded) as told:
+        work()
+    assert str(told.value) == (
+        f"{memory} could not be brought up to date (OSError: the bucket is full); all "
+        f"of it is in {folder}: copy it there, or repeat the command, which does again "
+        "what is missing."
+    )
+    assert (folder / "b.json").read_text() == "b"
+    assert sorted(contents(memory)) == [remote.RUNNING, "a.npz"]
+
+
+@pytest.mark.parametrize("kind", [InputError, stopping.Stopped, OSError])
+def test_errors_stops_and_logs_name_the_address(memory, kind):
+    def work():
+        with remote.copies():
+            folder = remote.local(memory, "--workdir")
+            logging.info("in %s", folder / "x")
+            if kind is OSError:
+                (folder / "x").read_text()
+            raise kind(f"{folder}/x is kept")
+
+    with pytest.raises(kind) as told, log_lines() as lines:
+        work()
+    assert lines == [f"in {memory}/x"]
+    assert getattr(told.value, "filename", memory).startswith(memory)
+    assert kind is OSError or str(told.value) == f"{memory}/x is kept"
+
+
+def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        with remote.copies():
+            folder = remote.local(memory, "--workdir")
+            with remote.held(folder):
+                mine = json.loads(contents(memory)[remote.RUNNING])
+                alive = mine | {"pid": child.pid}
+                write(memory, {remote.RUNNING: json.dumps(alive).encode()})
+                (folder / "a").write_text("a")
+                with pytest.raises(remote.NotUploaded, match=f"process {child.pid} on"):
+                    remote.push(folder)
+                (folder / "a").unlink()
+        assert list(contents(memory)) == [remote.RUNNING]
+        with pytest.raises(InputError, match="in use by another"):
+            hold(memory)
+    finally:
+        child.kill()
+        child.wait()
+    with log_lines() as lines:
+        hold(memory)  # It has ended.
+    assert f"process {child.pid}" in lines[0]
+    assert not contents(memory)
+
+
+def test_what_a_killed_process_was_writing_goes(memory):
+    write(memory, {"a.json": b"{}", ".77.model.keras": b"half", "b/.7.c": b"half"})
+    hold(memory)
+    assert list(contents(memory)) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("nosuch://bucket/run", "--ckpt must be a path, or an address that"),
+        ("memory::zip://a.zip", "--ckpt must be a path, or an address that"),
+        ("sftp://host/run", "needs the package paramiko, which is not installed"),
+    ],
+)
+def test_addresses_that_nothing_reaches(address, told):
+    with remote.copies(), pytest.raises(InputError, match=told):
+        remote.fetched(address, "--ckpt")
+
+
+def test_addresses_where_no_copies_are_made():
+    with pytest.raises(InputError, match="must be a path in this machine's file"):
+        remote.local("gs://bucket/run", "--workdir")
+
+
+def test_a_longer_run_forgets_its_model_before_it_is_longer(memory, watched):
+    config = directory.canonical(TrainConfig(epochs=1, schedule="constant"))
+    longer = directory.canonical(TrainConfig(epochs=2, schedule="constant"))
+    with remote.copies():
+        folder = remote.local(memory, "--workdir")
+        with remote.held(folder):
+            directory.begin(folder, config, resume=True)
+            (folder / "model.keras").write_text("of one epoch")
+            remote.push(folder)
+            directory.begin(folder, longer, resume=True)
+    written = watched[memory].written
+    gone = written.index(("model.keras", None))
+    again = [i for i, (name, _) in enumerate(written) if name == "config.json"]
+    assert again[0] < gone < again[1]
