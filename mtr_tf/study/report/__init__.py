@@ -32,6 +32,7 @@ from mtr_tf.study.report import gallery
 from mtr_tf.study.report import leading
 from mtr_tf.study.report import page
 from mtr_tf.study.report import plots
+from mtr_tf.study.report import resistance
 from mtr_tf.study.report import result_files
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.plots import Plot
@@ -114,6 +115,7 @@ def _content(
         "first_order": plots.first_order(measures),
         "pixels": plots.pixels(measures),
         "cosines": plots.cosines(measures),
+        "resistance": resistance.plots(plain_curves, measures, results.seeds),
     }
     ids = {p.id for part in (of_curves, *of_theory.values()) for p in part}
     rows = verdicts.rows(decided, results.seeds, plain_curves, ids)
