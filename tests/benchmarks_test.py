@@ -55,6 +55,13 @@ def test_table(script):
     )
 
 
+def test_readers(script, tmp_path):
+    flags = ("--readers=1,2", "--sleep_ms=0", "--batch_size=2", "--batches=2")
+    rows = _report(script, "readers", tmp_path, *flags)["results"]
+    assert [row["readers"] for row in rows] == [1, 2]
+    assert all(row["images/s"] > 0 for row in rows)
+
+
 def test_attack_speed(script, tmp_path, capsys):
     flags = (*_SMALL, "--attacks=fgsm", "--norms=l2", "--batch_sizes=2")
     report = _report(script, "attack_speed", tmp_path, *flags)

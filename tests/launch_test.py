@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import stat
+import signal
 import subprocess
-import sys
 
 import pytest
+import slurm_fixture
 
 LAUNCH = pathlib.Path(__file__).parents[1] / "launch"
 # Prints what a worker is told, in place of training.
 TOLD = """#!{python}
-import json, os, sys
+import json, os, signal, sys
+if "WAIT" in os.environ:  # For SIGTERM, which ends it with this code.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(int(os.environ["WAIT"])))
 if sys.argv[1:2] == ["-"]:  # Not a worker.
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 from mtr_tf.runs import cluster
@@ -23,47 +24,27 @@ found = cluster.from_environment()
 gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
 line = json.dumps([found.addresses, found.index, sys.argv[1:], gpus])
 os.write(1, line.encode() + b"\\n")  # At once: others write there, too.
+if "WAIT" in os.environ:
+    signal.pause()
 sys.exit(int(os.environ.get("CODE", 0)))
-"""
-# Starts the command after its options as two tasks, on nodes n1 and n2.
-SRUN = """#!{python}
-import os, subprocess, sys
-at = next(i for i, a in enumerate(sys.argv) if i and not a.startswith("-"))
-os.environ |= {{"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]",
-               "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}}
-tasks = [subprocess.Popen(sys.argv[at:], env=os.environ | {{"SLURM_PROCID": i,
-         "SLURM_NODEID": i}}) for i in "01"]
-sys.exit(max(task.wait() for task in tasks))
-"""
-SCONTROL = """#!/bin/sh
-echo "$@" >"$0.told"
 """
 
 
 @pytest.fixture
 def place(tmp_path) -> pathlib.Path:
     """A folder of commands that come first in PATH."""
-    scripts = {"python": TOLD, "srun": SRUN, "scontrol": SCONTROL}
-    for name, text in scripts.items():
-        path = tmp_path / name
-        path.write_text(text.format(python=sys.executable))
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    slurm_fixture.put_commands(tmp_path, python=TOLD)
     return tmp_path
 
 
 def launched(place, script, *flags, **variables):
     """The exit code, and what each worker was told."""
-    root = str(LAUNCH.parent)
-    path = f"{place}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": root} | variables
-    for name in ("TF_CONFIG", "MTR_PYTHON"):
-        environment.pop(name, None)
     done = subprocess.run(
         ["bash", LAUNCH / script, *flags],
         capture_output=True,
         text=True,
         timeout=120,
-        env=environment,
+        env=slurm_fixture.environment(place, **variables),
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return done.returncode, sorted(lines, key=lambda line: line[1]), done.stderr
@@ -89,7 +70,18 @@ def test_workers_end_with_the_code_of_one_that_fails(place):
     assert (code, len(told)) == (7, 1)
 
 
-@pytest.mark.parametrize("flags", [(), ("0",), ("--tasks=seg",)])
+@pytest.mark.parametrize("script", ["workers.sh", "slurm.sbatch"])
+def test_another_command_than_training(place, script):
+    count = ("1",) if script == "workers.sh" else ()
+    flags = ("--ckpt=a b", "--eps=2")
+    code, told, said = launched(place, script, *count, "attack", *flags)
+    assert code == 0, said
+    assert told[0][2] == ["-m", "mtr_tf.attack", *flags]
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("0",), ("--tasks=seg",), ("2", "reproduce"), ("attack", "2")]
+)
 def test_workers_must_be_counted(place, flags):
     code, told, said = launched(place, "workers.sh", *flags)
     assert (code, told) == (2, [])
@@ -108,10 +100,44 @@ def test_tasks_of_slurm_find_each_other(place):
     assert code == 0, said
     assert [line[0] for line in told] == [["n1:15192", "n2:15192"]] * 2
     assert [line[2] for line in told] == [["-m", "mtr_tf.train", *flags]] * 2
-    assert not (place / "scontrol.told").exists()
+    assert not slurm_fixture.requeued(place)
     code, told, _ = launched(place, "slurm.sbatch", SLURM_JOB_ID="12", CODE="1")
     assert (code, len(told)) == (1, 2)
-    assert not (place / "scontrol.told").exists()  # Only where time runs out.
+    assert not slurm_fixture.requeued(place)  # Only where time runs out.
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "requeued"),
+    [
+        (signal.SIGUSR1, 143, "requeue 12"),  # As #SBATCH --signal says.
+        (signal.SIGUSR1, 0, ""),  # It was done all the same.
+        (signal.SIGTERM, 143, ""),  # SLURM requeues what it preempts itself.
+    ],
+)
+def test_signals_of_slurm_reach_the_tasks(place, signum, code, requeued):
+    job = slurm_fixture.start(place, "--tasks=seg", SLURM_JOB_ID="12", WAIT=str(code))
+    for _ in range(2):  # Until both tasks are there.
+        assert job.stdout.readline()
+    job.send_signal(signum)
+    said = job.communicate(timeout=120)[1]
+    assert job.returncode == code, said
+    assert slurm_fixture.requeued(place) == requeued
+
+
+def test_the_job_of_slurm_asks_for_its_signal():
+    options = [
+        line.removeprefix("#SBATCH ")
+        for line in slurm_fixture.SCRIPT.read_text().splitlines()
+        if line.startswith("#SBATCH")
+    ]
+    assert {"--requeue", "--signal=B:USR1@180"} <= set(options)
+
+
+def test_the_manifest_fits_the_schema_of_kubernetes():
+    yaml = pytest.importorskip("yaml")
+    validator = pytest.importorskip("kubernetes_validate")  # 100 MB of schemas.
+    for resource in yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()):
+        validator.validate(resource, validator.latest_version(), strict=True)
 
 
 def test_pods_of_kubernetes_find_each_other(place):
@@ -133,13 +159,7 @@ def test_pods_of_kubernetes_find_each_other(place):
         capture_output=True,
         text=True,
         timeout=120,
-        env=os.environ
-        | {
-            "PATH": f"{place}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(LAUNCH.parent),
-            "WORKERS": workers,
-            "JOB_COMPLETION_INDEX": "1",
-        },
+        env=slurm_fixture.environment(place, WORKERS=workers, JOB_COMPLETION_INDEX="1"),
     )
     assert done.returncode == 0, done.stderr
     addresses, index, arguments, _ = json.loads(done.stdout)

@@ -18,6 +18,7 @@ ORDER = (
     "attacks",
     "config",
     "cli",
+    "executors",
     "data",
     "runs",
     "evaluation",

@@ -129,6 +129,17 @@ def asked() -> bool:
     return bool(_watch and _watch.signum)
 
 
+def signum() -> int:
+    """The signal that has asked to stop; 0 where none has."""
+    return _watch.signum if _watch else 0
+
+
+def note(signum: int) -> None:
+    """Takes a signal to another process of the same work as one to this process."""
+    if _watch and not _watch.signum:
+        _watch.signum = signum
+
+
 @contextlib.contextmanager
 def saying(sentence: Callable[[], str]) -> Iterator[None]:
     """Says what is kept where a stop comes inside and has not been explained yet."""

@@ -171,20 +171,12 @@ def parse_image_size(text: str, flag: str = "--image_size") -> tuple[int, int] |
 
 
 # Fields that both binaries have.
-_STRATEGIES = ("auto", "one_device", "mirrored")
 STRATEGY = setting(
-    "auto",
-    "tf.distribute strategy; auto: mirrored over the GPUs if there are several, "
-    "otherwise one device.",
-    choices=_STRATEGIES,
-    changes=NOTHING,
-)
-STRATEGY_OF_TRAINING = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
     "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
     "one device.",
-    choices=(*_STRATEGIES, "multi_worker"),
+    choices=("auto", "one_device", "mirrored", "multi_worker"),
     changes=NOTHING,
 )
 REPLICAS = setting(
@@ -207,3 +199,21 @@ JIT = setting(
 
 
 DETERMINISTIC = setting(True, "Use deterministic kernels: equal seeds give equal bits.")
+
+LOCAL, RAY, SLURM = EXECUTORS = ("local", "ray", "slurm")
+EXECUTOR_OPTIONS = setting(
+    (),
+    "NAME=VALUE, for --executor=ray: address, and options of a task (num_gpus=1, "
+    "num_cpus=4, memory=...); for slurm: parameters of submitit (timeout_min=600, "
+    "gpus_per_node=1, slurm_partition=...).",
+    changes=NOTHING,
+)
+WORKERS = setting(
+    0,
+    "Number of processes or jobs at a time. 0: for local, one per GPU, or per core "
+    "if there is no GPU; for ray and slurm, 100, or twice as many as the Ray cluster "
+    "has room for if that is more.",
+    low=0,
+    high=100_000,
+    changes=NOTHING,
+)

@@ -53,6 +53,7 @@ OPTIONS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "depth_target": ("disparity", ("cityscapes", "taskonomy")),
     "validation_share": (0.0, ("taskonomy",)),
     "as_released": (False, ("taskonomy",)),
+    "rooms_scenes": (0, ("rooms",)),
 }
 
 

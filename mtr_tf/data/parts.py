@@ -10,9 +10,10 @@ nothing is forked from under TensorFlow.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib
-import io
+import itertools
 import json
 import os
 import pathlib
@@ -20,10 +21,11 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import IO
 from typing import Any
-from typing import TextIO
 
 import numpy as np
 
@@ -35,7 +37,11 @@ from mtr_tf.errors import present
 MAX_PROCESSES = 8
 _FEW = 32  # Fewer examples than this are not worth a process.
 
-Arrays = dict[str, np.ndarray]
+_AHEAD = 16  # Jobs that each worker may be ahead of the example that is wanted.
+
+Arrays = dict[str, np.ndarray | bytes]
+"""Of an example, by name; bytes are kept as they are."""
+Jobs = Sequence[tuple[str, Any]]
 
 
 class WorkerError(Exception):
@@ -44,7 +50,7 @@ class WorkerError(Exception):
 
 def examples(
     folder: pathlib.Path,
-    jobs: Mapping[str, Any],
+    jobs: Jobs,
     work: str,
     what: str,
     unit: str = "images",
@@ -55,8 +61,8 @@ def examples(
     Args:
       folder: where the parts are kept, as KEY.npz; made if need be. Its owner removes
         it in the end.
-      jobs: by key, which must serve as a file name, what the work is given; JSON must
-        be able to say it.
+      jobs: pairs of a key, which must serve as a file name, and what the work is given;
+        JSON must be able to say it. None of them is kept.
       work: "package.module:function", `function(job)` -> arrays by name. It must not
         depend on anything but the job and the files that it names.
       what: a few words for the progress bar.
@@ -67,29 +73,50 @@ def examples(
       InputError: as the work raises it, or a part cannot be written.
       WorkerError: a worker has died of something else.
     """
-    missing = {key: job for key, job in jobs.items() if not _path(folder, key).exists()}
-    if processes is None:
-        processes = processes_for(len(missing), _FEW)
-    finished = len(jobs) - len(missing)
-    with contextlib.ExitStack() as stack:
-        if processes > 1:
-            make = stack.enter_context(_workers(folder, missing, work, processes))
-        else:
-            make = _here(folder, missing, work)
-        bar = progress.bar(len(jobs), what, unit, done=finished)
-        advance = stack.enter_context(bar)
-        for key in jobs:
-            if key in missing:
-                make(key)
-                advance(1)
+    missing = sum(not _path(folder, key).exists() for key, _ in jobs)
+    with progress.bar(len(jobs), what, unit, done=len(jobs) - missing) as advance:
+        for key, job, is_new in _ensured(folder, jobs, work, missing, processes):
+            advance(int(is_new))
             arrays = _read(_path(folder, key))
             if arrays is None:
-                _here(folder, jobs, work)(key)
+                _here(folder, work)(key, job)
                 arrays = present(_read(_path(folder, key)), "what was just written")
             # Held open: of too many open files TFDS, which keeps them, learns first and
             # raises the limit. Reading the next example would only fail.
             with open(_path(folder, key), "rb"):
                 yield arrays
+
+
+def help_with(
+    folder: pathlib.Path,
+    jobs: Jobs,
+    work: str,
+    is_over: Callable[[], bool],
+    processes: int | None = None,
+) -> None:
+    """Makes parts for another process, of this machine or another, which wants all.
+
+    Any number may help at once, and none needs to know of the others: each goes through
+    the jobs in a random order of its own and leaves out the parts that are there. So
+    two rarely make the same part, which does no harm, and what a killed process was
+    making is soon made by another.
+
+    Args:
+      folder: as for `examples`, like `jobs`, `work` and `processes`.
+      jobs: any number of them may be finished.
+      work: what makes a part.
+      is_over: whether nobody wants parts any more.
+      processes: how many work.
+
+    Raises:
+      InputError: as the work raises it, or a part cannot be written.
+      WorkerError: a worker has died of something else.
+    """
+    order = np.random.default_rng().permutation(len(jobs))
+    mixed = (jobs[int(place)] for place in order)
+    for _ in _ensured(folder, mixed, work, len(jobs), processes):
+        if is_over():
+            return
 
 
 @contextlib.contextmanager
@@ -166,46 +193,85 @@ def _write(path: pathlib.Path, arrays: Arrays) -> None:
         zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
     ):
         for name, array in arrays.items():
+            if isinstance(array, bytes):
+                archive.writestr(name, array, zipfile.ZIP_STORED)
+                continue
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
 
-def _here(
-    folder: pathlib.Path, jobs: Mapping[str, Any], work: str
-) -> Callable[[str], None]:
+def _here(folder: pathlib.Path, work: str) -> Callable[[str, Any], None]:
     """Makes a part in this process."""
-    return lambda key: _write(_path(folder, key), _function(work)(jobs[key]))
+    return lambda key, job: _write(_path(folder, key), _function(work)(job))
+
+
+def _ensured(
+    folder: pathlib.Path,
+    jobs: Iterable[tuple[str, Any]],
+    work: str,
+    missing: int,
+    processes: int | None,
+) -> Iterator[tuple[str, Any, bool]]:
+    """Yields jobs in order, each when its part is there, and whether it was made now.
+
+    Workers are some jobs ahead of what is yielded, and no more.
+
+    Args:
+      folder: where parts are.
+      jobs: all of them.
+      work: what makes a part.
+      missing: how many parts are not there.
+      processes: how many work; None for as many as `missing` is worth.
+    """
+    if processes is None:
+        processes = processes_for(missing, _FEW)
+    with contextlib.ExitStack() as stack:
+        if processes < 2 or not missing:
+            ask, wait = None, _here(folder, work)
+        else:
+            ask, wait = stack.enter_context(_workers(folder, work, processes))
+        ahead: collections.deque[tuple[str, Any, bool]] = collections.deque()
+        for key, job in jobs:
+            is_new = not _path(folder, key).exists()
+            if is_new and ask:
+                ask(key, job)
+            ahead.append((key, job, is_new))
+            if len(ahead) > (_AHEAD * processes if ask else 0):
+                yield _waited(wait, *ahead.popleft())
+        while ahead:
+            yield _waited(wait, *ahead.popleft())
+
+
+def _waited(
+    wait: Callable[[str, Any], None], key: str, job: Any, is_new: bool
+) -> tuple[str, Any, bool]:
+    if is_new:
+        wait(key, job)
+    return key, job, is_new
 
 
 @contextlib.contextmanager
 def _workers(
-    folder: pathlib.Path, jobs: Mapping[str, Any], work: str, processes: int
-) -> Iterator[Callable[[str], None]]:
-    """Starts workers; gives a function that waits for a part, asked for in order."""
+    folder: pathlib.Path, work: str, processes: int
+) -> Iterator[tuple[Callable[[str, Any], None], Callable[[str, Any], None]]]:
+    """Starts workers; gives what asks for a part, and what waits for it, in order."""
     with contextlib.ExitStack() as stack:
-        pipes = [
-            stack.enter_context(
-                _worker(folder, dict(list(jobs.items())[first::processes]), work)
-            )
-            for first in range(processes)
+        team = [
+            stack.enter_context(worker(__name__, folder, work))
+            for _ in range(processes)
         ]
-        turn = {key: pipes[i % processes] for i, key in enumerate(jobs)}
-        yield lambda key: _wait(turn[key])
+        asked, waited = itertools.cycle(team), itertools.cycle(team)
+
+        def ask(key: str, job: Any) -> None:
+            pipe = present(next(asked).stdin, "a pipe")
+            with contextlib.suppress(BrokenPipeError):  # `wait` will tell.
+                pipe.write(json.dumps([key, job]).encode() + b"\n")
+                pipe.flush()
+
+        yield ask, lambda key, job: _wait(present(next(waited).stdout, "a pipe"))
 
 
-@contextlib.contextmanager
-def _worker(
-    folder: pathlib.Path, jobs: Mapping[str, Any], work: str
-) -> Iterator[TextIO]:
-    """Starts a worker, gives its output, and stops it."""
-    with worker(__name__, folder, work) as process:
-        pipe = present(process.stdin, "a pipe")
-        with contextlib.suppress(BrokenPipeError), pipe:
-            pipe.write(json.dumps(jobs).encode())
-        yield io.TextIOWrapper(present(process.stdout, "a pipe"))
-
-
-def _wait(pipe: TextIO) -> None:
+def _wait(pipe: IO[bytes]) -> None:
     """Reads that a worker has made its next part, or why not."""
     line = pipe.readline()
     if not line:
@@ -221,15 +287,18 @@ def _wait(pipe: TextIO) -> None:
 def main() -> None:
     """Makes the parts of the jobs on standard input; says null, or an error, for each.
 
-    The command line is FOLDER WORK. Nothing is made after an error.
+    The command line is FOLDER WORK; jobs are lines of JSON, [KEY, JOB]. Nothing is made
+    after an error, or that another process has made.
     """
     folder, work = sys.argv[1:]
-    jobs, function = json.load(sys.stdin), _function(work)
+    function = _function(work)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        for key, job in jobs.items():
-            error = None
+        for line in sys.stdin:
+            key, job = json.loads(line)
+            path, error = _path(pathlib.Path(folder), key), None
             try:
-                _write(_path(pathlib.Path(folder), key), function(job))
+                if not path.exists():
+                    _write(path, function(job))
             except InputError as raised:
                 error = str(raised)
             print(json.dumps(error), flush=True)

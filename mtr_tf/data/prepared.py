@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets that are prepared once with TFDS, then read example by example.
 
-`prepare` writes under a lock, so that of two processes the second one waits; TFDS
-writes into a folder of its own and renames it at the end, so that a process that is
-killed leaves nothing that looks whole. What is expensive about an example can be kept
-in parts (`mtr_tf.data.parts`), so that the next process goes on where that one was.
+`prepare` writes when it is its turn (`mtr_tf.data.turns`); TFDS writes into a folder of
+its own and renames it at the end, so that a process that is killed leaves nothing that
+looks whole. What is expensive about an example can be kept in parts
+(`mtr_tf.data.parts`), so that several processes share the work, and the next one goes
+on where a killed one was.
 
 `Column` reads one feature of a prepared split as if it were an array, from sharded
 array_record files, without holding it in memory.
@@ -28,6 +29,7 @@ from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -35,12 +37,28 @@ from absl import logging
 
 from mtr_tf import files
 from mtr_tf.cli import stopping
+from mtr_tf.data import parts
+from mtr_tf.data import turns
 from mtr_tf.errors import InputError
 
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
 _CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
 _INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
+
+
+class Work(NamedTuple):
+    """What the parts of a split are made of; see `mtr_tf.data.parts`.
+
+    Attributes:
+      folder: where they are.
+      jobs: (key, job) of each.
+      function: "package.module:function".
+    """
+
+    folder: pathlib.Path
+    jobs: Sequence[tuple[str, Any]]
+    function: str
 
 
 class Info(tfds.core.DatasetInfo):
@@ -102,7 +120,10 @@ def prepare(
     what: str,
     place: str = "--data_dir",
 ) -> tfds.core.DatasetBuilder:
-    """Makes a data set unless it is there; of two processes, the second one waits.
+    """Makes a data set unless it is there.
+
+    Of several processes, on machines that see the same folder, one makes it, and the
+    others make parts for it where it is made of parts, and wait.
 
     Args:
       make: gives the builder, whose `data_dir` must be its argument, `root`.
@@ -120,20 +141,25 @@ def prepare(
     builder, done = opened(make, root)
     if done:
         return builder
+    name = f"{builder.name}-{builder.builder_config.name}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        name = f"{builder.name}-{builder.builder_config.name}"
-        with _lock(root / f".{name}.lock", what):
+        with (
+            stopping.saying(lambda: _kept(builder, what)),
+            turns.turn(root / f".{name}.lock", what, lambda: _help(builder)),
+        ):
             builder, done = opened(make, root)
             if not done:
-                with stopping.saying(lambda: _kept(builder, what)):
-                    _make(builder)
+                _make(builder)
     except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"{what} could not be written to {str(root)!r}: {reason}. Choose another "
-            f"folder with {place}, or free some space there."
-        ) from error
+        builder, done = opened(make, root)
+        if not done:  # Nor by another process, which took us for dead.
+            reason = getattr(error, "strerror", None)
+            reason = reason or str(error).strip().splitlines()[-1]
+            raise InputError(
+                f"{what} could not be written to {str(root)!r}: {reason}. Choose "
+                f"another folder with {place}, or free some space there."
+            ) from error
     return builder
 
 
@@ -217,16 +243,17 @@ def _check_contents(folder: pathlib.Path) -> None:
         raise ValueError(f"{_INFO} was changed")
 
 
-@contextlib.contextmanager
-def _lock(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Holds a lock that ends with the process, however that ends."""
-    with path.open("w") as file:
-        try:
-            files.lock(file)
-        except BlockingIOError:
-            logging.info("Another process is making %s; waiting for it.", what)
-            files.lock(file, wait=True)
-        yield
+def _help(builder: tfds.core.DatasetBuilder) -> None:
+    """Makes parts with the process that prepares, until there is nothing to make."""
+
+    def is_over() -> bool:
+        return os.path.exists(builder.data_dir)
+
+    for work in getattr(builder, "work", {}).values():
+        if not is_over():
+            parts.help_with(*work, is_over)
+    if is_over():  # What was made meanwhile nobody removes.
+        shutil.rmtree(builder.parts, ignore_errors=True)
 
 
 def _make(builder: tfds.core.DatasetBuilder) -> None:

@@ -31,6 +31,7 @@ from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import table
@@ -121,7 +122,7 @@ class Evaluator:
         model: keras.Model,
         tasks: Tasks,
         num_classes: int,
-        strategy: tf.distribute.Strategy | None = None,
+        workers: Workers | None = None,
         *,
         attack: Callable[..., tf.Tensor] | None = None,
         objective: Mapping[str, Any] | None = None,
@@ -134,10 +135,12 @@ class Evaluator:
         """Takes what does not change from call to call.
 
         Args:
-          model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under `strategy`.
+          model: `[batch, H, W, 3]` in [0, 1] -> {task: output}; made under
+            `workers.local`.
           tasks: The tasks to score: names of the eleven, or records.
           num_classes: Of the data set; for tasks that do not say how many they have.
-          strategy: None: TensorFlow's default, one device.
+          workers: Who evaluates, on which replicas, each its share of every batch;
+            None: this process, on TensorFlow's default, one device.
           attack: `(objective, x, seed, *numbers) -> x_adv`, with the numbers that `run`
             is given; None: clean images only.
           objective: Handed to `attacks.objective`: which tasks are attacked, and how;
@@ -154,7 +157,8 @@ class Evaluator:
         self._model = model
         self._tasks = task_set(tasks)
         self._num_classes = num_classes
-        self._strategy = strategy or tf.distribute.get_strategy()
+        self._workers = workers or Workers(tf.distribute.get_strategy())
+        self._strategy = self._workers.local
         self._attack = attack
         self._surrogate = surrogate or model
         settings: dict[str, Any] = {"tasks": self._tasks, **(objective or {})}
@@ -192,7 +196,7 @@ class Evaluator:
           on_outputs: By task, called after each batch with the numbers of its images,
             int64 `[b]` (-1 for padding), and their outputs, float32 `[b, H, W, C]`:
             attacked where there is an attack.
-          rows_of: Further rows of a batch's outputs, the same as `on_outputs` gets.
+          rows_of: Further rows of outputs as `on_outputs` gets them, image by image.
           keep_examples: How many of the first images to return with their outputs.
           numbers: Handed to the attack as float64 tensors: a call with other numbers,
             but as many, is not compiled anew.
@@ -213,19 +217,23 @@ class Evaluator:
                 arguments = (batch, seed, numbers)
                 with base.input_errors():
                     rows, pictures = self._step_for(arguments)(*arguments)
-                places = self._gather(batch["index"])
-                index.append(places)
                 outputs = pictures["clean" if self._attack is None else "attacked"]
-                rows = tf.nest.map_structure(self._gather, rows)
+                rows = self._gather(rows)
                 if rows_of:
-                    rows["own"] = rows_of(tf.nest.map_structure(self._gather, outputs))
+                    rows["own"] = rows_of(self._gather(outputs))
+                shown = {task: outputs[task] for task in on_outputs or {}}
+                places, rows, shown = self._workers.joined(
+                    (self._gather(batch["index"]), rows, self._gather(shown))
+                )
+                index.append(places)
                 results.append(rows)
                 if (places[places >= 0] < keep_examples).any():
-                    kept.append(tf.nest.map_structure(self._gather, (batch, pictures)))
+                    kept.append(self._workers.joined(self._gather((batch, pictures))))
                 for task, call in (on_outputs or {}).items():
-                    call(places, self._gather(outputs[task]))
+                    call(places, shown[task])
                 if on_batch:
                     on_batch(int((places >= 0).sum()))
+                self._workers.stop_if_asked()
         rows, places = in_order(results, index)
         return Evaluation(
             index=places,
@@ -260,12 +268,12 @@ class Evaluator:
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""
         return self._strategy.distribute_datasets_from_function(
-            lambda context: batching.eval_batches(
+            lambda _: batching.eval_batches(
                 columns,
                 self._tasks,
                 batch_size=batch_size,
                 num_examples=num_examples or None,
-                context=context,
+                context=self._workers.context,
                 wanted=self._targeted,
                 num_classes=self._num_classes,
             )
@@ -338,9 +346,11 @@ class Evaluator:
         """The tasks' outputs for pictures and files, whatever the model computes in."""
         return {task: tf.cast(outputs[task], tf.float32) for task in self._tasks}
 
-    def _gather(self, value) -> np.ndarray:
-        """All replicas' and workers' values, joined along the batch."""
-        return self._strategy.gather(value, axis=0).numpy()
+    def _gather(self, values: Any) -> Any:
+        """The values of this worker's replicas, joined along the batch."""
+        return tf.nest.map_structure(
+            lambda value: self._strategy.gather(value, axis=0).numpy(), values
+        )
 
 
 def in_order(

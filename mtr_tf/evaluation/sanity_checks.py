@@ -60,6 +60,7 @@ class Check:
 
 def check_once(
     subject: sweep.Subject,
+    cells: Sequence[Cell],
     results: Sequence[Result],
     facts: Mapping[str, Any],
     path: pathlib.Path,
@@ -70,21 +71,23 @@ def check_once(
     """Checks the attack of a sweep and logs what is wrong; returns the warnings.
 
     Args:
-      subject: What was attacked.
-      results: Of the sweep.
+      subject: What was attacked. Of several workers the chief alone reads and writes,
+        and returns warnings.
+      cells: The attacks of the sweep.
+      results: Theirs, on the chief; the others have none.
       facts: What results depend on beside the attack, as JSON.
       path: The file that keeps the checks; those of the same attack are not run again.
       examples: How many images are looked at.
       transfer: Whether the results come from images made on another model.
     """
-    cell = probe([result.attack_cell for result in results])
+    cell, workers = probe(cells), subject.workers
     if cell is None:
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    known: dict[str, Any] = _kept(path)
-    if known.get("about") != store.as_json(about):
-        replicas = subject.strategy.num_replicas_in_sync
+    known: dict[str, Any] = _kept(path) if workers.chief else {}
+    if not workers.of_chief(known.get("about") == store.as_json(about)):
+        replicas = workers.replicas
         few = dataclasses.replace(
             subject,
             num_examples=count,
@@ -97,7 +100,10 @@ def check_once(
             "checks": [dataclasses.asdict(check) for check in checks],
             "warnings": warnings(checks),
         }
-        store.write_file(path, known)
+        if workers.chief:
+            store.write_file(path, known)
+    if not workers.chief:
+        return []
     for warning in known["warnings"]:
         logging.warning("%s", warning)
     if not known["warnings"]:
@@ -167,7 +173,10 @@ def run(
         "slopes": evaluate.slopes,
     }
     evaluations = {}
-    with progress.bar(len(calls), "checking the attack", "evaluations") as advance:
+    chief = subject.workers.chief
+    with progress.bar(
+        len(calls), "checking the attack", "evaluations", shown=chief
+    ) as advance:
         for name, call in calls.items():
             evaluations[name] = call()
             advance(1)
@@ -318,7 +327,7 @@ class _Evaluations:
 
     def _run(self, evaluator, *, alone: bool = False, **settings) -> Evaluation:
         subject = self._subject
-        size = subject.strategy.num_replicas_in_sync
+        size = subject.workers.replicas
         count = min(_FEW, subject.num_examples) if alone else subject.num_examples
         return evaluator.run(
             subject.columns,

@@ -39,6 +39,7 @@ from mtr_tf.evaluation.evaluator import Rows
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.models import compiling
 from mtr_tf.models import randomness
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import palettes
 from mtr_tf.tasks import task_set
@@ -50,7 +51,8 @@ PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
 class Subject:
     """What is attacked: a model, and the first `num_examples` of a split.
 
-    `seed` is that of random starts and of the bootstrap. `surrogate` is the model on
+    `workers` attack it, each its share of every batch of `batch_size`. `seed` is that
+    of random starts and of the bootstrap. `surrogate` is the model on
     which adversarial images are made, if that is not `model`. `jit` is one of
     `compiling.MODES`. `image_channels` is how many channels the image has where further
     inputs are packed behind it; else None.
@@ -61,7 +63,7 @@ class Subject:
     info: DatasetInfo
     columns: Columns
     num_examples: int
-    strategy: tf.distribute.Strategy
+    workers: Workers
     batch_size: int
     seed: int
     surrogate: Callable[..., Any] | None = None
@@ -79,7 +81,7 @@ class Subject:
     def compiled(self, passes: float) -> bool:
         """Whether XLA compiles a graph that makes so many passes per image in all."""
         height, width = self.columns.images.shape[1:3]
-        images = self.batch_size / self.strategy.num_replicas_in_sync
+        images = self.batch_size / self.workers.replicas
         batches = passes / self.batch_size
         return compiling.worthwhile(self.jit, batches, height * width * images)
 
@@ -126,38 +128,47 @@ def run(
     cells: Sequence[Cell],
     store: Store,
     predictions: Predictions | None = None,
-) -> tuple[Result, list[Result]]:
+) -> tuple[Result, list[Result]] | None:
     """Runs what the store has not; returns (clean result, results of the cells).
 
-    With `predictions`, what is predicted for all images is written there too.
+    With `predictions`, what is predicted for all images is written there too. Of
+    several workers the chief alone reads, writes and returns results; the others take
+    part in the evaluations, and return None.
     """
+    workers = subject.workers
     plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
+    plain = list(dict.fromkeys(plain))
     results = {
         cell: store.filed(result)  # All of them would fill the memory.
         for cell in plain
-        if (not predictions or predictions.complete(store.label(cell)))
+        if workers.chief
+        and (not predictions or predictions.complete(store.label(cell)))
         and (result := store.read(cell))
     }
+    known = workers.of_chief([cell in results for cell in plain])
+    finished = {cell for cell, there in zip(plain, known, strict=True) if there}
     passes = {cell: cell.passes if cell else 1.0 for cell in plain}
     cost = {cell: passes[cell] * subject.num_examples for cell in plain}
-    pending = _by_family(cell for cell in cost if cell not in results)
-    if results:
+    pending = _by_family(cell for cell in plain if cell not in finished)
+    if finished:
         logging.info(
-            "%d of %d evaluations are finished already", len(results), len(cost)
+            "%d of %d evaluations are finished already", len(finished), len(cost)
         )
-    total, done = sum(cost.values()), sum(cost[cell] for cell in results)
+    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
     jit = _compiled(subject, pending, cost)
     family, evaluator = None, None
 
     def kept() -> str:
         return (
-            f"{len(results)} of {len(cost)} evaluations are finished and kept; the "
+            f"{len(finished)} of {len(cost)} evaluations are finished and kept; the "
             "same command continues with the others."
         )
 
     with (
         stopping.saying(kept),
-        progress.bar(total, "attacking", "image passes", done) as advance,
+        progress.bar(
+            total, "attacking", "image passes", done, shown=workers.chief
+        ) as advance,
     ):
         for cell in pending:
             if evaluator is None or family != (cell and cell.family):
@@ -168,16 +179,20 @@ def run(
                 batch_size=subject.batch_size,
                 num_examples=subject.num_examples,
                 on_batch=functools.partial(_advance, advance, cell, passes[cell]),
-                on_outputs=_writers(predictions, store.label(cell)),
+                on_outputs=_writers(predictions, store.label(cell), workers.chief),
                 rows_of=functools.partial(consistency.rows_of, subject.relations)
                 if subject.relations
                 else None,
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
-            result = _result(subject, cell, evaluation)
-            store.write(result, evaluation.examples)
-            results[cell] = store.filed(result)
+            if workers.chief:
+                result = _result(subject, cell, evaluation)
+                store.write(result, evaluation.examples)
+                results[cell] = store.filed(result)
+            finished.add(cell)
+    if not workers.chief:
+        return None
     for cell in cells:
         if cell.members:
             of_members = [results[member] for member in cell.members]
@@ -207,12 +222,16 @@ def _compiled(
 
 
 def _writers(
-    predictions: Predictions | None, label: str
+    predictions: Predictions | None, label: str, writes: bool
 ) -> dict[str, Callable[..., None]]:
-    """What is to be called with the outputs of a cell, by task."""
+    """What is to be called with the outputs of a cell, by task.
+
+    Without `writes`, as on workers whose chief does, that is nothing.
+    """
     if not predictions:
         return {}
-    return {cityscapes_export.TASK: functools.partial(predictions.write, label)}
+    write = functools.partial(predictions.write, label)
+    return {cityscapes_export.TASK: write if writes else lambda *_: None}
 
 
 def _choose(
@@ -304,7 +323,7 @@ def make_evaluator(
         subject.model,
         subject.tasks,
         subject.info.num_classes,
-        subject.strategy,
+        subject.workers,
         seed=subject.seed,
         jit=subject.compiled(0) if jit is None else jit,
         image_channels=subject.image_channels,

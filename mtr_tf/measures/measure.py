@@ -108,7 +108,8 @@ def measure(
       folder: Where finished parts are kept, in `measures/`.
     """
     about = settings.of_channels
-    parts = Parts(folder / "measures", provenance.to_dict() | about)
+    facts = provenance.to_dict() | about
+    parts = Parts(folder / "measures", facts, subject.workers)
     job = _Measuring(subject, settings, parts)
     records = []
     for name in settings.measures:

@@ -25,6 +25,7 @@ from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.models import compiling
 from mtr_tf.models import stateless
 from mtr_tf.runs import store
+from mtr_tf.runs.workers import Workers
 
 _FORMAT = 2  # Of the parts; those of another number are not known.
 _USED = ("image", "targets", "masks", "index")
@@ -53,16 +54,20 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """The finished parts in a folder, about one model and one set of examples."""
+    """The finished parts in a folder, about one model and one set of examples.
+
+    Of several workers the chief alone reads and writes them.
+    """
 
     folder: pathlib.Path
     facts: Mapping[str, Any]
+    workers: Workers
 
     def finish(
         self, parts: Sequence[Part], images: int, what: str = "measuring"
     ) -> list[Arrays]:
         """The arrays of all parts; those not in the folder are made and kept."""
-        found = [self._read(part) for part in parts]
+        found = [self._known(part) for part in parts]
         costs = [part.cost * part.passes * images for part in parts]
         done = sum(
             cost
@@ -79,17 +84,27 @@ class Parts:
 
         with (
             stopping.saying(kept),
-            progress.bar(sum(costs), what, "image passes", done) as advance,
+            progress.bar(
+                sum(costs), what, "image passes", done, shown=self.workers.chief
+            ) as advance,
         ):
             for place, part in enumerate(parts):
                 if found[place] is None:
                     arrays = part.make(functools.partial(_advance, advance, part))
-                    self._write(part, arrays)
+                    if self.workers.chief:
+                        self._write(part, arrays)
                     found[place] = arrays
         return [present(arrays, "a finished part") for arrays in found]
 
     def _key(self, part: Part) -> dict[str, Any]:
         return {"format": _FORMAT, **self.facts, "part": dict(part.about)}
+
+    def _known(self, part: Part) -> Arrays | None:
+        """What the chief has of a part, on all workers."""
+        arrays = self._read(part) if self.workers.chief else None
+        if not self.workers.of_chief(arrays is not None):
+            return None
+        return self.workers.arrays_of_chief(arrays or {})
 
     def _read(self, part: Part) -> Arrays | None:
         kept, key = store.Store(self.folder), self._key(part)
@@ -153,27 +168,28 @@ class Pass:
 
     def _run(self, advance, arguments) -> Arrays:
         subject, found = self._subject, []
-        for batch in subject.strategy.distribute_datasets_from_function(self._batches):
+        strategy, workers = subject.workers.local, subject.workers
+        for batch in strategy.distribute_datasets_from_function(self._batches):
             batch = {key: batch[key] for key in _USED}
             if self._compiled is None:
                 given = (batch, *arguments)
                 self._compiled = compiling.replicated(
-                    subject.strategy, self._step, given, self._jit, "a measure"
+                    strategy, self._step, given, self._jit, "a measure"
                 )
             made = self._compiled(batch, *arguments) | {"index": batch["index"]}
-            found.append(
-                {k: subject.strategy.gather(v, axis=0).numpy() for k, v in made.items()}
-            )
+            gathered = {k: strategy.gather(v, axis=0).numpy() for k, v in made.items()}
+            found.append(workers.joined(gathered))
             advance(int((found[-1]["index"] >= 0).sum()))
+            workers.stop_if_asked()
         arrays, _ = in_order(found, [part.pop("index") for part in found])
         return arrays
 
-    def _batches(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
+    def _batches(self, _: tf.distribute.InputContext) -> tf.data.Dataset:
         return batching.eval_batches(
             self._subject.columns,
             self._subject.tasks,
             batch_size=self._subject.batch_size,
             num_examples=self._subject.num_examples,
-            context=context,
+            context=self._subject.workers.context,
             num_classes=self._subject.info.num_classes,
         )

@@ -7,6 +7,8 @@ would; that is there for trials and tests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
@@ -60,7 +62,19 @@ def create(
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
     if name == "multi_worker" and cluster:
         return _joined(cluster, devices)
-    if gpus:
+    return _mirrored(devices)
+
+
+def local(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
+    """A strategy of one worker of several, on its own devices alone."""
+    devices = strategy.extended.worker_devices
+    if len(devices) == 1:
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    return _mirrored(devices)
+
+
+def _mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+    if "GPU" in devices[0]:
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.MirroredStrategy(
         devices,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes that train one model together: what they agree on, and how they end.
+"""The processes that work together: what they agree on, and how they end.
 
 Each computes the same but for its share of every batch, in the same order, as what they
 say to each other (`tf.distribute`'s collectives) has no names. The first, the chief, is
@@ -11,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
+import pathlib
 import re
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -22,10 +25,15 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+import mtr_tf
+from mtr_tf import files
+from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
 from mtr_tf.runs import cluster as cluster_lib
+from mtr_tf.runs import directory
 from mtr_tf.runs import remote
+from mtr_tf.runs import store
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.cluster import Cluster
 
@@ -39,15 +47,36 @@ _LOST = (
 
 
 class Workers:
-    """The workers of a training; one alone agrees with itself, and computes nothing."""
+    """Those who work together; one alone agrees with itself, and computes nothing."""
 
-    def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster | None):
+    def __init__(
+        self, strategy: tf.distribute.Strategy, cluster: Cluster | None = None
+    ):
         """Takes where they compute, and who they are; None: this process alone."""
         self.strategy = strategy
         self._addresses = cluster.addresses if cluster else ("",)
         self._index = cluster.index if cluster else 0
         self.several = cluster is not None and cluster.several
         self.chief = self._index == 0
+
+    @property
+    def replicas(self) -> int:
+        """How many there are, of all workers together."""
+        return self.strategy.num_replicas_in_sync
+
+    @functools.cached_property
+    def local(self) -> tf.distribute.Strategy:
+        """Where this worker computes what the others need not wait for."""
+        return strategy_lib.local(self.strategy) if self.several else self.strategy
+
+    @property
+    def context(self) -> tf.distribute.InputContext:
+        """Which share of each global batch is that of this worker's replicas."""
+        return tf.distribute.InputContext(
+            num_input_pipelines=len(self._addresses),
+            input_pipeline_id=self._index,
+            num_replicas_in_sync=self.replicas,
+        )
 
     @contextlib.contextmanager
     def agreeing(self, facts: dict[str, Any]) -> Iterator[None]:
@@ -102,29 +131,78 @@ class Workers:
         """What the chief has given here, on all workers; JSON can say it."""
         return self._each(value)[0] if self.several else value
 
+    def arrays_of_chief(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The arrays that the chief has given here, on all workers."""
+        if not self.several:
+            return dict(arrays)
+        kinds = {name: (a.dtype.str, a.shape) for name, a in arrays.items()}
+        kinds = self.of_chief(kinds)
+        own = _to_bytes(arrays.values()) if self.chief else b""
+        of_chief = self._each_bytes(own)[0]
+        return dict(zip(kinds, _from_bytes(of_chief, kinds.values()), strict=True))
+
+    def joined(self, arrays: Any) -> Any:
+        """Arrays of all workers, joined along their first axis in the workers' order.
+
+        Args:
+          arrays: A structure of arrays that has the same shapes on all workers.
+        """
+        if not self.several:
+            return arrays
+        leaves = tf.nest.flatten(arrays)
+        kinds = [(leaf.dtype.str, leaf.shape) for leaf in leaves]
+        each = [_from_bytes(d, kinds) for d in self._each_bytes(_to_bytes(leaves))]
+        whole = [np.concatenate(parts) for parts in zip(*each, strict=True)]
+        return tf.nest.pack_sequence_as(arrays, whole)
+
     def any(self, value: bool) -> bool:
         """Whether one of the workers says so; all come here before any goes on."""
         return any(self._each(value)) if self.several else value
 
-    def _each(self, value: Any) -> list[Any]:
-        """What each worker gives, in their order."""
-        text = json.dumps(value).encode()
-        lengths = self._gathered([len(text)])
-        every = len(lengths) // len(self._addresses)  # Each of its replicas says it.
-        ends = np.cumsum(lengths)
-        whole = bytes(self._gathered(list(text)).astype(np.uint8))
-        texts = [whole[end - n : end] for n, end in zip(lengths, ends, strict=True)]
-        return [json.loads(text) for text in texts[::every]]
+    def asked_to_stop(self) -> bool:
+        """Whether a signal has come to one of the workers, which then is for all.
 
-    def _gathered(self, numbers: list[int]) -> np.ndarray:
-        return self._gather(tf.constant(numbers, tf.int64)).numpy()
+        All come here before any goes on.
+        """
+        if self.several:
+            stopping.note(max(self._each(stopping.signum())))
+        return stopping.asked()
+
+    def stop_if_asked(self) -> None:
+        """Raises `Stopped` on all workers where a signal has come to one of several.
+
+        Inside `stopping.later`; one alone stops where it is.
+        """
+        if self.several and self.asked_to_stop():
+            raise stopping.Stopped
+
+    def _each(self, value: Any) -> list[Any]:
+        """What each worker gives, in their order; JSON can say it."""
+        return [
+            json.loads(text) for text in self._each_bytes(json.dumps(value).encode())
+        ]
+
+    def _each_bytes(self, data: bytes) -> list[bytes]:
+        """What each worker gives, in their order."""
+        lengths = self._gather(tf.constant([len(data)], tf.int64)).numpy()
+        numbers = np.frombuffer(data + bytes(-len(data) % 8), np.int64)
+        whole = self._gather(tf.constant(numbers)).numpy().tobytes()
+        ends = np.cumsum(lengths + -lengths % 8)
+        starts = ends - (lengths + -lengths % 8)
+        return [whole[at : at + n] for at, n in zip(starts, lengths, strict=True)]
 
     @functools.cached_property
     def _gather(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """A function that joins the numbers of all replicas of all workers."""
+        """A function that joins numbers of workers, of the first replica of each."""
+        each = self.replicas // len(self._addresses)
+
+        def of_replica(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            first = tf.equal(context.replica_id_in_sync_group % each, 0)
+            return values[: tf.where(first, tf.size(values), 0)]
 
         def gather(values: tf.Tensor) -> tf.Tensor:
-            spread = self.strategy.run(tf.identity, (values,))
+            spread = self.strategy.run(of_replica, (values,))
             return self.strategy.gather(spread, axis=0)
 
         signature = [tf.TensorSpec([None], tf.int64)]
@@ -186,6 +264,21 @@ class Workers:
             ) from error
 
 
+def _to_bytes(arrays: Iterable[np.ndarray]) -> bytes:
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def _from_bytes(data: bytes, kinds: Iterable[tuple[str, Any]]) -> list[np.ndarray]:
+    """The arrays of these (dtype, shape), one after the other."""
+    arrays, start = [], 0
+    for dtype, shape in kinds:
+        count = math.prod(shape)
+        array = np.frombuffer(data, dtype, count, start)
+        arrays.append(array.reshape(shape))
+        start += array.nbytes
+    return arrays
+
+
 def _last(message: str) -> str:
     """What speaks of the tasks that are lost, in an error that names this one too."""
     return message.rpartition("unhealthy")[2]
@@ -205,7 +298,26 @@ def join(name: str, replicas: int = 0) -> Workers:
     cluster = cluster_lib.from_environment() if wanted else None
     if cluster and cluster.index:
         # The chief tells how it goes.
-        logging.set_verbosity(min(logging.get_verbosity(), logging.WARNING))
+        logging.set_verbosity(min(logging.get_verbosity(), logging.ERROR))
     elif cluster and cluster.several:
         logging.info("waiting for %d workers to join", len(cluster.addresses) - 1)
     return Workers(strategy_lib.create(name, replicas, cluster), cluster)
+
+
+def facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same on all workers: settings, versions and code, by names."""
+    return {
+        **{f"--{name}": value for name, value in settings.items()},
+        **{f"the version of {k}": v for k, v in directory.versions().items()},
+        "the code of mtr_tf": _code_digest(),
+    }
+
+
+def _code_digest() -> str:
+    """A hash of the modules of mtr_tf, by which their code is known."""
+    package = pathlib.Path(mtr_tf.__file__).parent
+    modules = {
+        str(module.relative_to(package)): store.file_digest(module)
+        for module in package.rglob("*.py")
+    }
+    return files.digest(modules)

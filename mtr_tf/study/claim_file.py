@@ -26,6 +26,8 @@ lower is better is negated. `relative` uses minus the relative vulnerability, (a
   divided by the field `ratio_to` if that is named; `minus` is a table of keys for what
   is taken off. With `within`, the number is claimed to be that near to `reference`.
 - `margin`: an effect below is too small to matter.
+- `main`: the report leads with it; else with the first claim that algebra does not
+  decide.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from mtr_tf.tasks import metric_names
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
-_KEYS = (*_CLAIM, "relative", "margin", "algebra")
+_KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
 # Of a measure: what is done with the records, and what chooses them.
 _USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
@@ -104,6 +106,7 @@ class Claim:
       relative: Compare relative vulnerabilities.
       margin: The smallest effect that matters, at least 0.
       algebra: Whether algebra alone decides it, so that its number is the finding.
+      main: Whether the report leads with it.
     """
 
     id: str
@@ -121,6 +124,7 @@ class Claim:
     relative: bool = False
     margin: float = 0.0
     algebra: bool = False
+    main: bool = False
 
     @property
     def within(self) -> float | None:
@@ -150,6 +154,8 @@ def read(study: Study) -> tuple[Claim, ...]:
             table.fail(
                 "each claim must have its own id, but another claim has this one too."
             )
+        if found[-1].main and any(other.main for other in found[:-1]):
+            table.fail("only one claim must be main, but another one is, too.")
     return tuple(found)
 
 
@@ -166,7 +172,8 @@ def _claim(table: Table, study: Study) -> Claim:
     if margin < 0:
         table.fail(f"margin must be 0 or more; got {margin}.")
     fields = said | {"relative": table.value("relative", bool, False)}
-    fields |= {"margin": float(margin), "algebra": table.value("algebra", bool, False)}
+    fields |= {key: table.value(key, bool, False) for key in ("algebra", "main")}
+    fields["margin"] = float(margin)
     if ways == ["measure"]:
         measure = _measure(
             Table(f"{table.where}, measure", table.content["measure"]), study

@@ -33,6 +33,48 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Power:
+    """What the seeds of a claim can show, judged by their spread; see `statistics`.
+
+    Each claim is given an equal share of the level, which max-T at least gives it. That
+    other images would give other values is left out.
+
+    Attributes:
+      deviation: Standard deviation of the effect over seeds.
+      least: Fewer seeds than this find no effect, however large.
+      detectable: The least mean effect that these seeds find nine times in ten; None
+        where they are too few.
+      seeds_needed: How many find an effect of the claim's margin nine times in ten, or
+        tell none from it; None where it has no margin, or more than 1000 are needed.
+    """
+
+    deviation: float
+    least: int
+    detectable: float | None
+    seeds_needed: int | None
+
+
+def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
+    """The power of a directional claim; None with fewer than two seeds.
+
+    Args:
+      by_seed: Its effects, NaN where there is none.
+      margin: The claim's; 0 for none.
+      claims: How many directional claims the study has.
+    """
+    known = by_seed[~np.isnan(by_seed)]
+    if len(known) < 2:
+        return None
+    deviation = float(known.std(ddof=1))
+    level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
+    needed = statistics.seeds_needed(deviation, margin, level) if margin else None
+    least, found = statistics.least_seeds(level), None
+    if len(known) >= least:
+        found = statistics.detectable(deviation, len(known), level)
+    return Power(deviation, least, found, needed)
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """The verdict on a claim, with its numbers.
 
@@ -50,6 +92,7 @@ class Verdict:
       by_seed: Effects, `[seeds]`, NaN where there is none.
       clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
+      power: What its seeds can show; None of a claim of nearness, or of too few seeds.
     """
 
     claim: Claim
@@ -64,6 +107,7 @@ class Verdict:
     by_seed: np.ndarray
     clean: Mapping[str, np.ndarray]
     reason: str
+    power: Power | None = None
 
 
 def check(study: Study) -> None:
@@ -85,6 +129,7 @@ def evaluate(results: Results) -> list[Verdict]:
         (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
         numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
         word, reason = judge(claim, *numbers)
+        spread = (effect.by_seed, claim.margin, len(directed))
         verdicts.append(
             Verdict(
                 claim=claim,
@@ -99,6 +144,7 @@ def evaluate(results: Results) -> list[Verdict]:
                 by_seed=effect.by_seed,
                 clean=effect.clean,
                 reason=reason,
+                power=power(*spread) if i in tested else None,
             )
         )
     return verdicts

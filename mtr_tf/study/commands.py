@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +27,8 @@ from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.executors import command
+from mtr_tf.executors.command import Ended
 from mtr_tf.runs import directory
 from mtr_tf.runs import store
 from mtr_tf.study.design import AttackSpec
@@ -68,7 +69,7 @@ class Cell:
     @property
     def shown(self) -> str:
         """The command as it can be pasted into a shell."""
-        return shlex.join(["python", "-m", *self.command])
+        return command.shown(self.command)
 
     @property
     def title(self) -> str:
@@ -156,26 +157,25 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def write_marker(
     cell: Cell,
     workdir: pathlib.Path,
-    seconds: float,
+    ended: Ended,
     whole: bool,
-    environment: Mapping[str, str],
 ) -> None:
     """Says that a cell's command has ended well.
 
     Args:
       cell: Which.
       workdir: The study's folder.
-      seconds: How long it took.
+      ended: How its command ended.
       whole: Whether it did everything; not, where it went on with what was there.
-      environment: The variables that the runner has set for it.
     """
     marker = {
         "hash": cell.hash,
         "settings": _settings(cell.config),
         "command": cell.shown,
-        "seconds": round(seconds, 1),
+        "seconds": round(ended.seconds, 1),
         "whole": whole,
-        "environment": dict(environment),
+        "environment": dict(ended.environment),
+        "host": ended.host,
         "checksums": _checksums(cell, workdir / cell.folder),
     }
     store.write_file(workdir / cell.folder / MARKER, marker)

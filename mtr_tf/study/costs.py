@@ -8,8 +8,7 @@ and what a unit takes is learned while the study runs.
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
+import bisect
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -114,7 +113,6 @@ def _size(image_size: str, tasks: int) -> float:
     return height * width / 64**2 * (1 + tasks) / 2
 
 
-@dataclasses.dataclass
 class Clock:
     """Says how long cells will take, from how long others took.
 
@@ -122,39 +120,28 @@ class Clock:
       costs: By the cells' folders.
     """
 
-    costs: Mapping[str, float]
-    _took: dict[str, tuple[Cell, float]] = dataclasses.field(default_factory=dict)
+    def __init__(self, costs: Mapping[str, float]):
+        """Knows of no cell yet how long it took."""
+        self.costs = costs
+        self._rates: dict[tuple, list[float]] = {}  # Sorted; by what cells are like.
 
     def add(self, cell: Cell, seconds: float) -> None:
         """Learns from a cell that was done from its beginning to its end."""
-        self._took[cell.folder] = (cell, seconds)
+        rate = max(seconds - _START, 0.1 * seconds) / self.costs[cell.folder]
+        for likeness in _likenesses(cell):
+            bisect.insort(self._rates.setdefault(likeness, []), rate)
 
     def seconds(self, cell: Cell) -> float | None:
         """How long a cell will take; None as long as nothing is known.
 
-        As the nearest cells did: of the same variant and attack with other seeds; else
-        the same attack on other variants, or training of others; else of the same kind;
-        else all. The last three by their cost.
+        As the nearest cells did, by cost: their median, as one may have stood still.
         """
-        for alike in (
-            lambda c: (
-                (c.kind, c.variant, c.attack) == (cell.kind, cell.variant, cell.attack)
-            ),
-            lambda c: (c.kind, c.attack) == (cell.kind, cell.attack),
-            lambda c: c.kind == cell.kind,
-            lambda c: True,
-        ):
-            near = [pair for pair in self._took.values() if alike(pair[0])]
-            if near:
-                return _START + self._rate(near) * self.costs[cell.folder]
+        for likeness in _likenesses(cell):
+            if rates := self._rates.get(likeness):
+                middle = len(rates) // 2
+                rate = (rates[middle] + rates[~middle]) / 2
+                return _START + rate * self.costs[cell.folder]
         return None
-
-    def _rate(self, near: Sequence[tuple[Cell, float]]) -> float:
-        """Seconds per unit of cost: the median, as one may have stood still."""
-        return statistics.median(
-            max(seconds - _START, 0.1 * seconds) / self.costs[cell.folder]
-            for cell, seconds in near
-        )
 
     def left(
         self,
@@ -169,10 +156,20 @@ class Clock:
           running: Those that run, and the seconds since each started.
           workers: How many cells run at a time.
         """
-        if not self._took:
+        if not self._rates:
             return None
         rest = []
         for cell, elapsed in [*((cell, 0.0) for cell in waiting), *running]:
             needed = present(self.seconds(cell), "a cell that is done")
             rest.append(max(needed - elapsed, 0.1 * needed))
         return max(sum(rest) / workers, max(rest, default=0.0))
+
+
+def _likenesses(cell: Cell) -> tuple[tuple, ...]:
+    """What cells are like this one in, the nearest first.
+
+    The same variant and attack, with other seeds; the same attack on other variants, or
+    training of others; the same kind; none.
+    """
+    of_attack = (cell.kind, cell.attack)
+    return ((*of_attack, cell.variant), of_attack, (cell.kind,), ())

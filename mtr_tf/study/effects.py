@@ -28,7 +28,7 @@ from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks.task import MAP
 
 RESAMPLES = 10_000
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
 _SUM_AND_COUNT = 2  # Numbers in a row of a mean.
 _ROUNDING = 1e-12  # Sums this much smaller than what is summed are 0.
 
@@ -67,11 +67,11 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval, by percentiles and widened for few seeds or units."""
-        ends = intervals.percentiles(self.draws, _CONFIDENCE)
+        ends = intervals.percentiles(self.draws, CONFIDENCE)
         if self.mean is None or np.isnan(ends[0]):
             return None
         few = min(self.n, self.units) if self.units else self.n
-        low, high = resampling.widened(ends, self.mean, few, _CONFIDENCE)
+        low, high = resampling.widened(ends, self.mean, few, CONFIDENCE)
         return float(low), float(high)
 
 

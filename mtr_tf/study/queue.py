@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from collections.abc import Sequence
 
@@ -26,21 +27,32 @@ class Queue:
         self.cells = tuple(cells)
         self._states = dict.fromkeys((cell.folder for cell in cells), MISSING)
         self._chosen = set(chosen)
+        self._needed_by: dict[str, list[int]] = {}
+        for number, cell in enumerate(self.cells):
+            for need in cell.needs:
+                self._needed_by.setdefault(need, []).append(number)
+        self._next: list[int] = list(range(len(self.cells)))  # A heap: may be next.
 
     def set(self, cell: Cell, state: str) -> None:
         """Says what a cell has become."""
         self._states[cell.folder] = state
+        if state == DONE:
+            for number in self._needed_by.get(cell.folder, ()):
+                heapq.heappush(self._next, number)
 
     def retry(self) -> None:
         """Makes failed cells missing ones."""
         for folder, state in self._states.items():
             if state == FAILED:
                 self._states[folder] = MISSING
+        self._next = list(range(len(self.cells)))
 
     def take(self) -> Cell | None:
         """The next cell, which is running from now on; None if none can be run now."""
-        for cell in self.waiting():
-            if all(self._states[need] == DONE for need in cell.needs):
+        while self._next:
+            cell = self.cells[heapq.heappop(self._next)]
+            ready = all(self._states[need] == DONE for need in cell.needs)
+            if ready and self._waits(cell):
                 self._states[cell.folder] = _RUNNING
                 return cell
         return None
@@ -50,10 +62,12 @@ class Queue:
         return [
             cell
             for cell in self.cells
-            if cell.folder in self._chosen
-            and self._states[cell.folder] == MISSING
+            if self._waits(cell)
             and not any(self._states[need] == FAILED for need in cell.needs)
         ]
+
+    def _waits(self, cell: Cell) -> bool:
+        return cell.folder in self._chosen and self._states[cell.folder] == MISSING
 
     def state(self, cell: Cell) -> str:
         """done, failed, or missing: also while it runs."""

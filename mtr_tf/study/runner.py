@@ -1,34 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the cells of a study in processes of their own, several at a time.
+"""Runs the cells of a study by an executor, several at a time.
 
 WORKDIR/study.json    the study, and what wrote it
-        index.json    all cells, their states and commands, anew after each
+        index.json    all cells, their states and commands
         runs/         see `commands`
         logs/         what each command said
+        jobs/         submitit's files, with --executor=slurm
 
-Killed at any moment, even by kill -9, it takes its processes with it (see `worker`);
-started again, it does what is missing, and ends with the same bits.
+Killed at any moment, even by kill -9, it does what is missing when it is started again,
+and ends with the same bits.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import pathlib
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from collections.abc import Sequence
+from concurrent import futures
 from typing import Any
 
 from absl import logging
 
+from mtr_tf import executors
 from mtr_tf import files
 from mtr_tf.cli import stopping
-from mtr_tf.errors import present
+from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import costs
@@ -37,41 +35,35 @@ from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
-_POLL_SECONDS = 0.05
-_GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
-_THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+_POLL_SECONDS = 0.05  # After which a signal is seen.
+_SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
 
 
 @dataclasses.dataclass
-class _Process:
-    """A cell that runs."""
+class _Given:
+    """A cell that an executor has."""
 
     cell: Cell
-    process: subprocess.Popen
-    slot: Mapping[str, str]
     start: float
     whole: bool  # Whether there was nothing of it before.
-    log_from: int  # Where its part of the log begins.
 
 
-def slots(workers: int, gpus: Sequence[str], cores: int) -> list[dict[str, str]]:
-    """The environment of each worker.
+class _Sparing:
+    """Calls a function, unless its calls would take more than a share of the time."""
 
-    One GPU each, or one thread each where there is none: two processes of one thread do
-    more than one of two.
+    def __init__(self, fn: Callable[[], Any]):
+        self._fn = fn
+        self._next = 0.0
+        self._last: Any = None
 
-    Args:
-      workers: how many; 0: one per GPU, or else per core.
-      gpus: those that may be used, as CUDA_VISIBLE_DEVICES names them.
-      cores: how many processor cores there are.
-    """
-    if not gpus:
-        return [dict.fromkeys(_THREADS, "1") for _ in range(workers or cores)]
-    count = workers or len(gpus)
-    found = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
-    if count > len(gpus):  # Several on one GPU: none may take all of its memory.
-        found = [slot | {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} for slot in found]
-    return found
+    def __call__(self) -> Any:
+        """What the function returns, or returned last."""
+        start = time.monotonic()
+        if start >= self._next:
+            self._last = self._fn()
+            end = time.monotonic()
+            self._next = end + (end - start) / _SHARE
+        return self._last
 
 
 class Runner:
@@ -100,7 +92,10 @@ class Runner:
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
-        self._running: list[_Process] = []
+        self._running: dict[futures.Future, _Given] = {}
+        self._at_once = 1
+        self._write_index_sparingly = _Sparing(self._write_index)
+        self._left = _Sparing(self._time_left)
         before = _failed_before(workdir)
         for cell in cells:
             if commands.is_done(cell, workdir):
@@ -121,33 +116,36 @@ class Runner:
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
 
-    def run(self, workers: Sequence[Mapping[str, str]]) -> None:
+    def run(self, engine: executors.Engine) -> None:
         """Does all cells that are missing; failed ones do not stop the others.
 
         Args:
-          workers: the environment of each, as of `slots`.
+          engine: what runs their commands; it is shut down at the end.
 
         Raises:
           Stopped: a signal came; what ran then has kept what it had.
         """
+        self._at_once = engine.at_once
         with stopping.saying(self._kept), stopping.later():
             try:
-                self._run(workers)
+                self._run(engine)
             finally:
-                self._stop()
+                engine.executor.shutdown(cancel_futures=True)
+                self._write_index()
 
-    def _run(self, workers: Sequence[Mapping[str, str]]) -> None:
-        free = list(workers)
+    def _run(self, engine: executors.Engine) -> None:
         while not stopping.asked():
-            while free and (cell := self.queue.take()):
-                self._running.append(self._start(cell, free.pop(0)))
+            while len(self._running) < engine.at_once and (cell := self.queue.take()):
+                given = _Given(cell, time.monotonic(), self._prepare(cell))
+                task = command.Command(cell.command, str(self._workdir / cell.log))
+                self._running[engine.executor.submit(command.run, task)] = given
             if not self._running:
                 return
-            for ended in [p for p in self._running if p.process.poll() is not None]:
-                self._running.remove(ended)
-                free.append(ended.slot)
-                self._finish(ended, len(workers))
-            time.sleep(_POLL_SECONDS)
+            ended, _ = futures.wait(
+                self._running, _POLL_SECONDS, futures.FIRST_COMPLETED
+            )
+            for future in ended:
+                self._finish(self._running.pop(future), future)
 
     def _kept(self) -> str:
         done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
@@ -170,43 +168,28 @@ class Runner:
 
     # One cell.
 
-    def _start(self, cell: Cell, slot: Mapping[str, str]) -> _Process:
-        folder, log = self._workdir / cell.folder, self._workdir / cell.log
-        with files.write_errors_explained(log):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            whole = not any((folder / part).exists() for part in _PARTS)
+    def _prepare(self, cell: Cell) -> bool:
+        """Takes away the marker; returns whether there is nothing of the cell yet."""
+        folder = self._workdir / cell.folder
+        with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
-            with open(log, "ab") as file:
-                file.write(f"$ {cell.shown}\n".encode())
-                file.flush()
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "mtr_tf.study.worker", *cell.command],
-                    stdin=subprocess.PIPE,  # Ends with this process: see `worker`.
-                    bufsize=0,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **slot},
-                    process_group=0,  # Ctrl-C comes to the runner alone.
-                )
-                start = file.tell()
-        return _Process(cell, process, slot, time.monotonic(), whole, start)
+        return not any((folder / part).exists() for part in _PARTS)
 
-    def _finish(self, ended: _Process, workers: int) -> None:
+    def _finish(self, given: _Given, future: futures.Future) -> None:
         """Takes note of a cell that has ended, in whichever way."""
-        cell, seconds = ended.cell, time.monotonic() - ended.start
-        present(ended.process.stdin, "a pipe").close()
-        code = ended.process.returncode
-        if code == 0 and _has_files(cell, self._workdir):
-            commands.write_marker(cell, self._workdir, seconds, ended.whole, ended.slot)
+        cell, log = given.cell, self._workdir / given.cell.log
+        error = future.exception()
+        ended = None if error else future.result()
+        if ended and ended.code == 0 and _has_files(cell, self._workdir):
+            commands.write_marker(cell, self._workdir, ended, given.whole)
             self._set_done(cell)
-            self._write_index()
-            self._say_done(cell, seconds, workers)
-        else:
-            log = self._workdir / cell.log
-            error = messages.last_words(log.read_bytes()[ended.log_from :], code)
-            self._set_failed(cell, error)
-            self._write_index()
-            logging.error("%s FAILED: %s (log: %s)", cell.title, error, log)
+            self._write_index_sparingly()
+            self._say_done(cell, ended.seconds)
+            return
+        said = ended.said if ended else _first_line(error)
+        self._set_failed(cell, said)
+        self._write_index()
+        logging.error("%s FAILED: %s (log: %s)", cell.title, said, log)
 
     def _set_done(self, cell: Cell) -> None:
         marker = commands.read_json(self._workdir / cell.folder / commands.MARKER)
@@ -221,30 +204,20 @@ class Runner:
         self._errors[cell.folder] = error
         self.queue.set(cell, queue.FAILED)
 
-    def _say_done(self, cell: Cell, seconds: float, workers: int) -> None:
-        now = time.monotonic()
-        running = [(p.cell, now - p.start) for p in self._running]
-        waiting = self.queue.waiting()
-        count = len(running) + len(waiting)
-        left = self.clock.left(waiting, running, workers)
+    def _say_done(self, cell: Cell, seconds: float) -> None:
+        count, left = self._left()
         about = f", about {messages.interval(left)}" if left and count else ""
         logging.info(
             "%s: %s; %d left%s", cell.title, messages.interval(seconds), count, about
         )
 
-    def _stop(self) -> None:
-        """Ends what runs: by a word, so that checkpoints are kept, or else by force."""
-        for one in self._running:
-            with contextlib.suppress(BrokenPipeError):
-                present(one.process.stdin, "a pipe").write(b"stop")
-        end = time.monotonic() + _GRACE_SECONDS
-        for one in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                one.process.wait(max(0, end - time.monotonic()))
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(one.process.pid, signal.SIGKILL)  # And what it has started.
-            one.process.wait()
-            present(one.process.stdin, "a pipe").close()
+    def _time_left(self) -> tuple[int, float | None]:
+        """How many cells are left, and the seconds that they take, if that is known."""
+        now = time.monotonic()
+        running = [(given.cell, now - given.start) for given in self._running.values()]
+        waiting = self.queue.waiting()
+        left = self.clock.left(waiting, running, self._at_once)
+        return len(running) + len(waiting), left
 
     def _write_index(self) -> None:
         cells = [
@@ -269,6 +242,12 @@ class Runner:
 
 # What a cell that was stopped may have left.
 _PARTS = ("config.json", "settings.json")
+
+
+def _first_line(error: BaseException | None) -> str:
+    """What an executor raised, in a line."""
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0]}"
 
 
 def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:

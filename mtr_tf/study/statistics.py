@@ -7,15 +7,19 @@ images are shared by all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import special  # pyrefly: ignore[untyped-import]  # No annotations.
 
 from mtr_tf.errors import InputError
 
 EXACT = 16  # Up to so many seeds all changes of sign are tried.
 RANDOM_FLIPS = 65536  # Beyond, so many random ones.
+POWER = 0.9  # Nine times in ten.
+MOST_SEEDS = 1000  # More are not asked for.
 _ROUNDING = 1e-9  # Statistics nearer than this, relatively, count as equal.
 
 
@@ -161,3 +165,67 @@ def bootstrap(
     if on_images and images:
         values = on_images(resampled_images(images, resamples, seed))[:, known]
     return weighted_means(values, counts)
+
+
+# Power: how many seeds tell a difference of so much from none.
+
+
+def power(deviation: float, difference: float, seeds: int, level: float) -> float:
+    """How often a difference is found, where effects of seeds are normal.
+
+    Found by Student's one-sided t-test: the share of studies whose studentised mean, of
+    the noncentral t distribution, is beyond its critical value (Cohen, "Statistical
+    Power Analysis", 1988, section 2.5). Also how often no effect is told from one of
+    `difference`.
+
+    Args:
+      deviation: Standard deviation of the effect over seeds.
+      difference: The true mean effect, above 0.
+      seeds: How many, at least 2.
+      level: Chance of finding one where there is none.
+    """
+    if deviation <= 0:
+        return 1.0
+    critical = special.stdtrit(seeds - 1, 1 - level)
+    shift = difference * math.sqrt(seeds) / deviation
+    return 1.0 - float(special.nctdtr(seeds - 1, shift, critical))
+
+
+def least_seeds(level: float) -> int:
+    """The least n whose exact test over changes of sign can give such a p, 2^-n."""
+    return max(2, math.ceil(-math.log2(level)))
+
+
+def seeds_needed(deviation: float, difference: float, level: float) -> int | None:
+    """The least number of seeds that finds a difference nine times in ten.
+
+    It is at least that of `least_seeds`.
+
+    Args:
+      deviation: Standard deviation of the effect over seeds.
+      difference: The true mean effect, above 0.
+      level: Of the one-sided test.
+
+    Returns:
+      None where it is more than `MOST_SEEDS`.
+    """
+    low, high = least_seeds(level), MOST_SEEDS
+    if power(deviation, difference, high, level) < POWER:
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if power(deviation, difference, middle, level) < POWER:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def detectable(deviation: float, seeds: int, level: float) -> float:
+    """The least mean effect that so many seeds find nine times in ten."""
+    if deviation <= 0:
+        return 0.0
+    critical = special.stdtrit(seeds - 1, 1 - level)
+    # The noncentrality whose distribution has a tenth below the critical value.
+    shift = special.nctdtrinc(seeds - 1, 1 - POWER, critical)
+    return float(shift) * deviation / math.sqrt(seeds)

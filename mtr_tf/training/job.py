@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import pathlib
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import mtr_tf
 from mtr_tf import data
-from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.settings import EXTRAS
@@ -31,10 +28,8 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import building
-from mtr_tf.runs import directory
 from mtr_tf.runs import initial_weights
 from mtr_tf.runs import own_models
-from mtr_tf.runs import store
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks.groups import task_weights
@@ -192,9 +187,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What must be the same on all workers: settings, code and data, by their names."""
     settings = config.that_change(RESULTS, EXTRAS) | {"jit": config.jit}
-    facts = {f"--{name}": value for name, value in settings.items()}
-    facts |= {f"the version of {k}": v for k, v in directory.versions().items()}
-    facts["the code of mtr_tf"] = _code_digest()
+    facts = workers_lib.facts(settings)
     for split in ("train", "validation"):
         columns = source.columns(split)
         facts[f"the size of {split}"] = count = len(columns)
@@ -202,16 +195,6 @@ def _facts(
         sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
         facts[f"the first and last of {split}"] = [one.hexdigest()[:16] for one in sums]
     return facts
-
-
-def _code_digest() -> str:
-    """A hash of the modules of mtr_tf, by which their code is known."""
-    package = pathlib.Path(mtr_tf.__file__).parent
-    modules = {
-        str(module.relative_to(package)): store.file_digest(module)
-        for module in package.rglob("*.py")
-    }
-    return files.digest(modules)
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -83,8 +83,8 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
     """Does the steps that are missing, and saves the model.
 
     Raises:
-      Stopped: A signal came; the steps that are done are in a checkpoint.
-      InputError: It came to another worker.
+      Stopped: A signal came, to any worker; the steps that are done are in a
+        checkpoint.
     """
     learner, total, workers = job.learner, job.steps, job.workers
     keeper = Keeper(
@@ -142,9 +142,6 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                     learner.model.save(beside)
                 files.settle(workdir)
             workers.any(False)  # None ends before the others have what they need.
-            if step < total and not stopping.asked():
-                kept = _kept(step, total, workdir)
-                raise InputError(f"a signal has stopped another worker. {kept}")
 
 
 def _is_whole(path: pathlib.Path) -> bool:
@@ -227,7 +224,7 @@ def loop(
     """
     workers = workers or Workers(tf.distribute.get_strategy(), None)
     step, kept_at = timetable.first, time.monotonic()
-    stop = workers.any(stopping.asked())
+    stop = workers.asked_to_stop()
     with progress.bar(
         timetable.total, "training", "steps", done=step, shown=workers.chief
     ) as advance:
@@ -244,7 +241,7 @@ def loop(
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
             late = timetable.late(time.monotonic() - kept_at)
-            stop = workers.any(stopping.asked())
+            stop = workers.asked_to_stop()
             if timetable.due("checkpoint", step) or late or stop:
                 monitor.flush()
                 keeper.save(step)

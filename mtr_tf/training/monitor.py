@@ -24,6 +24,7 @@ from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.evaluation.evaluator import values
 from mtr_tf.models import compiling
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import event_files
 from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
@@ -163,7 +164,7 @@ class Monitor:
             model,
             self.tasks,
             source.info.num_classes,
-            strategy,
+            Workers(strategy),
             attack=training_attack(config),
             objective={"tasks": tasks.select(config.main_or_all_tasks)},
             seed=config.seed,

@@ -32,6 +32,7 @@ from mtr_tf.evaluation import results
 from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation.cell_store import Result
 from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.runs.workers import Workers
 from mtr_tf.study import costs
 
 SCALE = ((0.3,) * 3, (0.2,) * 3)
@@ -113,7 +114,7 @@ def test_a_new_entry_is_planned_and_run(brighter):
         lambda images: {"depth": images[..., :1]},
         ("depth",),
         2,
-        tf.distribute.get_strategy(),
+        Workers(tf.distribute.get_strategy()),
         attack=cell.build(),
         objective=cell.objective_settings(4, 4),
         clean=False,

@@ -19,6 +19,7 @@ import pytest
 from mtr_tf import files
 from mtr_tf import reproduce
 from mtr_tf.errors import InputError
+from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
@@ -59,9 +60,11 @@ measure = ["tasks"]
 # Does what the binary does, without importing TensorFlow, which takes seconds.
 RUNNER = """
 import pathlib, sys
+from mtr_tf import executors
 from mtr_tf.study import design, runner
 study = design.Study.from_dict(__import__("json").load(open(sys.argv[1])))
-runner.Runner(study, pathlib.Path(sys.argv[2])).run(runner.slots(2, [], 2))
+folder = pathlib.Path(sys.argv[2])
+runner.Runner(study, folder).run(executors.create("local", folder, workers=2))
 """
 
 
@@ -133,10 +136,10 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
 
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert reproduce._gpus(2) == ["0", "1"]
+    assert local.gpus(2) == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
-    assert reproduce._gpus(2) == ["5", "7"]
-    assert reproduce._gpus(0) == []
+    assert local.gpus(2) == ["5", "7"]
+    assert local.gpus(0) == []
 
 
 # Killed and not.

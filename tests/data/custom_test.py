@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import threading
+import time
 import types
 
 import numpy as np
@@ -22,6 +25,7 @@ from mtr_tf import tasks
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.custom import facts
+from mtr_tf.data.custom import readers
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
@@ -233,6 +237,82 @@ def test_lazy_examples_are_asked_for_when_needed(open_it, monkeypatch):
     batching.gather(columns, ("seg", "depth"), [7, 99, 7])
     assert lazy.asked == [7, 99, 7]  # Once for all the columns.
     assert columns.targets["depth"][:2].shape == (2, 8, 6, 1)
+
+
+class Guarded(Lazy):
+    """A sequence that lets `together` threads in at once, when it is on guard."""
+
+    def __init__(self, n, together, number=0):
+        super().__init__(n)
+        self.number, self.inside = number, []
+        self.barrier = threading.Barrier(together, timeout=60)
+        self.on_guard, self.broken = False, ()
+
+    def __getitem__(self, i):
+        if self.on_guard:
+            self.barrier.wait()
+        self.inside.append(i)
+        if i in self.broken:
+            raise OSError(f"no such file as {i}.png")
+        time.sleep(0.001 * (i % 3))  # They do not end in the order of their start.
+        alone = self.inside == [i]
+        self.inside.remove(i)
+        if self.barrier.parties == 1 and not alone:
+            raise OSError("somebody else is reading")
+        return example(i + self.number)
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_readers_change_neither_order_nor_bits(open_it, readers):
+    """Four come in together, or one alone, whoever asks for whichever split."""
+    lazy = {s: Guarded(12, readers, n) for s, n in (("train", 0), ("test", 50))}
+    if readers == 1:
+        lazy["test"].inside = lazy["train"].inside  # They share a file, perhaps.
+    source = open_it(lazy | {"classes": ["a", "b", "c"], "readers": readers})
+    asked = [4, 11, 3, 8, 0, 6, 2, 9]
+    for sequence in lazy.values():
+        sequence.on_guard = True
+    for split, number in (("train", 0), ("test", 50)):
+        columns = source.columns(split)
+        found = batching.gather(columns, ("seg", "depth"), asked)
+        made = [example(i + number) for i in asked]
+        images = np.stack([e["image"] for e in made])
+        np.testing.assert_array_equal(found["image"], images.astype("f4") / 255)
+        depth = np.stack([e["targets"]["depth"] for e in made]).astype("f4")
+        np.testing.assert_array_equal(found["targets"]["depth"][..., 0], depth)
+    jobs = [source.columns(split) for split in lazy for _ in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda c: c.images[np.array(asked)], jobs))
+    assert all((f == found[0]).all() for f in found[:4])
+    assert all((f == found[4]).all() for f in found[4:])
+
+
+def test_what_a_reader_raises_names_the_first_example_that_was_asked_for(open_it):
+    lazy = Guarded(12, 2)
+    source = open_it({"train": lazy, "classes": ["a", "b", "c"], "readers": 2})
+    lazy.broken = (5, 7)
+    told = r"^Example 7 of train cannot be read: OSError: no such file as 7.png\.$"
+    with pytest.raises(InputError, match=told):
+        source.columns("train").images[np.array([1, 7, 2, 5, 11])]
+    lazy.broken = ()
+    np.testing.assert_array_equal(
+        source.columns("train").images[np.array([5])][0], example(5)["image"]
+    )
+
+
+def test_readers_end_with_the_data_set():
+    def alive():
+        return sum(thread.name == "reader" for thread in threading.enumerate())
+
+    before = alive()
+    one = readers.Readers(3)
+    assert one.read(lambda row: row * row, [3, 1, 2]) == [9, 1, 4]
+    assert alive() == before + 3
+    del one
+    deadline = time.monotonic() + 60
+    while alive() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_data_dir_is_handed_over(open_it):
@@ -449,6 +529,8 @@ def test_wrong_examples(open_it, mistake):
             "each of the 1 examples of train; got float64 of shape [1]",
         ),
         ({"train": [example()], "frames": True}, '"frames" must be True or False, be'),
+        ({"train": [example()], "readers": True}, '"readers" must be a whole number f'),
+        ({"train": Lazy(), "readers": 0}, "how many threads may read examples at the"),
     ],
 )
 def test_wrong_data_sets(open_it, given, message):

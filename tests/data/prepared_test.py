@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import itertools
 import json
 import os
@@ -390,7 +391,7 @@ def called(tmp_path):
 
 def run(tmp_path, wanted, processes):
     found = parts.examples(
-        tmp_path / "parts", wanted, WORK, "testing", processes=processes
+        tmp_path / "parts", list(wanted.items()), WORK, "testing", processes=processes
     )
     return [int(arrays["squared"][0]) for arrays in found]
 
@@ -446,7 +447,8 @@ import json, pathlib, sys
 from mtr_tf.data import parts
 folder, jobs = sys.argv[1:]
 work = "prepared_fixture:square"
-made = parts.examples(pathlib.Path(folder), json.loads(jobs), work, "it", processes=2)
+jobs = list(json.loads(jobs).items())
+made = parts.examples(pathlib.Path(folder), jobs, work, "it", processes=2)
 print(len(list(made)))
 """
 
@@ -472,6 +474,81 @@ def test_killed_it_goes_on_where_it_was(tmp_path):
     assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
     for name, time_ns in before.items():
         assert (folder / name).stat().st_mtime_ns == time_ns
+
+
+HELPER = """
+import json, pathlib, sys
+from mtr_tf.data import parts
+folder, jobs = sys.argv[1:]
+jobs = list(json.loads(jobs).items())
+parts.help_with(pathlib.Path(folder), jobs, "prepared_fixture:square", lambda: False)
+"""
+
+
+def start(script, *arguments):
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_helpers_share_the_parts_and_those_of_a_killed_one_are_made(tmp_path):
+    wanted = jobs(tmp_path, 31)
+    slow = {key: {**job, "sleep": 0.02} for key, job in wanted.items()}
+    folder = tmp_path / "parts"
+    helpers = [start(HELPER, folder, json.dumps(slow)) for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("no*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    helpers[0].kill()
+    assert [helper.wait(timeout=60) for helper in helpers[1:]] == [0, 0]
+    made = called(tmp_path)
+    assert set(made) == set(range(31))
+    assert len(made) < 62  # One of them alone calls 31 times.
+    assert run(tmp_path, wanted, 1) == [i * i for i in range(31)]
+    assert called(tmp_path) == made
+    helpers[0].wait(timeout=60)
+
+
+def test_helping_ends_when_nobody_wants_parts(tmp_path):
+    wanted, over = list(jobs(tmp_path, 9).items()), iter([False, False, True])
+    parts.help_with(tmp_path / "parts", wanted, WORK, lambda: next(over))
+    assert len(called(tmp_path)) == 3
+
+
+class Shared(Failing):
+    """A builder whose data set another process finishes while we help."""
+
+    def __init__(self, folder, wanted):
+        super().__init__(folder, None)
+        self.parts = folder / "parts"
+        self.work = {"train": prepared.Work(self.parts, wanted, WORK)}
+
+    def is_prepared(self):
+        return os.path.exists(self.data_dir)
+
+
+def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
+    wanted, found = list(jobs(tmp_path, 5).items()), []
+    builder = Shared(tmp_path, wanted)
+    real = parts.help_with
+
+    def help_with(*work):
+        real(*work)
+        found.extend(sorted(path.name for path in builder.parts.iterdir()))
+        builder.data_dir.mkdir(parents=True)
+        (builder.data_dir / INFO).write_text("{}")
+        another.close()
+
+    monkeypatch.setattr(parts, "help_with", help_with)
+    another = open(tmp_path / ".failing-tiny.lock", "w")  # noqa: SIM115
+    fcntl.flock(another, fcntl.LOCK_EX)
+    made = prepared.prepare(lambda folder: Shared(folder, wanted), tmp_path, "it")
+    assert made.is_prepared()
+    assert found == [f"no{i}.npz" for i in range(5)]
+    assert not builder.parts.exists()
 
 
 def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):

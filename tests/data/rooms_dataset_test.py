@@ -66,6 +66,21 @@ def test_read_back_equals_rendered_in_order(data_dir):
                 assert columns.masks[name][index].all()
 
 
+def test_more_scenes_begin_with_the_same_and_are_validated_on_the_same(tmp_path):
+    splits = {"train": 2, "validation": 2, "test": 1}
+    given = {"config": tiny(splits=splits), "data_dir": str(tmp_path), "tasks": ["seg"]}
+    few = rooms.open_source(**given)
+    more = rooms.open_source(**given, rooms_scenes=5)
+    assert dict(more.info.splits) == {**splits, "train": 5}
+    for split, count in splits.items():
+        ours, theirs = more.columns(split), few.columns(split)
+        np.testing.assert_array_equal(ours.images[:count], theirs.images)
+    last = workers.example(0, 0, 4, 32)
+    np.testing.assert_array_equal(more.columns("train").images[4], last["image"])
+    again = tiny(splits=splits).with_scenes(2)
+    assert again == tiny(splits=splits)
+
+
 def test_plain_tfds_reads_it_too(data_dir):
     builder = rooms.Rooms(config=tiny(), data_dir=data_dir)
     examples = list(builder.as_dataset(split="validation").as_numpy_iterator())

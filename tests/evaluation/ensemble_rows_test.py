@@ -19,6 +19,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.runs.workers import Workers
 
 SIZE, COUNT = 6, 8
 INFO = DatasetInfo(
@@ -59,7 +60,7 @@ def subject() -> sweep.Subject:
         info=INFO,
         columns=Columns(images, targets, masks),
         num_examples=COUNT,
-        strategy=tf.distribute.get_strategy(),
+        workers=Workers(tf.distribute.get_strategy()),
         batch_size=COUNT,
         seed=3,
     )

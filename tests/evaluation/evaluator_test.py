@@ -13,6 +13,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator as evaluator_lib
 from mtr_tf.evaluation.evaluator import Evaluator
+from mtr_tf.runs.workers import Workers
 
 CLASSES = 3
 TASKS = ("seg", "depth")
@@ -134,7 +135,7 @@ def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, re
     strategy = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():
         model = make_model()
-    evaluator = Evaluator(model, TASKS, CLASSES, strategy, attack=PGD, seed=3)
+    evaluator = Evaluator(model, TASKS, CLASSES, Workers(strategy), attack=PGD, seed=3)
     counts = []
     found = evaluator.run(
         make_columns(), batch_size=batch_size, on_batch=counts.append, keep_examples=3
@@ -242,6 +243,6 @@ def test_without_clean_only_the_attacked_rows_come_back():
 
 
 def test_a_batch_that_does_not_divide_is_refused(mirrored):
-    evaluator = Evaluator(make_model(), TASKS, CLASSES, mirrored)
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, Workers(mirrored))
     with pytest.raises(InputError, match="3.*2"):
         evaluator.run(make_columns(), batch_size=3)

@@ -24,6 +24,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.measures import measure
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import curves
 from mtr_tf.show import gallery
 from mtr_tf.show import tensorboard
@@ -97,7 +98,7 @@ def make_subject(columns=None):
         info=info,
         columns=columns or make_columns(),
         num_examples=COUNT,
-        strategy=tf.distribute.get_strategy(),
+        workers=Workers(tf.distribute.get_strategy()),
         batch_size=4,
         seed=0,
     )

@@ -20,6 +20,7 @@ from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.runs.workers import Workers
 
 COUNT, SIZE = 16, 64
 INFO = DatasetInfo(
@@ -63,7 +64,7 @@ def held(folder, count: int, monkeypatch) -> int:
         info=INFO,
         columns=Columns(images=images, targets={}, masks={}),
         num_examples=COUNT,
-        strategy=tf.distribute.get_strategy(),
+        workers=Workers(tf.distribute.get_strategy()),
         batch_size=8,
         seed=0,
     )

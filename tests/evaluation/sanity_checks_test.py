@@ -18,6 +18,7 @@ from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.runs.workers import Workers
 
 COMPARED = [name for name, kind in KINDS.items() if kind.for_comparison]
 
@@ -83,7 +84,7 @@ def make_subject(front) -> sweep.Subject:
         info=INFO,
         columns=Columns(images, {"seg": bright.astype(np.uint8)}, {}),
         num_examples=COUNT,
-        strategy=tf.distribute.get_strategy(),
+        workers=Workers(tf.distribute.get_strategy()),
         batch_size=COUNT,
         seed=0,
     )
@@ -185,10 +186,11 @@ def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
     monkeypatch.setattr(sanity_checks, "run", run)
     config = AttackConfig(ckpt="x", eps=(2.0,), attack=("mim", *COMPARED))
     half = ((0.5,) * 3, (0.25,) * 3)
-    results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",), (), half)]
+    cells = make_cells(config, ("seg",), (), half)
+    results = [Result(cell, {}, COUNT, {}) for cell in cells]
     path = tmp_path / "checks.json"
     settings = {"examples": 4, "transfer": True}
-    sanity_checks.check_once(make_subject(honest), results, {}, path, **settings)
+    sanity_checks.check_once(make_subject(honest), cells, results, {}, path, **settings)
     assert compared == ["mim", "pgd_released_start"]
 
 
@@ -201,11 +203,12 @@ def test_checks_are_run_once_and_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sanity_checks, "run", run)
     config = AttackConfig(ckpt="x", eps=(0.0, 2.0), attack=("square", "pgd"))
-    results = [Result(c, {}, COUNT, {}) for c in make_cells(config, ("seg",))]
+    cells = make_cells(config, ("seg",))
+    results = [Result(cell, {}, COUNT, {}) for cell in cells]
     path = tmp_path / "checks.json"
     for facts, examples in (({"a": 1}, 4), ({"a": 1}, 4), ({"a": 2}, 99)):
         found = sanity_checks.check_once(
-            make_subject(honest), results, facts, path, examples=examples
+            make_subject(honest), cells, results, facts, path, examples=examples
         )
         assert found == ["it is odd (pgd 1, fgsm 2)."]
     assert calls == [(4, 4, "pgd"), (COUNT, COUNT, "pgd")]
@@ -228,7 +231,7 @@ def test_changed_checks_are_run_again(tmp_path, monkeypatch, sealed):
     def check():
         settings = {"examples": 4}
         subject = make_subject(honest)
-        return sanity_checks.check_once(subject, results, {}, path, **settings)
+        return sanity_checks.check_once(subject, cells, results, {}, path, **settings)
 
     check()
     if not sealed:  # As versions before 0.2 wrote it.

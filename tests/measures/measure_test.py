@@ -34,6 +34,7 @@ from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.measures import steps
 from mtr_tf.runs import directory
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import theory
 from mtr_tf.tasks import metrics
 
@@ -82,7 +83,7 @@ def subject_of(model, strategy=None, batch_size=2) -> sweep.Subject:
         info=INFO,
         columns=specks("validation"),
         num_examples=COUNT,
-        strategy=strategy or tf.distribute.get_strategy(),
+        workers=Workers(strategy or tf.distribute.get_strategy()),
         batch_size=batch_size,
         seed=0,
     )
@@ -245,13 +246,14 @@ def test_a_killed_measure_goes_on(tmp_path):
 
         return passes.Part({"part": name}, 1, make)
 
-    parts = passes.Parts(tmp_path, {"model": "m"})
+    alone = Workers(tf.distribute.get_strategy())
+    parts = passes.Parts(tmp_path, {"model": "m"}, alone)
     with pytest.raises(KeyboardInterrupt):
         parts.finish([part("a"), part("b", fails=True)], COUNT)
     found = parts.finish([part("a"), part("b")], COUNT)
     assert made == ["a", "b"]
     assert [int(arrays["value"][0]) for arrays in found] == [97, 98]
-    other = passes.Parts(tmp_path, {"model": "another"})
+    other = passes.Parts(tmp_path, {"model": "another"}, alone)
     other.finish([part("a")], COUNT)
     assert made == ["a", "b", "a"]
 

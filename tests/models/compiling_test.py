@@ -23,6 +23,7 @@ from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import pooling
+from mtr_tf.runs.workers import Workers
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
 
@@ -277,7 +278,7 @@ def evaluated(jit, strategy=None):
     with (strategy or tf.distribute.get_strategy()).scope():
         model = net()
     attack = attacks.FGSM(E)
-    evaluator = Evaluator(model, TASKS, 3, strategy, attack=attack, jit=jit)
+    evaluator = Evaluator(model, TASKS, 3, Workers(strategy), attack=attack, jit=jit)
     return evaluator.run(columns(5), batch_size=4)
 
 

@@ -93,9 +93,9 @@ def test_lists_of_nodes(text, hosts):
 
 def test_what_runs_in_one_process_is_refused_where_there_are_several():
     two = tf_config({"worker": ["a:1", "b:2"]}, "worker", 1)
-    with pytest.raises(InputError, match=r"^mtr_tf.attack runs in one process, and TF"):
-        cluster.refuse("mtr_tf.attack", two)
-    cluster.refuse("mtr_tf.attack", tf_config({"worker": ["a:1"]}, "worker", 0))
+    with pytest.raises(InputError, match=r"^mtr_tf.export runs in one process, and TF"):
+        cluster.refuse("mtr_tf.export", two)
+    cluster.refuse("mtr_tf.export", tf_config({"worker": ["a:1"]}, "worker", 0))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_runs_in_one_process_is_refused_where_there_are_several():
         lambda: mtr_tf.reproduce_study(study="rooms-quick"),
         lambda: mtr_tf.convert_weights(torch="weights.pth"),
         lambda: export.main(export.ExportConfig(ckpt="run", out="out")),
-        lambda: attack_job.resolve(AttackConfig(ckpt="run")),
+        lambda: attack_job.resolve(AttackConfig(ckpt="run")),  # As in Python.
     ],
 )
 def test_commands_of_one_process_start_nothing(call, tmp_path, monkeypatch):

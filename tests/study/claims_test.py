@@ -8,10 +8,12 @@ import tomllib
 
 import numpy as np
 import pytest
+import scipy.stats
 import study_fixture
 
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import resampling
+from mtr_tf.study import claim_file
 from mtr_tf.study import claims
 from mtr_tf.study import design
 from mtr_tf.study import effects
@@ -452,3 +454,36 @@ def test_studies_that_come_with_the_package_can_be_judged(name):
     study = study_file.load(name)
     claims.check(study)
     assert len(study.seeds) >= 5  # Fewer could never say that a claim holds.
+
+
+def test_power_of_a_claim_against_scipy():
+    by_seed = np.array([0.02, np.nan, -0.01, 0.03, 0.0, 0.01, 0.02, -0.02, 0.01])
+    known = by_seed[~np.isnan(by_seed)]
+    found = claims.power(by_seed, 0.01, claims=10)
+    assert found.deviation == pytest.approx(known.std(ddof=1))
+    # A tenth of .05 for each of ten claims: 1/2^8 is the first below.
+    assert found.least == len(known) == 8
+    critical = scipy.stats.t.ppf(1 - 0.005, 7)
+    shift = found.detectable * np.sqrt(8) / known.std(ddof=1)
+    assert scipy.stats.nct.sf(critical, 7, shift) == pytest.approx(0.9, abs=1e-5)
+    n, ratio = found.seeds_needed, 0.01 / known.std(ddof=1)
+    for count, enough in ((n - 1, False), (n, True)):
+        critical = scipy.stats.t.ppf(1 - 0.005, count - 1)
+        reached = scipy.stats.nct.sf(critical, count - 1, ratio * np.sqrt(count))
+        assert (reached >= 0.9) == enough
+
+
+def test_power_needs_two_seeds_and_a_margin():
+    assert claims.power(np.array([0.1, np.nan]), 0.01, 1) is None
+    few = claims.power(np.array([0.1, 0.2]), 0.0, 1)
+    assert (few.least, few.detectable, few.seeds_needed) == (6, None, None)
+
+
+def test_main_claim_is_read_and_only_one(tmp_path):
+    than = 'than = ["s"]\n'
+    claim = CLAIM + COMPARED + than
+    study = study_with(tmp_path, claim + claim.replace("E4", "E5") + "main = true\n")
+    assert [one.main for one in claim_file.read(study)] == [False, True]
+    twice = claim + "main = true\n" + claim.replace("E4", "E5") + "main = true\n"
+    with pytest.raises(InputError, match="only one claim must be main"):
+        claim_file.read(study_with(tmp_path, twice))

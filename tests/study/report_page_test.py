@@ -57,6 +57,7 @@ def content() -> page.Content:
         curves=[curve],
         curve_plots=[plot],
         theory={name: [] for name in ("norms", "first_order", "pixels", "cosines")},
+        effects=[],
         galleries=[],
         gallery_plots=[],
     )
@@ -92,7 +93,7 @@ def test_no_text_becomes_html_a_link_or_a_column_of_the_markdown(content):
 def test_paragraphs_stay_paragraphs(content, words):
     study = dataclasses.replace(content.study, about=words)
     page_of = page.markdown(dataclasses.replace(content, study=study))
-    (line,) = re.findall(r"^# Study .*\n\n(.*)\n\n\| what \|", page_of)
+    (line,) = re.findall(r"^# Study .*\n\n(.*)\n\n## Answer", page_of)
     assert re.match(r"\d?\\|&lt;|[a-z]", line)
     unescaped = re.sub(r"\\(.)", r"\1", line).replace("&lt;", "<")
     assert unescaped == words.strip()  # What a reader sees.

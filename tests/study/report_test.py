@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import html
 import json
 import pathlib
 import re
@@ -75,9 +76,10 @@ def test_page_is_one_sound_file(page):
 
 
 def test_order_of_sections(page):
-    """Verdicts come first, then curves, clean metrics, theory, examples, settings."""
+    """The answer comes first, then verdicts, curves, clean metrics and so on."""
     tags = [(tag, a.get("id")) for tag, a in parse(page).found]
     assert [name for tag, name in tags if tag == "h2"] == [
+        "answer",
         "verdicts",
         "curves",
         "clean",
@@ -163,11 +165,12 @@ def test_tensorboard_has_the_plots_and_the_verdicts(written):
 def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     folder, _ = written
     words = (exported / "README.md").read_text()
+    table, rest = words.split("### What would decide the rest")
     for verdict in claims.evaluate(Results.read(folder.parent)):
-        lines = [
-            x for x in words.splitlines() if x.startswith(f"| {verdict.claim.id} ")
-        ]
-        (line,) = lines
+        start = f"| {verdict.claim.id} "
+        (line,) = (x for x in table.splitlines() if x.startswith(start))
+        undecided = verdict.verdict == "undecided" and verdict.power is not None
+        assert (f"\n{start}" in rest) == undecided
         assert f"**{verdict.verdict}**" in line
         assert verdict.claim.statement in line
         assert f"{verdict.n} |" in line
@@ -187,7 +190,7 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
     )
     assert str(folder.parent) not in words  # Nothing of this machine.
     counts = {line.count("|") for line in words.split("## Clean")[0].splitlines()}
-    assert len(counts) == 3  # No table, that of the origin, that of the verdicts.
+    assert len(counts) == 4  # No table; those of origin, verdicts and power.
 
 
 def test_results_of_an_export_are_those_of_the_report(written, exported, tmp_path):
@@ -265,3 +268,23 @@ def test_claims_lead_to_plots_that_are_shown_at_once(page):
     for link in links:
         assert f'<figure id="{link}">' in rest
         assert link not in folded
+
+
+def test_the_answer_stands_first_with_its_numbers(written, page):
+    folder, _ = written
+    results = Results.read(folder.parent)
+    verdict = next(v for v in claims.evaluate(results) if not v.claim.algebra)
+    words = (folder / "README.md").read_text()
+    answer = words.split("## Answer")[1].split("## Verdicts")[0]
+    first = answer.strip().splitlines()[0]
+    assert f"“{verdict.claim.statement}” ({verdict.claim.id})" in first
+    assert text.signed(verdict.effect) in first or text.points(verdict.effect) in first
+    assert f"over {verdict.n} seeds under" in first
+    found = (text.signed if not verdict.claim.relative else text.points)(
+        verdict.power.detectable
+    )
+    few = "So few seeds find no effect" in first
+    assert few == (verdict.n < verdict.power.least)
+    assert few or f"an effect of {found.lstrip('+')} nine times" in first
+    assert "(plots/effects.png)" in answer
+    assert first in " ".join(html.unescape(page).split())

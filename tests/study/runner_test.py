@@ -21,10 +21,13 @@ import pytest
 from absl import flags as absl_flags
 
 import mtr_tf
+from mtr_tf import executors
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.executors import command
+from mtr_tf.executors import local
 from mtr_tf.runs import directory
 from mtr_tf.runs import store
 from mtr_tf.study import commands
@@ -53,7 +56,13 @@ STUDY = Study(
     claims=(),
 )
 HERE = pathlib.Path("w")
-ONE = [{"SLOT": "mine"}]  # One worker, and what is in its environment.
+ONE = ({"SLOT": "mine"},)  # One worker, and what is in its environment.
+ENDED = command.Ended(0, 1.0, "", {}, "here")
+
+
+def engine(*slots):
+    """An executor with these slots."""
+    return executors.Engine(local.LocalExecutor(slots), len(slots))
 
 
 def cells_of(study=STUDY, workdir=HERE):
@@ -180,7 +189,7 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
         if cell.kind == "train":
             directory.write_config(folder, cell.config)
         else:
-            commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
+            commands.write_marker(cell, tmp_path, ENDED, whole=True)
         assert commands.is_done(cell, tmp_path)
         content = store.read_kept(folder / file)
         settings = content["train" if cell.kind == "train" else "settings"]
@@ -220,13 +229,13 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
         (tmp_path / cell.folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / cell.folder / file).write_text("{}")
         assert commands.is_done(cell, tmp_path) == (cell.kind == "train")
-        commands.write_marker(cell, tmp_path, 1.0, whole=True, environment={})
+        commands.write_marker(cell, tmp_path, ENDED, whole=True)
         assert commands.is_done(cell, tmp_path)
     marker = tmp_path / pgd.folder / commands.MARKER
     for text in ("", "{", "[]", json.dumps({"hash": theory.hash})):
         marker.write_text(text)
         assert not commands.is_done(pgd, tmp_path)
-    commands.write_marker(pgd, tmp_path, 1.0, whole=True, environment={})
+    commands.write_marker(pgd, tmp_path, ENDED, whole=True)
     whole = marker.read_text()
     marker.write_text(whole.replace('"seconds": 1.0', '"seconds": 2.0'))
     assert not commands.is_done(pgd, tmp_path)
@@ -266,7 +275,7 @@ def test_a_marker_of_another_form_is_done_again(change, tmp_path):
     folder = tmp_path / pgd.folder
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("[]")
-    commands.write_marker(pgd, tmp_path, 1.0, whole=True, environment={})
+    commands.write_marker(pgd, tmp_path, ENDED, whole=True)
     content = json.loads((folder / commands.MARKER).read_text())
     del content["checksum"]  # As of a version that kept none.
     (folder / commands.MARKER).write_text(json.dumps(content | change))
@@ -416,7 +425,7 @@ def test_one_worker_does_the_cells_in_order_and_each_once(fake):
     runner = fake("done()")
     runner.write()
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"missing"}
-    runner.run(ONE)
+    runner.run(engine(*ONE))
     cells = cells_of(workdir=fake.workdir)
     assert order(fake.workdir) == [cell.folder for cell in cells]
     for cell in cells:
@@ -433,7 +442,7 @@ def test_one_worker_does_the_cells_in_order_and_each_once(fake):
     assert (
         Study.from_dict(json.loads((fake.workdir / "study.json").read_text())) == STUDY
     )
-    fake("done()").run(ONE)
+    fake("done()").run(engine(*ONE))
     assert len(order(fake.workdir)) == 12
 
 
@@ -450,7 +459,7 @@ def test_two_workers_work_at_a_time_and_never_before_what_a_cell_needs(fake):
         done()
         """
     )
-    runner.run([{}, {}])
+    runner.run(engine({}, {}))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
     assert len(order(fake.workdir)) == 12
 
@@ -466,7 +475,7 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
         done()
         """
     runner = fake(body)
-    runner.run(ONE)
+    runner.run(engine(*ONE))
     states = {key: cell["state"] for key, cell in index(fake.workdir).items()}
     wrong = {key: state for key, state in states.items() if state != "done"}
     assert wrong == {
@@ -486,7 +495,7 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
     again = fake("done()")
     assert again.failures() == runner.failures()  # Known, as long as none is tried.
     again.queue.retry()
-    again.run(ONE)
+    again.run(engine(*ONE))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
     assert not again.failures()
     assert len(order(fake.workdir)) == 9 + 5
@@ -494,13 +503,13 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
 
 def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):
     runner = fake("if name != 'pgd': done()\nelse: print('I have ended')")
-    runner.run(ONE)
+    runner.run(engine(*ONE))
     assert len(runner.failures()) == 4
     assert "I have ended" in runner.failures()[0]
 
 
 def test_only_some_variants_and_what_they_need(fake):
-    fake("done()", variants=("s",)).run(ONE)
+    fake("done()", variants=("s",)).run(engine(*ONE))
     cells = cells_of(workdir=fake.workdir)
     wanted = [c for c in cells if c.variant == "s" or c.kind == "train"]
     assert order(fake.workdir) == [cell.folder for cell in wanted]
@@ -511,17 +520,19 @@ def test_only_some_variants_and_what_they_need(fake):
 def test_a_worker_has_one_thread_or_one_gpu(fake):
     thread = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     thread |= {"OMP_NUM_THREADS": "1"}
-    assert runner_lib.slots(0, [], 3) == [thread] * 3
-    assert runner_lib.slots(2, [], 8) == [thread] * 2
-    assert runner_lib.slots(0, ["2", "5"], 8) == [
+    assert local.slots(0, [], 3) == [thread] * 3
+    assert local.slots(2, [], 8) == [thread] * 2
+    assert local.slots(0, ["2", "5"], 8) == [
         {"CUDA_VISIBLE_DEVICES": "2"},
         {"CUDA_VISIBLE_DEVICES": "5"},
     ]
-    three = runner_lib.slots(3, ["2", "5"], 8)
+    three = local.slots(3, ["2", "5"], 8)
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in three] == ["2", "5", "2"]
     assert {slot["TF_FORCE_GPU_ALLOW_GROWTH"] for slot in three} == {"true"}
     study = dataclasses.replace(STUDY, seeds=(0,), attacks=())
-    fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(ONE)
+    fake("(folder / 'env').write_text(os.environ['SLOT']); done()", study).run(
+        engine(*ONE)
+    )
     assert {p.read_text() for p in fake.workdir.glob("runs/*/env")} == {"mine"}
 
 
@@ -552,7 +563,7 @@ from mtr_tf.cli import flags
 test.commands.make_cells = test.fake_cells
 runner = test.runner_lib.Runner(test.STUDY, pathlib.Path({workdir!r}))
 def main():
-    runner.run([{{}}, {{}}])
+    runner.run(test.engine({{}}, {{}}))
 flags.run("x", "", (), main, "Go on.")
 """
 
@@ -635,4 +646,4 @@ def test_intervals_are_said_as_people_do():
     ],
 )
 def test_the_line_that_says_why(log, code, said):
-    assert messages.last_words(log, code).startswith(said)
+    assert command.last_words(log, code).startswith(said)

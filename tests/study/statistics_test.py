@@ -218,3 +218,45 @@ def test_bootstrap_has_the_spread_of_a_mean():
         (low, high), tuple(expected.confidence_interval), atol=0.02
     )
     assert draws.std() == pytest.approx(expected.standard_error, rel=0.1)
+
+
+@pytest.mark.parametrize(("n", "d"), [(4, 1.0), (10, 0.5), (30, 0.7)])
+def test_power_against_scipys_noncentral_t(n, d):
+    critical = scipy.stats.t.ppf(0.975, n - 1)
+    expected = scipy.stats.nct.sf(critical, n - 1, d * np.sqrt(n))
+    assert statistics.power(2.0, 2 * d, n, 0.025) == pytest.approx(expected)
+
+
+def test_power_against_simulated_studies():
+    n, d, level = 8, 0.9, 0.05
+    values = np.random.default_rng(0).normal(d, 1.0, (20_000, n))
+    found = scipy.stats.ttest_1samp(values, 0.0, axis=1, alternative="greater").pvalue
+    assert statistics.power(1.0, d, n, level) == pytest.approx(
+        np.mean(found <= level), abs=0.01
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
+def test_seeds_needed_are_the_first_with_that_power(ratio):
+    by_hand = next(
+        n
+        for n in range(6, 1000)
+        if scipy.stats.nct.sf(
+            scipy.stats.t.ppf(0.975, n - 1), n - 1, np.sqrt(n) * ratio
+        )
+        >= 0.9
+    )
+    assert statistics.seeds_needed(3.0, 3.0 * ratio, 0.025) == by_hand
+
+
+def test_seeds_needed_for_large_small_and_certain_effects():
+    assert statistics.seeds_needed(1.0, 100.0, 0.05) == 5  # 1/32 is the first below.
+    assert statistics.seeds_needed(0.0, 0.01, 0.001) == 10
+    assert statistics.seeds_needed(1.0, 1e-3, 0.05) is None
+
+
+@pytest.mark.parametrize("n", [4, 6, 20])
+def test_the_detectable_effect_is_found_nine_times_in_ten(n):
+    effect = statistics.detectable(0.02, n, 0.025)
+    assert statistics.power(0.02, effect, n, 0.025) == pytest.approx(0.9, abs=1e-6)
+    assert statistics.detectable(0.0, n, 0.025) == 0

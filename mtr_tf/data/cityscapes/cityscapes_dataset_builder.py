@@ -68,14 +68,21 @@ class MtrCityscapes(prepared.Builder):
         facts = (config.size, config.depth_target, config.source)
         return prepared.parts_folder(self, facts)
 
+    @property
+    def work(self) -> dict[str, prepared.Work]:
+        """What the parts of each split are made of."""
+        return {
+            split: prepared.Work(
+                self.parts / split,
+                [(_part(name, job), job) for name, job in jobs.items()],
+                _WORK,
+            )
+            for split, jobs in self.builder_config.jobs.items()
+        }
+
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         jobs = self.builder_config.jobs[split]
-        made = parts.examples(
-            self.parts / split,
-            {_part(name, job): job for name, job in jobs.items()},
-            _WORK,
-            f"Preparing Cityscapes, {split}",
-        )
+        made = parts.examples(*self.work[split], f"Preparing Cityscapes, {split}")
         for index, (name, arrays) in enumerate(zip(jobs, made, strict=True)):
             known = os.fsencode(name)  # The system's bytes, which may be no UTF-8.
             example = {"name": known, "city": known.split(b"_")[0], **arrays}

@@ -18,19 +18,23 @@ from mtr_tf.cli import progress
 from mtr_tf.data.custom import examples
 from mtr_tf.data.custom.examples import Example
 from mtr_tf.data.custom.examples import Rules
+from mtr_tf.data.custom.readers import Readers
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 
 _END = object()
 
 
-def open_split(split: str, given: Any, rules: Rules) -> Columns:
+def open_split(
+    split: str, given: Any, rules: Rules, readers: Readers | None = None
+) -> Columns:
     """Opens a split: lazily if it can be indexed and is no list, else into memory.
 
     Args:
       split: its name.
       given: a sequence, iterable or tf.data.Dataset of examples.
       rules: what targets may be. A lazy split of classes needs their number.
+      readers: who reads a lazy split; None for one reader of its own.
 
     Raises:
       InputError: it is no such thing, is empty or endless, or its examples are wrong
@@ -43,7 +47,7 @@ def open_split(split: str, given: Any, rules: Rules) -> Columns:
             f"of examples, but is of type {type(given).__name__}."
         )
     if _is_lazy(given):
-        return _lazy(split, given, rules)
+        return _lazy(split, given, rules, readers or Readers())
     return _in_memory(split, given, rules)
 
 
@@ -108,16 +112,16 @@ class LazyExamples:
     """A user's sequence, checked example by example.
 
     A batch reads the same rows of several columns: each thread keeps the examples that
-    it has read last. The sequence itself is asked by one thread at a time.
+    it has read last. The sequence itself is asked by `readers`.
     """
 
-    def __init__(self, split: str, sequence: Sequence, rules: Rules):
+    def __init__(self, split: str, sequence: Sequence, rules: Rules, readers: Readers):
         self._split = split
         self._sequence = sequence
         self._rules = rules
-        self._lock = threading.Lock()
+        self._readers = readers
         self._last = threading.local()
-        self.first = self._one(0, None)
+        self.first = self._check(0, *readers.read(self._raw, [0]), None)
 
     def __len__(self) -> int:
         return len(self._sequence)
@@ -126,15 +130,23 @@ class LazyExamples:
         """The examples of int64 [n] rows."""
         key = rows.tobytes()
         if getattr(self._last, "key", None) != key:
-            self._last.examples = [self._one(int(row), self.first) for row in rows]
+            rows = rows.tolist()
+            raw = self._readers.read(self._raw, rows)
+            self._last.examples = [
+                self._check(*pair, self.first) for pair in zip(rows, raw, strict=True)
+            ]
             self._last.key = key
         return self._last.examples
 
-    def _one(self, row: int, first: Example | None) -> Example:
-        where = f"example {row} of {self._split}"
-        with self._lock, _reading(where):
-            raw = self._sequence[row]
-        return examples.check(raw, where, self._rules, first)
+    def _raw(self, row: int) -> Any:
+        with _reading(self._where(row)):
+            return self._sequence[row]
+
+    def _check(self, row: int, raw: Any, first: Example | None) -> Example:
+        return examples.check(raw, self._where(row), self._rules, first)
+
+    def _where(self, row: int) -> str:
+        return f"example {row} of {self._split}"
 
 
 def _is_lazy(examples: Any) -> bool:
@@ -145,10 +157,10 @@ def _is_lazy(examples: Any) -> bool:
     )
 
 
-def _lazy(split: str, sequence: Sequence, rules: Rules) -> Columns:
+def _lazy(split: str, sequence: Sequence, rules: Rules, readers: Readers) -> Columns:
     if not len(sequence):
         raise _empty(split)
-    lazy = LazyExamples(split, sequence, rules)
+    lazy = LazyExamples(split, sequence, rules, readers)
     first = lazy.first
     for task in first.targets:
         if rules.tasks[task].discrete and rules.tasks[task].channels is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
+from mtr_tf.data.custom import readers
 from mtr_tf.data.custom.examples import Rules
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -42,6 +43,7 @@ KEYS = (
     "units",
     "groups",
     "frames",
+    "readers",
 )
 # Statistics are of at most so many training examples, evenly spaced.
 _SAMPLE = 1000
@@ -99,6 +101,11 @@ def check(facts: Mapping[str, Any]) -> None:
         "frames": (
             lambda given: isinstance(given, bool) and (not given or "groups" in facts),
             'True or False, beside "groups"',
+        ),
+        "readers": (
+            lambda given: type(given) is int and 1 <= given <= readers.MOST,
+            f"a whole number from 1 to {readers.MOST}: how many threads may read "
+            "examples at the same time",
         ),
     }
     for key, given in facts.items():

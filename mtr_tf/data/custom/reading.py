@@ -5,8 +5,8 @@ The function returns a dict with one entry per split and, if needed, facts about
 data set. docs/own_data.md is the manual; `examples` says what an example must be.
 
 A split that has a length and can be indexed is read lazily: its examples are asked for
-when a batch needs them, one at a time, and checked then (the first one at once). Any
-other is read into memory at once.
+when a batch needs them, by one thread or by as many as "readers" says, and checked then
+(the first one at once). Any other is read into memory at once.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import mtr_tf
 from mtr_tf.data.custom import columns as columns_lib
 from mtr_tf.data.custom import facts as facts_lib
+from mtr_tf.data.custom.readers import Readers
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -72,9 +73,10 @@ def open_given(
     facts_lib.check(facts)
     rules = facts_lib.rules(facts)
     facts_lib.check_groups(facts, splits)
+    readers = Readers(facts.get("readers", 1))
     opened = {}
     for split, examples in splits.items():
-        columns = columns_lib.open_split(split, examples, rules)
+        columns = columns_lib.open_split(split, examples, rules, readers)
         groups = facts_lib.groups(facts, split, len(columns))
         opened[split] = dataclasses.replace(columns, groups=groups)
     columns_lib.check_alike(opened)

@@ -30,6 +30,7 @@ def open_source(
     data_dir: str | None = None,
     tasks: Sequence[str] | None = None,
     config: RoomsConfig | None = None,
+    rooms_scenes: int = 0,
 ) -> Source:
     """Opens rooms, which is made first where that has not been done.
 
@@ -39,11 +40,14 @@ def open_source(
         ~/tensorflow_datasets.
       tasks: the tasks whose targets are read; None for all.
       config: a builder config of one's own, in place of `image_size`.
+      rooms_scenes: how many scenes to train on; 0 for the usual number.
 
     Raises:
       InputError: another size, or a folder that cannot be written.
     """
     chosen = config or _named_config(image_size)
+    if rooms_scenes:
+        chosen = chosen.with_scenes(rooms_scenes)
     builder = prepare(chosen, data_dir)
     wanted = [name for name in layout.STORED if tasks is None or name in tasks]
     info = dataset_info(chosen.size, chosen.splits)

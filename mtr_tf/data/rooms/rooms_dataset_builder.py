@@ -38,6 +38,14 @@ class RoomsConfig(tfds.core.BuilderConfig):
         default_factory=lambda: dict(layout.SPLIT_SIZES)
     )
 
+    def with_scenes(self, count: int) -> RoomsConfig:
+        """The same with another number of scenes to train on."""
+        if count == self.splits["train"]:
+            return self
+        splits = {**self.splits, "train": count}
+        name = f"{self.name}-{count}"
+        return dataclasses.replace(self, name=name, splits=splits)
+
 
 class Rooms(tfds.core.GeneratorBasedBuilder):
     """Ray-cast rooms; examples are in the order of their index."""
@@ -77,7 +85,7 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
         what = f"Making rooms/{config.name}, {split}"
         with progress.bar(count, what, unit="images") as advance:
             for index, arrays in enumerate(made):
-                yield index, arrays
+                yield prepared.key(index, count), arrays
                 advance(1)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import types
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +80,17 @@ def make(job: Mapping[str, Any]) -> dict[str, np.ndarray]:
     arrays["wrong"] = np.array(list(files.wrong), np.str_)
     arrays["why"] = np.array(list(files.wrong.values()), np.str_)
     return arrays
+
+
+def packed(job: Mapping[str, Any]) -> dict[str, np.ndarray | bytes]:
+    """What `make` gives, compressed as the data set stores it.
+
+    Whoever puts the data set together does so alone, and should only copy.
+    """
+    return {
+        name: value if name in ("wrong", "why") else zlib.compress(value.tobytes())
+        for name, value in make(job).items()
+    }
 
 
 def surfaces_known(

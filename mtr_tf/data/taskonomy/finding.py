@@ -13,10 +13,12 @@ whatever domain their names have.
 
 from __future__ import annotations
 
+import array
 import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -24,7 +26,10 @@ from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
+
+import numpy as np
 
 from mtr_tf import files
 from mtr_tf.data.taskonomy import layout
@@ -34,10 +39,13 @@ from mtr_tf.errors import InputError
 EMPTY_BYTES = 100
 _LARGEST_LIST = 2**24  # Bytes.
 
-_FILE = re.compile(r"(point_(\d+)_view_(\d+))_domain_(\w+)\.png")
+# Longer numbers are none of Taskonomy's, and do not fit into 64 bits.
+_FILE = re.compile(r"(point_(\d{1,18})_view_(\d{1,18}))_domain_(\w+)\.png")
 _LIST = re.compile(r"train_val_test_\w+\.csv")
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _NOT_BUILDINGS = {*layout.TASK_OF_NAME, "taskonomy"}
+_TASKS = (*layout.DOMAINS, layout.RGB, layout.MASK)
+_PICTURE = _TASKS.index(layout.RGB)
 _OTHER_FOLDERS = ("rgb_large",)  # The same pictures once more, under the same names.
 _WHAT = (
     "a folder of Taskonomy with files such as rgb/point_0_view_0_domain_rgb.png in it, "
@@ -75,7 +83,7 @@ class View:
     point: int
     view: int
     stem: str
-    places: dict[str, Place]
+    places: Mapping[str, Place]
 
     @property
     def name(self) -> str:
@@ -88,6 +96,165 @@ class View:
             return None
         place = self.places[task]
         return pathlib.Path(place.folder, f"{self.stem}_domain_{place.domain}.png")
+
+
+class Views(Sequence[View]):
+    """Views of a folder, made when they are asked for, from few numbers for each."""
+
+    def __init__(self, table: _Table, rows: np.ndarray):
+        """`rows` says which views of the table, and in which order."""
+        self._table, self._rows = table, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Views(self._table, self._rows[place])
+        return self._table.view(int(self._rows[place]))
+
+    def select(self, places: Sequence[int]) -> Views:
+        """Some of the views, by their numbers here."""
+        return Views(self._table, self._rows[np.asarray(places, np.int64)])
+
+
+def select(views: Sequence[View], places: Sequence[int]) -> Sequence[View]:
+    """Some views, by their numbers."""
+    if isinstance(views, Views):
+        return views.select(places)
+    return [views[place] for place in places]
+
+
+class Names(Sequence[str]):
+    """The names of views, made when they are asked for."""
+
+    def __init__(self, views: Sequence[View]):
+        self._views = views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Names(self._views[place])
+        return self._views[place].name
+
+
+class _Table:
+    """The files of all views: numbers of folders, and sizes. 0.3 KB for each view.
+
+    As records of Python's, views take 2 KB each: 9 GB for all of Taskonomy.
+    """
+
+    def __init__(self):
+        self._rows: dict[int, int] = {}  # By building, point and view.
+        self._buildings, self._folders = _Numbers(), _Numbers()
+        self._building, self._place = array.array("i"), array.array("i")
+        self._point, self._view = array.array("q"), array.array("q")
+        self._size = array.array("q")
+        self._stems: dict[int, str] = {}  # Those with zeros in front.
+
+    def __len__(self) -> int:
+        return len(self._building)
+
+    def add(
+        self, building: str, match: re.Match, task: str, folder: str, size: int
+    ) -> None:
+        """Adds a file; raises `InputError` if its view has one of the task."""
+        stem, point, view = match[1], int(match[2]), int(match[3])
+        number = self._buildings.of(building)
+        key = (number << 120) | (point << 60) | view
+        row = self._rows.setdefault(key, len(self._rows))
+        if row == len(self):
+            self._building.append(number)
+            self._point.append(point)
+            self._view.append(view)
+            self._place.extend([-1] * len(_TASKS))
+            self._size.extend([0] * len(_TASKS))
+            if stem != f"point_{point}_view_{view}":
+                self._stems[row] = stem
+        cell = row * len(_TASKS) + _TASKS.index(task)
+        if self._place[cell] >= 0:
+            raise InputError(
+                "A view must have one file per domain, but "
+                f"'{self.view(row).path(task)}' and "
+                f"'{os.path.join(folder, match[0])}' belong to the same view; remove "
+                "one of them."
+            )
+        self._place[cell] = self._folders.of((folder, match[4]))
+        self._size[cell] = size
+
+    def views(self) -> Views:
+        """Those with a picture, by building, point and view."""
+        self._rows.clear()
+        names = self._buildings.things
+        rank = np.zeros(len(names), np.int64)
+        rank[sorted(range(len(names)), key=names.__getitem__)] = range(len(names))
+        building = rank[np.array(self._building)]
+        order = np.lexsort((self._view, self._point, building))
+        pictures = np.array(self._place).reshape(-1, len(_TASKS))[:, _PICTURE] >= 0
+        return Views(self, order[pictures[order]])
+
+    def view(self, row: int) -> View:
+        """A view by its number."""
+        point, view = self._point[row], self._view[row]
+        return View(
+            self._buildings.things[self._building[row]],
+            point,
+            view,
+            self._stems.get(row, f"point_{point}_view_{view}"),
+            _Places(self, row),
+        )
+
+    def place(self, row: int, task: str) -> Place | None:
+        """Where the file of a task of a view is, if there is one."""
+        cell = row * len(_TASKS) + _TASKS.index(task) if task in _TASKS else -1
+        if cell < 0 or self._place[cell] < 0:
+            return None
+        return Place(*self._folders.things[self._place[cell]], self._size[cell])
+
+
+class _Numbers:
+    """Gives things numbers: 0, 1, ...
+
+    Attributes:
+      things: by number.
+    """
+
+    def __init__(self):
+        self._number: dict[Any, int] = {}
+        self.things: list[Any] = []
+
+    def of(self, thing: Any) -> int:
+        """The number of a thing, a new one if it has none."""
+        if thing not in self._number:
+            self._number[thing] = len(self.things)
+            self.things.append(thing)
+        return self._number[thing]
+
+
+class _Places(Mapping[str, Place]):
+    """The files of a view, by task and `layout.RGB`."""
+
+    __slots__ = ("_row", "_table")
+
+    def __init__(self, table: _Table, row: int):
+        self._table, self._row = table, row
+
+    def __getitem__(self, task: str) -> Place:
+        place = self._table.place(self._row, task)
+        if place is None:
+            raise KeyError(task)
+        return place
+
+    def __contains__(self, task: object) -> bool:
+        return self._table.place(self._row, str(task)) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (task for task in _TASKS if task in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,20 +298,30 @@ def scan(data_dir: str | None) -> Listing:
             f"{_WHAT}."
         )
     digest = hashlib.sha256()
-    found: dict[tuple[str, int, int], View] = {}
-    lists = []
+    table, lists, told = _Table(), [], ""
     for folder, entry in _files(root):
+        if str(folder) != told:
+            told = str(folder)
+            inside = folder.relative_to(root)
+            building = _building(inside.parts)
+            is_masks = any(layout.MASK in part for part in inside.parts)
         if _LIST.fullmatch(entry.name):
             lists.append(pathlib.Path(entry.path))
             digest.update(_read_list(lists[-1]))
-        elif _add(found, root, folder, entry):
-            where = os.path.relpath(entry.path, root)
-            digest.update(os.fsencode(f"{where} {entry.stat().st_size}\n"))
-    views = [found[key] for key in sorted(found) if layout.RGB in found[key].places]
+            continue
+        match = _FILE.fullmatch(entry.name)
+        task = layout.TASK_OF_NAME.get(match[4]) if match else None
+        if match is None or task is None:
+            continue
+        size = entry.stat().st_size
+        if size >= EMPTY_BYTES:
+            table.add(building, match, layout.MASK if is_masks else task, told, size)
+            digest.update(os.fsencode(f"{inside / entry.name} {size}\n"))
+    views = table.views()
     if not views:
         raise InputError(f"'{data_dir}' must be {_WHAT}; none was found there.")
     return Listing(
-        views, len(found) - len(views), _read_lists(lists), digest.hexdigest()[:16]
+        views, len(table) - len(views), _read_lists(lists), digest.hexdigest()[:16]
     )
 
 
@@ -155,26 +332,29 @@ def summary(
 ) -> str:
     """One line: views by split, and what is missing of some tasks, by domain."""
     tasks = [task for task in listing.tasks if tasks is None or task in tasks]
-    used = [view for views in chosen.values() for view in views]
-    buildings = len({view.building for view in used})
+    have: Counter[str] = Counter()
+    found, blind, buildings = 0, 0, set()
+    for view in itertools.chain.from_iterable(chosen.values()):
+        found += 1
+        buildings.add(view.building)
+        have.update(iter(view.places))
+        blind += _is_blind(view, tasks)
     counts = " and ".join(f"{len(views)} {split}" for split, views in chosen.items())
-    plural = "s" if buildings > 1 else ""
-    line = f"Taskonomy: {counts} views of {buildings} building{plural}"
-    have = Counter(task for view in used for task in view.places)
+    plural = "s" if len(buildings) > 1 else ""
+    line = f"Taskonomy: {counts} views of {len(buildings)} building{plural}"
     absent = [
-        f"{layout.name(task)} {len(used) - have[task]}"
+        f"{layout.name(task)} {found - have[task]}"
         for task in tasks
-        if have[task] < len(used)
+        if have[task] < found
     ]
     if absent:
         line += f"; masked where a file is missing: {', '.join(absent)} views"
-    blind = sum(_is_blind(view, tasks) for view in used)
     if blind:
         line += (
             f"; holes count as surfaces in {blind} views without depth_euclidean, "
             "depth_zbuffer, mask_valid, normal or principal_curvature"
         )
-    unused = len(listing.views) - len(used)
+    unused = len(listing.views) - found
     if unused:
         line += f"; {unused} views of buildings outside the split lists are not used"
     if listing.without_picture:
@@ -202,34 +382,6 @@ def _files(root: pathlib.Path) -> Iterator[tuple[pathlib.Path, os.DirEntry]]:
                 yield from _files(pathlib.Path(entry.path))
         else:
             yield root, entry
-
-
-def _add(
-    found: dict[tuple[str, int, int], View],
-    root: pathlib.Path,
-    folder: pathlib.Path,
-    entry: os.DirEntry,
-) -> bool:
-    """Adds a file to its view; whether it is one of a domain that is read."""
-    match = _FILE.fullmatch(entry.name)
-    if match is None:
-        return False
-    task = layout.TASK_OF_NAME.get(match[4])
-    parts = folder.relative_to(root).parts
-    if task and any(layout.MASK in part for part in parts):
-        task = layout.MASK
-    if not task or entry.stat().st_size < EMPTY_BYTES:
-        return False
-    building = _building(parts)
-    key = (building, int(match[2]), int(match[3]))
-    view = found.setdefault(key, View(*key, match[1], {}))
-    if task in view.places:
-        raise InputError(
-            f"A view must have one file per domain, but '{view.path(task)}' and "
-            f"'{entry.path}' belong to the same view; remove one of them."
-        )
-    view.places[task] = Place(str(folder), match[4], entry.stat().st_size)
-    return True
 
 
 def _building(parts: Sequence[str]) -> str:

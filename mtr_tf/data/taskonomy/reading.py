@@ -269,8 +269,7 @@ def _columns(
             np.uint8 if labels else np.float32,
         )
         masks[task] = Derived(codes, coding.mask, size, np.bool_)
-    names = [view.name for view in views]
-    return Columns(images, targets, masks, names, _groups(views))
+    return Columns(images, targets, masks, finding.Names(views), _groups(views))
 
 
 def _groups(views: Sequence[View]) -> Groups:

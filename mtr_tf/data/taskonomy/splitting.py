@@ -15,6 +15,7 @@ By the first of these rules that applies:
 
 from __future__ import annotations
 
+import array
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from mtr_tf.data.taskonomy.finding import SPLITS
 from mtr_tf.data.taskonomy.finding import Listing
 from mtr_tf.data.taskonomy.finding import View
 from mtr_tf.data.taskonomy.finding import list_name
+from mtr_tf.data.taskonomy.finding import select
 from mtr_tf.errors import InputError
 
 TRAIN_POINTS = 1200
@@ -29,7 +31,7 @@ TRAIN_POINTS = 1200
 
 def splits(
     listing: Listing, *, as_released: bool = False, validation_share: float = 0.0
-) -> dict[str, list[View]]:
+) -> dict[str, Sequence[View]]:
     """Sorts the views into splits, by the rules of the module's docstring.
 
     Splits without a view are left out.
@@ -49,25 +51,36 @@ def splits(
         }
     else:
         split_of = None
-    found = {split: [] for split in SPLITS.values()}
-    for view in listing.views:
+    found = {split: array.array("q") for split in SPLITS.values()}
+    for place, view in enumerate(listing.views):
         if split_of is None:
             split = "train" if view.point < TRAIN_POINTS else "validation"
         else:
             split = split_of[view.building]
         if split:
-            found[split].append(view)
+            found[split].append(place)
     if not any(found.values()):
         raise InputError(
             "The split lists train_val_test_*.csv must name a building of the folder, "
             f"but name none of {', '.join(buildings)}; add the building's list."
         )
-    return {split: views for split, views in found.items() if views}
+    return _sorted(listing, found)
+
+
+def _sorted(
+    listing: Listing, found: Mapping[str, Sequence[int]]
+) -> dict[str, Sequence[View]]:
+    """The views of each split that has some, by their numbers in the listing."""
+    return {
+        split: select(listing.views, places)
+        for split, places in found.items()
+        if places
+    }
 
 
 def _by_share(
     listing: Listing, share: float, as_released: bool
-) -> dict[str, list[View]]:
+) -> dict[str, Sequence[View]]:
     """The last share of buildings, or of the points of one, is validation."""
     if as_released:
         raise InputError(
@@ -84,10 +97,10 @@ def _by_share(
         )
     count = min(max(1, round(share * len(units))), len(units) - 1)
     held_out = set(units[-count:])
-    found = {"train": [], "validation": []}
-    for unit, view in zip(of, listing.views, strict=True):
-        found["validation" if unit in held_out else "train"].append(view)
-    return found
+    found = {"train": array.array("q"), "validation": array.array("q")}
+    for place, unit in enumerate(of):
+        found["validation" if unit in held_out else "train"].append(place)
+    return _sorted(listing, found)
 
 
 def missing(

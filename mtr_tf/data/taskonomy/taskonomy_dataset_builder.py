@@ -22,6 +22,7 @@ from mtr_tf.data.taskonomy import layout
 from mtr_tf.data.taskonomy.finding import View
 from mtr_tf.errors import InputError
 
+_WORK = f"{examples.__name__}:packed"
 BROKEN = "broken"  # In the metadata: {task: what is wrong with its broken files}.
 _DESCRIPTION = """
 Real indoor scenes with targets for eleven tasks, resized; targets are stored as defined
@@ -81,6 +82,14 @@ class Taskonomy(prepared.Builder):
         facts = (config.size, config.tasks, config.as_released, config.source)
         return prepared.parts_folder(self, facts)
 
+    @property
+    def work(self) -> dict[str, prepared.Work]:
+        """What the parts of each split are made of."""
+        return {
+            split: prepared.Work(self.parts, _Jobs(self.builder_config, views), _WORK)
+            for split, views in self.builder_config.splits.items()
+        }
+
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator]:
@@ -94,19 +103,9 @@ class Taskonomy(prepared.Builder):
     def _generate_examples(
         self, split: str, views: Sequence[View]
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        jobs = {}
-        for view in views:
-            sizes = sorted((task, place.size) for task, place in view.places.items())
-            key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
-            jobs[key] = self._job(view)
-        made = parts.examples(
-            self.parts,
-            jobs,
-            work=f"{examples.__name__}:make",
-            what=f"reading Taskonomy {split}",
-            unit="views",
-        )
-        for index, (part, arrays) in enumerate(zip(jobs, made, strict=True)):
+        work = self.work[split]
+        made = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
+        for index, ((part, _), arrays) in enumerate(zip(work.jobs, made, strict=True)):
             wrong, why = arrays.pop("wrong").tolist(), arrays.pop("why").tolist()
             for task, reason in zip(wrong, why, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
@@ -133,10 +132,24 @@ class Taskonomy(prepared.Builder):
                 "them): %s.", len(reasons), listing
             )  # fmt: skip
 
-    def _job(self, view: View) -> dict[str, Any]:
-        """What `examples.make` is given."""
-        config = self.builder_config
-        return {
+
+class _Jobs(Sequence):
+    """What the parts of some views are called, and what `examples` is given for each.
+
+    Made when it is asked for: of a million views it would fill the memory.
+    """
+
+    def __init__(self, config: TaskonomyConfig, views: Sequence[View]):
+        self._config, self._views = config, views
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __getitem__(self, place: Any) -> tuple[str, dict[str, Any]]:
+        view, config = self._views[place], self._config
+        sizes = sorted((task, place.size) for task, place in view.places.items())
+        key = f"{view.name.replace('/', '-')}-{prepared.fingerprint(sizes)}"
+        return key, {
             "files": {task: str(view.path(task)) for task in view.places},
             "tasks": list(config.tasks),
             "size": config.size,
@@ -147,6 +160,12 @@ class Taskonomy(prepared.Builder):
 def _tensor(
     shape: tuple[int, ...], kind: type[np.generic]
 ) -> tfds.features.FeatureConnector:
-    return tfds.features.Tensor(
+    """A feature that takes what workers have compressed, beside arrays."""
+    feature = tfds.features.Tensor(
         shape=shape, dtype=kind, encoding=tfds.features.Encoding.ZLIB
     )
+    encode = feature.encode_example
+    feature.encode_example = lambda value: (
+        value if isinstance(value, bytes) else encode(value)
+    )
+    return feature

@@ -27,6 +27,7 @@ from mtr_tf.study import commands
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import export as exporting
 from mtr_tf.study.report import gallery
+from mtr_tf.study.report import leading
 from mtr_tf.study.report import page
 from mtr_tf.study.report import plots
 from mtr_tf.study.report import result_files
@@ -112,6 +113,7 @@ def _content(
         curves=all_curves,
         curve_plots=shown(of_curves),
         theory={name: shown(part) for name, part in of_theory.items()},
+        effects=leading.effects(rows, decided),
         galleries=galleries,
         gallery_plots=[gallery.plot(one) for one in galleries],
     )

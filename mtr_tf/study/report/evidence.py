@@ -26,12 +26,24 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
     return wanted if wanted is not None and wanted in known else None
 
 
+def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
+    """The attack of a claim in words; empty for a measure, or where none is done."""
+    curve = None if claim.measure else _curve_of(claim, curves)
+    return curve.attack if curve else ""
+
+
 def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:
+    curve = _curve_of(claim, curves)
+    return curve.id if curve else None
+
+
+def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
+    """The curve of the first number that a claim compares."""
     point = claim.terms[0].points[0]
     for curve in curves:
         shown = (curve.task, curve.metric) == (point.task, point.metric)
         if shown and _is_under(point, curve):
-            return curve.id
+            return curve
     return None
 
 

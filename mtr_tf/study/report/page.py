@@ -21,6 +21,7 @@ from PIL import Image
 from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study.design import Study
+from mtr_tf.study.report import leading
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.curves import Curve
 from mtr_tf.study.report.gallery import HEADINGS
@@ -58,6 +59,7 @@ class Content:
       curves: All of them, with differences.
       curve_plots: A plot for each.
       theory: The plots of each measure.
+      effects: The plot of all effects; none where there are no effects.
       galleries: Attacked examples.
       gallery_plots: A plot for each.
     """
@@ -70,6 +72,7 @@ class Content:
     curves: Sequence[Curve]
     curve_plots: Sequence[Plot]
     theory: Mapping[str, Sequence[Plot]]
+    effects: Sequence[Plot]
     galleries: Sequence[Gallery]
     gallery_plots: Sequence[Plot]
 
@@ -77,7 +80,7 @@ class Content:
     def plots(self) -> list[Plot]:
         """Every plot that becomes a file."""
         of_theory = [plot for part in self.theory.values() for plot in part]
-        return [*self.curve_plots, *of_theory, *self.gallery_plots]
+        return [*self.effects, *self.curve_plots, *of_theory, *self.gallery_plots]
 
     @property
     def shown(self) -> list[str]:
@@ -88,7 +91,7 @@ class Content:
             for curve in self.curves
             if curve.reference and dataclasses.replace(curve, reference="").id in pinned
         ]
-        return [*pinned, *differences]
+        return [*(plot.id for plot in self.effects), *pinned, *differences]
 
     @property
     def curve_plots_by_attack(self) -> dict[str, list[Plot]]:
@@ -318,6 +321,8 @@ _WORDS: dict[str, Any] = {
     "EFFECTS": verdicts.EFFECTS,
     "MEANING": verdicts.MEANING,
     "NONE": text.NONE,
+    "POWER": verdicts.POWER,
+    "POWER_HEAD": verdicts.POWER_HEAD,
     "RULES": claims.RULES,
 }
 _FILTERS: dict[str, Any] = {
@@ -327,8 +332,10 @@ _FILTERS: dict[str, Any] = {
     "flat": _flat,
     "paragraph": _markdown_paragraph,
     "picture": _picture,
+    "powers": verdicts.powers,
     "ranked": _ranked,
     "seconds": _seconds,
+    "sentences": leading.sentences,
     "setting": _setting,
     "tally": verdicts.tally,
     "time": text.seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from mtr_tf.show import tables
 from mtr_tf.show import text
+from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claims import Verdict
 from mtr_tf.study.report import evidence
@@ -34,6 +36,23 @@ MEANING = (
     "Holds: with other seeds, and with other images of this kind, the effect would "
     "almost surely have the same sign. Does not hold: it would almost surely have the "
     "opposite sign, or be too small to matter. Undecided: either is possible."
+)
+POWER = (
+    "How much an effect varies from seed to seed says how small a one so many seeds "
+    "find nine times in ten (Student's t test, one-sided, with an equal share of the "
+    "level for each claim; variation over images comes on top), and how many seeds do "
+    "that for an effect of the margin, the least one that matters: so many, too, tell "
+    "no effect from one of the margin. A dash: so few seeds find no effect, however "
+    "large."
+)
+POWER_HEAD = (
+    "claim",
+    "effect",
+    "deviation over seeds",
+    "seeds",
+    "effect they find",
+    "margin",
+    "seeds needed",
 )
 CODES = (
     "Codes of claims: T theory, E the paper's experiments, F those of its critics, A "
@@ -67,6 +86,13 @@ class Row:
       clean: The mean clean value of each variant.
       plot: The `id` of the plot that shows it; None if there is none.
       warnings: What the checks of its attacks found, as sentences.
+      algebra: Whether algebra decides it.
+      margin: The least effect that matters.
+      deviation: The standard deviation over seeds.
+      detectable: The least effect that so many seeds find nine times in ten.
+      seeds_needed: How many do so for an effect of the margin.
+      attack: The attack in words; empty for a measure.
+      main: Whether the report leads with it.
     """
 
     claim: str
@@ -86,6 +112,12 @@ class Row:
     plot: str | None
     warnings: Sequence[str]
     algebra: bool = False
+    margin: str = text.NONE
+    deviation: str = text.NONE
+    detectable: str = text.NONE
+    seeds_needed: str = text.NONE
+    attack: str = ""
+    main: bool = False
 
     @property
     def id(self) -> str:
@@ -148,7 +180,24 @@ def _row(
         plot=evidence.plot_of(claim, curves, plots),
         warnings=evidence.warnings_of(claim, curves),
         algebra=claim.algebra,
+        attack=evidence.attack_of(claim, curves),
+        main=claim.main,
+        **_power(verdict, write),
     )
+
+
+def _power(verdict: Verdict, write: Callable[[float], str]) -> dict[str, str]:
+    """What the seeds can show, in numbers without a sign."""
+    power, margin = verdict.power, verdict.claim.margin
+    if not power:
+        return {}
+    needed = f"{power.seeds_needed or f'over {statistics.MOST_SEEDS}'}"
+    return {
+        "margin": write(margin).lstrip("+") if margin else text.NONE,
+        "deviation": write(power.deviation).lstrip("+"),
+        "detectable": write(power.detectable).lstrip("+"),
+        "seeds_needed": needed if margin else text.NONE,
+    }
 
 
 def tally(rows: Sequence[Row]) -> str:
@@ -191,6 +240,20 @@ def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
         if of:
             parts.append((text.capital(verdict), shown))
     return parts
+
+
+def powers(rows: Sequence[Row]) -> list[list[str]]:
+    """A table of what the seeds can show of the claims that are undecided.
+
+    Empty where no such claim has a spread over seeds.
+    """
+    rows = [row for row in rows if row.verdict == "undecided"]
+    return [
+        [row.claim, row.effect, row.deviation, str(row.n), row.detectable, row.margin]
+        + [row.seeds_needed]
+        for row in rows
+        if row.deviation != text.NONE
+    ]
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs `python -m MODULE --flags` for a runner, and ends when the runner is gone.
 
-    python -m mtr_tf.study.worker mtr_tf.train --tasks=seg
+    python -m mtr_tf.executors.worker mtr_tf.train --tasks=seg
 
 The runner holds the other end of this process's standard input. What it writes there
 asks this process to stop, as a signal does. However the runner ends, even by kill -9,

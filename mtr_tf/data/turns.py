@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one process at a time may do in a folder that several machines may see.
+
+A lock (flock) says who it is among the processes of a machine, and ends with its
+process. Not every shared file system knows locks, or tells them to other machines, so
+there is a file beside it, the claim: who holds the turn writes into it every few
+seconds. A claim that has not changed for a minute is of a process, or a machine, that
+is gone, and whoever sees that takes the turn. Clocks are not compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import IO
+
+from absl import logging
+
+_BEAT_SECONDS = 5.0
+_SILENT_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def turn(
+    path: pathlib.Path, what: str, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Waits until it is this process's turn, and holds it.
+
+    Two may hold it at once only if one of them stood still for a minute: what they do
+    must be harmless then.
+
+    Args:
+      path: of the lock; its folder is there. The claim is beside it.
+      what: what is made, for the log.
+      meanwhile: what to do first if another one has the turn.
+    """
+    claim = path.with_suffix(".claim")
+    with path.open("w") as file, contextlib.ExitStack() as stack:
+        busy = _Once(f"Another process is making {what}; helping, or waiting for it.")
+        if (is_locked := _lock(file)) is False:
+            busy.say(meanwhile)
+            is_locked = _lock(file, wait=True)
+        token = f"{_machine()} {os.getpid()} {secrets.token_hex(8)}"
+        watch = _Watch(claim, mine=_machine() if is_locked else None)
+        while not _create(claim, token):
+            if watch.is_dead():
+                watch.remove()
+                continue
+            busy.say(meanwhile)
+            time.sleep(_LOOK_SECONDS)
+        stack.enter_context(_beating(claim, token))
+        yield
+
+
+def _lock(file: IO[str], wait: bool = False) -> bool | None:
+    """Whether a file is now locked; None where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return None
+    return True
+
+
+class _Once:
+    """Says something, and does something, the first time."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def say(self, then: Callable[[], None]) -> None:
+        if self._words:
+            logging.info("%s", self._words)
+            self._words = ""
+            then()
+
+
+class _Watch:
+    """Watches another process's claim.
+
+    `mine` is this machine's name if the lock is held here, so that a claim of this
+    machine is of a process that has ended; else None.
+    """
+
+    def __init__(self, claim: pathlib.Path, mine: str | None):
+        self._claim, self._mine = claim, mine
+        self._seen, self._since = "", time.monotonic()
+
+    def is_dead(self) -> bool:
+        """Whether who made the claim, as it is now, is gone."""
+        found, now = _read(self._claim), time.monotonic()
+        if found != self._seen:
+            self._seen, self._since = found, now
+        is_ours = bool(self._mine) and found.split(" ")[0] == self._mine
+        return is_ours or now - self._since > _SILENT_SECONDS
+
+    def remove(self) -> None:
+        """Takes the claim away, unless another one has been there first."""
+        aside = self._claim.with_name(f".{secrets.token_hex(8)}.claim")
+        with contextlib.suppress(OSError):
+            if _read(self._claim) == self._seen:
+                os.replace(self._claim, aside)
+                aside.unlink()
+
+
+@contextlib.contextmanager
+def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
+    """Shows that we live, until the end, where the claim goes."""
+    end = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not end.wait(_BEAT_SECONDS) and _is_ours(claim, token):
+            count += 1
+            with contextlib.suppress(OSError), open(claim, "r+") as file:
+                file.write(f"{token} {count}")
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
+        if _is_ours(claim, token):
+            with contextlib.suppress(OSError):
+                claim.unlink()
+
+
+def _create(claim: pathlib.Path, token: str) -> bool:
+    """Makes the claim; whether there was none."""
+    try:
+        with open(claim, "x") as file:
+            file.write(token)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_ours(claim: pathlib.Path, token: str) -> bool:
+    return _read(claim).startswith(token)
+
+
+def _read(claim: pathlib.Path) -> str:
+    """What is in it; nothing where it is gone."""
+    try:
+        return claim.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _machine() -> str:
+    """A word for the running system, the same in all its containers."""
+    try:
+        return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A command, and how it is run to its end in a process of its own.
+
+`run` is what executors are given: it works on whichever machine it comes to, and what
+it takes and returns can be pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from mtr_tf import files
+from mtr_tf.errors import present
+
+ONE_THREAD = dict.fromkeys(
+    ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
+)
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
+# Log lines of TensorFlow's and our own; what an error begins with.
+_NOISE = re.compile(r"[IWEF]\d{4} |WARNING: All log messages|\d\d:\d\d:\d\d |\$ ")
+_ERROR = re.compile(r"error: |[\w.]+(Error|Exception|Interrupt)\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """`python -m MODULE --flags`.
+
+    Attributes:
+      arguments: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
+      log: The file that what it says is added to.
+      folder: Its working directory.
+      environment: Variables that are set for it.
+    """
+
+    arguments: tuple[str, ...]
+    log: str
+    folder: str = dataclasses.field(default_factory=os.getcwd)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+      code: Its exit code; negative: the signal that ended it.
+      seconds: How long it took.
+      said: The line of its log that says why it failed, if it did.
+      environment: Variables that were set for it.
+      host: The machine that it ran on.
+    """
+
+    code: int
+    seconds: float
+    said: str
+    environment: Mapping[str, str]
+    host: str
+
+
+class Processes:
+    """Processes that can all be stopped, also while others are about to start."""
+
+    def __init__(self):
+        """None runs yet."""
+        self._running: list[subprocess.Popen] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    @contextlib.contextmanager
+    def running(
+        self, arguments: Sequence[str], **options: Any
+    ) -> Iterator[subprocess.Popen]:
+        """A process that runs inside; it does not outlive the end.
+
+        Raises:
+          Stopping: all are being stopped.
+        """
+        with self._lock:
+            if self._stopped:
+                raise Stopping
+            process = subprocess.Popen(arguments, stdin=subprocess.PIPE, **options)
+            self._running.append(process)
+        try:
+            yield process
+        finally:
+            _end([process])  # Something came from outside if it runs.
+            with self._lock:
+                self._running.remove(process)
+
+    def stop(self) -> None:
+        """Ends all: by a word, so that checkpoints are kept, or else by force."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        _end(running)
+
+
+class Stopping(Exception):
+    """A process was not started, as all are being stopped."""
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        with contextlib.suppress(OSError):
+            present(process.stdin, "a pipe").write(b"stop")
+    end = time.monotonic() + _GRACE_SECONDS
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, end - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # And what it has started.
+        process.wait()
+
+
+# What executors say to `run` about the place that it was called in.
+place = threading.local()
+
+
+def within(
+    environment: Mapping[str, str], fn: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Calls a function; commands that it runs have these variables."""
+    place.environment = environment
+    return fn(*args, **kwargs)
+
+
+def run(command: Command) -> Ended:
+    """Runs a command to its end; if interrupted, stops it, and it keeps its work.
+
+    Raises:
+      Stopping: see `Processes`.
+      OSError: the log cannot be written, or the process not be started.
+    """
+    processes = getattr(place, "processes", None) or Processes()
+    environment = {**command.environment, **getattr(place, "environment", {})}
+    log = pathlib.Path(command.log)
+    start = time.monotonic()
+    with files.write_errors_explained(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab") as file:
+            file.write(f"$ {shown(command.arguments)}\n".encode())
+            file.flush()
+            begin = file.tell()
+            with processes.running(
+                [sys.executable, "-m", "mtr_tf.executors.worker", *command.arguments],
+                bufsize=0,  # The pipe ends with this process: see `worker`.
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=command.folder,
+                env={**os.environ, **environment},
+                process_group=0,  # Ctrl-C comes to this process alone.
+            ) as process:
+                code = _wait(process)
+                present(process.stdin, "a pipe").close()
+    return Ended(
+        code=code,
+        seconds=time.monotonic() - start,
+        said=last_words(files.read_bytes(log)[begin:], code),
+        environment=environment,
+        host=socket.gethostname(),
+    )
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """The exit code, awaited in short turns: Ray interrupts Python code only."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """Module and flags as a command that can be pasted into a shell."""
+    return shlex.join(["python", "-m", *arguments])
+
+
+def last_words(log: bytes, code: int) -> str:
+    """The line of a log that says why its command failed.
+
+    Args:
+      log: what the command said.
+      code: its exit code.
+    """
+    lines = [line.strip() for line in log.decode(errors="replace").splitlines()]
+    lines = [line for line in lines if line and not _NOISE.match(line)]
+    errors = [line for line in lines if _ERROR.match(line)]
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = ", which often means too little memory" if code == -9 else ""
+        return f"it was ended by {name}{hint}"
+    said = (errors or lines or [f"it ended with code {code}"])[-1]
+    return said.removeprefix("error: ")

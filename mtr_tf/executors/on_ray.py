@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands as tasks of a Ray cluster: scheduled by GPU, and repeated if a node is lost.
+
+The cluster is the one that RAY_ADDRESS or the option `address` names, or one that was
+started on this machine (`ray start --head`), or a new one on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from concurrent.futures import Future
+from typing import Any
+
+from mtr_tf.errors import InputError
+from mtr_tf.executors import command
+from mtr_tf.executors import extras
+
+_RETRIES = 3  # Of a command whose node was lost: it continues with what it kept.
+_STOP_SECONDS = 30.0
+
+
+class RayExecutor(Executor):
+    """A task of Ray for each call.
+
+    Attributes:
+      room: How many commands the cluster has room for now.
+    """
+
+    def __init__(self, options: Mapping[str, Any]):
+        """Connects to the cluster.
+
+        Args:
+          options: `address` for `ray.init`; all others for each task, such as
+            `num_gpus`, `num_cpus`, `memory` or `max_retries`. By default a command has
+            a GPU if the cluster has some, and otherwise one CPU and one thread.
+        """
+        given = dict(options)
+        self._ray = extras.library("ray", "ray")
+        address = given.pop("address", None)
+        try:
+            self._ray.init(address, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"--executor=ray found no cluster at {address or 'RAY_ADDRESS'}: "
+                f"{str(error).splitlines()[0]}; start one (ray start --head), or "
+                "correct the address."
+            ) from error
+        there = self._ray.cluster_resources()
+        needs = "num_gpus" if there.get("GPU") else "num_cpus"
+        self._options = {needs: 1, "max_retries": _RETRIES, **given}
+        self._environment = (
+            {} if self._options.get("num_gpus") else dict(command.ONE_THREAD)
+        )
+        each = self._options[needs] or 1
+        self.room = int(there.get("GPU" if needs == "num_gpus" else "CPU", 1) // each)
+        self._pending: dict[Future, Any] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """See `Executor`."""
+        try:
+            task = self._ray.remote(command.within).options(**self._options)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"Ray refuses --executor_options: {error} Correct them."
+            ) from error
+        reference = task.remote(self._environment, fn, *args, **kwargs)
+        future = reference.future()
+        self._pending[future] = reference
+        future.add_done_callback(lambda done: self._pending.pop(done, None))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Disconnects; with `cancel_futures`, commands that run are stopped."""
+        pending = list(self._pending.items())
+        self._pending.clear()
+        if cancel_futures:
+            for _, reference in pending:
+                with contextlib.suppress(Exception):  # It has ended meanwhile.
+                    self._ray.cancel(reference)
+        end = time.monotonic() + _STOP_SECONDS if cancel_futures else None
+        for future, _ in pending if wait else ():
+            with contextlib.suppress(BaseException):
+                future.exception(end and max(0, end - time.monotonic()))
+        self._ray.shutdown()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report leads with: the answer in three sentences, and a plot of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from mtr_tf.errors import present
+from mtr_tf.show import effects as show_effects
+from mtr_tf.show import text
+from mtr_tf.study.claims import Verdict
+from mtr_tf.study.report import verdicts
+from mtr_tf.study.report.plots import Plot
+from mtr_tf.study.report.verdicts import Row
+
+EFFECTS = "effects"  # The id of the plot that the report leads with.
+
+
+def effects(rows: Sequence[Row], decided: Sequence[Verdict]) -> list[Plot]:
+    """The effects of all claims that have one and that algebra does not decide.
+
+    Args:
+      rows: The verdicts as they are shown.
+      decided: The same as numbers.
+    """
+    shown = [
+        (row, _effect(row, verdict))
+        for row, verdict in zip(rows, decided, strict=True)
+        if verdict.effect is not None and not row.algebra
+    ]
+    if not shown:
+        return []
+    title = "Effects of all claims"
+    said = "; ".join(
+        f"{row.claim} {row.effect} ({row.interval}), {row.verdict}" for row, _ in shown
+    )
+    return [
+        Plot(
+            EFFECTS,
+            title,
+            "Mean over paired seeds, right of 0 as claimed. Filled circle: holds; "
+            "cross: does not hold; diamond: undecided.",
+            f"{title}, with 95 % intervals: {said}.",
+            functools.partial(show_effects.draw, title, [one for _, one in shown]),
+        )
+    ]
+
+
+def _effect(row: Row, verdict: Verdict) -> show_effects.Effect:
+    """Relative effects are shown in percentage points."""
+    scale = 100 if verdict.claim.relative else 1
+    ends = verdict.interval
+    return show_effects.Effect(
+        row.claim,
+        row.quantity + (" [points]" if verdict.claim.relative else ""),
+        row.verdict,
+        scale * present(verdict.effect, "effect"),
+        (scale * ends[0], scale * ends[1]) if ends else None,
+        scale * verdict.by_seed,
+        scale * verdict.claim.margin,
+    )
+
+
+def main_of(rows: Sequence[Row]) -> Row | None:
+    """The claim that the report leads with; None where there is none."""
+    named = [row for row in rows if row.main]
+    return next(iter(named or [row for row in rows if not row.algebra]), None)
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """The answer in three sentences: the main claim, what it can see, the others."""
+    row = main_of(rows)
+    if row is None:
+        return [verdicts.tally(rows)]
+    if not row.n:
+        return [
+            f"“{row.statement}” ({row.claim}) is undecided: nothing is measured yet.",
+            verdicts.tally(rows),
+        ]
+    verb = {"undecided": "is undecided"}.get(row.verdict, row.verdict)
+    under = f" under {row.attack}" if row.attack else ""
+    seeds = f"{row.n} seed{'s' * (row.n != 1)}"
+    first = (
+        f"“{row.statement}” ({row.claim}) {verb}: {row.effect}, 95 % interval "
+        f"{row.interval} ({row.quantity}), over {seeds}{under}."
+    )
+    return [first, *_reach(row), verdicts.tally(rows)]
+
+
+def _reach(row: Row) -> list[str]:
+    """How small an effect the seeds of a claim can show."""
+    if row.deviation == text.NONE:
+        return []
+    said = f"So many seeds find an effect of {row.detectable} nine times in ten"
+    if row.detectable == text.NONE:
+        said = "So few seeds find no effect, however large"
+    if row.margin != text.NONE:
+        said += (
+            f"; the least that matters is {row.margin}, which takes {row.seeds_needed}"
+        )
+    return [f"{said}."]

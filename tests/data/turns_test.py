@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One at a time, whatever the file system knows of locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import threading
+import types
+
+import pytest
+
+from mtr_tf.data import turns
+
+FOR_EVER = 1e9
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Where the lock is; nobody is taken for dead there, and looks are frequent."""
+    monkeypatch.setattr(turns, "_SILENT_SECONDS", FOR_EVER)
+    monkeypatch.setattr(turns, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(turns, "_BEAT_SECONDS", 0.001)
+    return tmp_path / ".it.lock"
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def take_turns(place, count):
+    """Threads that take their turns; how many held one at once, and waited."""
+    holding, most, waited = [], [], []
+
+    def one(number):
+        with turns.turn(place, "it", lambda: waited.append(number)):
+            holding.append(number)
+            most.append(len(holding))
+            holding.remove(number)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(count)]
+    with turns.turn(place, "it"):
+        for thread in threads:
+            thread.start()
+        while len(waited) < count:
+            assert not most
+    for thread in threads:
+        thread.join()
+    return most, sorted(waited)
+
+
+def test_with_locks(place):
+    assert take_turns(place, 4) == ([1] * 4, [0, 1, 2, 3])
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_without_locks(place, no_locks):
+    assert take_turns(place, 4) == ([1] * 4, [0, 1, 2, 3])
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+
+
+def test_a_claim_of_this_machine_ends_with_its_process(place):
+    claim = place.with_suffix(".claim")
+    claim.write_text(f"{turns._machine()} 1 ab 7")  # As after a kill.
+    with turns.turn(place, "it"):
+        assert claim.read_text() != f"{turns._machine()} 1 ab 7"
+    assert not claim.exists()
+
+
+@pytest.mark.parametrize("content", ["elsewhere 1 ab 7", ""])
+def test_a_claim_that_is_silent_for_long_is_taken_over(place, monkeypatch, content):
+    claim, looked = place.with_suffix(".claim"), []
+    claim.write_text(content)
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(turns, "_SILENT_SECONDS", 60.0)
+
+    def look(seconds):
+        looked.append(claim.read_text())
+        if len(looked) == 2:  # It lives: the minute begins again.
+            claim.write_text("elsewhere 1 ab 8")
+
+    time = types.SimpleNamespace(monotonic=lambda: float(next(clock)), sleep=look)
+    monkeypatch.setattr(turns, "time", time)
+    with turns.turn(place, "it"):
+        assert claim.read_text() not in (content, "elsewhere 1 ab 8")
+    assert looked == [content, content, *["elsewhere 1 ab 8"] * 3]
+    assert not claim.exists()
+
+
+def test_who_was_taken_for_dead_leaves_the_other_one_alone(place):
+    claim = place.with_suffix(".claim")
+    with turns.turn(place, "it"):
+        claim.write_text("elsewhere 1 ab")
+    assert claim.read_text() == "elsewhere 1 ab"

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local processes, Ray and submitit run the same commands to the same ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+import textwrap
+import time
+from concurrent import futures
+
+import pytest
+
+from mtr_tf import executors
+from mtr_tf.errors import InputError
+from mtr_tf.executors import command
+from mtr_tf.executors import local
+
+# Does what its first flag says; stopped by a signal, it keeps what it has.
+MODULE = """
+import os, pathlib, signal, sys, time
+
+def run():
+    what, folder = sys.argv[1], pathlib.Path(sys.argv[2])
+    (folder / f"started-{what}-{os.getpid()}").touch()
+    def stopped(*_):
+        (folder / f"kept-{what}").touch()
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stopped)
+    if what == "fail":
+        sys.exit("error: no good")
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while what == "sleep" and not (folder / "go").exists():
+        time.sleep(0.01)
+    print("threads:", os.environ.get("TF_NUM_INTRAOP_THREADS"))
+"""
+
+
+@dataclasses.dataclass
+class Place:
+    """A folder of commands, and of what they leave."""
+
+    folder: pathlib.Path
+
+    def command(self, what: str) -> command.Command:
+        log = str(self.folder / "logs" / f"{what}.log")
+        return command.Command(("engine_command", what, str(self.folder)), log)
+
+    def log(self, what: str) -> str:
+        return (self.folder / "logs" / f"{what}.log").read_text()
+
+    def found(self, pattern: str) -> list[str]:
+        return sorted(path.name for path in self.folder.glob(pattern))
+
+    def wait(self, pattern: str, count: int = 1) -> None:
+        end = time.monotonic() + 60
+        while len(self.found(pattern)) < count:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory):
+    """The folder of a command that only writes files, which all processes find."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "engine_command.py").write_text(textwrap.dedent(MODULE))
+    with pytest.MonkeyPatch.context() as patch:
+        before = os.environ.get("PYTHONPATH", "")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), before])))
+        yield folder
+
+
+@pytest.fixture
+def place(modules, tmp_path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def ray_nodes(modules):
+    """A Ray cluster of two nodes with one CPU each, on this machine."""
+    pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster.add_node(num_cpus=1)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(params=["local", "ray", "slurm"])
+def engine(request, tmp_path):
+    """Each of the engines, with room for two commands."""
+    options = ()
+    if request.param == "ray":
+        options = (f"address={request.getfixturevalue('ray_nodes').address}",)
+    if request.param == "slurm":
+        pytest.importorskip("submitit")
+        options = ("cluster=local", "timeout_min=5")
+    made = executors.create(request.param, tmp_path / "jobs", 2, options)
+    with made.executor:
+        yield made
+
+
+@pytest.mark.slow
+def test_every_engine_runs_commands_to_their_ends(engine, place):
+    assert engine.at_once == 2
+    whats = ("print", "fail", "kill", "again")
+    given = {
+        what: engine.executor.submit(command.run, place.command(what)) for what in whats
+    }
+    ended = {what: future.result(60) for what, future in given.items()}
+    assert {what: e.code for what, e in ended.items()} == {
+        "print": 0,
+        "fail": 1,
+        "kill": -9,
+        "again": 0,
+    }
+    assert ended["fail"].said == "no good"
+    assert "SIGKILL" in ended["kill"].said
+    assert ended["print"].environment == command.ONE_THREAD
+    assert 0 < ended["print"].seconds < 60
+    shown = f"$ python -m engine_command print {place.folder}\n"
+    assert place.log("print") == f"{shown}threads: 1\n"
+
+
+@pytest.mark.slow
+def test_every_engine_stops_commands_so_that_they_keep_their_work(engine, place):
+    running = engine.executor.submit(command.run, place.command("sleep"))
+    place.wait("started-sleep-*")
+    engine.executor.shutdown(cancel_futures=True)
+    place.wait("kept-sleep")
+    assert running.done()
+    pid = int(place.found("started-sleep-*")[0].rpartition("-")[2])
+    end = time.monotonic() + 60
+    while pathlib.Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
+    doomed = ray_nodes.add_node(num_cpus=1)
+    made = executors.create("ray", place.folder, 3, (f"address={ray_nodes.address}",))
+    with made.executor as executor:
+        tasks = [executor.submit(command.run, place.command("sleep")) for _ in range(3)]
+        place.wait("started-sleep-*", 3)  # One on each node.
+        ray_nodes.remove_node(doomed, allow_graceful=False)
+        (place.folder / "go").touch()
+        assert [task.result(120).code for task in tasks] == [0, 0, 0]
+    assert len(place.found("started-sleep-*")) == 4
+    assert not place.found("kept-*")
+
+
+@pytest.mark.slow
+def test_options_that_ray_does_not_know_are_said(ray_nodes, place):
+    options = (f"address={ray_nodes.address}", "num_gpu=1")
+    said = "Ray refuses --executor_options: .*gpu"
+    with (
+        executors.create("ray", place.folder, 1, options).executor as executor,
+        pytest.raises(InputError, match=said),
+    ):
+        executor.submit(command.run, place.command("print"))
+
+
+def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(place):
+    executor = local.LocalExecutor([{"TF_NUM_INTRAOP_THREADS": "7"}])
+    first, second = (executor.submit(command.run, place.command("sleep")) for _ in "ab")
+    place.wait("started-sleep-*")
+    executor.shutdown(cancel_futures=True)
+    assert first.result().code == 143
+    assert second.cancelled()
+    assert place.found("kept-*") == ["kept-sleep"]
+    assert len(place.found("started-*")) == 1
+    processes = command.Processes()
+    processes.stop()
+    with pytest.raises(command.Stopping), processes.running([sys.executable]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("local", ("num_gpus=1",), "are for --executor=ray and slurm"),
+        ("ray", ("num_gpus",), "must be NAME=VALUE"),
+        ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
+        ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
+    ],
+)
+def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
+    if name == "slurm":
+        pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")  # No sbatch.
+    with pytest.raises(InputError, match=said):
+        executors.create(name, tmp_path, 1, options)
+
+
+@pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_library_is_said(name, module, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=rf'pip install "mtr_tf\[{name}\]"'):
+        executors.create(name, tmp_path)
+
+
+def test_they_are_executors():
+    for engine in (executors.on_ray.RayExecutor, executors.on_slurm.SlurmExecutor):
+        assert issubclass(engine, futures.Executor)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for the commands of SLURM that `launch/slurm.sbatch` calls."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import process_fixture
+
+SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "slurm.sbatch"
+
+# Starts the command after its options as two tasks: on nodes n1 and n2, or both on
+# NODE. A signal goes to all tasks, as srun passes it on, or to the one named in ONLY.
+SRUN = """#!{python}
+import os, signal, subprocess, sys
+at = next(i for i, a in enumerate(sys.argv) if i and not a.startswith("-"))
+node, only = os.environ.get("NODE"), os.environ.get("ONLY", "01")
+os.environ |= {{"SLURM_STEP_NUM_TASKS": "2",
+               "SLURM_STEP_NODELIST": node or "n[1-2]",
+               "SLURM_STEP_TASKS_PER_NODE": "2" if node else "1(x2)"}}
+tasks = []
+signal.signal(signal.SIGTERM, lambda signum, _: [
+    task.send_signal(signum) for i, task in enumerate(tasks) if str(i) in only])
+for i in "01":
+    place = ("0", i) if node else (i, "0")
+    tasks.append(subprocess.Popen(sys.argv[at:], env=os.environ | {{
+        "SLURM_PROCID": i, "SLURM_NODEID": place[0], "SLURM_LOCALID": place[1]}}))
+sys.exit(max(task.wait() for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+echo "$@" >"$0.told"
+"""
+
+
+def put_commands(folder: pathlib.Path, **more: str) -> None:
+    """Writes the stand-ins, and more commands, into a folder for PATH."""
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, **more}.items():
+        path = folder / name
+        path.write_text(text.format(python=sys.executable))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def environment(folder: pathlib.Path, **variables: str) -> dict[str, str]:
+    """The environment of a script that finds these commands, and mtr_tf."""
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    root = str(SCRIPT.parents[1])
+    found = os.environ | {"PATH": path, "PYTHONPATH": root} | variables
+    return {k: v for k, v in found.items() if k not in ("TF_CONFIG", "MTR_PYTHON")}
+
+
+def start(folder: pathlib.Path, *arguments: str, **variables: str) -> subprocess.Popen:
+    """Starts slurm.sbatch as sbatch does; stdout and stderr are pipes."""
+    return process_fixture.start(
+        ["bash", SCRIPT, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(folder, **variables),
+    )
+
+
+def requeued(folder: pathlib.Path) -> str:
+    """What `scontrol` was told; empty where it was not called."""
+    told = folder / "scontrol.told"
+    return told.read_text().strip() if told.exists() else ""
