@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import types
 
 import fsspec
@@ -135,6 +136,14 @@ def watched(monkeypatch):
 
     monkeypatch.setattr(addresses, "place", place)
     return found
+
+
+@pytest.fixture(autouse=True)
+def copies_folder(tmp_path_factory, monkeypatch):
+    """Where copies are made."""
+    folder = tmp_path_factory.mktemp("copies")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @contextlib.contextmanager
@@ -495,6 +504,20 @@ def test_what_a_killed_process_was_writing_goes(memory):
     write(memory, {"a.json": b"{}", ".77.model.keras": b"half", "b/.7.c": b"half"})
     hold(memory)
     assert list(contents(memory)) == ["a.json"]
+
+
+def test_copies_of_killed_processes_go(memory, copies_folder):
+    left = copies_folder / "mtr_tf-copy-0"
+    left.mkdir()
+    (left / "in_use").touch()  # Nobody has locked it.
+    kept = copies_folder / "mtr_tf-copy-1"
+    kept.mkdir()
+    with remote.copies():
+        used = remote.local(memory, "--workdir").parents[1]
+        assert {*copies_folder.iterdir()} == {used, kept}
+        remote._clear_killed()
+        assert used.exists()
+    assert [*copies_folder.iterdir()] == [kept]
 
 
 @pytest.mark.parametrize(
