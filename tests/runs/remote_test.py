@@ -37,6 +37,7 @@ from mtr_tf.runs import remote
 from mtr_tf.training import loop as training
 
 SIZE = (8, 8)
+PLACE = addresses.place  # As it is where tests do not watch it.
 SETTINGS = {
     "dataset": "own_remote:examples",
     "tasks": ("seg",),
@@ -171,7 +172,7 @@ def memory(request):
 
 def contents(address):
     """All files at an address."""
-    place = addresses.place(address, "")
+    place = PLACE(address, "")
     files = {name: place.read(name) for name in place.names()}
     return {name: content for name, content in files.items() if content is not None}
 
@@ -433,6 +434,49 @@ def test_a_failed_upload_is_told_and_done_later(memory, watched):
             remote.push(folder)
     assert sorted(contents(memory)) == ["a.npz", "b.json"]
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), stopping.Stopped("kept")])
+def test_whichever_write_fails_nothing_is_half_there(memory, watched, error):
+    """Nor is anything missing in the end."""
+
+    def work():
+        with remote.copies(), remote.held(remote.local(memory, "--workdir")):
+            folder = remote.local(memory, "--workdir")
+            for step in range(4):
+                for part in ("data-00000-of-00001", "index"):
+                    (folder / f"ckpt-{step}.{part}").write_text(f"{step}")
+                    (folder / f"ckpt-{step - 2}.{part}").unlink(missing_ok=True)
+                (folder / "checkpoint").write_text(f"{step}")
+                there.append((folder, step))
+                remote.push(folder)
+                assert_whole()
+
+    def assert_whole():
+        found = contents(memory)
+        for name in found:
+            if name.endswith(".index"):
+                data = name.replace("index", "data-00000-of-00001")
+                assert found[data] == found[name]
+
+    failed = 0
+    for number in range(1, 40):
+        fsspec.filesystem("memory").store.clear()
+        watched.clear()
+        watched["settings"], there = {"fail_at": number, "error": error}, []
+        with contextlib.suppress(InputError, stopping.Stopped):
+            work()
+        assert_whole()
+        failed += len(watched[memory].written) >= number
+        if there:  # The mark was written.
+            step = there[-1][1]
+            assert checkpoints_of(contents(memory)) == {step - 1, step} - {-1}
+            assert contents(memory)["checkpoint"] == b"%d" % step
+    assert 12 < failed < 30
+
+
+def checkpoints_of(found):
+    return {int(n[5:-6]) for n in found if n.endswith(".index")}
 
 
 def test_what_could_not_be_uploaded_stays_here(memory, watched):
