@@ -268,8 +268,12 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
     if not isinstance(builder, Parted):
         return
     for work in builder.work.values():
-        if not is_over():
-            parts.help_with(work.folder, work.jobs, work.function, is_over)
+        try:
+            if not is_over():
+                parts.help_with(work.folder, work.jobs, work.function, is_over)
+        except (InputError, parts.WorkerError):
+            if not is_over():  # Else the folder went while a part was written.
+                raise
     if is_over():  # What was made meanwhile nobody removes.
         shutil.rmtree(builder.parts, ignore_errors=True)
 

@@ -541,6 +541,7 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
         builder.data_dir.mkdir(parents=True)
         (builder.data_dir / INFO).write_text("{}")
         another.close()
+        raise InputError("the folder of parts went while one was written")
 
     monkeypatch.setattr(parts, "help_with", help_with)
     another = open(tmp_path / ".failing-tiny.lock", "w")  # noqa: SIM115
