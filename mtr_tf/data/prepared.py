@@ -22,6 +22,7 @@ import io
 import os
 import pathlib
 import re
+import resource
 import shutil
 import threading
 from collections.abc import Callable
@@ -268,8 +269,12 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
     if not isinstance(builder, Parted):
         return
     for work in builder.work.values():
-        if not is_over():
-            parts.help_with(work.folder, work.jobs, work.function, is_over)
+        try:
+            if not is_over():
+                parts.help_with(work.folder, work.jobs, work.function, is_over)
+        except (InputError, parts.WorkerError):
+            if not is_over():  # Else the folder went while a part was written.
+                raise
     if is_over():  # What was made meanwhile nobody removes.
         shutil.rmtree(builder.parts, ignore_errors=True)
 
@@ -341,6 +346,29 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
 
 
+def _allow_files(count: int, folder: str) -> None:
+    """Lets this process have so many more files open: those of shards stay open.
+
+    A data set of more than 64 GB has over a thousand, as many as most systems allow
+    unless they are asked for more.
+
+    Raises:
+      InputError: even what the system allows at most is less.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = soft + count if hard == resource.RLIM_INFINITY else hard
+    if most < count:
+        raise InputError(
+            f"The prepared data in {folder} are {count} files, all of which are open "
+            f"while they are read, but the system allows {most}; raise that limit "
+            "(ulimit -Hn)."
+        )
+    with contextlib.suppress(ValueError, OSError):  # Of systems with one more limit.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
+
+
 class _Records:
     """The examples of a split as stored; each thread keeps the batch it has read last.
 
@@ -350,6 +378,7 @@ class _Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.folder = str(builder.data_dir)
+        _allow_files(len(builder.info.splits[split].filenames), self.folder)
         with damage_explained(self.folder):
             self._source = builder.as_data_source(
                 split=split,
