@@ -185,6 +185,8 @@ class _OfFsspec:
 
     def __init__(self, address: str, system: Any, root: str):
         self._system, self._root = system, root.rstrip("/")
+        plain = importlib.import_module("fsspec").AbstractFileSystem
+        self._renames = type(system).mv is not plain.mv
         self._whole = scheme(address) in _WHOLE
 
     def _path(self, name: str) -> str:
@@ -220,7 +222,11 @@ class _OfFsspec:
         self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
         beside = self._path(_beside(name))
         self._system.put_file(os.fspath(file), beside)
-        self._system.mv(beside, path)
+        if self._renames:
+            self._system.mv(beside, path)
+        else:  # Copying by name; `mv` would read names as patterns.
+            self._system.cp_file(beside, path)
+            self._system.rm_file(beside)
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
