@@ -76,7 +76,7 @@ class _Copy:
         names = [name for name in names if name not in self.fetched]
         self.fetched.update(names)
         if names:
-            logging.info("downloading %d files of %s", len(names), self.address)
+            logging.info("downloading from %s (files: %d)", self.address, len(names))
         with addresses.explained(self.address, "read"):
             for name in names:
                 file = self.folder / name
