@@ -129,6 +129,18 @@ def asked() -> bool:
     return bool(_watch and _watch.signum)
 
 
+def take_back() -> None:
+    """Handles the signals again, where a library has put in handlers of its own.
+
+    TensorFlow does where it joins other processes. Python still knows its handlers.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for signum in _SIGNALS:
+            handler = signal.getsignal(signum)
+            if handler is not None:  # Of Python's.
+                signal.signal(signum, handler)
+
+
 def signum() -> int:
     """The signal that has asked to stop; 0 where none has."""
     return _watch.signum if _watch else 0

@@ -27,9 +27,12 @@ import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -59,6 +62,19 @@ class Work(NamedTuple):
     folder: pathlib.Path
     jobs: Sequence[tuple[str, Any]]
     function: str
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A builder that keeps parts while it prepares.
+
+    Attributes:
+      parts: the folder that has all of them.
+      work: what they are made of, by split.
+    """
+
+    parts: pathlib.Path
+    work: Mapping[str, Work]
 
 
 class Info(tfds.core.DatasetInfo):
@@ -249,9 +265,11 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
     def is_over() -> bool:
         return os.path.exists(builder.data_dir)
 
-    for work in getattr(builder, "work", {}).values():
+    if not isinstance(builder, Parted):
+        return
+    for work in builder.work.values():
         if not is_over():
-            parts.help_with(*work, is_over)
+            parts.help_with(work.folder, work.jobs, work.function, is_over)
     if is_over():  # What was made meanwhile nobody removes.
         shutil.rmtree(builder.parts, ignore_errors=True)
 

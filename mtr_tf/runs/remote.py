@@ -306,7 +306,7 @@ def fetched_results(path: str | os.PathLike, flag: str) -> pathlib.Path:
     if not files.is_remote(path):
         return pathlib.Path(path)
     copy = _the_copies(flag, path).of(addresses.normal(path), flag)
-    wanted = ("results.json", "settings.json")
+    wanted = ("results.json", "settings.json", "config.json")
     copy.get([n for n in _listed(copy) if n.split("/")[-1] in wanted], dated=True)
     return copy.folder
 

@@ -301,7 +301,9 @@ def join(name: str, replicas: int = 0) -> Workers:
         logging.set_verbosity(min(logging.get_verbosity(), logging.ERROR))
     elif cluster and cluster.several:
         logging.info("waiting for %d workers to join", len(cluster.addresses) - 1)
-    return Workers(strategy_lib.create(name, replicas, cluster), cluster)
+    strategy = strategy_lib.create(name, replicas, cluster)
+    stopping.take_back()
+    return Workers(strategy, cluster)
 
 
 def facts(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,3 +160,32 @@ def test_handlers_are_put_back():
     signal.signal(signal.SIGINT, before[0])
     assert signal.getsignal(signal.SIGTERM) == before[1]
     assert not stopping.asked()
+
+
+def test_a_handler_of_a_library_gives_way(start):
+    """As TensorFlow's, which it puts in where it joins other processes."""
+    process = start("""
+        import ctypes
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(int(signal.SIGTERM), 1)  # SIG_IGN, unknown to Python.
+        stopping.take_back()
+        ready()
+        time.sleep(60)
+    """)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
+
+
+def test_a_signal_to_another_process_of_the_same_work_counts(start):
+    process = start("""
+        ready()
+        with stopping.later():
+            assert not stopping.asked()
+            stopping.note(stopping.signum())  # None has come anywhere.
+            assert not stopping.asked()
+            stopping.note(signal.SIGTERM)
+            stopping.note(signal.SIGINT)  # The first one counts.
+            assert stopping.asked()
+    """)
+    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")

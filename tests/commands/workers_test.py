@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several workers, in processes of their own on 127.0.0.1, train one model."""
+"""Several workers, in processes of their own on 127.0.0.1: training and attacks."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import process_fixture
 import pytest
+import slurm_fixture
 
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import loading
@@ -21,6 +27,9 @@ from mtr_tf.runs import loading
 pytestmark = pytest.mark.slow
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 STEPS = 12
+PYTHON = """#!/bin/sh
+exec "{python}" "$@"
+"""
 PATIENCE = 300  # Seconds, on a machine with much else to do.
 
 
@@ -46,7 +55,9 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start(index: int, ports: list[int], flags: list[str]) -> subprocess.Popen:
+def start(
+    index: int, ports: list[int], flags: list[str], command: str = "train"
+) -> subprocess.Popen:
     """Starts one worker."""
     workers = [f"127.0.0.1:{port}" for port in ports]
     config = {
@@ -54,16 +65,26 @@ def start(index: int, ports: list[int], flags: list[str]) -> subprocess.Popen:
         "task": {"type": "worker", "index": index},
     }
     return process_fixture.start(
-        [sys.executable, "-m", "mtr_tf.train", *flags],
+        [sys.executable, "-m", f"mtr_tf.{command}", *flags],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TF_CONFIG": json.dumps(config)},
     )
 
 
-def start_two(flags: list[str]) -> list[subprocess.Popen]:
+def start_two(flags: list[str], command: str = "train") -> list[subprocess.Popen]:
     ports = free_ports(2)
-    return [start(index, ports, flags) for index in range(2)]
+    return [start(index, ports, flags, command) for index in range(2)]
+
+
+def wait_until(done: Callable[[], bool], *processes: subprocess.Popen) -> None:
+    """Waits until something is done, which all processes must see to."""
+    until = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < until
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
@@ -127,11 +148,9 @@ def test_killed_workers_end_all_and_the_same_command_ends_with_the_same_bits(
     folder = tmp_path / "run" / "checkpoints"
     for killed, after in ((1, 2), (0, 4)):
         processes = start_two(flags)
-        until = time.monotonic() + PATIENCE
-        while checkpoints.steps(folder)[-1:] < [after]:
-            assert time.monotonic() < until
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.005)
+        wait_until(
+            lambda after=after: checkpoints.steps(folder)[-1:] >= [after], *processes
+        )
         processes[killed].kill()
         code, line = ended(processes[1 - killed])
         assert code == 1
@@ -173,3 +192,141 @@ def test_a_port_that_is_taken_is_one_sentence(flags, tmp_path):
         f"error: worker 0 must have the address 127.0.0.1:{ports[0]}"
     )
     assert not (tmp_path / "run").exists()
+
+
+def free_job() -> str:
+    """The number of a job of SLURM whose two ports are free here."""
+    for job in range(100, 1000):
+        first = 15_000 + job * 16
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in (first, first + 1):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return str(job)
+    raise AssertionError("no ports are free")
+
+
+def test_a_signal_to_one_task_of_slurm_stops_all_at_a_checkpoint_and_requeues(
+    flags, tmp_path
+):
+    """One is told to stop and it is not the chief: all end after the same step."""
+    slurm_fixture.put_commands(tmp_path, python=PYTHON)
+    workdir, job = tmp_path / "run", free_job()
+    flags = [*flags, "--epochs=500", "--eval_every=100000", f"--workdir={workdir}"]
+    script = slurm_fixture.start(
+        tmp_path, *flags, SLURM_JOB_ID=job, NODE="127.0.0.1", ONLY="1"
+    )
+    folder = workdir / "checkpoints"
+    wait_until(lambda: checkpoints.steps(folder) != [], script)
+    script.send_signal(signal.SIGUSR1)  # As slurm.sbatch asks for.
+    said = script.communicate(timeout=PATIENCE)[1]
+    assert "Traceback" not in said, said
+    assert script.returncode == 143
+    stops = re.findall(
+        r"stopped by SIGTERM\. Step (\d+) of 3000 is done and kept", said
+    )
+    assert len(stops) == 2  # Both say so, each with its code.
+    assert len(set(stops)) == 1
+    assert checkpoints.steps(folder)[-1] == int(stops[0])
+    assert slurm_fixture.requeued(tmp_path) == f"requeue {job}"
+
+
+@pytest.fixture(scope="module")
+def attack_flags(two_by_two) -> list[str]:
+    return [
+        f"--ckpt={two_by_two}",
+        "--attack_tasks=all",
+        "--eps=4",
+        "--steps=2",
+        "--batch_size=4",
+        "--nochecks",
+        "--save_examples=9",
+        "--measure=tasks",
+    ]
+
+
+@pytest.fixture(scope="module")
+def attacked(attack_flags, two_by_two) -> pathlib.Path:
+    """The results of one process with two replicas."""
+    flags = [*attack_flags, "--strategy=mirrored", "--replicas=2", "--name=one"]
+    command = [sys.executable, "-m", "mtr_tf.attack", *flags]
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)
+    return two_by_two / "attacks" / "one"
+
+
+def check_equal(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Asserts that two folders of results say the same."""
+    for name in ("results.json", "measures.json"):
+        ours, theirs = (json.loads((at / name).read_text()) for at in (one, other))
+        numbers = [
+            [value for record in records for value in flat(record)]
+            for records in (ours, theirs)
+        ]
+        np.testing.assert_allclose(*numbers, rtol=1e-5, atol=1e-5)
+    files = [
+        {path.relative_to(at): path for path in at.rglob("*.npz")}
+        for at in (one, other)
+    ]
+    assert files[0].keys() == files[1].keys()
+    for name in files[0]:
+        with np.load(files[0][name]) as ours, np.load(files[1][name]) as theirs:
+            for key in ours:
+                np.testing.assert_allclose(ours[key], theirs[key], atol=1e-5)
+
+
+def flat(value) -> list[float]:
+    """The numbers in what JSON can say."""
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value)]
+    if isinstance(value, list):
+        return [number for part in value for number in flat(part)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_an_attack_by_two_workers_equals_one_process_with_two_replicas(
+    attack_flags, attacked
+):
+    for process in start_two([*attack_flags, "--name=two"], "attack"):
+        assert ended(process)[0] == 0
+    two = attacked.with_name("two")
+    assert (two / "gallery.png").exists()
+    check_equal(attacked, two)
+    shutil.rmtree(two)
+
+
+@pytest.mark.fuzz
+def test_a_killed_attack_ends_all_and_the_same_command_does_what_is_left(
+    attack_flags, attacked
+):
+    flags, folder = [*attack_flags, "--name=killed"], attacked.with_name("killed")
+    for killed in (1, 0):
+        processes = start_two(flags, "attack")
+        if killed:
+            wait_until(lambda: [*folder.glob("cells/*.json")] != [], *processes)
+        else:  # Before anything is done.
+            time.sleep(3)
+        processes[killed].kill()
+        code, line = ended(processes[1 - killed])
+        assert code == 1
+        assert line.startswith("error: worker ")
+        processes[killed].communicate()
+    assert len([*folder.glob("cells/*.json")]) < 2
+    for process in start_two(flags, "attack"):
+        assert ended(process)[0] == 0
+    check_equal(attacked, folder)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.fuzz
+def test_what_cannot_be_attacked_by_one_is_told_to_all(attack_flags, attacked):
+    """The other worker attacks something else, before anything is written."""
+    ports, folder = free_ports(2), attacked.with_name("other")
+    flags = [*attack_flags, "--name=other"]
+    both = [
+        start(0, ports, flags, "attack"),
+        start(1, ports, [*flags, "--ckpt=nothing"], "attack"),
+    ]
+    lines = [ended(process)[1] for process in both]
+    assert lines[1].startswith("error: --ckpt must be a run directory")
+    assert lines[0].startswith("error: worker 1 (127.0.0.1:")
+    assert lines[1].removeprefix("error: ") in lines[0]
+    assert not folder.exists()

@@ -551,6 +551,13 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
     assert not builder.parts.exists()
 
 
+def test_a_data_set_without_parts_is_only_waited_for(tmp_path):
+    builder = Failing(tmp_path, None)
+    for _ in range(2):  # Not finished yet, and finished meanwhile.
+        prepared._help(builder)
+        builder.data_dir.mkdir(parents=True, exist_ok=True)
+
+
 def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for _ in range(2):

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workers say to each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import workers_fixture
+
+from mtr_tf.errors import InputError
+from mtr_tf.runs.workers import Workers
+
+
+def test_arrays_are_joined_in_the_order_of_the_workers():
+    def work(workers):
+        mine = workers.context.input_pipeline_id
+        rows = {"a": np.full((2, 3), mine, np.float64), "b": np.array([mine > 0])}
+        return workers.joined((rows, np.zeros((2, 0), np.int32)))
+
+    for rows, nothing in workers_fixture.run(work, 3):
+        np.testing.assert_array_equal(rows["a"][:, 0], [0, 0, 1, 1, 2, 2])
+        np.testing.assert_array_equal(rows["b"], [False, True, True])
+        assert rows["b"].dtype == bool
+        assert (nothing.shape, nothing.dtype) == ((6, 0), np.int32)
+
+
+def test_arrays_of_the_chief_are_those_of_all():
+    given = {
+        "file": np.array([1.5, np.nan]),  # A name that np.savez would take itself.
+        "none": np.zeros((0, 2), np.int64),
+        "one": np.array(True),
+    }
+    for found in workers_fixture.run(
+        lambda workers: workers.arrays_of_chief(given if workers.chief else {})
+    ):
+        assert list(found) == list(given)
+        for name, array in given.items():
+            np.testing.assert_array_equal(found[name], array)
+            assert found[name].dtype == array.dtype
+
+
+def test_each_reads_its_share_of_a_batch():
+    contexts = workers_fixture.run(lambda workers: workers.context, 3)
+    assert [context.input_pipeline_id for context in contexts] == [0, 1, 2]
+    assert {context.num_input_pipelines for context in contexts} == {3}
+    assert {context.num_replicas_in_sync for context in contexts} == {3}
+
+
+def test_a_mistake_of_one_and_what_differs_are_told_to_all():
+    def mistaken(workers):
+        with workers.agreeing({}):
+            if not workers.chief:
+                raise InputError("there is no such file.")
+
+    def different(workers):
+        with workers.agreeing({"--eps": [workers.context.input_pipeline_id]}):
+            pass
+
+    told = list(map(str, workers_fixture.run(mistaken)))
+    assert told[1] == "there is no such file."
+    assert told[0] == f"worker 1 (host1:1) says: {told[1]}"
+    said = "worker 1 (host1:1) differs from the chief: --eps is [0] there and [1] here"
+    for error in workers_fixture.run(different):
+        assert said in str(error)
+
+
+def test_one_alone_says_what_it_has():
+    alone, rows = Workers(tf.distribute.get_strategy()), {"a": np.arange(3)}
+    assert alone.joined(rows) is rows
+    assert alone.arrays_of_chief(rows) == rows
+    assert alone.of_chief([1]) == [1]
+    assert alone.local is alone.strategy
+    with pytest.raises(InputError, match="^as it is$"), alone.agreeing({}):
+        raise InputError("as it is")
