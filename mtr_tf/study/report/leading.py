@@ -96,5 +96,8 @@ def _reach(row: Row) -> list[str]:
     if row.detectable == text.NONE:
         said = "So few seeds find no effect, however large"
     if row.margin != text.NONE:
-        said += f"; the least that matters is {row.margin}, which takes {row.seeds_needed} seeds"
+        said += (
+            f"; the least that matters is {row.margin}, which takes "
+            f"{row.seeds_needed} seeds"
+        )
     return [f"{said}."]
