@@ -64,6 +64,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["mtr_tf", "mtr_tf.*"]),
     package_data={
         "mtr_tf": ["py.typed", "*.pyi"],
+        "mtr_tf.show": ["templates/*"],
         "mtr_tf.study": ["files/*.toml"],
         "mtr_tf.study.report": ["templates/*"],
     },

@@ -32,13 +32,16 @@ from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.cli import stopping
 from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import NO_EXECUTOR
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.attack import parse_part
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import consistency
@@ -49,6 +52,7 @@ from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import results as results_lib
 from mtr_tf.evaluation import sanity_checks
+from mtr_tf.evaluation import spreading
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.cityscapes_export import Predictions
@@ -102,6 +106,11 @@ def attack(config: AttackConfig) -> str:
         job = resolve(config, workers=workers)
         if workers.several:  # They stop together.
             stack.enter_context(stopping.later())
+        if config.part:
+            job.run_part(parse_part(config.part))
+            return f"part {config.part} is finished; its results are in {job.folder}"
+        if config.executor != NO_EXECUTOR:
+            job.spread()
         return remote.named(job.run().text)
 
 
@@ -190,6 +199,29 @@ class Job:
             workers.any(False)  # None ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(texts))
 
+    def run_part(self, part: tuple[int, int] | None) -> None:
+        """Runs what is not finished of a part, and writes finished cells only."""
+        with files.locked(self.folder, shared=True):
+            sweep.run(self.subject, self.cells, self._store, self.predictions, part)
+
+    def spread(self) -> None:
+        """Runs what is not finished in other processes; `run` then finds it."""
+        if self.subject.workers.several:
+            raise InputError(
+                f"--executor={self.config.executor} spreads attacks over processes, "
+                "and so do several workers; start it in one process, or leave out "
+                "--executor."
+            )
+        if self.cells:
+            gpus = len(tf.config.list_physical_devices("GPU"))
+            spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
+
+    @property
+    def _store(self) -> cell_store.Store:
+        """Where finished cells are."""
+        facts, tasks = self.provenance.to_dict(), self.subject.tasks
+        return cell_store.Store(self.folder, facts, self.config.save_examples, tasks)
+
     def _attacked(self) -> Attacked | None:
         """Runs what is not finished of the cells, and keeps it in the folder.
 
@@ -197,7 +229,7 @@ class Job:
         """
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
-        store = cell_store.Store(folder, facts, config.save_examples, subject.tasks)
+        store = self._store
         noise = subject.say_if_random(config.eot)
         found = sweep.run(subject, self.cells, store, self.predictions)
         doubts = []

@@ -10,6 +10,10 @@ that all models share gives one table per task, which shows how the task holds u
 it alone is attacked. For models with several tasks, another table compares the rise in
 each task's loss when tasks are attacked together with the rise when it is attacked
 alone.
+
+--leaderboard=board.html writes a page of all models in order instead, and board.json,
+the records that it is made of. Such files, of other people too, and the records.json
+of a study's report are taken by --runs beside runs.
 """
 
 from __future__ import annotations
@@ -33,7 +37,8 @@ class CompareConfig(Settings):
     runs: tuple[str, ...] = setting(
         (),
         "What to compare, after it was attacked: run directories, .keras files, or "
-        "folders RUN/attacks/NAME; runs and folders may be at addresses. Required.",
+        "folders RUN/attacks/NAME; runs and folders may be at addresses. For "
+        "--leaderboard also .json files of records. Required.",
         path=True,
         address=True,
     )
@@ -56,6 +61,13 @@ class CompareConfig(Settings):
         "Also plot the curves in this file (.png, .pdf or .svg), one plot per table.",
         path=True,
     )
+    leaderboard: str = setting(
+        "",
+        "Write this page (.html) of all models, in the order of what is left of each "
+        "task under the attack that did the most harm; and beside it (.json) the "
+        "records that it is made of.",
+        path=True,
+    )
 
 
 def main(config: CompareConfig) -> None:
@@ -66,6 +78,11 @@ def main(config: CompareConfig) -> None:
     if config.plot:
         files.check_picture("--plot", plot)
     from mtr_tf.runs import remote
+
+    if config.leaderboard:
+        with remote.copies():
+            print(_leaderboard(config))
+        return
     from mtr_tf.show import side_by_side
     from mtr_tf.show import style
 
@@ -84,6 +101,30 @@ def main(config: CompareConfig) -> None:
             style.save(one.figure, path)
             if config.format in ("text", "markdown"):
                 print(f"\nplot: {path}")
+
+
+def _leaderboard(config: CompareConfig) -> str:
+    """Writes the page and its records; returns where they are."""
+    page = pathlib.Path(config.leaderboard)
+    if page.suffix != ".html":
+        raise InputError(
+            f"--leaderboard must end with .html, but it is {config.leaderboard!r}; "
+            "give it such a name."
+        )
+    from mtr_tf.show import leaderboard
+    from mtr_tf.show import side_by_side
+
+    runs = [path for path in config.runs if not path.endswith(".json")]
+    kept = [pathlib.Path(path) for path in config.runs if path.endswith(".json")]
+    found = [record for path in kept for record in leaderboard.read(path)]
+    side_by_side.read(runs, config.name)  # Complains of what is damaged.
+    for label, path in zip(side_by_side.labels_of(runs), runs, strict=True):
+        for file in side_by_side.result_files(path, config.name):
+            found += leaderboard.of_folder(label, file.parent)
+    records = leaderboard.together(found)
+    leaderboard.write(records, page.with_suffix(".json"))
+    files.write_text(page, leaderboard.html(records))
+    return f"leaderboard: {page}\nits records: {page.with_suffix('.json')}"
 
 
 def _paths(plot: pathlib.Path, compared: list) -> list[pathlib.Path]:

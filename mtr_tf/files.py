@@ -347,10 +347,14 @@ class InUse(InputError):
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path, shared: bool = False) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
 
     What killed processes have left in it (but not in folders of it) goes.
+
+    Args:
+      workdir: the directory, which need not exist.
+      shared: hold it together with others that share it, and delete nothing.
 
     Raises:
       InUse: another process holds it.
@@ -360,7 +364,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         held = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
     with held as file:
         try:
-            lock(file)
+            lock(file, shared=shared)
         except BlockingIOError as error:
             file.seek(0)
             raise InUse(
@@ -372,18 +376,20 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-        clear_leftovers(workdir)
+        if not shared:
+            clear_leftovers(workdir)
         yield
 
 
-def lock(file: IO[Any], wait: bool = False) -> None:
+def lock(file: IO[Any], wait: bool = False, shared: bool = False) -> None:
     """Locks an open file for this process; says so where the file system has no locks.
 
     Raises:
       BlockingIOError: another process holds it, and we do not wait.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise

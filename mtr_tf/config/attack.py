@@ -8,12 +8,15 @@ import functools
 import math
 import re
 
+from mtr_tf import files
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.checks import MOST_QUERIES
 from mtr_tf.attacks.checks import MOST_STEPS
 from mtr_tf.attacks.checks import WEIGHTS
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import DETERMINISTIC
+from mtr_tf.config.settings import EXECUTOR_OPTIONS
+from mtr_tf.config.settings import EXECUTORS
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import FORMAT
 from mtr_tf.config.settings import JIT
@@ -22,6 +25,7 @@ from mtr_tf.config.settings import MOST_EXAMPLES
 from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
+from mtr_tf.config.settings import WORKERS
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
@@ -33,6 +37,7 @@ OWN_LOSS = "own"
 OWN_TARGETS = "own"
 LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 NO_ATTACK = ("none",)
+NO_EXECUTOR = "none"
 MEASURES = ("tasks", "pixels", "blocks", "first_order")
 
 
@@ -313,6 +318,23 @@ class AttackConfig(Settings):
     # Where and how it runs.
     strategy: str = STRATEGY
     replicas: int = REPLICAS
+    executor: str = setting(
+        NO_EXECUTOR,
+        "Spread the attacks over processes, one GPU or thread each: local (on this "
+        "machine), ray (a Ray cluster) or slurm (jobs of SLURM, by submitit); see "
+        "docs/cluster.md. none: this process does all of them.",
+        choices=(NO_EXECUTOR, *EXECUTORS),
+        changes=NOTHING,
+    )
+    executor_options: tuple[str, ...] = EXECUTOR_OPTIONS
+    workers: int = WORKERS
+    part: str = setting(
+        "",
+        "I/N, such as 2/8: only do part I of N of the attacks, and keep what is "
+        "finished. For schedulers of your own: run all parts, then the command "
+        "without --part, which writes the results.",
+        changes=NOTHING,
+    )
     jit: str = JIT
     deterministic: bool = setting(
         DETERMINISTIC.default, DETERMINISTIC.metadata["help"], changes=NOTHING
@@ -393,6 +415,7 @@ class AttackConfig(Settings):
                 f"got {self.name!r}."
             )
         self._check_spare()
+        self._check_spread()
         _ = self.parsed_image_size  # Complains now.
         parse_block(self.attack_block)
         parse_weights(self.attack_weights)
@@ -421,6 +444,23 @@ class AttackConfig(Settings):
                 "--spare needs the targets of the data, because with --targets=own "
                 "every clean output is already at its target; leave out one of the "
                 "two."
+            )
+
+    def _check_spread(self):
+        """Raises InputError where attacks cannot be spread over processes."""
+        parse_part(self.part)
+        flag = "--part" if self.part else "--executor"
+        if self.executor == NO_EXECUTOR and not self.part:
+            return
+        if self.executor != NO_EXECUTOR and self.part:
+            raise InputError(
+                f"--part={self.part} is one part of the attacks, which "
+                f"--executor={self.executor} would spread; leave out one of the two."
+            )
+        if files.is_remote(self.ckpt):
+            raise InputError(
+                f"{flag} needs --ckpt in a folder that all processes see, got "
+                f"{self.ckpt}; mount it as a folder, or leave out {flag}."
             )
 
     def _check_input(self):
@@ -484,6 +524,20 @@ def parse_block(text: str) -> tuple[int, ...]:
             f"16x32+8+0, got {text!r}."
         )
     return numbers
+
+
+def parse_part(text: str) -> tuple[int, int] | None:
+    """`2/8` as (2, 8); empty gives None."""
+    if not text:
+        return None
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise InputError(
+            "--part must be I/N, part I of N parts, such as 2/8, with I from 1 to N; "
+            f"got {text!r}."
+        )
+    return number, count
 
 
 def parse_heads(

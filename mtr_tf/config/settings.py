@@ -93,6 +93,16 @@ class Settings:
             if field.metadata["changes"] in what
         }
 
+    def not_default(self) -> dict[str, Any]:
+        """The values that differ from their defaults, in the record's order."""
+        values = {f: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {f.name: value for f, value in values.items() if value != f.default}
+
+    def flags(self) -> list[str]:
+        """The flags that say what differs from the defaults."""
+        given = self.not_default().items()
+        return [f"--{name}={_flag_text(value)}" for name, value in given]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> typing.Self:
         """The record of a dict that `to_dict` made; unknown keys raise `InputError`."""
@@ -110,6 +120,17 @@ class Settings:
                     f"{field.name} must be of type {allowed[0].__name__}, got {value!r}"
                 )
         return cls(**values)
+
+
+def _flag_text(value: Any) -> str:
+    """A value as flags take it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_flag_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def check_range(field: dataclasses.Field, value: Any) -> None:

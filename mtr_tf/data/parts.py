@@ -114,9 +114,11 @@ def help_with(
     """
     order = np.random.default_rng().permutation(len(jobs))
     mixed = (jobs[int(place)] for place in order)
-    for _ in _ensured(folder, mixed, work, len(jobs), processes):
-        if is_over():
-            return
+    with progress.bar(len(jobs), "helping to prepare", "examples") as advance:
+        for _ in _ensured(folder, mixed, work, len(jobs), processes):
+            advance(1)
+            if is_over():
+                return
 
 
 @contextlib.contextmanager

@@ -22,14 +22,18 @@ import io
 import os
 import pathlib
 import re
+import resource
 import shutil
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -59,6 +63,19 @@ class Work(NamedTuple):
     folder: pathlib.Path
     jobs: Sequence[tuple[str, Any]]
     function: str
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """A builder that keeps parts while it prepares.
+
+    Attributes:
+      parts: the folder that has all of them.
+      work: what they are made of, by split.
+    """
+
+    parts: pathlib.Path
+    work: Mapping[str, Work]
 
 
 class Info(tfds.core.DatasetInfo):
@@ -249,9 +266,15 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
     def is_over() -> bool:
         return os.path.exists(builder.data_dir)
 
-    for work in getattr(builder, "work", {}).values():
-        if not is_over():
-            parts.help_with(*work, is_over)
+    if not isinstance(builder, Parted):
+        return
+    for work in builder.work.values():
+        try:
+            if not is_over():
+                parts.help_with(work.folder, work.jobs, work.function, is_over)
+        except (InputError, parts.WorkerError):
+            if not is_over():  # Else the folder went while a part was written.
+                raise
     if is_over():  # What was made meanwhile nobody removes.
         shutil.rmtree(builder.parts, ignore_errors=True)
 
@@ -323,6 +346,29 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
 
 
+def _allow_files(count: int, folder: str) -> None:
+    """Lets this process have so many more files open: those of shards stay open.
+
+    A data set of more than 64 GB has over a thousand, as many as most systems allow
+    unless they are asked for more.
+
+    Raises:
+      InputError: even what the system allows at most is less.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    most = soft + count if hard == resource.RLIM_INFINITY else hard
+    if most < count:
+        raise InputError(
+            f"The prepared data in {folder} are {count} files, all of which are open "
+            f"while they are read, but the system allows {most}; raise that limit "
+            "(ulimit -Hn)."
+        )
+    with contextlib.suppress(ValueError, OSError):  # Of systems with one more limit.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
+
+
 class _Records:
     """The examples of a split as stored; each thread keeps the batch it has read last.
 
@@ -332,6 +378,7 @@ class _Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.folder = str(builder.data_dir)
+        _allow_files(len(builder.info.splits[split].filenames), self.folder)
         with damage_explained(self.folder):
             self._source = builder.as_data_source(
                 split=split,

@@ -128,39 +128,34 @@ def run(
     cells: Sequence[Cell],
     store: Store,
     predictions: Predictions | None = None,
+    part: tuple[int, int] | None = None,
 ) -> tuple[Result, list[Result]] | None:
     """Runs what the store has not; returns (clean result, results of the cells).
 
     With `predictions`, what is predicted for all images is written there too. Of
     several workers the chief alone reads, writes and returns results; the others take
-    part in the evaluations, and return None.
+    part in the evaluations, and return None. With a part, (number from 1, of how many),
+    only evaluations of it are run, and None is returned.
     """
     workers = subject.workers
-    plain = [None, *(member for cell in cells for member in cell.members or (cell,))]
-    plain = list(dict.fromkeys(plain))
-    results = {
-        cell: store.filed(result)  # All of them would fill the memory.
-        for cell in plain
-        if workers.chief
-        and (not predictions or predictions.complete(store.label(cell)))
-        and (result := store.read(cell))
-    }
-    known = workers.of_chief([cell in results for cell in plain])
-    finished = {cell for cell, there in zip(plain, known, strict=True) if there}
-    passes = {cell: cell.passes if cell else 1.0 for cell in plain}
-    cost = {cell: passes[cell] * subject.num_examples for cell in plain}
-    pending = _by_family(cell for cell in plain if cell not in finished)
-    if finished:
-        logging.info(
-            "%d of %d evaluations are finished already", len(finished), len(cost)
-        )
-    total, done = sum(cost.values()), sum(cost[cell] for cell in finished)
+    plain = evaluations(cells)
+    if part:
+        number, count = part
+        plain = parts(plain, count)[number - 1]
+    results = finished(plain, store, predictions) if workers.chief else {}
+    there = workers.of_chief([cell in results for cell in plain])
+    known = {cell for cell, is_there in zip(plain, there, strict=True) if is_there}
+    cost = {cell: _passes(cell) * subject.num_examples for cell in plain}
+    pending = _by_family(cell for cell in plain if cell not in known)
+    if known:
+        logging.info("%d of %d evaluations are finished already", len(known), len(cost))
+    total, done = sum(cost.values()), sum(cost[cell] for cell in known)
     jit = _compiled(subject, pending, cost)
     family, evaluator = None, None
 
     def kept() -> str:
         return (
-            f"{len(finished)} of {len(cost)} evaluations are finished and kept; the "
+            f"{len(known)} of {len(cost)} evaluations are finished and kept; the "
             "same command continues with the others."
         )
 
@@ -178,7 +173,7 @@ def run(
                 subject.columns,
                 batch_size=subject.batch_size,
                 num_examples=subject.num_examples,
-                on_batch=functools.partial(_advance, advance, cell, passes[cell]),
+                on_batch=functools.partial(_advance, advance, cell, _passes(cell)),
                 on_outputs=_writers(predictions, store.label(cell), workers.chief),
                 rows_of=functools.partial(consistency.rows_of, subject.relations)
                 if subject.relations
@@ -190,8 +185,8 @@ def run(
                 result = _result(subject, cell, evaluation)
                 store.write(result, evaluation.examples)
                 results[cell] = store.filed(result)
-            finished.add(cell)
-    if not workers.chief:
+            known.add(cell)
+    if part or not workers.chief:
         return None
     for cell in cells:
         if cell.members:
@@ -202,6 +197,44 @@ def run(
             if predictions:
                 _choose(predictions, store, cell, of_members)
     return results[None], [results[cell] for cell in cells]
+
+
+def evaluations(cells: Sequence[Cell]) -> list[Cell | None]:
+    """What is to be run for cells, each once; None: the clean images."""
+    every = (member for cell in cells for member in cell.members or (cell,))
+    return list(dict.fromkeys([None, *every]))
+
+
+def finished(
+    evaluations: Sequence[Cell | None],
+    store: Store,
+    predictions: Predictions | None = None,
+) -> dict[Cell | None, Result]:
+    """The results of those that are finished."""
+    return {
+        cell: store.filed(result)  # All of them would fill the memory.
+        for cell in evaluations
+        if (not predictions or predictions.complete(store.label(cell)))
+        and (result := store.read(cell))
+    }
+
+
+def parts(evaluations: Sequence[Cell | None], count: int) -> list[list[Cell | None]]:
+    """The evaluations in so many parts, none of which takes much longer than others.
+
+    The longest goes first to where there is least; some parts may be empty.
+    """
+    found: list[list[Cell | None]] = [[] for _ in range(count)]
+    sums = [0.0] * count
+    for cell in sorted(evaluations, key=_passes, reverse=True):
+        least = sums.index(min(sums))
+        found[least].append(cell)
+        sums[least] += _passes(cell)
+    return found
+
+
+def _passes(cell: Cell | None) -> float:
+    return cell.passes if cell else 1.0
 
 
 def _compiled(

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
+from concurrent import futures
 from concurrent.futures import Executor
+from concurrent.futures import Future
 from typing import Any
+from typing import TypeVar
 
+from mtr_tf.cli import stopping
 from mtr_tf.config.settings import LOCAL
 from mtr_tf.config.settings import RAY
 from mtr_tf.errors import InputError
+from mtr_tf.executors import command
 from mtr_tf.executors import local
 from mtr_tf.executors import on_ray
 from mtr_tf.executors import on_slurm
+from mtr_tf.executors.command import Command
+from mtr_tf.executors.command import Ended
 
+T = TypeVar("T")
+_POLL_SECONDS = 0.05  # After which a signal is seen.
 _IN_FLIGHT = 100  # Commands that are given at a time to an engine with a queue.
 
 
@@ -66,6 +77,41 @@ def create(
         executor = on_ray.RayExecutor(given)
         return Engine(executor, workers or max(_IN_FLIGHT, 2 * executor.room))
     return Engine(on_slurm.SlurmExecutor(folder, given), workers or _IN_FLIGHT)
+
+
+def results(
+    engine: Engine, take: Callable[[], tuple[T, Command] | None]
+) -> Iterator[tuple[T, Future[Ended]]]:
+    """Runs commands, and yields how each ended, until none is left or a signal comes.
+
+    The engine is shut down at the end; commands that still run are stopped then.
+
+    Args:
+      engine: what runs them.
+      take: the next command, and what it is known by to the caller; None: there is
+        none now, or none that can be run before another one has ended.
+    """
+    running: dict[Future[Ended], T] = {}
+    try:
+        while not stopping.asked():
+            while len(running) < engine.at_once and (given := take()):
+                running[engine.executor.submit(command.run, given[1])] = given[0]
+            if not running:
+                return
+            ended, _ = futures.wait(running, _POLL_SECONDS, futures.FIRST_COMPLETED)
+            for future in ended:
+                yield running.pop(future), future
+    finally:
+        engine.executor.shutdown(cancel_futures=True)
+
+
+def failure(future: Future[Ended]) -> str:
+    """Why a command failed; empty if it ended well."""
+    if error := future.exception():
+        said = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {said[0]}"
+    ended = future.result()
+    return ended.said if ended.code else ""
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

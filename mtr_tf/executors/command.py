@@ -32,6 +32,7 @@ ONE_THREAD = dict.fromkeys(
     ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
 )
 _POLL_SECONDS = 0.5
+_STALE_SECONDS = 300.0
 _GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
 # Log lines of TensorFlow's and our own; what an error begins with.
 _NOISE = re.compile(r"[IWEF]\d{4} |WARNING: All log messages|\d\d:\d\d:\d\d |\$ ")
@@ -112,8 +113,50 @@ class Processes:
         _end(running)
 
 
+class Lease:
+    """A file that says that a runner is there, for commands on other machines.
+
+    The runner refreshes it, and deletes it at its end. If it is gone, or has not been
+    refreshed for five minutes, nobody waits for what a command does.
+    """
+
+    def __init__(self, path: str):
+        """Takes the path, by which both sides know it."""
+        self._path = pathlib.Path(path)
+        self._seen = 0
+        self._since = time.monotonic()
+
+    def begin(self) -> None:
+        """Says that the runner is there."""
+        with files.write_errors_explained(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch()
+
+    def refresh(self) -> None:
+        """Says that it still is."""
+        with contextlib.suppress(OSError):  # It is tried again soon, or has ended.
+            os.utime(self._path)
+
+    def end(self) -> None:
+        """Says that it is not."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+    def ended(self) -> bool:
+        """Whether it has ended; clocks of machines are not compared."""
+        try:
+            seen = self._path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return True
+        except OSError:  # The file system is away for a moment.
+            seen = self._seen
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        return time.monotonic() - self._since > _STALE_SECONDS
+
+
 class Stopping(Exception):
-    """A process was not started, as all are being stopped."""
+    """A process was stopped, or not started, as nobody waits for it any more."""
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
@@ -135,10 +178,22 @@ place = threading.local()
 
 
 def within(
-    environment: Mapping[str, str], fn: Callable[..., Any], *args: Any, **kwargs: Any
+    environment: Mapping[str, str],
+    lease: str | None,
+    fn: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
-    """Calls a function; commands that it runs have these variables."""
-    place.environment = environment
+    """Calls a function on a node.
+
+    Args:
+      environment: variables that commands which it runs have.
+      lease: the file of a `Lease`: commands are stopped when that ends.
+      fn: the function.
+      *args: of the function.
+      **kwargs: of the function.
+    """
+    place.environment, place.lease = environment, lease and Lease(lease)
     return fn(*args, **kwargs)
 
 
@@ -180,8 +235,15 @@ def run(command: Command) -> Ended:
 
 
 def _wait(process: subprocess.Popen) -> int:
-    """The exit code, awaited in short turns: Ray interrupts Python code only."""
+    """The exit code, awaited in short turns: Ray interrupts Python code only.
+
+    Raises:
+      Stopping: the lease has ended.
+    """
+    lease: Lease | None = getattr(place, "lease", None)
     while True:
+        if lease and lease.ended():
+            raise Stopping
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_SECONDS)
 

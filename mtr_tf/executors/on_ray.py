@@ -8,9 +8,9 @@ started on this machine (`ray start --head`), or a new one on this machine.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Executor
 from concurrent.futures import Future
 from typing import Any
@@ -67,7 +67,7 @@ class RayExecutor(Executor):
             raise InputError(
                 f"Ray refuses --executor_options: {error} Correct them."
             ) from error
-        reference = task.remote(self._environment, fn, *args, **kwargs)
+        reference = task.remote(self._environment, None, fn, *args, **kwargs)
         future = reference.future()
         self._pending[future] = reference
         future.add_done_callback(lambda done: self._pending.pop(done, None))
@@ -81,8 +81,7 @@ class RayExecutor(Executor):
             for _, reference in pending:
                 with contextlib.suppress(Exception):  # It has ended meanwhile.
                     self._ray.cancel(reference)
-        end = time.monotonic() + _STOP_SECONDS if cancel_futures else None
-        for future, _ in pending if wait else ():
-            with contextlib.suppress(BaseException):
-                future.exception(end and max(0, end - time.monotonic()))
+        if wait:
+            given = [future for future, _ in pending]
+            futures.wait(given, _STOP_SECONDS if cancel_futures else None)
         self._ray.shutdown()

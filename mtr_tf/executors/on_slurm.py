@@ -11,8 +11,11 @@ import contextlib
 import dataclasses
 import pathlib
 import threading
+import time
+import uuid
 from collections.abc import Callable
 from collections.abc import Mapping
+from concurrent import futures
 from concurrent.futures import Executor
 from concurrent.futures import Future
 from typing import Any
@@ -22,7 +25,8 @@ from mtr_tf.executors import command
 from mtr_tf.executors import extras
 
 _POLL_SECONDS = 0.5  # submitit itself asks SLURM more rarely.
-_STOP_SECONDS = 30.0
+_REFRESH_SECONDS = 20.0
+_STOP_SECONDS = 30.0  # For running commands to keep what they have.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +35,11 @@ class Resumable:
 
     fn: Callable[..., Any]
     environment: Mapping[str, str]
+    lease: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The call itself, on the node."""
-        return command.within(self.environment, self.fn, *args, **kwargs)
+        return command.within(self.environment, self.lease, self.fn, *args, **kwargs)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """What is to be queued, where the job is taken back."""
@@ -69,6 +74,9 @@ class SlurmExecutor(Executor):
                 "it where sbatch and srun are, and correct --executor_options."
             ) from error
         self._jobs: dict[Future, Any] = {}
+        self._lease_file = str(folder.absolute() / f"{uuid.uuid4().hex[:12]}.lease")
+        self._lease = command.Lease(self._lease_file)
+        self._lease.begin()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -77,7 +85,8 @@ class SlurmExecutor(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """See `Executor`."""
         future: Future = Future()
-        job = self._engine.submit(Resumable(fn, self._environment), *args, **kwargs)
+        call = Resumable(fn, self._environment, self._lease_file)
+        job = self._engine.submit(call, *args, **kwargs)
         future.set_running_or_notify_cancel()
         with self._lock:
             self._jobs[future] = job
@@ -85,7 +94,11 @@ class SlurmExecutor(Executor):
 
     def _watch(self) -> None:
         """Hands on what jobs return, or how they failed."""
+        refreshed = time.monotonic()
         while not self._ended.wait(_POLL_SECONDS):
+            if time.monotonic() - refreshed > _REFRESH_SECONDS:
+                self._lease.refresh()
+                refreshed = time.monotonic()
             with self._lock:
                 jobs = list(self._jobs.items())
             for future, job in jobs:
@@ -95,16 +108,19 @@ class SlurmExecutor(Executor):
                     _settle(future, job)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends it; with `cancel_futures`, jobs are cancelled."""
+        """Ends it; with `cancel_futures`, commands are stopped, and jobs cancelled."""
         with self._lock:
-            jobs = list(self._jobs.items())
+            pending = list(self._jobs)
         if cancel_futures:
-            for _, job in jobs:
-                with contextlib.suppress(Exception):  # It has ended meanwhile.
-                    job.cancel(check=False)
-        for future, _ in jobs if wait else ():
-            with contextlib.suppress(BaseException):
-                future.exception(_STOP_SECONDS if cancel_futures else None)
+            self._lease.end()
+        if wait or cancel_futures:
+            futures.wait(pending, _STOP_SECONDS if cancel_futures else None)
+        with self._lock:
+            jobs = list(self._jobs.values()) if cancel_futures else []
+        for job in jobs:
+            with contextlib.suppress(Exception):  # It has ended meanwhile.
+                job.cancel(check=False)
+        self._lease.end()
         self._ended.set()
 
 

@@ -17,6 +17,7 @@ import contextlib
 import contextvars
 import dataclasses
 import datetime
+import fcntl
 import json
 import logging as standard_logging
 import os
@@ -25,6 +26,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 from absl import logging
 
@@ -34,6 +36,7 @@ from mtr_tf.runs import addresses
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs.addresses import Place
 
+_PREFIX, _IN_USE = "mtr_tf-copy-", "in_use"  # Of temporary folders.
 RUNNING = ".running"  # Who writes, as JSON; only at the address.
 _OF_RUNS = ("config.json", "train.flags")
 _MODEL = "model.keras"
@@ -73,7 +76,7 @@ class _Copy:
         names = [name for name in names if name not in self.fetched]
         self.fetched.update(names)
         if names:
-            logging.info("downloading %d files of %s", len(names), self.address)
+            logging.info("downloading from %s (files: %d)", self.address, len(names))
         with addresses.explained(self.address, "read"):
             for name in names:
                 file = self.folder / name
@@ -89,17 +92,20 @@ class _Copies:
 
     def __init__(self):
         self._folder: pathlib.Path | None = None
+        self._lock: IO[str] | None = None
+        self._kept = False
         self._of: dict[str, _Copy] = {}
         self.found: dict[str, pathlib.Path] = {}  # By addresses of models.
         self.held: list[_Held] = []
-        self.kept = False  # Beyond the command's end, for the user to save.
 
     def of(self, address: str, flag: str) -> _Copy:
         """The copy of a folder, empty at first; it has the folder's name."""
         if address not in self._of:
             place = addresses.place(address, flag)
             if self._folder is None:
-                self._folder = pathlib.Path(tempfile.mkdtemp(prefix="mtr_tf-"))
+                _clear_killed()
+                self._folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
+                self._lock = _locked(self._folder)
             name = address.rpartition("/")[2] or "root"
             folder = self._folder / str(len(self._of)) / name
             self._of[address] = _Copy(address, folder, place)
@@ -133,10 +139,36 @@ class _Copies:
         if isinstance(error, OSError) and isinstance(error.filename, str):
             error.filename = self.named(error.filename)
 
+    def keep(self) -> None:
+        """Leaves the copies beyond the command's end, for the user to save."""
+        self._kept = True
+        if self._folder:
+            (self._folder / _IN_USE).unlink(missing_ok=True)
+
     def end(self) -> None:
         """Deletes the copies."""
-        if self._folder and not self.kept:
+        if self._folder and not self._kept:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock:
+            self._lock.close()
+
+
+def _locked(folder: pathlib.Path) -> IO[str]:
+    """Says that a temporary folder is in use, for as long as this process lives."""
+    file = open(folder / f"{_IN_USE}.new", "w")  # noqa: SIM115  (closed at the end)
+    with contextlib.suppress(OSError):  # There may be no locks.
+        fcntl.flock(file, fcntl.LOCK_EX)
+    os.rename(file.name, folder / _IN_USE)
+    return file
+
+
+def _clear_killed() -> None:
+    """Deletes the temporary folders of commands that were killed."""
+    for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # Of another user, in use, kept, or without locks.
+        with contextlib.suppress(OSError), open(folder / _IN_USE, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 _current: contextvars.ContextVar[_Copies | None] = contextvars.ContextVar(
@@ -274,7 +306,7 @@ def fetched_results(path: str | os.PathLike, flag: str) -> pathlib.Path:
     if not files.is_remote(path):
         return pathlib.Path(path)
     copy = _the_copies(flag, path).of(addresses.normal(path), flag)
-    wanted = ("results.json", "settings.json")
+    wanted = ("results.json", "settings.json", "config.json")
     copy.get([n for n in _listed(copy) if n.split("/")[-1] in wanted], dated=True)
     return copy.folder
 
@@ -314,7 +346,12 @@ def held(folder: pathlib.Path, skip: str = "\n") -> Iterator[None]:
         yield
         return
     held = _Held(made, copy, folder, skip)
-    held.begin()
+    held.take()
+    try:
+        held.download()
+    except BaseException:
+        held.leave()
+        raise
     made.held.append(held)
     try:
         yield
@@ -367,8 +404,12 @@ class _Held:
             "since": datetime.datetime.now(datetime.UTC).isoformat(),
         }
 
-    def begin(self) -> None:
-        """Says at the address that this process writes there; downloads all."""
+    def take(self) -> None:
+        """Says at the address that this process writes there.
+
+        Raises:
+          InUse: Another one of this machine does.
+        """
         other = self._running()
         if other and self._lives_here(other):
             raise files.InUse(
@@ -386,23 +427,25 @@ class _Held:
             )
         with addresses.explained(self._address, "written"):
             self._put_text(RUNNING, json.dumps(self._me))
+
+    def download(self) -> None:
+        """Copies here what is there, and clears what killed processes left."""
         with addresses.explained(self._address, "read"):
             every = self._copy.place.names()
-        names = [name for name in every if self._mine(name)]
-        self._copy.get(names)
+        self._copy.get([name for name in every if self._mine(name)])
         self.folder.mkdir(parents=True, exist_ok=True)
         self._known = self._state()
         for name in every:  # Of processes that were killed while they wrote.
-            if name.startswith(self._inner) and files.is_leftover(name.split("/")[-1]):
+            if self._inside(name) and files.is_leftover(name.split("/")[-1]):
                 with addresses.explained(self._address, "written"):
                     self._place.remove(name)
 
     def _mine(self, name: str) -> bool:
-        return (
-            name.startswith(self._inner)
-            and not name[len(self._inner) :].startswith(self._skip)
-            and _travels(name)
-        )
+        return self._inside(name) and _travels(name)
+
+    def _inside(self, name: str) -> bool:
+        inner = name.removeprefix(self._inner)
+        return name.startswith(self._inner) and not inner.startswith(self._skip)
 
     def _state(self) -> _State:
         """What changes with each file's content, by its name in the copy."""
@@ -443,7 +486,7 @@ class _Held:
             if not needed:
                 logging.warning("%s; the next upload tries again", told)
                 return
-            self._made.kept = True
+            self._made.keep()
             raise NotUploaded(
                 f"{told}; all of it is in {self.folder}: copy it there, or repeat the "
                 "command, which does again what is missing."
@@ -452,6 +495,10 @@ class _Held:
     def end(self) -> None:
         """Uploads the rest, and says that this process has ended."""
         self.push(needed=True)
+        self.leave()
+
+    def leave(self) -> None:
+        """Says that this process does not write there any more."""
         with contextlib.suppress(Exception):  # The next one is told of it, no more.
             if self._running() == self._me:
                 self._place.remove(self._inner + RUNNING)
@@ -485,7 +532,7 @@ class _Held:
             self._place.put(pathlib.Path(file.name), self._inner + last)
 
     def _taken(self, other: dict | None) -> NotUploaded:
-        self._made.kept = True
+        self._made.keep()
         by = "another process"
         if other:
             by = f"process {other.get('pid')} on {other.get('host')}"

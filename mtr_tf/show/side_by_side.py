@@ -147,7 +147,7 @@ def read(paths: Sequence[str], name: str = "") -> list[Model]:
     Raises:
       InputError: there is no such thing, no finished attack, or a damaged one.
     """
-    labels = _labels(paths)
+    labels = labels_of(paths)
     return [
         Model(label, path, _attacks(path, name))
         for label, path in zip(labels, paths, strict=True)
@@ -248,7 +248,7 @@ def joint_rows(records: Sequence[Record]) -> list[list[str]]:
 def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
     """By settings, the records of a model's finished attacks, the newest of each."""
     by_settings: dict[tuple[str, ...], list[Record]] = {}
-    for file in sorted(_files(path, name), key=lambda file: file.stat().st_mtime):
+    for file in sorted(result_files(path, name), key=lambda file: file.stat().st_mtime):
         try:
             records = files.read_json(file)
             for number, record in enumerate(records, start=1):
@@ -310,8 +310,16 @@ def _check(record: Record, number: int) -> None:
             raise ValueError(f"{name} of record {number} is {shown}")
 
 
-def _files(path: str, name: str) -> list[pathlib.Path]:
-    """The files of results of a model's finished attacks."""
+def result_files(path: str, name: str = "") -> list[pathlib.Path]:
+    """The files of results of a model's finished attacks.
+
+    Args:
+      path: A run directory, .keras file, or folder of results of an attack.
+      name: Only RUN/attacks/NAME; empty: all.
+
+    Raises:
+      InputError: there is no such thing, or no finished attack.
+    """
     run = remote.fetched_results(path, "--runs")
     if (run / "results.json").is_file():
         return [run / "results.json"]
@@ -362,13 +370,15 @@ def _of_file(file: pathlib.Path) -> pathlib.Path:
     )
 
 
-def _labels(paths: Sequence[str]) -> list[str]:
+def labels_of(paths: Sequence[str]) -> list[str]:
     """The ends of the paths, as long as it takes to tell them apart."""
     parts = [pathlib.Path(path).parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
+    for length in range(1, max(map(len, parts), default=0) + 1):
         labels = ["/".join(part[-length:]) for part in parts]
         if len(set(labels)) == len(labels):
             return labels
+    if not paths:
+        return []
     raise InputError(
         f"--runs must all be different, but one of {', '.join(paths)} is given twice."
     )

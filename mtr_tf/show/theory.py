@@ -7,6 +7,7 @@ makes a figure of one, for a study.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import pathlib
@@ -303,6 +304,44 @@ def first_order_of_run(records: Sequence[Record]) -> Figure:
     notes = ["dashes: eps times the dual norm of the gradient; right: over that"]
     title = "Rise of the mean loss under PGD, and its ratio to the first order"
     return style.finish(figure, title, [*notes, _INTERVAL, *names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A trained net.
+
+    Attributes:
+      variant: Which kind of model it is.
+      norm: Mean dual norm of its loss's gradient.
+      lost: `[radii]`, how much of its clean value attacks took, in percent.
+    """
+
+    variant: str
+    norm: float
+    lost: np.ndarray
+
+
+def resistance(title: str, panels: Sequence[str], nets: Sequence[Net]) -> Figure:
+    """What nets lose over the norms of their gradients, a panel for each radius.
+
+    Args:
+      title: Above the figure.
+      panels: Above each panel.
+      nets: Each a mark, of the look of its variant.
+    """
+    figure, grid = style.grid_of(len(panels), 1, (3.9, 2.3), sharex=True)
+    variants = list(dict.fromkeys(net.variant for net in nets))
+    short = style.short_names(variants)
+    for place, (axes, name) in enumerate(zip(grid[:, 0], panels, strict=True)):
+        for number, variant in enumerate(variants):
+            own = [net for net in nets if net.variant == variant]
+            look = style.look(number) | {"linestyle": "", "label": short[variant]}
+            lost = [net.lost[place] for net in own]
+            axes.plot([net.norm for net in own], lost, **look)
+        axes.set_title(name)
+        axes.set_ylabel("lost [% of clean]")
+    grid[-1, 0].set_xlabel("mean dual norm of the loss's gradient")
+    return style.finish(figure, title, style.spelt_out(short))
 
 
 _OF_RUN = {

@@ -190,7 +190,7 @@ def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) ->
     config = study.train_config(variant, seed)
     digest = _hash({"train": _content(config)})
     folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
-    flags = [*_flags(config), f"--workdir={workdir / folder}"]
+    flags = [*config.flags(), f"--workdir={workdir / folder}"]
     return Cell(
         kind="train",
         variant=variant,
@@ -225,7 +225,7 @@ def _attack_cell(
         }
     )
     config = dataclasses.replace(config, name=f"{slug(spec.name)}-{digest[:8]}")
-    flags = _flags(config)
+    flags = config.flags()
     trained = study.train_config(run.variant, run.seed).dataset
     if ":" in trained and not config.dataset:  # Code, which no run may name for itself.
         flags.append(f"--dataset={trained}")
@@ -252,33 +252,9 @@ def _settings(config: Settings) -> dict[str, Any]:
 
 def _content(config: Settings) -> dict[str, Any]:
     """Those of them that are not at their defaults."""
-    set_ = {f.name for f in dataclasses.fields(config) if _differs(config, f)}
-    return {k: v for k, v in _settings(config).items() if k in set_}
-
-
-def _differs(config: Settings, field: dataclasses.Field) -> bool:
-    return getattr(config, field.name) != field.default
+    given = config.not_default()
+    return {k: v for k, v in _settings(config).items() if k in given}
 
 
 def _hash(content: Mapping[str, Any]) -> str:
     return files.digest({"mtr_tf": mtr_tf.__version__, **content})
-
-
-def _flags(config: Settings) -> list[str]:
-    """The flags that differ from the defaults, in the record's order."""
-    return [
-        f"--{field.name}={_text(getattr(config, field.name))}"
-        for field in dataclasses.fields(config)
-        if _differs(config, field)
-    ]
-
-
-def _text(value: Any) -> str:
-    """A value as flags take it."""
-    if isinstance(value, tuple):
-        return ",".join(map(_text, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

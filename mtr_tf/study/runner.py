@@ -35,15 +35,13 @@ from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
 
-_POLL_SECONDS = 0.05  # After which a signal is seen.
 _SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
 
 
 @dataclasses.dataclass
-class _Given:
-    """A cell that an executor has."""
+class _Begun:
+    """How it stood with a cell that was given to an executor."""
 
-    cell: Cell
     start: float
     whole: bool  # Whether there was nothing of it before.
 
@@ -92,7 +90,7 @@ class Runner:
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
-        self._running: dict[futures.Future, _Given] = {}
+        self._running: dict[str, tuple[Cell, _Begun]] = {}
         self._at_once = 1
         self._write_index_sparingly = _Sparing(self._write_index)
         self._left = _Sparing(self._time_left)
@@ -128,24 +126,18 @@ class Runner:
         self._at_once = engine.at_once
         with stopping.saying(self._kept), stopping.later():
             try:
-                self._run(engine)
+                for cell, future in executors.results(engine, self._take):
+                    self._finish(cell, future)
             finally:
-                engine.executor.shutdown(cancel_futures=True)
                 self._write_index()
 
-    def _run(self, engine: executors.Engine) -> None:
-        while not stopping.asked():
-            while len(self._running) < engine.at_once and (cell := self.queue.take()):
-                given = _Given(cell, time.monotonic(), self._prepare(cell))
-                task = command.Command(cell.command, str(self._workdir / cell.log))
-                self._running[engine.executor.submit(command.run, task)] = given
-            if not self._running:
-                return
-            ended, _ = futures.wait(
-                self._running, _POLL_SECONDS, futures.FIRST_COMPLETED
-            )
-            for future in ended:
-                self._finish(self._running.pop(future), future)
+    def _take(self) -> tuple[Cell, command.Command] | None:
+        """The next cell, and its command."""
+        cell = self.queue.take()
+        if not cell:
+            return None
+        self._running[cell.folder] = cell, _Begun(time.monotonic(), self._prepare(cell))
+        return cell, command.Command(cell.command, str(self._workdir / cell.log))
 
     def _kept(self) -> str:
         done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
@@ -175,21 +167,23 @@ class Runner:
             (folder / commands.MARKER).unlink(missing_ok=True)
         return not any((folder / part).exists() for part in _PARTS)
 
-    def _finish(self, given: _Given, future: futures.Future) -> None:
+    def _finish(self, cell: Cell, future: futures.Future[command.Ended]) -> None:
         """Takes note of a cell that has ended, in whichever way."""
-        cell, log = given.cell, self._workdir / given.cell.log
-        error = future.exception()
-        ended = None if error else future.result()
-        if ended and ended.code == 0 and _has_files(cell, self._workdir):
-            commands.write_marker(cell, self._workdir, ended, given.whole)
+        _, begun = self._running.pop(cell.folder)
+        failure = executors.failure(future)
+        if not failure and not _has_files(cell, self._workdir):
+            failure = future.result().said
+        if failure:
+            log = self._workdir / cell.log
+            self._set_failed(cell, failure)
+            self._write_index()
+            logging.error("%s FAILED: %s (log: %s)", cell.title, failure, log)
+        else:
+            ended = future.result()
+            commands.write_marker(cell, self._workdir, ended, begun.whole)
             self._set_done(cell)
             self._write_index_sparingly()
             self._say_done(cell, ended.seconds)
-            return
-        said = ended.said if ended else _first_line(error)
-        self._set_failed(cell, said)
-        self._write_index()
-        logging.error("%s FAILED: %s (log: %s)", cell.title, said, log)
 
     def _set_done(self, cell: Cell) -> None:
         marker = commands.read_json(self._workdir / cell.folder / commands.MARKER)
@@ -214,7 +208,7 @@ class Runner:
     def _time_left(self) -> tuple[int, float | None]:
         """How many cells are left, and the seconds that they take, if that is known."""
         now = time.monotonic()
-        running = [(given.cell, now - given.start) for given in self._running.values()]
+        running = [(cell, now - begun.start) for cell, begun in self._running.values()]
         waiting = self.queue.waiting()
         left = self.clock.left(waiting, running, self._at_once)
         return len(running) + len(waiting), left
@@ -242,12 +236,6 @@ class Runner:
 
 # What a cell that was stopped may have left.
 _PARTS = ("config.json", "settings.json")
-
-
-def _first_line(error: BaseException | None) -> str:
-    """What an executor raised, in a line."""
-    said = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {said[0]}"
 
 
 def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:

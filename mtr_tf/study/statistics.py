@@ -20,6 +20,7 @@ EXACT = 16  # Up to so many seeds all changes of sign are tried.
 RANDOM_FLIPS = 65536  # Beyond, so many random ones.
 POWER = 0.9  # Nine times in ten.
 MOST_SEEDS = 1000  # More are not asked for.
+LEAST_RANKED = 6  # Of fewer pairs no rank correlation is shown.
 _ROUNDING = 1e-9  # Statistics nearer than this, relatively, count as equal.
 
 
@@ -229,3 +230,44 @@ def detectable(deviation: float, seeds: int, level: float) -> float:
     # The noncentrality whose distribution has a tenth below the critical value.
     shift = special.nctdtrinc(seeds - 1, 1 - POWER, critical)
     return float(shift) * deviation / math.sqrt(seeds)
+
+
+# Rank correlation.
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's: Pearson's of ranks, equal values sharing theirs.
+
+    Args:
+      x: `[pairs]`, without NaN.
+      y: `[pairs]`.
+
+    Returns:
+      NaN where either has but one value.
+    """
+    ranks = np.stack([_ranks(x), _ranks(y)])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    scale = np.sqrt((ranks**2).sum(axis=1)).prod()
+    return float(ranks.prod(axis=0).sum() / scale) if scale else math.nan
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place.reshape(-1)]
+
+
+def rank_interval(
+    rho: float, pairs: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """An interval of a rank correlation of so many independent pairs.
+
+    Fisher's transformation with the variance (1 + rho^2 / 2) / (n - 3) (Bonett and
+    Wright, "Sample size requirements for estimating Pearson, Kendall and Spearman
+    correlations", 2000).
+    """
+    error = math.sqrt((1 + rho**2 / 2) / (pairs - 3))
+    reach = float(special.ndtri((1 + confidence) / 2)) * error
+    with np.errstate(divide="ignore"):
+        middle = np.arctanh(rho)
+    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))

@@ -12,20 +12,25 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import keras
 import numpy as np
 import process_fixture
 import pytest
 import tensorflow as tf
+from absl import flags as absl_flags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf import attack_job
 from mtr_tf import data
+from mtr_tf import executors
+from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
@@ -40,6 +45,7 @@ from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import sweep
+from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 
@@ -142,7 +148,7 @@ def run_attack(folder: pathlib.Path, **changes) -> list[dict]:
     return json.loads((results / "results.json").read_text())
 
 
-def files(folder: pathlib.Path) -> dict[str, int]:
+def cell_times(folder: pathlib.Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in folder.glob("cells/*")}
 
 
@@ -166,10 +172,10 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     assert all(r["relative_vulnerability"] > 0 for r in alone if r["metric"] == "loss")
 
     # The same command again: no model is called, nothing changes.
-    before, text = files(folder), (folder / "results.json").read_bytes()
+    before, text = cell_times(folder), (folder / "results.json").read_bytes()
     monkeypatch.setattr(sweep, "Evaluator", None)
     assert run_attack(run_directory, attack_tasks=("seg",)) == records
-    assert files(folder) == before
+    assert cell_times(folder) == before
     assert (folder / "results.json").read_bytes() == text
 
 
@@ -252,14 +258,14 @@ def test_an_interrupted_sweep_goes_on_and_a_damaged_cell_is_redone(
         run_attack(run_directory, **settings, name="cut")
     folder = run_directory / "attacks" / "cut"
     assert not (folder / "results.json").exists()
-    kept = files(folder)
+    kept = cell_times(folder)
     assert len(kept) == 4  # Two files each.
     assert run_attack(run_directory, **settings, name="cut") == expected
     assert len(calls) == 3 + 1
     whole = run_directory / "attacks" / "whole"
     for name in ("results.json", "results.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
-    assert files(folder).items() >= kept.items()
+    assert cell_times(folder).items() >= kept.items()
 
     for record in expected:
         if record["eps"] == 0:
@@ -605,3 +611,128 @@ def test_ctrl_c_says_what_is_kept(run_directory, tmp_path):
     assert re.match(r"stopped by Ctrl-C\. \d of 10 evaluations are finished", last)
     assert "Traceback" not in errors.decode()
     assert not (run_directory / "attacks" / "cut" / "results.json").exists()
+
+
+# Spread over processes.
+
+
+SMALL = {"attack": ("fgsm",), "attack_tasks": ("all",), "eps": (1.0, 8.0)}
+
+
+def rows_of(records):
+    """The records without what says where and when they were made."""
+    return [{k: v for k, v in r.items() if k not in ("rows", "time")} for r in records]
+
+
+@pytest.mark.slow
+def test_parts_finish_what_the_whole_then_finds(run_directory, monkeypatch):
+    whole = run_attack(run_directory, name="whole", **SMALL)
+    ran = []
+    real = sweep.make_evaluator
+
+    def counted(subject, cell, *arguments, **options):
+        ran.append(cell)
+        return real(subject, cell, *arguments, **options)
+
+    monkeypatch.setattr(sweep, "make_evaluator", counted)
+    folder = run_directory / "attacks" / "parted"
+    fields = SETTINGS | SMALL | {"name": "parted"}
+    config = AttackConfig(ckpt=str(run_directory), **fields)
+    for part in ("2/2", "1/2", "2/2"):
+        said = attack_job.attack(dataclasses.replace(config, part=part))
+        assert said == f"part {part} is finished; its results are in {folder}"
+    assert not (folder / "results.json").exists()
+    before = len(ran)
+    parted = run_attack(run_directory, name="parted", **SMALL)
+    assert len(ran) == before
+    assert rows_of(parted) == rows_of(whole)
+
+
+def test_parts_are_a_partition_and_none_is_much_longer(run_directory):
+    job = attack_job.resolve(
+        AttackConfig(ckpt=str(run_directory), **SETTINGS | {"attack": ("pgd", "fgsm")})
+    )
+    every = sweep.evaluations(job.cells)
+    assert len(every) == 1 + len(job.cells)
+    for count in (1, 2, 5, len(every), len(every) + 2):
+        parts = sweep.parts(every, count)
+        assert len(parts) == count
+        assert sorted(map(str, every)) == sorted(str(c) for p in parts for c in p)
+        sums = [sum(c.passes if c else 1 for c in part) for part in parts]
+        longest = max(cell.passes for cell in job.cells)
+        assert max(sums) <= sum(sums) / count + longest
+
+
+class AtOnce(futures.Executor):
+    """Runs what it is given before it returns."""
+
+    def submit(self, fn, /, *args):
+        future = futures.Future()
+        future.set_result(fn(*args))
+        return future
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Commands of executors run in this process; the arguments of those that ran."""
+    ran = []
+
+    def run(given):
+        ran.append(given.arguments)
+        values = absl_flags.FlagValues()
+        cli_flags.define(AttackConfig, values)
+        values(list(given.arguments))
+        config = cli_flags.read(AttackConfig, values)
+        if config.part.startswith("2/") and len(ran) < 3:
+            return command.Ended(1, 1.0, "no memory", {}, "here")
+        assert config.strategy == "one_device"
+        # A second strategy in one process can stop TensorFlow's input for good.
+        attack_job.attack(dataclasses.replace(config, strategy="auto"))
+        return command.Ended(0, 1.0, "", {}, "here")
+
+    engine = executors.Engine(AtOnce(), 2)
+    monkeypatch.setattr(executors, "create", lambda *arguments: engine)
+    monkeypatch.setattr(command, "run", run)
+    return ran
+
+
+def test_an_executor_runs_parts_and_says_which_failed(run_directory, here):
+    one = run_attack(run_directory, name="one", **SMALL)
+    fields = SMALL | {"name": "spread", "executor": "local", "workers": 2}
+    with pytest.raises(InputError, match="1 of 2 parts .* no memory .*2-of-2.log"):
+        run_attack(run_directory, **fields)
+    assert not (run_directory / "attacks" / "spread" / "results.json").exists()
+    assert rows_of(run_attack(run_directory, **fields)) == rows_of(one)
+    done = len(here)
+    assert done == 3  # The part that had failed was repeated alone.
+    assert "--name=spread" in here[-1]
+    assert "--part=2/2" in here[-1]
+    run_attack(run_directory, **fields)
+    assert len(here) == done
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"part": "3/2"}, "--part must be I/N"),
+        ({"part": "0/2"}, "--part must be I/N"),
+        ({"part": "x"}, "--part must be I/N"),
+        ({"part": "1/2", "executor": "local"}, "leave out one of the two"),
+        ({"part": "1/2", "ckpt": "gs://b/run"}, "--part needs --ckpt in a folder"),
+        ({"executor": "ray", "ckpt": "gs://b/run"}, "--executor needs --ckpt in a"),
+    ],
+)
+def test_what_cannot_be_spread_is_said(fields, said):
+    with pytest.raises(InputError, match=said):
+        AttackConfig(**{"ckpt": "run"} | fields)
+
+
+def test_a_part_waits_for_no_other_part_but_for_the_whole(run_directory):
+    folder = run_directory / "attacks" / "test"
+    config = AttackConfig(ckpt=str(run_directory), **SETTINGS | SMALL, part="4/4")
+    with files.locked(folder, shared=True):
+        attack_job.attack(config)
+        with pytest.raises(files.InUse):
+            run_attack(run_directory)
+    with files.locked(folder), pytest.raises(files.InUse):
+        attack_job.attack(config)

@@ -300,6 +300,20 @@ def test_what_a_reader_raises_names_the_first_example_that_was_asked_for(open_it
     )
 
 
+def test_slow_reading_by_one_is_told_once(monkeypatch):
+    told = []
+    monkeypatch.setattr(readers.logging, "info", lambda *words: told.append(words))
+    monkeypatch.setattr(readers, "_SLOW_SECONDS", -1.0)
+    for count, expected in ((1, 1), (2, 0)):
+        told.clear()
+        one = readers.Readers(count)
+        for _ in range(4):
+            assert one.read(lambda row: -row, range(32)) == [-row for row in range(32)]
+        assert len(told) == expected
+    readers.Readers(1).read(abs, range(63))
+    assert not told
+
+
 def test_readers_end_with_the_data_set():
     def alive():
         return sum(thread.name == "reader" for thread in threading.enumerate())

@@ -124,6 +124,29 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
     assert read == [2, 4, 5, 4]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((10, 4096), (13, 4096)),
+        ((10, 11), (11, 11)),
+        ((10, -1), (13, -1)),
+        ((-1, -1), None),
+        ((2, 2), "3 files, all of which are open .* but the system allows 2; raise"),
+    ],
+)
+def test_shards_may_all_be_open(builder, monkeypatch, before, after):
+    """Three files more than before, where the system allows that many."""
+    told = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: told.append(limits))
+    if isinstance(after, str):
+        with pytest.raises(InputError, match=after):
+            prepared._Records(builder, "train")
+    else:
+        assert len(prepared._Records(builder, "train")) == COUNT
+        assert told == ([after] if after else [])
+
+
 # Preparing.
 
 
@@ -541,6 +564,7 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
         builder.data_dir.mkdir(parents=True)
         (builder.data_dir / INFO).write_text("{}")
         another.close()
+        raise InputError("the folder of parts went while one was written")
 
     monkeypatch.setattr(parts, "help_with", help_with)
     another = open(tmp_path / ".failing-tiny.lock", "w")  # noqa: SIM115
@@ -549,6 +573,13 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
     assert made.is_prepared()
     assert found == [f"no{i}.npz" for i in range(5)]
     assert not builder.parts.exists()
+
+
+def test_a_data_set_without_parts_is_only_waited_for(tmp_path):
+    builder = Failing(tmp_path, None)
+    for _ in range(2):  # Not finished yet, and finished meanwhile.
+        prepared._help(builder)
+        builder.data_dir.mkdir(parents=True, exist_ok=True)
 
 
 def test_preparing_leaves_no_temporary_folders(tmp_path, monkeypatch):

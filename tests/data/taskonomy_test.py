@@ -9,10 +9,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import taskonomy_fixture
+import tensorflow as tf
 from PIL import Image
 
 from mtr_tf import data
@@ -81,6 +83,40 @@ def test_all_arrangements_are_understood(tmp_path, arrangement):
     path = listing.views[0].path("seg")
     assert path.name == "point_9_view_0_domain_segmentsemantic.png"
     assert all(listing.views[1].path(task).exists() for task in layout.DOMAINS)
+
+
+def test_views_are_those_of_the_files(tmp_path):
+    """Against a plain dict of what was written, in no order, with zeros in front."""
+    rng = np.random.default_rng(0)
+    expected = {}
+    for _ in range(200):
+        building, point, view = rng.choice(["b", "a", "ü"]), *rng.integers(0, 15, 2)
+        domain = str(rng.choice(["rgb", "normal", "depth_zbuffer"]))
+        stem = (
+            f"point_{point:03}_view_{view}"
+            if point % 2
+            else f"point_{point}_view_{view}"
+        )
+        path = tmp_path / building / domain / f"{stem}_domain_{domain}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * int(rng.integers(100, 300)))
+        task = layout.TASK_OF_NAME[domain]
+        places = expected.setdefault((str(building), int(point), int(view)), {})
+        places[task] = path
+    listing = finding.scan(str(tmp_path))
+    with_picture = {key: p for key, p in expected.items() if layout.RGB in p}
+    assert listing.without_picture == len(expected) - len(with_picture) > 0
+    found = {(v.building, v.point, v.view): v for v in listing.views}
+    assert list(found) == sorted(with_picture)
+    for key, places in with_picture.items():
+        assert {task: found[key].path(task) for task in found[key].places} == places
+        for task, path in places.items():
+            assert found[key].places[task].size == path.stat().st_size
+        assert found[key].path("seg") is None
+    some = finding.select(listing.views, [3, 0])
+    names = ["/".join(map(str, (k[0], found[k].stem))) for k in found]
+    assert list(finding.Names(some)) == [names[3], names[0]]
+    assert list(finding.Names(listing.views)[1:4]) == names[1:4]
 
 
 def test_one_building_is_split_by_points(tmp_path):
@@ -679,6 +715,53 @@ def test_workers_do_not_import_tensorflow():
 
 def test_the_package_has_its_builder():
     assert taskonomy.Taskonomy.name == "taskonomy"
+
+
+OPEN = """
+import sys
+from mtr_tf import data
+data.open_source("taskonomy", data_dir=sys.argv[1], image_size=(16, 16))
+"""
+
+
+def begin(folder, store):
+    """A process that prepares a folder, whose data are in `store`."""
+    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", OPEN, str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "TFDS_DATA_DIR": str(store)},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_others_finish_what_a_killed_process_prepared_to_the_same_bits(
+    tmp_path, monkeypatch
+):
+    source = tmp_path / "taskonomy"
+    taskonomy_fixture.write_building(source, range(1150, 1300), size=64)
+    assert begin(source, tmp_path / "alone").wait(timeout=300) == 0
+    processes = [begin(source, tmp_path / "shared") for _ in range(3)]
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("shared/**/*.npz"))) < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    processes[0].kill()
+    codes = [process.wait(timeout=300) for process in processes]
+    assert codes[1:] == [0, 0]
+    options = {"data_dir": str(source), "image_size": (16, 16)}
+    found = []
+    for name in ("alone", "shared"):
+        monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / name))
+        opened = data.open_source("taskonomy", **options)
+        for split in ("train", "validation"):
+            columns = opened.columns(split)
+            found.append(batching.gather(columns, opened.info.tasks, np.arange(50)))
+    assert len(columns) == 100
+    for alone, shared in zip(found[:2], found[2:], strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, alone, shared)
+    left = {path.name for path in (tmp_path / "shared").rglob("*")}
+    assert not [name for name in left if "parts" in name or "claim" in name]
 
 
 @pytest.mark.slow

@@ -24,11 +24,11 @@ import os, pathlib, signal, sys, time
 
 def run():
     what, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-    (folder / f"started-{what}-{os.getpid()}").touch()
     def stopped(*_):
         (folder / f"kept-{what}").touch()
         sys.exit(143)
     signal.signal(signal.SIGTERM, stopped)
+    (folder / f"started-{what}-{os.getpid()}").touch()
     if what == "fail":
         sys.exit("error: no good")
     if what == "kill":
@@ -56,10 +56,19 @@ class Place:
         return sorted(path.name for path in self.folder.glob(pattern))
 
     def wait(self, pattern: str, count: int = 1) -> None:
-        end = time.monotonic() + 60
-        while len(self.found(pattern)) < count:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_until(lambda: len(self.found(pattern)) >= count)
+
+    def running(self) -> list[int]:
+        """The processes that have started and have not ended."""
+        pids = [int(name.rpartition("-")[2]) for name in self.found("started-*")]
+        return [pid for pid in pids if pathlib.Path(f"/proc/{pid}").exists()]
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +146,39 @@ def test_every_engine_stops_commands_so_that_they_keep_their_work(engine, place)
     engine.executor.shutdown(cancel_futures=True)
     place.wait("kept-sleep")
     assert running.done()
-    pid = int(place.found("started-sleep-*")[0].rpartition("-")[2])
-    end = time.monotonic() + 60
-    while pathlib.Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: not place.running())
+
+
+@pytest.mark.slow
+def test_jobs_end_soon_after_their_runner_whichever_way_it_ended(
+    place, tmp_path, monkeypatch
+):
+    """A job's lease is gone after a stop, and grows stale after kill -9."""
+    pytest.importorskip("submitit")
+    options = ("cluster=local", "timeout_min=5")
+    for name in ("stopped", "killed"):
+        made = executors.create("slurm", tmp_path / name, 1, options)
+        job = made.executor.submit(command.run, place.command("sleep"))
+        place.wait("started-sleep-*")
+        (lease,) = (tmp_path / name).glob("*.lease")
+        if name == "killed":
+            break
+        lease.unlink()
+        assert isinstance(job.exception(60), Exception)
+        wait_until(lambda: not place.running())
+        made.executor.shutdown()
+    os.utime(lease, (0, 0))
+    watched = command.Lease(str(lease))
+    assert not watched.ended()
+    monkeypatch.setattr(command, "_STALE_SECONDS", 0.0)
+    time.sleep(0.01)
+    assert watched.ended()
+    os.utime(lease, (5, 5))
+    monkeypatch.setattr(command, "_STALE_SECONDS", 60.0)
+    assert not watched.ended()
+    made.executor.shutdown(cancel_futures=True)
+    assert not lease.exists()
+    wait_until(lambda: not place.running())
 
 
 @pytest.mark.slow
@@ -152,6 +189,7 @@ def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
         tasks = [executor.submit(command.run, place.command("sleep")) for _ in range(3)]
         place.wait("started-sleep-*", 3)  # One on each node.
         ray_nodes.remove_node(doomed, allow_graceful=False)
+        wait_until(lambda: len(place.running()) < 3)
         (place.folder / "go").touch()
         assert [task.result(120).code for task in tasks] == [0, 0, 0]
     assert len(place.found("started-sleep-*")) == 4

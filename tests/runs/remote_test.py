@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import types
 
 import fsspec
@@ -18,8 +19,10 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
+import mtr_tf
 from mtr_tf import attack_job
 from mtr_tf import compare
+from mtr_tf import export
 from mtr_tf import train as train_command
 from mtr_tf.cli import stopping
 from mtr_tf.config.attack import AttackConfig
@@ -28,24 +31,27 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import sweep
 from mtr_tf.runs import addresses
+from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
 from mtr_tf.runs import remote
 from mtr_tf.training import loop as training
 
 SIZE = (8, 8)
-CONFIG = TrainConfig(
-    dataset="own_remote:examples",
-    tasks=("seg",),
-    model="tiny",
-    batch_size=4,
-    epochs=2,
-    schedule="constant",
-    checkpoint_every=1,
-    eval_every=1,
-    eval_eps=0.0,
-    summary_every=1,
-    strategy="one_device",
-)
+PLACE = addresses.place  # As it is where tests do not watch it.
+SETTINGS = {
+    "dataset": "own_remote:examples",
+    "tasks": ("seg",),
+    "model": "tiny",
+    "batch_size": 4,
+    "epochs": 2,
+    "schedule": "constant",
+    "checkpoint_every": 1,
+    "eval_every": 1,
+    "eval_eps": 0.0,
+    "summary_every": 1,
+    "strategy": "one_device",
+}
+CONFIG = TrainConfig(**SETTINGS)
 
 
 def example(seed):
@@ -133,6 +139,14 @@ def watched(monkeypatch):
     return found
 
 
+@pytest.fixture(autouse=True)
+def copies_folder(tmp_path_factory, monkeypatch):
+    """Where copies are made."""
+    folder = tmp_path_factory.mktemp("copies")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @contextlib.contextmanager
 def log_lines():
     """What is logged inside, whatever listens otherwise."""
@@ -158,7 +172,7 @@ def memory(request):
 
 def contents(address):
     """All files at an address."""
-    place = addresses.place(address, "")
+    place = PLACE(address, "")
     files = {name: place.read(name) for name in place.names()}
     return {name: content for name, content in files.items() if content is not None}
 
@@ -177,9 +191,9 @@ def write(address, files):
 
 
 @pytest.mark.slow
-def test_a_run_at_an_address(here, watched, capsys, monkeypatch, tmp_path):
+def test_a_run_at_an_address(here, memory, watched, capsys, monkeypatch, tmp_path):
     address = "ram://bucket/runs/run"
-    first = TrainConfig(**{**CONFIG.to_dict(), "epochs": 1, "tasks": ("seg",)})
+    first = TrainConfig(**SETTINGS | {"epochs": 1})
     train_command.main(first, RunPlace(workdir=address))
     steps = [watched[address].written]
     train_command.main(CONFIG, RunPlace(workdir=address))
@@ -202,23 +216,13 @@ def test_a_run_at_an_address(here, watched, capsys, monkeypatch, tmp_path):
     assert {n for n in names if not n.split("/")[-1].startswith(skipped)} == {
         n for n in found if not n.split("/")[-1].startswith(skipped)
     }
-    for name, content in found.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    one, other = (
-        tf.train.load_checkpoint(str(folder / "checkpoints" / "ckpt-4"))
-        for folder in (here, tmp_path)
-    )
-    for variable in one.get_variable_to_shape_map():
-        if variable != "_CHECKPOINTABLE_OBJECT_GRAPH":
-            a, b = one.get_tensor(variable), other.get_tensor(variable)
-            np.testing.assert_array_equal(a, b, variable)
+    same_checkpoint(here, save(found, tmp_path / "copy"))
 
     # TensorBoard forgets what was shown after the checkpoint.
     events = [n for n in found if n.startswith("train/events") and "before" in n]
     kinds = [
         tf.compat.v1.Event.FromString(record.numpy()).session_log.status
-        for record in tf.data.TFRecordDataset(str(tmp_path / events[0]))
+        for record in tf.data.TFRecordDataset(str(tmp_path / "copy" / events[0]))
     ]
     assert kinds.count(tf.compat.v1.SessionLog.START) == 2
 
@@ -235,39 +239,67 @@ def test_a_run_at_an_address(here, watched, capsys, monkeypatch, tmp_path):
         by_model.setdefault(record.pop("model"), []).append(record)
     assert len(by_model) == 2
     assert len({str(records) for records in by_model.values()}) == 1
-    every_stop_can_go_on(steps)
+    every_stop_can_go_on(steps, tmp_path / "stopped")
+
+    # One of these stops, and on: half a checkpoint is written.
+    writes = [write for part in steps for write in part]
+    last = "checkpoints/ckpt-3.data-00000-of-00001"
+    half = [name for name, _ in writes].index(last) + 1
+    state = {name: content for name, content in writes[:half] if content is not None}
+    write(memory, {n: c for n, c in state.items() if (n, None) not in writes[:half]})
+    training.train(CONFIG, memory)
+    same_checkpoint(here, save(contents(memory), tmp_path / "again"))
 
 
-def every_stop_can_go_on(steps):
-    """Whatever is written last, what is there is a run that goes on, or none."""
-    pairs = {}
-    state = {}
-    for config, writes in zip((1, 2), steps, strict=True):
-        for name, content in writes:
+def save(files, folder):
+    """Writes files of these names and contents to a folder."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def same_checkpoint(one, other):
+    """The last checkpoints of two runs hold the same bits."""
+    one, other = (
+        tf.train.load_checkpoint(str(folder / "checkpoints" / "ckpt-4"))
+        for folder in (one, other)
+    )
+    names = one.get_variable_to_shape_map()
+    assert names == other.get_variable_to_shape_map()
+    for name in names.keys() - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
+        a, b = one.get_tensor(name), other.get_tensor(name)
+        np.testing.assert_array_equal(a, b, name)
+
+
+def every_stop_can_go_on(steps, folder):
+    """Whatever was written last, the run that is there can be continued, or begun."""
+    state, pairs = {}, {}
+    for epochs, writes in zip((1, 2), steps, strict=True):
+        for count, (name, content) in enumerate(writes):
             state.pop(name, None)
             if content is not None:
                 state[name] = content
-            begun = [n for n in state if n.endswith((".index", "model.keras"))]
-            if begun:
-                epochs = json.loads(state["config.json"])["train"]["epochs"]
-                assert "train.flags" in state
-                # The model of a shorter run is not taken for that of a longer one.
-                whole = state.get("model.keras")
-                pairs.setdefault(("model", epochs), whole)
-                if whole and pairs["model", epochs]:
-                    assert whole == pairs["model", epochs]
-            for index in begun:
-                if index.endswith(".index"):
-                    data = index.replace(".index", ".data-00000-of-00001")
-                    pair = state[data], state[index]
-                    assert pairs.setdefault(index, pair) == pair, index
-        assert config == epochs
-    assert "model.keras" in state
-    assert {s for s in state if s.startswith("checkpoints/ckpt")} == {
-        f"checkpoints/ckpt-{step}.{part}"
-        for step in (3, 4)
-        for part in ("index", "data-00000-of-00001")
-    }
+            place = folder / f"{epochs}-{count}"
+            for file in ("config.json", "train.flags", "model.keras", "checkpoint"):
+                if file in state:
+                    (place / file).parent.mkdir(parents=True, exist_ok=True)
+                    (place / file).write_bytes(state[file])
+            for index in [n for n in state if n.endswith(".index")]:
+                (place / index).parent.mkdir(parents=True, exist_ok=True)
+                (place / index).touch()
+                # Never the index of one save with the data of another.
+                data = index.replace(".index", ".data-00000-of-00001")
+                pair = state[data], state[index]
+                assert pairs.setdefault(index, pair) == pair, index
+            directory.check_workdir(place, CONFIG, resume=True)
+            if "model.keras" in state:  # Never that of a shorter run.
+                kept = directory.read_config(place).epochs
+                model = state["model.keras"]
+                assert pairs.setdefault(f"model of {kept}", model) == model
+    assert {f"checkpoints/ckpt-{n}.index" for n in (1, 2, 3, 4)} <= pairs.keys()
+    assert {"model of 1", "model of 2"} <= pairs.keys()
+    assert sorted(checkpoints.steps(place / "checkpoints")) == [3, 4]
 
 
 # Folders without a run, in memory.
@@ -404,6 +436,49 @@ def test_a_failed_upload_is_told_and_done_later(memory, watched):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("error", [OSError("no network"), stopping.Stopped("kept")])
+def test_whichever_write_fails_nothing_is_half_there(memory, watched, error):
+    """Nor is anything missing in the end."""
+
+    def work():
+        with remote.copies(), remote.held(remote.local(memory, "--workdir")):
+            folder = remote.local(memory, "--workdir")
+            for step in range(4):
+                for part in ("data-00000-of-00001", "index"):
+                    (folder / f"ckpt-{step}.{part}").write_text(f"{step}")
+                    (folder / f"ckpt-{step - 2}.{part}").unlink(missing_ok=True)
+                (folder / "checkpoint").write_text(f"{step}")
+                there.append((folder, step))
+                remote.push(folder)
+                assert_whole()
+
+    def assert_whole():
+        found = contents(memory)
+        for name in found:
+            if name.endswith(".index"):
+                data = name.replace("index", "data-00000-of-00001")
+                assert found[data] == found[name]
+
+    failed = 0
+    for number in range(1, 40):
+        fsspec.filesystem("memory").store.clear()
+        watched.clear()
+        watched["settings"], there = {"fail_at": number, "error": error}, []
+        with contextlib.suppress(InputError, stopping.Stopped):
+            work()
+        assert_whole()
+        failed += len(watched[memory].written) >= number
+        if there:  # The mark was written.
+            step = there[-1][1]
+            assert checkpoints_of(contents(memory)) == {step - 1, step} - {-1}
+            assert contents(memory)["checkpoint"] == b"%d" % step
+    assert 12 < failed < 30
+
+
+def checkpoints_of(found):
+    return {int(n[5:-6]) for n in found if n.endswith(".index")}
+
+
 def test_what_could_not_be_uploaded_stays_here(memory, watched):
     watched["settings"] = {"fail_at": 3}
     folder = None
@@ -471,8 +546,26 @@ def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
 
 def test_what_a_killed_process_was_writing_goes(memory):
     write(memory, {"a.json": b"{}", ".77.model.keras": b"half", "b/.7.c": b"half"})
-    hold(memory)
-    assert list(contents(memory)) == ["a.json"]
+    write(memory, {"attacks/a/.8.results.json": b"of an attack that runs"})
+    with remote.copies():
+        folder = remote.local(memory, "--workdir")
+        with remote.held(folder, skip="attacks/"):
+            pass
+    assert sorted(contents(memory)) == ["a.json", "attacks/a/.8.results.json"]
+
+
+def test_copies_of_killed_processes_go(memory, copies_folder):
+    left = copies_folder / "mtr_tf-copy-0"
+    left.mkdir()
+    (left / "in_use").touch()  # Nobody has locked it.
+    kept = copies_folder / "mtr_tf-copy-1"
+    kept.mkdir()
+    with remote.copies():
+        used = remote.local(memory, "--workdir").parents[1]
+        assert {*copies_folder.iterdir()} == {used, kept}
+        remote._clear_killed()
+        assert used.exists()
+    assert [*copies_folder.iterdir()] == [kept]
 
 
 @pytest.mark.parametrize(
@@ -507,3 +600,49 @@ def test_a_longer_run_forgets_its_model_before_it_is_longer(memory, watched):
     gone = written.index(("model.keras", None))
     again = [i for i, (name, _) in enumerate(written) if name == "config.json"]
     assert again[0] < gone < again[1]
+
+
+@pytest.mark.slow
+def test_what_reads_and_writes_runs_at_addresses(here, memory, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(
+        memory,
+        {
+            file.relative_to(here).as_posix(): file.read_bytes()
+            for file in here.rglob("*")
+            if file.is_file() and "attacks" not in file.parts
+        },
+    )
+    before = contents(memory)
+    # A checkpoint at an address, results at another.
+    results = mtr_tf.evaluate(
+        f"{memory}/checkpoints",
+        CONFIG.dataset,
+        out=f"{memory}-results",
+        attacks="fgsm",
+        eps=4,
+        attack_tasks="all",
+        checks=False,
+    )
+    (local,) = here.glob("attacks/*/results.json")
+    keys = ("task", "metric", "clean", "attacked_value", "model_fingerprint")
+    there, local = (
+        [[record[key] for key in keys] for record in records]
+        for records in (results.records, json.loads(local.read_text()))
+    )
+    assert there == local
+    assert results.folder == f"{memory}-results"
+    assert results.gallery().axes  # Its pictures are in memory by now.
+    assert "results.json" in contents(f"{memory}-results")
+    assert contents(memory) == before
+
+    # A model made from one, and what is exported of it.
+    config = TrainConfig(**SETTINGS | {"init": memory, "epochs": 1})
+    train_command.main(config, RunPlace(workdir="new"))
+    assert directory.read_config(pathlib.Path("new")).init == memory
+    out = f"{memory}-export"
+    export.main(export.ExportConfig(ckpt=memory, out=out))
+    found = contents(out)
+    assert {"model.json", "model.keras", "saved_model/saved_model.pb"} <= {*found}
+    assert json.loads(found["model.json"])["run"]["name"] == "run"
+    assert [name.name for name in tmp_path.iterdir()] == ["new"]

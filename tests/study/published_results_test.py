@@ -10,7 +10,13 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
+
+from mtr_tf.show import text
+from mtr_tf.study import claims
+from mtr_tf.study import statistics
+from mtr_tf.study.claim_file import Claim
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -71,6 +77,56 @@ def test_quoted_claims_are_as_found(heading):
 def test_the_front_page_counts_all_claims():
     page = (ROOT / "README.md").read_text("utf-8")
     assert f"all {sum(len(verdicts(study)) for study in STUDIES)} claims" in page
+
+
+def margin_of(claim):
+    """.01 of mean IoU, .05 of relative vulnerability; 0 for all else."""
+    if claim["measure"] or claim.get("algebra"):
+        return 0.0
+    if claim["relative"]:
+        return 0.05
+    return 0.01 if claim["metric"] == "miou" else 0.0
+
+
+def with_margins(study):
+    """{claim: its verdict with the margins}, from the kept numbers of its seeds."""
+    found = verdicts(study)
+    tested = [v for v in found.values() if v["claim"]["measure"].get("within") is None]
+    effects = [np.array(v["by_seed"], float) for v in tested]
+    margins = [margin_of(v["claim"]) for v in tested]
+    ours = statistics.max_t(effects)[1]
+    less = [m - e for m, e in zip(margins, effects, strict=True)]
+    theirs = statistics.max_t(less)[1]
+    words = {}
+    for v, margin, p, opposite in zip(tested, margins, ours, theirs, strict=True):
+        claim = Claim(v["claim"]["id"], "", "", margin=margin)
+        numbers = (v["effect"], tuple(v["interval"]), v["n"], p, opposite)
+        words[claim.id] = claims.judge(claim, *numbers)[0]
+    return words
+
+
+def test_verdicts_with_margins_are_what_the_kept_numbers_give():
+    index = (RESULTS / "README.md").read_text("utf-8")
+    section = index.split("## With a smallest effect that matters\n")[1]
+    section = section.split("\n## ")[0]
+    quoted = {(row[0], row[1]): row[2:] for row in rows(section, 7)}
+    expected, counts = {}, collections.Counter()
+    for study in ("adversarial", "artefact", "rooms", "rooms-epochs", "rooms-quick"):
+        for claim, word in with_margins(study).items():
+            found = verdicts(study)[claim]
+            if found["claim"]["measure"]:
+                continue
+            counts[word] += 1
+            if word != found["verdict"]:
+                margin = "5 points" if found["claim"]["relative"] else ".01"
+                write = text.points if found["claim"]["relative"] else text.signed
+                ends = text.interval(found["interval"], write)
+                numbers = [margin, write(found["effect"]), ends]
+                expected[study, claim] = [*numbers, found["verdict"], word]
+    assert quoted == expected
+    said = re.search(r"margins (\d+) hold, (\d+) do not hold and (\d+) are", section)
+    words = ("holds", "does not hold", "undecided")
+    assert [int(n) for n in said.groups()] == [counts[word] for word in words]
 
 
 def check(study, claim, statement, verdict, effect, interval):

@@ -56,7 +56,10 @@ def content() -> page.Content:
         images=HOSTILE,
         curves=[curve],
         curve_plots=[plot],
-        theory={name: [] for name in ("norms", "first_order", "pixels", "cosines")},
+        theory={
+            name: []
+            for name in ("norms", "first_order", "pixels", "cosines", "resistance")
+        },
         effects=[],
         galleries=[],
         gallery_plots=[],

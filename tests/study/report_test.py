@@ -19,6 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.errors import InputError
+from mtr_tf.show import leaderboard
 from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study import report
@@ -181,7 +182,12 @@ def test_export_has_the_verdicts_and_all_that_its_page_shows(written, exported):
         if path.is_file()
     }
     assert plots_
-    assert files == plots_ | {"README.md", "claims.json", "results.csv.gz"}
+    assert files == plots_ | {
+        "README.md",
+        "claims.json",
+        "records.json",
+        "results.csv.gz",
+    }
     for name in files - {"results.csv.gz"}:
         assert (exported / name).read_bytes() == (folder / name).read_bytes()
     assert (
@@ -288,3 +294,29 @@ def test_the_answer_stands_first_with_its_numbers(written, page):
     assert few or f"an effect of {found.lstrip('+')} nine times" in first
     assert "(plots/effects.png)" in answer
     assert first in " ".join(html.unescape(page).split())
+
+
+def test_records_for_others_are_those_of_the_results(written):
+    """Each value of the study, a model's seeds together, and a page is made of them."""
+    folder, _ = written
+    records = leaderboard.read(folder / "records.json")
+    found = {
+        (one["name"], seed, one["attack"], one["eps"], one["task"], one["metric"]): pair
+        for one in records
+        if one["attacked"] == [one["task"]]
+        for seed, *pair in zip(
+            one["seeds"], one["clean"], one["attacked_value"], strict=True
+        )
+    }
+    results = Results.read(folder.parent)
+    expected = {
+        (f"{results.study.name}: {r['variant']}", r["seed"], r["attack"], r["eps"])
+        + (r["task"], r["metric"]): [r["clean"], r["attacked_value"]]
+        for r in results.records()
+        if r["eps"] and r["attacked"] == [r["task"]]
+    }
+    assert found.keys() == expected.keys()
+    for key, pair in found.items():
+        assert pair == pytest.approx(expected[key], rel=1e-5)
+    assert {len(one["seeds"]) for one in records} == {len(results.seeds)}
+    assert leaderboard.boards(records)

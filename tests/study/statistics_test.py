@@ -260,3 +260,33 @@ def test_the_detectable_effect_is_found_nine_times_in_ten(n):
     effect = statistics.detectable(0.02, n, 0.025)
     assert statistics.power(0.02, effect, n, 0.025) == pytest.approx(0.9, abs=1e-6)
     assert statistics.detectable(0.0, n, 0.025) == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rank_correlation_against_scipy_also_with_ties(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=12), rng.integers(0, 4, 12)
+    expected = scipy.stats.spearmanr(x, y).statistic
+    assert statistics.rank_correlation(x, y) == pytest.approx(expected)
+    assert statistics.rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    assert np.isnan(statistics.rank_correlation(x, np.ones(12)))
+
+
+def test_rank_interval_by_hand_and_at_the_ends():
+    error = np.sqrt((1 + 0.6**2 / 2) / 17)
+    by_hand = np.tanh(np.arctanh(0.6) + np.array([-1, 1]) * 1.959964 * error)
+    assert statistics.rank_interval(0.6, 20) == pytest.approx(by_hand)
+    assert statistics.rank_interval(1.0, 20) == (1, 1)
+
+
+def test_rank_intervals_hold_the_true_correlation_as_often_as_they_say():
+    """Of normal pairs that correlate by r, Spearman's is 6/pi arcsin(r/2)."""
+    rng = np.random.default_rng(0)
+    r, n, hits = 0.6, 40, []
+    true = 6 / np.pi * np.arcsin(r / 2)
+    for _ in range(600):
+        x = rng.normal(size=n)
+        y = r * x + np.sqrt(1 - r**2) * rng.normal(size=n)
+        low, high = statistics.rank_interval(statistics.rank_correlation(x, y), n)
+        hits.append(low <= true <= high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.03)

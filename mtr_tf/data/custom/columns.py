@@ -121,7 +121,8 @@ class LazyExamples:
         self._rules = rules
         self._readers = readers
         self._last = threading.local()
-        self.first = self._check(0, *readers.read(self._raw, [0]), None)
+        (raw,) = readers.read(self._raw, [0])
+        self.first = self._check(0, raw, None)
 
     def __len__(self) -> int:
         return len(self._sequence)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import array
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -191,7 +192,7 @@ class _Table:
         rank = np.zeros(len(names), np.int64)
         rank[sorted(range(len(names)), key=names.__getitem__)] = range(len(names))
         building = rank[np.array(self._building)]
-        order = np.lexsort((self._view, self._point, building))
+        order = np.lexsort((np.array(self._view), np.array(self._point), building))
         pictures = np.array(self._place).reshape(-1, len(_TASKS))[:, _PICTURE] >= 0
         return Views(self, order[pictures[order]])
 
@@ -211,7 +212,8 @@ class _Table:
         cell = row * len(_TASKS) + _TASKS.index(task) if task in _TASKS else -1
         if cell < 0 or self._place[cell] < 0:
             return None
-        return Place(*self._folders.things[self._place[cell]], self._size[cell])
+        folder, domain = self._folders.things[self._place[cell]]
+        return Place(folder, domain, self._size[cell])
 
 
 class _Numbers:
@@ -298,13 +300,15 @@ def scan(data_dir: str | None) -> Listing:
             f"{_WHAT}."
         )
     digest = hashlib.sha256()
-    table, lists, told = _Table(), [], ""
+    table, lists = _Table(), []
+
+    @functools.cache
+    def about(folder: pathlib.Path) -> tuple[pathlib.Path, str, bool]:
+        inside = folder.relative_to(root)
+        is_masks = any(layout.MASK in part for part in inside.parts)
+        return inside, _building(inside.parts), is_masks
+
     for folder, entry in _files(root):
-        if str(folder) != told:
-            told = str(folder)
-            inside = folder.relative_to(root)
-            building = _building(inside.parts)
-            is_masks = any(layout.MASK in part for part in inside.parts)
         if _LIST.fullmatch(entry.name):
             lists.append(pathlib.Path(entry.path))
             digest.update(_read_list(lists[-1]))
@@ -315,7 +319,9 @@ def scan(data_dir: str | None) -> Listing:
             continue
         size = entry.stat().st_size
         if size >= EMPTY_BYTES:
-            table.add(building, match, layout.MASK if is_masks else task, told, size)
+            inside, building, is_masks = about(folder)
+            task = layout.MASK if is_masks else task
+            table.add(building, match, task, str(folder), size)
             digest.update(os.fsencode(f"{inside / entry.name} {size}\n"))
     views = table.views()
     if not views:

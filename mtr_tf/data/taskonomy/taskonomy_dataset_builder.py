@@ -102,11 +102,11 @@ class Taskonomy(prepared.Builder):
 
     def _generate_examples(
         self, split: str, views: Sequence[View]
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
         work = self.work[split]
         made = parts.examples(*work, what=f"reading Taskonomy {split}", unit="views")
         for index, ((part, _), arrays) in enumerate(zip(work.jobs, made, strict=True)):
-            wrong, why = arrays.pop("wrong").tolist(), arrays.pop("why").tolist()
+            wrong, why = (np.asarray(arrays.pop(n)).tolist() for n in ("wrong", "why"))
             for task, reason in zip(wrong, why, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
                 if task == layout.RGB:  # Or it would not be read again.

@@ -5,6 +5,7 @@ index.html              all in one file, to read anywhere
 README.md               verdicts, tables and main plots, to keep in a repository
 claims.json, claims.csv every verdict with its numbers
 results.csv             every clean and attacked value
+records.json            the same for others to collect: see `show.leaderboard`
 plots/*.png             the plots of index.html as files
 tensorboard/            the same for TensorBoard
 """
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.show import leaderboard
 from mtr_tf.show import style
 from mtr_tf.show import tensorboard
 from mtr_tf.study import claims
@@ -30,6 +32,7 @@ from mtr_tf.study.report import gallery
 from mtr_tf.study.report import leading
 from mtr_tf.study.report import page
 from mtr_tf.study.report import plots
+from mtr_tf.study.report import resistance
 from mtr_tf.study.report import result_files
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.plots import Plot
@@ -60,6 +63,7 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     _remove_others(folder / "plots", drawn)
     result_files.write_claims(decided, folder)
     result_files.write_results(records, folder / "results.csv")
+    leaderboard.write(_collectable(results), folder / exporting.RECORDS)
     table = verdicts.table(content.verdicts)
     words = {paths[plot.id]: plot.alt for plot in content.plots}
     tensorboard.write_study(words, table, folder / "tensorboard")
@@ -68,6 +72,22 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     if export:
         exporting.write(folder, export, content.shown)
     return verdicts.terminal(content.verdicts)
+
+
+def _collectable(results: Results) -> list[dict[str, Any]]:
+    """The records of all models, a model's seeds together."""
+    by_folder: dict[str, list[dict[str, Any]]] = {}
+    for record in results.records():
+        by_folder.setdefault(record["folder"], []).append(record)
+    found = []
+    for folder, records in by_folder.items():
+        first, place = records[0], results.workdir / folder
+        name = f"{results.study.name}: {first['variant']}"
+        config = commands.read_json(place.parent.parent / "config.json")
+        made = commands.read_json(place / "settings.json")
+        given = (name, first["seed"], records, config, made)
+        found += leaderboard.of_results(*given)
+    return leaderboard.together(found)
 
 
 def _remove_others(folder: pathlib.Path, kept: Iterable[str]) -> None:
@@ -95,6 +115,7 @@ def _content(
         "first_order": plots.first_order(measures),
         "pixels": plots.pixels(measures),
         "cosines": plots.cosines(measures),
+        "resistance": resistance.plots(plain_curves, measures, results.seeds),
     }
     ids = {p.id for part in (of_curves, *of_theory.values()) for p in part}
     rows = verdicts.rows(decided, results.seeds, plain_curves, ids)

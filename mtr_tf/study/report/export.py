@@ -4,6 +4,7 @@
 README.md          verdicts and the tables and plots that they rest on
 claims.json        every verdict with the effect of each seed, a line for each
 results.csv.gz     every clean and attacked value
+records.json       the same for leaderboards: see `show.leaderboard`
 plots/*.png        the plots of README.md
 """
 
@@ -20,6 +21,7 @@ from mtr_tf import files
 from mtr_tf.errors import InputError
 
 PAGE = "README.md"
+RECORDS = "records.json"
 _CLAIMS = "claims.json"
 _RESULTS = "results.csv.gz"
 _FORMER = ("claims.csv", "results.csv")  # Of exports before 0.2.
@@ -29,7 +31,7 @@ _DERIVED = "relative_vulnerability"  # The column that follows from others.
 def check(folder: pathlib.Path) -> None:
     """Raises `InputError` where an export would touch what is not an export's."""
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    strange = sorted(there - {PAGE, _CLAIMS, _RESULTS, *_FORMER, "plots"})
+    strange = sorted(there - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_FORMER, "plots"})
     if there and _CLAIMS not in there:
         strange = sorted(there)
     if strange or (folder.exists() and not folder.is_dir()):
@@ -52,7 +54,7 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
       InputError: In the folder is what no export has left.
     """
     check(folder)
-    names = [_CLAIMS, *(f"plots/{plot}.png" for plot in plots), PAGE]
+    names = [_CLAIMS, RECORDS, *(f"plots/{plot}.png" for plot in plots), PAGE]
     for path in [*folder.glob("plots/*.png"), *(folder / name for name in _FORMER)]:
         if str(path.relative_to(folder)) not in names:
             path.unlink(missing_ok=True)

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of models under attack that others can collect, and a page made of them.
+
+A file of records is a JSON list; each record says of one model, which may have been
+trained with several seeds, how one metric of one task holds under one attack. Studies
+write them (report/records.json), and so does `mtr_tf.compare --leaderboard`. Records
+of several files, whoever made them, give one page: for each task, data and radius the
+models in the order of what is left under the attack that did them the most harm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from mtr_tf import files
+from mtr_tf.config.settings import shortened
+from mtr_tf.errors import InputError
+from mtr_tf.show import text
+
+Record = Mapping[str, Any]
+
+SCHEMA = "mtr_tf/robustness/1"
+# What chooses an attack, as results.json has it; records are of one of each.
+_ATTACK = ("attack", "loss", "balance", "steps", "restarts", "norm", "eps", "attacked")
+_ATTACK += ("spare", "attack_pixels", "attack_block", "attack_channels", "targets")
+_WHAT = ("task", "metric", "better", "unit", "dataset", "split", "n")
+_TRAINED = ("model", "width", "image_size", "adversarial_tasks")
+
+
+def of_results(
+    name: str, seed: int, records: Iterable[Record], config: Record, made: Record
+) -> list[dict[str, Any]]:
+    """The records of one seed, to be put together by `together`; six digits are kept.
+
+    Args:
+      name: Of the model, the same for all its seeds.
+      seed: Its own.
+      records: Of results.json.
+      config: Of the run's config.json; empty for a model of one's own.
+      made: Of the attack's settings.json: commit, versions, platform.
+    """
+    trained = config.get("train") or {}
+    about = {
+        "schema": SCHEMA,
+        "name": name,
+        "tasks": list(trained.get("tasks") or ()),
+        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)},
+    }
+    traced = {
+        "commit": made.get("commit"),
+        "version": (made.get("versions") or {}).get("mtr_tf"),
+        "platform": made.get("platform"),
+    }
+    return [
+        about
+        | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
+        | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
+        | {"seeds": [seed]}
+        | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
+        | {key: [value] for key, value in traced.items() if value}
+        for record in records
+        if record["eps"]
+        and record.get("better")
+        and None not in (record["clean"], record["attacked_value"])
+    ]
+
+
+def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of RUN/attacks/NAME, a finished attack on a model.
+
+    Args:
+      name: Of the model.
+      folder: With results.json; what else it holds may be absent.
+
+    Raises:
+      InputError: A file is damaged.
+    """
+    run = folder.parent.parent
+    try:
+        config, made = _json(run / "config.json"), _json(folder / "settings.json")
+        records = files.read_json(folder / "results.json")
+        seed = (config.get("train") or {}).get("seed", 0)
+        return of_results(name, seed, records, config, made)
+    except files.DAMAGED as error:
+        raise InputError(
+            f"the results in {folder} are damaged ({files.reason(error)}); repeat the "
+            "attack to write them again."
+        ) from error
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none."""
+    return dict(files.read_json(path)) if path.exists() else {}
+
+
+def together(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """One record for each model and attack, with lists over its seeds."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        same = {k: v for k, v in record.items() if k not in _BY_SEED + _TRACED}
+        key = json.dumps(same, sort_keys=True)
+        empty = {k: [] if k in _BY_SEED else v for k, v in record.items()}
+        kept = found.setdefault(key, empty)
+        rows = zip(*(record[field] for field in _BY_SEED), strict=True)
+        for row in [row for row in rows if row[0] not in kept["seeds"]]:
+            for field, value in zip(_BY_SEED, row, strict=True):
+                kept[field].append(value)
+        for field in _TRACED:
+            several = [*kept.get(field, ()), *record.get(field, ())]
+            if several:
+                kept[field] = list(dict.fromkeys(several))
+    return list(found.values())
+
+
+_BY_SEED = ("seeds", "clean", "attacked_value")
+_TRACED = ("commit", "version", "platform")
+
+
+def write(records: Sequence[Record], path: pathlib.Path) -> None:
+    """Writes records as JSON, a line for each."""
+    lines = ",\n".join(json.dumps(dict(one), allow_nan=False) for one in records)
+    files.write_text(path, f"[\n{lines}\n]\n")
+
+
+# Reading those of others.
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The records of a file.
+
+    Raises:
+      InputError: It cannot be read, or one of them is no such record.
+    """
+    try:
+        records = files.read_json(path)
+        if not isinstance(records, list):
+            raise ValueError("it is no list")
+        for number, record in enumerate(records, start=1):
+            _check(record, number)
+    except files.DAMAGED as error:
+        raise InputError(
+            f"{path} must be a file of records, as studies and mtr_tf.compare "
+            f"--leaderboard write them; {files.reason(error)}."
+        ) from error
+    return records
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(type(one) in (int, float) for one in value)
+    )
+
+
+_FIELDS = {
+    **dict.fromkeys(("name", "attack", "norm", "task", "metric"), str),
+    **dict.fromkeys(("dataset", "split", "better"), str),
+    "eps": (int, float),
+    "n": int,
+    **dict.fromkeys(("tasks", "attacked"), _texts),
+    **dict.fromkeys(_BY_SEED, _numbers),
+}
+
+
+def _check(record: Any, number: int) -> None:
+    """Raises `ValueError` or `LookupError` for what is no record."""
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"schema of record {number} is not {SCHEMA!r}")
+    for name, kind in _FIELDS.items():
+        value = record[name]
+        checked = isinstance(kind, type | tuple)
+        fits = isinstance(value, kind) if checked else kind(value)
+        if not fits or isinstance(value, bool):
+            raise ValueError(f"{name} of record {number} is {shortened(value)}")
+    if len({len(record[name]) for name in _BY_SEED}) > 1:
+        raise ValueError(f"record {number} has not one value for each seed")
+
+
+# The page.
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A model on a board.
+
+    Attributes:
+      place: From 1.
+      name: The model's.
+      tasks: What it predicts.
+      clean: Mean over seeds.
+      attacked: The same under the attack that did the most harm, with its deviation.
+      attack: That attack.
+      tried: How many attacks there are records of.
+      seeds: How many.
+      commit: Short; several are named.
+    """
+
+    place: int
+    name: str
+    tasks: str
+    clean: str
+    attacked: str
+    attack: str
+    tried: int
+    seeds: int
+    commit: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Models in order, for one task, data and radius."""
+
+    title: str
+    about: str
+    rows: Sequence[Row]
+
+
+def boards(records: Iterable[Record]) -> list[Board]:
+    """All boards that the records allow: of tasks that were attacked alone.
+
+    Of each task its first metric is taken.
+    """
+    grouped: dict[tuple, list[Record]] = {}
+    headline: dict[str, str] = {}
+    for record in records:
+        task = record["task"]
+        metric = headline.setdefault(task, record["metric"])
+        if record["attacked"] == [task] and record["metric"] == metric:
+            grouped.setdefault(_board(record), []).append(record)
+    return [_made(members) for members in grouped.values()]
+
+
+def _board(record: Record) -> tuple:
+    """What all models of a board have in common."""
+    size = (record.get("architecture") or {}).get("image_size", "")
+    data = (record["dataset"], record["split"], record["n"], size)
+    return (record["task"], record["metric"], *data, record["norm"], record["eps"])
+
+
+def _made(records: Sequence[Record]) -> Board:
+    by_model: dict[tuple, list[Record]] = {}
+    for record in records:
+        made = json.dumps(record.get("architecture"), sort_keys=True)
+        by_model.setdefault((record["name"], made), []).append(record)
+    first = records[0]
+    higher = first["better"] == "higher"
+    sign = -1 if higher else 1
+    worst = [
+        (max(own, key=lambda r: sign * statistics.fmean(r["attacked_value"])), len(own))
+        for own in by_model.values()
+    ]
+    worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
+    task, metric, dataset, split, n, size, norm, eps = _board(first)
+    unit = f" [{first['unit']}]" if first.get("unit") else ""
+    pixels = f" at {size} pixels" if size else ""
+    return Board(
+        f"{task} {metric}{unit}, {norm} eps {eps:g}",
+        f"{n} images of {dataset} ({split}){pixels}; "
+        f"{'higher' if higher else 'lower'} is better.",
+        [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
+    )
+
+
+def _row(place: int, record: Record, tried: int) -> Row:
+    values = record["attacked_value"]
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    steps = f", {record['steps']} steps" if record.get("steps") else ""
+    return Row(
+        place=place,
+        name=record["name"],
+        tasks=", ".join(record["tasks"]) or text.NONE,
+        clean=text.number(statistics.fmean(record["clean"])),
+        attacked=f"{text.number(statistics.fmean(values))}{spread}",
+        attack=f"{record['attack']}{steps}",
+        tried=tried,
+        seeds=len(record["seeds"]),
+        commit=", ".join(str(one)[:7] for one in record.get("commit", ())) or text.NONE,
+    )
+
+
+def html(records: Sequence[Record]) -> str:
+    """The page, one file that needs nothing else."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtr_tf.show"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("leaderboard.html").render(boards=boards(records))

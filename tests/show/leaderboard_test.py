@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records that others can collect, and the page that is made of them, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from html_fixture import parse
+
+from mtr_tf import compare
+from mtr_tf.compare import CompareConfig
+from mtr_tf.errors import InputError
+from mtr_tf.show import leaderboard
+
+
+def result(attack, value, task="seg", eps=2, **changes):
+    """A record as results.json has it."""
+    record = {"attack": attack, "norm": "linf", "eps": eps, "steps": 20, "n": 7}
+    record |= {"attacked": [task], "task": task, "metric": "miou", "better": "higher"}
+    record |= {"clean": 0.5, "attacked_value": value, "dataset": "rooms"}
+    return record | {"split": "validation", "loss": "own"} | changes
+
+
+def records(name, seed, *results, tasks=("seg",), commit="abcdef0123"):
+    config = {"train": {"tasks": list(tasks), "model": "small", "image_size": "64"}}
+    made = {"commit": commit, "versions": {"mtr_tf": "1"}, "platform": "here"}
+    return leaderboard.of_results(name, seed, results, config, made)
+
+
+def test_seeds_of_a_model_are_together_and_none_counts_twice():
+    first = records("s", 0, result("pgd", 0.2), result("apgd", 0.1))
+    second = records("s", 1, result("pgd", 0.4), commit="123")
+    whole = leaderboard.together([*first, *second, *first])
+    assert [(r["attack"], r["seeds"]) for r in whole] == [
+        ("pgd", [0, 1]),
+        ("apgd", [0]),
+    ]
+    assert whole[0]["attacked_value"] == [0.2, 0.4]
+    assert whole[0]["clean"] == [0.5, 0.5]
+    assert whole[0]["commit"] == ["abcdef0123", "123"]
+    assert whole[0]["architecture"] == {"model": "small", "image_size": "64"}
+    assert leaderboard.together(whole) == whole
+
+
+def test_what_differs_in_settings_stays_apart():
+    few, many = result("pgd", 0.2), result("pgd", 0.1, steps=50)
+    assert len(leaderboard.together(records("s", 0, few, many))) == 2
+
+
+def test_clean_images_and_missing_numbers_make_no_record():
+    assert not records("s", 0, result("pgd", 0.2, eps=0), result("pgd", None))
+
+
+def test_models_are_ordered_by_what_the_worst_attack_leaves():
+    weak = records("only weakly attacked", 0, result("pgd", 0.45))
+    strong = records("s", 0, result("pgd", 0.4), result("apgd", 0.1))
+    other = records("s+d", 0, result("pgd", 0.3), result("apgd", 0.2))
+    (board,) = leaderboard.boards([*strong, *other, *weak])
+    assert [(row.place, row.name, row.attacked, row.tried) for row in board.rows] == [
+        (1, "only weakly attacked", "0.450", 1),
+        (2, "s+d", "0.200", 2),
+        (3, "s", "0.100", 2),
+    ]
+    assert board.rows[1].attack == "apgd, 20 steps"
+    assert board.rows[1].commit == "abcdef0"
+
+
+def test_errors_are_ordered_the_other_way_and_seeds_have_a_deviation():
+    depth = {"metric": "mae", "better": "lower", "unit": "m"}
+    good = [
+        records("a", s, result("pgd", v, "depth", **depth)) for s, v in ((0, 1), (1, 3))
+    ]
+    bad = records("b", 0, result("pgd", 2.5, "depth", **depth))
+    whole = leaderboard.together([*bad, *good[0], *good[1]])
+    (board,) = leaderboard.boards(whole)
+    assert [(row.name, row.attacked) for row in board.rows] == [
+        ("a", "2.00 ± 1.4"),
+        ("b", "2.50"),
+    ]
+    assert board.title == "depth mae [m], linf eps 2"
+
+
+def test_joint_attacks_other_data_and_other_radii_are_no_part_of_a_board():
+    joint = result("pgd", 0.1, attacked=["depth", "seg"])
+    others = result("pgd", 0.3, eps=4), result("pgd", 0.2, n=8)
+    found = leaderboard.boards(records("s", 0, result("pgd", 0.4), joint, *others))
+    assert [[row.attacked for row in board.rows] for board in found] == [
+        ["0.400"],
+        ["0.300"],
+        ["0.200"],
+    ]
+
+
+def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
+    run = tmp_path / "mine"
+    (run / "attacks" / "quick").mkdir(parents=True)
+    trained = {"tasks": ["seg"], "seed": 3, "model": "small", "image_size": "64"}
+    (run / "config.json").write_text(json.dumps({"train": trained}))
+    ours = result("pgd", 0.3, clean_interval=[0, 1], attacked_interval=[0, 1])
+    (run / "attacks" / "quick" / "results.json").write_text(json.dumps([ours]))
+    theirs = tmp_path / "theirs.json"
+    leaderboard.write(records("<b>theirs</b>", 0, result("pgd", 0.2)), theirs)
+    page = tmp_path / "board.html"
+    compare.main(CompareConfig(runs=(str(run), str(theirs)), leaderboard=str(page)))
+    written = leaderboard.read(tmp_path / "board.json")
+    assert [(r["name"], r["seeds"]) for r in written] == [
+        ("<b>theirs</b>", [0]),
+        ("mine", [3]),
+    ]
+    tree = parse(page.read_text())
+    words = " ".join("".join(tree.texts).split())
+    assert words.index("1. mine") < words.index("2. <b>theirs</b>")
+    assert "b" not in {tag for tag, _ in tree.found}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": "other"}, "schema of record 1"),
+        ({"clean": [0.5, 0.5]}, "not one value for each seed"),
+        ({"eps": "2"}, "eps of record 1"),
+        ({"seeds": []}, "seeds of record 1"),
+        ({"attacked_value": [True]}, "attacked_value of record 1"),
+        ({"name": None}, "name of record 1"),
+    ],
+)
+def test_damaged_records_are_refused(tmp_path, change, said):
+    path = tmp_path / "records.json"
+    (record,) = records("s", 0, result("pgd", 0.2))
+    path.write_text(json.dumps([record | change]))
+    with pytest.raises(InputError, match=said):
+        leaderboard.read(path)
+
+
+def test_page_needs_its_ending(tmp_path):
+    with pytest.raises(InputError, match="must end with .html"):
+        compare.main(CompareConfig(runs=("a",), leaderboard=str(tmp_path / "board")))

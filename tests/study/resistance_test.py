@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient norms beside what nets lose, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from mtr_tf.study.report import resistance
+from mtr_tf.study.report.curves import Curve
+
+SEEDS = (3, 4, 5)
+VALUES = {
+    "s": np.array([[0.5, 0.4, 0.1], [0.5, 0.3, 0.2], [0.4, 0.3, 0.1]]),
+    "s+d": np.array([[0.5, 0.45, 0.3], [0.5, 0.42, 0.2], [0.4, np.nan, 0.2]]),
+    "s+n": np.array([[0.5, 0.44, 0.3], [0.6, 0.42, 0.2], [0.4, 0.35, 0.2]]),
+}
+NORMS = {"s": [3.0, 5.0, 4.0], "s+d": [1.0, 2.0, 1.5], "s+n": [1.2, 2.5, 0.5]}
+
+
+def curve(attacked=("seg",), **facts):
+    facts = {"unit": "", "better": "higher", "norm": "linf"} | facts
+    eps = np.array([0.0, 1.0, 2.0])
+    whole = ("strong", "apgd", attacked, "seg", "miou", True, facts, eps, VALUES, {})
+    return Curve(*whole)
+
+
+def measures():
+    return [
+        {"measure": "first_order", "quantity": "rise", "tasks": ["seg"]}
+        | {"norm": "linf", "variant": variant, "seed": seed, "eps": eps}
+        | {"predicted": norm * eps * (1 if eps < 1 else 7)}  # Larger radii count not.
+        for variant, norms in NORMS.items()
+        for seed, norm in zip(SEEDS, norms, strict=True)
+        for eps in (0.25, 4.0)
+    ]
+
+
+def test_the_rank_correlation_is_that_of_all_nets_with_both_numbers():
+    (plot,) = resistance.plots([curve()], measures(), SEEDS)
+    norms, first = [], []
+    for variant, values in VALUES.items():
+        for norm, row in zip(NORMS[variant], values, strict=True):
+            if not np.isnan(row).any():
+                norms.append(norm)
+                first.append((row[0] - row[1]) / row[0])
+    rho = scipy.stats.spearmanr(norms, first).statistic
+    assert len(norms) == 8
+    assert "8 nets" in plot.caption
+    assert f"eps 1: ρ {rho:.3f} (" in plot.alt
+    axes = plot.draw().axes[0]
+    drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
+    np.testing.assert_allclose(drawn["s+d"], [[1.0, 10], [2.0, 16]])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attacked": ("seg", "depth")}, {"norm": "l2"}, {"few": True}]
+)
+def test_no_plot_where_norms_are_of_something_else_or_nets_are_few(changes):
+    few = changes.pop("few", False)
+    records = [r for r in measures() if not few or r["variant"] == "s"]
+    assert resistance.plots([curve(**changes)], records, SEEDS) == []
