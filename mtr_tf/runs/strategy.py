@@ -7,19 +7,15 @@ would; that is there for trials and tests.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Sequence
 
 import tensorflow as tf
 from tensorflow.python.distribute import collective_all_reduce_strategy
-from tensorflow.python.eager import context
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
+from mtr_tf.runs import rendezvous
 from mtr_tf.runs.cluster import Cluster
-
-_PATIENCE = 10_000  # Milliseconds for others to read what ends them.
 
 
 def create(
@@ -138,46 +134,13 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
         tf.distribute.Strategy.__init__(self, extended)
 
 
-def _check_alike(cluster: Cluster, replicas: int) -> None:
-    """Raises `InputError` where workers know of others, or have fewer devices.
-
-    They must not compute together before: it would fail, or never end. The chief keeps
-    what each says here, and every other reads what the chief says.
-    """
-    shared, index = context.context(), cluster.index
-    mine = {"replicas": replicas, "addresses": ", ".join(cluster.addresses)}
-    shared.set_config_key_value(f"mtr_tf/{index}", json.dumps(mine))
-    others = range(1, len(cluster.addresses)) if index == 0 else [0]
-    told = {n: shared.get_config_key_value(f"mtr_tf/{n}") for n in others}
-    shared.set_config_key_value(f"mtr_tf/read/{index}", "yes")
-    for number, text in told.items():
-        theirs = json.loads(text)
-        changed = [
-            f"{name} are {theirs[name]} there and {mine[name]} here"
-            for name in mine
-            if theirs[name] != mine[name]
-        ]
-        if not changed:
-            continue
-        if index == 0:  # What it keeps is there until all have read it.
-            with contextlib.suppress(tf.errors.OpError):
-                for n in others:
-                    shared.get_config_key_value(f"mtr_tf/read/{n}", _PATIENCE)
-        raise InputError(
-            "all workers must name the same addresses and have the same number of "
-            f"replicas, and worker {number} ({cluster.addresses[number]}) differs: "
-            f"{'; '.join(changed)}. Give all of them the same {cluster.said_by} and "
-            "--replicas, or machines with as many GPUs."
-        )
-
-
 def _joined(cluster: Cluster, devices: list[str]) -> tf.distribute.Strategy:
     """Waits for all workers, and joins them."""
     place = cluster.addresses[cluster.index]
+    facts = {"replicas": len(devices), "addresses": ", ".join(cluster.addresses)}
+    rendezvous.meet(cluster, facts)
     try:
-        strategy = _MultiWorker(cluster, devices)
-        _check_alike(cluster, len(devices))
-        return strategy
+        return _MultiWorker(cluster, devices)
     except RuntimeError as error:
         raise InputError(
             "the workers can only be joined before TensorFlow runs anything "
