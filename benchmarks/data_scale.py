@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -284,7 +285,14 @@ def _command(folder: pathlib.Path, name: str, flags: Sequence[str]) -> float:
 
 
 def _memory() -> dict:
-    """The most memory that this process has had."""
+    """The most memory that this process has had.
+
+    On Linux, `getrusage` has that of the process which started it before.
+    """
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return {"MB": int(peak[1]) * 1024 / 1e6}
     return {"MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT / 1e6}
 
 
