@@ -55,6 +55,13 @@ def test_table(script):
     )
 
 
+def test_scheduling(script, tmp_path, capsys):
+    flags = ("--cells=100,200", "--processes=2")
+    rows = _report(script, "scheduling", tmp_path, *flags)["results"]
+    assert [row["cells"] for row in rows] == [100, 200]
+    assert "a command that does nothing: " in capsys.readouterr().out
+
+
 def test_readers(script, tmp_path):
     flags = ("--readers=1,2", "--sleep_ms=0", "--batch_size=2", "--batches=2")
     rows = _report(script, "readers", tmp_path, *flags)["results"]

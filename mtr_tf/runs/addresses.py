@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging as standard_logging
 import os
 import pathlib
 import re
@@ -24,6 +25,7 @@ from mtr_tf.errors import InputError
 
 # Of object stores, where a file is there once all of it has been uploaded.
 _WHOLE = ("gs", "gcs", "s3", "s3a", "az", "abfs", "abfss", "adl", "oss", "oci", "r2")
+_TALKATIVE = ("aiobotocore", "botocore")  # Say how they found their credentials.
 
 
 class Place(Protocol):
@@ -48,7 +50,7 @@ class Place(Protocol):
         """Deletes a file, if it is there."""
 
     def modified(self, name: str) -> float:
-        """When a file was written, in seconds since 1970."""
+        """When a file was written, in seconds since 1970; 0 where nobody knows."""
 
 
 def normal(address: str | os.PathLike) -> str:
@@ -97,6 +99,8 @@ def place(address: str, flag: str) -> Place:
             f"{flag}={address} needs the package {package}, which is not installed; "
             f"run pip install {package}."
         ) from error
+    for logger in _TALKATIVE:
+        standard_logging.getLogger(logger).setLevel(standard_logging.WARNING)
     with explained(address, "reached"):
         return _OfFsspec(address, *fsspec.core.url_to_fs(address))
 
@@ -233,4 +237,7 @@ class _OfFsspec:
             self._system.rm_file(self._path(name))
 
     def modified(self, name: str) -> float:
-        return self._system.modified(self._path(name)).timestamp()
+        try:
+            return self._system.modified(self._path(name)).timestamp()
+        except NotImplementedError:
+            return 0.0

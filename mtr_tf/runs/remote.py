@@ -76,7 +76,7 @@ class _Copy:
         names = [name for name in names if name not in self.fetched]
         self.fetched.update(names)
         if names:
-            logging.info("downloading %d files of %s", len(names), self.address)
+            logging.info("downloading from %s (files: %d)", self.address, len(names))
         with addresses.explained(self.address, "read"):
             for name in names:
                 file = self.folder / name
@@ -432,21 +432,20 @@ class _Held:
         """Copies here what is there, and clears what killed processes left."""
         with addresses.explained(self._address, "read"):
             every = self._copy.place.names()
-        names = [name for name in every if self._mine(name)]
-        self._copy.get(names)
+        self._copy.get([name for name in every if self._mine(name)])
         self.folder.mkdir(parents=True, exist_ok=True)
         self._known = self._state()
         for name in every:  # Of processes that were killed while they wrote.
-            if name.startswith(self._inner) and files.is_leftover(name.split("/")[-1]):
+            if self._inside(name) and files.is_leftover(name.split("/")[-1]):
                 with addresses.explained(self._address, "written"):
                     self._place.remove(name)
 
     def _mine(self, name: str) -> bool:
-        return (
-            name.startswith(self._inner)
-            and not name[len(self._inner) :].startswith(self._skip)
-            and _travels(name)
-        )
+        return self._inside(name) and _travels(name)
+
+    def _inside(self, name: str) -> bool:
+        inner = name.removeprefix(self._inner)
+        return name.startswith(self._inner) and not inner.startswith(self._skip)
 
     def _state(self) -> _State:
         """What changes with each file's content, by its name in the copy."""

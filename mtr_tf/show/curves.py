@@ -18,8 +18,9 @@ from mtr_tf.show import tables
 
 Record = Mapping[str, Any]
 _MOST_BANDS = 6  # More lines than that are drawn without their intervals.
-_TOGETHER = 6  # Lines in one plot beside the first; more become plots of their own.
+_TOGETHER = 3  # Lines in one plot beside the first; more become plots of their own.
 _SIZE = (4.1, 2.9)  # Inches, of a small multiple.
+_LOW = 2.4  # The height where several stand above each other.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def of_variants(
     """
     parts = _parts(lines, not reference)
     short = style.short_names(line.label for line in lines)
-    width, height = style.SIZE
+    width, height = style.SIZE if len(parts) == 1 else (style.SIZE[0], _LOW)
     size = width + style.legend_room(short.values()), height
     figure, grid = style.grid_of(len(parts), 1, size, sharex=True, sharey=True)
     for axes, part in zip(grid[:, 0], parts, strict=True):

@@ -39,7 +39,7 @@ _TRAINED = ("model", "width", "image_size", "adversarial_tasks")
 def of_results(
     name: str, seed: int, records: Iterable[Record], config: Record, made: Record
 ) -> list[dict[str, Any]]:
-    """The records of one seed, to be put together by `together`.
+    """The records of one seed, to be put together by `together`; six digits are kept.
 
     Args:
       name: Of the model, the same for all its seeds.
@@ -65,7 +65,7 @@ def of_results(
         | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
         | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
         | {"seeds": [seed]}
-        | {key: [record[key]] for key in ("clean", "attacked_value")}
+        | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
         | {key: [value] for key, value in traced.items() if value}
         for record in records
         if record["eps"]

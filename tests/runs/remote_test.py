@@ -546,8 +546,12 @@ def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
 
 def test_what_a_killed_process_was_writing_goes(memory):
     write(memory, {"a.json": b"{}", ".77.model.keras": b"half", "b/.7.c": b"half"})
-    hold(memory)
-    assert list(contents(memory)) == ["a.json"]
+    write(memory, {"attacks/a/.8.results.json": b"of an attack that runs"})
+    with remote.copies():
+        folder = remote.local(memory, "--workdir")
+        with remote.held(folder, skip="attacks/"):
+            pass
+    assert sorted(contents(memory)) == ["a.json", "attacks/a/.8.results.json"]
 
 
 def test_copies_of_killed_processes_go(memory, copies_folder):

@@ -186,7 +186,7 @@ def _row(
     )
 
 
-def _power(verdict: Verdict, write: Callable[[float], str]) -> dict[str, str]:
+def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
     """What the seeds can show, in numbers without a sign."""
     power, margin = verdict.power, verdict.claim.margin
     if not power:

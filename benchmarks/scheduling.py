@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures what the runner of studies itself costs, with cells that do nothing.
+
+    python benchmarks/scheduling.py --cells=1000,10000
+
+Each command "runs" in no time and leaves the files of a cell, so all that is measured is
+the runner's own: finding the cells, choosing the next one, writing its marker with
+checksums, the index, the estimates of the time left. A last line says what it costs to
+start a command that does nothing, beside what Python alone takes for that.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any
+
+import timing
+from absl import logging
+
+from mtr_tf import executors
+from mtr_tf.executors import command
+from mtr_tf.runs import directory
+from mtr_tf.study import queue
+from mtr_tf.study.commands import Cell
+from mtr_tf.study.design import AttackSpec
+from mtr_tf.study.design import Study
+from mtr_tf.study.design import Variant
+from mtr_tf.study.runner import Runner
+
+_COLUMNS = {
+    "cells": "d",
+    "look, s": ".2f",
+    "run, s": ".2f",
+    "ms a cell": ".2f",
+    "look again, s": ".2f",
+}
+_VARIANTS, _ATTACKS = 10, 9  # So ten cells for each variant and seed.
+
+
+def study(cells: int) -> Study:
+    """A study of about so many cells."""
+    names = tuple(f"v{i}" for i in range(_VARIANTS))
+    return Study(
+        name="many",
+        about="Many cells.",
+        seeds=tuple(range(max(1, cells // (_VARIANTS * (_ATTACKS + 1))))),
+        train={"dataset": "rooms"},
+        attack={"checks": False},
+        variants=tuple(Variant(n, {"width": 8 + i}) for i, n in enumerate(names)),
+        attacks=tuple(
+            AttackSpec(f"a{k}", {"steps": k + 1}, names) for k in range(_ATTACKS)
+        ),
+        claims=(),
+    )
+
+
+class Nothing(futures.Executor):
+    """Leaves the files of a cell and does nothing else."""
+
+    def __init__(self, cells: dict[tuple[str, ...], Cell], workdir: pathlib.Path):
+        """Takes the cells by their commands."""
+        self._cells, self._workdir = cells, workdir
+        self.seconds = 0.0  # Of its own.
+
+    def submit(
+        self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> futures.Future:
+        """See `Executor`."""
+        start = time.perf_counter()
+        (given,) = args
+        cell = self._cells[given.arguments]
+        folder = self._workdir / cell.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if cell.kind == "train":
+            (folder / "config.json").write_text(
+                json.dumps({"train": directory.canonical(cell.config).to_dict()})
+            )
+        for name in cell.files:
+            (folder / name).write_text("[]")
+        future: futures.Future = futures.Future()
+        future.set_result(command.Ended(0, 1.0, "", {}, "here"))
+        self.seconds += time.perf_counter() - start
+        return future
+
+
+def measure(cells: int) -> dict[str, float]:
+    """Seconds to look at an empty folder, to run all, and to look at it again."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
+        start = time.perf_counter()
+        runner = Runner(study(cells), workdir)
+        looked = time.perf_counter()
+        by_command = {cell.command: cell for cell in runner.queue.cells}
+        executor = Nothing(by_command, workdir)
+        runner.run(executors.Engine(executor, 100))
+        ran = time.perf_counter()
+        again = Runner(study(cells), workdir)
+        seen = time.perf_counter()
+        if again.queue.count(queue.DONE) != len(by_command):
+            raise RuntimeError("not all cells are done")
+        return {
+            "cells": len(by_command),
+            "look, s": looked - start,
+            "run, s": ran - looked - executor.seconds,
+            "ms a cell": 1e3 * (ran - looked - executor.seconds) / len(by_command),
+            "look again, s": seen - ran,
+        }
+
+
+def processes(count: int) -> float:
+    """Milliseconds to start and end a command that does nothing, two at a time."""
+    with tempfile.TemporaryDirectory() as folder:
+        (pathlib.Path(folder) / "nothing.py").write_text("def run(): pass\n")
+        engine = executors.create("local", pathlib.Path(folder), workers=2)
+        commands = iter(
+            (i, command.Command(("nothing",), f"{folder}/{i}.log", folder))
+            for i in range(count)
+        )
+        start = time.perf_counter()
+        for _, future in executors.results(engine, lambda: next(commands, None)):
+            if why := executors.failure(future):
+                raise RuntimeError(why)
+        return 1e3 * (time.perf_counter() - start) / count
+
+
+def bare(count: int) -> float:
+    """Milliseconds of the same processes without the runner, one after the other."""
+    start = time.perf_counter()
+    for _ in range(count):
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+    return 1e3 * (time.perf_counter() - start) / count
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a row for each number of cells."""
+    parser = timing.parser(__doc__, "scheduling", rounds=1)
+    parser.add_argument("--cells", default="1000,10000")
+    parser.add_argument("--processes", type=int, default=40)
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    records = [measure(int(cells)) for cells in args.cells.split(",")]
+    timing.finish(args, records, _COLUMNS)
+    print(
+        f"a command that does nothing: {processes(args.processes):.0f} ms, two at a "
+        f"time; Python alone: {bare(args.processes):.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
