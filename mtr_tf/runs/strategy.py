@@ -14,6 +14,7 @@ from tensorflow.python.distribute import collective_all_reduce_strategy
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
+from mtr_tf.runs import rendezvous
 from mtr_tf.runs.cluster import Cluster
 
 
@@ -136,6 +137,8 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
 def _joined(cluster: Cluster, devices: list[str]) -> tf.distribute.Strategy:
     """Waits for all workers, and joins them."""
     place = cluster.addresses[cluster.index]
+    facts = {"replicas": len(devices), "addresses": ", ".join(cluster.addresses)}
+    rendezvous.meet(cluster, facts)
     try:
         return _MultiWorker(cluster, devices)
     except RuntimeError as error:

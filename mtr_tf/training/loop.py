@@ -113,7 +113,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
             monitor = Monitor(
                 job.config,
                 job.source,
-                job.strategy,
+                workers,
                 learner.model,
                 job.tasks,
                 learner.weighting,
@@ -237,7 +237,7 @@ def loop(
             step += count
             total = monitor.trained(step, losses.mean(axis=0), count / seconds)
             settle()
-            if timetable.due("eval", step) and workers.chief:  # The others wait.
+            if timetable.due("eval", step):
                 score = monitor.evaluated(step)
                 keeper.save_if_best(step, score, monitor.best.better)
             late = timetable.late(time.monotonic() - kept_at)

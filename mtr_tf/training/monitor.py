@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from absl import logging
 
 from mtr_tf import attacks
@@ -131,7 +130,7 @@ class Monitor:
         self,
         config: TrainConfig,
         source: data.Source,
-        strategy: tf.distribute.Strategy,
+        workers: Workers,
         model: keras.Model,
         tasks: tasks_lib.TaskSet,
         weighting: Weighting,
@@ -142,8 +141,8 @@ class Monitor:
     ):
         """Opens the event files, and writes the run's settings once.
 
-        No `workdir` is for workers whose chief evaluates and writes alone, on one of
-        its devices: the others need not keep step with it then.
+        All `workers` evaluate, each its share; no `workdir` is for those whose chief
+        writes alone.
         `optimizer` is watched if it scales the loss; `first` is how many steps are
         done: what was shown of later ones is removed.
         """
@@ -158,17 +157,15 @@ class Monitor:
         per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
         self._rate = schedules.learning_rate(config, per_epoch)
         self._count = min(config.eval_examples, len(self._columns.images))
-        if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-            strategy = tf.distribute.get_strategy()
         self._evaluator = Evaluator(
             model,
             self.tasks,
             source.info.num_classes,
-            Workers(strategy),
+            workers,
             attack=training_attack(config),
             objective={"tasks": tasks.select(config.main_or_all_tasks)},
             seed=config.seed,
-            jit=self._jit(per_epoch * config.epochs, strategy.num_replicas_in_sync),
+            jit=self._jit(per_epoch * config.epochs, workers.replicas),
         )
         images = f"On the first {self._count} images of validation"
         self._about = {

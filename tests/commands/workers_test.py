@@ -20,6 +20,8 @@ import numpy as np
 import process_fixture
 import pytest
 import slurm_fixture
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import loading
@@ -105,6 +107,17 @@ def alone(flags: list[str], workdir: pathlib.Path) -> list[np.ndarray]:
     return weights(workdir)
 
 
+def scalars(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """What TensorBoard shows as curves, but for speeds, {tag: [points]}."""
+    events = EventAccumulator(str(folder), {"tensors": 0}).Reload()
+    found = {
+        tag: [tf.make_ndarray(event.tensor_proto) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+        if "per_second" not in tag
+    }
+    return {tag: np.array(v) for tag, v in found.items() if v[0].dtype == np.float32}
+
+
 @pytest.fixture(scope="module")
 def two_by_two(flags, tmp_path_factory) -> pathlib.Path:
     """A run of two workers with two replicas each, by the launcher, undisturbed."""
@@ -138,6 +151,11 @@ def test_two_workers_equal_two_replicas_under_sgd(flags, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
     events = list((tmp_path / "two").rglob("*tfevents*"))
     assert len(events) == len(list((tmp_path / "one").rglob("*tfevents*")))
+    one, two = (scalars(tmp_path / name / "train") for name in ("one", "two"))
+    assert any("miou" in tag for tag in one)  # All evaluate, each its share.
+    assert one.keys() == two.keys()
+    for tag in one:
+        np.testing.assert_allclose(one[tag], two[tag], atol=1e-4, err_msg=tag)
 
 
 @pytest.mark.fuzz  # Two minutes of four processes.
@@ -235,7 +253,7 @@ def attack_flags(two_by_two) -> list[str]:
     return [
         f"--ckpt={two_by_two}",
         "--attack_tasks=all",
-        "--eps=4",
+        "--eps=2,4",
         "--steps=2",
         "--batch_size=4",
         "--nochecks",
@@ -298,18 +316,16 @@ def test_a_killed_attack_ends_all_and_the_same_command_does_what_is_left(
     attack_flags, attacked
 ):
     flags, folder = [*attack_flags, "--name=killed"], attacked.with_name("killed")
-    for killed in (1, 0):
+    for killed, after in ((1, 1), (0, 2)):  # Of three.
         processes = start_two(flags, "attack")
-        if killed:
-            wait_until(lambda: [*folder.glob("cells/*.json")] != [], *processes)
-        else:  # Before anything is done.
-            time.sleep(3)
+        wait_until(
+            lambda after=after: len([*folder.glob("cells/*.json")]) >= after, *processes
+        )
         processes[killed].kill()
         code, line = ended(processes[1 - killed])
         assert code == 1
-        assert line.startswith("error: worker ")
+        assert line.startswith(f"error: worker {killed} (127.0.0.1:")
         processes[killed].communicate()
-    assert len([*folder.glob("cells/*.json")]) < 2
     for process in start_two(flags, "attack"):
         assert ended(process)[0] == 0
     check_equal(attacked, folder)
