@@ -235,6 +235,6 @@ WORKERS = setting(
     "if there is no GPU; for ray and slurm, 100, or twice as many as the Ray cluster "
     "has room for if that is more.",
     low=0,
-    high=100_000,
+    high=1024,
     changes=NOTHING,
 )

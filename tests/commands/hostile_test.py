@@ -257,6 +257,10 @@ ATTACK = [
     ("attack --ckpt=x --random_start=perhaps", "--random_start must be true or false"),
     ("attack --ckpt=x --image_size=big", "--image_size must be one number"),
     ("attack --ckpt=x --precision=int8", "--precision must be one of own, float32"),
+    ("attack --ckpt=x --part=9/8", "--part must be I/N"),
+    ("attack --ckpt=x --part=1/2 --executor=ray", "leave out one of the two"),
+    ("attack --ckpt=gs://b/x --executor=local", "--executor needs --ckpt in a folder"),
+    ("attack --ckpt=x --executor=slrm", "Did you mean 'slurm'?"),
     ("attack --ckpt=x words", "every argument must be a flag"),
 ]
 
@@ -369,6 +373,7 @@ OTHERS = [
     ("reproduce --study=rooms-quick --seeds=0,0", "seeds must be one or more"),
     ("reproduce --workers=-1", "--workers must be from 0 to 1024, got -1."),
     ("reproduce --workers=99999", "--workers must be from 0 to 1024, got 99999."),
+    ("reproduce --executor=dask", "--executor must be one of local, ray, slurm"),
     ("reproduce --wokrers=2", "there is no flag --wokrers. Did you mean --workers?"),
 ]
 
