@@ -100,7 +100,7 @@ def measure(cells: int) -> dict[str, float]:
         looked = time.perf_counter()
         by_command = {cell.command: cell for cell in runner.queue.cells}
         executor = Nothing(by_command, workdir)
-        runner.run(executors.Engine(executor, 100))
+        runner.run(executors.Engine(executor, 100, 100))
         ran = time.perf_counter()
         again = Runner(study(cells), workdir)
         seen = time.perf_counter()

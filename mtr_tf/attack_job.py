@@ -82,7 +82,10 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 from mtr_tf.tasks import more_metrics
 
-_AGAIN = "Finished attacks are kept; the same command on all goes on with the others."
+_AGAIN = (
+    "Finished attacks are kept; run the same command on all workers to continue with "
+    "the others."
+)
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 

@@ -2,8 +2,11 @@
 """Runs a study: trains, attacks, measures, and says which claims hold.
 
 Example:
-  python -m mtr_tf.reproduce lists the studies python -m mtr_tf.reproduce
-  --study=rooms-quick python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
+  python -m mtr_tf.reproduce
+  python -m mtr_tf.reproduce --study=rooms-quick
+  python -m mtr_tf.reproduce --study=cityscapes --data_dir=DIR
+
+Without --study it lists the studies.
 
 Finished work is kept in --workdir: the same command continues where the last one
 stopped. The report is WORKDIR/report/index.html.

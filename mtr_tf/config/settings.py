@@ -7,7 +7,9 @@ The flags are made from these records (`cli.flags.define`), a run keeps them in 
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import math
 import re
 import typing
@@ -125,7 +127,9 @@ class Settings:
 def _flag_text(value: Any) -> str:
     """A value as flags take it."""
     if isinstance(value, tuple):
-        return ",".join(map(_flag_text, value))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(map(_flag_text, value))
+        return text.getvalue()
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():

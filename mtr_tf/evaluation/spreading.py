@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from mtr_tf import executors
+from mtr_tf import files
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
 from mtr_tf.config.attack import AttackConfig
@@ -25,7 +26,8 @@ from mtr_tf.executors import local
 from mtr_tf.executors.command import Command
 
 # What a part does otherwise than the whole: each has a device of its own.
-_ALONE = ("executor", "executor_options", "workers", "part", "name", "strategy")
+_ALONE = ("executor", "executor_options", "workers", "part", "name")
+_ALONE += ("strategy", "replicas")
 
 
 def run(
@@ -82,6 +84,7 @@ def run(
         return "Finished attacks are kept; the same command continues with the others."
 
     with (
+        files.locked(folder / "parts"),  # The folder itself is shared by the parts.
         stopping.saying(kept),
         stopping.later(),
         progress.bar(len(left), "attacking", "parts", 0) as advance,

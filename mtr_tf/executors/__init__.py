@@ -7,6 +7,7 @@ see the same files under the same paths, and have the same installation of mtr_t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -36,10 +37,11 @@ _IN_FLIGHT = 100  # Commands that are given at a time to an engine with a queue.
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """An executor, and how many commands it is given at a time."""
+    """An executor, how many commands it is given, and how many run at a time."""
 
     executor: Executor
     at_once: int
+    room: int
 
 
 def create(
@@ -72,11 +74,13 @@ def create(
                 "executor is local; leave them out."
             )
         slots = local.slots(workers, gpus, cores)
-        return Engine(local.LocalExecutor(slots), len(slots))
+        return Engine(local.LocalExecutor(slots), len(slots), len(slots))
     if name == RAY:
         executor = on_ray.RayExecutor(given)
-        return Engine(executor, workers or max(_IN_FLIGHT, 2 * executor.room))
-    return Engine(on_slurm.SlurmExecutor(folder, given), workers or _IN_FLIGHT)
+        at_once = workers or max(_IN_FLIGHT, 2 * executor.room)
+        return Engine(executor, at_once, min(at_once, executor.room))
+    at_once = workers or _IN_FLIGHT
+    return Engine(on_slurm.SlurmExecutor(folder, given), at_once, at_once)
 
 
 def results(
@@ -108,14 +112,13 @@ def results(
 def failure(future: Future[Ended]) -> str:
     """Why a command failed; empty if it ended well."""
     if error := future.exception():
-        said = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {said[0]}"
+        return _last_line(str(error)) or type(error).__name__
     ended = future.result()
     return ended.said if ended.code else ""
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE as {name: value}; whole numbers as such."""
+    """NAME=VALUE as {name: value}; numbers as such."""
     found: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
@@ -124,5 +127,20 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
                 "--executor_options must be NAME=VALUE, separated by commas, such as "
                 f"num_gpus=1,num_cpus=4; got {pair!r}."
             )
-        found[name] = int(value) if value.isdecimal() else value
+        found[name] = _number(value)
     return found
+
+
+def _number(text: str) -> int | float | str:
+    """What a text says, if that is a number; else the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _last_line(text: str) -> str:
+    """What a trace from another machine ends with; submitit adds advice to it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    rules = [i for i, line in enumerate(lines) if line.startswith("----")]
+    return ([""] + lines[: rules[-1] if len(rules) > 1 else None])[-1]

@@ -33,6 +33,8 @@ ONE_THREAD = dict.fromkeys(
 )
 _POLL_SECONDS = 0.5
 _STALE_SECONDS = 300.0
+# By these a process would think that it is one of several that train together.
+_OF_WORKERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
 _GRACE_SECONDS = 20.0  # To keep a checkpoint; clusters often give a job 30 in all.
 # Log lines of TensorFlow's and our own; what an error begins with.
 _NOISE = re.compile(r"[IWEF]\d{4} |WARNING: All log messages|\d\d:\d\d:\d\d |\$ ")
@@ -45,7 +47,7 @@ class Command:
 
     Attributes:
       arguments: Module and flags, as `("mtr_tf.train", "--tasks=seg")`.
-      log: The file that what it says is added to.
+      log: The file that what it says is added to; may be relative to `folder`.
       folder: Its working directory.
       environment: Variables that are set for it.
     """
@@ -138,7 +140,7 @@ class Lease:
             os.utime(self._path)
 
     def end(self) -> None:
-        """Says that it is not."""
+        """Says that it is not, and stops what its commands still do."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
@@ -202,34 +204,41 @@ def run(command: Command) -> Ended:
 
     Raises:
       Stopping: see `Processes`.
-      OSError: the log cannot be written, or the process not be started.
+      InputError: the log cannot be written.
+      OSError: the process cannot be started.
     """
     processes = getattr(place, "processes", None) or Processes()
-    environment = {**command.environment, **getattr(place, "environment", {})}
-    log = pathlib.Path(command.log)
+    own = {**command.environment, **getattr(place, "environment", {})}
+    whole = {**os.environ, **own}
+    for name in _OF_WORKERS:
+        whole.pop(name, None)
+    log = pathlib.Path(command.folder, command.log)
     start = time.monotonic()
     with files.write_errors_explained(log):
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "ab") as file:
-            file.write(f"$ {shown(command.arguments)}\n".encode())
-            file.flush()
-            begin = file.tell()
-            with processes.running(
-                [sys.executable, "-m", "mtr_tf.executors.worker", *command.arguments],
-                bufsize=0,  # The pipe ends with this process: see `worker`.
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=command.folder,
-                env={**os.environ, **environment},
-                process_group=0,  # Ctrl-C comes to this process alone.
-            ) as process:
-                code = _wait(process)
-                present(process.stdin, "a pipe").close()
+        file = open(log, "ab")  # noqa: SIM115  (closed below)
+        file.write(f"$ {shown(command.arguments)}\n".encode())
+        file.flush()
+    begin = file.tell()
+    with (
+        file,
+        processes.running(
+            [sys.executable, "-m", "mtr_tf.executors.worker", *command.arguments],
+            bufsize=0,  # The pipe ends with this process: see `worker`.
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=command.folder,
+            env=whole,
+            process_group=0,  # Ctrl-C comes to this process alone.
+        ) as process,
+    ):
+        code = _wait(process)
+        present(process.stdin, "a pipe").close()
     return Ended(
         code=code,
         seconds=time.monotonic() - start,
         said=last_words(files.read_bytes(log)[begin:], code),
-        environment=environment,
+        environment=own,
         host=socket.gethostname(),
     )
 

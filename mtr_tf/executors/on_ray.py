@@ -8,12 +8,15 @@ started on this machine (`ray start --head`), or a new one on this machine.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from collections.abc import Mapping
 from concurrent import futures
 from concurrent.futures import Executor
 from concurrent.futures import Future
 from typing import Any
+
+from absl import logging
 
 from mtr_tf.errors import InputError
 from mtr_tf.executors import command
@@ -44,19 +47,26 @@ class RayExecutor(Executor):
         try:
             self._ray.init(address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, ValueError, RuntimeError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
                 f"--executor=ray found no cluster at {address or 'RAY_ADDRESS'}: "
-                f"{str(error).splitlines()[0]}; start one (ray start --head), or "
-                "correct the address."
+                f"{said}. Start one (ray start --head), or correct the address."
             ) from error
         there = self._ray.cluster_resources()
         needs = "num_gpus" if there.get("GPU") else "num_cpus"
         self._options = {needs: 1, "max_retries": _RETRIES, **given}
-        self._environment = (
-            {} if self._options.get("num_gpus") else dict(command.ONE_THREAD)
-        )
-        each = self._options[needs] or 1
-        self.room = int(there.get("GPU" if needs == "num_gpus" else "CPU", 1) // each)
+        on_gpus = self._options.get("num_gpus", 0)
+        if on_gpus > there.get("GPU", 0):
+            logging.warning(
+                "the Ray cluster has no node with %g GPUs now; commands wait until "
+                "there is one",
+                on_gpus,
+            )
+        self._environment = {} if on_gpus else dict(command.ONE_THREAD)
+        if data := os.environ.get("TFDS_DATA_DIR"):
+            self._environment["TFDS_DATA_DIR"] = data
+        kind, each = ("GPU", on_gpus) if on_gpus else ("CPU", self._options["num_cpus"])
+        self.room = max(1, int(there.get(kind, 1) / (each or 1)))
         self._pending: dict[Future, Any] = {}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -64,8 +74,9 @@ class RayExecutor(Executor):
         try:
             task = self._ray.remote(command.within).options(**self._options)
         except (TypeError, ValueError) as error:
+            said = str(error).rstrip(".")
             raise InputError(
-                f"Ray refuses --executor_options: {error} Correct them."
+                f"Ray refuses --executor_options: {said}. Correct them."
             ) from error
         reference = task.remote(self._environment, None, fn, *args, **kwargs)
         future = reference.future()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import signal
 import threading
 import time
 import uuid
@@ -20,6 +21,8 @@ from concurrent.futures import Executor
 from concurrent.futures import Future
 from typing import Any
 
+from absl import logging
+
 from mtr_tf.errors import InputError
 from mtr_tf.executors import command
 from mtr_tf.executors import extras
@@ -27,6 +30,12 @@ from mtr_tf.executors import extras
 _POLL_SECONDS = 0.5  # submitit itself asks SLURM more rarely.
 _REFRESH_SECONDS = 20.0
 _STOP_SECONDS = 30.0  # For running commands to keep what they have.
+_AGAIN_SECONDS = 120.0  # Within which SLURM takes a job away that it has warned.
+_TIMES = 10_000  # That a job may reach its time limit and be queued again.
+_STOPPED = (143, -signal.SIGTERM)
+
+
+_REFUSALS = (AssertionError, NameError, RuntimeError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +47,19 @@ class Resumable:
     lease: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The call itself, on the node."""
-        return command.within(self.environment, self.lease, self.fn, *args, **kwargs)
+        """The call itself, on the node.
+
+        A command that a signal has stopped although its runner is there is one whose
+        job is being taken back: it must not count as ended.
+        """
+        while True:
+            ended = command.within(
+                self.environment, self.lease, self.fn, *args, **kwargs
+            )
+            code = getattr(ended, "code", None)
+            if code not in _STOPPED or command.Lease(self.lease).ended():
+                return ended
+            time.sleep(_AGAIN_SECONDS)
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """What is to be queued, where the job is taken back."""
@@ -61,51 +81,66 @@ class SlurmExecutor(Executor):
         """
         given = {"timeout_min": 24 * 60, "name": "mtr_tf", **options}
         cluster = given.pop("cluster", "slurm")
-        self._environment = (
-            {} if any("gpu" in name for name in given) else dict(command.ONE_THREAD)
-        )
+        self._environment = {} if "gpu" in str(given) else dict(command.ONE_THREAD)
         library = extras.library("submitit", "slurm")
+        times = {"slurm_max_num_timeout": _TIMES} if cluster == "slurm" else {}
         try:
-            self._engine = library.AutoExecutor(folder=folder, cluster=cluster)
+            self._engine = library.AutoExecutor(folder, cluster=cluster, **times)
             self._engine.update_parameters(**given)
-        except (NameError, RuntimeError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"--executor=slurm cannot be used: {str(error).splitlines()[0]} Run "
-                "it where sbatch and srun are, and correct --executor_options."
+                f"--executor=slurm cannot be used: {said}. Run it where sbatch and "
+                "srun are, and correct --executor_options."
             ) from error
+        if self._environment and cluster == "slurm":
+            logging.info(
+                "each job has one thread and no GPU; for GPUs, give "
+                "--executor_options=gpus_per_node=1"
+            )
+        for left in folder.glob("*.lease"):  # Of runners that were killed.
+            command.Lease(str(left)).end()
         self._jobs: dict[Future, Any] = {}
         self._lease_file = str(folder.absolute() / f"{uuid.uuid4().hex[:12]}.lease")
         self._lease = command.Lease(self._lease_file)
         self._lease.begin()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
+        for work in (self._refresh, self._watch):
+            threading.Thread(target=work, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """See `Executor`."""
         future: Future = Future()
         call = Resumable(fn, self._environment, self._lease_file)
-        job = self._engine.submit(call, *args, **kwargs)
+        try:
+            job = self._engine.submit(call, *args, **kwargs)
+        except Exception as error:
+            said = (str(error).splitlines() or [type(error).__name__])[-1].rstrip(".")
+            raise InputError(
+                f"SLURM refuses a job: {said}. Correct --executor_options."
+            ) from error
         future.set_running_or_notify_cancel()
         with self._lock:
             self._jobs[future] = job
         return future
 
+    def _refresh(self) -> None:
+        """Says again and again that this process is there."""
+        while not self._ended.wait(_REFRESH_SECONDS):
+            self._lease.refresh()
+
     def _watch(self) -> None:
         """Hands on what jobs return, or how they failed."""
-        refreshed = time.monotonic()
         while not self._ended.wait(_POLL_SECONDS):
-            if time.monotonic() - refreshed > _REFRESH_SECONDS:
-                self._lease.refresh()
-                refreshed = time.monotonic()
             with self._lock:
                 jobs = list(self._jobs.items())
             for future, job in jobs:
-                if job.done():
-                    with self._lock:
-                        del self._jobs[future]
-                    _settle(future, job)
+                with contextlib.suppress(OSError):  # Of the file system: asked again.
+                    if job.done():
+                        _settle(future, job)
+                        with self._lock:
+                            self._jobs.pop(future, None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends it; with `cancel_futures`, commands are stopped, and jobs cancelled."""
@@ -116,16 +151,20 @@ class SlurmExecutor(Executor):
         if wait or cancel_futures:
             futures.wait(pending, _STOP_SECONDS if cancel_futures else None)
         with self._lock:
-            jobs = list(self._jobs.values()) if cancel_futures else []
-        for job in jobs:
+            jobs, self._jobs = self._jobs, {}
+        for future, job in jobs.items() if cancel_futures else ():
             with contextlib.suppress(Exception):  # It has ended meanwhile.
                 job.cancel(check=False)
+            if not future.done():
+                future.set_exception(command.Stopping())
         self._lease.end()
         self._ended.set()
 
 
 def _settle(future: Future, job: Any) -> None:
     try:
-        future.set_result(job.result())
+        result = job.result()
     except Exception as error:  # noqa: BLE001  (of whatever kind, it is handed on)
         future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -29,6 +29,8 @@ def _end_with_the_runner() -> None:
 
 def main() -> None:
     """Does what the module's own command does."""
+    for signum in (signal.SIGUSR1, signal.SIGUSR2):  # Of schedulers, for submitit.
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_runner, daemon=True).start()
     module = importlib.import_module(sys.argv[1])
     sys.argv = [str(module.__file__), *sys.argv[2:]]

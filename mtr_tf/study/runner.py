@@ -91,7 +91,7 @@ class Runner:
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
         self._running: dict[str, tuple[Cell, _Begun]] = {}
-        self._at_once = 1
+        self._room = 1
         self._write_index_sparingly = _Sparing(self._write_index)
         self._left = _Sparing(self._time_left)
         before = _failed_before(workdir)
@@ -123,7 +123,7 @@ class Runner:
         Raises:
           Stopped: a signal came; what ran then has kept what it had.
         """
-        self._at_once = engine.at_once
+        self._room = engine.room
         with stopping.saying(self._kept), stopping.later():
             try:
                 for cell, future in executors.results(engine, self._take):
@@ -172,7 +172,7 @@ class Runner:
         _, begun = self._running.pop(cell.folder)
         failure = executors.failure(future)
         if not failure and not _has_files(cell, self._workdir):
-            failure = future.result().said
+            failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
         if failure:
             log = self._workdir / cell.log
             self._set_failed(cell, failure)
@@ -210,7 +210,7 @@ class Runner:
         now = time.monotonic()
         running = [(cell, now - begun.start) for cell, begun in self._running.values()]
         waiting = self.queue.waiting()
-        left = self.clock.left(waiting, running, self._at_once)
+        left = self.clock.left(waiting, running, self._room)
         return len(running) + len(waiting), left
 
     def _write_index(self) -> None:

@@ -690,7 +690,7 @@ def here(monkeypatch):
         attack_job.attack(dataclasses.replace(config, strategy="auto"))
         return command.Ended(0, 1.0, "", {}, "here")
 
-    engine = executors.Engine(AtOnce(), 2)
+    engine = executors.Engine(AtOnce(), 2, 2)
     monkeypatch.setattr(executors, "create", lambda *arguments: engine)
     monkeypatch.setattr(command, "run", run)
     return ran

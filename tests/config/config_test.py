@@ -154,6 +154,23 @@ def test_which_settings_change_no_result():
     }
 
 
+def test_flags_say_what_the_settings_say():
+    """As absl reads them: commas and quotes in an item, too."""
+    given = AttackConfig(
+        ckpt="a b",
+        heads=("x,y:seg", 'a"b:depth'),
+        eps=(0.5, 8.0),
+        random_start=False,
+        input_mean=(-1.5, 1e-7, 0.0),
+        targeted=True,
+    )
+    values = flags.FlagValues()
+    cli_flags.define(AttackConfig, values)
+    values(["attack", *given.flags()])
+    assert cli_flags.read(AttackConfig, values) == given
+    assert AttackConfig(ckpt="x").flags() == ["--ckpt=x"]
+
+
 def test_moved_data_is_the_same_data():
     names = {
         attack_job.default_name(AttackConfig(ckpt="x", data_dir=folder), "f")

@@ -35,6 +35,9 @@ def run():
         os.kill(os.getpid(), signal.SIGKILL)
     while what == "sleep" and not (folder / "go").exists():
         time.sleep(0.01)
+    if what == "workers":
+        names = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
+        print("workers:", *map(os.environ.get, names))
     print("threads:", os.environ.get("TF_NUM_INTRAOP_THREADS"))
 """
 
@@ -133,7 +136,7 @@ def test_every_engine_runs_commands_to_their_ends(engine, place):
     }
     assert ended["fail"].said == "no good"
     assert "SIGKILL" in ended["kill"].said
-    assert ended["print"].environment == command.ONE_THREAD
+    assert command.ONE_THREAD.items() <= ended["print"].environment.items()
     assert 0 < ended["print"].seconds < 60
     shown = f"$ python -m engine_command print {place.folder}\n"
     assert place.log("print") == f"{shown}threads: 1\n"
@@ -229,6 +232,7 @@ def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(plac
         ("ray", ("num_gpus",), "must be NAME=VALUE"),
         ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
         ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
+        ("slurm", ("cluster=local", "timeout_min=soon"), "cannot be used: "),
     ],
 )
 def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
@@ -244,6 +248,84 @@ def test_a_missing_library_is_said(name, module, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf'pip install "mtr_tf\[{name}\]"'):
         executors.create(name, tmp_path)
+
+
+SUBMITIT = """Job (task=0) failed during processing with trace:
+----------------------
+Traceback (most recent call last):
+  File "x.py", line 1, in f
+ValueError: no good
+
+----------------------
+You can check full logs with 'job.stderr(0)' and 'job.stdout(0)'
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError(SUBMITIT), "ValueError: no good"),
+        (RuntimeError("ray::within()\n  File x\nOSError: gone\n"), "OSError: gone"),
+        (command.Stopping(), "Stopping"),
+    ],
+)
+def test_what_went_wrong_elsewhere_is_said_in_a_line(error, said):
+    future = futures.Future()
+    future.set_exception(error)
+    assert executors.failure(future) == said
+
+
+def test_a_job_of_slurm_that_does_not_end_is_given_up(tmp_path, monkeypatch):
+    """As one that is queued: it is cancelled, and nothing waits for it."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(executors.on_slurm, "_STOP_SECONDS", 0.1)
+    made = executors.create("slurm", tmp_path, 1, ("cluster=local",))
+    cancelled = []
+
+    class Job:
+        def done(self):
+            raise OSError("a stale file handle")
+
+        def cancel(self, check):
+            cancelled.append(self)
+
+    monkeypatch.setattr(made.executor._engine, "submit", lambda *arguments: Job())
+    with made.executor as executor:
+        future = executor.submit(command.run)
+        executor.shutdown(cancel_futures=True)
+    assert len(cancelled) == 1
+    assert isinstance(future.exception(0), command.Stopping)
+
+
+def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(executors.on_slurm, "_AGAIN_SECONDS", 0.0)
+    lease = command.Lease(str(tmp_path / "lease"))
+    lease.begin()
+    codes = [143, -15, 0]
+
+    def run():
+        return command.Ended(codes.pop(0), 1.0, "", command.place.environment, "here")
+
+    call = executors.on_slurm.Resumable(run, {"A": "b"}, str(tmp_path / "lease"))
+    assert call() == command.Ended(0, 1.0, "", {"A": "b"}, "here")
+    codes[:] = [143]
+    lease.end()
+    assert call().code == 143
+    assert call.checkpoint().function is call
+
+
+def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    given = place.command("workers")
+    (place.folder / "inner").mkdir()
+    given = dataclasses.replace(
+        given, log="logs/here.log", folder=str(place.folder / "inner")
+    )
+    assert command.run(given).code == 0
+    said = (place.folder / "inner" / "logs" / "here.log").read_text()
+    assert "workers: None None" in said
 
 
 def test_they_are_executors():

@@ -62,7 +62,7 @@ ENDED = command.Ended(0, 1.0, "", {}, "here")
 
 def engine(*slots):
     """An executor with these slots."""
-    return executors.Engine(local.LocalExecutor(slots), len(slots))
+    return executors.Engine(local.LocalExecutor(slots), len(slots), len(slots))
 
 
 def cells_of(study=STUDY, workdir=HERE):
