@@ -3,8 +3,8 @@
 
     python benchmarks/scheduling.py --cells=1000,10000
 
-Each command "runs" in no time and leaves the files of a cell, so all that is measured is
-the runner's own: finding the cells, choosing the next one, writing its marker with
+Each command "runs" in no time and leaves the files of a cell, so what is measured is
+the runner's own work: finding the cells, choosing the next one, writing its marker with
 checksums, the index, the estimates of the time left. A last line says what it costs to
 start a command that does nothing, beside what Python alone takes for that.
 """

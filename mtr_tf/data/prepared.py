@@ -38,6 +38,7 @@ from typing import runtime_checkable
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import shuffle
 
 from mtr_tf import files
 from mtr_tf.cli import stopping
@@ -48,6 +49,7 @@ from mtr_tf.errors import InputError
 FILE_FORMAT = "array_record"  # What `Column` can read; give it to the builder.
 _CONTENTS = "contents.json"  # What is in a prepared folder: sizes, and the digest of
 _INFO = "dataset_info.json"  # this file, which has no checksums as the others have.
+_IN_MEMORY = 2**26  # Bytes of examples, while a large data set is put together.
 _LARGEST_BATCH = 64  # Examples that are kept, for each thread that reads.
 
 
@@ -288,7 +290,7 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
     shown = bars._active
     tfds.disable_progress_bar()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), _little_memory(builder):
             builder.download_and_prepare()
     finally:
         bars.display_progress_bar(shown)
@@ -296,6 +298,21 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
     files.write_json(made / _CONTENTS, _contents(made))
     if hasattr(builder, "parts"):
         shutil.rmtree(builder.parts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _little_memory(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
+    """TFDS keeps a gigabyte in memory before it begins to write; here it need not.
+
+    It opens a thousand files then. Data sets without parts are small.
+    """
+    before = shuffle.MAX_MEM_BUFFER_SIZE
+    if isinstance(builder, Parted) and _may_open(shuffle.BUCKETS_NUMBER):
+        shuffle.MAX_MEM_BUFFER_SIZE = min(before, _IN_MEMORY)
+    try:
+        yield
+    finally:
+        shuffle.MAX_MEM_BUFFER_SIZE = before
 
 
 def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
@@ -346,27 +363,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
 
 
-def _allow_files(count: int, folder: str) -> None:
-    """Lets this process have so many more files open: those of shards stay open.
+def _may_open(count: int) -> bool:
+    """Whether so many files may be open; this process may open that many more then.
 
-    A data set of more than 64 GB has over a thousand, as many as most systems allow
-    unless they are asked for more.
-
-    Raises:
-      InputError: even what the system allows at most is less.
+    Most systems allow a thousand unless they are asked for more.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return
+        return True
     most = soft + count if hard == resource.RLIM_INFINITY else hard
-    if most < count:
-        raise InputError(
-            f"The prepared data in {folder} are {count} files, all of which are open "
-            f"while they are read, but the system allows {most}; raise that limit "
-            "(ulimit -Hn)."
-        )
     with contextlib.suppress(ValueError, OSError):  # Of systems with one more limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft + count, most), hard))
+    return count <= most
 
 
 class _Records:
@@ -378,7 +386,13 @@ class _Records:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
         self.folder = str(builder.data_dir)
-        _allow_files(len(builder.info.splits[split].filenames), self.folder)
+        count = len(builder.info.splits[split].filenames)
+        if not _may_open(count):
+            raise InputError(
+                f"The prepared data in {self.folder} are {count} files, all of which "
+                "are open while they are read, but the system allows fewer; raise "
+                "that limit (ulimit -Hn)."
+            )
         with damage_explained(self.folder):
             self._source = builder.as_data_source(
                 split=split,

@@ -340,7 +340,7 @@ def resistance(title: str, panels: Sequence[str], nets: Sequence[Net]) -> Figure
             axes.plot([net.norm for net in own], lost, **look)
         axes.set_title(name)
         axes.set_ylabel("lost [% of clean]")
-    grid[-1, 0].set_xlabel("mean dual norm of the loss's gradient")
+    grid[-1, 0].set_xlabel("dual norm of the gradient [loss per level of eps]")
     return style.finish(figure, title, style.spelt_out(short))
 
 

@@ -295,7 +295,7 @@ ON_A_RUN = [
 
 OTHERS = [
     ("compare", "--runs must name one or more attacked runs, but it is empty."),
-    ("compare --runs=good,s3://b/run", "got 's3://b/run'. Mount it as a folder"),
+    ("compare --runs=good,gc://b/run", "got 'gc://b/run'. Mount it as a folder"),
     ("compare --runs=missing", "but 'missing' does not exist."),
     ("compare --runs=file", "but 'file' is a file."),
     ("compare --runs=plain", "plain has no finished attack; run python -m mtr_tf.att"),

@@ -144,7 +144,9 @@ def test_which_settings_change_no_result():
     attack = AttackConfig(ckpt="x")
     paths = {"ckpt", "source_ckpt", "name"}
     of_models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
-    expected = place | paths | of_models | {"batch_size", "deterministic", "format"}
+    processes = {"executor", "executor_options", "workers", "part"}
+    expected = place | paths | of_models | processes
+    expected |= {"batch_size", "deterministic", "format"}
     assert set(attack.that_change(settings.NOTHING)) == expected
     assert set(attack.that_change(settings.EXTRAS)) == {
         *("save_examples", "export_predictions"),

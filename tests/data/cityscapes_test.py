@@ -290,7 +290,8 @@ def test_after_a_broken_file_only_that_is_read_again(root, monkeypatch, tmp_path
 
 
 def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
-    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 0)
+    before = shuffle.MAX_MEM_BUFFER_SIZE
+    monkeypatch.setattr(prepared, "_IN_MEMORY", 0)
     most = []
     real = shuffle._Bucket.read_values
 
@@ -302,6 +303,7 @@ def test_examples_are_in_order_where_tfds_sorts_them_on_disk(root, monkeypatch):
     monkeypatch.setattr(shuffle._Bucket, "read_values", read)
     check(open_at(root), root, "train", "train", fixture.TRAIN)
     assert max(most) == 1  # Never more of them in memory at once.
+    assert before == shuffle.MAX_MEM_BUFFER_SIZE
 
 
 def test_few_open_files_are_allowed(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def test_little_is_kept_and_nothing_is_shared(builder, expected, monkeypatch):
         ((10, 11), (11, 11)),
         ((10, -1), (13, -1)),
         ((-1, -1), None),
-        ((2, 2), "3 files, all of which are open .* but the system allows 2; raise"),
+        ((2, 2), "3 files, all of which are open .* but the system allows fewer; r"),
     ],
 )
 def test_shards_may_all_be_open(builder, monkeypatch, before, after):

@@ -97,6 +97,7 @@ def _reach(row: Row) -> list[str]:
         said = "So few seeds find no effect, however large"
     if row.margin != text.NONE:
         said += (
-            f"; the least that matters is {row.margin}, which takes {row.seeds_needed}"
+            f"; the least that matters is {row.margin}, which takes "
+            f"{row.seeds_needed} seeds"
         )
     return [f"{said}."]
