@@ -9,6 +9,7 @@ import tensorflow as tf
 import workers_fixture
 
 from mtr_tf.errors import InputError
+from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
 
 
@@ -73,3 +74,16 @@ def test_one_alone_says_what_it_has():
     assert alone.local is alone.strategy
     with pytest.raises(InputError, match="^as it is$"), alone.agreeing({}):
         raise InputError("as it is")
+
+
+def test_other_code_is_another_fact(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtr_tf.__file__", str(tmp_path / "__init__.py"))
+    found = []
+    for text in ("a = 1\n", "a = 1\n", "a = 2\n"):
+        (tmp_path / "module.py").write_text(text)
+        found.append(workers_lib.facts({"seed": 3}))
+    assert found[0] == found[1]
+    assert found[0]["--seed"] == 3
+    assert "the version of tensorflow" in found[0]
+    changed = [name for name, value in found[2].items() if found[0][name] != value]
+    assert changed == ["the code of mtr_tf"]
