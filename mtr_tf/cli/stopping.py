@@ -141,6 +141,18 @@ def take_back() -> None:
                 signal.signal(signum, handler)
 
 
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Handlers of the signals that a library puts in inside are gone afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
 def signum() -> int:
     """The signal that has asked to stop; 0 where none has."""
     return _watch.signum if _watch else 0

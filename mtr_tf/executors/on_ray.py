@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import logging
 
+from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.executors import command
 from mtr_tf.executors import extras
@@ -45,7 +46,8 @@ class RayExecutor(Executor):
         self._ray = extras.library("ray", "ray")
         address = given.pop("address", None)
         try:
-            self._ray.init(address, log_to_driver=False, logging_level="warning")
+            with stopping.kept():  # Ray would end the process on SIGTERM.
+                self._ray.init(address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 import time
@@ -109,13 +110,14 @@ def ray_nodes(modules):
 @pytest.fixture(params=["local", "ray", "slurm"])
 def engine(request, tmp_path):
     """Each of the engines, with room for two commands."""
-    options = ()
+    options, before = (), signal.getsignal(signal.SIGTERM)
     if request.param == "ray":
         options = (f"address={request.getfixturevalue('ray_nodes').address}",)
     if request.param == "slurm":
         pytest.importorskip("submitit")
         options = ("cluster=local", "timeout_min=5")
     made = executors.create(request.param, tmp_path / "jobs", 2, options)
+    assert signal.getsignal(signal.SIGTERM) is before
     with made.executor:
         yield made
 
