@@ -110,12 +110,13 @@ def ray_nodes(modules):
 @pytest.fixture(params=["local", "ray", "slurm"])
 def engine(request, tmp_path):
     """Each of the engines, with room for two commands."""
-    options, before = (), signal.getsignal(signal.SIGTERM)
+    options = ()
     if request.param == "ray":
         options = (f"address={request.getfixturevalue('ray_nodes').address}",)
     if request.param == "slurm":
         pytest.importorskip("submitit")
         options = ("cluster=local", "timeout_min=5")
+    before = signal.getsignal(signal.SIGTERM)
     made = executors.create(request.param, tmp_path / "jobs", 2, options)
     assert signal.getsignal(signal.SIGTERM) is before
     with made.executor:
