@@ -196,7 +196,10 @@ def within(
       **kwargs: of the function.
     """
     place.environment, place.lease = environment, lease and Lease(lease)
-    return fn(*args, **kwargs)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        place.environment, place.lease = {}, None
 
 
 def run(command: Command) -> Ended:
