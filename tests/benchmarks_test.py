@@ -152,6 +152,15 @@ def test_gradient_law_against_sums_of_gradients(script):
         np.testing.assert_allclose(numbers["law"], np.sqrt(by_size), rtol=1e-3)
 
 
+def test_the_page_about_theory_has_the_numbers_of_its_run(script):
+    docs = _FOLDER.parent / "docs"
+    run = json.loads((docs / "theory.json").read_text("utf-8"))
+    page = (docs / "theory.md").read_text("utf-8")
+    assert {net["seed"] for net in run["nets"]} == {*range(run["settings"]["seeds"])}
+    for row in script("gradient_law").table(run["means"]):
+        assert row in page
+
+
 def _batch(count, tasks):
     rng = np.random.default_rng(0)
     side = (count, 16, 16)
