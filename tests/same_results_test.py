@@ -77,8 +77,11 @@ def without_places(record: dict) -> dict:
 
 
 def verdicts_of(study: pathlib.Path) -> list[dict]:
-    """All claims with their numbers."""
-    return json.loads((study / "report" / "claims.json").read_text())
+    """All claims with their numbers, without what is younger than the stored ones."""
+    claims = json.loads((study / "report" / "claims.json").read_text())
+    for claim in claims:
+        del claim["power"], claim["claim"]["main"]
+    return claims
 
 
 def digest(records: dict[str, list[dict]]) -> str:

@@ -141,12 +141,17 @@ def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
 
 
 def _create(claim: pathlib.Path, token: str) -> bool:
-    """Makes the claim; whether there was none."""
+    """Makes the claim; whether there was none. On a full disk there is none then."""
     try:
-        with open(claim, "x") as file:
-            file.write(token)
+        file = open(claim, "x")  # noqa: SIM115  (closed below)
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(token)
+    except OSError:
+        claim.unlink(missing_ok=True)
+        raise
     return True
 
 

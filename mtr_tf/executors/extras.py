@@ -10,11 +10,11 @@ from mtr_tf.errors import InputError
 
 
 def library(name: str, executor: str) -> Any:
-    """A library by its name; the extra of the package is called as the executor is."""
+    """A library by its name, for the executor that needs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"--executor={executor} needs {name}, which is not installed; install it: "
-            f'pip install "mtr_tf[{executor}]".'
+            f"--executor={executor} needs {name}, which is not installed; run pip "
+            f"install {name}, on all machines."
         ) from error

@@ -94,7 +94,8 @@ class RayExecutor(Executor):
             for _, reference in pending:
                 with contextlib.suppress(Exception):  # It has ended meanwhile.
                     self._ray.cancel(reference)
-        if wait:
-            given = [future for future, _ in pending]
-            futures.wait(given, _STOP_SECONDS if cancel_futures else None)
+        elif not wait:
+            return  # What was submitted goes on as long as this process lives.
+        given = [future for future, _ in pending]
+        futures.wait(given, _STOP_SECONDS if cancel_futures else None)
         self._ray.shutdown()

@@ -33,8 +33,6 @@ _STOP_SECONDS = 30.0  # For running commands to keep what they have.
 _AGAIN_SECONDS = 120.0  # Within which SLURM takes a job away that it has warned.
 _TIMES = 10_000  # That a job may reach its time limit and be queued again.
 _STOPPED = (143, -signal.SIGTERM)
-
-
 _REFUSALS = (AssertionError, NameError, RuntimeError, TypeError, ValueError)
 
 
@@ -148,23 +146,23 @@ class SlurmExecutor(Executor):
             pending = list(self._jobs)
         if cancel_futures:
             self._lease.end()
-        if wait or cancel_futures:
-            futures.wait(pending, _STOP_SECONDS if cancel_futures else None)
+        elif not wait:
+            return  # What was submitted goes on as long as this process lives.
+        futures.wait(pending, _STOP_SECONDS if cancel_futures else None)
         with self._lock:
             jobs, self._jobs = self._jobs, {}
         for future, job in jobs.items() if cancel_futures else ():
             with contextlib.suppress(Exception):  # It has ended meanwhile.
                 job.cancel(check=False)
-            if not future.done():
+            with contextlib.suppress(futures.InvalidStateError):  # It has, too.
                 future.set_exception(command.Stopping())
         self._lease.end()
         self._ended.set()
 
 
 def _settle(future: Future, job: Any) -> None:
-    try:
-        result = job.result()
-    except Exception as error:  # noqa: BLE001  (of whatever kind, it is handed on)
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+    with contextlib.suppress(futures.InvalidStateError):  # It was given up meanwhile.
+        try:
+            future.set_result(job.result())
+        except Exception as error:  # noqa: BLE001  (of whatever kind, it is handed on)
+            future.set_exception(error)

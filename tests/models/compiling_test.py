@@ -278,7 +278,8 @@ def evaluated(jit, strategy=None):
     with (strategy or tf.distribute.get_strategy()).scope():
         model = net()
     attack = attacks.FGSM(E)
-    evaluator = Evaluator(model, TASKS, 3, Workers(strategy), attack=attack, jit=jit)
+    workers = strategy and Workers(strategy)
+    evaluator = Evaluator(model, TASKS, 3, workers, attack=attack, jit=jit)
     return evaluator.run(columns(5), batch_size=4)
 
 

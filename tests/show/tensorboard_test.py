@@ -27,6 +27,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import task_set
 from mtr_tf.training import monitor
@@ -272,7 +273,7 @@ def watch(folder: pathlib.Path, **settings) -> None:
     watched = monitor.Monitor(
         config,
         a_source(),
-        tf.distribute.get_strategy(),
+        Workers(tf.distribute.get_strategy()),
         models.build("tiny", config.tasks, (16, 16, 3), 2),
         task_set(config.tasks),
         Weighting({"depth": 1.0, "seg": 2.0}),
