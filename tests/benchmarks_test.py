@@ -13,6 +13,8 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import models
+from mtr_tf.tasks import task_losses
+from mtr_tf.tasks import task_set
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 _SMALL = ("--model=tiny", "--width=4", "--image_size=16", "--steps=2")
@@ -116,6 +118,63 @@ def test_strongest_attack(script, tmp_path, monkeypatch, capsys):
     assert rows["depth", "mae", "apgd own"]["12"] > rows["depth", "mae", "none"]["12"]
     assert ("depth", "mae", "apgd cospgd") not in rows  # The same as its own loss.
     assert "strongest on maps at 12 gradients: " in capsys.readouterr().out
+
+
+def test_gradient_law_against_sums_of_gradients(script):
+    """Of every set, at both places: vectors added up, and their norms averaged."""
+    law = script("gradient_law")
+    tasks = task_set(("seg", "depth", "normal"))
+    batch = _batch(6, tasks)
+    model = models.build("tiny", tasks, batch["image"].shape[1:], 4)
+    found = law.gradients_of(model, tasks, [batch])
+    trunk, heads = law.split(model)
+    image = tf.constant(batch["image"])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(image)
+        features = trunk(image, training=False)
+        outputs = heads(features, training=False)
+        losses = task_losses(tasks, outputs, batch["targets"], batch["masks"])
+    for place, x in (("image", image), ("trunk", features)):
+        slopes = [np.array(tape.gradient(losses[t], x)).reshape(6, -1) for t in tasks]
+        slopes = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in slopes]
+        sets = [[r for t, r in enumerate(slopes) if n >> t & 1] for n in range(1, 8)]
+        norms = [np.linalg.norm(sum(one) / len(one), axis=1) for one in sets]
+        numbers = law.numbers_of(found[place])
+        np.testing.assert_allclose(
+            numbers["sets_measured"], [norm[3:].mean() for norm in norms], rtol=1e-3
+        )
+        squares = [(norm[:3] ** 2).mean() for norm in norms]
+        np.testing.assert_allclose(
+            numbers["sets_predicted"], np.sqrt(squares), rtol=1e-3
+        )
+        sizes = np.array([len(one) for one in sets])
+        by_size = [np.mean(np.array(squares)[sizes == k]) for k in (1, 2, 3)]
+        np.testing.assert_allclose(numbers["law"], np.sqrt(by_size), rtol=1e-3)
+
+
+def test_the_page_about_theory_has_the_numbers_of_its_run(script):
+    docs = _FOLDER.parent / "docs"
+    run = json.loads((docs / "theory.json").read_text("utf-8"))
+    page = (docs / "theory.md").read_text("utf-8")
+    assert {net["seed"] for net in run["nets"]} == {*range(run["settings"]["seeds"])}
+    for row in script("gradient_law").table(run["means"]):
+        assert row in page
+
+
+def _batch(count, tasks):
+    rng = np.random.default_rng(0)
+    side = (count, 16, 16)
+    targets = {
+        "seg": rng.integers(0, 4, side),
+        "depth": rng.uniform(1, 3, (*side, 1)).astype("f"),
+        "normal": rng.normal(size=(*side, 3)).astype("f"),
+    }
+    return {
+        "image": rng.uniform(size=(*side, 3)).astype("f"),
+        "targets": targets,
+        "masks": {task: rng.integers(0, 2, side).astype("f") for task in tasks},
+        "index": np.arange(count),
+    }
 
 
 def test_memory(script, capsys):
