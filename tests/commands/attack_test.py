@@ -696,6 +696,7 @@ def here(monkeypatch):
     return ran
 
 
+@pytest.mark.slow
 def test_an_executor_runs_parts_and_says_which_failed(run_directory, here):
     one = run_attack(run_directory, name="one", **SMALL)
     fields = SMALL | {"name": "spread", "executor": "local", "workers": 2}

@@ -1119,6 +1119,7 @@ def examples():
 '''
 
 
+@pytest.mark.slow
 def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
     """The PNet of PyPI mtcnn 1.0.0, whose scores are probabilities at 59x59."""
     (place / "faces.py").write_text(FACES)

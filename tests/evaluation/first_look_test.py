@@ -124,6 +124,7 @@ def turned(x):
     return 20.0 * x[..., ::-1]
 
 
+@pytest.mark.slow
 def test_a_wrong_range_is_named_before_anything_and_the_flag_mends_it(unplotted):
     net(in_255).save("wide.keras")
     net(lambda x: plain(x) + keras.ops.array([0.0, 0.3, 0.0])).save("narrow.keras")
