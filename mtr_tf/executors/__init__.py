@@ -76,7 +76,7 @@ def create(
         slots = local.slots(workers, gpus, cores)
         return Engine(local.LocalExecutor(slots), len(slots), len(slots))
     if name == RAY:
-        executor = on_ray.RayExecutor(given)
+        executor = on_ray.RayExecutor(folder, given)
         at_once = workers or max(_IN_FLIGHT, 2 * executor.room)
         return Engine(executor, at_once, min(at_once, executor.room))
     at_once = workers or _IN_FLIGHT

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ ONE_THREAD = dict.fromkeys(
     ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), "1"
 )
 _POLL_SECONDS = 0.5
+_REFRESH_SECONDS = 20.0
 _STALE_SECONDS = 300.0
 # By these a process would think that it is one of several that train together.
 _OF_WORKERS = ("TF_CONFIG", "SLURM_STEP_NUM_TASKS")
@@ -124,30 +126,46 @@ class Lease:
 
     def __init__(self, path: str):
         """Takes the path, by which both sides know it."""
-        self._path = pathlib.Path(path)
+        self.path = path
+        self._over = threading.Event()
         self._seen = 0
         self._since = time.monotonic()
 
-    def begin(self) -> None:
-        """Says that the runner is there."""
-        with files.write_errors_explained(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.touch()
+    @classmethod
+    def begin(cls, folder: pathlib.Path) -> Lease:
+        """The lease of a runner, refreshed until its end; older ones there end.
 
-    def refresh(self) -> None:
-        """Says that it still is."""
-        with contextlib.suppress(OSError):  # It is tried again soon, or has ended.
-            os.utime(self._path)
+        Args:
+          folder: that of the file; only one runner at a time uses it.
+
+        Raises:
+          InputError: it cannot be written.
+        """
+        for left in folder.glob("*.lease"):  # Of runners that were killed.
+            cls(str(left)).end()
+        lease = cls(str(folder.absolute() / f"{uuid.uuid4().hex[:12]}.lease"))
+        path = pathlib.Path(lease.path)
+        with files.write_errors_explained(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        threading.Thread(target=lease._refresh, daemon=True).start()
+        return lease
+
+    def _refresh(self) -> None:
+        while not self._over.wait(_REFRESH_SECONDS):
+            with contextlib.suppress(OSError):  # It is tried again soon.
+                os.utime(self.path)
 
     def end(self) -> None:
-        """Says that it is not, and stops what its commands still do."""
+        """Says that the runner is gone, and stops what its commands still do."""
+        self._over.set()
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            pathlib.Path(self.path).unlink()
 
     def ended(self) -> bool:
         """Whether it has ended; clocks of machines are not compared."""
         try:
-            seen = self._path.stat().st_mtime_ns
+            seen = os.stat(self.path).st_mtime_ns
         except FileNotFoundError:
             return True
         except OSError:  # The file system is away for a moment.
@@ -181,7 +199,7 @@ place = threading.local()
 
 def within(
     environment: Mapping[str, str],
-    lease: str | None,
+    lease: str,
     fn: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
@@ -195,7 +213,7 @@ def within(
       *args: of the function.
       **kwargs: of the function.
     """
-    place.environment, place.lease = environment, lease and Lease(lease)
+    place.environment, place.lease = environment, Lease(lease)
     try:
         return fn(*args, **kwargs)
     finally:
@@ -210,6 +228,9 @@ def run(command: Command) -> Ended:
       InputError: the log cannot be written.
       OSError: the process cannot be started.
     """
+    lease: Lease | None = getattr(place, "lease", None)
+    if lease and lease.ended():
+        raise Stopping
     processes = getattr(place, "processes", None) or Processes()
     own = {**command.environment, **getattr(place, "environment", {})}
     whole = {**os.environ, **own}
@@ -235,7 +256,7 @@ def run(command: Command) -> Ended:
             process_group=0,  # Ctrl-C comes to this process alone.
         ) as process,
     ):
-        code = _wait(process)
+        code = _wait(process, lease)
         present(process.stdin, "a pipe").close()
     return Ended(
         code=code,
@@ -246,13 +267,8 @@ def run(command: Command) -> Ended:
     )
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """The exit code, awaited in short turns: Ray interrupts Python code only.
-
-    Raises:
-      Stopping: the lease has ended.
-    """
-    lease: Lease | None = getattr(place, "lease", None)
+def _wait(process: subprocess.Popen, lease: Lease | None) -> int:
+    """The exit code, awaited in short turns; raises `Stopping` when the lease ends."""
     while True:
         if lease and lease.ended():
             raise Stopping

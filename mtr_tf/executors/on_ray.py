@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from concurrent import futures
@@ -34,10 +35,12 @@ class RayExecutor(Executor):
       room: How many commands the cluster has room for now.
     """
 
-    def __init__(self, options: Mapping[str, Any]):
+    def __init__(self, folder: pathlib.Path, options: Mapping[str, Any]):
         """Connects to the cluster.
 
         Args:
+          folder: For the file by which commands know that this process is there; all
+            nodes must see it.
           options: `address` for `ray.init`; all others for each task, such as
             `num_gpus`, `num_cpus`, `memory` or `max_retries`. By default a command has
             a GPU if the cluster has some, and otherwise one CPU and one thread.
@@ -69,6 +72,7 @@ class RayExecutor(Executor):
             self._environment["TFDS_DATA_DIR"] = data
         kind, each = ("GPU", on_gpus) if on_gpus else ("CPU", self._options["num_cpus"])
         self.room = max(1, int(there.get(kind, 1) / (each or 1)))
+        self._lease = command.Lease.begin(folder)
         self._pending: dict[Future, Any] = {}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -80,7 +84,9 @@ class RayExecutor(Executor):
             raise InputError(
                 f"Ray refuses --executor_options: {said}. Correct them."
             ) from error
-        reference = task.remote(self._environment, None, fn, *args, **kwargs)
+        reference = task.remote(
+            self._environment, self._lease.path, fn, *args, **kwargs
+        )
         future = reference.future()
         self._pending[future] = reference
         future.add_done_callback(lambda done: self._pending.pop(done, None))
@@ -91,11 +97,14 @@ class RayExecutor(Executor):
         pending = list(self._pending.items())
         self._pending.clear()
         if cancel_futures:
-            for _, reference in pending:
-                with contextlib.suppress(Exception):  # It has ended meanwhile.
-                    self._ray.cancel(reference)
+            self._lease.end()  # Commands keep their work, which Ray does not wait for.
         elif not wait:
             return  # What was submitted goes on as long as this process lives.
         given = [future for future, _ in pending]
         futures.wait(given, _STOP_SECONDS if cancel_futures else None)
+        for future, reference in pending:
+            if not future.done():
+                with contextlib.suppress(Exception):  # It has ended meanwhile.
+                    self._ray.cancel(reference, force=True)
+        self._lease.end()
         self._ray.shutdown()

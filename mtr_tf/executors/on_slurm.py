@@ -13,7 +13,6 @@ import pathlib
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from collections.abc import Mapping
 from concurrent import futures
@@ -28,7 +27,6 @@ from mtr_tf.executors import command
 from mtr_tf.executors import extras
 
 _POLL_SECONDS = 0.5  # submitit itself asks SLURM more rarely.
-_REFRESH_SECONDS = 20.0
 _STOP_SECONDS = 30.0  # For running commands to keep what they have.
 _AGAIN_SECONDS = 120.0  # Within which SLURM takes a job away that it has warned.
 _TIMES = 10_000  # That a job may reach its time limit and be queued again.
@@ -96,21 +94,16 @@ class SlurmExecutor(Executor):
                 "each job has one thread and no GPU; for GPUs, give "
                 "--executor_options=gpus_per_node=1"
             )
-        for left in folder.glob("*.lease"):  # Of runners that were killed.
-            command.Lease(str(left)).end()
         self._jobs: dict[Future, Any] = {}
-        self._lease_file = str(folder.absolute() / f"{uuid.uuid4().hex[:12]}.lease")
-        self._lease = command.Lease(self._lease_file)
-        self._lease.begin()
+        self._lease = command.Lease.begin(folder)
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        for work in (self._refresh, self._watch):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """See `Executor`."""
         future: Future = Future()
-        call = Resumable(fn, self._environment, self._lease_file)
+        call = Resumable(fn, self._environment, self._lease.path)
         try:
             job = self._engine.submit(call, *args, **kwargs)
         except Exception as error:
@@ -122,11 +115,6 @@ class SlurmExecutor(Executor):
         with self._lock:
             self._jobs[future] = job
         return future
-
-    def _refresh(self) -> None:
-        """Says again and again that this process is there."""
-        while not self._ended.wait(_REFRESH_SECONDS):
-            self._lease.refresh()
 
     def _watch(self) -> None:
         """Hands on what jobs return, or how they failed."""

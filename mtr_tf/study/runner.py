@@ -5,7 +5,7 @@ WORKDIR/study.json    the study, and what wrote it
         index.json    all cells, their states and commands
         runs/         see `commands`
         logs/         what each command said
-        jobs/         submitit's files, with --executor=slurm
+        jobs/         files of --executor=ray and slurm
 
 Killed at any moment, even by kill -9, it does what is missing when it is started again,
 and ends with the same bits.

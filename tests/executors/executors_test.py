@@ -303,14 +303,13 @@ def test_a_job_of_slurm_that_does_not_end_is_given_up(tmp_path, monkeypatch):
 def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(executors.on_slurm, "_AGAIN_SECONDS", 0.0)
-    lease = command.Lease(str(tmp_path / "lease"))
-    lease.begin()
+    lease = command.Lease.begin(tmp_path)
     codes = [143, -15, 0]
 
     def run():
         return command.Ended(codes.pop(0), 1.0, "", command.place.environment, "here")
 
-    call = executors.on_slurm.Resumable(run, {"A": "b"}, str(tmp_path / "lease"))
+    call = executors.on_slurm.Resumable(run, {"A": "b"}, lease.path)
     assert call() == command.Ended(0, 1.0, "", {"A": "b"}, "here")
     codes[:] = [143]
     lease.end()
