@@ -49,6 +49,7 @@ from mtr_tf.runs import building
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.show import style
+from mtr_tf.show import theory
 from mtr_tf.training import loop as training
 
 # What is about the room's shape stands together, and what is about the picture alone.
@@ -334,22 +335,16 @@ def pairs_figure(means: Sequence[Numbers], args: argparse.Namespace) -> Figure:
 
 def _triangles(axes, upper: np.ndarray, lower: np.ndarray, letters: Sequence[str]):
     """A matrix of two triangles, from -1 (red) over 0 (white) to 1 (blue)."""
-    places = np.arange(len(letters))
     values = np.triu(upper, 1) + np.tril(lower, -1)
-    values[places, places] = np.nan
-    axes.pcolormesh(places, places, values, cmap="RdBu", vmin=-1, vmax=1)
-    for i, j in itertools.permutations(places, 2):
-        color = "white" if abs(values[i, j]) > 0.6 else "black"
-        rounded = round(values[i, j], 2) + 0.0  # No -0.
-        words = f"{rounded:.2f}".replace("0.", ".").replace("-", "\N{MINUS SIGN}")
-        axes.text(j, i, words, ha="center", va="center", color=color, size=7.5)
-    axes.set_xticks(places, letters)
-    axes.set_yticks(places, letters)
-    axes.invert_yaxis()
-    axes.set_aspect("equal")
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    np.fill_diagonal(values, np.nan)
+    theory.matrix(axes, values, _short)
+    axes.set_xticks(range(len(letters)), letters)
+    axes.set_yticks(range(len(letters)), letters)
+
+
+def _short(value: float) -> str:
+    rounded = round(value, 2) + 0.0  # No -0.
+    return f"{rounded:.2f}".replace("0.", ".")
 
 
 if __name__ == "__main__":

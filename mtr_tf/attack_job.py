@@ -109,8 +109,8 @@ def attack(config: AttackConfig) -> str:
         job = resolve(config, workers=workers)
         if workers.several:  # They stop together.
             stack.enter_context(stopping.later())
-        if config.part:
-            job.run_part(parse_part(config.part))
+        if part := parse_part(config.part):
+            job.run_part(part)
             return f"part {config.part} is finished; its results are in {job.folder}"
         if config.executor != NO_EXECUTOR:
             job.spread()
@@ -202,7 +202,7 @@ class Job:
             workers.any(False)  # None ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(texts))
 
-    def run_part(self, part: tuple[int, int] | None) -> None:
+    def run_part(self, part: tuple[int, int]) -> None:
         """Runs what is not finished of a part, and writes finished cells only."""
         with files.locked(self.folder, shared=True):
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)

@@ -114,9 +114,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
       InputError: the disk is full. What stood at `path` before is untouched.
     """
-    # Keeps the suffix; processes of two machines may have one number.
-    number = f"{os.getpid()}{secrets.randbelow(10**6):06d}"
-    beside = path.with_name(f".{number}.{path.name}")
+    beside = path.with_name(name_beside(path.name))
     try:
         with write_errors_explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,6 +261,12 @@ def settle(path: pathlib.Path) -> None:
         os.close(number)
 
 
+def name_beside(name: str) -> str:
+    """What a file is called while it is written; it keeps the suffix."""
+    # Processes of two machines may have one number.
+    return f".{os.getpid()}{secrets.randbelow(10**6):06d}.{name}"
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file is called as one is while it is written."""
     return bool(_BESIDE.fullmatch(name))
@@ -387,14 +391,25 @@ def lock(file: IO[Any], wait: bool = False, shared: bool = False) -> None:
     Raises:
       BlockingIOError: another process holds it, and we do not wait.
     """
+    if error := flock(file, wait, shared):
+        logging.warning(
+            "%s cannot be locked (%s): do not run a second command in this directory",
+            file.name,
+            error.strerror,
+        )
+
+
+def flock(file: IO[Any], wait: bool = False, shared: bool = False) -> OSError | None:
+    """Locks an open file for this process; what the system says if it has no locks.
+
+    Raises:
+      BlockingIOError: another process holds it, and we do not wait.
+    """
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        logging.warning(
-            "%s cannot be locked (%s): do not run a second command in this directory",
-            file.name,
-            error.strerror,
-        )
+        return error
+    return None

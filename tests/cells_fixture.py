@@ -1,17 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cells of a sweep, in a line."""
+"""Cells of a sweep, and a data set, in a line."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation.plan import AttackSettings
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.evaluation.plan import ObjectiveSettings
 from mtr_tf.evaluation.plan import Threat
 
 RECORDS = {"threat": Threat, "objective": ObjectiveSettings, "attack": AttackSettings}
+
+
+def depth_info(count: int, size: int) -> DatasetInfo:
+    """A data set of so many square images with depths in [0, 1]."""
+    return DatasetInfo(
+        name="none",
+        image_shape=(size, size, 3),
+        classes=(),
+        colors=(),
+        tasks=("depth",),
+        splits={"validation": count},
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        ranges={"depth": (0.0, 1.0)},
+    )
 
 
 def a_cell(name: str = "pgd", tasks: tuple[str, ...] = ("seg",), **settings: Any):

@@ -129,28 +129,20 @@ def asked() -> bool:
     return bool(_watch and _watch.signum)
 
 
-def take_back() -> None:
-    """Handles the signals again, where a library has put in handlers of its own.
-
-    TensorFlow does where it joins other processes. Python still knows its handlers.
-    """
-    if threading.current_thread() is threading.main_thread():
-        for signum in _SIGNALS:
-            handler = signal.getsignal(signum)
-            if handler is not None:  # Of Python's.
-                signal.signal(signum, handler)
-
-
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Handlers of the signals that a library puts in inside are gone afterwards."""
+    """Handlers of the signals that a library puts in inside are gone afterwards.
+
+    Also those that Python does not know of, as TensorFlow's where it joins others.
+    """
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                if handler is not None:  # Of Python's.
+                    signal.signal(signum, handler)
 
 
 def signum() -> int:

@@ -11,8 +11,6 @@ is gone, and whoever sees that takes the turn. Clocks are not compared.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import pathlib
 import secrets
@@ -21,9 +19,10 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
-from typing import IO
 
 from absl import logging
+
+from mtr_tf import files
 
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 60.0
@@ -47,11 +46,13 @@ def turn(
     claim = path.with_suffix(".claim")
     with path.open("w") as file, contextlib.ExitStack() as stack:
         busy = _Once(f"Another process is making {what}; helping, or waiting for it.")
-        if (is_locked := _lock(file)) is False:
+        try:
+            without_locks = files.flock(file)
+        except BlockingIOError:
             busy.say(meanwhile)
-            is_locked = _lock(file, wait=True)
+            without_locks = files.flock(file, wait=True)
         token = f"{_machine()} {os.getpid()} {secrets.token_hex(8)}"
-        watch = _Watch(claim, mine=_machine() if is_locked else None)
+        watch = _Watch(claim, mine=None if without_locks else _machine())
         while not _create(claim, token):
             if watch.is_dead():
                 watch.remove()
@@ -60,19 +61,6 @@ def turn(
             time.sleep(_LOOK_SECONDS)
         stack.enter_context(_beating(claim, token))
         yield
-
-
-def _lock(file: IO[str], wait: bool = False) -> bool | None:
-    """Whether a file is now locked; None where the file system has no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        return None
-    return True
 
 
 class _Once:

@@ -7,6 +7,7 @@ results and nothing else; the command itself then finds all of them finished.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from mtr_tf import executors
 from mtr_tf import files
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
+from mtr_tf.config.attack import NO_EXECUTOR
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.settings import LOCAL
 from mtr_tf.data import parts as data_parts
@@ -24,10 +26,6 @@ from mtr_tf.evaluation.cityscapes_export import Predictions
 from mtr_tf.evaluation.plan import Cell
 from mtr_tf.executors import local
 from mtr_tf.executors.command import Command
-
-# What a part does otherwise than the whole: each has a device of its own.
-_ALONE = ("executor", "executor_options", "workers", "part", "name")
-_ALONE += ("strategy", "replicas")
 
 
 def run(
@@ -106,8 +104,15 @@ def _log(folder: pathlib.Path, number: int, count: int) -> pathlib.Path:
 
 
 def _arguments(config: AttackConfig, name: str, part: str) -> tuple[str, ...]:
-    """The command of a part."""
-    given = config.flags()
-    kept = [flag for flag in given if flag[2:].split("=")[0] not in _ALONE]
-    own = (f"--name={name}", f"--part={part}", "--strategy=one_device")
-    return ("mtr_tf.attack", *kept, *own)
+    """The command of a part, which has a device of its own."""
+    alone = dataclasses.replace(
+        config,
+        executor=NO_EXECUTOR,
+        executor_options=(),
+        workers=0,
+        strategy="one_device",
+        replicas=0,
+        name=name,
+        part=part,
+    )
+    return ("mtr_tf.attack", *alone.flags())

@@ -126,9 +126,9 @@ def explained(address: str, verb: str) -> Iterator[None]:
 
 
 def _beside(name: str) -> str:
-    """What a file is called while it is written, as `files` does."""
+    """What a file is called while it is written."""
     folder, slash, last = name.rpartition("/")
-    return f"{folder}{slash}.{os.getpid()}.{last}"
+    return f"{folder}{slash}{files.name_beside(last)}"
 
 
 class _OfTensorFlow:

@@ -301,8 +301,8 @@ def join(name: str, replicas: int = 0) -> Workers:
         logging.set_verbosity(min(logging.get_verbosity(), logging.ERROR))
     elif cluster and cluster.several:
         logging.info("waiting for %d workers to join", len(cluster.addresses) - 1)
-    strategy = strategy_lib.create(name, replicas, cluster)
-    stopping.take_back()
+    with stopping.kept():
+        strategy = strategy_lib.create(name, replicas, cluster)
     return Workers(strategy, cluster)
 
 

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from mtr_tf import files
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
+from mtr_tf.show import pages
 from mtr_tf.show import text
 
 Record = Mapping[str, Any]
@@ -294,11 +293,5 @@ def _row(place: int, record: Record, tried: int) -> Row:
 
 def html(records: Sequence[Record]) -> str:
     """The page, one file that needs nothing else."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mtr_tf.show"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment("mtr_tf.show", autoescape=True)
     return environment.get_template("leaderboard.html").render(boards=boards(records))

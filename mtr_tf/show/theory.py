@@ -193,15 +193,26 @@ def first_order(axes, records: Sequence[Record], ratio: bool = False):
 def cosines(axes, records: Sequence[Record], quantity: str) -> None:
     """A number per pair of tasks, from -1 (red) over 0 (white) to 1 (blue)."""
     tasks, values = series.matrix(records, quantity)
-    places = np.arange(len(tasks))
+    matrix(axes, values, "{:.2f}".format)
+    axes.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+    axes.set_yticks(range(len(tasks)), tasks)
+
+
+def matrix(axes, values: np.ndarray, write: Callable[[float], str]) -> None:
+    """A square of numbers from -1 (red) over 0 (white) to 1 (blue).
+
+    Args:
+      axes: Where; ticks are the caller's.
+      values: `[rows, rows]`, NaN where there is none.
+      write: A number in words.
+    """
+    places = np.arange(len(values))
     axes.pcolormesh(places, places, values, cmap="RdBu", vmin=-1, vmax=1)
     for i, j in itertools.product(places, repeat=2):
         if np.isfinite(values[i, j]):
             color = "white" if abs(values[i, j]) > 0.6 else "black"
-            words = f"{values[i, j]:.2f}".replace("-", "\N{MINUS SIGN}")
+            words = write(values[i, j]).replace("-", "\N{MINUS SIGN}")
             axes.text(j, i, words, ha="center", va="center", color=color, size=7.5)
-    axes.set_xticks(places, tasks, rotation=45, ha="right")
-    axes.set_yticks(places, tasks)
     axes.invert_yaxis()
     axes.set_aspect("equal")
     axes.grid(visible=False)

@@ -38,10 +38,11 @@ from mtr_tf.study.design import Study
 _SHARE = 0.05  # Of the time, at most, goes to the index and to estimates.
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Begun:
-    """How it stood with a cell that was given to an executor."""
+    """A cell that an executor has."""
 
+    cell: Cell
     start: float
     whole: bool  # Whether there was nothing of it before.
 
@@ -90,7 +91,7 @@ class Runner:
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
-        self._running: dict[str, tuple[Cell, _Begun]] = {}
+        self._running: list[_Begun] = []
         self._room = 1
         self._write_index_sparingly = _Sparing(self._write_index)
         self._left = _Sparing(self._time_left)
@@ -126,18 +127,19 @@ class Runner:
         self._room = engine.room
         with stopping.saying(self._kept), stopping.later():
             try:
-                for cell, future in executors.results(engine, self._take):
-                    self._finish(cell, future)
+                for begun, future in executors.results(engine, self._take):
+                    self._finish(begun, future)
             finally:
                 self._write_index()
 
-    def _take(self) -> tuple[Cell, command.Command] | None:
+    def _take(self) -> tuple[_Begun, command.Command] | None:
         """The next cell, and its command."""
         cell = self.queue.take()
         if not cell:
             return None
-        self._running[cell.folder] = cell, _Begun(time.monotonic(), self._prepare(cell))
-        return cell, command.Command(cell.command, str(self._workdir / cell.log))
+        begun = _Begun(cell, time.monotonic(), self._prepare(cell))
+        self._running.append(begun)
+        return begun, command.Command(cell.command, str(self._workdir / cell.log))
 
     def _kept(self) -> str:
         done, left = map(self.queue.count, (queue.DONE, queue.MISSING))
@@ -167,9 +169,10 @@ class Runner:
             (folder / commands.MARKER).unlink(missing_ok=True)
         return not any((folder / part).exists() for part in _PARTS)
 
-    def _finish(self, cell: Cell, future: futures.Future[command.Ended]) -> None:
+    def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
         """Takes note of a cell that has ended, in whichever way."""
-        _, begun = self._running.pop(cell.folder)
+        self._running.remove(begun)
+        cell = begun.cell
         failure = executors.failure(future)
         if not failure and not _has_files(cell, self._workdir):
             failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
@@ -208,7 +211,7 @@ class Runner:
     def _time_left(self) -> tuple[int, float | None]:
         """How many cells are left, and the seconds that they take, if that is known."""
         now = time.monotonic()
-        running = [(cell, now - begun.start) for cell, begun in self._running.values()]
+        running = [(begun.cell, now - begun.start) for begun in self._running]
         waiting = self.queue.waiting()
         left = self.clock.left(waiting, running, self._room)
         return len(running) + len(waiting), left

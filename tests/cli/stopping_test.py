@@ -168,8 +168,8 @@ def test_a_handler_of_a_library_gives_way(start):
         import ctypes
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-        libc.signal(int(signal.SIGTERM), 1)  # SIG_IGN, unknown to Python.
-        stopping.take_back()
+        with stopping.kept():
+            libc.signal(int(signal.SIGTERM), 1)  # SIG_IGN, unknown to Python.
         ready()
         time.sleep(60)
     """)

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 import types
 
+import cells_fixture
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,7 +15,6 @@ import tensorflow as tf
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
-from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Store
 from mtr_tf.evaluation.evaluator import Evaluation
@@ -23,17 +23,7 @@ from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.runs.workers import Workers
 
 COUNT, SIZE = 16, 64
-INFO = DatasetInfo(
-    name="none",
-    image_shape=(SIZE, SIZE, 3),
-    classes=(),
-    colors=(),
-    tasks=("depth",),
-    splits={"validation": COUNT},
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    ranges={"depth": (0.0, 1.0)},
-)
+INFO = cells_fixture.depth_info(COUNT, SIZE)
 
 
 def evaluation(**_) -> Evaluation:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import functools
 import types
 
+import cells_fixture
 import numpy as np
 import pytest
 import workers_fixture
 
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
-from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_store import Store
@@ -23,17 +23,7 @@ from mtr_tf.measures import passes
 from mtr_tf.tasks import TASKS
 
 COUNT, SIZE = 4, 8
-INFO = DatasetInfo(
-    name="none",
-    image_shape=(SIZE, SIZE, 3),
-    classes=(),
-    colors=(),
-    tasks=("depth",),
-    splits={"validation": COUNT},
-    mean=(0.5,) * 3,
-    std=(0.25,) * 3,
-    ranges={"depth": (0.0, 1.0)},
-)
+INFO = cells_fixture.depth_info(COUNT, SIZE)
 CONFIG = AttackConfig(ckpt="x", attack=("worst",), ensemble=("pgd", "fgsm"), eps=(2, 4))
 CELLS = make_cells(CONFIG, ("depth",))
 

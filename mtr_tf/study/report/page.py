@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from mtr_tf.show import pages
 from mtr_tf.show import text
 from mtr_tf.study import claims
 from mtr_tf.study.design import Study
@@ -344,13 +345,8 @@ _FILTERS: dict[str, Any] = {
 
 
 def _environment(**options: Any) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mtr_tf.study.report"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        **options,
+    environment = pages.environment(
+        "mtr_tf.study.report", keep_trailing_newline=True, **options
     )
     environment.globals.update(_WORDS)
     environment.filters.update(_FILTERS)
