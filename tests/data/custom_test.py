@@ -315,18 +315,16 @@ def test_slow_reading_by_one_is_told_once(monkeypatch):
 
 
 def test_readers_end_with_the_data_set():
-    def alive():
-        return sum(thread.name == "reader" for thread in threading.enumerate())
-
-    before = alive()
+    others = set(threading.enumerate())  # Those of earlier tests may end meanwhile.
     one = readers.Readers(3)
+    own = [t for t in set(threading.enumerate()) - others if t.name == "reader"]
+    assert len(own) == 3
     assert one.read(lambda row: row * row, [3, 1, 2]) == [9, 1, 4]
-    assert alive() == before + 3
+    assert all(thread.is_alive() for thread in own)
     del one
-    deadline = time.monotonic() + 60
-    while alive() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    for thread in own:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_data_dir_is_handed_over(open_it):
