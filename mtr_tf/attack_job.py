@@ -30,6 +30,7 @@ from mtr_tf import files
 from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.cli import stopping
+from mtr_tf.config.attack import DEFAULT_BATCH
 from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import NO_EXECUTOR
@@ -39,6 +40,7 @@ from mtr_tf.config.attack import parse_part
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -46,6 +48,7 @@ from mtr_tf.evaluation import cell_store
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import consistency
 from mtr_tf.evaluation import first_look
+from mtr_tf.evaluation import largest_batch
 from mtr_tf.evaluation import model_fit
 from mtr_tf.evaluation import own_targets
 from mtr_tf.evaluation import plan
@@ -60,6 +63,7 @@ from mtr_tf.evaluation.plan import Cell
 from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.results import Record
 from mtr_tf.measures import measure
+from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.runs import cluster
@@ -365,7 +369,7 @@ def _facts(job: Job) -> dict[str, Any]:
     """What must be the same on all workers: settings, code, models and data."""
     config, provenance = job.config, job.provenance
     settings = config.that_change(RESULTS, EXTRAS)
-    settings |= {"batch_size": config.batch_size, "jit": config.jit}
+    settings |= {"batch_size": job.subject.batch_size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
     if config.targets != OWN_TARGETS:  # Each makes those of its share.
@@ -382,7 +386,8 @@ def _resolve(
 ) -> Job:
     """See `resolve`; this worker's part of it."""
     strategy = workers.local
-    batching.check_divisible(config.batch_size, workers.replicas)
+    if config.batch_size != "auto":
+        batching.check_divisible(config.batch_size, workers.replicas)
     small = _small_radii(config)
     own_data = source or loading.own_data(config)
     with strategy.scope():
@@ -423,7 +428,7 @@ def _resolve(
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
     count = min(config.num_examples or len(columns), len(columns))
-    replicas = workers.replicas
+    size = _batch_size(config, run.model, surrogate, columns, count, workers)
     if config.targets == OWN_TARGETS:
         columns = own_targets.of_model(
             run.model,
@@ -431,7 +436,7 @@ def _resolve(
             tasks,
             # The targets that others are drawn to may be anywhere in the split.
             len(columns) if config.targeted else count,
-            config.batch_size,
+            size,
         )
     subject = sweep.Subject(
         model=run.model,
@@ -440,8 +445,7 @@ def _resolve(
         columns=columns,
         num_examples=count,
         workers=workers,
-        # A batch is not larger than what there is: it would be filled up with nothing.
-        batch_size=min(config.batch_size, -(-count // replicas) * replicas),
+        batch_size=size,
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
@@ -473,6 +477,30 @@ def _resolve(
         predictions=predictions,
         images=_images(count, len(columns), source.is_cut),
     )
+
+
+def _batch_size(
+    config: AttackConfig,
+    model: Any,
+    surrogate: Any,
+    columns: Columns,
+    count: int,
+    workers: Workers,
+) -> int:
+    """How many images a step takes, of so many, over all replicas."""
+    replicas = workers.replicas
+    # A batch is not larger than what there is: it would be filled up with nothing.
+    most = -(-count // replicas) * replicas
+    if config.batch_size != "auto":
+        return min(config.batch_size, most)
+    models = list(dict.fromkeys((model, surrogate or model)))
+    few = batching.first_images(columns, 2)
+    kinds = {randomness.kind(each, few) for each in models}
+    if not compiling.on_gpu() or kinds != {randomness.NONE}:
+        return min(-(-DEFAULT_BATCH // replicas) * replicas, most)
+    each = largest_batch.fitting(models, columns, most // replicas, workers.local)
+    logging.info("--batch_size=auto: %d images at a time", each * replicas)
+    return each * replicas
 
 
 def _task(run: Run, info: DatasetInfo, name: str) -> Task:

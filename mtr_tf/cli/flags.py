@@ -26,6 +26,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import not_a_number
 from mtr_tf.config.settings import shortened
 from mtr_tf.config.settings import unknown_choice
 from mtr_tf.errors import InputError
@@ -50,6 +51,14 @@ def define(record: type[Settings], values: flags.FlagValues) -> None:
                 help,
                 flag_values=values,
             )
+        elif field.metadata["words"]:
+            flags.DEFINE(
+                _NumberOrWord(field.metadata["words"]),
+                field.name,
+                field.default,
+                help,
+                flag_values=values,
+            )
         else:
             make: dict[type, Callable[..., Any]] = {
                 bool: flags.DEFINE_bool,
@@ -60,6 +69,16 @@ def define(record: type[Settings], values: flags.FlagValues) -> None:
             }
             define = make[type(field.default)]
             define(field.name, field.default, help, flag_values=values)
+
+
+class _NumberOrWord(flags.ArgumentParser):
+    """Takes a whole number, or one of some words."""
+
+    def __init__(self, words: Sequence[str]):
+        self._words = words
+
+    def parse(self, argument: str | int) -> str | int:
+        return argument if argument in self._words else int(argument)
 
 
 def parse(
@@ -118,14 +137,6 @@ def _convert(name: str, text: str, of: type) -> str | int | float:
         ) from error
 
 
-_KINDS: dict[type, str] = {
-    bool: "true or false",
-    type(None): "true or false",
-    int: "a whole number",
-    float: "a number",
-}
-
-
 def _explained(
     error: Exception, argv: Sequence[str], records: Sequence[type[Settings]]
 ) -> str:
@@ -141,8 +152,7 @@ def _explained(
         choices = fields[name].metadata["choices"]
         if choices:
             return unknown_choice(name, given, choices)
-        kind = _KINDS[type(fields[name].default)]
-        return f"--{name} must be {kind}, got {shortened(given)}."
+        return not_a_number(fields[name], given)
     missing = re.match(r"Missing value for flag -*(\w+)", str(error))
     if missing:
         return f"--{missing[1]} needs a value: --{missing[1]}=VALUE."
@@ -250,10 +260,12 @@ def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
     text = f"{type(error).__name__}: {error}"
     if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
         return None
-    sizes = [getattr(record, "batch_size", 0) for record in settings]
-    size = max([*sizes, 0])
+    sizes = [r.to_dict()["batch_size"] for r in settings if hasattr(r, "batch_size")]
+    size = sizes[0] if sizes else 0
     way = "Use smaller images or a smaller --model"
-    if size > 1:
+    if size == "auto":
+        way = f"Try a number, such as --batch_size=4; u{way[1:]}"
+    elif size > 1:
         way = f"Try --batch_size={size // 2}"
     return (
         f"the device has too little memory for --batch_size={size}. {way}, or free "

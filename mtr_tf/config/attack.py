@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Literal
 
 from mtr_tf import files
 from mtr_tf.attacks import kinds
@@ -39,6 +40,7 @@ LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apa
 NO_ATTACK = ("none",)
 NO_EXECUTOR = "none"
 MEASURES = ("tasks", "pixels", "blocks", "first_order")
+DEFAULT_BATCH = 32  # Examples per step.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +230,12 @@ class AttackConfig(Settings):
         low=0,
         high=MOST_EXAMPLES,
     )
-    batch_size: int = setting(
-        32,
+    batch_size: int | Literal["auto"] = setting(
+        DEFAULT_BATCH,
         "Examples per step, over all replicas; results do not depend on it, unless the "
-        "model is random.",
+        "model is random. auto: on a GPU as many as fit in its memory, up to 256 per "
+        "replica (docs/gpu.md); 32 on CPUs and for random models.",
+        words=("auto",),
         low=1,
         high=MOST_EXAMPLES,
         changes=NOTHING,

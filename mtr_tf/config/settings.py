@@ -32,6 +32,7 @@ def setting(
     help: str,
     *,
     choices: Sequence[str] = (),
+    words: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
     path: bool = False,
@@ -40,7 +41,8 @@ def setting(
 ) -> Any:
     """A dataclass field with what a flag needs; the range includes both ends.
 
-    A default of None makes a flag that is true, false or not given. `path` says that it
+    A default of None makes a flag that is true, false or not given. `words` are what a
+    number's setting takes instead of a number. `path` says that it
     names files, `address` that these may be at an address, and `changes` what another
     value leads to: other RESULTS, other EXTRAS beside the same results (saved examples,
     measures), or NOTHING else (where it runs, and how fast).
@@ -48,6 +50,7 @@ def setting(
     metadata = {
         "help": help,
         "choices": tuple(choices),
+        "words": tuple(words),
         "low": low,
         "high": high,
         "path": path,
@@ -68,6 +71,12 @@ FORMAT = setting(
 _TAKEN: dict[type, tuple[type, ...]] = {
     float: (float, int),
     type(None): (bool, type(None)),
+}
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    type(None): "true or false",
+    int: "a whole number",
+    float: "a number",
 }
 
 
@@ -117,6 +126,8 @@ class Settings:
         for field in dataclasses.fields(cls):
             value, kind = values.get(field.name, field.default), type(field.default)
             allowed = _TAKEN.get(kind, (kind,))
+            if value in field.metadata["words"]:
+                continue
             if type(value) not in allowed:
                 raise InputError(
                     f"{field.name} must be of type {allowed[0].__name__}, got {value!r}"
@@ -145,6 +156,10 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
     choices, low, high = (field.metadata[k] for k in ("choices", "low", "high"))
     if choices and value not in choices:
         raise InputError(unknown_choice(field.name, value, choices))
+    if isinstance(value, str) and field.metadata["words"]:
+        if value not in field.metadata["words"]:
+            raise InputError(not_a_number(field, value))
+        return
     values = value if isinstance(value, tuple) else (value,)
     if field.metadata["path"] and not field.metadata["address"]:
         for path in values:
@@ -159,6 +174,12 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
             bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
             given = shortened(number)
             raise InputError(f"--{field.name} must be {bounds}, got {given}.")
+
+
+def not_a_number(field: dataclasses.Field, given: object) -> str:
+    """The sentence for what should be of the type of a setting's default."""
+    kind = " or ".join((_KINDS[type(field.default)], *field.metadata["words"]))
+    return f"--{field.name} must be {kind}, got {shortened(given)}."
 
 
 def unknown_choice(name: str, given: object, choices: Sequence[str]) -> str:

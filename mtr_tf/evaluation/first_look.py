@@ -93,7 +93,7 @@ def look_at(
     first = np.arange(min(count, len(columns)))
     known = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
     batch = batching.gather(columns, known, first, info.num_classes)
-    size = config.batch_size
+    size = _IMAGES if config.batch_size == "auto" else config.batch_size
     run, warnings = look(run, info, batch, tasks, affine, size=size)
     if source_run:
         name = "the model of --source_ckpt"

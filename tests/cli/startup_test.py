@@ -80,6 +80,8 @@ def test_too_little_memory_is_one_sentence(error):
     assert "--batch_size=24. Try --batch_size=12, or" in told
     told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size=1)])
     assert "--batch_size=1. Use smaller images or a smaller --model, or" in told
+    told = cli_flags.out_of_memory(error, [AttackConfig(ckpt="x", batch_size="auto")])
+    assert "Try a number, such as --batch_size=4; use smaller images" in told
 
 
 def test_other_errors_are_not_of_memory():

@@ -171,6 +171,26 @@ def test_flags_say_what_the_settings_say():
     assert AttackConfig(ckpt="x").flags() == ["--ckpt=x"]
 
 
+@pytest.mark.parametrize("size", ["auto", 8])
+def test_a_number_or_a_word(size):
+    config = parsed("--ckpt=x", f"--batch_size={size}", record=AttackConfig)
+    assert config.batch_size == size
+    assert config.flags() == ["--ckpt=x", f"--batch_size={size}"]
+    assert AttackConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("given", ["automatic", "4.5", ""])
+def test_neither_a_number_nor_the_word(given):
+    sentence = f"--batch_size must be a whole number or auto, got {given!r}"
+    arguments = ["attack", "--ckpt=x", f"--batch_size={given}"]
+    for wrong in (
+        lambda: cli_flags.parse(arguments, [AttackConfig]),
+        lambda: AttackConfig(ckpt="x", batch_size=given),
+    ):
+        with pytest.raises(InputError, match=re.escape(sentence)):
+            wrong()
+
+
 def test_moved_data_is_the_same_data():
     names = {
         attack_job.default_name(AttackConfig(ckpt="x", data_dir=folder), "f")

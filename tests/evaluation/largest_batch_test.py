@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many images are attacked at a time, where a device decides."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mtr_tf
+from mtr_tf.data.source import Columns
+from mtr_tf.evaluation import largest_batch
+from mtr_tf.evaluation import sweep
+from mtr_tf.models import compiling
+
+COLUMNS = Columns(images=np.zeros((3, 4, 4, 3), np.uint8), targets={}, masks={})
+ONE = tf.distribute.get_strategy()
+
+
+def of_at_most(limit: int, seen: list[int] | None = None):
+    """A model for whose batches a device has memory up to a size."""
+
+    def model(images):
+        size = images.shape[0]
+        if seen is not None:
+            seen.append(size)
+        if size > limit:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+        return {"depth": images[..., :1], "seg": tf.cast(images > 0.5, tf.int32)}
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "expected", "tried"),
+    [
+        (100, 1000, 100, [125]),
+        (100, 124, 50, [125, 63]),
+        (100, 40, 25, [125, 63, 32]),
+        (1000, 1000, 256, [320]),
+        (3, 3, 2, [4, 3]),
+        (3, 2, 1, [4, 3, 2]),
+    ],
+)
+def test_the_largest_that_fits_with_room_for_a_fourth_more(
+    count, limit, expected, tried
+):
+    seen: list[int] = []
+    found = largest_batch.fitting([of_at_most(limit, seen)], COLUMNS, count, ONE)
+    assert found == expected
+    assert seen == tried
+
+
+def test_all_models_must_fit_on_every_replica(mirrored):
+    models = [of_at_most(60), of_at_most(1000)]
+    for each in (models, models[::-1]):
+        assert largest_batch.fitting(each, COLUMNS, 64, mirrored) == 32
+
+
+def test_one_image_too_many_is_an_error():
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        largest_batch.fitting([of_at_most(1)], COLUMNS, 8, ONE)
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(False, 32), (True, 18)])
+def test_results_are_those_of_any_other_size(gpu, expected, monkeypatch):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 3, padding="same")(image)})
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (36, 8, 8, 3), np.uint8)
+    targets = {"depth": rng.uniform(1, 2, (36, 8, 8)).astype(np.float32)}
+    settings = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False, "jit": "off"}
+    sizes: list[int] = []
+    run = sweep.run
+
+    def noted(subject, *arguments):
+        sizes.append(subject.batch_size)
+        return run(subject, *arguments)
+
+    monkeypatch.setattr(sweep, "run", noted)
+    monkeypatch.setattr(compiling, "on_gpu", lambda: gpu)
+    passes = largest_batch._pass
+
+    def limited(model, columns, size, strategy):
+        of_at_most(30)(tf.zeros([size, 1, 1, 3]))
+        passes(model, columns, size, strategy)
+
+    monkeypatch.setattr(largest_batch, "_pass", limited)
+    found = [
+        mtr_tf.evaluate(model, (images, targets), batch_size=size, **settings)
+        for size in ("auto", 7)
+    ]
+    assert sizes == [expected, 7]
+    np.testing.assert_allclose(
+        *[[r["attacked_value"] for r in each.records] for each in found], rtol=1e-6
+    )
