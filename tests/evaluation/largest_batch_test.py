@@ -67,7 +67,8 @@ def test_one_image_too_many_is_an_error():
 def test_results_are_those_of_any_other_size(gpu, expected, monkeypatch):
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3))
-    model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 3, padding="same")(image)})
+    depth = keras.layers.Conv2D(1, 3, padding="same")(image)
+    model = keras.Model(image, {"depth": depth})
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (36, 8, 8, 3), np.uint8)
     targets = {"depth": rng.uniform(1, 2, (36, 8, 8)).astype(np.float32)}
