@@ -20,6 +20,7 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.evaluation import results
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.measures import corruption_records
 from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
 from mtr_tf.runs import directory
@@ -28,6 +29,7 @@ from mtr_tf.study.design import Study
 from mtr_tf.study.design import slug
 from mtr_tf.study.results import Results
 from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import task_set
 
 CLASSES = 4
 SIDE = 24
@@ -296,8 +298,24 @@ def write_measures(
         records += measure_records.of_first_order(group, "linf", 1 / 255, found, seed)
     for measure in {"pixels", "blocks"}.intersection(measures):
         records += _of_pixels(measure, tasks, seed)
+    if "corruptions" in measures:
+        records += _of_corruptions(tasks, seed)
     facts = {"seed": seed, "dataset": "rooms", "split": "validation", "n": images}
     files.write_json(folder / "measures.json", [record | facts for record in records])
+
+
+def _of_corruptions(tasks, seed) -> list[dict]:
+    known = task_set(tasks)
+    kinds = [("", 0), ("jpeg", 1), ("jpeg", 2), ("contrast", 1)]
+    found = {}
+    for place, kind in enumerate(kinds):
+        badness = np.linspace(0.1, 0.2, 12) * (1 + place)
+        found[kind] = {
+            f"{task.name}/{metric.name}": _rows(metric, badness)
+            for task in known.values()
+            for metric in task.all_metrics
+        }
+    return corruption_records.of_corruptions(known, found, seed)
 
 
 def _of_tasks(gradients, tasks, seed) -> list[dict]:

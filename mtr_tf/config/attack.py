@@ -39,7 +39,7 @@ OWN_TARGETS = "own"
 LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 NO_ATTACK = ("none",)
 NO_EXECUTOR = "none"
-MEASURES = ("tasks", "pixels", "blocks", "first_order")
+MEASURES = ("tasks", "pixels", "blocks", "first_order", "corruptions")
 DEFAULT_BATCH = 32  # Examples per step.
 
 
@@ -210,8 +210,9 @@ class AttackConfig(Settings):
     )
     measure: tuple[str, ...] = setting(
         (),
-        f"Also measure quantities of the theory: {', '.join(MEASURES)}; see "
-        "docs/measures.md. Results go to measures.json.",
+        f"Also measure, out of {', '.join(MEASURES)}: quantities of the theory, and "
+        "robustness to common corruptions; see docs/measures.md. Results go to "
+        "measures.json.",
         changes=EXTRAS,
     )
     measure_draws: int = setting(

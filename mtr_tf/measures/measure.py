@@ -29,6 +29,8 @@ from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
+from mtr_tf.measures import corruption_records
+from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records as measure_records
@@ -296,7 +298,31 @@ def _first_order_of(group: Sequence[str], job: _Measuring) -> list[dict]:
     )
 
 
+def _corruptions(job: _Measuring) -> list[dict]:
+    """Metrics on images that are corrupted in common ways, and on clean ones."""
+    todo = {("", 0): _corrupted(job, "", 0.0)}
+    for name, strengths in corruptions.SEVERITIES.items():
+        for severity, strength in enumerate(strengths, 1):
+            todo[name, severity] = _corrupted(job, name, strength)
+    arrays = job.finish(list(todo.values()), "measuring corruptions")
+    found = dict(zip(todo, arrays, strict=True))
+    subject = job.subject
+    return corruption_records.of_corruptions(
+        subject.tasks, found, subject.seed, subject.units
+    )
+
+
+def _corrupted(job: _Measuring, name: str, strength: float) -> Part:
+    """Rows of metrics under a corruption; one graph serves all its strengths."""
+    step = steps_lib.corrupted(job.subject, name, job.channels)
+    one = job.one(f"corruption {name}", step, cost=0)
+    about = {"part": "corruption", "tasks": list(job.subject.tasks)}
+    about |= {"name": name, "strength": strength}
+    return Part(about, 0.5, lambda advance: one(advance, tf.constant(strength)))
+
+
 _MEASURES = {
+    "corruptions": _corruptions,
     "tasks": _tasks,
     "pixels": functools.partial(_some_pixels, "pixels"),
     "blocks": functools.partial(_some_pixels, "blocks"),

@@ -18,11 +18,14 @@ from mtr_tf import attacks
 from mtr_tf.attacks import base
 from mtr_tf.attacks import channels as channels_lib
 from mtr_tf.attacks import output_mask as output_mask_lib
+from mtr_tf.attacks import threat
 from mtr_tf.evaluation.sweep import Subject
+from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import pixel_records
 from mtr_tf.models import stateless
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import table
 from mtr_tf.tasks import task_set
 
 
@@ -110,6 +113,36 @@ def pixel_attack(
                     task.output_channels(subject.info.num_classes),
                 )
         return rows
+
+    return step
+
+
+def corrupted(
+    subject: Subject, name: str, channels: Sequence[int] = ()
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """A pass: (batch, strength) -> rows of metrics on corrupted images.
+
+    {"<task>/<metric>": `[batch, K]`}; `name` is one of `corruptions.SEVERITIES`, or
+    empty: the images as they are.
+    """
+
+    def step(batch, strength):
+        images = batch["image"]
+        if name:
+            keys = threat.image_keys(subject.seed, batch["index"])
+            images = corruptions.corrupted(name, images, strength, keys, channels)
+        rows = table.statistics(
+            subject.tasks,
+            stateless.outputs(subject.model, images),
+            batch["targets"],
+            batch["masks"],
+            subject.info.num_classes,
+        )
+        return {
+            f"{task}/{metric}": values
+            for task, by_metric in rows.items()
+            for metric, values in by_metric.items()
+        }
 
     return step
 

@@ -341,7 +341,7 @@ def _width(block: str) -> int:
 
 def measures(records: Sequence[Record]) -> str:
     """Tables to read: what was measured beside what the theory says."""
-    parts = (_tasks, _pixel_gradients, _pixel_attacks, _first_order)
+    parts = (_tasks, _pixel_gradients, _pixel_attacks, _first_order, _corruptions)
     return "\n\n".join(filter(None, (part(records) for part in parts)))
 
 
@@ -428,6 +428,31 @@ def _first_order(records: Sequence[Record]) -> str:
     norm = rises[0]["norm"]
     title = f"rise of the loss under PGD ({norm}), divided by eps times the dual norm:"
     return f"{title}\n{aligned(rows)}"
+
+
+def _corruptions(records: Sequence[Record]) -> str:
+    """A row per corruption, a column per task, each the mean over severities."""
+    found = [{**r, "task": r["tasks"][0]} for r in _chosen(records, "corrupted")]
+    columns = list(_headlines(found).items())
+    values: dict[str, dict[tuple[str, str], list]] = {}
+    for record in found:
+        for row, field in ((record["corruption"], "value"), ("clean", "clean")):
+            column = record["task"], record["metric"]
+            values.setdefault(row, {}).setdefault(column, []).append(record[field])
+    if not found:
+        return ""
+    rows = [["", *map(" ".join, columns)]]
+    for row in ("clean", *(row for row in values if row != "clean")):
+        means = [_mean(values[row][column]) for column in columns]
+        rows.append([row.replace("_", " "), *map(plain, means)])
+    count = len({record["severity"] for record in found})
+    title = f"metrics on corrupted images, the mean over {count} severities:"
+    return f"{title}\n{aligned(rows)}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _over(above: float | None, below: float | None) -> float | None:

@@ -577,7 +577,7 @@ def _remove_runs(folder: pathlib.Path) -> None:
 def write_measures(
     records: Sequence[Record], plots: Sequence[pathlib.Path], folder: pathlib.Path
 ) -> None:
-    """Writes values over counts (a thousandth of eps for first_order), and the plots.
+    """Writes values over counts (a thousandth of eps, or severities), and the plots.
 
     Args:
       records: Of the measures.
@@ -603,6 +603,9 @@ def _tag_and_step(record: Record) -> tuple[str, int]:
         return f"{measure}/{task}_gradient_{record['norm']}", count
     if record["quantity"] == "attacked_pixels":
         return f"{measure}/{task}_attacked_{record['metric']}", count
+    if record["quantity"] == "corrupted":
+        name = f"{task}_{record['corruption']}_{record['metric']}"
+        return f"{measure}/{name}", record["severity"]
     if record["quantity"] == "rise":
         return f"{measure}/{task}", round(1000 * record["eps"])
     return "", 0

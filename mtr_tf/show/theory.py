@@ -317,6 +317,41 @@ def first_order_of_run(records: Sequence[Record]) -> Figure:
     return style.finish(figure, title, [*notes, _INTERVAL, *names])
 
 
+def corruptions_of_run(records: Sequence[Record]) -> Figure:
+    """Each task's headline metric, a row per corruption, darker where more severe."""
+    found = series.chosen(records, quantity="corrupted")
+    tasks = [task for ((task,),) in series.distinct(found, "tasks")]
+    figure, grid = style.multiples(len(tasks), (3.9, 3.2))
+    for axes, task in zip(grid, tasks, strict=True):
+        of_task = series.chosen(found, tasks=[task])
+        metric = of_task[0]["metric"]
+        corrupted(axes, series.chosen(of_task, metric=metric))
+        axes.set_title(task)
+    return style.finish(figure, "Under common corruptions")
+
+
+def corrupted(axes, records: Sequence[Record]) -> None:
+    """A metric under common corruptions: a row of marks each, from mild to severe.
+
+    Args:
+      axes: Where.
+      records: "corrupted" of one run, task and metric.
+    """
+    names = [name for (name,) in series.distinct(records, "corruption")]
+    severities = sorted({record["severity"] for record in records})
+    for place, severity in enumerate(severities):
+        own = series.chosen(records, severity=severity)
+        color = str(0.75 * (1 - place / max(len(severities) - 1, 1)))
+        y = [names.index(record["corruption"]) for record in own]
+        x = [np.nan if record["value"] is None else record["value"] for record in own]
+        axes.plot(x, y, "o", color=color, label=f"severity {severity}")
+    if records[0]["clean"] is not None:
+        axes.axvline(records[0]["clean"], color=_THEORY, ls="--", label="clean")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{records[0]['metric']}, {records[0]['better']} is better")
+
+
 @dataclasses.dataclass(frozen=True)
 class Net:
     """A trained net.
@@ -356,6 +391,7 @@ def resistance(title: str, panels: Sequence[str], nets: Sequence[Net]) -> Figure
 
 
 _OF_RUN = {
+    "measure_corruptions": (corruptions_of_run, "corrupted"),
     "measure_tasks": (sizes_of_run, "norm_by_size"),
     "measure_cosines": (cosines_of_run, "cosine"),
     "measure_gradients": (pixels_of_run, "gradient_norm"),

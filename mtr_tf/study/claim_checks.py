@@ -46,6 +46,10 @@ QUANTITIES = {
     },
     "pixels": {**_OF_PIXELS, "rho": (("value",), ("norm",))},
     "blocks": _OF_PIXELS,
+    "corruptions": {
+        "corrupted": (("value", "clean"), ("metric", "corruption", "severity")),
+        "mean_corrupted": (("value", "clean"), ("metric",)),
+    },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
 }
 

@@ -23,8 +23,9 @@ lower is better is negated. `relative` uses minus the relative vulnerability, (a
   and whatever differs from the claim's own fields.
 - `measure`: `sign` times (`quantity` of measures.json less `reference`); its other
   keys choose records, lists of values are averaged over. `field` is read (value),
-  divided by the field `ratio_to` if that is named; `minus` is a table of keys for what
-  is taken off. With `within`, the number is claimed to be that near to `reference`.
+  divided by the field `ratio_to` if that is named; `minus` is a table of keys, and of
+  `variants`, for what is taken off. With `within`, the number is claimed to be that
+  near to `reference`.
 - `margin`: an effect below is too small to matter.
 - `main`: the report leads with it; else with the first claim that algebra does not
   decide.
@@ -60,6 +61,8 @@ MEASURE = (
     "metric",
     "count",
     "eps",
+    "corruption",
+    "severity",
 )
 _WAYS = ("better", "terms", "measure")
 
@@ -281,7 +284,9 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     table.value("measure", str)
     table.value("quantity", str)
     minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
-    minus.check_keys(MEASURE)
+    minus.check_keys(("variants", *MEASURE))
+    for variant in minus.values("variants", str, ()):
+        one_of(minus, f"variant of {attack!r}", variant, study.spec(attack).variants)
     within = table.value("within", float, 0.0) if "within" in table.content else None
     measure: dict[str, Any] = {
         **_with_tasks(table, study),

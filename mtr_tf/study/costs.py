@@ -99,6 +99,7 @@ def _of_pixels(config: AttackConfig, tasks: int, groups: int, radii: int) -> flo
 
 # Passes per image of each measure: see docs/measures.md.
 _MEASURE = {
+    "corruptions": lambda config, tasks, groups, radii: 41 * FORWARD,
     "tasks": lambda config, tasks, groups, radii: 2 * (1 + tasks),
     "pixels": _of_pixels,
     "blocks": _of_pixels,

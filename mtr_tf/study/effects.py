@@ -300,14 +300,21 @@ def _measured(claim: Claim, results: Results, seed: int) -> float:
     A claim of nearness has the distance from the reference with its sign.
     """
     measure = claim.measure
-    values = []
-    for variant in measure["variants"]:
-        records = results.measures(measure["attack"], variant, seed)
-        value = _read(claim, records, {})
-        if measure["minus"]:
-            value -= _read(claim, records, measure["minus"])
-        values.append(value)
-    return measure["sign"] * (float(np.mean(values)) - measure["reference"])
+    value = _mean_measured(claim, results, seed, {})
+    if measure["minus"]:
+        value -= _mean_measured(claim, results, seed, measure["minus"])
+    return measure["sign"] * (value - measure["reference"])
+
+
+def _mean_measured(
+    claim: Claim, results: Results, seed: int, changes: Mapping[str, Any]
+) -> float:
+    measure = {**claim.measure, **changes}
+    values = [
+        _read(claim, results.measures(measure["attack"], variant, seed), changes)
+        for variant in measure["variants"]
+    ]
+    return float(np.mean(values))
 
 
 def _read(

@@ -135,7 +135,9 @@ class Table:
         for key in self.content:
             if key in beside:
                 continue
-            given = self._setting(key, hints[key])
+            given = self.content[key]
+            if not (fields[key].metadata["words"] and isinstance(given, str)):
+                given = self._setting(key, hints[key])
             with self.explained(f"{key}: "):
                 check_range(fields[key], given)
                 spell = spelled.get(key)
@@ -150,8 +152,8 @@ class Table:
         if typing.get_origin(hint) is tuple:
             of = typing.get_args(hint)[0]
             return tuple(of(item) for item in self.values(key, of))
-        if isinstance(hint, types.UnionType):  # `bool | None`: None is to say nothing.
-            hint = typing.get_args(hint)[0]
+        if typing.get_origin(hint) in (types.UnionType, typing.Union):
+            hint = typing.get_args(hint)[0]  # None is to say nothing; words are known.
         return hint(self.value(key, hint))
 
 

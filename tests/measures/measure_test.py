@@ -129,6 +129,7 @@ def test_command_files_and_resumption(run_directory, monkeypatch):
     records = json.loads((folder / "measures.json").read_text())
     assert "mean of 3" not in text
     assert "attacked  eps=0.125  eps=0.5  eps=2" in text
+    assert "metrics on corrupted images, the mean over 5 severities:" in text
     assert f"logdir={folder}" in text
     assert not (folder / "results.json").exists()
 
@@ -200,6 +201,12 @@ def check_records(records):
     rises = chosen(records, "rise", tasks=["seg"])
     assert [r["eps"] for r in rises] == [0.125, 0.5, 2]
     assert rises[0]["ratio"] == pytest.approx(1, abs=0.05)
+
+    found = chosen(records, "corrupted", tasks=["seg"], metric="miou")
+    assert len(found) == 40
+    assert {r["clean"] for r in found} == {found[0]["clean"]}
+    (mean,) = chosen(records, "mean_corrupted", tasks=["seg"], metric="miou")
+    assert mean["value"] == pytest.approx(np.mean([r["value"] for r in found]))
 
 
 def check_tensorboard(folder, records):

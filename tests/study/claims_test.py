@@ -91,7 +91,7 @@ def write(workdir, study, absent=()):
                 )
                 (workdir / folder).mkdir(parents=True)
                 if spec.name == "theory":
-                    content, name = measures(seed), "measures.json"
+                    content, name = measures(variant.name, seed), "measures.json"
                 else:
                     content, name = records(variant.name, i), "results.json"
                 (workdir / folder / name).write_text(json.dumps(content))
@@ -116,7 +116,8 @@ def records(variant, i):
     ]
 
 
-def measures(seed):
+def measures(variant, seed):
+    slope = -0.40 - 0.01 * seed - 0.02 * (variant == "s") * seed
     norms = {"measure": "tasks", "norm": "l2", "normalisation": "unit"}
     sizes = norms | {"quantity": "norm_by_size"}
     pixels = {
@@ -126,7 +127,7 @@ def measures(seed):
         "quantity": "gradient_norm",
     }
     return [
-        norms | {"quantity": "slope", "value": -0.40 - 0.01 * seed},
+        norms | {"quantity": "slope", "value": slope},
         sizes | {"count": 2, "value": 0.8, "predicted": 0.8},
         sizes | {"count": 3, "value": 0.6, "predicted": 0.5},
         norms | {"quantity": "slope", "norm": "l1", "value": -0.2},
@@ -218,6 +219,17 @@ def test_measures(tmp_path):
     np.testing.assert_allclose(found.by_seed, [2, 3, 4, 5, 6])
 
 
+def test_a_measure_of_one_variant_less_that_of_another(tmp_path):
+    study = STUDY.replace('variants = ["s+d"]', 'variants = ["s+d", "s"]')
+    slope = 'measure = "tasks", quantity = "slope", norm = "l2", normalisation = "unit"'
+    fields = f'attack = "theory", variants = ["s+d"], {slope}'
+    text = f'measure = {{ {fields}, minus = {{ variants = ["s"] }} }}'
+    results = write(tmp_path / "work", study_with(tmp_path, CLAIM + text, study))
+    (found,) = claims.claim_file.read(study_with(tmp_path, CLAIM + text, study))
+    by_seed = effects.of(found, results).by_seed
+    np.testing.assert_allclose(by_seed, [0, 0.02, 0.04, 0.06, 0.08], atol=1e-12)
+
+
 @pytest.fixture(autouse=True)
 def folders(tmp_path):
     for name in "abc":
@@ -289,6 +301,10 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
             "no task of variant 's\\+d' 'normal'",
         ),
         (
+            'measure = "tasks", quantity = "mean_cosine", minus = { variants = ["s"] }',
+            "no variant of 'theory' 's'; there are s\\+d",
+        ),
+        (
             'measure = "tasks", quantity = "rho", variant = "s"',
             "did you mean 'variants'",
         ),
@@ -299,7 +315,7 @@ def test_mistakes_in_a_measure_are_found_before_anything_runs(
 ):
     text = f'measure = {{ attack = "theory", variants = ["s+d"], {fields} }}'
     with pytest.raises(
-        InputError, match=f"hand.toml, claim 'E4', measure: .*{message}"
+        InputError, match=f"hand.toml, claim 'E4', measure.*: .*{message}"
     ):
         claims.check(study_with(tmp_path, CLAIM + text))
 

@@ -118,6 +118,14 @@ def test_seeds_and_settings_of_the_command_line_go_before_the_files(load):
         load(GOOD, train={"image_size": "x"})
 
 
+@pytest.mark.parametrize("size", [16, "auto"])
+def test_a_number_or_a_word_of_a_setting(load, size):
+    study = load(GOOD.replace("steps = 3", f"batch_size = {json.dumps(size)}"))
+    assert study.attack["batch_size"] == size
+    with pytest.raises(InputError, match=r"\[attack\]: .*number or auto, got 'x'"):
+        load(GOOD.replace("steps = 3", 'batch_size = "x"'))
+
+
 def test_it_survives_json(load):
     study = load(GOOD)
     again = json.loads(json.dumps(study.to_dict() | {"provenance": {}}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import study_fixture
 
+from mtr_tf.config.attack import MEASURES
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import claim_checks
@@ -179,8 +180,7 @@ def test_planned_cells_are_those_that_records_come_from(tmp_path):
 def measured(tmp_path_factory):
     """A folder's records of all measures, of a model of three tasks."""
     folder = tmp_path_factory.mktemp("measured")
-    kinds = ("tasks", "pixels", "blocks", "first_order")
-    study_fixture.write_measures(folder, kinds, ("seg", "depth", "normal"), 0)
+    study_fixture.write_measures(folder, MEASURES, ("seg", "depth", "normal"), 0)
     return results_lib._json(folder / "measures.json")
 
 
