@@ -280,7 +280,8 @@ class Job:
             files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
         curves.save_run(records, plots["curves"])
-        gallery.save_run(clean, results, folder / "gallery.png")
+        colors = gallery.class_colors(subject.tasks.values(), subject.info)
+        gallery.save_run(clean, results, folder / "gallery.png", colors)
         given, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(
             given, clean, results, folder, units, plots, subject.tasks

@@ -28,6 +28,7 @@ from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
+from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
 # What names model, data and results for the command, and for processes of its own.
@@ -114,6 +115,7 @@ def evaluate(
         remote.shown(out) if out is not None else None,
         attacked.consistency if attacked else [],
         job.config.metrics,
+        gallery.class_colors(job.subject.tasks.values(), job.subject.info),
     )
 
 

@@ -9,6 +9,7 @@ import importlib
 import os
 import pathlib
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,7 @@ class Results:
         nowhere.
       consistency: How well outputs fit each other (docs/reading_results.md).
       more: Further metrics that were asked for, `metrics=`.
+      colors: What the colors of tasks with a class for each pixel mean in galleries.
     """
 
     title: str
@@ -57,6 +59,9 @@ class Results:
     folder: pathlib.Path | str | None = None
     consistency: Sequence[Record] = ()
     more: Sequence[str] = ()
+    colors: Mapping[str, Mapping[str, tuple[int, int, int]]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def warnings(self) -> list[str]:
@@ -117,7 +122,7 @@ class Results:
         self._attacks()
         shown = gallery.shown_result(self.attacked)
         clean = self.clean or shown
-        return _drawn(lambda: gallery.of_run(clean, shown), path)
+        return _drawn(lambda: gallery.of_run(clean, shown, self.colors), path)
 
     def _attacks(self) -> Sequence[Record]:
         if not self.records:

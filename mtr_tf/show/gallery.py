@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from mtr_tf.data.source import DatasetInfo
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.show import style
+from mtr_tf.tasks import Task
+from mtr_tf.tasks.palettes import distinct_colors
 
 _TILE = 1.25  # Inches: the shorter side of a picture.
 _MOST_ROWS = 12  # With more, two examples stand side by side instead of all below.
@@ -18,9 +23,31 @@ INPUTS = ("image", "attacked image", "perturbation\n(magnified)")
 OUTPUTS = ("target", "output, clean", "output, attacked")
 
 
-def save_run(clean: Result, results: Sequence[Result], path: pathlib.Path) -> None:
+Color = tuple[int, int, int]
+"""Red, green and blue, 0-255."""
+
+
+def save_run(
+    clean: Result,
+    results: Sequence[Result],
+    path: pathlib.Path,
+    colors: Mapping[str, Mapping[str, Color]],
+) -> None:
     """Draws what `of_run` does of one of the results into a PNG file."""
-    style.save(lambda: of_run(clean, shown_result(results)), path)
+    style.save(lambda: of_run(clean, shown_result(results), colors), path)
+
+
+def class_colors(
+    tasks: Iterable[Task], info: DatasetInfo
+) -> dict[str, dict[str, Color]]:
+    """{task: {class: its color}} of the tasks that have a class for each pixel."""
+    found = {}
+    for task in tasks:
+        names = task.classes or info.classes
+        if task.is_map and task.discrete and names:
+            colors = task.colors or info.colors or distinct_colors(len(names))
+            found[task.name] = dict(zip(names, colors, strict=False))
+    return found
 
 
 def shown_result(results: Sequence[Result]) -> Result:
@@ -28,10 +55,15 @@ def shown_result(results: Sequence[Result]) -> Result:
     return max(results, key=lambda r: (len(r.attack_cell.tasks), r.attack_cell.eps))
 
 
-def of_run(clean: Result, attacked: Result) -> Figure:
+def of_run(
+    clean: Result,
+    attacked: Result,
+    colors: Mapping[str, Mapping[str, Color]] | None = None,
+) -> Figure:
     """Of each example a block: a row of its images, then one of each task's outputs.
 
-    All examples below each other while these are few rows, else two side by side.
+    All examples below each other while these are few rows, else two side by side. The
+    legend is of those of the classes in `colors` (see `class_colors`) that are seen.
     """
     tasks = list(clean.scores)
     rows = 1 + len(tasks)
@@ -44,7 +76,24 @@ def of_run(clean: Result, attacked: Result) -> Figure:
     headings = [INPUTS * across, OUTPUTS * across, *[()] * (rows - 2)] * down
     cell = attacked.attack_cell
     title = f"{cell.label} on {cell.group}, {cell.threat.norm} eps {cell.eps:g}"
-    return sheet(title, ["", *tasks] * down, headings, lines)
+    legend = _seen(clean, attacked, colors or {}, across * down)
+    return sheet(title, ["", *tasks] * down, headings, lines, legend)
+
+
+def _seen(
+    clean: Result,
+    attacked: Result,
+    colors: Mapping[str, Mapping[str, Color]],
+    examples: int,
+) -> dict[str, Color]:
+    """The classes whose color is somewhere in what is shown of their task."""
+    seen = {}
+    for task, of_classes in colors.items():
+        outputs = [found.pictures[f"output/{task}"] for found in (clean, attacked)]
+        shown = np.stack([clean.pictures[f"target/{task}"], *outputs])[:, :examples]
+        there = set(map(tuple, np.unique(shown.reshape(-1, 3), axis=0).tolist()))
+        seen |= {name: c for name, c in of_classes.items() if tuple(c) in there}
+    return seen
 
 
 def _blocks(examples: int, rows: int) -> tuple[int, int]:
@@ -82,6 +131,7 @@ def sheet(
     names: Sequence[str],
     headings: Sequence[Sequence[str]],
     rows: Sequence[Sequence[np.ndarray]],
+    legend: Mapping[str, Color] | None = None,
 ) -> Figure:
     """Pictures in rows, each row with its name to the left.
 
@@ -90,6 +140,7 @@ def sheet(
       names: One per row.
       headings: Of each row those above its pictures; empty: none.
       rows: Pictures, uint8 `[H, W, 3]`.
+      legend: What colors mean; None: there is none.
     """
     height, width = rows[0][0].shape[:2]
     scale = _TILE / min(height, width)
@@ -110,9 +161,12 @@ def sheet(
             axes.set_title(heading, size=8, pad=2)
         label = {"rotation": 0, "ha": "right", "va": "center", "size": 8}
         axes_row[0].set_ylabel(short.get(name, ""), **label)
+    for name, color in (legend or {}).items():
+        mark = {"color": np.divide(color, 255), "label": name}
+        grid[0, 0].plot([], [], "s", **mark)
     _add_room(figure, names, short, headings)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    return style.finish(figure, title, style.spelt_out(short), legend=False)
+    return style.finish(figure, title, style.spelt_out(short), legend=bool(legend))
 
 
 def _add_room(figure: Figure, names, short, headings) -> None:

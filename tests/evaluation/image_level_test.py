@@ -217,7 +217,7 @@ def test_all_is_attacked_scored_and_shown(tmp_path, settings):
         harmed = [r["attacked_value"] > r["clean"] for r in losses]
         assert np.mean(harmed) > 0.6
     curves.save_run(records, tmp_path / "curves.png")
-    gallery.save_run(clean, found, tmp_path / "gallery.png")
+    gallery.save_run(clean, found, tmp_path / "gallery.png", {})
     settings = config.to_dict() | {"split": "test"}
     tensorboard.write_attacks(
         settings, clean, found, tmp_path / "board", tasks=subject.tasks

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import cells_fixture
 import figure_fixture
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from cells_fixture import a_cell
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.show import gallery
 from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
 
 
 def test_the_gallery_is_of_most_tasks_then_of_the_largest_radius():
@@ -76,6 +80,46 @@ def test_each_example_has_its_images_and_a_row_per_task(count, shape, shown):
     np.testing.assert_array_equal(found, together)
     names = [axes.get_ylabel() for axes in figure.axes]
     assert [name for name in names if name] == tasks * (len(shown) * 3 // shape[1])
+
+
+def test_the_legend_has_the_classes_that_are_seen():
+    """Of what is shown of their own task: targets, and outputs of both kinds."""
+    clean, attacked = results_of(["seg", "depth"])
+    of_seg = [
+        clean.pictures["target/seg"][2],
+        clean.pictures["output/seg"][0],
+        attacked.pictures["output/seg"][1],
+    ]
+    colors = {f"class {n}": tuple(p[0, 0]) for n, p in enumerate(of_seg)}
+    colors["of depth"] = tuple(clean.pictures["target/depth"][0, 0, 0])
+    colors["nowhere"] = (1, 2, 3)
+    figure = figure_fixture.drawn(
+        lambda: gallery.of_run(clean, attacked, {"seg": colors})
+    )
+    figure_fixture.check(figure)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "class 0",
+        "class 1",
+        "class 2",
+    ]
+    marks = [tuple(np.rint(255 * np.array(m.get_color()))) for m in legend.get_lines()]
+    assert marks == [colors[f"class {n}"] for n in range(3)]
+
+
+def test_colors_of_tasks_with_a_class_for_each_pixel():
+    tasks = [
+        Task("kinds", classes=("a", "b"), colors=((1, 2, 3), (4, 5, 6))),
+        Task("scene", kind="classes", classes=("in", "out"), places=0),
+        TASKS["seg"],
+        TASKS["depth"],
+    ]
+    classes = {"classes": ("dark", "bright"), "colors": ((9, 9, 9), (9, 9, 9))}
+    info = dataclasses.replace(cells_fixture.depth_info(1, 8), **classes)
+    assert gallery.class_colors(tasks, info) == {
+        "kinds": {"a": (1, 2, 3), "b": (4, 5, 6)},
+        "seg": {"dark": (9, 9, 9), "bright": (9, 9, 9)},
+    }
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 11])
