@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -221,4 +222,6 @@ def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
 
 
 def _name(model: Any) -> str:
-    return getattr(model, "name", None) or getattr(model, "__name__", "the model")
+    name = getattr(model, "name", None) or getattr(model, "__name__", "")
+    by_keras = re.fullmatch(r"(functional|sequential)(_\d+)?", name)
+    return "the model" if by_keras or not name else name

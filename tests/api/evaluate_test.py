@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import mtr_tf
 from mtr_tf import attack_job
+from mtr_tf.api import evaluate
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
 
@@ -86,6 +87,14 @@ def test_it_is_the_command(model, results, tmp_path, monkeypatch):
         (tuple(r["attacked"]), r["task"], r["metric"], r["clean"], r["attacked_value"])
         for r in theirs
     ] == numbers(results)
+
+
+def test_a_name_that_keras_has_made_says_nothing():
+    image = keras.Input((4, 4, 3))
+    assert evaluate._name(keras.Model(image, image)) == "the model"
+    assert evaluate._name(keras.Sequential([image])) == "the model"
+    assert evaluate._name(keras.Model(image, image, name="mine")) == "mine"
+    assert evaluate._name(as_batches) == "as_batches"
 
 
 def as_batches(examples):
