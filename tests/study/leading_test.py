@@ -56,6 +56,13 @@ def test_three_sentences(changes, said):
     ]
 
 
+def test_what_is_decided_goes_without_what_could_be_seen():
+    row = Row(**TEXTS | POWER | {"detectable": "–", "verdict": "does not hold"})
+    first, last = leading.sentences([row])
+    assert first.startswith("“Depth helps.” (E4) does not hold: +0.0100,")
+    assert last == "Of 1 claim 1 does not hold."
+
+
 def test_the_main_claim_leads_else_the_first_that_algebra_does_not_decide():
     algebra = Row(**TEXTS | {"claim": "T1", "algebra": True})
     first, main = Row(**TEXTS), Row(**TEXTS | {"claim": "E5", "main": True})

@@ -18,6 +18,7 @@ from mtr_tf.study.report import curves
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report import gallery
 from mtr_tf.study.report import plots
+from mtr_tf.study.report import verdicts
 
 # Numbers.
 
@@ -281,3 +282,12 @@ def test_numbers_that_do_not_exist_leave_plots_empty(measured):
     found = curves.make(without, ("a",), (0,))
     (plot,) = plots.curves(found, ("a",))
     plot.draw()
+
+
+def test_a_measure_less_that_of_another_variant_is_said_in_words():
+    measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
+    measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0}
+    said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})
+    assert said == "corruptions: mean_corrupted minus that of s and d"
+    said = verdicts._measured(measure | {"minus": {"count": 64}})
+    assert said == "corruptions: mean_corrupted minus that of count 64"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mtr_tf.errors import present
 from mtr_tf.show import effects as show_effects
 from mtr_tf.show import text
+from mtr_tf.study.claims import OPEN
 from mtr_tf.study.claims import Verdict
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.report.plots import Plot
@@ -69,7 +70,10 @@ def main_of(rows: Sequence[Row]) -> Row | None:
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """The answer in three sentences: the main claim, what it can see, the others."""
+    """The answer in three sentences: the main claim, what it can see, the others.
+
+    What is decided has been seen, and goes without the second.
+    """
     row = main_of(rows)
     if row is None:
         return [verdicts.tally(rows)]
@@ -89,8 +93,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _reach(row: Row) -> list[str]:
-    """How small an effect the seeds of a claim can show."""
-    if row.deviation == text.NONE:
+    """How small an effect the seeds of an undecided claim can show."""
+    if row.deviation == text.NONE or row.verdict != OPEN:
         return []
     said = f"So many seeds find an effect of {row.detectable} nine times in ten"
     if row.detectable == text.NONE:
