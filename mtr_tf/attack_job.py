@@ -40,7 +40,6 @@ from mtr_tf.config.attack import parse_part
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
-from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -429,16 +428,6 @@ def _resolve(
             images = batching.first_images(columns, 2)
             surrogate = folding.in_half((source_run or run).model, images=images)
     count = min(config.num_examples or len(columns), len(columns))
-    size = _batch_size(config, run.model, surrogate, columns, count, workers)
-    if config.targets == OWN_TARGETS:
-        columns = own_targets.of_model(
-            run.model,
-            columns,
-            tasks,
-            # The targets that others are drawn to may be anywhere in the split.
-            len(columns) if config.targeted else count,
-            size,
-        )
     subject = sweep.Subject(
         model=run.model,
         tasks=tasks,
@@ -446,12 +435,24 @@ def _resolve(
         columns=columns,
         num_examples=count,
         workers=workers,
-        batch_size=size,
+        # A batch is not larger than what there is: it would be filled up with nothing.
+        batch_size=-(-count // workers.replicas) * workers.replicas,
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
         image_channels=source.info.image_shape[2] if run.packed else None,
     )
+    subject = dataclasses.replace(subject, batch_size=_batch_size(config, subject))
+    if config.targets == OWN_TARGETS:
+        columns = own_targets.of_model(
+            run.model,
+            columns,
+            tasks,
+            # The targets that others are drawn to may be anywhere in the split.
+            len(columns) if config.targeted else count,
+            subject.batch_size,
+        )
+        subject = dataclasses.replace(subject, columns=columns)
     named = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
@@ -480,26 +481,16 @@ def _resolve(
     )
 
 
-def _batch_size(
-    config: AttackConfig,
-    model: Any,
-    surrogate: Any,
-    columns: Columns,
-    count: int,
-    workers: Workers,
-) -> int:
-    """How many images a step takes, of so many, over all replicas."""
-    replicas = workers.replicas
-    # A batch is not larger than what there is: it would be filled up with nothing.
-    most = -(-count // replicas) * replicas
+def _batch_size(config: AttackConfig, subject: sweep.Subject) -> int:
+    """How many images a step takes over all replicas; at most as many as it has."""
+    replicas, most = subject.workers.replicas, subject.batch_size
     if config.batch_size != "auto":
         return min(config.batch_size, most)
-    models = list(dict.fromkeys((model, surrogate or model)))
-    few = batching.first_images(columns, 2)
-    kinds = {randomness.kind(each, few) for each in models}
-    if not compiling.on_gpu() or kinds != {randomness.NONE}:
+    if not compiling.on_gpu() or subject.random:
         return min(-(-DEFAULT_BATCH // replicas) * replicas, most)
-    each = largest_batch.fitting(models, columns, most // replicas, workers.local)
+    each = largest_batch.fitting(
+        subject.models, subject.columns, most // replicas, subject.workers.local
+    )
     logging.info("--batch_size=auto: %d images at a time", each * replicas)
     return each * replicas
 

@@ -294,15 +294,22 @@ def attacks_of_run(records: Sequence[Record]) -> Figure:
         for record in series.chosen(records, quantity="attacked_pixels")
         if record["metric"] != "loss"
     ]
-    tasks = [task for ((task,),) in series.distinct(found, "tasks")]
-    figure, grid = style.multiples(len(tasks), (3.7, 2.8))
-    for axes, task in zip(grid, tasks, strict=True):
-        of_task = series.chosen(found, tasks=[task])
-        metric = of_task[0]["metric"]
-        attacked_pixels(axes, series.chosen(of_task, metric=metric))
-        axes.set_title(task)
+    figure = _by_task(attacked_pixels, found, (3.7, 2.8))
     title = f"PGD linf eps {found[0]['eps']:g} on n output pixels"
     return style.finish(figure, title, ["dashes: without an attack", _INTERVAL])
+
+
+def _by_task(
+    panel: Callable, records: Sequence[Record], size: tuple[float, float]
+) -> Figure:
+    """A panel per task, of its headline metric: the first that its records have."""
+    tasks = [task for ((task,),) in series.distinct(records, "tasks")]
+    figure, grid = style.multiples(len(tasks), size)
+    for axes, task in zip(grid, tasks, strict=True):
+        of_task = series.chosen(records, tasks=[task])
+        panel(axes, series.chosen(of_task, metric=of_task[0]["metric"]))
+        axes.set_title(task)
+    return figure
 
 
 def first_order_of_run(records: Sequence[Record]) -> Figure:
@@ -320,13 +327,7 @@ def first_order_of_run(records: Sequence[Record]) -> Figure:
 def corruptions_of_run(records: Sequence[Record]) -> Figure:
     """Each task's headline metric, a row per corruption, darker where more severe."""
     found = series.chosen(records, quantity="corrupted")
-    tasks = [task for ((task,),) in series.distinct(found, "tasks")]
-    figure, grid = style.multiples(len(tasks), (3.9, 3.2))
-    for axes, task in zip(grid, tasks, strict=True):
-        of_task = series.chosen(found, tasks=[task])
-        metric = of_task[0]["metric"]
-        corrupted(axes, series.chosen(of_task, metric=metric))
-        axes.set_title(task)
+    figure = _by_task(corrupted, found, (3.9, 3.2))
     return style.finish(figure, "Under common corruptions")
 
 

@@ -322,14 +322,11 @@ def _measured(measure: Mapping[str, Any]) -> str:
 
 def _keys(fields: Mapping[str, Any]) -> str:
     """As `count 1`; variants by their names alone."""
-    words = {
-        name: " and ".join(map(str, value)) if isinstance(value, list) else value
-        for name, value in fields.items()
-    }
-    return ", ".join(
-        str(value) if name == "variants" else f"{name} {value}"
-        for name, value in words.items()
-    )
+    words = []
+    for name, value in fields.items():
+        said = " and ".join(map(str, value)) if isinstance(value, list) else value
+        words.append(said if name == "variants" else f"{name} {said}")
+    return ", ".join(words)
 
 
 def _probabilities(verdict: Verdict) -> str:
