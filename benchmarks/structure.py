@@ -393,7 +393,7 @@ def _trace() -> None:
         c for c in type(tf.distribute.get_strategy()).__mro__ if "run" in vars(c)
     )
     run.run = trace.wrap(run.run)
-    attack.main(attack.AttackConfig(ckpt="plain", **_ATTACK))
+    attack.main(attack.AttackConfig(ckpt="plain", dataset=_TRAIN["dataset"], **_ATTACK))
     found["attacked evaluation"] = trace.take()
     print(json.dumps(found))
 

@@ -51,6 +51,25 @@ def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> s
     return f"{before} you mean {near!r}?" if near else ""
 
 
+def check_keys(
+    given: Iterable[object], known: Iterable[str], may: str, but: str
+) -> None:
+    """Raises `InputError` for a key that is not known.
+
+    Args:
+      given: The keys that are there.
+      known: Those that may be there.
+      may: How the sentence begins that lists them: "An example has the keys".
+      but: How it goes on before the key that is wrong: "but example 3 has".
+    """
+    known = tuple(known)
+    for key in given:
+        if key not in known:
+            raise InputError(
+                f"{may} {', '.join(known)}, {but} {key!r}.{did_you_mean(key, known)}"
+            )
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant; None if none is near.
 

@@ -17,6 +17,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from mtr_tf.config.train import TrainConfig
+
 # Must come before any TensorFlow operation. Two replicas on one CPU stand for two GPUs.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -99,6 +101,24 @@ def camvid_dir(tmp_path_factory) -> pathlib.Path:
             Image.fromarray(picture).save(folder / split / f"{i:03}.png")
             Image.fromarray(labels).save(folder / f"{split}annot" / f"{i:03}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def noise_config(camvid_dir) -> TrainConfig:
+    """The smallest net of segmentation beside a task whose targets are noise."""
+    return TrainConfig(
+        tasks=("seg", "autoencoder"),
+        main_tasks=("seg",),
+        random_targets=("autoencoder",),
+        dataset="camvid",
+        data_dir=str(camvid_dir),
+        image_size="16x16",
+        model="tiny",
+        epochs=1,
+        batch_size=8,
+        eval_eps=0.0,
+        eval_examples=2,
+    )
 
 
 @pytest.fixture(scope="session")

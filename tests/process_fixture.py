@@ -12,6 +12,7 @@ import pathlib
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -31,6 +32,18 @@ def start(command, **options) -> subprocess.Popen:
             signal.signal(signum, signal.SIG_DFL)
 
     return subprocess.Popen(command, preexec_fn=restore, **options)
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that there are in a process of its own which has run the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return set(done.stdout.split())
 
 
 def kill_at_random_moments(

@@ -36,12 +36,7 @@ class Linf:
 
     def check(self) -> None:
         """Raises InputError unless the radius, no tensor, is allowed."""
-        checks.check_number("epsilon", self.epsilon)
-        if not 0 <= self.epsilon <= 1:
-            raise InputError(
-                "epsilon must be in units of [0, 1] (8/255, not 8); got "
-                f"{self.epsilon:g}."
-            )
+        _check_radius(self.epsilon, 1, "in units of [0, 1] (8/255, not 8)")
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit cube [-1, 1)^shape."""
@@ -86,12 +81,8 @@ class L2:
 
     def check(self) -> None:
         """Raises InputError unless the radius, no tensor, is allowed."""
-        checks.check_number("epsilon", self.epsilon)
-        if not 0 <= self.epsilon <= 1e6:
-            raise InputError(
-                "epsilon must be an l2 norm for images in [0, 1], from 0 to 1e6; got "
-                f"{self.epsilon:g}."
-            )
+        wanted = "an l2 norm for images in [0, 1], from 0 to 1e6"
+        _check_radius(self.epsilon, 1e6, wanted)
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit ball.
@@ -216,6 +207,12 @@ def random_point(
 ) -> tf.Tensor:
     """Returns the same with noise uniform in the ball; for linf no other points."""
     return _moved(threat.noise, threat.epsilon, x, keys, number)
+
+
+def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
+    checks.check_number("epsilon", radius)
+    if not 0 <= radius <= most:
+        raise InputError(f"epsilon must be {what}; got {radius:g}.")
 
 
 def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:

@@ -32,6 +32,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
+from mtr_tf.data.source import given_folder
 from mtr_tf.errors import InputError
 
 # Class and the color that CamVid's authors and the SegNet tutorial paint it with.
@@ -118,16 +119,7 @@ def open_source(
 
 
 def _find_splits(data_dir: str | None) -> dict[str, list[_Pair]]:
-    if not data_dir:
-        raise InputError(
-            f"CamVid is not downloaded automatically; give --data_dir: {_LAYOUT}."
-        )
-    root = pathlib.Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise InputError(
-            f"--data_dir must be an existing folder, got '{data_dir}'. "
-            f"CamVid needs {_LAYOUT}."
-        )
+    root = given_folder("CamVid", data_dir, _LAYOUT)
     return {
         split: _find_pairs(root / folder, root / f"{folder}annot")
         for split, folder in _FOLDERS.items()

@@ -87,6 +87,22 @@ class Info(tfds.core.DatasetInfo):
         """Does not look there, which leaves a temporary folder behind each time."""
 
 
+def info(
+    builder: tfds.core.DatasetBuilder,
+    description: str,
+    features: Mapping[str, Any],
+    **more: Any,
+) -> Info:
+    """What a builder says of its data; the keys give the order of the examples."""
+    return Info(
+        builder=builder,
+        description=description,
+        features=tfds.features.FeaturesDict(features),
+        disable_shuffling=True,
+        **more,
+    )
+
+
 def root_folder(data_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """Where prepared data sets are: `data_dir`, else $TFDS_DATA_DIR, else TFDS's own.
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -224,3 +225,27 @@ def check_labels(
             f"known, but example {rows[first[0]]} has {target[tuple(first)]}; mask "
             "it, or add classes to the data set."
         )
+
+
+def given_folder(name: str, data_dir: str | None, holds: str) -> pathlib.Path:
+    """The folder of a data set that the user must have fetched.
+
+    Args:
+      name: What the data set is called in sentences.
+      data_dir: As it was given.
+      holds: What must be in it, as a few words.
+
+    Raises:
+      InputError: No folder was given, or it is not there.
+    """
+    if not data_dir:
+        raise InputError(
+            f"{name} is not downloaded automatically; give --data_dir: {holds}."
+        )
+    folder = pathlib.Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise InputError(
+            f"--data_dir must be an existing folder, got '{data_dir}'. {name} needs "
+            f"{holds}."
+        )
+    return folder

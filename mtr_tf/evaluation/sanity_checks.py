@@ -193,55 +193,50 @@ def run(
         return [Check("finite", reason, {"images": len(base)})]
     scale = max(float(np.mean(base - clean)), 1e-6)
     attacked = subject.model if subject.surrogate is None else subject.surrogate
+    order = functools.partial(_order, rise=base - clean)
     checks = [
         Check("zero_gradients", *zero_gradients(slopes, cell, attacked)),
-        _order(
+        order(
             "more_steps",
             not _more(base, more, 0.02 * scale),
             f"PGD does less harm after {2 * steps} steps than after {steps}; "
             "the step size is too large, or the gradients mislead",
-            rise=base - clean,
             rise_twice=more - clean,
         ),
-        _order(
+        order(
             "converged",
             not _more(more, base, 0.25 * scale),
             f"{2 * steps} steps instead of {steps} do over a quarter "
             "more harm; give more --steps",
-            rise=base - clean,
             rise_twice=more - clean,
         ),
-        _order(
+        order(
             "black_box",
             not _more(square, base, 0.02 * scale),
             f"Square, which sees no gradient, does more harm in {_QUERIES} queries "
             "than PGD; the gradients are masked",
-            rise=base - clean,
             rise_square=square - clean,
         ),
-        _order(
+        order(
             "fgsm",
             not _more(fgsm, base, 0.02 * scale),
             "one step of FGSM does more harm than PGD; there are too few steps, their "
             "size is wrong, or the gradients mislead",
-            rise=base - clean,
             rise_fgsm=fgsm - clean,
         ),
         _floor(cell, base - clean, distant - clean, far),
-        _order(
+        order(
             "batch_size",
             np.mean(np.abs(single - few)) <= 0.05 * scale,
             "images attacked one by one come out differently than in a batch; the "
             "model mixes the images of a batch",
-            rise=base - clean,
             difference=np.abs(single - few),
         ),
-        _order(
+        order(
             "random_start",
             abs(np.mean(other) - np.mean(base)) <= 0.1 * scale,
             "another seed for the random start changes the harm by over a tenth of "
             "its rise; give more --restarts and --steps",
-            rise=base - clean,
             rise_other_seed=other - clean,
         ),
         *(_transfer(cell, result, whole) for result in transferred),

@@ -148,6 +148,40 @@ class _Measuring:
         """The arrays of the parts; see `Parts.finish`."""
         return self._parts.finish(parts, self.subject.num_examples, what)
 
+    def of_masks(
+        self,
+        masks: _Masks,
+        about: Mapping[str, Any],
+        step: tuple[str, Callable[..., dict[str, tf.Tensor]], int],
+        collect: Callable[[list[Arrays]], Arrays],
+        what: str,
+    ) -> dict[int, Arrays]:
+        """What a step finds with each number of output pixels.
+
+        Args:
+          masks: Of the pixels; each is given to the step.
+          about: What the parts are called, beside their numbers of pixels and draws.
+          step: Its name, itself, and how many passes of the model one draw costs.
+          collect: Makes one set of arrays of those of all draws of a number.
+          what: What progress says of it.
+        """
+        name, function, passes = step
+        one = self.one(name, function, passes * sum(map(len, masks.values())))
+
+        def make(pixels: Sequence[np.ndarray], advance: Callable) -> Arrays:
+            return collect([one(advance, tf.constant(mask)) for mask in pixels])
+
+        parts = [
+            Part(
+                {**about, "pixels": count, "draws": len(pixels)},
+                passes,
+                functools.partial(make, pixels),
+                len(pixels),
+            )
+            for count, pixels in masks.items()
+        ]
+        return dict(zip(masks, self.finish(parts, what), strict=True))
+
 
 def _tasks(job: _Measuring) -> list[dict]:
     """How tasks share a perturbation: norms of mean gradients over all sets."""
@@ -197,28 +231,21 @@ def _pixel_gradients(
     measure: str, masks: _Masks, job: _Measuring, tasks: TaskSet
 ) -> list[dict]:
     subject = job.subject
-    cost = (1 + len(tasks)) * sum(map(len, masks.values()))
     step = steps_lib.gradients(subject.model, tasks, job.channels)
-    one = job.one("gradients", step, cost)
 
-    def make(pixels, advance):
-        draws = [one(advance, tf.constant(mask)) for mask in pixels]
+    def collect(draws: list[Arrays]) -> Arrays:
         return {
             norm: np.stack([measure_records.own_norms(m, norm) for m in draws])
             for norm in measure_records.NORMS
         }
 
-    todo = [
-        Part(
-            {"part": f"gradients of {measure}", "pixels": count, "draws": len(pixels)},
-            1 + len(tasks),
-            functools.partial(make, pixels),
-            len(pixels),
-        )
-        for count, pixels in masks.items()
-    ]
-    arrays = job.finish(todo, f"measuring {measure}")
-    by_count = dict(zip(masks, arrays, strict=True))
+    by_count = job.of_masks(
+        masks,
+        {"part": f"gradients of {measure}"},
+        ("gradients", step, 1 + len(tasks)),
+        collect,
+        f"measuring {measure}",
+    )
     return pixel_records.of_pixel_gradients(
         measure, by_count, tuple(tasks), subject.seed, subject.units
     )
@@ -230,29 +257,15 @@ def _pixel_attack(
     eps, step_size, steps = job.settings.pixel_attack
     pgd = attacks.PGD(eps / 255, step_size / 255, steps, random_start=False)
     attack = attacks.on_channels(pgd, job.channels)
-    one = job.one(
-        f"attack on {task.name}",
-        steps_lib.pixel_attack(job.subject, task.name, attack),
-        (steps + 3) * sum(map(len, masks.values())),
-    )
-
-    def make(pixels, advance):
-        draws = [one(advance, tf.constant(mask)) for mask in pixels]
-        return {name: np.stack([m[name] for m in draws]) for name in draws[0]}
-
+    step = steps_lib.pixel_attack(job.subject, task.name, attack)
     about = {"part": f"attack on {measure}", "task": task.name}
-    about |= {"pgd": job.settings.pixel_attack}
-    todo = [
-        Part(
-            {**about, "pixels": count, "draws": len(pixels)},
-            steps + 3,
-            functools.partial(make, pixels),
-            len(pixels),
-        )
-        for count, pixels in masks.items()
-    ]
-    arrays = job.finish(todo, f"attacking {measure} of {task.name}")
-    by_count = dict(zip(masks, arrays, strict=True))
+    by_count = job.of_masks(
+        masks,
+        about | {"pgd": job.settings.pixel_attack},
+        (f"attack on {task.name}", step, steps + 3),
+        lambda draws: {name: np.stack([m[name] for m in draws]) for name in draws[0]},
+        f"attacking {measure} of {task.name}",
+    )
     return pixel_records.of_pixel_attacks(
         measure, task, by_count, eps, job.subject.seed, job.subject.units
     )

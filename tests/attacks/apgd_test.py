@@ -8,6 +8,9 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from arrays_fixture import images
+from arrays_fixture import linear
+from arrays_fixture import normal
 
 from mtr_tf import attacks
 from mtr_tf.attacks import apgd
@@ -16,20 +19,6 @@ from mtr_tf.attacks.apgd import APGD
 from mtr_tf.errors import InputError
 
 SEA = ((2, 0.3), (1.5, 0.3), (1, 0.4))
-
-
-def images(shape, seed=0, low=0.0, high=1.0, dtype=np.float32):
-    return np.random.default_rng(seed).uniform(low, high, shape).astype(dtype)
-
-
-def normal(shape, seed=1, dtype=np.float32):
-    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
-
-
-def linear(w):
-    return attacks.simple(
-        lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
-    )
 
 
 def norms(d):

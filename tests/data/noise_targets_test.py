@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -70,36 +72,24 @@ def test_an_example_has_the_same_noise_wherever_it_comes():
     assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != whole).any()
 
 
-def trained(camvid_dir, workdir, **settings):
-    config = TrainConfig(
-        tasks=("seg", "autoencoder"),
-        main_tasks=("seg",),
-        dataset="camvid",
-        data_dir=str(camvid_dir),
-        image_size="16x16",
-        model="tiny",
-        epochs=1,
-        batch_size=8,
-        eval_eps=0.0,
-        eval_examples=2,
-        **settings,
-    )
+def trained(config, workdir):
     training.train(config, workdir)
     model = loading.load_run(str(workdir), (), "").model
     return {v.path: v.numpy() for v in model.trainable_variables}
 
 
 @pytest.mark.slow
-def test_with_weight_zero_noise_changes_nothing_of_the_main_task(camvid_dir, tmp_path):
+def test_with_weight_zero_noise_changes_nothing_of_the_main_task(
+    noise_config, tmp_path
+):
     """The noise reaches the auxiliary loss alone, and no other random number."""
-    own = trained(camvid_dir, tmp_path / "own", aux_weight=0.0)
-    control = trained(
-        camvid_dir, tmp_path / "0", aux_weight=0.0, random_targets=("autoencoder",)
-    )
+    config = dataclasses.replace(noise_config, aux_weight=0.0)
+    control = trained(config, tmp_path / "0")
+    own = trained(dataclasses.replace(config, random_targets=()), tmp_path / "own")
     for name, value in own.items():
         np.testing.assert_array_equal(control[name], value, err_msg=name)
     tf.keras.backend.clear_session()
-    felt = trained(camvid_dir, tmp_path / "1", random_targets=("autoencoder",))
+    felt = trained(noise_config, tmp_path / "1")
     assert any((felt[name] != value).any() for name, value in own.items())
 
 

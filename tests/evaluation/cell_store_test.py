@@ -7,11 +7,10 @@ import logging
 import pathlib
 import pickle
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from process_fixture import imported_by
 
 from mtr_tf import files
 from mtr_tf.config.attack import AttackConfig
@@ -173,10 +172,9 @@ def test_readers_get_what_was_written_or_an_error(store):
 
 
 def test_reading_cells_needs_no_tensorflow():
-    code = "import sys, mtr_tf.evaluation.cell_files as _; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "mtr_tf.runs.store" in done.stdout.split()
-    assert "tensorflow" not in done.stdout.split()
+    found = imported_by("import mtr_tf.evaluation.cell_files")
+    assert "mtr_tf.runs.store" in found
+    assert "tensorflow" not in found
 
 
 def test_a_result_that_is_filed_holds_no_arrays(store):

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from columns_fixture import columns
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.data import batching
-from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.models import compiling
@@ -29,18 +29,6 @@ from mtr_tf.training.losses import Weighting
 
 TASKS = ("seg", "depth")
 SIZE = 8
-
-
-def columns(count=8):
-    rng = np.random.default_rng(0)
-    return Columns(
-        images=rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8),
-        targets={
-            "seg": rng.integers(0, 3, (count, SIZE, SIZE), np.uint8),
-            "depth": rng.uniform(1, 3, (count, SIZE, SIZE, 1)).astype(np.float32),
-        },
-        masks={task: rng.random((count, SIZE, SIZE)) < 0.8 for task in TASKS},
-    )
 
 
 def net() -> keras.Model:
@@ -61,7 +49,7 @@ def net() -> keras.Model:
 def problem():
     """An objective on a small net with batch norms, and its images."""
     model = net()
-    data = columns(3)
+    data = columns(3, SIZE)
     objective = attacks.objective(
         model,
         {task: tf.constant(data.targets[task]) for task in TASKS},
@@ -225,7 +213,7 @@ def steps(jit, make_optimizer, strategy=None, count=3, adversary=None):
     )
     batches = strategy.distribute_datasets_from_function(
         lambda context: batching.train_batches(
-            columns(),
+            columns(8, SIZE),
             TASKS,
             batch_size=4,
             seed=0,
@@ -280,7 +268,7 @@ def evaluated(jit, strategy=None):
     attack = attacks.FGSM(E)
     workers = strategy and Workers(strategy)
     evaluator = Evaluator(model, TASKS, 3, workers, attack=attack, jit=jit)
-    return evaluator.run(columns(5), batch_size=4)
+    return evaluator.run(columns(5, SIZE), batch_size=4)
 
 
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import zlib
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from weights_fixture import formula
 
 from mtr_tf import attacks
 from mtr_tf import models
@@ -60,19 +60,6 @@ NAMES = {
 }
 
 
-def _formula(name: str, shape: list[int]) -> np.ndarray:
-    """The weights' formula, as the README beside the arrays gives it."""
-    rng = np.random.default_rng(zlib.crc32(f"2020:{name}".encode()))
-    z = rng.standard_normal(shape).astype(np.float32)
-    if name.endswith("running_var"):
-        return 1 + 0.1 * abs(z)
-    if name.endswith(("running_mean", "bias")):
-        return 0.1 * z
-    if len(shape) == 4:
-        return z * np.sqrt(2 / np.prod(shape[1:])).astype(np.float32)
-    return 1 + 0.1 * z
-
-
 def _arrays(shapes, shared_groups=()) -> dict[str, np.ndarray]:
     """The formula's state dict; of the names of one tensor, the last one decides."""
     deciding = {name: group[-1] for group in shared_groups for name in group}
@@ -85,7 +72,7 @@ def _arrays(shapes, shared_groups=()) -> dict[str, np.ndarray]:
             kernel = np.outer(triangle, triangle).astype(np.float32)
             arrays[name] = np.broadcast_to(kernel, shape)
         else:
-            arrays[name] = _formula(deciding.get(name, name), shape)
+            arrays[name] = formula(deciding.get(name, name), shape)
     return arrays
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
 from mtr_tf.data.augment import Augment
@@ -123,21 +123,8 @@ def weights_of(workdir):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_with_the_same_bits(camvid_dir, tmp_path, monkeypatch):
-    config = TrainConfig(
-        tasks=("seg", "autoencoder"),
-        main_tasks=("seg",),
-        random_targets=("autoencoder",),
-        dataset="camvid",
-        data_dir=str(camvid_dir),
-        image_size="16x16",
-        model="tiny",
-        epochs=2,
-        batch_size=8,
-        checkpoint_every=2,
-        eval_eps=0.0,
-        eval_examples=2,
-    )
+def test_a_stopped_run_ends_with_the_same_bits(noise_config, tmp_path, monkeypatch):
+    config = dataclasses.replace(noise_config, epochs=2, checkpoint_every=2)
     training.train(config, tmp_path / "whole")
     save = Keeper.save
 

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from columns_fixture import columns
 
 from mtr_tf import attacks
 from mtr_tf import models
@@ -12,7 +13,6 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import threat
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
-from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
 from mtr_tf.tasks import task_set
@@ -22,18 +22,6 @@ from mtr_tf.training.losses import Weighting
 TASKS = ("seg", "depth")
 WEIGHTS = {"seg": 0.75, "depth": 0.25}
 BATCH = 4
-
-
-def columns(count=8, size=16):
-    rng = np.random.default_rng(0)
-    return Columns(
-        images=rng.integers(0, 256, (count, size, size, 3), np.uint8),
-        targets={
-            "seg": rng.integers(0, 3, (count, size, size), np.uint8),
-            "depth": rng.uniform(1, 3, (count, size, size, 1)).astype(np.float32),
-        },
-        masks={task: rng.random((count, size, size)) < 0.8 for task in TASKS},
-    )
 
 
 def learner(**settings):

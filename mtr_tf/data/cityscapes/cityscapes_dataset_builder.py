@@ -46,12 +46,7 @@ class MtrCityscapes(prepared.Builder):
     RELEASE_NOTES = {"1.0.0": "First version."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return prepared.Info(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(_features(self.builder_config.size)),
-            disable_shuffling=True,  # The order is the index.
-        )
+        return prepared.info(self, _DESCRIPTION, _features(self.builder_config.size))
 
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.errors import InputError
-from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import check_keys
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
@@ -146,13 +146,7 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
             f'An example must be {{"image": ..., "targets": {{task: ...}}}} or (image, '
             f"targets), but {where} is {_kind(raw)}."
         )
-    for key in raw:
-        if key not in _KEYS:
-            hint = did_you_mean(key, _KEYS)
-            raise InputError(
-                f"An example has the keys {', '.join(_KEYS)}, but {where} has "
-                f"{key!r}.{hint}"
-            )
+    check_keys(raw, _KEYS, "An example has the keys", f"but {where} has")
     if "image" not in raw:
         raise InputError(f"An example must have 'image', but {where} has none.")
     name = raw.get("name", "")

@@ -29,6 +29,7 @@ from mtr_tf.data.custom.readers import Readers
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.errors import check_keys
 from mtr_tf.errors import did_you_mean
 
 SPLITS = ("train", "validation", "test")
@@ -203,12 +204,7 @@ def _sort(name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{name} must return a dict such as {{'train': ..., 'validation': ...}}, "
             f"but returned a {type(given).__name__}."
         )
-    for key in given:
-        if key not in known:
-            hint = did_you_mean(key, known)
-            raise InputError(
-                f"{name} may return {', '.join(known)}, but returned {key!r}.{hint}"
-            )
+    check_keys(given, known, f"{name} may return", "but returned")
     splits = {split: given[split] for split in SPLITS if split in given}
     if not splits:
         raise InputError(

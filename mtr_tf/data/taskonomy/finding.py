@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtr_tf import files
+from mtr_tf.data.source import given_folder
 from mtr_tf.data.taskonomy import layout
 from mtr_tf.errors import InputError
 
@@ -289,16 +290,7 @@ def scan(data_dir: str | None) -> Listing:
       InputError: there is no such folder or no view in it; a file is there twice; a
         split list is broken.
     """
-    if not data_dir:
-        raise InputError(
-            f"Taskonomy is not downloaded automatically; give --data_dir: {_WHAT}."
-        )
-    root = pathlib.Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise InputError(
-            f"--data_dir must be an existing folder, got '{data_dir}'. Taskonomy needs "
-            f"{_WHAT}."
-        )
+    root = given_folder("Taskonomy", data_dir, _WHAT)
     digest = hashlib.sha256()
     table, lists = _Table(), []
 

@@ -83,11 +83,7 @@ TRANSFORMS = {
     "seg": transforms.labels,
     "depth": log_depth,
     "depth_euclidean": log_depth,
-    "normal": functools.partial(scaled, "normal"),
-    "edge_texture": functools.partial(scaled, "edge_texture"),
     "edge_occlusion": edge_occlusion,
-    "keypoints2d": functools.partial(scaled, "keypoints2d"),
-    "keypoints3d": functools.partial(scaled, "keypoints3d"),
-    "reshading": functools.partial(scaled, "reshading"),
     "curvature": curvature,
+    **{task: functools.partial(scaled, task) for task in transforms.SCALED},
 }

@@ -63,13 +63,8 @@ class Taskonomy(prepared.Builder):
         features = {"image": _tensor((*config.size, 3), np.uint8)}
         for task in config.tasks:
             features[task] = _tensor(*coding.spec(task, config.size))
-        return prepared.Info(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # The order is the index.
-            metadata=tfds.core.MetadataDict({BROKEN: {}}),
-        )
+        broken = tfds.core.MetadataDict({BROKEN: {}})
+        return prepared.info(self, _DESCRIPTION, features, metadata=broken)
 
     @property
     def parts(self) -> pathlib.Path:

@@ -119,15 +119,12 @@ def rescaled(task: str, values: np.ndarray) -> np.ndarray:
     return (values - low) / (high - low) * np.float32(2) - np.float32(1)
 
 
+SCALED = ("normal", "edge_texture", "keypoints2d", "keypoints3d", "reshading")
 TRANSFORMS = {
     "seg": labels,
     "depth": log_depth,
     "depth_euclidean": log_depth,
-    "normal": functools.partial(scaled, "normal"),
-    "edge_texture": functools.partial(scaled, "edge_texture"),
     "edge_occlusion": edge_occlusion,
-    "keypoints2d": functools.partial(scaled, "keypoints2d"),
-    "keypoints3d": functools.partial(scaled, "keypoints3d"),
-    "reshading": functools.partial(scaled, "reshading"),
     "curvature": curvature,
+    **{task: functools.partial(scaled, task) for task in SCALED},
 }
