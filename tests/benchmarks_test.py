@@ -81,6 +81,7 @@ def test_attack_speed(script, tmp_path, capsys):
     assert "unfolded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_below_limit(script, tmp_path):
     flags = (*_SMALL, "--batch_sizes=2", "--judged=2")
     report = _report(script, "below_limit", tmp_path, *flags)
@@ -206,6 +207,7 @@ def test_what_is_missing_is_named(script, name, monkeypatch):
         script(name).main([])
 
 
+@pytest.mark.slow
 def test_torch_computes_the_same(script, tmp_path):
     pytest.importorskip("torch")
     flags = ("--width=4", "--image_size=16", "--steps=2")

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 import mtr_tf
 from mtr_tf import attacks
@@ -75,7 +76,8 @@ def one_step_of_ours(images, targets, share, batch_norm):
 
 
 @pytest.mark.parametrize(
-    ("share", "batch_norm"), [(1.0, "inference"), (0.5, "inference"), (1.0, "training")]
+    ("share", "batch_norm"),
+    [slow(1.0, "inference"), (0.5, "inference"), slow(1.0, "training")],
 )
 def test_a_step_is_that_of_training(batch, share, batch_norm):
     images, targets = batch

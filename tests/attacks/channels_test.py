@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import channels
@@ -42,7 +43,7 @@ def all_attacks(norm: str):
     yield attacks.Worst((attacks.PGD(epsilon, epsilon, 2, norm=norm),))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_any_attack_leaves_the_other_channels_as_they_are(norm):
     x = images()
     for attack in all_attacks(norm):

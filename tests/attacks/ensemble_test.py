@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import apgd
@@ -140,7 +141,7 @@ def test_members_with_losses_of_their_own():
     np.testing.assert_allclose(own, 0.6, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_sea_is_the_worst_of_four_runs_by_harm(norm):
     x = np.full((4, 3), 0.5, np.float32)
     got = SEA(0.1, 60, norm)(Losses(), x).numpy() - x

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
@@ -60,7 +61,7 @@ def agreement(got, want, at_least=0.5):
     return np.mean(np.sign(got[telling]) == np.sign(want[telling]))
 
 
-SIDES = [64, 256, pytest.param(1024, marks=pytest.mark.slow)]
+SIDES = [64, slow(256), slow(1024)]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -170,7 +171,7 @@ def test_float16_is_seen_in_called_functions_and_nothing_else_is_scaled():
     assert found == [True, False, False]
 
 
-@pytest.mark.parametrize("batch_norm", ["inference", "training"])
+@pytest.mark.parametrize("batch_norm", [slow("inference"), "training"])
 def test_the_adversary_in_training_sees_them_too(batch_norm):
     images, targets, masks = a_batch(64)
     attack = attacks.PGD(8 / 255, 8 / 255, 1, random_start=False, keep="last")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import apgd
@@ -239,7 +240,7 @@ def test_every_run_begins_the_objective_where_it_starts(name):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_empty_batches_give_empty_batches(name, norm):
     # Convolutions fail on an empty batch, so the model must not be called at all.
     kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 2, 1)), tf.float32)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
@@ -151,7 +152,9 @@ def slow_pgd(net, x, targets, masks, losses, eps, steps):
     return best, most
 
 
-@pytest.mark.parametrize("losses", ["cospgd", "segpgd", "masked_ce", "js"])
+@pytest.mark.parametrize(
+    "losses", ["cospgd", *map(slow, ("segpgd", "masked_ce", "js"))]
+)
 def test_pgd_keeps_the_point_of_most_wrong_pixels(net, losses):
     x, targets, masks = batch()
     settings = {"tasks": "seg", "losses": losses, "fold": False}
@@ -187,12 +190,12 @@ def test_by_harm_is_stronger_than_by_loss(net):
     ("balance", "judge", "attack"),
     [
         ("sum", "loss", attacks.PGD(EPS, EPS / 4, 3)),
-        ("wgd", "loss", attacks.PGD(EPS, EPS / 4, 3)),
-        ("worst", "loss", attacks.PGD(EPS, EPS / 4, 3)),
-        ("dgba_paper", "loss", attacks.PGD(EPS, EPS / 4, 3)),
-        ("sum", "harm", attacks.PGD(EPS, EPS / 4, 3)),
-        ("worst", "harm", attacks.PGD(EPS, EPS / 4, 3)),
-        ("worst", "loss", attacks.APGD(EPS, 3)),
+        slow("wgd", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        slow("worst", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        slow("dgba_paper", "loss", attacks.PGD(EPS, EPS / 4, 3)),
+        slow("sum", "harm", attacks.PGD(EPS, EPS / 4, 3)),
+        slow("worst", "harm", attacks.PGD(EPS, EPS / 4, 3)),
+        slow("worst", "loss", attacks.APGD(EPS, 3)),
         ("sum", "harm", attacks.APGD(EPS, 3)),
     ],
 )

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
@@ -120,7 +121,7 @@ def every_attack(norm="linf"):
         yield attacks.Worst((attacks.Noise(EPS, draws=20), attacks.FGSM(EPS)))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_every_attack_spares_the_other_of_two_linear_heads(norm):
     slope, other = slopes_of(9, 3)
     x = np.full((2, 1, 9, 1), 0.5, np.float32)
@@ -320,8 +321,8 @@ def test_a_net_keeps_maps_and_classes_of_images_and_attacks_the_others(case):
     "settings",
     [
         {"targeted": True, "tasks": "seg"},
-        {"tasks": ("seg", SCENE), "weights": {"seg": 1, "scene": -0.5}},
-        {"tasks": ("seg", SCENE), "balance": "normalized", "judge": "harm"},
+        slow({"tasks": ("seg", SCENE), "weights": {"seg": 1, "scene": -0.5}}),
+        slow({"tasks": ("seg", SCENE), "balance": "normalized", "judge": "harm"}),
         {"tasks": ("seg", SCENE), "balance": "worst"},
         {"tasks": "seg", "pixels": attacks.block(6, 6, 0, 0, 3, 3), "losses": "cospgd"},
     ],

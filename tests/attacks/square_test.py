@@ -9,6 +9,7 @@ import tensorflow as tf
 from arrays_fixture import images
 from arrays_fixture import linear
 from arrays_fixture import normal
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import square
@@ -245,7 +246,7 @@ def test_the_result_is_the_best_of_all_asked_for_and_nan_never_wins(norm):
     np.testing.assert_allclose(got, best, atol=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", slow("l2")])
 def test_odd_images_unknown_sizes_and_an_epsilon_tensor(norm):
     spec = tf.TensorSpec([None, None, None, None])
 

@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from tiers_fixture import slow
 
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
@@ -248,7 +249,7 @@ def test_a_file_of_which_nothing_fits_is_one_sentence(torch, tmp_path):
         convert(ConvertConfig(torch=str(tmp_path / "f.pth"), workdir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("new", [True, slow(False)])
 def test_each_way_of_saving_reads_the_same(torch, state, tmp_path, new):
     path = tmp_path / "f.pth"
     dtypes = (torch.float32, torch.float64)
@@ -397,7 +398,7 @@ def test_decoders_that_differ_become_separate(torch, state, tmp_path):
     assert "autoencoder: weights that only they use are left out." in said
 
 
-@pytest.mark.parametrize(("classes", "channels"), [(0, 18), (17, 17)])
+@pytest.mark.parametrize(("classes", "channels"), [slow(0, 18), (17, 17)])
 def test_taskonomys_unused_class(torch, tmp_path, classes, channels):
     import torch_fixture
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from tiers_fixture import slow
 
 from mtr_tf import attack
 from mtr_tf.cli import flags as cli_flags
@@ -305,7 +306,7 @@ def dict_of_aliases():
     return keras.Model(x, {"segment_semantic": seg(x), "depth_zbuffer": depth(x)})
 
 
-@form(BOTH, "--heads=semantic:seg,disparity:depth", quick=True)
+@form(BOTH, "--heads=semantic:seg,disparity:depth")
 def dict_of_own_names():
     x = image_input()
     return keras.Model(x, {"semantic": seg(x), "disparity": depth(x)})
@@ -346,7 +347,7 @@ def nested_dict_with_one_name_twice():
     return keras.Model(x, {"a": {"mask": seg(x)}, "b": {"mask": depth(x)}})
 
 
-@form(BOTH, quick=True)
+@form(BOTH)
 def list_by_layer_names():
     x = image_input()
     return keras.Model(x, [depth(x, "depth"), seg(x, "seg")])
@@ -421,7 +422,7 @@ def one_tensor_by_tasks():
     return keras.Model(x, seg(x))
 
 
-@form(SEG, "--heads=0:seg", quick=True)
+@form(SEG, "--heads=0:seg")
 def sequential():
     model = keras.Sequential([image_input(), keras.layers.Conv2D(3, 1)])
     model.set_weights([20 * np.eye(3)[None, None], np.zeros(3)])
@@ -450,7 +451,6 @@ def pooled(x):
 @form(
     {"seg": lambda x: 20 * half_size(x), "depth": lambda x: 4 * half_size(x)[..., :1]},
     said="seg is 8x8, so its logits are resized bilinearly to 16x16",
-    quick=True,
 )
 def half_resolution():
     x = image_input()
@@ -470,7 +470,7 @@ def double_resolution():
     return keras.Model(x, {"seg": seg(keras.layers.UpSampling2D(2)(x))})
 
 
-@form(DEPTH, quick=True)
+@form(DEPTH)
 def depth_without_channel():
     x = image_input()
     return keras.Model(x, {"depth": keras.layers.Reshape((SIZE, SIZE))(depth(x))})
@@ -566,7 +566,7 @@ def sigmoid_of_each_class():
     return keras.Model(x, {"seg": seg(x, scale=3.0, activation="sigmoid")})
 
 
-@form(TWO, data="two", said="logits before its sigmoid", quick=True)
+@form(TWO, data="two", said="logits before its sigmoid")
 def one_channel_sigmoid():
     x = image_input()
     return keras.Model(x, {"seg": second(x, activation="sigmoid")})
@@ -613,7 +613,7 @@ def light(x):
     return dense(mean(x), [[4.0], [0.0], [0.0]])
 
 
-@form(SEG | SCENE | TAGS | LIGHT, data="scenes", quick=True)
+@form(SEG | SCENE | TAGS | LIGHT, data="scenes")
 def values_of_the_image_beside_a_map():
     x = image_input()
     outputs = {"seg": seg(x), "scene": scene(x), "tags": tags(x), "light": light(x)}
@@ -702,7 +702,7 @@ def wants_bytes():
     return keras.Model(x, {"seg": seg(y)})
 
 
-@form({"depth": lambda x: 4 * x[..., :1]}, data="grey", quick=True)
+@form({"depth": lambda x: 4 * x[..., :1]}, data="grey")
 def grey_images():
     x = image_input(1)
     return keras.Model(x, {"depth": conv(x, [[4.0]])})
@@ -714,7 +714,7 @@ def grey_images_to_255():
     return keras.Model(x, {"depth": conv(x, [[4 / 255]])})
 
 
-@form(BOTH, data="four", quick=True)
+@form(BOTH, data="four")
 def colour_and_distance():
     x = image_input(4)
     both = {"seg": conv(x, 20 * np.eye(4)[:, :3])}
@@ -727,7 +727,7 @@ def four_channels_for_colours():
     return keras.Model(x, {"seg": conv(x, np.eye(4)[:, :3])})
 
 
-@form(BOTH, quick=True)
+@form(BOTH)
 def channels_first():
     x = keras.Input((3, SIZE, SIZE))
     y = keras.layers.Permute((2, 3, 1))(x)
@@ -813,7 +813,7 @@ def a_size_that_strides_do_not_divide():
     return keras.Model(x, {"seg": keras.layers.Concatenate()([x, y])[..., :3]})
 
 
-@form(BOTH, "--attack_channels=0,1,2", data="four", quick=True)
+@form(BOTH, "--attack_channels=0,1,2", data="four")
 def attack_on_the_colours_alone():
     return colour_and_distance()
 
@@ -870,7 +870,7 @@ def half_precision():
     return keras.Model(x, {"seg": seg(x, **options), "depth": depth(x)})
 
 
-@form(SEG, quick=True)
+@form(SEG)
 def layers_registered_in_the_module_of_the_data():
     import forms_data
 
@@ -916,7 +916,7 @@ def subclassed_model():
 # Files.
 
 
-@form(BOTH, quick=True)
+@form(BOTH)
 def h5():
     x = image_input()
     return saved(keras.Model(x, [seg(x, "seg"), depth(x, "depth")]), "m.h5")
@@ -988,7 +988,7 @@ def built_subclassed():
     return "forms_data:subclassed"
 
 
-@form(BOTH, quick=True)
+@form(BOTH)
 def built_plain_function():
     return "forms_data:plain"
 
@@ -1073,10 +1073,7 @@ def by_numpy(form: Form) -> dict[tuple[str, str], float]:
     return scores
 
 
-TIERS = [
-    pytest.param(name, marks=() if each.quick else pytest.mark.slow)
-    for name, each in FORMS.items()
-]
+TIERS = [name if each.quick else slow(name) for name, each in FORMS.items()]
 
 
 def test_there_are_fifty_forms_at_least():

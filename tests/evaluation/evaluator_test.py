@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.data.source import Columns
@@ -130,7 +131,9 @@ def test_the_attack_stays_in_its_ball_and_raises_the_losses(reference):
     assert attacked["depth"]["loss"] > clean["depth"]["loss"]
 
 
-@pytest.mark.parametrize(("batch_size", "replicas"), [(1, 1), (3, 1), (2, 2), (8, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "replicas"), [slow(1, 1), (3, 1), slow(2, 2), (8, 2)]
+)
 def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, replicas):
     strategy = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from absl import flags
+from tiers_fixture import slow
 
 from mtr_tf import attack_job
 from mtr_tf import data
@@ -310,7 +311,7 @@ def test_gradients_that_are_not_finite_are_counted(unplotted):
     assert values_of(records)[0] == 1.0
 
 
-_SLOW = [pytest.param(d, marks=pytest.mark.slow) for d in ("float16", "float64")]
+_SLOW = [*map(slow, ("float16", "float64"))]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", *_SLOW])

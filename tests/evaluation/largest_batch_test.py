@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 import mtr_tf
 from mtr_tf.data.source import Columns
@@ -63,7 +64,7 @@ def test_one_image_too_many_is_an_error():
         largest_batch.fitting([of_at_most(1)], COLUMNS, 8, ONE)
 
 
-@pytest.mark.parametrize(("gpu", "expected"), [(False, 32), (True, 18)])
+@pytest.mark.parametrize(("gpu", "expected"), [slow(False, 32), (True, 18)])
 def test_results_are_those_of_any_other_size(gpu, expected, monkeypatch):
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from columns_fixture import columns
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
@@ -76,12 +77,12 @@ ATTACKS = {
     "corner": attacks.Corner(E),
     "sea": attacks.SEA(E, 5),
 }
-_QUICK = ("pgd", "fgsm", "noise")
+_QUICK = ("pgd", "noise")
 
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in _QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ATTACKS],
+    [n if n in _QUICK else slow(n) for n in ATTACKS],
 )
 def test_attacks(name, problem, caplog):
     plain, compiled = both(ATTACKS[name], problem)
@@ -245,7 +246,7 @@ def test_adversarial_training():
         np.testing.assert_allclose(two, one, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n if n == "sgd" else slow(n) for n in OPTIMIZERS])
 def test_training(name):
     plain, compiled = (steps(jit, OPTIMIZERS[name]) for jit in (False, True))
     np.testing.assert_allclose(compiled[0], plain[0], rtol=1e-5)
@@ -271,7 +272,7 @@ def evaluated(jit, strategy=None):
     return evaluator.run(columns(5, SIZE), batch_size=4)
 
 
-@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("replicas", [1, slow(2)])
 def test_evaluation(replicas, mirrored):
     strategy = mirrored if replicas == 2 else None
     plain, compiled = (evaluated(jit, strategy) for jit in (False, True))

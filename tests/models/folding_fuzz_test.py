@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import random_models_fixture as random_models
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf.models import folding
 from mtr_tf.models import stateless
@@ -315,7 +316,7 @@ def check(seed: int, grouped: float = 0.3) -> collections.Counter:
     return drawing.drawn
 
 
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize("first", [0, slow(20), slow(40)])
 def test_models_drawn_at_random(first):
     drawn = sum(
         (check(seed, grouped=0.05) for seed in range(first, first + 20)),

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import models
 from mtr_tf.models import folding
@@ -58,9 +59,9 @@ def _compare(model: keras.Model, names, shape) -> None:
     [
         ("small", "separate"),
         ("resnet18", "shared"),
-        pytest.param("resnet50", "separate", marks=pytest.mark.slow),
-        pytest.param("drn_c_26", "shared", marks=pytest.mark.slow),
-        pytest.param("drn_d_54", "separate", marks=pytest.mark.slow),
+        slow("resnet50", "separate"),
+        slow("drn_c_26", "shared"),
+        slow("drn_d_54", "separate"),
     ],
 )
 def test_our_models(name, decoders):
@@ -82,6 +83,7 @@ def test_dilated_convolutions():
     assert rearranged != folding.dilates_directly(tf.float32)
 
 
+@pytest.mark.slow
 def test_dilated_convolutions_without_onednn():
     """There the direct gradient does not exist, and must not be tried."""
     code = """

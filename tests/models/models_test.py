@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import models
 from mtr_tf.errors import InputError
@@ -37,10 +38,6 @@ def _by_path(model):
     return {v.path: v.value.numpy() for v in model.variables}
 
 
-def _slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def model(request):
     """Each model, narrow, with running statistics that are not the initial ones."""
@@ -64,17 +61,19 @@ def model(request):
         # ImageNet (513 000 in place of the heads) DRN's authors have 21.1, 16.4, 26.5,
         # 35.8 and 54.8 million.
         ("drn_c_26", THREE, 19, "shared", 20_631_271 - 256 * 23),
-        ("drn_d_38", THREE, 19, "shared", 26_006_599 - 256 * 23),
-        _slow("drn_d_54", THREE, 19, "shared", 35_313_863 - 256 * 23),
-        _slow("drn_d_105", THREE, 19, "shared", 54_305_991 - 256 * 23),
+        slow("drn_d_38", THREE, 19, "shared", 26_006_599 - 256 * 23),
+        slow("drn_d_54", THREE, 19, "shared", 35_313_863 - 256 * 23),
+        slow("drn_d_105", THREE, 19, "shared", 54_305_991 - 256 * 23),
         # 21 797 672 and 25 557 032 in torchvision, of which the last layer has 513 000
         # and 2 049 000; decoders of 1 504 801 and 3 077 665 for one channel.
-        _slow("resnet34", tuple(TASKS), 18, "separate", 37_843_841),
-        _slow(
+        slow("resnet34", tuple(TASKS), 18, "separate", 37_843_841),
+        slow(
             "resnet34", ("depth",), None, "separate", 21_797_672 - 513_000 + 1_504_801
         ),
-        _slow("resnet50", tuple(TASKS), 18, "separate", 57_368_705),
-        ("resnet50", ("depth",), None, "separate", 25_557_032 - 2_049_000 + 3_077_665),
+        slow("resnet50", tuple(TASKS), 18, "separate", 57_368_705),
+        slow(
+            "resnet50", ("depth",), None, "separate", 25_557_032 - 2_049_000 + 3_077_665
+        ),
         ("drn_d_22", THREE, 19, "separate", 2_766_384 + 3 * 13_114_368 + 513 * 23),
         ("small", THREE, 9, "separate", 165_264 + 3 * 18_496 + 33 * 13),
         ("tiny", THREE, 9, "separate", 11_141),

@@ -12,6 +12,7 @@ import pytest
 import random_models_fixture as fixture
 import tensorflow as tf
 from cells_fixture import a_cell
+from tiers_fixture import slow
 
 from mtr_tf import attack_job
 from mtr_tf import attacks
@@ -94,9 +95,11 @@ def test_kinds_of_randomness():
     "layers",
     [
         lambda: [fixture.Counting(), fixture.AlwaysDropout(0.5)],
-        lambda: [fixture.AlwaysNoise(), L.BatchNormalization()],
-        lambda: [L.SpectralNormalization(L.Conv2D(3, 1)), L.RandomFlip()],
-        lambda: [keras.Sequential([fixture.AlwaysNoise(), L.RandomRotation(0.1)])],
+        slow(lambda: [fixture.AlwaysNoise(), L.BatchNormalization()]),
+        slow(lambda: [L.SpectralNormalization(L.Conv2D(3, 1)), L.RandomFlip()]),
+        slow(
+            lambda: [keras.Sequential([fixture.AlwaysNoise(), L.RandomRotation(0.1)])]
+        ),
     ],
 )
 def test_nothing_of_a_model_changes(layers):
@@ -209,7 +212,7 @@ def test_draws_are_anew_at_each_step_and_seed_but_not_at_each_call():
     assert (score(0.5, 1) != score(0.5, 2)).all()
 
 
-@pytest.mark.parametrize("balance", ["sum", "dgba"])
+@pytest.mark.parametrize("balance", ["sum", slow("dgba")])
 def test_the_same_seed_gives_the_same_bits(balance):
     model, x = fixture.model(fixture.AlwaysDropout(0.3)), images()
     found = [

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 torch = pytest.importorskip("torch", reason="needs torch: pip install .[torch]")
 
@@ -46,9 +47,7 @@ QUICK = ("drn_c_26", "resnet18")
 SLOW = [name for name in torch_fixture.SIZES if name not in QUICK]
 
 
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.parametrize("name", [*QUICK, *(slow(name) for name in SLOW)])
 def test_outputs_and_image_gradients_are_pytorchs(name):
     net = torch_fixture.fill(torch_fixture.Released(name, CHANNELS, WIDTHS[name]))
     decoders = "separate" if "resnet" in name else "shared"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import results_fixture as hand
 from cells_fixture import a_cell
+from tiers_fixture import slow
 
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.show import gallery
@@ -122,7 +123,7 @@ def test_colors_of_tasks_with_a_class_for_each_pixel():
     }
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 11])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, slow(11)])
 @pytest.mark.parametrize("size", [(16, 16), (12, 24)])
 def test_nothing_of_a_gallery_is_empty(count, size):
     clean, attacked = results_of(list(TASKS)[:count], size=size)

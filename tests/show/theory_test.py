@@ -10,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import study_fixture
+from tiers_fixture import slow
 
 from mtr_tf.show import series
 from mtr_tf.show import theory
@@ -69,7 +70,7 @@ def measures(folder, count: int, seed: int = 0) -> list[dict]:
     return json.loads((folder / "measures.json").read_text())
 
 
-@pytest.mark.parametrize("count", [1, 2, 11])
+@pytest.mark.parametrize("count", [1, slow(2), 11])
 def test_words_of_the_plots_of_a_run_are_whole(tmp_path, count):
     records = measures(tmp_path, count)
     figures = [theory.pixels_of_run, theory.attacks_of_run, theory.first_order_of_run]

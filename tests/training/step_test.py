@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from columns_fixture import columns
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import models
@@ -90,7 +91,7 @@ def test_one_step_is_sgd_on_the_weighted_loss_with_coupled_decay():
         np.testing.assert_allclose(got, w - 0.01 * (g + 0.3 * w), atol=2e-6)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("weight_decay", [slow(0.0), 0.1])
 def test_two_replicas_equal_one(mirrored, weight_decay):
     settings = {"weight_decay": weight_decay, "rate": 0.002}
     one = train(tf.distribute.get_strategy(), **settings)
@@ -209,6 +210,7 @@ def test_one_adversarial_step_by_hand(share):
         np.testing.assert_allclose(got, w - 0.01 * g, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_adversarial_steps_on_two_replicas_equal_those_on_one(mirrored):
     settings = {"adversary": adversary(tasks=TASKS), "rate": 0.002}
     one = train(tf.distribute.get_strategy(), 2, **settings)

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the quick tests leave to the whole suite."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def slow(*values):
+    """One of several cases of a test, which the quick tests leave out."""
+    return pytest.param(*values, marks=pytest.mark.slow)
