@@ -327,12 +327,14 @@ def _positive(target, output, mask) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 def angular_error() -> Metric:
     """Mean angle between output and target vectors; 90 for an output of length 0.
 
+    Targets of length 0, which point nowhere, are left out, as are those of the mask.
     The angle is atan2(|a x b|, a . b), which unlike acos is accurate near 0 and 180
     degrees and asks neither vector to have length 1.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
+        mask = _pointing(target, mask)
         return _sum_and_count(_angle(target, output, mask), mask)
 
     bounds = (0.0, 180.0)
@@ -340,10 +342,11 @@ def angular_error() -> Metric:
 
 
 def within_angle(degrees: float) -> Metric:
-    """The share of vectors that are off by less than so many degrees."""
+    """The share of vectors, of those with a target, off by less than so many degrees."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
+        mask = _pointing(target, mask)
         within = tf.cast(_angle(target, output, mask) < degrees, tf.float32)
         return _sum_and_count(within, mask)
 
@@ -361,6 +364,11 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
         return tf.stack((values, counted), axis=-1)
 
     return Metric("loss", "lower", "", statistics, _ratio, (-math.inf, math.inf))
+
+
+def _pointing(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """The mask without the targets that have no direction, because all is 0."""
+    return tf.where(tf.reduce_any(target != 0, axis=-1), mask, tf.zeros_like(mask))
 
 
 def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -197,6 +197,18 @@ def test_angular_error_by_hand(output, degrees):
     assert value == pytest.approx(degrees, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+def test_a_target_that_points_nowhere_is_neither_right_nor_wrong(channels):
+    """As where a data set writes 0 for a normal that is not known."""
+    target, output = np.zeros((2, 1, 1, 3, channels), np.float32)
+    target[..., :2, 0] = 1  # The third is unknown.
+    output[..., 0, 0], output[..., 1:, 1] = 2, 1  # Right; off by 90 degrees.
+    known = value_of(metrics.angular_error(), target, output, ones(1, 1, 3))
+    assert known == pytest.approx(45)
+    near = value_of(metrics.within_angle(30), target, output, ones(1, 1, 3))
+    assert near == pytest.approx(1 / 2)
+
+
 def test_mean_loss_is_over_images_with_a_valid_pixel():
     target = np.zeros((3, 1, 2, 1), np.float32)
     output = np.array([[[[1], [3]]], [[[5], [5]]], [[[9], [9]]]], np.float32)
