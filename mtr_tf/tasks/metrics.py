@@ -342,7 +342,7 @@ def angular_error() -> Metric:
 
 
 def within_angle(degrees: float) -> Metric:
-    """The share of vectors, of those with a target, off by less than so many degrees."""
+    """The share of vectors off by less than so many degrees; targets of 0 left out."""
 
     def statistics(target, output, mask, num_classes):
         del num_classes
