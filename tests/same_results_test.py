@@ -80,7 +80,7 @@ def verdicts_of(study: pathlib.Path) -> list[dict]:
     """All claims with their numbers, without what is younger than the stored ones."""
     claims = json.loads((study / "report" / "claims.json").read_text())
     for claim in claims:
-        del claim["power"], claim["claim"]["main"]
+        del claim["power"], claim["gaps"], claim["claim"]["main"]
     return claims
 
 

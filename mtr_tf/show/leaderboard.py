@@ -29,8 +29,10 @@ Record = Mapping[str, Any]
 
 SCHEMA = "mtr_tf/robustness/1"
 # What chooses an attack, as results.json has it; records are of one of each.
-_ATTACK = ("attack", "loss", "balance", "steps", "restarts", "norm", "eps", "attacked")
-_ATTACK += ("spare", "attack_pixels", "attack_block", "attack_channels", "targets")
+_ATTACK = ("attack", "loss", "balance", "judge", "weights", "targeted", "ensemble")
+_ATTACK += ("steps", "step_size", "restarts", "random_start", "eot", "norm", "eps")
+_ATTACK += ("attacked", "spare", "attack_pixels", "attack_block", "attack_classes")
+_ATTACK += ("attack_channels", "fast", "targets")
 _WHAT = ("task", "metric", "better", "unit", "dataset", "split", "n")
 _TRAINED = ("model", "width", "image_size", "adversarial_tasks")
 
@@ -63,6 +65,7 @@ def of_results(
         about
         | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
         | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
+        | ({"transfer": True} if record.get("source_fingerprint") else {})
         | {"seeds": [seed]}
         | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
         | {key: [value] for key, value in traced.items() if value}
@@ -203,7 +206,7 @@ class Row:
       clean: Mean over seeds.
       attacked: The same under the attack that did the most harm, with its deviation.
       attack: That attack.
-      tried: How many attacks there are records of.
+      tried: How many attacks there are records of, on all seeds that any is of.
       seeds: How many.
       commit: Short; several are named.
     """
@@ -247,7 +250,8 @@ def _board(record: Record) -> tuple:
     """What all models of a board have in common."""
     size = (record.get("architecture") or {}).get("image_size", "")
     data = (record["dataset"], record["split"], record["n"], size)
-    return (record["task"], record["metric"], *data, record["norm"], record["eps"])
+    of = (record["task"], record["metric"], record.get("targets") or "data")
+    return (*of, *data, record["norm"], record["eps"])
 
 
 def _made(records: Sequence[Record]) -> Board:
@@ -258,20 +262,27 @@ def _made(records: Sequence[Record]) -> Board:
     first = records[0]
     higher = first["better"] == "higher"
     sign = -1 if higher else 1
-    worst = [
-        (max(own, key=lambda r: sign * statistics.fmean(r["attacked_value"])), len(own))
-        for own in by_model.values()
-    ]
+    worst = []
+    for own in map(_of_all_seeds, by_model.values()):
+        one = max(own, key=lambda r: sign * statistics.fmean(r["attacked_value"]))
+        worst.append((one, len(own)))
     worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
-    task, metric, dataset, split, n, size, norm, eps = _board(first)
+    task, metric, targets, dataset, split, n, size, norm, eps = _board(first)
     unit = f" [{first['unit']}]" if first.get("unit") else ""
     pixels = f" at {size} pixels" if size else ""
+    own = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(
-        f"{task} {metric}{unit}, {norm} eps {eps:g}",
+        f"{task} {metric}{unit}, {norm} eps {eps:g}{own}",
         f"{n} images of {dataset} ({split}){pixels}; "
         f"{'higher' if higher else 'lower'} is better.",
         [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
     )
+
+
+def _of_all_seeds(records: Sequence[Record]) -> list[Record]:
+    """Of a model's attacks, those on the most seeds: only they can be compared."""
+    most = max(len(record["seeds"]) for record in records)
+    return [record for record in records if len(record["seeds"]) == most]
 
 
 def _row(place: int, record: Record, tried: int) -> Row:
@@ -284,7 +295,7 @@ def _row(place: int, record: Record, tried: int) -> Row:
         tasks=", ".join(record["tasks"]) or text.NONE,
         clean=text.number(statistics.fmean(record["clean"])),
         attacked=f"{text.number(statistics.fmean(values))}{spread}",
-        attack=f"{record['attack']}{steps}",
+        attack=f"{record['attack']}{steps}{', transferred' * ('transfer' in record)}",
         tried=tried,
         seeds=len(record["seeds"]),
         commit=", ".join(str(one)[:7] for one in record.get("commit", ())) or text.NONE,

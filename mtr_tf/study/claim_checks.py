@@ -16,6 +16,7 @@ from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import did_you_mean
 from mtr_tf.evaluation import plan
+from mtr_tf.measures import corruptions
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
@@ -51,6 +52,10 @@ QUANTITIES = {
         "mean_corrupted": (("value", "clean"), ("metric",)),
     },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
+}
+_CHOICES = {  # Of corruptions.
+    "corruption": tuple(corruptions.SEVERITIES),
+    "severity": tuple(range(1, 1 + len(next(iter(corruptions.SEVERITIES.values()))))),
 }
 
 
@@ -145,6 +150,10 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         for key in needed:
             if key not in measure:
                 table.fail(f"{key} must be given to say which {what[9:]} is meant.")
+        for key, known in _CHOICES.items():
+            given = measure.get(key, [])
+            for value in given if isinstance(given, list) else [given]:
+                one_of(table, key, value, known)
 
 
 def _config(study: Study, attack: str, variant: str) -> AttackConfig:

@@ -21,8 +21,9 @@ lower is better is negated. `relative` uses minus the relative vulnerability, (a
   is nearest, the control for clean accuracy.
 - `terms`: a sum of `weight` times such means, each term with `variant` (one or several)
   and whatever differs from the claim's own fields.
-- `measure`: `sign` times (`quantity` of measures.json less `reference`); its other
-  keys choose records, lists of values are averaged over. `field` is read (value),
+- `measure`: `sign` times (`quantity` of measures.json less `reference`), metrics where
+  lower is better negated, too; its other keys choose records, lists of values are
+  averaged over, of which each must be there. `field` is read (value),
   divided by the field `ratio_to` if that is named; `minus` is a table of keys, and of
   `variants`, for what is taken off. With `within`, the number is claimed to be that
   near to `reference`.
@@ -178,6 +179,8 @@ def _claim(table: Table, study: Study) -> Claim:
     fields |= {key: table.value(key, bool, False) for key in ("algebra", "main")}
     fields["margin"] = float(margin)
     if ways == ["measure"]:
+        if fields["relative"]:
+            table.fail("relative must not be given with measure; see ratio_to.")
         measure = _measure(
             Table(f"{table.where}, measure", table.content["measure"]), study
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,14 +22,18 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 RULES = (
     f"A claim holds under three conditions: at least {LEAST_SEEDS} seeds have a "
     "number for it; the exact one-sided sign-flip test over paired seeds, corrected "
-    f"for all directional claims of the study (max-T), gives p of at most {ALPHA:g}; "
-    "and the 95 % bootstrap interval over seeds (and over images, if there are values "
-    "for each) lies above 0, or above the margin if the claim has one. With n seeds, "
-    "p is at least 1/2^n, so 5 seeds are needed.",
+    f"for all directional claims of the study (max-T), gives p of at most {ALPHA:g} "
+    "that the effect is above 0, or above the margin if the claim has one; and the "
+    "95 % bootstrap interval over seeds (and over images, if there are values for "
+    "each) lies above that, too. With n seeds, p is at least 1/2^n, so 5 seeds are "
+    "needed; claims with fewer do not count in the correction.",
     "It does not hold if test and interval show in the same way that the effect is "
     "below 0, or below the margin. A claim that a number is near a value holds if the "
-    "whole interval is near enough, and does not hold if all of it lies outside.",
-    "Everything else is undecided.",
+    "whole interval is near enough, and does not hold if all of it lies outside; no "
+    "test corrects it for other claims.",
+    "Everything else is undecided, and so is a comparison with models of the same "
+    "clean accuracy where there are none: where clean values differ, on average, by "
+    "more than the margin (or, without one, than the effect).",
 )
 
 
@@ -36,16 +41,16 @@ RULES = (
 class Power:
     """What the seeds of a claim can show, judged by their spread; see `statistics`.
 
-    Each claim is given an equal share of the level, which max-T at least gives it. That
-    other images would give other values is left out.
+    Student's t test gives each claim an equal share of the level, which max-T at least
+    gives it. That other images would give other values is left out.
 
     Attributes:
       deviation: Standard deviation of the effect over seeds.
       least: Fewer seeds than this find no effect, however large.
-      detectable: The least mean effect that these seeds find nine times in ten; None
-        where they are too few.
-      seeds_needed: How many find an effect of the claim's margin nine times in ten, or
-        tell none from it; None where it has no margin, or more than 1000 are needed.
+      detectable: The least mean effect that these seeds find, nine times in ten, to be
+        above the claim's margin; None where they are too few.
+      seeds_needed: How many tell, nine times in ten, an effect of 0 from one of the
+        claim's margin; None where it has no margin, or more than 1000 are needed.
     """
 
     deviation: float
@@ -67,10 +72,12 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
         return None
     deviation = float(known.std(ddof=1))
     level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
-    needed = statistics.seeds_needed(deviation, margin, level) if margin else None
-    least, found = statistics.least_seeds(level), None
+    least = statistics.least_seeds(ALPHA)  # Max-T's least p is of any number of claims.
+    needed = found = None
+    if margin:
+        needed = statistics.seeds_needed(deviation, margin, level, least)
     if len(known) >= least:
-        found = statistics.detectable(deviation, len(known), level)
+        found = margin + statistics.detectable(deviation, len(known), level)
     return Power(deviation, least, found, needed)
 
 
@@ -86,13 +93,15 @@ class Verdict:
       interval: Its 95 % bootstrap interval; None where there is none.
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
       n: How many seeds have the effect.
-      p: One-sided, of the sign-flip test; NaN of a claim of nearness, which has none.
+      p: One-sided, of the sign-flip test, that the effect is above 0, or above the
+        margin; NaN of a claim of nearness, which has none.
       p_corrected: The same over all directional claims of the study.
-      p_opposite: Of "the effect is below 0, or the margin", corrected likewise.
+      p_opposite: That it is below 0, or below the margin, corrected likewise.
       by_seed: Effects, `[seeds]`, NaN where there is none.
       clean: {variant: clean values `[seeds]`} of the models compared.
       reason: A sentence made from the numbers.
       power: What its seeds can show; None of a claim of nearness, or of too few seeds.
+      gaps: By how much clean values of `matched` models differ; see `Effect`.
     """
 
     claim: Claim
@@ -108,6 +117,7 @@ class Verdict:
     clean: Mapping[str, np.ndarray]
     reason: str
     power: Power | None = None
+    gaps: np.ndarray | None = None
 
 
 def check(study: Study) -> None:
@@ -120,15 +130,16 @@ def evaluate(results: Results) -> list[Verdict]:
     claims = claim_file.read(results.study)
     found = [effects.of(claim, results) for claim in claims]
     directed = [i for i, claim in enumerate(claims) if claim.within is None]
-    ours = statistics.max_t([found[i].by_seed for i in directed])
-    less = [claims[i].margin - found[i].by_seed for i in directed]
-    theirs = statistics.max_t(less)
+    above = [found[i].by_seed - claims[i].margin for i in directed]
+    ours, theirs = tests(above), tests([-each for each in above])
     tested = {i: (ours[:, j], theirs[1, j]) for j, i in enumerate(directed)}
     verdicts = []
     for i, (claim, effect) in enumerate(zip(claims, found, strict=True)):
         (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
         numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
         word, reason = judge(claim, *numbers)
+        if word != OPEN and (unlike := _unlike(claim, effect)):
+            word, reason = OPEN, unlike
         spread = (effect.by_seed, claim.margin, len(directed))
         verdicts.append(
             Verdict(
@@ -145,9 +156,41 @@ def evaluate(results: Results) -> list[Verdict]:
                 clean=effect.clean,
                 reason=reason,
                 power=power(*spread) if i in tested else None,
+                gaps=effect.gaps,
             )
         )
     return verdicts
+
+
+def tests(effects: Sequence[np.ndarray]) -> np.ndarray:
+    """`statistics.max_t` of those with seeds enough to decide anything.
+
+    The others, which could only make it harder to decide these, have a corrected p of
+    1.
+    """
+    effects = [np.asarray(each, float) for each in effects]
+    least = statistics.least_seeds(ALPHA)
+    few = np.array([(~np.isnan(each)).sum() < least for each in effects], bool)
+    alone, corrected = np.ones((2, len(effects)))
+    if len(effects):
+        alone = statistics.max_t(effects)[0]
+    kept = [each for each, is_few in zip(effects, few, strict=True) if not is_few]
+    corrected[~few] = statistics.max_t(kept)[1]
+    return np.stack([alone, corrected])
+
+
+def _unlike(claim: Claim, effect: effects.Effect) -> str:
+    """Why `matched` models are no control for clean accuracy; empty if they are."""
+    if effect.gaps is None or effect.mean is None:
+        return ""
+    gap = float(np.nanmean(effect.gaps))
+    most = claim.margin or abs(effect.mean)
+    if abs(gap) <= most:
+        return ""
+    return (
+        "No model has the same clean accuracy: that of the nearest differs by "
+        f"{abs(gap):.3g} on average, more than {most:.3g}."
+    )
 
 
 def judge(
@@ -165,8 +208,8 @@ def judge(
       effect: Mean over seeds.
       interval: Of it.
       n: Seeds that have it.
-      p: Corrected, of "the effect is positive".
-      opposite: The same of "it is below the margin".
+      p: Corrected, that the effect is above 0, or above the margin.
+      opposite: The same that it is below.
     """
     if effect is None or interval is None:
         return OPEN, "No seed has all the numbers that this claim needs."
@@ -175,18 +218,15 @@ def judge(
         return OPEN, f"Only {n} of the {LEAST_SEEDS} seeds that a verdict needs."
     if claim.within is not None:
         return _nearness(claim.within, claim.measure["reference"], low, high)
-    if low > claim.margin and p <= ALPHA:
-        return HOLDS, (
-            f"Positive over {n} seeds (p {p:.2g}), and the whole interval is positive."
-        )
-    if high < claim.margin and opposite <= ALPHA:
-        said = (
-            f"below {claim.margin:g}, too small to matter"
-            if claim.margin
-            else "negative"
-        )
+    margin = claim.margin
+    if low > margin and p <= ALPHA:
+        said = f"above {margin:g}" if margin else "positive"
+        whole = f"{said.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
+        return HOLDS, f"{whole} interval is {said}."
+    if high < margin and opposite <= ALPHA:
+        said = f"below {margin:g}, too small to matter" if margin else "negative"
         return FAILS, f"{said.capitalize()} over {n} seeds (p {opposite:.2g})."
-    return OPEN, _open(claim, effect, low, high, n, p if effect > 0 else opposite)
+    return OPEN, _open(margin, low, high, n, p if effect > margin else opposite)
 
 
 def _nearness(within: float, value: float, low: float, high: float) -> tuple[str, str]:
@@ -198,26 +238,16 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
     return OPEN, f"Only part of the interval is within {within:g} of {value:g}."
 
 
-def _open(
-    claim: Claim, effect: float, low: float, high: float, n: int, p: float
-) -> str:
-    """What a claim that is neither lacks."""
-    side = "in the claimed direction" if effect > 0 else "against the claim"
-    if low <= 0 <= high:
-        return (
-            f"The effect is {side}, but its interval includes 0 (n = {n}, p {p:.2g})."
-        )
+def _open(margin: float, low: float, high: float, n: int, p: float) -> str:
+    """What a claim that is neither lacks; `p` is of the side that the effect is on."""
+    if low <= margin <= high:
+        what = ", the smallest effect that matters" if margin else ""
+        return f"The interval includes {margin:g}{what} (n = {n}, p {p:.2g})."
+    side = "above" if low > margin else "below"
+    whole = f"The whole interval is {side} {margin:g}, but"
     if 2.0**-n > ALPHA:
         return (
-            f"The whole interval is {side}, but {n} seeds cannot give p of {ALPHA:g} "
-            f"or less (1/{2**n} at best): 5 are needed."
+            f"{whole} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
+            "best): 5 are needed."
         )
-    if p > ALPHA:
-        return (
-            f"The whole interval is {side}, but p is {p:.2g} after correction for all "
-            "claims."
-        )
-    return (
-        f"The interval reaches below {claim.margin:g}, the smallest effect that "
-        "matters."
-    )
+    return f"{whole} p is {p:.2g} after correction for all claims."

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,8 @@ class Effect:
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
       units: How many of images, or of what is drawn in their place; 0: none.
       clean: {variant: its clean values `[seeds]`} of all that are compared.
+      gaps: Of `matched` models: clean value less that of the match, the mean over
+        models, `[seeds]`; of relative claims as a share of the match's. None of others.
     """
 
     by_seed: np.ndarray
@@ -52,6 +55,7 @@ class Effect:
     over: str = "seeds"
     units: int = 0
     clean: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    gaps: np.ndarray | None = None
 
     @property
     def mean(self) -> float | None:
@@ -115,7 +119,20 @@ def _compared(claim: Claim, results: Results) -> Effect:
     over = "seeds"
     if units:
         over += f" and {units.over}"
-    return Effect(by_seed, draws, over, count, clean)
+    gaps = None
+    if claim.matched:
+        gaps = np.array([_gap(claim, part, results, i) for i, part in enumerate(parts)])
+        gaps[np.isnan(by_seed)] = np.nan
+    return Effect(by_seed, draws, over, count, clean, gaps)
+
+
+def _gap(claim: Claim, part: Weighted, results: Results, place: int) -> float:
+    """By how much clean values of the two sides differ; weights of a side sum to 1."""
+    clean = [(weight, _clean_of(point, results)[place]) for weight, point in part]
+    ours = sum(weight * value for weight, value in clean if weight > 0)
+    theirs = sum(-weight * value for weight, value in clean if weight < 0)
+    scale = theirs if claim.relative else 1.0
+    return float((ours - theirs) / scale) if scale else np.nan
 
 
 def _parts(claim: Claim, results: Results, place: int) -> Weighted:
@@ -297,7 +314,8 @@ def _known_metrics() -> dict[str, metrics.Metric]:
 def _measured(claim: Claim, results: Results, seed: int) -> float:
     """A measure's number of one seed, the mean over variants; NaN where one is absent.
 
-    A claim of nearness has the distance from the reference with its sign.
+    A metric that is lower the better is negated, as under attacks. A claim of nearness
+    has the distance from the reference with its sign.
     """
     measure = claim.measure
     value = _mean_measured(claim, results, seed, {})
@@ -320,19 +338,26 @@ def _mean_measured(
 def _read(
     claim: Claim, records: Sequence[Mapping[str, Any]], changes: Mapping[str, Any]
 ) -> float:
-    """The mean over the records that a measure chooses; lists choose several values."""
+    """The mean over the records that a measure chooses; lists choose several values.
+
+    NaN unless there is one of each combination of these values.
+    """
     measure = {**claim.measure, **changes}
     wanted = {key: measure[key] for key in MEASURE if key in measure}
     fitting = [r for r in records if all(_fits(r.get(k), v) for k, v in wanted.items())]
     listed = [key for key, value in wanted.items() if isinstance(value, list)]
     _check_one_each(claim, fitting, listed)
+    several = [set(wanted[key]) for key in listed if key != "tasks"]
+    if len(fitting) < math.prod(map(len, several)):
+        return np.nan
     found = []
     for record in fitting:
         value, below = record.get(measure["field"]), measure["ratio_to"]
         divisor = record.get(below) if below else 1.0
         if value is None or not divisor:
             return np.nan
-        found.append(value / divisor)
+        sign = -1 if record.get("better") == "lower" else 1
+        found.append(sign * value / divisor)
     return float(np.mean(found)) if found else np.nan
 
 

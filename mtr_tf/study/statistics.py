@@ -197,20 +197,21 @@ def least_seeds(level: float) -> int:
     return max(2, math.ceil(-math.log2(level)))
 
 
-def seeds_needed(deviation: float, difference: float, level: float) -> int | None:
+def seeds_needed(
+    deviation: float, difference: float, level: float, least: int = 2
+) -> int | None:
     """The least number of seeds that finds a difference nine times in ten.
-
-    It is at least that of `least_seeds`.
 
     Args:
       deviation: Standard deviation of the effect over seeds.
       difference: The true mean effect, above 0.
       level: Of the one-sided test.
+      least: No fewer are tried.
 
     Returns:
       None where it is more than `MOST_SEEDS`.
     """
-    low, high = least_seeds(level), MOST_SEEDS
+    low, high = least, MOST_SEEDS
     if power(deviation, difference, high, level) < POWER:
         return None
     while low < high:

@@ -48,6 +48,42 @@ def test_what_differs_in_settings_stays_apart():
     assert len(leaderboard.together(records("s", 0, few, many))) == 2
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source_fingerprint": "f"},
+        {"attack_classes": [3]},
+        {"fast": True},
+        {"step_size": 0.1},
+        {"targeted": True},
+    ],
+)
+def test_the_worst_of_two_attacks_counts_whichever_comes_first(changes):
+    weak, strong = result("pgd", 0.25, **changes), result("pgd", 0.1)
+    for both in ((weak, strong), (strong, weak)):
+        (board,) = leaderboard.boards(records("s+d", 0, *both))
+        assert [(row.attacked, row.tried) for row in board.rows] == [("0.100", 2)]
+
+
+def test_an_attack_on_some_seeds_alone_does_not_stand_for_all():
+    """The unlucky seed would make the model worse than another of equal seeds."""
+    whole = [records("a", s, result("apgd", v)) for s, v in ((0, 0.2), (1, 0.36))]
+    whole.append(records("a", 0, result("sea", 0.19)))
+    whole += [records("b", s, result("apgd", 0.25)) for s in (0, 1)]
+    (board,) = leaderboard.boards(leaderboard.together(sum(whole, [])))
+    assert [(row.name, row.attacked, row.tried, row.seeds) for row in board.rows] == [
+        ("a", "0.280 ± 0.11", 1, 2),
+        ("b", "0.250 ± 0", 1, 2),
+    ]
+
+
+def test_scores_by_own_outputs_have_a_board_of_their_own():
+    own = records("s", 0, result("pgd", 0.35, targets="own", clean=1.0))
+    found = leaderboard.boards([*own, *records("s+d", 0, result("pgd", 0.2))])
+    assert [board.rows[0].attacked for board in found] == ["0.350", "0.200"]
+    assert found[0].title.endswith("judged by the models' own clean outputs")
+
+
 def test_clean_images_and_missing_numbers_make_no_record():
     assert not records("s", 0, result("pgd", 0.2, eps=0), result("pgd", None))
 

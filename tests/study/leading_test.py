@@ -37,8 +37,9 @@ POWER = {"margin": "0.0100", "deviation": "0.00700", "seeds_needed": "9"}
         (
             {**POWER, "detectable": "0.0120"},
             [
-                "So many seeds find an effect of 0.0120 nine times in ten; the least "
-                "that matters is 0.0100, which takes 9 seeds."
+                "So many seeds find an effect of 0.0120 to be above the margin nine "
+                "times in ten; to tell none from one of the margin, 0.0100, takes 9 "
+                "seeds."
             ],
         ),
         (

@@ -15,7 +15,6 @@ import pytest
 
 from mtr_tf.show import text
 from mtr_tf.study import claims
-from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import Claim
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -94,9 +93,8 @@ def with_margins(study):
     tested = [v for v in found.values() if v["claim"]["measure"].get("within") is None]
     effects = [np.array(v["by_seed"], float) for v in tested]
     margins = [margin_of(v["claim"]) for v in tested]
-    ours = statistics.max_t(effects)[1]
-    less = [m - e for m, e in zip(margins, effects, strict=True)]
-    theirs = statistics.max_t(less)[1]
+    above = [e - m for m, e in zip(margins, effects, strict=True)]
+    ours, theirs = claims.tests(above)[1], claims.tests([-e for e in above])[1]
     words = {}
     for v, margin, p, opposite in zip(tested, margins, ours, theirs, strict=True):
         claim = Claim(v["claim"]["id"], "", "", margin=margin)

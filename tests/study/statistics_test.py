@@ -250,8 +250,9 @@ def test_seeds_needed_are_the_first_with_that_power(ratio):
 
 
 def test_seeds_needed_for_large_small_and_certain_effects():
-    assert statistics.seeds_needed(1.0, 100.0, 0.05) == 5  # 1/32 is the first below.
-    assert statistics.seeds_needed(0.0, 0.01, 0.001) == 10
+    assert statistics.least_seeds(0.05) == 5  # 1/32 is the first below.
+    assert statistics.seeds_needed(1.0, 100.0, 0.05, least=5) == 5
+    assert statistics.seeds_needed(0.0, 0.01, 0.001) == 2
     assert statistics.seeds_needed(1.0, 1e-3, 0.05) is None
 
 

@@ -96,12 +96,13 @@ def _reach(row: Row) -> list[str]:
     """How small an effect the seeds of an undecided claim can show."""
     if row.deviation == text.NONE or row.verdict != OPEN:
         return []
-    said = f"So many seeds find an effect of {row.detectable} nine times in ten"
+    above = "" if row.margin == text.NONE else " to be above the margin"
+    said = f"So many seeds find an effect of {row.detectable}{above} nine times in ten"
     if row.detectable == text.NONE:
         said = "So few seeds find no effect, however large"
     if row.margin != text.NONE:
         said += (
-            f"; the least that matters is {row.margin}, which takes "
+            f"; to tell none from one of the margin, {row.margin}, takes "
             f"{row.seeds_needed} seeds"
         )
     return [f"{said}."]

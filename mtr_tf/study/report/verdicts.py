@@ -29,21 +29,23 @@ _LOOKS = {
 }
 
 EFFECTS = (
-    "A positive effect supports the claim. p is one-sided, in the direction of the "
-    "observed effect."
+    "A positive effect supports the claim. p is one-sided and corrected: where the "
+    "effect is above the margin (or above 0, if the claim has none), p says how likely "
+    "so large a one would be if there were none above it; else, how likely so small a "
+    "one would be if there were none below it."
 )
 MEANING = (
-    "Holds: with other seeds, and with other images of this kind, the effect would "
-    "almost surely have the same sign. Does not hold: it would almost surely have the "
-    "opposite sign, or be too small to matter. Undecided: either is possible."
+    "Holds: with other seeds (and other images of this kind, where the interval is "
+    "over images too), the effect would almost surely be above 0, or above the margin. "
+    "Does not hold: it would almost surely be below. Undecided: either is possible."
 )
 POWER = (
-    "How much an effect varies from seed to seed says how small a one so many seeds "
-    "find nine times in ten (Student's t test, one-sided, with an equal share of the "
-    "level for each claim; variation over images comes on top), and how many seeds do "
-    "that for an effect of the margin, the least one that matters: so many, too, tell "
-    "no effect from one of the margin. A dash: so few seeds find no effect, however "
-    "large."
+    "How much an effect varies from seed to seed says how large it must be for so many "
+    "seeds to find it above the margin (or above 0, without one) nine times in ten, "
+    "and how many seeds tell, nine times in ten, an effect of 0 from one of the "
+    "margin, the least that matters (Student's t test, one-sided, with an equal share "
+    "of the level for each claim; variation over images comes on top). A dash: so few "
+    "seeds find no effect, however large."
 )
 POWER_HEAD = (
     "claim",
@@ -80,7 +82,7 @@ class Row:
       quantity: What the effect is a number of: metrics with units, or a measure.
       over: What was resampled for the interval.
       n: How many seeds have the effect.
-      probability: The corrected p of the side that the effect is on.
+      probability: The corrected p of the side of the margin that the effect is on.
       by_seed: The effect of each seed.
       probabilities: All p values, in a sentence.
       clean: The mean clean value of each variant.
@@ -89,8 +91,9 @@ class Row:
       algebra: Whether algebra decides it.
       margin: The least effect that matters.
       deviation: The standard deviation over seeds.
-      detectable: The least effect that so many seeds find nine times in ten.
-      seeds_needed: How many do so for an effect of the margin.
+      detectable: The least effect that so many seeds find above the margin, nine times
+        in ten.
+      seeds_needed: How many tell 0 from an effect of the margin.
       attack: The attack in words; empty for a measure.
       main: Whether the report leads with it.
     """
@@ -176,7 +179,8 @@ def _row(
         probability=_probability(verdict),
         by_seed="; ".join(f"seed {seed} {write(value)}" for seed, value in by_seed),
         probabilities=_probabilities(verdict),
-        clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()],
+        clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()]
+        + _gaps(verdict, write),
         plot=evidence.plot_of(claim, curves, plots),
         warnings=evidence.warnings_of(claim, curves),
         algebra=claim.algebra,
@@ -184,6 +188,15 @@ def _row(
         main=claim.main,
         **_power(verdict, write),
     )
+
+
+def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> list[str]:
+    """How near the clean values of matched models are, seed by seed."""
+    if verdict.gaps is None:
+        return []
+    known = verdict.gaps[~np.isnan(verdict.gaps)]
+    listed = ", ".join(map(write, known)) or text.NONE
+    return [f"less that of the nearest, by seed: {listed}"]
 
 
 def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
@@ -334,8 +347,9 @@ def _probabilities(verdict: Verdict) -> str:
     if verdict.claim.within is not None:
         return "A claim that two numbers are near has no p."
     values = verdict.p, verdict.p_corrected, verdict.p_opposite
-    return "p {}, corrected {}; corrected p of the opposite claim: {}.".format(
-        *map(text.probability, values)
+    what = "the margin" if verdict.claim.margin else "0"
+    return "Above {what}: p {}, corrected {}; below it: corrected p {}.".format(
+        *map(text.probability, values), what=what
     )
 
 
