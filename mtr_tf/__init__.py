@@ -9,17 +9,26 @@ In five lines, for any Keras model and any iterable of examples:
     print(results.table())
     results.plot("curves.png")
 
-Measure and train your own models: - `evaluate` attacks a model, like `python -m
-mtr_tf.attack`, and returns `Results`. - `RobustnessCallback` shows how robust each
-output becomes during your own `fit`. - `AdversarialModel` trains your own model on
-attacked images. The other commands as calls; arguments have the names of the flags: -
-`train_model` trains one of the built-in models; `evaluate("runs/NAME")` attacks it. -
-`compare_runs` compares finished attacks side by side. - `convert_weights` turns PyTorch
-weights into a run. - `reproduce_study` trains and attacks many models, and says which
-claims hold. Parts: - `attacks`: attacks by themselves, the losses that they raise,
-objectives. - `data`: data sets, including your own. - `models`: the built-in models. -
-`tasks`: what an output means and how it is scored; declare your own as `tasks.Task`. -
-`InputError`: raised for mistakes that you can fix.
+Measure and train your own models:
+
+- `evaluate` attacks a model, like `python -m mtr_tf.attack`, and returns `Results`.
+- `RobustnessCallback` shows how robust each output becomes during your own `fit`.
+- `AdversarialModel` trains your own model on attacked images.
+
+The other commands as calls; arguments have the names of the flags:
+
+- `train_model` trains one of the built-in models; `evaluate("runs/NAME")` attacks it.
+- `compare_runs` compares finished attacks side by side.
+- `convert_weights` turns PyTorch weights into a run.
+- `reproduce_study` trains and attacks many models, and says which claims hold.
+
+Parts:
+
+- `attacks`: attacks by themselves, the losses that they raise, objectives.
+- `data`: data sets, including your own.
+- `models`: the built-in models.
+- `tasks`: what an output means and how it is scored; declare your own as `tasks.Task`.
+- `InputError`: raised for mistakes that you can fix.
 
 A Keras 3 / TensorFlow implementation of "Multitask Learning Strengthens Adversarial
 Robustness" (Mao et al., ECCV 2020, arXiv 2007.07236). Importing this package does not

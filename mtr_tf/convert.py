@@ -6,7 +6,7 @@ Example:
   python -m mtr_tf.attack --ckpt=runs/drn_d_22_sdA --data_dir=DIR
 
 It reads the paper's released checkpoints, the official DRN weights for segmentation and
-classification, and torchvision's ResNets. Needs torch: pip install 'mtr_tf[torch]'.
+classification, and torchvision's ResNets. Needs torch: pip install torch.
 """
 
 from __future__ import annotations

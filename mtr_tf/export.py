@@ -4,9 +4,9 @@
 Example:
   python -m mtr_tf.export --ckpt=runs/NAME --out=exported
 
-DIR/saved_model/  for TensorFlow Serving, TFLite and others; outputs are named by task
-    model.keras only Keras's own layers: keras.saving.load_model needs nothing else
-    model.json what goes in and comes out: sizes, ranges, units, names of classes
+OUT/saved_model/ is for TensorFlow Serving, TFLite and others; outputs are named by
+task. OUT/model.keras has only Keras's own layers: keras.saving.load_model needs nothing
+else. OUT/model.json says what goes in and comes out: sizes, ranges, units, classes.
 
 Both give the outputs of the run's model.
 """

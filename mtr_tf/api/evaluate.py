@@ -33,7 +33,18 @@ from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
 # What names model, data and results for the command, and for processes of its own.
-LEFT_OUT = ("ckpt", "name", "format", "deterministic", "export_predictions", "attack")
+LEFT_OUT = (
+    "ckpt",
+    "name",
+    "format",
+    "deterministic",
+    "export_predictions",
+    "executor",
+    "executor_options",
+    "workers",
+    "part",
+    "attack",
+)
 _OF_DATA = ("dataset", "data_dir", "depth_target", "validation_share", "image_size")
 
 

@@ -113,7 +113,8 @@ class AttackConfig(Settings):
     )
     steps: int = setting(
         20,
-        "Steps of pgd, mim and apgd, and of each run of sea.",
+        "Steps of pgd, mim, apgd and the released attacks, and of each run of sea and "
+        "each member of worst.",
         low=1,
         high=MOST_STEPS,
     )
@@ -126,15 +127,17 @@ class AttackConfig(Settings):
     )
     restarts: int = setting(
         1,
-        "Random starts, or draws of noise; the worst per image counts.",
+        "Random starts of pgd, mim, mim_released, apgd, sea and the members of worst, "
+        "or draws of noise and corner; the worst per image counts.",
         low=1,
         high=MOST_STEPS,
     )
     random_start: bool | None = setting(
         None,
-        "Start at a random point of the ball (--norandom_start: at the image). By "
-        "default all attacks do, except mim with a single start, which begins at the "
-        "image, as in its authors' code.",
+        "Where pgd, mim, mim_released, apgd, sea and the members of worst start: at a "
+        "random point of the ball, or (--norandom_start) at the image. By default at "
+        "random, but mim with a single start at the image, as in its authors' code. "
+        "fgsm and the other released attacks have a start of their own.",
     )
     queries: int = setting(
         500, "Number of forward passes of square.", low=1, high=MOST_QUERIES

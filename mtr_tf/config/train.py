@@ -49,7 +49,7 @@ class TrainConfig(Settings):
     task_losses: tuple[str, ...] = setting(
         (),
         "Training losses to use instead of the tasks' own, such as autoencoder:l1; "
-        "each is cross_entropy, l1 or l2.",
+        "each is cross_entropy, binary_cross_entropy (for labels), l1 or l2.",
     )
     loss_norm: str = setting(
         "valid",
@@ -224,7 +224,7 @@ class TrainConfig(Settings):
     # Watching and keeping.
     summary_every: int = setting(
         20,
-        "Steps between training summaries (and in one compiled call).",
+        "Steps between training summaries; also the most steps in one compiled call.",
         low=1,
         high=MOST_EXAMPLES,
     )
@@ -253,6 +253,7 @@ class TrainConfig(Settings):
         "Also keep a checkpoint after this many minutes, at the next training "
         "summary; 0: never.",
         low=0,
+        high=1e6,
         changes=NOTHING,
     )
     keep_checkpoints: int = setting(

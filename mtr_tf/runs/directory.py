@@ -5,7 +5,7 @@
               train.flags      a flagfile that repeats the run
               model.keras      the model at the end of training
               checkpoints/     the newest ones, and best/ by the named metric
-              train/ validation/  TensorBoard events
+              train/           TensorBoard events, of validation too
               attacks/NAME/    what `mtr_tf.attack` writes
 
 Files appear complete or not at all: each is written under another name, flushed and

@@ -17,7 +17,7 @@ from mtr_tf.errors import InputError
 
 try:
     import torch
-except ImportError:  # It is an extra: pip install 'mtr_tf[torch]'.
+except ImportError:  # It is an extra: pip install torch.
     torch: Any = None
 
 
@@ -63,7 +63,7 @@ def _check_torch() -> None:
     if torch is None:
         raise InputError(
             "reading PyTorch's files needs torch, which is not installed: "
-            "pip install 'mtr_tf[torch]'."
+            "pip install torch."
         )
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         raise InputError(
