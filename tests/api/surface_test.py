@@ -33,11 +33,18 @@ def test_calls_show_all_settings_of_their_commands():
     given = inspect.signature(mtr_tf.evaluate).parameters
     names = {field.name for field in dataclasses.fields(AttackConfig)}
     left_out = {"ckpt", "attack", "name", "format", "deterministic"}
-    assert names - set(given) == left_out | {"export_predictions"}
+    elsewhere = {"executor", "executor_options", "workers", "part"}
+    assert names - set(given) == left_out | elsewhere | {"export_predictions"}
     assert given["steps"].default == AttackConfig(ckpt="x").steps
     trained = inspect.signature(mtr_tf.train_model).parameters
     assert {field.name for field in dataclasses.fields(TrainConfig)} < set(trained)
     assert "learning_rate: " in mtr_tf.train_model.__doc__
+
+
+@pytest.mark.parametrize("name", ["executor", "workers", "part", "name"])
+def test_what_only_commands_do_is_refused(name):
+    with pytest.raises(InputError, match=f"{name} is a flag of the command only"):
+        mtr_tf.evaluate(None, [], **{name: "1/2"})
 
 
 def test_an_unknown_name_is_an_attribute_error():
