@@ -43,7 +43,7 @@ def test_calls_show_all_settings_of_their_commands():
 
 @pytest.mark.parametrize("name", ["executor", "workers", "part", "name"])
 def test_what_only_commands_do_is_refused(name):
-    with pytest.raises(InputError, match=f"{name} is a flag of the command only"):
+    with pytest.raises(mtr_tf.InputError, match="a flag of the command only"):
         mtr_tf.evaluate(None, [], **{name: "1/2"})
 
 
