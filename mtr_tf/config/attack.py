@@ -178,6 +178,7 @@ class AttackConfig(Settings):
         "Change only these channels of the images, numbered from 0: 0,1,2 are the "
         "colours if a fourth channel holds distances. Empty: all.",
         low=0,
+        high=9999,
     )
     source_ckpt: str = setting(
         "",
