@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PGD here and in foolbox, ART and cleverhans: the same budget on one classifier.
 
-    pip install mtr_tf[bench]
+    pip install -e ".[bench]"
     python benchmarks/peers.py
 
 One Keras classifier (a ResNet-18 encoder, briefly trained to tell patterns apart),
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         peers = {name: _ADAPTERS[name]() for name in names}
     except ImportError as error:
-        sys.exit(f"The peers are not installed ({error}): pip install mtr_tf[bench]")
+        sys.exit(f"The peers are not installed ({error}): pip install -e '.[bench]'")
     model = _classifier(args.image_size, args.width)
     _train(model, args.train_steps)
     contestants = {"mtr_tf": _ours("best"), "mtr_tf last": _ours("last"), **peers}

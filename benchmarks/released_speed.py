@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PGD on DRN-D-22 with three tasks: here, and in PyTorch as the released code is.
 
-    pip install mtr_tf[bench]
+    pip install -e ".[bench]"
     python benchmarks/released_speed.py
 
 Shared decoders, which is what the released code computes. The rows of PyTorch, with the
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         import torch
     except ImportError as error:
-        sys.exit(f"PyTorch is not installed ({error}): pip install mtr_tf[bench]")
+        sys.exit(f"PyTorch is not installed ({error}): pip install -e '.[bench]'")
     torch.manual_seed(0)
     problem = problems.random(args, args.batch_size)
     contestants = {
