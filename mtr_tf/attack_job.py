@@ -84,6 +84,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
 from mtr_tf.tasks import more_metrics
+from mtr_tf.tasks import own_code
 
 _AGAIN = (
     "Finished attacks are kept; run the same command on all workers to continue with "
@@ -578,8 +579,13 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
 
 
 def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
-    """What results depend on of tasks that are none of the eleven."""
-    return tuple(task.to_dict() for name, task in tasks.items() if name not in TASKS)
+    """What results depend on of tasks that are none of the eleven, or unlike them."""
+    found = []
+    for name, task in tasks.items():
+        code = own_code.digest(task)
+        if name not in TASKS or code:
+            found.append(task.to_dict() | ({"code": code} if code else {}))
+    return tuple(found)
 
 
 def _provenance(
@@ -599,7 +605,9 @@ def _provenance(
         dataset=subject.info.name,
         split=config.split,
         num_examples=subject.num_examples,
-        data=cell_store.data_fingerprint(subject.columns, subject.num_examples),
+        data=cell_store.data_fingerprint(
+            subject.columns, subject.num_examples, config.targeted
+        ),
         tasks=tuple(subject.tasks),
         own_tasks=_own(subject.tasks),
         seed=config.seed,

@@ -16,6 +16,7 @@ from mtr_tf import files
 from mtr_tf.api import evaluate as evaluate_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.attack_job import Job
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import prepared
 from mtr_tf.data.source import Source
@@ -97,6 +98,12 @@ class RobustnessCallback(keras.callbacks.Callback):
                     f"{name} has no meaning during training; leave it out here, and "
                     "pass it to mtr_tf.evaluate afterwards."
                 )
+        if settings.get("targets") == OWN_TARGETS:
+            raise InputError(
+                f"targets={OWN_TARGETS!r} has no meaning during training, in which the "
+                "model's own outputs change; leave it out here, and pass it to "
+                "mtr_tf.evaluate afterwards."
+            )
         files.check_local("log_dir", log_dir or "")
         if settings.get("norm", "linf") == "linf":
             settings_lib.check_levels(eps)
@@ -196,7 +203,7 @@ def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
     """Yields (name, cell, evaluator) of the clean images and of each attack."""
     subject, cells = job.subject, [cell for cell in job.cells if cell.eps]
     yield "clean", None, sweep.make_evaluator(subject, None)
-    groups = {cell.group for cell in cells}
+    groups, labels = {cell.group for cell in cells}, {cell.label for cell in cells}
     families: dict[Cell, Evaluator] = {}  # One graph for all radii.
     for cell in cells:
         if cell.members:
@@ -207,5 +214,6 @@ def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
         if cell.family not in families:
             families[cell.family] = sweep.make_evaluator(subject, cell)
         radius = f"_eps{cell.eps:g}" if len({c.eps for c in cells}) > 1 else ""
+        label = f"_{cell.label}" if len(labels) > 1 else ""
         group = f"_{cell.group}" if len(groups) > 1 else ""
-        yield f"adv{radius}{group}", cell, families[cell.family]
+        yield f"adv{label}{radius}{group}", cell, families[cell.family]

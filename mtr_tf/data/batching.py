@@ -315,8 +315,8 @@ def _share(
         indices = indices_of(step)[part]
         batch = gather(columns, tasks, indices, num_classes)
         if wanted:
-            partners = _partners(indices, len(columns))
-            other = gather(columns, tasks, partners, num_classes)
+            aims = partners(indices, len(columns))
+            other = gather(columns, tasks, aims, num_classes)
             batch["wanted"] = {key: other[key] for key in ("targets", "masks")}
         position = np.arange(part.start, part.stop, dtype=np.int64)
         return {**batch, "position": position, "step": np.int64(step)}
@@ -329,7 +329,7 @@ def _share(
     return numbers.map(_tensor_function(read, spec), tf.data.AUTOTUNE, True)
 
 
-def _partners(indices: np.ndarray, n: int) -> np.ndarray:
+def partners(indices: np.ndarray, n: int) -> np.ndarray:
     """For each example the one half the split further on; padding stays padding."""
     return np.where(indices < 0, -1, (indices + n // 2) % n)
 

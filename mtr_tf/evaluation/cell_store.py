@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
@@ -169,8 +170,13 @@ def _close(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
 
 
-def data_fingerprint(columns: Columns, num_examples: int) -> str:
-    """A hash of the images, targets, masks and groups that are evaluated."""
+def data_fingerprint(
+    columns: Columns, num_examples: int, targeted: bool = False
+) -> str:
+    """A hash of the images, targets, masks and groups that are evaluated.
+
+    Of targeted attacks on a part of a split also of the targets that they are after.
+    """
     digest = hashlib.sha256()
     parts = {"images": columns.images, **columns.targets}
     parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
@@ -182,6 +188,14 @@ def data_fingerprint(columns: Columns, num_examples: int) -> str:
         for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
             rows = np.arange(first, min(first + _ROWS, shape[0]))
             digest.update(np.ascontiguousarray(array[rows]).data)
+    count = len(columns)
+    if targeted and num_examples < count:
+        wanted = batching.partners(np.arange(num_examples), count)
+        for name in sorted(parts.keys() - {"images", *columns.inputs}):
+            if name in columns.targets or name.startswith("mask of "):
+                rows = np.ascontiguousarray(parts[name][wanted])
+                digest.update(f"{name} of {count};".encode())
+                digest.update(rows.data)
     if columns.groups is not None:
         units = resampling.units(columns.groups, num_examples)
         digest.update(f"{units.over};{units.of.tolist()}".encode())

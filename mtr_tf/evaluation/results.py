@@ -69,6 +69,7 @@ def _record(
     wanted = result.wanted.get(task.name, {}).get(metric.name, {})
     of_channels = list(cell.threat.channels)
     channels = {"attack_channels": of_channels} if of_channels else {}
+    queries = {"queries": cell.attack.queries} if cell.attack.queries else {}
     return {
         "attack": cell.label,
         "norm": cell.threat.norm,
@@ -100,6 +101,7 @@ def _record(
         "eot": cell.objective.eot,
         "random_start": cell.attack.random_start,
         "ensemble": list(cell.attack.ensemble),
+        **queries,
         "attack_pixels": cell.objective.pixels,
         "attack_block": list(cell.objective.block),
         "attack_classes": list(cell.objective.classes),

@@ -131,12 +131,15 @@ def choose_for_miou(
         return choice
     (metric,) = (m for m in cell.known[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])
-    if cell.objective.spare:  # What does not spare is no candidate.
-        scores = np.stack([score_of(cell, result) for result in results])
-        chosen = matrices[choice, np.arange(len(choice))]
-        hurts = (scores <= -sparing.FAR)[:, :, np.newaxis]
-        matrices = np.where(hurts, chosen, matrices)
-    return greedy(metric, matrices, choice, cell.seed)
+    if not cell.objective.spare:
+        return greedy(metric, matrices, choice, cell.seed)
+    # What does not spare is no candidate: the one chosen before stands in its place.
+    images = np.arange(len(choice))
+    scores = np.stack([score_of(cell, result) for result in results])
+    hurts = scores <= -sparing.FAR
+    spares = np.where(hurts[:, :, np.newaxis], matrices[choice, images], matrices)
+    better = greedy(metric, spares, choice, cell.seed)
+    return np.where(hurts[better, images], choice, better)
 
 
 def greedy(

@@ -448,14 +448,30 @@ def _packed(run: Run, layout: Layout) -> Run:
 
 
 def _fingerprint_of(given: Any, model: keras.Model) -> str:
-    """That of a functional model; of any other, what `model` makes of it counts."""
+    """That of a functional model; of any other, what `model` makes of it counts.
+
+    And of any code but Keras's and ours: its outputs and gradients.
+    """
     if adapters.is_functional(given):
-        return fingerprint(given)
+        if not _has_own_code(given):
+            return fingerprint(given)
+        about = f"{fingerprint(given)} {model_files.behaviour(model)}"
+        return hashlib.sha256(about.encode()).hexdigest()
     name = getattr(given, "__name__", type(given).__name__)
-    digest = hashlib.sha256(f"{name} {model_files.outputs_digest(model)}".encode())
+    about = f"{name} {model_files.outputs_digest(model)} {model_files.behaviour(model)}"
+    digest = hashlib.sha256(about.encode())
     for variable in getattr(given, "variables", ()):
         digest.update(np.asarray(variable).tobytes())
     return digest.hexdigest()
+
+
+def _has_own_code(model: keras.Model) -> bool:
+    """Whether some layer is neither Keras's nor ours, or holds a function."""
+    for layer in model._flatten_layers(include_self=False):
+        known = type(layer).__module__.startswith(("keras.", "mtr_tf."))
+        if not known or isinstance(layer, keras.layers.Lambda):
+            return True
+    return False
 
 
 def fingerprint(model: Any) -> str:

@@ -32,6 +32,7 @@ KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
 _BUILT = "--ckpt=module:function, a function of yours that builds and returns it"
 _OUTPUTS_OF = 2  # Images that a plain function is known by.
+_PROJECTIONS = 8  # Of outputs and gradients, on random directions.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,12 +293,50 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     )
 
 
-def outputs_digest(model: keras.Model) -> str:
-    """A hash of what a model gives for images of noise, always the same ones."""
+def behaviour(model: keras.Model) -> str:
+    """What a model does to images of noise and to their gradients, in some numbers.
+
+    Three digits of projections of outputs and of gradients, so that rounding changes
+    them hardly ever; empty where they differ from call to call, as of random models.
+    """
+    first, second = _projections(model), _projections(model)
+    return first if first == second else ""
+
+
+def _projections(model: keras.Model) -> str:
+    images = _noise(model)
+    random = np.random.default_rng(1)
+
+    def project(values: tf.Tensor) -> tf.Tensor:
+        shape = (_PROJECTIONS, *values.shape)
+        directions = random.normal(size=shape).astype(np.float32)
+        return tf.reduce_sum(directions * values, range(1, len(shape)))
+
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = tf.nest.flatten(stateless.outputs(model, images))
+        sums = tf.add_n([project(tf.cast(output, tf.float32)) for output in outputs])
+        total = tf.reduce_sum(sums)
+    try:
+        gradient = tape.gradient(total, images)
+    except (LookupError, TypeError, ValueError, tf.errors.OpError):
+        gradient = None  # Some operation has none.
+    found = list(sums.numpy())
+    if gradient is not None:
+        found += list(project(gradient).numpy())
+    return " ".join(f"{number:.3g}" for number in found)
+
+
+def _noise(model: keras.Model) -> tf.Tensor:
     shape = [side or 32 for side in model.inputs[0].shape[1:]]
     images = np.random.default_rng(0).random((_OUTPUTS_OF, *shape), np.float32)
+    return tf.constant(images)
+
+
+def outputs_digest(model: keras.Model) -> str:
+    """A hash of what a model gives for images of noise, always the same ones."""
     digest = hashlib.sha256()
-    for output in tf.nest.flatten(stateless.outputs(model, tf.constant(images))):
+    for output in tf.nest.flatten(stateless.outputs(model, _noise(model))):
         output = tf.cast(output, tf.float32).numpy()
         digest.update(f"{output.shape}".encode())
         digest.update(np.round(output.astype(np.float64), 4).tobytes())

@@ -30,6 +30,7 @@ Record = Mapping[str, Any]
 SCHEMA = "mtr_tf/robustness/1"
 # What chooses an attack, as results.json has it; records are of one of each.
 _ATTACK = ("attack", "loss", "balance", "judge", "weights", "targeted", "ensemble")
+_ATTACK += ("queries",)
 _ATTACK += ("steps", "step_size", "restarts", "random_start", "eot", "norm", "eps")
 _ATTACK += ("attacked", "spare", "attack_pixels", "attack_block", "attack_classes")
 _ATTACK += ("attack_channels", "fast", "targets")

@@ -37,6 +37,7 @@ SAME = (
     "weights",
     "targeted",
     "ensemble",
+    "queries",
     "eot",
     "spare",
     "attack_pixels",
@@ -465,6 +466,13 @@ def _comparison(
         if not chosen:
             return None
         facts = facts or chosen[0]
+        if chosen[0].get("unit") != facts.get("unit"):
+            raise InputError(
+                f"{task} is not in the same unit in all models: {facts.get('unit')!r} "
+                f"in {models[0].label}, {chosen[0].get('unit')!r} in {model.label}; "
+                "compare models with the same targets, or leave this task out with "
+                "--task."
+            )
         clean = (0.0, chosen[0]["clean"], *_ends(chosen[0], "clean_interval"))
         attacked = [
             (r["eps"], r["attacked_value"], *_ends(r, "attacked_interval"))

@@ -329,7 +329,8 @@ def _unit(record: Record) -> str:
 
 
 def _times(before: float | None, after: float | None) -> str:
-    return f"x{plain(after / before)}" if before and after is not None else "-"
+    known = before is not None and before > 0 and after is not None
+    return f"x{plain(after / before)}" if known else "-"
 
 
 def _width(block: str) -> int:

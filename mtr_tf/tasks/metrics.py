@@ -63,6 +63,11 @@ class Metric:
         """Whether rows are (sum, count) and the value is their ratio, a mean."""
         return self.value is _ratio
 
+    @property
+    def measures_harm(self) -> bool:
+        """Whether it is the mean of an error, or the share of what is right."""
+        return self.is_mean and (self.better == "lower" or self.bounds == (0.0, 1.0))
+
 
 # Classes.
 
@@ -543,8 +548,10 @@ def relative_vulnerability(
 
     (attacked - clean) / clean where lower is better, as in Ghamizi et al. (AAAI 2022,
     arXiv 2110.15053); (clean - attacked) / clean where higher is better. NaN where
-    `clean` is 0. The arguments are values of the metric, of any one shape.
+    `clean` is not above 0, of which there is no share. The arguments are values of the
+    metric, of any one shape.
     """
     clean = np.asarray(clean, np.float64)
     worse = np.asarray(attacked, np.float64) - clean
-    return divide(worse if metric.better == "lower" else -worse, clean)
+    known = np.where(clean > 0, clean, 0.0)
+    return divide(worse if metric.better == "lower" else -worse, known)

@@ -172,11 +172,12 @@ class Task:
 
     @property
     def harm(self) -> Metric:
-        """The metric that measures harm: the first one that is a mean over images.
+        """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy.
+        Mean IoU is not such a mean, so for classes it is the accuracy. Of a metric of
+        your own where higher is better nobody knows which value is without harm.
         """
-        return next(metric for metric in self.metrics if metric.is_mean)
+        return next(metric for metric in self.metrics if metric.measures_harm)
 
     def unit_of(self, metric: Metric, units: Mapping[str, str]) -> str:
         """Returns a metric's unit on a data set with the `units` of its DatasetInfo.

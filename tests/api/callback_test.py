@@ -108,6 +108,18 @@ def test_radii_epochs_and_tensorboard(batch, tmp_path):
         np.testing.assert_allclose(values, history[f"val_{name}_seg_loss"], rtol=1e-6)
 
 
+def test_several_attacks_have_numbers_of_their_own(batch):
+    settings = {"attack": ["noise", "fgsm"], "attack_loss": ["own", "cospgd"]}
+    watch = mtr_tf.RobustnessCallback(batch, tasks="seg", eps=8, **settings)
+    history = fit(make_model(), batch, 1, watch)
+    names = {n for n in history if n.startswith("val_adv") and n.endswith("_seg_loss")}
+    assert names == {
+        f"val_adv_{attack}_seg_loss"
+        for attack in ("noise", "fgsm", "fgsm-cospgd")
+    }
+    assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
+
+
 @pytest.mark.slow
 def test_other_callbacks_go_by_it(batch, tmp_path):
     best = keras.callbacks.ModelCheckpoint(
@@ -128,6 +140,7 @@ def test_other_callbacks_go_by_it(batch, tmp_path):
         ({"measure": "tasks"}, "measure has no meaning during training"),
         ({"stepz": 1}, "Did you mean 'steps'"),
         ({"attack": "worst"}, "must be a single attack"),
+        ({"targets": "own"}, "has no meaning during training"),
     ],
 )
 def test_what_cannot_be_is_said(batch, given, says):

@@ -18,6 +18,7 @@ from mtr_tf import attack_job
 from mtr_tf.api import evaluate
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.runs import loading
 
 METRICS = ("delta1", "image_miou")
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
@@ -313,3 +314,93 @@ def test_the_surface_shows_without_tensorflow():
         "assert '**settings' not in mtr_tf.evaluate.__doc__\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def heights(x):
+    return tf.round(8 * x[..., :1]) / 8
+
+
+@tf.custom_gradient
+def straight_through(x):
+    return heights(x), lambda up: tf.concat([up, 0 * up, 0 * up], -1)
+
+
+def test_a_model_of_other_gradients_is_another_model():
+    """An adaptive attack must not find the results of the masked gradient."""
+    image = keras.Input((16, 16, 3))
+
+    def named(function):
+        def model(x):
+            return {"depth": function(x)}
+
+        return model
+
+    def fingerprint(function):
+        given = named(function)
+        model = keras.Model(image, keras.layers.Lambda(given)(image))
+        return loading._fingerprint_of(given, model)
+
+    assert fingerprint(heights) == fingerprint(heights)
+    assert fingerprint(heights) != fingerprint(straight_through)
+
+
+@keras.saving.register_keras_serializable("evaluate_test")
+class Changed(keras.layers.Layer):
+    function = staticmethod(tf.round)
+
+    def call(self, x):
+        return self.function(x)
+
+
+def test_a_model_whose_layers_code_has_changed_is_another_model(monkeypatch):
+    image = keras.Input((16, 16, 3))
+
+    def fingerprint():
+        outputs = {"depth": Changed(name="own")(image)}
+        model = keras.Model(image, outputs, name="mine")
+        return loading._fingerprint_of(model, model)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    monkeypatch.setattr(Changed, "function", staticmethod(tf.identity))
+    assert fingerprint() != before
+
+
+def test_results_of_another_loss_are_not_taken_for_its_own(model, tmp_path):
+    """Of a task of one's own, and of one of the eleven with a loss of one's own."""
+
+    def far(scale):
+        return lambda target, output, mask: (
+            scale * tf.reduce_mean(tf.abs(target - output), [1, 2, 3])
+        )
+
+    def attacked(name, scale):
+        found = mtr_tf.evaluate(
+            model,
+            [
+                {"image": e["image"], "targets": {name: e["targets"]["depth"]}}
+                for e in make_examples()
+            ],
+            tasks=[mtr_tf.Task(name, channels=1, loss=far(scale))],
+            heads={"depth": name},
+            attacks="fgsm",
+            eps=4,
+            checks=False,
+            out=tmp_path / name,
+        )
+        return next(r["clean"] for r in found.records if r["metric"] == "loss")
+
+    for name in ("distance", "depth"):
+        once = attacked(name, 1.0)
+        assert attacked(name, 100.0) == pytest.approx(100 * once)
+        assert attacked(name, 1.0) == once
+
+
+def test_of_a_metric_of_ones_own_where_higher_is_better_nobody_knows_the_harm():
+    def psnr(target, output, mask):
+        return 30 - tf.reduce_mean(tf.abs(target - output), [1, 2, 3])
+
+    psnr.better = "higher"
+    task = mtr_tf.Task("distance", channels=1, metrics=(psnr,))
+    assert task.metrics[0].name == "psnr"
+    assert task.harm.name == "loss"

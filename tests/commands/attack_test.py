@@ -289,6 +289,12 @@ def test_other_settings_other_data_other_weights_make_other_cells(run_directory)
     assert fingerprint(columns, 5) == fingerprint(blobs("validation"), 5)
     assert fingerprint(columns, 5) != fingerprint(columns, 6)
     assert fingerprint(columns, 5) != fingerprint(changed, 5)
+    aims = Columns(columns.images, {**columns.targets}, {})
+    aims.targets["seg"] = columns.targets["seg"].copy()
+    aims.targets["seg"][5] = 1 - aims.targets["seg"][5]  # What image 0 is to become.
+    assert fingerprint(aims, 5) == fingerprint(columns, 5)
+    assert fingerprint(aims, 5, True) != fingerprint(columns, 5, True)
+    assert fingerprint(columns, 11, True) == fingerprint(columns, 11)
     folder = pathlib.Path("unused")
     names = {
         cell_store.Store(folder, facts)._path(cell)

@@ -145,3 +145,28 @@ def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared():
     assert scores[0] < -sparing.FAR
     rows = worst_case.combine(cell, [mild, harmful], np.array([0, 1]))
     np.testing.assert_array_equal(rows["seg"]["miou"][:, 0], [6, 1])
+
+
+def test_greedy_does_not_go_back_to_what_hurts():
+    """It starts from one attack for all, of which some images are not spared."""
+    config = AttackConfig(
+        ckpt="x", attack=("worst",), ensemble=("pgd", "fgsm"), spare=("depth",)
+    )
+    cell = plan.make_cells(config, ("seg", "depth"))[0]
+
+    def result(right, depth):
+        right, ones, zero = np.array(right), np.ones(2), np.zeros(2)
+        counts = (right, zero, zero + 10, zero, right, 10 - right)
+        rows = {
+            "seg": {
+                "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
+                "miou": np.stack(counts, axis=1).astype(np.int64),
+            },
+            "depth": {"loss": np.stack([np.array(depth), ones], axis=1)},
+        }
+        before = {"depth": {"loss": np.ones((2, 2))}}
+        return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
+
+    results = [result([1.0, 2.0], [1.2, 0.9]), result([9.0, 9.0], [0.9, 0.9])]
+    better = worst_case.choose_for_miou(cell, results, "seg", np.array([1, 1]))
+    np.testing.assert_array_equal(better, [1, 0])

@@ -293,6 +293,7 @@ def test_relative_vulnerability_by_hand():
     assert metrics.relative_vulnerability(error, 2.0, 3.0) == pytest.approx(0.5)
     assert metrics.relative_vulnerability(accuracy, 0.8, 0.2) == pytest.approx(0.75)
     clean = np.array([0.0, 1.0, math.nan])
+    assert np.isnan(metrics.relative_vulnerability(error, -2.0, -1.0))  # No share.
     values = metrics.relative_vulnerability(error, clean, np.array([1.0, 0.5, 1.0]))
     np.testing.assert_array_equal(values, [math.nan, -0.5, math.nan])
 
