@@ -50,12 +50,16 @@ class Augment:
         `tasks`.
         """
         for task in task_table.task_set(tasks).values() if self.flip else ():
-            if task.axes not in (0, MAP) and task.mirror is None:
+            why = ""
+            if task.axes not in (0, MAP):
+                why = "it is neither a map nor one value per image"
+            elif task.kind == "directions":
+                why = "directions point elsewhere then"
+            if why and task.mirror is None:
                 raise InputError(
                     f"The task {task.name} must say how its targets change when "
-                    "images are mirrored, because it is neither a map nor one value "
-                    "per image; give it mirror=(...), a factor for each channel, or "
-                    "train with --noflip."
+                    f"images are mirrored, because {why}; give it mirror=(...), a "
+                    "factor for each channel, or train with --noflip."
                 )
         if self.crop is None:
             return

@@ -134,20 +134,23 @@ def percentiles(draws: np.ndarray, confidence: float = 0.95) -> np.ndarray:
 
 
 def of_draws(
-    draws: np.ndarray, centre: np.ndarray, count: int, confidence: float = 0.95
+    draws: np.ndarray,
+    centre: np.ndarray,
+    count: np.ndarray | int,
+    confidence: float = 0.95,
 ) -> np.ndarray:
     """Returns (low, high) of draws over their first axis, `[2, ...]`.
 
     Args:
       draws: `[resamples, ...]`, of `count` units each.
       centre: `[...]`, the values that are resampled.
-      count: How many units were drawn; fewer than `resampling.LEAST` give NaN.
+      count: How many units were drawn, a number or `[...]`; fewer than
+        `resampling.LEAST` give NaN.
       confidence: Share of the distribution inside the interval, in (0, 1).
     """
     ends = percentiles(draws, confidence)
-    if count < resampling.LEAST:
-        return np.full_like(ends, np.nan)
-    return resampling.widened(ends, centre, count, confidence)
+    few = np.asarray(count) < resampling.LEAST
+    return np.where(few, np.nan, resampling.widened(ends, centre, count, confidence))
 
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -58,10 +58,12 @@ class Units:
         np.add.at(found, self.of, rows)
         return found
 
-    def known(self, values: np.ndarray) -> int:
-        """How many units have a value in `[images, ...]`, where some are NaN."""
-        has_any = ~np.isnan(np.asarray(values)).reshape(len(values), -1).all(axis=1)
-        return len(np.unique(self.of[has_any]))
+    def known(self, values: np.ndarray) -> np.ndarray:
+        """How many units have each value of `[images, ...]`, where some are NaN."""
+        values = np.asarray(values)
+        columns = ~np.isnan(values.reshape(len(values), -1))
+        counts = [len(np.unique(self.of[column])) for column in columns.T]
+        return np.array(counts, int).reshape(values.shape[1:])
 
 
 def independent(count: int) -> Units:
@@ -121,7 +123,7 @@ def draw(count: int, resamples: int, seed: int) -> np.ndarray:
 def widened(
     interval: np.ndarray | tuple[float, float],
     centre: np.ndarray | float,
-    count: int,
+    count: np.ndarray | int,
     confidence: float,
 ) -> np.ndarray:
     """A percentile interval of a bootstrap, made as wide as few units ask for.
@@ -136,19 +138,20 @@ def widened(
     Args:
       interval: (low, high), numbers or arrays `[...]`.
       centre: The value on all units, `[...]`.
-      count: How many were drawn; of a single one the interval is left as it is.
+      count: How many were drawn, a number or `[...]`; of a single one the interval is
+        left as it is.
       confidence: That of the interval.
 
     Returns:
       float64 `[2, ...]`.
     """
     interval = np.asarray(interval, np.float64)
-    if count < 2:
-        return interval
+    several = np.maximum(count, 2)
     level = (1 + confidence) / 2
-    student, normal = special.stdtrit(count - 1, level), special.ndtri(level)
-    by = np.sqrt(count / (count - 1)) * student / normal
-    return centre + by * (interval - centre)
+    student, normal = special.stdtrit(several - 1, level), special.ndtri(level)
+    by = np.sqrt(several / (several - 1)) * student / normal
+    wide = centre + by * (interval - centre)
+    return np.where(np.asarray(count) < 2, interval, wide)
 
 
 def note(over: str, images: int, known: bool) -> str:

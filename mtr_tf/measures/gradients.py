@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import base
 from mtr_tf.attacks import channels as channels_lib
 from mtr_tf.errors import InputError
 from mtr_tf.models import folding
@@ -74,15 +75,14 @@ def task_gradients(
       InputError: The model lacks a task.
     """
     images = tf.convert_to_tensor(images)
+    before = len(base.graph_operations())
     tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
     with tape:
         tape.watch(images)
         outputs = _called(model, images, tasks)
         by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
-    slopes = [
-        tape.gradient(by_task[task], images, unconnected_gradients="zero")
-        for task in tasks
-    ]
+    half = base.computes_in_float16(base.graph_operations()[before:])
+    slopes = [_slope(tape, by_task[task], images, half) for task in tasks]
     stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
     size = tf.reduce_prod(tf.shape(stacked)[2:])
     shape = (tf.shape(images)[0], len(tasks), size)
@@ -91,6 +91,15 @@ def task_gradients(
         gradients, (images.shape[0], len(tasks), stacked.shape[2:].num_elements())
     )
     return tf.stack([by_task[task] for task in tasks], axis=1), gradients
+
+
+def _slope(
+    tape: tf.GradientTape, loss: tf.Tensor, images: tf.Tensor, half: bool
+) -> tf.Tensor:
+    """The gradient of each image's loss; of float16 scaled, or it would underflow."""
+    if half:
+        return base.scaled_gradient(tape, loss, images)
+    return tape.gradient(loss, images, unconnected_gradients="zero")
 
 
 def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:

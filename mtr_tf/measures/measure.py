@@ -329,8 +329,13 @@ def _corrupted(job: _Measuring, name: str, strength: float) -> Part:
     """Rows of metrics under a corruption; one graph serves all its strengths."""
     step = steps_lib.corrupted(job.subject, name, job.channels)
     one = job.one(f"corruption {name}", step, cost=0)
-    about = {"part": "corruption", "tasks": list(job.subject.tasks)}
+    about: dict[str, Any] = {"part": "corruption", "tasks": list(job.subject.tasks)}
     about |= {"name": name, "strength": strength}
+    more = {
+        task.name: [m.name for m in task.more] for task in job.subject.tasks.values()
+    }
+    if any(more.values()):  # Parts of before have no others.
+        about["metrics"] = more
     return Part(about, 0.5, lambda advance: one(advance, tf.constant(strength)))
 
 

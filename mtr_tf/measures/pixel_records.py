@@ -152,5 +152,6 @@ def of_pixel_attacks(
 
 
 def _deviation(draws: np.ndarray) -> float:
-    """The standard deviation over draws, without NaN; NaN if there are none."""
-    return float(np.sqrt(gradients.mean((draws - gradients.mean(draws)) ** 2)))
+    """The standard deviation over draws, without NaN; NaN if there are not two."""
+    known = draws[~np.isnan(draws)]
+    return float(known.std(ddof=1)) if len(known) > 1 else np.nan

@@ -151,7 +151,7 @@ def slope(
     values: np.ndarray,
     draws: np.ndarray,
     theory: np.ndarray,
-    known: int,
+    known: np.ndarray,
 ) -> Record:
     """The log-log slope over counts `[K]`.
 
@@ -160,14 +160,14 @@ def slope(
       values: `[K]`.
       draws: `[resamples, K]`, of its interval.
       theory: `[K]`; NaN where there is none.
-      known: How many units the values are of.
+      known: How many units each value is of, `[K]`; the fewest count for the slope.
     """
     value = gradients_lib.slope(count, values)
     slopes = gradients_lib.slope(count, draws)[:, np.newaxis]
     return {
         "quantity": "slope",
         "value": number(value),
-        "interval": pairs_of_ends(slopes, np.array([value]), known)[0],
+        "interval": pairs_of_ends(slopes, np.array([value]), known.min())[0],
         "predicted": number(gradients_lib.slope(count, theory)),
     }
 
@@ -282,7 +282,7 @@ def ratio(above: Any, below: Any) -> np.ndarray:
 
 
 def pairs_of_ends(
-    draws: np.ndarray, values: np.ndarray, known: int
+    draws: np.ndarray, values: np.ndarray, known: np.ndarray | int
 ) -> list[list[float | None]]:
     """[low, high] of each column of `[resamples, K]`, around `[K]` values."""
     ends = intervals.of_draws(draws, values, known)

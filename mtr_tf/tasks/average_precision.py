@@ -23,7 +23,8 @@ from mtr_tf.tasks.metrics import Metric
 from mtr_tf.tasks.metrics import count_labels
 from mtr_tf.tasks.metrics import divide
 
-BINS = 512  # About 64 for one unit of a logit near 0; logits above 12.5 share one.
+BINS = 512  # 64 for one unit of a logit near 0, about 3 near 16, and 1 near 28.
+_HALF = 4.0  # Logits between this and its negative have half of the bins.
 _BOUNDS = (0.0, 1.0)
 
 
@@ -105,7 +106,7 @@ def _bins(target, output, mask, num_classes) -> tf.Tensor:
     del num_classes
     there, scores = _ranked(target, output)
     labels = output.shape[-1]
-    bins = tf.cast(tf.sigmoid(scores / 2) * BINS, tf.int32)
+    bins = tf.cast((1 + scores / (_HALF + tf.abs(scores))) / 2 * BINS, tf.int32)
     bins = BINS - 1 - tf.minimum(bins, BINS - 1)  # The highest comes first.
     bins += tf.range(labels) * BINS
     valid = tf.broadcast_to(tf.cast(mask, tf.bool)[..., tf.newaxis], tf.shape(bins))

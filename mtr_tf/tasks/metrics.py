@@ -380,8 +380,11 @@ def _angle(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns degrees `[batch, *places]` between vectors of any length."""
     target = losses.where_valid(mask, tf.cast(target, tf.float32))
     output = losses.where_valid(mask, tf.cast(output, tf.float32))
+    # By their largest numbers, else squares of tiny ones come to 0.
+    most = tf.reduce_max(tf.abs(target), axis=-1, keepdims=True)
+    target = tf.math.divide_no_nan(target, most)
     largest = tf.reduce_max(tf.abs(output), axis=-1, keepdims=True)
-    output = tf.math.divide_no_nan(output, largest)  # Else tiny squares come to 0.
+    output = tf.math.divide_no_nan(output, largest)
     if output.shape[-1] == 3:
         across = tf.norm(tf.linalg.cross(output, target), axis=-1)
         radians = tf.atan2(across, tf.reduce_sum(output * target, axis=-1))

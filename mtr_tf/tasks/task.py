@@ -69,7 +69,7 @@ class Kind:
 class Task:
     """What the model, the loss, metrics and pictures need to know about a task.
 
-        Task("flow", kind="numbers", channels=2, unit="px")
+        Task("flow", kind="numbers", channels=2, unit="px", mirror=(-1, 1))
         Task("scene", kind="classes", classes=("indoor", "outdoor"), places=0)
 
     Attributes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -144,9 +145,29 @@ def replica_step(learner: Learner, batch: dict, jit: bool = False) -> tf.Tensor:
     """
     slopes = compiling.per_replica(functools.partial(_gradients, learner), jit)
     losses, gradients = slopes(batch)
+    if isinstance(learner.optimizer, keras.optimizers.LossScaleOptimizer):
+        gradients = _skipped_by_all(gradients)
     # Keras optimizers sum gradients over replicas themselves.
     learner.optimizer.apply(gradients, learner.variables)
     return losses
+
+
+def _skipped_by_all(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """NaN on all replicas where a gradient of any of them is not finite.
+
+    Keras skips a step whose gradients overflow in float16, but asks the first replica
+    alone.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return gradients
+    finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients if g is not None]
+    wrong = tf.cast(~tf.reduce_all(finite), tf.float32)
+    wrong = context.all_reduce(tf.distribute.ReduceOp.SUM, wrong) > 0
+    return [
+        g if g is None else tf.where(wrong, tf.constant(math.nan, g.dtype), g)
+        for g in gradients
+    ]
 
 
 def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor]]:

@@ -114,8 +114,7 @@ def test_several_attacks_have_numbers_of_their_own(batch):
     history = fit(make_model(), batch, 1, watch)
     names = {n for n in history if n.startswith("val_adv") and n.endswith("_seg_loss")}
     assert names == {
-        f"val_adv_{attack}_seg_loss"
-        for attack in ("noise", "fgsm", "fgsm-cospgd")
+        f"val_adv_{attack}_seg_loss" for attack in ("noise", "fgsm", "fgsm-cospgd")
     }
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
 

@@ -320,6 +320,10 @@ def test_a_mirror_must_be_known():
     with pytest.raises(InputError, match=r"joints must say .* neither .*--noflip"):
         Augment().check(8, 8, [task])
     Augment(flip=False).check(8, 8, [task])
+    heading = Task("heading", kind="directions", channels=2)
+    with pytest.raises(InputError, match="heading must say .* directions point"):
+        Augment().check(8, 8, [heading])
+    Augment().check(8, 8, [heading.bound(mirror=(-1, 1))])
 
 
 def test_noise_has_the_shape_of_the_targets(open_it):

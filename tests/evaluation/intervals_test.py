@@ -124,6 +124,17 @@ def test_units_of_groups():
     assert units.over == "3 cities"
     np.testing.assert_array_equal(units.sums([[1], [2], [4], [8]]), [[2], [5], [8]])
     assert units.known(np.array([1, np.nan, 2, 3])) == 2
+    columns = np.array([[1, 1], [np.nan, 1], [np.nan, 1], [np.nan, np.nan]])
+    np.testing.assert_array_equal(units.known(columns), [1, 2])
+
+
+def test_each_column_is_widened_by_its_own_number_of_units():
+    draws = np.random.default_rng(0).normal(size=(200, 3))
+    found = intervals.of_draws(draws, np.zeros(3), np.array([100, 3, 2]))
+    for column, count in enumerate((100, 3)):
+        alone = intervals.of_draws(draws[:, column], np.float64(0), count)
+        np.testing.assert_allclose(found[:, column], alone)
+    assert np.isnan(found[:, 2]).all()  # As of two images alone.
 
 
 @pytest.mark.parametrize(

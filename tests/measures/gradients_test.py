@@ -378,3 +378,22 @@ def test_any_callable_with_named_outputs_will_do(tiny):
     plain = gradients_lib.task_gradients(lambda x: model(x, training=False), *given)
     for one, other in zip(folded, plain, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_gradients_of_half_precision_do_not_underflow():
+    """Of a mean over so many pixels each has a share below what float16 can hold."""
+    side = 512
+    image = keras.Input((side, side, 3))
+    policy = keras.DTypePolicy("mixed_float16")
+    layer = keras.layers.Conv2D(1, 1, dtype=policy, kernel_initializer="ones")
+    out = keras.layers.Activation("linear", dtype="float32")(layer(image))
+    model = keras.Model(image, {"depth": out})
+    images = np.random.default_rng(0).uniform(size=(1, side, side, 3)).astype("f")
+    targets = {"depth": np.zeros((1, side, side, 1), np.float32)}
+    masks = {"depth": np.ones((1, side, side), np.float32)}
+    found = tf.function(
+        lambda: gradients_lib.task_gradients(model, images, targets, masks, ("depth",))[
+            1
+        ]
+    )()
+    np.testing.assert_allclose(found, 1 / side**2, rtol=1e-3)

@@ -209,6 +209,15 @@ def test_a_target_that_points_nowhere_is_neither_right_nor_wrong(channels):
     assert near == pytest.approx(1 / 2)
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+def test_the_length_of_a_target_does_not_matter(channels):
+    target, output = np.zeros((2, 1, 1, 2, channels), np.float32)
+    target[..., 0, 0], target[..., 1, 1] = 1e-7, 1e30
+    output[..., 0] = 1
+    value = value_of(metrics.angular_error(), target, output, ones(1, 1, 2))
+    assert value == pytest.approx(45, abs=1e-4)
+
+
 def test_mean_loss_is_over_images_with_a_valid_pixel():
     target = np.zeros((3, 1, 2, 1), np.float32)
     output = np.array([[[[1], [3]]], [[[5], [5]]], [[[9], [9]]]], np.float32)

@@ -199,7 +199,7 @@ def test_bins_of_labels_with_places_are_near_to_the_exact_value():
     )
     assert metric.over(rows) == pytest.approx(expected, abs=0.005)
     # Of scores in bins of their own it is exact.
-    apart = (np.round(scores * 2) / 2).clip(-6, 6)
+    apart = (np.round(scores * 2) / 2).clip(-6, 6)  # At least 2.6 bins for a half.
     expected = np.mean(
         [
             average_precision_by_hand(there[mask][:, i], apart[mask][:, i])
@@ -208,6 +208,19 @@ def test_bins_of_labels_with_places_are_near_to_the_exact_value():
     )
     found = value_of(metric, there.astype("f"), apart, mask)
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_of_a_saturated_net_are_told_apart():
+    """Where a sigmoid is 0 or 1 to seven digits, and wherever the scores lie."""
+    rng = np.random.default_rng(6)
+    there = (rng.random((1, 40, 100, 1)) < 0.02).astype("f")
+    scores = rng.normal(-18 + 4 * there, 1.0).astype("f")
+    mask = np.ones(there.shape[:3])
+    metric = average_precision.pixel_mean_ap()
+    expected = average_precision_by_hand(there.ravel() > 0, scores.ravel())
+    for offset in (0, 16, 32):
+        found = value_of(metric, there, scores + offset, mask)
+        assert found == pytest.approx(expected, abs=0.04)
 
 
 # Which tasks get them.

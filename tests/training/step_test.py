@@ -253,3 +253,29 @@ def test_what_the_flags_make():
     assert tuple(made(adversarial_tasks="d+A").tasks) == ("depth", "autoencoder")
     with pytest.raises(InputError, match="--adversarial_tasks .* but normal is not"):
         made(adversarial_tasks="normal")
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 1])
+def test_an_overflow_on_any_replica_skips_the_step_of_all(mirrored, wrong):
+    with mirrored.scope():
+        weight = keras.Variable([1.0, 2.0])
+        inner = keras.optimizers.SGD(0.5)
+        optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+        optimizer.build([weight])
+
+    @tf.function
+    def step():
+        def of_replica():
+            here = tf.distribute.get_replica_context().replica_id_in_sync_group
+            bad = tf.equal(here, -1 if wrong is None else wrong)
+            gradient = tf.where(bad, np.float32(np.inf), tf.constant([4.0, 8.0]))
+            gradients = step_lib._skipped_by_all([gradient])
+            optimizer.apply(gradients, [weight])
+
+        mirrored.run(of_replica)
+
+    step()
+    # Each replica's gradient over the scale, summed: (2, 4).
+    expected = [1.0 - 0.5 * 2, 2.0 - 0.5 * 4] if wrong is None else [1.0, 2.0]
+    np.testing.assert_allclose(weight.numpy(), expected)
+    assert int(inner.iterations.numpy()) == (wrong is None)
