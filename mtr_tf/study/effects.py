@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import types
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -314,14 +315,16 @@ def _known_metrics() -> dict[str, metrics.Metric]:
 def _measured(claim: Claim, results: Results, seed: int) -> float:
     """A measure's number of one seed, the mean over variants; NaN where one is absent.
 
-    A metric that is lower the better is negated, as under attacks. A claim of nearness
-    has the distance from the reference with its sign.
+    That of a metric which is lower the better is negated, as under attacks. A claim of
+    nearness has the distance from the reference with its sign.
     """
     measure = claim.measure
     value = _mean_measured(claim, results, seed, {})
     if measure["minus"]:
         value -= _mean_measured(claim, results, seed, measure["minus"])
-    return measure["sign"] * (value - measure["reference"])
+    records = results.measures(measure["attack"], measure["variants"][0], seed)
+    lower = any(record.get("better") == "lower" for record in _fitting(claim, records))
+    return (-1 if lower else 1) * measure["sign"] * (value - measure["reference"])
 
 
 def _mean_measured(
@@ -343,8 +346,8 @@ def _read(
     NaN unless there is one of each combination of these values.
     """
     measure = {**claim.measure, **changes}
-    wanted = {key: measure[key] for key in MEASURE if key in measure}
-    fitting = [r for r in records if all(_fits(r.get(k), v) for k, v in wanted.items())]
+    wanted = _wanted(measure)
+    fitting = _fitting(claim, records, changes)
     listed = [key for key, value in wanted.items() if isinstance(value, list)]
     _check_one_each(claim, fitting, listed)
     several = [set(wanted[key]) for key in listed if key != "tasks"]
@@ -356,9 +359,21 @@ def _read(
         divisor = record.get(below) if below else 1.0
         if value is None or not divisor:
             return np.nan
-        sign = -1 if record.get("better") == "lower" else 1
-        found.append(sign * value / divisor)
+        found.append(value / divisor)
     return float(np.mean(found)) if found else np.nan
+
+
+def _wanted(measure: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: measure[key] for key in MEASURE if key in measure}
+
+
+def _fitting(
+    claim: Claim,
+    records: Sequence[Mapping[str, Any]],
+    changes: Mapping[str, Any] = types.MappingProxyType({}),
+) -> list[Mapping[str, Any]]:
+    wanted = _wanted({**claim.measure, **changes}).items()
+    return [r for r in records if all(_fits(r.get(k), v) for k, v in wanted)]
 
 
 def _fits(given: Any, wanted: Any) -> bool:

@@ -253,6 +253,8 @@ def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
     results = Results.read(tmp_path / "work")
     (found,) = claims.claim_file.read(study_with(tmp_path, CLAIM + text, study))
     np.testing.assert_array_equal(effects.of(found, results).by_seed, -0.5)
+    above = dataclasses.replace(found, measure={**found.measure, "reference": 0.4})
+    np.testing.assert_allclose(effects.of(above, results).by_seed, -0.1)
 
 
 def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
