@@ -203,7 +203,7 @@ def test_peers_without_peers(script, tmp_path):
 def test_what_is_missing_is_named(script, name, monkeypatch):
     for module in ("foolbox", "torch"):
         monkeypatch.setitem(script("sys").modules, module, None)
-    with pytest.raises(SystemExit, match=r"pip install mtr_tf\[bench\]"):
+    with pytest.raises(SystemExit, match=r"pip install -e '.\[bench\]'"):
         script(name).main([])
 
 

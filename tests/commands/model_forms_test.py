@@ -1082,7 +1082,7 @@ def test_there_are_fifty_forms_at_least():
 
 @pytest.mark.parametrize("name", TIERS)
 def test_each_form_is_attacked_as_asked_or_refused(name, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "absl")
     form = FORMS[name]
     ckpt = form.make()
     if isinstance(form.expected, str):
