@@ -131,7 +131,7 @@ def test_metrics_that_were_not_asked_for_are_none_and_others_are_left_out(
     store, sealed, caplog
 ):
     """A cell counts as finished for what it has; its key says nothing of metrics."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "absl")
     if not sealed:
         for path in (store.folder / "cells").glob("*.json"):
             without_checksum(path)
