@@ -258,17 +258,6 @@ def sum_of_steepest(
 def slope_of(
     tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
 ) -> tf.Tensor:
-    """Returns each image's gradient, like `x`; what of it is not finite counts as 0.
-
-    Args:
-      tape: A persistent tape that watched `x` while the loss was made.
-      x: Images [batch, ...].
-      loss: [batch].
-      half: Whether it was computed in float16; see `base.scaled_gradient`.
-    """
-    if half:
-        slope = base.scaled_gradient(tape, loss, x)
-    else:
-        zero = tf.UnconnectedGradients.ZERO
-        slope = tape.gradient(loss, x, unconnected_gradients=zero)
+    """Returns `base.image_gradient`; what of it is not finite counts as 0."""
+    slope = base.image_gradient(tape, loss, x, half)
     return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))

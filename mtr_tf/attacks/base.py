@@ -556,6 +556,23 @@ def computes_in_float16(operations: Iterable[tf.Operation]) -> bool:
     return False
 
 
+def image_gradient(
+    tape: tf.GradientTape, loss: tf.Tensor, x: tf.Tensor, half: bool
+) -> tf.Tensor:
+    """Returns each image's gradient, like `x`; zero where no loss depends on it.
+
+    Args:
+      tape: A persistent tape that watched `x` while the loss was made.
+      loss: [batch].
+      x: Images [batch, ...].
+      half: Whether it was computed in float16; see `scaled_gradient`.
+    """
+    if half:
+        return scaled_gradient(tape, loss, x)
+    zero = tf.UnconnectedGradients.ZERO
+    return tape.gradient(loss, x, unconnected_gradients=zero)
+
+
 def scaled_gradient(
     tape: tf.GradientTape, ascend: tf.Tensor, x: tf.Tensor
 ) -> tf.Tensor:

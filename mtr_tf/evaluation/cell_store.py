@@ -178,24 +178,24 @@ def data_fingerprint(
     Of targeted attacks on a part of a split also of the targets that they are after.
     """
     digest = hashlib.sha256()
-    parts = {"images": columns.images, **columns.targets}
-    parts |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
-    parts |= {f"input {name}": column for name, column in columns.inputs.items()}
-    for name in sorted(parts):
-        array = parts[name]
-        shape = (min(num_examples, len(array)), *array.shape[1:])
-        digest.update(f"{name} {array.dtype} {shape};".encode())
-        for first in range(0, shape[0], _ROWS):  # It may not fit into memory.
-            rows = np.arange(first, min(first + _ROWS, shape[0]))
-            digest.update(np.ascontiguousarray(array[rows]).data)
+
+    def add(parts: Mapping[str, Any], rows: np.ndarray) -> None:
+        for name in sorted(parts):
+            array = parts[name]
+            shape = (len(rows), *array.shape[1:])
+            digest.update(f"{name} {array.dtype} {shape};".encode())
+            for first in range(0, len(rows), _ROWS):  # It may not fit into memory.
+                some = array[rows[first : first + _ROWS]]
+                digest.update(np.ascontiguousarray(some).data)
+
     count = len(columns)
+    looked_at = np.arange(min(num_examples, count))
+    aims = dict(columns.targets)
+    aims |= {f"mask of {task}": mask for task, mask in columns.masks.items()}
+    inputs = {f"input {name}": column for name, column in columns.inputs.items()}
+    add({"images": columns.images} | aims | inputs, looked_at)
     if targeted and num_examples < count:
-        wanted = batching.partners(np.arange(num_examples), count)
-        for name in sorted(parts.keys() - {"images", *columns.inputs}):
-            if name in columns.targets or name.startswith("mask of "):
-                rows = np.ascontiguousarray(parts[name][wanted])
-                digest.update(f"{name} of {count};".encode())
-                digest.update(rows.data)
+        add(aims, batching.partners(looked_at, count))
     if columns.groups is not None:
         units = resampling.units(columns.groups, num_examples)
         digest.update(f"{units.over};{units.of.tolist()}".encode())

@@ -82,7 +82,7 @@ def task_gradients(
         outputs = _called(model, images, tasks)
         by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
     half = base.computes_in_float16(base.graph_operations()[before:])
-    slopes = [_slope(tape, by_task[task], images, half) for task in tasks]
+    slopes = [base.image_gradient(tape, by_task[t], images, half) for t in tasks]
     stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
     size = tf.reduce_prod(tf.shape(stacked)[2:])
     shape = (tf.shape(images)[0], len(tasks), size)
@@ -91,15 +91,6 @@ def task_gradients(
         gradients, (images.shape[0], len(tasks), stacked.shape[2:].num_elements())
     )
     return tf.stack([by_task[task] for task in tasks], axis=1), gradients
-
-
-def _slope(
-    tape: tf.GradientTape, loss: tf.Tensor, images: tf.Tensor, half: bool
-) -> tf.Tensor:
-    """The gradient of each image's loss; of float16 scaled, or it would underflow."""
-    if half:
-        return base.scaled_gradient(tape, loss, images)
-    return tape.gradient(loss, images, unconnected_gradients="zero")
 
 
 def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:

@@ -26,7 +26,7 @@ def plain(model: keras.Model) -> keras.Model:
             f"this one is a {type(model).__name__}."
         )
     for layer in model._flatten_layers(include_self=False):
-        if not _is_kerass(layer) and type(layer) not in _REPLACED:
+        if not is_kerass(layer) and type(layer) not in _REPLACED:
             raise InputError(
                 "all layers must be Keras's own so that the model loads elsewhere; "
                 f"{layer.name} is a {type(layer).__module__}.{type(layer).__name__}."
@@ -43,7 +43,8 @@ def plain(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _is_kerass(layer: keras.Layer) -> bool:
+def is_kerass(layer: keras.Layer) -> bool:
+    """Whether a layer's class is one of Keras's own."""
     return type(layer).__module__.split(".")[0] == "keras"
 
 

@@ -29,6 +29,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
+from mtr_tf.models import plain
 from mtr_tf.runs import building
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
@@ -468,7 +469,8 @@ def _fingerprint_of(given: Any, model: keras.Model) -> str:
 def _has_own_code(model: keras.Model) -> bool:
     """Whether some layer is neither Keras's nor ours, or holds a function."""
     for layer in model._flatten_layers(include_self=False):
-        known = type(layer).__module__.startswith(("keras.", "mtr_tf."))
+        ours = type(layer).__module__.startswith("mtr_tf.")
+        known = ours or plain.is_kerass(layer)
         if not known or isinstance(layer, keras.layers.Lambda):
             return True
     return False

@@ -24,17 +24,16 @@ from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.show import pages
 from mtr_tf.show import text
+from mtr_tf.show.side_by_side import SAME
 
 Record = Mapping[str, Any]
 
 SCHEMA = "mtr_tf/robustness/1"
-# What chooses an attack, as results.json has it; records are of one of each.
-_ATTACK = ("attack", "loss", "balance", "judge", "weights", "targeted", "ensemble")
-_ATTACK += ("queries",)
-_ATTACK += ("steps", "step_size", "restarts", "random_start", "eot", "norm", "eps")
-_ATTACK += ("attacked", "spare", "attack_pixels", "attack_block", "attack_classes")
-_ATTACK += ("attack_channels", "fast", "targets")
 _WHAT = ("task", "metric", "better", "unit", "dataset", "split", "n")
+# What chooses an attack, as results.json has it; records are of one of each. The model
+# that images were made on differs from seed to seed: `of_results` says `transfer`.
+_ATTACK = ("eps", "attacked", "step_size")
+_ATTACK += tuple(name for name in SAME if name not in (*_WHAT, "source_fingerprint"))
 _TRAINED = ("model", "width", "image_size", "adversarial_tasks")
 
 

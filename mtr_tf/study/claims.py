@@ -163,20 +163,8 @@ def evaluate(results: Results) -> list[Verdict]:
 
 
 def tests(effects: Sequence[np.ndarray]) -> np.ndarray:
-    """`statistics.max_t` of those with seeds enough to decide anything.
-
-    The others, which could only make it harder to decide these, have a corrected p of
-    1.
-    """
-    effects = [np.asarray(each, float) for each in effects]
-    least = statistics.least_seeds(ALPHA)
-    few = np.array([(~np.isnan(each)).sum() < least for each in effects], bool)
-    alone, corrected = np.ones((2, len(effects)))
-    if len(effects):
-        alone = statistics.max_t(effects)[0]
-    kept = [each for each, is_few in zip(effects, few, strict=True) if not is_few]
-    corrected[~few] = statistics.max_t(kept)[1]
-    return np.stack([alone, corrected])
+    """`statistics.max_t`, corrected for effects of seeds enough to decide anything."""
+    return statistics.max_t(effects, statistics.least_seeds(ALPHA))
 
 
 def _unlike(claim: Claim, effect: effects.Effect) -> str:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import types
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -323,7 +322,7 @@ def _measured(claim: Claim, results: Results, seed: int) -> float:
     if measure["minus"]:
         value -= _mean_measured(claim, results, seed, measure["minus"])
     records = results.measures(measure["attack"], measure["variants"][0], seed)
-    lower = any(record.get("better") == "lower" for record in _fitting(claim, records))
+    lower = any(r.get("better") == "lower" for r in _fitting(measure, records))
     return (-1 if lower else 1) * measure["sign"] * (value - measure["reference"])
 
 
@@ -346,11 +345,10 @@ def _read(
     NaN unless there is one of each combination of these values.
     """
     measure = {**claim.measure, **changes}
-    wanted = _wanted(measure)
-    fitting = _fitting(claim, records, changes)
-    listed = [key for key, value in wanted.items() if isinstance(value, list)]
+    fitting = _fitting(measure, records)
+    listed = [key for key in MEASURE if isinstance(measure.get(key), list)]
     _check_one_each(claim, fitting, listed)
-    several = [set(wanted[key]) for key in listed if key != "tasks"]
+    several = [set(measure[key]) for key in listed if key != "tasks"]
     if len(fitting) < math.prod(map(len, several)):
         return np.nan
     found = []
@@ -363,16 +361,10 @@ def _read(
     return float(np.mean(found)) if found else np.nan
 
 
-def _wanted(measure: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: measure[key] for key in MEASURE if key in measure}
-
-
 def _fitting(
-    claim: Claim,
-    records: Sequence[Mapping[str, Any]],
-    changes: Mapping[str, Any] = types.MappingProxyType({}),
+    measure: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    wanted = _wanted({**claim.measure, **changes}).items()
+    wanted = [(key, measure[key]) for key in MEASURE if key in measure]
     return [r for r in records if all(_fits(r.get(k), v) for k, v in wanted)]
 
 

@@ -61,7 +61,7 @@ def studentised(effects: np.ndarray, flips: np.ndarray) -> np.ndarray:
         return np.where(equal, np.sign(mean) * np.inf, mean / error)
 
 
-def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
+def max_t(effects: Sequence[np.ndarray], least: int = 1) -> np.ndarray:
     """One-sided p-values of many effects on the same seeds, alone and corrected.
 
     Alone: if effects are symmetric about 0, each change of signs of seeds is as likely
@@ -78,6 +78,8 @@ def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
       effects: Each `[seeds]`, NaN where a seed has none; of the same seeds.
+      least: Effects of fewer seeds have a corrected p of 1, and do not count in that of
+        the others, which they could only make larger.
 
     Returns:
       float64 `[2, effects]`: p alone, p corrected.
@@ -95,14 +97,18 @@ def max_t(effects: Sequence[np.ndarray]) -> np.ndarray:
     flips = sign_flips(counts.pop())
     found = np.stack([studentised(np.asarray(each, float), flips) for each in effects])
     seen = found[:, :1]
-    least = seen - _ROUNDING * np.where(np.isinf(seen), 0.0, np.abs(seen))
-    alone = (found >= least).mean(axis=1)
+    lowest = seen - _ROUNDING * np.where(np.isinf(seen), 0.0, np.abs(seen))
+    alone = (found >= lowest).mean(axis=1)
+    known = (~np.isnan(np.stack(effects))).sum(axis=1)
     order = np.argsort(-seen[:, 0], kind="stable")
-    largest = np.maximum.accumulate(found[order[::-1]])[::-1]  # Of it and those after.
-    corrected = np.empty_like(alone)
-    corrected[order] = np.maximum.accumulate((largest >= least[order]).mean(axis=1))
-    none = np.isnan(np.stack(effects)).all(axis=1)
-    return np.where(none, 1.0, np.stack([alone, corrected]))
+    order = order[known[order] >= least]
+    corrected = np.ones_like(alone)
+    if len(order):
+        # Of each and those after it.
+        largest = np.maximum.accumulate(found[order[::-1]])[::-1]
+        above = (largest >= lowest[order]).mean(axis=1)
+        corrected[order] = np.maximum.accumulate(above)
+    return np.where(known == 0, 1.0, np.stack([alone, corrected]))
 
 
 def resampled_seeds(seeds: int, resamples: int, seed: int) -> np.ndarray:

@@ -117,56 +117,44 @@ def test_what_cannot_be_spared_is_refused(made, settings, said):
         mtr_tf.evaluate(*made, **{**SETTINGS, **settings})
 
 
-def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared():
+@pytest.fixture
+def worst():
+    """The worst of two attacks on `seg` that spare `depth`."""
     config = AttackConfig(
         ckpt="x", attack=("worst",), ensemble=("pgd", "fgsm"), spare=("depth",)
     )
-    cell = plan.make_cells(config, ("seg", "depth"))[0]
+    return plan.make_cells(config, ("seg", "depth"))[0]
 
-    def result(right, depth):
-        ones = np.ones(2)
-        zero = 0 * right  # Two classes: right pixels, those there are, those predicted.
-        counts = (right, zero, zero + 10, zero, right, 10 - right)
-        matrix = np.stack(counts, axis=1)
-        rows = {
-            "seg": {
-                "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
-                "miou": matrix.astype(np.int64),
-            },
-            "depth": {"loss": np.stack([depth, ones], axis=1)},
-        }
-        before = {"depth": {"loss": np.ones((2, 2))}}
-        return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
 
-    mild = result(np.array([6.0, 6.0]), np.array([1.0, 0.9]))
-    harmful = result(np.array([1.0, 1.0]), np.array([1.2, 1.0]))
-    np.testing.assert_array_equal(worst_case.choose(cell, [mild, harmful]), [0, 1])
-    scores = worst_case.score_of(cell, harmful)
+def a_result(cell, right, depth) -> Result:
+    """Of two images of ten pixels: how many are right, and depth's loss, 1 before."""
+    right, ones, zero = np.array(right), np.ones(2), np.zeros(2)
+    # Two classes: right pixels, those there are, those predicted.
+    counts = (right, zero, zero + 10, zero, right, 10 - right)
+    rows = {
+        "seg": {
+            "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
+            "miou": np.stack(counts, axis=1).astype(np.int64),
+        },
+        "depth": {"loss": np.stack([np.array(depth), ones], axis=1)},
+    }
+    before = {"depth": {"loss": np.ones((2, 2))}}
+    return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
+
+
+def test_a_worst_of_several_takes_no_attack_that_hurts_what_is_spared(worst):
+    mild = a_result(worst, [6.0, 6.0], [1.0, 0.9])
+    harmful = a_result(worst, [1.0, 1.0], [1.2, 1.0])
+    np.testing.assert_array_equal(worst_case.choose(worst, [mild, harmful]), [0, 1])
+    scores = worst_case.score_of(worst, harmful)
     assert scores[0] < -sparing.FAR
-    rows = worst_case.combine(cell, [mild, harmful], np.array([0, 1]))
+    rows = worst_case.combine(worst, [mild, harmful], np.array([0, 1]))
     np.testing.assert_array_equal(rows["seg"]["miou"][:, 0], [6, 1])
 
 
-def test_greedy_does_not_go_back_to_what_hurts():
+def test_greedy_does_not_go_back_to_what_hurts(worst):
     """It starts from one attack for all, of which some images are not spared."""
-    config = AttackConfig(
-        ckpt="x", attack=("worst",), ensemble=("pgd", "fgsm"), spare=("depth",)
-    )
-    cell = plan.make_cells(config, ("seg", "depth"))[0]
-
-    def result(right, depth):
-        right, ones, zero = np.array(right), np.ones(2), np.zeros(2)
-        counts = (right, zero, zero + 10, zero, right, 10 - right)
-        rows = {
-            "seg": {
-                "pixel_accuracy": np.stack([right, 10 * ones], axis=1),
-                "miou": np.stack(counts, axis=1).astype(np.int64),
-            },
-            "depth": {"loss": np.stack([np.array(depth), ones], axis=1)},
-        }
-        before = {"depth": {"loss": np.ones((2, 2))}}
-        return Result(cell, {}, 2, {}, rows=rows, before_rows=before)
-
-    results = [result([1.0, 2.0], [1.2, 0.9]), result([9.0, 9.0], [0.9, 0.9])]
-    better = worst_case.choose_for_miou(cell, results, "seg", np.array([1, 1]))
+    harmful = a_result(worst, [1.0, 2.0], [1.2, 0.9])
+    results = [harmful, a_result(worst, [9.0, 9.0], [0.9, 0.9])]
+    better = worst_case.choose_for_miou(worst, results, "seg", np.array([1, 1]))
     np.testing.assert_array_equal(better, [1, 0])
