@@ -74,6 +74,11 @@ class Queue:
         state = self._states[cell.folder]
         return MISSING if state == _RUNNING else state
 
+    def is_spent(self, cell: Cell) -> bool:
+        """Whether there are cells that need this one, and all of these are done."""
+        users = [self.cells[number] for number in self._needed_by.get(cell.folder, ())]
+        return bool(users) and all(self._states[each.folder] == DONE for each in users)
+
     def count(self, state: str) -> int:
         """How many of the chosen cells are in a state."""
         return sum(

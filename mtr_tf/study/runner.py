@@ -101,6 +101,9 @@ class Runner:
                 self._set_done(cell)
             elif cell.folder in before:
                 self._set_failed(cell, before[cell.folder])
+        for cell in cells:  # Results outlive models, which are large.
+            if self.queue.is_spent(cell):
+                self._set_done(cell)
 
     def write(self, computes: bool = True) -> None:
         """Writes study.json and index.json.

@@ -517,6 +517,21 @@ def test_only_some_variants_and_what_they_need(fake):
     assert (states.count("done"), states.count("missing")) == (8, 4)
 
 
+def test_results_outlive_models(fake):
+    """A study goes on from a copy without models; one is trained again if needed."""
+    fake("done()").run(engine(*ONE))
+    for model in fake.workdir.glob("runs/*/model.keras"):
+        model.unlink()
+    fake("done()").run(engine(*ONE))
+    assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
+    assert {cell["seconds"] is None for cell in index(fake.workdir).values()} == {False}
+    assert len(order(fake.workdir)) == 12
+    train, _, pgd, *_ = cells_of(workdir=fake.workdir)
+    (fake.workdir / pgd.folder / "results.json").unlink()
+    fake("done()").run(engine(*ONE))
+    assert order(fake.workdir)[12:] == [train.folder, pgd.folder]
+
+
 def test_a_worker_has_one_thread_or_one_gpu(fake):
     thread = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     thread |= {"OMP_NUM_THREADS": "1"}
