@@ -69,6 +69,7 @@ from mtr_tf.runs import cluster
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.runs import remote
+from mtr_tf.runs import store as files_store
 from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.loading import Run
@@ -185,6 +186,8 @@ class Job:
             "model_fingerprint": self.provenance.model,
             "checkpoint_step": self.checkpoint_step,
         }
+        if pathlib.Path(self.config.ckpt).is_file():
+            settings["ckpt_sha256"] = files_store.file_digest(self.config.ckpt)
         attacked, measures, texts = None, [], []
         workers = self.subject.workers
         write = write and workers.chief
@@ -613,5 +616,6 @@ def _provenance(
         seed=config.seed,
         batch_size=subject.batch_size if subject.random else None,
         interval_over=subject.units.over,
+        images=cell_store.images_fingerprint(subject.columns, subject.num_examples),
         targets=config.targets,
     )

@@ -36,6 +36,7 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 
 _ROWS = 16  # Examples that are read at once.
+_SOME = 64  # Images that a digest of images alone looks at.
 _FORMAT = 4  # Of the files; cells of another number are not known.
 
 
@@ -168,6 +169,16 @@ def _close(one: Any, other: Any) -> bool:
     if one is None or other is None:
         return one is other
     return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def images_fingerprint(columns: Columns, num_examples: int) -> str:
+    """The images' size and a digest of at most 64 of those that are evaluated."""
+    count = min(num_examples, len(columns))
+    shape = "x".join(map(str, columns.images.shape[1:]))
+    digest = hashlib.sha256(f"{count} {columns.images.dtype};".encode())
+    for row in np.unique(np.linspace(0, count - 1, min(count, _SOME), dtype=int)):
+        digest.update(np.ascontiguousarray(columns.images[row : row + 1]).data)
+    return f"{shape} {digest.hexdigest()[:16]}"
 
 
 def data_fingerprint(

@@ -31,6 +31,8 @@ class Provenance:
       own_tasks: What those of them are that are none of the eleven.
       batch_size: Of a model that is random, whose noise is drawn by batch; else None.
       interval_over: What intervals draw, in words; it follows from the data.
+      images: Their size, and a digest of some of them: models with different tasks have
+        it in common. It is in `data`.
       targets: "data", or "own" for the model's clean outputs; it is in `data`.
     """
 
@@ -51,12 +53,14 @@ class Provenance:
     own_tasks: tuple[dict[str, Any], ...] = ()
     batch_size: int | None = None
     interval_over: str = ""
+    images: str = ""
     targets: str = "data"
 
     def to_dict(self) -> dict[str, Any]:
         """What finished work is known by, for JSON."""
         fields = dataclasses.asdict(self)
-        del fields["interval_over"], fields["targets"]
+        for name in ("interval_over", "images", "targets"):
+            del fields[name]
         for name in ("batch_size", "own_tasks"):
             if not fields[name]:
                 del fields[name]
@@ -68,7 +72,10 @@ class Provenance:
             "seed": self.seed,
             "dataset": self.dataset,
             "split": self.split,
+            "images": self.images,
             "model_fingerprint": self.model,
+            "precision": self.precision,
+            **({"input": self.input} if self.input else {}),
             "interval_over": self.interval_over,
             "warnings": warnings,
             **({} if self.targets == "data" else {"targets": self.targets}),

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.show import pages
@@ -66,14 +67,28 @@ def of_results(
         | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
         | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
         | ({"transfer": True} if record.get("source_fingerprint") else {})
+        | ({"images": record["images"]} if _has_own_data(record) else {})
         | {"seeds": [seed]}
         | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
         | {key: [value] for key, value in traced.items() if value}
         for record in records
         if record["eps"]
         and record.get("better")
+        and _stays_in_ball(record)
         and None not in (record["clean"], record["attacked_value"])
     ]
+
+
+def _stays_in_ball(record: Record) -> bool:
+    """Whether its attack does: others may do more harm than the radius allows."""
+    kind = KINDS.get(record.get("algorithm", record["attack"]))
+    return kind is None or kind.bounded
+
+
+def _has_own_data(record: Record) -> bool:
+    """Whether the name of its data does not say which these are."""
+    name = record["dataset"]
+    return bool(record.get("images")) and (name == "examples" or ":" in name)
 
 
 def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -251,7 +266,9 @@ def _board(record: Record) -> tuple:
     size = (record.get("architecture") or {}).get("image_size", "")
     data = (record["dataset"], record["split"], record["n"], size)
     of = (record["task"], record["metric"], record.get("targets") or "data")
-    return (*of, *data, record["norm"], record["eps"])
+    on = (record["norm"], record["eps"])
+    kind = (record.get("unit") or "", record["better"], record.get("images") or "")
+    return (*of, *data, *on, *kind)
 
 
 def _made(records: Sequence[Record]) -> Board:
@@ -267,8 +284,8 @@ def _made(records: Sequence[Record]) -> Board:
         one = max(own, key=lambda r: sign * statistics.fmean(r["attacked_value"]))
         worst.append((one, len(own)))
     worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
-    task, metric, targets, dataset, split, n, size, norm, eps = _board(first)
-    unit = f" [{first['unit']}]" if first.get("unit") else ""
+    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = _board(first)
+    unit = f" [{unit}]" if unit else ""
     pixels = f" at {size} pixels" if size else ""
     own = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(

@@ -11,11 +11,14 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from mtr_tf import files
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
 from mtr_tf.runs import remote
+from mtr_tf.runs import store
 from mtr_tf.show import curves
 from mtr_tf.show import style
 from mtr_tf.show import tables
@@ -55,6 +58,8 @@ SAME = (
 
 # What holds of records that do not say, as those of older versions.
 _UNSAID = {"attack_channels": [], "fast": False, "targets": "data"}
+# What makes another model of one run or file.
+_MODEL = ("model_fingerprint", "precision", "input")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +210,12 @@ def _nothing(
             f"runs to be compared, but only {', '.join(alone) or 'none'} was; run "
             f"mtr_tf.attack with --attack_tasks={missing[0] if missing else 'each'}."
         )
+    if not metric:
+        return (
+            f"the metric that {models[0].path} has first is not in the results of all "
+            "models; choose one that all have with --metric, or attack them with the "
+            "same --metrics."
+        )
     metrics = dict.fromkeys(
         record["metric"]
         for settings in shared
@@ -249,7 +260,7 @@ def joint_rows(records: Sequence[Record]) -> list[list[str]]:
 def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
     """By settings, the records of a model's finished attacks, the newest of each."""
     by_settings: dict[tuple[str, ...], list[Record]] = {}
-    for file in sorted(result_files(path, name), key=lambda file: file.stat().st_mtime):
+    for file in result_files(path, name):
         try:
             records = files.read_json(file)
             for number, record in enumerate(records, start=1):
@@ -312,7 +323,10 @@ def _check(record: Record, number: int) -> None:
 
 
 def result_files(path: str, name: str = "") -> list[pathlib.Path]:
-    """The files of results of a model's finished attacks.
+    """The files of results of a model's finished attacks, the oldest first.
+
+    Of those on other weights in the same folder, say of a checkpoint, or in another
+    precision, only those on the newest are taken, and it is said which are not.
 
     Args:
       path: A run directory, .keras file, or folder of results of an attack.
@@ -348,7 +362,42 @@ def result_files(path: str, name: str = "") -> list[pathlib.Path]:
             f"{path} has no finished attack{begun and f' (only unfinished: {begun})'}; "
             f"run python -m mtr_tf.attack --ckpt={path} first."
         )
-    return [finished[name]] if name else list(finished.values())
+    chosen = [finished[name]] if name else list(finished.values())
+    return _of_newest(path, sorted(chosen, key=lambda file: file.stat().st_mtime))
+
+
+def _of_newest(path: str, found: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Those of the files that are of the same model as the last one."""
+    models = [_model(file) for file in found]
+    of_newest = [_may_be_one(model, models[-1]) for model in models]
+    pairs = list(zip(found, of_newest, strict=True))
+    others = [file.parent.name for file, its in pairs if not its]
+    if others:
+        logging.warning(
+            "%s has attacks on other weights, or in another precision or input range, "
+            "than the newest, %s; left out: %s (choose them with --name)",
+            path,
+            found[-1].parent.name,
+            ", ".join(others),
+        )
+    return [file for file, its in pairs if its]
+
+
+def _model(file: pathlib.Path) -> Mapping[str, Any]:
+    """What tells the model of results; empty where that is not known."""
+    try:
+        record = files.read_json(file)[0]
+        return {name: record[name] for name in _MODEL if name in record}
+    except files.DAMAGED:  # What reads it says so.
+        return {}
+
+
+def _may_be_one(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether nothing says that two models differ; older versions said less."""
+    if "precision" in one and "precision" in other:
+        return one == other
+    prints = [its.get("model_fingerprint") for its in (one, other)]
+    return None in prints or prints[0] == prints[1]
 
 
 def _of_file(file: pathlib.Path) -> pathlib.Path:
@@ -356,7 +405,7 @@ def _of_file(file: pathlib.Path) -> pathlib.Path:
     made = [
         folder
         for folder in files.listed(pathlib.Path("runs"))
-        if folder.name.rpartition("-")[0] == file.stem and (folder / "attacks").is_dir()
+        if folder.name.rpartition("-")[0] == file.stem and _is_of(file, folder)
     ]
     if len(made) == 1:
         return made[0]
@@ -369,6 +418,19 @@ def _of_file(file: pathlib.Path) -> pathlib.Path:
         f"there are results for several versions of {file}: "
         f"{', '.join(map(str, made))}; name one of these folders in --runs."
     )
+
+
+def _is_of(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a folder's attacks are on a model's file as it is now."""
+    for attack in files.listed(folder / "attacks"):
+        try:
+            made = files.read_json(attack / "settings.json")
+            if "ckpt_sha256" in made and file.is_file():
+                return made["ckpt_sha256"] == store.file_digest(file)
+            return pathlib.Path(made["attack"]["ckpt"]).resolve() == file.resolve()
+        except files.DAMAGED:
+            continue
+    return False
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
@@ -455,13 +517,14 @@ def _comparison(
 ) -> Comparison | None:
     """None where a model has no such results."""
     points, facts = {}, None
+    name = metric
     for model in models:
         of_task = [
             record
             for record in model.attacks[settings]
             if record["attacked"] == [task] and record["task"] == task
         ]
-        name = metric or (of_task[0]["metric"] if of_task else "")
+        name = name or (of_task[0]["metric"] if of_task else "")
         chosen = [record for record in of_task if record["metric"] == name]
         if not chosen:
             return None
@@ -473,6 +536,11 @@ def _comparison(
                 "compare models with the same targets, or leave this task out with "
                 "--task."
             )
+        if _other_images(facts, chosen[0]):
+            raise InputError(
+                f"{models[0].label} and {model.label} were attacked on other images "
+                f"of {facts['dataset']} {facts['split']}; attack both on the same."
+            )
         clean = (0.0, chosen[0]["clean"], *_ends(chosen[0], "clean_interval"))
         attacked = [
             (r["eps"], r["attacked_value"], *_ends(r, "attacked_interval"))
@@ -480,6 +548,13 @@ def _comparison(
         ]
         points[model.label] = [clean, *sorted(attacked, key=lambda point: point[0])]
     return Comparison(task, facts["metric"], facts, points) if facts else None
+
+
+def _other_images(one: Record, other: Record) -> bool:
+    """Whether images of one size differ; those of two sizes cannot be told."""
+    size, digest = one.get("images", " ").split(" ")
+    other_size, other_digest = other.get("images", " ").split(" ")
+    return size == other_size and digest != other_digest
 
 
 def _ends(record: Record, name: str) -> Sequence[float | None]:

@@ -2,13 +2,16 @@
 """Side-by-side tables from hand-made results."""
 
 import csv
+import hashlib
 import json
+import os
 
 import pytest
 
 from mtr_tf import compare
 from mtr_tf.compare import CompareConfig
 from mtr_tf.errors import InputError
+from mtr_tf.show import side_by_side
 
 
 def record(eps, attacked, task, metric, clean, value):
@@ -192,8 +195,77 @@ def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkey
         tmp_path / "runs" / "mine-0123abcd",
         [record(1, ["seg"], "seg", "miou", 0.5, 0.125)],
     )
-    compare.main(CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",)))
+    folder = tmp_path / "runs" / "mine-0123abcd" / "attacks" / "quick"
+    made = {"attack": {"ckpt": str(tmp_path / "mine.keras")}}  # As until 0.2.
+    (folder / "settings.json").write_text(json.dumps(made))
+    given = CompareConfig(runs=(runs[0], "mine.keras"), task=("seg",))
+    compare.main(given)
     assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
+    (tmp_path / "mine.keras").write_bytes(b"weights")
+    made["ckpt_sha256"] = hashlib.sha256(b"weights").hexdigest()
+    (folder / "settings.json").write_text(json.dumps(made))
+    compare.main(given)
+    assert ["eps", "a", "mine.keras"] in lines_of(capsys.readouterr().out)
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "mine.keras").write_bytes(b"other weights")
+    with pytest.raises(InputError, match="no attack results for q/mine.keras"):
+        compare.main(CompareConfig(runs=("mine.keras", "q/mine.keras")))
+    (tmp_path / "mine.keras").write_bytes(b"trained again")
+    with pytest.raises(InputError, match=r"no attack results for mine.keras"):
+        compare.main(given)
+
+
+def test_results_of_other_weights_in_one_folder_are_left_out(
+    tmp_path, capsys, monkeypatch
+):
+    """Two attacks on the last weights, between them one on those of a checkpoint."""
+    logged = []
+    monkeypatch.setattr(
+        side_by_side.logging, "warning", lambda *args: logged.append(args[0] % args[1:])
+    )
+    last = {"model_fingerprint": "last", "precision": "float32"}
+    for number, (name, eps, value, model) in enumerate(
+        [
+            ("one", 1, 0.4, last),
+            ("early", 2, 0.05, {"model_fingerprint": "early", "precision": "float32"}),
+            ("half", 3, 0.06, last | {"precision": "mixed_float16"}),
+            ("other_range", 5, 0.07, last | {"input": [[255.0], [0.0]]}),
+            ("older", 6, 0.2, {"model_fingerprint": "last"}),
+            ("newest", 4, 0.3, last),
+        ]
+    ):
+        folder = tmp_path / "a" / "attacks" / name
+        folder.mkdir(parents=True)
+        one = record(eps, ["seg"], "seg", "miou", 0.5, value) | model
+        (folder / "results.json").write_text(json.dumps([one]))
+        os.utime(folder / "results.json", (number, number))
+    run = str(tmp_path / "a")
+    compare.main(CompareConfig(runs=(run,), format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in found] == [
+        (0, 0.5), (1, 0.4), (4, 0.3), (6, 0.2)
+    ]  # fmt: skip
+    (line,) = logged
+    assert "than the newest, newest; left out: early, half, other_range" in line
+    compare.main(CompareConfig(runs=(run,), name="early", format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.5), (2, 0.05)]
+    compare.main(CompareConfig(runs=(run,), leaderboard=str(tmp_path / "board.html")))
+    kept = json.loads((tmp_path / "board.json").read_text())
+    assert kept == []  # They do not say which way is better.
+
+
+def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path):
+    one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
+    first = write(tmp_path / "c", [one | {"images": "8x8x3 01"}])
+    other = write(tmp_path / "d", [one | {"metric": "mine"}])
+    with pytest.raises(InputError, match="first is not in the results of all models"):
+        compare.main(CompareConfig(runs=(first, other)))
+    others = write(tmp_path / "e", [one | {"images": "8x8x3 02"}])
+    with pytest.raises(InputError, match="c and e were attacked on other images of"):
+        compare.main(CompareConfig(runs=(first, others)))
+    larger = write(tmp_path / "f", [one | {"images": "16x16x3 02"}])
+    compare.main(CompareConfig(runs=(first, larger, runs[0]), task=("seg",)))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ PROVENANCE = Provenance(
     tasks=("seg",),
     seed=1,
     interval_over="4 images",
+    images="8x8x3 0123",
 )
 
 
@@ -41,7 +42,9 @@ def test_records_repeat_these_keys_in_this_order():
         "seed": 1,
         "dataset": "rooms",
         "split": "validation",
+        "images": "8x8x3 0123",
         "model_fingerprint": "m",
+        "precision": "float32",
         "interval_over": "4 images",
         "warnings": ["w"],
     }
@@ -50,3 +53,5 @@ def test_records_repeat_these_keys_in_this_order():
     assert list(PROVENANCE.of_attacks(["w"]).items()) == list(attacks.items())
     own = dataclasses.replace(PROVENANCE, targets="own")
     assert own.of_attacks(["w"]) == attacks | {"targets": "own"}
+    scaled = dataclasses.replace(PROVENANCE, input=((2.0,), (-1.0,)))
+    assert scaled.of_attacks(["w"]) == attacks | {"input": ((2.0,), (-1.0,))}

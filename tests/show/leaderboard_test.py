@@ -117,6 +117,27 @@ def test_errors_are_ordered_the_other_way_and_seeds_have_a_deviation():
     assert board.title == "depth mae [m], linf eps 2"
 
 
+def test_other_units_and_other_data_of_ones_own_are_boards_of_their_own():
+    depth = {"metric": "mae", "better": "lower"}
+    metres = records("a", 0, result("pgd", 3.0, "depth", **depth, unit="m"))
+    disparity = records("b", 0, result("pgd", 0.05, "depth", **depth, unit="px"))
+    titles = [board.title for board in leaderboard.boards([*metres, *disparity])]
+    assert titles == ["depth mae [m], linf eps 2", "depth mae [px], linf eps 2"]
+    for data, count in (("examples", 2), ("my_data:load", 2), ("rooms", 1)):
+        pair = [
+            records(name, 0, result("pgd", 0.2, dataset=data, images=f"8x8x3 {name}"))
+            for name in ("a", "b")
+        ]
+        assert len(leaderboard.boards([*pair[0], *pair[1]])) == count
+
+
+def test_attacks_that_leave_the_ball_do_not_count():
+    ours = result("pgd", 4.0, algorithm="pgd")
+    released = result("pgd_released", 3.0, algorithm="pgd_released")
+    (one,) = records("s", 0, ours, released)
+    assert one["attack"] == "pgd"
+
+
 def test_joint_attacks_other_data_and_other_radii_are_no_part_of_a_board():
     joint = result("pgd", 0.1, attacked=["depth", "seg"])
     others = result("pgd", 0.3, eps=4), result("pgd", 0.2, n=8)
