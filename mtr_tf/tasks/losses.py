@@ -19,6 +19,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from mtr_tf.errors import InputError
+
 
 def cross_entropy(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """Returns the softmax cross-entropy in nats, float32 `[batch]`.
@@ -105,18 +107,68 @@ def binary_cross_entropy(
     return mean_over_valid(each, mask)
 
 
-def of_keras(loss: keras.losses.Loss) -> Callable[..., tf.Tensor]:
+def of_keras(
+    loss: keras.losses.Loss, probabilities: Callable | None = None
+) -> Callable[..., tf.Tensor]:
     """Returns a Keras loss as one called `(target, output, mask)`.
 
-    Keras losses are means over the last axis, so they give one number for each place;
-    this takes the mean over the valid places. The loss's own `reduction` does not
-    matter.
+    Most Keras losses are means over the last axis, so they give one number for each
+    place; this takes the mean over the valid places. A loss may also give one number
+    per image, which then counts, with 0 for an image without valid places. The loss's
+    own `reduction` does not matter.
+
+    Args:
+      loss: The loss.
+      probabilities: Logits -> probabilities, of classes and labels: losses of Keras's
+        own get these, or are taken `from_logits`, where they were made without it.
     """
+    config = loss.get_config() if is_kerass(loss) else {}
+    if probabilities and config.get("from_logits") is False:
+        # The same loss; of probabilities it would be flat where a model is certain.
+        loss = type(loss).from_config(config | {"from_logits": True})
+    takes_logits = not is_kerass(loss) or "from_logits" in config
 
     def of_images(target, output, mask):
         target, output = where_valid(mask, target), where_valid(mask, output)
+        if probabilities and not takes_logits:
+            output = probabilities(output)
         values = tf.cast(loss.call(target, output), tf.float32)
+        mask = tf.convert_to_tensor(mask)
+        if values.shape.rank == 1 and mask.shape.rank > 1:
+            return tf.where(count_valid(mask) > 0, values, 0.0)
+        if values.shape.rank not in (mask.shape.rank, mask.shape.rank + 1):
+            raise InputError(
+                "A loss must give one number for each image or each place, but "
+                f"{type(loss).__name__} gives one for the whole batch; give its axis, "
+                "as in keras.losses.Dice(axis=(1, 2, 3)), or a function (target, "
+                "output, mask) -> [batch]."
+            )
         return mean_over_valid(values, mask)
+
+    return of_images
+
+
+def is_kerass(given: keras.losses.Loss | keras.metrics.Metric) -> bool:
+    """Whether it takes probabilities, or was made `from_logits`, as Keras's own do.
+
+    Not what wraps a function of the user's, nor a hinge, which takes scores.
+    """
+    name = type(given).__name__
+    known = type(given).__module__.split(".")[0] == "keras"
+    return known and "Hinge" not in name and not name.endswith("Wrapper")
+
+
+def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns a user's loss as one that is 0 for an image without valid places.
+
+    Its gradient is 0 there too, whatever the function divides by.
+    """
+
+    def of_images(target, output, mask):
+        there, output = count_valid(mask) > 0, tf.convert_to_tensor(output)
+        chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
+        output = tf.where(chosen, output, tf.stop_gradient(output))
+        return tf.where(there, tf.cast(loss(target, output, mask), tf.float32), 0.0)
 
     return of_images
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -366,7 +367,7 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
         del num_classes
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = tf.cast(loss(target, output, mask), tf.float64)
-        return tf.stack((values, counted), axis=-1)
+        return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
 
     return Metric("loss", "lower", "", statistics, _ratio, (-math.inf, math.inf))
 
@@ -450,19 +451,25 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
     return Metric(name, better, unit, statistics, _ratio, (-math.inf, math.inf))
 
 
-def of_keras(metric: keras.metrics.Metric) -> Metric:
+def of_keras(
+    metric: keras.metrics.Metric, probabilities: Callable | None = None
+) -> Metric:
     """A Keras metric of one number, whose state is a sum over examples.
 
     So it is of `Mean` and what is made of it, of counts of right and wrong, of
     confusion matrices, of AUC. An image's row is the state after that image alone. The
-    mask goes in as `sample_weight`.
+    mask goes in as `sample_weight`. Of classes and labels, a metric of Keras's own gets
+    `probabilities` of the outputs, unless it was made with `from_logits=True`.
     """
     built = []
+    finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         target = losses.where_valid(mask, target)
         output = losses.where_valid(mask, tf.cast(output, tf.float32))
+        if probabilities and finished:
+            output = probabilities(output)
         if not built:
             built.append(_build(metric, target, output))
         zeros = [tf.zeros(v.shape, v.dtype) for v in metric.variables]
@@ -500,7 +507,9 @@ def of_keras(metric: keras.metrics.Metric) -> Metric:
             values.append(float(result) if np.isfinite(row).all() else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
 
-    better = "higher" if getattr(metric, "_direction", None) == "up" else "lower"
+    directions = {"up": "higher", "down": "lower"}
+    known = directions.get(str(getattr(metric, "_direction", "")))
+    better = _better(metric, metric.name, known)
     if type(metric).result is keras.metrics.Mean.result:
         value = _ratio
     bounds = (-math.inf, math.inf)
@@ -517,24 +526,41 @@ def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -
     return True
 
 
-def as_metric(given: Metric | keras.metrics.Metric | Callable) -> Metric:
+def _better(given: Any, name: str, known: str | None = None) -> str:
+    """What a user's metric says itself of which values are better."""
+    said = getattr(given, "better", known)
+    if said in ("higher", "lower"):
+        return said
+    raise InputError(
+        f"The metric {name} must say whether higher or lower values are better, or "
+        "nobody knows which attack does harm: set its attribute better to 'higher' or "
+        f"'lower'; got {said!r}."
+    )
+
+
+def as_metric(
+    given: Metric | keras.metrics.Metric | Callable,
+    probabilities: Callable | None = None,
+) -> Metric:
     """Returns a user's own metric as a `Metric`.
 
     Args:
       given: A `Metric`; a Keras metric; or a function `(target, output, mask)` ->
-        `[batch]`, named after itself, of which less is better unless it has an
-        attribute `better` that says "higher".
+        `[batch]`, named after itself. Its attribute `better`, "higher" or "lower", says
+        which values are better; Keras's own metrics say so themselves.
+      probabilities: What makes probabilities of the outputs, if they are logits; see
+        `of_keras`. Functions get logits.
 
     Raises:
-      InputError: It is none of these.
+      InputError: It is none of these, or does not say which values are better.
     """
     if isinstance(given, Metric):
         return given
     if isinstance(given, keras.metrics.Metric):
-        return of_keras(given)
+        return of_keras(given, probabilities)
     if callable(given):
         name = getattr(given, "__name__", type(given).__name__)
-        return of_function(name, given, getattr(given, "better", "lower"))
+        return of_function(name, given, _better(given, name))
     raise InputError(
         "A metric must be a Keras metric or a function (target, output, mask) -> "
         f"[batch]; got {given!r}."

@@ -3,9 +3,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import types
+from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from mtr_tf.tasks.metrics import Metric
 from mtr_tf.tasks.table import TASKS
@@ -14,10 +21,12 @@ from mtr_tf.tasks.task import Task
 
 _SIDE = 16  # Of places, of noise.
 _CHANNELS = 3  # Where a task leaves them to the data.
+_PLAIN = (str, bytes, bool, int, float, complex, types.NoneType)
+_LIBRARIES = ("keras", "tensorflow", "numpy", "builtins")  # Versions are kept as such.
 
 
 def digest(task: Task) -> str:
-    """A hash of what a task's own loss and metrics give for noise.
+    """A hash of a task's own loss and metrics: of their code, and what noise gives.
 
     Empty where all of them are those of its kind, or of the task of that name. So
     results are not taken for those of a loss that was changed since.
@@ -30,10 +39,11 @@ def digest(task: Task) -> str:
     target, output, mask = _noise(task)
     words = []
     for metric in own:
-        words.append(metric.name)
+        words += [metric.name, metric.better, *_code(metric.statistics, set())]
         try:
             rows = metric.statistics(target, output, mask, output.shape[-1])
-            words += [f"{number:.4g}" for number in np.ravel(rows)]
+            numbers = [*np.ravel(rows), metric.over(np.asarray(rows))]
+            words += [f"{number:.4g}" for number in numbers]
         except Exception as error:  # Of any kind: the code is not ours.
             words.append(type(error).__name__)
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
@@ -50,6 +60,91 @@ def _has_own_loss(task: Task) -> bool:
     if task.name in TASKS:
         known.append(TASKS[task.name].loss)
     return all(task.loss is not loss for loss in known)
+
+
+def _code(value: Any, seen: set[int]) -> Iterator[str]:
+    """Words for what a function is made of: instructions, constants, what it holds.
+
+    The same in every process; of what they cannot tell, only the type counts.
+    """
+    if isinstance(value, _PLAIN):
+        yield repr(value)
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, np.ndarray | np.generic | tf.Tensor):
+        array = np.asarray(value)
+        yield f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+        return
+    yield f"{type(value).__module__}.{type(value).__qualname__}"
+    for part in _parts(value):
+        yield from _code(part, seen)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a value is made of."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, Mapping):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, types.CodeType):
+        return [value.co_code, value.co_names, value.co_varnames, value.co_consts]
+    if isinstance(value, types.MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, types.FunctionType):
+        return _of_function(value)
+    if isinstance(value, type):
+        return [value.__qualname__, *_methods(value)]
+    return _of_object(value)
+
+
+def _of_function(function: types.FunctionType) -> list[Any]:
+    parts: list[Any] = [function.__qualname__]
+    for cell in function.__closure__ or ():
+        try:
+            parts.append(cell.cell_contents)
+        except ValueError:  # It is not filled yet.
+            continue
+    if _is_known(function):  # The version says what its code is.
+        return parts
+    held = [function.__globals__.get(name) for name in function.__code__.co_names]
+    held = [one for one in held if not isinstance(one, types.ModuleType)]
+    held = [one for one in held if not (callable(one) and _is_known(one))]
+    return [*parts, function.__code__, function.__defaults__, *held]
+
+
+def _of_object(value: Any) -> list[Any]:
+    """Its plain attributes and arrays, and the code of a class of the user's own."""
+    fields = sorted(getattr(value, "__dict__", {}).items())
+    parts: list[Any] = [
+        part
+        for name, one in fields
+        if isinstance(one, (*_PLAIN, np.ndarray)) and not name.startswith("_")
+        for part in (name, one)
+    ]
+    if isinstance(value, keras.losses.Loss | keras.metrics.Metric):
+        parts.append(value.get_config())
+        parts += [getattr(value, name, None) for name in ("fn", "_fn", "_fn_kwargs")]
+    return [*parts, *_methods(type(value))]
+
+
+def _methods(kind: type) -> list[types.FunctionType]:
+    """Those of a class of the user's own."""
+    if _is_known(kind):
+        return []
+    methods = sorted(vars(kind).items())
+    return [one for _, one in methods if isinstance(one, types.FunctionType)]
+
+
+def _is_known(code: Any) -> bool:
+    """Whether a function or class is one of a library's, or ours."""
+    module = str(getattr(code, "__module__", "")).split(".")[0]
+    return module in (*_LIBRARIES, "mtr_tf")
 
 
 def _noise(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -53,6 +53,7 @@ class Kind:
       paint: What `Task.to_rgb` calls for maps.
       channels: Of the output; None where a task must say, or its classes do.
       discrete: Whether targets are classes, without an axis of channels.
+      probabilities: What makes probabilities of outputs that are logits.
       mirror: See `Task`, of outputs with `channels`.
     """
 
@@ -62,6 +63,7 @@ class Kind:
     paint: Paint
     channels: int | None = None
     discrete: bool = False
+    probabilities: Callable[[tf.Tensor], tf.Tensor] | None = None
     mirror: tuple[float, ...] | None = None
 
 
@@ -83,10 +85,12 @@ class Task:
       places: How many axes the places have: 2 for maps, 0 for one value per image; None
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
-        kind's loss.
+        kind's loss. Of classes and labels a function gets logits, as a loss whose class
+        is yours; Keras's own get what they were made for, by their `from_logits`.
       metrics: The metrics, with the headline first and the loss last. When you make a
         task, give them without the loss: each is a `Metric`, a Keras metric, or a
-        function `(target, output, mask)` -> `[batch]`; empty for the kind's metrics.
+        function `(target, output, mask)` -> `[batch]`, see `metrics.as_metric`; empty
+        for the kind's metrics.
       unit: The unit of the target; "" for a plain number.
       classes: The names of classes or labels, in order; empty: those of the data set.
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
@@ -135,15 +139,18 @@ class Task:
             fill("mirror", kind.mirror)
         loss = self.loss or kind.loss
         if isinstance(loss, keras.losses.Loss):
-            loss = losses_lib.of_keras(loss)
+            loss = losses_lib.of_keras(loss, kind.probabilities)
+        elif not str(loss.__module__).startswith("mtr_tf."):
+            loss = losses_lib.of_function(loss)
         fill("loss", loss)
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
-        scores = tuple(map(metrics_lib.as_metric, scores))
+        scores = [metrics_lib.as_metric(one, kind.probabilities) for one in scores]
         if not scores or scores[-1].name != "loss":
-            scores = (*scores, metrics_lib.mean_loss(loss))
-        fill("metrics", scores)
+            scores.append(metrics_lib.mean_loss(loss))
+        fill("metrics", tuple(scores))
+        _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
         """Returns it with other fields; the kind's metrics follow from them."""
@@ -235,6 +242,18 @@ class Task:
             "classes": list(self.classes),
             "metrics": [metric.name for metric in self.metrics],
         }
+
+
+def _check_names(task: Task) -> None:
+    """Raises InputError where two metrics have one name."""
+    names = [metric.name for metric in task.all_metrics]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"The metrics of the task {task.name} must have different names (its "
+                f"loss is named loss), but {names.count(name)} are named {name}; give "
+                "a function another __name__, or a Keras metric another name."
+            )
 
 
 def _filler(task: Task) -> Callable[[str, Any], None]:
@@ -472,12 +491,14 @@ KINDS: dict[str, Kind] = {
         _of_classes,
         _paint_classes,
         discrete=True,
+        probabilities=tf.nn.softmax,
     ),
     "labels": Kind(
         "any of several labels, each a logit",
         losses_lib.binary_cross_entropy,
         lambda unit, axes: (metrics_lib.f1(), metrics_lib.label_accuracy()),
         _paint_labels,
+        probabilities=tf.nn.sigmoid,
     ),
     "numbers": Kind(
         "numbers",

@@ -258,6 +258,7 @@ def test_some_by_name_and_metrics_of_ones_own():
     def worst(target, output, mask):
         return tf.reduce_max(tf.abs(target - output), [1, 2, 3])
 
+    worst.better = "lower"
     own = Task("disparity", metrics=(worst,), places=2)
     found = more_metrics.with_more(TaskSet((own,)), ("rel", "delta1"), None)
     assert names(found["disparity"]) == ["worst", "rel", "delta1", "loss"]

@@ -128,14 +128,14 @@ def test_keras_metrics_of_labels_and_classes_are_keras():
         metrics=[keras.metrics.AUC(curve="PR"), keras.metrics.F1Score("macro", 0.5)],
     )
     target = RNG.integers(0, 2, (20, 3)).astype(np.float32)
-    output, mask = RNG.uniform(size=(20, 3)).astype(np.float32), np.ones(20, "f4")
+    output, mask = RNG.normal(size=(20, 3)).astype(np.float32), np.ones(20, "f4")
     for metric, alone in zip(
         tags.metrics,
         (keras.metrics.AUC(curve="PR"), keras.metrics.F1Score("macro", 0.5)),
         strict=False,
     ):
         rows = metric.statistics(*map(tf.constant, (target, output, mask)), None)
-        alone.update_state(target, output)
+        alone.update_state(target, 1 / (1 + np.exp(-output)))
         again = metric.value(rows.numpy().sum(0))
         assert again == pytest.approx(float(alone.result()), rel=1e-5)
 

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses and metrics of a user's own: what they are given, and how they are known."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf.errors import InputError
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import own_code
+
+RNG = np.random.default_rng(0)
+
+
+def labels(count=4, side=4):
+    """(target, logits, mask) of images with one label."""
+    target = RNG.integers(0, 2, (count, side, side, 1)).astype(np.float32)
+    logits = RNG.normal(size=target.shape).astype(np.float32)
+    return target, logits, np.ones(target.shape[:-1], np.float32)
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+def lesion(**fields):
+    return Task("lesion", kind="labels", channels=1, places=2, **fields)
+
+
+# Losses.
+
+
+def test_a_keras_loss_over_the_whole_batch_is_refused():
+    with pytest.raises(InputError, match=r"Dice gives one for the whole batch.*axis="):
+        lesion(loss=keras.losses.Dice()).loss(*map(tf.constant, labels()))
+
+
+def test_a_keras_loss_of_one_number_per_image_is_that_of_each_image():
+    """Also where images are as wide as the batch is large."""
+    target, logits, mask = labels(4, 4)
+    mask[3] = 0
+    loss = lesion(loss=keras.losses.Dice(axis=(1, 2, 3))).loss
+    found = loss(*map(tf.constant, (target, logits, mask)))
+    p, axes = sigmoid(logits), (1, 2, 3)
+    both, sums = (p * target).sum(axes), (p + target).sum(axes)
+    expected = 1 - 2 * both / sums
+    np.testing.assert_allclose(found[:3], expected[:3], rtol=1e-4)
+    assert found[3] == 0
+    np.testing.assert_allclose(loss(target[:1], logits[:1], mask[:1]), found[:1], 1e-5)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_keras_cross_entropy_is_ours_however_it_was_made(from_logits):
+    """As compiled for a model with a softmax, which is taken off; of sure ones too."""
+    classes = Task("parts", classes=("a", "b", "c"))
+    own = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
+    task = Task("parts", classes=("a", "b", "c"), loss=own)
+    target = tf.constant(RNG.integers(0, 3, (2, 4, 4)), tf.int32)
+    logits = tf.constant(RNG.normal(size=(2, 4, 4, 3)) * 30, tf.float32)
+    gradients = []
+    for each in (classes, task):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            value = each.loss(target, logits, tf.ones((2, 4, 4)))
+        gradients.append((value, tape.gradient(value, logits)))
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_losses_of_labels_get_what_they_were_made_for():
+    target, logits, mask = labels()
+    square = np.square(sigmoid(logits) - target).mean((1, 2, 3))
+    found = lesion(loss=keras.losses.MeanSquaredError()).loss(target, logits, mask)
+    np.testing.assert_allclose(found, square, rtol=1e-4)
+    hinge = np.maximum(1 - (2 * target - 1) * logits, 0).mean((1, 2, 3))
+    found = lesion(loss=keras.losses.Hinge()).loss(target, logits, mask)
+    np.testing.assert_allclose(found, hinge, rtol=1e-4)
+
+    class Own(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return tf.reduce_mean(tf.abs(y_true - y_pred), -1)
+
+    found = lesion(loss=Own()).loss(target, logits, mask)
+    np.testing.assert_allclose(found, np.abs(logits - target).mean((1, 2, 3)), 1e-4)
+
+
+def test_a_function_is_0_of_images_without_a_target_and_so_is_its_gradient():
+    def mean(target, output, mask):
+        return tf.reduce_sum(tf.abs(output - target)[..., 0] * mask, (1, 2)) / (
+            tf.reduce_sum(mask, (1, 2))
+        )
+
+    task = Task("distance", places=2, loss=mean)
+    target, output = np.zeros((2, 4, 4, 1), "f4"), np.ones((2, 4, 4, 1), "f4")
+    mask = np.stack([np.ones((4, 4), "f4"), np.zeros((4, 4), "f4")])
+    x = tf.constant(output)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = task.loss(tf.constant(target), x, tf.constant(mask))
+    np.testing.assert_array_equal(value, [1, 0])
+    gradient = tape.gradient(value, x)
+    np.testing.assert_allclose(gradient[0], 1 / 16)
+    np.testing.assert_array_equal(gradient[1], np.zeros((4, 4, 1)))
+    rows = task.metrics[-1].statistics(target, x, tf.constant(mask), None)
+    np.testing.assert_array_equal(rows, [[1, 1], [0, 0]])
+    assert task.bound(unit="m").loss is task.loss  # Not wrapped once more.
+
+
+# Metrics.
+
+
+def test_keras_metrics_get_probabilities_of_labels():
+    target, logits, mask = labels(8)
+    sure = {"threshold": 0.9, "name": "sure"}
+    for make in (
+        keras.metrics.BinaryAccuracy,
+        functools.partial(keras.metrics.BinaryAccuracy, **sure),
+        keras.metrics.AUC,
+    ):
+        metric = lesion(metrics=[make()]).metrics[0]
+        rows = metric.statistics(*map(tf.constant, (target, logits, mask)), None)
+        alone = make()
+        alone.update_state(target, sigmoid(logits))
+        assert metric.value(rows.numpy().sum(0)) == pytest.approx(float(alone.result()))
+
+
+def iou(target, output, mask):
+    return tf.reduce_mean(target * output, [1, 2, 3]) * tf.reduce_max(mask, [1, 2])
+
+
+class OwnMetric(keras.metrics.Mean):
+    _direction = None
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda target, output, mask: 0,
+        functools.partial(iou),
+        iou,
+        keras.metrics.MeanMetricWrapper(iou, name="wrapped"),
+        OwnMetric(),
+    ],
+)
+def test_a_metric_says_which_values_are_better(metric):
+    with pytest.raises(InputError, match="must say whether higher or lower values are"):
+        lesion(metrics=[metric])
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_what_a_metric_says_counts(better):
+    wrapped = keras.metrics.MeanMetricWrapper(iou, name="wrapped")
+    for metric in (lambda target, output, mask: 0, wrapped):
+        metric.better = better
+        assert lesion(metrics=[metric]).metrics[0].better == better
+
+
+def test_metrics_of_one_name_are_refused():
+    def within(limit):
+        def share(target, output, mask):
+            return tf.reduce_mean(tf.cast(output < limit, tf.float32), [1, 2, 3])
+
+        share.better = "higher"
+        return share
+
+    with pytest.raises(InputError, match="different names .* 2 are named share"):
+        lesion(metrics=[within(0.1), within(0.9)])
+
+    def loss(target, output, mask):
+        return tf.zeros(len(target))
+
+    loss.better = "lower"
+    with pytest.raises(InputError, match="2 are named loss"):
+        lesion(metrics=[loss, keras.metrics.AUC()])
+
+
+# How they are known.
+
+
+def above(limit):
+    def share(target, output, mask):
+        return tf.reduce_mean(tf.cast(output > limit, tf.float32), [1, 2, 3])
+
+    share.better = "higher"
+    return share
+
+
+def weighted(weights):
+    def loss(target, output, mask):
+        return tf.reduce_mean(tf.abs(output - target)[..., 0] * weights, [1, 2])
+
+    return loss
+
+
+def known(**fields):
+    return own_code.digest(lesion(**fields))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # Both give 0 for noise.
+        ({"metrics": [above(10)]}, {"metrics": [above(20)]}),
+        # Neither can be computed from noise of this size.
+        (
+            {"loss": weighted(np.ones((32, 32), "f4"))},
+            {"loss": weighted(np.full((32, 32), 9, "f4"))},
+        ),
+        # The state is the same.
+        (
+            {"metrics": [keras.metrics.AUC(curve="ROC", name="auc")]},
+            {"metrics": [keras.metrics.AUC(curve="PR", name="auc")]},
+        ),
+        ({"loss": keras.losses.Huber(40.0)}, {"loss": keras.losses.Huber(50.0)}),
+    ],
+)
+def test_another_loss_or_metric_has_another_digest(one, other):
+    assert known(**one) == known(**one) != known(**other)
+    assert known(**one)
+
+
+def test_what_a_function_refers_to_counts(monkeypatch):
+    before = known(loss=with_limit)
+    assert known(loss=with_limit) == before
+    monkeypatch.setitem(globals(), "LIMIT", 3.0)
+    assert known(loss=with_limit) != before
+
+
+LIMIT = 2.0
+
+
+def with_limit(target, output, mask):
+    return tf.zeros(len(target)) if LIMIT > 100 else tf.ones(len(target))
+
+
+def test_those_of_the_kind_have_none():
+    assert own_code.digest(lesion()) == ""
