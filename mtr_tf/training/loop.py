@@ -121,6 +121,7 @@ def _run(job: Job, workdir: pathlib.Path) -> None:
                 workdir if workers.chief else None,
                 learner.optimizer,
                 first,
+                learner.losses,
             )
         batches = job.batches(first)
 
