@@ -129,14 +129,8 @@ def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
             first,
             learner.losses,
         )
-    batches = job.batches(first)
-
-    def make_steps(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-        steps = step_lib.compile_steps(learner, job.strategy, jit)
-        return functools.partial(steps, iter(batches))
-
     step = loop(
-        compiling.Fallback(make_steps, job.jit, "the training step"),
+        _train_steps(job, first),
         Timetable(first, total, job.config),
         monitor,
         keeper,
@@ -148,6 +142,31 @@ def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
             learner.model.save(beside)
         files.settle(workdir)
     workers.any(False)  # None ends before the others have what they need.
+
+
+def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What trains for so many steps from one on, under XLA where that is chosen.
+
+    The first step is then a call of its own. Where that fails, no step is done, and XLA
+    is left out; where a later one fails, going on from the first would do some twice.
+    """
+    batches = job.batches(first)
+
+    def make(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+        steps = step_lib.compile_steps(job.learner, job.strategy, jit)
+        return functools.partial(steps, iter(batches))
+
+    train_steps = compiling.Fallback(make, job.jit, "the training step")
+    alone = job.jit
+
+    def train(count: tf.Tensor) -> tf.Tensor:
+        nonlocal alone
+        apart, alone = alone and count > 1, False
+        if not apart:
+            return train_steps(count)
+        return tf.concat([train_steps(tf.constant(1)), train_steps(count - 1)], axis=0)
+
+    return train
 
 
 def _is_whole(path: pathlib.Path) -> bool:
