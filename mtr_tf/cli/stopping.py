@@ -21,6 +21,8 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
+from mtr_tf.errors import InputError
+
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 # `timeout` and SLURM send a signal to a process and to its group: one, twice.
 _ONE_SIGNAL_SECONDS = 0.2
@@ -110,18 +112,31 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def later() -> Iterator[None]:
-    """Signals are noted inside; the end raises `Stopped` if there was one."""
+    """Signals are noted inside; the end raises `Stopped` if there was one.
+
+    Inside another one, only the end of that does.
+    """
+    with handled():
+        inside = _watch and _watch.later
+        with noted():
+            yield
+        if asked() and not inside:
+            raise Stopped
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Signals are noted inside, and nothing is raised."""
     with handled():
         if not _watch:  # Not the main thread, which no signal reaches.
             yield
             return
-        _watch.later = True
+        watch, before = _watch, _watch.later
+        watch.later = True
         try:
             yield
         finally:
-            _watch.later = False
-        if _watch.signum:
-            raise Stopped
+            watch.later = before
 
 
 def asked() -> bool:
@@ -158,13 +173,23 @@ def note(signum: int) -> None:
 
 @contextlib.contextmanager
 def saying(sentence: Callable[[], str]) -> Iterator[None]:
-    """Says what is kept where a stop comes inside and has not been explained yet."""
+    """Says what is kept where a stop comes inside and has not been explained yet.
+
+    An error after a signal is a stop too: the signal has ended what it comes of. Our
+    own sentences, `InputError`, stay what they are.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
         if not stop.args:
             stop.args = (sentence(),)
         raise
+    except InputError:
+        raise
+    except Exception as error:
+        if not asked():
+            raise
+        raise Stopped(sentence()) from error
 
 
 def told(stop: KeyboardInterrupt | None, sentence: str) -> str:

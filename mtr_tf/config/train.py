@@ -202,7 +202,8 @@ class TrainConfig(Settings):
     adversarial_batch_norm: str = setting(
         "inference",
         "Batch norms during that attack: with their running statistics, or in "
-        "training mode with each batch's own, as in the paper's code.",
+        "training mode with each batch's own, as in the paper's code (not with "
+        "--sync_batch_norm on several replicas).",
         choices=("inference", "training"),
     )
     seed: int = setting(

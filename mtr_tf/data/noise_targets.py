@@ -72,7 +72,8 @@ def replace(
 ) -> Columns:
     """Returns the columns with noise as the targets of some tasks; masks stay.
 
-    Values are over the range that the data set gives of them, else [0, 1].
+    Values are over the range that pictures of them are painted between
+    (`DatasetInfo.ranges`), else [0, 1]: targets need not fill it, nor stay in it.
     """
     targets = dict(columns.targets)
     for name in tasks:

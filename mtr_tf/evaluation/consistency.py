@@ -249,9 +249,7 @@ def records(
             "unit": each.unit,
             "better": each.better,
             "targets": targets.get(each.name),
-            "clean": _value(clean.consistent_rows, each),
-            "attacked_value": _value(result.consistent_rows, each),
-            "n": result.count,
+            **_values(clean.consistent_rows, result.consistent_rows, each),
         }
         for result in results
         for each in found
@@ -259,8 +257,17 @@ def records(
     ]
 
 
-def _value(rows: Rows, relation: Relation) -> float | None:
-    return _mean(rows[relation.name][relation.measure][:, 0])
+def _values(clean: Rows, attacked: Rows, relation: Relation) -> dict[str, Any]:
+    """Means over the images that say something both clean and attacked, `n` of them."""
+    before, after = (
+        rows[relation.name][relation.measure][:, 0] for rows in (clean, attacked)
+    )
+    both = np.isfinite(before) & np.isfinite(after)
+    return {
+        "clean": _mean(before[both]),
+        "attacked_value": _mean(after[both]),
+        "n": int(both.sum()),
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Collection
 from collections.abc import Sequence
 
 from mtr_tf import executors
@@ -52,6 +53,22 @@ def run(
     done = sweep.finished(evaluations, store, predictions)
     if len(done) == len(evaluations):
         return
+    with files.locked(folder / "parts"):  # The folder itself is shared by the parts.
+        _spread(config, evaluations, done, folder, gpus)
+
+
+def _spread(
+    config: AttackConfig,
+    evaluations: Sequence[Cell | None],
+    done: Collection[Cell | None],
+    folder: pathlib.Path,
+    gpus: int,
+) -> None:
+    """Runs the parts that are not done; the folder of parts is held by this process.
+
+    It must be before an executor is made: that ends what an earlier one has left
+    running, as of a runner that was killed.
+    """
     engine = executors.create(
         config.executor,
         folder / "parts" / "jobs",
@@ -82,7 +99,6 @@ def run(
         return "Finished attacks are kept; the same command continues with the others."
 
     with (
-        files.locked(folder / "parts"),  # The folder itself is shared by the parts.
         stopping.saying(kept),
         stopping.later(),
         progress.bar(len(left), "attacking", "parts", 0) as advance,

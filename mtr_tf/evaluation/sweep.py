@@ -7,7 +7,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,19 +137,19 @@ def run(
     only evaluations of it are run, and None is returned.
     """
     workers = subject.workers
-    plain = evaluations(cells)
+    plain = every = evaluations(cells)
     if part:
         number, count = part
-        plain = parts(plain, count)[number - 1]
+        plain = parts(every, count)[number - 1]
     results = finished(plain, store, predictions) if workers.chief else {}
     there = workers.of_chief([cell in results for cell in plain])
     known = {cell for cell, is_there in zip(plain, there, strict=True) if is_there}
-    cost = {cell: _passes(cell) * subject.num_examples for cell in plain}
+    cost = {cell: _cost(subject, cell) for cell in plain}
     pending = _by_family(cell for cell in plain if cell not in known)
     if known:
         logging.info("%d of %d evaluations are finished already", len(known), len(cost))
     total, done = sum(cost.values()), sum(cost[cell] for cell in known)
-    jit = _compiled(subject, pending, cost)
+    jit = _compiled(subject, every, pending)
     family, evaluator = None, None
 
     def kept() -> str:
@@ -237,17 +236,24 @@ def _passes(cell: Cell | None) -> float:
     return cell.passes if cell else 1.0
 
 
+def _cost(subject: Subject, cell: Cell | None) -> float:
+    return _passes(cell) * subject.num_examples
+
+
 def _compiled(
-    subject: Subject,
-    pending: Sequence[Cell | None],
-    cost: Mapping[Cell | None, float],
+    subject: Subject, every: Sequence[Cell | None], pending: Sequence[Cell | None]
 ) -> dict[Cell | None, bool]:
-    """Whether XLA compiles the graph of each family, by all that it has to do."""
+    """Whether XLA compiles the graph of each family of which something is pending.
+
+    By all that the family has to do, be it finished or of another part: else a sweep
+    that goes on, or is spread, would end with other bits.
+    """
     work: dict[Cell | None, float] = {}
-    for cell in pending:
+    for cell in every:
         family = cell and cell.family
-        work[family] = work.get(family, 0) + cost[cell]
-    jit = {family: subject.compiled(passes) for family, passes in work.items()}
+        work[family] = work.get(family, 0) + _cost(subject, cell)
+    families = dict.fromkeys(cell and cell.family for cell in pending)
+    jit = {family: subject.compiled(work[family]) for family in families}
     if jit:
         what = f"{sum(jit.values())} of {len(jit)} attacks and evaluations"
         compiling.say(what, subject.jit)

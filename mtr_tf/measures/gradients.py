@@ -81,7 +81,9 @@ def task_gradients(
         tape.watch(images)
         outputs = _called(model, images, tasks)
         by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
-    half = base.computes_in_float16(base.graph_operations()[before:])
+    made = base.graph_operations()[before:]
+    # What is computed eagerly leaves no list; to scale float32 as well changes nothing.
+    half = tf.executing_eagerly() or base.computes_in_float16(made)
     slopes = [base.image_gradient(tape, by_task[t], images, half) for t in tasks]
     stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
     size = tf.reduce_prod(tf.shape(stacked)[2:])

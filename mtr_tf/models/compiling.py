@@ -57,19 +57,19 @@ def on_gpu() -> bool:
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def say(what: str, mode: str) -> None:
+def say(what: str, mode: str, why: str = "") -> None:
     """Logs what was chosen and why; logs nothing if there was no choice.
 
     Args:
       what: Is compiled, or is not.
       mode: As for `worthwhile`.
+      why: Where it is not for the mode.
     """
     if mode == "auto" and not on_gpu():
         return
-    why = ""
-    if mode == "auto":
-        why = f", which pays from {PASSES} passes of a batch on"
-    logging.info("XLA compiles %s (--jit=%s%s)", what, mode, why)
+    if mode == "auto" and not why:
+        why = f"which pays from {PASSES} passes of a batch on"
+    logging.info("XLA compiles %s (--jit=%s%s)", what, mode, why and f", {why}")
 
 
 def in_xla() -> bool:

@@ -31,6 +31,7 @@ from typing import IO
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.runs import addresses
 from mtr_tf.runs import checkpoints
@@ -358,10 +359,12 @@ def held(folder: pathlib.Path, skip: str = "\n") -> Iterator[None]:
     except NotUploaded:
         raise
     except BaseException:
-        held.end()
+        with stopping.noted():  # What is not uploaded then is deleted here.
+            held.end()
         raise
     else:
-        held.end()
+        with stopping.later():
+            held.end()
     finally:
         made.held.remove(held)
 

@@ -67,7 +67,7 @@ TRAINING, CLEAN, ATTACKED = "training", "clean", "attacked"  # Kinds of numbers.
 _KIND = ", "  # Stands before it in a tag.
 
 _OPTIMIZER = {
-    "optimizer/learning_rate": "Learning rate of the last step.",
+    "optimizer/learning_rate": "Learning rate of the last step that was not skipped.",
     "optimizer/loss_scale": (
         "The factor that float16 losses are multiplied by; see Keras."
     ),
@@ -161,6 +161,7 @@ def describe(
     tag: str,
     units: Mapping[str, str] | None = None,
     tasks: Mapping[str, Task] | None = None,
+    losses: Mapping[str, Callable[..., Any]] | None = None,
 ) -> str:
     """What a number is, its unit (`units`: the data set's), which way is better.
 
@@ -168,6 +169,7 @@ def describe(
       tag: Such as `seg/miou`, or `seg/miou, clean`.
       units: By task, the data set's.
       tasks: Those that there are; None: the eleven.
+      losses: By task, what its `loss` is, where that is not its own.
     """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
@@ -181,10 +183,11 @@ def describe(
     metric = next(metric for metric in task.all_metrics if metric.name == measure)
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
-    called = getattr(task.loss, "__name__", type(task.loss).__name__)
+    loss = (losses or {}).get(name, task.loss)
+    called = getattr(loss, "__name__", type(loss).__name__)
     kind = f" ({called.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
-    same = {"loss", _TWINS.get(task.loss)}
+    same = {"loss", _TWINS.get(loss)}
     if measure in same and same <= {metric.name for metric in task.metrics}:
         (other,) = same - {measure}
         text += f" Where no pixel is masked, {name}/{other} is the same number."
@@ -357,6 +360,7 @@ class Board:
         kind: str = "",
         about: str = "",
         units: Mapping[str, str] | None = None,
+        losses: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         """Writes each number that is not NaN.
 
@@ -366,9 +370,11 @@ class Board:
           kind: Of the numbers, for their tags.
           about: Added to each number's description: over which images, for example.
           units: Those of the data set's `DatasetInfo`.
+          losses: See `describe`.
         """
         for tag, value in values.items():
-            description = f"{describe(tag, units, self._tasks)} {about}".strip()
+            what = describe(tag, units, self._tasks, losses)
+            description = f"{what} {about}".strip()
             self.number(of_kind(tag, kind) if kind else tag, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:

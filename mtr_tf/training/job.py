@@ -125,6 +125,7 @@ def resolve(
             check()
         _check_model(config)
         _check_names(config)
+        _check_statistics(config, strategy.num_replicas_in_sync)
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -224,6 +225,19 @@ def _check_names(config: TrainConfig) -> None:
             )
 
 
+def _check_statistics(config: TrainConfig, replicas: int) -> None:
+    """Raises `InputError` for batch norms that TensorFlow cannot keep in step."""
+    training = config.adversarial_batch_norm == "training"
+    shared = config.sync_batch_norm and replicas > 1
+    if shared and training and step_lib.attacked_tasks(config):
+        raise InputError(
+            "--adversarial_batch_norm must be inference with --sync_batch_norm on "
+            "several replicas, because the loop of an attack cannot share statistics "
+            f"between replicas; got training and {replicas} replicas. Leave out one "
+            "of the two, or give --replicas=1."
+        )
+
+
 def _training_columns(config: TrainConfig, source: Source) -> Columns:
     """The training split; `InputError` where it has not what is asked of it."""
     columns = source.columns("train")
@@ -244,5 +258,8 @@ def _jit(
     pixels = math.prod(image_size) * config.batch_size / replicas
     passes = compiling.TRAINING_STEP * steps
     on = compiling.worthwhile(config.jit, passes, pixels)
-    compiling.say("the training step" if on else "no training step", config.jit)
+    why = ""
+    if on and replicas > 1 and config.sync_batch_norm:
+        on, why = False, "but --sync_batch_norm speaks to other replicas within it"
+    compiling.say("the training step" if on else "no training step", config.jit, why)
     return on

@@ -23,6 +23,10 @@ class Keeper:
     A checkpoint is a `tf.train.Checkpoint` of the model, the optimizer, the step, the
     best score so far, and what else is trained. It is complete or absent: TensorFlow
     writes it under another name first.
+
+    Attributes:
+      variables: All that is trained, or goes on from where it was.
+      kept: The step of the newest; 0: there is none; None: `restore` has not looked.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Keeper:
         self._folder, self._keep = workdir / "checkpoints", keep
         self._best_folder = self._folder / "best"
         self._writes = writes
+        self.kept: int | None = None
         if writes:
             for folder in (self._folder, self._best_folder):
                 checkpoints.clear(folder)
@@ -96,12 +101,12 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Saves a checkpoint, and deletes the oldest beyond those to keep."""
-        if not self._writes:
-            return
-        # Later ones, which were told of, are damaged or another run's: they stay.
-        before = [made for made in checkpoints.steps(self._folder) if made < step]
-        extra = max(0, len(before) + 1 - self._keep)
-        self._write(self._folder, step, [*before[extra:], step], before[:extra])
+        if self._writes:
+            # Later ones, which were told of, are damaged or another run's: they stay.
+            before = [made for made in checkpoints.steps(self._folder) if made < step]
+            extra = max(0, len(before) + 1 - self._keep)
+            self._write(self._folder, step, [*before[extra:], step], before[:extra])
+        self.kept = step
 
     def save_if_best(self, step: int, score: float, better: str) -> None:
         """Saves to `best/` when the score beats all before; `better`: higher, lower."""

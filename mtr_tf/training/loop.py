@@ -63,7 +63,9 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
     """`train` with settings that are canonical, and a folder of this machine."""
     workers = workers_lib.join(config.strategy, config.replicas)
     again = f"The same command on all goes on from what is kept in {workdir}."
-    with contextlib.ExitStack() as stack:
+    keeper = None
+    # `last` holds until a run at an address is uploaded as well.
+    with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
         stack.enter_context(workers.explaining_loss(again))
 
         def check() -> None:
@@ -71,77 +73,100 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
             directory.check_workdir(workdir, config, resume)
 
         job = job_lib.resolve(config, workers, check)
+        last.enter_context(stopping.saying(lambda: _kept(keeper, job.steps, workdir)))
+        last.enter_context(stopping.later())
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
                 info = job.source.info
                 directory.begin(workdir, config, resume, job.tasks, info.ranges)
-        _run(job, workdir)
+        keeper = _keeper(job, workdir)
+        _run(job, workdir, keeper)
 
 
-def _run(job: Job, workdir: pathlib.Path) -> None:
-    """Does the steps that are missing, and saves the model.
-
-    Raises:
-      Stopped: A signal came, to any worker; the steps that are done are in a
-        checkpoint.
-    """
-    learner, total, workers = job.learner, job.steps, job.workers
-    keeper = Keeper(
+def _keeper(job: Job, workdir: pathlib.Path) -> Keeper:
+    learner = job.learner
+    return Keeper(
         workdir,
         learner.model,
         learner.optimizer,
         job.config.keep_checkpoints,
         learner.weighting.variables,
-        writes=workers.chief,
+        writes=job.workers.chief,
     )
+
+
+def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
+    """Does the steps that are missing, and saves the model.
+
+    Where a signal comes, to any worker, the steps that are done are in a checkpoint.
+    """
+    learner, total, workers = job.learner, job.steps, job.workers
     first = finished = 0
     with workers.agreeing({}):
         if workers.chief:
             first = keeper.restore(total)
             finished = first == total and _is_whole(workdir / "model.keras")
     first, finished = workers.of_chief([first, finished])
+    keeper.kept = first
     workers.take_chiefs(keeper.variables)
     if finished:
         logging.info("%s is already finished: %d steps", workdir, total)
         return
     if first:
         logging.info("continuing from step %d of %d in %s", first, total, workdir)
-    step = first
-    with stopping.saying(lambda: _kept(step, total, workdir)):
-        with files.write_errors_explained(workdir):
-            monitor = Monitor(
-                job.config,
-                job.source,
-                workers,
-                learner.model,
-                job.tasks,
-                learner.weighting,
-                job.best,
-                workdir if workers.chief else None,
-                learner.optimizer,
-                first,
-            )
-        batches = job.batches(first)
+    with files.write_errors_explained(workdir):
+        monitor = Monitor(
+            job.config,
+            job.source,
+            workers,
+            learner.model,
+            job.tasks,
+            learner.weighting,
+            job.best,
+            workdir if workers.chief else None,
+            learner.optimizer,
+            first,
+            learner.losses,
+        )
+    step = loop(
+        _train_steps(job, first),
+        Timetable(first, total, job.config),
+        monitor,
+        keeper,
+        lambda: step_lib.settle_statistics(learner.model, workers),
+        workers,
+    )
+    if step == total and workers.chief:
+        with files.whole_file(workdir / "model.keras") as beside:
+            learner.model.save(beside)
+        files.settle(workdir)
+    workers.any(False)  # None ends before the others have what they need.
 
-        def make_steps(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
-            steps = step_lib.compile_steps(learner, job.strategy, jit)
-            return functools.partial(steps, iter(batches))
 
-        with stopping.later():
-            step = loop(
-                compiling.Fallback(make_steps, job.jit, "the training step"),
-                Timetable(first, total, job.config),
-                monitor,
-                keeper,
-                lambda: step_lib.settle_statistics(learner.model, workers),
-                workers,
-            )
-            if step == total and workers.chief:
-                with files.whole_file(workdir / "model.keras") as beside:
-                    learner.model.save(beside)
-                files.settle(workdir)
-            workers.any(False)  # None ends before the others have what they need.
+def _train_steps(job: Job, first: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """What trains for so many steps from one on, under XLA where that is chosen.
+
+    The first step is then a call of its own. Where that fails, no step is done, and XLA
+    is left out; where a later one fails, going on from the first would do some twice.
+    """
+    batches = job.batches(first)
+
+    def make(jit: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+        steps = step_lib.compile_steps(job.learner, job.strategy, jit)
+        return functools.partial(steps, iter(batches))
+
+    train_steps = compiling.Fallback(make, job.jit, "the training step")
+    alone = job.jit
+
+    def train(count: tf.Tensor) -> tf.Tensor:
+        nonlocal alone
+        apart, alone = alone and count > 1, False
+        if not apart:
+            return train_steps(count)
+        return tf.concat([train_steps(tf.constant(1)), train_steps(count - 1)], axis=0)
+
+    return train
 
 
 def _is_whole(path: pathlib.Path) -> bool:
@@ -153,12 +178,18 @@ def _is_whole(path: pathlib.Path) -> bool:
         return False
 
 
-def _kept(step: int, total: int, workdir: pathlib.Path) -> str:
-    """What there is of a run that a signal has stopped, and how to go on."""
-    if step == total:
+def _kept(keeper: Keeper | None, total: int, workdir: pathlib.Path) -> str:
+    """What there is of a run that a signal has stopped, and how to go on.
+
+    Nothing where no step was done, nor what there is looked at: the command says that.
+    """
+    step = keeper.kept if keeper else None
+    if step is None:
+        return ""
+    if step == total and _is_whole(workdir / "model.keras"):
         return f"Training had already finished: {workdir} is complete."
     if not step:
-        return "No training step was done; the same command starts again."
+        return "No training step is kept; the same command starts again."
     return (
         f"Step {step} of {total} is done and kept in {workdir}/checkpoints; the same "
         "command continues from there."

@@ -29,6 +29,8 @@ Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 # By kind, the losses of targets that are no numbers.
 _OF_KIND = {"classes": "cross_entropy", "labels": "binary_cross_entropy"}
 
+_ALL = "_over_all_pixels"  # Ends the name of a loss.
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": losses.cross_entropy,
     "binary_cross_entropy": losses.binary_cross_entropy,
@@ -70,7 +72,7 @@ def over_all_pixels(loss: Loss) -> Loss:
         )
         return loss(target, output, mask) * share
 
-    return mean
+    return _called(mean, f"{getattr(loss, '__name__', type(loss).__name__)}{_ALL}")
 
 
 def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
@@ -93,6 +95,12 @@ def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:
         weights = tf.reduce_sum(weight, axis=losses.places(mask))
         return tf.math.divide_no_nan(total, weights)
 
+    return _called(loss, f"weighted_cross_entropy{_ALL if norm == 'all' else ''}")
+
+
+def _called(loss: Loss, name: str) -> Loss:
+    """Returns the loss under the name by which TensorBoard speaks of it."""
+    loss.__name__ = name
     return loss
 
 

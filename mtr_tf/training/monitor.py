@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,6 +31,8 @@ from mtr_tf.show import tensorboard
 from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
 from mtr_tf.training import schedules
+from mtr_tf.training import step as step_lib
+from mtr_tf.training.losses import Loss
 from mtr_tf.training.losses import Weighting
 
 # The settings that people compare runs by.
@@ -138,13 +142,15 @@ class Monitor:
         workdir: pathlib.Path | None,
         optimizer: keras.optimizers.Optimizer | None = None,
         first: int = 0,
+        losses: Mapping[str, Loss] | None = None,
     ):
         """Opens the event files, and writes the run's settings once.
 
         All `workers` evaluate, each its share; no `workdir` is for those whose chief
         writes alone.
-        `optimizer` is watched if it scales the loss; `first` is how many steps are
-        done: what was shown of later ones is removed.
+        `optimizer` says how many steps were not skipped; `first` is how many steps are
+        done: what was shown of later ones is removed. `losses` are those of training,
+        by task; None: the tasks' own.
         """
         self._optimizer, self._skipped = optimizer, 0
         self.tasks = tasks
@@ -168,7 +174,9 @@ class Monitor:
             jit=self._jit(per_epoch * config.epochs, workers.replicas),
         )
         images = f"On the first {self._count} images of validation"
+        self._losses = losses
         self._about = {
+            "training": _of_training(config),
             "clean": f"{images}.",
             "adversarial": f"{images}, attacked by {_attack(config)}.",
         }
@@ -215,12 +223,17 @@ class Monitor:
             dict(zip(self.tasks, losses, strict=True)), weights
         )
         speed = steps_per_second * self._config.batch_size
-        about = "Mean over the training images since the last point."
         self._board.scalars(
-            scalars, step, tensorboard.TRAINING, about, self._info.units
+            scalars,
+            step,
+            tensorboard.TRAINING,
+            self._about["training"],
+            self._info.units,
+            self._losses,
         )
+        updates = int(self._optimizer.iterations.numpy()) if self._optimizer else step
         optimizer = {
-            "optimizer/learning_rate": float(self._rate(step - 1)),
+            "optimizer/learning_rate": float(self._rate(max(0, updates - 1))),
             "optimizer/examples_per_second": speed,
             **self._loss_scaling(step),
         }
@@ -284,10 +297,26 @@ class Monitor:
 
 def _attack(config: TrainConfig) -> str:
     """The attack of `training_attack` and what it raises, in words."""
+    return _pgd(config.eval_eps, config.eval_steps, config.main_or_all_tasks)
+
+
+def _pgd(eps: float, steps: int, tasks: Sequence[str]) -> str:
     return (
-        f"PGD (linf, eps {config.eval_eps:g} levels of 0-255, {config.eval_steps} "
-        f"steps) on {' + '.join(config.main_or_all_tasks)}"
+        f"PGD (linf, eps {eps:g} levels of 0-255, {steps} steps) on {' + '.join(tasks)}"
     )
+
+
+def _of_training(config: TrainConfig) -> str:
+    """Over which images the losses of training are, in words."""
+    mean = "Mean over the training images since the last point"
+    attacked = step_lib.attacked_tasks(config)
+    if not attacked:
+        return f"{mean}."
+    attack = _pgd(config.adversarial_eps, config.adversarial_steps, attacked)
+    share = config.adversarial_share
+    if share == 1:
+        return f"{mean}, attacked by {attack}."
+    return f"{mean}: {1 - share:g} of it as they are, {share:g} attacked by {attack}."
 
 
 def _raise_if_not_finite(evaluation: Evaluation, step: int) -> None:

@@ -13,6 +13,7 @@ import process_fixture
 import pytest
 
 from mtr_tf.cli import stopping
+from mtr_tf.errors import InputError
 
 COMMAND = """
 import hashlib, signal, sys, threading, time
@@ -134,6 +135,58 @@ def test_an_error_that_a_signal_leads_to_is_no_error(start):
     )
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
+
+
+def test_an_error_that_a_signal_leads_to_is_explained_where_it_is(start):
+    process = start(
+        """
+        with stopping.saying(lambda: "Kept."):
+            try:
+                ready()
+                time.sleep(100)
+            except KeyboardInterrupt:
+                raise RuntimeError("as from C++") from None
+        """
+    )
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "stopped by SIGTERM. Kept.")
+
+
+def test_without_a_signal_an_error_is_an_error():
+    with pytest.raises(RuntimeError), stopping.saying(lambda: "Kept."):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("error", [InputError("It is full."), None])
+def test_our_sentences_are_told_after_a_signal_as_well(error):
+    def work():
+        with stopping.saying(lambda: "Kept."), stopping.later():
+            signal.raise_signal(signal.SIGINT)
+            if error:
+                raise error
+
+    kind = InputError if error else stopping.Stopped
+    with pytest.raises(kind, match="full" if error else "Kept"):
+        work()
+
+
+def test_what_waits_inside_waits_for_the_outer_end():
+    done = []
+
+    def work():
+        with stopping.later():
+            for how in (stopping.later, stopping.noted):
+                with how():
+                    signal.raise_signal(signal.SIGINT)
+                done.append(how)
+
+    with pytest.raises(stopping.Stopped):
+        work()
+    assert len(done) == 2
+    with stopping.handled():
+        with stopping.noted():
+            signal.raise_signal(signal.SIGINT)
+        assert stopping.asked()
 
 
 def test_what_is_ignored_in_the_background_still_is(start):

@@ -275,6 +275,17 @@ def test_help_is_quick():
         ({"best_metric": "seg/mean"}, "--best_metric must be"),
         ({"best_metric": "adversarial/seg/miou", "eval_eps": 0.0}, "--best_metric"),
         ({"model": "resnet17"}, "resnet18"),
+        (
+            {
+                "sync_batch_norm": True,
+                "strategy": "mirrored",
+                "replicas": 2,
+                "adversarial_tasks": "main",
+                "adversarial_batch_norm": "training",
+                "data_dir": "/nowhere",  # Data are not looked for.
+            },
+            "--adversarial_batch_norm must be inference with --sync_batch_norm on",
+        ),
     ],
 )
 def test_bad_settings_are_explained_and_leave_nothing(

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
+import cells_fixture
 import keras
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from mtr_tf.data.rooms import render
 from mtr_tf.data.rooms import sampling
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import consistency
+from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.tasks import TASKS
 
 SIZE = 24
@@ -133,6 +136,26 @@ def test_only_depth_in_metres_and_maps_are_compared():
     assert not consistency.relations(TASKS, {}, (2, 32))
     other = dataclasses.replace(TASKS["depth"], unit="px")
     assert not consistency.relations(TASKS.replaced(other), {}, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("attacked", "means"),
+    [
+        ([5.0, math.inf, 7.0, 9.0], (2.5, 7.0, 2)),
+        ([math.nan] * 4, (None, None, 0)),
+    ],
+)
+def test_clean_and_attacked_are_of_the_same_images(attacked, means):
+    def result(values, cell=None):
+        rows = np.array(values, np.float64)[:, np.newaxis]
+        consistent = {each.name: {each.measure: rows} for each in found}
+        return Result(cell, {}, 4, {}, consistent_rows=consistent)
+
+    found = consistency.relations(TASKS.select("depth,normal"), {}, (32, 32))
+    clean = result([1.0, 2.0, math.nan, 4.0])
+    cell = cells_fixture.a_cell(tasks=("depth",))
+    (record,) = consistency.records(found, clean, [result(attacked, cell)], {})
+    assert (record["clean"], record["attacked_value"], record["n"]) == means
 
 
 @pytest.mark.slow

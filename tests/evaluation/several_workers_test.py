@@ -9,6 +9,7 @@ import types
 import cells_fixture
 import numpy as np
 import pytest
+import tensorflow as tf
 import workers_fixture
 
 from mtr_tf.config.attack import AttackConfig
@@ -20,6 +21,8 @@ from mtr_tf.evaluation.evaluator import Evaluation
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.measures import passes
+from mtr_tf.models import compiling
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import TASKS
 
 COUNT, SIZE = 4, 8
@@ -85,6 +88,42 @@ def test_what_the_chief_has_finished_no_worker_runs_again(tmp_path, evaluated):
     assert [family for family, _ in evaluated[before:]] == [
         CELLS[0].members[0].family
     ] * 3
+
+
+JIT = AttackConfig(ckpt="x", attack=("pgd",), eps=(1, 2, 4), steps=10)
+
+
+def compiled_of(folder, monkeypatch, part=None):
+    """The families that are compiled, of a sweep of which some may be finished."""
+    chosen = {}
+
+    def make(subject, cell, jit):
+        chosen[cell and cell.family] = jit
+        return types.SimpleNamespace(run=lambda *_, **options: evaluation())
+
+    monkeypatch.setattr(sweep, "make_evaluator", make)
+    store = Store(folder, {"model": "m", "seed": 0})
+    subject = subject_of(Workers(tf.distribute.get_strategy()))
+    sweep.run(subject, make_cells(JIT, ("depth",)), store, part=part)
+    return chosen
+
+
+def test_xla_goes_by_the_whole_sweep_whatever_is_finished_or_elsewhere(
+    tmp_path, monkeypatch
+):
+    """All radii together pay for compiling, and one alone would not."""
+    monkeypatch.setattr(compiling, "on_gpu", lambda: True)
+    monkeypatch.setattr(compiling, "PASSES", 3 * 11 * COUNT / 2)
+    *_, last = cells = make_cells(JIT, ("depth",))
+    whole = {None: False, last.family: True}
+    assert compiled_of(tmp_path / "one", monkeypatch) == whole
+    Store(tmp_path / "one", {"model": "m", "seed": 0})._path(last).unlink()
+    assert compiled_of(tmp_path / "one", monkeypatch) == {last.family: True}
+    parts = [
+        compiled_of(tmp_path / "parts", monkeypatch, (number, 1 + len(cells)))
+        for number in range(1, 2 + len(cells))
+    ]
+    assert {k: v for part in parts for k, v in part.items()} == whole
 
 
 def test_checks_are_made_by_all_and_kept_by_the_chief(tmp_path, monkeypatch):

@@ -397,3 +397,25 @@ def test_gradients_of_half_precision_do_not_underflow():
         ]
     )()
     np.testing.assert_allclose(found, 1 / side**2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_they_do_not_underflow_outside_a_graph_either(precision, wrapped):
+    side, weight = 256, 0.013
+    image = keras.Input((side, side, 3))
+    policy = keras.DTypePolicy(precision)
+    start = keras.initializers.Constant(weight)
+    layer = keras.layers.Conv2D(1, 1, dtype=policy, kernel_initializer=start)
+    out = keras.layers.Activation("linear", dtype="float32")(layer(image))
+    model = keras.Model(image, {"depth": out})
+    images = np.random.default_rng(0).uniform(size=(2, side, side, 3)).astype("f")
+    targets = {"depth": np.zeros((2, side, side, 1), np.float32)}
+    masks = {
+        "depth": np.stack([np.ones((side, side), "f"), np.zeros((side, side), "f")])
+    }
+    _, found = gradients_lib.task_gradients(
+        (lambda x: model(x)) if wrapped else model, images, targets, masks, ("depth",)
+    )
+    np.testing.assert_allclose(found[0], weight / side**2, rtol=1e-3)
+    np.testing.assert_array_equal(found[1], 0)

@@ -8,6 +8,7 @@ import json
 import logging as standard_logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -473,6 +474,52 @@ def test_whichever_write_fails_nothing_is_half_there(memory, watched, error):
             assert checkpoints_of(contents(memory)) == {step - 1, step} - {-1}
             assert contents(memory)["checkpoint"] == b"%d" % step
     assert 12 < failed < 30
+
+
+@contextlib.contextmanager
+def signal_at(monkeypatch, wanted):
+    """Ctrl-C comes while a file is uploaded, as it does to a command."""
+    put = Watched.put
+
+    def interrupted(self, file, name):
+        if name == wanted:
+            signal.raise_signal(signal.SIGINT)
+        put(self, file, name)
+
+    monkeypatch.setattr(Watched, "put", interrupted)
+    with stopping.handled():
+        yield
+
+
+@pytest.mark.parametrize("error", [None, InputError("It is full.")])
+def test_a_signal_during_the_last_upload_waits_for_its_end(
+    memory, watched, monkeypatch, error
+):
+    def work():
+        with remote.copies(), remote.held(remote.local(memory, "--workdir")):
+            for name in ("a.npz", "b.npz"):
+                (remote.local(memory, "--workdir") / name).write_text(name)
+            if error:
+                raise error
+
+    kind = InputError if error else stopping.Stopped
+    with signal_at(monkeypatch, "a.npz"), pytest.raises(kind):
+        work()
+    assert sorted(contents(memory)) == ["a.npz", "b.npz"]
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_model_is_uploaded_loses_nothing(
+    memory, watched, monkeypatch
+):
+    with (
+        signal_at(monkeypatch, "model.keras"),
+        pytest.raises(stopping.Stopped) as told,
+    ):
+        training.train(CONFIG, memory)
+    assert str(told.value) == (f"Training had already finished: {memory} is complete.")
+    assert "model.keras" in contents(memory)
+    assert remote.RUNNING not in contents(memory)
 
 
 def checkpoints_of(found):

@@ -9,6 +9,7 @@ import pathlib
 import re
 import types
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -30,7 +31,9 @@ from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import task_set
+from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
+from mtr_tf.training import schedules
 from mtr_tf.training.losses import Weighting
 
 INFO = types.SimpleNamespace(
@@ -108,6 +111,37 @@ def test_every_number_says_its_unit_and_which_way_is_better():
     assert ", in pixels;" in tensorboard.describe("depth/mae", {"depth": "pixels"})
     assert "lower is better" in tensorboard.describe("total/loss")
     assert "higher is better" in tensorboard.describe("optimizer/examples_per_second")
+
+
+def test_training_says_which_losses_it_lowers_and_on_which_images(tmp_path):
+    attack = {"adversarial_tasks": "seg", "adversarial_eps": 2, "adversarial_steps": 3}
+    watch(tmp_path / "run", task_losses=("depth:l2",), adversarial_share=0.25, **attack)
+    events = read(tmp_path / "run" / "train")
+    about = {kind: description(events, f"depth/loss, {kind}") for kind in KINDS_SHOWN}
+    assert about["training"] == (
+        "loss (l2) of depth; lower is better. Mean over the training images since the "
+        "last point: 0.75 of it as they are, 0.25 attacked by PGD (linf, eps 2 levels "
+        "of 0-255, 3 steps) on seg."
+    )
+    assert about["clean"].startswith("loss (l1) of depth;")
+    assert "depth/mae is the same number" in about["clean"]
+    watch(tmp_path / "all", loss_norm="all", **attack)
+    events = read(tmp_path / "all" / "train")
+    about = description(events, "seg/loss, training")
+    assert about.startswith("loss (cross entropy over all pixels) of seg;")
+    assert "since the last point, attacked by PGD (linf, eps 2 " in about
+
+
+def test_the_learning_rate_is_that_of_the_last_step_that_was_not_skipped(tmp_path):
+    config = TrainConfig(tasks=("seg",), epochs=20, batch_size=2)
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    optimizer.build([keras.Variable(0.0)])
+    optimizer.iterations.assign(7)
+    watch(tmp_path / "run", optimizer, step=9)
+    events = read(tmp_path / "run" / "train")
+    rate = float(schedules.learning_rate(config, 3)(6))
+    assert numbers(events, "optimizer/learning_rate") == [(9, pytest.approx(rate))]
+    assert numbers(events, "optimizer/skipped_steps") == [(9, 2)]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +294,7 @@ def a_source() -> Source:
     return Source(info, lambda split: columns)
 
 
-def watch(folder: pathlib.Path, **settings) -> None:
+def watch(folder: pathlib.Path, optimizer=None, step: int = 1, **settings) -> None:
     """What a run of one step on `a_source` writes."""
     config = TrainConfig(
         tasks=("depth", "seg"),
@@ -279,9 +313,11 @@ def watch(folder: pathlib.Path, **settings) -> None:
         Weighting({"depth": 1.0, "seg": 2.0}),
         monitor.parse_best(config, task_set(config.tasks)),
         folder,
+        optimizer,
+        losses=training_losses.make(config, a_source().info),
     )
-    watched.trained(1, np.array([0.5, 0.25]), 3.0)
-    watched.evaluated(1)
+    watched.trained(step, np.array([0.5, 0.25]), 3.0)
+    watched.evaluated(step)
 
 
 def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):

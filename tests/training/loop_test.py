@@ -6,6 +6,7 @@ import dataclasses
 import math
 import signal
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -112,6 +113,45 @@ def test_a_signal_ends_training_after_the_call_with_a_checkpoint():
         20,
         [("save", 10), ("eval", 16), ("eval", 20), ("save", 20)],
     )
+
+
+@pytest.mark.parametrize(("fails", "done"), [(0, [False] * 5), (2, [True] * 2)])
+def test_no_step_is_done_twice_where_xla_fails(monkeypatch, fails, done):
+    """It is left out if it fails at once; what fails later ends training."""
+    made = []
+
+    def compile_steps(learner, strategy, jit):
+        def steps(iterator, count):
+            for _ in range(int(count)):
+                if jit and len(made) == fails:
+                    raise tf.errors.UnknownError(None, None, "no luck")
+                made.append(jit)
+            return trains(count)
+
+        return steps
+
+    monkeypatch.setattr(training.step_lib, "compile_steps", compile_steps)
+    job = types.SimpleNamespace(
+        learner=None, strategy=None, jit=True, batches=lambda first: []
+    )
+    train_steps = training._train_steps(job, 0)
+    ends = pytest.raises(tf.errors.UnknownError) if fails else contextlib.nullcontext()
+    with ends:
+        assert train_steps(tf.constant(5)).shape == (5, 2)
+    assert made == done
+
+
+def test_what_is_kept_is_said(tmp_path):
+    def said(kept):
+        return training._kept(types.SimpleNamespace(kept=kept), 20, tmp_path)
+
+    assert training._kept(None, 20, tmp_path) == said(None) == ""
+    assert said(0).startswith("No training step is kept;")
+    for step in (8, 20):  # There is no model.
+        assert said(step).startswith(f"Step {step} of 20 is done and kept in")
+    with zipfile.ZipFile(tmp_path / "model.keras", "w"):
+        pass
+    assert said(20) == f"Training had already finished: {tmp_path} is complete."
 
 
 def test_a_signal_before_the_first_step_ends_training_there():

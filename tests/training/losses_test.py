@@ -50,6 +50,20 @@ def test_class_weights_by_hand():
     np.testing.assert_allclose(plain, [total / 3], rtol=1e-6)
 
 
+def test_losses_are_called_what_they_are():
+    names = {norm: made(loss_norm=norm) for norm in ("valid", "all")}
+    assert [loss.__name__ for loss in names["valid"].values()] == [
+        "weighted_cross_entropy",
+        "l1",
+        "l2",
+    ]
+    assert [loss.__name__ for loss in names["all"].values()] == [
+        "weighted_cross_entropy_over_all_pixels",
+        "l1_over_all_pixels",
+        "l2_over_all_pixels",
+    ]
+
+
 def test_an_image_without_valid_pixels_has_no_loss():
     for norm in ("valid", "all"):
         loss = made(loss_norm=norm)["seg"](LABELS, LOGITS, 0 * MASK)

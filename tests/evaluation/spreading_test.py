@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps that are spread over processes; running them is in commands/attack_test."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from mtr_tf import executors
+from mtr_tf import files
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.evaluation import spreading
+from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.executors import command
+
+CONFIG = AttackConfig(ckpt="x", eps=(1.0, 2.0), executor="slurm")
+
+
+def test_a_refused_second_command_stops_nothing(tmp_path, monkeypatch):
+    """It makes no executor: that would end the lease of the one that runs."""
+    folder = tmp_path / "parts"
+    lease = command.Lease.begin(folder / "jobs")
+    monkeypatch.setattr(
+        executors, "create", lambda _, place, *__: command.Lease.begin(place)
+    )
+    cells = make_cells(CONFIG, ("seg",))
+    store = Store(tmp_path, {"model": "m", "seed": 0})
+    with files.locked(folder), pytest.raises(files.InUse, match="in use"):
+        spreading.run(CONFIG, cells, store, None, 0)
+    assert pathlib.Path(lease.path).exists()
+    lease.end()
