@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,10 +15,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
+from mtr_tf import models
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.runs import loading
 from mtr_tf.tasks import Task
 from mtr_tf.training import job as job_lib
 from mtr_tf.training import loop as training
@@ -312,6 +315,90 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
+
+
+def brighter(light):
+    """The declared data in another light, so that their mean is another."""
+    content = declared()
+    for split in ("train", "validation"):
+        for each in content[split]:
+            each["image"] = each["image"] * light
+    return content
+
+
+def first_layer(model):
+    mean, std = models.normalization(model)
+    return np.round([*mean, *std], 6).tolist()
+
+
+def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
+    monkeypatch.setattr(watched, "stop_after", 9)
+    with pytest.raises(Stopped):
+        training.train(chosen, workdir)
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    before = data.open_source("own_blocks:examples").info
+    kept = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+
+    module.examples = lambda: brighter(0.5)  # As on other data that are attacked.
+    now = data.open_source("own_blocks:examples").info
+    assert abs(now.mean[0] - before.mean[0]) > 0.01
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    expected = np.round([*before.mean, *before.std], 6).tolist()
+    assert first_layer(run.model) == expected
+
+    # Older runs say nothing of it; and what is damaged is not guessed.
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "normalization": {"mean": [0.5]}}))
+    with pytest.raises(InputError, match="must have a mean and an std for each"):
+        loading.load_run(str(workdir), dataset="own_blocks:examples")
+    del content["normalization"]
+    path.write_text(json.dumps(content))
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    assert first_layer(run.model) == np.round([*now.mean, *now.std], 6).tolist()
+
+
+def test_a_run_goes_on_with_the_mean_that_it_began_with(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
+    chosen = dataclasses.replace(chosen, schedule="constant")
+    training.train(chosen, workdir)
+    before = data.open_source("own_blocks:examples").info
+
+    def changed():  # Between the first and the last example, where nobody looks.
+        content, other = declared(), brighter(0.5)
+        content["train"][1:-1] = other["train"][1:-1]
+        return content
+
+    module.examples = changed
+    training.train(dataclasses.replace(chosen, epochs=5), workdir)
+    expected = np.round([*before.mean, *before.std], 6).tolist()
+    final = keras.saving.load_model(workdir / "model.keras", compile=False)
+    assert first_layer(final) == expected
+    kept = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+
+
+def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
+    training.train(config(tasks=("scene",), epochs=1), tmp_path / "run")
+
+    def grey():
+        content = declared()
+        for split in ("train", "validation"):
+            for each in content[split]:
+                each["image"] = each["image"][..., :1]
+        return content
+
+    module.examples = grey
+    (tmp_path / "run" / "model.keras").unlink()
+    message = "trained on images of 3 channels, but those of own_blocks:examples have 1"
+    with pytest.raises(InputError, match=message):
+        loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
 
 
 def dropout_net(image_shape, tasks):
