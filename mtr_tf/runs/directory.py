@@ -350,10 +350,11 @@ def begin(
     kept of its data and model stays.
 
     Raises:
-      InputError: Another run came first meanwhile.
+      InputError: Another run came first meanwhile, or this one was on other data.
     """
     check_workdir(workdir, config, resume)
     old = read_config(workdir)
+    _check_data(workdir, _content(workdir).get("data"), (facts or {}).get("data"))
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
@@ -361,6 +362,36 @@ def begin(
         kept = {k: v for k, v in _content(workdir).items() if k in (facts or {})}
         write_config(workdir, config, tasks, ranges, {**(facts or {}), **kept})
         remote.push(workdir, needed=True)
+
+
+def _check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
+    """Raises `InputError`, with each difference, unless a run is on the same data.
+
+    Args:
+      workdir: The run directory.
+      before: By split its size and a hash, as config.json has them; nothing for new
+        and for older runs.
+      now: The same of the data that are open.
+    """
+    changed = []
+    for split, facts in _dict(now).items():
+        old = _dict(_dict(before).get(split))
+        count, examples = old.get("examples"), old.get("first_and_last")
+        if count not in (None, facts["examples"]):
+            changed.append(f"{split} had {count} examples and has {facts['examples']}")
+        elif examples and facts["first_and_last"] not in (None, examples):
+            changed.append(f"the first or last example of {split} is another one")
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
+            "that it was trained on to continue it (--data_dir, if they were moved), "
+            "or give another --workdir."
+        )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A value of config.json as a dict; empty if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

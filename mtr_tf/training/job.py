@@ -60,7 +60,7 @@ class Job:
       learner: The model, and what a step needs beside it.
       best: The number that decides which checkpoint is the best.
       jit: Whether XLA compiles the step.
-      facts: What config.json keeps of the model beside the settings.
+      facts: What config.json keeps of the data and the model beside the settings.
     """
 
     config: TrainConfig
@@ -144,6 +144,7 @@ def resolve(
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
         per_epoch = _steps_per_epoch(config, examples)
+        kept = {"data": _data(source, tasks, examples), **_normalization(config, info)}
         if workers.several:
             facts |= _facts(config, source, tasks)
     with strategy.scope():
@@ -173,7 +174,7 @@ def resolve(
         learner,
         best,
         jit,
-        _kept(config, info),
+        kept,
     )
 
 
@@ -186,11 +187,50 @@ def _begun(workers: Workers, look: Callable[[], Begun]) -> Begun:
     return Begun(**workers.of_chief(dataclasses.asdict(begun)))
 
 
-def _kept(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
-    """What config.json keeps, by name, for when the run is continued or attacked."""
+def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
+    """The mean and std of the model's first layer, as config.json keeps them."""
     if ":" in config.model:  # A user's model, which may not standardise at all.
         return {}
     return {"normalization": {"mean": list(info.mean), "std": list(info.std)}}
+
+
+def _data(source: Source, tasks: tasks_lib.TaskSet, examples: int) -> dict[str, Any]:
+    """What is compared when the run is continued: by split its size, and a hash.
+
+    Args:
+      source: The data set.
+      tasks: Those that are trained.
+      examples: How many are trained on.
+    """
+    counts = {"train": examples, "validation": len(source.columns("validation"))}
+    return {
+        split: {
+            "examples": count,
+            "first_and_last": _first_and_last(source.columns(split), tasks, count),
+        }
+        for split, count in counts.items()
+    }
+
+
+def _first_and_last(
+    columns: Columns, tasks: tasks_lib.TaskSet, count: int
+) -> str | None:
+    """A hash of two examples; None where they are others each time that they are read.
+
+    It has no targets of decimal places, whose last one may depend on the machine.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for row in (0, count - 1):  # One by one: of the last batch columns keep a copy.
+            one = batching.gather(columns, tasks, np.array([row]))
+            labels = [one["targets"][name] for name in tasks if tasks[name].discrete]
+            for array in (one["image"], *labels, *(one["masks"][n] for n in tasks)):
+                digest.update(f"{array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
+    digest = read()
+    return digest if read() == digest else None
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:

@@ -384,6 +384,89 @@ def test_a_run_goes_on_with_the_mean_that_it_began_with(
     assert kept == {"mean": list(before.mean), "std": list(before.std)}
 
 
+def longer():
+    content = declared()
+    return {**content, "train": content["train"] + [example(i) for i in range(40, 64)]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (longer, "train had 24 examples and has 48. Give the data that it was trained"),
+        (
+            lambda: brighter(0.5),
+            "the first or last example of train is another one; "
+            "the first or last example of validation is another one",
+        ),
+        (lambda: declared(train=declared()["train"][::-1]), "example of train is"),
+    ],
+)
+def test_a_finished_run_is_not_trained_further_on_other_data(
+    module, watched, tmp_path, changed, message
+):
+    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
+    training.train(chosen, workdir)
+    before = weights(workdir)
+    module.examples = changed
+    with pytest.raises(InputError, match=message):
+        training.train(chosen, workdir)
+    after = weights(workdir)
+    assert all((after[path] == value).all() for path, value in before.items())
+    # Older runs do not say what they were trained on.
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    del content["data"]
+    path.write_text(json.dumps(content))
+    training.train(chosen, workdir)
+
+
+def test_data_that_are_others_at_each_look_go_on_by_their_number(
+    module, watched, tmp_path
+):
+    """As those of a reader that varies pictures itself."""
+    rng = np.random.default_rng(0)
+
+    class Varied:
+        def __init__(self, seeds):
+            self.seeds = seeds
+
+        def __len__(self):
+            return len(self.seeds)
+
+        def __getitem__(self, index):
+            one = example(self.seeds[index])
+            scene = one["targets"]["scene"]
+            image = one["image"] * rng.uniform(0.5, 1)
+            return {"image": image, "targets": {"scene": scene}}
+
+    def examples(count=24):
+        varied = {"train": Varied(range(count)), "validation": Varied(range(50, 56))}
+        return {**declared(), **varied}
+
+    module.examples = examples
+    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
+    training.train(chosen, workdir)
+    kept = json.loads((workdir / "config.json").read_text())["data"]["train"]
+    assert kept == {"examples": 24, "first_and_last": None}
+    training.train(chosen, workdir)
+    module.examples = lambda: examples(32)
+    with pytest.raises(InputError, match="train had 24 examples and has 32"):
+        training.train(chosen, workdir)
+
+
+def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path):
+    chosen = config(tasks=("scene",), epochs=1, train_examples=16)
+    training.train(chosen, tmp_path / "run")
+    module.examples = longer
+    training.train(chosen, tmp_path / "run")
+
+
+def test_the_same_data_may_be_moved(module, watched, tmp_path):
+    module.examples = lambda data_dir: declared()
+    training.train(config(tasks=("scene",), epochs=1, data_dir="/a"), tmp_path / "run")
+    training.train(config(tasks=("scene",), epochs=1, data_dir="/b"), tmp_path / "run")
+
+
 def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
     training.train(config(tasks=("scene",), epochs=1), tmp_path / "run")
 
