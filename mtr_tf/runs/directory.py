@@ -190,10 +190,12 @@ class Begun:
     """What a directory has of a run that may have been begun before.
 
     Attributes:
+      steps: How many are done and kept in a checkpoint; damaged ones count too.
       normalization: (mean, std) per channel that its model standardises images with;
         None where that is not known: for new runs, older ones, and models of a user's.
     """
 
+    steps: int = 0
     normalization: Sequence[Sequence[float]] | None = None
 
 
@@ -203,7 +205,8 @@ def begun(workdir: pathlib.Path) -> Begun:
     Raises:
       InputError: What config.json keeps of the model is damaged.
     """
-    return Begun(_normalization(workdir))
+    kept = checkpoints.steps(workdir / "checkpoints")
+    return Begun(max(kept, default=0), _normalization(workdir))
 
 
 def _normalization(workdir: pathlib.Path) -> tuple[tuple[float, ...], ...] | None:

@@ -126,9 +126,10 @@ def resolve(
     workers = workers or workers_lib.join(config.strategy, config.replicas)
     strategy = workers.strategy
     begun = _begun(workers, look)
+    start = dataclasses.replace(config, init="") if begun.steps else config
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
-        _check_model(config)
+        _check_model(start)
         _check_names(config)
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
@@ -149,7 +150,7 @@ def resolve(
             facts |= _facts(config, source, tasks)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
-        model = building.new_model(config, info)
+        model = building.new_model(start, info)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
     learner = Learner(

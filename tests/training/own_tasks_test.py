@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
 import types
 
@@ -482,6 +483,35 @@ def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
     message = "trained on images of 3 channels, but those of own_blocks:examples have 1"
     with pytest.raises(InputError, match=message):
         loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(
+    module, watched, monkeypatch, tmp_path
+):
+    training.train(config(tasks=("scene",), epochs=1), tmp_path / "first")
+    init = tmp_path / "init.keras"
+    (tmp_path / "first" / "model.keras").rename(init)
+    chosen = config(tasks=("scene",), epochs=4, init=str(init))
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(watched, "stop_after", 9)
+    with pytest.raises(Stopped):
+        training.train(chosen, workdir)
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    kept = init.read_bytes()
+    init.unlink()
+    training.train(chosen, workdir)
+    assert len(watched.last.seen) == 2  # From the checkpoint at step 6 on.
+    training.train(chosen, workdir)  # It has ended.
+
+    # Without a checkpoint it starts again, and needs them.
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(InputError, match="--init must be a .keras or .h5 file"):
+        training.train(chosen, workdir)
+    whole = weights(workdir)
+    init.write_bytes(kept)
+    training.train(chosen, workdir)
+    for path, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, whole[path], err_msg=path)
 
 
 def dropout_net(image_shape, tasks):
