@@ -190,11 +190,13 @@ class Begun:
     """What a directory has of a run that may have been begun before.
 
     Attributes:
+      is_run: Whether it is that of a run.
       steps: How many are done and kept in a checkpoint; damaged ones count too.
       normalization: (mean, std) per channel that its model standardises images with;
         None where that is not known: for new runs, older ones, and models of a user's.
     """
 
+    is_run: bool = False
     steps: int = 0
     normalization: Sequence[Sequence[float]] | None = None
 
@@ -206,7 +208,8 @@ def begun(workdir: pathlib.Path) -> Begun:
       InputError: What config.json keeps of the model is damaged.
     """
     kept = checkpoints.steps(workdir / "checkpoints")
-    return Begun(max(kept, default=0), _normalization(workdir))
+    is_run = bool(_content(workdir))
+    return Begun(is_run, max(kept, default=0), _normalization(workdir))
 
 
 def _normalization(workdir: pathlib.Path) -> tuple[tuple[float, ...], ...] | None:

@@ -131,6 +131,8 @@ def resolve(
     with workers.agreeing(facts):
         _check_model(start)
         _check_names(config)
+        if not begun.is_run:
+            config.check_used()
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()

@@ -261,6 +261,8 @@ def test_class_weights_and_losses_by_hand(module):
         ({"best_metric": "scene/miou"}, "scene/accuracy, scene/loss.*got 'scene/miou'"),
         ({"random_targets": ("depth",)}, "--random_targets must be among"),
         ({"adversarial_tasks": "depth"}, "--adversarial_tasks must be main, all, or"),
+        ({"adversarial_eps": 4.0}, "--adversarial_eps needs --adversarial_tasks"),
+        ({"aux_weight": 0.1}, "--aux_weight needs auxiliary tasks"),
     ],
 )
 def test_what_does_not_go_together(module, settings, message):
@@ -512,6 +514,20 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(
     training.train(chosen, workdir)
     for path, value in weights(workdir).items():
         np.testing.assert_array_equal(value, whole[path], err_msg=path)
+
+
+def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), aux_weight=0.1, epochs=1), tmp_path / "a"
+    with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
+        training.train(chosen, workdir)
+    assert not workdir.exists()
+    directory.write_config(workdir, chosen)
+    training.train(chosen, workdir)
+    (workdir / "model.keras").rename(tmp_path / "model.keras")
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    assert run.config == chosen
 
 
 def dropout_net(image_shape, tasks):
