@@ -27,7 +27,10 @@ def settings(path):
         cli_flags.define(record, values)
     extra = ["--ckpt=runs/NAME"] if attack else []
     values(["binary", f"--flagfile={path}", *extra])
-    return [cli_flags.read(record, values) for record in records][0]
+    config = [cli_flags.read(record, values) for record in records][0]
+    if not attack:
+        config.check_used()
+    return config
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -302,6 +302,32 @@ class TrainConfig(Settings):
             )
         _ = self.parsed_image_size, self.parsed_crop  # Complain now.
 
+    def check_used(self) -> None:
+        """Raises `InputError` for settings that only another one would make use of.
+
+        Only new runs are asked: older ones may have such settings.
+        """
+        if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
+            raise InputError(
+                "--aux_weight needs auxiliary tasks, those of --tasks that are not in "
+                f"--main_tasks, but all of {', '.join(self.tasks)} are main; name the "
+                "main ones in --main_tasks, or leave out --aux_weight."
+            )
+        given = [name for name in self.not_default() if name in _OF_ADVERSARIES]
+        if given and not self.adversarial_tasks:
+            raise InputError(
+                f"--{' and --'.join(given)} {'need' if len(given) > 1 else 'needs'} "
+                "--adversarial_tasks, the tasks to attack in training, but it is "
+                "empty; give for example --adversarial_tasks=main, or leave the "
+                "rest out too."
+            )
+        if self.adversarial_tasks and not self.adversarial_share:
+            raise InputError(
+                "--adversarial_tasks needs an --adversarial_share above 0, but it is "
+                "0, so that no attacked image would be trained on; leave out one of "
+                "the two."
+            )
+
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:
         """(height, width) of `image_size`; None for the data set's own."""
@@ -316,6 +342,14 @@ class TrainConfig(Settings):
     def main_or_all_tasks(self) -> tuple[str, ...]:
         """The main tasks; all tasks where none is named."""
         return self.main_tasks or self.tasks
+
+
+# Settings of adversarial training beside the one that turns it on.
+_OF_ADVERSARIES = {
+    field.name
+    for field in dataclasses.fields(TrainConfig)
+    if field.name.startswith("adversarial_") and field.name != "adversarial_tasks"
+}
 
 
 @dataclasses.dataclass(frozen=True)

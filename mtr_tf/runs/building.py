@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from collections.abc import Sequence
 
 import keras
 from absl import logging
@@ -47,6 +48,32 @@ def open_source(config: TrainConfig) -> Source:
         return columns.without_inputs()
 
     return dataclasses.replace(source, load=load)
+
+
+def standardised(
+    info: DatasetInfo, normalization: Sequence[Sequence[float]] | None
+) -> DatasetInfo:
+    """The facts of a data set, with the mean and std that a run's model was made with.
+
+    They are a part of the model, not a weight: other data, or more, have others.
+
+    Args:
+      info: Of the data that are open now.
+      normalization: (mean, std) of the run; None where they are not known.
+
+    Raises:
+      InputError: The data have another number of channels.
+    """
+    if normalization is None:
+        return info
+    mean, std = normalization
+    if len(mean) != info.image_shape[2]:
+        raise InputError(
+            f"The run was trained on images of {len(mean)} channels, but those of "
+            f"{info.name} have {info.image_shape[2]}; give the data that it was "
+            "trained on."
+        )
+    return dataclasses.replace(info, mean=tuple(mean), std=tuple(std))
 
 
 def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run directories: what is in one, and how files get there.
 
-    runs/NAME/config.json      settings, versions, commit, command
+    runs/NAME/config.json      settings, facts of the data, versions, commit, command
               train.flags      a flagfile that repeats the run
               model.keras      the model at the end of training
               checkpoints/     the newest ones, and best/ by the named metric
@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -38,6 +39,7 @@ from mtr_tf import files
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import shortened
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import checkpoints
@@ -138,6 +140,7 @@ def write_config(
     config: TrainConfig,
     tasks: TaskSet | None = None,
     ranges: Mapping[str, Sequence[float]] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes config.json and train.flags of a new run.
 
@@ -146,6 +149,7 @@ def write_config(
       config: The run's settings.
       tasks: Those of the run, as its data set has them; None where nobody knows.
       ranges: By task the (low, high) of a scalar map in that data set, if known.
+      facts: What else is kept of the data and the model, by name (`Begun`).
     """
     known: dict[str, Any] = {}
     if tasks:
@@ -154,7 +158,8 @@ def write_config(
         }
         known = {"tasks": [task.to_dict() for task in tasks.values()], "ranges": ranges}
     files.write_json(
-        workdir / "config.json", {"train": config.to_dict(), **known, **environment()}
+        workdir / "config.json",
+        {"train": config.to_dict(), **known, **(facts or {}), **environment()},
     )
     flags = f"{workdir}/train.flags"
     if remote.named(flags) != flags:  # At an address; flagfiles are read from paths.
@@ -178,6 +183,59 @@ def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
         task["name"]: {**task, "range": ranges.get(task["name"])}
         for task in content.get("tasks", ())
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a directory has of a run that may have been begun before.
+
+    Attributes:
+      is_run: Whether it is that of a run.
+      steps: How many are done and kept in a checkpoint; damaged ones count too.
+      normalization: (mean, std) per channel that its model standardises images with;
+        None where that is not known: for new runs, older ones, and models of a user's.
+    """
+
+    is_run: bool = False
+    steps: int = 0
+    normalization: Sequence[Sequence[float]] | None = None
+
+
+def begun(workdir: pathlib.Path) -> Begun:
+    """What there is of a run in a directory, whose config.json can be read.
+
+    Raises:
+      InputError: What config.json keeps of the model is damaged.
+    """
+    kept = checkpoints.steps(workdir / "checkpoints")
+    is_run = bool(_content(workdir))
+    return Begun(is_run, max(kept, default=0), _normalization(workdir))
+
+
+def _normalization(workdir: pathlib.Path) -> tuple[tuple[float, ...], ...] | None:
+    kept = _content(workdir).get("normalization")
+    if kept is None:
+        return None
+    try:
+        mean, std = (tuple(map(float, kept[name])) for name in ("mean", "std"))
+    except files.DAMAGED:
+        mean, std = (), ()
+    numbers = (*mean, *std)
+    if not mean or len(mean) != len(std) or not all(map(math.isfinite, numbers)):
+        raise InputError(
+            f"{workdir / 'config.json'} must have a mean and an std for each channel "
+            f'as its "normalization", got {shortened(kept)}; restore it, or use '
+            "another run directory."
+        )
+    return mean, std
+
+
+def _content(workdir: pathlib.Path) -> dict[str, Any]:
+    """All of config.json; empty where there is none."""
+    try:
+        return dict(files.read_json(workdir / "config.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
 
 
 def read_config(workdir: pathlib.Path) -> TrainConfig | None:
@@ -290,22 +348,56 @@ def begin(
     resume: bool,
     tasks: TaskSet | None = None,
     ranges: Mapping[str, Sequence[float]] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a checked directory, which is locked now, that of a run (`write_config`).
 
-    Or that of a longer one: then its model is not the end any more, and goes.
+    Or that of a longer one: then its model is not the end any more, and goes. What is
+    kept of its data and model stays.
 
     Raises:
-      InputError: Another run came first meanwhile.
+      InputError: Another run came first meanwhile, or this one was on other data.
     """
     check_workdir(workdir, config, resume)
     old = read_config(workdir)
+    _check_data(workdir, _content(workdir).get("data"), (facts or {}).get("data"))
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     if old is None or old.epochs < config.epochs:
-        write_config(workdir, config, tasks, ranges)
+        kept = {k: v for k, v in _content(workdir).items() if k in (facts or {})}
+        write_config(workdir, config, tasks, ranges, {**(facts or {}), **kept})
         remote.push(workdir, needed=True)
+
+
+def _check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
+    """Raises `InputError`, with each difference, unless a run is on the same data.
+
+    Args:
+      workdir: The run directory.
+      before: By split its size and a hash, as config.json has them; nothing for new
+        and for older runs.
+      now: The same of the data that are open.
+    """
+    changed = []
+    for split, facts in _dict(now).items():
+        old = _dict(_dict(before).get(split))
+        count, examples = old.get("examples"), old.get("first_and_last")
+        if count not in (None, facts["examples"]):
+            changed.append(f"{split} had {count} examples and has {facts['examples']}")
+        elif examples and facts["first_and_last"] not in (None, examples):
+            changed.append(f"the first or last example of {split} is another one")
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
+            "that it was trained on to continue it (--data_dir, if they were moved), "
+            "or give another --workdir."
+        )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """A value of config.json as a dict; empty if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:

@@ -236,7 +236,9 @@ def _restore(
         steps = [s for s in checkpoints.steps(folder) if checkpoints.name(s) == name]
     if not steps:
         raise InputError(_no_checkpoint(root, path))
-    model = building.build_model(config, building.open_source(config).info)
+    info = building.open_source(config).info
+    info = building.standardised(info, directory.begun(root).normalization)
+    model = building.build_model(config, info)
     kept = tf.Variable(0, dtype=tf.int64, trainable=False)
     checkpoint = tf.train.Checkpoint(model=model, step=kept)
     for step in steps:

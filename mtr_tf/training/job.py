@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from mtr_tf.data import batching
 from mtr_tf.data import noise_targets
 from mtr_tf.data.augment import Augment
 from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
@@ -31,6 +33,7 @@ from mtr_tf.runs import building
 from mtr_tf.runs import initial_weights
 from mtr_tf.runs import own_models
 from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.directory import Begun
 from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks.groups import task_weights
 from mtr_tf.training import losses as training_losses
@@ -57,6 +60,7 @@ class Job:
       learner: The model, and what a step needs beside it.
       best: The number that decides which checkpoint is the best.
       jit: Whether XLA compiles the step.
+      facts: What config.json keeps of the data and the model beside the settings.
     """
 
     config: TrainConfig
@@ -69,6 +73,7 @@ class Job:
     learner: Learner
     best: monitor.BestMetric
     jit: bool
+    facts: Mapping[str, Any]
 
     @property
     def strategy(self) -> tf.distribute.Strategy:
@@ -102,7 +107,7 @@ class Job:
 def resolve(
     config: TrainConfig,
     workers: Workers | None = None,
-    check: Callable[[], None] = lambda: None,
+    look: Callable[[], Begun] = Begun,
 ) -> Job:
     """Opens the data, builds the model, and checks that all settings fit.
 
@@ -111,7 +116,8 @@ def resolve(
     Args:
       config: The settings.
       workers: Those that train; None: those that the settings speak of.
-      check: Complains of what the chief alone looks at, before anything else.
+      look: Says what there is of the run, which the chief alone looks at, before
+        anything else; it may complain.
 
     Raises:
       InputError: The settings or the data cannot be used, or are not the same on all
@@ -119,19 +125,22 @@ def resolve(
     """
     workers = workers or workers_lib.join(config.strategy, config.replicas)
     strategy = workers.strategy
+    begun = _begun(workers, look)
+    start = dataclasses.replace(config, init="") if begun.steps else config
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
-        if workers.chief:
-            check()
-        _check_model(config)
+        _check_model(start)
         _check_names(config)
         _check_statistics(config, strategy.num_replicas_in_sync)
+        if not begun.is_run:
+            config.check_used()
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()
         batching.check_divisible(config.batch_size, strategy.num_replicas_in_sync)
         source = building.open_source(config)
-        tasks = source.info.tasks.select(config.tasks)
+        info = building.standardised(source.info, begun.normalization)
+        tasks = info.tasks.select(config.tasks)
         best = monitor.parse_best(config, tasks)
         columns = _training_columns(config, source)
         source.columns("validation")  # Complains now if it cannot be read.
@@ -139,11 +148,12 @@ def resolve(
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
         per_epoch = _steps_per_epoch(config, examples)
+        kept = {"data": _data(source, tasks, examples), **_normalization(config, info)}
         if workers.several:
             facts |= _facts(config, source, tasks)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
-        model = building.new_model(config, source.info)
+        model = building.new_model(start, info)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
     learner = Learner(
@@ -168,7 +178,63 @@ def resolve(
         learner,
         best,
         jit,
+        kept,
     )
+
+
+def _begun(workers: Workers, look: Callable[[], Begun]) -> Begun:
+    """What the chief says that there is of the run."""
+    begun = Begun()
+    with workers.agreeing({}):
+        if workers.chief:
+            begun = look()
+    return Begun(**workers.of_chief(dataclasses.asdict(begun)))
+
+
+def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
+    """The mean and std of the model's first layer, as config.json keeps them."""
+    if ":" in config.model:  # A user's model, which may not standardise at all.
+        return {}
+    return {"normalization": {"mean": list(info.mean), "std": list(info.std)}}
+
+
+def _data(source: Source, tasks: tasks_lib.TaskSet, examples: int) -> dict[str, Any]:
+    """What is compared when the run is continued: by split its size, and a hash.
+
+    Args:
+      source: The data set.
+      tasks: Those that are trained.
+      examples: How many are trained on.
+    """
+    counts = {"train": examples, "validation": len(source.columns("validation"))}
+    return {
+        split: {
+            "examples": count,
+            "first_and_last": _first_and_last(source.columns(split), tasks, count),
+        }
+        for split, count in counts.items()
+    }
+
+
+def _first_and_last(
+    columns: Columns, tasks: tasks_lib.TaskSet, count: int
+) -> str | None:
+    """A hash of two examples; None where they are others each time that they are read.
+
+    It has no targets of decimal places, whose last one may depend on the machine.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        for row in (0, count - 1):  # One by one: of the last batch columns keep a copy.
+            one = batching.gather(columns, tasks, np.array([row]))
+            labels = [one["targets"][name] for name in tasks if tasks[name].discrete]
+            for array in (one["image"], *labels, *(one["masks"][n] for n in tasks)):
+                digest.update(f"{array.shape} ".encode() + array.tobytes())
+        return digest.hexdigest()[:16]
+
+    digest = read()
+    return digest if read() == digest else None
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:

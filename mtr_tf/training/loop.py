@@ -68,18 +68,19 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
     with contextlib.ExitStack() as last, contextlib.ExitStack() as stack:
         stack.enter_context(workers.explaining_loss(again))
 
-        def check() -> None:
+        def look() -> directory.Begun:
             stack.enter_context(remote.held(workdir, skip="attacks/"))
             directory.check_workdir(workdir, config, resume)
+            return directory.begun(workdir)
 
-        job = job_lib.resolve(config, workers, check)
+        job = job_lib.resolve(config, workers, look)
         last.enter_context(stopping.saying(lambda: _kept(keeper, job.steps, workdir)))
         last.enter_context(stopping.later())
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
-                info = job.source.info
-                directory.begin(workdir, config, resume, job.tasks, info.ranges)
+                ranges = job.source.info.ranges
+                directory.begin(workdir, config, resume, job.tasks, ranges, job.facts)
         keeper = _keeper(job, workdir)
         _run(job, workdir, keeper)
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 import re
+from contextlib import nullcontext
 
 import pytest
 from absl import flags
@@ -49,6 +50,33 @@ def test_defaults_are_valid_and_go_round():
 def test_a_setting_out_of_range_is_named_with_its_value(change, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**change)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"aux_weight": 0.1}, "those of --tasks that are not in --main_tasks, but all"),
+        ({"aux_weight": 0.1, "main_tasks": ("depth", "seg")}, "all of seg, depth are"),
+        ({"aux_weight": 0.1, "main_tasks": ("seg",)}, ""),
+        ({"adversarial_eps": 4.0}, "--adversarial_eps needs --adversarial_tasks"),
+        (
+            {"adversarial_steps": 2, "adversarial_batch_norm": "training"},
+            "--adversarial_steps and --adversarial_batch_norm need --adversarial_tasks",
+        ),
+        ({"adversarial_share": 0.0}, "--adversarial_share needs --adversarial_tasks"),
+        (
+            {"adversarial_share": 0.0, "adversarial_tasks": "main"},
+            "--adversarial_tasks needs an --adversarial_share above 0",
+        ),
+        ({"adversarial_eps": 4.0, "adversarial_tasks": "main"}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_nothing_makes_use_of_is_refused_in_new_runs(given, message):
+    config = TrainConfig(**given)
+    assert TrainConfig.from_dict(config.to_dict()) == config  # Old runs are read.
+    with pytest.raises(InputError, match=message) if message else nullcontext():
+        config.check_used()
 
 
 def test_an_unknown_setting_suggests_a_known_one():

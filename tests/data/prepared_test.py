@@ -35,7 +35,8 @@ COUNT = 13
 
 def small_config() -> rooms.RoomsConfig:
     splits = {"train": COUNT, "validation": 3, "test": 3}
-    return rooms.RoomsConfig(name="columns", size=32, splits=splits)
+    config = rooms.RoomsConfig(name="columns", size=32, splits=splits)
+    return config.with_own_folder()
 
 
 def builder_in(folder: pathlib.Path) -> rooms.Rooms:
@@ -277,7 +278,7 @@ def test_damage_to_prepared_data_is_one_sentence(
     root = shutil.copytree(sound[kind], tmp_path / "root")
     np.testing.assert_array_equal(read_all(kind, root), expected["image"])
     prepared._records.cache_clear()
-    folder = root / "rooms" / "columns" / "1.0.0"
+    folder = root / "rooms" / small_config().name / "1.0.0"
     if not known:
         (folder / "contents.json").unlink()
         if damage is one_digit or (kind, what, damage) == (None, INFO, flip):
@@ -341,7 +342,10 @@ def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
     )
     assert "\n" not in told
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert left <= {".rooms-columns.lock", "metadata.json"}  # No example.
+    assert left <= {
+        f".rooms-{small_config().name}.lock",
+        "metadata.json",
+    }  # No example.
     np.testing.assert_array_equal(read_all(None, tmp_path), read_all(None, sound[None]))
     assert not list(tmp_path.rglob("*incomplete*"))
 

@@ -99,6 +99,42 @@ def test_tfds_load_takes_it(data_dir):
     assert index == 1
 
 
+def test_configs_of_one_name_and_other_scenes_have_other_folders(tmp_path):
+    splits = {"train": 1, "validation": 1, "test": 1}
+
+    def first(**changes):
+        config = tiny(**{"splits": splits, **changes})
+        source = rooms.open_source(config=config, data_dir=str(tmp_path), tasks=["seg"])
+        return source.columns("train").images[0]
+
+    usual, other = first(), first(seed=1)
+    np.testing.assert_array_equal(usual, workers.example(0, 0, 0, 32)["image"])
+    np.testing.assert_array_equal(other, workers.example(1, 0, 0, 32)["image"])
+    np.testing.assert_array_equal(first(), usual)
+    changes = [{}, {"seed": 1}, {"size": 64}, {"splits": SPLITS}]
+    folders = {
+        rooms.Rooms(
+            config=rooms.RoomsConfig(**{**ours, **each}), data_dir=tmp_path
+        ).data_dir
+        for each in changes
+        for ours in [{"name": "32", "size": 32}, {"name": "32-5", "size": 32}]
+    }
+    assert len(folders) == 8
+
+
+def test_known_configs_keep_their_folders(tmp_path):
+    for name in ("32", "64", "128"):
+        builder = rooms.Rooms(config=name, data_dir=tmp_path)
+        assert builder.info.full_name == f"rooms/{name}/1.0.0"
+        config = builder.builder_config.with_scenes(24000)
+        more = rooms.Rooms(config=config, data_dir=tmp_path)
+        assert more.info.full_name == f"rooms/{name}-24000/1.0.0"
+    mine = rooms.Rooms(config=tiny(), data_dir=tmp_path)
+    assert mine.info.full_name.startswith("rooms/tiny-")
+    again = rooms.Rooms(config=mine.builder_config, data_dir=tmp_path)
+    assert again.info.full_name == mine.info.full_name
+
+
 def test_only_the_asked_tasks_are_read(data_dir):
     source = rooms.open_source(
         config=tiny(), data_dir=data_dir, tasks=("depth", "autoencoder")
@@ -172,8 +208,10 @@ def start(folder: pathlib.Path, count: int) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
-    killed = start(tmp_path, 5000)
-    folder = tmp_path / "rooms" / "race"
+    splits = {"train": 400, "validation": 1, "test": 1}
+    config = rooms.RoomsConfig(name="race", size=32, splits=splits)
+    killed = start(tmp_path, 400)
+    folder = tmp_path / "rooms" / config.with_own_folder().name
     deadline = time.monotonic() + 60
     while not list(folder.glob("*incomplete*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -183,13 +221,11 @@ def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
     killed.stdout.close()
     assert [path.name[:10] for path in folder.iterdir()] == ["incomplete"]
 
-    both = [start(tmp_path, 70), start(tmp_path, 70)]
+    both = [start(tmp_path, 400), start(tmp_path, 400)]
     made = [int(process.communicate(timeout=120)[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(made) == [0, 1]
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
-    splits = {"train": 70, "validation": 1, "test": 1}
-    config = rooms.RoomsConfig(name="race", size=32, splits=splits)
     columns = rooms.open_source(config=config, data_dir=str(tmp_path)).columns("train")
-    last = workers.example(0, 0, 69, 32)
-    np.testing.assert_array_equal(columns.images[69], last["image"])
+    last = workers.example(0, 0, 399, 32)
+    np.testing.assert_array_equal(columns.images[399], last["image"])

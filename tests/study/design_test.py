@@ -207,6 +207,8 @@ def test_unknown_names_are_named(load):
 @pytest.mark.parametrize("name", study_file.shipped())
 def test_the_studies_that_come_with_the_package_can_be_read(name):
     study = study_file.load(name)
+    for variant in study.variants:
+        study.train_config(variant.name, 0).check_used()
     assert (study.name, study.file) == (name, name)
     claims.check(study)
     for spec in study.attacks:

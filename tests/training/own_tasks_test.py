@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 import sys
 import types
 
@@ -14,10 +16,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
+from mtr_tf import models
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.runs import loading
 from mtr_tf.tasks import Task
 from mtr_tf.training import job as job_lib
 from mtr_tf.training import loop as training
@@ -257,6 +261,8 @@ def test_class_weights_and_losses_by_hand(module):
         ({"best_metric": "scene/miou"}, "scene/accuracy, scene/loss.*got 'scene/miou'"),
         ({"random_targets": ("depth",)}, "--random_targets must be among"),
         ({"adversarial_tasks": "depth"}, "--adversarial_tasks must be main, all, or"),
+        ({"adversarial_eps": 4.0}, "--adversarial_eps needs --adversarial_tasks"),
+        ({"aux_weight": 0.1}, "--aux_weight needs auxiliary tasks"),
     ],
 )
 def test_what_does_not_go_together(module, settings, message):
@@ -312,6 +318,216 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
+
+
+def brighter(light):
+    """The declared data in another light, so that their mean is another."""
+    content = declared()
+    for split in ("train", "validation"):
+        for each in content[split]:
+            each["image"] = each["image"] * light
+    return content
+
+
+def first_layer(model):
+    mean, std = models.normalization(model)
+    return np.round([*mean, *std], 6).tolist()
+
+
+def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
+    monkeypatch.setattr(watched, "stop_after", 9)
+    with pytest.raises(Stopped):
+        training.train(chosen, workdir)
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    before = data.open_source("own_blocks:examples").info
+    kept = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+
+    module.examples = lambda: brighter(0.5)  # As on other data that are attacked.
+    now = data.open_source("own_blocks:examples").info
+    assert abs(now.mean[0] - before.mean[0]) > 0.01
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    expected = np.round([*before.mean, *before.std], 6).tolist()
+    assert first_layer(run.model) == expected
+
+    # Older runs say nothing of it; and what is damaged is not guessed.
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "normalization": {"mean": [0.5]}}))
+    with pytest.raises(InputError, match="must have a mean and an std for each"):
+        loading.load_run(str(workdir), dataset="own_blocks:examples")
+    del content["normalization"]
+    path.write_text(json.dumps(content))
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    assert first_layer(run.model) == np.round([*now.mean, *now.std], 6).tolist()
+
+
+def test_a_run_goes_on_with_the_mean_that_it_began_with(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
+    chosen = dataclasses.replace(chosen, schedule="constant")
+    training.train(chosen, workdir)
+    before = data.open_source("own_blocks:examples").info
+
+    def changed():  # Between the first and the last example, where nobody looks.
+        content, other = declared(), brighter(0.5)
+        content["train"][1:-1] = other["train"][1:-1]
+        return content
+
+    module.examples = changed
+    training.train(dataclasses.replace(chosen, epochs=5), workdir)
+    expected = np.round([*before.mean, *before.std], 6).tolist()
+    final = keras.saving.load_model(workdir / "model.keras", compile=False)
+    assert first_layer(final) == expected
+    kept = json.loads((workdir / "config.json").read_text())["normalization"]
+    assert kept == {"mean": list(before.mean), "std": list(before.std)}
+
+
+def longer():
+    content = declared()
+    return {**content, "train": content["train"] + [example(i) for i in range(40, 64)]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (longer, "train had 24 examples and has 48. Give the data that it was trained"),
+        (
+            lambda: brighter(0.5),
+            "the first or last example of train is another one; "
+            "the first or last example of validation is another one",
+        ),
+        (lambda: declared(train=declared()["train"][::-1]), "example of train is"),
+    ],
+)
+def test_a_finished_run_is_not_trained_further_on_other_data(
+    module, watched, tmp_path, changed, message
+):
+    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
+    training.train(chosen, workdir)
+    before = weights(workdir)
+    module.examples = changed
+    with pytest.raises(InputError, match=message):
+        training.train(chosen, workdir)
+    after = weights(workdir)
+    assert all((after[path] == value).all() for path, value in before.items())
+    # Older runs do not say what they were trained on.
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    del content["data"]
+    path.write_text(json.dumps(content))
+    training.train(chosen, workdir)
+
+
+def test_data_that_are_others_at_each_look_go_on_by_their_number(
+    module, watched, tmp_path
+):
+    """As those of a reader that varies pictures itself."""
+    rng = np.random.default_rng(0)
+
+    class Varied:
+        def __init__(self, seeds):
+            self.seeds = seeds
+
+        def __len__(self):
+            return len(self.seeds)
+
+        def __getitem__(self, index):
+            one = example(self.seeds[index])
+            scene = one["targets"]["scene"]
+            image = one["image"] * rng.uniform(0.5, 1)
+            return {"image": image, "targets": {"scene": scene}}
+
+    def examples(count=24):
+        varied = {"train": Varied(range(count)), "validation": Varied(range(50, 56))}
+        return {**declared(), **varied}
+
+    module.examples = examples
+    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
+    training.train(chosen, workdir)
+    kept = json.loads((workdir / "config.json").read_text())["data"]["train"]
+    assert kept == {"examples": 24, "first_and_last": None}
+    training.train(chosen, workdir)
+    module.examples = lambda: examples(32)
+    with pytest.raises(InputError, match="train had 24 examples and has 32"):
+        training.train(chosen, workdir)
+
+
+def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path):
+    chosen = config(tasks=("scene",), epochs=1, train_examples=16)
+    training.train(chosen, tmp_path / "run")
+    module.examples = longer
+    training.train(chosen, tmp_path / "run")
+
+
+def test_the_same_data_may_be_moved(module, watched, tmp_path):
+    module.examples = lambda data_dir: declared()
+    training.train(config(tasks=("scene",), epochs=1, data_dir="/a"), tmp_path / "run")
+    training.train(config(tasks=("scene",), epochs=1, data_dir="/b"), tmp_path / "run")
+
+
+def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
+    training.train(config(tasks=("scene",), epochs=1), tmp_path / "run")
+
+    def grey():
+        content = declared()
+        for split in ("train", "validation"):
+            for each in content[split]:
+                each["image"] = each["image"][..., :1]
+        return content
+
+    module.examples = grey
+    (tmp_path / "run" / "model.keras").unlink()
+    message = "trained on images of 3 channels, but those of own_blocks:examples have 1"
+    with pytest.raises(InputError, match=message):
+        loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
+
+
+def test_a_run_goes_on_when_what_it_started_from_is_gone(
+    module, watched, monkeypatch, tmp_path
+):
+    training.train(config(tasks=("scene",), epochs=1), tmp_path / "first")
+    init = tmp_path / "init.keras"
+    (tmp_path / "first" / "model.keras").rename(init)
+    chosen = config(tasks=("scene",), epochs=4, init=str(init))
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(watched, "stop_after", 9)
+    with pytest.raises(Stopped):
+        training.train(chosen, workdir)
+    monkeypatch.setattr(watched, "stop_after", math.inf)
+    kept = init.read_bytes()
+    init.unlink()
+    training.train(chosen, workdir)
+    assert len(watched.last.seen) == 2  # From the checkpoint at step 6 on.
+    training.train(chosen, workdir)  # It has ended.
+
+    # Without a checkpoint it starts again, and needs them.
+    shutil.rmtree(workdir / "checkpoints")
+    with pytest.raises(InputError, match="--init must be a .keras or .h5 file"):
+        training.train(chosen, workdir)
+    whole = weights(workdir)
+    init.write_bytes(kept)
+    training.train(chosen, workdir)
+    for path, value in weights(workdir).items():
+        np.testing.assert_array_equal(value, whole[path], err_msg=path)
+
+
+def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
+    module, watched, monkeypatch, tmp_path
+):
+    chosen, workdir = config(tasks=("scene",), aux_weight=0.1, epochs=1), tmp_path / "a"
+    with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
+        training.train(chosen, workdir)
+    assert not workdir.exists()
+    directory.write_config(workdir, chosen)
+    training.train(chosen, workdir)
+    (workdir / "model.keras").rename(tmp_path / "model.keras")
+    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+    assert run.config == chosen
 
 
 def dropout_net(image_shape, tasks):

@@ -39,7 +39,8 @@ def open_source(
       data_dir: where prepared data sets are kept; None for $TFDS_DATA_DIR, else
         ~/tensorflow_datasets.
       tasks: the tasks whose targets are read; None for all.
-      config: a builder config of one's own, in place of `image_size`.
+      config: a builder config of one's own, in place of `image_size`; its folder has
+        its name and a hash of its size, seed and splits.
       rooms_scenes: how many scenes to train on; 0 for the usual number.
 
     Raises:

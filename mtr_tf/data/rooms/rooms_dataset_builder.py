@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,6 +47,25 @@ class RoomsConfig(tfds.core.BuilderConfig):
         name = f"{self.name}-{count}"
         return dataclasses.replace(self, name=name, splits=splits)
 
+    def with_own_folder(self) -> RoomsConfig:
+        """The same under a name that no other size, seed or splits has.
+
+        Prepared data lie in a folder of the config's name. Our own configs, with any
+        number of scenes to train on, keep theirs.
+        """
+        for config in Rooms.BUILDER_CONFIGS:
+            config = config.with_scenes(self.splits.get("train", 0))
+            if (config.name, config._content) == (self.name, self._content):
+                return config
+        mark = f"-{prepared.fingerprint(self._content)}"
+        name = self.name.removesuffix(mark)
+        return dataclasses.replace(self, name=name + mark)
+
+    @property
+    def _content(self) -> tuple[object, ...]:
+        """What the examples depend on."""
+        return self.size, self.seed, sorted(self.splits.items())
+
 
 class Rooms(tfds.core.GeneratorBasedBuilder):
     """Ray-cast rooms; examples are in the order of their index."""
@@ -58,6 +78,12 @@ class Rooms(tfds.core.GeneratorBasedBuilder):
         for size in layout.SIZES
     ]
     DEFAULT_CONFIG_NAME = str(layout.DEFAULT_SIZE)
+
+    def __init__(self, *, config: RoomsConfig | str | None = None, **options: Any):
+        """Takes what a TFDS builder takes; a config of one's own has its own folder."""
+        if isinstance(config, RoomsConfig):
+            config = config.with_own_folder()
+        super().__init__(config=config, **options)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return prepared.info(self, _DESCRIPTION, _features(self.builder_config.size))
