@@ -302,19 +302,29 @@ class TrainConfig(Settings):
             )
         _ = self.parsed_image_size, self.parsed_crop  # Complain now.
 
+    @property
+    def unused(self) -> list[str]:
+        """Names of the settings that are given, and that nothing makes use of."""
+        found = []
+        if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
+            found.append("aux_weight")
+        if not self.adversarial_tasks:
+            found += [name for name in self.not_default() if name in _OF_ADVERSARIES]
+        return found
+
     def check_used(self) -> None:
         """Raises `InputError` for settings that only another one would make use of.
 
         Only new runs are asked: older ones may have such settings.
         """
-        if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
+        given = self.unused
+        if "aux_weight" in given:
             raise InputError(
                 "--aux_weight needs auxiliary tasks, those of --tasks that are not in "
                 f"--main_tasks, but all of {', '.join(self.tasks)} are main; name the "
                 "main ones in --main_tasks, or leave out --aux_weight."
             )
-        given = [name for name in self.not_default() if name in _OF_ADVERSARIES]
-        if given and not self.adversarial_tasks:
+        if given:
             raise InputError(
                 f"--{' and --'.join(given)} {'need' if len(given) > 1 else 'needs'} "
                 "--adversarial_tasks, the tasks to attack in training, but it is "

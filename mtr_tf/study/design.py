@@ -100,9 +100,15 @@ class Study:
         return _by_name("attack", name, self.attacks)
 
     def train_config(self, variant: str, seed: int) -> TrainConfig:
-        """The settings of the run of a variant's name and a seed."""
+        """The settings of the run of a variant's name and a seed.
+
+        Of those that all variants have, without the ones that it makes no use of.
+        """
         own = self.variant(variant).train
         fields: dict[str, Any] = {**self.train, **own, "seed": seed}
+        for name in TrainConfig(**fields).unused:
+            if name not in own:
+                del fields[name]
         return TrainConfig(**fields)
 
     def attack_fields(self, spec: str, variant: str, seed: int) -> dict[str, Any]:

@@ -215,3 +215,29 @@ def test_the_studies_that_come_with_the_package_can_be_read(name):
         for variant in spec.variants:
             fields = study.attack_fields(spec.name, variant, study.seeds[0])
             AttackConfig(ckpt="run", **fields)
+
+
+def test_settings_of_all_variants_count_where_they_are_made_use_of(load):
+    study = load(
+        """
+        about = "x"
+        seeds = [0]
+        [train]
+        aux_weight = 0.1
+        adversarial_eps = 4
+        [variants."s"]
+        tasks = ["seg"]
+        [variants."s+A"]
+        tasks = ["seg", "autoencoder"]
+        main_tasks = ["seg"]
+        adversarial_tasks = "main"
+        [variants."own"]
+        tasks = ["seg"]
+        aux_weight = 0.2
+        """
+    )
+    alone, both = (study.train_config(name, 0) for name in ("s", "s+A"))
+    assert (alone.aux_weight, alone.adversarial_eps) == (1, 8)
+    assert (both.aux_weight, both.adversarial_eps) == (0.1, 4)
+    with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
+        study.train_config("own", 0).check_used()
