@@ -112,7 +112,8 @@ class AdversarialModel(keras.Model):
         """Returns a batch's images after the attack: a pure function of seed and step.
 
         Args:
-          x: Images `[batch, height, width, channels]` in `input_range`.
+          x: Images `[batch, height, width, channels]` in `input_range`; if they are
+            whole numbers, those after the attack are rounded to such.
           y: Targets by task, or in the order of the tasks.
           sample_weight: Weights by task, as in training. If a task has a weight for
             each pixel (or place), those with weight zero are not attacked.
@@ -134,8 +135,10 @@ class AdversarialModel(keras.Model):
         first = tf.cast(replica, tf.int64) * count
         batch["position"] = first + tf.range(count)
         batch["step"] = tf.cast(self.optimizer.iterations, tf.int64)
-        x_adv = self._adversary.perturb(self._objective, batch)
-        return tf.cast(x_adv * width + self._low, x.dtype)
+        x_adv = self._adversary.perturb(self._objective, batch) * width + self._low
+        if tf.as_dtype(x.dtype).is_integer:
+            x_adv = tf.round(x_adv)
+        return tf.cast(x_adv, x.dtype)
 
     def train_step(self, data):
         """Attacks the batch, then makes one step with the compiled losses."""
