@@ -184,8 +184,16 @@ def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
             )
 
 
-def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
+def groups(
+    facts: Mapping[str, Any], split: str, count: int, is_cut: bool = False
+) -> Groups | None:
     """The groups of a split of so many examples; None where none are given.
+
+    Args:
+      facts: What the user says, checked.
+      split: Its name.
+      count: How many examples were read.
+      is_cut: Whether there are more, which may have groups too.
 
     Raises:
       InputError: they are not one for each example.
@@ -194,6 +202,8 @@ def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
     if given is None:
         return None
     given = np.asarray(given)
+    if is_cut and given.ndim:
+        given = given[:count]
     if given.shape != (count,) or given.dtype.kind not in "uiSU":
         raise InputError(
             f'"groups" must have a name or number for each of the {count} examples of '

@@ -78,7 +78,8 @@ def open_given(
     opened = {}
     for split, examples in splits.items():
         columns = columns_lib.open_split(split, examples, rules, readers)
-        groups = facts_lib.groups(facts, split, len(columns))
+        is_cut = isinstance(examples, columns_lib.First) and examples.is_cut
+        groups = facts_lib.groups(facts, split, len(columns), is_cut)
         opened[split] = dataclasses.replace(columns, groups=groups)
     columns_lib.check_alike(opened)
     first = next(iter(opened.values()))
