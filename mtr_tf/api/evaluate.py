@@ -29,6 +29,7 @@ from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
+from mtr_tf.runs.model_files import File
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
@@ -189,7 +190,7 @@ def job_of(
     file = None if path else model_files.of_object(model, "the model", "model")
     source = examples_lib.open_source(
         examples,
-        _with_channels(model, own, names, config),
+        _with_classes(file, own, names, config) if file else own,
         names,
         facts or {},
         config.split,
@@ -198,23 +199,27 @@ def job_of(
     return attack_job.resolve(config, source, file, folder)
 
 
-def _with_channels(
-    model: Any, own: Sequence[Task], names: Sequence[str], config: AttackConfig
+def _with_classes(
+    file: File, own: Sequence[Task], names: Sequence[str], config: AttackConfig
 ) -> list[Task]:
     """Tasks of one's own, and those that a model's heads make, with their classes.
 
     Examples need not show all classes: there are as many as the model has logits for.
     """
-    known = tasks_lib.TASKS.replaced(*own)
+    model = file.model
     if not adapters.is_functional(model):
         return list(own)
+    if len(model.inputs) == 1:  # Its outputs' channels come last then.
+        model = model_files.functional(file, None, config.channels_first)
+    known = tasks_lib.TASKS.replaced(*own)
     asked = parse_heads(config.heads)
     heads = heads_lib.find("the model", model, asked, known, names, "--heads")
     found = {task.name: task for task in own}
     for name, task in heads.tasks.items():
-        channels = heads.outputs[name].tensor.shape[-1]
-        if task.discrete and task.channels is None and channels and channels > 1:
-            task = task.bound(channels=channels)
+        if task.discrete and task.channels is None:
+            output = heads.outputs[name].tensor
+            count = heads_lib.classes_of(output, model.inputs[0].shape)
+            task = task.bound(channels=count)
         found[name] = task
     return [t for t in found.values() if t is not tasks_lib.TASKS.get(t.name)]
 

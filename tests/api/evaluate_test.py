@@ -211,6 +211,84 @@ def test_classes_are_as_many_as_the_model_has():
     assert "top5" in {r["metric"] for r in results.records}
 
 
+def brighter(images):
+    """How far each pixel is above the middle: above 0 it is of the second class."""
+    return keras.ops.mean(images, axis=-1, keepdims=True) - 0.5
+
+
+def one_logit(form):
+    """A model that says with one number which of two classes a pixel has."""
+    if form == "channels first":
+        image = keras.Input((3, 8, 8))
+        logit = keras.ops.mean(image, axis=1, keepdims=True) - 0.5
+    else:
+        image = keras.Input((8, 8, 3))
+        logit = brighter(image)
+    output = {"probability": keras.ops.sigmoid, "map": lambda z: z[..., 0]}
+    return keras.Model(image, {"seg": output.get(form, lambda z: z)(logit)})
+
+
+GREYS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+ONE = {"attacks": "pgd", "eps": 8, "steps": 2, "step_size": 8, "checks": False}
+ONE |= {"random_start": False}
+FORMS = ("logit", "probability", "map", "channels first")
+
+
+def light(by=0):
+    """Where images are of the second class, each number being moved by some levels."""
+    return np.clip(GREYS.astype(int) + by, 0, 255).mean(-1) > 127.5
+
+
+def accuracies(*args, **settings):
+    records = mtr_tf.evaluate(*args, **(ONE | settings)).records
+    (record,) = (r for r in records if r["metric"] == "pixel_accuracy")
+    return record["clean"], record["attacked_value"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_logit_is_of_two_classes_though_the_examples_show_one(form):
+    targets = {"seg": np.zeros((4, 8, 8), int)}
+    clean, attacked = accuracies(one_logit(form), (GREYS, targets))
+    assert clean == pytest.approx(1 - light().mean())
+    assert attacked == pytest.approx(1 - light(8).mean())
+
+
+@pytest.mark.parametrize(
+    ("form", "heads"),
+    [("logit", {})] + [(form, {"seg": "classes"}) for form in FORMS[1:3]],
+)
+def test_one_logit_is_of_two_classes_for_its_own_targets(form, heads):
+    clean, attacked = accuracies(
+        one_logit(form), {"image": GREYS}, heads=heads, targets="own"
+    )
+    assert clean == 1
+    assert attacked == pytest.approx((light(8) == light(-8)).mean())
+
+
+def test_of_a_function_nobody_knows_how_many_classes_it_has():
+    def model(images):
+        return {"seg": brighter(images)}
+
+    targets = {"seg": np.zeros((4, 8, 8), int)}
+    with pytest.raises(mtr_tf.InputError, match="of seg must be of at least two clas"):
+        accuracies(model, (GREYS, targets))
+    clean, _ = accuracies(model, (GREYS, targets), facts={"classes": ["dark", "light"]})
+    assert clean == pytest.approx(1 - light().mean())
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_one_number_for_an_image_may_have_no_axis_of_channels(kind):
+    def model(images):
+        return keras.ops.mean(brighter(images), axis=(1, 2, 3))
+
+    found = mtr_tf.evaluate(
+        model, {"image": GREYS}, heads={0: kind}, targets="own", **ONE
+    )
+    assert {r["metric"] for r in found.records} >= {
+        "accuracy" if kind == "classes" else "mae"
+    }
+
+
 @pytest.mark.slow
 def test_nothing_is_written_or_changed(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
