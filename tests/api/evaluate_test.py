@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from mtr_tf.api import evaluate
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.runs import loading
+from mtr_tf.tasks import Task
 
 METRICS = ("delta1", "image_miou")
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
@@ -274,6 +276,52 @@ def test_of_a_function_nobody_knows_how_many_classes_it_has():
         accuracies(model, (GREYS, targets))
     clean, _ = accuracies(model, (GREYS, targets), facts={"classes": ["dark", "light"]})
     assert clean == pytest.approx(1 - light().mean())
+
+
+def three_heads():
+    image = keras.Input((8, 8, 3))
+    heads = {name: keras.layers.Conv2D(3, 1)(image) for name in ("flow", "parts")}
+    return keras.Model(image, heads | {"depth": keras.layers.Conv2D(1, 1)(image)})
+
+
+def test_facts_are_those_of_a_data_function():
+    """Tasks are declared there, and the classes of those without any named."""
+    names = ["one", "two", "three"]
+    facts = {"classes": names, "colors": [(0, 0, 9), (0, 9, 0), (9, 0, 0)]}
+    facts["tasks"] = [Task("flow", channels=3), Task("parts", kind="classes")]
+    settings = {"attack": "pgd", "eps": 8}
+    targets = {
+        "flow": np.zeros((4, 8, 8, 3), np.float32),
+        "parts": GREYS[..., 0] // 128,
+    }
+    for tasks in ((), (Task("flow", channels=3), "parts"), ("parts", "flow")):
+        job = evaluate.job_of(
+            three_heads(),
+            {"image": GREYS, "targets": targets},
+            tasks,
+            {},
+            facts,
+            settings,
+            pathlib.Path(),
+        )
+        assert set(job.subject.tasks) == {"flow", "parts"}
+        parts = job.subject.tasks["parts"]
+        assert (list(parts.classes), list(parts.colors)) == (names, facts["colors"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"facts": {"classes": list("abcd")}}, r"parts must have shape \(8, 8, 4\)"),
+        ({"facts": {"test": []}}, "besides its splits, but have test; give these"),
+        ({"examples": "rooms", "facts": {"mean": 1}}, "only for examples in memory"),
+    ],
+)
+def test_facts_that_cannot_be(given, says):
+    examples = {"image": GREYS, "targets": {"parts": GREYS[..., 0] // 128}}
+    given = {"examples": examples, "tasks": Task("parts", kind="classes")} | given
+    with pytest.raises(mtr_tf.InputError, match=says):
+        mtr_tf.evaluate(three_heads(), **(ONE | given))
 
 
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
