@@ -21,6 +21,7 @@ from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.api.results import Results
 from mtr_tf.attack_job import Job
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.data.custom import facts as facts_lib
@@ -236,14 +237,15 @@ def _with_classes(
     """Tasks of one's own, and those that a model's heads make, with their classes.
 
     Examples need not show all classes: there are as many as the model has logits for,
-    unless all are `named`.
+    unless all are `named`. The model's own targets are of any of its tasks.
     """
-    model = file.model
+    model, known = file.model, tasks_lib.TASKS.replaced(*own)
+    any_task = config.targets == OWN_TARGETS
     if not adapters.is_functional(model):
-        return list(own)
+        asked = known.select(names) if any_task and names else {}
+        return list(dict.fromkeys([*own, *asked.values()]))
     if len(model.inputs) == 1:  # Its outputs' channels come last then.
         model = model_files.functional(file, None, config.channels_first)
-    known = tasks_lib.TASKS.replaced(*own)
     asked = parse_heads(config.heads)
     heads = heads_lib.find("the model", model, asked, known, names, "--heads")
     found = {task.name: task for task in own}
@@ -253,7 +255,8 @@ def _with_classes(
             count = heads_lib.classes_of(output, model.inputs[0].shape)
             task = task.bound(channels=count)
         found[name] = task
-    return [t for t in found.values() if t is not tasks_lib.TASKS.get(t.name)]
+    usual = {} if any_task else tasks_lib.TASKS
+    return [task for task in found.values() if task is not usual.get(task.name)]
 
 
 def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:

@@ -267,6 +267,19 @@ def test_one_logit_is_of_two_classes_for_its_own_targets(form, heads):
     assert attacked == pytest.approx((light(8) == light(-8)).mean())
 
 
+def test_tasks_of_the_paper_need_no_targets_but_the_models_own():
+    def model(images):
+        return {"depth": brighter(images)}
+
+    image = keras.Input((8, 8, 3))
+    for each, tasks in ((keras.Model(image, model(image)), ()), (model, "depth")):
+        found = mtr_tf.evaluate(
+            each, {"image": GREYS}, tasks=tasks, targets="own", **ONE | {"eps": 1}
+        )
+        (record,) = (r for r in found.records if r["metric"] == "mae")
+        assert record["clean"] == pytest.approx(0, abs=1e-6)
+
+
 def test_of_a_function_nobody_knows_how_many_classes_it_has():
     def model(images):
         return {"seg": brighter(images)}
