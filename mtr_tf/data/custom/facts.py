@@ -160,6 +160,11 @@ def rules(facts: Mapping[str, Any]) -> Rules:
     """
     names = tuple(facts.get("classes", ()))
     tasks = TASKS.replaced(*declared(facts).values())
+    units = facts.get("units", {})
+    tasks = TaskSet(
+        task if task.unit else task.bound(unit=units.get(name, ""))
+        for name, task in tasks.items()
+    )
     tasks = TaskSet(
         task.bound(channels=None, classes=names, colors=facts.get("colors", ()))
         if names and task.discrete and task.channels is None

@@ -91,7 +91,7 @@ def open_given(
             "in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
-    declared = tuple(facts_lib.declared(facts).values())
+    declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
     return Source(info, lambda split: only(opened[split], tasks), declared=declared)
 
 
