@@ -112,10 +112,14 @@ class AdversarialModel(keras.Model):
         """Returns a batch's images after the attack: a pure function of seed and step.
 
         Args:
-          x: Images `[batch, height, width, channels]` in `input_range`.
+          x: Images `[batch, height, width, channels]` in `input_range`; if they are
+            whole numbers, those after the attack are rounded to such.
           y: Targets by task, or in the order of the tasks.
           sample_weight: Weights by task, as in training. If a task has a weight for
             each pixel (or place), those with weight zero are not attacked.
+
+        Raises:
+          InputError: Images are whole numbers, and the range is [0, 1] or smaller.
         """
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
@@ -128,14 +132,23 @@ class AdversarialModel(keras.Model):
             batch["targets"][name] = target
             batch["masks"][name] = _mask(self._tasks[name], target, weights.get(name))
         width = self._high - self._low
+        is_integer = tf.as_dtype(x.dtype).is_integer
+        if is_integer and width <= 1:
+            raise InputError(
+                f"Images of whole numbers ({tf.as_dtype(x.dtype).name}) must have "
+                f"another input_range than ({self._low:g}, {self._high:g}); give the "
+                "one that they are in, such as input_range=(0, 255)."
+            )
         batch["image"] = (tf.cast(x, tf.float32) - self._low) / width
         count = tf.cast(tf.shape(x)[0], tf.int64)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         first = tf.cast(replica, tf.int64) * count
         batch["position"] = first + tf.range(count)
         batch["step"] = tf.cast(self.optimizer.iterations, tf.int64)
-        x_adv = self._adversary.perturb(self._objective, batch)
-        return tf.cast(x_adv * width + self._low, x.dtype)
+        x_adv = self._adversary.perturb(self._objective, batch) * width + self._low
+        if is_integer:
+            x_adv = tf.round(x_adv)
+        return tf.cast(x_adv, x.dtype)
 
     def train_step(self, data):
         """Attacks the batch, then makes one step with the compiled losses."""

@@ -21,14 +21,18 @@ from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.api.results import Results
 from mtr_tf.attack_job import Job
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
+from mtr_tf.data.custom import facts as facts_lib
+from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_files
 from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
+from mtr_tf.runs.model_files import File
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
@@ -155,7 +159,9 @@ def job_of(
     if isinstance(heads, Mapping):
         own += [task for task in heads.values() if isinstance(task, Task)]
         heads = {o: getattr(t, "name", t) for o, t in heads.items()}
-    own = list(dict.fromkeys(own))
+    facts = dict(facts or {})
+    _check_facts(facts, examples)
+    own = _with_declared(own, facts)
     given = dict(settings)
     if heads:
         given["heads"] = heads
@@ -189,34 +195,68 @@ def job_of(
     file = None if path else model_files.of_object(model, "the model", "model")
     source = examples_lib.open_source(
         examples,
-        _with_channels(model, own, names, config),
+        _with_classes(file, own, names, config, "classes" in facts) if file else own,
         names,
-        facts or {},
+        facts,
         config.split,
         config.num_examples,
     )
     return attack_job.resolve(config, source, file, folder)
 
 
-def _with_channels(
-    model: Any, own: Sequence[Task], names: Sequence[str], config: AttackConfig
+def _check_facts(facts: Mapping[str, Any], examples: Any) -> None:
+    """Raises `InputError` where facts are said of other data than the examples."""
+    if facts and (examples is None or isinstance(examples, str)):
+        raise InputError(
+            "facts are only for examples in memory, but you gave the name of a data "
+            "set, or of a run alone; leave them out, or return them from your data "
+            "function."
+        )
+    splits = [name for name in facts if name in reading.SPLITS]
+    if splits:
+        raise InputError(
+            "facts must be what a data function returns besides its splits, but have "
+            f"{', '.join(splits)}; give these as examples."
+        )
+
+
+def _with_declared(own: Sequence[Task], facts: dict[str, Any]) -> list[Task]:
+    """Tasks of one's own, and those of facts, which are taken out there."""
+    declared = facts_lib.declared(facts).replaced(*own) if "tasks" in facts else {}
+    facts.pop("tasks", None)
+    return list(dict.fromkeys([*own, *declared.values()]))
+
+
+def _with_classes(
+    file: File,
+    own: Sequence[Task],
+    names: Sequence[str],
+    config: AttackConfig,
+    named: bool,
 ) -> list[Task]:
     """Tasks of one's own, and those that a model's heads make, with their classes.
 
-    Examples need not show all classes: there are as many as the model has logits for.
+    Examples need not show all classes: there are as many as the model has logits for,
+    unless all are `named`. The model's own targets are of any of its tasks.
     """
-    known = tasks_lib.TASKS.replaced(*own)
+    model, known = file.model, tasks_lib.TASKS.replaced(*own)
+    any_task = config.targets == OWN_TARGETS
     if not adapters.is_functional(model):
-        return list(own)
+        asked = known.select(names) if any_task and names else {}
+        return list(dict.fromkeys([*own, *asked.values()]))
+    if len(model.inputs) == 1:  # Its outputs' channels come last then.
+        model = model_files.functional(file, None, config.channels_first)
     asked = parse_heads(config.heads)
     heads = heads_lib.find("the model", model, asked, known, names, "--heads")
     found = {task.name: task for task in own}
     for name, task in heads.tasks.items():
-        channels = heads.outputs[name].tensor.shape[-1]
-        if task.discrete and task.channels is None and channels and channels > 1:
-            task = task.bound(channels=channels)
+        if task.discrete and task.channels is None and not named:
+            output = heads.outputs[name].tensor
+            count = heads_lib.classes_of(output, model.inputs[0].shape)
+            task = task.bound(channels=count)
         found[name] = task
-    return [t for t in found.values() if t is not tasks_lib.TASKS.get(t.name)]
+    usual = {} if any_task else tasks_lib.TASKS
+    return [task for task in found.values() if task is not usual.get(task.name)]
 
 
 def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:

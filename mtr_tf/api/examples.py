@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtr_tf.data.custom import reading
+from mtr_tf.data.custom.columns import First
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import Task
@@ -49,26 +50,12 @@ def open_source(
     """
     if isinstance(examples, Source):
         return examples
-    few = _First(one_by_one(examples, names), count)
+    few = First(one_by_one(examples, names), count)
     given: dict[str, Any] = {split: few, **facts}
     if tasks:
         given["tasks"] = [*facts.get("tasks", ()), *tasks]
     source = reading.open_given(NAME, given)
     return dataclasses.replace(source, is_cut=few.is_cut)
-
-
-class _First:
-    """The first `count` of some examples (0: all), and whether there were more."""
-
-    def __init__(self, examples: Iterable[dict[str, Any]], count: int):
-        self._examples, self._count, self.is_cut = examples, count, False
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for number, example in enumerate(self._examples):
-            if self._count and number == self._count:
-                self.is_cut = True
-                return
-            yield example
 
 
 def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:

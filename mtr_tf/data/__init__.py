@@ -137,7 +137,8 @@ def load(
     Returns:
         A dataset, of known cardinality, of {"image": float32 [H, W, C] in [0, 1],
         "targets": {task: int32 [*places] or float32 [*places, channels]}, "masks":
-        {task: float32 [*places], zero where the target is not known}}.
+        {task: float32 [*places], zero where the target is not known}}; and "inputs":
+        {name: float32 [...]} if the data have them (docs/own_data.md).
 
     Raises:
         InputError: there is no such data set, split or task.

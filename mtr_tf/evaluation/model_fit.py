@@ -18,6 +18,7 @@ from mtr_tf import data
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.runs.loading import input_size
 from mtr_tf.tasks import Task
@@ -95,10 +96,17 @@ def fitted(
 
 
 def task_of(run: Run, info: DatasetInfo, name: str) -> Task:
-    """The task of a name, as the data set has it, or as the heads declare it."""
+    """The task of a name, as the data set has it, or as the heads declare it.
+
+    Where neither says how many classes there are, the output does.
+    """
     if name in info.tasks:
         return info.tasks[name]
-    return run.heads.tasks[name] if run.heads else tasks_lib.TASKS[name]
+    task = run.heads.tasks[name] if run.heads else tasks_lib.TASKS[name]
+    if not task.discrete or task.channels is not None:
+        return task
+    image, output = run.model.inputs[0].shape, run.model.output[name]
+    return task.bound(channels=info.num_classes or heads_lib.classes_of(output, image))
 
 
 def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:

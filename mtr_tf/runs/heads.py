@@ -124,6 +124,32 @@ def _layer_name(tensor: Any) -> str:
     return history[0].name if history else ""
 
 
+def axes_of(tensor: Any, image: Sequence[int | None]) -> tuple[int, int | None]:
+    """How many axes the places of an output have, and how many channels it has.
+
+    Args:
+      tensor: The output.
+      image: The shape of a batch of the model's images.
+
+    Returns:
+      Both; one channel where the output has no axis of channels, because its axes are
+      those of the image, or of the batch alone; None where their number is not known.
+    """
+    shape = tuple(tensor.shape[1:])
+    if not shape or shape == tuple(image[1:3]):
+        return len(shape), 1
+    return len(shape) - 1, shape[-1]
+
+
+def classes_of(tensor: Any, image: Sequence[int | None]) -> int | None:
+    """How many classes an output has logits for; None where that is not known.
+
+    One logit is that of the second of two classes. Arguments are those of `axes_of`.
+    """
+    _, channels = axes_of(tensor, image)
+    return channels and max(channels, 2)
+
+
 def find(
     where: str,
     model: keras.Model,
@@ -148,7 +174,8 @@ def find(
     """
     outputs = outputs_of(model)
     if asked:
-        pairs = [_asked(where, outputs, *pair, known, flag) for pair in asked]
+        image = model.inputs[0].shape
+        pairs = [_asked(where, outputs, image, *pair, known, flag) for pair in asked]
     else:
         pairs = [(o, t) for o in outputs if (t := _by_name(o, known)) is not None]
         if not pairs and len(outputs) == 1 and len(single_task) == 1:
@@ -193,6 +220,7 @@ def _by_name(output: Output, known: TaskSet) -> Task | None:
 def _asked(
     where: str,
     outputs: Sequence[Output],
+    image: Sequence[int | None],
     name: str,
     task: str,
     known: TaskSet,
@@ -208,7 +236,7 @@ def _asked(
             )
         if name in names:
             output = outputs[names.index(name)]
-            return output, _task(output, task, known, flag)
+            return output, _task(output, image, task, known, flag)
     every = [n for output in outputs for n in output.names]
     raise InputError(
         f"{flag} names the output {name!r}, but the outputs of {where} are "
@@ -220,7 +248,13 @@ def _padded(names: Sequence[str]) -> tuple[str, ...]:
     return (*names, "", "", "", "")[:4]
 
 
-def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
+def _task(
+    output: Output,
+    image: Sequence[int | None],
+    name: str,
+    known: TaskSet,
+    flag: str,
+) -> Task:
     """The task of a name, or one of a kind that is named after the output."""
     if name not in tasks_lib.KINDS:
         try:
@@ -248,9 +282,7 @@ def _task(output: Output, name: str, known: TaskSet, flag: str) -> Task:
                 f"{own} of kind {task.kind}; give {flag}={output.path or 0}:{own}."
             )
         return task
-    return Task(
-        own,
-        kind=name,
-        channels=output.tensor.shape[-1] or 1,
-        places=len(output.tensor.shape) - 2,
-    )
+    places, channels = axes_of(output.tensor, image)
+    if tasks_lib.KINDS[name].discrete:
+        channels = classes_of(output.tensor, image)
+    return Task(own, kind=name, channels=channels or 1, places=places)

@@ -44,7 +44,8 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
 
     Raises:
       InputError: `task_losses` names a task that is not trained, a loss that there is
-        not, or one that does not fit.
+        not, or one that does not fit; or classes have weights that a task's own loss
+        does not take.
     """
     tasks = info.tasks.select(config.tasks)
     chosen = _parse(config.task_losses, tasks)
@@ -52,12 +53,24 @@ def make(config: TrainConfig, info: DatasetInfo) -> dict[str, Loss]:
     for name, task in tasks.items():
         loss = chosen.get(name, task.loss)
         weights = info.weights_of(task) if config.class_weights else ()
-        if weights and loss is losses.cross_entropy:
+        if weights:
+            _check_weighted(name, loss)
             loss = weighted_cross_entropy(weights, config.loss_norm)
         elif config.loss_norm == "all":
             loss = over_all_pixels(loss)
         by_task[name] = loss
     return by_task
+
+
+def _check_weighted(task: str, loss: Loss) -> None:
+    """Raises `InputError` for a loss that class weights do not enter."""
+    if loss is not losses.cross_entropy:
+        raise InputError(
+            "Class weights are for the cross-entropy, but the data give some for "
+            f"{task}, which has a loss of its own; give --noclass_weights, or "
+            f'--task_losses={task}:cross_entropy, or leave out "class_weights" or '
+            "the loss."
+        )
 
 
 def over_all_pixels(loss: Loss) -> Loss:

@@ -113,6 +113,24 @@ def test_images_of_another_range_are_attacked_by_as_many_levels(batch):
     assert np.mean(np.abs(moved * 255 - also) > 1e-3) < 0.01
 
 
+def test_whole_numbers_are_moved_by_whole_levels(batch):
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, keras.layers.Conv2D(3, 1)(image / 255))
+    adversarial = mtr_tf.AdversarialModel(
+        model, "seg", attack=attacks.FGSM(epsilon=4 / 255), input_range=(0, 255)
+    )
+    adversarial.compile("sgd", loss=LOSSES["seg"])
+    levels = np.random.default_rng(0).integers(4, 252, (4, 16, 16, 3), np.uint8)
+    moved = adversarial.attacked(tf.constant(levels), batch[1]["seg"])
+    assert moved.dtype == tf.uint8
+    change = np.asarray(moved, int) - levels
+    assert set(np.unique(change)) == {-4, 4}
+    unit = mtr_tf.AdversarialModel(model, "seg", eps=4)  # Of images in [0, 1].
+    unit.compile("sgd", loss=LOSSES["seg"])
+    with pytest.raises(InputError, match=r"\(uint8\) must have another input_range"):
+        unit.attacked(tf.constant(levels), batch[1]["seg"])
+
+
 class Subclassed(keras.Model):
     """Outputs as a list, and no graph of layers."""
 

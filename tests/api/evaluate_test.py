@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from mtr_tf.api import evaluate
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.runs import loading
+from mtr_tf.tasks import Task
 
 METRICS = ("delta1", "image_miou")
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
@@ -209,6 +211,143 @@ def test_classes_are_as_many_as_the_model_has():
     results = mtr_tf.evaluate(model, (images, targets), **settings)
     assert {r["task"] for r in results.records} == {"seg"}
     assert "top5" in {r["metric"] for r in results.records}
+
+
+def brighter(images):
+    """How far each pixel is above the middle: above 0 it is of the second class."""
+    return keras.ops.mean(images, axis=-1, keepdims=True) - 0.5
+
+
+def one_logit(form):
+    """A model that says with one number which of two classes a pixel has."""
+    if form == "channels first":
+        image = keras.Input((3, 8, 8))
+        logit = keras.ops.mean(image, axis=1, keepdims=True) - 0.5
+    else:
+        image = keras.Input((8, 8, 3))
+        logit = brighter(image)
+    output = {"probability": keras.ops.sigmoid, "map": lambda z: z[..., 0]}
+    return keras.Model(image, {"seg": output.get(form, lambda z: z)(logit)})
+
+
+GREYS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+ONE = {"attacks": "pgd", "eps": 8, "steps": 2, "step_size": 8, "checks": False}
+ONE |= {"random_start": False}
+FORMS = ("logit", "probability", "map", "channels first")
+
+
+def light(by=0):
+    """Where images are of the second class, each number being moved by some levels."""
+    return np.clip(GREYS.astype(int) + by, 0, 255).mean(-1) > 127.5
+
+
+def accuracies(*args, **settings):
+    records = mtr_tf.evaluate(*args, **(ONE | settings)).records
+    (record,) = (r for r in records if r["metric"] == "pixel_accuracy")
+    return record["clean"], record["attacked_value"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_logit_is_of_two_classes_though_the_examples_show_one(form):
+    targets = {"seg": np.zeros((4, 8, 8), int)}
+    clean, attacked = accuracies(one_logit(form), (GREYS, targets))
+    assert clean == pytest.approx(1 - light().mean())
+    assert attacked == pytest.approx(1 - light(8).mean())
+
+
+@pytest.mark.parametrize(
+    ("form", "heads"),
+    [("logit", {})] + [(form, {"seg": "classes"}) for form in FORMS[1:3]],
+)
+def test_one_logit_is_of_two_classes_for_its_own_targets(form, heads):
+    clean, attacked = accuracies(
+        one_logit(form), {"image": GREYS}, heads=heads, targets="own"
+    )
+    assert clean == 1
+    assert attacked == pytest.approx((light(8) == light(-8)).mean())
+
+
+def test_tasks_of_the_paper_need_no_targets_but_the_models_own():
+    def model(images):
+        return {"depth": brighter(images)}
+
+    image = keras.Input((8, 8, 3))
+    for each, tasks in ((keras.Model(image, model(image)), ()), (model, "depth")):
+        found = mtr_tf.evaluate(
+            each, {"image": GREYS}, tasks=tasks, targets="own", **ONE | {"eps": 1}
+        )
+        (record,) = (r for r in found.records if r["metric"] == "mae")
+        assert record["clean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_of_a_function_nobody_knows_how_many_classes_it_has():
+    def model(images):
+        return {"seg": brighter(images)}
+
+    targets = {"seg": np.zeros((4, 8, 8), int)}
+    with pytest.raises(mtr_tf.InputError, match="of seg must be of at least two clas"):
+        accuracies(model, (GREYS, targets))
+    clean, _ = accuracies(model, (GREYS, targets), facts={"classes": ["dark", "light"]})
+    assert clean == pytest.approx(1 - light().mean())
+
+
+def three_heads():
+    image = keras.Input((8, 8, 3))
+    heads = {name: keras.layers.Conv2D(3, 1)(image) for name in ("flow", "parts")}
+    return keras.Model(image, heads | {"depth": keras.layers.Conv2D(1, 1)(image)})
+
+
+def test_facts_are_those_of_a_data_function():
+    """Tasks are declared there, and the classes of those without any named."""
+    names = ["one", "two", "three"]
+    facts = {"classes": names, "colors": [(0, 0, 9), (0, 9, 0), (9, 0, 0)]}
+    facts["tasks"] = [Task("flow", channels=3), Task("parts", kind="classes")]
+    settings = {"attack": "pgd", "eps": 8}
+    targets = {
+        "flow": np.zeros((4, 8, 8, 3), np.float32),
+        "parts": GREYS[..., 0] // 128,
+    }
+    for tasks in ((), (Task("flow", channels=3), "parts"), ("parts", "flow")):
+        job = evaluate.job_of(
+            three_heads(),
+            {"image": GREYS, "targets": targets},
+            tasks,
+            {},
+            facts,
+            settings,
+            pathlib.Path(),
+        )
+        assert set(job.subject.tasks) == {"flow", "parts"}
+        parts = job.subject.tasks["parts"]
+        assert (list(parts.classes), list(parts.colors)) == (names, facts["colors"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"facts": {"classes": list("abcd")}}, r"parts must have shape \(8, 8, 4\)"),
+        ({"facts": {"test": []}}, "besides its splits, but have test; give these"),
+        ({"examples": "rooms", "facts": {"mean": 1}}, "only for examples in memory"),
+    ],
+)
+def test_facts_that_cannot_be(given, says):
+    examples = {"image": GREYS, "targets": {"parts": GREYS[..., 0] // 128}}
+    given = {"examples": examples, "tasks": Task("parts", kind="classes")} | given
+    with pytest.raises(mtr_tf.InputError, match=says):
+        mtr_tf.evaluate(three_heads(), **(ONE | given))
+
+
+@pytest.mark.parametrize("kind", ["classes", "numbers"])
+def test_one_number_for_an_image_may_have_no_axis_of_channels(kind):
+    def model(images):
+        return keras.ops.mean(brighter(images), axis=(1, 2, 3))
+
+    found = mtr_tf.evaluate(
+        model, {"image": GREYS}, heads={0: kind}, targets="own", **ONE
+    )
+    assert {r["metric"] for r in found.records} >= {
+        "accuracy" if kind == "classes" else "mae"
+    }
 
 
 @pytest.mark.slow

@@ -20,8 +20,8 @@ from mtr_tf.errors import nearest
 IMAGES = np.zeros((5, 4, 4, 3), np.uint8)
 
 
-def opened(examples, count=0):
-    return examples_lib.open_source(examples, [], [], {}, "validation", count)
+def opened(examples, count=0, **facts):
+    return examples_lib.open_source(examples, [], [], facts, "validation", count)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,19 @@ def test_it_is_known_whether_there_are_more(count, is_cut):
     source = opened(list(IMAGES), count)
     assert len(source.columns("validation")) == (count or 5)
     assert source.is_cut == is_cut
+
+
+def test_groups_are_cut_with_the_examples():
+    groups = {"validation": ["a", "a", "b", "b", "c"]}
+    source = opened(list(IMAGES), 3, groups=groups, frames=True)
+    found = source.columns("validation").groups
+    assert (list(found.of), found.frames) == (["a", "a", "b"], True)
+    with pytest.raises(InputError, match=r"each of the 4 examples .* shape \[5\]"):
+        opened(list(IMAGES[:4]), 4, groups=groups)
+    with pytest.raises(InputError, match=r"each of the 5 examples .* shape \[4\]"):
+        opened(list(IMAGES), groups={"validation": list("abcd")})
+    with pytest.raises(InputError, match=r"each of the 4 examples .* shape \[3\]"):
+        opened(list(IMAGES), 4, groups={"validation": list("abc")})
 
 
 def test_of_endless_examples_the_first_are_taken():

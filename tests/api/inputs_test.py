@@ -9,8 +9,10 @@ import pytest
 import tensorflow as tf
 
 import mtr_tf
+from mtr_tf import data
 from mtr_tf.data import batching
 from mtr_tf.data.custom import columns as columns_lib
+from mtr_tf.data.custom import reading
 from mtr_tf.data.custom.examples import Rules
 from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
@@ -186,6 +188,20 @@ def test_batches_have_them_behind_their_own_image(lazy):
     np.testing.assert_array_equal(parts["gain"][:, 0, 0], [4, 4, 1])
     alone = batching.gather(columns.without_inputs(), ("depth",), np.array([3, -1, 0]))
     np.testing.assert_array_equal(parts["image"], alone["image"])
+
+
+def test_loaded_examples_have_them_beside_the_image(monkeypatch):
+    given = make_examples()
+    source = reading.open_given("mine", {"train": given})
+    monkeypatch.setitem(data.DATASETS, "mine", lambda **settings: source)
+    found = list(data.load("mine", "train", tasks=("depth",)).as_numpy_iterator())
+    assert len(found) == COUNT
+    for example, one in zip(given, found, strict=True):
+        assert set(one) == {"image", "targets", "masks", "inputs"}
+        np.testing.assert_allclose(one["image"], example["image"] / 255, rtol=1e-6)
+        assert set(one["inputs"]) == set(example["inputs"])
+        for name, value in example["inputs"].items():
+            np.testing.assert_array_equal(one["inputs"][name], np.float32(value))
 
 
 # What cannot be.

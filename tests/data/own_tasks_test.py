@@ -18,6 +18,7 @@ from mtr_tf.data import picture
 from mtr_tf.data.augment import Augment
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import metrics
 
 SIZE = (4, 6)
 TASKS = [
@@ -167,6 +168,22 @@ def test_facts_are_by_task(open_it):
     assert info.weights_of(info.tasks["scene"]) == (1, 2, 3)
     assert info.weights_of(info.tasks["ground"]) == (1, 4)
     assert info.weights_of(info.tasks["seg"]) == ()
+
+
+def test_a_unit_may_be_among_the_facts_alone(open_it):
+    tasks = [Task("way"), Task("far", unit="m"), Task("not_there")]
+    target = {"way": np.zeros(SIZE), "far": np.zeros(SIZE)}
+    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": target}
+    units = {"way": "px", "far": "km", "not_there": "s"}
+    source = open_it(train=[made], tasks=tasks, units=units)
+    found = {
+        (task.name, metric.name): task.unit_of(metric, source.info.units)
+        for task in source.known.values()
+        for metric in (*task.metrics[:2], metrics.rel())
+    }
+    for name, unit in units.items():
+        assert (found[name, "mae"], found[name, "rmse"]) == (unit, unit)
+    assert found["way", "rel"] == ""
 
 
 def test_one_of_the_eleven_may_be_replaced(open_it):

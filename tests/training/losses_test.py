@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 
@@ -62,6 +64,18 @@ def test_losses_are_called_what_they_are():
         "l1_over_all_pixels",
         "l2_over_all_pixels",
     ]
+
+
+def test_class_weights_beside_a_loss_of_ones_own_are_refused(monkeypatch):
+    own = Task("seg", classes=("a", "b"), loss=lambda target, output, mask: mask[:, 0])
+    info = dataclasses.replace(INFO, tasks=INFO.tasks.replaced(own))
+    monkeypatch.setitem(globals(), "INFO", info)
+    with pytest.raises(InputError, match=r"for seg, which .* --noclass_weights"):
+        made()
+    assert made(class_weights=False)["seg"] is own.loss
+    by_weights = made(task_losses=("seg:cross_entropy",))["seg"]
+    total = math.log(2) + 3 * math.log(4) + 3 * math.log(4 / 3)
+    np.testing.assert_allclose(by_weights(LABELS, LOGITS, MASK), [total / 7], rtol=1e-6)
 
 
 def test_an_image_without_valid_pixels_has_no_loss():

@@ -82,6 +82,20 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                 )
 
 
+class First:
+    """The first `count` of some examples (0: all), and whether there were more."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], count: int):
+        self._examples, self._count, self.is_cut = examples, count, False
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, example in enumerate(self._examples):
+            if self._count and number == self._count:
+                self.is_cut = True
+                return
+            yield example
+
+
 class LazyColumn:
     """A column whose rows are asked for when they are needed."""
 

@@ -153,15 +153,26 @@ def _task(name: Any, given: Any) -> Task:
 
 
 def rules(facts: Mapping[str, Any]) -> Rules:
-    """What targets may be, of checked facts."""
+    """What targets may be, of checked facts.
+
+    Raises:
+      InputError: a task has but one class.
+    """
     names = tuple(facts.get("classes", ()))
     tasks = TASKS.replaced(*declared(facts).values())
+    units = facts.get("units", {})
+    tasks = TaskSet(
+        task if task.unit else task.bound(unit=units.get(name, ""))
+        for name, task in tasks.items()
+    )
     tasks = TaskSet(
         task.bound(channels=None, classes=names, colors=facts.get("colors", ()))
         if names and task.discrete and task.channels is None
         else task
         for task in tasks.values()
     )
+    for task in tasks.values():
+        _check_classes(task)
     ignored = facts.get("ignore_label", ())
     if not isinstance(ignored, Mapping):
         ignored = dict.fromkeys(tasks, ignored)
@@ -174,6 +185,16 @@ def rules(facts: Mapping[str, Any]) -> Rules:
     )
 
 
+def _check_classes(task: Task) -> None:
+    """Raises `InputError` for a single class, which every place has."""
+    if task.discrete and task.channels == 1:
+        raise InputError(
+            f"The task {task.name} must have at least two classes, but there is one, "
+            f"{task.classes[0] if task.classes else 0}; name the other too, or give "
+            'kind="labels".'
+        )
+
+
 def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
     """Raises `InputError` where groups are given for a split that is not there."""
     for split in facts.get("groups", {}):
@@ -184,8 +205,16 @@ def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
             )
 
 
-def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
+def groups(
+    facts: Mapping[str, Any], split: str, count: int, is_cut: bool = False
+) -> Groups | None:
     """The groups of a split of so many examples; None where none are given.
+
+    Args:
+      facts: What the user says, checked.
+      split: Its name.
+      count: How many examples were read.
+      is_cut: Whether there are more, which may have groups too.
 
     Raises:
       InputError: they are not one for each example.
@@ -194,6 +223,8 @@ def groups(facts: Mapping[str, Any], split: str, count: int) -> Groups | None:
     if given is None:
         return None
     given = np.asarray(given)
+    if is_cut and given.ndim:
+        given = given[:count]
     if given.shape != (count,) or given.dtype.kind not in "uiSU":
         raise InputError(
             f'"groups" must have a name or number for each of the {count} examples of '
@@ -284,9 +315,7 @@ def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
     """A task of classes, each of which has a name and a color."""
     classes = task.classes
     if not classes:
-        count = (
-            _count_classes(task.name, splits) if not task.channels else task.channels
-        )
+        count = task.channels or _count_classes(task.name, splits)
         classes = tuple(f"class_{i}" for i in range(count))
     colors = task.colors or palettes.distinct_colors(len(classes))
     if len(colors) != len(classes):
@@ -324,7 +353,7 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
 
     Raises:
       InputError: some numbers below the largest label are no label of any example, so
-        that nobody can know which labels are classes.
+        that nobody can know which labels are classes; or there is but one.
     """
     found = set()
     for columns in splits.values():
@@ -332,6 +361,11 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
         for row in range(len(target)):  # No copy of the whole split.
             labels = target[row] if known is None else target[row][known[row]]
             found |= set(np.unique(labels))
+    if found == {0}:
+        raise InputError(
+            f"The labels of {task} must be of at least two classes, but they are all "
+            '0; name the classes that the examples do not show ("classes": [...]).'
+        )
     if found and len(found) <= max(found):
         raise InputError(
             f"Labels of {task} must be 0, 1, 2, ... without gaps, but they are "

@@ -78,7 +78,8 @@ def open_given(
     opened = {}
     for split, examples in splits.items():
         columns = columns_lib.open_split(split, examples, rules, readers)
-        groups = facts_lib.groups(facts, split, len(columns))
+        is_cut = isinstance(examples, columns_lib.First) and examples.is_cut
+        groups = facts_lib.groups(facts, split, len(columns), is_cut)
         opened[split] = dataclasses.replace(columns, groups=groups)
     columns_lib.check_alike(opened)
     first = next(iter(opened.values()))
@@ -90,7 +91,7 @@ def open_given(
             "in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
-    declared = tuple(facts_lib.declared(facts).values())
+    declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
     return Source(info, lambda split: only(opened[split], tasks), declared=declared)
 
 
