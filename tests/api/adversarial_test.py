@@ -127,7 +127,9 @@ def test_whole_numbers_are_moved_by_whole_levels(batch):
     assert set(np.unique(change)) == {-4, 4}
     unit = mtr_tf.AdversarialModel(model, "seg", eps=4)  # Of images in [0, 1].
     unit.compile("sgd", loss=LOSSES["seg"])
-    with pytest.raises(InputError, match=r"\(uint8\) must have another input_range"):
+    with pytest.raises(
+        mtr_tf.InputError, match=r"\(uint8\) must have another input_range"
+    ):
         unit.attacked(tf.constant(levels), batch[1]["seg"])
 
 
