@@ -256,8 +256,9 @@ class Job:
         if found is None:
             return None
         clean, results = found
-        not_finite = results_lib.not_finite(clean, results)
-        warnings = [*self.warnings, *noise, *not_finite, *doubts]
+        broken = results_lib.not_finite(clean, results)
+        broken += results_lib.negative_losses(clean, self.cells)
+        warnings = [*self.warnings, *noise, *broken, *doubts]
         records = results_lib.make_records(
             clean,
             results,
@@ -420,6 +421,11 @@ def _resolve(
             attacked,
             "the model of --source_ckpt",
             "--source_heads",
+        )
+    if config.targeted and len(columns) < 2:
+        raise InputError(
+            "--targeted draws outputs to the targets of other images, but "
+            f"{config.split} has one image; give more, or leave out --targeted."
         )
     for cell in cells:  # Complains now.
         cell.check(source.info.image_shape, source.info.num_classes)
@@ -614,7 +620,10 @@ def _provenance(
         tasks=tuple(subject.tasks),
         own_tasks=_own(subject.tasks),
         seed=config.seed,
-        batch_size=subject.batch_size if subject.random else None,
+        # What the noise of a replica goes by.
+        batch_size=subject.batch_size // subject.workers.replicas
+        if subject.random
+        else None,
         interval_over=subject.units.over,
         images=cell_store.images_fingerprint(subject.columns, subject.num_examples),
         targets=config.targets,

@@ -62,22 +62,27 @@ def metric(task: Task, judge: str) -> metrics.Metric:
 
 
 def harm(
-    metric: metrics.Metric, rows: tf.Tensor | np.ndarray
+    metric: metrics.Metric, rows: tf.Tensor | np.ndarray, labels: int = 1
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns how much harm rows show, and what counts for none at all, each [batch].
 
     A metric of which more is better is a share of right pixels: its harm is the share
-    of wrong ones, and half a pixel stands for none; else it is the mean itself, and
-    none is the smallest number.
+    of wrong ones, and half a pixel (of one label) stands for none; else it is the mean
+    itself, and none is the smallest number. Where an image has nothing to count, no
+    harm is 1, which leaves a product of harms to the other tasks.
 
     Args:
       metric: One with `is_mean`.
       rows: Its (sum, count) per image, [batch, 2].
+      labels: How many each place has, whose mean it adds up.
     """
     total, count = tf.unstack(tf.cast(rows, tf.float32), axis=-1)
     least = tf.fill(tf.shape(total), np.finfo(np.float32).tiny)
     if metric.better == "higher":
-        total, least = count - total, tf.math.divide_no_nan(0.5, count)
+        total = count - total
+        if not metric.of_shares:
+            least = tf.math.divide_no_nan(0.5 / labels, count)
+    least = tf.where(count > 0, least, 1.0)
     return tf.math.divide_no_nan(total, count), least
 
 
@@ -119,7 +124,8 @@ def _joint_harm(
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
             record = metric(tasks[task], HARM)
-            harms[task] = harm(record, by_metric[record.name])
+            several = tasks[task].kind == "labels" and tasks[task].channels
+            harms[task] = harm(record, by_metric[record.name], several or 1)
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
         return next(iter(harms.values()))[0]
     total = sum(abs(weights.get(task, 1.0)) for task in harms)

@@ -105,7 +105,7 @@ class Kind:
           InputError: As the record does; or it has a step size that `uses` leaves out,
             which would be overwritten.
         """
-        record: Any = self._load()
+        record: Any = self.load()
         fields = {field.name for field in dataclasses.fields(record)}
         if "step_size" in fields and "step_size" not in self.uses:
             raise InputError(
@@ -127,7 +127,7 @@ class Kind:
             return module, name
         return self.record.__module__, self.record.__qualname__
 
-    def _load(self) -> type[Attack]:
+    def load(self) -> type[Attack]:
         """The record's class, imported if need be."""
         if not isinstance(self.record, str):
             return self.record

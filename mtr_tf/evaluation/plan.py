@@ -24,16 +24,20 @@ from mtr_tf.attacks.kinds import Kind
 from mtr_tf.attacks.kinds import Member
 from mtr_tf.attacks.objectives import Tasks
 from mtr_tf.config.attack import OWN_LOSS
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_block
 from mtr_tf.config.attack import parse_weights
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import own_code
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
 from mtr_tf.tasks.groups import select
+
+_JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -414,6 +418,11 @@ class Cell:
         for name in ("channels", "spare"):  # Cells are known by what they had before.
             if not flat[name]:
                 del flat[name]
+        if self.objective.judge == judging.HARM and len(self.tasks) > 1:
+            flat["joint_harm"] = _JOINT_HARM
+        kind = self.attack.kind
+        if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.
+            flat["code"] = own_code.of(kind.load(), kind.fixed, kind.named)
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -439,11 +448,11 @@ def make_cells(
     spare = select(config.spare, tuple(tasks), "--spare") if config.spare else ()
     cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks), spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
-    labels = tuple(_class_label(name, classes) for name in config.attack_classes)
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
         kind = KINDS[attack]
+        labels = _class_labels(config.attack_classes, group, tasks, classes)
         cell = Cell(
             threat=Threat(norm=config.norm, eps=eps, channels=config.attack_channels),
             objective=ObjectiveSettings(
@@ -464,6 +473,8 @@ def make_cells(
         )
         cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)
+        if config.targets == OWN_TARGETS:
+            _check_compared(cell)
         # A loss that fits none of the tasks would be another attack than was asked for.
         any_loss = loss == OWN_LOSS or kind.own_losses or kind.guesses
         discrete = any(tasks[task].discrete for task in group)
@@ -483,8 +494,14 @@ def make_cells(
 def _check_used(
     config: AttackConfig, groups: Sequence[Sequence[str]], known: TaskSet
 ) -> None:
-    """Raises `InputError` for a loss that no attack would raise."""
+    """Raises `InputError` for a loss or a weight that no attack would make use of."""
     tasks = dict.fromkeys(task for group in groups for task in group)
+    for task, _ in _weights(config, known):
+        if task not in tasks:
+            raise InputError(
+                f"--attack_weights={','.join(config.attack_weights)} names {task}, "
+                f"which is not attacked ({', '.join(tasks)} are); leave it out."
+            )
     named = [loss for loss in config.attack_loss if loss != OWN_LOSS]
     for name in (part for loss in named for part in loss.split("+")):
         if not any(_attack_loss(name).fits(known[task]) for task in tasks):
@@ -507,10 +524,50 @@ def _weights(config: AttackConfig, tasks: TaskSet) -> tuple[tuple[str, float], .
     return tuple(zip(named, (number for _, number in weights), strict=True))
 
 
-def _class_label(name: str, classes: Sequence[str]) -> int:
-    if name not in classes:
+def _class_labels(
+    wanted: Sequence[str], group: Sequence[str], tasks: TaskSet, known: Sequence[str]
+) -> tuple[int, ...]:
+    """The numbers of some classes in the tasks of a group.
+
+    Args:
+      wanted: Names of classes.
+      group: The attacked tasks.
+      tasks: What their names are of.
+      known: The data set's classes, of tasks that do not name their own.
+
+    Raises:
+      InputError: There is no such class, or tasks of the group have other ones.
+    """
+    of_task = {t: tasks[t].classes or tuple(known) for t in group if tasks[t].discrete}
+    classes = next(iter(of_task.values()), tuple(known))
+    for name in wanted:
+        if name not in classes:
+            raise InputError(
+                f"--attack_classes names {name!r}, but the classes of "
+                f"{next(iter(of_task), 'the data set')} are "
+                f"{', '.join(classes) or 'not known'}."
+            )
+    if wanted and len(set(of_task.values())) > 1:
         raise InputError(
-            f"--attack_classes names {name!r}, but the data set's classes are "
-            f"{', '.join(classes) or 'not known'}."
+            f"--attack_classes={','.join(wanted)} needs tasks with the same classes, "
+            f"but those of {' and '.join(of_task)} differ; attack them one by one "
+            "(--attack_tasks=each)."
         )
-    return list(classes).index(name)
+    return tuple(classes.index(name) for name in wanted)
+
+
+def _check_compared(cell: Cell) -> None:
+    """Raises `InputError` where losses are divided by ones that are 0.
+
+    As those of numbers are, whose targets are the model's own clean outputs.
+    """
+    compared = attacks.BALANCES[cell.objective.balance].compared
+    at_image = compared == "start" and not cell.attack.random_start
+    numbers = [t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")]
+    if numbers and (compared == "clean" or at_image):
+        raise InputError(
+            f"--balance={cell.objective.balance} compares losses with those of the "
+            f"{'clean image' if compared == 'clean' else 'start'}, and with "
+            f"--targets=own that of {numbers[0]} is 0 there; choose another balance, "
+            "such as dgba."
+        )

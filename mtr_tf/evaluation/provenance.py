@@ -29,7 +29,8 @@ class Provenance:
       tasks: The tasks that are looked at.
       seed: Of random starts, pixels and intervals.
       own_tasks: What those of them are that are none of the eleven.
-      batch_size: Of a model that is random, whose noise is drawn by batch; else None.
+      batch_size: Of a model that is random, whose noise is drawn by a replica's batch:
+        its images; else None.
       interval_over: What intervals draw, in words; it follows from the data.
       images: Their size, and a digest of some of them: models with different tasks have
         it in common. It is in `data`.

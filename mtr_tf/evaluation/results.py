@@ -6,13 +6,16 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from mtr_tf import attacks
 from mtr_tf import files
+from mtr_tf.attacks import judging
 from mtr_tf.errors import doubts_first
 from mtr_tf.evaluation import worst_case
 from mtr_tf.evaluation.cell_files import Result
@@ -146,6 +149,38 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
                 "such pixels count as wrong classes, and means over them are null."
             )
     return said
+
+
+def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
+    """A warning about attacks that divide losses, or take their logarithms, below 0."""
+    said = []
+    for task in clean.scores:
+        losses = clean.rows.get(task, {}).get("loss")
+        if losses is None or not (losses[:, 0] < 0).any():
+            continue
+        wrong = {c.objective.balance for c in cells if _needs_positive(c, task)}
+        if wrong:
+            said.append(
+                f"the loss of {task} is below 0 on clean images, but "
+                f"{' and '.join(sorted(wrong))} compares losses by their ratios, so "
+                "that the attack may make the task better: give it a loss that is 0 at "
+                "best, or --balance=sum --judge=loss."
+            )
+    return said
+
+
+def _needs_positive(cell: Cell, task: str) -> bool:
+    """Whether an attack makes one number of several losses, none of them negative."""
+    goal = cell.objective
+    if task not in goal.tasks or len(goal.tasks) == 1:
+        return False
+    record = cell.known[task]
+    if goal.judge == judging.HARM and record.harm.name == "loss":
+        return True
+    if goal.judge == judging.LOSS and goal.balance not in ("sum", "mean"):
+        return True
+    raised = any(attacks.ATTACK_LOSSES[name].fits(record) for name in goal.losses)
+    return attacks.BALANCES[goal.balance].relative and not raised
 
 
 def _bad_images(result: Result, task: str) -> int:

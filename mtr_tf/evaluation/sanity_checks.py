@@ -85,6 +85,9 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
+    alike = _alike(cell, results) if transfer else ()
+    if transfer:
+        about["transferred"] = [result.attack_cell.to_dict() for result in alike]
     known: dict[str, Any] = _kept(path) if workers.chief else {}
     if not workers.of_chief(known.get("about") == store.as_json(about)):
         replicas = workers.replicas
@@ -94,7 +97,7 @@ def check_once(
             batch_size=min(-(-count // replicas) * replicas, subject.batch_size),
             surrogate=None if transfer else subject.surrogate,
         )
-        checks = run(few, cell, _alike(cell, results) if transfer else ())
+        checks = run(few, cell, alike)
         known = {
             "about": about,
             "checks": [dataclasses.asdict(check) for check in checks],

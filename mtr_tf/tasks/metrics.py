@@ -38,6 +38,7 @@ class Metric:
         alone.
       value: Sums of rows, `[..., K]` -> float64 `[...]`; NaN where nothing was counted.
       bounds: The smallest and largest possible values.
+      of_shares: Whether a row's sum is itself a share, not a number of right places.
       relative: Whether the value is a share of the target: of a distance, or of
         whatever a data set has as the target in its place.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
@@ -50,6 +51,7 @@ class Metric:
     statistics: Callable[[tf.Tensor, tf.Tensor, tf.Tensor, int | None], tf.Tensor]
     value: Callable[[np.ndarray], np.ndarray]
     bounds: tuple[float, float] = (0.0, math.inf)
+    of_shares: bool = False
     relative: bool = False
     of_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
@@ -96,7 +98,8 @@ def image_miou() -> Metric:
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         return tf.stack((mean, counted), axis=-1)
 
-    return Metric("image_miou", "higher", "", statistics, _ratio, (0.0, 1.0))
+    bounds = (0.0, 1.0)
+    return Metric("image_miou", "higher", "", statistics, _ratio, bounds, True)
 
 
 def pixel_accuracy() -> Metric:

@@ -49,6 +49,12 @@ def digest(task: Task) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
+def of(*values: Any) -> str:
+    """A hash of the code of a user's own functions or classes, and of plain values."""
+    words = _code(values, set())
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+
+
 def _is_own(metric: Metric) -> bool:
     """Whether a metric is made of a user's function, or of Keras's."""
     ours = metric.statistics.__module__.startswith("mtr_tf.")

@@ -114,6 +114,38 @@ def test_no_wrong_pixel_counts_as_half_of_one():
     )
 
 
+def test_a_task_that_an_image_lacks_leaves_the_others_order():
+    """Which have their say, whatever the weight of the one that is not there."""
+    none = np.zeros((3, 2))
+    for name, other, rows in (
+        ("seg", "depth", {"mae": np.array([[1.0, 10], [2, 10], [4, 10]])}),
+        ("depth", "seg", {"pixel_accuracy": np.array([[9.0, 10], [8, 10], [6, 10]])}),
+    ):
+        lacks = {tasks_lib.TASKS[name].harm.name: none}
+        for weights in ((), (1.0, 1.0), (1.0, -1.0)):
+            score = judging.score(
+                "harm", BALANCES["sum"], {other: rows, name: lacks}, weights
+            )
+            np.testing.assert_allclose(score, np.sqrt([0.1, 0.2, 0.4]), rtol=1e-5)
+
+
+def test_labels_count_from_the_first_wrong_one():
+    tags = tasks_lib.Task("tags", kind="labels", channels=40, places=0)
+    known = {"tags": tags, "depth": tasks_lib.TASKS["depth"]}
+    right = np.array([[1.0, 1], [39 / 40, 1], [0.8, 1], [0.45, 1]])
+    rows = {"tags": {"label_accuracy": right}, "depth": {"mae": np.ones((4, 2))}}
+    score = judging.score("harm", BALANCES["sum"], rows, tasks=known)
+    expected = np.sqrt([0.5 / 40, 1 / 40, 0.2, 0.55])
+    np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
+def test_a_share_of_each_image_has_no_half_of_a_pixel():
+    record = tasks_lib.metrics.image_miou()
+    value, least = judging.harm(record, np.array([[0.9, 1.0], [0.6, 1.0]]))
+    np.testing.assert_allclose(value, [0.1, 0.4], rtol=1e-5)
+    assert np.all(least < 1e-9)
+
+
 def test_every_task_has_a_harm_that_the_table_shows():
     for task in tasks_lib.TASKS.values():
         shown = "pixel_accuracy" if task.discrete else task.metrics[0].name

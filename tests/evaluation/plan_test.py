@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a plan of attacks refuses, and what its finished cells are known by."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from mtr_tf.attacks import kinds
+from mtr_tf.attacks.momentum import MIM
+from mtr_tf.attacks.pgd import PGD
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import results
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+
+PARTS = Task("parts", classes=("wood", "car", "glass"))
+SCENE = Task("scene", classes=("in", "out"), places=0)
+KNOWN = TaskSet((TASKS["seg"], TASKS["depth"], PARTS))
+ROADS = ("road", "car", "sky")
+
+
+def cells(tasks=KNOWN, **fields):
+    return plan.make_cells(AttackConfig(ckpt="x", **fields), tasks, ROADS)
+
+
+def test_classes_are_those_of_the_attacked_task():
+    (seg,) = cells(attack_tasks=("seg",), attack_classes=("sky",), eps=(1.0,))
+    (parts,) = cells(attack_tasks=("parts",), attack_classes=("glass", "wood"))[:1]
+    assert seg.objective.classes == (2,)
+    assert parts.objective.classes == (2, 0)
+    with pytest.raises(InputError, match="'sky', but the classes of parts are wood"):
+        cells(attack_tasks=("parts",), attack_classes=("sky",))
+    with pytest.raises(InputError, match="those of seg and parts differ.*one by one"):
+        cells(attack_tasks=("seg+parts",), attack_classes=("car",))
+    each = cells(attack_tasks=("seg", "parts"), attack_classes=("car",), eps=(1.0,))
+    assert [cell.objective.classes for cell in each] == [(1,), (1,)]
+
+
+def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
+    given = {"attack_tasks": ("seg+depth",), "attack_weights": ("parts:5",)}
+    with pytest.raises(InputError, match="names parts, which is not attacked"):
+        cells(**given)
+    groups = ("seg", "depth+parts")
+    assert cells(**given | {"attack_tasks": groups})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"balance": ("dgba_paper",)}, "those of the clean image, and .* depth is 0"),
+        ({"balance": ("worst",)}, "those of the clean image"),
+        ({"balance": ("wgd",), "random_start": False}, "those of the start, and"),
+        ({"balance": ("wgd",)}, ""),
+        ({"balance": ("dgba",)}, ""),
+        ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
+        ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
+    ],
+)
+def test_own_targets_have_no_loss_to_compare_with(fields, said):
+    given = {"attack_tasks": ("seg+depth",), "targets": "own"} | fields
+    if not said:
+        assert cells(**given)
+        return
+    with pytest.raises(InputError, match=said):
+        cells(**given)
+    assert cells(**given | {"targets": "data"})
+
+
+def test_joint_harm_is_known_by_how_it_is_joined():
+    """Cells of before, which gave tasks no say that an image lacked, are done again."""
+    (joint,) = cells(attack_tasks=("seg+depth",), judge="harm", eps=(1.0,))
+    (loss,) = cells(attack_tasks=("seg+depth",), judge="loss", eps=(1.0,))
+    (alone,) = cells(attack_tasks=("seg",), judge="harm", eps=(1.0,))
+    found = [cell.to_dict().get("joint_harm") for cell in (joint, loss, alone)]
+    assert found == [2, None, None]
+
+
+def test_an_attack_of_ones_own_is_known_by_its_code(monkeypatch):
+    class Mine(PGD):
+        pass
+
+    class Other(MIM):
+        def note(self):
+            return 1
+
+    known = []
+    for record, fixed in (
+        (Mine, {}),
+        (Mine, {}),
+        (Mine, {"keep": "last"}),
+        (Other, {}),
+    ):
+        kind = dataclasses.replace(kinds.KINDS["pgd"], record=record, fixed=fixed)
+        monkeypatch.setitem(kinds.KINDS, "mine", kind)
+        (cell,) = cells(attack=("mine",), attack_tasks=("seg",), eps=(1.0,))
+        known.append(cell.to_dict()["code"])
+    assert known[0] == known[1]
+    assert len(set(known)) == 3
+    (ours,) = cells(attack=("pgd",), attack_tasks=("seg",), eps=(1.0,))
+    assert "code" not in ours.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"balance": ("dgba",)}, True),
+        ({"balance": ("normalized",)}, True),
+        ({"balance": ("sum",)}, False),
+        ({"balance": ("dgba",), "attack_tasks": ("aim",)}, False),
+        ({"balance": ("dgba",), "attack_tasks": ("seg",)}, False),
+    ],
+)
+def test_a_negative_loss_that_is_divided_is_said(fields, warned):
+    aim = Task(
+        "aim", kind="directions", loss=lambda target, output, mask: mask[:, 0, 0]
+    )
+    tasks = TaskSet((TASKS["seg"], aim))
+    given = {"attack_tasks": ("seg+aim",), "eps": (1.0,)} | fields
+    clean = types.SimpleNamespace(
+        scores={"aim": {}}, rows={"aim": {"loss": np.array([[-0.5, 1], [0.2, 1]])}}
+    )
+    found = results.negative_losses(clean, cells(tasks, **given))
+    assert len(found) == warned
+    if warned:
+        assert "the loss of aim is below 0 on clean images, but" in found[0]
+    clean.rows["aim"]["loss"][:, 0] = 0.1
+    assert not results.negative_losses(clean, cells(tasks, **given))
