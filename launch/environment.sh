@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 # The other scripts source this: it makes a virtual environment with mtr_tf, once.
 #   MTR_VENV    where it is (default: .venv in the repository)
-#   MTR_PYTHON  which Python makes it (default: the newest of 3.13, 3.12, 3.11 found)
+#   MTR_PYTHON  which Python makes it (default: python3, if it is 3.11 to 3.13)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -171,7 +171,7 @@ class AttackConfig(Settings):
     )
     attack_classes: tuple[str, ...] = setting(
         (),
-        "Attack only the pixels of these classes (names), in a task with classes.",
+        "Attack only the pixels of these classes (names) of the attacked task.",
     )
     attack_channels: tuple[int, ...] = setting(
         (),

@@ -100,8 +100,8 @@ class TrainConfig(Settings):
     validation_share: float = setting(
         0.0,
         "For taskonomy: use this share of the buildings (the last ones; with one "
-        "building, of its points) for validation; 0: follow its lists, or the "
-        "released split.",
+        "building, of its points) for validation; 0: follow its lists; without "
+        "these, the last fifth of several buildings, or the released split of one.",
         low=0,
         high=1,
     )
@@ -142,8 +142,8 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "",
-        "Weights to start from: a .keras or .h5 file, or a run directory (or an "
-        "address). Layers with the same names and shapes take them.",
+        "Weights to start from: a .keras or .h5 file, or the directory of a finished run "
+        "(or an address). Layers with the same names and shapes take them.",
         path=True,
         address=True,
     )
