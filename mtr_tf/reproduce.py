@@ -118,7 +118,9 @@ def main(config: ReproduceConfig) -> None:
     if config.export:
         export.check(pathlib.Path(config.export))
     if config.dry_run:
-        print(_plan(runner_lib.Runner(study, workdir, config.only)))
+        runner = runner_lib.Runner(study, workdir, config.only)
+        runner.queue.retry()
+        print(_plan(runner))
         return
     if config.report:
         runner = runner_lib.Runner(study, workdir, config.only)

@@ -142,8 +142,8 @@ class TrainConfig(Settings):
     )
     init: str = setting(
         "",
-        "Weights to start from: a .keras or .h5 file, or the directory of a finished run "
-        "(or an address). Layers with the same names and shapes take them.",
+        "Weights to start from: a .keras or .h5 file, or the directory of a finished "
+        "run (or an address). Layers with the same names and shapes take them.",
         path=True,
         address=True,
     )

@@ -85,7 +85,8 @@ def of_variants(
         for line in part:
             line.draw(axes, short[line.label], True)
         axes.set_ylabel(_quantity(facts, "difference" if reference else ""))
-        style.log_y_if_wide(axes)
+        if not reference:
+            style.log_y_if_wide(axes)
         style.end_legend(axes, {short[line.label]: line.end for line in part})
     radii = sorted({eps for line in lines for eps in line.eps})
     style.radii(axes, radii, facts["norm"])

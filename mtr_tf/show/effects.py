@@ -34,6 +34,7 @@ class Effect:
       interval: Its interval; None where there is none.
       by_seed: `[seeds]`, NaN where there is none.
       margin: Effects below it are too small to matter; 0: no margin.
+      within: Of a claim that two numbers are near: how near to 0; 0: it is another one.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Effect:
     interval: tuple[float, float] | None
     by_seed: np.ndarray
     margin: float = 0.0
+    within: float = 0.0
 
 
 def draw(title: str, effects: Sequence[Effect]) -> Figure:
@@ -71,16 +73,19 @@ def draw(title: str, effects: Sequence[Effect]) -> Figure:
         axes.set_xlabel(unit)
     notes = ["right of 0: as claimed; small dots: seeds; line: 95 % interval"]
     if any(effect.margin for effect in effects):
-        notes.append("shaded: too small to matter")
+        notes.append("grey: too small to matter")
+    if any(effect.within for effect in effects):
+        notes.append("green: near 0, as claimed there")
     notes += style.spelt_out(short)
     return style.finish(figure, title, notes)
 
 
 def _draw_row(axes, row: int, effect: Effect) -> None:
     color, marker = _LOOKS[effect.verdict]
-    if effect.margin:
-        span = ([row - 0.4, row + 0.4], -effect.margin, effect.margin)
-        axes.fill_betweenx(*span, color="0.9", lw=0, zorder=0)
+    for reach, shade in ((effect.margin, "0.9"), (effect.within, "#d9ecd9")):
+        if reach:
+            span = ([row - 0.4, row + 0.4], -reach, reach)
+            axes.fill_betweenx(*span, color=shade, lw=0, zorder=0)
     axes.plot(
         effect.by_seed,
         np.full(len(effect.by_seed), row + 0.27),

@@ -117,6 +117,6 @@ def markdown_paragraph(words: str) -> str:
 
 
 def identifier(*parts: str) -> str:
-    """An `id` of any words: `curve-pgd50-seg`. Different words may give the same."""
+    """An `id` of any words: `curve-pgd50-seg`. Different signs may give the same."""
     words = "-".join(part.replace("+", "_and_") for part in parts)
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", words)
+    return re.sub(r"[^\w.-]+", "_", words)

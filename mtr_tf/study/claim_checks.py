@@ -17,6 +17,9 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import did_you_mean
 from mtr_tf.evaluation import plan
 from mtr_tf.measures import corruptions
+from mtr_tf.measures import gradients
+from mtr_tf.measures import measure as measure_lib
+from mtr_tf.measures import records
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
@@ -150,10 +153,23 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         for key in needed:
             if key not in measure:
                 table.fail(f"{key} must be given to say which {what[9:]} is meant.")
-        for key, known in _CHOICES.items():
+        for key, known in _known(config, measure["measure"], tasks).items():
             given = measure.get(key, [])
             for value in given if isinstance(given, list) else [given]:
                 one_of(table, key, value, known)
+
+
+def _known(
+    config: AttackConfig, measure: str, tasks: Sequence[str]
+) -> dict[str, Sequence[Any]]:
+    """By key, the values that records of a measure have."""
+    known: dict[str, Sequence[Any]] = dict(_CHOICES)
+    if measure == "first_order":
+        known["eps"] = measure_lib.settings_of(config, tasks).eps
+    elif measure == "tasks":
+        known["norm"] = records.NORMS
+        known["normalisation"] = gradients.NORMALISATIONS
+    return known
 
 
 def _config(study: Study, attack: str, variant: str) -> AttackConfig:

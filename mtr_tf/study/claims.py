@@ -208,13 +208,22 @@ def judge(
         return _nearness(claim.within, claim.measure["reference"], low, high)
     margin = claim.margin
     if low > margin and p <= ALPHA:
-        said = f"above {margin:g}" if margin else "positive"
+        said = f"above {_said(claim, margin)}" if margin else "positive"
         whole = f"{said.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
         return HOLDS, f"{whole} interval is {said}."
     if high < margin and opposite <= ALPHA:
-        said = f"below {margin:g}, too small to matter" if margin else "negative"
+        said = "negative"
+        if margin and high >= 0:
+            said = f"below {_said(claim, margin)}, too small to matter"
+        elif margin and high < -margin:
+            said = f"below {_said(claim, -margin)}, against the claim"
         return FAILS, f"{said.capitalize()} over {n} seeds (p {opposite:.2g})."
-    return OPEN, _open(margin, low, high, n, p if effect > margin else opposite)
+    return OPEN, _open(claim, low, high, n, p if effect > margin else opposite)
+
+
+def _said(claim: Claim, value: float) -> str:
+    """A number of a claim as tables show it."""
+    return f"{100 * value:g} points" if claim.relative else f"{value:g}"
 
 
 def _nearness(within: float, value: float, low: float, high: float) -> tuple[str, str]:
@@ -226,13 +235,14 @@ def _nearness(within: float, value: float, low: float, high: float) -> tuple[str
     return OPEN, f"Only part of the interval is within {within:g} of {value:g}."
 
 
-def _open(margin: float, low: float, high: float, n: int, p: float) -> str:
+def _open(claim: Claim, low: float, high: float, n: int, p: float) -> str:
     """What a claim that is neither lacks; `p` is of the side that the effect is on."""
+    margin, said = claim.margin, _said(claim, claim.margin)
     if low <= margin <= high:
         what = ", the smallest effect that matters" if margin else ""
-        return f"The interval includes {margin:g}{what} (n = {n}, p {p:.2g})."
+        return f"The interval includes {said}{what} (n = {n}, p {p:.2g})."
     side = "above" if low > margin else "below"
-    whole = f"The whole interval is {side} {margin:g}, but"
+    whole = f"The whole interval is {side} {said}, but"
     if 2.0**-n > ALPHA:
         return (
             f"{whole} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "

@@ -23,6 +23,7 @@ from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
 from mtr_tf.study.results import Results
+from mtr_tf.study.results import value_of
 from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import metrics
 from mtr_tf.tasks import more_metrics
@@ -30,7 +31,7 @@ from mtr_tf.tasks.task import MAP
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_SUM_AND_COUNT = 2  # Numbers in a row of a mean.
+_SEVERAL = 2  # Seeds, at least, that can be drawn.
 _ROUNDING = 1e-12  # Sums this much smaller than what is summed are 0.
 
 Weighted = tuple[tuple[float, Point], ...]
@@ -74,7 +75,10 @@ class Effect:
         ends = intervals.percentiles(self.draws, CONFIDENCE)
         if self.mean is None or np.isnan(ends[0]):
             return None
-        few = min(self.n, self.units) if self.units else self.n
+        if self.n < _SEVERAL and not self.units:
+            return None  # Nothing was drawn.
+        counts = [count for count in (self.n, self.units) if count > 1]
+        few = min(counts, default=1)
         low, high = resampling.widened(ends, self.mean, few, CONFIDENCE)
         return float(low), float(high)
 
@@ -118,7 +122,8 @@ def _compared(claim: Claim, results: Results) -> Effect:
     )
     over = "seeds"
     if units:
-        over += f" and {units.over}"
+        alone = (~np.isnan(by_seed)).sum() < _SEVERAL
+        over = units.over if alone else f"{over} and {units.over}"
     gaps = None
     if claim.matched:
         gaps = np.array([_gap(claim, part, results, i) for i, part in enumerate(parts)])
@@ -216,7 +221,7 @@ class _Numbers:
             for _, point in part:
                 record = present(self._record(point, place), "record")
                 units = self._units_of(record)
-                if units is None or not self._has_rows(point, record):
+                if units is None or not self._has_rows(point, place, record):
                     return None
                 found.append(units)
         if not found or found[0].count < resampling.LEAST:
@@ -224,12 +229,24 @@ class _Numbers:
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
 
-    def _has_rows(self, point: Point, record: dict[str, Any]) -> bool:
-        """Whether rows are there whose sums give the metric."""
-        if record["metric"] in _known_metrics():
-            return True
-        rows = self._results.rows_of(record, point.eps)
-        return rows is not None and rows.shape[1] == _SUM_AND_COUNT
+    def _has_rows(self, point: Point, place: int, record: dict[str, Any]) -> bool:
+        """Whether rows are there whose sums give the record's values.
+
+        A metric of a user's own may have the name of another, or another sum.
+        """
+        metric = _metric(record)
+        for clean in {False, self._relative}:
+            value = value_of(record, 0.0 if clean else point.eps)
+            of_units = self._of(point, place, clean)
+            if of_units is None or not np.isfinite(value):
+                return False
+            try:
+                again = metric.over(of_units)
+            except (ValueError, IndexError):  # Rows of another shape.
+                return False
+            if not np.isclose(again, value, rtol=1e-4, atol=1e-6):
+                return False
+        return True
 
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
         """Of the seed at a place, on units drawn so often, `[resamples]`."""
@@ -294,6 +311,12 @@ def _metric(record: Mapping[str, Any]) -> metrics.Metric:
     name = record["metric"]
     own = metrics.of_function(name, lambda *given: 0, record.get("better", "lower"))
     return _known_metrics().get(name, own)
+
+
+def is_lower(metric: str | None) -> bool:
+    """Whether lower values of a metric of this name are better."""
+    known = _known_metrics().get(metric or "")
+    return known is not None and known.better == "lower"
 
 
 @functools.cache

@@ -76,7 +76,7 @@ def _claim(
         elif key == "terms":
             value = [_claim(term, kept, attacks) for term in value]
             value = [] if None in value else value
-        elif key == "measure" and isinstance(value, dict):
+        elif key in ("measure", "minus") and isinstance(value, dict) and value:
             value = _claim(value, kept, attacks)
         if value in (None, [], ()):
             return None

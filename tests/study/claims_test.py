@@ -357,6 +357,16 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
             "no corruption 'jpg'; .*did you mean 'jpeg'",
         ),
         (
+            'measure = "tasks", quantity = "slope", normalisation = "unit", '
+            'norm = "linf"',
+            "no norm 'linf'; there are l2, l1",
+        ),
+        (
+            'measure = "tasks", quantity = "slope", norm = "l2", '
+            'normalisation = "units"',
+            "no normalisation 'units'; .*did you mean 'unit'",
+        ),
+        (
             'measure = "tasks", quantity = "mean_cosine", severity = [5, 6]',
             "no severity 6; there are 1, 2, 3, 4, 5",
         ),
@@ -474,6 +484,8 @@ def claim(**fields):
         (6, (-0.3, -0.1), 1.0, 0.03, 0.0, "does not hold", "Negative over 6 seeds"),
         (6, (-0.3, -0.1), 1.0, 0.06, 0.0, "undecided", "below 0, but p is 0.06"),
         (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "Below 0.05, too small"),
+        (6, (-0.2, -0.1), 0.5, 0.02, 0.05, "does not hold", "Below -0.05, against"),
+        (6, (-0.2, -0.04), 0.5, 0.02, 0.05, "does not hold", "Negative over 6 seeds"),
         (6, (-0.1, 0.02), 0.5, 0.06, 0.05, "undecided", "below 0.05, but p is 0.06"),
     ],
 )
@@ -482,6 +494,16 @@ def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, re
     word, why = claims.judge(claim(margin=margin), effect, interval, n, p, opposite)
     assert word == verdict
     assert reason in why
+
+
+def test_reasons_of_relative_claims_are_in_points():
+    relative = claim(margin=0.05, relative=True)
+    for ends, p, said in (
+        ((-0.2, -0.1), 0.02, "Below -5 points, against the claim over 6 seeds"),
+        ((-0.2, 0.02), 0.02, "Below 5 points, too small to matter over 6 seeds"),
+        ((-0.2, 0.06), 0.06, "The interval includes 5 points, the smallest effect"),
+    ):
+        assert said in claims.judge(relative, -0.1, ends, 6, 0.9, p)[1]
 
 
 @pytest.mark.parametrize(

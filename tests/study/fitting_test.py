@@ -47,6 +47,22 @@ def test_rooms_on_cityscapes(rooms):
     assert fitted.train_config("s", 0) == rooms.train_config("s", 0)
 
 
+def test_a_measure_goes_with_what_is_taken_off(rooms):
+    """But not with what is taken off of the same variants, by other keys."""
+    slope = {"attack": "tasks", "measure": "tasks", "quantity": "slope"}
+    given = slope | {"variants": ["s"], "norm": "l2", "normalisation": "unit"}
+    made = [
+        {"id": "off", "measure": given | {"minus": {"variants": ["s+n 1"]}}},
+        {"id": "other", "measure": given | {"minus": {"norm": "l1"}}},
+        {"id": "plain", "measure": given | {"minus": {}}},
+    ]
+    kept, attacks = ("s", "s+A 1"), ("tasks",)
+    found = [fitting._claim(claim, kept, attacks) for claim in made]
+    assert found[0] is None
+    assert found[1] == made[1]
+    assert found[2] is None or found[2] == made[2]
+
+
 def test_what_needs_a_source_or_a_term_goes_with_it(rooms):
     fitted = fitting.to_tasks(rooms, "heights", ("depth", "normal"))
     assert {each.name for each in fitted.variants} == {"d", "d+n 1", "d+n .1"}

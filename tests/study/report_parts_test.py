@@ -69,7 +69,7 @@ def test_seconds(seconds, expected):
 
 
 def test_identifiers_are_fit_for_files_and_links():
-    assert text.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-_"
+    assert text.identifier("a", "s+d/A b", "ü") == "a-s_and_d_A_b-ü"
 
 
 # Curves.
@@ -286,7 +286,12 @@ def test_numbers_that_do_not_exist_leave_plots_empty(measured):
 
 def test_a_measure_less_that_of_another_variant_is_said_in_words():
     measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
-    measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0}
+    measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0, "minus": {}}
+    of = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
+    assert verdicts._measured(of).endswith("depth mae, negated")  # Less is better.
+    assert verdicts._measured(of | {"sign": -1}).endswith("depth mae")
+    of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
+    assert verdicts._measured(of).endswith("seg miou minus 0.500")
     said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})
     assert said == "corruptions: mean_corrupted minus that of s and d"
     said = verdicts._measured(measure | {"minus": {"count": 64}})

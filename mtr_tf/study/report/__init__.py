@@ -86,7 +86,9 @@ def _collectable(results: Results) -> list[dict[str, Any]]:
         config = commands.read_json(place.parent.parent / "config.json")
         made = commands.read_json(place / "settings.json")
         given = (name, first["seed"], records, config, made)
-        found += leaderboard.of_results(*given)
+        source = results.study.spec(first["spec"]).source
+        for record in leaderboard.of_results(*given):
+            found.append(record | ({"transfer": source} if source else {}))
     return leaderboard.together(found)
 
 

@@ -40,7 +40,8 @@ def effects(rows: Sequence[Row], decided: Sequence[Verdict]) -> list[Plot]:
         Plot(
             EFFECTS,
             title,
-            "Mean over paired seeds, right of 0 as claimed. Filled circle: holds; "
+            "Mean over paired seeds, right of 0 as claimed (or near 0, where a claim "
+            "says that two numbers are near). Filled circle: holds; "
             "cross: does not hold; diamond: undecided.",
             f"{title}, with 95 % intervals: {said}.",
             functools.partial(show_effects.draw, title, [one for _, one in shown]),
@@ -60,6 +61,7 @@ def _effect(row: Row, verdict: Verdict) -> show_effects.Effect:
         (scale * ends[0], scale * ends[1]) if ends else None,
         scale * verdict.by_seed,
         scale * verdict.claim.margin,
+        scale * (verdict.claim.within or 0.0),
     )
 
 

@@ -79,7 +79,7 @@ def _plot(curve: Curve, nets: Sequence[theory.Net]) -> Plot:
     titles = []
     for place, eps in enumerate(curve.eps[1:]):
         rho = statistics.rank_correlation(norms, losses[:, place])
-        ends = statistics.rank_interval(rho, len(nets))
+        ends = statistics.rank_interval(rho, len(nets)) if abs(rho) < 1 else None
         titles.append(
             f"eps {eps:g}: ρ {text.number(rho)} ({text.interval(ends, text.number)})"
         )

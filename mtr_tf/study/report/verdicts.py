@@ -15,6 +15,7 @@ import numpy as np
 
 from mtr_tf.show import tables
 from mtr_tf.show import text
+from mtr_tf.study import effects
 from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claims import Verdict
@@ -29,7 +30,8 @@ _LOOKS = {
 }
 
 EFFECTS = (
-    "A positive effect supports the claim. p is one-sided and corrected: where the "
+    "A positive effect supports the claim; one that says that two numbers are near is "
+    "supported by an effect near 0. p is one-sided and corrected: where the "
     "effect is above the margin (or above 0, if the claim has none), p says how likely "
     "so large a one would be if there were none above it; else, how likely so small a "
     "one would be if there were none below it."
@@ -317,8 +319,14 @@ def _with_unit(task: str, metric: str, unit: str) -> str:
 
 
 def _measured(measure: Mapping[str, Any]) -> str:
-    """As `slope less -0.5`; where the sign is -1 the other way round."""
+    """As `slope less -0.5`; where the sign is -1 the other way round.
+
+    Metrics where lower is better have the other sign, as effects do.
+    """
     words = f"{measure['measure']}: {measure['quantity']}"
+    of = [*measure.get("tasks", ()), measure.get("metric")]
+    words += "".join(f" {each}" for each in of if each)
+    sign = measure["sign"] * (-1 if effects.is_lower(measure.get("metric")) else 1)
     if measure["field"] != "value":
         words += f" {measure['field']}"
     if measure["ratio_to"]:
@@ -327,8 +335,8 @@ def _measured(measure: Mapping[str, Any]) -> str:
         words += f" minus that of {_keys(measure['minus'])}"
     reference = text.short(measure["reference"])
     if not measure["reference"]:
-        return f"{words}, negated" if measure["sign"] < 0 else words
-    if measure["sign"] < 0:
+        return f"{words}, negated" if sign < 0 else words
+    if sign < 0:
         return f"{reference} minus {words}"
     return f"{words} minus {reference}"
 
