@@ -2,7 +2,8 @@
 # shellcheck shell=bash
 # The other scripts source this: it makes a virtual environment with mtr_tf, once.
 #   MTR_VENV    where it is (default: .venv in the repository)
-#   MTR_PYTHON  which Python makes it (default: python3, if it is 3.11 to 3.13)
+#   MTR_PYTHON  which Python makes it (default: the first of python3, python3.13, 3.12 and 3.11
+#               that is 3.11 to 3.13)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

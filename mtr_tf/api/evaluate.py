@@ -252,7 +252,7 @@ def _with_classes(
     for name, task in heads.tasks.items():
         if task.discrete and task.channels is None and not named:
             output = heads.outputs[name].tensor
-            count = heads_lib.classes_of(output, model.inputs[0].shape)
+            count = heads_lib.classes_of(output, heads_lib.image_shape(model))
             task = task.bound(channels=count)
         found[name] = task
     usual = {} if any_task else tasks_lib.TASKS

@@ -32,8 +32,8 @@ class Provenance:
       batch_size: Of a model that is random, whose noise is drawn by a replica's batch:
         its images; else None.
       interval_over: What intervals draw, in words; it follows from the data.
-      images: Their size, and a digest of some of them: models with different tasks have
-        it in common. It is in `data`.
+      images: Their size, and means of some: models with different tasks have it in
+        common. It is in `data`.
       targets: "data", or "own" for the model's clean outputs; it is in `data`.
     """
 

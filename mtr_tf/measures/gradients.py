@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -82,8 +83,11 @@ def task_gradients(
         outputs = _called(model, images, tasks)
         by_task = tasks_lib.task_losses(tasks, outputs, targets, masks)
     made = base.graph_operations()[before:]
-    # What is computed eagerly leaves no list; to scale float32 as well changes nothing.
-    half = tf.executing_eagerly() or base.computes_in_float16(made)
+    # What is computed eagerly leaves no list; to scale float32 as well changes nothing
+    # but the time where gradients are tiny.
+    half = base.computes_in_float16(made)
+    if tf.executing_eagerly():
+        half = not isinstance(model, keras.Model) or _is_half(model)
     slopes = [base.image_gradient(tape, by_task[t], images, half) for t in tasks]
     stacked = channels_lib.chosen(tf.stack(slopes, axis=1), channels)
     size = tf.reduce_prod(tf.shape(stacked)[2:])
@@ -93,6 +97,12 @@ def task_gradients(
         gradients, (images.shape[0], len(tasks), stacked.shape[2:].num_elements())
     )
     return tf.stack([by_task[task] for task in tasks], axis=1), gradients
+
+
+def _is_half(model: keras.Model) -> bool:
+    """Whether some layer computes in float16."""
+    layers = model._flatten_layers()
+    return any(getattr(each, "compute_dtype", "") == "float16" for each in layers)
 
 
 def _called(model, images, tasks) -> Mapping[str, tf.Tensor]:

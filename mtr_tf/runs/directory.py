@@ -375,24 +375,33 @@ def _check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
 
     Args:
       workdir: The run directory.
-      before: By split its size and a hash, as config.json has them; nothing for new
-        and for older runs.
+      before: By split its size and the means of two images, as config.json has them;
+        nothing for new and for older runs.
       now: The same of the data that are open.
     """
     changed = []
     for split, facts in _dict(now).items():
         old = _dict(_dict(before).get(split))
-        count, examples = old.get("examples"), old.get("first_and_last")
+        count, means = old.get("examples"), old.get("means")
         if count not in (None, facts["examples"]):
             changed.append(f"{split} had {count} examples and has {facts['examples']}")
-        elif examples and facts["first_and_last"] not in (None, examples):
-            changed.append(f"the first or last example of {split} is another one")
+        elif not _may_be_equal(means, facts["means"]):
+            changed.append(f"the first or last image of {split} is another one")
     if changed:
         raise InputError(
             f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
             "that it was trained on to continue it (--data_dir, if they were moved), "
             "or give another --workdir."
         )
+
+
+def _may_be_equal(before: Any, now: Any) -> bool:
+    """Whether means are the same up to rounding, or one of the two is not known."""
+    if not isinstance(before, list) or not isinstance(now, list):
+        return True
+    return all(
+        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(before, now, strict=False)
+    )
 
 
 def _dict(value: Any) -> dict[str, Any]:

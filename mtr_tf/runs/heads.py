@@ -26,6 +26,8 @@ from mtr_tf.errors import did_you_mean
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 
+_PICTURE = 4  # Axes of a batch of images.
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -124,6 +126,19 @@ def _layer_name(tensor: Any) -> str:
     return history[0].name if history else ""
 
 
+def image_shape(model: keras.Model) -> tuple[int | None, ...]:
+    """The shape of a batch of a model's images.
+
+    Of several inputs, the one called image, or else the first with height and width.
+    """
+    structure = getattr(model, "input", None)
+    named = structure if isinstance(structure, Mapping) else {}
+    image = [named["image"]] if "image" in named else []
+    image += [tensor for tensor in model.inputs if tensor.name == "image"]
+    image += [tensor for tensor in model.inputs if len(tensor.shape) == _PICTURE]
+    return tuple((image or model.inputs)[0].shape)
+
+
 def axes_of(tensor: Any, image: Sequence[int | None]) -> tuple[int, int | None]:
     """How many axes the places of an output have, and how many channels it has.
 
@@ -174,7 +189,7 @@ def find(
     """
     outputs = outputs_of(model)
     if asked:
-        image = model.inputs[0].shape
+        image = image_shape(model)
         pairs = [_asked(where, outputs, image, *pair, known, flag) for pair in asked]
     else:
         pairs = [(o, t) for o in outputs if (t := _by_name(o, known)) is not None]

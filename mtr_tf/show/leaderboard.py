@@ -81,8 +81,9 @@ def of_results(
 
 def _stays_in_ball(record: Record) -> bool:
     """Whether its attack does: others may do more harm than the radius allows."""
-    kind = KINDS.get(record.get("algorithm", record["attack"]))
-    return kind is None or kind.bounded
+    words = f"{record['attack']}-"  # As "pgd-dgba".
+    unbound = (name for name, kind in KINDS.items() if not kind.bounded)
+    return not any(words.startswith(f"{name}-") for name in unbound)
 
 
 def _has_own_data(record: Record) -> bool:
@@ -256,7 +257,8 @@ def boards(records: Iterable[Record]) -> list[Board]:
     for record in records:
         task = record["task"]
         metric = headline.setdefault(task, record["metric"])
-        if record["attacked"] == [task] and record["metric"] == metric:
+        alone = record["attacked"] == [task] and record["metric"] == metric
+        if alone and _stays_in_ball(record):
             grouped.setdefault(_board(record), []).append(record)
     return [_made(members) for members in grouped.values()]
 

@@ -58,6 +58,7 @@ SAME = (
 
 # What holds of records that do not say, as those of older versions.
 _UNSAID = {"attack_channels": [], "fast": False, "targets": "data"}
+_CLOSE = 1e-4  # Means of images that may be the same, on other machines.
 # What makes another model of one run or file.
 _MODEL = ("model_fingerprint", "precision", "input")
 
@@ -367,9 +368,16 @@ def result_files(path: str, name: str = "") -> list[pathlib.Path]:
 
 
 def _of_newest(path: str, found: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Those of the files that are of the same model as the last one."""
+    """Those of the files that are of the same model as the last one.
+
+    Or as the last one on a whole model, where there are some: times of files are those
+    of a copy after a copy.
+    """
     models = [_model(file) for file in found]
-    of_newest = [_may_be_one(model, models[-1]) for model in models]
+    steps = [_settings_of(file.parent).get("checkpoint_step") for file in found]
+    whole = [place for place, step in enumerate(steps) if step is None]
+    last = max(whole, default=len(found) - 1)
+    of_newest = [_may_be_one(model, models[last]) for model in models]
     pairs = list(zip(found, of_newest, strict=True))
     others = [file.parent.name for file, its in pairs if not its]
     if others:
@@ -377,7 +385,7 @@ def _of_newest(path: str, found: Sequence[pathlib.Path]) -> list[pathlib.Path]:
             "%s has attacks on other weights, or in another precision or input range, "
             "than the newest, %s; left out: %s (choose them with --name)",
             path,
-            found[-1].parent.name,
+            found[last].parent.name,
             ", ".join(others),
         )
     return [file for file, its in pairs if its]
@@ -421,16 +429,21 @@ def _of_file(file: pathlib.Path) -> pathlib.Path:
 
 
 def _is_of(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether a folder's attacks are on a model's file as it is now."""
-    for attack in files.listed(folder / "attacks"):
-        try:
-            made = files.read_json(attack / "settings.json")
-            if "ckpt_sha256" in made and file.is_file():
-                return made["ckpt_sha256"] == store.file_digest(file)
-            return pathlib.Path(made["attack"]["ckpt"]).resolve() == file.resolve()
-        except files.DAMAGED:
-            continue
-    return False
+    """Whether some attack in a folder is on a model's file as it is now.
+
+    So it is taken to be where no attack says: until 0.2 none did.
+    """
+    made = [_settings_of(attack) for attack in files.listed(folder / "attacks")]
+    known = {one["ckpt_sha256"] for one in made if "ckpt_sha256" in one}
+    return not known or not file.is_file() or store.file_digest(file) in known
+
+
+def _settings_of(attack: pathlib.Path) -> Mapping[str, Any]:
+    """What is in an attack's settings.json; empty where there is none."""
+    try:
+        return dict(files.read_json(attack / "settings.json"))
+    except files.DAMAGED:
+        return {}
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:
@@ -552,9 +565,16 @@ def _comparison(
 
 def _other_images(one: Record, other: Record) -> bool:
     """Whether images of one size differ; those of two sizes cannot be told."""
-    size, digest = one.get("images", " ").split(" ")
-    other_size, other_digest = other.get("images", " ").split(" ")
-    return size == other_size and digest != other_digest
+    sizes, means = zip(*(_images(record) for record in (one, other)), strict=True)
+    if not all(means) or sizes[0] != sizes[1]:
+        return False
+    return any(abs(a - b) > _CLOSE for a, b in zip(*means, strict=True))
+
+
+def _images(record: Record) -> tuple[str, list[float]]:
+    """The size of a record's images, and their means."""
+    size, *means = str(record.get("images", "")).split(" ")
+    return size, [float(mean) for mean in means]
 
 
 def _ends(record: Record, name: str) -> Sequence[float | None]:

@@ -15,6 +15,7 @@ or by replicas is left to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -145,6 +146,7 @@ def of_keras(
             )
         return mean_over_valid(values, mask)
 
+    of_images.__name__ = _name(loss)
     return of_images
 
 
@@ -168,9 +170,21 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         there, output = count_valid(mask) > 0, tf.convert_to_tensor(output)
         chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
         output = tf.where(chosen, output, tf.stop_gradient(output))
-        return tf.where(there, tf.cast(loss(target, output, mask), tf.float32), 0.0)
+        values = tf.cast(loss(target, output, mask), tf.float32)
+        if values.shape.rank != 1:
+            raise InputError(
+                "A loss function must give one number for each image, [batch], but "
+                f"{_name(loss)} gives numbers of shape {list(values.shape)}; take its "
+                "mean over all axes but the first."
+            )
+        return tf.where(there, values, 0.0)
 
+    of_images.__name__ = _name(loss)  # As TensorBoard says it.
     return of_images
+
+
+def _name(loss: Any) -> str:
+    return str(getattr(loss, "__name__", getattr(loss, "name", type(loss).__name__)))
 
 
 def difference(target: tf.Tensor, output: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

@@ -454,6 +454,16 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
     return Metric(name, better, unit, statistics, _ratio, (-math.inf, math.inf))
 
 
+# As Keras says it; of its counts it does not.
+_DIRECTIONS = {"up": "higher", "down": "lower"}
+_COUNTS = {
+    "TruePositives": "higher",
+    "TrueNegatives": "higher",
+    "FalsePositives": "lower",
+    "FalseNegatives": "lower",
+}
+
+
 def of_keras(
     metric: keras.metrics.Metric, probabilities: Callable | None = None
 ) -> Metric:
@@ -510,8 +520,8 @@ def of_keras(
             values.append(float(result) if np.isfinite(row).all() else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
 
-    directions = {"up": "higher", "down": "lower"}
-    known = directions.get(str(getattr(metric, "_direction", "")))
+    known = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
+    known = known or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
     better = _better(metric, metric.name, known)
     if type(metric).result is keras.metrics.Mean.result:
         value = _ratio

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
+import sysconfig
 import types
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -21,8 +23,9 @@ from mtr_tf.tasks.task import Task
 
 _SIDE = 16  # Of places, of noise.
 _CHANNELS = 3  # Where a task leaves them to the data.
+_CHANGING = (list, dict, set)  # What is in them may be of the last call.
 _PLAIN = (str, bytes, bool, int, float, complex, types.NoneType)
-_LIBRARIES = ("keras", "tensorflow", "numpy", "builtins")  # Versions are kept as such.
+_PLACES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 
 
 def digest(task: Task) -> str:
@@ -117,9 +120,9 @@ def _of_function(function: types.FunctionType) -> list[Any]:
         except ValueError:  # It is not filled yet.
             continue
     if _is_known(function):  # The version says what its code is.
-        return parts
+        return [part for part in parts if not isinstance(part, _CHANGING)]
     held = [function.__globals__.get(name) for name in function.__code__.co_names]
-    held = [one for one in held if not isinstance(one, types.ModuleType)]
+    held = [one for one in held if not isinstance(one, (types.ModuleType, *_CHANGING))]
     held = [one for one in held if not (callable(one) and _is_known(one))]
     return [*parts, function.__code__, function.__defaults__, *held]
 
@@ -132,25 +135,41 @@ def _of_object(value: Any) -> list[Any]:
         for name, one in fields
         if isinstance(one, (*_PLAIN, np.ndarray)) and not name.startswith("_")
         for part in (name, one)
+        if name != "name"  # Keras numbers them.
     ]
     if isinstance(value, keras.losses.Loss | keras.metrics.Metric):
-        parts.append(value.get_config())
+        if not type(value).__name__.endswith("Wrapper"):
+            config = value.get_config()
+            config.pop("name", None)
+            parts.append(config)
         parts += [getattr(value, name, None) for name in ("fn", "_fn", "_fn_kwargs")]
     return [*parts, *_methods(type(value))]
 
 
-def _methods(kind: type) -> list[types.FunctionType]:
-    """Those of a class of the user's own."""
-    if _is_known(kind):
-        return []
-    methods = sorted(vars(kind).items())
-    return [one for _, one in methods if isinstance(one, types.FunctionType)]
+def _methods(kind: type) -> list[Any]:
+    """Functions and plain values of a user's class; names of a library's."""
+    found: list[Any] = []
+    for each in kind.__mro__:
+        if _is_known(each):
+            found.append(f"{each.__module__}.{each.__qualname__}")
+            continue
+        for name, one in sorted(vars(each).items()):
+            if isinstance(one, staticmethod | classmethod):
+                one = one.__func__
+            if isinstance(one, property):
+                one = one.fget
+            is_code = isinstance(one, types.FunctionType)
+            if is_code or (isinstance(one, _PLAIN) and not name.startswith("__")):
+                found += [name, one]
+    return found
 
 
 def _is_known(code: Any) -> bool:
-    """Whether a function or class is one of a library's, or ours."""
+    """Whether a function or class is one of an installed library's, or ours."""
     module = str(getattr(code, "__module__", "")).split(".")[0]
-    return module in (*_LIBRARIES, "mtr_tf")
+    file = str(getattr(sys.modules.get(module), "__file__", None) or "")
+    libraries = any(file.startswith(place) for place in _PLACES if place)
+    return module in ("mtr_tf", "builtins") or libraries
 
 
 def _noise(task: Task) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -266,3 +266,30 @@ def test_models_of_images_alone_leave_them_alone():
     assert [r["attacked_value"] for r in found.records] == [
         r["attacked_value"] for r in plain.records
     ]
+
+
+@pytest.mark.parametrize(("kind", "count"), [("numbers", 1), ("classes", 5)])
+def test_the_image_is_found_among_the_inputs_whatever_their_order(kind, count):
+    """An output as long as another input is still of the whole image."""
+    inputs = {
+        "age": keras.Input((count,), name="age"),
+        "image": keras.Input((SIDE, SIDE, 3), name="image"),
+    }
+    mean = keras.layers.GlobalAveragePooling2D()(inputs["image"])
+    both = keras.layers.Concatenate()([mean, inputs["age"]])
+    model = keras.Model(inputs, {"score": keras.layers.Dense(count)(both)})
+    target = 1 if kind == "classes" else np.zeros(1, np.float32)
+    examples = [
+        {
+            "image": np.full((SIDE, SIDE, 3), 100 + i, np.uint8),
+            "targets": {"score": target},
+            "inputs": {"age": np.ones(count, np.float32)},
+        }
+        for i in range(3)
+    ]
+    given = SETTINGS | {"heads": {0: kind}}
+    for settings in (given, given | {"targets": "own"}):
+        found = mtr_tf.evaluate(model, examples, **settings)
+        assert {record["task"] for record in found.records} == {"score"}
+    declared = mtr_tf.Task("score", kind=kind, channels=count, places=0)
+    assert mtr_tf.evaluate(model, examples, tasks=[declared], **SETTINGS).records

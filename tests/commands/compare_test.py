@@ -210,6 +210,11 @@ def test_a_model_of_ones_own_is_found_by_its_file(runs, tmp_path, capsys, monkey
     (tmp_path / "q" / "mine.keras").write_bytes(b"other weights")
     with pytest.raises(InputError, match="no attack results for q/mine.keras"):
         compare.main(CompareConfig(runs=("mine.keras", "q/mine.keras")))
+    saved_before = folder.parent / "a"  # Equal weights; a file says when it was made.
+    saved_before.mkdir()
+    made["ckpt_sha256"] = hashlib.sha256(b"saved before").hexdigest()
+    (saved_before / "settings.json").write_text(json.dumps(made))
+    compare.main(given)
     (tmp_path / "mine.keras").write_bytes(b"trained again")
     with pytest.raises(InputError, match=r"no attack results for mine.keras"):
         compare.main(given)
@@ -257,15 +262,32 @@ def test_results_of_other_weights_in_one_folder_are_left_out(
 
 def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path):
     one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
-    first = write(tmp_path / "c", [one | {"images": "8x8x3 01"}])
+    first = write(tmp_path / "c", [one | {"images": "8x8x3 0.5 0.4 0.41234"}])
     other = write(tmp_path / "d", [one | {"metric": "mine"}])
     with pytest.raises(InputError, match="first is not in the results of all models"):
         compare.main(CompareConfig(runs=(first, other)))
-    others = write(tmp_path / "e", [one | {"images": "8x8x3 02"}])
+    others = write(tmp_path / "e", [one | {"images": "8x8x3 0.5 0.4 0.41284"}])
     with pytest.raises(InputError, match="c and e were attacked on other images of"):
         compare.main(CompareConfig(runs=(first, others)))
-    larger = write(tmp_path / "f", [one | {"images": "16x16x3 02"}])
-    compare.main(CompareConfig(runs=(first, larger, runs[0]), task=("seg",)))
+    larger = write(tmp_path / "f", [one | {"images": "16x16x3 0.6 0.4 0.5"}])
+    again = write(tmp_path / "g", [one | {"images": "8x8x3 0.5 0.4 0.41233"}])
+    compare.main(CompareConfig(runs=(first, larger, again, runs[0]), task=("seg",)))
+
+
+def test_after_a_copy_attacks_on_the_whole_model_count(tmp_path, capsys):
+    """A copy has files of one time, or in any order."""
+    run = tmp_path / "a"
+    for place, (name, step) in enumerate([("whole", None), ("early", 100)]):
+        folder = run / "attacks" / name
+        folder.mkdir(parents=True)
+        one = record(1, ["seg"], "seg", "miou", 0.5, 0.4 - place / 10)
+        one |= {"model_fingerprint": name, "precision": "float32"}
+        (folder / "results.json").write_text(json.dumps([one]))
+        (folder / "settings.json").write_text(json.dumps({"checkpoint_step": step}))
+        os.utime(folder / "results.json", (place, place))
+    compare.main(CompareConfig(runs=(str(run),), format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert [r["value"] for r in found] == [0.5, 0.4]
 
 
 @pytest.mark.parametrize(

@@ -512,10 +512,6 @@ def test_wrong_examples(open_it, mistake):
             "seg must have at least two classes, but there is one, a;",
         ),
         (
-            {"train": [(IMAGE, {"seg": np.zeros((8, 6), int)})]},
-            "labels of seg must be of at least two classes, but they are all 0",
-        ),
-        (
             {"train": [example()], "classes": ["a"], "class_weights": [-1]},
             '"class_weights" must be a number that is not negative',
         ),

@@ -208,9 +208,9 @@ def start(folder: pathlib.Path, count: int) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
-    splits = {"train": 400, "validation": 1, "test": 1}
+    splits = {"train": 1500, "validation": 1, "test": 1}
     config = rooms.RoomsConfig(name="race", size=32, splits=splits)
-    killed = start(tmp_path, 400)
+    killed = start(tmp_path, 1500)
     folder = tmp_path / "rooms" / config.with_own_folder().name
     deadline = time.monotonic() + 60
     while not list(folder.glob("*incomplete*")) and time.monotonic() < deadline:
@@ -221,11 +221,11 @@ def test_killed_leaves_nothing_whole_and_two_at_once_make_one(tmp_path):
     killed.stdout.close()
     assert [path.name[:10] for path in folder.iterdir()] == ["incomplete"]
 
-    both = [start(tmp_path, 400), start(tmp_path, 400)]
+    both = [start(tmp_path, 1500), start(tmp_path, 1500)]
     made = [int(process.communicate(timeout=120)[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(made) == [0, 1]
     assert [path.name for path in folder.iterdir()] == ["1.0.0"]
     columns = rooms.open_source(config=config, data_dir=str(tmp_path)).columns("train")
-    last = workers.example(0, 0, 399, 32)
-    np.testing.assert_array_equal(columns.images[399], last["image"])
+    last = workers.example(0, 0, 1499, 32)
+    np.testing.assert_array_equal(columns.images[1499], last["image"])

@@ -61,6 +61,7 @@ def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
+        ({"balance": ("worst",), "targeted": True}, ""),  # Of another image's outputs.
     ],
 )
 def test_own_targets_have_no_loss_to_compare_with(fields, said):
@@ -82,27 +83,44 @@ def test_joint_harm_is_known_by_how_it_is_joined():
     assert found == [2, None, None]
 
 
+def own_attack(base, **body):
+    """A class of one name, whatever it is made of."""
+    return type("Mine", (base,), {"__module__": "mine", **body})
+
+
+def note(self):
+    return 1
+
+
+def other_note(self):
+    return 2
+
+
 def test_an_attack_of_ones_own_is_known_by_its_code(monkeypatch):
-    class Mine(PGD):
-        pass
+    inherits = [own_attack(own_attack(PGD, note=each)) for each in (note, other_note)]
+    made = [
+        (own_attack(PGD), {}),
+        (own_attack(PGD), {"keep": "last"}),
+        (own_attack(MIM), {}),
+        (own_attack(PGD, note=note), {}),
+        (own_attack(PGD, note=other_note), {}),
+        (own_attack(PGD, note=staticmethod(note)), {}),
+        (own_attack(PGD, note=property(other_note)), {}),
+        (own_attack(PGD, RATE=1), {}),
+        (own_attack(PGD, RATE=2), {}),
+        *((each, {}) for each in inherits),
+    ]
 
-    class Other(MIM):
-        def note(self):
-            return 1
-
-    known = []
-    for record, fixed in (
-        (Mine, {}),
-        (Mine, {}),
-        (Mine, {"keep": "last"}),
-        (Other, {}),
-    ):
+    def known(record, fixed):
         kind = dataclasses.replace(kinds.KINDS["pgd"], record=record, fixed=fixed)
         monkeypatch.setitem(kinds.KINDS, "mine", kind)
         (cell,) = cells(attack=("mine",), attack_tasks=("seg",), eps=(1.0,))
-        known.append(cell.to_dict()["code"])
-    assert known[0] == known[1]
-    assert len(set(known)) == 3
+        return cell.to_dict()["code"]
+
+    codes = [known(*each) for each in made]
+    assert codes == [known(*each) for each in made]
+    assert len(set(codes[:5] + codes[7:9])) == 7
+    assert codes[9] != codes[10]
     (ours,) = cells(attack=("pgd",), attack_tasks=("seg",), eps=(1.0,))
     assert "code" not in ours.to_dict()
 

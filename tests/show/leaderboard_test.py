@@ -136,6 +136,9 @@ def test_attacks_that_leave_the_ball_do_not_count():
     released = result("pgd_released", 3.0, algorithm="pgd_released")
     (one,) = records("s", 0, ours, released)
     assert one["attack"] == "pgd"
+    older = one | {"attack": "pgd_released-dgba", "attacked_value": [1.0]}
+    (board,) = leaderboard.boards([one, older])  # From a file that has it.
+    assert [(row.attack, row.tried) for row in board.rows] == [("pgd, 20 steps", 1)]
 
 
 def test_joint_attacks_other_data_and_other_radii_are_no_part_of_a_board():

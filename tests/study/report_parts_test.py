@@ -291,7 +291,7 @@ def test_a_measure_less_that_of_another_variant_is_said_in_words():
     assert verdicts._measured(of).endswith("depth mae, negated")  # Less is better.
     assert verdicts._measured(of | {"sign": -1}).endswith("depth mae")
     of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
-    assert verdicts._measured(of).endswith("seg miou minus 0.500")
+    assert verdicts._measured(of).endswith("seg miou minus 0.5")
     said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})
     assert said == "corruptions: mean_corrupted minus that of s and d"
     said = verdicts._measured(measure | {"minus": {"count": 64}})

@@ -111,6 +111,20 @@ def test_a_function_is_0_of_images_without_a_target_and_so_is_its_gradient():
     assert task.bound(unit="m").loss is task.loss  # Not wrapped once more.
 
 
+def test_a_function_of_the_whole_batch_or_of_each_place_is_refused():
+    for loss in (
+        lambda target, output, mask: tf.reduce_mean(tf.abs(target - output)),
+        lambda target, output, mask: tf.reduce_mean(tf.abs(target - output), -1),
+    ):
+        with pytest.raises(InputError, match="one number for each image, .batch., but"):
+            lesion(loss=loss).loss(*map(tf.constant, labels()))
+
+
+def test_losses_keep_their_names():
+    assert lesion(loss=with_limit).loss.__name__ == "with_limit"
+    assert lesion(loss=keras.losses.Huber(name="h")).loss.__name__ == "h"
+
+
 # Metrics.
 
 
@@ -145,11 +159,20 @@ class OwnMetric(keras.metrics.Mean):
         iou,
         keras.metrics.MeanMetricWrapper(iou, name="wrapped"),
         OwnMetric(),
+        keras.metrics.Mean(),
     ],
 )
 def test_a_metric_says_which_values_are_better(metric):
     with pytest.raises(InputError, match="must say whether higher or lower values are"):
         lesion(metrics=[metric])
+
+
+def test_keras_counts_know_which_values_are_better():
+    found = {
+        name: lesion(metrics=[getattr(keras.metrics, name)()]).metrics[0].better
+        for name in ("TruePositives", "FalsePositives", "FalseNegatives")
+    }
+    assert list(found.values()) == ["higher", "lower", "lower"]
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
@@ -222,6 +245,32 @@ def known(**fields):
 def test_another_loss_or_metric_has_another_digest(one, other):
     assert known(**one) == known(**one) != known(**other)
     assert known(**one)
+
+
+class Weighted(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return tf.reduce_mean(tf.abs(y_true - y_pred), -1)
+
+
+def test_the_digest_is_the_same_before_and_after_use_and_in_each_process():
+    task = lesion(loss=Weighted(), metrics=[keras.metrics.AUC(), above(0.5)])
+    before = own_code.digest(task)
+    for metric in task.metrics:
+        metric.statistics(*map(tf.constant, labels()), None)
+    assert own_code.digest(task) == before
+    assert known(loss=Weighted()) == known(loss=Weighted())  # Keras numbers names.
+    SEEN.append(1)
+    first = known(loss=noting)
+    SEEN.append(2)
+    assert known(loss=noting) == first
+
+
+SEEN = []
+
+
+def noting(target, output, mask):
+    SEEN.append(len(target))
+    return tf.zeros(len(target))
 
 
 def test_what_a_function_refers_to_counts(monkeypatch):

@@ -450,7 +450,7 @@ def test_data_that_are_others_at_each_look_go_on_by_their_number(
     chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
     training.train(chosen, workdir)
     kept = json.loads((workdir / "config.json").read_text())["data"]["train"]
-    assert kept == {"examples": 24, "first_and_last": None}
+    assert kept == {"examples": 24, "means": None}
     training.train(chosen, workdir)
     module.examples = lambda: examples(32)
     with pytest.raises(InputError, match="train had 24 examples and has 32"):

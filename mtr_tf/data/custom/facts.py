@@ -353,7 +353,7 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
 
     Raises:
       InputError: some numbers below the largest label are no label of any example, so
-        that nobody can know which labels are classes; or there is but one.
+        that nobody can know which labels are classes.
     """
     found = set()
     for columns in splits.values():
@@ -361,11 +361,6 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
         for row in range(len(target)):  # No copy of the whole split.
             labels = target[row] if known is None else target[row][known[row]]
             found |= set(np.unique(labels))
-    if found == {0}:
-        raise InputError(
-            f"The labels of {task} must be of at least two classes, but they are all "
-            '0; name the classes that the examples do not show ("classes": [...]).'
-        )
     if found and len(found) <= max(found):
         raise InputError(
             f"Labels of {task} must be 0, 1, 2, ... without gaps, but they are "
@@ -373,7 +368,7 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
             'of their labels), or, if a label means "no label", say so '
             f'("ignore_label": {max(found)}) or put zeros into masks.'
         )
-    return len(found)
+    return max(2, len(found)) if found else 0  # Of one class all places are right.
 
 
 def _ranges_of(numbers: Iterable[int]) -> str:
