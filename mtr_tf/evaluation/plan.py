@@ -562,7 +562,7 @@ def _check_compared(cell: Cell) -> None:
     As those of numbers are, whose targets are the model's own clean outputs.
     """
     compared = attacks.BALANCES[cell.objective.balance].compared
-    at_image = compared == "start" and not cell.attack.random_start
+    at_image = compared == "start" and cell.attack.random_start is False
     numbers = [t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")]
     if numbers and (compared == "clean" or at_image):
         raise InputError(

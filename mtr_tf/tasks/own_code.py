@@ -42,7 +42,7 @@ def digest(task: Task) -> str:
     target, output, mask = _noise(task)
     words = []
     for metric in own:
-        words += [metric.name, metric.better, *_code(metric.statistics, set())]
+        words += [metric.name, metric.better, *_code(metric.statistics, {})]
         try:
             rows = metric.statistics(target, output, mask, output.shape[-1])
             numbers = [*np.ravel(rows), metric.over(np.asarray(rows))]
@@ -54,7 +54,7 @@ def digest(task: Task) -> str:
 
 def of(*values: Any) -> str:
     """A hash of the code of a user's own functions or classes, and of plain values."""
-    words = _code(values, set())
+    words = _code(values, {})
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
@@ -71,17 +71,18 @@ def _has_own_loss(task: Task) -> bool:
     return all(task.loss is not loss for loss in known)
 
 
-def _code(value: Any, seen: set[int]) -> Iterator[str]:
+def _code(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     """Words for what a function is made of: instructions, constants, what it holds.
 
-    The same in every process; of what they cannot tell, only the type counts.
+    The same in every process; of what they cannot tell, only the type counts. `seen`
+    is what was looked at, by its id, and keeps it, or another object had its id.
     """
     if isinstance(value, _PLAIN):
         yield repr(value)
         return
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, np.ndarray | np.generic | tf.Tensor):
         array = np.asarray(value)
         yield f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"

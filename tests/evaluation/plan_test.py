@@ -58,6 +58,8 @@ def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
         ({"balance": ("worst",)}, "those of the clean image"),
         ({"balance": ("wgd",), "random_start": False}, "those of the start, and"),
         ({"balance": ("wgd",)}, ""),
+        ({"balance": ("wgd",), "attack": ("worst",)}, ""),
+        ({"balance": ("wgd",), "attack": ("fgsm",)}, "those of the start, and"),
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
