@@ -115,7 +115,7 @@ def test_signs_where_the_model_is_right_and_sure():
     got = slopes(model, (images, targets, masks))
     lost = plain(tf.constant(images)).numpy()
     assert agreement(got, want, 0.2) > 0.99
-    assert agreement(lost, want, 0.2) < 0.97
+    assert agreement(lost, want, 0.2) < 0.985
 
 
 @pytest.mark.parametrize("factor", [1e-7, 1e-4, 1.0, 1e4, 1e7])

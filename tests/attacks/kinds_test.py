@@ -39,8 +39,8 @@ NAMES = ("pgd", "fgsm", "mim", "mim_released", "apgd", "square", "noise", "corne
 NAMES += ("sea", "worst", "pgd_released", "pgd_released_start", "pgd_released_scale")
 # Of all cells' keys, as they were before there was a table; and the settings.
 KEYS = {
-    "affca37ad84c5c95": {},
-    "ab23a05dad4d2c50": {
+    "18f5f06024021c5b": {},
+    "9ae489ed68f2aa0a": {
         "norm": "l2",
         "eps": (0.0, 0.5),
         "steps": 7,
@@ -51,14 +51,14 @@ KEYS = {
         "attack_weights": ("seg:2", "depth:0.5"),
         "balance": ("sum", "dgba"),
     },
-    "11b5e0c24d79f085": {
+    "c713dabdc7400ba0": {
         "random_start": False,
         "eps": (8,),
         "ensemble": ("mim", "noise", "fgsm", "corner", "mim_released", "square"),
         "attack_loss": ("own", "js+angular", "cospgd"),
         "judge": "harm",
     },
-    "3746f589703728fc": {
+    "422d5f086d1263a3": {
         "attack_block": "4x4+1+2",
         "attack_classes": ("b",),
         "eps": (1, 4.0),

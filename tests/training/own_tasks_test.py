@@ -398,10 +398,10 @@ def longer():
         (longer, "train had 24 examples and has 48. Give the data that it was trained"),
         (
             lambda: brighter(0.5),
-            "the first or last example of train is another one; "
-            "the first or last example of validation is another one",
+            "the first or last image of train is another one; "
+            "the first or last image of validation is another one",
         ),
-        (lambda: declared(train=declared()["train"][::-1]), "example of train is"),
+        (lambda: declared(train=declared()["train"][::-1]), "image of train is"),
     ],
 )
 def test_a_finished_run_is_not_trained_further_on_other_data(
