@@ -186,8 +186,6 @@ class Job:
             "model_fingerprint": self.provenance.model,
             "checkpoint_step": self.checkpoint_step,
         }
-        if pathlib.Path(self.config.ckpt).is_file():
-            settings["ckpt_sha256"] = files_store.file_digest(self.config.ckpt)
         attacked, measures, texts = None, [], []
         workers = self.subject.workers
         write = write and workers.chief
@@ -198,6 +196,9 @@ class Job:
                     stack.enter_context(files.locked(self.folder))
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)
+                    if pathlib.Path(self.config.ckpt).is_file():
+                        sha = files_store.file_digest(self.config.ckpt)
+                        settings["ckpt_sha256"] = sha
                     origin = settings | directory.environment()
                     files.write_json(self.folder / "settings.json", origin)
             if self.cells:

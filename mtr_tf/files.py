@@ -241,6 +241,14 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(read_bytes(path))
 
 
+def read_object(path: str | os.PathLike) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none, or a damaged one."""
+    try:
+        return dict(read_json(path))
+    except DAMAGED:
+        return {}
+
+
 def listed(folder: pathlib.Path) -> list[pathlib.Path]:
     """What is in a folder, by names; nothing where there is none."""
     try:

@@ -39,7 +39,7 @@ def open_source(
 
     Args:
       examples: A `Source`, or what `one_by_one` takes.
-      tasks: Those of the user's own.
+      tasks: Those of the user's own, in place of any among the facts.
       names: Of the tasks, in the order of targets that have no names.
       facts: What a data function says beside its splits (docs/own_data.md).
       split: What the examples are called.
@@ -53,7 +53,7 @@ def open_source(
     few = First(one_by_one(examples, names), count)
     given: dict[str, Any] = {split: few, **facts}
     if tasks:
-        given["tasks"] = [*facts.get("tasks", ()), *tasks]
+        given["tasks"] = list(tasks)
     source = reading.open_given(NAME, given)
     return dataclasses.replace(source, is_cut=few.is_cut)
 

@@ -21,7 +21,6 @@ model takes beside the image lies in further channels behind it (`data.layout`).
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -39,7 +38,6 @@ from mtr_tf.errors import InputError
 from mtr_tf.tasks import Task
 
 if TYPE_CHECKING:
-    from mtr_tf.data.layout import Layout
     from mtr_tf.data.source import Columns
 
 # AutoGraph would look for Python's control flow, for seconds, where there is none.
@@ -252,22 +250,12 @@ def examples(columns: Columns, tasks: Tasks) -> tf.data.Dataset:
 
     def first(batch: dict[str, Any]) -> dict[str, Any]:
         parts = {name: batch[name] for name in ("image", "targets", "masks")}
-        parts = tf.nest.map_structure(lambda value: value[0], parts)
-        return parts | (_unpacked(parts["image"], layout) if layout else {})
+        if layout:
+            parts["inputs"] = layout.unpack(parts["image"], tf.reshape)
+            parts["image"] = parts["image"][..., : layout.image[2]]
+        return tf.nest.map_structure(lambda value: value[0], parts)
 
     return eval_batches(columns, tasks, batch_size=1).map(first)
-
-
-def _unpacked(packed: tf.Tensor, layout: Layout) -> dict[str, Any]:
-    """One image, and what lies behind it by name."""
-    channels = layout.image[2]
-    behind = tf.reshape(packed[..., channels:], (-1,))[: layout.numbers]
-    parts = tf.split(behind, [math.prod(shape) for _, shape in layout.shapes])
-    inputs = {
-        name: tf.reshape(part, shape)
-        for (name, shape), part in zip(layout.shapes, parts, strict=True)
-    }
-    return {"image": packed[..., :channels], "inputs": inputs}
 
 
 def check_divisible(batch_size: int, replicas: int) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +48,20 @@ class Layout:
         behind[:, : self.numbers] = np.concatenate(flat, axis=1)
         behind = behind.reshape(count, height, width, -1)
         return np.concatenate([images.astype(np.float32), behind], axis=-1)
+
+    def unpack(self, packed: Any, reshape: Callable[..., Any]) -> dict[str, Any]:
+        """Returns {name: `[n, *shape]`}, what `pack` has put behind so many images.
+
+        `packed` is a tensor of any library; `reshape(tensor, shape)` is that library's.
+        """
+        behind = math.prod(self.packed) - math.prod(self.image)
+        flat, start = reshape(packed[..., self.image[2] :], (-1, behind)), 0
+        found = {}
+        for name, shape in self.shapes:
+            part = flat[:, start : start + math.prod(shape)]
+            start += math.prod(shape)
+            found[name] = reshape(part, (-1, *shape))
+        return found
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {shape}" for name, shape in self.shapes)

@@ -448,11 +448,14 @@ def make_cells(
     spare = select(config.spare, tuple(tasks), "--spare") if config.spare else ()
     cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks), spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
+    labels = {
+        group: _class_labels(config.attack_classes, group, tasks, classes)
+        for group in groups
+    }
     for attack, loss, balance, group, eps in itertools.product(
         config.attack, config.attack_loss, config.balance, groups, sorted(config.eps)
     ):
         kind = KINDS[attack]
-        labels = _class_labels(config.attack_classes, group, tasks, classes)
         cell = Cell(
             threat=Threat(norm=config.norm, eps=eps, channels=config.attack_channels),
             objective=ObjectiveSettings(
@@ -463,7 +466,7 @@ def make_cells(
                 targeted=config.targeted,
                 pixels=config.attack_pixels,
                 block=block,
-                classes=labels,
+                classes=labels[group],
                 eot=config.eot,
                 spare=spare,
             ),
@@ -480,7 +483,7 @@ def make_cells(
         discrete = any(tasks[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)
-    _check_used(config, groups, tasks)
+    _check_used(config, groups, tasks, [task for task, _ in weights])
     if not cells:
         raise InputError(
             f"--attack={','.join(config.attack)} with "
@@ -492,11 +495,14 @@ def make_cells(
 
 
 def _check_used(
-    config: AttackConfig, groups: Sequence[Sequence[str]], known: TaskSet
+    config: AttackConfig,
+    groups: Sequence[Sequence[str]],
+    known: TaskSet,
+    weighted: Sequence[str],
 ) -> None:
     """Raises `InputError` for a loss or a weight that no attack would make use of."""
     tasks = dict.fromkeys(task for group in groups for task in group)
-    for task, _ in _weights(config, known):
+    for task in weighted:
         if task not in tasks:
             raise InputError(
                 f"--attack_weights={','.join(config.attack_weights)} names {task}, "

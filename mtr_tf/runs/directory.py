@@ -207,13 +207,15 @@ def begun(workdir: pathlib.Path) -> Begun:
     Raises:
       InputError: What config.json keeps of the model is damaged.
     """
-    kept = checkpoints.steps(workdir / "checkpoints")
-    is_run = bool(_content(workdir))
-    return Begun(is_run, max(kept, default=0), _normalization(workdir))
+    kept, content = checkpoints.steps(workdir / "checkpoints"), _content(workdir)
+    normalization = _normalization(workdir, content.get("normalization"))
+    return Begun(bool(content), max(kept, default=0), normalization)
 
 
-def _normalization(workdir: pathlib.Path) -> tuple[tuple[float, ...], ...] | None:
-    kept = _content(workdir).get("normalization")
+def _normalization(
+    workdir: pathlib.Path, kept: Any
+) -> tuple[tuple[float, ...], ...] | None:
+    """(mean, std) as config.json keeps them; None where it does not."""
     if kept is None:
         return None
     try:
@@ -359,14 +361,14 @@ def begin(
       InputError: Another run came first meanwhile, or this one was on other data.
     """
     check_workdir(workdir, config, resume)
-    old = read_config(workdir)
-    _check_data(workdir, _content(workdir).get("data"), (facts or {}).get("data"))
+    old, content, facts = read_config(workdir), _content(workdir), facts or {}
+    _check_data(workdir, content.get("data"), facts.get("data"))
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     if old is None or old.epochs < config.epochs:
-        kept = {k: v for k, v in _content(workdir).items() if k in (facts or {})}
-        write_config(workdir, config, tasks, ranges, {**(facts or {}), **kept})
+        kept = {name: content.get(name, fact) for name, fact in facts.items()}
+        write_config(workdir, config, tasks, ranges, kept)
         remote.push(workdir, needed=True)
 
 

@@ -6,7 +6,6 @@ A layer in front of the model takes apart again what `data.layout` has packed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -35,15 +34,8 @@ class Unpack(keras.Layer):
 
     def call(self, x):
         """Returns the image and the inputs, each in its own shape."""
-        channels = self._layout.image[2]
-        flat = keras.ops.reshape(
-            x[..., channels:], (-1, math.prod(x.shape[1:3]) * (x.shape[3] - channels))
-        )
-        found, start = {IMAGE: x[..., :channels]}, 0
-        for name, shape in self._layout.shapes:
-            part = flat[:, start : start + math.prod(shape)]
-            start += math.prod(shape)
-            part = keras.ops.reshape(part, (-1, *shape))
+        found = {IMAGE: x[..., : self._layout.image[2]]}
+        for name, part in self._layout.unpack(x, keras.ops.reshape).items():
             found[name] = keras.ops.cast(part, self._dtypes.get(name, "float32"))
         return found
 

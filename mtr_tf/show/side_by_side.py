@@ -440,10 +440,7 @@ def _is_of(file: pathlib.Path, folder: pathlib.Path) -> bool:
 
 def _settings_of(attack: pathlib.Path) -> Mapping[str, Any]:
     """What is in an attack's settings.json; empty where there is none."""
-    try:
-        return dict(files.read_json(attack / "settings.json"))
-    except files.DAMAGED:
-        return {}
+    return files.read_object(attack / "settings.json")
 
 
 def labels_of(paths: Sequence[str]) -> list[str]:

@@ -184,7 +184,7 @@ def describe(
     unit = task.unit_of(metric, units or {})
     unit = f", in {unit}" if unit else ""
     loss = (losses or {}).get(name, task.loss)
-    called = getattr(loss, "__name__", type(loss).__name__)
+    called = losses_lib.name_of(loss)
     kind = f" ({called.replace('_', ' ')})" if measure == "loss" else ""
     text = f"{measure}{kind} of {name}{unit}; {metric.better} is better."
     same = {"loss", _TWINS.get(loss)}

@@ -122,7 +122,7 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
     if not all((folder / name).exists() for name in cell.files):
         return False
     if cell.kind == "train":
-        old = read_json(folder / "config.json").get("train", {})
+        old = files.read_object(folder / "config.json").get("train", {})
     else:
         marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
@@ -144,14 +144,6 @@ def _as_kept(config: Settings) -> dict[str, Any]:
     if not isinstance(config, TrainConfig):
         return {}
     return _settings(directory.canonical(config))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none, or a damaged one."""
-    try:
-        return dict(files.read_json(path))
-    except files.DAMAGED:
-        return {}
 
 
 def write_marker(

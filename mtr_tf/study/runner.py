@@ -102,7 +102,7 @@ class Runner:
             elif cell.folder in before:
                 self._set_failed(cell, before[cell.folder])
         for cell in cells:  # Results outlive models, which are large.
-            if self.queue.is_spent(cell):
+            if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
 
     def write(self, computes: bool = True) -> None:
@@ -113,7 +113,7 @@ class Runner:
             was run before.
         """
         path = self._workdir / "study.json"
-        before = {} if computes else commands.read_json(path)
+        before = {} if computes else files.read_object(path)
         provenance = before.get("provenance") or directory.environment()
         files.write_json(path, self._study.to_dict() | {"provenance": provenance})
         self._write_index()
@@ -192,7 +192,7 @@ class Runner:
             self._say_done(cell, ended.seconds)
 
     def _set_done(self, cell: Cell) -> None:
-        marker = commands.read_json(self._workdir / cell.folder / commands.MARKER)
+        marker = files.read_object(self._workdir / cell.folder / commands.MARKER)
         seconds = marker.get("seconds")
         self._markers[cell.folder] = marker
         self.queue.set(cell, queue.DONE)
@@ -254,7 +254,7 @@ def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
     try:
         return {
             str(cell["folder"]): str(cell["error"])
-            for cell in commands.read_json(path).get("cells", ())
+            for cell in files.read_object(path).get("cells", ())
             if cell["state"] == queue.FAILED
         }
     except files.DAMAGED as error:

@@ -123,11 +123,12 @@ def of_keras(
       probabilities: Logits -> probabilities, of classes and labels: losses of Keras's
         own get these, or are taken `from_logits`, where they were made without it.
     """
-    config = loss.get_config() if is_kerass(loss) else {}
+    own = not is_kerass(loss)
+    config = {} if own else loss.get_config()
     if probabilities and config.get("from_logits") is False:
         # The same loss; of probabilities it would be flat where a model is certain.
         loss = type(loss).from_config(config | {"from_logits": True})
-    takes_logits = not is_kerass(loss) or "from_logits" in config
+    takes_logits = own or "from_logits" in config
 
     def of_images(target, output, mask):
         target, output = where_valid(mask, target), where_valid(mask, output)
@@ -146,7 +147,7 @@ def of_keras(
             )
         return mean_over_valid(values, mask)
 
-    of_images.__name__ = _name(loss)
+    of_images.__name__ = name_of(loss)
     return of_images
 
 
@@ -174,16 +175,17 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         if values.shape.rank != 1:
             raise InputError(
                 "A loss function must give one number for each image, [batch], but "
-                f"{_name(loss)} gives numbers of shape {list(values.shape)}; take its "
-                "mean over all axes but the first."
+                f"{name_of(loss)} gives numbers of shape {list(values.shape)}; take "
+                "its mean over all axes but the first."
             )
         return tf.where(there, values, 0.0)
 
-    of_images.__name__ = _name(loss)  # As TensorBoard says it.
+    of_images.__name__ = name_of(loss)  # As TensorBoard says it.
     return of_images
 
 
-def _name(loss: Any) -> str:
+def name_of(loss: Any) -> str:
+    """What people call a loss: a function, or a Keras loss."""
     return str(getattr(loss, "__name__", getattr(loss, "name", type(loss).__name__)))
 
 

@@ -98,8 +98,8 @@ def image_miou() -> Metric:
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         return tf.stack((mean, counted), axis=-1)
 
-    bounds = (0.0, 1.0)
-    return Metric("image_miou", "higher", "", statistics, _ratio, bounds, True)
+    known = {"bounds": (0.0, 1.0), "of_shares": True}
+    return Metric("image_miou", "higher", "", statistics, _ratio, **known)
 
 
 def pixel_accuracy() -> Metric:

@@ -8,6 +8,7 @@ import hashlib
 import sys
 import sysconfig
 import types
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from typing import Any
@@ -49,12 +50,15 @@ def digest(task: Task) -> str:
             words += [f"{number:.4g}" for number in numbers]
         except Exception as error:  # Of any kind: the code is not ours.
             words.append(type(error).__name__)
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+    return _hashed(words)
 
 
 def of(*values: Any) -> str:
     """A hash of the code of a user's own functions or classes, and of plain values."""
-    words = _code(values, {})
+    return _hashed(_code(values, {}))
+
+
+def _hashed(words: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
 
 

@@ -199,7 +199,7 @@ def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
 
 
 def _data(source: Source, tasks: tasks_lib.TaskSet, examples: int) -> dict[str, Any]:
-    """What is compared when the run is continued: by split its size, and a hash.
+    """What is compared when the run is continued: by split its size, and means.
 
     Args:
       source: The data set.

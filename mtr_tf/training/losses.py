@@ -85,7 +85,7 @@ def over_all_pixels(loss: Loss) -> Loss:
         )
         return loss(target, output, mask) * share
 
-    return _called(mean, f"{getattr(loss, '__name__', type(loss).__name__)}{_ALL}")
+    return _called(mean, f"{losses.name_of(loss)}{_ALL}")
 
 
 def weighted_cross_entropy(weights: Sequence[float], norm: str) -> Loss:

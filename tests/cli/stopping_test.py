@@ -16,7 +16,7 @@ from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 
 COMMAND = """
-import hashlib, signal, sys, threading, time
+import contextlib, hashlib, signal, sys, threading, time
 from mtr_tf.cli import flags, stopping
 
 def ready():
@@ -123,24 +123,18 @@ def test_a_signal_that_comes_twice_at_once_is_one(start):
     assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
 
 
-def test_an_error_that_a_signal_leads_to_is_no_error(start):
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("contextlib.nullcontext()", "Nothing is lost."),
+        ('stopping.saying(lambda: "Kept.")', "Kept."),
+    ],
+)
+def test_an_error_that_a_signal_leads_to_is_no_error(start, inside, said):
+    """It is explained where it is, if there is something to say there."""
     process = start(
-        """
-        try:
-            ready()
-            time.sleep(100)
-        except KeyboardInterrupt:
-            raise RuntimeError("as from C++") from None
-        """
-    )
-    process.send_signal(signal.SIGTERM)
-    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
-
-
-def test_an_error_that_a_signal_leads_to_is_explained_where_it_is(start):
-    process = start(
-        """
-        with stopping.saying(lambda: "Kept."):
+        f"""
+        with {inside}:
             try:
                 ready()
                 time.sleep(100)
@@ -149,7 +143,7 @@ def test_an_error_that_a_signal_leads_to_is_explained_where_it_is(start):
         """
     )
     process.send_signal(signal.SIGTERM)
-    assert ended(process) == (143, "stopped by SIGTERM. Kept.")
+    assert ended(process) == (143, f"stopped by SIGTERM. {said}")
 
 
 def test_without_a_signal_an_error_is_an_error():

@@ -25,7 +25,6 @@ from mtr_tf.show import leaderboard
 from mtr_tf.show import style
 from mtr_tf.show import tensorboard
 from mtr_tf.study import claims
-from mtr_tf.study import commands
 from mtr_tf.study.report import curves
 from mtr_tf.study.report import export as exporting
 from mtr_tf.study.report import gallery
@@ -83,8 +82,8 @@ def _collectable(results: Results) -> list[dict[str, Any]]:
     for folder, records in by_folder.items():
         first, place = records[0], results.workdir / folder
         name = f"{results.study.name}: {first['variant']}"
-        config = commands.read_json(place.parent.parent / "config.json")
-        made = commands.read_json(place / "settings.json")
+        config = files.read_object(place.parent.parent / "config.json")
+        made = files.read_object(place / "settings.json")
         given = (name, first["seed"], records, config, made)
         source = results.study.spec(first["spec"]).source
         for record in leaderboard.of_results(*given):
@@ -146,7 +145,7 @@ def _commits(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
     """The commits that cells were done with, and how many with each."""
     names = {"train": "config.json", "attack": "settings.json"}
     count = Counter(
-        commands.read_json(workdir / cell["folder"] / names[cell["kind"]]).get("commit")
+        files.read_object(workdir / cell["folder"] / names[cell["kind"]]).get("commit")
         for cell in cells
         if cell["state"] == "done"
     )
