@@ -21,9 +21,13 @@ CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are look
 
 
 def is_functional(model: Any) -> bool:
-    """Whether it is a Keras model that knows its inputs and outputs as tensors."""
+    """Whether it is a Keras model that does what its graph of layers says.
+
+    One with a `call` of its own need not, though it may have such a graph.
+    """
     return bool(
         isinstance(model, keras.Model)
+        and str(getattr(model.call, "__module__", "")).startswith("keras.")
         and getattr(model, "inputs", None)
         and getattr(model, "outputs", None)
     )
@@ -37,48 +41,39 @@ def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -
       shape: Of one image.
     """
     image = keras.Input(tuple(shape), dtype="float32", name="image")
-    layer = function if isinstance(function, keras.Layer) else Function(function)
+    layer = function
+    if not isinstance(function, keras.Layer) or getattr(function, "inputs", None):
+        layer = Function(function)  # Keras would look at a graph, not at `call`.
     made = layer(image)
     return keras.Model(image, made, name=getattr(function, "name", None) or "function")
 
 
 class Function(keras.Layer):
-    """Calls a plain function; what it holds is its own, and is saved nowhere."""
+    """Calls a function; what a plain one holds is its own, and is saved nowhere."""
 
     def __init__(self, function: Callable[[Any], Any], **kwargs: Any):
-        """`function`: tensor -> tensors of any structure."""
+        """`function`: tensor -> tensors of any structure, a Keras layer or not."""
         super().__init__(dtype="float32", **kwargs)
         self._call = lambda x: function(x)  # Not tracked, whatever it is.
+        if isinstance(function, keras.Layer):
+            self.layer = function
 
     def call(self, x):
         """Returns what the function does."""
         return self._call(x)
 
 
-def called_on(model: keras.Model, image: Any) -> Any:
-    """Returns a functional model's outputs of another tensor, layer by layer.
+def called_on(model: keras.Model, *inputs: Any) -> Any:
+    """Returns a functional model's outputs of other tensors, layer by layer.
 
-    In the structure of the model's own.
+    In the structure of the model's own; `inputs` are as many as the model's.
     """
-    if type(model).__name__ == "Functional":
-        inputs = image
-        if not isinstance(model.input, keras.KerasTensor):  # A list or dict of one.
-            inputs = keras.tree.map_structure(lambda _: image, model.input)
-        return model._run_through_graph(inputs)
-    for layer in model.layers:  # Sequential.
-        if not isinstance(layer, keras.layers.InputLayer):
-            image = layer(image)
-    return image
-
-
-def called_with(model: keras.Model, inputs: Sequence[Any]) -> Any:
-    """Returns a functional model's outputs of other tensors, as many as its inputs.
-
-    Layer by layer; a model that is no plain functional one is called as a whole.
-    """
-    if type(model).__name__ == "Functional":
+    if not isinstance(model, keras.Sequential):
         return model._run_through_graph(list(inputs))
-    return model(keras.tree.pack_sequence_as(model.input, list(inputs)))
+    (image,) = inputs
+    for layer in model.layers:
+        image = layer(image)
+    return image
 
 
 def any_batch(model: keras.Model, size: int) -> keras.Model:

@@ -18,6 +18,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.models import adapters
+
 _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
 _CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
@@ -142,7 +144,7 @@ def _before(
     node = layer._inbound_nodes[number]
     if not node.input_tensors:
         return None
-    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+    if adapters.is_functional(layer):
         inner = _before(keras.tree.flatten(layer.outputs)[place], of, axis)
         if inner is None:
             return None
@@ -173,7 +175,7 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
 def _made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
     """The layer that makes it, within a model within the model, and what it takes."""
     layer, number, place = tensor._keras_history
-    if isinstance(layer, keras.Model) and getattr(layer, "inputs", None):
+    if adapters.is_functional(layer):
         return _made_by(keras.tree.flatten(layer.outputs)[place])
     return layer, layer._inbound_nodes[number].input_tensors
 

@@ -103,7 +103,7 @@ def outputs_of(model: keras.Model) -> list[Output]:
 
 def structure_of(model: keras.Model) -> Any:
     """A functional model's outputs; Sequential ones have no `output` when loaded."""
-    if type(model).__name__ == "Sequential":
+    if isinstance(model, keras.Sequential):
         return model.outputs[0]
     return model.output
 

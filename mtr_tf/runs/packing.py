@@ -77,11 +77,7 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
     whole = keras.Input(layout.packed, batch, dtype="float32", name=IMAGE)
     parts = Unpack(layout, dtypes)(whole)
     given = [parts[IMAGE if name == image else name] for name in names]
-    if len(given) == 1:
-        outputs = adapters.called_on(model, given[0])
-    else:
-        outputs = adapters.called_with(model, given)
-    return keras.Model(whole, outputs, name=model.name)
+    return keras.Model(whole, adapters.called_on(model, *given), name=model.name)
 
 
 def _names(model: keras.Model) -> list[str]:

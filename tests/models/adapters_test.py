@@ -10,6 +10,9 @@ import tensorflow as tf
 
 from mtr_tf.models import adapters
 from mtr_tf.models import folding
+from mtr_tf.models import probabilities
+from mtr_tf.runs import heads
+from mtr_tf.runs import model_files
 
 
 def maps(*shape) -> tf.Tensor:
@@ -78,6 +81,50 @@ def test_fixed_batches_of_layers_that_need_none_still_fold():
     assert folding.can_fold(free, ["seg"])
     kinds = {type(layer).__name__ for layer in free.layers}
     assert "BatchNormalization" in kinds
+
+
+class Net(keras.Model):
+    """A functional model with a class of its own."""
+
+
+class Line(keras.Sequential):
+    """A sequential model with a class of its own."""
+
+
+class Negative(keras.Model):
+    """A functional model that does something else than its graph."""
+
+    def call(self, x, training=False):
+        return {"n": -super().call(x, training=training)["seg"]}
+
+
+def test_models_with_classes_of_their_own_are_called_layer_by_layer():
+    image, other = (keras.Input((4, 4, 3), name=name) for name in ("image", "other"))
+    layer = keras.layers.Conv2D(2, 1)
+    x = maps(2, 4, 4, 3)
+    one = Net({"image": image}, {"seg": layer(2 * image - 1), "same": image})
+    made = adapters.called_on(one, tf.constant(x))
+    np.testing.assert_allclose(made["seg"], layer(2 * x - 1), rtol=1e-6)
+    np.testing.assert_array_equal(made["same"], x)
+    two = Net([image, other], image - 3 * other)
+    np.testing.assert_allclose(adapters.called_on(two, x, 2 * x), -5 * x, rtol=1e-6)
+    line = Line([keras.Input((4, 4, 3)), layer])
+    np.testing.assert_array_equal(adapters.called_on(line, x), layer(x))
+    assert heads.structure_of(line) is line.outputs[0]
+    assert all(map(adapters.is_functional, (one, two, line)))
+
+
+def test_a_call_of_its_own_counts_not_the_graph():
+    image = keras.Input((4, 4, 3))
+    given = Negative(image, {"seg": keras.layers.Conv2D(2, 1)(image)})
+    assert not adapters.is_functional(given)
+    file = model_files.of_object(given, "the model", "model")
+    made, x = model_files.functional(file, (4, 4, 3)), maps(2, 4, 4, 3)
+    assert list(made.output) == ["n"]
+    np.testing.assert_allclose(made(x)["n"], -given.layers[-1](x), rtol=1e-6)
+    assert len(made.variables) == 2
+    nested = keras.Model(image, given(image))
+    assert probabilities._made_by(nested.outputs[0])[0] is given
 
 
 def test_fixed_batches_that_layers_need_with_gradients():
