@@ -207,15 +207,20 @@ def _finishing(
     Logits in place of probabilities, two logits in place of one for two classes, and
     maps of the images' size, in this order.
     """
-    kinds = {}
+    kinds, warnings, exact = {}, [], {}
     for task in tasks:
         output = outputs[task.name]
         single = task.kind == "labels" or output.shape[-1] == 1
         if task.discrete or task.kind == "labels":
             tensor = model.output[task.name]
             kinds[task.name] = probabilities.kind(output, tensor, single)
+            if not kinds[task.name] and probabilities.unclear(output, tensor):
+                warnings.append(
+                    f"{name}'s {task.name} is in [0, 1], as probabilities are, but is "
+                    "taken for logits, because nothing shows what made it; if a "
+                    "sigmoid did, give the model without it."
+                )
     kinds = {task: kind for task, kind in kinds.items() if kind}
-    warnings, exact = [], {}
     if kinds:
         _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():

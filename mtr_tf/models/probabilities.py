@@ -49,9 +49,8 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
       for others in [0, 1], of each class by itself, if they come from a sigmoid, or are
       single and do not come from a layer that is linear; "" for logits.
     """
-    output = np.asarray(output, np.float32)
-    output = output[np.isfinite(output).all(axis=-1)]
-    if not output.size or output.min() < 0 or not 0 < output.max() <= 1 + _SUM:
+    output = _finite(output)
+    if not _may_be(output):
         return ""
     if single:
         return "sigmoid" if output.max() <= 1 and not _is_linear(tensor) else ""
@@ -59,6 +58,29 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
     if whole.mean() >= _SHARE:
         return "softmax"
     return "sigmoid" if _comes_from(tensor, "sigmoid") else ""
+
+
+def unclear(output: np.ndarray, tensor: keras.KerasTensor) -> bool:
+    """Whether outputs that `kind` takes for logits may be sigmoids all the same.
+
+    They are in [0, 1], and made by code that is none of Keras's layers.
+    """
+    layer, sources = _made_by(tensor)
+    while type(layer).__module__.startswith("keras."):
+        if len(sources) != 1 or getattr(layer, "weights", ()):
+            return False
+        layer, sources = _made_by(sources[0])
+    return _may_be(_finite(output))
+
+
+def _finite(output: np.ndarray) -> np.ndarray:
+    output = np.asarray(output, np.float32)
+    return output[np.isfinite(output).all(axis=-1)]
+
+
+def _may_be(output: np.ndarray) -> bool:
+    """Whether numbers are in [0, 1], but for rounding, and not all 0."""
+    return bool(output.size and output.min() >= 0 and 0 < output.max() <= 1 + _SUM)
 
 
 def with_logits(

@@ -26,6 +26,7 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import first_look
 from mtr_tf.evaluation import model_fit
+from mtr_tf.models import adapters
 from mtr_tf.runs import directory
 from mtr_tf.runs.loading import Run
 
@@ -265,6 +266,15 @@ def test_sizes_that_a_net_cannot_take(padding):
     assert "--image_size=16x32" in str(error.value)
     fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
     model_fit.fitted(run_of(u_net(padding)), fitting, ("seg",))
+
+
+def test_sigmoids_of_a_function_are_asked_about():
+    given = adapters.as_functional(
+        lambda x: {"seg": keras.ops.sigmoid(plain(x) - 5)}, (SIZE, SIZE, 3)
+    )
+    made, said = look(given)
+    assert made is given
+    assert sum("seg is in [0, 1], as probabilities are" in text for text in said) == 1
 
 
 # What is not finite.

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mtr_tf import attacks
+from mtr_tf.models import adapters
 from mtr_tf.models import folding
 from mtr_tf.models import probabilities
 from mtr_tf.tasks import losses
@@ -122,6 +123,19 @@ def test_logits_are_left_alone(form):
     model = net(LOGITS[form])
     output = model(images())["seg"].numpy()
     assert probabilities.kind(output, model.output["seg"]) == ""
+
+
+def test_sigmoids_of_other_code_are_not_clear():
+    """Nor is what follows them; but logits that a layer shows to be such are."""
+    function = adapters.Function(lambda x: tf.sigmoid(x[..., :3]))
+    image = keras.Input((SIZE, SIZE, 3))
+    hidden, shown = function(image), layers.Conv2D(2, 1)(function(image))
+    for tensor, unclear in ((hidden, True), (1 * hidden, True), (shown, False)):
+        values = np.full((2, 4, 4, 2), 0.3, np.float32)
+        assert probabilities.kind(values, tensor) == ""
+        assert probabilities.unclear(values, tensor) is unclear
+        assert not probabilities.unclear(values - 1, tensor)
+    assert not probabilities.unclear(values, image[..., :2])
 
 
 @pytest.mark.parametrize(
