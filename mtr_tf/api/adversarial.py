@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -14,15 +18,19 @@ from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
+from mtr_tf.attacks import base
 from mtr_tf.attacks.base import Attack
 from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
 from mtr_tf.models.input_range import in_front
+from mtr_tf.runs import heads as heads_lib
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.training.step import Adversary
 
 _LEVELS = 255
 _BATCH_NORMS = ("inference", "training")
+_TOLERANCE = 1e-6  # How far images may be beyond their range, as a share of it.
 
 
 class AdversarialModel(keras.Model):
@@ -36,7 +44,8 @@ class AdversarialModel(keras.Model):
     The attack raises the sum of the tasks' own losses. The step then minimises the
     compiled losses: with weight `share` on the attacked images, and `1 - share` on the
     clean ones. Everything else, such as predicting and saving, works as with the model
-    itself, whose weights are trained.
+    itself, whose weights are trained. Files of weights also have the optimizer's
+    variables, as those of any compiled model, so that `BackupAndRestore` goes on.
 
     Attributes:
       inner: The trained model; save it and use it as usual.
@@ -80,10 +89,12 @@ class AdversarialModel(keras.Model):
             position in the batch.
 
         Raises:
-          InputError: A setting is out of range, or a task is unknown.
+          InputError: A setting is out of range, a task is unknown, or the model has
+            several inputs.
         """
         super().__init__(name=f"adversarial_{inner.name}")
         self.inner = inner
+        self.built = inner.built
         names = getattr(inner, "output_names", None)
         if names:  # As compile and fit's history name losses and metrics.
             self.output_names = list(names)
@@ -101,7 +112,9 @@ class AdversarialModel(keras.Model):
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")
         self._adversary = Adversary(attack, attacked, share, batch_norm, seed)
-        self._objective = self._adversary.objective(self._by_task())
+        self._objective: Any = None  # Until images have been seen, or a graph.
+        if adapters.is_functional(inner):
+            self._prepare()
         self._clean = None  # Of the step: clean images whose loss is still to come.
 
     def call(self, inputs, training=None):
@@ -115,22 +128,31 @@ class AdversarialModel(keras.Model):
           x: Images `[batch, height, width, channels]` in `input_range`; if they are
             whole numbers, those after the attack are rounded to such.
           y: Targets by task, or in the order of the tasks.
-          sample_weight: Weights by task, as in training. If a task has a weight for
-            each pixel (or place), those with weight zero are not attacked.
+          sample_weight: Weights by task, or one for all, as in training. If a task has
+            a weight for each pixel (or place), those with weight zero are not attacked,
+            nor are those of the class that the task's loss ignores (`ignore_class`).
 
         Raises:
-          InputError: Images are whole numbers, and the range is [0, 1] or smaller.
+          InputError: Images are not in `input_range`, or are whole numbers though that
+            is [0, 1] or smaller.
         """
+        if self._objective is None:
+            self._prepare(x.shape)
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
+        elif sample_weight is not None:
+            weights = dict.fromkeys(names, sample_weight)
         batch = {"targets": {}, "masks": {}}
         for name in self._adversary.tasks:
             target = self._target(self._tasks[name], targets[name])
             batch["targets"][name] = target
-            batch["masks"][name] = _mask(self._tasks[name], target, weights.get(name))
+            mask = _mask(self._tasks[name], target, weights.get(name))
+            if (ignored := self._ignored(name)) is not None:
+                mask *= tf.cast(target != ignored, tf.float32)
+            batch["masks"][name] = mask
         width = self._high - self._low
         is_integer = tf.as_dtype(x.dtype).is_integer
         if is_integer and width <= 1:
@@ -139,7 +161,10 @@ class AdversarialModel(keras.Model):
                 f"another input_range than ({self._low:g}, {self._high:g}); give the "
                 "one that they are in, such as input_range=(0, 255)."
             )
-        batch["image"] = (tf.cast(x, tf.float32) - self._low) / width
+        image = (tf.cast(x, tf.float32) - self._low) / width
+        checked = self._check_range(image, width)
+        with tf.control_dependencies([] if tf.executing_eagerly() else [checked]):
+            batch["image"] = tf.identity(image)
         count = tf.cast(tf.shape(x)[0], tf.int64)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         first = tf.cast(replica, tf.int64) * count
@@ -149,6 +174,15 @@ class AdversarialModel(keras.Model):
         if is_integer:
             x_adv = tf.round(x_adv)
         return tf.cast(x_adv, x.dtype)
+
+    def fit(self, *args, **settings):
+        """Trains the model; arguments are those of `keras.Model.fit`.
+
+        Raises:
+          InputError: Images or targets are not as the attack needs them.
+        """
+        with base.input_errors():
+            return super().fit(*args, **settings)
 
     def train_step(self, data):
         """Attacks the batch, then makes one step with the compiled losses."""
@@ -175,28 +209,95 @@ class AdversarialModel(keras.Model):
         return self.inner.save(filepath, *args, **settings)
 
     def save_weights(self, filepath, *args, **settings):
-        """Saves the weights of the trained model."""
-        return self.inner.save_weights(filepath, *args, **settings)
+        """Saves the weights of the trained model, and the optimizer's variables."""
+        with self._with_optimizer():
+            return self.inner.save_weights(filepath, *args, **settings)
 
     def load_weights(self, filepath, *args, **settings):
-        """Loads weights into the trained model."""
-        return self.inner.load_weights(filepath, *args, **settings)
+        """Loads weights into the trained model, and the optimizer's variables.
+
+        These are left as they are where the file has none, or before training.
+        """
+        with self._with_optimizer():
+            return self.inner.load_weights(filepath, *args, **settings)
 
     def export(self, filepath, *args, **settings):
         """Exports the trained model."""
         return self.inner.export(filepath, *args, **settings)
 
-    def _by_task(self) -> keras.Layer:
-        """The model from images in [0, 1] to outputs by task; it shares the weights."""
+    @contextlib.contextmanager
+    def _with_optimizer(self) -> Iterator[None]:
+        """Within, Keras saves and loads the trained model with our optimizer."""
+        if not getattr(getattr(self, "optimizer", None), "built", False):
+            yield
+            return
+        held = vars(self.inner)  # Nothing that is put there is tracked.
+        own = {name: held[name] for name in ("optimizer",) if name in held}
+        held["optimizer"] = self.optimizer
+        try:
+            yield
+        finally:
+            del held["optimizer"]
+            held.update(own)
+
+    def _prepare(self, shape: Sequence[int | None] = ()) -> None:
+        """Makes the objective, of tasks that have their outputs' places.
+
+        Args:
+          shape: Of a batch of images, where the model does not tell.
+        """
+        model, outputs = self._by_task(shape)
+        self._tasks = TaskSet(
+            task.bound(places=len(outputs[name].shape) - 2)
+            if task.places is None
+            else task
+            for name, task in self._tasks.items()
+        )
+        attacked = [self._tasks[name] for name in self._adversary.tasks]
+        self._adversary = dataclasses.replace(self._adversary, tasks=TaskSet(attacked))
+        self._objective = self._adversary.objective(model)
+
+    def _by_task(self, shape: Sequence[int | None]) -> tuple[keras.Layer, Any]:
+        """The model from images in [0, 1] to outputs by task; it shares the weights.
+
+        And these outputs, as symbolic tensors.
+        """
         scale = self._high - self._low
-        names = tuple(self._tasks)
-        if not getattr(self.inner, "inputs", None):
-            return _ByTask(self.inner, scale, self._low, names)
-        outputs = examples_lib.by_task(self.inner.output, names, "outputs")
+        if not adapters.is_functional(self.inner):
+            model = _ByTask(self.inner, scale, self._low, self._tasks)
+            return model, model.compute_output_spec(keras.KerasTensor(shape))
+        outputs = heads_lib.structure_of(self.inner)
+        outputs = _as_losses_take(self._tasks, outputs, self.inner.inputs[0].shape)
         model = keras.Model(self.inner.inputs[0], outputs, name=self.inner.name)
-        if (scale, self._low) == (1.0, 0.0):
-            return model
-        return in_front(model, [scale], [self._low])
+        if (scale, self._low) != (1.0, 0.0):
+            model = in_front(model, [scale], [self._low])
+        return model, outputs
+
+    def _check_range(self, image: tf.Tensor, width: float) -> tf.Tensor:
+        """What `base.require` returns: images, brought to [0, 1], are in that."""
+        low, high = tf.reduce_min(image), tf.reduce_max(image)
+        outside = (low < -_TOLERANCE) | (high > 1 + _TOLERANCE)
+        return base.require(
+            ~outside,
+            lambda: [
+                f"Images must be in input_range, ({self._low:g}, {self._high:g}); got "
+                "values from",
+                low * width + self._low,
+                "to",
+                high * width + self._low,
+                "; give the range that they are in, such as input_range=(0, 255).",
+            ],
+        )
+
+    def _ignored(self, name: str) -> int | None:
+        """The class of a task that its compiled loss ignores; None: none."""
+        loss, number = self.loss, list(self._tasks).index(name)
+        if isinstance(loss, Mapping):
+            of_output = dict(enumerate(getattr(self, "output_names", ())))
+            loss = loss.get(name, loss.get(of_output.get(number)))
+        elif isinstance(loss, list | tuple):
+            loss = loss[number]
+        return getattr(loss, "ignore_class", None)
 
     def _target(self, task: Task, target: Any) -> tf.Tensor:
         """A target as losses take it: classes without an axis of one."""
@@ -213,14 +314,38 @@ class AdversarialModel(keras.Model):
 class _ByTask(keras.Layer):
     """A model that is no graph of layers, from images in [0, 1] to outputs by task."""
 
-    def __init__(self, inner: keras.Model, scale: float, low: float, names):
-        super().__init__()
-        self._inner, self._scale, self._low, self._names = inner, scale, low, names
+    def __init__(self, inner: keras.Model, scale: float, low: float, tasks: TaskSet):
+        super().__init__(name="by_task")
+        self._inner, self._scale, self._low, self._tasks = inner, scale, low, tasks
 
     def call(self, x, training=False):
         """Returns {task: output}."""
         outputs = self._inner(x * self._scale + self._low, training=training)
-        return examples_lib.by_task(outputs, self._names, "outputs")
+        return _as_losses_take(self._tasks, outputs, x.shape)
+
+
+def _as_losses_take(
+    tasks: TaskSet, outputs: Any, image: Sequence[int | None]
+) -> dict[str, Any]:
+    """Outputs by task, with an axis of channels, and for classes two logits or more.
+
+    Args:
+      tasks: Those of the outputs.
+      outputs: Tensors in the model's own structure.
+      image: The shape of a batch of images.
+    """
+    found = examples_lib.by_task(outputs, tuple(tasks), "outputs")
+    for name, output in found.items():
+        task, rank = tasks[name], len(output.shape)
+        places = task.places
+        if places is None:
+            places, _ = heads_lib.axes_of(output, image)
+        if rank == 1 + places:
+            output = keras.ops.expand_dims(output, -1)
+        if task.discrete and output.shape[-1] == 1:
+            output = adapters.TwoLogits(name=f"{name}_of_two")(output)
+        found[name] = output
+    return found
 
 
 def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
@@ -238,6 +363,13 @@ def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
 
 def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
     """The tasks of a model's outputs."""
+    inputs = getattr(inner, "inputs", None) or [None]
+    if len(inputs) > 1:
+        raise InputError(
+            "The model must have one input, images, but it has "
+            f"{len(inputs)}: {', '.join(tensor.name for tensor in inputs)}; give "
+            "keras.Model(image, model([image, ...])) with the others filled in."
+        )
     given = [tasks] if isinstance(tasks, Task) else tasks
     given = given.split(",") if isinstance(given, str) else list(given)
     if not given:

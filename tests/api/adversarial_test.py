@@ -141,13 +141,27 @@ class Subclassed(keras.Model):
         self.score = keras.layers.Dense(1)
 
     def call(self, x, training=False):
-        return [self.score(tf.reduce_mean(x, (1, 2)))]
+        return [self.score(keras.ops.mean(x, (1, 2)))]
 
 
-def test_one_step_on_a_linear_head_is_the_closed_form():
+def as_a_graph():
+    image = keras.Input((2, 2, 3))
+    return keras.Model(image, Subclassed().call(image))
+
+
+@pytest.mark.parametrize(
+    ("make", "places", "shape"),
+    [
+        (Subclassed, 0, (1, 1)),
+        (Subclassed, None, (1, 1)),
+        (as_a_graph, None, (1, 1)),
+        (as_a_graph, None, (1,)),
+    ],
+)
+def test_one_step_on_a_linear_head_is_the_closed_form(make, places, shape):
     """One FGSM step on |w.m - t|, then SGD on (w.m' - t)^2, by hand."""
-    task = tasks_lib.Task("price", kind="numbers", channels=1, places=0)
-    model = Subclassed()
+    task = tasks_lib.Task("price", kind="numbers", channels=1, places=places)
+    model = make()
     images = np.full((1, 2, 2, 3), 0.5, np.float32)
     model(images)
     w = np.array([[1.0], [-2.0], [0.5]], np.float32)
@@ -156,12 +170,65 @@ def test_one_step_on_a_linear_head_is_the_closed_form():
         model, [task], attack=attacks.FGSM(epsilon=0.1)
     )
     adversarial.compile(keras.optimizers.SGD(0.5), loss="mse")
-    target = np.array([[0.0]], np.float32)  # w.m = -0.25: the loss falls with w.m.
+    target = np.zeros(shape, np.float32)  # w.m = -0.25: the loss falls with w.m.
     adversarial.fit(images, [target], verbose=0)
     mean = 0.5 - 0.1 * np.sign(w[:, 0])
     output = float(w[:, 0] @ mean)
     expected = w[:, 0] - 0.5 * 2 * output * mean
     np.testing.assert_allclose(model.get_weights()[0][:, 0], expected, rtol=1e-5)
+
+
+def test_one_logit_is_of_two_classes():
+    """A step on the cross entropy of a linear logit, by hand."""
+    image = keras.Input((1, 1, 3))
+    layer = keras.layers.Conv2D(1, 1)
+    model = keras.Model(image, layer(image))
+    w = np.array([1.0, -2.0, 0.5], np.float32)
+    layer.set_weights([w.reshape(1, 1, 3, 1), np.zeros(1, np.float32)])
+    adversarial = mtr_tf.AdversarialModel(
+        model, "seg", attack=attacks.FGSM(epsilon=0.1)
+    )
+    adversarial.compile("sgd", loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    images = np.full((2, 1, 1, 3), 0.5, np.float32)
+    labels = np.array([0, 1]).reshape(2, 1, 1, 1)
+    moved = adversarial.attacked(tf.constant(images), labels)
+    up = 0.1 * np.sign(w)
+    np.testing.assert_allclose(moved[:, 0, 0], [0.5 + up, 0.5 - up], rtol=1e-6)
+    adversarial.fit(images, labels, verbose=0)
+
+
+class Negative(keras.Model):
+    """A functional model that does something else than its graph."""
+
+    def call(self, x, training=False):
+        return super().call(-x, training=training)
+
+
+class OwnSequential(keras.Sequential):
+    """Nothing but another class."""
+
+
+def test_models_are_attacked_by_what_they_do(batch):
+    images, targets = tf.constant(batch[0]), batch[1]["seg"]
+    image = keras.Input((16, 16, 3))
+    layer = keras.layers.Conv2D(3, 1)
+    expected = keras.Model(image, layer(image))
+    mirrored = keras.Model(image, layer(-image))
+    layers = [keras.Input((16, 16, 3)), layer]
+
+    def attacked(model):
+        made = mtr_tf.AdversarialModel(model, "seg", attack=attacks.FGSM(epsilon=0.1))
+        made.compile("sgd", loss=LOSSES["seg"])
+        return made.attacked(images, targets).numpy()
+
+    for given, same in (
+        (keras.Sequential(layers), expected),
+        (keras.Sequential([layer]), expected),
+        (OwnSequential(layers), expected),
+        (Negative(image, layer(image)), mirrored),
+    ):
+        np.testing.assert_array_equal(attacked(given), attacked(same))
+    assert (attacked(expected) != attacked(mirrored)).any()
 
 
 def test_losses_of_a_list_keep_their_names():
@@ -202,11 +269,80 @@ def test_weights_of_zero_are_not_attacked(batch):
     moved = adversarial.attacked(
         tf.constant(images), targets, {"seg": tf.constant(left)}
     )
+    bare = adversarial.attacked(tf.constant(images), targets, tf.constant(left))
+    np.testing.assert_array_equal(bare, moved)
     far = np.abs(moved - images)[:, :, 8:]  # Out of reach of the 3x3 kernel.
     whole = adversarial.attacked(tf.constant(images), targets)
     assert far.max() <= 8 / 255 + 1e-6
     assert not np.allclose(moved[:, :, :4], images[:, :, :4])
     assert not np.allclose(whole[:, :, 8:], moved[:, :, 8:])
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "single"])
+def test_classes_that_the_loss_ignores_are_not_attacked(batch, form):
+    images, seg = tf.constant(batch[0]), batch[1]["seg"].copy()
+    left = np.zeros(seg.shape, np.float32)
+    left[:, :, :4] = 1
+    image = keras.Input((16, 16, 3))
+    output = keras.layers.Conv2D(3, 3, padding="same", name="seg")(image)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=9)
+    forms = {"dict": {"seg": output}, "list": [output], "single": output}
+    losses = {"dict": {"seg": loss}, "list": [loss], "single": loss}
+    adversarial = mtr_tf.AdversarialModel(
+        keras.Model(image, forms[form]), "seg", steps=1
+    )
+    adversarial.compile("sgd", loss=losses[form])
+    weighted = adversarial.attacked(images, seg, tf.constant(left))
+    ignored = adversarial.attacked(images, np.where(left, seg, 9))
+    np.testing.assert_array_equal(ignored, weighted)
+    assert (adversarial.attacked(images, seg) != weighted).numpy().any()
+
+
+def test_the_optimizer_is_kept_with_the_weights(batch, tmp_path):
+    """So that Keras's BackupAndRestore goes on where training has stopped."""
+    images, targets = batch
+
+    def made():
+        model = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
+        model.compile("adam", loss=LOSSES)
+        return model
+
+    first, file = made(), tmp_path / "all.weights.h5"
+    assert first.built  # Or BackupAndRestore would refuse it.
+    first.fit(images, targets, verbose=0)
+    first.save_weights(file)
+    first.inner.save_weights(old := tmp_path / "old.weights.h5")
+    assert not hasattr(first.inner, "optimizer")
+    again = made()
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(file)
+    for mine, theirs in zip(
+        again.optimizer.variables, first.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    plain = make_model()
+    plain.load_weights(file)  # A file without an optimizer, and a model without one:
+    with pytest.warns(UserWarning, match="Skipping variable loading for optimizer"):
+        again.load_weights(old)
+    for model in (plain, again.inner):
+        for mine, theirs in zip(
+            model.get_weights(), first.inner.get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_images_of_another_range_are_refused_in_training_too(batch):
+    adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
+    adversarial.compile("sgd", loss=LOSSES)
+    with pytest.raises(mtr_tf.InputError, match=r"input_range, \(0, 1\); got values"):
+        adversarial.fit(255 * batch[0], batch[1], verbose=0)
+
+
+def test_a_model_of_two_inputs_is_refused():
+    inputs = [keras.Input((4, 4, 3), name=name) for name in ("image", "other")]
+    model = keras.Model(inputs, keras.layers.Add()(inputs))
+    with pytest.raises(mtr_tf.InputError, match="has 2: image, other; give"):
+        mtr_tf.AdversarialModel(model, "image")
 
 
 @pytest.mark.parametrize(
