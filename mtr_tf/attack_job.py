@@ -395,7 +395,7 @@ def _resolve(
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
     small = _small_radii(config)
-    own_data = source or loading.own_data(config)
+    own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
     names = groups.select(config.tasks, run.tasks, "--tasks")

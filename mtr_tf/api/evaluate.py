@@ -19,6 +19,7 @@ from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
+from mtr_tf.api.adversarial import AdversarialModel
 from mtr_tf.api.results import Results
 from mtr_tf.attack_job import Job
 from mtr_tf.config.attack import OWN_TARGETS
@@ -26,10 +27,12 @@ from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.data.custom import facts as facts_lib
 from mtr_tf.data.custom import reading
+from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_files
 from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
+from mtr_tf.runs import loading
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
 from mtr_tf.runs.model_files import File
@@ -76,7 +79,8 @@ def evaluate(
     Args:
       model: A Keras model, or any function of images `[batch, height, width, channels]`
         in [0, 1] that returns outputs: a dict, a list, a tuple, or a single one. Or the
-        path of a run or a file, as for the command's --ckpt.
+        path of a run or a file, as for the command's --ckpt. Of an `AdversarialModel`
+        it is the model that is trained.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
         `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
@@ -165,6 +169,8 @@ def job_of(
     given = dict(settings)
     if heads:
         given["heads"] = heads
+    if isinstance(model, AdversarialModel):
+        model = model.inner
     path = isinstance(model, str | os.PathLike)
     by_name = examples is None or isinstance(examples, str)
     if by_name and own:
@@ -174,7 +180,7 @@ def job_of(
         )
     if isinstance(examples, str):
         given["dataset"] = examples
-    elif not by_name:
+    elif not by_name and not isinstance(examples, Source):  # Or read already.
         for name in _OF_DATA:
             if given.get(name):
                 raise InputError(
@@ -185,14 +191,18 @@ def job_of(
     given.setdefault("strategy", "one_device")
     given |= {"tasks": names, "deterministic": False}
     config = settings_lib.record(AttackConfig, given)
-    if path and by_name:
-        return attack_job.resolve(config, folder=folder)
-    if by_name:
+    if not path:
+        file = model_files.of_object(model, "the model", "model")
+    else:
+        is_file = not by_name and loading.is_own(config.ckpt)
+        file = loading.own_file(config.ckpt) if is_file else None
+    if examples is None and not (path or config.dataset):
         raise InputError(
             "examples must be an iterable of examples or batches, or the name of a "
             "data set, and none was given."
         )
-    file = None if path else model_files.of_object(model, "the model", "model")
+    if by_name:
+        return attack_job.resolve(config, None, file, folder)
     source = examples_lib.open_source(
         examples,
         _with_classes(file, own, names, config, "classes" in facts) if file else own,
@@ -247,7 +257,7 @@ def _with_classes(
     if len(model.inputs) == 1:  # Its outputs' channels come last then.
         model = model_files.functional(file, None, config.channels_first)
     asked = parse_heads(config.heads)
-    heads = heads_lib.find("the model", model, asked, known, names, "--heads")
+    heads = heads_lib.find(file.name, model, asked, known, names, "--heads")
     found = {task.name: task for task in own}
     for name, task in heads.tasks.items():
         if task.discrete and task.channels is None and not named:

@@ -29,7 +29,6 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
-from mtr_tf.models import plain
 from mtr_tf.runs import building
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import directory
@@ -49,6 +48,11 @@ READ_ERRORS = (
     RuntimeError,
     ValueError,
 )
+
+
+# Whose code has a version that results are kept with, and layers that hold any.
+_KNOWN = ("keras.", "tensorflow.", "mtr_tf.")
+_HOLDERS = (keras.layers.Lambda, keras.layers.TFSMLayer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +172,7 @@ def load_run(
     """
     path = remote.fetched(ckpt, flag)
     if is_own(ckpt):
-        name = str(path) if files.is_remote(ckpt) else ckpt
-        return own_run(model_files.load(name, flag), single_task, own or Own())
+        return own_run(own_file(ckpt, flag), single_task, own or Own())
     root = _run_root(path)
     config = directory.read_config(root) if root else None
     if root is None or config is None:
@@ -283,14 +286,14 @@ def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
             )
 
 
-def own_data(config: AttackConfig) -> Source | None:
+def own_data(config: AttackConfig, file: File | None = None) -> Source | None:
     """The user's own data, all of it, where they say what a model's tasks may be.
 
     They are opened before the model is loaded: layers that their module registers are
-    known then.
+    known then. `file`: the model, if it is the user's own and loaded already.
     """
     models_given = [name for name in (config.ckpt, config.source_ckpt) if name]
-    if ":" not in config.dataset or not any(map(is_own, models_given)):
+    if ":" not in config.dataset or not (file or any(map(is_own, models_given))):
         return None
     return data.open_source(
         config.dataset,
@@ -383,6 +386,16 @@ def is_own(ckpt: str) -> bool:
     return path.suffix == ".keras" and _run_root(path) is None
 
 
+def own_file(ckpt: str, flag: str = "--ckpt") -> File:
+    """Loads a model of the user's own, wherever it lies, which `flag` names.
+
+    Raises:
+      InputError: It is not there, damaged, has no architecture, or would run code.
+    """
+    path = remote.fetched(ckpt, flag)
+    return model_files.load(str(path) if files.is_remote(ckpt) else ckpt, flag)
+
+
 def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     """A model of the user's own, with those of its outputs that are of tasks.
 
@@ -469,13 +482,34 @@ def _fingerprint_of(given: Any, model: keras.Model) -> str:
 
 
 def _has_own_code(model: keras.Model) -> bool:
-    """Whether some layer is neither Keras's nor ours, or holds a function."""
-    for layer in model._flatten_layers(include_self=False):
-        ours = type(layer).__module__.startswith("mtr_tf.")
-        known = ours or plain.is_kerass(layer)
-        if not known or isinstance(layer, keras.layers.Lambda):
-            return True
-    return False
+    """Whether some code of it is neither Keras's nor TensorFlow's nor ours.
+
+    Its class, layers and operations count, and functions that these hold, such as
+    activations, but not what only its training uses.
+    """
+    parts = [
+        part
+        for layer in model._flatten_layers()
+        for part in (layer, *getattr(layer, "operations", ()))
+    ]
+    held = [
+        value
+        for part in parts
+        for name, value in vars(part).items()
+        if not isinstance(part, keras.Model)
+        and not name.endswith(("_initializer", "_regularizer", "_constraint"))
+    ]
+    held += [
+        value
+        for part in parts
+        for node in part._inbound_nodes
+        for value in node.arguments._flat_arguments
+    ]
+    code = [*map(type, parts), *filter(callable, held)]
+    modules = {getattr(c, "__module__", type(c).__module__) for c in code}
+    return any(isinstance(part, _HOLDERS) for part in parts) or not all(
+        str(module).startswith(_KNOWN) for module in modules
+    )
 
 
 def fingerprint(model: Any) -> str:

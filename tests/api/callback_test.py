@@ -119,6 +119,26 @@ def test_several_attacks_have_numbers_of_their_own(batch):
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
 
 
+@pytest.mark.parametrize("form", ["list", "softmax"])
+def test_adversarial_training_can_be_watched(batch, form):
+    """By the model that is trained: its names, and the logits before its softmax."""
+    images, targets = batch
+    image = keras.Input((8, 8, 3))
+    activation = "softmax" if form == "softmax" else None
+    seg = keras.layers.Conv2D(3, 1, name="seg", activation=activation)(image)
+    model = keras.Model(image, [seg] if form == "list" else {"seg": seg})
+    adversarial = mtr_tf.AdversarialModel(model, "seg", steps=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=form == "list")
+    adversarial.compile("sgd", loss=[loss] if form == "list" else {"seg": loss})
+    watch = mtr_tf.RobustnessCallback(batch, tasks="seg", **SETTINGS)
+    wanted = [targets["seg"]] if form == "list" else {"seg": targets["seg"]}
+    history = adversarial.fit(images, wanted, verbose=0, callbacks=[watch]).history
+    own = mtr_tf.evaluate(model, batch, tasks="seg", checks=False, **SETTINGS)
+    (record,) = (r for r in own.records if r["metric"] == "loss")
+    assert history["val_adv_seg_loss"] == [pytest.approx(record["attacked_value"])]
+    assert not any("logs of these" in warning for warning in own.warnings)
+
+
 @pytest.mark.slow
 def test_other_callbacks_go_by_it(batch, tmp_path):
     best = keras.callbacks.ModelCheckpoint(

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -160,6 +161,14 @@ def test_batches_without_end_or_names(model, results):
     assert numbers(also) == numbers(results)
 
 
+def test_data_may_be_named_for_a_model_in_memory(model, results, monkeypatch):
+    module = types.ModuleType("api_named_data")
+    module.examples = lambda: {"validation": make_examples()}
+    monkeypatch.setitem(sys.modules, "api_named_data", module)
+    named = mtr_tf.evaluate(model, "api_named_data:examples", **SETTINGS)
+    assert numbers(named) == numbers(results)
+
+
 class Subclassed(keras.Model):
     """The same outputs as a list, of images from 0 to 255, and no graph of layers."""
 
@@ -200,7 +209,7 @@ def test_models_of_any_form(model, results, form):
         np.testing.assert_allclose(values, expected, rtol=2e-3, err_msg=metric)
 
 
-def test_classes_are_as_many_as_the_model_has():
+def test_classes_are_as_many_as_the_model_has(tmp_path):
     """Though the examples show only some of them."""
     rng = np.random.default_rng(0)
     image = keras.Input((8, 8, 3))
@@ -211,6 +220,9 @@ def test_classes_are_as_many_as_the_model_has():
     results = mtr_tf.evaluate(model, (images, targets), **settings)
     assert {r["task"] for r in results.records} == {"seg"}
     assert "top5" in {r["metric"] for r in results.records}
+    model.save(tmp_path / "seven.keras")
+    of_file = mtr_tf.evaluate(tmp_path / "seven.keras", (images, targets), **settings)
+    assert numbers(of_file) == numbers(results)
 
 
 def brighter(images):
@@ -491,18 +503,70 @@ class Changed(keras.layers.Layer):
         return self.function(x)
 
 
-def test_a_model_whose_layers_code_has_changed_is_another_model(monkeypatch):
-    image = keras.Input((16, 16, 3))
+def activation(x):
+    return Changed.function(x)
 
+
+class Operation(keras.Operation):
+    def call(self, x):
+        return Changed.function(x)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class Net(keras.Model):
+    """A functional model with a class of its own, whose config has no layers."""
+
+    def __init__(self):
+        image = keras.Input((16, 16, 3))
+        layer = "linear" if Changed.function is tf.identity else "hard_sigmoid"
+        super().__init__(image, {"depth": keras.layers.Activation(layer)(image)})
+
+
+WITH_CODE = {
+    "layer": Changed(name="own"),
+    "activation": keras.layers.Activation(activation, name="own"),
+    "operation": Operation(name="own"),
+    "argument": lambda x: keras.ops.map(activation, x),
+    "model": None,
+}
+
+
+@pytest.mark.parametrize("form", list(WITH_CODE))
+def test_a_model_whose_code_has_changed_is_another_model(form, monkeypatch):
     def fingerprint():
-        outputs = {"depth": Changed(name="own")(image)}
-        model = keras.Model(image, outputs, name="mine")
+        keras.backend.clear_session()  # So that layers get the same names again.
+        image = keras.Input((16, 16, 3))
+        if form == "model":
+            model = Net()
+        else:
+            model = keras.Model(image, {"depth": WITH_CODE[form](image)}, name="mine")
         return loading._fingerprint_of(model, model)
 
     before = fingerprint()
     assert fingerprint() == before
     monkeypatch.setattr(Changed, "function", staticmethod(tf.identity))
     assert fingerprint() != before
+
+
+def ones(shape, dtype=None):
+    return tf.ones(shape, dtype)
+
+
+def test_a_model_without_code_of_its_own_is_known_by_its_layers():
+    """Nor does what only its training uses count."""
+    image = keras.Input((16, 16, 3))
+    layer = keras.layers.Conv2D(
+        2,
+        1,
+        activation=tf.nn.gelu,
+        kernel_initializer=ones,
+        kernel_regularizer=tf.reduce_sum,
+    )
+    model = keras.Model(image, keras.ops.sin(layer(image)))
+    model.compile("sgd", loss=lambda target, output: output)
+    assert loading._fingerprint_of(model, model) == loading.fingerprint(model)
 
 
 def test_results_of_another_loss_are_not_taken_for_its_own(model, tmp_path):
