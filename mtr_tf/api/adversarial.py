@@ -20,6 +20,7 @@ from mtr_tf.api import examples as examples_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.attacks import base
 from mtr_tf.attacks.base import Attack
+from mtr_tf.attacks.objectives import Unbound
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 from mtr_tf.models.input_range import in_front
@@ -112,7 +113,7 @@ class AdversarialModel(keras.Model):
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")
         self._adversary = Adversary(attack, attacked, share, batch_norm, seed)
-        self._objective: Any = None  # Until images have been seen, or a graph.
+        self._objective: Unbound | None = None  # Until outputs have been seen.
         if adapters.is_functional(inner):
             self._prepare()
         self._clean = None  # Of the step: clean images whose loss is still to come.
@@ -136,8 +137,7 @@ class AdversarialModel(keras.Model):
           InputError: Images are not in `input_range`, or are whole numbers though that
             is [0, 1] or smaller.
         """
-        if self._objective is None:
-            self._prepare(x.shape)
+        objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
         weights = {}
@@ -170,7 +170,7 @@ class AdversarialModel(keras.Model):
         first = tf.cast(replica, tf.int64) * count
         batch["position"] = first + tf.range(count)
         batch["step"] = tf.cast(self.optimizer.iterations, tf.int64)
-        x_adv = self._adversary.perturb(self._objective, batch) * width + self._low
+        x_adv = self._adversary.perturb(objective, batch) * width + self._low
         if is_integer:
             x_adv = tf.round(x_adv)
         return tf.cast(x_adv, x.dtype)
@@ -240,8 +240,8 @@ class AdversarialModel(keras.Model):
             del held["optimizer"]
             held.update(own)
 
-    def _prepare(self, shape: Sequence[int | None] = ()) -> None:
-        """Makes the objective, of tasks that have their outputs' places.
+    def _prepare(self, shape: Sequence[int | None] = ()) -> Unbound:
+        """Makes and returns the objective, of tasks that have their outputs' places.
 
         Args:
           shape: Of a batch of images, where the model does not tell.
@@ -256,6 +256,7 @@ class AdversarialModel(keras.Model):
         attacked = [self._tasks[name] for name in self._adversary.tasks]
         self._adversary = dataclasses.replace(self._adversary, tasks=TaskSet(attacked))
         self._objective = self._adversary.objective(model)
+        return self._objective
 
     def _by_task(self, shape: Sequence[int | None]) -> tuple[keras.Layer, Any]:
         """The model from images in [0, 1] to outputs by task; it shares the weights.
