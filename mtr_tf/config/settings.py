@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -82,11 +83,17 @@ _KINDS: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the records: range checks of each field, and to and from plain dicts."""
+    """Base of the records: range checks of each field, and to and from plain dicts.
+
+    `~` at the beginning of a path is the home directory: shells leave it in --flag=~/x.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_range(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.metadata["path"]:
+                object.__setattr__(self, field.name, _from_home(value))
+            check_range(field, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON takes them (tuples as lists)."""
@@ -133,6 +140,13 @@ class Settings:
                     f"{field.name} must be of type {allowed[0].__name__}, got {value!r}"
                 )
         return cls(**values)
+
+
+def _from_home(path: Any) -> Any:
+    """A path, or a tuple of them, with the home directory for `~`."""
+    if isinstance(path, tuple):
+        return tuple(map(_from_home, path))
+    return os.path.expanduser(path) if isinstance(path, str) else path
 
 
 def _flag_text(value: Any) -> str:

@@ -282,3 +282,13 @@ def test_an_address_is_no_path(record, field):
         InputError, match=rf"^--{field.name} must be a path in this machine's file"
     ):
         record(**{field.name: value})
+
+
+def test_home_is_where_paths_begin_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert TrainConfig(data_dir="~/data").data_dir == "/home/ann/data"
+    assert TrainConfig(data_dir="a/~/b").data_dir == "a/~/b"
+    assert CompareConfig(runs=("~/a", "b")).runs == ("/home/ann/a", "b")
+    assert CompareConfig(runs=("gs://x/~",)).runs == ("gs://x/~",)
+    saved = TrainConfig(data_dir="~/data").to_dict()
+    assert TrainConfig.from_dict(saved | {"data_dir": "~/data"}).to_dict() == saved
