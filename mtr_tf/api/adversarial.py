@@ -119,12 +119,15 @@ class AdversarialModel(keras.Model):
             each pixel (or place), those with weight zero are not attacked.
 
         Raises:
-          InputError: Images are whole numbers, and the range is [0, 1] or smaller.
+          InputError: Images are whole numbers, and the range is [0, 1] or smaller; or
+            a weight has the name of no target.
         """
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
+            named = y if isinstance(y, Mapping) else names
+            examples_lib.check_named(sample_weight, named, "sample weight")
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
         batch = {"targets": {}, "masks": {}}
         for name in self._adversary.tasks:

@@ -508,7 +508,7 @@ KINDS: dict[str, Kind] = {
         channels=1,
     ),
     "directions": Kind(
-        "vectors whose length does not matter",
+        "directions, as vectors",
         losses_lib.l1,
         lambda unit, axes: (metrics_lib.angular_error(), metrics_lib.mae()),
         _paint_directions,
