@@ -71,7 +71,7 @@ def score(
 
 def spared_losses(cell: Cell, rows: Rows) -> dict[str, np.ndarray]:
     """{spared task: its loss of each image, float `[N]`}, from rows."""
-    return {task: _loss_rows(cell, task, rows)[:, 0] for task in cell.objective.spare}
+    return {task: loss_rows(cell, task, rows)[:, 0] for task in cell.objective.spare}
 
 
 def spared_share(
@@ -84,12 +84,12 @@ def spared_share(
     Returns:
       (share, of how many images: those with a target); the share is None if none has.
     """
-    after, before = (_loss_rows(cell, task, view) for view in (rows, clean))
+    after, before = (loss_rows(cell, task, view) for view in (rows, clean))
     spared = (after[:, 0] <= _rounded_up(before[:, 0]))[before[:, 1] > 0]
     return (float(spared.mean()) if spared.size else None), spared.size
 
 
-def _loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
+def loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
     """A task's rows of its loss, `[N, 2]`: the loss of each image, and how often."""
     return rows[task][judging.metric(cell.known[task], judging.LOSS).name]
 
