@@ -315,7 +315,7 @@ class Cell:
             change["losses"] = ()
         if blind and self.place < 0:  # Nothing to choose by the objective.
             change |= {"balance": "sum", "weights": (), "eot": 1}
-        if len(goal.tasks) == 1:  # All balances climb the one loss there is.
+        if len(goal.tasks) == 1:  # The one loss there is, whatever would scale it.
             change |= {"balance": "sum", "weights": ()}
         goal = dataclasses.replace(goal, **change)
         return dataclasses.replace(self, attack=attack, objective=goal)
