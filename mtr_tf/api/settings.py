@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import TypeVar
 
-from mtr_tf.config.attack import LEAST_LEVELS
+from mtr_tf.config import settings as settings_lib
 from mtr_tf.config.settings import Settings
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -69,12 +69,7 @@ def _several(value: Any) -> Iterable[Any]:
 
 def check_levels(eps: float | Iterable[float]) -> None:
     """Raises `InputError` for linf radii, in levels, that seem to be of [0, 1]."""
-    most = max(map(float, _several(eps)), default=0.0)
-    if 0 < most < LEAST_LEVELS:
-        raise InputError(
-            f"eps must be in levels of 0-255, {LEAST_LEVELS:g} or more; got {most:g}. "
-            f"If you meant {most:g} in an image in [0, 1], give eps={255 * most:g}."
-        )
+    settings_lib.check_levels("eps", max(map(float, _several(eps)), default=0.0))
 
 
 def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:
