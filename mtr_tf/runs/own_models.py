@@ -10,6 +10,8 @@ import keras
 
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.models import probabilities
+from mtr_tf.tasks import KINDS
 from mtr_tf.tasks import TaskSet
 
 _KIND = "a functional Keras model"
@@ -95,6 +97,21 @@ def _check_output(name, task, shape, image_shape) -> None:
             f"{(None, *places, channels)}, with {channels} channels for each place, "
             f"but it has {tuple(shape)}."
         )
+
+
+def check_logits(name: str, model: keras.Model, tasks: TaskSet) -> None:
+    """Raises `InputError` where an output of classes or labels is of probabilities.
+
+    Older runs may have been trained so.
+    """
+    for task in tasks.values():
+        of = probabilities.activation_of(model.output[task.name])
+        if of and KINDS[task.kind].probabilities:
+            raise InputError(
+                f"The output for {task.name} of --model={name} must be logits, of "
+                f"which losses take the probabilities themselves, but it has a {of}; "
+                "leave out that activation."
+            )
 
 
 def _agree(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:

@@ -154,6 +154,8 @@ def resolve(
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
         model = building.new_model(start, info)
+        if not begun.is_run:
+            own_models.check_logits(config.model, model, tasks)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
     learner = Learner(

@@ -135,6 +135,26 @@ def test_models_that_cannot_be_trained(build, function, message):
     assert "\n" not in str(raised.value)
 
 
+def test_an_output_must_be_of_logits_where_losses_take_probabilities(build):
+    names = ("parts", "joints")
+
+    def ending(shape, tasks):
+        made = net(shape, TASKS)
+        ends = {name: keras.layers.Softmax()(made.output[name]) for name in names}
+        return keras.Model(made.input, {**made.output, **ends})
+
+    model = build(ending)
+    with pytest.raises(InputError) as raised:
+        own_models.check_logits("own_net:make", model, TASKS)
+    assert str(raised.value) == (
+        "The output for parts of --model=own_net:make must be logits, of which losses "
+        "take the probabilities themselves, but it has a softmax; leave out that "
+        "activation."
+    )
+    own_models.check_logits("own_net:make", model, TASKS.select("joints"))
+    own_models.check_logits("own_net:make", build(net), TASKS)
+
+
 def test_a_file_that_names_the_function_runs_nothing():
     config = TrainConfig(model="nobody:knows")
     with pytest.raises(

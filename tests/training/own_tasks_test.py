@@ -532,6 +532,24 @@ def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
     assert run.config == chosen
 
 
+def softmax_net(image_shape, tasks):
+    """It gives probabilities."""
+    image = keras.Input(image_shape)
+    head = keras.layers.Conv2D(4, 1, activation="softmax")
+    return keras.Model(image, {"parts": head(image)})
+
+
+def test_new_runs_refuse_probabilities_and_older_ones_go_on(module, watched, tmp_path):
+    module.net = softmax_net
+    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=1)
+    with pytest.raises(InputError, match="for parts .* must be logits.*has a softmax"):
+        training.train(chosen, tmp_path / "run")
+    directory.write_config(tmp_path / "run", chosen)
+    training.train(chosen, tmp_path / "run")
+    run = loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
+    assert run.tasks == ("parts",)
+
+
 def dropout_net(image_shape, tasks):
     """With noise of its own in training."""
     image = keras.Input(image_shape)
