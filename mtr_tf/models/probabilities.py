@@ -60,7 +60,7 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
 
 
 def activation_of(tensor: keras.KerasTensor) -> str:
-    """Of "softmax" and "sigmoid" the one whose values it has, moved or averaged; or ""."""
+    """The "softmax" or "sigmoid" whose values it has, moved or averaged; or ""."""
     last = len(tensor.shape) - 1
     return next((of for of in _ACTIVATIONS if _has_values(tensor, of, last)), "")
 

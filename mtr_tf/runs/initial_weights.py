@@ -7,6 +7,7 @@ layers do no harm.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 import zipfile
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.runs import remote
 
@@ -133,6 +135,19 @@ def read(path: str) -> Arrays:
             "3."
         )
     return arrays
+
+
+def digest(path: str) -> str:
+    """A hash of the weights of a file, and of their names; raises as `read`."""
+    return files.digest(
+        {
+            name: [
+                f"{a.dtype}{a.shape}{hashlib.sha256(a.tobytes()).hexdigest()}"
+                for a in weights
+            ]
+            for name, weights in read(path).items()
+        }
+    )
 
 
 def _read(path: pathlib.Path) -> Arrays:

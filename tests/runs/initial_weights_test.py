@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 
 import h5py
 import keras
@@ -57,6 +58,18 @@ def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
     assert "layers with weights start from" in caplog.text
     assert "head_normal" in caplog.text
     assert "head_seg, which have other shapes" in caplog.text
+
+
+def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
+    model, path = tiny(1), tmp_path / "net.keras"
+    model.save(path)
+    digest = initial_weights.digest(str(path))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"saved again"
+    assert initial_weights.digest(str(path)) == digest
+    model.weights[1].assign(model.weights[1] + 0.5)
+    model.save(path)
+    assert initial_weights.digest(str(path)) != digest
 
 
 def test_weights_as_keras_2_wrote_them(tmp_path):
