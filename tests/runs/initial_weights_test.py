@@ -140,6 +140,30 @@ def test_nothing_that_matches_is_refused(tmp_path):
         initial_weights.start_from(tiny(0), str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("frozen", "lacking"),
+    [
+        (("encoder",), ""),
+        (("encoder", "head_depth"), ""),
+        (("head",), "head_seg, head_normal"),  # Of other classes; of no such task.
+        (("encoder", "decoder_normal"), "decoder_normal"),
+    ],
+)
+def test_layers_are_frozen_only_with_the_weights_of_the_file(tmp_path, frozen, lacking):
+    tiny(1, classes=5).save(tmp_path / "net.keras")
+    model = tiny(2, ("seg", "normal", "depth"))
+    path = str(tmp_path / "net.keras")
+    if not lacking:
+        initial_weights.start_from(model, path, frozen)
+        return
+    with pytest.raises(InputError) as raised:
+        initial_weights.start_from(model, path, frozen)
+    said = str(raised.value)
+    assert said.startswith(f"--frozen={','.join(frozen)} keeps layers as --init={path}")
+    assert all(name in said for name in lacking.split(", "))
+    assert "head_depth" not in said
+
+
 def test_frozen_layers_are_not_trained():
     model = tiny(0)
     initial_weights.freeze(model, ())
