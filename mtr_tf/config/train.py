@@ -150,8 +150,8 @@ class TrainConfig(Settings):
     )
     frozen: tuple[str, ...] = setting(
         (),
-        "Layers not to train, by the beginnings of their names, such as encoder; a "
-        "file of --init must have them.",
+        "Layers not to train, by the beginnings of their names, such as encoder; "
+        "--init, if given, must have weights for them.",
     )
     # Optimisation.
     epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
