@@ -23,6 +23,7 @@ from mtr_tf.errors import did_you_mean
 
 _QUOTED = 80  # Characters of what was given.
 LONGEST_SIDE = 16384  # Of pictures, in pixels.
+LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 MOST_EXAMPLES = 10**9
 # What another value of a setting leads to (see `setting`).
 RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
@@ -188,6 +189,16 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
             bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
             given = shortened(number)
             raise InputError(f"--{field.name} must be {bounds}, got {given}.")
+
+
+def check_levels(name: str, eps: float) -> None:
+    """Raises `InputError` for a linf radius, in levels, that seems to be of [0, 1]."""
+    if 0 < eps < LEAST_LEVELS:
+        raise InputError(
+            f"{name} must be in levels of 0-255, {LEAST_LEVELS:g} or more; got "
+            f"{eps:g}. If you meant {eps:g} in an image in [0, 1], give "
+            f"{name}={255 * eps:g}."
+        )
 
 
 def not_a_number(field: dataclasses.Field, given: object) -> str:

@@ -127,6 +127,11 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
                 "--executor_options must be NAME=VALUE, separated by commas, such as "
                 f"num_gpus=1,num_cpus=4; got {pair!r}."
             )
+        if name in found:
+            raise InputError(
+                f"--executor_options must name each option once, but {name} has "
+                f"several values in {','.join(pairs)}; leave one."
+            )
         found[name] = _number(value)
     return found
 

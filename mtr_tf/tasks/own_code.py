@@ -36,7 +36,7 @@ def digest(task: Task) -> str:
     results are not taken for those of a loss that was changed since.
     """
     own = [metric for metric in task.metrics[:-1] if _is_own(metric)]
-    if _has_own_loss(task):
+    if has_own_loss(task):
         own.append(task.metrics[-1])
     if not own:
         return ""
@@ -68,7 +68,8 @@ def _is_own(metric: Metric) -> bool:
     return not ours or metric.bounds == (-np.inf, np.inf)
 
 
-def _has_own_loss(task: Task) -> bool:
+def has_own_loss(task: Task) -> bool:
+    """Whether its loss is not that of its kind, or of the task of that name."""
     known = [KINDS[task.kind].loss]
     if task.name in TASKS:
         known.append(TASKS[task.name].loss)

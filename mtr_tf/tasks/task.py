@@ -96,7 +96,7 @@ class Task:
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
       paint: The function that `to_rgb` calls; None for the kind's.
       mirror: What each channel's values are multiplied by when an image is mirrored
-        left to right; None if they do not change.
+        left to right; None if they do not change. Not for classes.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names the command line takes, lower case.
       more: Metrics that are computed too where somebody asked for them
@@ -306,6 +306,11 @@ def _check(task: Task) -> None:
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
+        )
+    if task.mirror is not None and KINDS[task.kind].discrete:
+        raise InputError(
+            f"The task {task.name} must not have mirror, which multiplies numbers, "
+            f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
     channels = task.channels or count or KINDS[task.kind].channels or 0
     if task.mirror is not None and len(task.mirror) != channels:

@@ -399,6 +399,9 @@ def test_a_mirror_must_be_known():
     with pytest.raises(InputError, match=r"joints must say .* neither .*--noflip"):
         Augment().check(8, 8, [task])
     Augment(flip=False).check(8, 8, [task])
+    words = Task("words", classes=("a", "b"), places=1)
+    with pytest.raises(InputError, match=r"words, .* neither .*; train with --noflip"):
+        Augment().check(8, 8, [words])
     heading = Task("heading", kind="directions", channels=2)
     with pytest.raises(InputError, match="heading must say .* directions point"):
         Augment().check(8, 8, [heading])

@@ -237,6 +237,7 @@ def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(plac
     [
         ("local", ("num_gpus=1",), "are for --executor=ray and slurm"),
         ("ray", ("num_gpus",), "must be NAME=VALUE"),
+        ("ray", ("num_gpus=1", "num_gpus=2"), "once, but num_gpus has several"),
         ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
         ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
         ("slurm", ("cluster=local", "timeout_min=soon"), "cannot be used: "),
