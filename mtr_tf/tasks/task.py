@@ -146,7 +146,7 @@ class Task:
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
-        scores = [metrics_lib.as_metric(one, kind.probabilities) for one in scores]
+        scores = metrics_lib.as_metrics(scores, kind.probabilities)
         if not scores or scores[-1].name != "loss":
             scores.append(metrics_lib.mean_loss(loss))
         fill("metrics", tuple(scores))
