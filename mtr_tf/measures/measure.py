@@ -78,13 +78,20 @@ class MeasureSettings:
 
 
 def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
-    """What flags ask for; two radii below theirs show the limit of the first order."""
+    """What flags ask for; two radii below theirs show the limit of the first order.
+
+    Raises:
+      InputError: `tasks` is to be measured of too many tasks.
+    """
+    tasks = tuple(tasks)
+    if "tasks" in config.measure:
+        gradients_lib.check_count(len(tasks))
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
     return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
-        groups=groups.parse_groups(config.attack_tasks, tuple(tasks)),
+        groups=groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
         eps=tuple(sorted(eps)),
         steps=config.steps,
