@@ -102,6 +102,7 @@ class Verdict:
       reason: A sentence made from the numbers.
       power: What its seeds can show; None of a claim of nearness, or of too few seeds.
       gaps: By how much clean values of `matched` models differ; see `Effect`.
+      negated: Of a measure: whether lower values of its metric are better.
     """
 
     claim: Claim
@@ -118,6 +119,7 @@ class Verdict:
     reason: str
     power: Power | None = None
     gaps: np.ndarray | None = None
+    negated: bool = False
 
 
 def check(study: Study) -> None:
@@ -157,6 +159,7 @@ def evaluate(results: Results) -> list[Verdict]:
                 reason=reason,
                 power=power(*spread) if i in tested else None,
                 gaps=effect.gaps,
+                negated=effect.negated,
             )
         )
     return verdicts

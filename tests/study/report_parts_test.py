@@ -288,8 +288,8 @@ def test_a_measure_less_that_of_another_variant_is_said_in_words():
     measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
     measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0, "minus": {}}
     of = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
-    assert verdicts._measured(of).endswith("depth mae, negated")  # Less is better.
-    assert verdicts._measured(of | {"sign": -1}).endswith("depth mae")
+    assert verdicts._measured(of, negated=True).endswith("depth mae, negated")
+    assert verdicts._measured(of | {"sign": -1}, negated=True).endswith("depth mae")
     of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
     assert verdicts._measured(of).endswith("seg miou minus 0.5")
     said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})
