@@ -48,7 +48,7 @@ class Metric:
         whatever a data set has as the target in its place.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
         image counts `[resamples, images]`) -> `[resamples]`.
-      of_given: Whether it is made of a function, a loss or a Keras metric that was given.
+      of_given: Whether it is made of a function, loss or Keras metric that was given.
     """
 
     name: str

@@ -91,6 +91,9 @@ def record(variant, seed, eps, value, clean=1.0, **more):
         "clean": clean,
         "attacked_value": value,
         "warnings": [],
+        "n": 96,
+        "dataset": "rooms",
+        "split": "validation",
         **more,
     }
 
@@ -139,6 +142,20 @@ def test_attacks_of_one_spec_are_curves_of_their_own():
     ]
     found = curves.make(records, ("a",), (0,))
     assert len({curve.id for curve in found}) == 4
+
+
+def test_curves_say_of_which_images_they_are_where_these_differ():
+    records = [record("a", 0, 2, 0.3), record("a", 0, 2, 0.3, spec="other")]
+    assert {curve.images for curve in curves.make(records, ("a",), (0,))} == {""}
+    records.append(record("a", 0, 2, 0.4, clean=0.8, spec="few", n=8))
+    records.append(record("a", 0, 2, 0.6, spec="own", targets="own"))
+    titles = [curve.title for curve in curves.make(records, ("a",), (0,))]
+    assert titles[1:] == [
+        "seg miou under other (pgd on seg), 96 images of rooms (validation)",
+        "seg miou under few (pgd on seg), 8 images of rooms (validation)",
+        "seg miou under own (pgd on seg), 96 images of rooms (validation), against the "
+        "model's own outputs",
+    ]
 
 
 def test_warnings_say_whose_they_are():

@@ -283,6 +283,19 @@ def terminal(rows: Sequence[Row]) -> str:
     return f"{tables.aligned(table(rows))}\n\n{tally(rows)}"
 
 
+def mixed(models: Mapping[str, Sequence[int]]) -> str:
+    """A sentence about the variants and seeds of `Results.mixed`; empty without any."""
+    whose = "; ".join(
+        f"{variant}: {text.numbers_in_words(seeds)}"
+        for variant, seeds in models.items()
+    )
+    return whose and (
+        f"The results of some variants [{whose}] are of several models each, trained "
+        "apart; delete the folders of their attacks, and repeat mtr_tf.reproduce to "
+        "have all results of one."
+    )
+
+
 def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What checks of the attacks found, with the claims that it bears on."""
     claims: dict[str, list[str]] = {}
