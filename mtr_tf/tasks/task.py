@@ -181,7 +181,7 @@ class Task:
     def harm(self) -> Metric:
         """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy. Of a metric of
+        Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
         your own where higher is better nobody knows which value is without harm.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
