@@ -44,6 +44,8 @@ def digest(task: Task) -> str:
     words = []
     for metric in own:
         words += [metric.name, metric.better, *_code(metric.statistics, {})]
+        if metric.of_given and metric.bounds != (-np.inf, np.inf):
+            words += map(str, metric.bounds)
         try:
             rows = metric.statistics(target, output, mask, output.shape[-1])
             numbers = [*np.ravel(rows), metric.over(np.asarray(rows))]
@@ -63,9 +65,8 @@ def _hashed(words: Iterable[str]) -> str:
 
 
 def _is_own(metric: Metric) -> bool:
-    """Whether a metric is made of a user's function, or of Keras's."""
-    ours = metric.statistics.__module__.startswith("mtr_tf.")
-    return not ours or metric.bounds == (-np.inf, np.inf)
+    """Whether a metric's code is a user's, or that of what it is made of."""
+    return metric.of_given or not metric.statistics.__module__.startswith("mtr_tf.")
 
 
 def has_own_loss(task: Task) -> bool:

@@ -146,7 +146,7 @@ class Task:
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
-        scores = [metrics_lib.as_metric(one, kind.probabilities) for one in scores]
+        scores = metrics_lib.as_metrics(scores, kind.probabilities)
         if not scores or scores[-1].name != "loss":
             scores.append(metrics_lib.mean_loss(loss))
         fill("metrics", tuple(scores))
@@ -181,7 +181,7 @@ class Task:
     def harm(self) -> Metric:
         """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy. Of a metric of
+        Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
         your own where higher is better nobody knows which value is without harm.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
