@@ -31,13 +31,13 @@ from mtr_tf.attacks import channels
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.cli import stopping
 from mtr_tf.config.attack import DEFAULT_BATCH
-from mtr_tf.config.attack import LEAST_LEVELS
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import NO_EXECUTOR
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_part
 from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import LEAST_LEVELS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
 from mtr_tf.data.source import DatasetInfo

@@ -80,6 +80,7 @@ def main(config: CompareConfig) -> None:
     from mtr_tf.runs import remote
 
     if config.leaderboard:
+        _check_alone(config)
         with remote.copies():
             print(_leaderboard(config))
         return
@@ -101,6 +102,18 @@ def main(config: CompareConfig) -> None:
             style.save(one.figure, path)
             if config.format in ("text", "markdown"):
                 print(f"\nplot: {path}")
+
+
+def _check_alone(config: CompareConfig) -> None:
+    """Refuses what a leaderboard makes no use of."""
+    taken = {"runs", "name", "leaderboard"}
+    others = [f"--{name}" for name in config.not_default() if name not in taken]
+    if others:
+        raise InputError(
+            "--leaderboard takes all tasks and attacks, with each task's headline "
+            f"metric, but {', '.join(others)} is given too; leave it out, or print "
+            "tables without --leaderboard."
+        )
 
 
 def _leaderboard(config: CompareConfig) -> str:

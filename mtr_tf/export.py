@@ -19,6 +19,7 @@ import shutil
 from typing import TYPE_CHECKING
 from typing import Any
 
+from mtr_tf import files
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.cli import startup
 from mtr_tf.config.settings import Settings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mtr_tf.runs.loading import Run
 
 _ABOUT = "model.json"
+_BEGUN = {"state": "being written"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,9 @@ def _check_out(out: pathlib.Path) -> None:
     """Raises `InputError` for a place that holds something else."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a directory, but {out} is a file.")
-    if out.is_dir() and any(out.iterdir()) and not (out / _ABOUT).exists():
+    known = files.read_object(out / _ABOUT)  # Others call their files so as well.
+    ours = known == _BEGUN or known.keys() >= {"format", "run", "outputs"}
+    if out.is_dir() and any(out.iterdir()) and not ours:
         raise InputError(
             f"--out must be a new folder, or one that mtr_tf.export wrote, but {out} "
             "holds something else; give another."
@@ -113,9 +117,7 @@ def write(run: Run, model: keras.Model, out: pathlib.Path) -> None:
     """Writes what an export consists of; `model` is the run's, of Keras's layers."""
     import tensorflow as tf
 
-    from mtr_tf import files
-
-    files.write_json(out / _ABOUT, {"state": "being written"})
+    files.write_json(out / _ABOUT, _BEGUN)
     remote.push(out, needed=True)
     with files.whole_file(out / "model.keras") as beside:
         model.save(beside)

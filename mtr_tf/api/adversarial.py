@@ -135,13 +135,15 @@ class AdversarialModel(keras.Model):
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller.
+            is [0, 1] or smaller; or a weight has the name of no target.
         """
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
         targets = examples_lib.by_task(y, names, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
+            named = y if isinstance(y, Mapping) else names
+            examples_lib.check_named(sample_weight, named, "sample weight")
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
         elif sample_weight is not None:
             weights = dict.fromkeys(names, sample_weight)

@@ -9,6 +9,7 @@ list in the order of the tasks, or, for a single task, alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -16,12 +17,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from mtr_tf.data.custom import reading
 from mtr_tf.data.custom.columns import First
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import first_line
+from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks.names import canonical
 
 NAME = "examples"  # What messages call the data.
 _BATCH = 4  # Axes of a batch of images.
@@ -50,7 +57,16 @@ def open_source(
     """
     if isinstance(examples, Source):
         return examples
-    few = First(one_by_one(examples, names), count)
+    is_endless = (
+        hasattr(examples, "as_numpy_iterator")
+        and int(examples.cardinality()) == tf.data.INFINITE_CARDINALITY
+    )
+    if is_endless and not count:
+        raise InputError(
+            "The examples must end if all are taken (num_examples=0), but their "
+            "tf.data.Dataset repeats forever; leave out .repeat(), or say how many."
+        )
+    few = First(one_by_one(examples, names, TASKS.replaced(*tasks)), count)
     given: dict[str, Any] = {split: few, **facts}
     if tasks:
         given["tasks"] = list(tasks)
@@ -58,7 +74,9 @@ def open_source(
     return dataclasses.replace(source, is_cut=few.is_cut)
 
 
-def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+def one_by_one(
+    examples: Any, names: Sequence[str] = (), known: TaskSet = TASKS
+) -> Iterator[dict[str, Any]]:
     """Yields {"image", "targets", "masks", "inputs"} of each example.
 
     Args:
@@ -66,14 +84,17 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
         or a `keras.utils.PyDataset`.
       names: Names of the tasks, in the order of targets that have no names; if targets
         have names, only these are used. Empty: all.
+      known: Tasks whose other names may be used, too.
 
     Raises:
-      InputError: They have another form, or targets have no names.
+      InputError: They have another form, targets have no names, a mask has no target,
+        or the rows of a batch are not as many as its images.
     """
+    names = canonical(names, known.values()) if names else ()
     for part in _parts(examples):
-        image, targets, masks = _triple(part, names)
+        image, targets, masks = _triple(part, names, known)
         given = part.get("inputs") if isinstance(part, Mapping) else None
-        inputs = _arrays(given) if isinstance(given, Mapping) else given
+        inputs = _arrays("input", given) if isinstance(given, Mapping) else given
         inputs = {} if inputs is None else inputs
         if np.ndim(image) != _BATCH:
             yield {
@@ -83,7 +104,7 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
                 "inputs": inputs,
             }
             continue
-        _check_rows(inputs, len(image))
+        _check_rows({"target": targets, "mask": masks, "input": inputs}, len(image))
         for i in range(len(image)):
             yield {
                 "image": image[i],
@@ -93,15 +114,22 @@ def one_by_one(examples: Any, names: Sequence[str] = ()) -> Iterator[dict[str, A
             }
 
 
-def _check_rows(inputs: Any, count: int) -> None:
-    """Raises `InputError` unless there are so many of each input."""
-    if not isinstance(inputs, Mapping) or any(
-        np.ndim(values) == 0 or len(values) != count for values in inputs.values()
-    ):
-        raise InputError(
-            'The inputs of a batch must be a dict by name, such as {"camera": array}, '
-            f"of arrays with one row for each of its {count} images."
-        )
+def _check_rows(parts: Mapping[str, Any], count: int) -> None:
+    """Raises `InputError` unless there are so many of each target, mask and input."""
+    for what, values in parts.items():
+        if not isinstance(values, Mapping):
+            raise InputError(
+                f"The {what}s of a batch must be a dict by name, such as "
+                f'{{"camera": array}}, of arrays; got one of type '
+                f"{type(values).__name__}."
+            )
+        for name, array in values.items():
+            rows = len(array) if array.ndim else "no"
+            if rows != count:
+                raise InputError(
+                    "A batch must have one row for each of its images, but its "
+                    f"{what} {name} has {rows} rows for {count} images; give as many."
+                )
 
 
 def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
@@ -136,6 +164,23 @@ def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     return dict(zip(names, listed, strict=True))
 
 
+def check_named(values: Any, targets: Collection[str], what: str) -> None:
+    """Raises `InputError` for a value that is named after none of the targets.
+
+    Args:
+      values: By name; anything else is not checked.
+      targets: The names of all targets that there are.
+      what: What a value is, in words.
+    """
+    for name in values if isinstance(values, Mapping) else ():
+        if name not in targets:
+            raise InputError(
+                f"A {what} must be named after a target "
+                f"({', '.join(targets) or 'there is none'}), but one is named "
+                f"{name!r}; rename it or leave it out.{did_you_mean(name, targets)}"
+            )
+
+
 def _parts(examples: Any) -> Iterable[Any]:
     """Examples or batches, as they come."""
     if _is_batch(examples):
@@ -157,10 +202,15 @@ def _is_batch(examples: Any) -> bool:
     """Whether it is one batch, rather than many: it has an array of images itself."""
     if isinstance(examples, Mapping):
         return "image" in examples
-    return isinstance(examples, tuple) and np.ndim(_array(examples[0])) == _BATCH
+    try:
+        return isinstance(examples, tuple) and np.ndim(examples[0]) == _BATCH
+    except (IndexError, TypeError, ValueError):
+        return False  # It is empty, or begins with an example.
 
 
-def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
+def _triple(
+    part: Any, names: Sequence[str], known: TaskSet
+) -> tuple[np.ndarray, dict, dict]:
     """Image or images, targets and masks by task."""
     if isinstance(part, Mapping):
         unknown = set(part) - {"image", "targets", "masks", "name", "inputs"}
@@ -183,14 +233,34 @@ def _triple(part: Any, names: Sequence[str]) -> tuple[Any, dict, dict]:
             "targets) or (image, targets, masks); got one of type "
             f"{type(part).__name__}."
         )
+    targets, masks = _full_names(targets, known), _full_names(masks, known)
+    there = list(targets) if isinstance(targets, Mapping) else names
     targets = by_task(targets, names, "targets")
-    masks = {} if masks is None else by_task(masks, names or list(targets), "masks")
-    return _array(image), _arrays(targets), _arrays(masks)
+    check_named(masks, there, "mask")
+    if isinstance(masks, Mapping):  # Of targets that are not asked for there may be.
+        masks = {name: mask for name, mask in masks.items() if name in targets}
+    masks = {} if masks is None else by_task(masks, names or there, "masks")
+    return _array("image", image), _arrays("target", targets), _arrays("mask", masks)
 
 
-def _arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: _array(value) for name, value in values.items()}
+def _full_names(values: Any, known: TaskSet) -> Any:
+    """Values by task under the tasks' full names; others as they are."""
+    if not isinstance(values, Mapping) or not values:
+        return values
+    names = canonical(map(str, values), known.values())
+    return dict(zip(names, values.values(), strict=True))
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value) if not isinstance(value, Mapping) else np.zeros(0)
+def _arrays(what: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: _array(f"{what} {name}", value) for name, value in values.items()}
+
+
+def _array(what: str, value: Any) -> np.ndarray:
+    """An array of what examples have, whose `what` messages have."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The {what} of an example must be an array, but cannot be made one "
+            f"({first_line(error)}); give rows of equal length."
+        ) from error

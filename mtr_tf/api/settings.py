@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import textwrap
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 from typing import TypeVar
 
-from mtr_tf.config.attack import LEAST_LEVELS
+from mtr_tf.config import settings as settings_lib
 from mtr_tf.config.settings import Settings
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -26,7 +27,8 @@ def record(kind: type[S], given: Mapping[str, Any]) -> S:
     """The settings of a command, from Python values.
 
     A list may also be a single value, or a string as for the flag (`"seg,depth"`), or a
-    dict if the flag has pairs (`{"seg": 1}` for `seg:1`).
+    dict if the flag has pairs (`{"seg": 1}` for `seg:1`). A path may be a
+    `pathlib.Path`, and a size (`image_size`, `crop`) a pair of numbers.
 
     Raises:
       InputError: A setting does not exist, or cannot have that value.
@@ -47,16 +49,29 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
     if hasattr(value, "item") and not getattr(value, "ndim", 0):
         value = value.item()  # A scalar of NumPy.
     if isinstance(field.default, tuple):
-        convert = next((t for t in (float, int) if t.__name__ in str(field.type)), str)
+        kinds = {"float": float, "int": _whole}
+        convert = next((kinds[of] for of in kinds if of in str(field.type)), str)
         try:
             return tuple(map(convert, _several(value)))
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
+            whole = "whole " if convert is _whole else ""
             raise InputError(
-                f"{field.name} must be a number or a list of numbers; got {value!r}."
+                f"{field.name} must be a {whole}number or a list of {whole}numbers; "
+                f"got {value!r}."
             ) from error
-    if field.name == "image_size" and not isinstance(value, str):
+    if field.name in ("image_size", "crop") and not isinstance(value, str):
         return "x".join(map(str, _several(value)))
+    if field.metadata["path"] and isinstance(value, os.PathLike):
+        return os.fspath(value)
     return value
+
+
+def _whole(value: Any) -> int:
+    """An int of the same value; raises as int does, also for other numbers."""
+    number = int(value)
+    if not isinstance(value, str) and number != value:
+        raise ValueError(value)
+    return number
 
 
 def _several(value: Any) -> Iterable[Any]:
@@ -69,12 +84,7 @@ def _several(value: Any) -> Iterable[Any]:
 
 def check_levels(eps: float | Iterable[float]) -> None:
     """Raises `InputError` for linf radii, in levels, that seem to be of [0, 1]."""
-    most = max(map(float, _several(eps)), default=0.0)
-    if 0 < most < LEAST_LEVELS:
-        raise InputError(
-            f"eps must be in levels of 0-255, {LEAST_LEVELS:g} or more; got {most:g}. "
-            f"If you meant {most:g} in an image in [0, 1], give eps={255 * most:g}."
-        )
+    settings_lib.check_levels("eps", max(map(float, _several(eps)), default=0.0))
 
 
 def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:

@@ -5,7 +5,9 @@ A balance says two things: what is climbed, and what points are judged by where 
 judged by losses (`judging`). All act per image: no image's loss scales another's.
 Below, L_t is the loss of attacked task t out of M, L_t(start) that of the point the run
 began from, L_t(clean) that of the clean image, g_t the gradient of L_t, and what stands
-in [brackets] is held fixed (stop_gradient).
+in [brackets] is held fixed (stop_gradient). Where losses divide or have their logarithm
+taken, one of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits are
+over 17 apart, and such a task must count, too.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
 Losses = Mapping[str, tf.Tensor]
+
+_LEAST = 1e-12  # Of a loss that divides others, or has its logarithm taken.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +68,22 @@ class Balance:
         `before` are the losses that `compared` names; without, this point's own.
         """
         before = losses if before is None else before
-        fixed = tf.stop_gradient(_stacked(before, losses))
+        fixed = _not_zero(tf.stop_gradient(_stacked(before, losses)))
         return self.combine(_stacked(losses, losses), fixed, progress)
 
     def score(self, losses: Losses, clean: Losses | None = None) -> tf.Tensor:
         """Returns what points are judged by, [batch]; the same at any progress."""
-        fixed = None if clean is None else _stacked(clean, losses)
+        fixed = None if clean is None else _not_zero(_stacked(clean, losses))
         return self.judge(_stacked(losses, losses), fixed)
 
 
 def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
     return tf.stack([losses[name] for name in order])
+
+
+def _not_zero(losses: tf.Tensor) -> tf.Tensor:
+    """Returns losses that others can be divided by."""
+    return tf.where(tf.abs(losses) < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
 
 # What is climbed.
@@ -93,28 +101,28 @@ def _mean(losses, before=None, progress=0.0) -> tf.Tensor:
 
 def _dgba(losses, before, progress) -> tf.Tensor:
     del before, progress
-    return _sum(tf.math.divide_no_nan(losses, tf.stop_gradient(losses)))
+    return _sum(losses / _not_zero(tf.stop_gradient(losses)))
 
 
 def _grown(losses, before, progress=0.0) -> tf.Tensor:
     del progress
-    return _sum(tf.math.divide_no_nan(losses, before))
+    return _sum(losses / before)
 
 
 def _wgd(losses, start, progress) -> tf.Tensor:
     del progress
-    growth = tf.math.divide_no_nan(tf.stop_gradient(losses), start)
-    weights = tf.math.divide_no_nan(growth, tf.reduce_mean(growth, axis=0))
-    return _sum(weights * losses)
+    now = tf.stop_gradient(losses)
+    mean = tf.reduce_mean(now / start, axis=0)
+    # Of 0, which may be that of a task without a target, only the weight is floored.
+    return _sum(_not_zero(now) / start / _not_zero(mean) * losses)
 
 
 def _wgd_released(losses, start, progress) -> tf.Tensor:
-    grown = tf.math.divide_no_nan(losses, start)
-    return tf.where(tf.equal(progress, 0), _sum(losses), _sum(grown))
+    return tf.where(tf.equal(progress, 0), _sum(losses), _sum(losses / start))
 
 
 def _worst(losses, clean, progress) -> tf.Tensor:
-    growth = tf.math.divide_no_nan(losses, clean)
+    growth = losses / clean
     first, later = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
     return tf.where(tf.equal(progress, 0), first, later)
 
@@ -123,8 +131,7 @@ def _worst(losses, clean, progress) -> tf.Tensor:
 
 
 def _log(losses: tf.Tensor) -> tf.Tensor:
-    """Returns the logarithms, with a loss of 0 counted as the smallest number."""
-    return tf.math.log(tf.maximum(losses, np.finfo(np.float32).tiny))
+    return tf.math.log(tf.maximum(losses, tf.cast(_LEAST, losses.dtype)))
 
 
 def _geometric(losses, clean) -> tf.Tensor:

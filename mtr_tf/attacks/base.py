@@ -383,7 +383,7 @@ def _evaluate(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (ascend, score), each [batch]."""
-    _check_arity(objective)
+    check_arity(objective)
     returned = objective(x, progress)
     pair = returned if isinstance(returned, tuple) else (returned, returned)
     if len(pair) != 2:
@@ -404,7 +404,7 @@ def _one_per_image(values: Any, x: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(values, x.dtype), x.shape[:1])
 
 
-def _check_arity(objective: Objective) -> None:
+def check_arity(objective: Objective) -> None:
     """Raises InputError unless it takes the images and the progress of the attack.
 
     A second argument with a default, as in `lambda x, y=labels: ...`, is not for the

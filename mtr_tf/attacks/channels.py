@@ -34,6 +34,10 @@ def on_channels(
       attack: `(objective, x, ...) -> x_adv`, such as an `attacks.PGD`; other arguments
         are passed on.
       channels: The numbers of the channels, from 0; empty: returns the attack itself.
+
+    Raises:
+      InputError: The channels are not different ones; or, when called, the images lack
+        one, or as the attack does.
     """
     if not channels:
         return attack
@@ -111,6 +115,7 @@ class OnChannels:
 
     def __call__(self, x: tf.Tensor, progress: tf.Tensor | float = 0.0) -> Any:
         """Returns what it does of the whole images."""
+        base.check_arity(self.objective)
         return self.objective(self.whole(x), progress)
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor) -> OnChannels:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import check_keys
 from mtr_tf.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 NORMS = ("linf", "l2")
+# What `make` takes for any attack, and each attack as far as it applies.
+SETTINGS = ("step_size", "steps", "queries", "norm", "restarts", "random_start")
+SETTINGS += ("radii", "mean", "std")
 FORWARD = 0.4  # What a pass costs that takes no gradient, of one that does.
 
 
@@ -99,25 +103,40 @@ class Kind:
         Args:
           epsilon: Radius in [0, 1] pixel units.
           **settings: step_size, steps, queries, norm, restarts, random_start, radii,
-            mean and std, as far as they apply.
+            mean and std, as far as they apply, and any other field of the record. One
+            of `named` may have either name; its own counts. Without a step size it is
+            the share `step` of epsilon.
 
         Raises:
-          InputError: As the record does; or it has a step size that `uses` leaves out,
-            which would be overwritten.
+          InputError: As the record does; or a setting is neither one of these nor a
+            field, or a field without a default is not given; or the record has a step
+            size that `uses` leaves out, which would be overwritten.
         """
         record: Any = self.load()
-        fields = {field.name for field in dataclasses.fields(record)}
-        if "step_size" in fields and "step_size" not in self.uses:
+        _, *fields = (field for field in dataclasses.fields(record) if field.init)
+        names = [field.name for field in fields]
+        if "step_size" in names and "step_size" not in self.uses:
             raise InputError(
                 f"{record.__name__} has a step_size, so its entry in KINDS must name "
                 f"it in uses, got {', '.join(sorted(self.uses)) or 'nothing'}; add it."
             )
-        given = {
-            field: settings[self.named.get(field, field)]
-            for field in fields
-            if self.named.get(field, field) in settings
-        }
-        return record(epsilon, **(dict(self.fixed) | given))
+        known = dict.fromkeys((*SETTINGS, *self.named.values(), *names))
+        check_keys(settings, known, f"{record.__name__} takes the settings", "but got")
+        has_step = self.step and "step_size" in names
+        given = {"step_size": self.step * epsilon} if has_step else {}
+        given |= self.fixed
+        for name in names:
+            for setting in (self.named.get(name, name), name):
+                if setting in settings:
+                    given[name] = settings[setting]
+        for field in fields:
+            needed = field.default is field.default_factory is dataclasses.MISSING
+            if needed and field.name not in given:
+                raise InputError(
+                    f"{record.__name__} needs {field.name}, which has no default; give "
+                    f"it, {field.name}=..."
+                )
+        return record(epsilon, **given)
 
     @property
     def place(self) -> tuple[str, str]:
@@ -289,7 +308,19 @@ KINDS = {
 
 
 def make(name: str, epsilon: float | tf.Tensor, **settings: Any) -> Attack:
-    """Returns the attack of a name in KINDS; see `Kind.make`."""
+    """Returns the attack of a name in KINDS.
+
+        attack = attacks.make("pgd", 8 / 255, steps=20, restarts=5)
+
+    Args:
+      name: As in `--attack`; not "worst", whose members are attacks.
+      epsilon: Radius in [0, 1] pixel units.
+      **settings: See `Kind.make`.
+
+    Raises:
+      InputError: The name or a setting is unknown, one that the attack needs is not
+        given, or one is out of range.
+    """
     check_names("attack", [name], KINDS)
     if KINDS[name].is_ensemble and KINDS[name].members is None:
         raise InputError(

@@ -93,7 +93,7 @@ def parse(
     try:
         rest = values(list(argv))
     except (flags.Error, ValueError) as error:  # ValueError: --noNAME=VALUE.
-        raise InputError(_explained(error, argv, records)) from error
+        raise InputError(_explained(error, records)) from error
     flags.FLAGS.mark_as_parsed()  # Those of absl, which are among these.
     if len(rest) > 1:
         raise InputError(
@@ -137,9 +137,7 @@ def _convert(name: str, text: str, of: type) -> str | int | float:
         ) from error
 
 
-def _explained(
-    error: Exception, argv: Sequence[str], records: Sequence[type[Settings]]
-) -> str:
+def _explained(error: Exception, records: Sequence[type[Settings]]) -> str:
     """Our sentence for what absl says of a command line."""
     fields = {f.name: f for record in records for f in dataclasses.fields(record)}
     if isinstance(error, flags.UnrecognizedFlagError):
@@ -156,11 +154,11 @@ def _explained(
     missing = re.match(r"Missing value for flag -*(\w+)", str(error))
     if missing:
         return f"--{missing[1]} needs a value: --{missing[1]}=VALUE."
-    file = [argument for argument in argv if "flagfile" in argument]
     if isinstance(error, flags.CantOpenFlagFileError):
+        file = getattr(error.__context__, "filename", "")  # Named by a flagfile, too.
         return (
-            f"{' '.join(file)} must name a flagfile that can be read, but it cannot "
-            "be opened; check the path."
+            f"--flagfile={file} must name a flagfile that can be read, but it cannot "
+            f"be opened from {os.getcwd()}; check the path."
         )
     return f"the flags cannot be read: {' '.join(str(error).split())}."
 
@@ -261,7 +259,12 @@ def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
     if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
         return None
     sizes = [r.to_dict()["batch_size"] for r in settings if hasattr(r, "batch_size")]
-    size = sizes[0] if sizes else 0
+    if not sizes:
+        return (
+            "the device has too little memory. Free memory that other processes are "
+            "using, or give this command a larger device."
+        )
+    (size,) = sizes
     way = "Use smaller images or a smaller --model"
     if size == "auto":
         way = f"Try a number, such as --batch_size=4; u{way[1:]}"

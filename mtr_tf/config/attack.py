@@ -36,7 +36,6 @@ from mtr_tf.tasks.metric_names import MORE
 
 OWN_LOSS = "own"
 OWN_TARGETS = "own"
-LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 NO_ATTACK = ("none",)
 NO_EXECUTOR = "none"
 MEASURES = ("tasks", "pixels", "blocks", "first_order", "corruptions")

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import re
 import typing
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from mtr_tf.errors import did_you_mean
 
 _QUOTED = 80  # Characters of what was given.
 LONGEST_SIDE = 16384  # Of pictures, in pixels.
+LEAST_LEVELS = 0.1  # Of 0-255: of smaller radii nobody would know a picture apart.
 MOST_EXAMPLES = 10**9
 # What another value of a setting leads to (see `setting`).
 RESULTS, EXTRAS, NOTHING = "results", "extras", "nothing"
@@ -82,11 +84,17 @@ _KINDS: dict[type, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of the records: range checks of each field, and to and from plain dicts."""
+    """Base of the records: range checks of each field, and to and from plain dicts.
+
+    `~` at the beginning of a path is the home directory: shells leave it in --flag=~/x.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_range(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.metadata["path"]:
+                object.__setattr__(self, field.name, _from_home(value))
+            check_range(field, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON takes them (tuples as lists)."""
@@ -135,6 +143,13 @@ class Settings:
         return cls(**values)
 
 
+def _from_home(path: Any) -> Any:
+    """A path, or a tuple of them, with the home directory for `~`."""
+    if isinstance(path, tuple):
+        return tuple(map(_from_home, path))
+    return os.path.expanduser(path) if isinstance(path, str) else path
+
+
 def _flag_text(value: Any) -> str:
     """A value as flags take it."""
     if isinstance(value, tuple):
@@ -174,6 +189,16 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
             bounds = f"{'from' if len(ends) > 1 else 'at least'} {' to '.join(ends)}"
             given = shortened(number)
             raise InputError(f"--{field.name} must be {bounds}, got {given}.")
+
+
+def check_levels(name: str, eps: float) -> None:
+    """Raises `InputError` for a linf radius, in levels, that seems to be of [0, 1]."""
+    if 0 < eps < LEAST_LEVELS:
+        raise InputError(
+            f"{name} must be in levels of 0-255, {LEAST_LEVELS:g} or more; got "
+            f"{eps:g}. If you meant {eps:g} in an image in [0, 1], give "
+            f"{name}={255 * eps:g}."
+        )
 
 
 def not_a_number(field: dataclasses.Field, given: object) -> str:

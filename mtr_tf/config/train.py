@@ -14,6 +14,7 @@ from mtr_tf.config.settings import NOTHING
 from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
+from mtr_tf.config.settings import check_levels
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
@@ -149,7 +150,8 @@ class TrainConfig(Settings):
     )
     frozen: tuple[str, ...] = setting(
         (),
-        "Layers not to train, by the beginnings of their names, such as encoder.",
+        "Layers not to train, by the beginnings of their names, such as encoder; "
+        "--init, if given, must have weights for them.",
     )
     # Optimisation.
     epochs: int = setting(20, "Passes over the training split.", low=1, high=MOST_STEPS)
@@ -305,19 +307,38 @@ class TrainConfig(Settings):
     @property
     def unused(self) -> list[str]:
         """Names of the settings that are given, and that nothing makes use of."""
-        found = []
+        given = self.not_default()
+        found = [
+            name
+            for name, (other, value) in _OF_CHOICES.items()
+            if name in given and getattr(self, other) != value
+        ]
+        if not self.eval_eps and "eval_steps" in given:
+            found.append("eval_steps")
         if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
             found.append("aux_weight")
         if not self.adversarial_tasks:
-            found += [name for name in self.not_default() if name in _OF_ADVERSARIES]
+            found += [name for name in given if name in _OF_ADVERSARIES]
         return found
 
     def check_used(self) -> None:
         """Raises `InputError` for settings that only another one would make use of.
 
-        Only new runs are asked: older ones may have such settings.
+        Also for radii that seem to be of images in [0, 1], and for adversarial training
+        that attacks nothing. Older runs may have such settings, and are not asked.
         """
         given = self.unused
+        for name, (other, value) in _OF_CHOICES.items():
+            if name in given:
+                raise InputError(
+                    f"--{name} needs --{other}={value}, but the {other} is "
+                    f"{getattr(self, other)}; leave out one of the two."
+                )
+        if "eval_steps" in given:
+            raise InputError(
+                "--eval_steps needs an --eval_eps above 0, but it is 0, so that no "
+                "image would be attacked; leave out one of the two."
+            )
         if "aux_weight" in given:
             raise InputError(
                 "--aux_weight needs auxiliary tasks, those of --tasks that are not in "
@@ -331,12 +352,15 @@ class TrainConfig(Settings):
                 "empty; give for example --adversarial_tasks=main, or leave the "
                 "rest out too."
             )
-        if self.adversarial_tasks and not self.adversarial_share:
-            raise InputError(
-                "--adversarial_tasks needs an --adversarial_share above 0, but it is "
-                "0, so that no attacked image would be trained on; leave out one of "
-                "the two."
-            )
+        for name in ("adversarial_share", "adversarial_eps"):
+            if self.adversarial_tasks and not getattr(self, name):
+                raise InputError(
+                    f"--adversarial_tasks needs an --{name} above 0, but it is 0, so "
+                    "that no attacked image would be trained on; leave out one of the "
+                    "two."
+                )
+        for name in ("adversarial_eps", "eval_eps"):
+            check_levels(f"--{name}", getattr(self, name))
 
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:
@@ -353,6 +377,9 @@ class TrainConfig(Settings):
         """The main tasks; all tasks where none is named."""
         return self.main_tasks or self.tasks
 
+
+# Settings that only one choice of another makes use of.
+_OF_CHOICES = {"momentum": ("optimizer", "sgd"), "lr_factor": ("schedule", "step")}
 
 # Settings of adversarial training beside the one that turns it on.
 _OF_ADVERSARIES = {

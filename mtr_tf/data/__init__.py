@@ -16,6 +16,7 @@ from typing import Any
 
 from mtr_tf import files
 from mtr_tf.errors import InputError
+from mtr_tf.errors import check_keys
 from mtr_tf.errors import did_you_mean
 from mtr_tf.tasks.names import canonical
 from mtr_tf.tasks.names import resolve
@@ -141,7 +142,7 @@ def load(
         {name: float32 [...]} if the data have them (docs/own_data.md).
 
     Raises:
-        InputError: there is no such data set, split or task.
+        InputError: there is no such data set, split, task or option.
     """
     source = open_source(
         name, image_size=image_size, data_dir=data_dir, tasks=tasks, **options
@@ -189,6 +190,7 @@ def _imported(path: str) -> Callable[..., Any]:
 
 def _options_of(name: str, options: dict[str, object]) -> dict[str, object]:
     """The options that a data set takes; `InputError` for another that is set."""
+    check_keys(options, OPTIONS, "Data sets have the options", "but got")
     taken = {}
     for option, value in options.items():
         default, takers = OPTIONS[option]

@@ -55,6 +55,12 @@ class Augment:
                 why = "it is neither a map nor one value per image"
             elif task.kind == "directions":
                 why = "directions point elsewhere then"
+            if why and task.discrete:
+                raise InputError(
+                    f"Images must not be mirrored for the task {task.name}, whose "
+                    f"classes in a mirror nobody knows, because {why}; train with "
+                    "--noflip."
+                )
             if why and task.mirror is None:
                 raise InputError(
                     f"The task {task.name} must say how its targets change when "

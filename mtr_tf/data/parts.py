@@ -177,10 +177,15 @@ def _function(work: str) -> Callable[[Any], Arrays]:
 
 
 def _read(path: pathlib.Path) -> Arrays | None:
-    """A part; None, with a line, for a damaged one, as its checksums (CRC) show."""
+    """A part; None, with a line, for a damaged one, as its checksums (CRC) show.
+
+    None also where another process has removed it.
+    """
     try:
         with files.opened(path) as plain, np.load(plain) as file:
             return dict(file)
+    except FileNotFoundError:
+        return None
     except files.DAMAGED as error:
         if getattr(error, "errno", None):  # The system's, such as too many open files.
             raise

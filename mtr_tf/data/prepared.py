@@ -181,6 +181,7 @@ def prepare(
         root.mkdir(parents=True, exist_ok=True)
         with (
             stopping.saying(lambda: _kept(builder, what)),
+            _sharing_parts(builder, root),
             turns.turn(root / f".{name}.lock", what, lambda: _help(builder)),
         ):
             builder, done = opened(make, root)
@@ -293,8 +294,28 @@ def _help(builder: tfds.core.DatasetBuilder) -> None:
         except (InputError, parts.WorkerError):
             if not is_over():  # Else the folder went while a part was written.
                 raise
-    if is_over():  # What was made meanwhile nobody removes.
-        shutil.rmtree(builder.parts, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sharing_parts(
+    builder: tfds.core.DatasetBuilder, root: pathlib.Path
+) -> Iterator[None]:
+    """Holds a builder's parts with all that use them; the last one removes them.
+
+    Configs that share views share their parts. Where the data were not made, and where
+    others go on, parts stay.
+    """
+    if not hasattr(builder, "parts"):
+        yield
+        return
+    folder = pathlib.Path(builder.parts)
+    name = f".{builder.name}{folder.name.removeprefix('.parts')}.lock"
+    with (root / name).open("w") as file:
+        files.flock(file, wait=True, shared=True)
+        yield
+        with contextlib.suppress(BlockingIOError):
+            files.flock(file)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make(builder: tfds.core.DatasetBuilder) -> None:
@@ -312,8 +333,6 @@ def _make(builder: tfds.core.DatasetBuilder) -> None:
         bars.display_progress_bar(shown)
     made = pathlib.Path(builder.data_dir)
     files.write_json(made / _CONTENTS, _contents(made))
-    if hasattr(builder, "parts"):
-        shutil.rmtree(builder.parts, ignore_errors=True)
 
 
 @contextlib.contextmanager

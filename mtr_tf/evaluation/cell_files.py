@@ -267,6 +267,6 @@ def _part(arrays: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
 def _rows(arrays: Mapping[str, np.ndarray], kind: str) -> Rows:
     rows: dict[str, dict[str, np.ndarray]] = {}
     for name, array in _part(arrays, kind).items():
-        task, metric = name.split("/")
+        task, metric = name.split("/", 1)  # No task's name has a slash.
         rows.setdefault(task, {})[metric] = array
     return rows

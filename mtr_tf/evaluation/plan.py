@@ -38,6 +38,7 @@ from mtr_tf.tasks.groups import parse_groups
 from mtr_tf.tasks.groups import select
 
 _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
+_LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -314,7 +315,7 @@ class Cell:
             change["losses"] = ()
         if blind and self.place < 0:  # Nothing to choose by the objective.
             change |= {"balance": "sum", "weights": (), "eot": 1}
-        if len(goal.tasks) == 1:  # All balances climb the one loss there is.
+        if len(goal.tasks) == 1:  # The one loss there is, whatever would scale it.
             change |= {"balance": "sum", "weights": ()}
         goal = dataclasses.replace(goal, **change)
         return dataclasses.replace(self, attack=attack, objective=goal)
@@ -410,6 +411,14 @@ class Cell:
             return attacks.block(height, width, top, left, rows, columns)
         return None
 
+    @property
+    def _may_compare_0(self) -> bool:
+        """Whether it compares losses, and one may be 0: not that of a map's classes."""
+        if attacks.BALANCES[self.objective.balance].weighted:
+            return False
+        of_classes = [self.known[t] for t in self.tasks if self.known[t].discrete]
+        return any(self.objective.restricted or not t.is_map for t in of_classes)
+
     def to_dict(self) -> dict[str, Any]:
         """All of it in one dict, as finished cells are known by."""
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
@@ -420,6 +429,8 @@ class Cell:
                 del flat[name]
         if self.objective.judge == judging.HARM and len(self.tasks) > 1:
             flat["joint_harm"] = _JOINT_HARM
+        if self._may_compare_0:
+            flat["losses_of_0"] = _LOSSES_OF_0
         kind = self.attack.kind
         if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.
             flat["code"] = own_code.of(kind.load(), kind.fixed, kind.named)

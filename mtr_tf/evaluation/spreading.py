@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spreads the attacks on one model over processes, each of which does a part.
 
-A part is the same command with `--part=I/N`. It writes finished cells to the folder of
-results and nothing else; the command itself then finds all of them finished.
+A part is the same command with `--part=I/N`, on one device. It writes finished cells to
+the folder of results and nothing else; the command itself then finds all of them
+finished.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def run(
     done = sweep.finished(evaluations, store, predictions)
     if len(done) == len(evaluations):
         return
+    # The noise of a random model goes by what a replica has at a time.
+    if batch_size := store.facts.get("batch_size"):
+        config = dataclasses.replace(config, batch_size=batch_size)
     with files.locked(folder / "parts"):  # The folder itself is shared by the parts.
         _spread(config, evaluations, done, folder, gpus)
 

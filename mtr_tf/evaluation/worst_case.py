@@ -5,7 +5,8 @@ An attacker may try many attacks and keep, for each image, the one that did most
 Mean IoU is not a mean over images, so its choice is improved image by image, as Croce,
 Singh and Hein (ECCV 2024) do: the attack on an image is exchanged if that lowers the
 mean IoU of the whole set. The result is at most as good for the model as each attack
-alone, but it need not be the very worst choice.
+alone, but it need not be the very worst choice. A task of weight 0 or
+below, which is not to get worse, keeps the attacks that were chosen.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def score(
 
 def spared_losses(cell: Cell, rows: Rows) -> dict[str, np.ndarray]:
     """{spared task: its loss of each image, float `[N]`}, from rows."""
-    return {task: _loss_rows(cell, task, rows)[:, 0] for task in cell.objective.spare}
+    return {task: loss_rows(cell, task, rows)[:, 0] for task in cell.objective.spare}
 
 
 def spared_share(
@@ -83,12 +84,12 @@ def spared_share(
     Returns:
       (share, of how many images: those with a target); the share is None if none has.
     """
-    after, before = (_loss_rows(cell, task, view) for view in (rows, clean))
+    after, before = (loss_rows(cell, task, view) for view in (rows, clean))
     spared = (after[:, 0] <= _rounded_up(before[:, 0]))[before[:, 1] > 0]
     return (float(spared.mean()) if spared.size else None), spared.size
 
 
-def _loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
+def loss_rows(cell: Cell, task: str, rows: Rows) -> np.ndarray:
     """A task's rows of its loss, `[N, 2]`: the loss of each image, and how often."""
     return rows[task][judging.metric(cell.known[task], judging.LOSS).name]
 
@@ -126,8 +127,12 @@ def combine(cell: Cell, results: Sequence[Result], choice: np.ndarray) -> Rows:
 def choose_for_miou(
     cell: Cell, results: Sequence[Result], task: str, choice: np.ndarray
 ) -> np.ndarray:
-    """The choice behind the mean IoU of `combine`, where `choose` gave `choice`."""
-    if cell.objective.targeted or task not in cell.tasks:
+    """The choice behind the mean IoU of `combine`, where `choose` gave `choice`.
+
+    It is lowered only for tasks that are to get worse: those of weight above 0.
+    """
+    to_get_worse = dict(cell.objective.weights).get(task, 1.0) > 0
+    if cell.objective.targeted or task not in cell.tasks or not to_get_worse:
         return choice
     (metric,) = (m for m in cell.known[task].metrics if m.name == "miou")
     matrices = np.stack([result.rows[task]["miou"] for result in results])

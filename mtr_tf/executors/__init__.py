@@ -7,9 +7,9 @@ see the same files under the same paths, and have the same installation of mtr_t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -127,16 +127,23 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
                 "--executor_options must be NAME=VALUE, separated by commas, such as "
                 f"num_gpus=1,num_cpus=4; got {pair!r}."
             )
+        if name in found:
+            raise InputError(
+                f"--executor_options must name each option once, but {name} has "
+                f"several values in {','.join(pairs)}; leave one."
+            )
         found[name] = _number(value)
     return found
 
 
 def _number(text: str) -> int | float | str:
-    """What a text says, if that is a number; else the text."""
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
+    """What a text says, if that is a number as people write it; else the text.
+
+    Names of accounts and partitions stay: 01234 or 1e5 are none.
+    """
+    if not re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", text):
+        return text
+    return float(text) if "." in text else int(text)
 
 
 def _last_line(text: str) -> str:

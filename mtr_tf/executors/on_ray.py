@@ -67,6 +67,8 @@ class RayExecutor(Executor):
                 "there is one",
                 on_gpus,
             )
+        if not on_gpus:
+            self._options.setdefault("num_cpus", 1)
         self._environment = {} if on_gpus else dict(command.ONE_THREAD)
         if data := os.environ.get("TFDS_DATA_DIR"):
             self._environment["TFDS_DATA_DIR"] = data

@@ -39,7 +39,17 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import losses as losses_lib
 
 NORMALISATIONS = ("raw", "unit", "dataset")
+MOST_TASKS = 14  # Whose sets are measured: 16 383.
 _CHUNK = 2**22  # Numbers held at once for the sums of all sets.
+
+
+def check_count(count: int) -> None:
+    """Raises `InputError` where all sets of so many tasks are too many."""
+    if count > MOST_TASKS:
+        raise InputError(
+            f"--measure=tasks is about all sets of at most {MOST_TASKS} tasks, but "
+            f"{count} tasks have 2^{count} - 1 sets; choose fewer with --tasks."
+        )
 
 
 # On a batch, in TensorFlow.
@@ -142,7 +152,11 @@ def l1_of_sums(gradients: tf.Tensor) -> tf.Tensor:
 
     Returns:
       float64 `[batch, 2^M - 1]`, by number of the set.
+
+    Raises:
+      InputError: More than `MOST_TASKS` tasks.
     """
+    check_count(gradients.shape[1])
     batch, count = tf.shape(gradients)[0], gradients.shape[1]
     size = gradients.shape[2]
     chunk = max(1, min(size, _CHUNK // (2**count * (gradients.shape[0] or 1))))
@@ -168,7 +182,12 @@ def l1_of_sums(gradients: tf.Tensor) -> tf.Tensor:
 
 
 def members(count: int) -> np.ndarray:
-    """Which task is in which set, float64 0/1 `[2^count - 1, count]`."""
+    """Which task is in which set, float64 0/1 `[2^count - 1, count]`.
+
+    Raises:
+      InputError: More than `MOST_TASKS` tasks.
+    """
+    check_count(count)
     numbers = np.arange(1, 2**count)[:, np.newaxis]
     return ((numbers >> np.arange(count)) & 1).astype(np.float64)
 

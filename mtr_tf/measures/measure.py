@@ -78,13 +78,20 @@ class MeasureSettings:
 
 
 def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
-    """What flags ask for; two radii below theirs show the limit of the first order."""
+    """What flags ask for; two radii below theirs show the limit of the first order.
+
+    Raises:
+      InputError: `tasks` is to be measured of too many tasks.
+    """
+    tasks = tuple(tasks)
+    if "tasks" in config.measure:
+        gradients_lib.check_count(len(tasks))
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}
     return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
-        groups=groups.parse_groups(config.attack_tasks, tuple(tasks)),
+        groups=groups.parse_groups(config.attack_tasks, tasks),
         norm=config.norm,
         eps=tuple(sorted(eps)),
         steps=config.steps,
@@ -358,14 +365,12 @@ def random_sets(
 
     A draw's smaller sets are inside its larger ones. Of all pixels there is one set.
     """
-    pixels = height * width
-    counts = [4**power for power in range(math.ceil(math.log(pixels, 4)))]
     return {
         count: [
             attacks.random_pixels(height, width, count, draw_seed(seed, draw))
-            for draw in range(draws if count < pixels else 1)
+            for draw in range(draws if count < height * width else 1)
         ]
-        for count in [*counts, pixels]
+        for count in _random_counts(height, width)
     }
 
 
@@ -373,17 +378,31 @@ def block_sets(
     height: int, width: int, draws: int, seed: int
 ) -> dict[int, list[np.ndarray]]:
     """As `random_sets`, of square blocks of side 1, 2, 4, ..., and all pixels."""
-    sides = [2**power for power in range(math.ceil(math.log2(min(height, width))))]
+    *counts, pixels = _block_counts(height, width)
     masks = {}
-    for side in sides:
+    for side in map(math.isqrt, counts):
         masks[side**2] = []
         for draw in range(draws):
             random = np.random.default_rng(draw_seed(seed, draw))
             top, left = (int(random.random() * (s - side + 1)) for s in (height, width))
             mask = attacks.block(height, width, top, left, side, side)
             masks[side**2].append(mask)
-    masks[height * width] = [np.ones((height, width), np.float32)]
+    masks[pixels] = [np.ones((height, width), np.float32)]
     return masks
+
+
+def _random_counts(height: int, width: int) -> list[int]:
+    pixels = height * width
+    return [*(4**power for power in range(math.ceil(math.log(pixels, 4)))), pixels]
+
+
+def _block_counts(height: int, width: int) -> list[int]:
+    powers = range(math.ceil(math.log2(min(height, width))))
+    return [*(4**power for power in powers), height * width]
+
+
+# By measure: (height, width) -> the numbers of pixels of its sets.
+COUNTS = {"pixels": _random_counts, "blocks": _block_counts}
 
 
 def draw_seed(seed: int, draw: int) -> int:

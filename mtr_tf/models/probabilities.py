@@ -24,13 +24,13 @@ _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
 _CLOSE = 0.05  # How far logits' probabilities may be from those of the model.
 
-# Layers and operations that leave logits what they are.
-_LINEAR = (
-    *("AveragePooling2D", "BatchNormalization", "Dropout", "GetItem"),
-    *("GlobalAveragePooling2D", "GlobalMaxPooling2D", "MaxPooling2D", "Multiply"),
-    *("Rescaling", "Resize", "Resizing", "SpatialDropout2D", "UpSampling2D"),
-    "ZeroPadding2D",
+# Layers and operations that leave probabilities, and logits, what they are.
+_MEANS = (
+    *("AveragePooling2D", "Dropout", "GetItem", "GlobalAveragePooling2D"),
+    *("GlobalMaxPooling2D", "MaxPooling2D", "Resize", "Resizing", "SpatialDropout2D"),
+    *("UpSampling2D", "ZeroPadding2D"),
 )
+_LINEAR = (*_MEANS, "BatchNormalization", "Multiply", "Rescaling")  # Logits alone.
 _SUMS = ("Add", "Average", "Subtract")
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
@@ -81,6 +81,12 @@ def _finite(output: np.ndarray) -> np.ndarray:
 def _may_be(output: np.ndarray) -> bool:
     """Whether numbers are in [0, 1], but for rounding, and not all 0."""
     return bool(output.size and output.min() >= 0 and 0 < output.max() <= 1 + _SUM)
+
+
+def activation_of(tensor: keras.KerasTensor) -> str:
+    """The "softmax" or "sigmoid" whose values it has, moved or averaged; or ""."""
+    last = len(tensor.shape) - 1
+    return next((of for of in _ACTIVATIONS if _has_values(tensor, of, last)), "")
 
 
 def with_logits(
@@ -192,6 +198,19 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
         return True
     plain = len(sources) == 1 and not getattr(layer, "weights", ())
     return plain and _comes_from(sources[0], of)
+
+
+def _has_values(tensor: keras.KerasTensor, of: str, axis: int) -> bool:
+    """Whether it has the values of a softmax or sigmoid, moved, resized or averaged."""
+    layer, sources = _made_by(tensor)
+    if _without_activation(layer, of, axis, len(tensor.shape)):
+        return True
+    if len(sources) != 1:
+        return False
+    before = _moved(layer, sources[0], tensor, axis, of)
+    if before is None and type(layer).__name__ in _MEANS:
+        before = axis + len(sources[0].shape) - len(tensor.shape)
+    return before is not None and _has_values(sources[0], of, before)
 
 
 def _made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:

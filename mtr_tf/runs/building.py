@@ -92,7 +92,7 @@ def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
     else:
         model = build_model(config, info)
     if config.init:
-        initial_weights.start_from(model, config.init)
+        initial_weights.start_from(model, config.init, config.frozen)
     initial_weights.freeze(model, config.frozen)
     return model
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run directories: what is in one, and how files get there.
 
-    runs/NAME/config.json      settings, facts of the data, versions, commit, command
+    runs/NAME/config.json      settings, facts of the data, code, versions, command
               train.flags      a flagfile that repeats the run
               model.keras      the model at the end of training
               checkpoints/     the newest ones, and best/ by the named metric
@@ -185,6 +185,10 @@ def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
     }
 
 
+# What config.json keeps of the data and the model as they were when the run began.
+_FACTS = ("data", "normalization", "code", "init")
+
+
 @dataclasses.dataclass(frozen=True)
 class Begun:
     """What a directory has of a run that may have been begun before.
@@ -358,17 +362,19 @@ def begin(
     kept of its data and model stays.
 
     Raises:
-      InputError: Another run came first meanwhile, or this one was on other data.
+      InputError: Another run came first meanwhile, or this one was on other data, or of
+        other code or initial weights.
     """
     check_workdir(workdir, config, resume)
     old, content, facts = read_config(workdir), _content(workdir), facts or {}
     _check_data(workdir, content.get("data"), facts.get("data"))
+    _check_code(workdir, content, facts)
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
     if old is None or old.epochs < config.epochs:
-        kept = {name: content.get(name, fact) for name, fact in facts.items()}
-        write_config(workdir, config, tasks, ranges, kept)
+        kept = {name: content[name] for name in _FACTS if name in content}
+        write_config(workdir, config, tasks, ranges, {**facts, **kept})
         remote.push(workdir, needed=True)
 
 
@@ -394,6 +400,32 @@ def _check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
             f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
             "that it was trained on to continue it (--data_dir, if they were moved), "
             "or give another --workdir."
+        )
+
+
+def _check_code(
+    workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Raises `InputError` unless a run is of the same code and initial weights.
+
+    Args:
+      workdir: The run directory.
+      before: The facts in config.json. Older runs have none of these, and hashes of
+        other versions cannot be compared.
+      now: Those of the same command now.
+    """
+    changed = []
+    old, new = _dict(before.get("code")), _dict(now.get("code"))
+    if old.get("versions") == new.get("versions"):
+        different = [what for what in {**old, **new} if old.get(what) != new.get(what)]
+        changed += [f"the {what} is another one" for what in different]
+    if before.get("init", now.get("init")) != now.get("init", before.get("init")):
+        changed.append("--init has other weights")
+    if changed:
+        raise InputError(
+            f"{workdir} holds a run of other code or weights: {'; '.join(changed)}. "
+            "Restore what it was trained with to continue it, or give another "
+            "--workdir."
         )
 
 

@@ -7,6 +7,7 @@ layers do no harm.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 import zipfile
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 from absl import logging
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.runs import remote
 
@@ -26,7 +28,7 @@ Arrays = dict[str, list[np.ndarray]]
 """{path of a layer: its weights, in the layer's order}"""
 
 
-def start_from(model: keras.Model, path: str) -> None:
+def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> None:
     """Gives a model the weights of a file, for layers with equal names and shapes.
 
     A layer has the same path in both, or else its own name, if that is the only one of
@@ -36,9 +38,11 @@ def start_from(model: keras.Model, path: str) -> None:
       model: Built.
       path: A `.keras` file, `.weights.h5` or another `.h5` file of weights, or a run
         directory.
+      frozen: What the names of layers begin with that will keep these weights.
 
     Raises:
-      InputError: The file cannot be read, or nothing in it matches.
+      InputError: The file cannot be read, or nothing in it matches, or it lacks a layer
+        that will be frozen.
     """
     arrays = read(path)
     layers = _layers(model)
@@ -59,6 +63,13 @@ def start_from(model: keras.Model, path: str) -> None:
             f"--init={path} must have weights for some of the model's layers, but the "
             f"layers {_listed(other or lacking)} {why}: the file has "
             f"{_listed(list(arrays))}."
+        )
+    kept = {_owner(v) for layer in _named(model, frozen) for v in layer.weights}
+    if new := [name for name in (*lacking, *other) if name in kept]:
+        raise InputError(
+            f"--frozen={','.join(frozen)} keeps layers as --init={path} has them, but "
+            f"{_listed(new)} are not there, or have other shapes, and would stay "
+            "untrained; freeze only layers that the file has."
         )
     logging.info(
         "%d of the model's %d layers with weights start from %s",
@@ -81,22 +92,27 @@ def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
     Raises:
       InputError: No layer's name begins so, or nothing is left to train.
     """
-    layers = [layer for layer in model._flatten_layers() if layer.weights]
-    names = [layer.name for layer in layers if layer is not model]
+    names = [layer.name for layer in _named(model, ("",))]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
             raise InputError(
                 "--frozen must be the beginnings of layer names, but no layer of the "
                 f"model begins with {prefix!r}; its layers are {_listed(names)}."
             )
-    for layer in layers:
-        if layer is not model and layer.name.startswith(tuple(prefixes)):
-            layer.trainable = False
+    for layer in _named(model, prefixes):
+        layer.trainable = False
     if prefixes and not model.trainable_variables:
         raise InputError(
             f"--frozen={','.join(prefixes)} leaves nothing to train; freeze fewer "
             "layers."
         )
+
+
+def _named(model: keras.Model, prefixes: Sequence[str]) -> list[keras.Layer]:
+    """A model's layers with weights whose names begin so, also those within others."""
+    layers = [layer for layer in model._flatten_layers() if layer is not model]
+    named = [layer for layer in layers if layer.name.startswith(tuple(prefixes))]
+    return [layer for layer in named if layer.weights]
 
 
 def check(path: str) -> pathlib.Path:
@@ -133,6 +149,19 @@ def read(path: str) -> Arrays:
             "3."
         )
     return arrays
+
+
+def digest(path: str) -> str:
+    """A hash of the weights of a file, and of their names; raises as `read`."""
+    return files.digest(
+        {
+            name: [
+                f"{a.dtype}{a.shape}{hashlib.sha256(a.tobytes()).hexdigest()}"
+                for a in weights
+            ]
+            for name, weights in read(path).items()
+        }
+    )
 
 
 def _read(path: pathlib.Path) -> Arrays:
@@ -180,8 +209,13 @@ def _text(value: str | bytes) -> str:
 def _layers(model: keras.Model) -> dict[str, list[keras.Variable]]:
     layers: dict[str, list[keras.Variable]] = {}
     for variable in model.weights:
-        layers.setdefault(variable.path.rpartition("/")[0], []).append(variable)
+        layers.setdefault(_owner(variable), []).append(variable)
     return layers
+
+
+def _owner(variable: keras.Variable) -> str:
+    """The path of the layer that a weight is of."""
+    return variable.path.rpartition("/")[0]
 
 
 def _find(

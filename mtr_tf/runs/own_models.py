@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
+from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.models import probabilities
+from mtr_tf.tasks import KINDS
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import own_code
 
 _KIND = "a functional Keras model"
 
@@ -95,6 +102,55 @@ def _check_output(name, task, shape, image_shape) -> None:
             f"{(None, *places, channels)}, with {channels} channels for each place, "
             f"but it has {tuple(shape)}."
         )
+
+
+def digest(model: keras.Model) -> str:
+    """A hash of a model's architecture, and of the code of layers of a user's own.
+
+    The same in every process of the same versions, whatever layers are called (Keras
+    numbers them) and whatever their seeds are (it may draw them).
+    """
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)
+    numbers = {name: str(i) for i, name in enumerate(dict.fromkeys(_names(config)))}
+    kinds = dict.fromkeys(type(layer) for layer in model._flatten_layers())
+    return files.digest([_renamed(config, numbers), own_code.of(*kinds)])
+
+
+def _names(config: Any) -> Iterator[str]:
+    """The names of layers and operations in what Keras keeps of a model."""
+    if isinstance(config, dict):
+        inner = config.get("config")
+        name = inner.get("name") if isinstance(inner, dict) else None
+        if isinstance(name, str) and "DTypePolicy" not in str(config.get("class_name")):
+            yield name
+    if isinstance(config, dict | list | tuple):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _names(part)
+
+
+def _renamed(config: Any, names: Mapping[str, str]) -> Any:
+    """The same with other names, and without seeds."""
+    if isinstance(config, dict):
+        return {k: _renamed(v, names) for k, v in config.items() if k != "seed"}
+    if isinstance(config, list | tuple):
+        return [_renamed(value, names) for value in config]
+    return names.get(config, config) if isinstance(config, str) else config
+
+
+def check_logits(name: str, model: keras.Model, tasks: TaskSet) -> None:
+    """Raises `InputError` where an output of classes or labels is of probabilities.
+
+    Older runs may have been trained so.
+    """
+    for task in tasks.values():
+        of = probabilities.activation_of(model.output[task.name])
+        if of and KINDS[task.kind].probabilities:
+            raise InputError(
+                f"The output for {task.name} of --model={name} must be logits, of "
+                f"which losses take the probabilities themselves, but it has a {of}; "
+                "leave out that activation."
+            )
 
 
 def _agree(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:

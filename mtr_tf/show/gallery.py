@@ -86,13 +86,20 @@ def _seen(
     colors: Mapping[str, Mapping[str, Color]],
     examples: int,
 ) -> dict[str, Color]:
-    """The classes whose color is somewhere in what is shown of their task."""
+    """The classes whose color is somewhere in what is shown of their task.
+
+    They are named with their tasks where these do not agree on colors.
+    """
+    known = {(n, tuple(c)) for of_one in colors.values() for n, c in of_one.items()}
+    apart = any(len({pair[side] for pair in known}) < len(known) for side in (0, 1))
     seen = {}
     for task, of_classes in colors.items():
         outputs = [found.pictures[f"output/{task}"] for found in (clean, attacked)]
         shown = np.stack([clean.pictures[f"target/{task}"], *outputs])[:, :examples]
         there = set(map(tuple, np.unique(shown.reshape(-1, 3), axis=0).tolist()))
-        seen |= {name: c for name, c in of_classes.items() if tuple(c) in there}
+        for name, color in of_classes.items():
+            if tuple(color) in there:
+                seen[f"{task}: {name}" if apart and len(colors) > 1 else name] = color
     return seen
 
 

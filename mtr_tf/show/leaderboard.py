@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from mtr_tf import files
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import shortened
@@ -26,6 +28,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.show import pages
 from mtr_tf.show import text
 from mtr_tf.show.side_by_side import SAME
+from mtr_tf.show.side_by_side import size_of
 
 Record = Mapping[str, Any]
 
@@ -68,7 +71,8 @@ def of_results(
         | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
         | ({"transfer": True} if record.get("source_fingerprint") else {})
         | ({"images": record["images"]} if _has_own_data(record) else {})
-        | {"seeds": [seed]}
+        | ({"size": size_of(record)} if size_of(record) else {})
+        | {"seeds": [seed], "models": [str(record.get("model_fingerprint", ""))[:12]]}
         | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
         | {key: [value] for key, value in traced.items() if value}
         for record in records
@@ -121,25 +125,71 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def together(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One record for each model and attack, with lists over its seeds."""
+    """One record for each model and attack, with lists over its seeds.
+
+    Where records tell of the same attack on the same model twice, the one that did it
+    more harm counts. Those of another model of the same name, architecture and seed are
+    left out, with a warning, for those that come last: they are taken to be older.
+    """
+    records = list(records)
+    newest = {
+        (*_model(record), seed): made
+        for record in records
+        for seed, made in zip(record["seeds"], _models(record), strict=True)
+        if made
+    }
     found: dict[str, dict[str, Any]] = {}
+    replaced = set()
     for record in records:
         same = {k: v for k, v in record.items() if k not in _BY_SEED + _TRACED}
         key = json.dumps(same, sort_keys=True)
-        empty = {k: [] if k in _BY_SEED else v for k, v in record.items()}
-        kept = found.setdefault(key, empty)
-        rows = zip(*(record[field] for field in _BY_SEED), strict=True)
-        for row in [row for row in rows if row[0] not in kept["seeds"]]:
-            for field, value in zip(_BY_SEED, row, strict=True):
-                kept[field].append(value)
-        for field in _TRACED:
-            several = [*kept.get(field, ()), *record.get(field, ())]
-            if several:
-                kept[field] = list(dict.fromkeys(several))
+        rows = zip(_models(record), *(record[f] for f in _BY_SEED[:-1]), strict=True)
+        for made, seed, clean, attacked in rows:
+            if made and newest[*_model(record), seed] != made:
+                replaced.add(f"{record['name']} (seed {seed})")
+                continue
+            kept = found.setdefault(key, same | {k: [] for k in _BY_SEED})
+            _take(kept, made, seed, clean, attacked)
+            for field in _TRACED:
+                several = [*kept.get(field, ()), *record.get(field, ())]
+                if several:
+                    kept[field] = list(dict.fromkeys(several))
+    if replaced:
+        logging.warning(
+            "several models have the same name: of %s only the records of the one that "
+            "is given last are taken; to keep others, rename their runs",
+            ", ".join(sorted(replaced)),
+        )
     return list(found.values())
 
 
-_BY_SEED = ("seeds", "clean", "attacked_value")
+def _model(record: Record) -> tuple[str, str]:
+    """What a model is known by."""
+    return record["name"], json.dumps(record.get("architecture"), sort_keys=True)
+
+
+def _models(record: Record) -> Sequence[str]:
+    """The fingerprint of each seed's model; empty where older records do not say."""
+    return record.get("models") or [""] * len(record["seeds"])
+
+
+def _take(kept: dict[str, Any], made: str, seed: int, clean: float, attacked: float):
+    """Adds a seed to a record, or takes what did more harm to it."""
+    if seed not in kept["seeds"]:
+        rows = zip(_BY_SEED, (seed, clean, attacked, made), strict=True)
+        for field, value in rows:
+            kept[field].append(value)
+        return
+    place = kept["seeds"].index(seed)
+    higher = kept["better"] == "higher"
+    before = kept["attacked_value"][place]
+    if attacked < before if higher else attacked > before:
+        kept["attacked_value"][place] = attacked
+        kept["clean"][place] = clean
+        kept["models"][place] = made
+
+
+_BY_SEED = ("seeds", "clean", "attacked_value", "models")
 _TRACED = ("commit", "version", "platform")
 
 
@@ -190,7 +240,7 @@ _FIELDS = {
     "eps": (int, float),
     "n": int,
     **dict.fromkeys(("tasks", "attacked"), _texts),
-    **dict.fromkeys(_BY_SEED, _numbers),
+    **dict.fromkeys(_BY_SEED[:-1], _numbers),
 }
 
 
@@ -204,7 +254,10 @@ def _check(record: Any, number: int) -> None:
         fits = isinstance(value, kind) if checked else kind(value)
         if not fits or isinstance(value, bool):
             raise ValueError(f"{name} of record {number} is {shortened(value)}")
-    if len({len(record[name]) for name in _BY_SEED}) > 1:
+    if not _texts(_models(record)):
+        raise ValueError(f"models of record {number} are no list of texts")
+    by_seed = [record[name] for name in _BY_SEED[:-1]]
+    if len({len(each) for each in (*by_seed, _models(record))}) > 1:
         raise ValueError(f"record {number} has not one value for each seed")
 
 
@@ -265,7 +318,7 @@ def boards(records: Iterable[Record]) -> list[Board]:
 
 def _board(record: Record) -> tuple:
     """What all models of a board have in common."""
-    size = (record.get("architecture") or {}).get("image_size", "")
+    size = record.get("size") or _square(record)
     data = (record["dataset"], record["split"], record["n"], size)
     of = (record["task"], record["metric"], record.get("targets") or "data")
     on = (record["norm"], record["eps"])
@@ -273,11 +326,16 @@ def _board(record: Record) -> tuple:
     return (*of, *data, *on, *kind)
 
 
+def _square(record: Record) -> str:
+    """The size that a model was trained at, as height x width."""
+    size = str((record.get("architecture") or {}).get("image_size", ""))
+    return f"{size}x{size}" if size.isdigit() else size
+
+
 def _made(records: Sequence[Record]) -> Board:
     by_model: dict[tuple, list[Record]] = {}
     for record in records:
-        made = json.dumps(record.get("architecture"), sort_keys=True)
-        by_model.setdefault((record["name"], made), []).append(record)
+        by_model.setdefault(_model(record), []).append(record)
     first = records[0]
     higher = first["better"] == "higher"
     sign = -1 if higher else 1

@@ -259,8 +259,12 @@ def joint_rows(records: Sequence[Record]) -> list[list[str]]:
 
 
 def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
-    """By settings, the records of a model's finished attacks, the newest of each."""
+    """By settings, the records of a model's finished attacks, the newest of each.
+
+    Of pictures of several sizes, only those of the newest size.
+    """
     by_settings: dict[tuple[str, ...], list[Record]] = {}
+    older = set()
     for file in result_files(path, name):
         try:
             records = files.read_json(file)
@@ -270,12 +274,24 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
                     continue
                 settings = _settings(record)
                 kept = by_settings.setdefault(settings, [])
-                kept[:] = [r for r in kept if _place(r) != _place(record)] + [record]
+                older |= {size_of(r) for r in kept if _other_size(r, record)}
+                kept[:] = [
+                    r
+                    for r in kept
+                    if _place(r) != _place(record) and not _other_size(r, record)
+                ] + [record]
         except files.DAMAGED as error:
             raise InputError(
                 f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
                 "repeat the attack to write it again."
             ) from error
+    if older:
+        logging.warning(
+            "%s was attacked at several sizes of pictures; left out where there is a "
+            "newer attack: %s (choose with --name)",
+            path,
+            ", ".join(sorted(older)),
+        )
     if not by_settings:
         raise InputError(
             f"{path} has no attack with a radius above 0 in its results; attack it "
@@ -445,7 +461,7 @@ def _settings_of(attack: pathlib.Path) -> Mapping[str, Any]:
 
 def labels_of(paths: Sequence[str]) -> list[str]:
     """The ends of the paths, as long as it takes to tell them apart."""
-    parts = [pathlib.Path(path).parts for path in paths]
+    parts = [pathlib.Path(path).parts or (path,) for path in paths]
     for length in range(1, max(map(len, parts), default=0) + 1):
         labels = ["/".join(part[-length:]) for part in parts]
         if len(set(labels)) == len(labels):
@@ -551,6 +567,16 @@ def _comparison(
                 f"{models[0].label} and {model.label} were attacked on other images "
                 f"of {facts['dataset']} {facts['split']}; attack both on the same."
             )
+        if _other_size(facts, chosen[0]):
+            logging.warning(
+                "%s: pictures are %s in %s and %s in %s; a radius is not the same at "
+                "another size",
+                task,
+                size_of(facts),
+                models[0].label,
+                size_of(chosen[0]),
+                model.label,
+            )
         clean = (0.0, chosen[0]["clean"], *_ends(chosen[0], "clean_interval"))
         attacked = [
             (r["eps"], r["attacked_value"], *_ends(r, "attacked_interval"))
@@ -562,16 +588,27 @@ def _comparison(
 
 def _other_images(one: Record, other: Record) -> bool:
     """Whether images of one size differ; those of two sizes cannot be told."""
-    sizes, means = zip(*(_images(record) for record in (one, other)), strict=True)
-    if not all(means) or sizes[0] != sizes[1]:
+    means = [_means(record) for record in (one, other)]
+    if not all(means) or _other_size(one, other):
         return False
     return any(abs(a - b) > _CLOSE for a, b in zip(*means, strict=True))
 
 
-def _images(record: Record) -> tuple[str, list[float]]:
-    """The size of a record's images, and their means."""
-    size, *means = str(record.get("images", "")).split(" ")
-    return size, [float(mean) for mean in means]
+def size_of(record: Record) -> str:
+    """Height x width of a record's images; empty where it does not say."""
+    size = str(record.get("images", "")).partition(" ")[0]
+    return "x".join(size.split("x")[:2])
+
+
+def _other_size(one: Record, other: Record) -> bool:
+    """Whether two records are of pictures of other sizes, as far as they say."""
+    sizes = size_of(one), size_of(other)
+    return all(sizes) and sizes[0] != sizes[1]
+
+
+def _means(record: Record) -> list[float]:
+    """Those of a record's images."""
+    return [float(mean) for mean in str(record.get("images", "")).split(" ")[1:]]
 
 
 def _ends(record: Record, name: str) -> Sequence[float | None]:

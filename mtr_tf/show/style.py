@@ -81,16 +81,28 @@ def drawn(draw: Callable[[], Figure]) -> Figure:
 
 
 def save(draw: Callable[[], Figure], path: pathlib.Path) -> bytes:
-    """Draws a figure and writes it as PNG; returns the same figure as SVG."""
+    """Draws a figure and writes it as `path` says; returns the same figure as SVG.
+
+    Files of equal figures are equal: they do not say when they were written.
+    """
+    kept = _METADATA.get(path.suffix.lower())
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # Of names in other scripts.
         figure = draw()
         with files.whole_file(path) as beside:
-            figure.savefig(beside, dpi=144, metadata={"Software": None})
+            figure.savefig(beside, dpi=144, metadata=kept)
         figure.set_layout_engine("none")  # It stays as it is now laid out.
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata=_METADATA[".svg"])
     return buffer.getvalue()
+
+
+# What matplotlib shall not write: when, and by which version.
+_METADATA: dict[str, dict[str, None]] = {
+    ".png": {"Software": None},
+    ".pdf": {"CreationDate": None},
+    ".svg": {"Date": None},
+}
 
 
 def look(place: int) -> dict:

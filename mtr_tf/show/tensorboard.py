@@ -176,7 +176,7 @@ def describe(
     tag, *_ = tag.split(_KIND)
     if tag == "total/loss":
         return "Sum of the tasks' losses, each times its weight; lower is better."
-    name, measure = tag.split("/")
+    name, measure = tag.split("/", 1)
     if measure.startswith("weight_"):
         return f"The learned weight of the loss of {measure.removeprefix('weight_')}."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]

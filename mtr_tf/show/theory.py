@@ -289,11 +289,7 @@ def pixels_of_run(records: Sequence[Record]) -> Figure:
 
 def attacks_of_run(records: Sequence[Record]) -> Figure:
     """What attacks on some output pixels do to them, a panel per task."""
-    found = [
-        record
-        for record in series.chosen(records, quantity="attacked_pixels")
-        if record["metric"] != "loss"
-    ]
+    found = series.chosen(records, quantity="attacked_pixels")
     figure = _by_task(attacked_pixels, found, (3.7, 2.8))
     title = f"PGD linf eps {found[0]['eps']:g} on n output pixels"
     return style.finish(figure, title, ["dashes: without an attack", _INTERVAL])

@@ -19,10 +19,15 @@ from mtr_tf.evaluation import plan
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients
 from mtr_tf.measures import measure as measure_lib
+from mtr_tf.measures import pixel_records
 from mtr_tf.measures import records
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
+from mtr_tf.tasks import TASKS
+from mtr_tf.tasks import metric_names
+from mtr_tf.tasks import more_metrics
+from mtr_tf.tasks.metrics import Metric
 
 # By measure and quantity: (fields with numbers, keys that tell its records apart). Of
 # `tasks` it depends on the model's tasks whether they must be named.
@@ -56,6 +61,8 @@ QUANTITIES = {
     },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
 }
+_OF_OUTPUTS = ("pixels", "blocks")
+_SMALLEST = 64  # Pixels of an image.
 _CHOICES = {  # Of corruptions.
     "corruption": tuple(corruptions.SEVERITIES),
     "severity": tuple(range(1, 1 + len(next(iter(corruptions.SEVERITIES.values()))))),
@@ -153,23 +160,86 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         for key in needed:
             if key not in measure:
                 table.fail(f"{key} must be given to say which {what[9:]} is meant.")
-        for key, known in _known(config, measure["measure"], tasks).items():
-            given = measure.get(key, [])
-            for value in given if isinstance(given, list) else [given]:
-                one_of(table, key, value, known)
+        known = _known(config, measure, tasks)
+        if measure["measure"] in _OF_OUTPUTS:
+            size = config.parsed_image_size
+            size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
+            known["count"] = _counts(measure, size)
+        if "metric" in needed and not study.has_own_data:  # Else the results say.
+            _check_metric(table, study, measure, variant, tasks)
+        for key, values in known.items():
+            for value in _listed(measure.get(key, [])):
+                one_of(table, key, value, values)
+
+
+def metrics_of(study: Study, attack: str, variant: str, task: str) -> list[Metric]:
+    """The metrics that an attack's records of one of the eleven tasks may have."""
+    asked = study.attack_fields(attack, variant, study.seeds[0]).get("metrics", ())
+    more = [name for name in asked if name != metric_names.ALL]
+    if metric_names.ALL in asked:
+        more += metric_names.MORE
+    return [*TASKS[task].metrics, *map(more_metrics.named, more)]
+
+
+def _check_metric(
+    table: Table,
+    study: Study,
+    measure: Mapping[str, Any],
+    variant: str,
+    tasks: Sequence[str],
+) -> None:
+    """Refuses a metric that records lack, and metrics that no mean can be taken of."""
+    better = {}
+    for task in measure.get("tasks", tasks):
+        found = pixel_records.shown_metrics(TASKS[task])
+        if measure["measure"] not in _OF_OUTPUTS:
+            found = metrics_of(study, measure["attack"], variant, task)
+        better |= {metric.name: metric.better for metric in found}
+    given = _listed(measure["metric"])
+    for name in given:
+        one_of(table, "metric", name, list(better))
+    given += _listed(measure["minus"].get("metric", []))
+    if len({better[name] for name in given if name in better}) > 1:
+        table.fail(MIXED)
+
+
+MIXED = (
+    "the metrics of a measure must agree in whether higher or lower values are better; "
+    "make a claim for each kind."
+)
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list) else [given]
 
 
 def _known(
-    config: AttackConfig, measure: str, tasks: Sequence[str]
+    config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
 ) -> dict[str, Sequence[Any]]:
     """By key, the values that records of a measure have."""
     known: dict[str, Sequence[Any]] = dict(_CHOICES)
-    if measure == "first_order":
+    if measure["measure"] == "first_order":
         known["eps"] = measure_lib.settings_of(config, tasks).eps
-    elif measure == "tasks":
+        known["norm"] = (config.norm,)
+    elif measure["measure"] == "tasks":
         known["norm"] = records.NORMS
         known["normalisation"] = gradients.NORMALISATIONS
+        known["count"] = range(1, 1 + len(tasks))
+    elif measure["measure"] in _OF_OUTPUTS:
+        attacked = measure["quantity"] == "attacked_pixels"
+        known["norm"] = ("linf",) if attacked else records.NORMS
     return known
+
+
+def _counts(measure: Mapping[str, Any], size: tuple[int, int] | None) -> list[int]:
+    """The numbers of output pixels that records have, of images of a size.
+
+    Of unknown size (None), all pixels may be any number that an image may have.
+    """
+    if size:
+        return measure_lib.COUNTS[measure["measure"]](*size)
+    whole = [count for count in _listed(measure.get("count", [])) if count >= _SMALLEST]
+    return [4**power for power in range(8)] + whole
 
 
 def _config(study: Study, attack: str, variant: str) -> AttackConfig:

@@ -23,11 +23,11 @@ lower is better is negated. `relative` uses minus the relative vulnerability, (a
   and whatever differs from the claim's own fields.
 - `measure`: `sign` times (`quantity` of measures.json less `reference`), metrics where
   lower is better negated, too; its other keys choose records, lists of values are
-  averaged over, of which each must be there. `field` is read (value),
-  divided by the field `ratio_to` if that is named; `minus` is a table of keys, and of
-  `variants`, for what is taken off. With `within`, the number is claimed to be that
-  near to `reference`.
-- `margin`: an effect below is too small to matter.
+  averaged over, of which each must be there, and metrics of one direction. `field` is
+  read (value), divided by the field `ratio_to` if that is named; `minus` is a table of
+  keys, and of `variants`, for what is taken off. With `within`, the number is claimed
+  to be that near to `reference`.
+- `margin`: an effect below is too small to matter; of `relative` claims a share.
 - `main`: the report leads with it; else with the first claim that algebra does not
   decide.
 """
@@ -38,14 +38,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mtr_tf import tasks
 from mtr_tf.study.claim_checks import check_attack
 from mtr_tf.study.claim_checks import check_measure
+from mtr_tf.study.claim_checks import metrics_of
 from mtr_tf.study.claim_checks import one_of
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
-from mtr_tf.tasks import metric_names
 
 _POINT = ("attack", "eps", "task", "metric", "attacked", *CHOICES)
 _CLAIM = ("id", "source", "statement", *_POINT, "better", "than", "terms", "measure")
@@ -176,6 +175,11 @@ def _claim(table: Table, study: Study) -> Claim:
     if margin < 0:
         table.fail(f"margin must be 0 or more; got {margin}.")
     fields = said | {"relative": table.value("relative", bool, False)}
+    if fields["relative"] and margin >= 1:
+        table.fail(
+            "margin must be below 1 where relative is true, as a share of the clean "
+            f"value (0.05 for 5 points); got {margin:g}."
+        )
     fields |= {key: table.value(key, bool, False) for key in ("algebra", "main")}
     fields["margin"] = float(margin)
     if ways == ["measure"]:
@@ -255,10 +259,8 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
         one_of(table, f"task of variant {variant!r}", one, config.tasks)
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
-        metrics = [metric.name for metric in tasks.TASKS[task].metrics]
-        asked = study.attack_fields(attack, variant, study.seeds[0]).get("metrics", ())
-        metrics += metric_names.MORE if metric_names.ALL in asked else asked
-        one_of(table, f"metric of {task}", metric, metrics)
+        metrics = metrics_of(study, attack, variant, task)
+        one_of(table, f"metric of {task}", metric, [each.name for each in metrics])
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")

@@ -33,7 +33,8 @@ RULES = (
     "test corrects it for other claims.",
     "Everything else is undecided, and so is a comparison with models of the same "
     "clean accuracy where there are none: where clean values differ, on average, by "
-    "more than the margin (or, without one, than the effect).",
+    "more than the margin (or, without one, than the effect). So is a claim whose "
+    "numbers of one variant and seed are of several models, trained apart.",
 )
 
 
@@ -102,6 +103,7 @@ class Verdict:
       reason: A sentence made from the numbers.
       power: What its seeds can show; None of a claim of nearness, or of too few seeds.
       gaps: By how much clean values of `matched` models differ; see `Effect`.
+      negated: Of a measure: whether lower values of its metric are better.
     """
 
     claim: Claim
@@ -118,6 +120,7 @@ class Verdict:
     reason: str
     power: Power | None = None
     gaps: np.ndarray | None = None
+    negated: bool = False
 
 
 def check(study: Study) -> None:
@@ -138,8 +141,9 @@ def evaluate(results: Results) -> list[Verdict]:
         (p, corrected), opposite = tested.get(i, ((np.nan, np.nan), np.nan))
         numbers = (effect.mean, effect.interval, effect.n, corrected, opposite)
         word, reason = judge(claim, *numbers)
-        if word != OPEN and (unlike := _unlike(claim, effect)):
-            word, reason = OPEN, unlike
+        doubt = _unlike(claim, effect) or _mixed(claim, results)
+        if word != OPEN and doubt:
+            word, reason = OPEN, doubt
         spread = (effect.by_seed, claim.margin, len(directed))
         verdicts.append(
             Verdict(
@@ -157,6 +161,7 @@ def evaluate(results: Results) -> list[Verdict]:
                 reason=reason,
                 power=power(*spread) if i in tested else None,
                 gaps=effect.gaps,
+                negated=effect.negated,
             )
         )
     return verdicts
@@ -179,6 +184,18 @@ def _unlike(claim: Claim, effect: effects.Effect) -> str:
         "No model has the same clean accuracy: that of the nearest differs by "
         f"{abs(gap):.3g} on average, more than {most:.3g}."
     )
+
+
+def _mixed(claim: Claim, results: Results) -> str:
+    """Why numbers of one variant and seed are not of one model; empty if they are."""
+    points = [point for term in claim.terms for point in term.points]
+    for variant in claim.variants:
+        attacks = {point.attack for point in points if point.variant == variant}
+        for seed in results.seeds:
+            models = [results.models(variant, seed, attack) for attack in attacks]
+            if len(set().union(*models)) > 1:
+                return f"Its numbers of {variant}, seed {seed}, are of several models."
+    return ""
 
 
 def judge(

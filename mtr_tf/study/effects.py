@@ -17,6 +17,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
+from mtr_tf.study import claim_checks
 from mtr_tf.study import statistics
 from mtr_tf.study.claim_file import MEASURE
 from mtr_tf.study.claim_file import Claim
@@ -49,6 +50,7 @@ class Effect:
       clean: {variant: its clean values `[seeds]`} of all that are compared.
       gaps: Of `matched` models: clean value less that of the match, the mean over
         models, `[seeds]`; of relative claims as a share of the match's. None of others.
+      negated: Of a measure: whether lower values of its metric are better.
     """
 
     by_seed: np.ndarray
@@ -57,6 +59,7 @@ class Effect:
     units: int = 0
     clean: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     gaps: np.ndarray | None = None
+    negated: bool = False
 
     @property
     def mean(self) -> float | None:
@@ -87,11 +90,14 @@ def of(claim: Claim, results: Results) -> Effect:
     """The effect of a claim in the results that there are.
 
     Raises:
-      InputError: Several records fit one of its numbers.
+      InputError: Several records fit one of its numbers, or metrics of a measure do
+        not agree in which values are better.
     """
     if claim.measure:
-        by_seed = np.array([_measured(claim, results, s) for s in results.seeds])
-        return Effect(by_seed, statistics.bootstrap(by_seed, resamples=RESAMPLES))
+        lower = _is_lower(claim, results)
+        by_seed = np.array([_measured(claim, results, s, lower) for s in results.seeds])
+        draws = statistics.bootstrap(by_seed, resamples=RESAMPLES)
+        return Effect(by_seed, draws, negated=lower)
     return _compared(claim, results)
 
 
@@ -313,12 +319,6 @@ def _metric(record: Mapping[str, Any]) -> metrics.Metric:
     return _known_metrics().get(name, own)
 
 
-def is_lower(metric: str | None) -> bool:
-    """Whether lower values of a metric of this name are better."""
-    known = _known_metrics().get(metric or "")
-    return known is not None and known.better == "lower"
-
-
 @functools.cache
 def _known_metrics() -> dict[str, metrics.Metric]:
     """The metrics of the eleven and of all kinds by name, but top-k of any k."""
@@ -334,7 +334,7 @@ def _known_metrics() -> dict[str, metrics.Metric]:
 # Measures.
 
 
-def _measured(claim: Claim, results: Results, seed: int) -> float:
+def _measured(claim: Claim, results: Results, seed: int, lower: bool) -> float:
     """A measure's number of one seed, the mean over variants; NaN where one is absent.
 
     That of a metric which is lower the better is negated, as under attacks. A claim of
@@ -344,9 +344,21 @@ def _measured(claim: Claim, results: Results, seed: int) -> float:
     value = _mean_measured(claim, results, seed, {})
     if measure["minus"]:
         value -= _mean_measured(claim, results, seed, measure["minus"])
-    records = results.measures(measure["attack"], measure["variants"][0], seed)
-    lower = any(r.get("better") == "lower" for r in _fitting(measure, records))
-    return (-1 if lower else 1) * measure["sign"] * (value - measure["reference"])
+    sign = -1 if lower else 1
+    return sign * measure["sign"] * (value - measure["reference"])
+
+
+def _is_lower(claim: Claim, results: Results) -> bool:
+    """Whether a measure is of metrics where lower values are better."""
+    better = set()
+    for changes in ({}, claim.measure["minus"]):
+        measure = {**claim.measure, **changes}
+        for variant in measure["variants"]:
+            found = _fitting(measure, results.measures(measure["attack"], variant))
+            better |= {record.get("better") for record in found}
+    if better >= {"higher", "lower"}:
+        raise InputError(f"claim {claim.id!r}: {claim_checks.MIXED}")
+    return "lower" in better
 
 
 def _mean_measured(

@@ -108,6 +108,37 @@ class Results:
         """The same of measures.json."""
         return _choose(self._measured, attack, variant, seed)
 
+    def models(self, variant: str, seed: int, attack: str) -> set[str]:
+        """Fingerprints of the models that an attack saw as one variant and seed."""
+        return self._models.get((variant, seed), {}).get(attack, set())
+
+    @property
+    def mixed(self) -> dict[str, list[int]]:
+        """{variant: seeds} whose attacks saw several models.
+
+        A model that is lost is trained again, on another machine with other bits.
+        """
+        found: dict[str, list[int]] = {}
+        for (variant, seed), by_attack in sorted(self._models.items()):
+            if len(set().union(*by_attack.values())) > 1:
+                found.setdefault(variant, []).append(seed)
+        return found
+
+    @functools.cached_property
+    def _models(self) -> dict[tuple[str, int], dict[str, set[str]]]:
+        """Fingerprints by (variant, seed) and attack, of sources of attacks too."""
+        found: dict[tuple[str, int], dict[str, set[str]]] = {}
+        for record in (*self._found, *self._measured):
+            attack, seed = record["spec"], record["seed"]
+            for variant, name in (
+                (record["variant"], "model_fingerprint"),
+                (self.study.spec(attack).source, "source_fingerprint"),
+            ):
+                if variant and record.get(name):
+                    of = found.setdefault((variant, seed), {})
+                    of.setdefault(attack, set()).add(record[name])
+        return found
+
     def record(
         self,
         variant: str,

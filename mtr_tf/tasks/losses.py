@@ -172,16 +172,24 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
         output = tf.where(chosen, output, tf.stop_gradient(output))
         values = tf.cast(loss(target, output, mask), tf.float32)
-        if values.shape.rank != 1:
-            raise InputError(
-                "A loss function must give one number for each image, [batch], but "
-                f"{name_of(loss)} gives numbers of shape {list(values.shape)}; take "
-                "its mean over all axes but the first."
-            )
+        check_per_image("loss", loss, values, there)
         return tf.where(there, values, 0.0)
 
     of_images.__name__ = name_of(loss)  # As TensorBoard says it.
     return of_images
+
+
+def check_per_image(kind: str, given: Any, values: tf.Tensor, like: tf.Tensor) -> None:
+    """Raises InputError unless a user's function gave `[batch]`, as `like` is.
+
+    What is broadcast to it instead would depend on the batch and its padding.
+    """
+    if not values.shape.is_compatible_with(like.shape):
+        raise InputError(
+            f"A {kind} function must give one number for each image, [batch], but "
+            f"{name_of(given)} gives numbers of shape {list(values.shape)}; take "
+            "its mean over all axes but the first."
+        )
 
 
 def name_of(loss: Any) -> str:

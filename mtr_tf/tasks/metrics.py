@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections import Counter
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -23,6 +26,8 @@ import tensorflow as tf
 
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import losses
+
+_UNBOUNDED = (-math.inf, math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Metric:
         whatever a data set has as the target in its place.
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
         image counts `[resamples, images]`) -> `[resamples]`.
+      of_given: Whether it is made of a function, loss or Keras metric that was given.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Metric:
     of_shares: bool = False
     relative: bool = False
     of_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    of_given: bool = False
 
     def over(self, rows: np.ndarray) -> float:
         """Returns the value over images with these rows, `[images, K]`."""
@@ -370,9 +377,10 @@ def mean_loss(loss: Callable[..., tf.Tensor]) -> Metric:
         del num_classes
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = tf.cast(loss(target, output, mask), tf.float64)
+        losses.check_per_image("loss", loss, values, counted)
         return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
 
-    return Metric("loss", "lower", "", statistics, _ratio, (-math.inf, math.inf))
+    return Metric("loss", "lower", "", statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
 def _pointing(target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -442,16 +450,18 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def of_function(name: str, function: Callable, better: str, unit: str = "") -> Metric:
     """The mean over images of `function(target, output, mask)` -> `[batch]`.
 
-    Over those images that have a valid place.
+    Over those images that have a valid place. Its statistics raise `InputError` where
+    the function gives anything but one number for each image.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
         values = tf.cast(function(target, output, mask), tf.float64)
+        losses.check_per_image("metric", function, values, counted)
         return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)
 
-    return Metric(name, better, unit, statistics, _ratio, (-math.inf, math.inf))
+    return Metric(name, better, unit, statistics, _ratio, _UNBOUNDED, of_given=True)
 
 
 # As Keras says it; of its counts it does not.
@@ -462,6 +472,24 @@ _COUNTS = {
     "FalsePositives": "lower",
     "FalseNegatives": "lower",
 }
+# Of Keras's own classes; of others nobody knows.
+_BOUNDS = {
+    (0.0, 1.0): (
+        "Accuracy BinaryAccuracy CategoricalAccuracy SparseCategoricalAccuracy "
+        "TopKCategoricalAccuracy SparseTopKCategoricalAccuracy AUC Precision Recall "
+        "PrecisionAtRecall RecallAtPrecision SensitivityAtSpecificity "
+        "SpecificityAtSensitivity F1Score FBetaScore IoU BinaryIoU MeanIoU OneHotIoU "
+        "OneHotMeanIoU"
+    ),
+    (0.0, math.inf): (
+        "MeanAbsoluteError MeanAbsolutePercentageError MeanSquaredError "
+        "MeanSquaredLogarithmicError RootMeanSquaredError LogCoshError Hinge "
+        "SquaredHinge CategoricalHinge BinaryCrossentropy CategoricalCrossentropy "
+        f"SparseCategoricalCrossentropy {' '.join(_COUNTS)}"
+    ),
+    (-1.0, 1.0): "CosineSimilarity PearsonCorrelation ConcordanceCorrelation",
+    (-math.inf, 1.0): "R2Score",
+}
 
 
 def of_keras(
@@ -470,9 +498,11 @@ def of_keras(
     """A Keras metric of one number, whose state is a sum over examples.
 
     So it is of `Mean` and what is made of it, of counts of right and wrong, of
-    confusion matrices, of AUC. An image's row is the state after that image alone. The
+    confusion matrices, of AUC. An image's row is the state after that image alone, of
+    counts with a 1 behind it: an image with none of what is counted is one of them. The
     mask goes in as `sample_weight`. Of classes and labels, a metric of Keras's own gets
-    `probabilities` of the outputs, unless it was made with `from_logits=True`.
+    `probabilities` of the outputs, unless it was made with `from_logits=True`. A name
+    that Keras gave is without the number behind it, which counts what a process made.
     """
     built = []
     finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
@@ -506,10 +536,10 @@ def of_keras(
     def value(sums: np.ndarray) -> np.ndarray:
         sums = np.asarray(sums, np.float64)
         rows = sums.reshape(-1, sums.shape[-1])
-        ends = np.cumsum([math.prod(v.shape) for v in metric.variables])[:-1]
+        ends = np.cumsum([math.prod(v.shape) for v in metric.variables])
         values = []
         for row in rows:
-            parts = zip(np.split(row, ends), metric.variables, strict=True)
+            parts = zip(np.split(row, ends)[:-1], metric.variables, strict=True)
             state = [tf.constant(p.reshape(v.shape), v.dtype) for p, v in parts]
             result = np.asarray(metric.stateless_result(state))
             if result.ndim:
@@ -521,12 +551,40 @@ def of_keras(
         return np.array(values).reshape(sums.shape[:-1])
 
     known = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
+    rows = _with_ones(statistics) if known else statistics
     known = known or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
     better = _better(metric, metric.name, known)
     if type(metric).result is keras.metrics.Mean.result:
         value = _ratio
-    bounds = (-math.inf, math.inf)
-    return Metric(metric.name, better, "", statistics, value, bounds)
+    name, bounds = _class_name(metric) or metric.name, _bounds(metric)
+    return Metric(name, better, "", rows, value, bounds, of_given=True)
+
+
+def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Statistics with a 1 behind the row of each image that has a valid place."""
+
+    def rows(target, output, mask, num_classes):
+        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)[:, tf.newaxis]
+        return tf.concat(
+            (statistics(target, output, mask, num_classes), counted), axis=-1
+        )
+
+    return rows
+
+
+def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
+    """The smallest and largest values of a metric of Keras's own; else none."""
+    if type(metric).__module__.split(".")[0] == "keras":
+        for bounds, names in _BOUNDS.items():
+            if type(metric).__name__ in names.split():
+                return bounds
+    return _UNBOUNDED
+
+
+def _class_name(metric: keras.metrics.Metric) -> str:
+    """The name that Keras gave to a metric, without a number; empty: it was given."""
+    name = re.sub(r"_\d+$", "", metric.name)
+    return name if name.replace("_", "") == type(metric).__name__.lower() else ""
 
 
 def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
@@ -578,6 +636,22 @@ def as_metric(
         "A metric must be a Keras metric or a function (target, output, mask) -> "
         f"[batch]; got {given!r}."
     )
+
+
+def as_metrics(given: Sequence, probabilities: Callable | None = None) -> list[Metric]:
+    """Returns a task's metrics; those that Keras named are numbered among themselves.
+
+    Its own numbers count all that were made in the process. See `as_metric`.
+    """
+    found, seen = [], Counter()
+    for one in given:
+        metric = as_metric(one, probabilities)
+        name = _class_name(one) if isinstance(one, keras.metrics.Metric) else ""
+        if name and seen[name]:
+            metric = dataclasses.replace(metric, name=f"{name}_{seen[name]}")
+        seen[name] += 1
+        found.append(metric)
+    return found
 
 
 # What an attack does to a metric.

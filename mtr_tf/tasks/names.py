@@ -79,17 +79,24 @@ def resolve(
     return _different(tuple(_resolve_one(name, known) for name in given), given)
 
 
-def canonical(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Returns the full names of the paper's tasks, and other names unchanged.
+def canonical(
+    names: str | Iterable[str], known: Iterable[Named] = NAMES
+) -> tuple[str, ...]:
+    """Returns the full names of known tasks, and other names unchanged.
 
     Whether other tasks exist is known only once the data set that declares them is
     open.
 
+    Args:
+      names: As for `resolve`.
+      known: The known tasks; by default those of the paper.
+
     Raises:
       InputError: The same task twice, or none at all.
     """
-    given = _given(names, NAMES)
-    resolved = tuple(_lookup(name, NAMES) or name for name in given)
+    known = tuple(known)
+    given = _given(names, known)
+    resolved = tuple(_lookup(name, known) or name for name in given)
     return _different(resolved, given)
 
 

@@ -36,7 +36,7 @@ def digest(task: Task) -> str:
     results are not taken for those of a loss that was changed since.
     """
     own = [metric for metric in task.metrics[:-1] if _is_own(metric)]
-    if _has_own_loss(task):
+    if has_own_loss(task):
         own.append(task.metrics[-1])
     if not own:
         return ""
@@ -44,6 +44,8 @@ def digest(task: Task) -> str:
     words = []
     for metric in own:
         words += [metric.name, metric.better, *_code(metric.statistics, {})]
+        if metric.of_given and metric.bounds != (-np.inf, np.inf):
+            words += map(str, metric.bounds)
         try:
             rows = metric.statistics(target, output, mask, output.shape[-1])
             numbers = [*np.ravel(rows), metric.over(np.asarray(rows))]
@@ -63,12 +65,12 @@ def _hashed(words: Iterable[str]) -> str:
 
 
 def _is_own(metric: Metric) -> bool:
-    """Whether a metric is made of a user's function, or of Keras's."""
-    ours = metric.statistics.__module__.startswith("mtr_tf.")
-    return not ours or metric.bounds == (-np.inf, np.inf)
+    """Whether a metric's code is a user's, or that of what it is made of."""
+    return metric.of_given or not metric.statistics.__module__.startswith("mtr_tf.")
 
 
-def _has_own_loss(task: Task) -> bool:
+def has_own_loss(task: Task) -> bool:
+    """Whether its loss is not that of its kind, or of the task of that name."""
     known = [KINDS[task.kind].loss]
     if task.name in TASKS:
         known.append(TASKS[task.name].loss)

@@ -96,7 +96,7 @@ class Task:
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
       paint: The function that `to_rgb` calls; None for the kind's.
       mirror: What each channel's values are multiplied by when an image is mirrored
-        left to right; None if they do not change.
+        left to right; None if they do not change. Not for classes.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
       aliases: Other names the command line takes, lower case.
       more: Metrics that are computed too where somebody asked for them
@@ -146,7 +146,7 @@ class Task:
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
-        scores = [metrics_lib.as_metric(one, kind.probabilities) for one in scores]
+        scores = metrics_lib.as_metrics(scores, kind.probabilities)
         if not scores or scores[-1].name != "loss":
             scores.append(metrics_lib.mean_loss(loss))
         fill("metrics", tuple(scores))
@@ -181,7 +181,7 @@ class Task:
     def harm(self) -> Metric:
         """The metric that measures harm: the first mean of errors, or of a share.
 
-        Mean IoU is not such a mean, so for classes it is the accuracy. Of a metric of
+        Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
         your own where higher is better nobody knows which value is without harm.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
@@ -306,6 +306,11 @@ def _check(task: Task) -> None:
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
+        )
+    if task.mirror is not None and KINDS[task.kind].discrete:
+        raise InputError(
+            f"The task {task.name} must not have mirror, which multiplies numbers, "
+            f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
     channels = task.channels or count or KINDS[task.kind].channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
@@ -508,7 +513,7 @@ KINDS: dict[str, Kind] = {
         channels=1,
     ),
     "directions": Kind(
-        "vectors whose length does not matter",
+        "directions, as vectors",
         losses_lib.l1,
         lambda unit, axes: (metrics_lib.angular_error(), metrics_lib.mae()),
         _paint_directions,

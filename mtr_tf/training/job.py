@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import data
+from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.config.settings import EXTRAS
@@ -30,11 +32,13 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.models import compiling
 from mtr_tf.runs import building
+from mtr_tf.runs import directory
 from mtr_tf.runs import initial_weights
 from mtr_tf.runs import own_models
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.directory import Begun
 from mtr_tf.runs.workers import Workers
+from mtr_tf.tasks import own_code
 from mtr_tf.tasks.groups import task_weights
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
@@ -154,8 +158,11 @@ def resolve(
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
         model = building.new_model(start, info)
+        if not begun.is_run:
+            own_models.check_logits(config.model, model, tasks)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
+    kept |= _code(config, model, tasks) | _weights(config, begun)
     learner = Learner(
         model,
         optimizer,
@@ -196,6 +203,37 @@ def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
     if ":" in config.model:  # A user's model, which may not standardise at all.
         return {}
     return {"normalization": {"mean": list(info.mean), "std": list(info.std)}}
+
+
+def _code(
+    config: TrainConfig, model: keras.Model, tasks: tasks_lib.TaskSet
+) -> dict[str, Any]:
+    """What is compared of a user's own code when the run is continued."""
+    if ":" not in config.model + config.dataset:
+        return {}
+    versions = directory.versions()
+    # By which the hashes are known: others may write the same model otherwise.
+    found: dict[str, Any] = {
+        "versions": {name: versions[name] for name in ("python", "keras", "mtr_tf")}
+    }
+    if ":" in config.model:
+        found["model"] = own_models.digest(model)
+    replaced = [pair.partition(":")[0] for pair in config.task_losses]
+    for name, task in tasks.items():
+        if own_code.has_own_loss(task) and name not in replaced:
+            found[f"loss of {name}"] = own_code.of(task.loss)
+    return {"code": found}
+
+
+def _weights(config: TrainConfig, begun: Begun) -> dict[str, Any]:
+    """What is compared of `--init` when the run is continued, if it is still there.
+
+    A run that has a checkpoint does not need it: nothing is downloaded for it.
+    """
+    if config.init and not (begun.steps and files.is_remote(config.init)):
+        with contextlib.suppress(InputError):
+            return {"init": initial_weights.digest(config.init)}
+    return {}
 
 
 def _data(source: Source, tasks: tasks_lib.TaskSet, examples: int) -> dict[str, Any]:

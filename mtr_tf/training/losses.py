@@ -128,6 +128,11 @@ def _parse(pairs: Sequence[str], tasks: tasks_lib.TaskSet) -> dict[str, Loss]:
                 f"autoencoder:l1; got {pair!r}."
             )
         checks.check_name("loss in --task_losses", loss, LOSSES)
+        if task in chosen:
+            raise InputError(
+                f"--task_losses must name each task once, but {task} has several "
+                f"losses in {','.join(pairs)}; leave one."
+            )
         if task not in tasks:
             raise InputError(
                 "--task_losses must name tasks that are trained "

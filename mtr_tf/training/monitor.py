@@ -87,20 +87,21 @@ def parse_best(config: TrainConfig, tasks: tasks_lib.TaskSet) -> BestMetric:
     if not text:
         main = config.main_or_all_tasks[0]
         return BestMetric("clean", main, tasks[main].metrics[0])
-    *kind, task, metric = ["", *text.split("/")][-3:]
-    kind = kind[0] if kind and kind[0] else "clean"
     choices = {
-        f"{task.name}/{metric.name}": BestMetric(kind, task.name, metric)
+        f"{task.name}/{metric.name}": (task.name, metric)
         for task in tasks.values()
         for metric in task.metrics
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
-    if kind not in kinds or f"{task}/{metric}" not in choices:
+    kind, _, rest = text.partition("/")
+    if kind not in kinds:
+        kind, rest = "clean", text
+    if rest not in choices:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "
             f"{', '.join(choices)}; got {text!r}."
         )
-    return choices[f"{task}/{metric}"]
+    return BestMetric(kind, *choices[rest])
 
 
 def training_attack(config: TrainConfig) -> attacks.PGD | None:

@@ -175,9 +175,9 @@ def _gradients(learner: Learner, batch: dict) -> tuple[tf.Tensor, list[tf.Tensor
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     views = _views(learner, batch)
     with tf.GradientTape() as tape:
-        losses = _mean_losses(learner, batch, views)
+        losses, added = _mean_losses(learner, batch, views)
         # Each replica adds its share of what is no mean over images.
-        extra = (learner.weighting.penalty() + _decay(learner)) / replicas
+        extra = (learner.weighting.penalty() + _decay(learner) + added) / replicas
         total = learner.weighting.total(losses) + extra
         scaled = learner.optimizer.scale_loss(total)
     gradients = tape.gradient(scaled, learner.variables)
@@ -196,17 +196,23 @@ def _views(learner: Learner, batch: dict) -> list[tuple[tf.Tensor, float]]:
 
 def _mean_losses(
     learner: Learner, batch: dict, views: list[tuple[tf.Tensor, float]]
-) -> dict[str, tf.Tensor]:
-    """Returns {task: this replica's part of the mean loss over the global batch}."""
-    losses = dict.fromkeys(learner.weighting.fixed, 0.0)
+) -> tuple[dict[str, tf.Tensor], tf.Tensor | float]:
+    """Returns {task: this replica's part of the mean loss over the global batch}.
+
+    And what layers add on this replica, as Keras's fit takes it: regularizers of
+    weights and of outputs, and `add_loss`.
+    """
+    losses, added = dict.fromkeys(learner.weighting.fixed, 0.0), 0.0
     for images, share in views:
         outputs = learner.model(images, training=True)
+        for loss in learner.model.losses:  # Of this call.
+            added += share * tf.reduce_sum(tf.cast(loss, tf.float32))
         for task in losses:
             per_image = learner.losses[task](
                 batch["targets"][task], outputs[task], batch["masks"][task]
             )
             losses[task] += share * tf.reduce_sum(per_image) / learner.batch_size
-    return losses
+    return losses, added
 
 
 def _decay(learner: Learner) -> tf.Tensor | float:

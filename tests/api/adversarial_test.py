@@ -345,6 +345,14 @@ def test_a_model_of_two_inputs_is_refused():
         mtr_tf.AdversarialModel(model, "image")
 
 
+def test_a_weight_needs_a_target(batch):
+    images, targets = batch
+    adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1, eps=8)
+    weights = {"seg": tf.ones((4, 16, 16)), "sag": tf.zeros((4, 16, 16))}
+    with pytest.raises(mtr_tf.InputError, match="one is named 'sag'.*mean 'seg'"):
+        adversarial.attacked(tf.constant(images), targets, weights)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

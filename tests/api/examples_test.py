@@ -8,6 +8,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import mtr_tf
 from mtr_tf import files
@@ -56,6 +57,73 @@ def test_groups_are_cut_with_the_examples():
 
 def test_of_endless_examples_the_first_are_taken():
     assert len(opened(itertools.cycle(IMAGES), 7).columns("validation")) == 7
+    endless = tf.data.Dataset.from_tensor_slices(IMAGES).repeat()
+    assert len(opened(endless, 7).columns("validation")) == 7
+    with pytest.raises(InputError, match=r"repeats forever; leave out \.repeat\(\)"):
+        opened(endless)
+
+
+MAPS = np.arange(5 * 16).reshape(5, 4, 4)
+KNOWN = MAPS % 3 > 0
+
+
+def masks_of(targets, masks, names=(), tasks=()):
+    source = examples_lib.open_source(
+        (IMAGES, targets, masks), list(tasks), names, {}, "validation", 0
+    )
+    return source.columns("validation").masks
+
+
+@pytest.mark.parametrize("name", ["depth", "d", "Depth_ZBuffer"])
+@pytest.mark.parametrize("target", ["depth", "d"])
+@pytest.mark.parametrize("names", [(), ("depth",), ("d", "s")])
+def test_masks_are_found_by_all_names_of_their_task(name, target, names):
+    targets = {"seg": MAPS % 2, target: MAPS}
+    np.testing.assert_array_equal(
+        masks_of(targets, {name: KNOWN}, names)["depth"], KNOWN
+    )
+    assert "depth" not in masks_of(targets, {name: KNOWN}, ("seg",))  # Nor the target.
+
+
+def test_masks_of_own_tasks_have_their_other_names_too():
+    flow = mtr_tf.Task("flow", aliases=("motion",))
+    found = masks_of({"flow": MAPS}, {"motion": KNOWN}, ("flow",), [flow])
+    np.testing.assert_array_equal(found["flow"], KNOWN)
+
+
+@pytest.mark.parametrize("names", [(), ("seg", "depth"), ("seg",)])
+@pytest.mark.parametrize("name", ["dpth", "normal", 0])
+def test_a_mask_needs_a_target(names, name):
+    masks = {"seg": KNOWN, name: KNOWN}
+    told = rf"named after a target \(seg, depth\), but one is named '{name}'"
+    with pytest.raises(InputError, match=told):
+        masks_of({"seg": MAPS % 2, "depth": MAPS}, masks, names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": {"seg": MAPS[:3]}}, "its target seg has 3 rows for 5 images"),
+        ({"targets": {"seg": 1}}, "its target seg has no rows for 5 images"),
+        ({"masks": {"s": KNOWN[:4]}}, "its mask seg has 4 rows for 5 images"),
+        ({"inputs": {"gain": np.ones(9)}}, "its input gain has 9 rows for 5 images"),
+        ({"inputs": np.ones(5)}, "inputs of a batch must be a dict by name"),
+        ({"targets": {"seg": [[1], [1, 2]]}}, "target seg of an example must be an ar"),
+    ],
+)
+def test_batches_have_rows_for_all_images(change, message):
+    batch = {"image": IMAGES, "targets": {"seg": MAPS % 2}} | change
+    with pytest.raises(InputError, match=message):
+        opened(batch)
+
+
+def test_a_tuple_may_have_examples():
+    pairs = [(image, {"seg": row % 2}) for image, row in zip(IMAGES, MAPS, strict=True)]
+    for form in (tuple, list):
+        columns = opened(form(pairs)).columns("validation")
+        np.testing.assert_array_equal(columns.targets["seg"], MAPS % 2)
+    with pytest.raises(InputError, match="at least one example"):
+        opened(())
 
 
 def test_radii_of_images_in_0_1_are_asked_about():

@@ -8,11 +8,14 @@ import inspect
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import mtr_tf
+from mtr_tf.api import settings
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.reproduce import ReproduceConfig
 
 STUB = pathlib.Path(mtr_tf.__file__).with_suffix(".pyi")
 
@@ -41,6 +44,35 @@ def test_calls_show_all_settings_of_their_commands():
     assert "learning_rate: " in mtr_tf.train_model.__doc__
 
 
+def test_settings_take_what_python_has_for_them():
+    given = {"init": pathlib.Path("a") / "b.keras", "data_dir": pathlib.Path("c")}
+    config = settings.record(TrainConfig, {**given, "crop": (16, 32), "image_size": 64})
+    assert (config.init, config.data_dir) == (str(given["init"]), "c")
+    assert (config.parsed_crop, config.parsed_image_size) == ((16, 32), (64, 64))
+    rises = settings.record(
+        TrainConfig, {"schedule": "step", "lr_epochs": [2.0, np.int64(5), "7"]}
+    )
+    assert rises.lr_epochs == (2, 5, 7)
+    assert all(type(epoch) is int for epoch in rises.lr_epochs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "said"),
+    [
+        (ReproduceConfig, "seeds", [0.9, 1.7], r"a whole .* got \[0.9, 1.7\]"),
+        (TrainConfig, "lr_epochs", [2.5], "a list of whole numbers; got"),
+        (TrainConfig, "lr_epochs", [float("inf")], "a list of whole numbers; got"),
+        (TrainConfig, "lr_epochs", ["x"], "a list of whole numbers; got"),
+        (AttackConfig, "eps", None, "a number or a list of numbers; got None"),
+        (AttackConfig, "eps", [[1.0]], "a number or a list of numbers; got"),
+        (AttackConfig, "ckpt", 3, "of type str, got 3"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_by_their_name(kind, name, value, said):
+    with pytest.raises(mtr_tf.InputError, match=f"^{name} must be .*{said}"):
+        settings.record(kind, {name: value})
+
+
 @pytest.mark.parametrize("name", ["executor", "workers", "part", "name"])
 def test_what_only_commands_do_is_refused(name):
     with pytest.raises(mtr_tf.InputError, match="a flag of the command only"):
@@ -58,7 +90,7 @@ def test_an_unknown_name_is_an_attribute_error():
         (lambda to: mtr_tf.RobustnessCallback([], log_dir=to), "log_dir"),
         (lambda to: mtr_tf.Results("", [{}]).plot(to), "path"),
         (lambda to: mtr_tf.data.load("rooms", "train", data_dir=to), "data_dir"),
-        (lambda to: mtr_tf.reproduce_study(workdir=str(to)), "--workdir"),
+        (lambda to: mtr_tf.reproduce_study(workdir=to), "--workdir"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, pathlib.Path])
@@ -76,7 +108,8 @@ def test_an_address_makes_no_folder(call, name, kind, tmp_path, monkeypatch):
     [
         (lambda to: mtr_tf.evaluate(len, [], out=to), "out"),
         (lambda to: mtr_tf.evaluate(to, "rooms"), "--ckpt"),
-        (lambda to: mtr_tf.train_model(workdir=str(to)), "--workdir"),
+        (lambda to: mtr_tf.train_model(workdir=to), "--workdir"),
+        (lambda to: mtr_tf.train_model(workdir="runs/x", init=to), "--init"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, pathlib.Path])

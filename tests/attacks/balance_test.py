@@ -208,6 +208,50 @@ def test_an_image_does_not_see_its_batch(balance):
         np.testing.assert_allclose(got[1], score[pick], rtol=1e-5, atol=1e-6)
 
 
+RELATIVE = [name for name, record in BALANCES.items() if record.relative]
+
+
+@pytest.mark.parametrize("balance", RELATIVE)
+def test_a_task_whose_loss_is_0_at_first_is_climbed_and_scored(balance):
+    """It counts as 1e-12: weights and scores by hand, of losses (now, 1.5)."""
+    record, rest = BALANCES[balance], tf.constant([1.5])
+    before = {"seg": tf.constant([0.0]), "depth": tf.constant([1.0])}
+    first = {"wgd": 2 / 1.5, "wgd_released": 1, "worst": 0.5e12}
+    later = {"wgd": 2, "dgba": 1 / 0.3}
+    for now, progress, weights in ((0.0, 0.0, first), (0.3, 0.5, later)):
+        seg = tf.constant([now])
+        with tf.GradientTape() as tape:
+            tape.watch(seg)
+            climbed = record({"seg": seg, "depth": rest}, before, progress)
+        slope = tape.gradient(climbed, seg)
+        np.testing.assert_allclose(slope, [weights.get(balance, 1e12)], rtol=1e-5)
+    scores = {"dgba_paper": 0.3e12 + 1.5, "worst": math.log(0.3e12)}
+    at_first = {"dgba_paper": 1.5, "worst": math.log(1.5)}
+    for now, expected in ((0.3, scores), (0.0, at_first)):
+        losses = {"seg": tf.constant([now]), "depth": rest}
+        geometric = (math.log(now or 1e-12) + math.log(1.5)) / 2
+        score = record.score(losses, before if record.compared == "clean" else None)
+        np.testing.assert_allclose(score, [expected.get(balance, geometric)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", RELATIVE)
+def test_a_head_that_is_sure_is_attacked(balance):
+    """Logits 18 apart, whose cross-entropy is 0 in float32, beside a depth."""
+    x, ones = tf.ones((1, 2, 2, 3)), {name: tf.ones((1, 2, 2)) for name in NAMES[:2]}
+    targets = {"seg": tf.zeros((1, 2, 2), tf.int32), "depth": tf.zeros((1, 2, 2, 1))}
+    objective = attacks.objective(
+        lambda x: {
+            "seg": tf.stack([9 * x[..., 0], -9 * x[..., 0]], axis=-1),
+            "depth": x[..., 1:2],
+        },
+        targets,
+        ones,
+        balance=balance,
+    )
+    attack = attacks.PGD(0.5, 0.25, 3, random_start=False, keep="last")
+    np.testing.assert_allclose(attack(objective, x)[..., 0], 0.5)
+
+
 def test_one_broken_gradient_does_not_hide_the_others():
     @tf.custom_gradient
     def broken(y):

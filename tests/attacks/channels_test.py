@@ -91,6 +91,12 @@ def test_without_channels_it_is_the_attack_itself():
     assert attacks.on_channels(attack, ()) is attack
 
 
+def test_an_objective_that_takes_images_alone_is_told_what_to_do():
+    attack = attacks.on_channels(attacks.PGD(0.1, 0.05, 2), (0,))
+    with pytest.raises(InputError, match=r"wrap a plain f\(x\) in attacks.simple"):
+        attack(lambda x: tf.reduce_sum(x, [1, 2, 3]), images())
+
+
 @pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,)])
 def test_channels_that_are_not_there(chosen):
     with pytest.raises(InputError, match="different numbers from 0 to 3; got"):

@@ -154,6 +154,47 @@ def test_a_setting_that_an_entry_does_not_use_is_left_to_its_record(monkeypatch)
     assert (made.steps, made.restarts) == (7, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "made"),
+    [
+        ("square", {"queries": 5000}, attacks.Square(0.1, 5000)),
+        ("square", {"steps": 7}, attacks.Square(0.1, 7)),
+        ("square", {"queries": 5000, "steps": 7}, attacks.Square(0.1, 5000)),
+        ("noise", {"draws": 10}, attacks.Noise(0.1, draws=10)),
+        ("corner", {"restarts": 3}, attacks.Corner(0.1, draws=3)),
+        (
+            "pgd",
+            {"steps": 20, "keep": "last"},
+            attacks.PGD(0.1, 0.025, 20, keep="last"),
+        ),
+        ("pgd", {"steps": 20, "step_size": 0.02}, attacks.PGD(0.1, 0.02, 20)),
+        ("fgsm", {"steps": 20, "step_size": 0.02}, attacks.FGSM(0.1)),
+    ],
+)
+def test_settings_may_have_the_names_of_commands_or_of_fields(name, settings, made):
+    assert attacks.make(name, 0.1, **settings) == made
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("apgd", {"restart": 5}, "APGD takes .*got 'restart'. Did you mean 'restarts'"),
+        (
+            "sea",
+            {"losses": ("js",)},
+            "SEA takes the settings step_size, .*got 'losses'",
+        ),
+        ("pgd", {"draws": 10}, "PGD takes .*keep, but got 'draws'"),
+        ("pgd", {}, "PGD needs steps, which has no default; give it"),
+    ],
+)
+def test_settings_that_nothing_takes_or_that_are_missing_are_refused(
+    name, settings, said
+):
+    with pytest.raises(InputError, match=said):
+        attacks.make(name, 0.1, **settings)
+
+
 def test_an_entry_may_be_of_another_package():
     kind = kinds.Kind(record="mtr_tf.attacks.pgd:FGSM")
     assert kind.make(0.1) == attacks.FGSM(0.1)

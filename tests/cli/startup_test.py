@@ -19,6 +19,7 @@ from mtr_tf.cli import startup
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.export import ExportConfig
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def test_too_little_memory_is_one_sentence(error):
 def test_other_errors_are_not_of_memory():
     error = tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible")
     assert cli_flags.out_of_memory(error, [TrainConfig()]) is None
+
+
+def test_a_command_without_batches_is_told_of_no_flag_that_it_lacks():
+    told = cli_flags.out_of_memory(MemoryError("out of memory"), [ExportConfig()])
+    assert told is not None
+    assert told.startswith("the device has too little memory. ")
+    assert "--" not in told
 
 
 def test_skipped_steps_are_those_without_an_update():

@@ -260,7 +260,7 @@ def test_results_of_other_weights_in_one_folder_are_left_out(
     assert kept == []  # They do not say which way is better.
 
 
-def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path):
+def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path, caplog):
     one = record(1, ["seg"], "seg", "miou", 0.5, 0.4)
     first = write(tmp_path / "c", [one | {"images": "8x8x3 0.5 0.4 0.41234"}])
     other = write(tmp_path / "d", [one | {"metric": "mine"}])
@@ -272,6 +272,7 @@ def test_models_are_compared_by_one_metric_on_the_same_images(runs, tmp_path):
     larger = write(tmp_path / "f", [one | {"images": "16x16x3 0.6 0.4 0.5"}])
     again = write(tmp_path / "g", [one | {"images": "8x8x3 0.5 0.4 0.41233"}])
     compare.main(CompareConfig(runs=(first, larger, again, runs[0]), task=("seg",)))
+    assert "pictures are 8x8 in c and 16x16 in f" in caplog.text
 
 
 def test_after_a_copy_attacks_on_the_whole_model_count(tmp_path, capsys):
@@ -320,3 +321,39 @@ def test_numbers_that_do_not_exist(tmp_path, capsys):
     compare.main(CompareConfig(runs=(run,), plot=str(plot)))
     assert ["1", "-"] in lines_of(capsys.readouterr().out)
     assert plot.stat().st_size > 1000
+
+
+def test_curves_are_of_pictures_of_one_size(tmp_path, capsys, caplog):
+    """Newer attacks at another size have other clean values, and other radii."""
+    sizes = (("8x8x3", (1, 2), 0.3), ("16x16x3", (4,), 0.5))
+    for number, (size, radii, clean) in enumerate(sizes):
+        folder = tmp_path / "a" / "attacks" / str(number)
+        folder.mkdir(parents=True)
+        found = [
+            record(eps, ["seg"], "seg", "miou", clean, clean / 2)
+            | {"images": f"{size} 0.5 0.5 0.5"}
+            for eps in radii
+        ]
+        (folder / "results.json").write_text(json.dumps(found))
+        os.utime(folder / "results.json", (number, number))
+    run = str(tmp_path / "a")
+    compare.main(CompareConfig(runs=(run,), format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.5), (4, 0.25)]
+    assert "left out where there is a newer attack: 8x8" in caplog.text
+    compare.main(CompareConfig(runs=(run,), name="0", format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert [(r["eps"], r["value"]) for r in found] == [(0, 0.3), (1, 0.15), (2, 0.15)]
+
+
+def test_a_leaderboard_refuses_what_it_makes_no_use_of(runs, tmp_path):
+    page = tmp_path / "b.html"
+    config = CompareConfig(runs=runs, leaderboard=str(page), task=("x",), format="json")
+    with pytest.raises(InputError, match="but --task, --format is given too"):
+        compare.main(config)
+    assert not page.exists()
+
+
+def test_the_folder_where_one_is_has_a_label():
+    assert side_by_side.labels_of(["."]) == ["."]
+    assert side_by_side.labels_of([".", "b"]) == [".", "b"]

@@ -99,11 +99,15 @@ def test_the_file_says_what_goes_in_and_comes_out(folder):
 
 def test_what_cannot_be_exported_is_said(folder, tmp_path):
     (tmp_path / "file").touch()
+    theirs = tmp_path / "theirs"  # As Keras and TensorFlow.js call it.
+    theirs.mkdir()
+    (theirs / "model.json").write_text('{"class_name": "Functional", "format": "x"}')
     run, out = str(folder / "run"), str(tmp_path / "new")
     for settings, message in (
         ({}, "--ckpt must be given"),
         ({"ckpt": run}, "--out must be given"),
         ({"ckpt": run, "out": str(tmp_path)}, "holds something else"),
+        ({"ckpt": run, "out": str(theirs)}, "holds something else"),
         ({"ckpt": run, "out": str(tmp_path / "file")}, "must be a directory"),
         ({"ckpt": str(folder / "out/model.keras"), "out": out}, "is a .keras file"),
         ({"ckpt": str(folder / "none"), "out": out}, "which does not exist"),

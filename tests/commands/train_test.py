@@ -226,7 +226,8 @@ def test_a_run_of_other_settings_is_refused_and_kept(whole_run, here):
 @pytest.mark.parametrize("steps", [1, 6])
 def test_a_loss_that_is_not_finite_stops_the_run(whole_run, here, tmp_path, steps):
     """In the last step of all the broken model is found by its evaluation."""
-    flags = [*whole_run.flags, f"--workdir={tmp_path / 'run'}", "--eval_eps=0"]
+    flags = [*whole_run.flags, f"--workdir={tmp_path / 'run'}"]
+    flags += ["--eval_eps=0", "--eval_steps=5"]  # The default: there is no attack.
     flags += ["--learning_rate=1e6", "--optimizer=sgd", "--schedule=constant"]
     flags += ["--epochs=1", f"--train_examples={4 * steps}", "--nodeterministic"]
     flags += ["--crop="]

@@ -68,6 +68,24 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
             {"adversarial_share": 0.0, "adversarial_tasks": "main"},
             "--adversarial_tasks needs an --adversarial_share above 0",
         ),
+        (
+            {"adversarial_eps": 0.0, "adversarial_tasks": "main"},
+            "--adversarial_tasks needs an --adversarial_eps above 0, but it is 0",
+        ),
+        (
+            {"adversarial_eps": 8 / 255, "adversarial_tasks": "main"},
+            "--adversarial_eps must be in levels .* give --adversarial_eps=8.",
+        ),
+        ({"eval_eps": 4 / 255}, "--eval_eps must be in levels .* give --eval_eps=4."),
+        ({"eval_eps": 0.1}, ""),
+        (
+            {"eval_eps": 0.0, "eval_steps": 9},
+            "--eval_steps needs an --eval_eps above 0",
+        ),
+        ({"momentum": 0.5}, "--momentum needs --optimizer=sgd, .* optimizer is adam"),
+        ({"momentum": 0.5, "optimizer": "sgd"}, ""),
+        ({"lr_factor": 0.5}, "--lr_factor needs --schedule=step, .* is cosine"),
+        ({"lr_factor": 0.5, "schedule": "step", "lr_epochs": (2,)}, ""),
         ({"adversarial_eps": 4.0, "adversarial_tasks": "main"}, ""),
         ({}, ""),
     ],
@@ -282,3 +300,13 @@ def test_an_address_is_no_path(record, field):
         InputError, match=rf"^--{field.name} must be a path in this machine's file"
     ):
         record(**{field.name: value})
+
+
+def test_home_is_where_paths_begin_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert TrainConfig(data_dir="~/data").data_dir == "/home/ann/data"
+    assert TrainConfig(data_dir="a/~/b").data_dir == "a/~/b"
+    assert CompareConfig(runs=("~/a", "b")).runs == ("/home/ann/a", "b")
+    assert CompareConfig(runs=("gs://x/~",)).runs == ("gs://x/~",)
+    saved = TrainConfig(data_dir="~/data").to_dict()
+    assert TrainConfig.from_dict(saved | {"data_dir": "~/data"}).to_dict() == saved

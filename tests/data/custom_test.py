@@ -172,7 +172,7 @@ def labelled(*labels, **changes):
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-@pytest.mark.parametrize("ignored", [255, -1, [255, -1], (254, 255)])
+@pytest.mark.parametrize("ignored", [255, -1, [255, -1], (254, np.uint8(255))])
 def test_labels_that_mean_none_are_masked(open_it, ignored, lazy):
     values = ignored if isinstance(ignored, list | tuple) else [ignored]
     made = [labelled(0, 2, 1, *values) for _ in range(3)]
@@ -191,6 +191,26 @@ def test_labels_that_mean_none_are_masked(open_it, ignored, lazy):
 
 class LazyList(collections.UserList):
     """A list that is read like any other sequence."""
+
+
+def test_labels_that_int32_cannot_hold_may_mean_none(open_it):
+    none = np.uint32(2**32 - 1)
+    made = example(targets={"seg": np.resize(np.uint32([0, 1, none]), (8, 6))})
+    columns = open_it({"train": [made], "ignore_label": none}).columns("train")
+    np.testing.assert_array_equal(columns.masks["seg"][0], made["targets"]["seg"] < 2)
+    assert columns.targets["seg"].max() == 1
+
+
+def test_numbers_may_be_of_numpy_and_names_of_any_bytes(open_it):
+    named = example(name=b"caf\xe9")
+    source = open_it({"train": [named], "readers": np.int64(2)})
+    assert source.columns("train").names == ["caf\N{REPLACEMENT CHARACTER}"]
+
+
+def test_masks_may_be_none(open_it):
+    made = example()
+    given = [made | {"masks": None}, (made["image"], made["targets"], None)]
+    assert not open_it({"train": given}).columns("train").masks
 
 
 def test_masked_labels_leave_no_gap(open_it):
@@ -434,6 +454,30 @@ WRONG_EXAMPLES = {
         "A mask must have its image's height and width, [8, 6]",
     ),
     "mask with nan": (changed("masks", "seg", nan_at(0, 0)), "with NaN in it"),
+    "masks as array": (
+        example(masks=np.ones((8, 6))),
+        "but those of example 1 of train are an array of shape [8, 6]",
+    ),
+    "ragged": (
+        changed("targets", "depth", [[1.0], [1.0, 2.0]]),
+        "The target of depth must be an array, but that of example 1 of train cannot",
+    ),
+    "ragged input": (
+        example(inputs={"camera": [[1.0], [1.0, 2.0]]}),
+        "The input camera must be an array, but that of example 1 of train cannot",
+    ),
+    "a number as name": (
+        changed("targets", 0, np.ones((8, 6))),
+        "In the targets of example 1 of train: Unknown task '0'",
+    ),
+    "a long label": (
+        changed("targets", "seg", np.full((8, 6), 2**32 + 1)),
+        "below the number of classes, 3, but example 1 of train has 4294967297",
+    ),
+    "a long label without sign": (
+        changed("targets", "seg", np.full((8, 6), 2**32 - 1, np.uint32)),
+        "below the number of classes, 3, but example 1 of train has 4294967295",
+    ),
     "mask alone": (
         changed("masks", "normal", np.ones((8, 6))),
         "example 1 of train has a mask for normal and no target",
@@ -534,7 +578,23 @@ def test_wrong_examples(open_it, mistake):
             'their labels), or, if a label means "no label", say so '
             '("ignore_label": 5)',
         ),
+        (
+            {"train": [labelled(0, 1, 2**32 + 1)]},
+            "classes, at most 2147483648, but example 0 of train has 4294967297",
+        ),
         ({"train": [example()], "ignore_label": "x"}, '"ignore_label" must be a whole'),
+        (
+            {"train": [example()], "ignore_label": {"seg": 255, "depth": 0}},
+            '"ignore_label" must be for tasks with classes; got depth. Give "masks"',
+        ),
+        (
+            {
+                "train": [(IMAGE, {"depth": IMAGE[..., 0]})],
+                "classes": ["a", "b"],
+                "class_weights": [1, 2],
+            },
+            '"class_weights" must be for tasks with classes that the examples have',
+        ),
         ({"train": [example()], "groups": [0]}, '"groups" must be a dict by split'),
         (
             {"train": [example()], "groups": {"train": [0, 1]}},

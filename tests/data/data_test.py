@@ -103,6 +103,13 @@ def test_input_errors(name, split, tasks, message):
         data.load(name, split, tasks=tasks)
 
 
+def test_unknown_options_are_named():
+    with pytest.raises(InputError, match=r"options depth_target, .* but got 'seed'"):
+        data.load("rooms", "train", seed=3)
+    with pytest.raises(InputError, match="Did you mean 'rooms_scenes'"):
+        data.open_source("rooms", room_scenes=3)
+
+
 def test_the_table_costs_no_tensorflow():
     names = [name for name in data.DATASETS if name != "fake"]
     code = f"from mtr_tf import data; assert list(data.DATASETS) == {names}"

@@ -210,6 +210,7 @@ def test_a_dict_of_kinds_declares_too(open_it):
         ({"tasks": [*TASKS, TASKS[0]]}, "two are named parts"),
         ({"tasks": [Task("Depth")]}, "must not be called Depth"),
         ({"class_weights": {"flow": [1]}}, "must be for tasks with classes"),
+        ({"ignore_label": {"seen": 0}}, "must be for tasks with classes; got seen"),
         ({"class_weights": {"scene": [1]}}, "each of the 3 classes of scene; got [1]"),
         ({"mean": [0.5]}, '"mean" must be one number for each of the 3 channels'),
     ],
@@ -230,7 +231,8 @@ def test_wrong_facts(open_it, given, message):
         ({"seen": np.array([0, 2, 0, 0])}, "1 or 0 for each of its"),
         ({"seen": np.array([0, 1])}, "seen must be numbers of shape [4]"),
         ({"angle": np.nan}, "angle must be finite where it is known, but example 0"),
-        ({"parts": np.zeros((2, 2), int)}, "whole numbers of shape [4, 6]"),
+        ({"parts": np.zeros((2, 2), int)}, "flatten another grid to one"),
+        ({"angle": np.zeros((2, 2))}, "flatten another grid to one"),
     ],
 )
 def test_wrong_targets(open_it, targets, message):
@@ -257,7 +259,67 @@ def test_lazy_classes_must_be_named(open_it):
     assert source.info.tasks["parts"].classes == ("a", "b", "c", "d", "e")
 
 
+# Values that are the same for all that mean the same.
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "clean"])
+def test_pictures_as_bytes_are_those_as_floats(open_it, name):
+    levels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+    made = [
+        {"image": levels, "targets": {name: target}}
+        for target in (levels, levels / 255)
+    ]
+    source = open_it(train=made, tasks=[Task("clean", kind="image")])
+    target = source.columns("train").targets[name]
+    np.testing.assert_array_equal(target[0], np.float32(levels) / np.float32(255))
+    np.testing.assert_allclose(target[0], target[1], rtol=1e-6)
+    made[0]["targets"] = {name: levels.astype(int)}
+    with pytest.raises(InputError, match=f"{name} must be uint8 or floats of shape"):
+        open_it(train=made[:1], tasks=[Task("clean", kind="image")])
+
+
+def test_bytes_of_other_kinds_are_numbers(open_it):
+    made = {"image": np.zeros((*SIZE, 3), np.uint8)}
+    made["targets"] = {"depth": np.full(SIZE, 200, np.uint8)}
+    assert (open_it(train=[made]).columns("train").targets["depth"] == 200).all()
+
+
+def test_directions_have_length_one(open_it):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(*SIZE, 3))
+    vectors[0, 0], vectors[0, 1] = 0, np.nan
+    mask = np.ones(SIZE)
+    mask[0, 1] = 0
+    unit = np.zeros((*SIZE, 2), np.float32)
+    unit[..., 1] = np.float32(1 - 1e-6)
+    made = {
+        "image": np.zeros((*SIZE, 3), np.uint8),
+        "targets": {"normal": vectors, "way": unit, "heading": [3.0, -4.0]},
+        "masks": {"normal": mask},
+    }
+    tasks = [Task(n, kind="directions", channels=2) for n in ("way", "heading")]
+    found = open_it(train=[made], tasks=tasks).columns("train").targets
+    lengths = np.sqrt((vectors**2).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        expected = np.nan_to_num(vectors / lengths)
+    np.testing.assert_allclose(found["normal"][0], expected, atol=1e-6)
+    np.testing.assert_allclose(found["heading"][0], [0.6, -0.8], rtol=1e-6)
+    np.testing.assert_array_equal(found["way"][0], unit)  # To the bit: it is rounding.
+
+
 # Pictures of other channels.
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_autoencoder_targets_have_the_channels_of_the_image(open_it, channels):
+    image = np.random.default_rng(0).random((*SIZE, channels), np.float32)
+    source = open_it(train=[(image, {"autoencoder": 1 - image})])
+    assert source.info.tasks["autoencoder"].channels == channels
+    batch = batching.gather(source.columns("train"), source.info.tasks, [0])
+    np.testing.assert_array_equal(batch["targets"]["autoencoder"][0], 1 - image)
+    grey = [Task("autoencoder", kind="image", channels=2)]  # As it is declared.
+    with pytest.raises(InputError, match=r"of shape \[4, 6, 2\], but"):
+        open_it(train=[(image, {"autoencoder": image})], tasks=grey)
 
 
 @pytest.mark.parametrize("shape", [SIZE, (*SIZE, 1)])
@@ -337,6 +399,9 @@ def test_a_mirror_must_be_known():
     with pytest.raises(InputError, match=r"joints must say .* neither .*--noflip"):
         Augment().check(8, 8, [task])
     Augment(flip=False).check(8, 8, [task])
+    words = Task("words", classes=("a", "b"), places=1)
+    with pytest.raises(InputError, match=r"words, .* neither .*; train with --noflip"):
+        Augment().check(8, 8, [words])
     heading = Task("heading", kind="directions", channels=2)
     with pytest.raises(InputError, match="heading must say .* directions point"):
         Augment().check(8, 8, [heading])

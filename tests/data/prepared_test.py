@@ -452,6 +452,17 @@ def test_a_damaged_part_is_made_again(tmp_path, at, caplog):
     assert len(called(tmp_path)) == 3 + caplog.text.count("is damaged")
 
 
+def test_a_part_that_is_removed_meanwhile_is_made_again(tmp_path, caplog):
+    wanted, folder = list(jobs(tmp_path, 3).items()), tmp_path / "parts"
+    list(parts.examples(folder, wanted, WORK, "testing", processes=1))
+    found = parts.examples(folder, wanted, WORK, "testing", processes=1)
+    next(found)
+    (folder / "no2.npz").unlink()
+    assert [int(arrays["squared"][0]) for arrays in found] == [1, 4]
+    assert called(tmp_path) == [0, 1, 2, 2]
+    assert "damaged" not in caplog.text
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
     wanted = jobs(tmp_path, 6, no3={"fail": "input"})
@@ -577,6 +588,37 @@ def test_who_comes_second_helps_and_leaves_nothing(tmp_path, monkeypatch):
     assert made.is_prepared()
     assert found == [f"no{i}.npz" for i in range(5)]
     assert not builder.parts.exists()
+
+
+class Sharing(Shared):
+    """One of several configs of the same parts; `meanwhile` runs while it prepares."""
+
+    def __init__(self, folder, config, meanwhile):
+        super().__init__(folder, [])
+        self.builder_config = rooms.RoomsConfig(name=config, size=32)
+        self.data_dir = folder / "failing" / config / "1.0.0"
+        self.meanwhile = meanwhile
+
+    def download_and_prepare(self):
+        self.parts.mkdir(exist_ok=True)
+        (self.parts / "0.npz").touch()
+        self.meanwhile()
+        self.data_dir.mkdir(parents=True)
+        (self.data_dir / INFO).write_text("{}")
+
+
+def test_who_finishes_last_removes_the_parts_that_configs_share(tmp_path):
+    there = []
+
+    def prepare(config, meanwhile):
+        def make(folder):
+            return Sharing(folder, config, meanwhile)
+
+        assert prepared.prepare(make, tmp_path, "it").is_prepared()
+        there.append((tmp_path / "parts" / "0.npz").exists())
+
+    prepare("first", lambda: prepare("second", lambda: None))
+    assert there == [True, False]
 
 
 def test_a_data_set_without_parts_is_only_waited_for(tmp_path):

@@ -327,7 +327,7 @@ def counting(monkeypatch):
     return made
 
 
-def test_broken_files_are_all_listed_masked_and_counted(tmp_path, caplog):
+def test_broken_files_are_all_listed_masked_and_counted(tmp_path, tfds_dir, caplog):
     taskonomy_fixture.write_building(tmp_path, [0, 1, 1300])
     broken = [
         cut(tmp_path, "reshading/point_1_*"),
@@ -352,9 +352,12 @@ def test_broken_files_are_all_listed_masked_and_counted(tmp_path, caplog):
     caplog.clear()
     data.open_source("taskonomy", **options)
     said = "Taskonomy: masked because they are broken: "
-    (counts,) = (m.removeprefix(said) for m in caplog.messages if m.startswith(said))
+    (told,) = (m.removeprefix(said) for m in caplog.messages if m.startswith(said))
+    counts, cure = told.split(" views. ")
     expected = ("segment_semantic 1", "depth_euclidean 1", "reshading 2")
-    assert sorted(counts.removesuffix(" views.").split(", ")) == sorted(expected)
+    assert sorted(counts.split(", ")) == sorted(expected)
+    (folder,) = tfds_dir.glob("taskonomy/16x16*/*")
+    assert f"again, delete {folder} to have them read" in cure
 
 
 def test_broken_pictures_are_refused_all_at_once(tmp_path, tfds_dir, monkeypatch):

@@ -171,6 +171,12 @@ def test_readers_get_what_was_written_or_an_error(store):
     assert cell_files.read(path).rows["depth"]["mae"].sum() == 0
 
 
+def test_a_metric_with_a_slash_in_its_name_is_read_again():
+    written = Result(None, {}, 1, {}, {"depth": {"depth/mae": np.ones((1, 2))}})
+    found = cell_files.result_of(None, *cell_files.contents(written))
+    assert list(found.rows["depth"]) == ["depth/mae"]
+
+
 def test_reading_cells_needs_no_tensorflow():
     found = imported_by("import mtr_tf.evaluation.cell_files")
     assert "mtr_tf.runs.store" in found

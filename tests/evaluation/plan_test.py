@@ -85,6 +85,23 @@ def test_joint_harm_is_known_by_how_it_is_joined():
     assert found == [2, None, None]
 
 
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"attack_tasks": ("scene+depth",)}, 2),
+        ({"attack_tasks": ("seg+depth",), "attack_classes": ("sky",)}, 2),
+        ({"attack_tasks": ("seg+depth",)}, None),  # No map has a loss of exactly 0.
+        ({"attack_tasks": ("scene+depth",), "balance": ("sum",)}, None),
+        ({"attack_tasks": ("scene",)}, None),
+    ],
+)
+def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
+    """Cells of before, which never climbed such a task, are done again."""
+    tasks = TaskSet((TASKS["seg"], TASKS["depth"], SCENE))
+    (cell,) = cells(tasks, **{"balance": ("worst",), "eps": (1.0,)} | fields)
+    assert cell.to_dict().get("losses_of_0") == known
+
+
 def own_attack(base, **body):
     """A class of one name, whatever it is made of."""
     return type("Mine", (base,), {"__module__": "mine", **body})

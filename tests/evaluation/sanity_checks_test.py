@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import keras
@@ -18,6 +19,7 @@ from mtr_tf.evaluation import sanity_checks
 from mtr_tf.evaluation import sweep
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
+from mtr_tf.runs import store
 from mtr_tf.runs.workers import Workers
 
 COMPARED = [name for name, kind in KINDS.items() if kind.for_comparison]
@@ -141,7 +143,7 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
     of_others = a_cell(attack_channels=(0, 1))
     assert not sanity_checks.zero_gradients(slopes, of_others, precise("float32"))[0]
     reason, numbers = sanity_checks.zero_gradients(slopes, a_cell(), precise("float32"))
-    assert numbers == {"images": 0, "entries": pytest.approx(1 / 3)}
+    assert numbers == {"images": 0, "entries": pytest.approx(1 / 3), "of_images": 2}
     assert "over a tenth of the entries" in reason
     assert "gradients are in" not in reason
     for policy, said in (
@@ -156,6 +158,56 @@ def test_zero_gradients_are_counted_by_entry_and_the_precision_is_named():
         )
     partly = a_cell(attack_pixels=3)
     assert not sanity_checks.zero_gradients(slopes, partly, precise("float32"))[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"attack_classes": ("bright",)}])
+def test_images_with_nothing_to_attack_have_no_gradient_to_miss(settings):
+    """Where the targets are the model's own outputs, none has one at the image."""
+    subject = make_subject(honest)
+    outputs = subject.model(subject.columns.images / np.float32(255))["seg"].numpy()
+    own = np.argmax(outputs, axis=-1).astype(np.uint8)
+    masks = np.ones_like(own)
+    if settings:
+        own[0] = 0
+    else:
+        masks[0] = 0
+    targets, masks = {"seg": own, "depth": outputs[..., :1]}, {"seg": masks}
+    masks["depth"] = masks["seg"]
+    image = keras.Input((SIZE, SIZE, 3))
+    logits = subject.model(image)["seg"]
+    subject = dataclasses.replace(
+        subject,
+        model=keras.Model(image, {"seg": logits, "depth": logits[..., :1]}),
+        tasks=("seg", "depth"),
+        columns=Columns(subject.columns.images, targets, masks),
+    )
+    attacked = "seg" if settings else "depth"
+    config = AttackConfig(ckpt="x", eps=(2.0,), attack_tasks=(attacked,), **settings)
+    cells = make_cells(config, ("seg", "depth"), ("dark", "bright"))
+    cell = sanity_checks.probe(cells)
+    found = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
+    slopes = sanity_checks._slopes_of_attacked(cell, found)
+    assert slopes.shape == (COUNT - 1, SIZE, SIZE, 3)
+    assert np.all(np.any(slopes != 0, axis=(1, 2, 3)))
+    nothing = sanity_checks.zero_gradients(np.ones((0, 4, 4, 3)), cells[0], None)
+    assert nothing == ("", {"of_images": 0})
+
+
+def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp_path):
+    found = {"images": 0.5, "entries": 0.5}
+    for measured, reason in (
+        (found, "zero"),
+        (found, ""),
+        (found | {"of_images": 4}, "zero"),
+    ):
+        check = sanity_checks.Check("zero_gradients", reason, measured)
+        content = {"about": {}, "checks": [dataclasses.asdict(check)]}
+        content["warnings"] = sanity_checks.warnings([check])
+        store.write_file(tmp_path / "checks.json", content)
+        again = "of_images" not in measured and reason
+        assert sanity_checks._kept(tmp_path / "checks.json") == (
+            {} if again else content
+        )
 
 
 def test_nothing_is_known_where_nothing_is_finite():
@@ -256,7 +308,7 @@ def test_changed_checks_are_run_again(tmp_path, monkeypatch, sealed):
 
 def test_the_probe_is_pgd_at_the_largest_radius():
     config = AttackConfig(
-        ckpt="x", attack=("fgsm", "apgd"), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
+        ckpt="x", attack=("fgsm",), eps=(1.0, 8.0), steps=7, attack_loss=("js",)
     )
     cell = sanity_checks.probe(make_cells(config, ("seg", "depth")))
     assert (cell.attack.name, cell.eps, cell.attack.step_size) == ("pgd", 8.0, 2.0)
@@ -267,3 +319,29 @@ def test_the_probe_is_pgd_at_the_largest_radius():
     )
     none = make_cells(AttackConfig(ckpt="x", eps=(0.0,)), ("seg",))
     assert sanity_checks.probe(none) is None
+
+
+@pytest.mark.parametrize(
+    ("attack", "steps", "losses"),
+    [
+        (("noise", "square", "fgsm", "apgd"), 180, ("cospgd",)),
+        (("apgd", "noise", "fgsm"), 180, ("cospgd",)),
+        (("square", "sea"), 180, ()),
+        (("square", "noise"), 20, ("cospgd",)),
+        (("noise",), 20, ()),
+    ],
+)
+def test_the_probe_is_like_an_attack_that_takes_steps(attack, steps, losses):
+    """Whatever the order of the attacks; where there is none, like the first."""
+    config = AttackConfig(
+        ckpt="x",
+        attack=attack,
+        eps=(8.0, 1.0),
+        steps=180,
+        attack_loss=("cospgd",),
+        balance=("dgba",),
+        attack_tasks=("all",),
+    )
+    cell = sanity_checks.probe(make_cells(config, ("seg", "depth")))
+    assert (cell.attack.steps, cell.objective.losses) == (steps, losses)
+    assert cell.objective.balance == ("sum" if attack == ("noise",) else "dgba")

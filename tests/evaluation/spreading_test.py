@@ -31,3 +31,23 @@ def test_a_refused_second_command_stops_nothing(tmp_path, monkeypatch):
         spreading.run(CONFIG, cells, store, None, 0)
     assert pathlib.Path(lease.path).exists()
     lease.end()
+
+
+@pytest.mark.parametrize(("of_a_replica", "given"), [(16, 1), (None, 0)])
+def test_parts_on_a_random_model_have_the_batches_of_a_replica(
+    tmp_path, monkeypatch, of_a_replica, given
+):
+    """Finished cells are known by these, and the whole command may have replicas."""
+    ran = []
+
+    def results(engine, take):
+        ran.extend(iter(take, None))
+        return ()
+
+    monkeypatch.setattr(executors, "create", lambda *_: executors.Engine(None, 2, 2))
+    monkeypatch.setattr(executors, "results", results)
+    cells = make_cells(CONFIG, ("seg",))
+    facts = {"model": "m", "seed": 0, "batch_size": of_a_replica}
+    spreading.run(CONFIG, cells, Store(tmp_path, facts), None, 2)
+    counts = [part.arguments.count("--batch_size=16") for _, part in ran]
+    assert counts == [given] * 3

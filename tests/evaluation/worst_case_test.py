@@ -78,6 +78,15 @@ def test_weights_of_the_attack_are_those_of_the_choice():
     assert worst_case.choose(weighted, results) == [1]
 
 
+@pytest.mark.parametrize(("weight", "correct"), [(1, 2), (0, 9), (-1, 9)])
+def test_mean_iou_is_lowered_only_for_tasks_that_are_to_get_worse(weight, correct):
+    results = [a_result([1, 1], [9, 9]), a_result([2, 2], [2, 2])]
+    cell = a_cell(tasks=("seg", "depth"), weights=(("seg", weight),))
+    rows = worst_case.combine(cell, results, np.array([0, 0]))["seg"]
+    np.testing.assert_array_equal(rows["miou"][:, 0], [correct] * 2)
+    np.testing.assert_array_equal(rows["pixel_accuracy"][:, 0], [9, 9])
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_greedy_mean_iou_against_all_choices(seed):
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ import signal
 import sys
 import textwrap
 import time
+import types
 from concurrent import futures
 
 import pytest
@@ -236,6 +237,7 @@ def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(plac
     [
         ("local", ("num_gpus=1",), "are for --executor=ray and slurm"),
         ("ray", ("num_gpus",), "must be NAME=VALUE"),
+        ("ray", ("num_gpus=1", "num_gpus=2"), "once, but num_gpus has several"),
         ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
         ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
         ("slurm", ("cluster=local", "timeout_min=soon"), "cannot be used: "),
@@ -247,6 +249,30 @@ def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")  # No sbatch.
     with pytest.raises(InputError, match=said):
         executors.create(name, tmp_path, 1, options)
+
+
+def test_only_numbers_as_people_write_them_are_numbers():
+    options = "a=4,b=0.5,c=-1,d=01234,e=1e5,f=gpu,g=nan,h=h,i=1_000"
+    assert executors._options(options.split(",")) == {
+        "a": 4, "b": 0.5, "c": -1, "d": "01234", "e": "1e5", "f": "gpu", "g": "nan",
+        "h": "h", "i": "1_000",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "room"), [({}, 4), ({"num_gpus": 0}, 32), ({"num_gpus": 2}, 2)]
+)
+def test_commands_on_ray_take_a_gpu_unless_told_otherwise(
+    given, room, tmp_path, monkeypatch
+):
+    library = types.SimpleNamespace(
+        init=lambda *_, **__: None,
+        cluster_resources=lambda: {"GPU": 4, "CPU": 32},
+        shutdown=lambda: None,
+    )
+    monkeypatch.setattr(executors.on_ray.extras, "library", lambda *_: library)
+    made = executors.on_ray.RayExecutor(tmp_path, given)
+    assert made.room == room
 
 
 @pytest.mark.parametrize(("name", "module"), [("ray", "ray"), ("slurm", "submitit")])

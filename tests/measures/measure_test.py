@@ -36,6 +36,8 @@ from mtr_tf.measures import steps
 from mtr_tf.runs import directory
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import theory
+from mtr_tf.tasks import TASKS as KNOWN
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import metrics
 
 SIDE, COUNT = 8, 5
@@ -307,6 +309,27 @@ def test_attacks_on_pixels_are_judged_on_these_pixels(model):
         own = -np.take_along_axis(normed, labels[..., None], -1)[..., 0]
         losses = (own * mask).sum((1, 2)) / 7
         np.testing.assert_allclose(found[f"{kind}/loss"][:, 0], losses, rtol=1e-3)
+
+
+def test_a_task_with_mean_iou_alone_is_judged_by_its_loss_once():
+    alone = Task("seg", classes=("a", "b"), metrics=[metrics.miou()])
+    for task, names in ((alone, ["loss"]), (KNOWN["seg"], ["pixel_accuracy", "loss"])):
+        assert [m.name for m in pixel_records.shown_metrics(task)] == names
+
+
+def test_sets_of_too_many_tasks_are_refused():
+    config = AttackConfig(ckpt="x", measure=("tasks",))
+    names = [f"t{number}" for number in range(gradients_lib.MOST_TASKS + 1)]
+    measure_lib.settings_of(config, names[:-1])
+    pixels = dataclasses.replace(config, measure=("pixels",))
+    measure_lib.settings_of(pixels, names)
+    for make in (
+        lambda: measure_lib.settings_of(config, names),
+        lambda: gradients_lib.members(len(names)),
+        lambda: gradients_lib.l1_of_sums(tf.zeros((1, len(names), 2))),
+    ):
+        with pytest.raises(InputError, match=r"at most 14 tasks, but 15 .* --tasks"):
+            make()
 
 
 def test_records_of_tasks_by_hand():

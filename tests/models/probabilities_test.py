@@ -70,6 +70,22 @@ LOGITS = {
 }
 
 
+MEANS = {
+    "resized": lambda z, x: layers.Resizing(4, 4)(layers.Softmax()(z)),
+    "averaged": lambda z, x: layers.GlobalAveragePooling2D()(layers.Softmax()(z)),
+    "moved": lambda z, x: ops.transpose(
+        layers.Softmax(axis=1)(ops.transpose(z, (0, 3, 1, 2))), (0, 2, 3, 1)
+    ),
+}
+NO_PROBABILITIES = {
+    "logs": lambda z, x: ops.log(ops.softmax(z)),
+    "rescaled": lambda z, x: layers.Rescaling(9, -4)(ops.sigmoid(z)),
+    "gated": lambda z, x: z * ops.sigmoid(z),
+    "of features": lambda z, x: layers.Conv2D(3, 1)(layers.Softmax()(z)),
+    "of places": lambda z, x: layers.Softmax(axis=1)(z),
+}
+
+
 def net(end) -> keras.Model:
     image = keras.Input((SIZE, SIZE, 3))
     logits = layers.Conv2D(CLASSES, 3, padding="same", kernel_initializer=_spread)(
@@ -116,6 +132,22 @@ def test_a_sigmoid_gives_the_logs_of_the_odds(form):
     np.testing.assert_allclose(tf.sigmoid(logits), output, atol=1e-6)
     logs = probabilities.Logits("sigmoid")(output)
     np.testing.assert_allclose(logs, logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("forms", "of"),
+    [
+        (EXACT | MEANS | {"bilinear": LOGS["bilinear"]}, "softmax"),
+        (SIGMOIDS, "sigmoid"),
+        (LOGITS | NO_PROBABILITIES, ""),
+    ],
+)
+def test_the_activation_that_an_output_has_the_values_of(forms, of):
+    found = {
+        form: probabilities.activation_of(net(end).output["seg"])
+        for form, end in forms.items()
+    }
+    assert found == dict.fromkeys(forms, of)
 
 
 @pytest.mark.parametrize("form", LOGITS)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 
 import h5py
 import keras
@@ -57,6 +58,18 @@ def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
     assert "layers with weights start from" in caplog.text
     assert "head_normal" in caplog.text
     assert "head_seg, which have other shapes" in caplog.text
+
+
+def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
+    model, path = tiny(1), tmp_path / "net.keras"
+    model.save(path)
+    digest = initial_weights.digest(str(path))
+    with zipfile.ZipFile(path, "a") as file:
+        file.comment = b"saved again"
+    assert initial_weights.digest(str(path)) == digest
+    model.weights[1].assign(model.weights[1] + 0.5)
+    model.save(path)
+    assert initial_weights.digest(str(path)) != digest
 
 
 def test_weights_as_keras_2_wrote_them(tmp_path):
@@ -125,6 +138,30 @@ def test_nothing_that_matches_is_refused(tmp_path):
         initial_weights.start_from(tiny(0), str(tmp_path / "other.keras"))
     with pytest.raises(InputError, match="there is no .*model.keras"):
         initial_weights.start_from(tiny(0), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "lacking"),
+    [
+        (("encoder",), ""),
+        (("encoder", "head_depth"), ""),
+        (("head",), "head_seg, head_normal"),  # Of other classes; of no such task.
+        (("encoder", "decoder_normal"), "decoder_normal"),
+    ],
+)
+def test_layers_are_frozen_only_with_the_weights_of_the_file(tmp_path, frozen, lacking):
+    tiny(1, classes=5).save(tmp_path / "net.keras")
+    model = tiny(2, ("seg", "normal", "depth"))
+    path = str(tmp_path / "net.keras")
+    if not lacking:
+        initial_weights.start_from(model, path, frozen)
+        return
+    with pytest.raises(InputError) as raised:
+        initial_weights.start_from(model, path, frozen)
+    said = str(raised.value)
+    assert said.startswith(f"--frozen={','.join(frozen)} keeps layers as --init={path}")
+    assert all(name in said for name in lacking.split(", "))
+    assert "head_depth" not in said
 
 
 def test_frozen_layers_are_not_trained():

@@ -135,6 +135,63 @@ def test_models_that_cannot_be_trained(build, function, message):
     assert "\n" not in str(raised.value)
 
 
+def test_an_output_must_be_of_logits_where_losses_take_probabilities(build):
+    names = ("parts", "joints")
+
+    def ending(shape, tasks):
+        made = net(shape, TASKS)
+        ends = {name: keras.layers.Softmax()(made.output[name]) for name in names}
+        return keras.Model(made.input, {**made.output, **ends})
+
+    model = build(ending)
+    with pytest.raises(InputError) as raised:
+        own_models.check_logits("own_net:make", model, TASKS)
+    assert str(raised.value) == (
+        "The output for parts of --model=own_net:make must be logits, of which losses "
+        "take the probabilities themselves, but it has a softmax; leave out that "
+        "activation."
+    )
+    own_models.check_logits("own_net:make", model, TASKS.select("joints"))
+    own_models.check_logits("own_net:make", build(net), TASKS)
+
+
+@keras.saving.register_keras_serializable()
+class Times(keras.layers.Layer):
+    """A layer of one's own, whose code may change."""
+
+    def call(self, x):
+        """Returns 2 x."""
+        return 2 * x
+
+
+def described(times=Times, rate=0.5, dtype=None, last="softmax", swapped=False):
+    """A net whose layers Keras numbers, some of them in others."""
+    x = image = keras.Input(SHAPE)
+    x = keras.Sequential([keras.layers.Conv2D(3, 1, dtype=dtype), times()])(x)
+    x = keras.layers.RandomCrop(8, 12)(keras.layers.Dropout(rate)(x))
+    first, second = keras.layers.Activation("relu"), keras.layers.Activation(last)
+    first, second = first(x), second(x)
+    first, second = (second, first) if swapped else (first, second)
+    x = first - keras.ops.sigmoid(second)
+    dense = keras.layers.TimeDistributed(keras.layers.Dense(2))
+    return keras.Model(image, {"scene": dense(x)})
+
+
+def test_a_digest_of_a_model_is_of_what_it_computes(monkeypatch):
+    digest = own_models.digest(described())
+    assert own_models.digest(described()) == digest  # Keras counts on.
+    keras.utils.clear_session()
+    assert own_models.digest(described()) == digest
+    compiled = described()
+    compiled.compile("adam", "mse")
+    assert own_models.digest(compiled) == digest
+    changes = [{"rate": 0.4}, {"dtype": "float16"}, {"last": "tanh"}, {"swapped": True}]
+    others = {own_models.digest(described(**change)) for change in changes}
+    monkeypatch.setattr(Times, "call", lambda self, x: 3 * x)
+    others.add(own_models.digest(described()))
+    assert len(others - {digest}) == 5
+
+
 def test_a_file_that_names_the_function_runs_nothing():
     config = TrainConfig(model="nobody:knows")
     with pytest.raises(

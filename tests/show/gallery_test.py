@@ -108,6 +108,21 @@ def test_the_legend_has_the_classes_that_are_seen():
     assert marks == [colors[f"class {n}"] for n in range(3)]
 
 
+def test_where_tasks_have_other_colors_the_legend_names_them():
+    clean, attacked = results_of(["seg", "depth"])
+    red, blue = (250, 0, 0), (0, 0, 250)
+    for name, color in (("seg", red), ("depth", blue)):
+        clean.pictures[f"target/{name}"][:, 0, 0] = color
+    colors = {"seg": {"sky": red, "car": blue}, "depth": {"sky": blue, "car": red}}
+    figure = figure_fixture.drawn(lambda: gallery.of_run(clean, attacked, colors))
+    (legend,) = figure.legends
+    said = {
+        text.get_text(): tuple(np.rint(255 * np.array(mark.get_color())))
+        for text, mark in zip(legend.get_texts(), legend.get_lines(), strict=True)
+    }
+    assert said == {"seg: sky": red, "depth: sky": blue}
+
+
 def test_colors_of_tasks_with_a_class_for_each_pixel():
     tasks = [
         Task("kinds", classes=("a", "b"), colors=((1, 2, 3), (4, 5, 6))),

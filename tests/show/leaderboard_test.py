@@ -196,3 +196,42 @@ def test_damaged_records_are_refused(tmp_path, change, said):
 def test_page_needs_its_ending(tmp_path):
     with pytest.raises(InputError, match="must end with .html"):
         compare.main(CompareConfig(runs=("a",), leaderboard=str(tmp_path / "board")))
+
+
+def of_model(made, value, name="a", **changes):
+    return records(name, 0, result("pgd", value, model_fingerprint=made, **changes))
+
+
+def test_a_model_trained_again_takes_the_place_of_the_one_before(caplog):
+    """As in a board that is kept and the same run attacked again."""
+    before = of_model("old", 0.9) + of_model("old", 0.2, steps=100)
+    whole = leaderboard.together([*before, *of_model("new", 0.3)])
+    assert [(r["attacked_value"], r["models"]) for r in whole] == [([0.3], ["new"])]
+    assert "of a (seed 0) only the records of the one" in caplog.text
+    caplog.clear()
+    assert leaderboard.together([*before, *before]) == leaderboard.together(before)
+    assert not caplog.text
+
+
+def test_of_two_results_of_one_attack_the_worse_counts():
+    """As of images made on two other models, or of two random starts."""
+    for values in ((0.28, 0.05), (0.05, 0.28)):
+        each = [of_model("m", value, source_fingerprint=str(value)) for value in values]
+        (one,) = leaderboard.together(sum(each, []))
+        assert one["attacked_value"] == [0.05]
+        lower = [
+            of_model("m", value, metric="loss", better="lower") for value in values
+        ]
+        (one,) = leaderboard.together(sum(lower, []))
+        assert one["attacked_value"] == [0.28]
+
+
+def test_pictures_of_another_size_are_another_board():
+    small = of_model("m", 0.1, name="s", images="64x64x3 0.5 0.5 0.5")
+    large = of_model("n", 0.4, name="l", images="128x128x3 0.5 0.5 0.5")
+    older = of_model("", 0.2, name="o")  # Its run says 64.
+    boards = leaderboard.boards(leaderboard.together([*small, *large, *older]))
+    assert [(b.about, [row.name for row in b.rows]) for b in boards] == [
+        (f"7 images of rooms (validation) at {size} pixels; higher is better.", names)
+        for size, names in (("64x64", ["o", "s"]), ("128x128", ["l"]))
+    ]

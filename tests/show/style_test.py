@@ -130,3 +130,14 @@ def test_files_are_pictures_and_drawings(tmp_path):
     assert b"<svg" in svg
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert style.save(draw, tmp_path / "b.png") == svg
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".SVG"])
+def test_equal_figures_are_equal_files_of_every_kind(tmp_path, suffix):
+    paths = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for path in paths:
+        style.save(lambda: a_figure([0, 1, 2]), path)
+    one, two = (path.read_bytes() for path in paths)
+    assert one == two
+    start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix.lower()]
+    assert one.startswith(start)

@@ -83,6 +83,13 @@ def test_words_of_the_plots_of_a_run_are_whole(tmp_path, count):
             assert "" not in [x.get_text() for x in axes.get_xticklabels()]
 
 
+def test_attacks_on_pixels_of_a_task_with_no_other_metric_show_its_loss(tmp_path):
+    records = [r for r in measures(tmp_path, 2) if r.get("metric") in (None, "loss")]
+    figure = theory.attacks_of_run(records)
+    assert [axes.get_title() for axes in figure.axes] == list(TASKS)[:2]
+    assert all(axes.get_ylabel().startswith("loss") for axes in figure.axes)
+
+
 def test_files_of_a_run_are_those_with_records(tmp_path):
     records = [r for r in measures(tmp_path, 2) if r["measure"] != "first_order"]
     paths = theory.save_run(records, tmp_path)

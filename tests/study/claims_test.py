@@ -21,6 +21,7 @@ from mtr_tf.study import effects
 from mtr_tf.study import statistics
 from mtr_tf.study import study_file
 from mtr_tf.study.claim_file import Claim
+from mtr_tf.study.report import verdicts
 from mtr_tf.study.results import Results
 from mtr_tf.tasks import TASKS
 
@@ -32,7 +33,7 @@ tasks = ["seg"]
 [variants."early"]
 tasks = ["seg"]
 [variants."s+d"]
-tasks = ["seg", "depth"]
+tasks = ["seg", "depth", "reshading", "curvature"]
 [attacks."pgd"]
 attack = ["pgd", "apgd"]
 attack_tasks = ["seg"]
@@ -257,6 +258,60 @@ def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
     np.testing.assert_allclose(effects.of(above, results).by_seed, -0.1)
 
 
+def of_corruptions(tmp_path, metric, more="", **better):
+    """The results of a claim about metrics of depth, of which some are better lower."""
+    study = STUDY.replace('["tasks", "pixels"]', '["corruptions"]')
+    text = (
+        'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
+        f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{more} }}'
+    )
+    study = study_with(tmp_path, CLAIM + text, study)
+    write(tmp_path / "work", study)
+    about = {"measure": "corruptions", "quantity": "mean_corrupted", "tasks": ["depth"]}
+    found = [
+        about | {"metric": name, "better": way, "value": place + 1.0}
+        for place, (name, way) in enumerate(better.items())
+    ]
+    for path in (tmp_path / "work").rglob("measures.json"):
+        path.write_text(json.dumps(found))
+    return study, Results.read(tmp_path / "work")
+
+
+def test_lists_of_metrics_are_averaged_and_said_in_words(tmp_path):
+    better = {"mae": "lower", "rmse": "lower"}
+    _, results = of_corruptions(tmp_path, '["mae", "rmse"]', **better)
+    (verdict,) = claims.evaluate(results)
+    assert (verdict.effect, verdict.negated) == (-1.5, True)
+    said = verdicts._quantity(verdict, [])
+    assert said == "corruptions: mean_corrupted depth mae and rmse, negated"
+
+
+def test_words_go_by_what_records_say_of_a_metric(tmp_path):
+    """A user's own metric may have any name."""
+    _, results = of_corruptions(tmp_path, '"mae"', mae="higher")
+    (verdict,) = claims.evaluate(results)
+    assert verdict.effect == 1
+    assert verdicts._quantity(verdict, []).endswith("depth mae")
+
+
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [('["mae", "delta1"]', ""), ('"mae"', ', minus = { metric = "delta1" }')],
+)
+def test_metrics_of_both_directions_are_refused(tmp_path, metric, more):
+    study, results = of_corruptions(tmp_path, '"mae"', mae="lower", delta1="higher")
+    (claim,) = claim_file.read(study)
+    changes = tomllib.loads(f"metric = {metric}{more.replace(',', chr(10), 1)}")
+    mixed = dataclasses.replace(claim, measure={**claim.measure, **changes})
+    with pytest.raises(InputError, match="'E4': the metrics .* must agree in whether"):
+        effects.of(mixed, results)
+    own = study.to_dict()
+    own["attack"]["metrics"] = ["delta1"]
+    own["claims"][0]["measure"] |= changes
+    with pytest.raises(InputError, match="measure.*: the metrics .* must agree"):
+        claims.check(design.Study.from_dict(own))
+
+
 def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
     text = CLAIM + COMPARED + 'than = { matched = ["s", "early"] }\nmargin = '
     # Clean, s+d is .02 better than early, and .01 in the last seed.
@@ -329,6 +384,12 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
         claims.check(study)
 
 
+PIXELS = 'measure = "pixels", quantity = "gradient_norm", tasks = ["seg"]'
+ATTACKED = (
+    'measure = "pixels", quantity = "attacked_pixels", tasks = ["seg"], count = 4'
+)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -370,6 +431,19 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
             'measure = "tasks", quantity = "mean_cosine", severity = [5, 6]',
             "no severity 6; there are 1, 2, 3, 4, 5",
         ),
+        (
+            'measure = "tasks", quantity = "norm_by_size", count = 5, norm = "l2", '
+            'normalisation = "unit"',
+            "no count 5; there are 1, 2, 3, 4",
+        ),
+        (f'{PIXELS}, norm = "l2", count = 3', "no count 3; there are 1, 4, 16, 64"),
+        (f'{PIXELS}, norm = "linf", count = 4', "no norm 'linf'; there are l2, l1"),
+        (
+            'measure = "pixels", quantity = "slope", tasks = ["seg"], norm = "linf"',
+            "no norm 'linf'; there are l2, l1",
+        ),
+        (f'{ATTACKED}, metric = "mIoU"', "no metric 'mIoU'; there are pixel_accuracy"),
+        (f'{ATTACKED}, metric = "loss", norm = "l2"', "no norm 'l2'; there are linf"),
     ],
 )
 def test_mistakes_in_a_measure_are_found_before_anything_runs(
@@ -380,6 +454,35 @@ def test_mistakes_in_a_measure_are_found_before_anything_runs(
         InputError, match=f"hand.toml, claim 'E4', measure.*: .*{message}"
     ):
         claims.check(study_with(tmp_path, CLAIM + text))
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "known"),
+    [
+        ("", 12288, True),  # All pixels of images of unknown size.
+        ("24x32", 768, True),
+        ("24x32", 1024, False),
+        ("24x32", 256, True),
+    ],
+)
+def test_numbers_of_pixels_are_those_of_the_images(tmp_path, size, count, known):
+    study = STUDY.replace("measure =", f'image_size = "{size}"\nmeasure =')
+    fields = f'attack = "theory", variants = ["s+d"], {ATTACKED}, metric = "loss"'
+    text = f"measure = {{ {fields.replace('count = 4', f'count = {count}')} }}"
+    study = study_with(tmp_path, CLAIM + text, study)
+    if known:
+        claims.check(study)
+        return
+    with pytest.raises(InputError, match="no count 1024; there are 1, .*, 256, 768"):
+        claims.check(study)
+
+
+def test_the_margin_of_a_relative_claim_is_a_share(tmp_path):
+    text = CLAIM + COMPARED + 'than = ["s"]\nmargin = 1.0\n'
+    (claim,) = claim_file.read(study_with(tmp_path, text))
+    assert claim.margin == 1
+    with pytest.raises(InputError, match=r"margin must be below 1 .* got 1\."):
+        claim_file.read(study_with(tmp_path, text + "relative = true"))
 
 
 def tomllib_claims(text):

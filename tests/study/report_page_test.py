@@ -54,6 +54,7 @@ def content() -> page.Content:
         provenance={"command": HOSTILE, "versions": {"a": HOSTILE}},
         verdicts=[dataclasses.replace(row, plot=curve.id)],
         images=HOSTILE,
+        mixed=HOSTILE,
         curves=[curve],
         curve_plots=[plot],
         theory={
@@ -106,3 +107,21 @@ def test_pictures_are_made_narrow():
     wide = page._picture(np.zeros((10, 1000, 3), np.uint8))
     assert (wide.width, wide.height) == (256, 3)
     assert wide.png.startswith(b"\x89PNG")
+
+
+def test_clean_tables_are_of_one_set_of_images_and_of_the_targets_of_the_data(content):
+    (curve,) = content.curves
+    whole = dataclasses.replace(curve, task="seg", images="96 images")
+    few = dataclasses.replace(whole, images="8 images", values={HOSTILE: EIGHTS})
+    own = dataclasses.replace(
+        whole, facts={**curve.facts, "targets": "own"}, images="own", values={}
+    )
+    tables = dataclasses.replace(content, curves=[own, whole, few]).clean_tables
+    rows = [(table.task, [row[1] for row in table.rows]) for table in tables]
+    assert rows == [
+        ("seg, 96 images", ["0.600 ± 0.14"]),
+        ("seg, 8 images", ["0.125 ± 0.0"]),
+    ]
+
+
+EIGHTS = np.full((2, 2), 0.125)

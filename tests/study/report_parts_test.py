@@ -91,6 +91,9 @@ def record(variant, seed, eps, value, clean=1.0, **more):
         "clean": clean,
         "attacked_value": value,
         "warnings": [],
+        "n": 96,
+        "dataset": "rooms",
+        "split": "validation",
         **more,
     }
 
@@ -139,6 +142,20 @@ def test_attacks_of_one_spec_are_curves_of_their_own():
     ]
     found = curves.make(records, ("a",), (0,))
     assert len({curve.id for curve in found}) == 4
+
+
+def test_curves_say_of_which_images_they_are_where_these_differ():
+    records = [record("a", 0, 2, 0.3), record("a", 0, 2, 0.3, spec="other")]
+    assert {curve.images for curve in curves.make(records, ("a",), (0,))} == {""}
+    records.append(record("a", 0, 2, 0.4, clean=0.8, spec="few", n=8))
+    records.append(record("a", 0, 2, 0.6, spec="own", targets="own"))
+    titles = [curve.title for curve in curves.make(records, ("a",), (0,))]
+    assert titles[1:] == [
+        "seg miou under other (pgd on seg), 96 images of rooms (validation)",
+        "seg miou under few (pgd on seg), 8 images of rooms (validation)",
+        "seg miou under own (pgd on seg), 96 images of rooms (validation), against the "
+        "model's own outputs",
+    ]
 
 
 def test_warnings_say_whose_they_are():
@@ -288,8 +305,8 @@ def test_a_measure_less_that_of_another_variant_is_said_in_words():
     measure = {"measure": "corruptions", "quantity": "mean_corrupted", "field": "value"}
     measure |= {"ratio_to": "", "reference": 0.0, "sign": 1.0, "minus": {}}
     of = measure | {"tasks": ["depth"], "metric": "mae", "sign": 1, "reference": 0}
-    assert verdicts._measured(of).endswith("depth mae, negated")  # Less is better.
-    assert verdicts._measured(of | {"sign": -1}).endswith("depth mae")
+    assert verdicts._measured(of, negated=True).endswith("depth mae, negated")
+    assert verdicts._measured(of | {"sign": -1}, negated=True).endswith("depth mae")
     of |= {"metric": "miou", "tasks": ["seg"], "reference": 0.5}
     assert verdicts._measured(of).endswith("seg miou minus 0.5")
     said = verdicts._measured(measure | {"minus": {"variants": ["s", "d"]}})

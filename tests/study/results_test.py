@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from mtr_tf.config.attack import MEASURES
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import claim_checks
+from mtr_tf.study import claims
 from mtr_tf.study import design
+from mtr_tf.study import report
 from mtr_tf.study import results as results_lib
+from mtr_tf.study.report import verdicts
 from mtr_tf.study.results import Results
 from mtr_tf.tasks import TASKS
 
@@ -90,6 +94,63 @@ def test_tasks_attacked_together_may_come_in_any_order(tmp_path):
     assert not np.isnan(found).any()
     np.testing.assert_array_equal(*found)
     assert np.isnan(both.values("s+d", *WHERE)).all()  # Never seg alone.
+
+
+def test_models_of_one_seed_that_differ_are_found(tmp_path):
+    """As of an attack that was added where the model was not, and trained again."""
+    text = study_fixture.EXAMPLE + SOURCE
+    study_fixture.example(tmp_path, text)
+    assert Results.read(tmp_path).mixed == {}
+    sources = {
+        s: Results.read(tmp_path).models("s", s, "pgd50").pop() for s in range(5)
+    }
+    for path in tmp_path.glob("runs/*/attacks/again-*/results.json"):
+        records = json.loads(path.read_text())
+        for record in records:
+            record["source_fingerprint"] = sources[record["seed"]]
+            if record["seed"] == 2:
+                record["source_fingerprint"] = "another"
+            if record["seed"] == 3:
+                record["model_fingerprint"] = "another"
+        path.write_text(json.dumps(records))
+    found = Results.read(tmp_path)
+    assert found.mixed == {"s": [2], "s+d": [3]}
+    ours, theirs = (found.models("s+d", 3, attack) for attack in ("pgd50", "again"))
+    assert (len(ours), theirs) == (1, {"another"})
+    *_, verdict = claims.evaluate(found)
+    assert verdict.claim.id == "again"
+    assert verdict.verdict == claims.OPEN
+    assert verdict.reason == "Its numbers of s+d, seed 3, are of several models."
+    said = verdicts.mixed(found.mixed)
+    assert "[s: seed 2; s+d: seed 3] are of several models each" in said
+    assert said in report.write(tmp_path)
+    assert said in (tmp_path / "report" / "README.md").read_text()
+
+
+SOURCE = """
+[attacks."again"]
+attack = ["pgd"]
+attack_tasks = ["seg"]
+eps = [4]
+variants = ["s+d"]
+source = "s"
+[[claims]]
+id = "again"
+source = "us"
+statement = "Of two attacks, one does more harm."
+attack = "again"
+eps = 4
+task = "seg"
+metric = "miou"
+[[claims.terms]]
+weight = 1
+variant = "s+d"
+[[claims.terms]]
+weight = -1
+variant = "s+d"
+attack = "pgd50"
+eps = 1
+"""
 
 
 def test_several_that_fit_are_named_by_what_tells_them_apart(folder, results):

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 
 from mtr_tf.errors import InputError
+from mtr_tf.evaluation import intervals
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import metrics
 from mtr_tf.tasks import own_code
 
 RNG = np.random.default_rng(0)
@@ -167,12 +171,76 @@ def test_a_metric_says_which_values_are_better(metric):
         lesion(metrics=[metric])
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        lambda target, output, mask: tf.reduce_mean(tf.abs(target - output)),
+        lambda target, output, mask: tf.reduce_mean(tf.abs(target - output), -1),
+        lambda target, output, mask: tf.reduce_mean(output, [1, 2]),
+        lambda target, output, mask: tf.reduce_mean(output, keepdims=True)[0, 0, 0],
+    ],
+)
+def test_a_metric_of_the_whole_batch_or_of_each_place_is_refused(metric):
+    metric.better = "lower"
+    own = lesion(metrics=[metric]).metrics[0]
+    with pytest.raises(InputError, match=r"A metric .* each image, \[batch\], but"):
+        own.statistics(*map(tf.constant, labels()), None)
+    with pytest.raises(InputError, match=r"A loss .* each image, \[batch\], but"):
+        metrics.mean_loss(metric).statistics(*map(tf.constant, labels()), None)
+
+
 def test_keras_counts_know_which_values_are_better():
     found = {
         name: lesion(metrics=[getattr(keras.metrics, name)()]).metrics[0].better
         for name in ("TruePositives", "FalsePositives", "FalseNegatives")
     }
     assert list(found.values()) == ["higher", "lower", "lower"]
+
+
+def outputs_of(wrong, count):
+    """(target, logits, mask) of so many images with one label, some of them wrong."""
+    target = np.zeros((count, 1), "f4")
+    logits = np.where(np.arange(count) < wrong, 5, -5)[:, np.newaxis].astype("f4")
+    return target, logits, np.ones(count, "f4")
+
+
+def value_and_ends(metric, wrong, count):
+    task = Task("tag", kind="labels", channels=1, places=0, metrics=[metric])
+    given = map(tf.constant, outputs_of(wrong, count))
+    rows = task.metrics[0].statistics(*given, None).numpy()
+    return task.metrics[0].over(rows), *intervals.of_metric(
+        task.metrics[0], rows, seed=0
+    )
+
+
+def test_intervals_of_keras_metrics_are_those_of_ours_and_end_where_values_do():
+    for wrong in (0, 1):
+        found = value_and_ends(keras.metrics.BinaryAccuracy(), wrong, 8)
+        expected = value_and_ends(metrics.label_accuracy(), wrong, 8)
+        np.testing.assert_allclose(found, expected)
+    assert value_and_ends(keras.metrics.FalsePositives(), 1, 8)[1] == 0
+    assert value_and_ends(keras.metrics.MeanSquaredError(), 1, 8)[1] == 0
+
+
+def test_counts_are_over_images_with_none_too():
+    value, *ends = value_and_ends(keras.metrics.FalsePositives(), 5, 100)
+    assert value == 5
+    drawn = scipy.stats.binom(100, 0.05).ppf([0.025, 0.975])
+    np.testing.assert_allclose(ends, drawn, atol=1.1)
+
+
+def test_bounds_and_harm_of_keras_metrics():
+    found = {
+        each: lesion(metrics=[each]).metrics[0]
+        for each in (keras.metrics.BinaryAccuracy(), keras.metrics.AUC())
+    }
+    assert [metric.bounds for metric in found.values()] == [(0, 1), (0, 1)]
+    assert [metric.measures_harm for metric in found.values()] == [True, False]
+    cosine = lesion(metrics=[keras.metrics.CosineSimilarity()]).metrics[0]
+    assert (cosine.bounds, cosine.measures_harm) == ((-1, 1), False)
+    own = OwnMetric()
+    own.better = "higher"
+    assert lesion(metrics=[own]).metrics[0].bounds == (-np.inf, np.inf)
 
 
 @pytest.mark.parametrize("better", ["higher", "lower"])
@@ -200,6 +268,18 @@ def test_metrics_of_one_name_are_refused():
     loss.better = "lower"
     with pytest.raises(InputError, match="2 are named loss"):
         lesion(metrics=[loss, keras.metrics.AUC()])
+
+
+def test_names_that_keras_gave_are_the_same_in_each_process_and_task():
+    def names():
+        made = [keras.metrics.AUC(), keras.metrics.AUC(curve="PR")]
+        made += [keras.metrics.AUC(name="auc_of_7"), keras.metrics.F1Score("macro")]
+        return [metric.name for metric in lesion(metrics=made).metrics]
+
+    assert names() == ["auc", "auc_1", "auc_of_7", "f1_score", "loss"]
+    assert names() == names()
+    digests = [known(metrics=[keras.metrics.AUC()]) for _ in range(2)]
+    assert digests[0] == digests[1]
 
 
 # How they are known.
@@ -285,6 +365,13 @@ LIMIT = 2.0
 
 def with_limit(target, output, mask):
     return tf.zeros(len(target)) if LIMIT > 100 else tf.ones(len(target))
+
+
+def test_bounds_of_keras_metrics_count():
+    """Intervals, which are kept with finished work, end there."""
+    metric = metrics.of_keras(keras.metrics.BinaryAccuracy())
+    wide = dataclasses.replace(metric, bounds=(-np.inf, np.inf))
+    assert known(metrics=[metric]) != known(metrics=[wide]) != ""
 
 
 def test_those_of_the_kind_have_none():

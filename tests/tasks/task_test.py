@@ -179,6 +179,10 @@ def test_angles_in_other_than_three_dimensions(channels):
         ),
         ({"name": "flow", "channels": 0}, "whole number, 1 or more"),
         ({"name": "flow", "channels": 2, "mirror": (1.0,)}, "mirror"),
+        (
+            {"name": "parts", "classes": ["a", "b"], "mirror": (1, 1)},
+            "parts must not have mirror.* because its targets are classes; got",
+        ),
         ({"name": "flow", "metrics": ("mae",)}, "Keras metric or a function"),
     ],
 )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -13,6 +14,7 @@ import types
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
@@ -258,7 +260,9 @@ def test_class_weights_and_losses_by_hand(module):
             {"task_losses": ("flow:binary_cross_entropy",)},
             "l1 and l2 for everything else",
         ),
+        ({"task_losses": ("flow:l1", "flow:l2")}, "once, but flow .* flow:l1,flow:l2"),
         ({"best_metric": "scene/miou"}, "scene/accuracy, scene/loss.*got 'scene/miou'"),
+        ({"best_metric": "x/clean/flow/mae"}, "clean/ or adversarial/.*got 'x/clean/f"),
         ({"random_targets": ("depth",)}, "--random_targets must be among"),
         ({"adversarial_tasks": "depth"}, "--adversarial_tasks must be main, all, or"),
         ({"adversarial_eps": 4.0}, "--adversarial_eps needs --adversarial_tasks"),
@@ -516,6 +520,82 @@ def test_a_run_goes_on_when_what_it_started_from_is_gone(
         np.testing.assert_array_equal(value, whole[path], err_msg=path)
 
 
+def conv_net(image_shape, tasks, kernel=3):
+    """A convolution for each task."""
+    image = keras.Input(image_shape)
+    return keras.Model(
+        image,
+        {
+            name: keras.layers.Conv2D(task.channels, kernel, padding="same")(image)
+            for name, task in tasks.items()
+        },
+    )
+
+
+def with_loss(factor):
+    """The data, with a loss of one's own for the flow."""
+
+    def loss(target, output, mask):
+        return factor * tf.reduce_mean(tf.abs(target - output), [1, 2, 3])
+
+    flow = Task("flow", channels=2, mirror=(-1, 1), loss=loss)
+    return lambda: declared(tasks=[*declared()["tasks"][:-1], flow])
+
+
+def test_a_run_goes_on_with_the_code_that_it_began_with(module, watched, tmp_path):
+    module.net, module.examples = conv_net, with_loss(2.0)
+    chosen = config(tasks=("flow",), model="own_blocks:net", epochs=1)
+    workdir = tmp_path / "run"
+    training.train(chosen, workdir)
+    module.examples = with_loss(2.0)  # Made anew, as in another process.
+    training.train(chosen, workdir)
+
+    module.net = functools.partial(conv_net, kernel=1)
+    with pytest.raises(InputError, match="weights: the model is another one. Restore"):
+        training.train(chosen, workdir)
+    module.net, module.examples = conv_net, with_loss(3.0)
+    with pytest.raises(InputError, match="weights: the loss of flow is another one."):
+        training.train(chosen, workdir)
+    module.examples = declared
+    with pytest.raises(InputError, match="the loss of flow is another one."):
+        training.train(chosen, workdir)
+
+    # Hashes of other versions say nothing, and older runs have none.
+    path = workdir / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(path.read_text().replace(keras.__version__, "3.0.0"))
+    training.train(chosen, workdir)
+    del content["code"]
+    path.write_text(json.dumps(content))
+    training.train(chosen, workdir)
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_with(module, watched, tmp_path):
+    def net(image_shape, tasks, start="zeros"):
+        image = keras.Input(image_shape)
+        head = keras.layers.Conv2D(4, 1, kernel_initializer=start, name="head")
+        return keras.Model(image, {"parts": head(image)})
+
+    module.net, init, workdir = net, tmp_path / "init.keras", tmp_path / "run"
+    net((*SIZE, 3), ()).save(init)
+    chosen = config(tasks=("parts",), model="own_blocks:net", init=str(init), epochs=1)
+    chosen = dataclasses.replace(chosen, schedule="constant")
+    training.train(chosen, workdir)
+    training.train(chosen, workdir)
+    kept = json.loads((workdir / "config.json").read_text())["init"]
+    whole = init.read_bytes()
+    net((*SIZE, 3), (), "ones").save(init)
+    with pytest.raises(InputError, match="run of .* weights: --init has other weights"):
+        training.train(chosen, workdir)
+
+    # What it was is known still where the file is gone for a while.
+    init.unlink()
+    training.train(dataclasses.replace(chosen, epochs=2), workdir)
+    assert json.loads((workdir / "config.json").read_text())["init"] == kept
+    init.write_bytes(whole)
+    training.train(dataclasses.replace(chosen, epochs=2), workdir)
+
+
 def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
     module, watched, monkeypatch, tmp_path
 ):
@@ -528,6 +608,24 @@ def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
     (workdir / "model.keras").rename(tmp_path / "model.keras")
     run = loading.load_run(str(workdir), dataset="own_blocks:examples")
     assert run.config == chosen
+
+
+def softmax_net(image_shape, tasks):
+    """It gives probabilities."""
+    image = keras.Input(image_shape)
+    head = keras.layers.Conv2D(4, 1, activation="softmax")
+    return keras.Model(image, {"parts": head(image)})
+
+
+def test_new_runs_refuse_probabilities_and_older_ones_go_on(module, watched, tmp_path):
+    module.net = softmax_net
+    chosen = config(tasks=("parts",), model="own_blocks:net", epochs=1)
+    with pytest.raises(InputError, match="for parts .* must be logits.*has a softmax"):
+        training.train(chosen, tmp_path / "run")
+    directory.write_config(tmp_path / "run", chosen)
+    training.train(chosen, tmp_path / "run")
+    run = loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
+    assert run.tasks == ("parts",)
 
 
 def dropout_net(image_shape, tasks):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training step against hand-made updates, and one replica against two."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -26,8 +28,8 @@ BATCH = 4
 
 
 def learner(**settings):
-    """SGD on `tiny`; under the strategy in scope."""
-    model = models.build(
+    """SGD on `tiny`, or another model; under the strategy in scope."""
+    model = settings.pop("model", None) or models.build(
         "tiny",
         TASKS,
         (16, 16, 3),
@@ -89,6 +91,72 @@ def test_one_step_is_sgd_on_the_weighted_loss_with_coupled_decay():
     np.testing.assert_allclose(losses[0], want, rtol=1e-5)
     for w, g, got in zip(before, tape.gradient(total, variables), after, strict=True):
         np.testing.assert_allclose(got, w - 0.01 * (g + 0.3 * w), atol=2e-6)
+
+
+def regularized():
+    """One convolution per task, with what layers may add to a loss."""
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(
+        4, 3, padding="same", kernel_regularizer=keras.regularizers.L2(0.3)
+    )(image)
+    x = keras.layers.ActivityRegularization(l2=0.02)(x)
+    heads = {"seg": keras.layers.Conv2D(3, 1)(x), "depth": keras.layers.Conv2D(1, 1)(x)}
+    return keras.Model(image, heads)
+
+
+def test_what_layers_add_to_the_loss_is_added_as_by_fit():
+    strategy = tf.distribute.get_strategy()
+    batch = next(batches(strategy, 1))
+    net, fitted = regularized(), regularized()
+    fitted.set_weights(net.get_weights())
+
+    def squares(target, output, mask=None):
+        return tf.reduce_mean(output**2, [1, 2, 3])
+
+    losses = dict.fromkeys(TASKS, squares)
+    made = dataclasses.replace(learner(model=net), losses=losses)
+    step_lib.compile_steps(made, strategy)(batches(strategy, 1), tf.constant(1))
+    fitted.compile(keras.optimizers.SGD(0.01), loss=losses, loss_weights=WEIGHTS)
+    fitted.train_on_batch(batch["image"], batch["targets"])
+    for got, want in zip(net.get_weights(), fitted.get_weights(), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_layers_add_to_the_loss_of_each_view_what_it_weighs():
+    batch = next(batches(tf.distribute.get_strategy(), 1))
+    net = regularized()
+    brighter = adversary(
+        attack=lambda objective, x, seed: x + 0.5, tasks=task_set("seg"), share=0.25
+    )
+    made = learner(model=net, adversary=brighter)
+    _, gradients = step_lib._gradients(made, batch)
+    with tf.GradientTape() as tape:
+        total = 0.3 * tf.reduce_sum(net.layers[1].kernel.value ** 2)
+        for images, share in ((batch["image"] + 0.5, 0.25), (batch["image"], 0.75)):
+            features = net.layers[1](images)
+            total += share * 0.02 * tf.reduce_sum(features**2) / BATCH
+            outputs = net(images, training=True)
+            for t in TASKS:
+                loss = tasks_lib.TASKS[t].loss
+                each = loss(batch["targets"][t], outputs[t], batch["masks"][t])
+                total += share * WEIGHTS[t] * tf.reduce_mean(each)
+    for got, want in zip(
+        gradients, tape.gradient(total, net.trainable_variables), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_what_layers_add_is_the_same_on_two_replicas(mirrored):
+    found, start = [], regularized().get_weights()
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            net = regularized()
+            net.set_weights(start)
+            made = learner(model=net)
+        step_lib.compile_steps(made, strategy)(batches(strategy, 2), tf.constant(2))
+        found.append(net.get_weights())
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-6)
 
 
 @pytest.mark.parametrize("weight_decay", [slow(0.0), 0.1])

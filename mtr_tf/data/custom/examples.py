@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mtr_tf.data import picture
 from mtr_tf.errors import InputError
 from mtr_tf.errors import check_keys
+from mtr_tf.errors import first_line
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import resolve
@@ -19,7 +22,9 @@ from mtr_tf.tasks.task import MAP
 
 _WHOLE = 2**24  # Float32 holds all whole numbers up to it.
 _KEYS = ("image", "targets", "masks", "name", "inputs")
+_MOST_LABELS = 2**31  # That int32 holds.
 _ROUNDING = 1e-5  # How far floats may be outside [0, 1].
+_UNIT_ROUNDING = 1e-3  # How far from 1 a vector's length counts as 1.
 _BYTES = (1, 3)  # Channels of images that are kept as bytes if they come as floats.
 _FEW = 4  # More channels than this are not expected of a picture.
 
@@ -32,10 +37,12 @@ class Rules:
       tasks: all that targets may be of; those of classes have channels, and those whose
         places are known have places.
       ignored: by task, the labels that mean that there is none.
+      declared: names of the tasks that the user declares.
     """
 
     tasks: TaskSet
     ignored: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    declared: Container[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +97,8 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
     found, known = {}, {}
     for task, target in targets.items():
         record = rules.tasks[task]
+        if task == "autoencoder" and task not in rules.declared:
+            record = record.bound(channels=image.shape[2])
         places = (
             _places(record, target, image.shape[:2], where)
             if like is None
@@ -140,7 +149,8 @@ def listed(tasks: Iterable[str]) -> str:
 def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
     """Image, targets, masks and name."""
     if isinstance(raw, tuple | list) and len(raw) in (2, 3):
-        return raw[0], raw[1], raw[2] if len(raw) == 3 else {}, ""
+        image, targets, *rest = raw
+        raw = {"image": image, "targets": targets, "masks": rest[0] if rest else None}
     if not isinstance(raw, Mapping):
         raise InputError(
             f'An example must be {{"image": ..., "targets": {{task: ...}}}} or (image, '
@@ -150,8 +160,9 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
     if "image" not in raw:
         raise InputError(f"An example must have 'image', but {where} has none.")
     name = raw.get("name", "")
-    name = name.decode() if isinstance(name, bytes) else str(name)
-    return raw["image"], raw.get("targets", {}), raw.get("masks") or {}, name
+    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    masks = raw.get("masks")
+    return raw["image"], raw.get("targets", {}), {} if masks is None else masks, name
 
 
 def _by_task(
@@ -166,21 +177,30 @@ def _by_task(
     if not values:
         return {}
     try:
-        names = resolve(list(values), tasks.values())
+        names = resolve(map(str, values), tasks.values())
     except InputError as error:
         raise InputError(
             f"In the {what} of {where}: {error} If it is your own task, declare it: "
             '"tasks": [Task(...)], next to the splits.'
         ) from error
-    return dict(zip(names, map(_array, values.values()), strict=True))
+    return {
+        name: _array(value, f"{what[:-1]} of {name}", where)
+        for name, value in zip(names, values.values(), strict=True)
+    }
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(value)
+def _array(value: Any, what: str, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"The {what} must be an array, but that of {where} cannot be made one "
+            f"({first_line(error)}); give rows of equal length."
+        ) from error
 
 
 def _image(value: Any, where: str) -> np.ndarray:
-    image = _array(value)
+    image = _array(value, "image", where)
     if image.ndim == 4:
         raise InputError(
             f"Examples must come one by one, not in batches, but the image of {where} "
@@ -220,14 +240,14 @@ def _image(value: Any, where: str) -> np.ndarray:
 def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarray]:
     """What a model takes beside the image, by name, all in float32."""
     if not isinstance(given, Mapping) or "image" in given:
+        said = listed(map(str, given)) if isinstance(given, Mapping) else _kind(given)
         raise InputError(
             'The inputs must be a dict by name, such as {"camera": array}, without the '
-            f"image; those of {where} are "
-            f"{', '.join(given) if isinstance(given, Mapping) else _kind(given)}."
+            f"image; those of {where} are {said}."
         )
     inputs = {}
     for name, value in given.items():
-        value = _array(value)
+        value = _array(value, f"input {name}", where)
         is_number = value.dtype.kind in "buif" and value.size > 0
         kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
         exact = is_number and _is_kept(value, kept)
@@ -330,6 +350,7 @@ def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.
         cure = "convert it (one-hot: argmax)"
         if value.ndim == known.ndim and value.shape != known.shape:
             cure = "resize it (nearest neighbour), or see that each task has its own"
+            cure += _if_grid(task, known)
         raise InputError(
             f"The target of {task.name} must be whole numbers of shape "
             f"{list(known.shape)}, the class of {_each(known)}, but that of {where} is "
@@ -342,15 +363,23 @@ def _labels(task: Task, value: np.ndarray, known: np.ndarray, where: str) -> np.
             f"{value[known].min()}; where there is no label, say so "
             f'("ignore_label": {value[known].min()}) or {mask}.'
         )
-    value = np.where(known, value, 0).astype(np.int32)
-    if task.channels is not None and value.max(initial=0) >= task.channels:
+    value = np.where(known, value, 0)  # Not yet int32, in which it may be another one.
+    most = task.channels or _MOST_LABELS
+    if value.max(initial=0) >= most:
         raise InputError(
             f"The labels of {task.name} must be below the number of classes, "
-            f"{task.channels}, but {where} has {value.max()}; name more classes in "
-            '"classes" or, where this means no label, say so '
-            f'("ignore_label": {value.max()}) or {mask}.'
+            f"{'' if task.channels else 'at most '}{most}, but {where} has "
+            f'{value.max()}; name more classes in "classes" or, where this means no '
+            f'label, say so ("ignore_label": {value.max()}) or {mask}.'
         )
-    return value
+    return value.astype(np.int32)
+
+
+def _if_grid(task: Task, known: np.ndarray) -> str:
+    """A cure for other places than a map's that have two axes, too."""
+    if known.ndim != MAP or task.places is not None:
+        return ""
+    return ", or, as two axes are always height and width, flatten another grid to one"
 
 
 def _each(known: np.ndarray) -> str:
@@ -363,13 +392,20 @@ def _numbers(
     if value.shape == known.shape and task.channels == 1:
         value = value[..., np.newaxis]
     shape = (*known.shape, task.channels)
-    kinds = "buif" if task.kind == "labels" else "uif"
-    if value.shape != shape or value.dtype.kind not in kinds:
+    what = "uint8 or floats" if task.kind == "image" else "numbers"
+    kinds = {"labels": "buif", "image": "f"}.get(task.kind, "uif")
+    is_good = value.dtype.kind in kinds or value.dtype == np.uint8
+    if value.shape != shape or not is_good:
+        is_other = value.ndim in (MAP, MAP + 1) and value.shape[:MAP] != known.shape
+        grid = _if_grid(task, known) if is_other else ""
         raise InputError(
-            f"The target of {task.name} must be numbers of shape {list(shape)}, but "
-            f"that of {where} is {value.dtype} of shape {list(value.shape)}."
+            f"The target of {task.name} must be {what} of shape {list(shape)}, but "
+            f"that of {where} is {value.dtype} of shape {list(value.shape)}"
+            f"{grid and f'; resize it{grid}'}."
         )
-    value = value.astype(np.float32)
+    if task.kind == "image":
+        value = picture.as_floats(value)
+    value = value.astype(np.float32, copy=False)
     wrong = np.argwhere(~np.isfinite(value).all(-1) & known)
     if len(wrong):
         place = tuple(wrong[0])
@@ -382,6 +418,8 @@ def _numbers(
             f'"masks": {{"{task.name}": ...}}.'
         )
     value = np.where(known[..., np.newaxis], value, np.float32(0))
+    if task.kind == "directions":
+        value = _of_length_one(value)
     if task.kind == "labels" and (value.min() < 0 or value.max() > 1):
         raise InputError(
             f"The target of {task.name} must be 1 or 0 for each of its "
@@ -389,6 +427,13 @@ def _numbers(
             f"{value.min():g} to {value.max():g}."
         )
     return value
+
+
+def _of_length_one(vectors: np.ndarray) -> np.ndarray:
+    """Vectors float32 [..., channels] over their lengths; those of 0 stay."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
+    is_other = (lengths > 0) & (np.abs(lengths - 1) > _UNIT_ROUNDING)
+    return (vectors / np.where(is_other, lengths, 1)).astype(np.float32)
 
 
 def _kind(value: Any) -> str:

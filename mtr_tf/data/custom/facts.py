@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -103,7 +104,7 @@ def check(facts: Mapping[str, Any]) -> None:
             'True or False, beside "groups"',
         ),
         "readers": (
-            lambda given: type(given) is int and 1 <= given <= readers.MOST,
+            lambda given: _is_whole(given) and 1 <= given <= readers.MOST,
             f"a whole number from 1 to {readers.MOST}: how many threads may read "
             "examples at the same time",
         ),
@@ -156,10 +157,11 @@ def rules(facts: Mapping[str, Any]) -> Rules:
     """What targets may be, of checked facts.
 
     Raises:
-      InputError: a task has but one class.
+      InputError: a task has but one class, or labels to ignore and no classes.
     """
     names = tuple(facts.get("classes", ()))
-    tasks = TASKS.replaced(*declared(facts).values())
+    own = declared(facts)
+    tasks = TASKS.replaced(*own.values())
     units = facts.get("units", {})
     tasks = TaskSet(
         task if task.unit else task.bound(unit=units.get(name, ""))
@@ -175,13 +177,20 @@ def rules(facts: Mapping[str, Any]) -> Rules:
         _check_classes(task)
     ignored = facts.get("ignore_label", ())
     if not isinstance(ignored, Mapping):
-        ignored = dict.fromkeys(tasks, ignored)
+        ignored = {name: ignored for name, task in tasks.items() if task.discrete}
+    for name in ignored:
+        if not tasks[name].discrete:
+            raise InputError(
+                f'"ignore_label" must be for tasks with classes; got {name}. Give '
+                '"masks" with its targets.'
+            )
     return Rules(
         tasks,
         {
-            task: tuple(labels) if isinstance(labels, Sequence) else (labels,)
+            task: tuple(map(int, labels if isinstance(labels, Sequence) else [labels]))
             for task, labels in ignored.items()
         },
+        own,
     )
 
 
@@ -262,7 +271,7 @@ def dataset_info(
                 f"the images; got {facts[key]!r}."
             )
     tasks = _tasks(splits, columns, known)
-    _check_weights(facts.get("class_weights", ()), tasks)
+    _check_weights(facts.get("class_weights", ()), tasks, facts.get("classes", ()))
     classes = facts.get("classes") or (tasks["seg"].classes if "seg" in tasks else ())
     mean, std = facts.get("mean"), facts.get("std")
     if mean is None or std is None:
@@ -302,10 +311,11 @@ def _tasks(splits: Mapping[str, Columns], columns: Columns, known: TaskSet) -> T
             if task.kind == "image" and task.channels != channels:
                 task = task.bound(channels=channels)  # It is the picture.
         else:
-            axes = len(columns.targets[name].shape) - 1 - (not task.discrete)
-            task = task.bound(places=axes)
+            _, *places = columns.targets[name].shape
             if task.discrete:
-                task = _of_classes(task, splits)
+                task = _of_classes(task.bound(places=len(places)), splits)
+            else:
+                task = task.bound(places=len(places) - 1, channels=places[-1])
         if name in there:
             tasks.append(task)
     return TaskSet(tasks)
@@ -326,8 +336,20 @@ def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
     return task.bound(channels=None, classes=classes, colors=colors)
 
 
-def _check_weights(given: Any, tasks: TaskSet) -> None:
-    """Raises InputError unless weights by task are one for each of its classes."""
+def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
+    """Raises InputError unless weights are one for each class of some task.
+
+    Args:
+      given: weights of `classes`, or by task.
+      tasks: those that there are.
+      classes: the names that the user gives for tasks that have none of their own.
+    """
+    of_classes = [t.discrete and t.classes == tuple(classes) for t in tasks.values()]
+    if len(given) and not isinstance(given, Mapping) and not any(of_classes):
+        raise InputError(
+            '"class_weights" must be for tasks with classes that the examples have, '
+            'but the "classes" are those of none; give a dict of lists by task.'
+        )
     for name, weights in given.items() if isinstance(given, Mapping) else ():
         if name not in tasks or not tasks[name].discrete:
             raise InputError(
@@ -450,7 +472,12 @@ def _length(given: Any) -> int:
 
 def _are_labels(given: Any) -> bool:
     given = given if isinstance(given, list | tuple) else [given]
-    return all(isinstance(n, int) and not isinstance(n, bool) for n in given)
+    return all(map(_is_whole, given))
+
+
+def _is_whole(given: Any) -> bool:
+    """Whether this is a whole number, of Python's or of NumPy's."""
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
 
 
 def _are_within(

@@ -236,7 +236,10 @@ def _prepared(
     counts = [f"{layout.name(task)} {len(broken[task])}" for task in broken]
     if counts:
         logging.warning(
-            "Taskonomy: masked because they are broken: %s views.", ", ".join(counts)
+            "Taskonomy: masked because they are broken: %s views. (Once you have "
+            "downloaded them again, delete %s to have them read.)",
+            ", ".join(counts),
+            builder.data_dir,
         )
     return builder
 

@@ -11,8 +11,8 @@ The functions are called as those of `transforms`. What differs, on purpose:
     it had levels of 0-255, so that both channels are nearly constant.
 *   edge_occlusion is blurred over 4 pixels at any size, also where it is not known.
 
-The released labels were resized by whatever was Pillow's default; nearest neighbour was
-at the time, and is used here. Pixels without a label have class 0 and no loss, as here;
+The released labels were resized by whatever was Pillow's default: nearest neighbour
+before version 7, and here. Pixels without a label have class 0 and no loss, as here;
 its metrics counted them as background all the same, which one mask cannot say.
 """
 

@@ -105,7 +105,7 @@ class Taskonomy(prepared.Builder):
             for task, reason in zip(wrong, why, strict=True):
                 self.info.metadata[BROKEN].setdefault(task, []).append(reason)
                 if task == layout.RGB:  # Or it would not be read again.
-                    (self.parts / f"{part}.npz").unlink()
+                    (self.parts / f"{part}.npz").unlink(missing_ok=True)
             yield prepared.key(index, len(views)), arrays
         if split == list(self.builder_config.splits)[-1]:
             self._list_broken()

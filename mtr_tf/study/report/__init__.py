@@ -70,7 +70,9 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     files.write_text(folder / exporting.PAGE, page.markdown(content))
     if export:
         exporting.write(folder, export, content.shown)
-    return verdicts.terminal(content.verdicts)
+    return "\n\n".join(
+        filter(None, (verdicts.terminal(content.verdicts), content.mixed))
+    )
 
 
 def _collectable(results: Results) -> list[dict[str, Any]]:
@@ -132,6 +134,7 @@ def _content(
         provenance=provenance | {"commits of the cells": _commits(workdir, cells)},
         verdicts=rows,
         images=curves.images(records),
+        mixed=verdicts.mixed(results.mixed),
         curves=all_curves,
         curve_plots=shown(of_curves),
         theory={name: shown(part) for name, part in of_theory.items()},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.show import text
 from mtr_tf.study.results import CHOICES
 
@@ -36,6 +37,7 @@ class Curve:
       warnings: {what a check found: {variant: its seeds}}.
       reference: A variant whose values of the same seeds are taken off; empty: none.
       ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
+      images: Which images it is of, in words; empty where all curves are of the same.
     """
 
     spec: str
@@ -50,6 +52,7 @@ class Curve:
     warnings: dict[str, dict[str, list[int]]]
     reference: str = ""
     ends: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    images: str = ""
 
     @property
     def id(self) -> str:
@@ -64,7 +67,8 @@ class Curve:
     def title(self) -> str:
         """A line above the plot."""
         less = f" minus that of {self.reference}" if self.reference else ""
-        return f"{self.task} {self.metric}{less} under {self.attack}"
+        of = f", {self.images}" if self.images else ""
+        return f"{self.task} {self.metric}{less} under {self.attack}{of}"
 
     @property
     def first(self) -> bool:
@@ -95,10 +99,13 @@ def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int
     headline: dict[str, str] = {}
     for record in records:
         headline.setdefault(record["task"], record["metric"])
-    return [
+    found = [
         _curve(key, members, headline, variants, seeds)
         for key, members in grouped.items()
     ]
+    if len({curve.images for curve in found}) == 1:
+        found = [dataclasses.replace(curve, images="") for curve in found]
+    return found
 
 
 def _key(record: Record) -> tuple:
@@ -124,7 +131,7 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
             values[whose][place] = _number(record[value])
             ends[whose][:, *place] = record.get(interval) or (np.nan, np.nan)
     first = records[0]
-    facts = {name: first.get(name) for name in ("unit", "better", *CHOICES)}
+    facts = {name: first.get(name) for name in ("unit", "better", "targets", *CHOICES)}
     return Curve(
         spec,
         label,
@@ -137,6 +144,7 @@ def _curve(key, records, headline, variants, seeds) -> Curve:
         values,
         warnings(records),
         ends=ends,
+        images=images(records),
     )
 
 
@@ -162,9 +170,16 @@ def _number(value: float | None) -> float:
 
 
 def images(records: Iterable[Record]) -> str:
-    """Which images the records are of: `96 images of rooms (validation)`."""
-    kinds = {(r["n"], r["dataset"], r["split"]) for r in records}
-    texts = [f"{n} images of {name} ({split})" for n, name, split in sorted(kinds)]
+    """Which images the records are of: `96 images of rooms (validation)`.
+
+    With whose outputs the targets are, where they are the model's own.
+    """
+    kinds = {(r["n"], r["dataset"], r["split"], r.get("targets", "")) for r in records}
+    texts = [
+        f"{n} images of {name} ({split})"
+        + (", against the model's own outputs" if targets == OWN_TARGETS else "")
+        for n, name, split, targets in sorted(kinds)
+    ]
     return " or ".join(texts)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.show import pages
 from mtr_tf.show import text
 from mtr_tf.study import claims
@@ -40,7 +41,7 @@ class Code(str):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a task."""
+    """A table of a task; with its images, where attacks are on several sets of them."""
 
     task: str
     head: Sequence[str]
@@ -57,6 +58,8 @@ class Content:
       provenance: That of study.json, with the commits of the cells.
       verdicts: On each claim.
       images: Which images the results are of, in words.
+      mixed: What to say of results of one variant and seed that are of several models;
+        empty where there are none.
       curves: All of them, with differences.
       curve_plots: A plot for each.
       theory: The plots of each measure.
@@ -70,6 +73,7 @@ class Content:
     provenance: Mapping[str, Any]
     verdicts: Sequence[verdicts.Row]
     images: str
+    mixed: str
     curves: Sequence[Curve]
     curve_plots: Sequence[Plot]
     theory: Mapping[str, Sequence[Plot]]
@@ -130,10 +134,17 @@ class Content:
 
     @property
     def clean_tables(self) -> list[Table]:
-        """Of each task: each metric's mean and standard deviation over seeds."""
-        curves = _grouped((c.task, c) for c in self.curves if not c.reference)
+        """Of each task and its images: each metric's mean and deviation over seeds.
+
+        Without attacks against the model's own outputs: it agrees with itself.
+        """
+        curves = _grouped(
+            (f"{c.task}, {c.images}" if c.images else c.task, c)
+            for c in self.curves
+            if not c.reference and c.facts.get("targets") != OWN_TARGETS
+        )
         variants = [variant.name for variant in self.study.variants]
-        return [_clean_table(task, own, variants) for task, own in curves.items()]
+        return [_clean_table(name, own, variants) for name, own in curves.items()]
 
     def values_of(self, plot: str) -> list[tuple[list[str], list[list[str]]]]:
         """The table (head, rows) of a curve, over its radii; of another plot none."""

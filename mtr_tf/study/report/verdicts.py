@@ -15,9 +15,7 @@ import numpy as np
 
 from mtr_tf.show import tables
 from mtr_tf.show import text
-from mtr_tf.study import effects
 from mtr_tf.study import statistics
-from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claims import Verdict
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report.curves import Curve
@@ -175,7 +173,7 @@ def _row(
         reason=verdict.reason,
         effect=write(verdict.effect),
         interval=text.interval(verdict.interval, write),
-        quantity=_quantity(claim, curves),
+        quantity=_quantity(verdict, curves),
         over=verdict.over,
         n=verdict.n,
         probability=_probability(verdict),
@@ -285,6 +283,19 @@ def terminal(rows: Sequence[Row]) -> str:
     return f"{tables.aligned(table(rows))}\n\n{tally(rows)}"
 
 
+def mixed(models: Mapping[str, Sequence[int]]) -> str:
+    """A sentence about the variants and seeds of `Results.mixed`; empty without any."""
+    whose = "; ".join(
+        f"{variant}: {text.numbers_in_words(seeds)}"
+        for variant, seeds in models.items()
+    )
+    return whose and (
+        f"The results of some variants [{whose}] are of several models each, trained "
+        "apart; delete the folders of their attacks, and repeat mtr_tf.reproduce to "
+        "have all results of one."
+    )
+
+
 def warnings(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What checks of the attacks found, with the claims that it bears on."""
     claims: dict[str, list[str]] = {}
@@ -302,10 +313,11 @@ def _probability(verdict: Verdict) -> str:
     return text.probability(verdict.p_opposite if against else verdict.p_corrected)
 
 
-def _quantity(claim: Claim, curves: Sequence[Curve]) -> str:
+def _quantity(verdict: Verdict, curves: Sequence[Curve]) -> str:
     """What the effect is a number of: metrics with their units, or a measure."""
+    claim = verdict.claim
     if claim.measure:
-        return _measured(claim.measure)
+        return _measured(claim.measure, verdict.negated)
     points = [point for term in claim.terms for point in term.points]
     pairs = dict.fromkeys((point.task, point.metric) for point in points)
     if claim.relative:
@@ -318,15 +330,18 @@ def _with_unit(task: str, metric: str, unit: str) -> str:
     return f"{task} {metric} [{unit}]" if unit else f"{task} {metric}"
 
 
-def _measured(measure: Mapping[str, Any]) -> str:
+def _measured(measure: Mapping[str, Any], negated: bool = False) -> str:
     """As `slope less -0.5`; where the sign is -1 the other way round.
 
-    Metrics where lower is better have the other sign, as effects do.
+    Args:
+      measure: That of a claim.
+      negated: Whether its effect has the other sign: of a metric where lower is better.
     """
     words = f"{measure['measure']}: {measure['quantity']}"
-    of = [*measure.get("tasks", ()), measure.get("metric")]
-    words += "".join(f" {each}" for each in of if each)
-    sign = measure["sign"] * (-1 if effects.is_lower(measure.get("metric")) else 1)
+    words += "".join(f" {task}" for task in measure.get("tasks", ()))
+    if metric := measure.get("metric"):
+        words += f" {' and '.join(metric) if isinstance(metric, list) else metric}"
+    sign = measure["sign"] * (-1 if negated else 1)
     if measure["field"] != "value":
         words += f" {measure['field']}"
     if measure["ratio_to"]:
