@@ -202,6 +202,7 @@ def forbid_attacks(monkeypatch) -> None:
     monkeypatch.setattr(evaluator, "__init__", fail)
 
 
+@pytest.mark.slow
 def test_what_an_old_version_finished_is_not_done_again(old_run, monkeypatch, capsys):
     import keras
     import tensorflow as tf

@@ -298,6 +298,7 @@ def test_classes_that_the_loss_ignores_are_not_attacked(batch, form):
     assert (adversarial.attacked(images, seg) != weighted).numpy().any()
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_kept_with_the_weights(batch, tmp_path):
     """So that Keras's BackupAndRestore goes on where training has stopped."""
     images, targets = batch

@@ -108,6 +108,7 @@ def test_radii_epochs_and_tensorboard(batch, tmp_path):
         np.testing.assert_allclose(values, history[f"val_{name}_seg_loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_several_attacks_have_numbers_of_their_own(batch):
     settings = {"attack": ["noise", "fgsm"], "attack_loss": ["own", "cospgd"]}
     watch = mtr_tf.RobustnessCallback(batch, tasks="seg", eps=8, **settings)
@@ -119,6 +120,7 @@ def test_several_attacks_have_numbers_of_their_own(batch):
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["list", "softmax"])
 def test_adversarial_training_can_be_watched(batch, form):
     """By the model that is trained: its names, and the logits before its softmax."""

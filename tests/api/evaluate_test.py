@@ -161,6 +161,7 @@ def test_batches_without_end_or_names(model, results):
     assert numbers(also) == numbers(results)
 
 
+@pytest.mark.slow
 def test_data_may_be_named_for_a_model_in_memory(model, results, monkeypatch):
     module = types.ModuleType("api_named_data")
     module.examples = lambda: {"validation": make_examples()}
@@ -209,6 +210,7 @@ def test_models_of_any_form(model, results, form):
         np.testing.assert_allclose(values, expected, rtol=2e-3, err_msg=metric)
 
 
+@pytest.mark.slow
 def test_classes_are_as_many_as_the_model_has(tmp_path):
     """Though the examples show only some of them."""
     rng = np.random.default_rng(0)
@@ -292,6 +294,7 @@ def test_tasks_of_the_paper_need_no_targets_but_the_models_own():
         assert record["clean"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_of_a_function_nobody_knows_how_many_classes_it_has():
     def model(images):
         return {"seg": brighter(images)}
@@ -569,6 +572,7 @@ def test_a_model_without_code_of_its_own_is_known_by_its_layers():
     assert loading._fingerprint_of(model, model) == loading.fingerprint(model)
 
 
+@pytest.mark.slow
 def test_results_of_another_loss_are_not_taken_for_its_own(model, tmp_path):
     """Of a task of one's own, and of one of the eleven with a loss of one's own."""
 

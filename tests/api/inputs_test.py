@@ -116,6 +116,7 @@ def test_batches_and_dicts_of_inputs_are_the_same(results):
     np.testing.assert_allclose(*values, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_measures_and_own_targets_and_ranges_take_them():
     """The gradient of |depth - target| is the image's gain / (3 H W), by hand."""
     measured = mtr_tf.evaluate(
@@ -268,6 +269,7 @@ def test_models_of_images_alone_leave_them_alone():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("numbers", 1), ("classes", 5)])
 def test_the_image_is_found_among_the_inputs_whatever_their_order(kind, count):
     """An output as long as another input is still of the whole image."""

@@ -69,6 +69,7 @@ def test_the_maximum_of_a_linear_loss_is_that_of_the_chosen_channels():
     np.testing.assert_allclose(raised, 0.2 * np.linalg.norm(part), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_objectives_of_tasks_and_ensembles_of_losses():
     x = images(2)
     image = keras.Input((6, 5, 4))

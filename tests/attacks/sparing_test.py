@@ -296,6 +296,7 @@ def attacked(case, **settings) -> np.ndarray:
     return PGD(goal, x, seed=3).numpy()
 
 
+@pytest.mark.slow
 def test_a_net_keeps_maps_and_classes_of_images_and_attacks_the_others(case):
     _, x, _, _ = case
     clean = losses_of(case, x)

@@ -212,6 +212,7 @@ def test_the_start_l2_is_a_grid_of_pyramids():
     assert seen == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_more_queries_and_restarts_never_lower_the_score_asked(norm):
     x = images((5, 6, 6, 1), 3)

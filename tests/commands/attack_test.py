@@ -734,6 +734,7 @@ def test_what_cannot_be_spread_is_said(fields, said):
         AttackConfig(**{"ckpt": "run"} | fields)
 
 
+@pytest.mark.slow
 def test_a_part_waits_for_no_other_part_but_for_the_whole(run_directory):
     folder = run_directory / "attacks" / "test"
     config = AttackConfig(ckpt=str(run_directory), **SETTINGS | SMALL, part="4/4")

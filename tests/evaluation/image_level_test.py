@@ -247,6 +247,7 @@ def test_pixels_are_of_maps_alone():
         cell.check((SIDE, SIDE, 3), 0)
 
 
+@pytest.mark.slow
 def test_measures_of_tasks_take_all_and_those_of_pixels_maps(tmp_path):
     subject = make_subject()
     config = AttackConfig(
@@ -275,6 +276,7 @@ def test_measures_of_tasks_take_all_and_those_of_pixels_maps(tmp_path):
     assert by_measure["first_order"] == {"scene", "depth"}
 
 
+@pytest.mark.slow
 def test_own_targets_are_the_clean_outputs():
     subject = make_subject()
     columns = own_targets.of_model(subject.model, subject.columns, TASKS, COUNT, 3)

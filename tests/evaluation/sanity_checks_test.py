@@ -210,12 +210,14 @@ def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp
         )
 
 
+@pytest.mark.slow
 def test_nothing_is_known_where_nothing_is_finite():
     (check,) = sanity_checks.run(make_subject(broken), a_cell())
     assert (check.name, check.measured) == ("finite", {"images": 0})
     assert sanity_checks.warnings([check])
 
 
+@pytest.mark.slow
 def test_a_transfer_that_does_more_harm():
     cell = a_cell()
     rows = {"seg": {"loss": np.full((COUNT, 2), 9.0, np.float32)}}

@@ -113,6 +113,7 @@ def test_every_number_says_its_unit_and_which_way_is_better():
     assert "higher is better" in tensorboard.describe("optimizer/examples_per_second")
 
 
+@pytest.mark.slow
 def test_training_says_which_losses_it_lowers_and_on_which_images(tmp_path):
     attack = {"adversarial_tasks": "seg", "adversarial_eps": 2, "adversarial_steps": 3}
     watch(tmp_path / "run", task_losses=("depth:l2",), adversarial_share=0.25, **attack)

@@ -244,6 +244,7 @@ def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
         export.check(tmp_path / "README.md")
 
 
+@pytest.mark.slow
 def test_unfinished_study_says_what_is_missing(tmp_path):
     """Also: names that look like HTML, and the same bytes when written again."""
     hostile = "<b>&s"

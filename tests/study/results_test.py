@@ -96,6 +96,7 @@ def test_tasks_attacked_together_may_come_in_any_order(tmp_path):
     assert np.isnan(both.values("s+d", *WHERE)).all()  # Never seg alone.
 
 
+@pytest.mark.slow
 def test_models_of_one_seed_that_differ_are_found(tmp_path):
     """As of an attack that was added where the model was not, and trained again."""
     text = study_fixture.EXAMPLE + SOURCE

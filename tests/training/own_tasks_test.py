@@ -369,6 +369,7 @@ def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(
     assert first_layer(run.model) == np.round([*now.mean, *now.std], 6).tolist()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_mean_that_it_began_with(
     module, watched, monkeypatch, tmp_path
 ):
@@ -396,6 +397,7 @@ def longer():
     return {**content, "train": content["train"] + [example(i) for i in range(40, 64)]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -491,6 +493,7 @@ def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
         loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_what_it_started_from_is_gone(
     module, watched, monkeypatch, tmp_path
 ):

@@ -288,6 +288,7 @@ def test_adversarial_steps_on_two_replicas_equal_those_on_one(mirrored):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_batch_norm_in_training_mode_sees_the_attack():
     """As in the released code: each pass of the attack moves running statistics."""
     plain, attacked = (
