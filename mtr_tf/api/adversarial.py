@@ -288,7 +288,8 @@ class AdversarialModel(keras.Model):
                 low * width + self._low,
                 "to",
                 high * width + self._low,
-                "; give the range that they are in, such as input_range=(0, 255).",
+                "; clip them, or give the range that they are in, such as "
+                "input_range=(0, 255).",
             ],
         )
 

@@ -247,8 +247,10 @@ def _full_names(values: Any, known: TaskSet) -> Any:
     """Values by task under the tasks' full names; others as they are."""
     if not isinstance(values, Mapping) or not values:
         return values
-    names = canonical(map(str, values), known.values())
-    return dict(zip(names, values.values(), strict=True))
+    # Another name of a task that is there itself may be of something else.
+    full = {key: canonical([str(key)], known.values())[0] for key in values}
+    names = [key if name in values else name for key, name in full.items()]
+    return dict(zip(canonical(names, ()), values.values(), strict=True))
 
 
 def _arrays(what: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -307,19 +307,28 @@ class TrainConfig(Settings):
     @property
     def unused(self) -> list[str]:
         """Names of the settings that are given, and that nothing makes use of."""
-        given = self.not_default()
-        found = [
-            name
-            for name, (other, value) in _OF_CHOICES.items()
-            if name in given and getattr(self, other) != value
-        ]
-        if not self.eval_eps and "eval_steps" in given:
-            found.append("eval_steps")
+        found = []
         if self.aux_weight != 1 and not set(self.tasks) - set(self.main_or_all_tasks):
             found.append("aux_weight")
         if not self.adversarial_tasks:
-            found += [name for name in given if name in _OF_ADVERSARIES]
+            found += [name for name in self.not_default() if name in _OF_ADVERSARIES]
         return found
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Sentences about settings that are given and, as others are, do nothing.
+
+        These are no reason to refuse a run: they may be of a flagfile.
+        """
+        given = self.not_default()
+        said = [
+            f"--{name} has no effect without --{other}={value}, as here"
+            for name, (other, value) in _OF_CHOICES.items()
+            if name in given and getattr(self, other) != value
+        ]
+        if "eval_steps" in given and not self.eval_eps:
+            said.append("--eval_steps has no effect with --eval_eps=0, as here")
+        return said
 
     def check_used(self) -> None:
         """Raises `InputError` for settings that only another one would make use of.
@@ -328,17 +337,6 @@ class TrainConfig(Settings):
         that attacks nothing. Older runs may have such settings, and are not asked.
         """
         given = self.unused
-        for name, (other, value) in _OF_CHOICES.items():
-            if name in given:
-                raise InputError(
-                    f"--{name} needs --{other}={value}, but the {other} is "
-                    f"{getattr(self, other)}; leave out one of the two."
-                )
-        if "eval_steps" in given:
-            raise InputError(
-                "--eval_steps needs an --eval_eps above 0, but it is 0, so that no "
-                "image would be attacked; leave out one of the two."
-            )
         if "aux_weight" in given:
             raise InputError(
                 "--aux_weight needs auxiliary tasks, those of --tasks that are not in "

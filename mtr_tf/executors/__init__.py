@@ -7,6 +7,7 @@ see the same files under the same paths, and have the same installation of mtr_t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import re
@@ -137,13 +138,16 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _number(text: str) -> int | float | str:
-    """What a text says, if that is a number as people write it; else the text.
+    """What a text says, if that is a number; else the text.
 
-    Names of accounts and partitions stay: 01234 or 1e5 are none.
+    A name such as 01234, of an account, is none.
     """
-    if not re.fullmatch(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?", text):
+    if not re.fullmatch(r"-?(?!0[0-9])[0-9]*\.?[0-9]*(e[+-]?[0-9]+)?", text, re.I):
         return text
-    return float(text) if "." in text else int(text)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _last_line(text: str) -> str:

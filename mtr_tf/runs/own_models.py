@@ -147,9 +147,9 @@ def check_logits(name: str, model: keras.Model, tasks: TaskSet) -> None:
         of = probabilities.activation_of(model.output[task.name])
         if of and KINDS[task.kind].probabilities:
             raise InputError(
-                f"The output for {task.name} of --model={name} must be logits, of "
-                f"which losses take the probabilities themselves, but it has a {of}; "
-                "leave out that activation."
+                f"The output for {task.name} of --model={name} must be logits, as "
+                f"losses and attacks take them, but it has a {of}; leave out that "
+                "activation."
             )
 
 

@@ -71,7 +71,11 @@ def of_results(
         | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
         | ({"transfer": True} if record.get("source_fingerprint") else {})
         | ({"images": record["images"]} if _has_own_data(record) else {})
-        | ({"size": size_of(record)} if size_of(record) else {})
+        | (
+            {"size": size}
+            if (size := size_of(record)) not in ("", _size(about))
+            else {}
+        )
         | {"seeds": [seed], "models": [str(record.get("model_fingerprint", ""))[:12]]}
         | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
         | {key: [value] for key, value in traced.items() if value}
@@ -318,7 +322,7 @@ def boards(records: Iterable[Record]) -> list[Board]:
 
 def _board(record: Record) -> tuple:
     """What all models of a board have in common."""
-    size = record.get("size") or _square(record)
+    size = record.get("size") or _size(record)
     data = (record["dataset"], record["split"], record["n"], size)
     of = (record["task"], record["metric"], record.get("targets") or "data")
     on = (record["norm"], record["eps"])
@@ -326,8 +330,8 @@ def _board(record: Record) -> tuple:
     return (*of, *data, *on, *kind)
 
 
-def _square(record: Record) -> str:
-    """The size that a model was trained at, as height x width."""
+def _size(record: Record) -> str:
+    """The size that a model was trained at, height x width; empty if not known."""
     size = str((record.get("architecture") or {}).get("image_size", ""))
     return f"{size}x{size}" if size.isdigit() else size
 

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from mtr_tf import data
 from mtr_tf import files
@@ -138,6 +139,8 @@ def resolve(
         _check_statistics(config, strategy.num_replicas_in_sync)
         if not begun.is_run:
             config.check_used()
+            for sentence in config.without_effect:
+                logging.warning("%s", sentence)
         keras.utils.set_random_seed(config.seed)
         if config.deterministic:
             tf.config.experimental.enable_op_determinism()

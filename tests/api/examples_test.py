@@ -151,3 +151,12 @@ def test_plots_have_endings_that_can_be_drawn():
     with pytest.raises(InputError, match="must end with .png, .pdf or .svg; got 'c.x'"):
         files.check_picture("path", "c.x")
     files.check_picture("path", "c.SVG")
+
+
+def test_another_name_of_a_task_that_is_there_is_no_second_one():
+    image, depth = np.zeros((4, 4, 3), np.float32), np.ones((4, 4, 1), np.float32)
+    given = [(image, {"depth": depth, "d": np.zeros(3)})]
+    (one,) = examples_lib.one_by_one(given, ["depth"])
+    assert [*one["targets"]] == ["depth"]
+    with pytest.raises(InputError, match="names 'depth' 2 times"):
+        [*examples_lib.one_by_one([(image, {"d": depth, "depth_zbuffer": depth})])]

@@ -78,14 +78,6 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
         ),
         ({"eval_eps": 4 / 255}, "--eval_eps must be in levels .* give --eval_eps=4."),
         ({"eval_eps": 0.1}, ""),
-        (
-            {"eval_eps": 0.0, "eval_steps": 9},
-            "--eval_steps needs an --eval_eps above 0",
-        ),
-        ({"momentum": 0.5}, "--momentum needs --optimizer=sgd, .* optimizer is adam"),
-        ({"momentum": 0.5, "optimizer": "sgd"}, ""),
-        ({"lr_factor": 0.5}, "--lr_factor needs --schedule=step, .* is cosine"),
-        ({"lr_factor": 0.5, "schedule": "step", "lr_epochs": (2,)}, ""),
         ({"adversarial_eps": 4.0, "adversarial_tasks": "main"}, ""),
         ({}, ""),
     ],
@@ -95,6 +87,27 @@ def test_what_nothing_makes_use_of_is_refused_in_new_runs(given, message):
     assert TrainConfig.from_dict(config.to_dict()) == config  # Old runs are read.
     with pytest.raises(InputError, match=message) if message else nullcontext():
         config.check_used()
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"momentum": 0.5}, ["--momentum has no effect without --optimizer=sgd"]),
+        ({"momentum": 0.5, "optimizer": "sgd"}, []),
+        ({"lr_factor": 0.5}, ["--lr_factor has no effect without --schedule=step"]),
+        ({"lr_factor": 0.5, "schedule": "step", "lr_epochs": (2,)}, []),
+        ({"eval_eps": 0.0, "eval_steps": 9}, ["--eval_steps has no effect with"]),
+        ({"eval_steps": 9}, []),
+    ],
+)
+def test_what_others_ignore_is_said_but_not_refused(given, names):
+    """It may be of a flagfile, or of a study whose runs are known by it."""
+    config = TrainConfig(**given)
+    config.check_used()
+    assert not config.unused
+    said = config.without_effect
+    assert len(said) == len(names)
+    assert all(map(str.startswith, said, names))
 
 
 def test_an_unknown_setting_suggests_a_known_one():

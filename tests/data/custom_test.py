@@ -587,14 +587,6 @@ def test_wrong_examples(open_it, mistake):
             {"train": [example()], "ignore_label": {"seg": 255, "depth": 0}},
             '"ignore_label" must be for tasks with classes; got depth. Give "masks"',
         ),
-        (
-            {
-                "train": [(IMAGE, {"depth": IMAGE[..., 0]})],
-                "classes": ["a", "b"],
-                "class_weights": [1, 2],
-            },
-            '"class_weights" must be for tasks with classes that the examples have',
-        ),
         ({"train": [example()], "groups": [0]}, '"groups" must be a dict by split'),
         (
             {"train": [example()], "groups": {"train": [0, 1]}},

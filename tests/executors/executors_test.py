@@ -252,10 +252,10 @@ def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
 
 
 def test_only_numbers_as_people_write_them_are_numbers():
-    options = "a=4,b=0.5,c=-1,d=01234,e=1e5,f=gpu,g=nan,h=h,i=1_000"
+    options = "a=4,b=0.5,c=-1,d=01234,e=4e9,f=gpu,g=nan,h=.5,i=1_000,j=e,k=-"
     assert executors._options(options.split(",")) == {
-        "a": 4, "b": 0.5, "c": -1, "d": "01234", "e": "1e5", "f": "gpu", "g": "nan",
-        "h": "h", "i": "1_000",
+        "a": 4, "b": 0.5, "c": -1, "d": "01234", "e": 4e9, "f": "gpu", "g": "nan",
+        "h": 0.5, "i": "1_000", "j": "e", "k": "-",
     }  # fmt: skip
 
 

@@ -147,9 +147,8 @@ def test_an_output_must_be_of_logits_where_losses_take_probabilities(build):
     with pytest.raises(InputError) as raised:
         own_models.check_logits("own_net:make", model, TASKS)
     assert str(raised.value) == (
-        "The output for parts of --model=own_net:make must be logits, of which losses "
-        "take the probabilities themselves, but it has a softmax; leave out that "
-        "activation."
+        "The output for parts of --model=own_net:make must be logits, as losses and "
+        "attacks take them, but it has a softmax; leave out that activation."
     )
     own_models.check_logits("own_net:make", model, TASKS.select("joints"))
     own_models.check_logits("own_net:make", build(net), TASKS)

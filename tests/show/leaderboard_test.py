@@ -235,3 +235,13 @@ def test_pictures_of_another_size_are_another_board():
         (f"7 images of rooms (validation) at {size} pixels; higher is better.", names)
         for size, names in (("64x64", ["o", "s"]), ("128x128", ["l"]))
     ]
+
+
+def test_records_of_before_that_name_no_size_go_with_those_that_do():
+    older = records("a", 0, result("pgd", 0.3))
+    del older[0]["models"]
+    newer = records("a", 1, result("pgd", 0.2, images="64x64x3 0.5 0.5 0.5"))
+    (one,) = leaderboard.together([*older, *newer, *newer])
+    assert (one["seeds"], one["attacked_value"]) == ([0, 1], [0.3, 0.2])
+    other = records("a", 1, result("pgd", 0.1, images="32x32x3 0.5 0.5 0.5"))
+    assert len(leaderboard.together([*newer, *other])) == 2

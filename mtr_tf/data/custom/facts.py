@@ -12,6 +12,7 @@ from typing import Any
 from typing import TypeVar
 
 import numpy as np
+from absl import logging
 
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
@@ -337,7 +338,7 @@ def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
 
 
 def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
-    """Raises InputError unless weights are one for each class of some task.
+    """Raises InputError unless weights by task are one for each of its classes.
 
     Args:
       given: weights of `classes`, or by task.
@@ -346,9 +347,9 @@ def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
     """
     of_classes = [t.discrete and t.classes == tuple(classes) for t in tasks.values()]
     if len(given) and not isinstance(given, Mapping) and not any(of_classes):
-        raise InputError(
-            '"class_weights" must be for tasks with classes that the examples have, '
-            'but the "classes" are those of none; give a dict of lists by task.'
+        logging.warning(
+            '"class_weights" has no effect: the examples have no task of the "classes" '
+            "that it is for (weights of others are a dict of lists by task)"
         )
     for name, weights in given.items() if isinstance(given, Mapping) else ():
         if name not in tasks or not tasks[name].discrete:
