@@ -159,14 +159,15 @@ def about(run: Run, model: keras.Model) -> dict[str, Any]:
     known = directory.read_tasks(run.directory)
     outputs = {}
     for name, output in model.output.items():
-        task = known.get(name) or (TASKS[name].to_dict() if name in TASKS else {})
+        usual = TASKS[name].to_dict() | {"unit": None} if name in TASKS else {}
+        task = known.get(name) or usual  # Of the data that it is on nobody knows.
         task = {"kind": None, "unit": "", "classes": [], "range": None, **task}
         del task["name"], task["metrics"], task["places"]
         outputs[name] = {
             **task,
             "channels": output.shape[-1],
             "shape": list(output.shape),
-            "dtype": "float32",
+            "dtype": output.dtype,
             "logits": task["kind"] in ("classes", "labels"),
         }
     _, height, width, channels = model.input_shape

@@ -140,13 +140,14 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     Raises:
       InputError: It was not built by `build`.
     """
-    if "normalize" not in [layer.name for layer in model.layers]:
+    named = [layer for layer in model.layers if layer.name == "normalize"]
+    if not named or not isinstance(getattr(named[0], "scale", None), list | tuple):
         raise InputError(
             "The mean and standard deviation that images are standardised with are "
             f"known only for built-in models, and {model.name} is not one; choose "
             "something that does not need them."
         )
-    layer = model.get_layer("normalize")
+    (layer,) = named
     std = tuple(round(1 / scale, 12) for scale in layer.scale)
     mean = (
         -offset / scale for offset, scale in zip(layer.offset, layer.scale, strict=True)

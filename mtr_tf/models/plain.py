@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -37,10 +38,28 @@ def plain(model: keras.Model) -> keras.Model:
                 "model itself can be replaced by Keras's own."
             )
     copy = keras.models.clone_model(model, call_function=_call, clone_function=_clone)
+    if own := next(_own_parts(keras.saving.serialize_keras_object(copy)), ""):
+        raise InputError(
+            "all functions of layers must be Keras's own so that the model loads "
+            f"elsewhere, but it has {own}; use layers of Keras instead."
+        )
     for layer in model.layers:
         if layer.weights:
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
+
+
+def _own_parts(config: Any) -> Iterator[str]:
+    """The names of a user's own classes and functions in a serialized model."""
+    if isinstance(config, dict):
+        name = config.get("registered_name")
+        if isinstance(name, str) and (
+            ">" in name or config.get("class_name") == "function"
+        ):
+            yield name
+    if isinstance(config, dict | list | tuple):
+        for part in config.values() if isinstance(config, dict) else config:
+            yield from _own_parts(part)
 
 
 def is_kerass(layer: keras.Layer) -> bool:

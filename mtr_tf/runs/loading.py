@@ -89,10 +89,11 @@ class Run:
         Raises:
           InputError: It is a .keras file, or `info` is not of the run's own data set.
         """
-        if self.config is None:
+        if self.config is None or ":" in self.config.model:
             raise InputError(
-                "--precision can be changed only for runs of mtr_tf.train, and "
-                f"{self.directory} is not one; leave it at --precision=own."
+                "--precision can be changed only for built-in models in runs of "
+                f"mtr_tf.train, and {self.directory} has none; leave it at "
+                "--precision=own."
             )
         if info.name != self.config.dataset:
             raise InputError(

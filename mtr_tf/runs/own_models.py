@@ -14,6 +14,7 @@ import keras
 from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
 from mtr_tf.models import probabilities
 from mtr_tf.tasks import KINDS
 from mtr_tf.tasks import TaskSet
@@ -56,6 +57,12 @@ def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras
     for task in tasks.values():
         _check_output(name, task, outputs[task.name].shape, image_shape)
     if not isinstance(model.output, dict) or list(model.output) != list(outputs):
+        if not adapters.is_functional(model):
+            raise InputError(
+                f"The model of --model={name} has a call of its own, so its outputs "
+                f"must be a dict of just {', '.join(tasks)}, in this order; return "
+                "these, or leave out the call."
+            )
         model = keras.Model(model.inputs[0], outputs, name=model.name)
     _check_saving(name, model)
     return model

@@ -33,6 +33,7 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import remote
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
+from mtr_tf.tasks import TaskSet
 from mtr_tf.training import job as job_lib
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.job import Job
@@ -79,8 +80,12 @@ def _train(config: TrainConfig, workdir: pathlib.Path, resume: bool) -> None:
         with workers.agreeing({}):
             if workers.chief:
                 stack.enter_context(files.locked(workdir))
-                ranges = job.source.info.ranges
-                directory.begin(workdir, config, resume, job.tasks, ranges, job.facts)
+                info, facts = job.source.info, job.facts
+                tasks = TaskSet(
+                    task.bound(unit=info.units.get(name, task.unit))
+                    for name, task in job.tasks.items()
+                )
+                directory.begin(workdir, config, resume, tasks, info.ranges, facts)
         keeper = _keeper(job, workdir)
         _run(job, workdir, keeper)
 

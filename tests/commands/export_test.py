@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -95,6 +96,21 @@ def test_the_file_says_what_goes_in_and_comes_out(folder):
     assert depth["shape"] == [None, 32, 40, 1]
     run = loading.load_run(str(folder / "run"))
     assert said["run"]["fingerprint"] == run.fingerprint
+
+
+def test_units_are_those_of_the_data(folder, tmp_path):
+    """Of a run that does not say its tasks, as after a conversion, none is known."""
+    run = loading.load_run(str(folder / "run"))
+    content = json.loads((folder / "run" / "config.json").read_text())
+    for tasks, unit in (
+        ([content["tasks"][1] | {"unit": "px"}], "px"),
+        (None, None),
+    ):
+        (tmp_path / "config.json").write_text(
+            json.dumps(content | {"tasks": tasks} if tasks else {"train": {}})
+        )
+        said = export.about(dataclasses.replace(run, directory=tmp_path), run.model)
+        assert said["outputs"]["depth"]["unit"] == unit
 
 
 def test_what_cannot_be_exported_is_said(folder, tmp_path):

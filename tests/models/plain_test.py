@@ -93,3 +93,18 @@ def test_other_layers_and_other_models_are_refused():
 
     with pytest.raises(InputError, match="only a functional model"):
         plain.plain(Own())
+
+
+def test_functions_of_a_users_own_do_not_pass_for_kerass():
+    """Another process could not load them."""
+
+    @keras.saving.register_keras_serializable("own")
+    def act(x):
+        return 2 * x
+
+    image = keras.Input((4, 4, 3))
+    own = keras.Model(image, keras.layers.Conv2D(2, 1, activation=act)(image))
+    with pytest.raises(InputError, match="functions of layers must be Keras's own"):
+        plain.plain(own)
+    known = keras.layers.Conv2D(2, 1, activation=keras.activations.gelu)(image)
+    plain.plain(keras.Model(image, known))

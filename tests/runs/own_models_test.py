@@ -226,3 +226,40 @@ def test_our_models_have_heads_for_values_of_the_image():
         InputError, match="joints have 1 axes .* --model=module:function"
     ):
         models.build("tiny", TASKS, (8, 12, 3), None)
+
+
+@keras.saving.register_keras_serializable("own_models_test")
+class Doubling(keras.Model):
+    """Functional, but for what it is called by."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(2 * inputs, training=training, mask=mask)
+
+
+def test_a_call_of_its_own_is_kept_or_refused(build):
+    def doubling(image_shape, tasks, **more):
+        inner = net(image_shape, tasks)
+        return Doubling(inner.inputs[0], {**inner.output, **more})
+
+    images = np.ones((1, *SHAPE), np.float32)
+    model = build(doubling)
+    once = model(images / 2)["scene"]
+    graph = keras.Model(model.inputs[0], model.output)
+    np.testing.assert_allclose(once, graph(images)["scene"], rtol=1e-6)
+
+    def with_another(image_shape, tasks):
+        image = keras.Input(image_shape)
+        other = {"other": image}
+        inner = net(image_shape, tasks)
+        return Doubling(image, {**inner(image), **other})
+
+    with pytest.raises(InputError, match="has a call of its own, so its outputs must"):
+        build(with_another)
+
+
+def test_what_another_layer_calls_normalize_standardises_nothing():
+    image = keras.Input(SHAPE)
+    for layer in (keras.layers.Rescaling(2.0), keras.layers.BatchNormalization()):
+        layer.name = "normalize"
+        with pytest.raises(InputError, match="known only for built-in models"):
+            models.normalization(keras.Model(image, layer(image)))
