@@ -297,7 +297,7 @@ def digest(facts: Any) -> str:
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     with whole_file(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -311,7 +311,10 @@ def write_csv(
     columns: Sequence[str] = (),
 ) -> None:
     """Writes a CSV file whole or not at all; see `csv_text`."""
-    with whole_file(path) as beside, open(beside, "w", newline="") as file:
+    with (
+        whole_file(path) as beside,
+        open(beside, "w", newline="", encoding="utf-8") as file,
+    ):
         file.write(csv_text(records, columns))
 
 

@@ -124,11 +124,18 @@ def main(config: ReproduceConfig) -> None:
         return
     if config.report:
         runner = runner_lib.Runner(study, workdir, config.only)
+        _check_reported(runner, workdir, config.export)
         try:
             with files.locked(workdir):
                 runner.write(computes=False)
         except files.InUse:
             logging.info("the study is running; the report covers what is done so far")
+            running = files.read_object(workdir / "study.json")
+            if running | {"provenance": None} != study.to_dict() | {"provenance": None}:
+                logging.warning(
+                    "the report is of the study that is running, whose seeds, claims "
+                    "or other settings differ from those that are asked for"
+                )
     else:
         with files.locked(workdir):
             runner = runner_lib.Runner(study, workdir, config.only)
@@ -138,8 +145,34 @@ def main(config: ReproduceConfig) -> None:
     if failures:
         raise InputError(
             f"{len(failures)} of {len(runner.queue.cells)} cells failed and are "
-            "missing from the report; read their logs, then repeat the command. The "
-            f"first: {failures[0]}"
+            "missing from the report; read their logs, then repeat the command"
+            f"{' without --report' if config.report else ''}. The first: {failures[0]}"
+        )
+
+
+def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
+    """Raises `InputError` where a report would take the place of a better one."""
+    from mtr_tf import files
+    from mtr_tf.study import queue
+
+    if not (workdir / "study.json").exists():
+        raise InputError(
+            "--workdir must be the folder of a study that mtr_tf.reproduce has begun, "
+            f"but {workdir} is not one; leave out --report to begin it there."
+        )
+    if runner.queue.count(queue.DONE):
+        return
+    before = files.read_object(workdir / "index.json").get("cells", ())
+    if any(cell["state"] == queue.DONE for cell in before):
+        raise InputError(
+            f"What is done in {workdir} is of another study, or of other settings or "
+            "another version of mtr_tf than this one, of which nothing is done; "
+            "report it with those that it was run with."
+        )
+    if export:
+        raise InputError(
+            f"There is nothing to export: no cell of the study is done in {workdir}; "
+            "leave out --export until some are."
         )
 
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -55,3 +58,18 @@ def test_texts_are_no_formulas_and_numbers_stay(tmp_path, sign):
         "table": f"'{formula}:1",
         "number": "-0.5",
     }
+
+
+def test_texts_are_utf_8_in_any_locale(tmp_path):
+    code = """
+import pathlib
+from mtr_tf import files
+files.write_text(pathlib.Path("a").absolute(), "\\u2713")
+files.write_csv(pathlib.Path("b").absolute(), [{"c": "\\u2713"}])
+"""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    environment |= {"PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "a").read_text("utf-8") == "\u2713"
+    assert (tmp_path / "b").read_text("utf-8") == "c\n\u2713\n"

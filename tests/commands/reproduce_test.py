@@ -267,3 +267,23 @@ def test_a_watcher_may_read_the_report_of_a_running_study(
             reproduce.main(dataclasses.replace(config, report=False))
     assert (workdir / "report" / "index.html").exists()
     assert (workdir / "index.json").stat().st_mtime_ns == before
+
+
+def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeypatch):
+    """Where nothing of the study as it is now is done, there is nothing to say."""
+    monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
+    workdir = tmp_path / "w"
+    config = ReproduceConfig(study=str(study_toml), workdir=str(workdir), report=True)
+    with pytest.raises(InputError, match="must be the folder of a study"):
+        reproduce.main(config)
+    assert not workdir.exists()
+    runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()
+    export = str(tmp_path / "export")
+    with pytest.raises(InputError, match="nothing to export: no cell of the study"):
+        reproduce.main(dataclasses.replace(config, export=export))
+    index = json.loads((workdir / "index.json").read_text())
+    index["cells"][0]["state"] = "done"  # Of this study with other settings.
+    (workdir / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="is of another study, or of other settings"):
+        reproduce.main(config)
+    assert not (workdir / "report").exists()

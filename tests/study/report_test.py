@@ -230,9 +230,13 @@ def test_values_of_an_export_are_means_over_seeds(written, exported):
 def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):
     stray = exported / "plots" / "of_an_earlier_one.png"
     stray.write_bytes(b"")
+    kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
+    with pytest.raises(InputError, match="contains 'of_an_earlier_one.png'"):
+        export.write(written[0], exported, kept)
+    with (exported / "README.md").open("a") as page:
+        page.write("![It was](plots/of_an_earlier_one.png)")
     former = exported / "results.csv"  # As of 0.1.
     former.write_bytes(b"")
-    kept = sorted(path.stem for path in (exported / "plots").iterdir() if path != stray)
     export.write(written[0], exported, kept)
     assert not stray.exists()
     assert not former.exists()

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import pathlib
+import re
 import shutil
 from collections.abc import Iterable
 
@@ -34,6 +35,15 @@ def check(folder: pathlib.Path) -> None:
     strange = sorted(there - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_FORMER, "plots"})
     if there and _CLAIMS not in there:
         strange = sorted(there)
+    elif "plots" in there:
+        page = folder / PAGE
+        text = page.read_text("utf-8") if page.exists() else ""
+        shown = re.findall(r"\]\(plots/([^)]+)\)", text)
+        strange += sorted(
+            path.name
+            for path in files.listed(folder / "plots")
+            if path.name not in shown
+        )
     if strange or (folder.exists() and not folder.is_dir()):
         raise InputError(
             "--export must be a new folder or an earlier export; got "
@@ -70,7 +80,7 @@ def _packed(table: pathlib.Path) -> bytes:
 
     The same table always gives the same bytes.
     """
-    with open(table, newline="") as file:
+    with open(table, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         columns = [name for name in reader.fieldnames or () if name != _DERIVED]
         packed = io.StringIO()
