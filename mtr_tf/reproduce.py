@@ -208,6 +208,7 @@ def _run(
 
     gpus = local.gpus(len(tf.config.list_physical_devices("GPU")))
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
+    _check_data(runner, workdir)
     runner.queue.retry()
     missing = len(runner.queue.waiting())
     runner.write(computes=missing > 0)
@@ -236,6 +237,33 @@ def _run(
             workdir / "logs",
         )
         runner.run(engine)
+
+
+def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
+    """Raises `InputError` where models were trained on other data than are given now.
+
+    Only data of the user's can be others under one name; one model of each is looked at.
+    """
+    from mtr_tf import files
+    from mtr_tf.runs import building
+    from mtr_tf.runs import directory
+    from mtr_tf.training import job
+
+    seen = set()
+    for cell in runner.queue.cells:
+        config = cell.config
+        before = files.read_object(workdir / cell.folder / "config.json").get("data")
+        if cell.kind != "train" or not before:
+            continue
+        data = (config.dataset, config.data_dir, config.image_size)
+        if data in seen or not (config.data_dir or ":" in config.dataset):
+            continue
+        seen.add(data)
+        source = building.open_source(config)
+        tasks = source.info.tasks.select(config.tasks)
+        examples = config.train_examples or len(source.columns("train"))
+        now = job.data_facts(source, tasks, examples)
+        directory.check_data(workdir / cell.folder, before, now)
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:

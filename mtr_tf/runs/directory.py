@@ -367,7 +367,7 @@ def begin(
     """
     check_workdir(workdir, config, resume)
     old, content, facts = read_config(workdir), _content(workdir), facts or {}
-    _check_data(workdir, content.get("data"), facts.get("data"))
+    check_data(workdir, content.get("data"), facts.get("data"))
     _check_code(workdir, content, facts)
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
@@ -378,7 +378,7 @@ def begin(
         remote.push(workdir, needed=True)
 
 
-def _check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
+def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
     """Raises `InputError`, with each difference, unless a run is on the same data.
 
     Args:

@@ -155,7 +155,10 @@ def resolve(
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
         per_epoch = _steps_per_epoch(config, examples)
-        kept = {"data": _data(source, tasks, examples), **_normalization(config, info)}
+        kept = {
+            "data": data_facts(source, tasks, examples),
+            **_normalization(config, info),
+        }
         if workers.several:
             facts |= _facts(config, source, tasks)
     with strategy.scope():
@@ -239,7 +242,9 @@ def _weights(config: TrainConfig, begun: Begun) -> dict[str, Any]:
     return {}
 
 
-def _data(source: Source, tasks: tasks_lib.TaskSet, examples: int) -> dict[str, Any]:
+def data_facts(
+    source: Source, tasks: tasks_lib.TaskSet, examples: int
+) -> dict[str, Any]:
     """What is compared when the run is continued: by split its size, and means.
 
     Args:

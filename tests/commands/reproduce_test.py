@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -18,11 +19,14 @@ import pytest
 
 from mtr_tf import files
 from mtr_tf import reproduce
+from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
+from mtr_tf.runs import building
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
+from mtr_tf.training import job
 
 STUDY = """
 about = "Two models and a look at each."
@@ -287,3 +291,31 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
     with pytest.raises(InputError, match="is of another study, or of other settings"):
         reproduce.main(config)
     assert not (workdir / "report").exists()
+
+
+def test_a_study_is_not_continued_on_other_data(
+    study_toml, camvid_dir, tmp_path, monkeypatch
+):
+    """Also not where all of it is done; data that were moved are the same data."""
+    monkeypatch.setattr("mtr_tf.cli.startup.import_tensorflow", lambda: None)
+    study = study_file.load(str(study_toml))
+    workdir = tmp_path / "w"
+    runner = runner_lib.Runner(study, workdir)
+    cell = next(cell for cell in runner.queue.cells if cell.kind == "train")
+    tasks = tasks_lib.task_set(cell.config.tasks)
+    source = building.open_source(cell.config)
+    facts = job.data_facts(source, tasks, len(source.columns("train")))
+    folder = workdir / cell.folder
+    folder.mkdir(parents=True)
+    content = {"train": cell.config.to_dict(), "data": facts}
+    (folder / "config.json").write_text(json.dumps(content))
+    moved = shutil.copytree(camvid_dir, tmp_path / "moved")
+    other = study_file.load(str(study_toml), train={"data_dir": str(moved)})
+    reproduce._check_data(runner_lib.Runner(other, workdir), workdir)
+    sorted((moved / "val").iterdir())[0].unlink()
+    with pytest.raises(InputError, match="on other data: validation had . examples"):
+        reproduce.main(
+            ReproduceConfig(
+                study=str(study_toml), workdir=str(workdir), data_dir=str(moved)
+            )
+        )
