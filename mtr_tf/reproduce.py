@@ -242,9 +242,10 @@ def _run(
 def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
     """Raises `InputError` where models were trained on other data than are given now.
 
-    Only data of the user's can be others under one name; one model of each is looked at.
+    Only the user's can be others under one name; one model on each is looked at.
     """
     from mtr_tf import files
+    from mtr_tf.config.train import TrainConfig
     from mtr_tf.runs import building
     from mtr_tf.runs import directory
     from mtr_tf.training import job
@@ -253,7 +254,7 @@ def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
     for cell in runner.queue.cells:
         config = cell.config
         before = files.read_object(workdir / cell.folder / "config.json").get("data")
-        if cell.kind != "train" or not before:
+        if not isinstance(config, TrainConfig) or not before:
             continue
         data = (config.dataset, config.data_dir, config.image_size)
         if data in seen or not (config.data_dir or ":" in config.dataset):

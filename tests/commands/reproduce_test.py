@@ -312,7 +312,8 @@ def test_a_study_is_not_continued_on_other_data(
     moved = shutil.copytree(camvid_dir, tmp_path / "moved")
     other = study_file.load(str(study_toml), train={"data_dir": str(moved)})
     reproduce._check_data(runner_lib.Runner(other, workdir), workdir)
-    sorted((moved / "val").iterdir())[0].unlink()
+    for part in ("val", "valannot"):
+        sorted((moved / part).iterdir())[0].unlink()
     with pytest.raises(InputError, match="on other data: validation had . examples"):
         reproduce.main(
             ReproduceConfig(
