@@ -51,8 +51,8 @@ def turn(
         except BlockingIOError:
             busy.say(meanwhile)
             without_locks = files.flock(file, wait=True)
-        token = f"{_machine()} {os.getpid()} {secrets.token_hex(8)}"
-        watch = _Watch(claim, mine=None if without_locks else _machine())
+        token = f"{machine()} {os.getpid()} {secrets.token_hex(8)}"
+        watch = _Watch(claim, mine=None if without_locks else machine())
         while not _create(claim, token):
             if watch.is_dead():
                 watch.remove()
@@ -111,7 +111,7 @@ def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
 
     def beat() -> None:
         count = 0
-        while not end.wait(_BEAT_SECONDS) and _is_ours(claim, token):
+        while not end.wait(_BEAT_SECONDS) and not _is_lost(claim, token):
             count += 1
             with contextlib.suppress(OSError), open(claim, "r+") as file:
                 file.write(f"{token} {count}")
@@ -147,6 +147,16 @@ def _is_ours(claim: pathlib.Path, token: str) -> bool:
     return _read(claim).startswith(token)
 
 
+def _is_lost(claim: pathlib.Path, token: str) -> bool:
+    """Whether it is gone or another's; a failure to read it may pass."""
+    try:
+        return not claim.read_text().startswith(token)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+
+
 def _read(claim: pathlib.Path) -> str:
     """What is in it; nothing where it is gone."""
     try:
@@ -155,7 +165,7 @@ def _read(claim: pathlib.Path) -> str:
         return ""
 
 
-def _machine() -> str:
+def machine() -> str:
     """A word for the running system, the same in all its containers."""
     try:
         return pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()

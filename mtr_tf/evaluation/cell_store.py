@@ -35,6 +35,8 @@ from mtr_tf.tasks import NOT_FINITE
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 
+_LONG = 80  # Characters of tasks that are attacked together, in names of files.
+
 _ROWS = 16  # Examples that are read at once.
 _SOME = 64  # Images, at most, that images are told from others by.
 _FORMAT = 4  # Of the files; cells of another number are not known.
@@ -128,8 +130,13 @@ class Store:
 
     def label(self, cell: Cell | None) -> str:
         """A name for files about a cell, which no other cell has."""
-        name = f"{cell.label}_{cell.group}_eps{cell.eps:g}" if cell else "clean"
-        return f"{name}_{self._path(cell).stem[:8]}"
+        mark = self._path(cell).stem[:8]
+        if not cell:
+            return f"clean_{mark}"
+        group = cell.group
+        if len(group) > _LONG:  # File systems take 255 bytes.
+            group = f"{len(cell.tasks)}_tasks"
+        return f"{cell.label}_{group}_eps{cell.eps:g}_{mark}"
 
     def _examples(self, cell: Cell | None) -> pathlib.Path:
         return self.folder / "examples" / f"{self.label(cell)}.npz"

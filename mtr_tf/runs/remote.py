@@ -32,6 +32,7 @@ from absl import logging
 
 from mtr_tf import files
 from mtr_tf.cli import stopping
+from mtr_tf.data import turns
 from mtr_tf.errors import InputError
 from mtr_tf.runs import addresses
 from mtr_tf.runs import checkpoints
@@ -286,7 +287,9 @@ def _fetch_run(copy: _Copy, inner: str) -> None:
     if f"{inner}/".startswith(_CHECKPOINTS):
         wanted = [name for name in _listed(copy) if name.startswith(_CHECKPOINTS)]
     elif inner:
-        wanted = [inner] if copy.place.exists(inner) else []
+        wanted = [inner]
+        if not copy.place.exists(inner):  # A folder, as of a SavedModel, or nothing.
+            wanted = [name for name in _listed(copy) if name.startswith(f"{inner}/")]
     elif copy.place.exists(_MODEL):
         wanted = [_MODEL]
     else:
@@ -403,6 +406,7 @@ class _Held:
         self._known: _State = {}  # As it is at the address.
         self._me = {
             "host": socket.gethostname(),
+            "system": turns.machine(),
             "pid": os.getpid(),
             "since": datetime.datetime.now(datetime.UTC).isoformat(),
         }
@@ -519,8 +523,9 @@ class _Held:
     def _lives_here(self, other: dict) -> bool:
         """Whether it is another process of this machine, and runs."""
         pid = other.get("pid")
-        here = other.get("host") == self._me["host"] and isinstance(pid, int)
-        if not here or pid == os.getpid():
+        # Since the machine has started again, the number may be of anything else.
+        here = all(other.get(k, self._me[k]) == self._me[k] for k in ("host", "system"))
+        if not here or not isinstance(pid, int) or pid == os.getpid():
             return False
         try:
             os.kill(pid, 0)  # Asks, and sends nothing.

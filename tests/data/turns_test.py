@@ -65,9 +65,9 @@ def test_without_locks(place, no_locks):
 
 def test_a_claim_of_this_machine_ends_with_its_process(place):
     claim = place.with_suffix(".claim")
-    claim.write_text(f"{turns._machine()} 1 ab 7")  # As after a kill.
+    claim.write_text(f"{turns.machine()} 1 ab 7")  # As after a kill.
     with turns.turn(place, "it"):
-        assert claim.read_text() != f"{turns._machine()} 1 ab 7"
+        assert claim.read_text() != f"{turns.machine()} 1 ab 7"
     assert not claim.exists()
 
 

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cells_fixture import a_cell
 from process_fixture import imported_by
 
 from mtr_tf import files
@@ -203,3 +204,12 @@ def test_what_an_attack_left_as_it_was_is_said(store):
     assert np.array_equal(found.still, still)
     assert "left 2 of 6 images unchanged" in found.warnings[0]
     assert store.read(CELLS[1]).warnings == ()  # Of a version that did not look.
+
+
+def test_names_of_files_are_short_however_many_tasks(tmp_path):
+    kept = Store(tmp_path, FACTS)
+    tasks = tuple(f"landmark_heatmap_{number:02d}" for number in range(12))
+    names = [kept.label(a_cell(tasks=tasks, eps=eps)) for eps in (1.0, 2.0)]
+    assert all(len(name) < 60 and "12_tasks" in name for name in names)
+    assert names[0] != names[1]
+    assert "_depth_eps1_" in kept.label(CELLS[0])

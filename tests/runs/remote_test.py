@@ -387,11 +387,13 @@ def test_only_what_is_held_is_written(memory):
             {"checkpoints/ckpt-2.index", "checkpoints/best/ckpt-1.index"},
         ),
         ("/no.keras", set()),
+        ("/exported", {"exported/saved_model.pb"}),
     ],
 )
 def test_what_of_a_run_is_downloaded(memory, inner, wanted):
     names = ("config.json", "train.flags", "model.keras", "train/events")
     names += ("checkpoints/ckpt-2.index", "checkpoints/best/ckpt-1.index")
+    names += ("exported/saved_model.pb",)
     write(memory, dict.fromkeys((*names, "attacks/a/results.json"), b"{}"))
     with remote.copies():
         path = remote.fetched(pathlib.Path(memory + inner), "--ckpt")
@@ -582,9 +584,13 @@ def test_one_process_of_a_machine_and_the_last_of_several(memory, watched):
         assert list(contents(memory)) == [remote.RUNNING]
         with pytest.raises(InputError, match="in use by another"):
             hold(memory)
+        killed = alive | {"system": "before the machine started again"}
+        write(memory, {remote.RUNNING: json.dumps(killed).encode()})
+        hold(memory)  # The number is another process's by now.
     finally:
         child.kill()
         child.wait()
+    write(memory, {remote.RUNNING: json.dumps(alive).encode()})
     with log_lines() as lines:
         hold(memory)  # It has ended.
     assert f"process {child.pid}" in lines[0]
