@@ -93,6 +93,10 @@ def test_joint_harm_is_known_by_how_it_is_joined():
         ({"attack_tasks": ("seg+depth",)}, None),  # No map has a loss of exactly 0.
         ({"attack_tasks": ("scene+depth",), "balance": ("sum",)}, None),
         ({"attack_tasks": ("scene",)}, None),
+        ({"attack_tasks": ("seg+depth",), "targeted": True}, 3),
+        ({"attack_tasks": ("seg",), "targeted": True}, None),
+        ({"attack_tasks": ("seg+depth",), "targeted": True, "judge": "harm"}, None),
+        ({"attack_tasks": ("scene+depth",), "targeted": True, "judge": "harm"}, 2),
     ],
 )
 def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
