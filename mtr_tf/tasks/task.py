@@ -86,7 +86,8 @@ class Task:
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
         kind's loss. Of classes and labels a function gets logits, as a loss whose class
-        is yours; Keras's own get what they were made for, by their `from_logits`.
+        is yours; Keras's own get what they were made for, by their `from_logits`. Of
+        Keras's own losses and metrics, classes take those named Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
         task, give them without the loss: each is a `Metric`, a Keras metric, or a
         function `(target, output, mask)` -> `[batch]`, see `metrics.as_metric`; empty
@@ -137,6 +138,8 @@ class Task:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
+        for given in (self.loss, *self.metrics) if kind.discrete else ():
+            losses_lib.check_of_classes(given, self.name)
         loss = self.loss or kind.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
