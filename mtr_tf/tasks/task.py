@@ -149,10 +149,10 @@ class Task:
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
+        if isinstance(scores[-1], Metric) and scores[-1].name == "loss":
+            scores = scores[:-1]  # Of a task that was made, by `dataclasses.replace`.
         scores = metrics_lib.as_metrics(scores, kind.probabilities)
-        if not scores or scores[-1].name != "loss":
-            scores.append(metrics_lib.mean_loss(loss))
-        fill("metrics", tuple(scores))
+        fill("metrics", (*scores, metrics_lib.mean_loss(loss)))
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of tasks of one's own: kinds, places, Keras losses and metrics, sets."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -38,6 +40,25 @@ def test_metrics_of_the_kind_follow_the_places_and_own_ones_stay():
         "parts", kind="classes", classes=["a", "b"], metrics=[metrics.miou()]
     )
     assert [m.name for m in own.bound(places=0).metrics] == ["miou", "loss"]
+
+
+def test_the_last_metric_is_the_loss():
+    def loss(target, output, mask):
+        return mask[:, 0, 0]
+
+    loss.better = "lower"
+    with pytest.raises(InputError, match="2 are named loss"):
+        tasks.Task("flow", channels=2, metrics=[loss])
+    flow = tasks.Task("flow", channels=2, metrics=[metrics.mae()])
+    given = (tf.zeros((1, 4, 4, 2)), tf.fill((1, 4, 4, 2), 3.0), tf.ones((1, 4, 4)))
+    for task, value in (
+        (flow, 3),
+        (dataclasses.replace(flow, unit="px"), 3),
+        (dataclasses.replace(flow, loss=keras.losses.MeanSquaredError()), 9),
+    ):
+        assert [metric.name for metric in task.metrics] == ["mae", "loss"]
+        rows = task.metrics[-1].statistics(*given, None)
+        np.testing.assert_array_equal(rows, [[value, 1]])
 
 
 @pytest.mark.parametrize("places", [(), (5,), (4, 6), (2, 3, 4)])
