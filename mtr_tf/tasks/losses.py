@@ -14,6 +14,7 @@ or by replicas is left to the caller.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -190,6 +191,24 @@ def check_of_classes(given: Any, task: str) -> None:
         f"whole numbers as targets, as those named Sparse do; got {name}. Use {use}a "
         "function (target, output, mask) -> [batch]."
     )
+
+
+def takes_mask(given: Any) -> bool:
+    """Whether it can be called (target, output, mask), as a user's function.
+
+    No class can, nor a function of Keras's own, whose third argument is another.
+    """
+    if not callable(given) or isinstance(given, type):
+        return False
+    if str(getattr(given, "__module__", "")).split(".")[0] == "keras":
+        return False
+    try:
+        inspect.signature(given).bind(None, None, None)
+    except ValueError:  # Nobody knows what it takes.
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

@@ -140,7 +140,7 @@ class Task:
             fill("mirror", kind.mirror)
         for given in (self.loss, *self.metrics) if kind.discrete else ():
             losses_lib.check_of_classes(given, self.name)
-        loss = self.loss or kind.loss
+        loss = kind.loss if self.loss is None else self.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
         elif not str(loss.__module__).startswith("mtr_tf."):
@@ -309,6 +309,13 @@ def _check(task: Task) -> None:
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
+        )
+    is_loss = isinstance(task.loss, keras.losses.Loss)
+    if not (task.loss is None or is_loss or losses_lib.takes_mask(task.loss)):
+        raise InputError(
+            f"The loss of the task {task.name} must be a function (target, output, "
+            "mask) -> [batch] or a Keras loss, such as "
+            f"keras.losses.MeanSquaredError(); got {task.loss!r}."
         )
     if task.mirror is not None and KINDS[task.kind].discrete:
         raise InputError(

@@ -2,6 +2,7 @@
 """Tests of tasks of one's own: kinds, places, Keras losses and metrics, sets."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
@@ -204,12 +205,51 @@ def test_angles_in_other_than_three_dimensions(channels):
             {"name": "parts", "classes": ["a", "b"], "mirror": (1, 1)},
             "parts must not have mirror.* because its targets are classes; got",
         ),
-        ({"name": "flow", "metrics": ("mae",)}, "Keras metric or a function"),
+        ({"name": "flow", "metrics": ("mae",)}, r"or a Keras metric.*; got 'mae'\."),
+        *(
+            ({"name": "flow", "metrics": [metric]}, r"such as keras.metrics.MeanAbs")
+            for metric in (
+                keras.metrics.MeanAbsoluteError,
+                keras.metrics.mean_squared_error,
+                lambda target, output: target - output,
+            )
+        ),
+        *(
+            ({"name": "flow", "loss": loss}, r"such as keras.losses.MeanSquaredError\(")
+            for loss in (
+                "mse",
+                keras.losses.MeanSquaredError,
+                keras.losses.mean_squared_error,
+                keras.losses.huber,  # Whose third argument is no mask.
+                lambda target, output: target - output,
+            )
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(fields, words):
     with pytest.raises(InputError, match=words):
         tasks.Task(**fields)
+
+
+def test_whatever_takes_target_output_and_mask_is_a_loss():
+    class Of:
+        def __call__(self, target, output, mask):
+            return mask[:, 0, 0]
+
+    def scaled(by, target, output, mask):
+        return by * mask[:, 0, 0]
+
+    by_2 = functools.partial(scaled, 2.0)
+    for loss, value in (
+        (Of(), 1),
+        (Of().__call__, 1),
+        (by_2, 2),
+        (tf.function(Of().__call__), 1),
+        (lambda *given: 3 * given[2][:, 0, 0], 3),
+        (lambda target, output, mask, by=4: by * mask[:, 0, 0], 4),
+    ):
+        given = (tf.zeros((1, 4, 4, 1)), tf.zeros((1, 4, 4, 1)), tf.ones((1, 4, 4)))
+        np.testing.assert_array_equal(tasks.Task("far", loss=loss).loss(*given), [value])
 
 
 def test_sets_iterate_names_and_select_by_any_name():
