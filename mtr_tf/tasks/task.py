@@ -11,6 +11,7 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -89,9 +90,9 @@ class Task:
         is yours; Keras's own get what they were made for, by their `from_logits`. Of
         Keras's own losses and metrics, classes take those named Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
-        task, give them without the loss: each is a `Metric`, a Keras metric, or a
-        function `(target, output, mask)` -> `[batch]`, see `metrics.as_metric`; empty
-        for the kind's metrics.
+        task, give them without the loss, or one alone: each is a `Metric`, a Keras
+        metric, or a function `(target, output, mask)` -> `[batch]`, see
+        `metrics.as_metric`; empty for the kind's metrics.
       unit: The unit of the target; "" for a plain number.
       classes: The names of classes or labels, in order; empty: those of the data set.
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
@@ -128,12 +129,15 @@ class Task:
           InputError: the fields are not as described, or do not fit together.
         """
         fill = _filler(self)
+        for name in _LISTS:
+            fill(name, _listed(self, name))
+        for name in ("channels", "places"):  # NumPy's whole numbers, too.
+            if _is_whole(getattr(self, name)):
+                fill(name, int(getattr(self, name)))
         fill("kind", self.kind or ("classes" if self.classes else "numbers"))
         _check(self)
         kind = KINDS[self.kind]
-        fill("classes", tuple(self.classes))
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
-        fill("aliases", tuple(self.aliases))
         if self.channels is None:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
@@ -264,6 +268,43 @@ def _filler(task: Task) -> Callable[[str, Any], None]:
     return lambda name, value: object.__setattr__(task, name, value)
 
 
+def _listed(task: Task, field: str) -> tuple[Any, ...]:
+    """A field of `_LISTS` as a tuple; one metric alone is one of them."""
+    given = getattr(task, field)
+    what, fits = _LISTS[field]
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    found = tuple(given) if is_list else () if given is None else (given,)
+    if (is_list or given is None or field == "metrics") and all(map(fits, found)):
+        return found
+    raise InputError(
+        f"The {field} of the task {task.name} must be a list of {what}; got {given!r}."
+    )
+
+
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str)
+
+
+def _is_color(given: Any) -> bool:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return False
+    rgb = tuple(given)
+    return len(rgb) == 3 and all(number in range(256) for number in rgb)
+
+
+def _is_whole(given: Any) -> bool:
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+
+
+# Fields that are lists: of what, in words and as a check.
+_LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "classes": ("names", _is_name),
+    "aliases": ("names", _is_name),
+    "colors": ("triples (red, green, blue) of 0-255", _is_color),
+    "metrics": ("metrics", lambda given: True),  # See `metrics.as_metric`.
+}
+
+
 def _check(task: Task) -> None:
     """Raises InputError unless the fields of a new task go together."""
     if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
@@ -283,17 +324,13 @@ def _check(task: Task) -> None:
             f"{task.name}.{did_you_mean(task.kind, KINDS)}"
         )
     count = len(task.classes)
-    if isinstance(task.classes, str) or not all(
-        isinstance(name, str) for name in task.classes
-    ):
+    if task.places is not None and not (_is_whole(task.places) and task.places >= 0):
         raise InputError(
-            f"The classes of the task {task.name} must be a list of names; got "
-            f"{task.classes!r}."
+            f"The places of the task {task.name} must be how many axes they have, 2 "
+            f"for maps and 0 for one value per image; got {task.places!r}."
         )
-    if task.channels is not None and (
-        isinstance(task.channels, bool)
-        or not isinstance(task.channels, int)
-        or task.channels < 1
+    if task.channels is not None and not (
+        _is_whole(task.channels) and task.channels >= 1
     ):
         raise InputError(
             f"The channels of the task {task.name} must be a whole number, 1 or more; "
@@ -303,6 +340,12 @@ def _check(task: Task) -> None:
         raise InputError(
             f"The task {task.name} must have as many channels as classes; got "
             f"{task.channels} channels and {count} classes. Leave out channels."
+        )
+    known = count or task.channels
+    if known and task.colors and len(task.colors) != known:
+        raise InputError(
+            f"The task {task.name} must have as many colors as classes; got "
+            f"{len(task.colors)} colors and {known} classes."
         )
     needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
     if needs and task.channels is None and not count:
@@ -407,14 +450,14 @@ def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
 
 
 def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
-    numbers = np.asarray(value, np.float64)
+    values = np.asarray(value, np.float64)
     unit = info.units.get(task.name, task.unit)
-    names = [unit or task.name] if len(numbers) == 1 else map(str, range(len(numbers)))
-    finite = numbers[np.isfinite(numbers)]
+    names = [unit or task.name] if len(values) == 1 else map(str, range(len(values)))
+    finite = values[np.isfinite(values)]
     span = (min(0.0, *finite, 0.0), max(0.0, *finite, 0.0))
     span = info.ranges.get(task.name, span)
-    texts = [f"{number:.3g}" for number in numbers]
-    return cards.card(list(task.classes or names), numbers, texts, size, span)
+    texts = [f"{number:.3g}" for number in values]
+    return cards.card(list(task.classes or names), values, texts, size, span)
 
 
 def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:

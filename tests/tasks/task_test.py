@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import json
 
 import keras
 import numpy as np
@@ -205,6 +206,23 @@ def test_angles_in_other_than_three_dimensions(channels):
             {"name": "parts", "classes": ["a", "b"], "mirror": (1, 1)},
             "parts must not have mirror.* because its targets are classes; got",
         ),
+        ({"name": "parts", "classes": 3}, "list of names; got 3"),
+        ({"name": "parts", "classes": ["a", 1]}, "list of names; got"),
+        ({"name": "flow", "aliases": "of"}, "aliases .* list of names; got 'of'"),
+        *(
+            ({"name": "parts", "classes": ["a", "b"], "colors": colors}, words)
+            for colors, words in (
+                (("red", "blue"), r"list of triples .* of 0-255; got \('red'"),
+                ((1, 2, 3), "list of triples"),
+                ([(0, 0, 256), (0, 0, 0)], "list of triples"),
+                ([(0.5, 0.5, 1), (0, 0, 0)], "list of triples"),
+                ([(0, 0, 255)], "got 1 colors and 2 classes"),
+            )
+        ),
+        ({"name": "flow", "places": (64, 64)}, "how many axes .* got .64, 64"),
+        ({"name": "flow", "places": -1}, "how many axes .* got -1"),
+        ({"name": "flow", "channels": True}, "whole number, 1 or more; got True"),
+        ({"name": "flow", "metrics": "mae"}, r"or a Keras metric.*; got 'mae'\."),
         ({"name": "flow", "metrics": ("mae",)}, r"or a Keras metric.*; got 'mae'\."),
         *(
             ({"name": "flow", "metrics": [metric]}, r"such as keras.metrics.MeanAbs")
@@ -231,6 +249,21 @@ def test_what_cannot_be_is_refused(fields, words):
         tasks.Task(**fields)
 
 
+def test_one_metric_alone_and_numpy_s_numbers_are_taken():
+    task = tasks.Task(
+        "flow",
+        channels=np.int64(2),
+        places=np.int32(2),
+        metrics=keras.metrics.MeanAbsoluteError(),
+        colors=np.array([[0, 1, 2], [3, 4, 255]], np.uint8),
+    )
+    assert [m.name for m in task.metrics] == ["mean_absolute_error", "loss"]
+    assert task.colors == ((0, 1, 2), (3, 4, 255))
+    assert json.loads(json.dumps(task.to_dict()))["channels"] == 2
+    names = tasks.Task("parts", classes=np.array(["a", "b"])).classes
+    assert names == ("a", "b")
+
+
 def test_whatever_takes_target_output_and_mask_is_a_loss():
     class Of:
         def __call__(self, target, output, mask):
@@ -249,7 +282,9 @@ def test_whatever_takes_target_output_and_mask_is_a_loss():
         (lambda target, output, mask, by=4: by * mask[:, 0, 0], 4),
     ):
         given = (tf.zeros((1, 4, 4, 1)), tf.zeros((1, 4, 4, 1)), tf.ones((1, 4, 4)))
-        np.testing.assert_array_equal(tasks.Task("far", loss=loss).loss(*given), [value])
+        np.testing.assert_array_equal(
+            tasks.Task("far", loss=loss).loss(*given), [value]
+        )
 
 
 def test_sets_iterate_names_and_select_by_any_name():
