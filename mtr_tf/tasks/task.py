@@ -231,7 +231,7 @@ class Task:
         """
         value = np.asarray(value)
         if self.is_map:
-            return self.paint(self, value, info, mask)
+            return _painted(self, value, info, mask, output)
         size = tuple(info.image_shape[:2])
         masks = [None] * len(value) if mask is None else np.asarray(mask)
         draw = _field if self.axes else _card
@@ -465,7 +465,8 @@ def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray
     shape = (value.shape[0] if task.axes > 1 else 1, -1)
     last = value.shape[task.axes :]
     flat = None if mask is None else np.reshape(mask, shape)
-    picture = task.paint(task, np.reshape(value, (*shape, *last)), info, flat)
+    value = np.reshape(value, (*shape, *last))
+    picture = _painted(task, value, info, flat, output)
     return cards.field(picture, size)
 
 
@@ -475,6 +476,13 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 # How maps are painted.
+
+
+def _painted(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
+    """Calls a task's paint; that of labels must know whether they are outputs."""
+    if task.paint is _paint_labels:
+        return _paint_labels(task, value, info, mask, output)
+    return task.paint(task, value, info, mask)
 
 
 def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
@@ -504,10 +512,16 @@ def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
     return paint
 
 
-def _paint_labels(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
-    """Paints each place as the label that is likeliest there."""
+def _paint_labels(
+    task: Task,
+    value: np.ndarray,
+    info: Any,
+    mask: np.ndarray | None,
+    output: bool = False,
+):
+    """Paints each place as the label that is likeliest there, of logits or targets."""
     colors = task.colors or palettes.distinct_colors(value.shape[-1])
-    there = value.max(axis=-1) > (0.5 if value.min() >= 0 else 0)
+    there = value.max(axis=-1) > (0 if output else 0.5)
     likeliest = np.where(there, value.argmax(axis=-1), len(colors))
     return palettes.classes_to_rgb(likeliest, colors, mask)
 
