@@ -13,6 +13,7 @@ over 17 apart, and such a task must count, too.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -150,9 +151,18 @@ def _relative(losses, clean) -> tf.Tensor:
 
 
 def _largest(losses, clean) -> tf.Tensor:
-    """The largest log(L_t / L_t(clean)); of log L_t where these are not known."""
-    before = 0.0 if clean is None else _log(clean)
-    return tf.reduce_max(_log(losses) - before, axis=0)
+    """The largest log(L_t / L_t(clean)); of log L_t where these are not known.
+
+    Of the tasks whose losses are not both 0, as are those of a task without a target: a
+    targeted attack, which lowers the others, would always find that one the largest.
+    """
+    if clean is None:
+        return tf.reduce_max(_log(losses), axis=0)
+    growth = _log(losses) - _log(clean)
+    least = tf.cast(_LEAST, losses.dtype)
+    absent = (losses <= least) & (clean <= least)
+    largest = tf.reduce_max(tf.where(absent, -math.inf, growth), axis=0)
+    return tf.where(tf.reduce_all(absent, axis=0), 0.0, largest)
 
 
 BALANCES: dict[str, Balance] = {

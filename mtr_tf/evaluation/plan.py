@@ -39,6 +39,7 @@ from mtr_tf.tasks.groups import select
 
 _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
 _LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
+_TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -419,6 +420,13 @@ class Cell:
         of_classes = [self.known[t] for t in self.tasks if self.known[t].discrete]
         return any(self.objective.restricted or not t.is_map for t in of_classes)
 
+    @property
+    def _lowers_the_largest(self) -> bool:
+        """Whether it judges by the loss that grew most, which is to be small."""
+        goal = self.objective
+        by_largest = goal.balance == "worst" and goal.judge == judging.LOSS
+        return goal.targeted and by_largest
+
     def to_dict(self) -> dict[str, Any]:
         """All of it in one dict, as finished cells are known by."""
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
@@ -429,7 +437,9 @@ class Cell:
                 del flat[name]
         if self.objective.judge == judging.HARM and len(self.tasks) > 1:
             flat["joint_harm"] = _JOINT_HARM
-        if self._may_compare_0:
+        if self._lowers_the_largest:
+            flat["losses_of_0"] = _TARGETED_OF_0
+        elif self._may_compare_0:
             flat["losses_of_0"] = _LOSSES_OF_0
         kind = self.attack.kind
         if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.

@@ -152,35 +152,43 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
 
 
 def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
-    """A warning about attacks that divide losses, or take their logarithms, below 0."""
-    said = []
+    """Warnings about attacks that compare, by ratios, losses or errors below 0."""
+    said, cells = [], list(cells)
     for task in clean.scores:
-        losses = clean.rows.get(task, {}).get("loss")
-        if losses is None or not (losses[:, 0] < 0).any():
-            continue
-        wrong = {c.objective.balance for c in cells if _needs_positive(c, task)}
-        if wrong:
+        for name, rows in clean.rows.get(task, {}).items():
+            wrong = {
+                cell.objective.balance
+                for cell in cells
+                if name in _needs_positive(cell, task)
+            }
+            if not wrong or not (rows[:, 0] < 0).any():
+                continue
+            compared, cure = "losses", "a loss"
+            if name != "loss":
+                compared, cure = "errors", "a first metric"
             said.append(
-                f"the loss of {task} is below 0 on clean images, but "
-                f"{' and '.join(sorted(wrong))} compares losses by their ratios, so "
-                "that the attack may make the task better: give it a loss that is 0 at "
-                "best, or --balance=sum --judge=loss."
+                f"the {name} of {task} is below 0 on clean images, but "
+                f"{' and '.join(sorted(wrong))} compares {compared} by their ratios, "
+                "so that the attack may ignore the task or make it better: give it "
+                f"{cure} that is 0 at best, or --balance=sum --judge=loss."
             )
     return said
 
 
-def _needs_positive(cell: Cell, task: str) -> bool:
-    """Whether an attack makes one number of several losses, none of them negative."""
-    goal = cell.objective
+def _needs_positive(cell: Cell, task: str) -> set[str]:
+    """The metrics of which an attack makes one number of several, none below 0."""
+    goal, found = cell.objective, set()
     if task not in goal.tasks or len(goal.tasks) == 1:
-        return False
+        return found
     record = cell.known[task]
-    if goal.judge == judging.HARM and record.harm.name == "loss":
-        return True
-    if goal.judge == judging.LOSS and goal.balance not in ("sum", "mean"):
-        return True
+    if goal.judge == judging.HARM:
+        found.add(record.harm.name)
+    elif goal.balance not in ("sum", "mean"):
+        found.add("loss")
     raised = any(attacks.ATTACK_LOSSES[name].fits(record) for name in goal.losses)
-    return attacks.BALANCES[goal.balance].relative and not raised
+    if attacks.BALANCES[goal.balance].relative and not raised:
+        found.add("loss")
+    return found
 
 
 def _bad_images(result: Result, task: str) -> int:

@@ -14,6 +14,7 @@ or by replicas is left to the caller.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -142,8 +143,8 @@ def of_keras(
             raise InputError(
                 "A loss must give one number for each image or each place, but "
                 f"{type(loss).__name__} gives one for the whole batch; give its axis, "
-                "as in keras.losses.Dice(axis=(1, 2, 3)), or a function (target, "
-                "output, mask) -> [batch]."
+                "as in keras.losses.Dice(axis=(1, 2, 3)) for maps of labels, or a "
+                "function (target, output, mask) -> [batch]."
             )
         return mean_over_valid(values, mask)
 
@@ -159,6 +160,55 @@ def is_kerass(given: keras.losses.Loss | keras.metrics.Metric) -> bool:
     name = type(given).__name__
     known = type(given).__module__.split(".")[0] == "keras"
     return known and "Hinge" not in name and not name.endswith("Wrapper")
+
+
+def check_of_classes(given: Any, task: str) -> None:
+    """Raises InputError for a Keras loss or metric that cannot take class numbers.
+
+    What is not Keras's own may do so. Of Keras's own those named Sparse do, and IoU
+    and MeanIoU which take the largest output for the prediction.
+    """
+    kind = type(given)
+    if (
+        not isinstance(given, keras.losses.Loss | keras.metrics.Metric)
+        or kind.__module__.split(".")[0] != "keras"
+        or kind.__name__.startswith("Sparse")
+        or kind.__name__.endswith("Wrapper")
+    ):
+        return
+    name = kind.__name__
+    if kind in (keras.metrics.IoU, keras.metrics.MeanIoU):
+        if given.sparse_y_true and not given.sparse_y_pred:
+            return
+        use = f"{name} with sparse_y_pred=False and sparse_y_true=True, or "
+    else:
+        is_loss = isinstance(given, keras.losses.Loss)
+        package, twin = "losses" if is_loss else "metrics", f"Sparse{name}"
+        there = hasattr(getattr(keras, package), twin)
+        use = f"keras.{package}.{twin}, or " if there else ""
+    raise InputError(
+        f"Keras's own losses and metrics for the classes of the task {task} must take "
+        f"whole numbers as targets, as those named Sparse do; got {name}. Use {use}a "
+        "function (target, output, mask) -> [batch]."
+    )
+
+
+def takes_mask(given: Any) -> bool:
+    """Whether it can be called (target, output, mask), as a user's function.
+
+    No class can, nor a function of Keras's own, whose third argument is another.
+    """
+    if not callable(given) or isinstance(given, type):
+        return False
+    if str(getattr(given, "__module__", "")).split(".")[0] == "keras":
+        return False
+    try:
+        inspect.signature(given).bind(None, None, None)
+    except ValueError:  # Nobody knows what it takes.
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

@@ -629,12 +629,12 @@ def as_metric(
         return given
     if isinstance(given, keras.metrics.Metric):
         return of_keras(given, probabilities)
-    if callable(given):
+    if losses.takes_mask(given):
         name = getattr(given, "__name__", type(given).__name__)
         return of_function(name, given, _better(given, name))
     raise InputError(
-        "A metric must be a Keras metric or a function (target, output, mask) -> "
-        f"[batch]; got {given!r}."
+        "A metric must be a function (target, output, mask) -> [batch] or a Keras "
+        f"metric, such as keras.metrics.MeanAbsoluteError(); got {given!r}."
     )
 
 

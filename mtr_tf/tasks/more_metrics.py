@@ -78,9 +78,13 @@ def _fitting(task: Task, name: str, num_classes: int | None) -> Metric | None:
 
 
 def _is_distance(task: Task) -> bool:
-    """Whether numbers are ratios: a distance's, or those of a task of one's own."""
-    own = task.name not in TASKS
-    return task.kind == "numbers" and (own or any(m.relative for m in task.metrics))
+    """Whether numbers are ratios: a distance's, or those of a task of one's own.
+
+    A task that takes the place of one of the table is what that one is.
+    """
+    known = TASKS.get(task.name)
+    is_ratio = known is None or any(metric.relative for metric in known.metrics)
+    return task.kind == "numbers" and is_ratio
 
 
 def _is_directions(task: Task) -> bool:

@@ -11,6 +11,7 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -86,11 +87,12 @@ class Task:
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
         kind's loss. Of classes and labels a function gets logits, as a loss whose class
-        is yours; Keras's own get what they were made for, by their `from_logits`.
+        is yours; Keras's own get what they were made for, by their `from_logits`. Of
+        Keras's own losses and metrics, classes take those named Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
-        task, give them without the loss: each is a `Metric`, a Keras metric, or a
-        function `(target, output, mask)` -> `[batch]`, see `metrics.as_metric`; empty
-        for the kind's metrics.
+        task, give them without the loss, or one alone: each is a `Metric`, a Keras
+        metric, or a function `(target, output, mask)` -> `[batch]`, see
+        `metrics.as_metric`; empty for the kind's metrics.
       unit: The unit of the target; "" for a plain number.
       classes: The names of classes or labels, in order; empty: those of the data set.
       colors: One RGB triple of 0-255 per class; empty: those of the data set.
@@ -127,17 +129,22 @@ class Task:
           InputError: the fields are not as described, or do not fit together.
         """
         fill = _filler(self)
+        for name in _LISTS:
+            fill(name, _listed(self, name))
+        for name in ("channels", "places"):  # NumPy's whole numbers, too.
+            if _is_whole(getattr(self, name)):
+                fill(name, int(getattr(self, name)))
         fill("kind", self.kind or ("classes" if self.classes else "numbers"))
         _check(self)
         kind = KINDS[self.kind]
-        fill("classes", tuple(self.classes))
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
-        fill("aliases", tuple(self.aliases))
         if self.channels is None:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
-        loss = self.loss or kind.loss
+        for given in (self.loss, *self.metrics) if kind.discrete else ():
+            losses_lib.check_of_classes(given, self.name)
+        loss = kind.loss if self.loss is None else self.loss
         if isinstance(loss, keras.losses.Loss):
             loss = losses_lib.of_keras(loss, kind.probabilities)
         elif not str(loss.__module__).startswith("mtr_tf."):
@@ -146,10 +153,10 @@ class Task:
         fill("paint", self.paint or kind.paint)
         fill("kinds_metrics", not self.metrics)
         scores = self.metrics or kind.metrics(self.unit, self.axes)
+        if isinstance(scores[-1], Metric) and scores[-1].name == "loss":
+            scores = scores[:-1]  # Of a task that was made, by `dataclasses.replace`.
         scores = metrics_lib.as_metrics(scores, kind.probabilities)
-        if not scores or scores[-1].name != "loss":
-            scores.append(metrics_lib.mean_loss(loss))
-        fill("metrics", tuple(scores))
+        fill("metrics", (*scores, metrics_lib.mean_loss(loss)))
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
@@ -224,7 +231,7 @@ class Task:
         """
         value = np.asarray(value)
         if self.is_map:
-            return self.paint(self, value, info, mask)
+            return _painted(self, value, info, mask, output)
         size = tuple(info.image_shape[:2])
         masks = [None] * len(value) if mask is None else np.asarray(mask)
         draw = _field if self.axes else _card
@@ -261,6 +268,43 @@ def _filler(task: Task) -> Callable[[str, Any], None]:
     return lambda name, value: object.__setattr__(task, name, value)
 
 
+def _listed(task: Task, field: str) -> tuple[Any, ...]:
+    """A field of `_LISTS` as a tuple; one metric alone is one of them."""
+    given = getattr(task, field)
+    what, fits = _LISTS[field]
+    is_list = isinstance(given, Iterable) and not isinstance(given, str)
+    found = tuple(given) if is_list else () if given is None else (given,)
+    if (is_list or given is None or field == "metrics") and all(map(fits, found)):
+        return found
+    raise InputError(
+        f"The {field} of the task {task.name} must be a list of {what}; got {given!r}."
+    )
+
+
+def _is_name(given: Any) -> bool:
+    return isinstance(given, str)
+
+
+def _is_color(given: Any) -> bool:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return False
+    rgb = tuple(given)
+    return len(rgb) == 3 and all(number in range(256) for number in rgb)
+
+
+def _is_whole(given: Any) -> bool:
+    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+
+
+# Fields that are lists: of what, in words and as a check.
+_LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "classes": ("names", _is_name),
+    "aliases": ("names", _is_name),
+    "colors": ("triples (red, green, blue) of 0-255", _is_color),
+    "metrics": ("metrics", lambda given: True),  # See `metrics.as_metric`.
+}
+
+
 def _check(task: Task) -> None:
     """Raises InputError unless the fields of a new task go together."""
     if not isinstance(task.name, str) or not _NAME.fullmatch(task.name):
@@ -280,17 +324,13 @@ def _check(task: Task) -> None:
             f"{task.name}.{did_you_mean(task.kind, KINDS)}"
         )
     count = len(task.classes)
-    if isinstance(task.classes, str) or not all(
-        isinstance(name, str) for name in task.classes
-    ):
+    if task.places is not None and not (_is_whole(task.places) and task.places >= 0):
         raise InputError(
-            f"The classes of the task {task.name} must be a list of names; got "
-            f"{task.classes!r}."
+            f"The places of the task {task.name} must be how many axes they have, 2 "
+            f"for maps and 0 for one value per image; got {task.places!r}."
         )
-    if task.channels is not None and (
-        isinstance(task.channels, bool)
-        or not isinstance(task.channels, int)
-        or task.channels < 1
+    if task.channels is not None and not (
+        _is_whole(task.channels) and task.channels >= 1
     ):
         raise InputError(
             f"The channels of the task {task.name} must be a whole number, 1 or more; "
@@ -301,11 +341,24 @@ def _check(task: Task) -> None:
             f"The task {task.name} must have as many channels as classes; got "
             f"{task.channels} channels and {count} classes. Leave out channels."
         )
+    known = count or task.channels
+    if known and task.colors and len(task.colors) != known:
+        raise InputError(
+            f"The task {task.name} must have as many colors as classes; got "
+            f"{len(task.colors)} colors and {known} classes."
+        )
     needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
     if needs and task.channels is None and not count:
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
+        )
+    is_loss = isinstance(task.loss, keras.losses.Loss)
+    if not (task.loss is None or is_loss or losses_lib.takes_mask(task.loss)):
+        raise InputError(
+            f"The loss of the task {task.name} must be a function (target, output, "
+            "mask) -> [batch] or a Keras loss, such as "
+            f"keras.losses.MeanSquaredError(); got {task.loss!r}."
         )
     if task.mirror is not None and KINDS[task.kind].discrete:
         raise InputError(
@@ -397,14 +450,14 @@ def _card(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
 
 
 def _number_card(task: Task, value, info: Any, size) -> np.ndarray:
-    numbers = np.asarray(value, np.float64)
+    values = np.asarray(value, np.float64)
     unit = info.units.get(task.name, task.unit)
-    names = [unit or task.name] if len(numbers) == 1 else map(str, range(len(numbers)))
-    finite = numbers[np.isfinite(numbers)]
+    names = [unit or task.name] if len(values) == 1 else map(str, range(len(values)))
+    finite = values[np.isfinite(values)]
     span = (min(0.0, *finite, 0.0), max(0.0, *finite, 0.0))
     span = info.ranges.get(task.name, span)
-    texts = [f"{number:.3g}" for number in numbers]
-    return cards.card(list(task.classes or names), numbers, texts, size, span)
+    texts = [f"{number:.3g}" for number in values]
+    return cards.card(list(task.classes or names), values, texts, size, span)
 
 
 def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray:
@@ -412,7 +465,8 @@ def _field(task: Task, value, mask, info: Any, size, output: bool) -> np.ndarray
     shape = (value.shape[0] if task.axes > 1 else 1, -1)
     last = value.shape[task.axes :]
     flat = None if mask is None else np.reshape(mask, shape)
-    picture = task.paint(task, np.reshape(value, (*shape, *last)), info, flat)
+    value = np.reshape(value, (*shape, *last))
+    picture = _painted(task, value, info, flat, output)
     return cards.field(picture, size)
 
 
@@ -422,6 +476,13 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 # How maps are painted.
+
+
+def _painted(task: Task, value, info: Any, mask, output: bool) -> np.ndarray:
+    """Calls a task's paint; that of labels must know whether they are outputs."""
+    if task.paint is _paint_labels:
+        return _paint_labels(task, value, info, mask, output)
+    return task.paint(task, value, info, mask)
 
 
 def _paint_classes(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
@@ -451,10 +512,16 @@ def paint_numbers(default: tuple[float, float] | None = None) -> Paint:
     return paint
 
 
-def _paint_labels(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | None):
-    """Paints each place as the label that is likeliest there."""
+def _paint_labels(
+    task: Task,
+    value: np.ndarray,
+    info: Any,
+    mask: np.ndarray | None,
+    output: bool = False,
+):
+    """Paints each place as the label that is likeliest there, of logits or targets."""
     colors = task.colors or palettes.distinct_colors(value.shape[-1])
-    there = value.max(axis=-1) > (0.5 if value.min() >= 0 else 0)
+    there = value.max(axis=-1) > (0 if output else 0.5)
     likeliest = np.where(there, value.argmax(axis=-1), len(colors))
     return palettes.classes_to_rgb(likeliest, colors, mask)
 

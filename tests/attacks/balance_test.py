@@ -191,6 +191,19 @@ def test_a_task_without_a_valid_pixel_takes_no_part(balance):
     assert np.isfinite(score).all()
 
 
+def test_a_task_without_a_valid_pixel_does_not_decide_a_targeted_score():
+    """Which falls by the growth of the others, also where they shrink; 0 of none."""
+    masks = {**MASKS, "depth": np.zeros_like(MASKS["depth"])}
+    objective = make("worst", masks=masks, targeted=True)
+    growth = np.log(by_hand(CLEAN) / by_hand(X))[[0, 2]].max(0)
+    assert (growth < 0).any()
+    begun = objective.begin(tf.constant(START), tf.constant(X))
+    np.testing.assert_allclose(begun(CLEAN, 0.7)[1], -growth, rtol=1e-4, atol=1e-5)
+    nothing = {name: np.zeros_like(MASKS[name]) for name in NAMES}
+    begun = make("worst", masks=nothing, targeted=True).begin(X, tf.constant(CLEAN))
+    np.testing.assert_array_equal(begun(X, 0.7)[1], np.zeros(3))
+
+
 @pytest.mark.parametrize("balance", BALANCES)
 def test_an_image_does_not_see_its_batch(balance):
     slope, score = gradient(make(balance).begin(START), X, 0.5)

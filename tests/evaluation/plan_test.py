@@ -93,6 +93,10 @@ def test_joint_harm_is_known_by_how_it_is_joined():
         ({"attack_tasks": ("seg+depth",)}, None),  # No map has a loss of exactly 0.
         ({"attack_tasks": ("scene+depth",), "balance": ("sum",)}, None),
         ({"attack_tasks": ("scene",)}, None),
+        ({"attack_tasks": ("seg+depth",), "targeted": True}, 3),
+        ({"attack_tasks": ("seg",), "targeted": True}, None),
+        ({"attack_tasks": ("seg+depth",), "targeted": True, "judge": "harm"}, None),
+        ({"attack_tasks": ("scene+depth",), "targeted": True, "judge": "harm"}, 2),
     ],
 )
 def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
@@ -169,3 +173,30 @@ def test_a_negative_loss_that_is_divided_is_said(fields, warned):
         assert "the loss of aim is below 0 on clean images, but" in found[0]
     clean.rows["aim"]["loss"][:, 0] = 0.1
     assert not results.negative_losses(clean, cells(tasks, **given))
+
+
+@pytest.mark.parametrize(
+    ("fields", "warned"),
+    [
+        ({"judge": "harm"}, True),
+        ({"judge": "harm", "attack_tasks": ("depth",)}, False),
+        ({"judge": "loss"}, False),
+        ({"judge": "loss", "balance": ("dgba",)}, False),
+    ],
+)
+def test_a_negative_error_whose_logarithm_is_taken_is_said(fields, warned):
+    """Minus a PSNR, which every point would have the same part in joint harm."""
+
+    def minus_psnr(target, output, mask):
+        return -mask[:, 0, 0]
+
+    minus_psnr.better = "lower"
+    tasks = TaskSet((TASKS["seg"], Task("depth", metrics=(minus_psnr,))))
+    rows = {"minus_psnr": np.array([[-30.0, 1]]), "loss": np.array([[0.1, 1]])}
+    clean = types.SimpleNamespace(scores={"depth": {}}, rows={"depth": rows})
+    given = {"attack_tasks": ("seg+depth",), "eps": (1.0,)} | fields
+    found = results.negative_losses(clean, cells(tasks, **given))
+    assert len(found) == warned
+    if warned:
+        assert "the minus_psnr of depth is below 0 on clean images" in found[0]
+        assert "give it a first metric that is 0 at best" in found[0]

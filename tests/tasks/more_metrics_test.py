@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -267,6 +268,13 @@ def test_some_by_name_and_metrics_of_ones_own():
     assert names(more_metrics.with_more(depth, ("rel",), None)["depth"]) == names(
         depth["depth"]
     )
+    # What takes a task's place is what that is.
+    huber = TaskSet((Task("depth", unit="m", loss=keras.losses.Huber()),))
+    found = more_metrics.with_more(huber, ("delta1", "rel"), None)
+    assert names(found["depth"]) == ["mae", "rmse", "delta1", "rel", "loss"]
+    edges = TaskSet((Task("edge_texture", loss=keras.losses.Huber()),))
+    with pytest.raises(InputError, match="delta1 fits none"):
+        more_metrics.with_more(edges, ("delta1",), None)
     again = more_metrics.with_more(TASKS.select("seg"), ("top2",), 3)
     assert names(again["seg"])[2:] == ["top2", "loss"]
 

@@ -58,6 +58,62 @@ def test_a_keras_loss_of_one_number_per_image_is_that_of_each_image():
     np.testing.assert_allclose(loss(target[:1], logits[:1], mask[:1]), found[:1], 1e-5)
 
 
+OF_CLASSES = {
+    keras.losses.CategoricalCrossentropy: r"Use keras\.losses\.SparseCategoricalC",
+    keras.losses.Dice: r"got Dice\. Use a function",
+    keras.losses.CategoricalHinge: r"got CategoricalHinge\. Use a function",
+    keras.metrics.CategoricalAccuracy: r"Use keras\.metrics\.SparseCategoricalAcc",
+    keras.metrics.TopKCategoricalAccuracy: r"Use keras\.metrics\.SparseTopKCat",
+    keras.metrics.BinaryAccuracy: r"got BinaryAccuracy\. Use a function",
+    functools.partial(keras.metrics.MeanIoU, 3): r"Use MeanIoU with sparse_y_pred=F",
+}
+
+
+@pytest.mark.parametrize(("make", "said"), OF_CLASSES.items())
+def test_losses_and_metrics_that_take_no_class_numbers_are_refused(make, said):
+    given = make()
+    is_loss = isinstance(given, keras.losses.Loss)
+    fields = {"loss": given} if is_loss else {"metrics": [given]}
+    with pytest.raises(InputError, match=f"must take whole numbers as .*{said}"):
+        Task("parts", classes=("a", "b", "c"), **fields)
+    lesion(**fields)
+
+
+class OwnAccuracy(keras.metrics.CategoricalAccuracy):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true = tf.one_hot(tf.cast(y_true, tf.int32), 3)
+        return super().update_state(y_true, y_pred, sample_weight)
+
+
+@pytest.mark.parametrize("places", [(), (4, 4)])
+def test_metrics_that_take_class_numbers_are_right(places):
+    """Of outputs that are right but for every fourth place."""
+    target = RNG.integers(0, 3, (4, *places)).astype(np.int32)
+    flat = target.reshape(-1).copy()
+    flat[::4] = (flat[::4] + 1) % 3
+    logits = tf.one_hot(flat.reshape(target.shape), 3) * 8 - 4
+    hits = [np.sum((flat == i) & (target.ravel() == i)) for i in range(3)]
+    either = [np.sum((flat == i) | (target.ravel() == i)) for i in range(3)]
+    found = [
+        metric.value(
+            np.sum(metric.statistics(target, logits, np.ones_like(target), 3), axis=0)
+        )
+        for metric in Task(
+            "parts",
+            classes=("a", "b", "c"),
+            places=len(places),
+            metrics=[
+                keras.metrics.SparseCategoricalAccuracy(),
+                keras.metrics.SparseTopKCategoricalAccuracy(1),
+                OwnAccuracy(),
+                keras.metrics.MeanIoU(3, sparse_y_pred=False),
+            ],
+        ).metrics[:-1]
+    ]
+    iou_by_hand = np.mean([h / e for h, e in zip(hits, either, strict=True) if e])
+    np.testing.assert_allclose(found, [0.75] * 3 + [iou_by_hand], rtol=1e-6)
+
+
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_keras_cross_entropy_is_ours_however_it_was_made(from_logits):
     """As compiled for a model with a softmax, which is taken off; of sure ones too."""

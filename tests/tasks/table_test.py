@@ -167,6 +167,20 @@ def test_logits_and_labels_are_painted_alike():
         np.testing.assert_array_equal(picture, [[[10, 0, 0], [0, 0, 30], [0, 20, 0]]])
 
 
+def test_a_label_is_there_where_its_logit_is_above_0():
+    """Whatever the other logits of the batch are; in targets, where it is above 0.5."""
+    colors = ((10, 0, 0), (0, 20, 0))
+    tags = tasks.Task("tags", kind="labels", channels=2, colors=colors)
+    logits = np.array([[[0.2, 0.1], [0.3, 0.4], [0.0, 0.0]]], np.float32)
+    for values in (logits, logits - [0, 0.01]):
+        ((*there, nowhere),) = tags.to_rgb(values, INFO, output=True)
+        np.testing.assert_array_equal(there, colors)
+        np.testing.assert_array_equal(tags.to_rgb(values, INFO), [[nowhere] * 3])
+    info = types.SimpleNamespace(image_shape=(6, 6))
+    line = tags.bound(places=1).to_rgb(logits, info, output=True)
+    assert {tuple(color) for color in line.reshape(-1, 3)} >= set(colors)
+
+
 def test_depth_is_painted_in_the_data_sets_range():
     paint = tasks.TASKS["depth"].to_rgb
     near = paint(np.array([[[1.0], [2.0]]]), INFO)

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of tasks of one's own: kinds, places, Keras losses and metrics, sets."""
 
+import dataclasses
+import functools
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -38,6 +42,25 @@ def test_metrics_of_the_kind_follow_the_places_and_own_ones_stay():
         "parts", kind="classes", classes=["a", "b"], metrics=[metrics.miou()]
     )
     assert [m.name for m in own.bound(places=0).metrics] == ["miou", "loss"]
+
+
+def test_the_last_metric_is_the_loss():
+    def loss(target, output, mask):
+        return mask[:, 0, 0]
+
+    loss.better = "lower"
+    with pytest.raises(InputError, match="2 are named loss"):
+        tasks.Task("flow", channels=2, metrics=[loss])
+    flow = tasks.Task("flow", channels=2, metrics=[metrics.mae()])
+    given = (tf.zeros((1, 4, 4, 2)), tf.fill((1, 4, 4, 2), 3.0), tf.ones((1, 4, 4)))
+    for task, value in (
+        (flow, 3),
+        (dataclasses.replace(flow, unit="px"), 3),
+        (dataclasses.replace(flow, loss=keras.losses.MeanSquaredError()), 9),
+    ):
+        assert [metric.name for metric in task.metrics] == ["mae", "loss"]
+        rows = task.metrics[-1].statistics(*given, None)
+        np.testing.assert_array_equal(rows, [[value, 1]])
 
 
 @pytest.mark.parametrize("places", [(), (5,), (4, 6), (2, 3, 4)])
@@ -183,12 +206,85 @@ def test_angles_in_other_than_three_dimensions(channels):
             {"name": "parts", "classes": ["a", "b"], "mirror": (1, 1)},
             "parts must not have mirror.* because its targets are classes; got",
         ),
-        ({"name": "flow", "metrics": ("mae",)}, "Keras metric or a function"),
+        ({"name": "parts", "classes": 3}, "list of names; got 3"),
+        ({"name": "parts", "classes": ["a", 1]}, "list of names; got"),
+        ({"name": "flow", "aliases": "of"}, "aliases .* list of names; got 'of'"),
+        *(
+            ({"name": "parts", "classes": ["a", "b"], "colors": colors}, words)
+            for colors, words in (
+                (("red", "blue"), r"list of triples .* of 0-255; got \('red'"),
+                ((1, 2, 3), "list of triples"),
+                ([(0, 0, 256), (0, 0, 0)], "list of triples"),
+                ([(0.5, 0.5, 1), (0, 0, 0)], "list of triples"),
+                ([(0, 0, 255)], "got 1 colors and 2 classes"),
+            )
+        ),
+        ({"name": "flow", "places": (64, 64)}, "how many axes .* got .64, 64"),
+        ({"name": "flow", "places": -1}, "how many axes .* got -1"),
+        ({"name": "flow", "channels": True}, "whole number, 1 or more; got True"),
+        ({"name": "flow", "metrics": "mae"}, r"or a Keras metric.*; got 'mae'\."),
+        ({"name": "flow", "metrics": ("mae",)}, r"or a Keras metric.*; got 'mae'\."),
+        *(
+            ({"name": "flow", "metrics": [metric]}, r"such as keras.metrics.MeanAbs")
+            for metric in (
+                keras.metrics.MeanAbsoluteError,
+                keras.metrics.mean_squared_error,
+                lambda target, output: target - output,
+            )
+        ),
+        *(
+            ({"name": "flow", "loss": loss}, r"such as keras.losses.MeanSquaredError\(")
+            for loss in (
+                "mse",
+                keras.losses.MeanSquaredError,
+                keras.losses.mean_squared_error,
+                keras.losses.huber,  # Whose third argument is no mask.
+                lambda target, output: target - output,
+            )
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(fields, words):
     with pytest.raises(InputError, match=words):
         tasks.Task(**fields)
+
+
+def test_one_metric_alone_and_numpy_s_numbers_are_taken():
+    task = tasks.Task(
+        "flow",
+        channels=np.int64(2),
+        places=np.int32(2),
+        metrics=keras.metrics.MeanAbsoluteError(),
+        colors=np.array([[0, 1, 2], [3, 4, 255]], np.uint8),
+    )
+    assert [m.name for m in task.metrics] == ["mean_absolute_error", "loss"]
+    assert task.colors == ((0, 1, 2), (3, 4, 255))
+    assert json.loads(json.dumps(task.to_dict()))["channels"] == 2
+    names = tasks.Task("parts", classes=np.array(["a", "b"])).classes
+    assert names == ("a", "b")
+
+
+def test_whatever_takes_target_output_and_mask_is_a_loss():
+    class Of:
+        def __call__(self, target, output, mask):
+            return mask[:, 0, 0]
+
+    def scaled(by, target, output, mask):
+        return by * mask[:, 0, 0]
+
+    by_2 = functools.partial(scaled, 2.0)
+    for loss, value in (
+        (Of(), 1),
+        (Of().__call__, 1),
+        (by_2, 2),
+        (tf.function(Of().__call__), 1),
+        (lambda *given: 3 * given[2][:, 0, 0], 3),
+        (lambda target, output, mask, by=4: by * mask[:, 0, 0], 4),
+    ):
+        given = (tf.zeros((1, 4, 4, 1)), tf.zeros((1, 4, 4, 1)), tf.ones((1, 4, 4)))
+        np.testing.assert_array_equal(
+            tasks.Task("far", loss=loss).loss(*given), [value]
+        )
 
 
 def test_sets_iterate_names_and_select_by_any_name():
