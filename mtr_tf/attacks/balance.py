@@ -58,6 +58,11 @@ class Balance:
     compared: str = ""
     steepest: Callable[[tf.Tensor], tf.Tensor] | None = None
 
+    @property
+    def judges_by_largest(self) -> bool:
+        """Whether the score is that of the task whose loss grew most."""
+        return self.judge is _largest
+
     def __call__(
         self,
         losses: Losses,

@@ -424,8 +424,8 @@ class Cell:
     def _lowers_the_largest(self) -> bool:
         """Whether it judges by the loss that grew most, which is to be small."""
         goal = self.objective
-        by_largest = goal.balance == "worst" and goal.judge == judging.LOSS
-        return goal.targeted and by_largest
+        by_largest = attacks.BALANCES[goal.balance].judges_by_largest
+        return goal.targeted and by_largest and goal.judge == judging.LOSS
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in one dict, as finished cells are known by."""
