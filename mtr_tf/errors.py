@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception for mistakes that a user can fix, and hints at what was meant."""
+"""The exception for mistakes that a user can fix, hints at what was meant, checks."""
 
 from __future__ import annotations
 
 import difflib
+import numbers
 import re
 from collections.abc import Iterable
+from typing import TypeGuard
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -49,6 +51,11 @@ def did_you_mean(given: object, known: Iterable[str], before: str = " Did") -> s
     """
     near = nearest(str(given), known)
     return f"{before} you mean {near!r}?" if near else ""
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, of Python or NumPy."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def check_keys(

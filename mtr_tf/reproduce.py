@@ -253,11 +253,13 @@ def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
     seen = set()
     for cell in runner.queue.cells:
         config = cell.config
-        before = files.read_object(workdir / cell.folder / "config.json").get("data")
-        if not isinstance(config, TrainConfig) or not before:
+        if not isinstance(config, TrainConfig):
             continue
         data = (config.dataset, config.data_dir, config.image_size)
         if data in seen or not (config.data_dir or ":" in config.dataset):
+            continue
+        before = files.read_object(workdir / cell.folder / "config.json").get("data")
+        if not before:
             continue
         seen.add(data)
         source = building.open_source(config)

@@ -21,10 +21,10 @@ import tensorflow as tf
 
 from mtr_tf.data.custom import reading
 from mtr_tf.data.custom.columns import First
+from mtr_tf.data.custom.examples import as_array
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
-from mtr_tf.errors import first_line
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
@@ -258,11 +258,4 @@ def _arrays(what: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _array(what: str, value: Any) -> np.ndarray:
-    """An array of what examples have, whose `what` messages have."""
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"The {what} of an example must be an array, but cannot be made one "
-            f"({first_line(error)}); give rows of equal length."
-        ) from error
+    return as_array(value, f"{what} of an example")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Collection
-from typing import TypeGuard
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import is_whole
 
 # More is a slip. Loops count in 32 bits, and all queries' random numbers are held.
 MOST_STEPS = 10**6
@@ -61,8 +61,3 @@ def check_name(kind: str, given: object, known: Collection[str]) -> None:
         raise InputError(
             f"{kind} must be one of {', '.join(known)}; got {given!r}.{hint}"
         )
-
-
-def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, of Python or NumPy."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

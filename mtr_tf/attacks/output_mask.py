@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_whole
 from mtr_tf.tasks import Task
 
 
@@ -27,7 +27,7 @@ def random_pixels(height: int, width: int, count: int, seed: int) -> np.ndarray:
     Raises:
       InputError: `count` is not a whole number from 1 to height * width.
     """
-    if not checks.is_whole(count) or not 1 <= count <= height * width:
+    if not is_whole(count) or not 1 <= count <= height * width:
         raise InputError(
             f"count must be a whole number from 1 to {height * width}, the number of "
             f"pixels of a {height}x{width} output; got {count!r}."
@@ -81,7 +81,7 @@ def checked_classes(
 ) -> tuple[int, ...]:
     """Returns the classes; raises InputError if they restrict none of the tasks."""
     chosen = tuple(classes)
-    if not chosen or not all(map(checks.is_whole, chosen)) or min(chosen) < 0:
+    if not chosen or not all(map(is_whole, chosen)) or min(chosen) < 0:
         raise InputError(f"classes must be whole numbers from 0; got {list(chosen)}.")
     if not any(task.discrete for task in tasks.values()):
         raise InputError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -38,7 +39,8 @@ def plain(model: keras.Model) -> keras.Model:
                 "model itself can be replaced by Keras's own."
             )
     copy = keras.models.clone_model(model, call_function=_call, clone_function=_clone)
-    if own := next(_own_parts(keras.saving.serialize_keras_object(copy)), ""):
+    saved = keras.saving.serialize_keras_object(copy)
+    if own := next(filter(None, map(_own_part, parts(saved))), ""):
         raise InputError(
             "all functions of layers must be Keras's own so that the model loads "
             f"elsewhere, but it has {own}; use layers of Keras instead."
@@ -49,17 +51,22 @@ def plain(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _own_parts(config: Any) -> Iterator[str]:
-    """The names of a user's own classes and functions in a serialized model."""
+def parts(config: Any) -> Iterator[dict[str, Any]]:
+    """All dicts in what Keras keeps of a model, from the outside in."""
     if isinstance(config, dict):
-        name = config.get("registered_name")
-        if isinstance(name, str) and (
-            ">" in name or config.get("class_name") == "function"
-        ):
-            yield name
-    if isinstance(config, dict | list | tuple):
-        for part in config.values() if isinstance(config, dict) else config:
-            yield from _own_parts(part)
+        yield config
+        config = config.values()
+    elif not isinstance(config, list | tuple):
+        return
+    for part in config:
+        yield from parts(part)
+
+
+def _own_part(part: Mapping[str, Any]) -> str:
+    """The name of a user's own class or function; empty where it is none."""
+    name = part.get("registered_name")
+    is_function = part.get("class_name") == "function"
+    return name if isinstance(name, str) and (">" in name or is_function) else ""
 
 
 def is_kerass(layer: keras.Layer) -> bool:

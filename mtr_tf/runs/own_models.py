@@ -15,6 +15,7 @@ from mtr_tf import files
 from mtr_tf.data.custom import reading
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
+from mtr_tf.models import plain
 from mtr_tf.models import probabilities
 from mtr_tf.tasks import KINDS
 from mtr_tf.tasks import TaskSet
@@ -126,14 +127,11 @@ def digest(model: keras.Model) -> str:
 
 def _names(config: Any) -> Iterator[str]:
     """The names of layers and operations in what Keras keeps of a model."""
-    if isinstance(config, dict):
-        inner = config.get("config")
+    for part in plain.parts(config):
+        inner = part.get("config")
         name = inner.get("name") if isinstance(inner, dict) else None
-        if isinstance(name, str) and "DTypePolicy" not in str(config.get("class_name")):
+        if isinstance(name, str) and "DTypePolicy" not in str(part.get("class_name")):
             yield name
-    if isinstance(config, dict | list | tuple):
-        for part in config.values() if isinstance(config, dict) else config:
-            yield from _names(part)
 
 
 def _renamed(config: Any, names: Mapping[str, str]) -> Any:

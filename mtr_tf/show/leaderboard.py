@@ -147,17 +147,23 @@ def together(records: Iterable[Record]) -> list[dict[str, Any]]:
     for record in records:
         same = {k: v for k, v in record.items() if k not in _BY_SEED + _TRACED}
         key = json.dumps(same, sort_keys=True)
-        rows = zip(_models(record), *(record[f] for f in _BY_SEED[:-1]), strict=True)
-        for made, seed, clean, attacked in rows:
-            if made and newest[*_model(record), seed] != made:
+        model, taken = _model(record), []
+        columns = [*(record[field] for field in _VALUES), _models(record)]
+        for row in zip(*columns, strict=True):
+            seed, *_, made = row
+            if made and newest[*model, seed] != made:
                 replaced.add(f"{record['name']} (seed {seed})")
-                continue
-            kept = found.setdefault(key, same | {k: [] for k in _BY_SEED})
-            _take(kept, made, seed, clean, attacked)
-            for field in _TRACED:
-                several = [*kept.get(field, ()), *record.get(field, ())]
-                if several:
-                    kept[field] = list(dict.fromkeys(several))
+            else:
+                taken.append(row)
+        if not taken:
+            continue
+        kept = found.setdefault(key, same | {k: [] for k in _BY_SEED})
+        for row in taken:
+            _take(kept, dict(zip(_BY_SEED, row, strict=True)))
+        for field in _TRACED:
+            several = [*kept.get(field, ()), *record.get(field, ())]
+            if several:
+                kept[field] = list(dict.fromkeys(several))
     if replaced:
         logging.warning(
             "several models have the same name: of %s only the records of the one that "
@@ -177,23 +183,21 @@ def _models(record: Record) -> Sequence[str]:
     return record.get("models") or [""] * len(record["seeds"])
 
 
-def _take(kept: dict[str, Any], made: str, seed: int, clean: float, attacked: float):
-    """Adds a seed to a record, or takes what did more harm to it."""
-    if seed not in kept["seeds"]:
-        rows = zip(_BY_SEED, (seed, clean, attacked, made), strict=True)
-        for field, value in rows:
+def _take(kept: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """Adds what is of a seed to a record, or takes it for what did it less harm."""
+    if row["seeds"] not in kept["seeds"]:
+        for field, value in row.items():
             kept[field].append(value)
         return
-    place = kept["seeds"].index(seed)
-    higher = kept["better"] == "higher"
-    before = kept["attacked_value"][place]
-    if attacked < before if higher else attacked > before:
-        kept["attacked_value"][place] = attacked
-        kept["clean"][place] = clean
-        kept["models"][place] = made
+    place = kept["seeds"].index(row["seeds"])
+    before, now = kept["attacked_value"][place], row["attacked_value"]
+    if now < before if kept["better"] == "higher" else now > before:
+        for field, value in row.items():
+            kept[field][place] = value
 
 
-_BY_SEED = ("seeds", "clean", "attacked_value", "models")
+_VALUES = ("seeds", "clean", "attacked_value")
+_BY_SEED = (*_VALUES, "models")
 _TRACED = ("commit", "version", "platform")
 
 
@@ -244,7 +248,7 @@ _FIELDS = {
     "eps": (int, float),
     "n": int,
     **dict.fromkeys(("tasks", "attacked"), _texts),
-    **dict.fromkeys(_BY_SEED[:-1], _numbers),
+    **dict.fromkeys(_VALUES, _numbers),
 }
 
 
@@ -260,7 +264,7 @@ def _check(record: Any, number: int) -> None:
             raise ValueError(f"{name} of record {number} is {shortened(value)}")
     if not _texts(_models(record)):
         raise ValueError(f"models of record {number} are no list of texts")
-    by_seed = [record[name] for name in _BY_SEED[:-1]]
+    by_seed = [record[name] for name in _VALUES]
     if len({len(each) for each in (*by_seed, _models(record))}) > 1:
         raise ValueError(f"record {number} has not one value for each seed")
 

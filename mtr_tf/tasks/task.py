@@ -11,7 +11,6 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ import tensorflow as tf
 
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import is_whole
 from mtr_tf.tasks import cards
 from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import metrics as metrics_lib
@@ -132,7 +132,7 @@ class Task:
         for name in _LISTS:
             fill(name, _listed(self, name))
         for name in ("channels", "places"):  # NumPy's whole numbers, too.
-            if _is_whole(getattr(self, name)):
+            if is_whole(getattr(self, name)):
                 fill(name, int(getattr(self, name)))
         fill("kind", self.kind or ("classes" if self.classes else "numbers"))
         _check(self)
@@ -292,10 +292,6 @@ def _is_color(given: Any) -> bool:
     return len(rgb) == 3 and all(number in range(256) for number in rgb)
 
 
-def _is_whole(given: Any) -> bool:
-    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
-
-
 # Fields that are lists: of what, in words and as a check.
 _LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("names", _is_name),
@@ -324,13 +320,13 @@ def _check(task: Task) -> None:
             f"{task.name}.{did_you_mean(task.kind, KINDS)}"
         )
     count = len(task.classes)
-    if task.places is not None and not (_is_whole(task.places) and task.places >= 0):
+    if task.places is not None and not (is_whole(task.places) and task.places >= 0):
         raise InputError(
             f"The places of the task {task.name} must be how many axes they have, 2 "
             f"for maps and 0 for one value per image; got {task.places!r}."
         )
     if task.channels is not None and not (
-        _is_whole(task.channels) and task.channels >= 1
+        is_whole(task.channels) and task.channels >= 1
     ):
         raise InputError(
             f"The channels of the task {task.name} must be a whole number, 1 or more; "

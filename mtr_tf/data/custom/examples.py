@@ -190,11 +190,22 @@ def _by_task(
 
 
 def _array(value: Any, what: str, where: str) -> np.ndarray:
+    return as_array(value, what, f"that of {where} ")
+
+
+def as_array(value: Any, what: str, which: str = "") -> np.ndarray:
+    """An array of what is given; `InputError` where it cannot be made one.
+
+    Args:
+      value: Whatever NumPy takes.
+      what: What it is, in words.
+      which: Which one of these it is, in words, with a space at the end.
+    """
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"The {what} must be an array, but that of {where} cannot be made one "
+            f"The {what} must be an array, but {which}cannot be made one "
             f"({first_line(error)}); give rows of equal length."
         ) from error
 

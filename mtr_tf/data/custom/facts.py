@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.errors import is_whole
 from mtr_tf.tasks import KINDS
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
@@ -105,7 +105,7 @@ def check(facts: Mapping[str, Any]) -> None:
             'True or False, beside "groups"',
         ),
         "readers": (
-            lambda given: _is_whole(given) and 1 <= given <= readers.MOST,
+            lambda given: is_whole(given) and 1 <= given <= readers.MOST,
             f"a whole number from 1 to {readers.MOST}: how many threads may read "
             "examples at the same time",
         ),
@@ -473,12 +473,7 @@ def _length(given: Any) -> int:
 
 def _are_labels(given: Any) -> bool:
     given = given if isinstance(given, list | tuple) else [given]
-    return all(map(_is_whole, given))
-
-
-def _is_whole(given: Any) -> bool:
-    """Whether this is a whole number, of Python's or of NumPy's."""
-    return isinstance(given, numbers.Integral) and not isinstance(given, bool)
+    return all(map(is_whole, given))
 
 
 def _are_within(
