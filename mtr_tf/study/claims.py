@@ -178,11 +178,11 @@ def _unlike(claim: Claim, effect: effects.Effect) -> str:
         return ""
     gap = float(np.nanmean(effect.gaps))
     most = claim.margin or abs(effect.mean)
-    if abs(gap) <= most:
+    if gap <= most:
         return ""
     return (
         "No model has the same clean accuracy: that of the nearest differs by "
-        f"{abs(gap):.3g} on average, more than {most:.3g}."
+        f"{gap:.3g} on average, more than {most:.3g}."
     )
 
 
@@ -229,12 +229,14 @@ def judge(
         whole = f"{said.capitalize()} over {n} seeds (p {p:.2g}), and the whole"
         return HOLDS, f"{whole} interval is {said}."
     if high < margin and opposite <= ALPHA:
-        said = "negative"
-        if margin and high >= 0:
-            said = f"below {_said(claim, margin)}, too small to matter"
-        elif margin and high < -margin:
-            said = f"below {_said(claim, -margin)}, against the claim"
-        return FAILS, f"{said.capitalize()} over {n} seeds (p {opposite:.2g})."
+        said = f"Below {_said(claim, margin)}" if margin else "Negative"
+        tested = f"{said} over {n} seeds (p {opposite:.2g})"
+        if not margin:
+            return FAILS, f"{tested}."
+        if high >= 0:
+            return FAILS, f"{tested}: too small to matter."
+        below = _said(claim, -margin if high < -margin else 0.0)
+        return FAILS, f"{tested}; the whole interval is below {below}."
     return OPEN, _open(claim, low, high, n, p if effect > margin else opposite)
 
 

@@ -48,8 +48,9 @@ class Effect:
       over: What was resampled: "seeds", "seeds and images", "seeds and 3 cities".
       units: How many of images, or of what is drawn in their place; 0: none.
       clean: {variant: its clean values `[seeds]`} of all that are compared.
-      gaps: Of `matched` models: clean value less that of the match, the mean over
-        models, `[seeds]`; of relative claims as a share of the match's. None of others.
+      gaps: Of `matched` models: by how much clean values differ from those of the
+        matches, up or down, the mean over models, `[seeds]`; of relative claims as a
+        share of the match's. None of others.
       negated: Of a measure: whether lower values of its metric are better.
     """
 
@@ -132,30 +133,37 @@ def _compared(claim: Claim, results: Results) -> Effect:
         over = units.over if alone else f"{over} and {units.over}"
     gaps = None
     if claim.matched:
-        gaps = np.array([_gap(claim, part, results, i) for i, part in enumerate(parts)])
+        gaps = np.array([_gap(claim, results, i) for i in range(len(parts))])
         gaps[np.isnan(by_seed)] = np.nan
     return Effect(by_seed, draws, over, count, clean, gaps)
 
 
-def _gap(claim: Claim, part: Weighted, results: Results, place: int) -> float:
-    """By how much clean values of the two sides differ; weights of a side sum to 1."""
-    clean = [(weight, _clean_of(point, results)[place]) for weight, point in part]
-    ours = sum(weight * value for weight, value in clean if weight > 0)
-    theirs = sum(-weight * value for weight, value in clean if weight < 0)
-    scale = theirs if claim.relative else 1.0
-    return float((ours - theirs) / scale) if scale else np.nan
+def _gap(claim: Claim, results: Results, place: int) -> float:
+    """By how much clean values of matched models differ, up or down, on average."""
+    total = 0.0
+    for ours, theirs in _pairs(claim, results, place):
+        clean, other = (
+            np.mean([_clean_of(point, results)[place] for point in term.points])
+            for term in (ours, theirs)
+        )
+        scale = other if claim.relative else 1.0
+        total += ours.weight * (abs((clean - other) / scale) if scale else np.nan)
+    return float(total)
+
+
+def _pairs(claim: Claim, results: Results, place: int) -> list[tuple[Term, Term]]:
+    """The models of a `matched` claim, each with that of the nearest clean value."""
+    pairs = zip(claim.terms[::2], claim.terms[1::2], strict=True)
+    return [
+        (ours, _nearest(ours, candidates, results, place)) for ours, candidates in pairs
+    ]
 
 
 def _parts(claim: Claim, results: Results, place: int) -> Weighted:
     """The weighted points of one seed."""
     terms = claim.terms
     if claim.matched:
-        pairs = zip(terms[::2], terms[1::2], strict=True)
-        terms = tuple(
-            one
-            for ours, candidates in pairs
-            for one in (ours, _nearest(ours, candidates, results, place))
-        )
+        terms = tuple(term for pair in _pairs(claim, results, place) for term in pair)
     return tuple(
         (term.weight / len(term.points), point)
         for term in terms

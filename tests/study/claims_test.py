@@ -329,6 +329,26 @@ def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
         np.testing.assert_allclose(gaps[[0, 4]], [0.02 / 0.50, 0.01 / 0.61])
 
 
+def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
+    tmp_path, monkeypatch
+):
+    """Signed, their mean is 0 over the seeds of s+d, and over both models of a seed."""
+    monkeypatch.setitem(MIOU, ("s+d", 0), [0.65, 0.55, 0.65, 0.55, 0.60])
+    monkeypatch.setitem(MIOU, ("early", 0), [0.55, 0.65, 0.55, 0.65, 0.60])
+    for number, better in enumerate(('["s+d"]', '["s+d", "early"]')):
+        compared = COMPARED.replace('["s+d"]', better)
+        for margin, unlike in ((0.039, True), (0.041, False)):
+            text = compared + f'than = {{ matched = ["s"] }}\nmargin = {margin}'
+            study = study_with(tmp_path, CLAIM + text)
+            folder = tmp_path / f"{number}-{margin}"
+            folder.mkdir()
+            results = write(folder, study)
+            (claim,) = claim_file.read(study)
+            effect = effects.of(claim, results)
+            np.testing.assert_allclose(effect.gaps, [0.05, 0.05, 0.05, 0.05, 0])
+            assert bool(claims._unlike(claim, effect)) == unlike
+
+
 @pytest.fixture(autouse=True)
 def folders(tmp_path):
     for name in "abc":
@@ -586,9 +606,17 @@ def claim(**fields):
         (3, (0.1, 0.3), 0.01, 1.0, 0.0, "undecided", "3 of the 4 seeds"),
         (6, (-0.3, -0.1), 1.0, 0.03, 0.0, "does not hold", "Negative over 6 seeds"),
         (6, (-0.3, -0.1), 1.0, 0.06, 0.0, "undecided", "below 0, but p is 0.06"),
-        (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "Below 0.05, too small"),
-        (6, (-0.2, -0.1), 0.5, 0.02, 0.05, "does not hold", "Below -0.05, against"),
-        (6, (-0.2, -0.04), 0.5, 0.02, 0.05, "does not hold", "Negative over 6 seeds"),
+        (6, (-0.1, 0.02), 0.5, 0.02, 0.05, "does not hold", "): too small to matter."),
+        (
+            6,
+            (-0.2, -0.1),
+            0.5,
+            0.02,
+            0.05,
+            "does not hold",
+            "whole interval is below -0.05",
+        ),
+        (6, (-0.2, -0.04), 0.5, 0.02, 0.05, "does not hold", "Below 0.05 over 6 seeds"),
         (6, (-0.1, 0.02), 0.5, 0.06, 0.05, "undecided", "below 0.05, but p is 0.06"),
     ],
 )
@@ -602,8 +630,16 @@ def test_verdicts_at_their_borders(n, interval, p, opposite, margin, verdict, re
 def test_reasons_of_relative_claims_are_in_points():
     relative = claim(margin=0.05, relative=True)
     for ends, p, said in (
-        ((-0.2, -0.1), 0.02, "Below -5 points, against the claim over 6 seeds"),
-        ((-0.2, 0.02), 0.02, "Below 5 points, too small to matter over 6 seeds"),
+        (
+            (-0.2, -0.1),
+            0.02,
+            "Below 5 points over 6 seeds (p 0.02); the whole interval is below -5",
+        ),
+        (
+            (-0.2, 0.02),
+            0.02,
+            "Below 5 points over 6 seeds (p 0.02): too small to matter.",
+        ),
         ((-0.2, 0.06), 0.06, "The interval includes 5 points, the smallest effect"),
     ):
         assert said in claims.judge(relative, -0.1, ends, 6, 0.9, p)[1]

@@ -195,8 +195,8 @@ def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> list[str]:
     if verdict.gaps is None:
         return []
     known = verdict.gaps[~np.isnan(verdict.gaps)]
-    listed = ", ".join(map(write, known)) or text.NONE
-    return [f"less that of the nearest, by seed: {listed}"]
+    listed = ", ".join(write(gap).lstrip("+") for gap in known) or text.NONE
+    return [f"up or down from that of the nearest, by seed: {listed}"]
 
 
 def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
