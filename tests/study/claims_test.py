@@ -324,6 +324,10 @@ def test_models_that_are_no_control_for_clean_accuracy_decide_nothing(tmp_path):
         claim, effect = verdict.claim, effects.of(verdict.claim, results)
         said = claims._unlike(claim, effect)
         assert said.startswith("No model has the same clean accuracy") == unlike
+        (row,) = verdicts.rows([verdict], results.seeds, [], ())
+        assert row.gaps.endswith(
+            "models, by seed: 0.0200, 0.0200, 0.0200, 0.0200, 0.0100"
+        )
         relative = dataclasses.replace(claim, relative=True)
         gaps = effects.of(relative, results).gaps
         np.testing.assert_allclose(gaps[[0, 4]], [0.02 / 0.50, 0.01 / 0.61])

@@ -86,6 +86,7 @@ class Row:
       by_seed: The effect of each seed.
       probabilities: All p values, in a sentence.
       clean: The mean clean value of each variant.
+      gaps: How far those of matched models are from each other; empty of others.
       plot: The `id` of the plot that shows it; None if there is none.
       warnings: What the checks of its attacks found, as sentences.
       algebra: Whether algebra decides it.
@@ -114,6 +115,7 @@ class Row:
     clean: Sequence[str]
     plot: str | None
     warnings: Sequence[str]
+    gaps: str = ""
     algebra: bool = False
     margin: str = text.NONE
     deviation: str = text.NONE
@@ -179,8 +181,8 @@ def _row(
         probability=_probability(verdict),
         by_seed="; ".join(f"seed {seed} {write(value)}" for seed, value in by_seed),
         probabilities=_probabilities(verdict),
-        clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()]
-        + _gaps(verdict, write),
+        clean=[f"{name}: {_mean(values)}" for name, values in verdict.clean.items()],
+        gaps=_gaps(verdict, write),
         plot=evidence.plot_of(claim, curves, plots),
         warnings=evidence.warnings_of(claim, curves),
         algebra=claim.algebra,
@@ -190,13 +192,13 @@ def _row(
     )
 
 
-def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> list[str]:
-    """How near the clean values of matched models are, seed by seed."""
+def _gaps(verdict: Verdict, write: Callable[[float | None], str]) -> str:
+    """How near the clean values of matched models are, by seed; empty of others."""
     if verdict.gaps is None:
-        return []
+        return ""
     known = verdict.gaps[~np.isnan(verdict.gaps)]
     listed = ", ".join(write(gap).lstrip("+") for gap in known) or text.NONE
-    return [f"up or down from that of the nearest, by seed: {listed}"]
+    return f"up or down from those of the nearest models, by seed: {listed}"
 
 
 def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, str]:
