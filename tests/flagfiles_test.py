@@ -14,6 +14,7 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.study import costs
 from mtr_tf.study import study_file
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -121,6 +122,15 @@ def test_a_study_of_the_paper_attacks_as_its_flagfiles_do(study, spec, flagfile)
     assert (config.steps, config.step_size) == (paper.steps, paper.step_size)
     assert set(paper.eps) <= set(config.eps)
     assert set(paper.attack) - {"mim_released"} <= set(config.attack)
+
+
+def test_the_flagfile_of_e3_costs_what_it_says():
+    file = ROOT / "flags" / "attack_measure_tasks.flags"
+    config = dataclasses.replace(settings(file), num_examples=1)
+    run = TrainConfig(image_size="64", tasks=("seg", "depth", "normal"))
+    size = (1 + 3) / 2  # Of a model of three tasks, to that of one.
+    assert costs.of_attack(config, run) == 2 * (1 + 3) * size
+    assert "Costs 2 (1 + M) passes per image" in file.read_text()
 
 
 def test_only_binaries_know_flags():
