@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page about attacks names every attack, loss, balance and check that there is."""
+"""Pages name every attack, loss and balance, and what chooses results in a claim."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from mtr_tf import attacks
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.attacks.kinds import Kind
+from mtr_tf.study import results
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "attacks.md").read_text()
@@ -37,6 +38,12 @@ def test_the_tables_are_those_of_the_package(monkeypatch):
     monkeypatch.setitem(KINDS, "brighter", new)
     row = r"| `brighter` | in `their.package`: `Brighter` | `\|x\| + eps` | theirs |"
     assert row in filled(PAGE).splitlines()
+
+
+def test_the_page_of_studies_names_what_chooses_one_result():
+    section = (DOCS / "studies.md").read_text().split("## Claims")[1]
+    named = section.split("- `better`")[0]
+    assert set(results.CHOICES) <= set(re.findall(r"`(\w+)`", named))
 
 
 def test_every_attack_says_what_it_does():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every file in flags/ parses, names its command, and only binaries import flags."""
 
+import dataclasses
 import pathlib
 import re
 import subprocess
@@ -13,6 +14,8 @@ from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import RunPlace
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.study import costs
+from mtr_tf.study import study_file
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "flags").glob("*.flags"))
@@ -65,6 +68,69 @@ def test_every_pair_of_taskonomy_can_be_had(tmp_path):
     assert made["taskonomy_uniform_seg_depth"].task_weights == "equal"
     assert made["taskonomy_optimised_depth_normal"].aux_weight == 0.01
     assert made["taskonomy_resnet18_autoencoder"].task_losses == ("autoencoder:l1",)
+
+
+@pytest.fixture(scope="module")
+def of_the_paper(tmp_path_factory):
+    """The settings of each of the paper's models, by the name of its flagfile."""
+    folder = tmp_path_factory.mktemp("flags")
+    command = [sys.executable, "flags/generate.py", "--all", f"--out={folder}"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return {path.stem: settings(path) for path in folder.glob("*.flags")}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "count"),
+    [("cityscapes", "drn_d_22", 8), ("taskonomy", "resnet18", 11)],
+)
+def test_a_study_of_the_paper_trains_what_its_flagfiles_do(
+    of_the_paper, name, model, count
+):
+    study = study_file.load(name)
+    repeated = [variant.name for variant in study.variants if not variant.note]
+    assert len(repeated) == count
+    for variant in repeated:
+        config = study.train_config(variant, 0)
+        assert config == of_the_paper[f"{name}_{model}_{'_'.join(config.tasks)}"]
+
+
+def test_the_study_of_taskonomy_trains_eleven_tasks_as_the_page_says(of_the_paper):
+    config = study_file.load("taskonomy").train_config("eleven", 0)
+    alone = of_the_paper["taskonomy_resnet18_seg"]
+    assert len(config.tasks) == 11
+    assert (
+        config.task_losses == of_the_paper["taskonomy_resnet18_autoencoder"].task_losses
+    )
+    changed = {"tasks": config.tasks, "task_losses": config.task_losses}
+    assert config == dataclasses.replace(alone, **changed)
+
+
+@pytest.mark.parametrize(
+    ("study", "spec", "flagfile"),
+    [
+        ("cityscapes", "seg", "attack_paper_seg"),
+        ("cityscapes", "seg", "attack_paper_mim_seg"),
+        ("cityscapes", "depth", "attack_paper_depth"),
+        ("taskonomy", "seg", "attack_paper_taskonomy"),
+    ],
+)
+def test_a_study_of_the_paper_attacks_as_its_flagfiles_do(study, spec, flagfile):
+    loaded = study_file.load(study)
+    fields = loaded.attack_fields(spec, loaded.spec(spec).variants[0], 0)
+    config = AttackConfig(ckpt="runs/NAME", **fields)
+    paper = settings(ROOT / "flags" / f"{flagfile}.flags")
+    assert (config.steps, config.step_size) == (paper.steps, paper.step_size)
+    assert set(paper.eps) <= set(config.eps)
+    assert set(paper.attack) - {"mim_released"} <= set(config.attack)
+
+
+def test_the_flagfile_of_e3_costs_what_it_says():
+    file = ROOT / "flags" / "attack_measure_tasks.flags"
+    config = dataclasses.replace(settings(file), num_examples=1)
+    run = TrainConfig(image_size="64", tasks=("seg", "depth", "normal"))
+    size = (1 + 3) / 2  # Of a model of three tasks, to that of one.
+    assert costs.of_attack(config, run) == 2 * (1 + 3) * size
+    assert "Costs 2 (1 + M) passes per image" in file.read_text()
 
 
 def test_only_binaries_know_flags():

@@ -57,7 +57,11 @@ class RobustnessCallback(keras.callbacks.Callback):
     and without this callback.
     """
 
-    @settings_lib.shown(AttackConfig, without=(*_NOT_IN_TRAINING, "attack"))
+    @settings_lib.shown(
+        AttackConfig,
+        without=(*_NOT_IN_TRAINING, "attack"),
+        defaults=evaluate_lib.DEFAULTS,
+    )
     def __init__(
         self,
         examples: Any,

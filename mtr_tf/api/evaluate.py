@@ -52,10 +52,12 @@ LEFT_OUT = (
     "part",
     "attack",
 )
+# Where the command has another default.
+DEFAULTS = {"strategy": "one_device"}
 _OF_DATA = ("dataset", "data_dir", "depth_target", "validation_share", "image_size")
 
 
-@settings_lib.shown(AttackConfig, without=LEFT_OUT)
+@settings_lib.shown(AttackConfig, without=LEFT_OUT, defaults=DEFAULTS)
 def evaluate(
     model: Any,
     examples: Any = None,
@@ -166,7 +168,7 @@ def job_of(
     facts = dict(facts or {})
     _check_facts(facts, examples)
     own = _with_declared(own, facts)
-    given = dict(settings)
+    given: dict[str, Any] = {**DEFAULTS, **settings}
     if heads:
         given["heads"] = heads
     if isinstance(model, AdversarialModel):
@@ -188,7 +190,6 @@ def job_of(
                     "leave it out."
                 )
     given["ckpt"] = os.fspath(model) if path else _name(model)
-    given.setdefault("strategy", "one_device")
     given |= {"tasks": names, "deterministic": False}
     config = settings_lib.record(AttackConfig, given)
     if not path:

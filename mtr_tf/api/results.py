@@ -35,7 +35,8 @@ class Results:
 
         print(results.table())
         results.plot("curves.png")
-        results.to_pandas().groupby(["task", "eps"]).attacked_value.max()
+        frame = results.to_pandas().query("metric == 'miou'")
+        frame.groupby(["attack", "eps"]).attacked_value.min()
 
     Attributes:
       title: What was attacked.

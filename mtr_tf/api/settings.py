@@ -20,7 +20,7 @@ from mtr_tf.errors import did_you_mean
 
 S = TypeVar("S", bound=Settings)
 F = TypeVar("F", bound=Callable[..., Any])
-_PLACE = "      **settings:"  # The line of a docstring that settings are told in.
+_PLACE = "**settings:"  # Begins the line of a docstring that settings are told in.
 
 
 def record(kind: type[S], given: Mapping[str, Any]) -> S:
@@ -87,7 +87,11 @@ def check_levels(eps: float | Iterable[float]) -> None:
     settings_lib.check_levels("eps", max(map(float, _several(eps)), default=0.0))
 
 
-def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], F]:
+def shown(
+    *kinds: type[Settings],
+    without: Iterable[str] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[F], F]:
     """Lets help() and completion show the settings that a function takes by name.
 
     They replace `**settings` in the signature and in the docstring.
@@ -95,7 +99,9 @@ def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], 
     Args:
       *kinds: The records that have them.
       without: Settings that the function does not take, or describes itself.
+      defaults: The function's own defaults, where they are not the command's.
     """
+    changed = defaults or {}
     fields = [field for kind in kinds for field in dataclasses.fields(kind)]
 
     def decorate(function: F) -> F:
@@ -104,25 +110,33 @@ def shown(*kinds: type[Settings], without: Iterable[str] = ()) -> Callable[[F], 
         names = {*without, *(p.name for p in own)}
         more = [field for field in fields if field.name not in names]
         own += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
-            for f in more
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=changed.get(field.name, field.default),
+            )
+            for field in more
         ]
         # pyrefly: ignore[missing-attribute]
         function.__signature__ = signature.replace(parameters=own)
-        about = [_about(field.name, field.metadata["help"]) for field in more]
-        lines = (function.__doc__ or "").splitlines()
-        function.__doc__ = "\n".join(
-            text
-            for line in lines
-            for text in (about if line.startswith(_PLACE) else [line])
-        )
+        lines = []
+        for line in (function.__doc__ or "").splitlines():
+            before, place, _ = line.partition(_PLACE)  # As deep as Python left it.
+            if place:
+                lines += [_about(field, changed, before) for field in more]
+            else:
+                lines.append(line)
+        function.__doc__ = "\n".join(lines)
         return function
 
     return decorate
 
 
-def _about(name: str, help: str) -> str:
+def _about(field: dataclasses.Field, defaults: Mapping[str, Any], indent: str) -> str:
     """A setting's lines in a docstring."""
+    text = f"{field.name}: {field.metadata['help']}"
+    if field.name in defaults:
+        text += f" The default here is {defaults[field.name]!r}."
     return textwrap.fill(
-        f"{name}: {help}", 88, initial_indent=" " * 6, subsequent_indent=" " * 8
+        text, 88, initial_indent=indent, subsequent_indent=indent + "  "
     )

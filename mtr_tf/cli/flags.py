@@ -103,6 +103,34 @@ def parse(
     return tuple(read(record, values) for record in records)
 
 
+def overridden(argv: Sequence[str], records: Sequence[type[Settings]]) -> Iterator[str]:
+    """A sentence for each flag of a command line that a flagfile after it changes.
+
+    `argv` and `records` are those that `parse` took. The last value of a flag counts.
+    """
+
+    def parsed(arguments: Sequence[str]) -> flags.FlagValues:
+        values = flags.FlagValues()
+        for record in records:
+            define(record, values)
+        values(list(arguments), known_only=True)
+        return values
+
+    typed, rest = [], iter(argv)
+    for argument in rest:
+        if argument in ("--flagfile", "-flagfile"):
+            next(rest, None)
+        elif not argument.startswith(("--flagfile=", "-flagfile=")):
+            typed.append(argument)
+    given, final = parsed(typed), parsed(argv)
+    for name in given:
+        if given[name].present and given[name].value != final[name].value:
+            yield (
+                f"{given[name].serialize()} is overridden by a flagfile, which has "
+                f"{final[name].serialize()}; give it after --flagfile"
+            )
+
+
 def defined(records: Sequence[type[Settings]]) -> flags.FlagValues:
     """The flags of some records, and those of absl."""
     values = flags.FlagValues()
@@ -184,6 +212,7 @@ def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
     lines += [
         "",
         "The value shown is the default. --flagfile=FILE reads flags from a file.",
+        "The last value of a flag counts, so what differs from a file comes after it.",
         "--helpfull also shows the flags of the libraries.",
     ]
     return "\n".join(lines)
@@ -243,8 +272,9 @@ def run(
 
     @faults_told()
     def guarded(argv: list[str]) -> None:
-        del argv
         _log_plainly()
+        for sentence in overridden(argv, records):
+            logging.warning("%s", sentence)
         if isinstance(sys.stdout, io.TextIOWrapper):  # Names need be no UTF-8.
             sys.stdout.reconfigure(errors="backslashreplace")
         main(*settings)

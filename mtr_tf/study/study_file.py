@@ -21,6 +21,7 @@ study's own to say, so `seed`, `ckpt`, `source_ckpt`, `name` and `workdir` are r
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import pathlib
 import re
@@ -100,6 +101,7 @@ def load(
       name_or_path: As `rooms`, or `my/study.toml`.
       seeds: Take these instead of the file's.
       train: Fields of `TrainConfig` to take instead of those in the file's [train].
+        With another data set, settings that only the file's takes are left out.
 
     Raises:
       InputError: There is no such study or file, or something in it cannot be used;
@@ -109,7 +111,10 @@ def load(
     content = read(path)
     if seeds is not None:
         content["seeds"] = list(seeds)
+    other = None
     if train and isinstance(content.setdefault("train", {}), dict):
+        if content["train"].get("dataset", TrainConfig.dataset) != train.get("dataset"):
+            other = train.get("dataset")
         content["train"] |= train
     file = Table(path.name, content)
     file.check_keys(_KEYS)
@@ -126,8 +131,35 @@ def load(
         claims=_claims(file),
         file=name_or_path,
     )
+    if other:
+        study = _without_options(study, other)
     _check(study, file)
     return study
+
+
+def _without_options(study: Study, dataset: str) -> Study:
+    """The study without options of data that the data set, now its own, has not."""
+    lacking = [name for name, (_, of) in data.OPTIONS.items() if dataset not in of]
+
+    def kept(fields: dict[str, Any], named: str | None = None) -> dict[str, Any]:
+        if (fields.get("dataset", named) or dataset) != dataset:  # It has its own.
+            return fields
+        return {name: value for name, value in fields.items() if name not in lacking}
+
+    return dataclasses.replace(
+        study,
+        train=kept(study.train),
+        attack=kept(study.attack),
+        variants=tuple(
+            dataclasses.replace(each, train=kept(each.train)) for each in study.variants
+        ),
+        attacks=tuple(
+            dataclasses.replace(
+                each, attack=kept(each.attack, study.attack.get("dataset"))
+            )
+            for each in study.attacks
+        ),
+    )
 
 
 def _names(file: Table) -> Resolve:

@@ -402,6 +402,11 @@ def test_results_can_be_looked_at(results, tmp_path):
     frame = results.to_pandas()
     assert len(frame) == len(results.records) == len(results)
     assert set(frame.task) == {"seg", "depth"}
+    least = (
+        frame.query("metric == 'miou'").groupby(["attack", "eps"]).attacked_value.min()
+    )
+    values = [r["attacked_value"] for r in results.records if r["metric"] == "miou"]
+    assert least.loc["pgd"].min() == min(values)
     figure = results.plot(tmp_path / "curves.png")
     assert figure._repr_png_()[:4] == b"\x89PNG"
     results.gallery(tmp_path / "gallery.png")

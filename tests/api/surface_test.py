@@ -44,6 +44,31 @@ def test_calls_show_all_settings_of_their_commands():
     assert "learning_rate: " in mtr_tf.train_model.__doc__
 
 
+@pytest.mark.parametrize("name", ["evaluate", "RobustnessCallback"])
+def test_calls_show_the_defaults_that_they_have(name):
+    function = getattr(mtr_tf, name)
+    function = function.__init__ if inspect.isclass(function) else function
+    shown = inspect.signature(function).parameters["strategy"].default
+    assert shown == "one_device" != AttackConfig(ckpt="x").strategy
+    said = " ".join(function.__doc__.split())
+    assert "The default here is 'one_device'." in said
+
+
+@pytest.mark.parametrize("indent", ["  ", " " * 6, " " * 10])
+def test_settings_are_told_in_docstrings_of_any_indentation(indent):
+    """Python 3.13 takes away what all lines of a docstring have in common."""
+
+    def function(**settings):
+        pass
+
+    function.__doc__ = f"Does.\n\n{indent[2:]}Args:\n{indent}**settings: the flags.\n"
+    settings.shown(ReproduceConfig)(function)
+    lines = function.__doc__.splitlines()
+    assert f"{indent}study: Name of a study" in function.__doc__
+    assert all(line.startswith(indent) for line in lines[3:])
+    assert "**settings" not in function.__doc__
+
+
 def test_settings_take_what_python_has_for_them():
     given = {"init": pathlib.Path("a") / "b.keras", "data_dir": pathlib.Path("c")}
     config = settings.record(TrainConfig, {**given, "crop": (16, 32), "image_size": 64})

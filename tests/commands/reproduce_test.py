@@ -136,6 +136,11 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
     assert "--tasks=seg,autoencoder " in commands
     assert "--dataset=camvid" in commands
     assert "depth" not in commands
+    evidence = dataclasses.replace(config, study="evidence", **given)
+    reproduce.main(evidence)
+    commands = capsys.readouterr().out
+    assert "--tasks=seg " in commands
+    assert "--rooms_scenes" not in commands  # Camvid takes no such flag.
 
 
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):

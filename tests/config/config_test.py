@@ -154,6 +154,34 @@ def test_flags_of_every_kind():
     assert config.seed == 4
 
 
+def test_a_flag_that_a_later_flagfile_changes_is_named(tmp_path):
+    file = tmp_path / "a.flags"
+    file.write_text("--steps=20\n--eps=4\n--nochecks\n--attack_tasks=seg\n")
+    typed = ["--steps=100", "--eps=1,2", "--checks", "--attack_tasks=seg", "--seed=3"]
+
+    def said(*argv):
+        argv = ["attack", "--ckpt=x", *argv]
+        (config,) = cli_flags.parse(argv, (AttackConfig,))
+        return config, list(cli_flags.overridden(argv, (AttackConfig,)))
+
+    for directive in ([f"--flagfile={file}"], ["-flagfile", str(file)]):
+        config, sentences = said(*typed, *directive, "--verbosity=0")
+        assert (config.steps, config.eps, config.seed) == (20, (4.0,), 3)
+        assert sorted(sentences) == [
+            f"{given} is overridden by a flagfile, which has {of_file}; give it after "
+            "--flagfile"
+            for given, of_file in (
+                ("--checks", "--nochecks"),
+                ("--eps=1,2", "--eps=4"),
+                ("--steps=100", "--steps=20"),
+            )
+        ]
+        config, sentences = said(*directive, *typed)
+        assert (config.steps, sentences) == (100, [])
+        assert said("--steps=5", *directive, "--steps=6")[1] == []
+    assert said(*typed)[1] == []
+
+
 def test_a_list_of_the_wrong_kind():
     with pytest.raises(InputError, match="whole numbers, but contains 'x'"):
         parsed("--lr_epochs=2,x")

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from mtr_tf import data
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
@@ -215,6 +216,55 @@ def test_the_studies_that_come_with_the_package_can_be_read(name):
         for variant in spec.variants:
             fields = study.attack_fields(spec.name, variant, study.seeds[0])
             AttackConfig(ckpt="run", **fields)
+
+
+@pytest.mark.parametrize("dataset", [*data.DATASETS, "mine:examples"])
+@pytest.mark.parametrize("name", study_file.shipped())
+def test_a_study_on_other_data_has_no_settings_that_these_do_not_take(name, dataset):
+    before = study_file.load(name)
+    study = study_file.load(name, train={"dataset": dataset})
+    if dataset == before.train["dataset"]:
+        assert study == before
+    for variant in study.variants:
+        config = study.train_config(variant.name, 0)
+        assert config.dataset == dataset
+        for option, (default, takers) in data.OPTIONS.items():
+            assert dataset in takers or getattr(config, option) == default
+
+
+def test_settings_of_data_stay_with_the_data_that_take_them(load):
+    text = """
+        about = "x"
+        seeds = [0]
+        [train]
+        dataset = "cityscapes"
+        depth_target = "metres"
+        [variants."s"]
+        tasks = ["seg"]
+        depth_target = "released"
+        [variants."of rooms"]
+        tasks = ["seg"]
+        dataset = "rooms"
+        depth_target = "disparity"
+        rooms_scenes = 10
+        [attacks."own"]
+        depth_target = "metres"
+        variants = ["s"]
+        [attacks."moved"]
+        dataset = "cityscapes"
+        depth_target = "metres"
+        variants = ["s"]
+        """
+    same = load(text, train={"dataset": "cityscapes", "data_dir": "here"})
+    assert same.train["depth_target"] == "metres"  # What is wrong there is told.
+    study = load(text, train={"dataset": "camvid"})
+    assert study.train == {"dataset": "camvid"}
+    assert study.variant("s").train == {"tasks": ("seg",)}
+    assert study.variant("of rooms") == same.variant("of rooms")
+    assert study.spec("own").attack == {}
+    assert study.spec("moved") == same.spec("moved")
+    takes = load(text, train={"dataset": "taskonomy"})
+    assert takes.variant("s") == same.variant("s")
 
 
 def test_settings_of_all_variants_count_where_they_are_made_use_of(load):
