@@ -249,6 +249,28 @@ def test_only_the_asked_tasks_are_read(root):
     np.testing.assert_array_equal(batch["image"][0] * 255, made["image"])
 
 
+def test_with_released_targets_the_autoencoder_makes_the_standardised_picture(root):
+    source = open_at(root, tasks=("autoencoder",), depth_target="released")
+    columns = source.columns("train")
+    assert columns.targets["autoencoder"].shape == (4, *SIZE, 3)
+    batch = batching.gather(columns, ("autoencoder",), np.array([3, 1, -1]))
+    mean, std = (0.290101, 0.328081, 0.286964), (0.182954, 0.186566, 0.184475)
+    expected = (columns.images[np.array([3, 1])] / 255 - mean) / std
+    target = batch["targets"]["autoencoder"]
+    np.testing.assert_allclose(target[:2], expected, rtol=1e-5, atol=1e-6)
+    assert (target[2] == 0).all()
+    assert batch["masks"]["autoencoder"][:2].all()
+    low, high = source.info.ranges["autoencoder"]
+    ends = (np.array([[0.0], [1.0]]) - mean) / std
+    np.testing.assert_allclose([low, high], [ends.min(), ends.max()])
+    assert (
+        "autoencoder" in open_at(root, depth_target="released").columns("train").targets
+    )
+    for options in ({"depth_target": "disparity"}, {"tasks": ("depth",)}):
+        settings = {"depth_target": "released", **options}
+        assert "autoencoder" not in open_at(root, **settings).columns("train").targets
+
+
 def test_broken_files_of_other_tasks_do_not_matter(root, tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(logging, "warning", lambda text, *of: lines.append(text % of))

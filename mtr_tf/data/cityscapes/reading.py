@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from mtr_tf import tasks as tasks_lib
@@ -22,6 +23,7 @@ from mtr_tf.data.cityscapes.cityscapes_dataset_builder import CityscapesConfig
 from mtr_tf.data.cityscapes.cityscapes_dataset_builder import MtrCityscapes
 from mtr_tf.data.cityscapes.files import Files
 from mtr_tf.data.cityscapes.layout import Kind
+from mtr_tf.data.source import Column
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
@@ -55,7 +57,9 @@ def open_source(
         `resizing`.
       data_dir: the folder with the archives or the extracted folders (see `files`).
       tasks: the tasks whose targets are read; None for all whose files there are.
-      depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`.
+      depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`. With
+        `layout.RELEASED` the target of `autoencoder` is the `standardised` picture, as
+        in the paper's code, instead of the picture in [0, 1].
 
     Raises:
       InputError: files are missing, damaged or not as they must be, or a whole split
@@ -84,8 +88,11 @@ def open_source(
     _check_splits(jobs, {task: needs[task] for task in wanted}, root)
     _log_missing(jobs, kinds[1:])
     builder = _prepared(root, size, depth_target, jobs, kinds)
+    released = depth_target == layout.RELEASED
     unit, painted = layout.DEPTHS[depth_target]
     ranges = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0), "depth": painted}
+    if released:
+        ranges["autoencoder"] = layout.STANDARDISED
     info = DatasetInfo(
         name="cityscapes",
         image_shape=(*size, 3),
@@ -98,7 +105,22 @@ def open_source(
         ranges=ranges,
         units={"depth": unit},
     )
-    return Source(info, functools.cache(functools.partial(_columns, builder, wanted)))
+    derived = released and (tasks is None or "autoencoder" in tasks)
+    load = functools.partial(_columns, builder, wanted, derived)
+    return Source(info, functools.cache(load))
+
+
+def standardised(images: np.ndarray) -> np.ndarray:
+    """The released code's target of `autoencoder`: what its models take.
+
+    Args:
+      images: [..., 3] uint8, or float in [0, 1].
+
+    Returns:
+      float32 of the same shape, of mean 0 and standard deviation 1 over the data set.
+    """
+    mean, std = (np.array(of, np.float32) for of in (layout.MEAN, layout.STD))
+    return (picture.as_floats(images) - mean) / std
 
 
 def _checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -348,16 +370,27 @@ def _fingerprint(jobs: dict[str, Jobs]) -> str:
     return prepared.fingerprint(listing)
 
 
-def _columns(builder: MtrCityscapes, wanted: Sequence[str], split: str) -> Columns:
-    """The arrays of a split, which are read from the files when they are asked for."""
+def _columns(
+    builder: MtrCityscapes, wanted: Sequence[str], derived: bool, split: str
+) -> Columns:
+    """The arrays of a split, which are read from the files when they are asked for.
+
+    `derived`: also `autoencoder`, as the released code has it.
+    """
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
-    names = tuple(builder.builder_config.jobs[split])
+    names, images = tuple(builder.builder_config.jobs[split]), column("image")
+    targets: dict[str, Column] = {task: column(task) for task in wanted}
+    if derived:
+        images = prepared.Remembered(images)
+        targets["autoencoder"] = prepared.Derived(
+            images, standardised, images.shape[1:], np.float32
+        )
     return Columns(
-        images=column("image"),
-        targets={task: column(task) for task in wanted},
+        images=images,
+        targets=targets,
         masks={task: column(f"{task}_known") for task in wanted},
         names=names,
         groups=Groups([name.split("_")[0] for name in names], "cities"),
