@@ -257,7 +257,10 @@ class Job:
         if found is None:
             return None
         clean, results = found
-        broken = results_lib.not_finite(clean, results)
+        broken = results_lib.without_targets(clean)
+        for sentence in broken:
+            logging.warning("%s", sentence)
+        broken += results_lib.not_finite(clean, results)
         broken += results_lib.negative_losses(clean, self.cells)
         warnings = [*self.warnings, *noise, *broken, *doubts]
         records = results_lib.make_records(
