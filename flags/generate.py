@@ -79,7 +79,7 @@ OPTIMISED_LAMBDA = {
 _CITYSCAPES_FLAGS = """\
 --dataset=cityscapes
 --image_size=336x680
---depth_target=disparity
+--depth_target=released
 --crop=256
 --model=drn_d_22
 --decoders=shared
@@ -156,7 +156,7 @@ def cityscapes() -> Iterator[Experiment]:
     """The paper's models on Cityscapes, and those of adversarial training."""
     for letters, (aux_weight, source) in CITYSCAPES.items():
         main = TASKS[letters[0]]
-        where = f"Lambda {aux_weight} is from {source}." if source else ""
+        where = f"Lambda {aux_weight} is from {source}. " if source else ""
         known = (
             "The paper's clean mIoU is said to be about 48 %; the released models' "
             "logs reach about 44 %. We know none of its figures under attack."
@@ -168,8 +168,9 @@ def cityscapes() -> Iterator[Experiment]:
             f"cityscapes_drn_d_22_{_join(letters)}",
             letters,
             f"The paper's model for {main} on Cityscapes (claim {claim} of "
-            f"docs/reproduce.md), {_with(letters)}. {where} {known} The released "
-            "code's schedule, which falls to 0, is --schedule=released --lr_epochs=",
+            f"docs/reproduce.md), {_with(letters)}. {_UNITS} {where}{known} The "
+            "released code's schedule, which falls to 0, is --schedule=released "
+            "--lr_epochs=",
             _CITYSCAPES_COST,
             _CITYSCAPES_FLAGS,
             _main(main, aux_weight),
@@ -182,7 +183,7 @@ def cityscapes() -> Iterator[Experiment]:
             "seg as in the released configuration. The released code can train only "
             "one task this way, with batch norms in training mode during the attack "
             "(--adversarial_batch_norm=training); lambda is taken from the names of "
-            "released checkpoints. We know none of the paper's figures.",
+            f"released checkpoints. {_UNITS} We know none of the paper's figures.",
             _ADVERSARIAL_COST,
             _CITYSCAPES_FLAGS + _ADVERSARIAL_FLAGS,
             _main("seg", aux_weight),
@@ -255,6 +256,10 @@ def _with(letters: str) -> str:
     return f"{first} with {' and '.join(others)}" if others else f"{first} alone"
 
 
+_UNITS = (
+    "Targets of depth and autoencoder are the released code's, for which lambdas were "
+    "chosen (--depth_target=released)."
+)
 _CITYSCAPES_COST = (
     "595 000 steps of one crop, 0.7 s each on two cores: five days, or use a GPU."
 )

@@ -257,7 +257,10 @@ class Job:
         if found is None:
             return None
         clean, results = found
-        broken = results_lib.not_finite(clean, results)
+        broken = results_lib.without_targets(clean)
+        for sentence in broken:
+            logging.warning("%s", sentence)
+        broken += results_lib.not_finite(clean, results)
         broken += results_lib.negative_losses(clean, self.cells)
         warnings = [*self.warnings, *noise, *broken, *doubts]
         records = results_lib.make_records(
@@ -401,6 +404,7 @@ def _resolve(
     names = groups.select(config.tasks, run.tasks, "--tasks")
     source = loading.open_data(config, run, names, own_data)
     columns = source.columns(config.split)
+    changed = loading.data_changes(config, run, source)
     with strategy.scope():
         run, source_run = loading.with_inputs(run, source_run, columns.layout)
     columns = columns if run.packed else columns.without_inputs()
@@ -484,7 +488,7 @@ def _resolve(
         cells=cells,
         measures=measure.settings_of(config, tasks) if config.measure else None,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=(*small, *warnings),
+        warnings=(*small, *changed, *warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,

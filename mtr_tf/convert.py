@@ -95,8 +95,8 @@ class ConvertConfig(Settings):
     )
     depth_target: str = setting(
         "released",
-        "Unit of cityscapes' depth, as in mtr_tf.train; released models predict "
-        "`released`.",
+        "Targets of cityscapes' depth and autoencoder, as in mtr_tf.train; released "
+        "models predict `released`.",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )
     as_released: bool = setting(
@@ -249,6 +249,11 @@ def _model(
     if "seg" in run_config.tasks and drn:
         said.append(
             "seg gives logits: the log-softmax that follows them is part of the loss."
+        )
+    if "autoencoder" in found.tasks and "autoencoder" in run_config.tasks and drn:
+        said.append(
+            "autoencoder gives standardised pictures, which are its targets on "
+            "cityscapes with --depth_target=released alone."
         )
     said.append(f"images are standardised as for {normalization}.")
     return model, said

@@ -263,9 +263,8 @@ def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
             continue
         seen.add(data)
         source = building.open_source(config)
-        tasks = source.info.tasks.select(config.tasks)
         examples = config.train_examples or len(source.columns("train"))
-        now = job.data_facts(source, tasks, examples)
+        now = job.data_facts(source, examples)
         directory.check_data(workdir / cell.folder, before, now)
 
 

@@ -93,8 +93,9 @@ class TrainConfig(Settings):
     depth_target: str = setting(
         "disparity",
         "Unit of cityscapes' depth: disparity (pixels), inverse_depth (1/m) or metres "
-        "(both need camera/), or released (as in the paper's code: the file's values "
-        "/ 1000, nothing masked). For taskonomy's two depths: metres; otherwise the "
+        "(both need camera/), or released (targets as in the paper's code: depth is "
+        "the file's values / 1000, nothing masked, and autoencoder makes the "
+        "standardised picture). For taskonomy's two depths: metres; otherwise the "
         "files' logarithms, in [0, 1].",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )

@@ -5,7 +5,8 @@ With Y the luminance (ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B) of a picture in
 or its one channel if it is grey,
 s = (1, 2, 1) / 4 and d = (-1, 0, 1):
 
-*   `autoencoder` is the picture, of as many channels as it has.
+*   `autoencoder` is the picture, of as many channels as it has. (Taskonomy, and
+    Cityscapes with released targets, store another.)
 *   `edge_texture` is Sobel's gradient magnitude |g| with gx = s down, d across and
     gy = d down, s across. A straight edge of height h along an axis gives h on either
     side of it; the most is sqrt(5) / 2 = 1.118, at a corner from 0 to 1.

@@ -490,3 +490,50 @@ class Column:
                 example = self._features.deserialize_example_np(record)
                 values[place] = example[self._name]
         return values
+
+
+class Remembered:
+    """A column that keeps, for each thread, the rows that it has read last.
+
+    What is derived from it, a batch's target and mask, is read one after the other.
+    """
+
+    def __init__(self, column: Column):
+        self._column = column
+        self._last = threading.local()
+        self.shape, self.dtype = column.shape, column.dtype
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Reads rows; the result is shared, and must not be written to."""
+        rows = np.arange(len(self))[rows]
+        key = rows.tobytes()
+        if getattr(self._last, "key", None) != key:
+            self._last.values = self._column[rows]
+            self._last.key = key
+        return self._last.values
+
+
+class Derived:
+    """A column that is computed from another one, row by row, when it is read."""
+
+    def __init__(
+        self,
+        column: Column | Remembered,
+        function: Callable[[np.ndarray], np.ndarray],
+        shape: tuple[int, ...],
+        dtype: type[np.generic],
+    ):
+        """`function` maps rows of `column` to as many of `shape` and `dtype`."""
+        self._column = column
+        self._function = function
+        self.shape = (len(column), *shape)
+        self.dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        return self._function(self._column[rows])

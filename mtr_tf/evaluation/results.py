@@ -151,6 +151,17 @@ def not_finite(clean: Result, results: Sequence[Result]) -> list[str]:
     return said
 
 
+def without_targets(clean: Result) -> list[str]:
+    """A warning about each task that has no target in any image."""
+    return [
+        f"{task} has no target in any of the {clean.count} images, so that its metrics "
+        "are null: its labels are missing, or masked everywhere (those of Cityscapes' "
+        "official test split are all void); attack another --split."
+        for task, rows in clean.rows.items()
+        if rows and not any(np.any(of_metric) for of_metric in rows.values())
+    ]
+
+
 def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
     """Warnings about attacks that compare, by ratios, losses or errors below 0."""
     said, cells = [], list(cells)

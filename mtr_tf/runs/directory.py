@@ -367,7 +367,7 @@ def begin(
     """
     check_workdir(workdir, config, resume)
     old, content, facts = read_config(workdir), _content(workdir), facts or {}
-    check_data(workdir, content.get("data"), facts.get("data"))
+    check_data(workdir, data_facts(workdir), facts.get("data"))
     _check_code(workdir, content, facts)
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
@@ -383,10 +383,27 @@ def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
 
     Args:
       workdir: The run directory.
-      before: By split its size and the means of two images, as config.json has them;
-        nothing for new and for older runs.
+      before: What `data_facts` gives of it.
       now: The same of the data that are open.
     """
+    if changed := data_changes(before, now):
+        raise InputError(
+            f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
+            "that it was trained on to continue it (--data_dir, if they were moved), "
+            "or give another --workdir."
+        )
+
+
+def data_facts(workdir: pathlib.Path) -> Any:
+    """By split its size and the means of two images, as config.json has them.
+
+    Nothing for new and for older runs.
+    """
+    return _content(workdir).get("data")
+
+
+def data_changes(before: Any, now: Any) -> list[str]:
+    """How data differ from those of a run, in words; see `check_data`."""
     changed = []
     for split, facts in _dict(now).items():
         old = _dict(_dict(before).get(split))
@@ -395,12 +412,7 @@ def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
             changed.append(f"{split} had {count} examples and has {facts['examples']}")
         elif not _may_be_equal(means, facts["means"]):
             changed.append(f"the first or last image of {split} is another one")
-    if changed:
-        raise InputError(
-            f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
-            "that it was trained on to continue it (--data_dir, if they were moved), "
-            "or give another --workdir."
-        )
+    return changed
 
 
 def _check_code(

@@ -23,6 +23,7 @@ from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.attack import parse_heads
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.data import batching
 from mtr_tf.data.custom import reading
 from mtr_tf.data.layout import Layout
 from mtr_tf.data.source import DatasetInfo
@@ -345,6 +346,39 @@ def open_data(
     )
     source.check(config.split)
     return source
+
+
+def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
+    """Warns where a run is attacked on its own data set, and this has changed.
+
+    Splits may be made anew of what is there: images of the validation split may then
+    have been trained on. What config.json says is compared: the sizes of splits, and
+    two images of the one that is attacked.
+    """
+    trained = run.config
+    before = directory.data_facts(run.directory) if trained else None
+    if trained is None or not before or source.info.name != trained.dataset:
+        return []
+    now: dict[str, dict[str, Any]] = {
+        split: {"examples": count, "means": None}
+        for split, count in source.info.splits.items()
+    }
+    if trained.train_examples and "train" in now:
+        now["train"]["examples"] = trained.train_examples
+    if config.parsed_image_size in (None, trained.parsed_image_size):
+        facts, columns = now[config.split], source.columns(config.split)
+        count = min(facts["examples"], len(columns))
+        facts["means"] = batching.first_and_last(columns.without_inputs(), count)
+    changed = directory.data_changes(before, now)
+    if not changed:
+        return []
+    said = (
+        f"the data are not those that the run was trained on ({'; '.join(changed)}), "
+        f"so that it may have been trained on images of {config.split}, and look "
+        "better than it is: give the data as they were in training (--data_dir)."
+    )
+    logging.warning("%s", said)
+    return [said]
 
 
 def _check_targets(

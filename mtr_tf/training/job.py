@@ -156,7 +156,7 @@ def resolve(
         augment.check(*source.info.image_shape[:2], tasks)
         per_epoch = _steps_per_epoch(config, examples)
         kept = {
-            "data": data_facts(source, tasks, examples),
+            "data": data_facts(source, examples),
             **_normalization(config, info),
         }
         if workers.several:
@@ -242,44 +242,21 @@ def _weights(config: TrainConfig, begun: Begun) -> dict[str, Any]:
     return {}
 
 
-def data_facts(
-    source: Source, tasks: tasks_lib.TaskSet, examples: int
-) -> dict[str, Any]:
+def data_facts(source: Source, examples: int) -> dict[str, Any]:
     """What is compared when the run is continued: by split its size, and means.
 
     Args:
       source: The data set.
-      tasks: Those that are trained.
       examples: How many are trained on.
     """
     counts = {"train": examples, "validation": len(source.columns("validation"))}
     return {
         split: {
             "examples": count,
-            "means": _first_and_last(source.columns(split), tasks, count),
+            "means": batching.first_and_last(source.columns(split), count),
         }
         for split, count in counts.items()
     }
-
-
-def _first_and_last(
-    columns: Columns, tasks: tasks_lib.TaskSet, count: int
-) -> list[float] | None:
-    """The means of two images; None where they are others each time they are read.
-
-    No hash, since the last bit of a float may depend on the machine.
-    """
-
-    def read() -> list[float]:
-        # One by one: of the last batch columns keep a copy.
-        pair = [
-            batching.gather(columns, tasks, np.array([row]))["image"]
-            for row in (0, count - 1)
-        ]
-        return [round(float(np.mean(image, dtype=float)), 5) for image in pair]
-
-    means = read()
-    return means if read() == means else None
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:

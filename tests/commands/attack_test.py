@@ -48,6 +48,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
+from mtr_tf.training import job
 
 SIZE = 16
 TASKS = ("seg", "depth")
@@ -198,6 +199,46 @@ def test_images_that_no_attack_moved_are_told_in_each_record(
     for record in records:
         found = " ".join(record["warnings"])
         assert (told in found) == (record["eps"] > 0), record
+
+
+@pytest.mark.slow
+def test_a_task_without_any_target_is_told(run_directory, monkeypatch, unplotted):
+    void = {"seg": np.zeros((11, SIZE, SIZE), bool)}
+    source = Source(INFO, lambda split: dataclasses.replace(blobs(split), masks=void))
+    monkeypatch.setitem(data.DATASETS, "blobs", lambda **options: source)
+    settings = {"attack": ("fgsm",), "eps": (2.0,), "attack_tasks": ("depth",)}
+    config = AttackConfig(ckpt=str(run_directory), **SETTINGS | settings)
+    told = "seg has no target in any of the 11 images"
+    assert told in attack_job.attack(config)
+    records = json.loads((run_directory / "attacks/test/results.json").read_text())
+    for record in records:
+        assert told in " ".join(record["warnings"])
+        assert (record["clean"] is None) == (record["task"] == "seg")
+
+
+def test_data_that_have_changed_since_the_training_are_told(run_directory):
+    config = AttackConfig(ckpt=str(run_directory))
+    run = loading.load_run(str(run_directory))
+    content = json.loads((run_directory / "config.json").read_text())
+
+    def told(source=open_blobs(), config=config, **before):  # noqa: B008
+        facts = job.data_facts(open_blobs(), 32)
+        facts = {split: facts[split] | before.get(split, {}) for split in facts}
+        files.write_json(run_directory / "config.json", content | {"data": facts})
+        return loading.data_changes(config, run, source)
+
+    assert loading.data_changes(config, run, open_blobs()) == []  # Of an older run.
+    assert told() == []
+    (said,) = told(train={"examples": 30}, validation={"means": [0.1, 0.2]})
+    assert "(train had 30 examples and has 32; the first or last image of val" in said
+    assert "trained on images of validation" in said
+    larger = dataclasses.replace(config, image_size="32")  # Has other means.
+    assert told(config=larger, validation={"means": [0.1, 0.2]}) == []
+    other = dataclasses.replace(INFO, name="others")
+    assert told(Source(other, blobs), train={"examples": 30}) == []
+    told(validation={"examples": 10})
+    (first, *_) = attack_job.resolve(config).warnings
+    assert "validation had 10 examples and has 11" in first
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ import sys
 import types
 import zipfile
 
+import cityscapes_fixture
 import numpy as np
 import pytest
 from tiers_fixture import slow
 
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
+from mtr_tf.data import batching
 from mtr_tf.errors import InputError
 from mtr_tf.models.torch_weights import names as weight_names
 from mtr_tf.models.torch_weights import reading as torch_files
@@ -376,6 +379,31 @@ def test_a_run_has_the_files_settings(file, net, tmp_path):
     before = (workdir / "model.keras").stat().st_mtime_ns
     convert(config)  # What it says of itself has changed: does it again.
     assert (workdir / "model.keras").stat().st_mtime_ns > before
+
+
+def test_a_converted_autoencoder_is_compared_with_what_its_model_takes(
+    file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    raw = cityscapes_fixture.write(tmp_path / "raw")
+    workdir = convert(
+        ConvertConfig(
+            torch=str(file),
+            data_dir=str(raw),
+            image_size="16x24",
+            workdir=str(tmp_path / "run"),
+        )
+    )
+    said = json.loads((workdir / "conversion.json").read_text())["said"]
+    assert any("autoencoder gives standardised pictures" in each for each in said)
+    run = loading.load_run(str(workdir))
+    config = AttackConfig(ckpt=str(workdir), split="validation")
+    source = loading.open_data(config, run, ("autoencoder",))
+    columns = source.columns("validation")
+    batch = batching.gather(columns, ("autoencoder",), np.arange(3))
+    taken = run.model.get_layer("normalize")(batch["image"])
+    target = batch["targets"]["autoencoder"]
+    np.testing.assert_allclose(target, taken, rtol=1e-4, atol=1e-5)
 
 
 def test_decoders_that_differ_become_separate(torch, state, tmp_path):

@@ -19,7 +19,6 @@ import pytest
 
 from mtr_tf import files
 from mtr_tf import reproduce
-from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
@@ -307,9 +306,8 @@ def test_a_study_is_not_continued_on_other_data(
     workdir = tmp_path / "w"
     runner = runner_lib.Runner(study, workdir)
     cell = next(cell for cell in runner.queue.cells if cell.kind == "train")
-    tasks = tasks_lib.task_set(cell.config.tasks)
     source = building.open_source(cell.config)
-    facts = job.data_facts(source, tasks, len(source.columns("train")))
+    facts = job.data_facts(source, len(source.columns("train")))
     folder = workdir / cell.folder
     folder.mkdir(parents=True)
     content = {"train": cell.config.to_dict(), "data": facts}

@@ -188,7 +188,7 @@ def test_missing_labels_and_disparities_are_unknown_and_counted(root, monkeypatc
     fixture.path(root, "gtFine", "train", fixture.TRAIN[1]).unlink()
     for name in fixture.VAL[:2]:
         fixture.path(root, "disparity", "val", name).unlink()
-    fixture.path(root, "camera", "val", fixture.VAL[2]).unlink()
+    fixture.path(root, "camera", "val", fixture.VAL[0]).unlink()
     source = open_at(root)
     (line,) = lines
     assert "1 of 4 in train have no gtFine" in line
@@ -206,7 +206,37 @@ def test_missing_labels_and_disparities_are_unknown_and_counted(root, monkeypatc
     (line,) = lines
     assert "gtFine" not in line
     assert "1 of 3 in validation have no camera" in line
-    assert not source.columns("validation").masks["depth"][:].any()
+    masks = source.columns("validation").masks["depth"][:]
+    assert masks.any((1, 2)).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_task_without_a_file_in_a_whole_split_is_refused(root, split):
+    fixture.shutil.rmtree(root / "gtFine" / split)
+    name = "train" if split == "train" else "validation"
+    with pytest.raises(InputError, match=f"seg needs gtFine for pictures of {name}, b"):
+        open_at(root, tasks=("seg",))
+    assert open_at(root, tasks=("depth",)).info.splits["train"] == 4
+    fixture.shutil.rmtree(root / "camera" / split)
+    with pytest.raises(InputError, match=r"depth needs disparity and camera for pict"):
+        open_at(root, tasks=("depth",), depth_target="metres")
+
+
+def test_a_folder_without_a_file_of_the_kind_is_passed_over(root, tmp_path):
+    (root / "gtFine").rename(tmp_path / "inner")
+    (root / "gtFine").mkdir()
+    (tmp_path / "inner").rename(root / "gtFine" / "gtFine")  # unzip -d gtFine
+    assert "seg" not in open_at(root).info.tasks
+    with pytest.raises(
+        InputError, match=r"gtFine' has no train/CITY/.*labelIds.png in"
+    ):
+        open_at(root, tasks=("seg",))
+    zipped = fixture.zip_up(fixture.write(tmp_path / "zipped"))
+    (zipped / "gtFine" / "train" / "aachen").mkdir(parents=True)  # A stopped unzip.
+    (zipped / "disparity_trainvaltest" / "disparity").mkdir(parents=True)
+    columns = open_at(zipped).columns("train")
+    for task in ("seg", "depth"):
+        assert columns.masks[task][:].any((1, 2)).all()
 
 
 def test_only_the_asked_tasks_are_read(root):
@@ -217,6 +247,67 @@ def test_only_the_asked_tasks_are_read(root):
     np.testing.assert_array_equal(batch["targets"]["depth"][0], made["depth"])
     np.testing.assert_array_equal(batch["masks"]["depth"][0], made["depth_known"])
     np.testing.assert_array_equal(batch["image"][0] * 255, made["image"])
+
+
+def test_with_released_targets_the_autoencoder_makes_the_standardised_picture(root):
+    source = open_at(root, tasks=("autoencoder",), depth_target="released")
+    columns = source.columns("train")
+    assert columns.targets["autoencoder"].shape == (4, *SIZE, 3)
+    batch = batching.gather(columns, ("autoencoder",), np.array([3, 1, -1]))
+    mean, std = (0.290101, 0.328081, 0.286964), (0.182954, 0.186566, 0.184475)
+    expected = (columns.images[np.array([3, 1])] / 255 - mean) / std
+    target = batch["targets"]["autoencoder"]
+    np.testing.assert_allclose(target[:2], expected, rtol=1e-5, atol=1e-6)
+    assert (target[2] == 0).all()
+    assert batch["masks"]["autoencoder"][:2].all()
+    low, high = source.info.ranges["autoencoder"]
+    ends = (np.array([[0.0], [1.0]]) - mean) / std
+    np.testing.assert_allclose([low, high], [ends.min(), ends.max()])
+    assert (
+        "autoencoder" in open_at(root, depth_target="released").columns("train").targets
+    )
+    for options in ({"depth_target": "disparity"}, {"tasks": ("depth",)}):
+        settings = {"depth_target": "released", **options}
+        assert "autoencoder" not in open_at(root, **settings).columns("train").targets
+
+
+def test_broken_files_of_other_tasks_do_not_matter(root, tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda text, *of: lines.append(text % of))
+    path = fixture.path(root, "disparity", "val", fixture.VAL[1])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    source = open_at(root, tasks=("seg",))
+    ours = [line for line in lines if line.startswith("Cityscapes")]
+    assert len(ours) == 1
+    assert str(path) in ours[0]
+    assert source.columns("validation").masks["seg"][:].any((1, 2)).all()
+    with pytest.raises(InputError, match=f"'{path}' must be a complete PNG file"):
+        open_at(root, tasks=("depth",))
+    path.write_bytes(whole)
+    check(open_at(root), root, "validation", "val", fixture.VAL)
+    fixture.path(root, "leftImg8bit", "val", fixture.VAL[2]).write_bytes(b"")
+    with pytest.raises(InputError, match="leftImg8bit.png' must be a complete PNG"):
+        open_at(root, tasks=("seg",))
+
+
+def test_prepared_data_serve_runs_of_fewer_tasks(root, tmp_path):
+    open_at(root)
+    path = fixture.path(root, "disparity", "val", fixture.VAL[1])
+    path.write_bytes(bytes(path.stat().st_size))  # Not looked at again.
+    open_at(root, tasks=("seg",))
+    assert len(list((tmp_path / "tfds" / "mtr_cityscapes").iterdir())) == 1
+
+
+def test_a_damaged_archive_of_another_task_is_left_out(root):
+    fixture.zip_up(root)
+    (root / "disparity_trainvaltest.zip").write_bytes(b"PK, and no more of it")
+    source = open_at(root, tasks=("seg",))
+    assert "depth" not in source.info.tasks
+    check_seg = source.columns("train").masks["seg"][:]
+    assert check_seg.any((1, 2)).all()
+    with pytest.raises(InputError, match="must be one of Cityscapes' archives"):
+        open_at(root, tasks=("depth",))
 
 
 def test_what_is_not_asked_for_need_not_be_there(root):
@@ -354,6 +445,11 @@ def test_what_a_user_can_get_wrong(root, tmp_path):
         open_at(root).columns("val")
     for split in ("train", "val"):
         fixture.shutil.rmtree(root / "leftImg8bit" / split)
+    with pytest.raises(
+        InputError, match="leftImg8bit' has no train/CITY/CITY_SEQUENCE_"
+    ):
+        open_at(root)
+    fixture.save(fixture.path(root, "leftImg8bit", "test", "berlin_0_1"), np.eye(3) > 0)
     with pytest.raises(InputError, match="must hold pictures of train or val"):
         open_at(root)
     fixture.shutil.rmtree(root / "leftImg8bit")

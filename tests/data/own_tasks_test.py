@@ -307,6 +307,19 @@ def test_directions_have_length_one(open_it):
     np.testing.assert_array_equal(found["way"][0], unit)  # To the bit: it is rounding.
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_pictures_of_directions_are_no_vectors(open_it, kind):
+    image = np.zeros((*SIZE, 3), np.uint8)
+    targets = {"normal": np.full((*SIZE, 3), 128, kind)}
+    with pytest.raises(
+        InputError, match=r"normal must be vectors.*as 2 \* v / 255 - 1"
+    ):
+        open_it(train=[(image, targets)])
+    unknown = {"normal": np.zeros(SIZE)}
+    source = open_it(train=[(image, targets, unknown)])
+    assert (source.columns("train").targets["normal"] == 0).all()
+
+
 # Pictures of other channels.
 
 

@@ -69,9 +69,11 @@ def remove(folder, pattern):
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_all_arrangements_are_understood(tmp_path, arrangement):
     taskonomy_fixture.write_building(tmp_path, [10, 9], folder=arrangement)
-    (tmp_path / "rgb_large").mkdir()
-    for path in list(tmp_path.rglob("*_domain_rgb.png")):
-        (tmp_path / "rgb_large" / path.name).write_bytes(path.read_bytes())
+    pictures = list(tmp_path.rglob("*_domain_rgb.png"))
+    for other in ("rgb_large", "lost+found"):
+        (tmp_path / other).mkdir()
+        for path in pictures:
+            (tmp_path / other / path.name).write_bytes(path.read_bytes())
     (tmp_path / "points").mkdir()
     (tmp_path / "points" / "point_9_view_0_domain_fixatedpose.json").write_text("{}")
     listing = finding.scan(str(tmp_path))

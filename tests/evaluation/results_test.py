@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from results_fixture import CLEAN
 from results_fixture import FACTS
@@ -69,6 +70,14 @@ def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):
     assert "\nintervals: 95 %, over 12 images\n" in text
     assert text.count("of all.") == 1
     assert text.count("up to 63.8 levels") == 1  # 255 (.5 - .25): black becomes dark.
+
+
+def test_a_task_without_any_target_is_told():
+    known, void = np.array([[2, 1], [0, 0]]), np.zeros((2, 2))
+    rows = {"seg": {"miou": void, "loss": void}, "depth": {"mae": known, "loss": void}}
+    (said,) = results.without_targets(dataclasses.replace(CLEAN, rows=rows))
+    assert said.startswith("seg has no target in any of the 12 images")
+    assert results.without_targets(CLEAN) == []  # Nothing is known of its rows.
 
 
 def test_files(tmp_path):

@@ -22,6 +22,7 @@ from mtr_tf import models
 from mtr_tf.attacks.released import ReleasedPGD
 from mtr_tf.convert import ConvertConfig
 from mtr_tf.convert import convert
+from mtr_tf.data.cityscapes import reading
 from mtr_tf.models.torch_weights import transfer as torch_weights
 from mtr_tf.runs import loading
 
@@ -172,7 +173,7 @@ def test_drn_losses_and_input_gradients(released, drn):
     valid = labels != 255
     targets = {
         "depth": _nhwc(arrays["drn/y_depth"]),
-        "autoencoder": (x - np.float32(CITYSCAPES["mean"])) / std,
+        "autoencoder": reading.standardised(x.numpy()),
     }
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
@@ -206,8 +207,7 @@ def _released_sum(model, arrays, tasks):
     valid = (labels != 255).astype(np.float32)
     labels = np.where(valid, labels, 0)
     depth = _nhwc(arrays["drn/y_depth"])
-    clean = _nhwc(arrays["drn/x01"]) - np.float32(CITYSCAPES["mean"])
-    clean /= np.float32(CITYSCAPES["std"])
+    clean = reading.standardised(_nhwc(arrays["drn/x01"]))
 
     @attacks.simple
     def loss(x):

@@ -10,7 +10,8 @@
     fx (pixels of the original) of the camera file, depth is b fx / disparity: metres;
     not known where the disparity is 0 (without end). `inverse_depth` is its inverse.
     `released` is the mean of p / 1000 over all pixels, with nothing masked, as the
-    paper's code has it.
+    paper's code has it. (The target of `autoencoder`, which comes with it, is made of
+    `image` when it is read: `reading.standardised`.)
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def _depth(
     if file is None:
         return nothing
     raw = _read(file, np.uint16, 2, original).astype(np.int32)
-    if target == "released":
+    if target == layout.RELEASED:
         return resizing.area(raw, size) / 1000, np.ones(size, bool)
     mean, known = resizing.area_of_known(raw - 1, raw > 0, size)
     disparity = mean / 256

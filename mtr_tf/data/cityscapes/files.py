@@ -7,7 +7,8 @@ In --data_dir there is, for each kind of file (`layout.KINDS`), a folder or a zi
     leftImg8bit_trainvaltest.zip, which holds that folder; also extracted beside
     leftImg8bit_trainvaltest/leftImg8bit/...
 
-A folder comes before an archive. Kinds need not be of the same sort.
+A folder comes before an archive, unless it holds no such file. Kinds need not be of the
+same sort.
 """
 
 from __future__ import annotations
@@ -80,19 +81,19 @@ def _open(archive: str, changed: int) -> zipfile.ZipFile:
 
 
 def find(root: pathlib.Path, kind: Kind) -> Files | None:
-    """All files of a kind by split; None where there is neither folder nor archive.
+    """All files of a kind by split; None where neither a folder nor an archive has any.
 
     Raises:
       InputError: the archive is damaged.
     """
     beside = root / kind.archive.removesuffix(".zip") / kind.folder
     for folder in (root / kind.folder, beside):
-        if folder.is_dir():
-            return _sorted(kind, _in_folder(folder))
+        found = _sorted(kind, _in_folder(folder))  # None of a folder that is not there.
+        if any(found.values()):
+            return found
     archive = root / kind.archive
-    if archive.is_file():
-        return _sorted(kind, _in_archive(archive))
-    return None
+    found = _sorted(kind, _in_archive(archive)) if archive.is_file() else {}
+    return found if any(found.values()) else None
 
 
 def _in_folder(folder: pathlib.Path) -> Iterator[tuple[list[str], File]]:

@@ -92,11 +92,18 @@ IMAGE_SIZE = (336, 680)
 MEAN = (0.290101, 0.328081, 0.286964)
 STD = (0.182954, 0.186566, 0.184475)
 
+# What lies between black and white once it is standardised, in any channel.
+STANDARDISED = (
+    min(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
+    max((1 - mean) / std for mean, std in zip(MEAN, STD, strict=True)),
+)
+
+RELEASED = "released"  # The --depth_target with all targets as in the paper's code.
 # By --depth_target: the unit, and what the map is painted between.
 DEPTHS = {
     "disparity": ("px", (0.0, 100.0)),
     "inverse_depth": ("1/m", (0.0, 0.2)),
     "metres": ("m", (0.0, 80.0)),
-    "released": ("p/1000", (0.0, 25.0)),
+    RELEASED: ("p/1000", (0.0, 25.0)),
 }
 NEED_CAMERA = ("inverse_depth", "metres")

@@ -6,9 +6,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from mtr_tf import tasks as tasks_lib
@@ -20,13 +23,13 @@ from mtr_tf.data.cityscapes.cityscapes_dataset_builder import CityscapesConfig
 from mtr_tf.data.cityscapes.cityscapes_dataset_builder import MtrCityscapes
 from mtr_tf.data.cityscapes.files import Files
 from mtr_tf.data.cityscapes.layout import Kind
+from mtr_tf.data.source import Column
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 
-_STORED = ("seg", "depth")
 _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
 
 Jobs = dict[str, dict[str, Any]]
@@ -46,18 +49,22 @@ def open_source(
     image size, depth target and listing of files. A missing file of labels or depth
     (also of the camera, where it is needed) makes that target unknown for the image;
     how many there are is logged. `test` exists if its labels do; those of the official
-    archive are all void.
+    archive are all void. Files of tasks that are not asked for may be broken: then it
+    is prepared without them, in a folder of its own.
 
     Args:
       image_size: (height, width); None for the paper's (336, 680), for which see
         `resizing`.
       data_dir: the folder with the archives or the extracted folders (see `files`).
       tasks: the tasks whose targets are read; None for all whose files there are.
-      depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`.
+      depth_target: what `depth` is, one of `layout.DEPTHS`; see `examples`. With
+        `layout.RELEASED` the target of `autoencoder` is the `standardised` picture, as
+        in the paper's code, instead of the picture in [0, 1].
 
     Raises:
-      InputError: files are missing, damaged or not as they must be; the image size is
-        not positive; prepared data cannot be written.
+      InputError: files are missing, damaged or not as they must be, or a whole split
+        has none for a task that is asked for; the image size is not positive; prepared
+        data cannot be written.
     """
     size = _checked_size(image_size)
     if depth_target not in layout.DEPTHS:
@@ -66,17 +73,26 @@ def open_source(
             f"{depth_target!r}."
         )
     root = _folder(data_dir)
-    needed = [layout.IMAGE, layout.LABEL, layout.DISPARITY]
+    needs = {"seg": [layout.LABEL], "depth": [layout.DISPARITY]}
     if depth_target in layout.NEED_CAMERA:
-        needed.append(layout.CAMERA)
-    found = {kind: files.find(root, kind) for kind in needed}
-    available = _available(found, root, depth_target, tasks)
-    wanted = [task for task in _STORED if task in (tasks or available)]
-    jobs = _jobs(found, root, size, depth_target)
-    _log_missing(jobs, needed[1:], wanted)
-    builder = _prepared(root, size, depth_target, jobs)
+        needs["depth"].append(layout.CAMERA)
+    wanted = [task for task in needs if tasks is None or task in tasks]
+    kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
+    found = _found(
+        root, kinds, [kind for of_task in needs.values() for kind in of_task]
+    )
+    available = _available(found, needs, root, depth_target, tasks)
+    wanted = [task for task in wanted if task in available]
+    kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
+    jobs = _jobs(found, kinds, root, size, depth_target)
+    _check_splits(jobs, {task: needs[task] for task in wanted}, root)
+    _log_missing(jobs, kinds[1:])
+    builder = _prepared(root, size, depth_target, jobs, kinds)
+    released = depth_target == layout.RELEASED
     unit, painted = layout.DEPTHS[depth_target]
     ranges = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0), "depth": painted}
+    if released:
+        ranges["autoencoder"] = layout.STANDARDISED
     info = DatasetInfo(
         name="cityscapes",
         image_shape=(*size, 3),
@@ -89,7 +105,22 @@ def open_source(
         ranges=ranges,
         units={"depth": unit},
     )
-    return Source(info, functools.cache(functools.partial(_columns, builder, wanted)))
+    derived = released and (tasks is None or "autoencoder" in tasks)
+    load = functools.partial(_columns, builder, wanted, derived)
+    return Source(info, functools.cache(load))
+
+
+def standardised(images: np.ndarray) -> np.ndarray:
+    """The released code's target of `autoencoder`: what its models take.
+
+    Args:
+      images: [..., 3] uint8, or float in [0, 1].
+
+    Returns:
+      float32 of the same shape, of mean 0 and standard deviation 1 over the data set.
+    """
+    mean, std = (np.array(of, np.float32) for of in (layout.MEAN, layout.STD))
+    return (picture.as_floats(images) - mean) / std
 
 
 def _checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
@@ -117,37 +148,77 @@ def _folder(data_dir: str | None) -> pathlib.Path:
     return root
 
 
+def _found(
+    root: pathlib.Path, kinds: Sequence[Kind], of_tasks: Sequence[Kind]
+) -> dict[Kind, Files | None]:
+    """The files of `kinds`, and of other tasks' kinds, whose archive may be damaged."""
+    found = {kind: files.find(root, kind) for kind in kinds}
+    for kind in of_tasks:
+        if kind not in found:
+            try:
+                found[kind] = files.find(root, kind)
+            except InputError as error:
+                logging.warning("Cityscapes: not needed, so left out: %s", error)
+                found[kind] = None
+    return found
+
+
 def _available(
     found: dict[Kind, Files | None],
+    needs: Mapping[str, Sequence[Kind]],
     root: pathlib.Path,
     depth_target: str,
     tasks: Sequence[str] | None,
 ) -> tuple[str, ...]:
     """The tasks whose files there are; InputError where those of `tasks` are not."""
-    needs = {"seg": [layout.LABEL], "depth": [layout.DISPARITY]}
-    if layout.CAMERA in found:
-        needs["depth"].append(layout.CAMERA)
     reasons = {"seg": "", "depth": f" with --depth_target={depth_target}"}
     missing = {
         task: [k for k in kinds if found[k] is None] for task, kinds in needs.items()
     }
-    for task in _STORED:
-        if missing[task] and task in (tasks or ()):
-            _need(missing[task][0], root, f"the task {task}{reasons[task]}")
+    for task, kinds in missing.items():
+        if kinds and task in (tasks or ()):
+            _need(kinds[0], root, f"the task {task}{reasons[task]}")
     if found[layout.IMAGE] is None:
         _need(layout.IMAGE, root, "Cityscapes")
-    return (*(task for task in _STORED if not missing[task]), *picture.TASKS)
+    return (*(task for task, kinds in missing.items() if not kinds), *picture.TASKS)
 
 
 def _need(kind: Kind, root: pathlib.Path, reason: str) -> None:
+    has = f"'{root}' has neither; you can get them {_REGISTER}"
+    there = [place for place in (kind.folder, kind.archive) if (root / place).exists()]
+    if there:
+        has = (
+            f"'{root / there[0]}' has no train/CITY/CITY_SEQUENCE_FRAME"
+            f"{kind.suffixes[-1]} in it; extract or download {kind.archive} again"
+        )
     raise InputError(
         f"{reason} needs {kind.archive} or the folder {kind.folder} in --data_dir, "
-        f"but '{root}' has neither; you can get them {_REGISTER}."
+        f"but {has}."
     )
+
+
+def _check_splits(
+    jobs: Mapping[str, Jobs], needs: Mapping[str, Sequence[Kind]], root: pathlib.Path
+) -> None:
+    """Raises `InputError` where a task has no files in all of train or validation."""
+    for split in ("train", "validation"):
+        for task, kinds in needs.items():
+            known = [
+                all(job[kind.folder] for kind in kinds)
+                for job in jobs.get(split, {}).values()
+            ]
+            if known and not any(known):
+                folders = " and ".join(kind.folder for kind in kinds)
+                raise InputError(
+                    f"the task {task} needs {folders} for pictures of {split}, but "
+                    f"'{root}' has these files for none of its {len(known)} pictures; "
+                    f"extract {kinds[0].archive} again, or remove these pictures."
+                )
 
 
 def _jobs(
     found: dict[Kind, Files | None],
+    kinds: Sequence[Kind],
     root: pathlib.Path,
     size: tuple[int, int],
     depth_target: str,
@@ -158,7 +229,7 @@ def _jobs(
         here = {
             kind: (by_split or {}).get(split, {}) for kind, by_split in found.items()
         }
-        names = _names(here, root, split)
+        names = _names({kind: here[kind] for kind in kinds}, root, split)
         if not names or (split == "test" and not here[layout.LABEL]):
             continue
         jobs[split] = {
@@ -187,7 +258,7 @@ def _names(
     if not images:
         return []
     for kind in (layout.LABEL, layout.DISPARITY):
-        for name, file in here[kind].items():
+        for name, file in here.get(kind, {}).items():
             if _core(kind, name) not in images:
                 raise InputError(
                     f"'{file}' needs a picture, but "
@@ -216,9 +287,45 @@ def _fields(
 
 
 def _prepared(
-    root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
+    root: pathlib.Path,
+    size: tuple[int, int],
+    depth_target: str,
+    jobs: dict[str, Jobs],
+    kinds: Sequence[Kind],
 ) -> MtrCityscapes:
-    """The builder of what `jobs` say, which is prepared where it is not yet."""
+    """The builder of what `jobs` say, which is prepared where it is not yet.
+
+    Of all files, so that runs of other tasks use it, too; or, where a file that is of
+    none of `kinds` is broken, of these alone.
+    """
+    making = functools.partial(_maker, root, size, depth_target)
+    whole, folder = making(jobs), prepared.root_folder()
+    unused = [kind.folder for kind in layout.KINDS if kind not in kinds]
+    fewer = {
+        split: {name: job | dict.fromkeys(unused) for name, job in of_split.items()}
+        for split, of_split in jobs.items()
+    }
+    place = "the variable TFDS_DATA_DIR"
+    if fewer == jobs:
+        return prepared.prepare(whole, folder, "Cityscapes", place)
+    needed = making(fewer)
+    if not prepared.opened(whole, folder)[1] and prepared.opened(needed, folder)[1]:
+        return prepared.prepare(needed, folder, "Cityscapes", place)
+    try:
+        return prepared.prepare(whole, folder, "Cityscapes", place)
+    except InputError as error:
+        builder = prepared.prepare(needed, folder, "Cityscapes", place)
+        logging.warning(
+            "Cityscapes: prepared only for the tasks that are asked for, because of "
+            "the others' files: %s", error
+        )  # fmt: skip
+        return builder
+
+
+def _maker(
+    root: pathlib.Path, size: tuple[int, int], depth_target: str, jobs: dict[str, Jobs]
+) -> Callable[[pathlib.Path], MtrCityscapes]:
+    """Gives the builder of what `jobs` say, in a folder."""
     # TFDS has the first two, where no type checker sees them.
     config = CityscapesConfig(
         # pyrefly: ignore
@@ -230,25 +337,16 @@ def _prepared(
         source=str(root),
         jobs=jobs,
     )
-    return prepared.prepare(
-        lambda folder: MtrCityscapes(
-            data_dir=folder, config=config, file_format=prepared.FILE_FORMAT
-        ),
-        prepared.root_folder(),
-        "Cityscapes",
-        "the variable TFDS_DATA_DIR",
+    return lambda folder: MtrCityscapes(
+        data_dir=folder, config=config, file_format=prepared.FILE_FORMAT
     )
 
 
-def _log_missing(
-    jobs: dict[str, Jobs], kinds: Sequence[Kind], wanted: Sequence[str]
-) -> None:
-    """One line on how many files are missing for the wanted tasks, if any are."""
+def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:
+    """One line on how many files of some kinds are missing, if any are."""
     counts = []
     for split, of_split in jobs.items():
         for kind in kinds:
-            if ("seg" if kind == layout.LABEL else "depth") not in wanted:
-                continue
             missing = sum(job[kind.folder] is None for job in of_split.values())
             if missing:
                 counts.append(
@@ -272,16 +370,27 @@ def _fingerprint(jobs: dict[str, Jobs]) -> str:
     return prepared.fingerprint(listing)
 
 
-def _columns(builder: MtrCityscapes, wanted: Sequence[str], split: str) -> Columns:
-    """The arrays of a split, which are read from the files when they are asked for."""
+def _columns(
+    builder: MtrCityscapes, wanted: Sequence[str], derived: bool, split: str
+) -> Columns:
+    """The arrays of a split, which are read from the files when they are asked for.
+
+    `derived`: also `autoencoder`, as the released code has it.
+    """
 
     def column(name: str) -> prepared.Column:
         return prepared.Column(builder, split, name)
 
-    names = tuple(builder.builder_config.jobs[split])
+    names, images = tuple(builder.builder_config.jobs[split]), column("image")
+    targets: dict[str, Column] = {task: column(task) for task in wanted}
+    if derived:
+        images = prepared.Remembered(images)
+        targets["autoencoder"] = prepared.Derived(
+            images, standardised, images.shape[1:], np.float32
+        )
     return Columns(
-        images=column("image"),
-        targets={task: column(task) for task in wanted},
+        images=images,
+        targets=targets,
         masks={task: column(f"{task}_known") for task in wanted},
         names=names,
         groups=Groups([name.split("_")[0] for name in names], "cities"),

@@ -414,6 +414,12 @@ def _numbers(
             f"that of {where} is {value.dtype} of shape {list(value.shape)}"
             f"{grid and f'; resize it{grid}'}."
         )
+    if task.kind == "directions" and value.dtype.kind == "u" and known.any():
+        raise InputError(
+            f"The target of {task.name} must be vectors with a sign, but that of "
+            f"{where} is {value.dtype}, as in a picture of them; decode it (bytes v as "
+            "2 * v / 255 - 1)."
+        )
     if task.kind == "image":
         value = picture.as_floats(value)
     value = value.astype(np.float32, copy=False)

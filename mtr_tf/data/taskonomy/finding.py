@@ -48,7 +48,9 @@ SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _NOT_BUILDINGS = {*layout.TASK_OF_NAME, "taskonomy"}
 _TASKS = (*layout.DOMAINS, layout.RGB, layout.MASK)
 _PICTURE = _TASKS.index(layout.RGB)
-_OTHER_FOLDERS = ("rgb_large",)  # The same pictures once more, under the same names.
+# The same pictures once more, under the same names; and at the root of a file system
+# what nobody else may read.
+_OTHER_FOLDERS = ("rgb_large", "lost+found")
 _WHAT = (
     "a folder of Taskonomy with files such as rgb/point_0_view_0_domain_rgb.png in it, "
     "of one building or of several"

@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import threading
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 
@@ -162,53 +160,6 @@ def edges_painted(columns: Columns) -> tuple[float, float]:
     return low, high if high > low else layout.RANGES["edge_occlusion"][1]
 
 
-class Remembered:
-    """A column that keeps, for each thread, the rows that it has read last.
-
-    A batch's target and mask are made of the same codes, one after the other.
-    """
-
-    def __init__(self, column: prepared.Column):
-        self._column = column
-        self._last = threading.local()
-        self.shape, self.dtype = column.shape, column.dtype
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        """Reads rows; the result is shared, and must not be written to."""
-        rows = np.arange(len(self))[rows]
-        key = rows.tobytes()
-        if getattr(self._last, "key", None) != key:
-            self._last.values = self._column[rows]
-            self._last.key = key
-        return self._last.values
-
-
-class Derived:
-    """A column that is computed from another one, row by row, when it is read."""
-
-    def __init__(
-        self,
-        column: Remembered,
-        function: Callable[[np.ndarray], np.ndarray],
-        shape: tuple[int, ...],
-        dtype: type[np.generic],
-    ):
-        """`function` maps rows of `column` to as many of `shape` and `dtype`."""
-        self._column = column
-        self._function = function
-        self.shape = (len(column), *shape)
-        self.dtype = np.dtype(dtype)
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
-        return self._function(self._column[rows])
-
-
 def _prepared(
     config: TaskonomyConfig, wanted: Sequence[str], fingerprint: str
 ) -> Taskonomy:
@@ -255,23 +206,25 @@ def _columns(
     views: Sequence[View],
     metres: bool,
 ) -> Columns:
-    images = Remembered(prepared.Column(builder, split, "image"))
+    images = prepared.Remembered(prepared.Column(builder, split, "image"))
     size = images.shape[1:3]
     targets, masks = {}, {}
     for task in tasks:
         if task == "autoencoder":
-            targets[task] = Derived(images, _autoencoder, (*size, 3), np.float32)
+            targets[task] = prepared.Derived(
+                images, _autoencoder, (*size, 3), np.float32
+            )
             continue
-        codes = Remembered(prepared.Column(builder, split, task))
+        codes = prepared.Remembered(prepared.Column(builder, split, task))
         labels = codes.dtype == np.uint8
         in_metres = metres and task in layout.DEPTHS
-        targets[task] = Derived(
+        targets[task] = prepared.Derived(
             codes,
             functools.partial(coding.metres if in_metres else coding.target, task),
             codes.shape[1:],
             np.uint8 if labels else np.float32,
         )
-        masks[task] = Derived(codes, coding.mask, size, np.bool_)
+        masks[task] = prepared.Derived(codes, coding.mask, size, np.bool_)
     return Columns(images, targets, masks, finding.Names(views), _groups(views))
 
 
