@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from absl import logging
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
@@ -23,10 +24,13 @@ from mtr_tf.attacks.base import Attack
 from mtr_tf.attacks.objectives import Unbound
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
+from mtr_tf.models import probabilities
+from mtr_tf.models import stateless
 from mtr_tf.models.input_range import in_front
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks.task import KINDS
 from mtr_tf.training.step import Adversary
 
 _LEVELS = 255
@@ -42,11 +46,13 @@ class AdversarialModel(keras.Model):
         adversarial.fit(train, epochs=10)
         model.save("robust.keras")
 
-    The attack raises the sum of the tasks' own losses. The step then minimises the
-    compiled losses: with weight `share` on the attacked images, and `1 - share` on the
-    clean ones. Everything else, such as predicting and saving, works as with the model
-    itself, whose weights are trained. Files of weights also have the optimizer's
-    variables, as those of any compiled model, so that `BackupAndRestore` goes on.
+    The attack raises the sum of the tasks' own losses, of the logits before a softmax
+    or sigmoid that a functional model ends in; of other code a warning asks. The step
+    then minimises the compiled losses: with weight `share` on the attacked images, and
+    `1 - share` on the clean ones. Everything else, such as predicting and saving, works
+    as with the model itself, whose weights are trained. Files of weights also have the
+    optimizer's variables, as those of any compiled model, so that `BackupAndRestore`
+    goes on.
 
     Attributes:
       inner: The trained model; save it and use it as usual.
@@ -268,13 +274,58 @@ class AdversarialModel(keras.Model):
         scale = self._high - self._low
         if not adapters.is_functional(self.inner):
             model = _ByTask(self.inner, scale, self._low, self._tasks)
-            return model, model.compute_output_spec(keras.KerasTensor(shape))
+            spec = model.compute_output_spec(keras.KerasTensor(shape))
+            self._warn_of_probabilities(_of_classes(self._tasks), shape)
+            return model, spec
+        image = self.inner.inputs[0]
         outputs = heads_lib.structure_of(self.inner)
-        outputs = _as_losses_take(self._tasks, outputs, self.inner.inputs[0].shape)
-        model = keras.Model(self.inner.inputs[0], outputs, name=self.inner.name)
+        outputs = examples_lib.by_task(outputs, tuple(self._tasks), "outputs")
+        kinds, unseen = {}, []
+        for name in _of_classes(self._tasks):
+            single = self._tasks[name].kind == "labels" or outputs[name].shape[-1] == 1
+            if of := probabilities.activation_of(outputs[name]):
+                kinds[name] = "sigmoid" if single else of
+            elif probabilities.unseen(outputs[name]):
+                unseen.append(name)
+        self._warn_of_probabilities(unseen, image.shape)
+        model = keras.Model(image, outputs, name=self.inner.name)
+        exact = dict.fromkeys(kinds, True)
+        model, _ = probabilities.with_logits(model, kinds, None, exact, shares=True)
+        outputs = _as_losses_take(self._tasks, model.output, image.shape)
+        model = keras.Model(image, outputs, name=self.inner.name)
         if (scale, self._low) != (1.0, 0.0):
             model = in_front(model, [scale], [self._low])
         return model, outputs
+
+    def _warn_of_probabilities(
+        self, names: Iterable[str], shape: Sequence[int | None]
+    ) -> None:
+        """Says which outputs of these tasks may be probabilities, by images of noise.
+
+        They are taken for logits. `shape`: of a batch of images.
+        """
+        names = [name for name in names if name in self._adversary.tasks]
+        if not names or tf.distribute.has_strategy():
+            return
+        sides = [side or 32 for side in shape[1:]]
+        try:
+            with tf.init_scope(), stateless.unchanged(self.inner):
+                noise = tf.random.stateless_uniform((2, *sides), (0, 0))
+                noise = noise * (self._high - self._low) + self._low
+                outputs = stateless.outputs(self.inner, noise)
+        except Exception:  # It may raise whatever it likes, and need not take these.
+            return
+        outputs = examples_lib.by_task(outputs, tuple(self._tasks), "outputs")
+        for name in names:
+            if probabilities.in_range(outputs[name]):
+                logging.warning(
+                    "%s's %s is in [0, 1], as probabilities are, but the attack takes "
+                    "it for logits, because nothing shows what made it; if a softmax "
+                    "or sigmoid did, give the model without it, and losses that take "
+                    "logits.",
+                    self.inner.name,
+                    name,
+                )
 
     def _check_range(self, image: tf.Tensor, width: float) -> tf.Tensor:
         """What `base.require` returns: images, brought to [0, 1], are in that."""
@@ -326,6 +377,11 @@ class _ByTask(keras.Layer):
         """Returns {task: output}."""
         outputs = self._inner(x * self._scale + self._low, training=training)
         return _as_losses_take(self._tasks, outputs, x.shape)
+
+
+def _of_classes(tasks: TaskSet) -> list[str]:
+    """The tasks whose losses take logits."""
+    return [name for name, task in tasks.items() if KINDS[task.kind].probabilities]
 
 
 def _as_losses_take(

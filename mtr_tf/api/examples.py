@@ -233,7 +233,8 @@ def _triple(
             "targets) or (image, targets, masks); got one of type "
             f"{type(part).__name__}."
         )
-    targets, masks = _full_names(targets, known), _full_names(masks, known)
+    given = targets if isinstance(targets, Mapping) else ()
+    targets, masks = _full_names(targets, known), _full_names(masks, known, given)
     there = list(targets) if isinstance(targets, Mapping) else names
     targets = by_task(targets, names, "targets")
     check_named(masks, there, "mask")
@@ -243,13 +244,19 @@ def _triple(
     return _array("image", image), _arrays("target", targets), _arrays("mask", masks)
 
 
-def _full_names(values: Any, known: TaskSet) -> Any:
-    """Values by task under the tasks' full names; others as they are."""
+def _full_names(values: Any, known: TaskSet, targets: Collection[Any] = ()) -> Any:
+    """Values by task under the tasks' full names; others as they are.
+
+    `targets`: of masks, the names of the targets as they were given.
+    """
     if not isinstance(values, Mapping) or not values:
         return values
-    # Another name of a task that is there itself may be of something else.
     full = {key: canonical([str(key)], known.values())[0] for key in values}
-    names = [key if name in values else name for key, name in full.items()]
+    # Another name of a task that is there itself may be of something else.
+    names = [
+        key if name in values or (key in targets and name in targets) else name
+        for key, name in full.items()
+    ]
     return dict(zip(canonical(names, ()), values.values(), strict=True))
 
 

@@ -38,9 +38,15 @@ def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -
 
     Args:
       function: Images [batch, ...] -> outputs: a Keras model or a plain function.
-      shape: Of one image.
+      shape: Of one image; a model that was made with several inputs has its own.
     """
-    image = keras.Input(tuple(shape), dtype="float32", name="image")
+    image: Any = keras.Input(tuple(shape), dtype="float32", name="image")
+    inputs = getattr(function, "inputs", None) or ()
+    if isinstance(function, keras.Model) and len(inputs) > 1:
+        image = keras.tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+            function.input,
+        )
     layer = function
     if not isinstance(function, keras.Layer) or getattr(function, "inputs", None):
         layer = Function(function)  # Keras would look at a graph, not at `call`.

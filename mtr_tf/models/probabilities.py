@@ -65,11 +65,21 @@ def unclear(output: np.ndarray, tensor: keras.KerasTensor) -> bool:
 
     They are in [0, 1], and made by code that is none of Keras's layers.
     """
+    return unseen(tensor) and in_range(output)
+
+
+def unseen(tensor: keras.KerasTensor) -> bool:
+    """Whether it is made by code that is none of Keras's layers."""
     layer, sources = _made_by(tensor)
     while type(layer).__module__.startswith("keras."):
         if len(sources) != 1 or getattr(layer, "weights", ()):
             return False
         layer, sources = _made_by(sources[0])
+    return True
+
+
+def in_range(output: np.ndarray) -> bool:
+    """Whether outputs that are finite are in [0, 1], as probabilities are."""
     return _may_be(_finite(output))
 
 
@@ -92,8 +102,9 @@ def activation_of(tensor: keras.KerasTensor) -> str:
 def with_logits(
     model: keras.Model,
     kinds: Mapping[str, str],
-    images: tf.Tensor,
+    images: tf.Tensor | None,
     exact: Mapping[str, bool] | None = None,
+    shares: bool = False,
 ) -> tuple[keras.Model, dict[str, bool]]:
     """Replaces outputs that are probabilities by logits.
 
@@ -102,6 +113,9 @@ def with_logits(
       kinds: {task: "softmax" or "sigmoid"} of the outputs to replace.
       images: Some, to see that the new outputs stand for the same probabilities.
       exact: What was seen of the same outputs before; None: it is seen now.
+      shares: Whether all weights are shared, so that the new outputs stay right while
+        the model is trained. Else a layer that is taken without its activation is a
+        copy, of a kind that can be folded.
 
     Returns:
       The model, which shares its layers with the one given; and of each task whether
@@ -111,7 +125,8 @@ def with_logits(
     outputs, found = dict(model.output), {}
     for task, of in kinds.items():
         given = model.output[task]
-        logits = _before(given, of) if exact is None or exact[task] else None
+        reached = exact is None or exact[task]
+        logits = _before(given, of, shares) if reached else None
         if exact is None and logits is not None:
             both = keras.Model(model.inputs[0], {task: logits, "p": given})
             logits = logits if _stands_for(both, of, task, images) else None
@@ -160,12 +175,12 @@ class Logits(keras.layers.Layer):
 
 
 def _before(
-    tensor: keras.KerasTensor, of: str, axis: int | None = None
+    tensor: keras.KerasTensor, of: str, shares: bool, axis: int | None = None
 ) -> keras.KerasTensor | None:
     """What a softmax or sigmoid is taken of to give `tensor`; None if not known.
 
     Looks behind what treats each value alone or moves it, and into models within the
-    model. `axis`: that of the classes; None: the last.
+    model. `shares`: as in `with_logits`. `axis`: that of the classes; None: the last.
     """
     axis = len(tensor.shape) - 1 if axis is None else axis
     layer, number, place = tensor._keras_history
@@ -173,7 +188,7 @@ def _before(
     if not node.input_tensors:
         return None
     if adapters.is_functional(layer):
-        inner = _before(keras.tree.flatten(layer.outputs)[place], of, axis)
+        inner = _before(keras.tree.flatten(layer.outputs)[place], of, shares, axis)
         if inner is None:
             return None
         args, kwargs = node.arguments.args, node.arguments.kwargs
@@ -184,9 +199,9 @@ def _before(
         return None
     axis_before = _moved(layer, source, tensor, axis, of)
     if axis_before is not None:
-        inner = _before(source, of, axis_before)
+        inner = _before(source, of, shares, axis_before)
         return None if inner is None else layer(inner)
-    twin = _without_activation(layer, of, axis, len(tensor.shape))
+    twin = _without_activation(layer, of, axis, len(tensor.shape), shares)
     return None if twin is None else twin(source)
 
 
@@ -271,10 +286,12 @@ def _moved(
     return axis if isinstance(layer, kinds) or name == "Cast" else None
 
 
-def _without_activation(layer: Any, of: str, axis: int, rank: int) -> Callable | None:
+def _without_activation(
+    layer: Any, of: str, axis: int, rank: int, shares: bool = False
+) -> Callable | None:
     """The layer as it is before its activation `of`; None where it has none.
 
-    A softmax must be over the axis of classes.
+    A softmax must be over the axis of classes. `shares`: as in `with_logits`.
     """
     name = type(layer).__name__
     if name in ("Softmax", "Sigmoid"):  # A layer or an operation.
@@ -288,6 +305,8 @@ def _without_activation(layer: Any, of: str, axis: int, rank: int) -> Callable |
         return None
     if isinstance(layer, keras.layers.Activation):
         return lambda x: x
+    if shares:
+        return _Linear(layer)
     if getattr(layer, "quantization_mode", None):
         return None
     config = {**layer.get_config(), "activation": "linear"}
@@ -299,3 +318,20 @@ def _without_activation(layer: Any, of: str, axis: int, rank: int) -> Callable |
         return y
 
     return call
+
+
+class _Linear(keras.layers.Layer):
+    """A layer without its activation, whose weights it shares."""
+
+    def __init__(self, layer: Any):
+        super().__init__(dtype=layer.dtype_policy, name=f"{layer.name}_logits")
+        self.layer = layer
+
+    def call(self, x):
+        """Returns what the layer's activation is of."""
+        given = self.layer.activation
+        self.layer.activation = keras.activations.linear
+        try:
+            return self.layer(x)
+        finally:
+            self.layer.activation = given

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -445,11 +446,12 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     whole = model_files.functional(
         file, own.image_shape, own.channels_first, own.layout
     )
-    several = adapters.is_functional(file.model) and len(file.model.inputs) > 1
+    inputs = getattr(file.model, "inputs", None) or ()
+    several = isinstance(file.model, keras.Model) and len(inputs) > 1
     known = own.known or tasks_lib.TASKS
     heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
     model = heads.model(whole)
-    unique = file.content or _fingerprint_of(file.model, model)
+    unique = file.content or _fingerprint_of(file, model, own.image_shape)
     if model is not file.model:
         unique = hashlib.sha256(f"{unique} {heads.spec}".encode()).hexdigest()
     folder = pathlib.Path("runs", f"{file.stem}-{unique[:8]}")
@@ -498,18 +500,27 @@ def _packed(run: Run, layout: Layout) -> Run:
     return dataclasses.replace(run, model=model, packed=True)
 
 
-def _fingerprint_of(given: Any, model: keras.Model) -> str:
+def _fingerprint_of(
+    file: File, model: keras.Model, shape: Sequence[int | None] | None
+) -> str:
     """That of a functional model; of any other, what `model` makes of it counts.
 
-    And of any code but Keras's and ours: its outputs and gradients.
+    And of any code but Keras's and ours: its outputs and gradients, if it takes images
+    of noise. `shape`: of the data's images; None if that is not known yet.
     """
+    given = file.model
     if adapters.is_functional(given):
         if not _has_own_code(given):
             return fingerprint(given)
-        about = f"{fingerprint(given)} {model_files.behaviour(model)}"
+        about = f"{fingerprint(given)} "
+        with contextlib.suppress(InputError):
+            images = model_files.noise(model, shape, file.name)
+            about += model_files.behaviour(model, images)
         return hashlib.sha256(about.encode()).hexdigest()
+    images = model_files.noise(model, shape, file.name)
     name = getattr(given, "__name__", type(given).__name__)
-    about = f"{name} {model_files.outputs_digest(model)} {model_files.behaviour(model)}"
+    outputs = model_files.outputs_digest(model, images)
+    about = f"{name} {outputs} {model_files.behaviour(model, images)}"
     digest = hashlib.sha256(about.encode())
     for variable in getattr(given, "variables", ()):
         digest.update(np.asarray(variable).tobytes())
@@ -522,11 +533,11 @@ def _has_own_code(model: keras.Model) -> bool:
     Its class, layers and operations count, and functions that these hold, such as
     activations, but not what only its training uses.
     """
-    parts = [
-        part
-        for layer in model._flatten_layers()
-        for part in (layer, *getattr(layer, "operations", ()))
-    ]
+    layers = model._flatten_layers()
+    operations = [getattr(layer, "operations", ()) for layer in layers]
+    lists = [given for given in operations if isinstance(given, list | tuple)]
+    inner = [part for parts in lists for part in parts]
+    parts = [*layers, *(part for part in inner if isinstance(part, keras.Operation))]
     held = [
         value
         for part in parts

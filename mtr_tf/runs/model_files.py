@@ -32,6 +32,7 @@ KINDS = ".keras or .h5 file, a SavedModel or module:function of your own"
 _H5 = (".h5", ".hdf5")
 _BUILT = "--ckpt=module:function, a function of yours that builds and returns it"
 _OUTPUTS_OF = 2  # Images that a plain function is known by.
+_SIDES = (32, 256)  # Of them in pixels, where a model takes any; the first that fits.
 _PROJECTIONS = 8  # Of outputs and gradients, on random directions.
 
 
@@ -243,20 +244,7 @@ def functional(
     """
     model = file.model
     if not adapters.is_functional(model):
-        shape = tuple(file.shape or shape or (None, None, 3))
-        if first and not file.shape:
-            shape = (shape[-1], *shape[:-1])
-        try:
-            model = adapters.as_functional(model, shape)
-        except InputError:
-            raise
-        except Exception as error:  # It may raise whatever it likes.
-            raise InputError(
-                f"{file.name} cannot be called on images of "
-                f"{'x'.join(map(str, shape))}: {_cause(error)}. It must be made of "
-                "TensorFlow or Keras operations, without NumPy or predict; if the size "
-                "is wrong, give --image_size."
-            ) from error
+        model = _as_functional(file, shape, first)
     if len(model.inputs) > 1:
         if first:
             raise InputError(
@@ -283,6 +271,54 @@ def functional(
     return model
 
 
+def _as_functional(
+    file: File, shape: Sequence[int | None] | None, first: bool
+) -> keras.Model:
+    """A model that is no graph of layers as one; arguments are those of `functional`.
+
+    Where the images are not known, they are those that it was made for.
+    """
+    any_size = (None, None, 3)
+    given = tuple(file.shape or shape or any_size)
+    if first and not file.shape:
+        given = (given[-1], *given[:-1])
+    if not (file.shape or shape):
+        given = _own_shape(file.model) or given
+    try:
+        return adapters.as_functional(file.model, given)
+    except InputError:
+        raise
+    except Exception as error:  # It may raise whatever it likes.
+        raise InputError(
+            f"{file.name} cannot be called on images of "
+            f"{'x'.join(map(str, given))}: {_cause(error)}. It must be made of "
+            "TensorFlow or Keras operations, without NumPy or predict; if the size "
+            "is wrong, give --image_size."
+        ) from error
+
+
+def _own_shape(model: Any) -> tuple[int | None, ...]:
+    """The shape of one image that a Keras model was made for; or ().
+
+    That of its graph; or that which it was first called on, unless it takes others.
+    """
+    if not isinstance(model, keras.Model):
+        return ()
+    inputs = getattr(model, "inputs", None) or ()
+    if len(inputs) == 1:
+        return tuple(inputs[0].shape[1:])
+    built = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(built, tuple | list) or len(built) != 4:
+        return ()
+    others = [s if s in adapters.CHANNELS else 2 * (s or 32) for s in built[1:]]
+    try:
+        with stateless.unchanged(model):
+            stateless.outputs(model, tf.zeros((1, *others)))
+    except Exception:  # It may raise whatever it likes.
+        return tuple(built[1:])
+    return ()
+
+
 def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     """The refusal of a model with several inputs, or none."""
     return InputError(
@@ -293,19 +329,59 @@ def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     )
 
 
-def behaviour(model: keras.Model) -> str:
-    """What a model does to images of noise and to their gradients, in some numbers.
+def noise(
+    model: keras.Model, shape: Sequence[int | None] | None, name: str
+) -> tf.Tensor:
+    """Images that a model is known by, always the same ones.
+
+    Of its own size; where it takes several, of the first of some that it does take.
+
+    Args:
+      model: Of images, from `functional`.
+      shape: Of the images that it is for; None if that is not known yet.
+      name: What messages call it.
+
+    Returns:
+      float32 [2, height, width, channels] in [0, 1].
+
+    Raises:
+      InputError: It takes none of these sizes.
+    """
+    given = [(side,) * 3 for side in _SIDES] + ([tuple(shape)] if shape else [])
+    own = model.inputs[0].shape[1:]
+    sizes = [
+        tuple(a or b or _SIDES[0] for a, b in zip(own, one, strict=True))
+        for one in given
+    ]
+    errors = []
+    for size in dict.fromkeys(sizes):
+        random = np.random.default_rng(0)
+        images = tf.constant(random.random((_OUTPUTS_OF, *size), np.float32))
+        try:
+            with stateless.unchanged(model):
+                stateless.outputs(model, images)
+            return images
+        except Exception as error:  # It may raise whatever it likes.
+            errors.append(error)
+    raise InputError(
+        f"{name} must take images of some size, but it fails on those of "
+        f"{' and '.join(f'{h}x{w}' for h, w, _ in dict.fromkeys(sizes))} "
+        f"({_cause(errors[-1])}); give the right --image_size."
+    ) from errors[-1]
+
+
+def behaviour(model: keras.Model, images: tf.Tensor) -> str:
+    """What a model does to images and to their gradients, in some numbers.
 
     Three digits of projections of outputs and of gradients, so that rounding changes
     them hardly ever; empty where they differ from call to call, as of random models.
     """
     with stateless.unchanged(model):
-        first, second = _projections(model), _projections(model)
+        first, second = _projections(model, images), _projections(model, images)
     return first if first == second else ""
 
 
-def _projections(model: keras.Model) -> str:
-    images = _noise(model)
+def _projections(model: keras.Model, images: tf.Tensor) -> str:
     random = np.random.default_rng(1)
 
     def project(values: tf.Tensor) -> tf.Tensor:
@@ -328,16 +404,10 @@ def _projections(model: keras.Model) -> str:
     return " ".join(f"{number:.3g}" for number in found)
 
 
-def _noise(model: keras.Model) -> tf.Tensor:
-    shape = [side or 32 for side in model.inputs[0].shape[1:]]
-    images = np.random.default_rng(0).random((_OUTPUTS_OF, *shape), np.float32)
-    return tf.constant(images)
-
-
-def outputs_digest(model: keras.Model) -> str:
-    """A hash of what a model gives for images of noise, always the same ones."""
+def outputs_digest(model: keras.Model, images: tf.Tensor) -> str:
+    """A hash of what a model gives for images."""
     digest = hashlib.sha256()
-    for output in tf.nest.flatten(stateless.outputs(model, _noise(model))):
+    for output in tf.nest.flatten(stateless.outputs(model, images)):
         output = tf.cast(output, tf.float32).numpy()
         digest.update(f"{output.shape}".encode())
         digest.update(np.round(output.astype(np.float64), 4).tobytes())

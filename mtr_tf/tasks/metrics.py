@@ -13,9 +13,10 @@ size of an image. A valid pixel whose label is no class counts as a wrong one.
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import itertools
 import math
 import re
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -501,8 +502,7 @@ def of_keras(
     confusion matrices, of AUC. An image's row is the state after that image alone, of
     counts with a 1 behind it: an image with none of what is counted is one of them. The
     mask goes in as `sample_weight`. Of classes and labels, a metric of Keras's own gets
-    `probabilities` of the outputs, unless it was made with `from_logits=True`. A name
-    that Keras gave is without the number behind it, which counts what a process made.
+    `probabilities` of the outputs, unless it was made with `from_logits=True`.
     """
     built = []
     finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
@@ -556,8 +556,7 @@ def of_keras(
     better = _better(metric, metric.name, known)
     if type(metric).result is keras.metrics.Mean.result:
         value = _ratio
-    name, bounds = _class_name(metric) or metric.name, _bounds(metric)
-    return Metric(name, better, "", rows, value, bounds, of_given=True)
+    return Metric(metric.name, better, "", rows, value, _bounds(metric), of_given=True)
 
 
 def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
@@ -579,12 +578,6 @@ def _bounds(metric: keras.metrics.Metric) -> tuple[float, float]:
             if type(metric).__name__ in names.split():
                 return bounds
     return _UNBOUNDED
-
-
-def _class_name(metric: keras.metrics.Metric) -> str:
-    """The name that Keras gave to a metric, without a number; empty: it was given."""
-    name = re.sub(r"_\d+$", "", metric.name)
-    return name if name.replace("_", "") == type(metric).__name__.lower() else ""
 
 
 def _build(metric: keras.metrics.Metric, target: tf.Tensor, output: tf.Tensor) -> bool:
@@ -639,19 +632,48 @@ def as_metric(
 
 
 def as_metrics(given: Sequence, probabilities: Callable | None = None) -> list[Metric]:
-    """Returns a task's metrics; those that Keras named are numbered among themselves.
+    """Returns a task's metrics; see `as_metric`.
 
-    Its own numbers count all that were made in the process. See `as_metric`.
+    Keras calls a metric without a name after its class, with a number that counts what
+    the process has made: `auc_1`. Here it is called `auc` in every process, and several
+    of a class are `auc`, `auc-2`, `auc-3`, in their order. Names may have been given
+    that look like Keras's; so none becomes one that may be given to another metric, and
+    those that do not rise by one, as Keras's do, stay as they are.
     """
-    found, seen = [], Counter()
-    for one in given:
-        metric = as_metric(one, probabilities)
-        name = _class_name(one) if isinstance(one, keras.metrics.Metric) else ""
-        if name and seen[name]:
-            metric = dataclasses.replace(metric, name=f"{name}_{seen[name]}")
-        seen[name] += 1
-        found.append(metric)
+    found = [as_metric(one, probabilities) for one in given]
+    numbers: dict[str, dict[int, int]] = {}  # Of each name, by place.
+    for place, one in enumerate(given):
+        if isinstance(one, keras.metrics.Metric):
+            name, number = _kerass_name(one)
+            if name:
+                numbers.setdefault(name, {})[place] = number
+    for name, by_place in numbers.items():
+        first, *_ = counted = list(by_place.values())
+        steps = {after - before for before, after in itertools.pairwise(counted)}
+        new = [name, *(f"{name}-{i}" for i in range(2, len(counted) + 1))]
+        others = {one.name for i, one in enumerate(found) if i not in by_place}
+        if first >= 0 and steps in (set(), {0}, {1}) and others.isdisjoint(new):
+            for place, called in zip(by_place, new, strict=True):
+                found[place] = dataclasses.replace(found[place], name=called)
     return found
+
+
+def _kerass_name(metric: keras.metrics.Metric) -> tuple[str, int]:
+    """The name that Keras gives to a metric's class, and the number behind it.
+
+    The number is 0 where there is none, and -1 where it is none of Keras's; the name is
+    empty where the metric's own is another one.
+    """
+    parameter = inspect.signature(type(metric).__init__).parameters.get("name")
+    if parameter and isinstance(parameter.default, str):  # It never has a number.
+        return (metric.name if metric.name == parameter.default else ""), 0
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(metric).__name__)
+    name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+    found = re.fullmatch(rf"{name}(?:_(\d+))?", metric.name)
+    if not found:
+        return "", 0
+    digits = found[1] or ""
+    return name, -1 if digits.startswith("0") else int(digits or 0)
 
 
 # What an attack does to a metric.

@@ -11,6 +11,7 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -129,8 +130,11 @@ class Task:
           InputError: the fields are not as described, or do not fit together.
         """
         fill = _filler(self)
-        for name in _LISTS:
-            fill(name, _listed(self, name))
+        for name, (what, fits) in _LISTS.items():
+            fill(name, _listed(self, name, what, fits))
+        if self.mirror is not None:
+            factors = _listed(self, "mirror", "numbers", _is_number)
+            fill("mirror", tuple(map(float, factors)))
         for name in ("channels", "places"):  # NumPy's whole numbers, too.
             if is_whole(getattr(self, name)):
                 fill(name, int(getattr(self, name)))
@@ -268,10 +272,11 @@ def _filler(task: Task) -> Callable[[str, Any], None]:
     return lambda name, value: object.__setattr__(task, name, value)
 
 
-def _listed(task: Task, field: str) -> tuple[Any, ...]:
-    """A field of `_LISTS` as a tuple; one metric alone is one of them."""
+def _listed(
+    task: Task, field: str, what: str, fits: Callable[[Any], bool]
+) -> tuple[Any, ...]:
+    """A field that is a list, as a tuple; one metric alone is one of them."""
     given = getattr(task, field)
-    what, fits = _LISTS[field]
     is_list = isinstance(given, Iterable) and not isinstance(given, str)
     found = tuple(given) if is_list else () if given is None else (given,)
     if (is_list or given is None or field == "metrics") and all(map(fits, found)):
@@ -283,6 +288,10 @@ def _listed(task: Task, field: str) -> tuple[Any, ...]:
 
 def _is_name(given: Any) -> bool:
     return isinstance(given, str)
+
+
+def _is_number(given: Any) -> bool:
+    return isinstance(given, numbers.Real) and not isinstance(given, bool)
 
 
 def _is_color(given: Any) -> bool:

@@ -94,8 +94,8 @@ def parse_best(config: TrainConfig, tasks: tasks_lib.TaskSet) -> BestMetric:
     }
     kinds = ("clean", "adversarial") if config.eval_eps else ("clean",)
     kind, _, rest = text.partition("/")
-    if kind not in kinds:
-        kind, rest = "clean", text
+    if kind not in kinds or (rest not in choices and text in choices):
+        kind, rest = "clean", text  # A task may be named as a kind is.
     if rest not in choices:
         raise InputError(
             f"--best_metric must be [{'/ or '.join(kinds)}/] and one of "

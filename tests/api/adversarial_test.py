@@ -197,6 +197,113 @@ def test_one_logit_is_of_two_classes():
     adversarial.fit(images, labels, verbose=0)
 
 
+def ends(of, channels):
+    """Ways to end in an activation, on features."""
+    return {
+        "of the layer": lambda x: keras.layers.Conv2D(channels, 1, activation=of)(x),
+        "layer": lambda x: keras.layers.Activation(of)(
+            keras.layers.Conv2D(channels, 1)(x)
+        ),
+        "nested": lambda x: keras.Sequential(
+            [keras.Input(x.shape[1:]), keras.layers.Conv2D(channels, 1, activation=of)]
+        )(x),
+    }
+
+
+@pytest.mark.parametrize("end", ["of the layer", "layer", "nested"])
+@pytest.mark.parametrize(
+    ("of", "kind", "channels"),
+    [
+        slow("softmax", "classes", 3),
+        ("sigmoid", "classes", 1),
+        ("sigmoid", "labels", 3),
+    ],
+)
+def test_models_of_probabilities_are_attacked_by_their_logits(of, kind, channels, end):
+    """Also where they are so sure that probabilities have no gradient."""
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.uniform(0.2, 0.8, (2, 4, 4, 3)), tf.float32)
+    if kind == "classes":
+        targets = rng.integers(0, max(channels, 2), (2, 4, 4))
+    else:
+        targets = rng.integers(0, 2, (2, 4, 4, channels)).astype(np.float32)
+    classes = max(channels, 2) if kind == "classes" else channels
+    task = tasks_lib.Task("parts", kind=kind, channels=classes, places=2)
+    image = keras.Input((4, 4, 3))
+    kernel = rng.normal(size=(1, 1, 3, channels))
+
+    def made(finish, from_logits):
+        model = keras.Model(image, finish(image))
+        adversarial = mtr_tf.AdversarialModel(
+            model, [task], attack=attacks.FGSM(epsilon=0.1)
+        )
+        loss = (
+            keras.losses.SparseCategoricalCrossentropy
+            if of == "softmax"
+            else keras.losses.BinaryCrossentropy
+        )(from_logits=from_logits)
+        adversarial.compile(keras.optimizers.SGD(0.5), loss=loss)
+        return adversarial
+
+    probable = made(ends(of, channels)[end], False)
+    logits = made(keras.layers.Conv2D(channels, 1), True)
+    for scale in (1, 300):
+        for each in (probable, logits):
+            each.inner.set_weights([scale * kernel, np.zeros(channels)])
+        if (scale, of, end) == (1, "softmax", "of the layer"):  # Trained alike, too.
+            for each in (probable, logits):
+                each.fit(images, targets, verbose=0)
+            for one, other in zip(
+                probable.inner.get_weights(), logits.inner.get_weights(), strict=True
+            ):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            probable.attacked(images, targets),
+            logits.attacked(images, targets),
+            atol=1e-6,
+        )
+    assert len(probable.inner.variables) == 2
+
+
+@keras.saving.register_keras_serializable("adversarial_test")
+class OwnSigmoid(keras.layers.Layer):
+    def call(self, x):
+        return tf.sigmoid(x)
+
+
+class OfProbabilities(keras.Model):
+    """No graph of layers; it ends in whatever `finish` is."""
+
+    def __init__(self, finish):
+        super().__init__(name="net")
+        self.score, self.finish = keras.layers.Conv2D(2, 1), finish
+
+    def call(self, x, training=False):
+        return self.finish(self.score(x))
+
+
+@pytest.mark.parametrize("finish", [slow(tf.nn.softmax), tf.sigmoid, None, tf.identity])
+def test_what_may_be_probabilities_is_asked_about(finish, caplog):
+    image = keras.Input((4, 4, 3))
+    if finish is None:
+        output = OwnSigmoid()(keras.layers.Conv2D(2, 1)(image))
+        model = keras.Model(image, output, name="net")
+    else:
+        model = OfProbabilities(finish)
+    task = tasks_lib.Task("parts", kind="classes", channels=2, places=2)
+    adversarial = mtr_tf.AdversarialModel(model, [task], steps=1)
+    adversarial.compile("sgd", loss=keras.losses.SparseCategoricalCrossentropy())
+    images = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
+    targets = np.zeros((2, 4, 4), np.int32)
+    if finish is tf.nn.softmax:
+        adversarial.fit(images, targets, verbose=0)
+    else:
+        adversarial.attacked(tf.constant(images), targets)
+    said = [r.message for r in caplog.records if "as probabilities are" in r.message]
+    assert len(said) == (finish is not tf.identity)
+    assert all("net's parts is in [0, 1]" in sentence for sentence in said)
+
+
 class Negative(keras.Model):
     """A functional model that does something else than its graph."""
 

@@ -20,7 +20,9 @@ from mtr_tf import attack_job
 from mtr_tf.api import evaluate
 from mtr_tf.api import examples as examples_lib
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
 from mtr_tf.runs import loading
+from mtr_tf.runs import model_files
 from mtr_tf.tasks import Task
 
 METRICS = ("delta1", "image_miou")
@@ -479,6 +481,11 @@ def heights(x):
     return tf.round(8 * x[..., :1]) / 8
 
 
+def fingerprint_of(given, model, shape=None):
+    file = model_files.of_object(given, "the model", "model")
+    return loading._fingerprint_of(file, model, shape)
+
+
 @tf.custom_gradient
 def straight_through(x):
     return heights(x), lambda up: tf.concat([up, 0 * up, 0 * up], -1)
@@ -497,7 +504,7 @@ def test_a_model_of_other_gradients_is_another_model():
     def fingerprint(function):
         given = named(function)
         model = keras.Model(image, keras.layers.Lambda(given)(image))
-        return loading._fingerprint_of(given, model)
+        return fingerprint_of(given, model)
 
     assert fingerprint(heights) == fingerprint(heights)
     assert fingerprint(heights) != fingerprint(straight_through)
@@ -550,7 +557,7 @@ def test_a_model_whose_code_has_changed_is_another_model(form, monkeypatch):
             model = Net()
         else:
             model = keras.Model(image, {"depth": WITH_CODE[form](image)}, name="mine")
-        return loading._fingerprint_of(model, model)
+        return fingerprint_of(model, model)
 
     before = fingerprint()
     assert fingerprint() == before
@@ -574,7 +581,65 @@ def test_a_model_without_code_of_its_own_is_known_by_its_layers():
     )
     model = keras.Model(image, keras.ops.sin(layer(image)))
     model.compile("sgd", loss=lambda target, output: output)
-    assert loading._fingerprint_of(model, model) == loading.fingerprint(model)
+    assert fingerprint_of(model, model) == loading.fingerprint(model)
+    assert not loading._has_own_code(keras.Sequential([image, layer]))
+
+
+def test_a_layer_may_have_operations_that_are_none_of_keras():
+    class Layer(keras.layers.Layer):
+        operations = 3
+
+        def call(self, x):
+            return 2 * x
+
+    image = keras.Input((16, 16, 3))
+    model = keras.Model(image, Layer(name="own")(image))
+    assert loading._has_own_code(model)
+    Layer.operations = [tf.round, None]
+    assert loading._has_own_code(model)
+
+
+def pooled(image):
+    """Not of images of 32 pixels."""
+    return keras.layers.AveragePooling2D(64)(image)
+
+
+def of_48_pixels(image):
+    return keras.ops.reshape(image, (-1, 48, 48, 3))
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape", "is_known"),
+    [
+        (pooled, None, True),
+        (of_48_pixels, (48, 48, 3), True),
+        (of_48_pixels, (None, None, 3), False),
+        (of_48_pixels, None, False),
+    ],
+)
+def test_code_is_known_by_images_of_a_size_that_fits(
+    layers, shape, is_known, monkeypatch
+):
+    def fingerprint():
+        keras.backend.clear_session()
+        image = keras.Input((None, None, 3))
+        output = keras.layers.Activation(activation, name="own")(layers(image))
+        model = keras.Model(image, output, name="mine")
+        return fingerprint_of(model, model, shape)
+
+    before = fingerprint()
+    assert fingerprint() == before
+    monkeypatch.setattr(Changed, "function", staticmethod(tf.identity))
+    assert (fingerprint() != before) == is_known
+
+
+def test_outputs_of_no_size_are_asked_about():
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, of_48_pixels(image))
+    told = "fails on those of 32x32 and 256x256 .*; give the right --image_size"
+    with pytest.raises(InputError, match=told):
+        fingerprint_of(of_48_pixels, model)
+    assert fingerprint_of(of_48_pixels, model, (48, 48, 3))
 
 
 @pytest.mark.slow

@@ -158,5 +158,9 @@ def test_another_name_of_a_task_that_is_there_is_no_second_one():
     given = [(image, {"depth": depth, "d": np.zeros(3)})]
     (one,) = examples_lib.one_by_one(given, ["depth"])
     assert [*one["targets"]] == ["depth"]
+    both = {"depth": depth, "depth_zbuffer": depth}
+    for name, masked in (("depth_zbuffer", []), ("d", ["depth"]), ("depth", ["depth"])):
+        (one,) = examples_lib.one_by_one([(image, both, {name: depth})], ["depth"])
+        assert [*one["masks"]] == masked
     with pytest.raises(InputError, match="names 'depth' 2 times"):
         [*examples_lib.one_by_one([(image, {"d": depth, "depth_zbuffer": depth})])]

@@ -23,6 +23,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.runs import building
+from mtr_tf.study import queue
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
 from mtr_tf.training import job
@@ -323,3 +324,10 @@ def test_a_study_is_not_continued_on_other_data(
                 study=str(study_toml), workdir=str(workdir), data_dir=str(moved)
             )
         )
+    shutil.rmtree(moved)
+    runner = runner_lib.Runner(other, workdir)
+    with pytest.raises(InputError, match="moved"):
+        reproduce._check_data(runner, workdir)
+    for cell in runner.queue.cells:
+        runner.queue.set(cell, queue.DONE)
+    reproduce._check_data(runner, workdir)  # Finished work needs no data.

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf.data.layout import Layout
+from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 from mtr_tf.models import folding
 from mtr_tf.models import probabilities
 from mtr_tf.runs import heads
+from mtr_tf.runs import loading
 from mtr_tf.runs import model_files
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 
 
 def maps(*shape) -> tf.Tensor:
@@ -125,6 +130,65 @@ def test_a_call_of_its_own_counts_not_the_graph():
     assert len(made.variables) == 2
     nested = keras.Model(image, given(image))
     assert probabilities._made_by(nested.outputs[0])[0] is given
+
+
+def own(channels, places, **changes):
+    """What is known of a model whose output n is of a task of one's own."""
+    known = TaskSet([Task("flow", channels=channels, places=places)])
+    return loading.Own(heads=[("n", "flow")], known=known, **changes)
+
+
+class Flat(keras.Model):
+    """A subclassed model of one size, that which it is first called on."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.dense = keras.layers.Flatten(), keras.layers.Dense(2)
+
+    def call(self, x):
+        return {"n": self.dense(self.flatten(x))}
+
+
+class Free(keras.Model):
+    """One of any size."""
+
+    def call(self, x):
+        return {"n": -x}
+
+
+def test_models_are_of_images_that_they_were_made_for():
+    image, x = keras.Input((4, 8, 3)), maps(2, 4, 8, 3)
+    layer = keras.layers.Dense(2)
+    own_call = Negative(image, {"seg": layer(keras.layers.Flatten()(image))})
+    for given in (own_call, Flat()):
+        given(x)
+        file = model_files.of_object(given, "the model", "model")
+        made = model_files.functional(file, None)
+        assert made.input_shape == (None, 4, 8, 3)
+        np.testing.assert_allclose(made(x)["n"], given(x)["n"], rtol=1e-6)
+        assert loading.own_run(file, ["flow"], own(2, 0)).fingerprint
+        with pytest.raises(InputError, match="images of 8x8x3.*give --image_size"):
+            model_files.functional(file, (8, 8, 3))
+    free = Free()
+    free(x)
+    file = model_files.of_object(free, "the model", "model")
+    assert model_files.functional(file, None).input_shape == (None, None, None, 3)
+
+
+def test_a_call_of_its_own_takes_several_inputs():
+    image, gain = keras.Input((4, 4, 3), name="image"), keras.Input((1,), name="gain")
+    layout = Layout((4, 4, 3), (("gain", (1,)),))
+    x, gains = maps(2, 4, 4, 3), np.float32([[2], [3]])
+    packed = layout.pack(x.numpy(), {"gain": gains})
+    output = {"seg": image * gain[:, None, None]}
+    for inputs in ([image, gain], {"gain": gain, "image": image}):
+        given = Negative(inputs, output)
+        file = model_files.of_object(given, "the model", "model")
+        run = loading.own_run(file, ["flow"], own(3, 2, layout=layout))
+        assert run.packed
+        np.testing.assert_allclose(
+            run.model(packed)["flow"], -x * gains[:, None, None], rtol=1e-6
+        )
 
 
 def test_fixed_batches_that_layers_need_with_gradients():

@@ -332,10 +332,56 @@ def test_names_that_keras_gave_are_the_same_in_each_process_and_task():
         made += [keras.metrics.AUC(name="auc_of_7"), keras.metrics.F1Score("macro")]
         return [metric.name for metric in lesion(metrics=made).metrics]
 
-    assert names() == ["auc", "auc_1", "auc_of_7", "f1_score", "loss"]
+    assert names() == ["auc", "auc-2", "auc_of_7", "f1_score", "loss"]
     assert names() == names()
+    metric = keras.metrics.MeanIoU(2)
+    assert names_of(metric) == ["mean_io_u"]
+    assert names_of(keras.metrics.F1Score(), keras.metrics.F1Score()) == [
+        "f1_score",
+        "f1_score-2",
+    ]
     digests = [known(metrics=[keras.metrics.AUC()]) for _ in range(2)]
     assert digests[0] == digests[1]
+
+
+def names_of(*given):
+    return [metric.name for metric in metrics.as_metrics(given)]
+
+
+def precisions(*names):
+    return [keras.metrics.Precision(name=name) for name in names]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("precision_50", "precision_90"),
+        ("precision_2", "precision_1"),
+        ("precision_0", "precision_1"),
+        ("precision_0",),
+        ("precision_01",),
+    ],
+)
+def test_names_that_are_not_keras_s_stay(names):
+    assert names_of(*precisions(*names)) == [*names]
+
+
+def test_a_name_never_stands_for_another_metric():
+    ious = [keras.metrics.IoU(3, [i], name=f"iou_{i}") for i in (1, 2)]
+    assert names_of(*ious) == ["iou_1", "iou_2"]
+    given = [keras.metrics.MeanAbsoluteError(name="mean_absolute_error_1")]
+    assert names_of(*given) == ["mean_absolute_error_1"]
+    # These may be Keras's own.
+    for names in (("precision", "precision_1"), ("precision_1", "precision_2")):
+        assert names_of(*precisions(*names)) == ["precision", "precision-2"]
+    assert names_of(*precisions("precision_3")) == ["precision"]
+
+    def precision(target, output, mask):
+        return mask[:, 0]
+
+    precision.better = "higher"
+    both = [precision, *precisions("precision_3")]
+    assert names_of(*both) == ["precision", "precision_3"]
 
 
 # How they are known.

@@ -202,6 +202,8 @@ def test_angles_in_other_than_three_dimensions(channels):
         ),
         ({"name": "flow", "channels": 0}, "whole number, 1 or more"),
         ({"name": "flow", "channels": 2, "mirror": (1.0,)}, "mirror"),
+        ({"name": "flow", "channels": 1, "mirror": -1}, "list of numbers; got -1"),
+        ({"name": "flow", "channels": 1, "mirror": "-"}, "list of numbers; got '-'"),
         (
             {"name": "parts", "classes": ["a", "b"], "mirror": (1, 1)},
             "parts must not have mirror.* because its targets are classes; got",
@@ -262,6 +264,10 @@ def test_one_metric_alone_and_numpy_s_numbers_are_taken():
     assert json.loads(json.dumps(task.to_dict()))["channels"] == 2
     names = tasks.Task("parts", classes=np.array(["a", "b"])).classes
     assert names == ("a", "b")
+    for factors in ((-1, 1), [-1, 1], np.array([-1.0, 1.0], np.float32)):
+        flow = tasks.Task("flow", channels=2, mirror=factors)
+        assert flow.mirror == (-1.0, 1.0)
+        assert flow in {flow}
 
 
 def test_whatever_takes_target_output_and_mask_is_a_loss():

@@ -25,6 +25,7 @@ from mtr_tf.runs import building
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.training import job as job_lib
 from mtr_tf.training import loop as training
 from mtr_tf.training import losses as training_losses
@@ -280,6 +281,15 @@ def test_the_best_metric_is_the_first_tasks_headline(module):
     named = config(tasks=("scene", "flow"), best_metric="adversarial/flow/rmse")
     best = monitor.parse_best(named, job.tasks)
     assert (best.kind, best.task, best.metric.name) == ("adversarial", "flow", "rmse")
+    tasks = TaskSet([Task("clean"), Task("adversarial")])
+    for text, found in {
+        "clean/mae": ("clean", "clean"),
+        "adversarial/mae": ("clean", "adversarial"),
+        "adversarial/clean/mae": ("adversarial", "clean"),
+        "clean/adversarial/mae": ("clean", "adversarial"),
+    }.items():
+        best = monitor.parse_best(config(tasks=tuple(tasks), best_metric=text), tasks)
+        assert (best.kind, best.task) == found
 
 
 def joints_net(image_shape, tasks):
