@@ -263,21 +263,14 @@ def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
         if not before:
             continue
         seen.add(data)
-<<<<<<< HEAD
-        source = building.open_source(config)
-        examples = config.train_examples or len(source.columns("train"))
-        now = job.data_facts(source, examples)
-=======
         try:
             source = building.open_source(config)
-            tasks = source.info.tasks.select(config.tasks)
             examples = config.train_examples or len(source.columns("train"))
-            now = job.data_facts(source, tasks, examples)
+            now = job.data_facts(source, examples)
         except InputError:
             if runner.queue.waiting():
                 raise
             continue
->>>>>>> regress
         directory.check_data(workdir / cell.folder, before, now)
 
 
