@@ -74,6 +74,13 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
         tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
         tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory while"),
         tf.errors.InternalError(None, None, "Failed: Out of memory trying to allocate"),
+        tf.errors.InternalError(
+            None, None, "Failed copying input tensor: Dst tensor is not initialized."
+        ),
+        tf.errors.InternalError(None, None, "CUBLAS_STATUS_ALLOC_FAILED"),
+        tf.errors.NotFoundError(
+            None, None, "No algorithm worked! Error messages: RESOURCE_EXHAUSTED: x"
+        ),
     ],
 )
 def test_too_little_memory_is_one_sentence(error):
@@ -86,9 +93,39 @@ def test_too_little_memory_is_one_sentence(error):
     assert "Try a number, such as --batch_size=4; use smaller images" in told
 
 
-def test_other_errors_are_not_of_memory():
-    error = tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible")
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible"),
+        tf.errors.NotFoundError(None, None, "No algorithm worked!"),
+        tf.errors.ResourceExhaustedError(None, None, "f; No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "f; Disk quota exceeded"),
+    ],
+)
+def test_other_errors_are_not_of_memory(error):
     assert cli_flags.out_of_memory(error, [TrainConfig()]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "told"),
+    [
+        ({"num_examples": 8}, 1, "for 8 images at a time. Try --batch_size=4,"),
+        ({"num_examples": 0}, 1, "for --batch_size=32. Try --batch_size=16,"),
+        ({}, 3, "for --batch_size=32. Try --batch_size=15,"),
+        ({"strategy": "one_device"}, 3, "for --batch_size=32. Try --batch_size=16,"),
+        (
+            {"replicas": 2, "num_examples": 6},
+            4,
+            "6 images at a time. Try --batch_size=2",
+        ),
+        ({"num_examples": 5}, 4, "for 5 images at a time. Use smaller images or"),
+    ],
+)
+def test_half_of_what_ran_is_advised_in_equal_shares(settings, gpus, told, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM")
+    config = AttackConfig(ckpt="x", **settings)
+    assert told in cli_flags.out_of_memory(error, [config])
 
 
 def test_a_command_without_batches_is_told_of_no_flag_that_it_lacks():
