@@ -54,6 +54,43 @@ def test_flags_of_the_users_own_count(machine, monkeypatch):
     assert flags() == "--tf_xla_persistent_cache_directory=/mine"
 
 
+def test_the_oldest_compiled_code_goes_beyond_a_size(machine, monkeypatch):
+    monkeypatch.setattr(startup, "_MOST", 250)
+    names = ("gpu-free/new.pb", "other-free/old.pb", "gpu-deterministic/older.pb")
+    for age, name in enumerate(names):
+        file = machine / f"xla-{name}"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(100))
+        os.utime(file, (10**9 - age,) * 2)
+    (machine / "of-another.pb").write_bytes(bytes(1000))
+    startup._keep_compiled(False)
+    left = {path.name for path in machine.rglob("*.pb")}
+    assert left == {"new.pb", "old.pb", "of-another.pb"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "gpus", "visible", "warns"),
+    [
+        (True, [], None, True),
+        (True, [], "0", True),
+        (True, [], "", False),
+        (True, [], "-1", False),
+        (True, ["GPU"], None, False),
+        (False, [], None, False),
+    ],
+)
+def test_a_gpu_that_tensorflow_cannot_use_is_named(
+    driver, gpus, visible, warns, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(startup, "_DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    startup._warn_of_unused_gpus()
+    assert ("pip install -e '.[gpu]'" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("kind", ["empty", "unwritable", "space", "no GPU"])
 def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
     if kind == "empty":
