@@ -22,6 +22,7 @@ import pathlib
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -119,6 +120,7 @@ def attack(config: AttackConfig) -> str:
             return f"part {config.part} is finished; its results are in {job.folder}"
         if config.executor != NO_EXECUTOR:
             job.spread()
+            job = job.after_parts()  # Which leave it their GPUs.
         return remote.named(job.run().text)
 
 
@@ -226,6 +228,14 @@ class Job:
         if self.cells:
             gpus = len(tf.config.list_physical_devices("GPU"))
             spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
+
+    def after_parts(self) -> Job:
+        """The same without an executor, with the batches of this process."""
+        config = dataclasses.replace(self.config, executor=NO_EXECUTOR)
+        size = _batch_size(config, self.subject)
+        return dataclasses.replace(
+            self, subject=dataclasses.replace(self.subject, batch_size=size)
+        )
 
     @property
     def _store(self) -> cell_store.Store:
@@ -364,6 +374,10 @@ def resolve(
         job = _resolve(config, workers, source, file, folder)
         if workers.several:
             facts |= _facts(job)
+    if workers.several and config.batch_size == "auto":  # What fits all of them.
+        sizes = workers.joined(np.array([job.subject.batch_size]))
+        subject = dataclasses.replace(job.subject, batch_size=int(sizes.min()))
+        job = dataclasses.replace(job, subject=subject)
     return job
 
 
@@ -378,7 +392,9 @@ def _facts(job: Job) -> dict[str, Any]:
     """What must be the same on all workers: settings, code, models and data."""
     config, provenance = job.config, job.provenance
     settings = config.that_change(RESULTS, EXTRAS)
-    settings |= {"batch_size": job.subject.batch_size, "jit": config.jit}
+    auto = config.batch_size == "auto"  # Then they take the least of them all.
+    size = "auto" if auto else job.subject.batch_size
+    settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
     if config.targets != OWN_TARGETS:  # Each makes those of its share.
@@ -436,7 +452,14 @@ def _resolve(
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
-            config, run, source_run, source.info, columns, names, attacked
+            config,
+            run,
+            source_run,
+            source.info,
+            columns,
+            names,
+            attacked,
+            workers.replicas,
         )
         surrogate = source_run.model if source_run else None
         if config.fast:
@@ -450,8 +473,7 @@ def _resolve(
         columns=columns,
         num_examples=count,
         workers=workers,
-        # A batch is not larger than what there is: it would be filled up with nothing.
-        batch_size=-(-count // workers.replicas) * workers.replicas,
+        batch_size=workers.replicas,  # For now.
         seed=config.seed,
         surrogate=surrogate,
         jit=config.jit,
@@ -459,13 +481,13 @@ def _resolve(
     )
     subject = dataclasses.replace(subject, batch_size=_batch_size(config, subject))
     if config.targets == OWN_TARGETS:
-        columns = own_targets.of_model(
-            run.model,
-            columns,
-            tasks,
-            # The targets that others are drawn to may be anywhere in the split.
-            len(columns) if config.targeted else count,
-            subject.batch_size,
+        # The targets that others are drawn to may be anywhere in the split.
+        looked_at = len(columns) if config.targeted else count
+        columns = largest_batch.halving(
+            lambda size: own_targets.of_model(
+                run.model, columns, tasks, looked_at, size
+            ),
+            subject.batch_size // workers.replicas,
         )
         subject = dataclasses.replace(subject, columns=columns)
     named = config
@@ -497,11 +519,17 @@ def _resolve(
 
 
 def _batch_size(config: AttackConfig, subject: sweep.Subject) -> int:
-    """How many images a step takes over all replicas; at most as many as it has."""
-    replicas, most = subject.workers.replicas, subject.batch_size
+    """How many images a step takes over all replicas.
+
+    No more than there are: a batch would be filled up with nothing.
+    """
+    replicas = subject.workers.replicas
+    most = -(-subject.num_examples // replicas) * replicas
     if config.batch_size != "auto":
         return min(config.batch_size, most)
-    if not compiling.on_gpu() or subject.random:
+    # Memory that is tried out stays with this process, and the parts need it.
+    spread = config.executor != NO_EXECUTOR
+    if not compiling.on_gpu() or subject.random or spread:
         return min(-(-DEFAULT_BATCH // replicas) * replicas, most)
     each = largest_batch.fitting(
         subject.models, subject.columns, most // replicas, subject.workers.local

@@ -13,6 +13,14 @@ from typing import TypeVar
 T = TypeVar("T")
 _NEAR = 0.65  # Words that are less alike are no hint.
 MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of TensorFlow.
+# What TensorFlow, XLA, cuDNN and cuBLAS say where a device has too little memory,
+_NO_MEMORY = re.compile(
+    r"\bOOM\b|out of memory|Resource_?Exhausted|Dst tensor is not initialized"
+    r"|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+# and what of that is about files.
+_OF_FILES = re.compile("No space left|Disk quota|Too many open files", re.IGNORECASE)
 
 
 NOTE = "note: "  # Begins a warning that is no doubt about numbers, only about them.
@@ -118,19 +126,47 @@ def first_line(error: Exception) -> str:
     )
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of TensorFlow's says that a device has too little memory.
+
+    It does so in many ways. A full disk, an exhausted resource too, is none of them.
+    """
+    text = f"{type(error).__name__}: {_plain(error)}"
+    return bool(_NO_MEMORY.search(text)) and not _OF_FILES.search(text)
+
+
+def _plain(error: Exception) -> str:
+    """What an error says, without the colours that Keras puts into it."""
+    return re.sub(r"\x1b\[\d*m", "", str(error))
+
+
 def input_error_within(error: Exception) -> str | None:
-    """The message of an `InputError` that TensorFlow passes on in its own error.
+    """The message of an `InputError` that an error of TensorFlow's stands for.
 
     It was raised while a batch was read, or is the sentence of a failed assertion
-    (`attacks.base.require`), whose parts TensorFlow puts in brackets. None for any
-    other error.
+    (`attacks.base.require`), whose parts TensorFlow puts in brackets; or deterministic
+    kernels are asked for, and an operation has none. None for any other error.
     """
     mark = re.escape(MARK)
     found = re.search(rf"(^|assertion failed: \[){mark}(.+)$", str(error), re.MULTILINE)
     if not found:
-        return None
+        return _no_deterministic_kernel(error)
     asserted, told = found.groups()
     if asserted:
         told = told.rstrip("]").replace("] [", " ").replace("\\'", "'")
         told = re.sub(r" ([;,])", r"\1", told)
     return told
+
+
+def _no_deterministic_kernel(error: Exception) -> str | None:
+    """Our sentence for an operation that has none; None for any other error."""
+    if type(error).__name__ not in ("UnimplementedError", "InvalidArgumentError"):
+        return None
+    found = re.search(r"^.*\bdetermini(sm|stic)\b.*$", _plain(error), re.M | re.I)
+    if not found:
+        return None
+    told = re.sub(r"\{\{.*?\}\}|\s\[.*$", "", found[0]).strip(" .\t")  # Without nodes.
+    return (
+        f"the model uses an operation that has no deterministic kernel ({told[:200]}); "
+        "give --nodeterministic, or in Python leave out enable_op_determinism()."
+    )

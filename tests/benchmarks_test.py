@@ -233,6 +233,47 @@ def test_gpu_on_a_cpu(script, tmp_path):
     assert passes["share"] == pytest.approx(passes["tflops"] / products["tflops"])
 
 
+def test_the_usual_parts_take_less_than_four_minutes(script):
+    gpu = script("gpu")
+    assert sum(gpu._LIMITS[part] for part in gpu._USUAL) < 240
+    assert {*gpu._LIMITS} == {*gpu._PARTS}
+
+
+@pytest.fixture
+def tiny_gpu(script, monkeypatch):
+    """benchmarks/gpu.py and its tiny settings, in this process."""
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "_import", lambda deterministic=False: None)
+    return gpu, gpu._arguments(["--tiny"])
+
+
+def test_cases_of_all_parts(tiny_gpu):
+    gpu, args = tiny_gpu
+    for part, cases in gpu._PARTS.items():
+        if not part.startswith("torch"):
+            about = [what for what, _ in cases(args)]
+            assert len({str(what) for what in about}) == len(about) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "chosen"),
+    [
+        ("attack", {"jit": "off", "dtype": "bfloat16"}),
+        ("float16", {}),
+        ("train", {"jit": "off", "model": "small"}),
+    ],
+)
+def test_cases_of_a_part_run(part, chosen, tiny_gpu):
+    gpu, args = tiny_gpu
+    cases = [c for c in gpu._PARTS[part](args) if chosen.items() <= c[0].items()]
+    assert cases
+    for _, run in cases:
+        found = run()
+        assert found["ms"] > 0
+        assert np.isfinite(found.get("loss", 0))
+
+
 def test_work_of_the_papers_net(script):
     """The GPU benchmark's count: 136 GFLOP for a pass forwards and backwards."""
     spec, _ = script("net_spec").describe(_drn())

@@ -671,10 +671,13 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Within, failed assertions of `require` are raised as `InputError`."""
+    """Within, failed assertions of `require` are raised as `InputError`.
+
+    So are operations that have no deterministic kernel, where these are asked for.
+    """
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
         told = input_error_within(error)
         if told is None:
             raise

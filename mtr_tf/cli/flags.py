@@ -14,6 +14,7 @@ import textwrap
 import typing
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from mtr_tf.config.settings import shortened
 from mtr_tf.config.settings import unknown_choice
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
+from mtr_tf.errors import is_out_of_memory
 from mtr_tf.errors import nearest
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
@@ -285,25 +287,39 @@ def run(
 
 def out_of_memory(error: Exception, settings: Sequence[Settings]) -> str | None:
     """What to do if a device has too little memory; None for any other error."""
-    text = f"{type(error).__name__}: {error}"
-    if not re.search(r"\bOOM\b|out of memory|RESOURCE_EXHAUSTED", text, re.IGNORECASE):
+    if not is_out_of_memory(error):
         return None
-    sizes = [r.to_dict()["batch_size"] for r in settings if hasattr(r, "batch_size")]
-    if not sizes:
+    records = [record for record in settings if hasattr(record, "batch_size")]
+    if not records:
         return (
             "the device has too little memory. Free memory that other processes are "
             "using, or give this command a larger device."
         )
-    (size,) = sizes
-    way = "Use smaller images or a smaller --model"
+    (values,) = (record.to_dict() for record in records)
+    size = values["batch_size"]
+    what, way = f"--batch_size={size}", "Use smaller images or a smaller --model"
     if size == "auto":
         way = f"Try a number, such as --batch_size=4; u{way[1:]}"
-    elif size > 1:
-        way = f"Try --batch_size={size // 2}"
+    else:
+        ran = min(size, values.get("num_examples") or size)
+        if ran < size:
+            what = f"{ran} images at a time"
+        replicas = _replicas(values)
+        if half := ran // 2 // replicas * replicas:
+            way = f"Try --batch_size={half}"
     return (
-        f"the device has too little memory for --batch_size={size}. {way}, or free "
-        "memory that other processes are using."
+        f"the device has too little memory for {what}. {way}, or free memory that "
+        "other processes are using."
     )
+
+
+def _replicas(values: Mapping[str, Any]) -> int:
+    """How many share a batch in this process; see `runs.strategy.create`."""
+    if values["strategy"] == "one_device":
+        return 1
+    tf = sys.modules.get("tensorflow")  # It has begun, where its memory is at an end.
+    gpus = len(tf.config.list_physical_devices("GPU")) if tf else 0
+    return values["replicas"] or max(gpus, 1)
 
 
 class _PlainHandler(standard_logging.Handler):

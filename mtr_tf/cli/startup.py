@@ -22,6 +22,9 @@ from absl import logging
 from mtr_tf import files
 from mtr_tf.errors import InputError
 
+_DRIVER = pathlib.Path("/dev/nvidiactl")  # Is there where NVIDIA's GPUs are.
+_MOST = 2 * 2**30  # Bytes of compiled code that are kept.
+
 
 @contextlib.contextmanager
 def _stderr_held_back() -> Iterator[None]:
@@ -65,6 +68,7 @@ def import_tensorflow(deterministic: bool = False) -> None:
     _keep_compiled(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _share_gpus()
+        _warn_of_unused_gpus()
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with _stderr_held_back():
@@ -72,6 +76,7 @@ def import_tensorflow(deterministic: bool = False) -> None:
         tf = importlib.import_module("tensorflow")
         _share_gpus()
         tf.get_logger().setLevel("WARNING")
+    _warn_of_unused_gpus()
 
 
 def _share_gpus() -> None:
@@ -86,6 +91,24 @@ def _share_gpus() -> None:
     with contextlib.suppress(RuntimeError):  # TensorFlow has started already.
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _warn_of_unused_gpus() -> None:
+    """Says that there are GPUs which TensorFlow cannot use, where no one wants that."""
+    tf = importlib.import_module("tensorflow")
+    if tf.config.list_physical_devices("GPU") or not _has_gpu():
+        return
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        logging.warning(
+            "this machine has a GPU that TensorFlow cannot use, so the CPU computes; "
+            "install TensorFlow's libraries for GPUs by pip install -e '.[gpu]', or "
+            "set CUDA_VISIBLE_DEVICES=-1 if the CPU is meant"
+        )
+
+
+def _has_gpu() -> bool:
+    """Whether the driver of NVIDIA's GPUs is there."""
+    return _DRIVER.exists()
 
 
 def _keep_compiled(deterministic: bool) -> None:
@@ -111,14 +134,30 @@ def _keep_compiled(deterministic: bool) -> None:
         tempfile.TemporaryFile(dir=place).close()
     except OSError:
         return
+    _delete_oldest(place.parent)
     flags += f" --tf_xla_persistent_cache_directory={place}"
     flags += " --tf_xla_persistent_cache_device_types=GPU"
     os.environ["TF_XLA_FLAGS"] = flags.strip()
 
 
+def _delete_oldest(folder: pathlib.Path) -> None:
+    """Deletes the oldest of what XLA has kept there, where it is more than `_MOST`."""
+    kept = []
+    for file in folder.glob("xla-*/*"):
+        with contextlib.suppress(OSError):  # Another process may delete it too.
+            about = file.stat()
+            kept.append((about.st_mtime, about.st_size, file))
+    total = 0
+    for _, size, file in sorted(kept, reverse=True):
+        total += size
+        if total > _MOST:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
 def _machine() -> str:
     """A hash of what compiled code depends on; empty without a GPU."""
-    if not pathlib.Path("/dev/nvidiactl").exists():
+    if not _has_gpu():
         return ""
     told = [importlib.metadata.version("tensorflow")]
     driver = pathlib.Path("/proc/driver/nvidia")

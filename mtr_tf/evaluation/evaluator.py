@@ -31,6 +31,7 @@ from mtr_tf.models import compiling
 from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
+from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
@@ -348,9 +349,7 @@ class Evaluator:
 
     def _gather(self, values: Any) -> Any:
         """The values of this worker's replicas, joined along the batch."""
-        return tf.nest.map_structure(
-            lambda value: self._strategy.gather(value, axis=0).numpy(), values
-        )
+        return strategy_lib.gathered(self._strategy, values)
 
 
 def in_order(

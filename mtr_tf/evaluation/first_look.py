@@ -25,6 +25,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.attacks import base
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
@@ -33,7 +34,10 @@ from mtr_tf.errors import NOTE
 from mtr_tf.errors import InputError
 from mtr_tf.errors import doubts_first
 from mtr_tf.errors import first_line
+from mtr_tf.errors import input_error_within
+from mtr_tf.errors import is_out_of_memory
 from mtr_tf.evaluation import evaluator
+from mtr_tf.evaluation import largest_batch
 from mtr_tf.evaluation import model_fit
 from mtr_tf.models import adapters
 from mtr_tf.models import input_range
@@ -63,6 +67,7 @@ def look_at(
     columns: Columns,
     tasks: Sequence[str],
     attacked: Sequence[str],
+    replicas: int = 1,
 ) -> tuple[Run, Run | None, list[str]]:
     """Tries --ckpt and --source_ckpt on the first images, and logs what it finds.
 
@@ -74,6 +79,7 @@ def look_at(
       columns: The split to attack.
       tasks: Those of `run` that are looked at.
       attacked: Those of them that are attacked.
+      replicas: How many share a batch, of which one does all that is done here.
 
     Returns:
       Both with models as attacks need them, from images in [0, 1] to logits; and what
@@ -93,11 +99,18 @@ def look_at(
     first = np.arange(min(count, len(columns)))
     known = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
     batch = batching.gather(columns, known, first, info.num_classes)
-    size = _IMAGES if config.batch_size == "auto" else config.batch_size
-    run, warnings = look(run, info, batch, tasks, affine, size=size)
+
+    def looked(
+        of: Run, tasks: Sequence[str], name: str = "the model"
+    ) -> tuple[Run, list[str]]:
+        by = functools.partial(look, of, info, batch, tasks, affine, name)
+        if config.batch_size == "auto":
+            return largest_batch.halving(by, _IMAGES)
+        return by(config.batch_size // replicas)
+
+    run, warnings = looked(run, tasks)
     if source_run:
-        name = "the model of --source_ckpt"
-        source_run, more = look(source_run, info, batch, attacked, affine, name, size)
+        source_run, more = looked(source_run, attacked, "the model of --source_ckpt")
         warnings += more
     for sentence in warnings:
         logging.warning("%s", sentence)
@@ -137,7 +150,9 @@ def look(
         model = input_range.in_front(given, *affine, channels)
     images = batch["image"]
     call = _called(model, tasks, name, size)
-    finish, warnings = _finishing(model, call(images), images, records.values(), name)
+    finish, warnings = _finishing(
+        model, call(images), images[:size], records.values(), name
+    )
     finished = finish(model)
     if finished is not model:
         model, call = finished, _called(finished, tasks, name, size)
@@ -185,6 +200,10 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _
             with stateless.unchanged(model):
                 outputs = built(images.shape)(images)
         except Exception as error:  # Layers raise whatever they like.
+            if is_out_of_memory(error):
+                raise
+            if told := input_error_within(error):
+                raise InputError(told) from error
             raise InputError(
                 f"{name} cannot be called on {len(images)} images of {images.shape[1]}x"
                 f"{images.shape[2]} ({first_line(error)}); give another "
@@ -405,7 +424,8 @@ class _FirstLook:
                 lambda array, i=i: tf.constant(array[i : i + self.size]),
                 [self.batch[kind] for kind in ("image", "targets", "masks")],
             )
-            slope = gradient.get_concrete_function(*few)(*few)
+            with base.input_errors():
+                slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
             bad += _not_finite(slope.numpy()[..., : self.channels])

@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
 
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
+from mtr_tf.errors import is_out_of_memory
 from mtr_tf.models import stateless
+
+T = TypeVar("T")
 
 MOST = 256  # Images. More are no faster.
 _ROOM = 4  # A batch fits if one that is larger by a fourth part of it does.
@@ -36,18 +40,29 @@ def fitting(
       strategy: Where they are computed; each of its replicas takes all of the images.
 
     Raises:
-      tf.errors.ResourceExhaustedError: Not even one image fits.
+      tf.errors.OpError: Not even one image fits.
     """
-    size = min(count, MOST)
+
+    def fits(size: int) -> int:
+        for model in models:
+            _pass(model, columns, size + -(-size // _ROOM), strategy)
+        return size
+
+    return halving(fits, min(count, MOST))
+
+
+def halving(run: Callable[[int], T], size: int) -> T:
+    """`run(size)`, or of half the size, and so on, until a device has memory for it.
+
+    Raises:
+      tf.errors.OpError: `run` raises it, or has too little memory for one image.
+    """
     while True:
         try:
-            for model in models:
-                _pass(model, columns, size + -(-size // _ROOM), strategy)
-        except tf.errors.ResourceExhaustedError:
-            if size == 1:
+            return run(size)
+        except tf.errors.OpError as error:
+            if size == 1 or not is_out_of_memory(error):
                 raise
-        else:
-            return size
         size = -(-size // 2)
 
 

@@ -25,6 +25,7 @@ from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.models import compiling
 from mtr_tf.models import stateless
 from mtr_tf.runs import store
+from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.runs.workers import Workers
 
 _FORMAT = 2  # Of the parts; those of another number are not known.
@@ -177,8 +178,7 @@ class Pass:
                     strategy, self._step, given, self._jit, "a measure"
                 )
             made = self._compiled(batch, *arguments) | {"index": batch["index"]}
-            gathered = {k: strategy.gather(v, axis=0).numpy() for k, v in made.items()}
-            found.append(workers.joined(gathered))
+            found.append(workers.joined(strategy_lib.gathered(strategy, made)))
             advance(int((found[-1]["index"] >= 0).sum()))
             workers.stop_if_asked()
         arrays, _ = in_order(found, [part.pop("index") for part in found])

@@ -22,6 +22,7 @@ from absl import logging
 from tensorflow.python.framework import ops  # It has no public way there.
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_out_of_memory
 
 MODES = ("auto", "on", "off")
 
@@ -205,9 +206,9 @@ class Fallback:
         self._untried = False
         try:
             return self._function(*arguments)
-        except tf.errors.ResourceExhaustedError:
-            raise
         except tf.errors.OpError as error:
+            if is_out_of_memory(error):
+                raise
             refused = error
         self._function = self._build(False)
         found = self._function(*arguments)  # Raises, if it was not for XLA.

@@ -8,7 +8,9 @@ would; that is there for trials and tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute import collective_all_reduce_strategy
 
@@ -72,6 +74,25 @@ def local(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0])
     return _mirrored(devices)
+
+
+def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
+    """What the replicas of this process hold, joined along the first axis, as arrays.
+
+    Not by `strategy.gather`, which between GPUs takes only some types (not bool), and
+    makes a new graph for each tensor.
+
+    Args:
+      strategy: Of this process alone; see `local`.
+      values: A structure of `[batch, ...]` tensors of each replica.
+    """
+
+    def joined(value: Any) -> np.ndarray:
+        parts = strategy.experimental_local_results(value)
+        arrays = [part.numpy() for part in parts]
+        return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+
+    return tf.nest.map_structure(joined, values)
 
 
 def _mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:

@@ -181,7 +181,28 @@ def test_under_xla_values_are_not_checked(model):
     assert np.all(np.isfinite(run(tf.constant(batch[0]))))
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A deterministic GPU implementation of fused batch-norm backprop, when "
+        "training is disabled, is not currently available",
+        "Determinism is not yet supported in GPU implementation of DenseBincount",
+    ],
+)
+def test_an_operation_without_a_deterministic_kernel_is_one_sentence(said):
+    place = "{{function_node __wrapped__Op_device_/job:localhost/device:GPU:0}}"
+    text = f"Graph execution error:\n\n{place} {said}.\n\t [[{{{{node a}}}}]] [Op:Op]"
+    with pytest.raises(InputError) as raised, base.input_errors():
+        raise tf.errors.UnimplementedError(None, None, text)
+    assert str(raised.value) == (
+        f"the model uses an operation that has no deterministic kernel ({said}); give "
+        "--nodeterministic, or in Python leave out enable_op_determinism()."
+    )
+
+
 def test_other_errors_of_tensorflow_stay_as_they_are():
+    with pytest.raises(tf.errors.UnimplementedError), base.input_errors():
+        raise tf.errors.UnimplementedError(None, None, "Cast string to float")
     with pytest.raises(tf.errors.InvalidArgumentError), base.input_errors():
         tf.debugging.Assert(False, ["something else"])
 

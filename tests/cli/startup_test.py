@@ -54,6 +54,43 @@ def test_flags_of_the_users_own_count(machine, monkeypatch):
     assert flags() == "--tf_xla_persistent_cache_directory=/mine"
 
 
+def test_the_oldest_compiled_code_goes_beyond_a_size(machine, monkeypatch):
+    monkeypatch.setattr(startup, "_MOST", 250)
+    names = ("gpu-free/new.pb", "other-free/old.pb", "gpu-deterministic/older.pb")
+    for age, name in enumerate(names):
+        file = machine / f"xla-{name}"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(100))
+        os.utime(file, (10**9 - age,) * 2)
+    (machine / "of-another.pb").write_bytes(bytes(1000))
+    startup._keep_compiled(False)
+    left = {path.name for path in machine.rglob("*.pb")}
+    assert left == {"new.pb", "old.pb", "of-another.pb"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "gpus", "visible", "warns"),
+    [
+        (True, [], None, True),
+        (True, [], "0", True),
+        (True, [], "", False),
+        (True, [], "-1", False),
+        (True, ["GPU"], None, False),
+        (False, [], None, False),
+    ],
+)
+def test_a_gpu_that_tensorflow_cannot_use_is_named(
+    driver, gpus, visible, warns, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(startup, "_DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    startup._warn_of_unused_gpus()
+    assert ("pip install -e '.[gpu]'" in caplog.text) == warns
+
+
 @pytest.mark.parametrize("kind", ["empty", "unwritable", "space", "no GPU"])
 def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
     if kind == "empty":
@@ -74,6 +111,13 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
         tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"),
         tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory while"),
         tf.errors.InternalError(None, None, "Failed: Out of memory trying to allocate"),
+        tf.errors.InternalError(
+            None, None, "Failed copying input tensor: Dst tensor is not initialized."
+        ),
+        tf.errors.InternalError(None, None, "CUBLAS_STATUS_ALLOC_FAILED"),
+        tf.errors.NotFoundError(
+            None, None, "No algorithm worked! Error messages: RESOURCE_EXHAUSTED: x"
+        ),
     ],
 )
 def test_too_little_memory_is_one_sentence(error):
@@ -86,9 +130,39 @@ def test_too_little_memory_is_one_sentence(error):
     assert "Try a number, such as --batch_size=4; use smaller images" in told
 
 
-def test_other_errors_are_not_of_memory():
-    error = tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible")
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.InvalidArgumentError(None, None, "in the ROOM, Incompatible"),
+        tf.errors.NotFoundError(None, None, "No algorithm worked!"),
+        tf.errors.ResourceExhaustedError(None, None, "f; No space left on device"),
+        tf.errors.ResourceExhaustedError(None, None, "f; Disk quota exceeded"),
+    ],
+)
+def test_other_errors_are_not_of_memory(error):
     assert cli_flags.out_of_memory(error, [TrainConfig()]) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "told"),
+    [
+        ({"num_examples": 8}, 1, "for 8 images at a time. Try --batch_size=4,"),
+        ({"num_examples": 0}, 1, "for --batch_size=32. Try --batch_size=16,"),
+        ({}, 3, "for --batch_size=32. Try --batch_size=15,"),
+        ({"strategy": "one_device"}, 3, "for --batch_size=32. Try --batch_size=16,"),
+        (
+            {"replicas": 2, "num_examples": 6},
+            4,
+            "6 images at a time. Try --batch_size=2",
+        ),
+        ({"num_examples": 5}, 4, "for 5 images at a time. Use smaller images or"),
+    ],
+)
+def test_half_of_what_ran_is_advised_in_equal_shares(settings, gpus, told, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: ["GPU"] * gpus)
+    error = tf.errors.ResourceExhaustedError(None, None, "OOM")
+    config = AttackConfig(ckpt="x", **settings)
+    assert told in cli_flags.out_of_memory(error, [config])
 
 
 def test_a_command_without_batches_is_told_of_no_flag_that_it_lacks():

@@ -10,6 +10,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from absl import flags
 from tiers_fixture import slow
 
@@ -112,6 +113,52 @@ def look(model: keras.Model, affine=None, tasks=("seg",)):
     run = run_of(model)
     found, said = first_look.look(run, INFO, batch, tasks, affine)
     return found.model, said
+
+
+# What a device has memory and kernels for.
+
+
+def at_most(limit: int, seen: list[int]):
+    """As `plain`, for so many images."""
+
+    def logits(x):
+        if not isinstance(x, keras.KerasTensor) and x.shape[0] is not None:
+            seen.append(x.shape[0])
+            if x.shape[0] > limit:
+                raise tf.errors.ResourceExhaustedError(None, None, "OOM when")
+        return plain(x)
+
+    return net(keras.layers.Lambda(logits, output_shape=(SIZE, SIZE, 3)))
+
+
+def look_at(model: keras.Model, batch_size, replicas: int = 1):
+    config = AttackConfig(ckpt="x", batch_size=batch_size)
+    columns = colours("validation")
+    return first_look.look_at(
+        config, run_of(model), None, INFO, columns, ["seg"], ["seg"], replicas
+    )
+
+
+def test_the_first_look_takes_as_many_images_as_fit():
+    seen: list[int] = []
+    look_at(at_most(3, seen), "auto")  # 16, 8, 4 and 2 of the six.
+    assert {6, 4, 2} == set(seen)
+    seen.clear()
+    look_at(at_most(2, seen), 8, replicas=4)
+    assert set(seen) == {2}
+    with pytest.raises(tf.errors.ResourceExhaustedError):  # With advice, by commands.
+        look_at(at_most(3, seen), 4)
+
+
+def test_the_first_look_names_what_has_no_deterministic_kernel():
+    def logits(x):
+        if not isinstance(x, keras.KerasTensor) and x.shape[0] is not None:
+            text = "Determinism is not yet supported for Dilation2D."
+            raise tf.errors.UnimplementedError(None, None, text)
+        return plain(x)
+
+    with pytest.raises(InputError, match="Dilation2D.*; give --nodeterministic"):
+        look(net(keras.layers.Lambda(logits, output_shape=(SIZE, SIZE, 3))))
 
 
 # The range of images.

@@ -3,17 +3,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
+
+import cells_fixture
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import workers_fixture
 from tiers_fixture import slow
 
 import mtr_tf
+from mtr_tf import attack_job
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import largest_batch
 from mtr_tf.evaluation import sweep
 from mtr_tf.models import compiling
+from mtr_tf.runs.workers import Workers
 
 COLUMNS = Columns(images=np.zeros((3, 4, 4, 3), np.uint8), targets={}, masks={})
 ONE = tf.distribute.get_strategy()
@@ -62,6 +70,51 @@ def test_all_models_must_fit_on_every_replica(mirrored):
 def test_one_image_too_many_is_an_error():
     with pytest.raises(tf.errors.ResourceExhaustedError):
         largest_batch.fitting([of_at_most(1)], COLUMNS, 8, ONE)
+
+
+def small_net() -> keras.Model:
+    image = keras.Input((4, 4, 3))
+    return keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+
+
+def test_with_an_executor_its_parts_alone_try_what_fits(monkeypatch):
+    tried = []
+    monkeypatch.setattr(compiling, "on_gpu", lambda: True)
+    monkeypatch.setattr(
+        largest_batch, "fitting", lambda *given: tried.append(given[2]) or 7
+    )
+    columns = dataclasses.replace(COLUMNS, images=np.zeros((50, 4, 4, 3), np.uint8))
+    info = cells_fixture.depth_info(50, 4)
+    subject = sweep.Subject(
+        small_net(), ("depth",), info, columns, 50, Workers(ONE), batch_size=1, seed=0
+    )
+    config = AttackConfig(ckpt="x", batch_size="auto", executor="local")
+    assert attack_job._batch_size(config, subject) == 32
+    assert not tried
+    job = attack_job.Job(config, subject, (), None, None, (), None, None, None, "")
+    assert job.after_parts().subject.batch_size == 7
+    assert tried == [50]
+
+
+def test_several_workers_take_what_fits_all_of_them(monkeypatch):
+    config = AttackConfig(ckpt="x", batch_size="auto")
+    facts = types.SimpleNamespace(model="m", source=None, data="d")
+
+    def resolve(config, workers, *_):
+        size = 8 if workers.chief else 6
+        subject = sweep.Subject(
+            None, ("depth",), None, COLUMNS, 50, workers, batch_size=size, seed=0
+        )
+        return attack_job.Job(
+            config, subject, (), None, facts, (), None, None, None, ""
+        )
+
+    monkeypatch.setattr(attack_job, "_resolve", resolve)
+    jobs = workers_fixture.run(lambda w: attack_job.resolve(config, workers=w))
+    assert [job.subject.batch_size for job in jobs] == [6, 6]
+    given = dataclasses.replace(config, batch_size=8)
+    said = workers_fixture.run(lambda w: attack_job.resolve(given, workers=w))
+    assert all("batch_size is 8 there and 6 here" in str(each) for each in said)
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [slow(False, 32), (True, 18)])

@@ -186,6 +186,31 @@ def test_an_error_that_is_not_of_xla_is_raised():
         compiling.Fallback(build, True, "it")(tf.constant(1.0))
 
 
+@pytest.mark.parametrize(
+    ("error", "goes_on"),
+    [
+        (tf.errors.ResourceExhaustedError(None, None, "x.pb; No space left"), True),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), False),
+        (tf.errors.InternalError(None, None, "Dst tensor is not initialized."), False),
+    ],
+)
+def test_a_full_disk_is_not_taken_for_too_little_memory(error, goes_on):
+    def build(jit):
+        def run(x):
+            if jit:
+                raise error
+            return x + 1
+
+        return run
+
+    call = compiling.Fallback(build, True, "it")
+    if goes_on:
+        assert call(1) == call(1) == 2
+    else:
+        with pytest.raises(type(error)):
+            call(1)
+
+
 def test_when_it_pays(monkeypatch):
     small, batch = 32 * 64 * 64, 8 * 256 * 512
     for mode, on in (("on", True), ("off", False), ("auto", False)):

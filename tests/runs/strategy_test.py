@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which strategy a name gives; conftest.py has split the CPU in two already."""
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -35,3 +36,26 @@ def test_the_cpu_cannot_be_split_once_tensorflow_runs():
 def test_several_replicas_on_one_device_make_no_sense():
     with pytest.raises(InputError, match="--replicas=2 needs --strategy=mirrored"):
         strategy.create("one_device", 2)
+
+
+DTYPES = (tf.bool, tf.uint8, tf.int32, tf.int64, tf.float16, tf.bfloat16, tf.float32)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_results_of_replicas_are_joined_in_order_whatever_their_type(
+    mirrored, replicas
+):
+    made = mirrored if replicas == 2 else tf.distribute.OneDeviceStrategy("CPU:0")
+    rows = np.array([[0, 1], [1, 0], [1, 1]])
+
+    def step():
+        second = tf.distribute.get_replica_context().replica_id_in_sync_group == 1
+        own = tf.constant(1 - rows if second else rows)
+        return {dtype.name: {"leaf": tf.cast(own, dtype)} for dtype in DTYPES}
+
+    found = strategy.gathered(made, made.run(step))
+    for dtype in DTYPES:
+        array = found[dtype.name]["leaf"]
+        assert array.dtype == dtype.as_numpy_dtype
+        want = np.concatenate([rows, 1 - rows][:replicas])
+        np.testing.assert_array_equal(array, want)
