@@ -80,7 +80,6 @@ from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
-from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
@@ -593,7 +592,7 @@ def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
     found = []
     for name, task in tasks.items():
         code = own_code.digest(task)
-        if name not in TASKS or code:
+        if code or not own_code.is_standard(task):
             found.append(task.to_dict() | ({"code": code} if code else {}))
     return tuple(found)
 
