@@ -81,7 +81,6 @@ from mtr_tf.show import gallery
 from mtr_tf.show import measure_files
 from mtr_tf.show import tables
 from mtr_tf.show import tensorboard
-from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import groups
@@ -94,6 +93,7 @@ _AGAIN = (
 )
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
+_LONGEST_NAME = 255  # Bytes that file systems take.
 
 
 def attack(config: AttackConfig) -> str:
@@ -617,15 +617,18 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
-    return f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
+    named = f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
+    if len(named.encode()) > _LONGEST_NAME:
+        named = f"{files.cut(named, _LONGEST_NAME - len(unique) - 1)}_{unique}"
+    return named
 
 
 def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
     """What results depend on of tasks that are none of the eleven, or unlike them."""
     found = []
-    for name, task in tasks.items():
+    for task in tasks.values():
         code = own_code.digest(task)
-        if name not in TASKS or code:
+        if code or not own_code.is_standard(task):
             found.append(task.to_dict() | ({"code": code} if code else {}))
     return tuple(found)
 

@@ -275,6 +275,11 @@ def name_beside(name: str) -> str:
     return f".{os.getpid()}{secrets.randbelow(10**6):06d}.{name}"
 
 
+def cut(name: str, most: int) -> str:
+    """Returns what of a name fits into so many bytes, in whole characters."""
+    return name.encode()[:most].decode(errors="ignore")
+
+
 def is_leftover(name: str) -> bool:
     """Whether a file is called as one is while it is written."""
     return bool(_BESIDE.fullmatch(name))

@@ -85,6 +85,20 @@ class Case(NamedTuple):
         right = tf.equal(predicted, self.labels)
         return tf.cast(right != self.targeted, tf.float32)
 
+    @property
+    def margins(self) -> tf.Tensor:
+        """Each place's largest other logit minus its class's; above 0 it is wrong.
+
+        Float32 [batch, *places]. Of labels, each with its own logit: minus the logit
+        where the label is there, else the logit; [batch, *places, labels].
+        """
+        logits = self.prediction
+        if self.kind == "labels":
+            return tf.where(self.values > 0.5, -logits, logits)
+        is_target = _one_hot(self.labels, logits.shape[-1])
+        others = tf.reduce_max(tf.where(is_target, logits.dtype.min, logits), axis=-1)
+        return others - tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1)
+
     def mean(self, values: tf.Tensor) -> tf.Tensor:
         """Returns the mean per image over its valid pixels, [batch]."""
         return losses.mean_over_valid(values, self.mask)
@@ -148,10 +162,7 @@ def js(case: Case) -> tf.Tensor:
 
 def margin(case: Case) -> tf.Tensor:
     """Largest other logit minus the target's; negative where the pixel is right."""
-    logits = case.prediction
-    is_target = _one_hot(case.labels, logits.shape[-1])
-    others = tf.reduce_max(tf.where(is_target, logits.dtype.min, logits), axis=-1)
-    return case.mean(others - tf.reduce_sum(tf.where(is_target, logits, 0.0), axis=-1))
+    return case.mean(case.margins)
 
 
 def _one_hot(labels: tf.Tensor, classes: int) -> tf.Tensor:

@@ -27,7 +27,9 @@ class Worst(base.Attack):
 
     Members choose their own points by the same score: that of the objective, or of
     `objective.in_ensemble()` if it has this method. Objectives made by
-    `attacks.objective` are therefore judged by harm unless their judge is "loss".
+    `attacks.objective` are therefore judged by harm unless their judge is "loss". Of an
+    objective with the method `with_ties`, results are compared by what it returns:
+    results of equal harm are equal, as in the command's tables.
 
     Attributes:
       attacks: The members: each is an attack, or a pair (attack, names of losses),
@@ -75,7 +77,8 @@ class Worst(base.Attack):
         if hasattr(objective, "in_ensemble"):
             objective = objective.in_ensemble()
         centre = tf.cast(x, dtype)
-        judge = base.begin(objective, centre, centre)
+        ties = getattr(objective, "with_ties", lambda: objective)()
+        judge = base.begin(ties, centre, centre)
         best = None
         for number, (attack, losses) in enumerate(self._pairs()):
             raised = objective

@@ -7,6 +7,10 @@
 
 The harm of several tasks is their geometric mean. This orders points by the mean rise
 of log harm from any common start, so no task's unit or scale matters.
+
+The harm of one label of a whole image is 0 until it is 1, and an attack that sees only
+that has nowhere to go. So where few places are counted, points of equal harm are told
+apart, in an attack, by how near they are to the next wrong place (`nearness`).
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import checks
+from mtr_tf.attacks.attack_losses import Case
 from mtr_tf.attacks.balance import Balance
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import TASKS
@@ -61,6 +66,56 @@ def metric(task: Task, judge: str) -> metrics.Metric:
     return task.harm if judge == HARM else task.metrics[-1]
 
 
+def may_tie(
+    judge: str,
+    tasks: Mapping[str, Task],
+    weights: Sequence[float] = (),
+    restricted: bool = False,
+    draws: int = 1,
+) -> tuple[str, ...]:
+    """Returns the tasks whose nearness tells points of equal harm apart.
+
+    Those with classes or labels that are no maps, or of which a part is attacked. None
+    where harms are no counts of wrong places alone, whose steps are known: beside tasks
+    of other kinds, which hardly ever tie; with several tasks of different weights, or
+    under several draws.
+
+    Args:
+      judge: "harm" or "loss".
+      tasks: The attacked ones.
+      weights: Of the tasks; empty where all are 1.
+      restricted: Whether some of the places are attacked, not all.
+      draws: How many scores a score is the mean of.
+    """
+    by_task = dict(zip(tasks, weights or [1.0] * len(tasks), strict=True))
+    judged = {name: tasks[name] for name, weight in by_task.items() if weight}
+    alike = len({by_task[name] for name in judged}) == 1 and draws == 1
+    if judge != HARM or (len(judged) > 1 and not alike):
+        return ()
+    if not all(_counts_places(task) for task in judged.values()):
+        return ()
+    return tuple(n for n, task in judged.items() if restricted or not task.is_map)
+
+
+def _counts_places(task: Task) -> bool:
+    """Whether a task's harm is a share of wrong places, or of their labels."""
+    counts = task.harm.better == "higher" and not task.harm.of_shares
+    return counts and (task.discrete or task.kind == "labels")
+
+
+def nearness(case: Case) -> tf.Tensor:
+    """Returns how near places are to being wrong, or how far beyond, [batch].
+
+    The mean over an image's valid places (and labels) of 1 / (2 - 2 m) where the margin
+    m is below 0 and the place right, and of 1 - 1 / (2 + 2 m) elsewhere: from 0 to 1,
+    rising with every margin.
+    """
+    margins = case.margins
+    side = 0.5 / (1 + tf.abs(margins))
+    near = tf.where(margins < 0, side, 1 - side)
+    return case.mean(tf.where(tf.math.is_nan(near), 1.0, near))  # Counted as wrong.
+
+
 def harm(
     metric: metrics.Metric, rows: tf.Tensor | np.ndarray, labels: int = 1
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -94,8 +149,12 @@ def score(
     clean: Rows | None = None,
     targeted: bool = False,
     tasks: Mapping[str, Task] = TASKS,
+    near: Mapping[str, tf.Tensor] | None = None,
+    draws: int = 1,
 ) -> tf.Tensor:
     """Returns each image's score, [batch]: higher is better for the attacker.
+
+    The order of points of different harm does not depend on `near`.
 
     Args:
       judge: "harm" or "loss".
@@ -106,10 +165,13 @@ def score(
       clean: The rows of the clean images, for balances that compare with them.
       targeted: Whether the score is minus the harm, or the loss.
       tasks: What the names are of.
+      near: The `nearness` of the tasks of `may_tie`, which tells points of equal harm
+        apart; without, they tie.
+      draws: How many scores a score is the mean of.
     """
     by_task = dict(zip(rows, weights, strict=True)) if weights else {}
     if judge == HARM:
-        value = _joint_harm(rows, by_task, tasks)
+        value = _joint_harm(rows, by_task, tasks, near or {}, draws)
     else:
         before = None if clean is None else _losses(clean, by_task, tasks)
         value = balance.score(_losses(rows, by_task, tasks), before)
@@ -117,9 +179,18 @@ def score(
 
 
 def _joint_harm(
-    rows: Rows, weights: Mapping[str, float], tasks: Mapping[str, Task]
+    rows: Rows,
+    weights: Mapping[str, float],
+    tasks: Mapping[str, Task],
+    near: Mapping[str, tf.Tensor],
+    draws: int,
 ) -> tf.Tensor:
-    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|)."""
+    """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|).
+
+    With `near` a bit more, by less than one wrong place adds: half a place times the
+    nearness, divided by the draws that may each be one place off; of several tasks the
+    same within the product, a multiple of prod_t least_t.
+    """
     harms = {}
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
@@ -127,9 +198,10 @@ def _joint_harm(
             several = tasks[task].kind == "labels" and tasks[task].channels
             harms[task] = harm(record, by_metric[record.name], several or 1)
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
-        return next(iter(harms.values()))[0]
+        ((task, (value, least)),) = harms.items()
+        return value + least * near[task] / draws if task in near else value
     total = sum(abs(weights.get(task, 1.0)) for task in harms)
-    return tf.exp(
+    joint = tf.exp(
         tf.add_n(
             [
                 weights.get(task, 1.0) / total * tf.math.log(tf.maximum(value, least))
@@ -137,6 +209,11 @@ def _joint_harm(
             ]
         )
     )
+    if not near:
+        return joint
+    steps = [tf.maximum(value, least) / least for value, least in harms.values()]
+    part = tf.add_n(list(near.values())) / len(near) / tf.reduce_prod(steps, axis=0)
+    return joint * (1 + part) ** (1 / len(harms))
 
 
 def _losses(

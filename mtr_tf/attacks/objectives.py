@@ -65,6 +65,8 @@ class Recipe:
       fold: Whether attacks fold the model's batch norms.
       eot: Draws of the model's own noise whose mean gradient attacks follow.
       spare: The tasks whose losses stay at or below those of the clean image.
+      restricted: Whether some of the output's places are attacked, not all.
+      break_ties: Whether points of equal harm may be told apart; see `judging`.
     """
 
     model: Callable[[tf.Tensor], Mapping[str, tf.Tensor]]
@@ -77,6 +79,8 @@ class Recipe:
     fold: bool = True
     eot: int = 1
     spare: TaskSet = TaskSet(())
+    restricted: bool = False
+    break_ties: bool = True
 
     def checked(self) -> Recipe:
         """Returns it; raises InputError where settings do not go together."""
@@ -160,6 +164,8 @@ class Recipe:
             batch.get("clean"),
             self.targeted,
             self.tasks,
+            self._near(outputs, batch),
+            self.eot,
         )
         return -ascend if self.targeted else ascend, score, own
 
@@ -249,8 +255,17 @@ class Recipe:
                 rows[name] = {metric.name: own[name][:, tf.newaxis]}
             else:
                 case = (batch["targets"][name], outputs[name], batch["masks"][name])
-                rows[name] = {metric.name: metric.statistics(*case, task.channels)}
+                channels = task.channels or outputs[name].shape[-1]
+                rows[name] = {metric.name: metric.statistics(*case, channels)}
         return rows
+
+    def _near(self, outputs, batch: Batch) -> Losses:
+        """Returns the nearness of the tasks whose harms may tie, {task: [batch]}."""
+        if not self.break_ties:
+            return {}
+        settings = (self.weights, self.restricted, self.eot)
+        tied = judging.may_tie(self.judged_by, self.tasks, *settings)
+        return {n: judging.nearness(self._case(n, outputs, batch, 0.0)) for n in tied}
 
     def _outputs(self, x: tf.Tensor, batch: Batch, progress: tf.Tensor | float):
         # An attacked model's batch norm must neither use nor move batch statistics.
@@ -362,6 +377,10 @@ class TaskObjective:
         judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
         return self.with_judge(judge)
 
+    def with_ties(self) -> TaskObjective:
+        """Returns it, not begun, with equal scores for all points of equal harm."""
+        return self._changed(break_ties=False)
+
     def _changed(self, **fields) -> TaskObjective:
         kept = ("targets", "masks", "keys")
         batch = {kind: self.batch[kind] for kind in kept if kind in self.batch}
@@ -443,6 +462,7 @@ def unbound(
     names = task_set(tasks)
     if not names:
         raise InputError("At least one task must be attacked; name one.")
+    classes = () if classes is None else output_mask.checked_classes(classes, names)
     recipe = Recipe(
         model,
         names,
@@ -454,8 +474,8 @@ def unbound(
         fold,
         eot,
         task_set(spare),
+        restricted=pixels is not None or bool(classes),
     )
-    classes = () if classes is None else output_mask.checked_classes(classes, names)
     if pixels is not None:
         output_mask.check_maps(names)
     return Unbound(recipe.checked(), pixels, classes)
@@ -485,11 +505,13 @@ def objective(
     any start. With judge "harm", the score is what the table of results shows: for
     classes the share of wrong pixels, otherwise the mean error in the task's headline
     metric; for several tasks the geometric mean of these, so that no task's unit or
-    scale matters. With judge "loss", it is made from the tasks' own training losses:
-    with "sum" and "mean" their weighted sum or mean; with "dgba_paper" sum_t L_t /
-    L_t(clean); with "worst" the largest log(L_t / L_t(clean)) (of L_t itself, outside a
-    run); with the others, where no task's scale should matter, the mean logarithm of
-    the losses.
+    scale matters. Where few places count (classes or labels that are no maps, or of
+    which a part is attacked), points of equal harm differ a little, by less than one
+    wrong place: those whose logits are nearer to another answer score more. With judge
+    "loss", it is made from the tasks' own training losses: with "sum" and "mean" their
+    weighted sum or mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the
+    largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the others, where
+    no task's scale should matter, the mean logarithm of the losses.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is

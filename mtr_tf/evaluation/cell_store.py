@@ -36,6 +36,7 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 
 _LONG = 80  # Characters of tasks that are attacked together, in names of files.
+_LONGEST = 236  # Bytes of such a name: file systems take 255, with `name_beside`.
 _ROWS = 16  # Examples that are read at once.
 _SOME = 64  # Images, at most, that images are told from others by.
 _FORMAT = 4  # Of the files; cells of another number are not known.
@@ -133,9 +134,10 @@ class Store:
         if not cell:
             return f"clean_{mark}"
         group = cell.group
-        if len(group) > _LONG:  # File systems take 255 bytes.
+        if len(group) > _LONG:
             group = f"{len(cell.tasks)}_tasks"
-        return f"{cell.label}_{group}_eps{cell.eps:g}_{mark}"
+        rest = f"_{group}_eps{cell.eps:g}_{mark}"
+        return files.cut(cell.label, _LONGEST - len(rest)) + rest
 
     def _examples(self, cell: Cell | None) -> pathlib.Path:
         return self.folder / "examples" / f"{self.label(cell)}.npz"

@@ -40,6 +40,7 @@ from mtr_tf.tasks.groups import select
 _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
 _LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
 _TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
+_TIES = 1  # How points of equal harm are told apart; likewise.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -427,6 +428,18 @@ class Cell:
         by_largest = attacks.BALANCES[goal.balance].judges_by_largest
         return goal.targeted and by_largest and goal.judge == judging.LOSS
 
+    @property
+    def _breaks_ties(self) -> bool:
+        """Whether its points of equal harm are told apart."""
+        goal, weights = self.objective, dict(self.objective.weights)
+        if goal.judge != judging.HARM:
+            return False
+        tasks = {task: self.known[task] for task in goal.tasks}
+        by_task = [weights.get(task, 1.0) for task in goal.tasks]
+        return bool(
+            judging.may_tie(goal.judge, tasks, by_task, goal.restricted, goal.eot)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All of it in one dict, as finished cells are known by."""
         flat = dataclasses.asdict(self.threat) | dataclasses.asdict(self.objective)
@@ -441,6 +454,8 @@ class Cell:
             flat["losses_of_0"] = _TARGETED_OF_0
         elif self._may_compare_0:
             flat["losses_of_0"] = _LOSSES_OF_0
+        if self._breaks_ties:
+            flat["ties"] = _TIES
         kind = self.attack.kind
         if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.
             flat["code"] = own_code.of(kind.load(), kind.fixed, kind.named)

@@ -28,7 +28,7 @@ class Provenance:
       data: Fingerprint of these images and their targets.
       tasks: The tasks that are looked at.
       seed: Of random starts, pixels and intervals.
-      own_tasks: What those of them are that are none of the eleven.
+      own_tasks: What those of them are that are none of the eleven, or unlike them.
       batch_size: Of a model that is random, whose noise is drawn by a replica's batch:
         its images; else None.
       interval_over: What intervals draw, in words; it follows from the data.

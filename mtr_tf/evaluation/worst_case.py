@@ -47,8 +47,9 @@ def score(
 ) -> np.ndarray:
     """The score of each image, float `[N]`, from its rows (see `cell_files.Result`).
 
-    The very number that attacks compare points by (`attacks.judging`): of a targeted
-    attack by the wanted targets, of one on some of the output pixels by these.
+    The number that attacks compare points by (`attacks.judging`), but that points of
+    equal harm are equal: of a targeted attack by the wanted targets, of one on some of
+    the output pixels by these.
     """
     whole = rows
     rows = aimed_rows or (wanted_rows if cell.objective.targeted else rows)

@@ -32,7 +32,7 @@ _PLACES = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
 def digest(task: Task) -> str:
     """A hash of a task's own loss and metrics: of their code, and what noise gives.
 
-    Empty where all of them are those of its kind, or of the task of that name. So
+    Empty where the loss is that of its kind, and all metrics are ones of `metrics`. So
     results are not taken for those of a loss that was changed since.
     """
     own = [metric for metric in task.metrics[:-1] if _is_own(metric)]
@@ -70,11 +70,23 @@ def _is_own(metric: Metric) -> bool:
 
 
 def has_own_loss(task: Task) -> bool:
-    """Whether its loss is not that of its kind, or of the task of that name."""
-    known = [KINDS[task.kind].loss]
-    if task.name in TASKS:
-        known.append(TASKS[task.name].loss)
-    return all(task.loss is not loss for loss in known)
+    """Whether its loss is not that of its kind, as those of the eleven are."""
+    return task.loss is not KINDS[task.kind].loss
+
+
+def is_standard(task: Task) -> bool:
+    """Whether it is the one of the eleven of its name, by its kind and its metrics.
+
+    Their order counts: attacks are judged by the first that measures harm.
+    """
+    if task.name not in TASKS:
+        return False
+    known = TASKS[task.name].bound(places=task.places)
+
+    def facts(one: Task) -> tuple[str, list[str]]:
+        return one.kind, [metric.name for metric in one.metrics]
+
+    return facts(task) == facts(known)
 
 
 def _code(value: Any, seen: dict[int, Any]) -> Iterator[str]:

@@ -275,3 +275,214 @@ def test_segpgd_weighs_by_the_progress_within_a_stage(net):
         expected = pixels.sum((1, 2)) / masks["seg"].sum((1, 2))
         got = own(x, done / steps)[0]
         np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+# Points of equal harm.
+
+
+def linear(classes=3, side=4, count=12, seed=0):
+    """(model, images, right answers, weights [values, classes]) of a softmax."""
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(side * side, classes)).astype(np.float32)
+    x = rng.uniform(0.4, 0.6, (count, side, side, 1)).astype(np.float32)
+    logits = x.reshape(count, -1) @ weights
+
+    def model(x):
+        return {"scene": tf.reshape(x, (-1, side * side)) @ weights}
+
+    return model, x, logits.argmax(-1).astype(np.int32), weights
+
+
+def scene(classes=3, **fields):
+    return tasks_lib.Task("scene", kind="classes", channels=classes, places=0, **fields)
+
+
+def smallest_eps(x, labels, weights):
+    """Where the label of a linear classifier flips under linf, in closed form."""
+    logits = x.reshape(len(x), -1).astype(float) @ weights
+    others = np.where(np.arange(logits.shape[1]) == labels[:, None], -np.inf, logits)
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    lengths = np.abs(weights[:, labels].T[:, :, None] - weights[None]).sum(1)
+    return ((own - others) / np.where(lengths > 0, lengths, 1)).min(1)
+
+
+SQUARE, APGD = attacks.Square(1.0, 400), attacks.APGD(1.0, 20)
+
+
+@pytest.mark.parametrize(
+    ("attack", "loss", "targeted"),
+    [
+        (SQUARE, "margin", False),
+        (APGD, "cospgd", False),
+        slow(APGD, "margin", False),
+        slow(SQUARE, "cospgd", True),
+        slow(APGD, "cospgd", True),
+    ],
+)
+def test_the_label_of_an_image_flips_where_the_closed_form_says(attack, loss, targeted):
+    """By random search and by step sizes that follow the score: it starts as 0."""
+    model, x, right, weights = linear(2 if targeted else 3)
+    least = smallest_eps(x, right, weights)
+    assert least.max() < 0.4  # Away from the box.
+    objective = attacks.objective(
+        model,
+        {"scene": 1 - right if targeted else right},
+        {"scene": np.ones(len(x))},
+        [scene(weights.shape[1])],
+        losses=loss,
+        targeted=targeted,
+    )
+    eps = float(np.median(least))
+    found = dataclasses.replace(attack, epsilon=eps)(objective, x, 0)
+    flipped = model(found)["scene"].numpy().argmax(-1) != right
+    assert flipped[least < eps / 1.1].all()
+    assert not flipped[least > eps].any()
+    assert (least < eps / 1.1).sum() > 2
+    assert (least > eps).sum() > 2
+
+
+def ties(tasks, outputs, targets, masks=None, **settings):
+    """Scores of the given outputs, which are all there is to the model."""
+    first = next(iter(targets.values()))
+    masks = masks or {n: np.ones(t.shape[:1]) for n, t in targets.items()}
+    objective = attacks.objective(
+        lambda x: outputs, targets, masks, tasks, **{"judge": "harm"} | settings
+    )
+    x = tf.zeros((len(first), 2, 2, 3))
+    return objective(x)[1].numpy(), objective.with_ties()(x)[1].numpy()
+
+
+TAGS = tasks_lib.Task("tags", kind="labels", channels=4, places=0)
+
+
+def answers(count=400, seed=0):
+    """(outputs, targets) of images with one class and with four labels."""
+    rng = np.random.default_rng(seed)
+    outputs = {
+        "scene": rng.normal(size=(count, 3)),
+        "tags": rng.normal(size=(count, 4)),
+    }
+    scale = 10 ** rng.uniform(-2, 2, (count, 1))
+    outputs = {n: tf.constant(scale * o, tf.float32) for n, o in outputs.items()}
+    tags = rng.integers(0, 2, (count, 4)).astype(np.float32)
+    return outputs, {"scene": rng.integers(0, 3, count).astype(np.int32), "tags": tags}
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("names", [("scene",), ("tags",), ("scene", "tags")])
+def test_points_of_more_harm_score_more_and_others_by_their_margins(names, targeted):
+    outputs, targets = answers()
+    known = {"scene": scene(), "tags": TAGS}
+    score, harm = ties(
+        [known[n] for n in names],
+        outputs,
+        {n: targets[n] for n in names},
+        targeted=targeted,
+    )
+    sign = -1 if targeted else 1
+    assert len(np.unique(score)) > 350 > 20 > len(np.unique(harm))
+    apart = np.sign(harm[:, None] - harm).astype(int)
+    np.testing.assert_array_equal(
+        np.sign(score[:, None] - score)[apart != 0], apart[apart != 0]
+    )
+    if names == ("scene",):  # Of one place the order is that of its margin.
+        margin = attacks.objective(
+            lambda x: outputs,
+            targets,
+            {"scene": np.ones(400)},
+            [scene()],
+            losses="margin",
+        )
+        margins = margin(tf.zeros((400, 2, 2, 3)))[0]
+        np.testing.assert_array_equal(np.argsort(score), np.argsort(sign * margins))
+
+
+def test_a_step_of_one_place_is_never_made_up_for_by_nearness():
+    """By hand: a label that is just right, and one that is just wrong."""
+    logits = tf.constant([[50.0, 0], [1, 0], [1e-3, 0], [0, 1e-3], [0, 50]])
+    score, harm = ties([scene(2)], {"scene": logits}, {"scene": np.zeros(5, np.int32)})
+    np.testing.assert_array_equal(harm, [0, 0, 0, 1, 1])
+    near = np.array([0.5 / 51, 0.25, 0.5 / 1.001, 1 - 0.5 / 1.001, 1 - 0.5 / 51])
+    np.testing.assert_allclose(score, harm + 0.5 * near, rtol=1e-6)
+    two = {"scene": logits, "tags": tf.constant([[1.0] * 4] * 5)}
+    targets = {"scene": np.zeros(5, np.int32), "tags": np.ones((5, 4), np.float32)}
+    score, harm = ties([scene(2), TAGS], two, targets)
+    np.testing.assert_allclose(harm, np.sqrt([1 / 16] * 3 + [1 / 8] * 2), rtol=1e-6)
+    near = (near + 0.25) / 2
+    expected = np.sqrt(([1] * 3 + [2] * 2 + near) / np.array(16))
+    np.testing.assert_allclose(score, expected, rtol=1e-6)
+
+
+def test_broken_logits_count_as_wrong():
+    logits = tf.constant([[np.nan, 0], [np.inf, 0], [np.inf, np.inf], [0, 1]])
+    score, harm = ties([scene(2)], {"scene": logits}, {"scene": np.zeros(4, np.int32)})
+    np.testing.assert_array_equal(harm, 1)
+    assert np.isfinite(score).all()
+    assert (score >= 1).all()
+
+
+def test_where_harms_hardly_tie_they_are_all_that_counts(net):
+    x, targets, masks = batch()
+    for names, settings in (
+        (("seg",), {}),
+        (("depth",), {"pixels": np.ones((6, 5))}),
+        (("seg", "depth"), {"classes": [1]}),
+    ):
+        objective = attacks.objective(
+            net, targets, masks, names, judge="harm", **settings
+        )
+        np.testing.assert_array_equal(objective(x)[1], objective.with_ties()(x)[1])
+    some = attacks.objective(net, targets, masks, ("seg",), judge="harm", classes=[1])
+    score, harm = some(x)[1].numpy(), some.with_ties()(x)[1].numpy()
+    count = (masks["seg"] * (targets["seg"] == 1)).sum((1, 2))
+    assert (score > harm).all()
+    assert (score - harm < 0.5 / count).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({}, ("scene", "tags")),
+        ({"judge": "loss"}, ()),
+        ({"weights": [1.0, 2.0]}, ()),
+        ({"weights": [2.0, 2.0]}, ("scene", "tags")),
+        ({"weights": [2.0, 0.0]}, ("scene",)),
+        ({"draws": 2}, ()),
+        ({"tasks": {"scene": scene()}, "draws": 2}, ("scene",)),
+        ({"tasks": {"scene": scene(), "seg": tasks_lib.TASKS["seg"]}}, ("scene",)),
+        ({"tasks": {"scene": scene(), "depth": tasks_lib.TASKS["depth"]}}, ()),
+        ({"tasks": {"scene": scene(metrics=tasks_lib.metrics.image_miou())}}, ()),
+        ({"tasks": {"seg": tasks_lib.TASKS["seg"]}, "restricted": True}, ("seg",)),
+    ],
+)
+def test_tasks_whose_ties_are_broken(fields, names):
+    known = {"judge": "harm", "tasks": {"scene": scene(), "tags": TAGS}} | fields
+    assert judging.may_tie(**known) == names
+
+
+def test_members_of_equal_harm_are_equal_and_the_first_is_taken():
+    model, x, right, weights = linear()
+    eps = 0.5 * smallest_eps(x, right, weights).min()  # No label flips.
+    objective = attacks.objective(
+        model, {"scene": right}, {"scene": np.ones(len(x))}, [scene()]
+    )
+    first = attacks.FGSM(eps / 2)
+    worst = attacks.Worst((first, attacks.PGD(eps, eps / 2, 5)))(objective, x, 0)
+    np.testing.assert_array_equal(worst, first(objective, x, 0))
+
+
+def test_the_mean_iou_of_each_image_is_a_harm_of_classes_without_names():
+    """How many there are is what the model has outputs for."""
+    record = tasks_lib.Task(
+        "parts", kind="classes", metrics=tasks_lib.metrics.image_miou()
+    )
+    logits = tf.one_hot([[[0, 1], [2, 2]]], 3)
+    objective = attacks.objective(
+        lambda x: {"parts": logits},
+        {"parts": np.array([[[0, 1], [1, 2]]])},
+        {"parts": np.ones((1, 2, 2))},
+        [record],
+        judge="harm",
+    )
+    expected = 1 - (1 + 1 / 2 + 1 / 2) / 3
+    np.testing.assert_allclose(objective(tf.zeros((1, 2, 2, 3)))[1], expected, 1e-6)

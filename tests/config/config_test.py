@@ -291,6 +291,17 @@ def test_moved_data_is_the_same_data():
     assert attack_job.default_name(other, "f") != name
 
 
+def test_the_name_of_a_folder_is_one_that_file_systems_take(tmp_path):
+    radii = tuple(round(0.01 * number, 2) for number in range(1, 200))
+    names = [
+        attack_job.default_name(AttackConfig(ckpt="x", eps=radii, seed=seed), "f")
+        for seed in (0, 1)
+    ]
+    assert names[0] != names[1]
+    for name in names:
+        (tmp_path / name).mkdir()
+
+
 RECORDS = (
     TrainConfig,
     RunPlace,

@@ -213,3 +213,23 @@ def test_names_of_files_are_short_however_many_tasks(tmp_path):
     assert all(len(name) < 60 and "12_tasks" in name for name in names)
     assert names[0] != names[1]
     assert "_depth_eps1_" in kept.label(CELLS[0])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"channels": tuple(range(90))},
+        {"spare": tuple(f"landmark_heatmap_{number:02d}" for number in range(40))},
+    ],
+)
+def test_examples_are_saved_however_much_is_said_of_an_attack(tmp_path, fields):
+    kept = Store(tmp_path, FACTS, save_examples=1)
+    cells = [a_cell(eps=eps, **fields) for eps in (1.0, 2.0)]
+    names = [kept.label(cell) for cell in cells]
+    assert names[0] != names[1]
+    assert all("_seg_eps" in name for name in names)
+    for name in names:
+        beside = files.name_beside(f"{name}.npz")
+        (tmp_path / beside).touch()  # What is too long is an OSError.
+    usual = a_cell(channels=(0, 1, 2))
+    assert kept.label(usual).startswith(f"{usual.label}_seg_eps8_")

@@ -106,6 +106,32 @@ def test_losses_that_may_be_0_are_known_by_what_they_count_as(fields, known):
     assert cell.to_dict().get("losses_of_0") == known
 
 
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"attack_tasks": ("scene",)}, 1),
+        ({"attack_tasks": ("scene",), "judge": "loss"}, None),
+        ({"attack_tasks": ("scene",), "judge": "auto"}, None),
+        ({"attack_tasks": ("scene",), "judge": "auto", "attack_loss": ("margin",)}, 1),
+        ({"attack_tasks": ("scene",), "judge": "auto", "attack": ("worst",)}, 1),
+        ({"attack_tasks": ("scene+depth",)}, None),
+        ({"attack_tasks": ("seg",)}, None),
+        ({"attack_tasks": ("seg",), "attack_pixels": 1}, 1),
+        ({"attack_tasks": ("seg",), "attack_classes": ("sky",)}, 1),
+        ({"attack_tasks": ("depth",), "attack_pixels": 1}, None),
+        ({"attack_tasks": ("scene+seg",), "attack_weights": ("seg:0.5",)}, None),
+    ],
+)
+def test_ties_of_harm_are_known_by_how_they_are_broken(fields, known):
+    """Cells of before, whose attacks could not see which way to go, are done again."""
+    tasks = TaskSet((TASKS["seg"], TASKS["depth"], SCENE))
+    (cell,) = cells(tasks, **{"judge": "harm", "eps": (1.0,)} | fields)
+    assert cell.to_dict().get("ties") == known
+    assert [m.to_dict().get("ties") for m in cell.members] == [known] * len(
+        cell.members
+    )
+
+
 def own_attack(base, **body):
     """A class of one name, whatever it is made of."""
     return type("Mine", (base,), {"__module__": "mine", **body})

@@ -12,9 +12,13 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from mtr_tf import attack_job
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
+from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import losses
 from mtr_tf.tasks import metrics
 from mtr_tf.tasks import own_code
 
@@ -478,3 +482,46 @@ def test_bounds_of_keras_metrics_count():
 
 def test_those_of_the_kind_have_none():
     assert own_code.digest(lesion()) == ""
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_the_eleven_are_standard_with_any_classes_and_places(task):
+    assert own_code.is_standard(task)
+    assert own_code.digest(task) == ""
+    for places in (0, 2):
+        assert own_code.is_standard(task.bound(places=places))
+    if task.discrete:
+        assert own_code.is_standard(task.bound(channels=7))
+
+
+REL_FIRST = (metrics.rel(), metrics.mae("m"), metrics.rmse("m"))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task("depth", unit="m", metrics=REL_FIRST),
+        Task("depth", unit="m"),
+        Task("reshading", kind="image"),
+        Task("reshading", kind="image", loss=losses.l1),
+        Task("reshading", loss=losses.l2),
+        Task("seg", kind="classes", metrics=metrics.miou()),
+        Task("mine"),
+    ],
+    ids=lambda task: task.name,
+)
+def test_results_of_a_task_unlike_the_eleven_are_known_by_it(task):
+    (known,) = attack_job._own(TaskSet([task]))
+    assert known["name"] == task.name
+    assert known["kind"] == task.kind
+    standard = TaskSet([TASKS["depth"], TASKS["reshading"], TASKS["seg"]])
+    assert attack_job._own(standard) == ()
+
+
+def test_a_loss_of_another_kind_counts():
+    """Beside the kind, of which there is that of the metrics alone."""
+    one, other = (
+        attack_job._own(TaskSet([Task("reshading", kind="image", **loss)]))
+        for loss in ({}, {"loss": losses.l1})
+    )
+    assert one != other
