@@ -131,6 +131,7 @@ class Evaluator:
         clean: bool = True,
         jit: bool = False,
         image_channels: int | None = None,
+        stops: bool = True,
     ):
         """Takes what does not change from call to call.
 
@@ -153,6 +154,8 @@ class Evaluator:
           jit: Whether XLA compiles it all (see `compiling`).
           image_channels: How many channels are the image's, and shown; behind them are
             packed inputs. None: all.
+          stops: Whether `run` ends after a batch where a signal has come to one of
+            several workers; False: it is finished, and the caller stops them.
         """
         self._model = model
         self._tasks = task_set(tasks)
@@ -171,6 +174,7 @@ class Evaluator:
         self._clean = clean
         self._jit = jit
         self._image_channels = image_channels
+        self._stops = stops
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -233,7 +237,8 @@ class Evaluator:
                     call(places, shown[task])
                 if on_batch:
                     on_batch(int((places >= 0).sum()))
-                self._workers.stop_if_asked()
+                if self._stops:
+                    self._workers.stop_if_asked()
         rows, places = in_order(results, index)
         return Evaluation(
             index=places,
