@@ -671,7 +671,10 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-    """Within, failed assertions of `require` are raised as `InputError`."""
+    """Within, TensorFlow's errors with a sentence of ours in them are `InputError`.
+
+    Those are failed assertions of `require`, and mistakes met where a batch is read.
+    """
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -207,20 +207,19 @@ class Evaluator:
           seed: In place of the evaluator's own, for this call; not compiled anew.
 
         Raises:
-          InputError: The split has fewer images, or the batch size cannot be divided
-            among the replicas.
+          InputError: The split has fewer images, one that cannot be used, or the batch
+            size cannot be divided among the replicas.
         """
         index, results, kept = [], [], []
         seed = tf.constant(self._seed if seed is None else seed, tf.int64)
         numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
-        with stateless.unchanged(self._model, self._surrogate):
+        with stateless.unchanged(self._model, self._surrogate), base.input_errors():
             for batch in self._batches(columns, batch_size, num_examples):
                 batch = {key: batch[key] for key in _USED if key in batch}
                 if not index:
                     self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
-                with base.input_errors():
-                    rows, pictures = self._step_for(arguments)(*arguments)
+                rows, pictures = self._step_for(arguments)(*arguments)
                 outputs = pictures["clean" if self._attack is None else "attacked"]
                 rows = self._gather(rows)
                 if rows_of:

@@ -106,10 +106,13 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
     )
 
 
-def test_labels_that_are_no_class_are_refused():
+@pytest.mark.parametrize("example", [0, 6])
+def test_labels_that_are_no_class_are_refused(example):
+    """The first is read before there is a pipeline, the last one in it."""
     columns = make_columns()
-    columns.targets["seg"][0][columns.masks["seg"][0]] = CLASSES
-    with pytest.raises(InputError, match="from 0 to 2 .* example 0 has 3; mask it"):
+    columns.targets["seg"][example][columns.masks["seg"][example]] = CLASSES
+    said = f"from 0 to 2 .* example {example} has 3; mask it"
+    with pytest.raises(InputError, match=said):
         Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -461,6 +462,29 @@ def test_data_that_are_others_at_each_look_go_on_by_their_number(
     module.examples = lambda: examples(32)
     with pytest.raises(InputError, match="train had 24 examples and has 32"):
         training.train(chosen, workdir)
+
+
+@pytest.mark.slow
+def test_examples_that_cannot_be_used_end_training_in_a_sentence(
+    module, watched, tmp_path
+):
+    """They are read one by one, so only training meets the wrong one."""
+
+    class Lazy(collections.UserList):
+        """What is no list is not looked at beforehand."""
+
+    scenes = [3 if i == 12 else i % 3 for i in range(24)]
+    examples = [
+        {"image": example(i)["image"], "targets": {"scene": scene}}
+        for i, scene in enumerate(scenes)
+    ]
+    known = {"mean": [0.5] * 3, "std": [0.2] * 3}  # Else some would be read for them.
+    module.examples = lambda: declared(
+        train=Lazy(examples), validation=examples[:6], **known
+    )
+    chosen = config(tasks=("scene",), epochs=1)
+    with pytest.raises(InputError, match="scene .* example 12 of train has 3"):
+        training.train(chosen, tmp_path / "run")
 
 
 def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path):
