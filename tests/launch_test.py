@@ -114,11 +114,14 @@ def test_tasks_of_slurm_find_each_other(place):
         (signal.SIGTERM, 143, ""),  # SLURM requeues what it preempts itself.
     ],
 )
-def test_signals_of_slurm_reach_the_tasks(place, signum, code, requeued):
+def test_slurm_asks_its_tasks_to_stop_and_kills_none(place, signum, code, requeued):
     job = slurm_fixture.start(place, "--tasks=seg", SLURM_JOB_ID="12", WAIT=str(code))
     for _ in range(2):  # Until both tasks are there.
         assert job.stdout.readline()
-    job.send_signal(signum)
+    if signum == signal.SIGTERM:
+        slurm_fixture.preempt(place, job)
+    else:
+        job.send_signal(signum)
     said = job.communicate(timeout=120)[1]
     assert job.returncode == code, said
     assert slurm_fixture.requeued(place) == requeued

@@ -5,31 +5,41 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import stat
 import subprocess
 import sys
+import time
 
 import process_fixture
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "launch" / "slurm.sbatch"
 
 # Starts the command after its options as two tasks: on nodes n1 and n2, or both on
-# NODE. A signal goes to all tasks, as srun passes it on, or to the one named in ONLY.
+# NODE. SIGTERM to srun kills them, as it does in SLURM. A file says which `scancel`
+# reaches: all, or the one named in ONLY.
 SRUN = """#!{python}
-import os, signal, subprocess, sys
+import os, pathlib, signal, subprocess, sys
 at = next(i for i, a in enumerate(sys.argv) if i and not a.startswith("-"))
 node, only = os.environ.get("NODE"), os.environ.get("ONLY", "01")
 os.environ |= {{"SLURM_STEP_NUM_TASKS": "2",
                "SLURM_STEP_NODELIST": node or "n[1-2]",
                "SLURM_STEP_TASKS_PER_NODE": "2" if node else "1(x2)"}}
 tasks = []
-signal.signal(signal.SIGTERM, lambda signum, _: [
-    task.send_signal(signum) for i, task in enumerate(tasks) if str(i) in only])
-for i in "01":
-    place = ("0", i) if node else (i, "0")
-    tasks.append(subprocess.Popen(sys.argv[at:], env=os.environ | {{
-        "SLURM_PROCID": i, "SLURM_NODEID": place[0], "SLURM_LOCALID": place[1]}}))
+signal.signal(signal.SIGTERM, lambda *_: [task.kill() for task in tasks])
+with open(pathlib.Path(__file__).with_suffix(".tasks"), "w") as reached:
+    def note(i):
+        if i in only:
+            os.write(reached.fileno(), b"%d " % os.getpid())
+    for i in "01":
+        place = ("0", i) if node else (i, "0")
+        tasks.append(subprocess.Popen(
+            sys.argv[at:], preexec_fn=lambda: note(i), env=os.environ | {{
+            "SLURM_PROCID": i, "SLURM_NODEID": place[0], "SLURM_LOCALID": place[1]}}))
 sys.exit(max(task.wait() for task in tasks))
+"""
+SCANCEL = """#!/bin/sh
+[ "$*" = "--signal=TERM $SLURM_JOB_ID" ] && kill -TERM $(cat "${{0%/*}}/srun.tasks")
 """
 SCONTROL = """#!/bin/sh
 echo "$@" >"$0.told"
@@ -38,7 +48,8 @@ echo "$@" >"$0.told"
 
 def put_commands(folder: pathlib.Path, **more: str) -> None:
     """Writes the stand-ins, and more commands, into a folder for PATH."""
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL, **more}.items():
+    commands = {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, **more}
+    for name, text in commands.items():
         path = folder / name
         path.write_text(text.format(python=sys.executable))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
@@ -61,6 +72,14 @@ def start(folder: pathlib.Path, *arguments: str, **variables: str) -> subprocess
         text=True,
         env=environment(folder, **variables),
     )
+
+
+def preempt(folder: pathlib.Path, job: subprocess.Popen) -> None:
+    """Sends SIGTERM to the shell of the script, and then to its tasks."""
+    job.send_signal(signal.SIGTERM)
+    time.sleep(0.3)  # What the script might do to the tasks would come first.
+    for task in (folder / "srun.tasks").read_text().split():
+        os.kill(int(task), signal.SIGTERM)
 
 
 def requeued(folder: pathlib.Path) -> str:

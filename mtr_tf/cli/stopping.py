@@ -40,8 +40,9 @@ class Stopped(KeyboardInterrupt):
 class _Watch:
     """The signals of a process, while they are handled."""
 
-    signum: int = 0  # The first that came.
+    signum: int = 0  # The first that came, once Python has heard of it.
     later: bool = False  # Whether it is only noted.
+    came: float = 0.0  # When it came to the process; 0: none has.
 
     def handle(self, signum: int, _: Any) -> None:
         """What Python calls, in the main thread, as soon as that is back."""
@@ -52,9 +53,9 @@ class _Watch:
 
     def read(self, pipe: int) -> None:
         """Ends the process on the second signal; in a thread of its own."""
-        first, spoken = 0.0, False
+        spoken = False
         while True:
-            wait = first and not spoken
+            wait = self.came and not spoken
             if not select.select([pipe], [], [], _PATIENCE_SECONDS if wait else None)[
                 0
             ]:
@@ -71,10 +72,10 @@ class _Watch:
             now = time.monotonic()
             if data[0] not in _SIGNALS:
                 continue
-            if first and now - first > _ONE_SIGNAL_SECONDS:
+            if self.came and now - self.came > _ONE_SIGNAL_SECONDS:
                 _say("ended at once.")
                 os._exit(exit_code(data[0]))
-            first = first or now
+            self.came = self.came or now
 
 
 _watch: _Watch | None = None
@@ -142,6 +143,14 @@ def noted() -> Iterator[None]:
 def asked() -> bool:
     """Whether a signal has asked to stop."""
     return bool(_watch and _watch.signum)
+
+
+def came() -> bool:
+    """Whether a signal has come to this process, for its other threads.
+
+    Unlike `asked`, also while the main thread is in TensorFlow.
+    """
+    return bool(_watch and _watch.came)
 
 
 @contextlib.contextmanager

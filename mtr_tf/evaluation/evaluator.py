@@ -132,6 +132,7 @@ class Evaluator:
         clean: bool = True,
         jit: bool = False,
         image_channels: int | None = None,
+        stops: bool = True,
     ):
         """Takes what does not change from call to call.
 
@@ -154,6 +155,8 @@ class Evaluator:
           jit: Whether XLA compiles it all (see `compiling`).
           image_channels: How many channels are the image's, and shown; behind them are
             packed inputs. None: all.
+          stops: Whether `run` ends after a batch where a signal has come to one of
+            several workers; False: it is finished, and the caller stops them.
         """
         self._model = model
         self._tasks = task_set(tasks)
@@ -172,6 +175,7 @@ class Evaluator:
         self._clean = clean
         self._jit = jit
         self._image_channels = image_channels
+        self._stops = stops
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -204,20 +208,19 @@ class Evaluator:
           seed: In place of the evaluator's own, for this call; not compiled anew.
 
         Raises:
-          InputError: The split has fewer images, or the batch size cannot be divided
-            among the replicas.
+          InputError: The split has fewer images, one that cannot be used, or the batch
+            size cannot be divided among the replicas.
         """
         index, results, kept = [], [], []
         seed = tf.constant(self._seed if seed is None else seed, tf.int64)
         numbers = tuple(tf.constant(number, tf.float64) for number in numbers)
-        with stateless.unchanged(self._model, self._surrogate):
+        with stateless.unchanged(self._model, self._surrogate), base.input_errors():
             for batch in self._batches(columns, batch_size, num_examples):
                 batch = {key: batch[key] for key in _USED if key in batch}
                 if not index:
                     self._look_at_models(batch["image"])
                 arguments = (batch, seed, numbers)
-                with base.input_errors():
-                    rows, pictures = self._step_for(arguments)(*arguments)
+                rows, pictures = self._step_for(arguments)(*arguments)
                 outputs = pictures["clean" if self._attack is None else "attacked"]
                 rows = self._gather(rows)
                 if rows_of:
@@ -234,7 +237,8 @@ class Evaluator:
                     call(places, shown[task])
                 if on_batch:
                     on_batch(int((places >= 0).sum()))
-                self._workers.stop_if_asked()
+                if self._stops:
+                    self._workers.stop_if_asked()
         rows, places = in_order(results, index)
         return Evaluation(
             index=places,

@@ -22,7 +22,7 @@ from mtr_tf.cli import stopping
 
 def _end_with_the_runner() -> None:
     while os.read(0, 1):  # Not sys.stdin, whose lock would be held at a normal end.
-        if not stopping.asked():  # Some schedulers tell all processes themselves.
+        if not stopping.came():  # Some schedulers tell all processes themselves.
             os.kill(os.getpid(), signal.SIGTERM)
     os._exit(1)
 

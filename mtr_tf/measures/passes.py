@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf import files
+from mtr_tf.attacks import base
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
 from mtr_tf.data import batching
@@ -164,7 +165,7 @@ class Pass:
 
     def __call__(self, advance: Callable[[int], None], *arguments: tf.Tensor) -> Arrays:
         """All images' results in the order of the split, {name: `[N, ...]`}."""
-        with stateless.unchanged(self._subject.model):
+        with stateless.unchanged(self._subject.model), base.input_errors():
             return self._run(advance, arguments)
 
     def _run(self, advance, arguments) -> Arrays:

@@ -164,9 +164,11 @@ class Workers:
 
         All come here before any goes on.
         """
-        if self.several:
-            stopping.note(max(self._each(stopping.signum())))
-        return stopping.asked()
+        if not self.several:
+            return stopping.asked()
+        signum = max(self._each(stopping.signum()))
+        stopping.note(signum)
+        return signum != 0  # One that came here meanwhile is told the next time.
 
     def stop_if_asked(self) -> None:
         """Raises `Stopped` on all workers where a signal has come to one of several.

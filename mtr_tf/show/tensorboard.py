@@ -41,6 +41,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as layout_summary
 from tensorboard.plugins.hparams import api as hp
 
+from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
@@ -317,7 +318,10 @@ def _text(value: Any) -> str:
 
 
 class Board:
-    """One run of TensorBoard: the event file of a folder, written to until closed."""
+    """One run of TensorBoard: the event file of a folder, written to until closed.
+
+    Writing raises `InputError` where the disk is full.
+    """
 
     def __init__(
         self,
@@ -335,23 +339,35 @@ class Board:
           tasks: Those of the numbers; None: they are of the eleven.
         """
         self._tasks = tasks
+        self._folder = folder or pathlib.Path()
         if folder is None:
             self._writer = tf.summary.create_noop_writer()
             return
         mark = _MARK if anew else ""
         if anew:
             _remove_earlier(folder)
-        self._writer = tf.summary.create_file_writer(str(folder), filename_suffix=mark)
+        with files.write_errors_explained(folder):
+            self._writer = tf.summary.create_file_writer(
+                str(folder), filename_suffix=mark
+            )
 
     def __enter__(self) -> Board:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._writer.close()
+        with files.write_errors_explained(self._folder):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What TensorFlow summarises inside goes here, and is flushed at the end."""
+        with files.write_errors_explained(self._folder), self._writer.as_default():
+            yield
 
     def flush(self) -> None:
         """Lets readers see what is written."""
-        self._writer.flush()
+        with files.write_errors_explained(self._folder):
+            self._writer.flush()
 
     def scalars(
         self,
@@ -380,7 +396,7 @@ class Board:
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""
         if not math.isnan(value):
-            with self._writer.as_default():
+            with self._writing():
                 tf.summary.scalar(tag, value, step, description=about or None)
 
     def pictures(
@@ -398,18 +414,18 @@ class Board:
         self, tag: str, pixels: np.ndarray, step: int = 0, about: str = ""
     ) -> None:
         """Writes one picture, uint8 `[H, W, 3]`."""
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.image(tag, pixels[np.newaxis], step, 1, about or None)
 
     def text(self, tag: str, markdown: str) -> None:
         """Writes a text."""
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.text(tag, markdown, 0)
 
     def layout(self, layout: layout_pb2.Layout) -> None:
         """Writes what the page Custom Scalars shows."""
         event = layout_summary.pb(layout).SerializeToString()
-        with self._writer.as_default():
+        with self._writing():
             tf.summary.experimental.write_raw_pb(event, 0)
 
     def settings(self, settings: Mapping[str, Any]) -> None:
@@ -418,7 +434,7 @@ class Board:
 
     def hparams(self, settings: Mapping[str, Any], trial: str) -> None:
         """Writes a row of the HParams table; its metrics are those of this board."""
-        with self._writer.as_default():
+        with self._writing():
             hp.hparams(hparam_values(settings), trial_id=trial)
 
 

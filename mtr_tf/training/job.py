@@ -168,7 +168,9 @@ def resolve(
             own_models.check_logits(config.model, model, tasks)
         optimizer = schedules.optimizer(config, per_epoch)
         optimizer.build(model.trainable_variables + weighting.variables)
-    kept |= _code(config, model, tasks) | _weights(config, begun)
+    code = _code(config, model, tasks)
+    with workers.agreeing(_hashes(code, tasks)):
+        kept |= code | _weights(config, begun)
     learner = Learner(
         model,
         optimizer,
@@ -229,6 +231,13 @@ def _code(
         if own_code.has_own_loss(task) and name not in replaced:
             found[f"loss of {name}"] = own_code.of(task.loss)
     return {"code": found}
+
+
+def _hashes(code: Mapping[str, Any], tasks: tasks_lib.TaskSet) -> dict[str, Any]:
+    """Hashes of what is a user's own, by name, else None: the same on all workers."""
+    found = code.get("code", {})
+    own = ("model", *(f"loss of {name}" for name in tasks))
+    return {f"the code of the {part}": found.get(part) for part in own}
 
 
 def _weights(config: TrainConfig, begun: Begun) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.attacks import base
 from mtr_tf.cli import progress
 from mtr_tf.cli import stopping
 from mtr_tf.config.train import TrainConfig
@@ -56,7 +57,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike, resume: bool = True) 
       InputError: the settings, the data or the directory cannot be used, or a loss is
         not finite.
     """
-    with remote.copies():
+    with remote.copies(), base.input_errors():
         _train(directory.canonical(config), remote.local(workdir, "--workdir"), resume)
 
 

@@ -173,6 +173,7 @@ class Monitor:
             objective={"tasks": tasks.select(config.main_or_all_tasks)},
             seed=config.seed,
             jit=self._jit(per_epoch * config.epochs, workers.replicas),
+            stops=False,  # The loop does, after a checkpoint.
         )
         images = f"On the first {self._count} images of validation"
         self._losses = losses

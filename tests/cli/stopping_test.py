@@ -107,6 +107,35 @@ def test_the_second_ends_at_once_what_computes_outside_python(
     assert ended(process) == (code, "ended at once.")
 
 
+def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
+    """Also where TensorFlow computes, for which reading a pipe in C stands here."""
+
+    def with_a_runner(*arguments, **options):
+        return process_fixture.start(*arguments, stdin=subprocess.PIPE, **options)
+
+    process = start(
+        """
+        import ctypes, os
+        from mtr_tf.executors import worker
+        threading.Thread(target=worker._end_with_the_runner, daemon=True).start()
+        read, write = os.pipe()
+        with stopping.later():
+            signal.siginterrupt(signal.SIGTERM, False)  # It goes on reading.
+            threading.Timer(1.5, os.write, (write, b"x")).start()
+            ready()
+            ctypes.CDLL(None).read(read, ctypes.create_string_buffer(1), 1)
+        """,
+        with_a_runner,
+    )
+    time.sleep(0.3)  # It is in there now.
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    process.stdin.write("stop")
+    process.stdin.flush()
+    process.wait(30)
+    assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
+
+
 def test_a_signal_that_comes_twice_at_once_is_one(start):
     """As `timeout` sends it: to its child, and to the group that this is in."""
     process = start(

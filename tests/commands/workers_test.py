@@ -229,16 +229,19 @@ def test_a_signal_to_one_task_of_slurm_stops_all_at_a_checkpoint_and_requeues(
     """One is told to stop and it is not the chief: all end after the same step."""
     slurm_fixture.put_commands(tmp_path, python=PYTHON)
     workdir, job = tmp_path / "run", free_job()
-    flags = [*flags, "--epochs=500", "--eval_every=100000", f"--workdir={workdir}"]
+    # The signal comes during an evaluation, most likely, and long before a checkpoint.
+    flags = [*flags, "--eval_every=1", "--eval_eps=2", "--eval_steps=100"]
+    flags += ["--epochs=500", "--checkpoint_every=3000", f"--workdir={workdir}"]
     script = slurm_fixture.start(
         tmp_path, *flags, SLURM_JOB_ID=job, NODE="127.0.0.1", ONLY="1"
     )
     folder = workdir / "checkpoints"
-    wait_until(lambda: checkpoints.steps(folder) != [], script)
+    wait_until(lambda: checkpoints.steps(folder / "best") != [], script)
+    assert checkpoints.steps(folder) == []
     script.send_signal(signal.SIGUSR1)  # As slurm.sbatch asks for.
     said = script.communicate(timeout=PATIENCE)[1]
     assert "Traceback" not in said, said
-    assert script.returncode == 143
+    assert script.returncode == 143, said
     stops = re.findall(
         r"stopped by SIGTERM\. Step (\d+) of 3000 is done and kept", said
     )

@@ -10,6 +10,7 @@ import tensorflow as tf
 from tiers_fixture import slow
 
 from mtr_tf import attacks
+from mtr_tf.cli import stopping
 from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator as evaluator_lib
@@ -105,11 +106,27 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
     )
 
 
-def test_labels_that_are_no_class_are_refused():
+@pytest.mark.parametrize("example", [0, 6])
+def test_labels_that_are_no_class_are_refused(example):
+    """The first is read before there is a pipeline, the last one in it."""
     columns = make_columns()
-    columns.targets["seg"][0][columns.masks["seg"][0]] = CLASSES
-    with pytest.raises(InputError, match="from 0 to 2 .* example 0 has 3; mask it"):
+    columns.targets["seg"][example][columns.masks["seg"][example]] = CLASSES
+    said = f"from 0 to 2 .* example {example} has 3; mask it"
+    with pytest.raises(InputError, match=said):
         Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
+
+
+def test_a_signal_ends_it_after_a_batch_unless_the_caller_stops():
+    class Asked(Workers):
+        def stop_if_asked(self):
+            raise stopping.Stopped
+
+    workers, columns = Asked(tf.distribute.get_strategy()), make_columns()
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, workers)
+    with pytest.raises(stopping.Stopped):
+        evaluator.run(columns, batch_size=4)
+    evaluator = Evaluator(make_model(), TASKS, CLASSES, workers, stops=False)
+    assert len(evaluator.run(columns, batch_size=4).index) == 7
 
 
 def test_every_image_is_counted_once_in_order(reference):

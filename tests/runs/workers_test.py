@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import workers_fixture
 
+from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.workers import Workers
@@ -64,6 +68,22 @@ def test_a_mistake_of_one_and_what_differs_are_told_to_all():
     said = "worker 1 (host1:1) differs from the chief: --eps is [0] there and [1] here"
     for error in workers_fixture.run(different):
         assert said in str(error)
+
+
+def test_a_signal_that_comes_while_they_speak_stops_all_the_next_time(monkeypatch):
+    """Else it would stop one alone, and the others would wait for it."""
+    workers = Workers(tf.distribute.get_strategy())
+
+    def each(value):
+        said = [value, 0]
+        signal.raise_signal(signal.SIGTERM)
+        return said
+
+    monkeypatch.setattr(workers, "several", True)
+    monkeypatch.setattr(workers, "_each", each)
+    with contextlib.suppress(stopping.Stopped), stopping.later():
+        asked = [workers.asked_to_stop() for _ in range(2)]
+    assert asked == [False, True]
 
 
 def test_one_alone_says_what_it_has():

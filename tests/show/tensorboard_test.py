@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+import resource
 import types
 
 import keras
@@ -26,6 +27,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.runs.workers import Workers
@@ -236,6 +238,20 @@ def test_settings_as_text():
         "c": "None",
         "d": True,
     }
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    board = tensorboard.Board(tmp_path / "train")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # Bytes of a file.
+    said = f"no space is left on the disk to write {re.escape(str(tmp_path))}/train; "
+    try:
+        with pytest.raises(InputError, match=said):
+            board.number("seg/loss", 0.5, 1)
+        with pytest.raises(InputError, match=said):
+            board.picture("seg", np.zeros((8, 8, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_what_is_written_can_be_read_back(tmp_path):

@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
 import math
 import shutil
 import sys
+import threading
 import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import workers_fixture
 from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
@@ -473,6 +476,29 @@ def test_data_that_are_others_at_each_look_go_on_by_their_number(
         training.train(chosen, workdir)
 
 
+@pytest.mark.slow
+def test_examples_that_cannot_be_used_end_training_in_a_sentence(
+    module, watched, tmp_path
+):
+    """They are read one by one, so only training meets the wrong one."""
+
+    class Lazy(collections.UserList):
+        """What is no list is not looked at beforehand."""
+
+    scenes = [3 if i == 12 else i % 3 for i in range(24)]
+    examples = [
+        {"image": example(i)["image"], "targets": {"scene": scene}}
+        for i, scene in enumerate(scenes)
+    ]
+    known = {"mean": [0.5] * 3, "std": [0.2] * 3}  # Else some would be read for them.
+    module.examples = lambda: declared(
+        train=Lazy(examples), validation=examples[:6], **known
+    )
+    chosen = config(tasks=("scene",), epochs=1)
+    with pytest.raises(InputError, match="scene .* example 12 of train has 3"):
+        training.train(chosen, tmp_path / "run")
+
+
 def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path):
     chosen = config(tasks=("scene",), epochs=1, train_examples=16)
     training.train(chosen, tmp_path / "run")
@@ -581,6 +607,40 @@ def test_a_run_goes_on_with_the_code_that_it_began_with(module, watched, tmp_pat
     del content["code"]
     path.write_text(json.dumps(content))
     training.train(chosen, workdir)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "factors", "said"),
+    [
+        ((3, 3), (2.0, 2.0), ""),
+        (
+            (3, 1),
+            (2.0, 2.0),
+            "worker 1 (host1:1) differs from the chief: the code of the model is ",
+        ),
+        ((3, 3), (2.0, 3.0), "differs from the chief: the code of the loss of flow is"),
+        ((3, 3), (None, 2.0), "the code of the loss of flow is None there and "),
+    ],
+)
+def test_several_workers_have_the_same_code_of_the_users(
+    module, kernels, factors, said
+):
+    this = threading.local()
+
+    def work(workers):
+        this.kernel = kernels[not workers.chief]
+        this.factor = factors[not workers.chief]
+        chosen = config(tasks=("flow",), model="own_blocks:net", strategy="one_device")
+        return job_lib.resolve(chosen, workers)
+
+    def examples():
+        return with_loss(this.factor)() if this.factor else declared()
+
+    module.net = lambda *given: conv_net(*given, kernel=this.kernel)
+    module.examples = examples
+    for found in workers_fixture.run(work):
+        assert isinstance(found, InputError if said else job_lib.Job)
+        assert said in str(found)
 
 
 def test_a_run_goes_on_from_the_weights_that_it_began_with(module, watched, tmp_path):
