@@ -671,15 +671,10 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-<<<<<<< HEAD
-    """Within, failed assertions of `require` are raised as `InputError`.
-
-    So are operations that have no deterministic kernel, where these are asked for.
-=======
     """Within, TensorFlow's errors with a sentence of ours in them are `InputError`.
 
-    Those are failed assertions of `require`, and mistakes met where a batch is read.
->>>>>>> training
+    Those are failed assertions of `require`, mistakes met where a batch is read, and
+    operations that have no deterministic kernel, where these are asked for.
     """
     try:
         yield
