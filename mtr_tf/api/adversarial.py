@@ -285,7 +285,7 @@ class AdversarialModel(keras.Model):
             single = self._tasks[name].kind == "labels" or outputs[name].shape[-1] == 1
             if of := probabilities.activation_of(outputs[name]):
                 kinds[name] = "sigmoid" if single else of
-            elif probabilities.unseen(outputs[name]):
+            elif not probabilities.is_linear(outputs[name]):
                 unseen.append(name)
         self._warn_of_probabilities(unseen, image.shape)
         model = keras.Model(image, outputs, name=self.inner.name)

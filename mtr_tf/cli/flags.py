@@ -60,6 +60,7 @@ def define(record: type[Settings], values: flags.FlagValues) -> None:
                 field.default,
                 help,
                 flag_values=values,
+                serializer=flags.ArgumentSerializer(),
             )
         else:
             make: dict[type, Callable[..., Any]] = {

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -98,7 +99,8 @@ def _warn_of_unused_gpus() -> None:
     tf = importlib.import_module("tensorflow")
     if tf.config.list_physical_devices("GPU") or not _has_gpu():
         return
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or re.match(r"\d|GPU-|MIG-", chosen):  # SLURM says NoDevFiles.
         logging.warning(
             "this machine has a GPU that TensorFlow cannot use, so the CPU computes; "
             "install TensorFlow's libraries for GPUs by pip install -e '.[gpu]', or "
@@ -107,8 +109,8 @@ def _warn_of_unused_gpus() -> None:
 
 
 def _has_gpu() -> bool:
-    """Whether the driver of NVIDIA's GPUs is there."""
-    return _DRIVER.exists()
+    """Whether the driver of NVIDIA's GPUs is there, and this process may use it."""
+    return os.access(_DRIVER, os.R_OK)
 
 
 def _keep_compiled(deterministic: bool) -> None:

@@ -53,7 +53,7 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
     if not _may_be(output):
         return ""
     if single:
-        return "sigmoid" if output.max() <= 1 and not _is_linear(tensor) else ""
+        return "sigmoid" if output.max() <= 1 and not is_linear(tensor) else ""
     whole = np.abs(output.sum(axis=-1) - 1) <= _SUM
     if whole.mean() >= _SHARE:
         return "softmax"
@@ -65,17 +65,12 @@ def unclear(output: np.ndarray, tensor: keras.KerasTensor) -> bool:
 
     They are in [0, 1], and made by code that is none of Keras's layers.
     """
-    return unseen(tensor) and in_range(output)
-
-
-def unseen(tensor: keras.KerasTensor) -> bool:
-    """Whether it is made by code that is none of Keras's layers."""
     layer, sources = _made_by(tensor)
     while type(layer).__module__.startswith("keras."):
         if len(sources) != 1 or getattr(layer, "weights", ()):
             return False
         layer, sources = _made_by(sources[0])
-    return True
+    return in_range(output)
 
 
 def in_range(output: np.ndarray) -> bool:
@@ -236,7 +231,7 @@ def _made_by(tensor: keras.KerasTensor) -> tuple[Any, list[keras.KerasTensor]]:
     return layer, layer._inbound_nodes[number].input_tensors
 
 
-def _is_linear(tensor: keras.KerasTensor) -> bool:
+def is_linear(tensor: keras.KerasTensor) -> bool:
     """Whether it comes from a layer with weights and no activation, or sums of such.
 
     Resizing, normalising and the like may stand between. Such values are logits, also
@@ -245,7 +240,7 @@ def _is_linear(tensor: keras.KerasTensor) -> bool:
     layer, sources = _made_by(tensor)
     name = type(layer).__name__
     if len(sources) != 1:
-        return name in _SUMS and bool(sources) and all(map(_is_linear, sources))
+        return name in _SUMS and bool(sources) and all(map(is_linear, sources))
     if name != "BatchNormalization" and getattr(layer, "weights", ()):
         return getattr(layer, "activation", None) is keras.activations.linear
     last = len(tensor.shape) - 1
@@ -254,7 +249,7 @@ def _is_linear(tensor: keras.KerasTensor) -> bool:
         or name in _SUMS
         or _moved(layer, sources[0], tensor, last, "sigmoid") is not None
     )
-    return passes and _is_linear(sources[0])
+    return passes and is_linear(sources[0])
 
 
 def _moved(

@@ -368,6 +368,8 @@ def begin(
     check_workdir(workdir, config, resume)
     old, content, facts = read_config(workdir), _content(workdir), facts or {}
     check_data(workdir, data_facts(workdir), facts.get("data"))
+    if changed := older_targets(workdir):
+        raise InputError(f"{workdir} cannot be continued: {changed}. Give another.")
     _check_code(workdir, content, facts)
     if old and old.epochs < config.epochs:
         (workdir / "model.keras").unlink(missing_ok=True)
@@ -400,6 +402,27 @@ def data_facts(workdir: pathlib.Path) -> Any:
     Nothing for new and for older runs.
     """
     return _content(workdir).get("data")
+
+
+def older_targets(workdir: pathlib.Path) -> str:
+    """How targets of a run's settings were others when it began; "" if they were not.
+
+    Until version 0.3 `released` meant depth alone; a range was kept since then. (Models
+    that were converted have always made standardised pictures.)
+    """
+    config = read_config(workdir)
+    if (
+        config is None
+        or (config.dataset, config.depth_target) != ("cityscapes", "released")
+        or "autoencoder" not in canonical(config).tasks
+        or "autoencoder" in _dict(_content(workdir).get("ranges"))
+        or (workdir / "conversion.json").exists()
+    ):
+        return ""
+    return (
+        "its autoencoder was trained on pictures in [0, 1], and those of "
+        "--depth_target=released are standardised now"
+    )
 
 
 def data_changes(before: Any, now: Any) -> list[str]:

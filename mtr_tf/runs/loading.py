@@ -357,8 +357,13 @@ def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
     two images of the one that is attacked.
     """
     trained = run.config
-    before = directory.data_facts(run.directory) if trained else None
-    if trained is None or not before or source.info.name != trained.dataset:
+    if trained is None or source.info.name != trained.dataset:
+        return []
+    before = directory.data_facts(run.directory)
+    if older := directory.older_targets(run.directory):
+        logging.warning("%s", older)
+        return [older]
+    if not before:
         return []
     now: dict[str, dict[str, Any]] = {
         split: {"examples": count, "means": None}

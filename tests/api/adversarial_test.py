@@ -282,11 +282,21 @@ class OfProbabilities(keras.Model):
         return self.finish(self.score(x))
 
 
-@pytest.mark.parametrize("finish", [slow(tf.nn.softmax), tf.sigmoid, None, tf.identity])
+@pytest.mark.parametrize(
+    "finish",
+    [
+        slow(tf.nn.softmax),
+        tf.sigmoid,
+        OwnSigmoid(),
+        slow(keras.layers.Lambda(tf.nn.softmax)),
+        keras.layers.Activation(tf.nn.softmax),
+        tf.identity,
+    ],
+)
 def test_what_may_be_probabilities_is_asked_about(finish, caplog):
     image = keras.Input((4, 4, 3))
-    if finish is None:
-        output = OwnSigmoid()(keras.layers.Conv2D(2, 1)(image))
+    if isinstance(finish, keras.Layer):
+        output = finish(keras.layers.Conv2D(2, 1)(image))
         model = keras.Model(image, output, name="net")
     else:
         model = OfProbabilities(finish)

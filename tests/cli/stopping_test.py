@@ -121,7 +121,7 @@ def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
         read, write = os.pipe()
         with stopping.later():
             signal.siginterrupt(signal.SIGTERM, False)  # It goes on reading.
-            threading.Timer(1.5, os.write, (write, b"x")).start()
+            threading.Timer(10, os.write, (write, b"x")).start()
             ready()
             ctypes.CDLL(None).read(read, ctypes.create_string_buffer(1), 1)
         """,

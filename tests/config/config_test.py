@@ -156,8 +156,11 @@ def test_flags_of_every_kind():
 
 def test_a_flag_that_a_later_flagfile_changes_is_named(tmp_path):
     file = tmp_path / "a.flags"
-    file.write_text("--steps=20\n--eps=4\n--nochecks\n--attack_tasks=seg\n")
+    file.write_text(
+        "--steps=20\n--eps=4\n--nochecks\n--attack_tasks=seg\n--batch_size=8\n"
+    )
     typed = ["--steps=100", "--eps=1,2", "--checks", "--attack_tasks=seg", "--seed=3"]
+    typed.append("--batch_size=auto")
 
     def said(*argv):
         argv = ["attack", "--ckpt=x", *argv]
@@ -171,6 +174,7 @@ def test_a_flag_that_a_later_flagfile_changes_is_named(tmp_path):
             f"{given} is overridden by a flagfile, which has {of_file}; give it after "
             "--flagfile"
             for given, of_file in (
+                ("--batch_size=auto", "--batch_size=8"),
                 ("--checks", "--nochecks"),
                 ("--eps=1,2", "--eps=4"),
                 ("--steps=100", "--steps=20"),

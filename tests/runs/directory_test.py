@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from mtr_tf import files
+from mtr_tf import tasks
 from mtr_tf.cli import flags as cli_flags
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
@@ -159,3 +160,32 @@ def test_a_run_is_made_longer_where_its_first_steps_stay_what_they_were(
         directory.begin(tmp_path, longer, resume=True)
     assert directory.read_config(tmp_path) == (config if message else longer)
     assert (tmp_path / "model.keras").exists() == bool(message)
+
+
+def test_runs_whose_autoencoder_had_other_targets_are_not_continued(tmp_path):
+    """Of `released`, which once meant depth alone; see `directory.older_targets`."""
+    config = TrainConfig(
+        dataset="cityscapes",
+        depth_target="released",
+        tasks=("seg", "autoencoder"),
+        data_dir="x",
+    )
+
+    def began(config, *facts):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        directory.write_config(folder, config, *facts)
+        return folder
+
+    known = tasks.TASKS.select(["seg", "autoencoder"])
+    old = began(config, known, {"depth": (0.0, 25.0)})
+    assert "pictures in [0, 1]" in directory.older_targets(old)
+    with pytest.raises(InputError, match="cannot be continued: its autoencoder was"):
+        directory.begin(old, config, resume=True)
+    assert not directory.older_targets(began(config, known, {"autoencoder": (-2, 4)}))
+    for changes in ({"depth_target": "disparity"}, {"tasks": ("seg", "depth")}):
+        assert not directory.older_targets(
+            began(dataclasses.replace(config, **changes))
+        )
+    (old / "conversion.json").write_text("{}")
+    assert not directory.older_targets(old)
