@@ -430,6 +430,9 @@ def _resolve(
     tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
     cells = _cells(config, source_run or run, tasks, source.info)
+    measures = measure.settings_of(config, tasks) if config.measure else None
+    if measures and config.targets == OWN_TARGETS:
+        measure.check_own_targets(measures, tasks)
     attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
@@ -508,7 +511,7 @@ def _resolve(
         config=config,
         subject=subject,
         cells=cells,
-        measures=measure.settings_of(config, tasks) if config.measure else None,
+        measures=measures,
         provenance=_provenance(config, run, source_run, subject),
         warnings=(*small, *changed, *warnings),
         checkpoint_step=run.unfinished,

@@ -138,6 +138,7 @@ def of_draws(
     centre: np.ndarray,
     count: np.ndarray | int,
     confidence: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> np.ndarray:
     """Returns (low, high) of draws over their first axis, `[2, ...]`.
 
@@ -147,10 +148,13 @@ def of_draws(
       count: How many units were drawn, a number or `[...]`; fewer than
         `resampling.LEAST` give NaN.
       confidence: Share of the distribution inside the interval, in (0, 1).
+      bounds: The smallest and largest possible values, but for rounding.
     """
     ends = percentiles(draws, confidence)
     few = np.asarray(count) < resampling.LEAST
-    return np.where(few, np.nan, resampling.widened(ends, centre, count, confidence))
+    wide = resampling.widened(ends, centre, count, confidence)
+    least, most = np.minimum(centre, bounds[0]), np.maximum(centre, bounds[1])
+    return np.where(few, np.nan, np.clip(wide, least, most))
 
 
 def _ends(values: np.ndarray, confidence: float) -> tuple[float, float]:

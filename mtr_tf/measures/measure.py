@@ -27,6 +27,7 @@ from absl import logging
 
 from mtr_tf import attacks
 from mtr_tf.config.attack import AttackConfig
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation.provenance import Provenance
 from mtr_tf.evaluation.sweep import Subject
 from mtr_tf.measures import corruption_records
@@ -98,6 +99,26 @@ def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
         draws=config.measure_draws,
         channels=config.attack_channels,
     )
+
+
+def check_own_targets(settings: MeasureSettings, tasks: TaskSet) -> None:
+    """Raises `InputError` for gradients of losses that are at their least.
+
+    As those of numbers are, whose targets are the model's own clean outputs.
+    """
+    maps = [task.name for task in tasks.values() if task.is_map]
+    in_groups = [name for group in settings.groups for name in group]
+    measured = {"tasks": tasks, "pixels": maps, "blocks": maps}
+    measured |= {"first_order": in_groups}
+    for name in settings.measures:
+        for task in measured.get(name, ()):
+            if tasks[task].kind not in ("classes", "labels"):
+                raise InputError(
+                    f"--measure={name} is about gradients of losses at the clean "
+                    "images, and with --targets=own those of tasks that are neither "
+                    f"classes nor labels are nothing but rounding there, as of {task}; "
+                    "leave out --targets=own, or choose other tasks."
+                )
 
 
 def measure(

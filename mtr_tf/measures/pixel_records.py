@@ -63,7 +63,8 @@ def _gradients(
     units = units or resampling.independent(len(per_image))
     draws = intervals.resampled_means(per_image, units, seed=seed)
     values, known = gradients.mean(per_image), units.known(per_image)
-    ends = measure_records.pairs_of_ends(draws, values, known)
+    bounds = measure_records.OF_NORMS
+    ends = measure_records.pairs_of_ends(draws, values, known, bounds)
     squares = [gradients.root_mean_square(part.ravel()) for part in norms]
     theory, more = np.full(len(counts), np.nan), []
     if theorem:

@@ -12,6 +12,7 @@ Numbers that do not exist are None.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from mtr_tf.measures import gradients as gradients_lib
 Record = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 NORMS = ("l2", "l1")
+OF_NORMS = (0.0, math.inf)  # Their smallest and largest values.
+_OF_COSINES = {"cosine": (-1.0, 1.0), "abs_cosine": (0.0, 1.0)}
 
 
 def own_norms(gradients: Arrays, norm: str) -> np.ndarray:
@@ -89,7 +92,7 @@ def _norms(
     by_set = gradients_lib.predicted(single, correlated)
     values = gradients_lib.mean(means)
     draws = intervals.resampled_means(means, units, seed=seed)
-    ends = pairs_of_ends(draws, values, units.known(means))
+    ends = pairs_of_ends(draws, values, units.known(means), OF_NORMS)
     records = [
         {
             "quantity": "norm_of_mean",
@@ -124,7 +127,7 @@ def _over_sizes(
     draws = intervals.resampled_means(per_image, units, seed=seed)
     values = gradients_lib.mean(per_image)
     known = units.known(per_image)
-    ends = pairs_of_ends(draws, values, known)
+    ends = pairs_of_ends(draws, values, known, OF_NORMS)
     squares = gradients_lib.mean(gradients_lib.by_size(means**2))
     records = [
         {
@@ -193,7 +196,8 @@ def _pairs(
         ends = None
         if per_image is not None:
             draws = intervals.resampled_means(per_image, units, seed=seed)
-            ends = intervals.of_draws(draws, matrix, units.known(per_image))
+            known, bounds = units.known(per_image), _OF_COSINES[quantity]
+            ends = intervals.of_draws(draws, matrix, known, bounds=bounds)
         for i, j in itertools.combinations_with_replacement(range(len(tasks)), 2):
             record: Record = {"measure": "tasks", "quantity": quantity}
             record |= {"norm": "l2", "tasks": [tasks[i], tasks[j]]}
@@ -212,13 +216,14 @@ def _mean_of_pairs(cosines: np.ndarray, seed: int, units: Units) -> list[Record]
         per_image = gradients_lib.mean(values.reshape(len(values), -1).T)[:, np.newaxis]
         mean = gradients_lib.mean(per_image)
         draws = intervals.resampled_means(per_image, units, seed=seed)
+        known, bounds = units.known(per_image), _OF_COSINES[quantity]
         records.append(
             {
                 "measure": "tasks",
                 "quantity": f"mean_{quantity}",
                 "norm": "l2",
                 "value": number(mean[0]),
-                "interval": pairs_of_ends(draws, mean, units.known(per_image))[0],
+                "interval": pairs_of_ends(draws, mean, known, bounds)[0],
             }
         )
     return records
@@ -282,8 +287,14 @@ def ratio(above: Any, below: Any) -> np.ndarray:
 
 
 def pairs_of_ends(
-    draws: np.ndarray, values: np.ndarray, known: np.ndarray | int
+    draws: np.ndarray,
+    values: np.ndarray,
+    known: np.ndarray | int,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> list[list[float | None]]:
-    """[low, high] of each column of `[resamples, K]`, around `[K]` values."""
-    ends = intervals.of_draws(draws, values, known)
+    """[low, high] of each column of `[resamples, K]`, around `[K]` values.
+
+    Within `bounds`, the smallest and largest possible values.
+    """
+    ends = intervals.of_draws(draws, values, known, bounds=bounds)
     return [[number(end) for end in column] for column in ends.T]

@@ -137,6 +137,16 @@ def test_each_column_is_widened_by_its_own_number_of_units():
     assert np.isnan(found[:, 2]).all()  # As of two images alone.
 
 
+def test_intervals_of_draws_end_where_values_do():
+    draws = np.random.default_rng(0).uniform(0, 1, size=(200, 2))
+    draws[:, 1], centre = 1 + 1e-7, np.array([0.5, 1 + 1e-7])  # As of rounding.
+    low, high = intervals.of_draws(draws, centre, 3)[:, 0]
+    assert low < 0
+    assert high > 1
+    found = intervals.of_draws(draws, centre, 3, bounds=(0.0, 1.0))
+    np.testing.assert_array_equal(found, [[0, 1 + 1e-7], [1, 1 + 1e-7]])
+
+
 @pytest.mark.parametrize(
     ("lengths", "blocks", "over"),
     [

@@ -38,6 +38,7 @@ from mtr_tf.runs.workers import Workers
 from mtr_tf.show import theory
 from mtr_tf.tasks import TASKS as KNOWN
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import metrics
 
 SIDE, COUNT = 8, 5
@@ -318,6 +319,21 @@ def test_a_task_with_mean_iou_alone_is_judged_by_its_loss_once():
     alone = Task("seg", classes=("a", "b"), metrics=[metrics.miou()])
     for task, names in ((alone, ["loss"]), (KNOWN["seg"], ["pixel_accuracy", "loss"])):
         assert [m.name for m in pixel_records.shown_metrics(task)] == names
+
+
+@pytest.mark.parametrize("name", ["tasks", "pixels", "blocks", "first_order"])
+def test_gradients_of_numbers_need_targets_of_their_own(name):
+    tasks = TaskSet([Task("seg", kind="classes"), Task("age", places=0)])
+    age = measure_lib.MeasureSettings((name,), (("seg", "age"),))
+    if name in ("pixels", "blocks"):  # They are about maps alone.
+        measure_lib.check_own_targets(age, tasks)
+        tasks = TaskSet([tasks["seg"], tasks["age"].bound(places=2)])
+    with pytest.raises(InputError, match=f"--measure={name} .*--targets=own .* of age"):
+        measure_lib.check_own_targets(age, tasks)
+    of_classes = dataclasses.replace(age, groups=(("seg",),))
+    measure_lib.check_own_targets(of_classes, TaskSet([tasks["seg"]]))
+    corruptions = dataclasses.replace(age, measures=("corruptions",))
+    measure_lib.check_own_targets(corruptions, tasks)
 
 
 def test_sets_of_too_many_tasks_are_refused():
