@@ -87,6 +87,8 @@ class Results:
         elif self.records:
             given = (format, self.title, self.records, None, self.more)
             parts.append(tables.printed(*given))
+        if self.measures and format == "markdown":
+            parts.append(f"```text\n{tables.measures(self.measures)}\n```")
         if self.consistency and format == "text":
             parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":

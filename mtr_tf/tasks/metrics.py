@@ -13,6 +13,7 @@ size of an image. A valid pixel whose label is no class counts as a wrong one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -83,31 +84,44 @@ class Metric:
 # Classes.
 
 
-def miou() -> Metric:
-    """Mean, over classes in target or prediction, of intersection over union."""
-    return Metric("miou", "higher", "", _class_rows, _mean_iou, (0.0, 1.0))
+def miou(ignored: tuple[int, ...] = ()) -> Metric:
+    """Mean, over classes in target or prediction, of intersection over union.
+
+    `ignored` are classes that no target has, because their labels mean "no label". They
+    are none of those classes; a pixel predicted as one is missing from its own.
+    """
+    return Metric("miou", "higher", "", _class_rows, _mean_iou_but(ignored), (0.0, 1.0))
 
 
-def image_miou() -> Metric:
+def image_miou(ignored: tuple[int, ...] = ()) -> Metric:
     """The mean over images of each image's own mean IoU.
 
-    Over the classes in the image's target or prediction. Pixels pooled over a data set
-    hide the small objects, which attacks reach more easily: the bias of size of
-    Halmosi, Mohos and Jelasity (ECCV 2024).
+    Over the classes in the image's target or prediction, but those `ignored`, as in
+    `miou`. Pixels pooled over a data set hide the small objects, which attacks reach
+    more easily: the bias of size of Halmosi, Mohos and Jelasity (ECCV 2024).
     """
 
     def statistics(target, output, mask, num_classes):
         counts = class_counts(target, output, mask, num_classes)
         hits, of_target, predicted = (tf.cast(count, tf.float64) for count in counts)
         union = of_target + predicted - hits
-        occurs = tf.cast(union > 0, tf.float64)
+        if ignored:
+            union *= 1.0 - np.isin(np.arange(num_classes), ignored)
+        occurs = tf.reduce_sum(tf.cast(union > 0, tf.float64), axis=-1)
         total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
-        mean = tf.math.divide_no_nan(total, tf.reduce_sum(occurs, axis=-1))
-        counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
-        return tf.stack((mean, counted), axis=-1)
+        mean = tf.math.divide_no_nan(total, occurs)
+        return tf.stack((mean, tf.cast(occurs > 0, tf.float64)), axis=-1)
 
     known = {"bounds": (0.0, 1.0), "of_shares": True}
     return Metric("image_miou", "higher", "", statistics, _ratio, **known)
+
+
+def without_classes(metric: Metric, ignored: tuple[int, ...]) -> Metric:
+    """The same metric with these classes `ignored`, if it is a mean IoU of ours."""
+    make = {"miou": miou, "image_miou": image_miou}.get(metric.name)
+    if not make or not ignored or metric.of_given:
+        return metric
+    return make(ignored) if metric.statistics.__module__ == __name__ else metric
 
 
 def pixel_accuracy() -> Metric:
@@ -191,11 +205,17 @@ def _prediction(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
     return tf.where(sound, largest, tf.cast(target, tf.int32) + 1)
 
 
-def _mean_iou(sums: np.ndarray) -> np.ndarray:
+@functools.cache  # So that equal metrics are equal.
+def _mean_iou_but(ignored: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    return functools.partial(_mean_iou, ignored=ignored) if ignored else _mean_iou
+
+
+def _mean_iou(sums: np.ndarray, ignored: tuple[int, ...] = ()) -> np.ndarray:
     """Of hits, pixels by target and pixels by prediction, `[..., 3 classes]`."""
     hits, of_target, predicted = np.split(np.asarray(sums, np.float64), 3, axis=-1)
     union = of_target + predicted - hits
     occurs = union != 0  # Not `> 0`: NaN must not vanish.
+    occurs &= ~np.isin(np.arange(union.shape[-1]), ignored)
     total = np.where(occurs, hits / np.where(occurs, union, 1.0), 0.0).sum(axis=-1)
     return divide(total, occurs.sum(axis=-1))
 
@@ -312,14 +332,16 @@ def delta(power: int) -> Metric:
 def log_rmse() -> Metric:
     """Root of the mean of (ln output - ln target)^2 where the target is above 0.
 
-    Outputs below `LEAST_OF_LOG` count as that.
+    Outputs below `LEAST_OF_LOG` count as that; those for a target that is below it
+    itself count as no less than the same share of the target.
     """
 
     def statistics(target, output, mask, num_classes):
         del num_classes
         target, output, positive = _positive(target, output, mask)
+        least = LEAST_OF_LOG * tf.where(target < LEAST_OF_LOG, target, 1.0)
         # Not `maximum`, which may make a number of NaN.
-        output = tf.where(output < LEAST_OF_LOG, LEAST_OF_LOG, output)
+        output = tf.where(output < least, least, output)
         error = tf.math.log(tf.where(target > 0, output / target, 1.0))
         return _sum_and_count(tf.square(error), positive)
 
@@ -519,11 +541,14 @@ def of_keras(
 
         def row(one):
             target, output, mask = one
+            weights = tf.reshape(tf.cast(mask, tf.float32), (-1,))
+            if isinstance(metric, keras.metrics.BinaryIoU):  # It flattens labels, too.
+                weights = tf.repeat(weights, output.shape[-1])
             state = metric.stateless_update_state(
                 zeros,
                 tf.reshape(target, (-1, *target.shape[mask.shape.rank :])),
                 tf.reshape(output, (-1, output.shape[-1])),
-                sample_weight=tf.reshape(tf.cast(mask, tf.float32), (-1,)),
+                sample_weight=weights,
             )
             flat = [tf.reshape(tf.cast(v, tf.float64), (-1,)) for v in state]
             counted = tf.reduce_any(tf.cast(mask, tf.bool))

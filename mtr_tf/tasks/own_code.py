@@ -77,9 +77,10 @@ def has_own_loss(task: Task) -> bool:
 def is_standard(task: Task) -> bool:
     """Whether it is the one of the eleven of its name, by its kind and its metrics.
 
-    Their order counts: attacks are judged by the first that measures harm.
+    Their order counts: attacks are judged by the first that measures harm. So do
+    classes that they leave out.
     """
-    if task.name not in TASKS:
+    if task.name not in TASKS or task.ignored:
         return False
     known = TASKS[task.name].bound(places=task.places)
 

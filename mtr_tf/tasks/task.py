@@ -104,6 +104,9 @@ class Task:
       aliases: Other names the command line takes, lower case.
       more: Metrics that are computed too where somebody asked for them
         (`more_metrics`); nothing goes by them.
+      ignored: Classes that no target has, because a data set says that their labels
+        mean "no label" (its "ignore_label", which masks them); mean IoUs leave them
+        out.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Task:
     letter: str = ""
     aliases: tuple[str, ...] = ()
     more: tuple[Metric, ...] = ()
+    ignored: tuple[int, ...] = ()
     # Whether the metrics are the kind's, and follow from the places.
     kinds_metrics: bool = dataclasses.field(init=False, repr=False, default=True)
 
@@ -159,8 +163,13 @@ class Task:
         scores = self.metrics or kind.metrics(self.unit, self.axes)
         if isinstance(scores[-1], Metric) and scores[-1].name == "loss":
             scores = scores[:-1]  # Of a task that was made, by `dataclasses.replace`.
-        scores = metrics_lib.as_metrics(scores, kind.probabilities)
+        scores = [
+            metrics_lib.without_classes(score, self.ignored)
+            for score in metrics_lib.as_metrics(scores, kind.probabilities)
+        ]
         fill("metrics", (*scores, metrics_lib.mean_loss(loss)))
+        more = (metrics_lib.without_classes(one, self.ignored) for one in self.more)
+        fill("more", tuple(more))
         _check_names(self)
 
     def bound(self, **changes: Any) -> Task:
@@ -252,6 +261,7 @@ class Task:
             "unit": self.unit,
             "classes": list(self.classes),
             "metrics": [metric.name for metric in self.metrics],
+            **({"ignored": list(self.ignored)} if self.ignored else {}),
         }
 
 
@@ -306,6 +316,7 @@ _LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "classes": ("names", _is_name),
     "aliases": ("names", _is_name),
     "colors": ("triples (red, green, blue) of 0-255", _is_color),
+    "ignored": ("whole numbers", is_whole),
     "metrics": ("metrics", lambda given: True),  # See `metrics.as_metric`.
 }
 

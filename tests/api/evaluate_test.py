@@ -308,6 +308,32 @@ def test_of_a_function_nobody_knows_how_many_classes_it_has():
     assert clean == pytest.approx(1 - light().mean())
 
 
+def test_results_of_a_task_with_an_ignored_class_are_others(tmp_path):
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(image)})
+    targets = {"seg": GREYS[..., 0] // 128 + 1}
+    targets["seg"][:, 0] = 0
+    jobs = {
+        ignored: evaluate.job_of(
+            model,
+            {"image": GREYS, "targets": targets},
+            (),
+            {},
+            {"ignore_label": ignored},
+            {"attack": "pgd", "eps": 8},
+            tmp_path,
+        )
+        for ignored in (0, 255)
+    }
+    tasks = {ignored: job.subject.tasks["seg"] for ignored, job in jobs.items()}
+    assert tasks[0].ignored == (0,)
+    assert tasks[255].ignored == ()
+    # Finished results of before are not taken for those without the class.
+    (entry,) = jobs[0].provenance.own_tasks
+    assert entry["ignored"] == [0]
+    assert jobs[255].provenance.own_tasks == ()
+
+
 def three_heads():
     image = keras.Input((8, 8, 3))
     heads = {name: keras.layers.Conv2D(3, 1)(image) for name in ("flow", "parts")}
@@ -425,6 +451,7 @@ def test_measures_come_too(model):
     assert not measured.records
     assert measured.measures
     assert "norm of the mean gradient" in measured.table()
+    assert measured.table("markdown").startswith("```text\nnorm of the mean gradient")
     with pytest.raises(mtr_tf.InputError, match="nothing to plot"):
         measured.plot()
 

@@ -193,6 +193,18 @@ class LazyList(collections.UserList):
     """A list that is read like any other sequence."""
 
 
+def test_tasks_know_the_classes_that_mean_none(open_it):
+    names = ["void", "one", "two"]
+    scene = tasks.Task("scene", kind="classes", classes=names)
+    made = labelled(0, 1, 2)
+    made["targets"]["scene"] = 1
+    given = {"train": [made], "classes": names, "tasks": [scene]}
+    found = open_it({**given, "ignore_label": [255, 2, 0, 0, -1]}).info.tasks
+    assert found["seg"].ignored == (0, 2)
+    assert found["scene"].ignored == ()  # Of one value per image there is no mean IoU.
+    assert open_it({**given, "ignore_label": 255}).info.tasks["seg"].ignored == ()
+
+
 def test_labels_that_int32_cannot_hold_may_mean_none(open_it):
     none = np.uint32(2**32 - 1)
     made = example(targets={"seg": np.resize(np.uint32([0, 1, none]), (8, 6))})
@@ -566,17 +578,21 @@ def test_wrong_examples(open_it, mistake):
         ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
         (
             {"train": [labelled(0, 1, 2, 255)]},
-            "without gaps, but they are 0-2 and 255; name all classes",
+            "without gaps, but they are 0-2 and 255; name all classes "
+            '("classes": [...], in the order of their labels, from 0 and with those of '
+            'ignored labels), or, if 255 means "no label", say so ("ignore_label": '
+            "255) or put zeros into masks.",
         ),
         (
             {"train": [labelled(1, 2)]},
-            "without gaps, but they are 1-2; name all classes",
+            "without gaps, but they are 1-2; name all classes "
+            '("classes": [...], in the order of their labels, from 0 and with those of '
+            "ignored labels).",
         ),
         (
             {"train": [labelled(0, 2, 3, 5)]},
             'are 0, 2-3 and 5; name all classes ("classes": [...], in the order of '
-            'their labels), or, if a label means "no label", say so '
-            '("ignore_label": 5)',
+            "their labels, from 0 and with those of ignored labels).",
         ),
         (
             {"train": [labelled(0, 1, 2**32 + 1)]},

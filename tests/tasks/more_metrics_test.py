@@ -46,6 +46,30 @@ def test_the_mean_iou_of_each_image_by_hand():
     assert metric.is_mean
 
 
+def test_ignored_classes_are_left_out_of_mean_ious():
+    """A pixel predicted as void still counts as one that its own class lacks."""
+    target = np.array([[[1, 1, 2, 2, 0, 0]]], np.int32)
+    predicted = np.array([[[1, 0, 2, 2, 0, 1]]])
+    logits, mask = np.eye(3)[predicted], (target > 0).astype("f")
+    for make in (metrics.miou, metrics.image_miou):
+        found = [
+            value_of(make(ignored), target, logits, mask, num_classes=3)
+            for ignored in ((), (0,))
+        ]
+        assert found == pytest.approx([(0 + 1 / 2 + 1) / 3, (1 / 2 + 1) / 2])
+    assert metrics.miou((0,)) == metrics.miou((0,)) != metrics.miou()
+    own = metrics.of_function("miou", lambda *given: 0, "higher")
+    given = [own, metrics.image_miou(), metrics.accuracy()]
+    task = Task("parts", kind="classes", channels=3, metrics=given, ignored=(0,))
+    more = more_metrics.with_more(TaskSet([task.bound(metrics=())]), ["all"], None)
+    for made in (task, task.bound(places=2), more["parts"]):
+        metric = next(m for m in made.all_metrics if m.name == "image_miou")
+        value = value_of(metric, target, logits, mask, num_classes=3)
+        assert value == pytest.approx(3 / 4)
+    assert task.metrics[0] == own
+    assert task.bound(metrics=()).metrics[0] == metrics.miou((0,))
+
+
 def test_a_small_object_counts_as_much_as_a_large_one():
     """What pooled pixels hide: one image with a lost object of a single pixel."""
     target = np.zeros((2, 8, 8), np.int32)
@@ -89,6 +113,16 @@ def test_delta_and_log_rmse_by_hand():
     assert found == pytest.approx(np.sqrt(logs.mean()), rel=1e-6)
     # Exactly 1.25 is not within it.
     assert value_of(metrics.delta(1), np.ones((1, 1, 1), "f"), [[[1.25]]]) == 0
+
+
+def test_the_log_of_small_distances():
+    """As of depth in kilometres: a right output has no error, one of 0 a large one."""
+    target = np.array([[[1e-4], [1e-4], [1e-4], [1e-2]]], "f")
+    output = np.array([[[1e-4], [2e-4], [0.0], [1e-4]]], "f")
+    logs = np.log([1, 2, metrics.LEAST_OF_LOG, metrics.LEAST_OF_LOG / 1e-2])
+    found = value_of(metrics.log_rmse(), target, output)
+    assert found == pytest.approx(np.sqrt(np.square(logs).mean()), rel=1e-6)
+    assert value_of(metrics.log_rmse(), target, target) == 0
 
 
 def test_what_is_no_number_is_not_within_and_has_no_log():

@@ -250,7 +250,7 @@ def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
 
 
 def dataset_info(
-    name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns], known: TaskSet
+    name: str, facts: Mapping[str, Any], splits: Mapping[str, Columns], rules: Rules
 ) -> DatasetInfo:
     """The facts of a data set; those that are not given are found out.
 
@@ -258,7 +258,7 @@ def dataset_info(
       name: of the data set on the command line.
       facts: what the user says, checked.
       splits: the columns by split; all of one size, with the same tasks.
-      known: all tasks that there may be, as `rules` gives them.
+      rules: all tasks that there may be, and labels that mean "no label".
 
     Raises:
       InputError: classes cannot be counted, or what the user says does not fit.
@@ -271,7 +271,7 @@ def dataset_info(
                 f'"{key}" must be one number for each of the {channels} channels of '
                 f"the images; got {facts[key]!r}."
             )
-    tasks = _tasks(splits, columns, known)
+    tasks = _tasks(splits, columns, rules)
     _check_weights(facts.get("class_weights", ()), tasks, facts.get("classes", ()))
     classes = facts.get("classes") or (tasks["seg"].classes if "seg" in tasks else ())
     mean, std = facts.get("mean"), facts.get("std")
@@ -295,26 +295,26 @@ def dataset_info(
     )
 
 
-def _tasks(splits: Mapping[str, Columns], columns: Columns, known: TaskSet) -> TaskSet:
+def _tasks(splits: Mapping[str, Columns], columns: Columns, rules: Rules) -> TaskSet:
     """The tasks that there are, with the places, classes and colors of the data.
 
     Args:
       splits: the columns by split.
       columns: those of one of them.
-      known: all tasks that there may be.
+      rules: all tasks that there may be, and labels that mean "no label".
     """
     channels = columns.images.shape[3]
     there = {*columns.targets, *picture.of_channels(channels)}
     tasks = []
-    for name in known:
-        task = known[name]
+    for name, task in rules.tasks.items():
         if name not in columns.targets:
             if task.kind == "image" and task.channels != channels:
                 task = task.bound(channels=channels)  # It is the picture.
         else:
             _, *places = columns.targets[name].shape
             if task.discrete:
-                task = _of_classes(task.bound(places=len(places)), splits)
+                task = task.bound(places=len(places))
+                task = _of_classes(task, splits, rules.ignored.get(name, ()))
             else:
                 task = task.bound(places=len(places) - 1, channels=places[-1])
         if name in there:
@@ -322,8 +322,13 @@ def _tasks(splits: Mapping[str, Columns], columns: Columns, known: TaskSet) -> T
     return TaskSet(tasks)
 
 
-def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
-    """A task of classes, each of which has a name and a color."""
+def _of_classes(
+    task: Task, splits: Mapping[str, Columns], ignored: Sequence[int]
+) -> Task:
+    """A task of classes, each of which has a name and a color.
+
+    `ignored`: labels that mean "no label", which may be numbers of classes.
+    """
     classes = task.classes
     if not classes:
         count = task.channels or _count_classes(task.name, splits)
@@ -334,7 +339,9 @@ def _of_classes(task: Task, splits: Mapping[str, Columns]) -> Task:
             f"The task {task.name} must have as many colors as classes; got "
             f"{len(colors)} colors and {len(classes)} classes."
         )
-    return task.bound(channels=None, classes=classes, colors=colors)
+    known = range(len(classes)) if task.places else ()  # Without, there is no mean IoU.
+    ignored = tuple(sorted({label for label in ignored if label in known}))
+    return task.bound(channels=None, classes=classes, colors=colors, ignored=ignored)
 
 
 def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
@@ -385,11 +392,17 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
             labels = target[row] if known is None else target[row][known[row]]
             found |= set(np.unique(labels))
     if found and len(found) <= max(found):
+        most, hint = max(found), ""
+        others = found - {most}
+        if len(others) == max(others, default=0) + 1:  # They have no gaps.
+            hint = (
+                f', or, if {most} means "no label", say so ("ignore_label": {most}) '
+                "or put zeros into masks"
+            )
         raise InputError(
             f"Labels of {task} must be 0, 1, 2, ... without gaps, but they are "
             f'{_ranges_of(found)}; name all classes ("classes": [...], in the order '
-            'of their labels), or, if a label means "no label", say so '
-            f'("ignore_label": {max(found)}) or put zeros into masks.'
+            f"of their labels, from 0 and with those of ignored labels){hint}."
         )
     return max(2, len(found)) if found else 0  # Of one class all places are right.
 

@@ -90,7 +90,7 @@ def open_given(
             f"needs {image_size[0]}x{image_size[1]}; resize images, targets and masks "
             "in the function."
         )
-    info = facts_lib.dataset_info(name, facts, opened, rules.tasks)
+    info = facts_lib.dataset_info(name, facts, opened, rules)
     declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
     return Source(info, lambda split: only(opened[split], tasks), declared=declared)
 
