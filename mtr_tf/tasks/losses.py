@@ -116,8 +116,10 @@ def of_keras(
 
     Most Keras losses are means over the last axis, so they give one number for each
     place; this takes the mean over the valid places. A loss may also give one number
-    per image, which then counts, with 0 for an image without valid places. The loss's
-    own `reduction` does not matter.
+    per image, which then counts, with 0 for an image without valid places: targets and
+    outputs are 0 where masked, which adds nothing to Keras's own (Dice, Tversky,
+    CosineSimilarity). Places of its `ignore_class` are no valid ones. The loss's own
+    `reduction` does not matter.
 
     Args:
       loss: The loss.
@@ -126,15 +128,20 @@ def of_keras(
     """
     own = not is_kerass(loss)
     config = {} if own else loss.get_config()
+    changes: dict[str, Any] = {}
     if probabilities and config.get("from_logits") is False:
         # The same loss; of probabilities it would be flat where a model is certain.
-        loss = type(loss).from_config(config | {"from_logits": True})
+        changes["from_logits"] = True
+    if type(loss).__name__ in _MEANS and config.get("axis", -1) != -1:
+        changes["axis"] = -1  # A mean over places here, not there: of the valid ones.
+    if changes:
+        loss = type(loss).from_config(config | changes)
     takes_logits = own or "from_logits" in config
 
     def of_images(target, output, mask):
         target, output = where_valid(mask, target), where_valid(mask, output)
         if probabilities and not takes_logits:
-            output = probabilities(output)
+            output = where_valid(mask, probabilities(output))
         values = tf.cast(loss.call(target, output), tf.float32)
         mask = tf.convert_to_tensor(mask)
         if values.shape.rank == 1 and mask.shape.rank > 1:
@@ -149,6 +156,24 @@ def of_keras(
         return mean_over_valid(values, mask)
 
     of_images.__name__ = name_of(loss)
+    is_sparse = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    ignored = loss.ignore_class if is_sparse else None
+    return of_images if ignored is None else _without(ignored, of_images)
+
+
+# Keras's own losses that are plain means over their axis.
+_MEANS = ("BinaryCrossentropy", "BinaryFocalCrossentropy")
+
+
+def _without(ignored: int, loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns the loss of classes without the places whose target is `ignored`."""
+
+    def of_images(target, output, mask):
+        mask = tf.convert_to_tensor(mask)
+        known = tf.not_equal(tf.cast(target, tf.int64), ignored)
+        return loss(target, output, tf.where(known, mask, tf.zeros_like(mask)))
+
+    of_images.__name__ = loss.__name__
     return of_images
 
 

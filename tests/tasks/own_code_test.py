@@ -62,6 +62,51 @@ def test_a_keras_loss_of_one_number_per_image_is_that_of_each_image():
     np.testing.assert_allclose(loss(target[:1], logits[:1], mask[:1]), found[:1], 1e-5)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        keras.losses.Dice(axis=(1, 2, 3)),
+        keras.losses.Tversky(axis=(1, 2, 3)),
+        keras.losses.CosineSimilarity(axis=(1, 2, 3)),
+        keras.losses.BinaryCrossentropy(axis=(1, 2, 3)),
+        keras.losses.BinaryFocalCrossentropy(axis=(1, 2, 3)),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_masked_places_do_not_count_in_losses_of_one_number_per_image(loss):
+    """The loss is that of the valid part alone, and so is its gradient."""
+    target, logits, mask = labels(2, 8)
+    mask[:, 4:] = mask[:, :, 4:] = 0
+    target[mask == 0], logits[mask == 0] = 7, np.nan
+    output = tf.constant(logits)
+    with tf.GradientTape() as tape:
+        tape.watch(output)
+        found = lesion(loss=loss).loss(target, output, mask)
+    part = np.s_[:, :4, :4]
+    alone = loss.call(tf.constant(target[part]), tf.sigmoid(logits[part]))
+    np.testing.assert_allclose(found, alone, rtol=1e-4)
+    slope = tape.gradient(found, output).numpy()
+    assert np.all(slope[part])
+    assert not slope[mask == 0].any()
+
+
+def test_places_of_a_class_that_the_loss_ignores_do_not_count():
+    target, (_, logits, mask) = RNG.integers(0, 3, (4, 4, 4)), labels()
+    logits = np.concatenate([logits, -logits, logits**2], axis=-1)
+    mask[0, 0], target[3] = 0, 2
+    task = Task(
+        "parts",
+        kind="classes",
+        channels=3,
+        loss=keras.losses.SparseCategoricalCrossentropy(ignore_class=2),
+    )
+    found = task.loss(*map(tf.constant, (target, logits, mask)))
+    known = mask * (target != 2)
+    expected = losses.cross_entropy(target, logits, known)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[3] == 0
+
+
 OF_CLASSES = {
     keras.losses.CategoricalCrossentropy: r"Use keras\.losses\.SparseCategoricalC",
     keras.losses.Dice: r"got Dice\. Use a function",
@@ -205,6 +250,25 @@ def test_keras_metrics_get_probabilities_of_labels():
         alone = make()
         alone.update_state(target, sigmoid(logits))
         assert metric.value(rows.numpy().sum(0)) == pytest.approx(float(alone.result()))
+
+
+def test_a_binary_iou_of_several_labels():
+    for places in (0, 2):
+        shape = (4, *(4,) * places, 3)
+        target = RNG.integers(0, 2, shape).astype(np.float32)
+        logits = RNG.normal(size=shape).astype(np.float32)
+        mask = (RNG.random(shape[:-1]) < 0.8).astype(np.float32)
+        task = Task(
+            "parts",
+            kind="labels",
+            channels=3,
+            places=places,
+            metrics=[keras.metrics.BinaryIoU([1])],
+        )
+        rows = task.metrics[0].statistics(*map(tf.constant, (target, logits, mask)), 3)
+        there, given = logits[mask > 0] > 0, target[mask > 0] > 0
+        expected = (there & given).sum() / (there | given).sum()
+        assert task.metrics[0].over(rows.numpy()) == pytest.approx(expected)
 
 
 def iou(target, output, mask):
