@@ -169,7 +169,7 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
             first = of_line[0]
             clean = (0.0, first["clean"], *first["clean_interval"])
             place, number = groups.index(group), attacks.index(attack)
-            look = style.attack_look(number, place)
+            look = style.attack_look(number, place, len(attacks) == 1)
             lines[attack, group] = from_points(attack, [clean, *sorted(points)], look)
     return lines
 
