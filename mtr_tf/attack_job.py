@@ -41,6 +41,8 @@ from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import LEAST_LEVELS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
+from mtr_tf.data.custom import facts as custom_facts
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -489,7 +491,8 @@ def _resolve(
             ),
             subject.batch_size // workers.replicas,
         )
-        subject = dataclasses.replace(subject, columns=columns)
+        info = _with_ranges(subject.info, columns, tasks)
+        subject = dataclasses.replace(subject, columns=columns, info=info)
     named = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
@@ -545,6 +548,18 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
         return task
     shape = run.model.output[name].shape
     return task.bound(channels=task.channels or shape[-1], places=len(shape) - 2)
+
+def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
+    """With what numbers are painted between where nobody says: as of the targets.
+
+    So clean and attacked outputs are painted on one scale.
+    """
+    found = custom_facts.ranges_of(columns, tasks)
+    found = {
+        name: ends for name, ends in found.items() if tasks[name].kind == "numbers"
+    }
+    return dataclasses.replace(info, ranges={**found, **info.ranges})
+
 
 
 def _load(
