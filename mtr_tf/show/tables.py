@@ -325,7 +325,7 @@ def _column(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) ->
 
 
 def _unit(record: Record) -> str:
-    return f" [{record['unit']}]" if record["unit"] else ""
+    return f" [{record['unit']}]" if record.get("unit") else ""
 
 
 def _times(before: float | None, after: float | None) -> str:
@@ -442,7 +442,12 @@ def _corruptions(records: Sequence[Record]) -> str:
             values.setdefault(row, {}).setdefault(column, []).append(record[field])
     if not found:
         return ""
-    rows = [["", *map(" ".join, columns)]]
+    first = {(r["task"], r["metric"]): r for r in reversed(found)}
+    heads = (
+        f"{' '.join(column)}{_unit(first[column])}\n{first[column]['better']} is better"
+        for column in columns
+    )
+    rows = [["", *heads]]
     for row in ("clean", *(row for row in values if row != "clean")):
         means = [_mean(values[row][column]) for column in columns]
         rows.append([row.replace("_", " "), *map(plain, means)])
