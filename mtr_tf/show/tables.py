@@ -34,6 +34,15 @@ from mtr_tf.tasks import metric_names
 
 Record = Mapping[str, Any]
 
+RECORDS = ("json", "csv")  # Formats that are records, and nothing else.
+
+
+def as_records(form: str, records: Sequence[Record]) -> str:
+    """The records as text, in one of RECORDS."""
+    if form == "json":
+        return json.dumps(list(records), indent=1)
+    return files.csv_text(records).rstrip()
+
 
 def aligned(
     rows: Sequence[Sequence[str]], sides: str = "l", *, bars: bool = False
@@ -93,10 +102,8 @@ def printed(
       folder: Where the results are; None: nowhere.
       more: Metrics that were asked for, which come in a table of their own.
     """
-    if form == "json":
-        return json.dumps(list(records), indent=1)
-    if form == "csv":
-        return files.csv_text(records).rstrip()
+    if form in RECORDS:
+        return as_records(form, records)
     if form == "markdown":
         lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
         further = _columns(records, more)
