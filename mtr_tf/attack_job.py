@@ -41,6 +41,8 @@ from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import LEAST_LEVELS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.data import batching
+from mtr_tf.data.custom import facts as custom_facts
+from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
@@ -210,7 +212,7 @@ class Job:
                 measures = self._measured(self.measures)
                 texts += [self._write_measures(measures)] if write else []
             workers.any(False)  # None ends before all is written.
-        return Outcome(attacked, measures, "\n\n".join(texts))
+        return Outcome(attacked, measures, "\n\n".join(filter(None, texts)))
 
     def run_part(self, part: tuple[int, int]) -> None:
         """Runs what is not finished of a part, and writes finished cells only."""
@@ -297,12 +299,13 @@ class Job:
         if attacked.consistency:
             files.write_json(folder / "consistency.json", attacked.consistency)
         plots = {"curves": folder / "curves.png"}
-        curves.save_run(records, plots["curves"])
+        curves.save_run(records, plots["curves"], self.details)
         colors = gallery.class_colors(subject.tasks.values(), subject.info)
-        gallery.save_run(clean, results, folder / "gallery.png", colors)
+        shown = (clean, results, folder / "gallery.png", colors, self.details)
+        gallery.save_run(*shown)
         given, units = config.to_dict(), subject.info.units
         tensorboard.write_attacks(
-            given, clean, results, folder, units, plots, subject.tasks
+            given, clean, results, folder, units, plots, subject.tasks, self.details
         )
         told = tables.printed(
             config.format, self.title, records, folder, config.metrics
@@ -316,13 +319,35 @@ class Job:
         """What stands above tables."""
         config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
-        own = ""
-        if config.targets == OWN_TARGETS:
-            own = ", agreement with the model's own clean outputs (--targets=own)"
+        details = f", {self.details}" if self.details else ""
         return (
-            f"{config.ckpt} on {self.images} of {subject.info.name} "
-            f"{config.split}{own}\neps: {config.norm}, {unit}; loss: attacked / clean"
+            f"{config.ckpt} on {self.images} of {subject.info.name} {config.split}"
+            f"{details}\neps: {config.norm}, {unit}; loss: attacked / clean"
         )
+
+    @property
+    def details(self) -> str:
+        """What is said wherever the attacks are shown, beside their names.
+
+        Whether outputs are compared with the model's own, where images are made on
+        another model, and which part of the output is attacked; empty if all is usual.
+        """
+        config, parts = self.config, []
+        if config.targets == OWN_TARGETS:
+            own = "agreement with the model's own clean outputs (--targets=own)"
+            parts.append(own)
+        if config.source_ckpt:
+            parts.append(f"attacked images made on {config.source_ckpt}")
+        if config.attack_pixels:
+            parts.append(f"{config.attack_pixels} output pixels attacked")
+        if config.attack_block:
+            parts.append(f"output pixels {config.attack_block} attacked")
+        if config.attack_classes:
+            names = ", ".join(config.attack_classes)
+            parts.append(f"only pixels of {names} attacked")
+        if config.attack_pixels or config.attack_block or config.attack_classes:
+            parts.append("metrics over all pixels")
+        return "; ".join(parts)
 
     def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
         """Measures what is not finished, and keeps it in the folder."""
@@ -335,9 +360,14 @@ class Job:
         )
 
     def _write_measures(self, records: list[dict[str, Any]]) -> str:
-        """Writes what shows of the measures; returns the text to print."""
+        """Writes what shows of the measures; returns the text to print.
+
+        As json and csv, the records of attacks are printed alone where there are any.
+        """
         subject = self.subject
         table = measure_files.write(records, self.folder)
+        if self.config.format in tables.RECORDS:
+            return "" if self.cells else tables.as_records(self.config.format, records)
         exist = any(end is not None for r in records for end in r.get("interval") or ())
         note = resampling.note(subject.units.over, subject.num_examples, exist)
         images = f"{self.images} of {subject.info.name}"
@@ -492,7 +522,8 @@ def _resolve(
             ),
             subject.batch_size // workers.replicas,
         )
-        subject = dataclasses.replace(subject, columns=columns)
+        info = _with_ranges(subject.info, columns, tasks)
+        subject = dataclasses.replace(subject, columns=columns, info=info)
     named = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
@@ -519,6 +550,18 @@ def _resolve(
         predictions=predictions,
         images=_images(count, len(columns), source.is_cut),
     )
+
+
+def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
+    """With what numbers are painted between where nobody says: as of the targets.
+
+    So clean and attacked outputs are painted on one scale.
+    """
+    found = custom_facts.ranges_of(columns, tasks)
+    found = {
+        name: ends for name, ends in found.items() if tasks[name].kind == "numbers"
+    }
+    return dataclasses.replace(info, ranges={**found, **info.ranges})
 
 
 def _batch_size(config: AttackConfig, subject: sweep.Subject) -> int:

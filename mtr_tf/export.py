@@ -6,7 +6,8 @@ Example:
 
 OUT/saved_model/ is for TensorFlow Serving, TFLite and others; outputs are named by
 task. OUT/model.keras has only Keras's own layers: keras.saving.load_model needs nothing
-else. OUT/model.json says what goes in and comes out: sizes, ranges, units, classes.
+else. OUT/model.json says what goes in and comes out: sizes, units, classes, the ranges
+of images, and the range that pictures of each output are painted between.
 
 Both give the outputs of the run's model.
 """
@@ -178,7 +179,7 @@ def about(run: Run, model: keras.Model) -> dict[str, Any]:
             "height": height,
             "width": width,
             "channels": channels,
-            "order": "RGB",
+            **({"order": "RGB"} if channels == 3 else {}),
             "ranges": {"float32": [0, 1], "uint8": [0, 255]},
         },
         "outputs": outputs,

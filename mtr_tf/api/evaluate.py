@@ -138,6 +138,7 @@ def evaluate(
         attacked.consistency if attacked else [],
         job.config.metrics,
         gallery.class_colors(job.subject.tasks.values(), job.subject.info),
+        job.details,
     )
 
 

@@ -50,6 +50,7 @@ class Results:
       consistency: How well outputs fit each other (docs/reading_results.md).
       more: Further metrics that were asked for, `metrics=`.
       colors: What the colors of tasks with a class for each pixel mean in galleries.
+      details: What plots and galleries say of all attacks beside their names.
     """
 
     title: str
@@ -63,6 +64,7 @@ class Results:
     colors: Mapping[str, Mapping[str, tuple[int, int, int]]] = dataclasses.field(
         default_factory=dict
     )
+    details: str = ""
 
     @property
     def warnings(self) -> list[str]:
@@ -74,7 +76,8 @@ class Results:
         """Returns what the command prints: a table with notes.
 
         Args:
-          format: "text", "markdown", or "csv" or "json" for the records.
+          format: "text", "markdown", or "csv" or "json" for the records: those of
+            attacks, or of measures where nothing was attacked.
           width: Width of the text in characters; tasks that do not fit are shown below.
         """
         if format not in _FORMATS:
@@ -93,6 +96,8 @@ class Results:
             parts.append(tables.consistency(self.consistency))
         if self.measures and format == "text":
             parts.append(tables.measures(self.measures))
+        if self.measures and not self.records and format in tables.RECORDS:
+            parts.append(tables.as_records(format, self.measures))
         return "\n\n".join(parts)
 
     def to_pandas(self) -> Any:
@@ -112,7 +117,7 @@ class Results:
         Args:
           path: A .png, .pdf or .svg file to write it into, too.
         """
-        return _drawn(lambda: curves.of_run(self._attacks()), path)
+        return _drawn(lambda: curves.of_run(self._attacks(), self.details), path)
 
     def gallery(self, path: str | os.PathLike | None = None) -> Figure:
         """Draws a few images and their outputs, clean and attacked.
@@ -125,7 +130,8 @@ class Results:
         self._attacks()
         shown = gallery.shown_result(self.attacked)
         clean = self.clean or shown
-        return _drawn(lambda: gallery.of_run(clean, shown, self.colors), path)
+        given = (clean, shown, self.colors, self.details)
+        return _drawn(lambda: gallery.of_run(*given), path)
 
     def _attacks(self) -> Sequence[Record]:
         if not self.records:

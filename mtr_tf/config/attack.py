@@ -361,7 +361,8 @@ class AttackConfig(Settings):
     )
     save_examples: int = setting(
         0,
-        "Also save the first N attacked images and all outputs as .npz.",
+        "Also save the first N attacked images and all outputs as .npz; of worst and "
+        "sea, for each image those of the attack that did most harm.",
         low=0,
         high=MOST_EXAMPLES,
         changes=EXTRAS,

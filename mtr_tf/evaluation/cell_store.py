@@ -3,7 +3,8 @@
 
     cells/HASH.json   scores of one cell; HASH is of all that they depend on
     cells/HASH.npz    its rows per image and pictures (see `cell_files`)
-    examples/*.npz    its first examples as they are, if asked for
+    examples/*.npz    its first examples as they are, if asked for; of an ensemble, of
+                      each image those of the member that did it most harm
 
 The JSON file is written last: a cell is finished if it is there.
 """
@@ -24,6 +25,7 @@ from absl import logging
 from mtr_tf import files
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
+from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import scores
@@ -65,6 +67,32 @@ class Store:
             store.write_arrays(self._examples(result.cell), _arrays(examples))
         content, arrays = cell_files.contents(result)
         self._store.write(self._key(result.cell), content, arrays)
+
+    def choose_examples(self, cell: Cell, choice: np.ndarray) -> None:
+        """Saves the examples of an ensemble, of those that its members have saved.
+
+        Args:
+          cell: The ensemble.
+          choice: The number of the member that counts for each image, int `[N]`.
+
+        Raises:
+          InputError: A member's file is damaged.
+        """
+        choice = choice[: self.save_examples]
+        arrays: dict[str, np.ndarray] = {}
+        for number, member in enumerate(cell.members):
+            path = self._examples(member)
+            try:
+                for name, values in store.read_arrays(path).items():
+                    values = values[: len(choice)]
+                    chosen = arrays.setdefault(name, values)
+                    chosen[choice == number] = values[choice == number]
+            except files.DAMAGED as error:
+                raise InputError(
+                    f"{path} must hold the examples of {member.label}, but is damaged "
+                    f"({files.reason(error)}); delete it, and repeat the command."
+                ) from error
+        store.write_arrays(self._examples(cell), arrays)
 
     def read(self, cell: Cell | None) -> Result | None:
         """The finished cell; None if there is none, or (warning) a damaged one."""

@@ -193,6 +193,8 @@ def run(
             result = _worst(subject, cell, of_members)
             store.write(result)  # For its rows: it is always combined anew.
             results[cell] = store.filed(result)
+            if store.save_examples:
+                store.choose_examples(cell, worst_case.choose(cell, of_members))
             if predictions:
                 _choose(predictions, store, cell, of_members)
     return results[None], [results[cell] for cell in cells]

@@ -23,6 +23,7 @@ def of_corruptions(
     found: Mapping[tuple[str, int], Arrays],
     seed: int,
     units: Units | None = None,
+    of_values: Mapping[str, str] | None = None,
 ) -> list[Record]:
     """Each metric under each corruption and severity, and the mean over all of them.
 
@@ -32,6 +33,7 @@ def of_corruptions(
         metric}}; clean images are ("", 0).
       seed: Seed of the intervals.
       units: What is drawn for them; None: each image by itself.
+      of_values: By task, the data set's units of targets.
     """
     count = len(next(iter(found["", 0].values())))
     units = units or resampling.independent(count)
@@ -39,7 +41,9 @@ def of_corruptions(
         record
         for task in tasks.values()
         for metric in task.all_metrics
-        for record in _of_metric(task, metric, found, seed, units)
+        for record in _of_metric(
+            task, metric, found, seed, units, task.unit_of(metric, of_values or {})
+        )
     ]
 
 
@@ -49,12 +53,14 @@ def _of_metric(
     found: Mapping[tuple[str, int], Arrays],
     seed: int,
     units: Units,
+    unit: str,
 ) -> list[Record]:
     rows = {of: arrays[f"{task.name}/{metric.name}"] for of, arrays in found.items()}
     values = {of: metric.over(metric_rows) for of, metric_rows in rows.items()}
     clean = number(values.pop(("", 0)))
     about: Record = {"measure": "corruptions", "tasks": [task.name]}
-    about |= {"metric": metric.name, "better": metric.better, "clean": clean}
+    about |= {"metric": metric.name, "better": metric.better, "unit": unit}
+    about |= {"clean": clean}
     records = []
     for (name, severity), value in values.items():
         ends = intervals.of_metric(metric, rows[name, severity], units, seed=seed)

@@ -349,7 +349,7 @@ def _corruptions(job: _Measuring) -> list[dict]:
     found = dict(zip(todo, arrays, strict=True))
     subject = job.subject
     return corruption_records.of_corruptions(
-        subject.tasks, found, subject.seed, subject.units
+        subject.tasks, found, subject.seed, subject.units, subject.info.units
     )
 
 

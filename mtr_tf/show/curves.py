@@ -114,16 +114,17 @@ def _quantity(facts: Mapping[str, Any], instead: str = "") -> str:
     return f"{instead or facts['metric']}{unit}{better}"
 
 
-def save_run(records: Sequence[Record], path: pathlib.Path) -> None:
+def save_run(records: Sequence[Record], path: pathlib.Path, more: str = "") -> None:
     """Draws what `of_run` does into a PNG file."""
-    style.save(lambda: of_run(records), path)
+    style.save(lambda: of_run(records, more), path)
 
 
-def of_run(records: Sequence[Record]) -> Figure:
+def of_run(records: Sequence[Record], more: str = "") -> Figure:
     """Each task's headline metric; a line per attack and group of attacked tasks.
 
     Args:
       records: As `results.make_records` returns them.
+      more: What else is to be said of the attacks, in the title; empty: nothing.
     """
     tasks = list(dict.fromkeys(record["task"] for record in records))
     groups = dict.fromkeys("+".join(record["attacked"]) for record in records)
@@ -151,6 +152,7 @@ def of_run(records: Sequence[Record]) -> Figure:
     if faint:
         notes.append("thin and pale: attacks on other tasks only")
     title = " and ".join(dict.fromkeys(record["attack"] for record in records))
+    title += f"; {more}" if more else ""
     return style.finish(figure, f"Tasks under {title}", notes)
 
 
@@ -169,7 +171,7 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
             first = of_line[0]
             clean = (0.0, first["clean"], *first["clean_interval"])
             place, number = groups.index(group), attacks.index(attack)
-            look = style.attack_look(number, place)
+            look = style.attack_look(number, place, len(attacks) == 1)
             lines[attack, group] = from_points(attack, [clean, *sorted(points)], look)
     return lines
 

@@ -32,9 +32,10 @@ def save_run(
     results: Sequence[Result],
     path: pathlib.Path,
     colors: Mapping[str, Mapping[str, Color]],
+    more: str = "",
 ) -> None:
     """Draws what `of_run` does of one of the results into a PNG file."""
-    style.save(lambda: of_run(clean, shown_result(results), colors), path)
+    style.save(lambda: of_run(clean, shown_result(results), colors, more), path)
 
 
 def class_colors(
@@ -59,11 +60,13 @@ def of_run(
     clean: Result,
     attacked: Result,
     colors: Mapping[str, Mapping[str, Color]] | None = None,
+    more: str = "",
 ) -> Figure:
     """Of each example a block: a row of its images, then one of each task's outputs.
 
     All examples below each other while these are few rows, else two side by side. The
     legend is of those of the classes in `colors` (see `class_colors`) that are seen.
+    `more` is what else is to be said of the attack, in the title.
     """
     tasks = list(clean.scores)
     rows = 1 + len(tasks)
@@ -75,7 +78,9 @@ def of_run(
         lines += [sum(parts, []) for parts in zip(*together, strict=True)]
     headings = [INPUTS * across, OUTPUTS * across, *[()] * (rows - 2)] * down
     cell = attacked.attack_cell
-    title = f"{cell.label} on {cell.group}, {cell.threat.norm} eps {cell.eps:g}"
+    norm = cell.threat.norm
+    title = f"{cell.label} on {cell.group}, {norm} eps {cell.eps:g}"
+    title = f"{title} ({style.unit_of(norm)}){f'; {more}' if more else ''}"
     legend = _seen(clean, attacked, colors or {}, across * down)
     return sheet(title, ["", *tasks] * down, headings, lines, legend)
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import statistics
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -26,8 +28,10 @@ from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.show import pages
+from mtr_tf.show import style
 from mtr_tf.show import text
 from mtr_tf.show.side_by_side import SAME
+from mtr_tf.show.side_by_side import details
 from mtr_tf.show.side_by_side import size_of
 
 Record = Mapping[str, Any]
@@ -238,17 +242,32 @@ def _numbers(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) > 0
-        and all(type(one) in (int, float) for one in value)
+        and all(type(one) in (int, float) and math.isfinite(one) for one in value)
     )
 
 
-_FIELDS = {
-    **dict.fromkeys(("name", "attack", "norm", "task", "metric"), str),
-    **dict.fromkeys(("dataset", "split", "better"), str),
-    "eps": (int, float),
-    "n": int,
-    **dict.fromkeys(("tasks", "attacked"), _texts),
-    **dict.fromkeys(_VALUES, _numbers),
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: type(value) in kinds
+
+
+_TEXT = "a text", _is(str)
+_TEXTS = "a list of texts", _texts
+# What records have, what it must be in words, and whether it is.
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("name", "attack", "norm", "task", "metric"), _TEXT),
+    **dict.fromkeys(("dataset", "split"), _TEXT),
+    "better": ("higher or lower", lambda value: value in ("higher", "lower")),
+    "eps": ("a finite number", lambda value: _numbers([value])),
+    "n": ("a whole number", _is(int)),
+    **dict.fromkeys(("tasks", "attacked"), _TEXTS),
+    **dict.fromkeys(_VALUES, ("a list of finite numbers", _numbers)),
+}
+# What they may have.
+_OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("unit", "images", "size", "targets"), _TEXT),
+    **dict.fromkeys(("architecture", "weights"), ("an object", _is(dict))),
+    **dict.fromkeys((*_TRACED, "models", "ensemble"), _TEXTS),
+    **dict.fromkeys(("attack_block", "attack_classes"), ("a list", _is(list))),
 }
 
 
@@ -256,17 +275,17 @@ def _check(record: Any, number: int) -> None:
     """Raises `ValueError` or `LookupError` for what is no record."""
     if record["schema"] != SCHEMA:
         raise ValueError(f"schema of record {number} is not {SCHEMA!r}")
-    for name, kind in _FIELDS.items():
-        value = record[name]
-        checked = isinstance(kind, type | tuple)
-        fits = isinstance(value, kind) if checked else kind(value)
-        if not fits or isinstance(value, bool):
-            raise ValueError(f"{name} of record {number} is {shortened(value)}")
-    if not _texts(_models(record)):
-        raise ValueError(f"models of record {number} are no list of texts")
+    there = {name: field for name, field in _OPTIONAL.items() if name in record}
+    for name, (what, fits) in (_FIELDS | there).items():
+        if not fits(record[name]):
+            raise ValueError(
+                f"{name} of record {number} must be {what}, got "
+                f"{shortened(record[name])}"
+            )
     by_seed = [record[name] for name in _VALUES]
     if len({len(each) for each in (*by_seed, _models(record))}) > 1:
         raise ValueError(f"record {number} has not one value for each seed")
+    json.dumps(record, allow_nan=False)  # Else it cannot be written again.
 
 
 # The page.
@@ -311,13 +330,13 @@ class Board:
 def boards(records: Iterable[Record]) -> list[Board]:
     """All boards that the records allow: of tasks that were attacked alone.
 
-    Of each task its first metric is taken.
+    Of each model and task the first metric is taken.
     """
     grouped: dict[tuple, list[Record]] = {}
-    headline: dict[str, str] = {}
+    headline: dict[tuple, str] = {}
     for record in records:
         task = record["task"]
-        metric = headline.setdefault(task, record["metric"])
+        metric = headline.setdefault((_model(record), task), record["metric"])
         alone = record["attacked"] == [task] and record["metric"] == metric
         if alone and _stays_in_ball(record):
             grouped.setdefault(_board(record), []).append(record)
@@ -357,7 +376,7 @@ def _made(records: Sequence[Record]) -> Board:
     pixels = f" at {size} pixels" if size else ""
     own = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(
-        f"{task} {metric}{unit}, {norm} eps {eps:g}{own}",
+        f"{task} {metric}{unit}, {norm} eps {eps:g} ({style.unit_of(norm)}){own}",
         f"{n} images of {dataset} ({split}){pixels}; "
         f"{'higher' if higher else 'lower'} is better.",
         [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
@@ -373,14 +392,18 @@ def _of_all_seeds(records: Sequence[Record]) -> list[Record]:
 def _row(place: int, record: Record, tried: int) -> Row:
     values = record["attacked_value"]
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    steps = f", {record['steps']} steps" if record.get("steps") else ""
+    attack = [record["attack"]]
+    attack += [f"{record['steps']} steps"] if record.get("steps") else []
+    said = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
+    attack += details(said)  # The title says whose targets they are.
+    attack += ["transferred"] if "transfer" in record else []
     return Row(
         place=place,
         name=record["name"],
         tasks=", ".join(record["tasks"]) or text.NONE,
         clean=text.number(statistics.fmean(record["clean"])),
         attacked=f"{text.number(statistics.fmean(values))}{spread}",
-        attack=f"{record['attack']}{steps}{', transferred' * ('transfer' in record)}",
+        attack=", ".join(attack),
         tried=tried,
         seeds=len(record["seeds"]),
         commit=", ".join(str(one)[:7] for one in record.get("commit", ())) or text.NONE,

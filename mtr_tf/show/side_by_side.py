@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from typing import Any
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.settings import shortened
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
@@ -98,14 +100,11 @@ class Comparison:
     def title(self) -> str:
         """What is compared, in words."""
         facts = self.facts
-        steps = f", {facts['steps']} steps" if facts.get("steps") else ""
-        restarts = facts.get("restarts") or 1
-        again = f", {restarts} restarts" if restarts > 1 else ""
         unit = f" [{facts['unit']}]" if facts.get("unit") else ""
         better = f", {facts['better']} is better" if facts.get("better") else ""
         return (
             f"{self.task} {self.metric}{unit}{better}: {facts['attack']} on "
-            f"{self.task} alone ({facts['norm']}{steps}{again}; {facts['n']} images "
+            f"{self.task} alone ({_how(facts)}; {facts['n']} images "
             f"of {facts['dataset']} {facts['split']}; 95 % intervals over "
             f"{facts.get('interval_over', 'images')})"
         )
@@ -125,6 +124,7 @@ class Comparison:
     def records(self) -> list[dict[str, Any]]:
         """A record for each model and radius."""
         common = {name: _setting(self.facts, name) for name in SAME}
+        common |= {name: self.facts.get(name, "") for name in ("unit", "better")}
         return [
             {"model": label, "task": self.task, "metric": self.metric, "eps": eps}
             | {"value": value, "low": low, "high": high}
@@ -140,8 +140,54 @@ class Comparison:
             for place, (label, points) in enumerate(self.points.items())
         ]
         title = f"{self.task} under {self.facts['attack']} on {self.task} alone"
+        title = "; ".join([title, *details(self.facts)])
         facts = {**self.facts, "metric": self.metric}
         return curves.of_variants(title, lines, facts)
+
+
+def _how(facts: Record) -> str:
+    """An attack's norm and unit of radii, steps, restarts and `details`, in words."""
+    norm, restarts = facts["norm"], facts.get("restarts") or 1
+    parts = [f"{norm}, eps: {style.unit_of(norm)}"]
+    parts += [f"{facts['steps']} steps"] if facts.get("steps") else []
+    parts += [f"{restarts} restarts"] if restarts > 1 else []
+    return "; ".join([*parts, *details(facts)])
+
+
+def details(facts: Record) -> list[str]:
+    """What is not as usual about an attack and is not in its name, a phrase each.
+
+    With the name, the norm, the steps and the restarts it tells any two attacks apart
+    that differ in SAME.
+    """
+    parts = []
+    kind, starts = KINDS.get(facts.get("algorithm", "")), facts.get("random_start")
+    if kind and starts not in (
+        None,
+        kind.start_at_random(None, facts.get("restarts") or 1),
+    ):
+        parts.append(f"from {'a random point' if starts else 'the image'}")
+    if facts.get("weights"):
+        weights = (f"{task}:{number}" for task, number in facts["weights"].items())
+        parts.append(f"weights {', '.join(weights)}")
+    if facts.get("ensemble"):
+        queries = f", {facts['queries']} queries" if facts.get("queries") else ""
+        parts.append(f"the worst of {', '.join(facts['ensemble'])}{queries}")
+    if facts.get("attack_pixels"):
+        parts.append(f"{facts['attack_pixels']} output pixels attacked")
+    if facts.get("attack_block"):
+        sides = list(map(str, facts["attack_block"]))
+        block = "+".join(["x".join(sides[:2]), *sides[2:]])
+        parts.append(f"output pixels {block} attacked")
+    if facts.get("attack_classes"):
+        numbers = ", ".join(map(str, facts["attack_classes"]))
+        parts.append(f"only pixels of the classes numbered {numbers} attacked")
+    if facts.get("source_fingerprint"):
+        parts.append(f"by transfer from model {facts['source_fingerprint'][:8]}")
+    parts += ["gradients in bfloat16 (--fast)"] if facts.get("fast") else []
+    if _setting(facts, "targets") == "own":
+        parts.append("against the model's own clean outputs")
+    return parts
 
 
 def read(paths: Sequence[str], name: str = "") -> list[Model]:
@@ -302,7 +348,7 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
 
 def _number(value: Any) -> bool:
     """Whether it is a number or none, as JSON has them where they do not exist."""
-    return value is None or type(value) in (int, float)
+    return value is None or (type(value) in (int, float) and math.isfinite(value))
 
 
 def _interval(value: Any) -> bool:
@@ -329,11 +375,22 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "clean_interval": _interval,
     "attacked_interval": _interval,
 }
+# The same of what records may lack.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("algorithm", "source_fingerprint"), _text),
+    "restarts": lambda value: type(value) is int,
+    "weights": lambda value: isinstance(value, dict),
+    "ensemble": lambda value: isinstance(value, list) and all(map(_text, value)),
+    **dict.fromkeys(
+        ("attack_block", "attack_classes"), lambda value: isinstance(value, list)
+    ),
+}
 
 
 def _check(record: Record, number: int) -> None:
     """Raises `LookupError` or `ValueError` for what is no record."""
-    for name, fits in _FIELDS.items():
+    said = {n: fits for n, fits in _OPTIONAL.items() if record.get(n) is not None}
+    for name, fits in (_FIELDS | said).items():
         if not fits(record[name]):
             shown = shortened(record[name])
             raise ValueError(f"{name} of record {number} is {shown}")
@@ -626,16 +683,15 @@ def _cell(value: float | None, ends: Sequence[float | None]) -> str:
 def text(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as plain text."""
     parts = [f"{one.title}\n\n{tables.aligned(one.rows(), 'r')}" for one in comparisons]
-    for model, rows in _joint(comparisons, models):
-        parts.append(f"{model.label}: {_JOINT}\n\n{tables.aligned(rows, 'r')}")
+    for title, rows in _joint(comparisons, models):
+        parts.append(f"{title}\n\n{tables.aligned(rows, 'r')}")
     return "\n\n".join([*parts, _CAUTION])
 
 
 def markdown(comparisons: Sequence[Comparison], models: Sequence[Model]) -> str:
     """All tables as Markdown."""
     shown = [(one.title, one.rows()) for one in comparisons]
-    for model, rows in _joint(comparisons, models):
-        shown.append((f"{model.label}: {_JOINT}", rows))
+    shown += _joint(comparisons, models)
     parts = [
         f"**{escaped(title)}**\n\n{tables.markdown(rows)}" for title, rows in shown
     ]
@@ -652,13 +708,14 @@ _CAUTION = (
 
 def _joint(
     comparisons: Sequence[Comparison], models: Sequence[Model]
-) -> list[tuple[Model, list[list[str]]]]:
-    """The tables of joint attacks, of models that have been attacked so."""
-    shared = list(dict.fromkeys(_settings(one.facts) for one in comparisons))
+) -> list[tuple[str, list[list[str]]]]:
+    """The titles and tables of joint attacks, of models that have been attacked so."""
+    shared = {_settings(one.facts): one.facts for one in comparisons}
     found = []
-    for settings in shared:
+    for settings, facts in shared.items():
         for model in models:
             rows = joint_rows(model.attacks[settings])
             if len(rows) > 1:
-                found.append((model, rows))
+                attack = f"{facts['attack']} ({_how(facts)})"
+                found.append((f"{model.label}, {attack}: {_JOINT}", rows))
     return found

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -115,12 +116,18 @@ def look(place: int) -> dict:
     }
 
 
-def attack_look(attack: int, group: int) -> dict:
-    """Of the line of an attack on a group of tasks: its dashes, the group's colour."""
+def attack_look(attack: int, group: int, alone: bool = False) -> dict:
+    """Of the line of an attack on a group of tasks: its dashes, the group's colour.
+
+    From the 14th group on colours come again, with other markers, and with other dashes
+    where there is but one attack (`alone`).
+    """
     colors = COLORS + _MORE
-    return look(attack) | {
-        "linestyle": ("-", "--", ":", "-.")[attack % 4],
-        "color": colors[group % len(colors)],
+    turn, color = divmod(group, len(colors))
+    return {
+        "linestyle": ("-", "--", ":", "-.")[(attack + turn * alone) % 4],
+        "color": colors[color],
+        "marker": _MARKERS[(attack + turn) % len(_MARKERS)],
     }
 
 
@@ -219,14 +226,31 @@ def finish(
 
 
 def _labels(figure: Figure) -> dict:
-    """{label: the thickest line that has it} over all axes."""
+    """{label, as a legend has it: the thickest line that has it} over all axes."""
     labels = {}
     for axes in figure.axes:
-        for line, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        for label, line in _labelled(axes):
+            label = _in_legend(label)
             known = labels.setdefault(label, line)
             if line.get_linewidth() > known.get_linewidth():
                 labels[label] = line
     return labels
+
+
+def _labelled(axes) -> list[tuple[str, Any]]:
+    """(label, line) of the lines that were given one.
+
+    Also of names that begin with `_`, which matplotlib leaves out.
+    """
+    pairs = [(str(line.get_label()), line) for line in axes.lines]
+    return [
+        pair for pair in pairs if not re.fullmatch(r"_(nolegend_|child\d+)|", pair[0])
+    ]
+
+
+def _in_legend(label: str) -> str:
+    """The label as legends take it: not with `_` at its start."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def _legend_columns(labels: Iterable[str], width: float) -> int:
@@ -265,12 +289,11 @@ def end_legend(axes, ends: dict[str, float]) -> None:
       axes: With all that is drawn.
       ends: {label: y of the line's last point}.
     """
-    handles, labels = axes.get_legend_handles_labels()
-    by_label = dict(zip(labels, handles, strict=True))
+    by_label = dict(_labelled(axes))
     order = sorted(by_label, key=lambda label: -ends[label])
     axes.legend(
         [by_label[label] for label in order],
-        order,
+        list(map(_in_legend, order)),
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
         borderaxespad=0,

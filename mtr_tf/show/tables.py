@@ -34,6 +34,15 @@ from mtr_tf.tasks import metric_names
 
 Record = Mapping[str, Any]
 
+RECORDS = ("json", "csv")  # Formats that are records, and nothing else.
+
+
+def as_records(form: str, records: Sequence[Record]) -> str:
+    """The records as text, in one of RECORDS."""
+    if form == "json":
+        return json.dumps(list(records), indent=1)
+    return files.csv_text(records).rstrip()
+
 
 def aligned(
     rows: Sequence[Sequence[str]], sides: str = "l", *, bars: bool = False
@@ -93,10 +102,8 @@ def printed(
       folder: Where the results are; None: nowhere.
       more: Metrics that were asked for, which come in a table of their own.
     """
-    if form == "json":
-        return json.dumps(list(records), indent=1)
-    if form == "csv":
-        return files.csv_text(records).rstrip()
+    if form in RECORDS:
+        return as_records(form, records)
     if form == "markdown":
         lines = [*map(escaped, title.splitlines()), "", markdown(_rows(records))]
         further = _columns(records, more)
@@ -325,7 +332,7 @@ def _column(task: str, metric: str, rows: Sequence[tuple], by_place: Mapping) ->
 
 
 def _unit(record: Record) -> str:
-    return f" [{record['unit']}]" if record["unit"] else ""
+    return f" [{record['unit']}]" if record.get("unit") else ""
 
 
 def _times(before: float | None, after: float | None) -> str:
@@ -442,7 +449,12 @@ def _corruptions(records: Sequence[Record]) -> str:
             values.setdefault(row, {}).setdefault(column, []).append(record[field])
     if not found:
         return ""
-    rows = [["", *map(" ".join, columns)]]
+    first = {(r["task"], r["metric"]): r for r in reversed(found)}
+    heads = (
+        f"{' '.join(column)}{_unit(first[column])}\n{first[column]['better']} is better"
+        for column in columns
+    )
+    rows = [["", *heads]]
     for row in ("clean", *(row for row in values if row != "clean")):
         means = [_mean(values[row][column]) for column in columns]
         rows.append([row.replace("_", " "), *map(plain, means)])

@@ -14,6 +14,8 @@ Attacks: FOLDER is one run, whatever was attacked, so that the list of runs stay
 and a chart compares models. It has the settings as text, the plots as pictures, and
 `<task>_by_eps/<metric>, <attack> on <group>` and `... pictures, ...` for each attack
 and group of tasks, apart from the charts of training, whose steps are the optimizer's.
+Steps are radii times 100; what has another factor, or another norm than linf, says so
+at the end of its tag, so that all runs in one chart have the same axis.
 
 Measures and studies: their plots as pictures, with the numbers and the verdicts.
 """
@@ -46,6 +48,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.measures.records import Record
+from mtr_tf.show.text import capital
 from mtr_tf.show.text import markdown as escaped
 from mtr_tf.show.text import markdown_table
 from mtr_tf.tasks import Task
@@ -59,6 +62,7 @@ _HEADING = 48  # Pixels above the columns for their headings, of two lines.
 _FONT_SIZE = 20  # To be read where a page shows the picture at half its size.
 _MARK = ".mtr_tf"  # Ends the names of event files that are ours to remove.
 _BY_EPS = "_by_eps"
+_SCALE = 100  # Steps are radii times this, unless they lie too close.
 _BETWEEN, _REPEATED = 40, 8  # Points of a line between two radii, and at each radius.
 _MAGNIFIED = (
     "The perturbation is magnified around grey: its largest change is black or white."
@@ -455,6 +459,7 @@ def write_attacks(
     units: Mapping[str, str] | None = None,
     plots: Mapping[str, pathlib.Path] | None = None,
     tasks: Mapping[str, Task] | None = None,
+    more: str = "",
 ) -> None:
     """Writes the run of a sweep; those of an earlier one are removed first.
 
@@ -466,10 +471,13 @@ def write_attacks(
       units: Those of the data set's `DatasetInfo`.
       plots: {name: PNG file}, shown first where they are there.
       tasks: Those that were looked at; None: the eleven.
+      more: What else is to be said of the attacks; empty: nothing.
     """
     _remove_runs(folder)
     scale = _scale(sorted({0.0, *(r.attack_cell.eps for r in results)}))
     about = _about_radii(clean, results[0], settings["split"], scale)
+    about += f" {capital(more)}." if more else ""
+    axis = _axis(results[0].attack_cell.threat.norm, scale)
     with Board(folder, anew=True) as board:
         board.settings(settings)
         for name, path in (plots or {}).items():
@@ -482,10 +490,10 @@ def write_attacks(
                 description = f"{describe(tag, units, tasks)} {about}"
                 points = _points(tag, clean, attacked)
                 for step, value in unbendable(points, scale):
-                    board.number(_of_attack(tag, name), value, step, description)
+                    board.number(_of_attack(tag, name + axis), value, step, description)
             for result in attacked:
                 images = {
-                    _of_attack(tag, name): columns
+                    _of_attack(tag, name + axis): columns
                     for tag, columns in _painted(clean, result).items()
                 }
                 step = round(result.attack_cell.eps * scale)
@@ -500,6 +508,13 @@ def _name(result: Result) -> str:
 def _of_attack(tag: str, name: str) -> str:
     task, _, what = tag.partition("/")
     return f"{task}{_BY_EPS}/{what}, {name}"
+
+
+def _axis(norm: str, scale: int) -> str:
+    """What is not as usual about the steps of a chart, for its tag."""
+    parts = [norm] if norm != "linf" else []
+    parts += [f"eps x {scale}"] if scale != _SCALE else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _points(
@@ -539,10 +554,10 @@ def unbendable(
 
 
 def _scale(radii: Sequence[float]) -> int:
-    """The power of ten that leaves room for the points of `unbendable`."""
+    """The power of ten, from 100, that leaves room for the points of `unbendable`."""
     gaps = np.diff(radii)
     room = (_BETWEEN + _REPEATED) / min(gaps, default=1.0)
-    return 10 ** math.ceil(math.log10(room))
+    return max(_SCALE, 10 ** math.ceil(math.log10(room)))
 
 
 def _about_radii(clean: Result, attacked: Result, split: str, scale: int) -> str:
@@ -629,7 +644,9 @@ def _tag_and_step(record: Record) -> tuple[str, int]:
         name = f"{task}_{record['corruption']}_{record['metric']}"
         return f"{measure}/{name}", record["severity"]
     if record["quantity"] == "rise":
-        return f"{measure}/{task}", round(1000 * record["eps"])
+        norm = record.get("norm", "linf")
+        other = f"_{norm}" if norm != "linf" else ""
+        return f"{measure}/{task}{other}", round(1000 * record["eps"])
     return "", 0
 
 

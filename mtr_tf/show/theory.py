@@ -346,7 +346,8 @@ def corrupted(axes, records: Sequence[Record]) -> None:
         axes.axvline(records[0]["clean"], color=_THEORY, ls="--", label="clean")
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{records[0]['metric']}, {records[0]['better']} is better")
+    unit = f" [{records[0]['unit']}]" if records[0].get("unit") else ""
+    axes.set_xlabel(f"{records[0]['metric']}{unit}, {records[0]['better']} is better")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,13 +365,16 @@ class Net:
     lost: np.ndarray
 
 
-def resistance(title: str, panels: Sequence[str], nets: Sequence[Net]) -> Figure:
+def resistance(
+    title: str, panels: Sequence[str], nets: Sequence[Net], norm: str
+) -> Figure:
     """What nets lose over the norms of their gradients, a panel for each radius.
 
     Args:
       title: Above the figure.
       panels: Above each panel.
       nets: Each a mark, of the look of its variant.
+      norm: Of the radii.
     """
     figure, grid = style.grid_of(len(panels), 1, (3.9, 2.3), sharex=True)
     variants = list(dict.fromkeys(net.variant for net in nets))
@@ -383,7 +387,8 @@ def resistance(title: str, panels: Sequence[str], nets: Sequence[Net]) -> Figure
             axes.plot([net.norm for net in own], lost, **look)
         axes.set_title(name)
         axes.set_ylabel("lost [% of clean]")
-    grid[-1, 0].set_xlabel("dual norm of the gradient [loss per level of eps]")
+    per = f"loss over eps, {norm} ({style.unit_of(norm)})"
+    grid[-1, 0].set_xlabel(f"dual norm of the gradient\n[{per}]")
     return style.finish(figure, title, style.spelt_out(short))
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from concurrent import futures
 
 import keras
@@ -28,6 +29,7 @@ from mtr_tf import executors
 from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.api.results import Results
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.cli import flags as cli_flags
@@ -369,6 +371,73 @@ def check_rows(folder, records):
                 rows = arrays[f"row/{record['task']}/{record['metric']}"]
             found = float(known[record["metric"]].value(rows.sum(axis=0)))
             assert found == pytest.approx(record[value], rel=1e-5)
+
+
+def a_job(cells=(), **settings) -> attack_job.Job:
+    """All that says of attacks what is shown with them."""
+    subject = types.SimpleNamespace(
+        info=types.SimpleNamespace(name="blobs"),
+        units=types.SimpleNamespace(over="images"),
+        num_examples=3,
+    )
+    return attack_job.Job(
+        config=AttackConfig(ckpt="runs/a", **settings),
+        subject=subject,
+        cells=cells,
+        measures=None,
+        provenance=None,
+        warnings=(),
+        checkpoint_step=None,
+        folder=pathlib.Path("unused"),
+        predictions=None,
+        images="3 images",
+    )
+
+
+def test_titles_say_on_which_model_and_which_part_of_the_output():
+    usual, _ = a_job().title.split("\n")
+    assert usual == "runs/a on 3 images of blobs validation"
+    part = {"attack_classes": ("ball", "wall"), "attack_block": "4x4"}
+    said = a_job(source_ckpt="runs/b", targets="own", **part).title.split("\n")[0]
+    assert said.removeprefix(usual) == (
+        ", agreement with the model's own clean outputs (--targets=own); attacked "
+        "images made on runs/b; output pixels 4x4 attacked; only pixels of ball, wall "
+        "attacked; metrics over all pixels"
+    )
+    assert a_job(attack_pixels=5).details == (
+        "5 output pixels attacked; metrics over all pixels"
+    )
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "text"])
+def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form):
+    monkeypatch.setattr(attack_job.measure_files, "write", lambda *arguments: "TABLE")
+    records = [{"quantity": "rise", "value": 0.5}]
+    both = a_job(cells=("an attack",), format=form)._write_measures(records)
+    alone = a_job(format=form)._write_measures(records)
+    if form == "text":
+        assert both == alone
+        assert "TABLE" in alone
+        return
+    assert not both
+    table = Results("", [], records).table(form)
+    assert table == alone
+    if form == "json":
+        assert json.loads(alone) == records
+    else:
+        assert alone.splitlines() == ["quantity,value", "rise,0.5"]
+
+
+def test_without_labels_numbers_are_painted_as_far_as_clean_outputs_reach():
+    columns = dataclasses.replace(blobs("validation"), masks={})
+    columns.targets["depth"][:2, :2] = np.nan
+    tasks = tasks_lib.task_set(TASKS)
+    for known, expected in (({}, None), ({"depth": (0.0, 9.0)}, (0.0, 9.0))):
+        info = dataclasses.replace(INFO, ranges=known)
+        found = attack_job._with_ranges(info, columns, tasks).ranges
+        assert set(found) == {"depth"}
+        depths = np.nanpercentile(columns.targets["depth"], (2, 98))
+        assert found["depth"] == (expected or pytest.approx(tuple(depths)))
 
 
 @pytest.mark.slow

@@ -68,7 +68,9 @@ def test_tables(runs, capsys, tmp_path):
     text = capsys.readouterr().out
     lines = lines_of(text)
     assert "seg miou" in text.splitlines()[0]
-    assert "pgd on seg alone (linf; 7 images of rooms validation" in text
+    how = "(linf, eps: levels of 0-255; 7 images of rooms validation"
+    assert f"pgd on seg alone {how}" in text
+    assert "b, pgd (linf, eps: levels of 0-255): rise of each task's loss" in text
     both = ["0.375", "(0.365-0.385)"] * 2
     assert ["eps", "a", "b"] in lines
     assert ["clean", *["0.500", "(0.490-0.510)"] * 2] in lines
@@ -173,6 +175,64 @@ def test_several_tasks_and_attacks_are_several_tables_and_plots(
     }
     compare.main(CompareConfig(runs=(run,), attack=("fgsm",), task=("depth",)))
     assert capsys.readouterr().out.count("alone (linf") == 1
+
+
+ONES_OWN = {"algorithm": "pgd", "random_start": True, "source_fingerprint": None}
+VARIANTS = {
+    "": {},
+    "by transfer from model 0123abcd": {"source_fingerprint": "0123abcdef"},
+    "by transfer from model 9123abcd": {"source_fingerprint": "9123abcdef"},
+    "gradients in bfloat16 (--fast)": {"fast": True},
+    "from the image": {"random_start": False},
+    "5 output pixels attacked": {"attack_pixels": 5},
+    "output pixels 16x32+8+0 attacked": {"attack_block": [16, 32, 8, 0]},
+    "only pixels of the classes numbered 3, 5 attacked": {"attack_classes": [3, 5]},
+    "against the model's own clean outputs": {"targets": "own"},
+    "the worst of apgd, square, 500 queries": {
+        "ensemble": ["apgd", "square"],
+        "queries": 500,
+    },
+    "weights seg:2.0": {"weights": {"seg": 2.0}},
+}
+
+
+def test_titles_say_what_tells_attacks_apart(tmp_path):
+    records = [
+        {**record(1, ["seg"], "seg", "miou", 0.5, 0.4), **ONES_OWN, **change}
+        for change in VARIANTS.values()
+    ]
+    models = side_by_side.read([write(tmp_path / "a", records)])
+    found = side_by_side.compare(models)
+    pairs = [("; ".join(side_by_side.details(c.facts)), c.title) for c in found]
+    assert [said for said, _ in pairs] == list(VARIANTS)
+    assert all(said in title for said, title in pairs)
+    assert len({title for _, title in pairs}) == len(VARIANTS)
+
+
+def test_plots_and_joint_tables_say_which_attack_they_are_of(tmp_path):
+    transfer = {"source_fingerprint": "0123abcdef", "norm": "l2"}
+    records = [
+        record(1, tasks, task, "loss", 1.0, 2.0) | transfer
+        for tasks in (["seg"], ["depth"], ["seg", "depth"])
+        for task in tasks
+    ]
+    models = side_by_side.read([write(tmp_path / "a", records)])
+    (one, _) = side_by_side.compare(models)
+    title = one.figure().get_suptitle().replace("\n", " ")
+    assert title == "seg under pgd on seg alone; by transfer from model 0123abcd"
+    how = "l2, eps: plain l2 norm; by transfer from model 0123abcd"
+    assert f"a, pgd ({how}): rise of each task's loss" in side_by_side.text(
+        [one], models
+    )
+    assert f"**a, pgd ({how}): rise" in side_by_side.markdown([one], models)
+
+
+def test_records_have_units_and_directions(tmp_path, capsys):
+    one = record(1, ["depth"], "depth", "mae", 0.5, 0.6)
+    run = write(tmp_path / "a", [one | {"unit": "m", "better": "lower"}])
+    compare.main(CompareConfig(runs=(run,), format="json"))
+    found = json.loads(capsys.readouterr().out)
+    assert {(r["unit"], r["better"]) for r in found} == {("m", "lower")}
 
 
 def test_formats_have_equal_values(runs, capsys):
@@ -294,7 +354,8 @@ def test_after_a_copy_attacks_on_the_whole_model_count(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("eps", None), ("eps", "1"), ("n", 1.5), ("attacked", "seg"), ("clean", "x")]
-    + [("attacked_interval", [1]), ("task", 3)],
+    + [("attacked_interval", [1]), ("task", 3), ("clean", float("nan"))]
+    + [("weights", [1]), ("attack_block", 3), ("source_fingerprint", 3)],
 )
 def test_a_record_that_is_none_is_explained(runs, tmp_path, field, value):
     path = tmp_path / "a" / "attacks" / "quick" / "results.json"

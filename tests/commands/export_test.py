@@ -89,6 +89,7 @@ def test_the_file_says_what_goes_in_and_comes_out(folder):
     said = json.loads((folder / "out" / "model.json").read_text())
     assert [said["input"][side] for side in ("height", "width")] == [32, 40]
     assert said["input"]["ranges"] == {"float32": [0, 1], "uint8": [0, 255]}
+    assert said["input"]["order"] == "RGB"
     seg, depth = said["outputs"]["seg"], said["outputs"]["depth"]
     assert (seg["kind"], seg["classes"]) == ("classes", list(CLASSES))
     assert (seg["channels"], seg["logits"]) == (3, True)

@@ -215,6 +215,21 @@ def test_names_of_files_are_short_however_many_tasks(tmp_path):
     assert "_depth_eps1_" in kept.label(CELLS[0])
 
 
+def test_examples_of_an_ensemble_are_those_of_the_members_that_count(tmp_path):
+    kept = Store(tmp_path, FACTS, save_examples=3)
+    cell = a_cell("worst", ensemble=("pgd", "fgsm"), step_size=2.0)
+    for number, member in enumerate(cell.members):
+        arrays = {"image": np.arange(4.0), "adversarial": 10 * number + np.arange(4.0)}
+        files_of_work.write_arrays(kept._examples(member), arrays)
+    kept.choose_examples(cell, np.array([1, 0, 1, 0, 0]))
+    with np.load(kept._examples(cell)) as saved:
+        assert saved["image"].tolist() == [0, 1, 2]
+        assert saved["adversarial"].tolist() == [10, 1, 12]
+    kept._examples(cell.members[1]).write_bytes(b"PK")
+    with pytest.raises(InputError, match="the examples of fgsm, but is damaged"):
+        kept.choose_examples(cell, np.array([1, 0, 1, 0, 0]))
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -110,6 +110,8 @@ def test_the_same_image_by_image(subject, tmp_path, group, attack, more):
         with np.load(store._examples(member)) as file:
             images.append(file["adversarial"])
     chosen = np.stack(images)[choice, np.arange(COUNT)]
+    with np.load(store._examples(cell)) as file:
+        np.testing.assert_array_equal(file["adversarial"], chosen)
 
     columns = subject.columns
     how = cell.objective_settings(SIZE, SIZE)

@@ -15,6 +15,8 @@ from PIL import Image
 from mtr_tf.attacks import threat
 from mtr_tf.measures import corruption_records
 from mtr_tf.measures import corruptions
+from mtr_tf.show import tables
+from mtr_tf.show import theory
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import task_set
 
@@ -158,4 +160,9 @@ def test_records_by_hand():
     assert [r["clean"] for r in mae] == [1.0] * 3
     assert [r["value"] for r in mae] == [1.5, 2.5, 2.0]
     assert [r.get("severity") for r in mae] == [1, 2, None]
-    assert {r["better"] for r in mae} == {"lower"}
+    assert {(r["better"], r["unit"]) for r in mae} == {("lower", "m")}
+    assert "depth mae [m]\n" in "\n".join(tables.measures(records).split("  "))
+    (axes,) = theory.corruptions_of_run(records).axes
+    assert axes.get_xlabel() == "mae [m], lower is better"
+    given = corruption_records.of_corruptions(tasks, found, 0, None, {"depth": "px"})
+    assert {r["unit"] for r in given if r["metric"] == "mae"} == {"px"}

@@ -38,6 +38,11 @@ def test_curves_of_a_run_start_at_the_clean_value():
     assert both.get_linewidth() > other.get_linewidth()
 
 
+def test_the_title_of_a_run_says_what_is_not_in_the_names_of_attacks():
+    figure = curves.of_run(hand.RECORDS, "5 output pixels attacked")
+    assert figure.get_suptitle() == "Tasks under pgd; 5 output pixels attacked"
+
+
 def records(tasks, attacks=("pgd",), eps=(1, 2, 4, 8)) -> list[dict]:
     """Of attacks on each task and on all, every task's first metric and its loss."""
     groups = [(task,) for task in tasks] + [tuple(tasks)] * (len(tasks) > 1)

@@ -108,6 +108,17 @@ def test_the_legend_has_the_classes_that_are_seen():
     assert marks == [colors[f"class {n}"] for n in range(3)]
 
 
+def test_the_title_says_what_is_not_in_the_name_of_the_attack():
+    clean, attacked = results_of(["seg"])
+    clean.pictures["target/seg"][:, 0, 0] = (250, 0, 0)
+    colors = {"seg": {"_background_": (250, 0, 0)}}
+    figure = gallery.of_run(clean, attacked, colors, "attacked images made on B")
+    title = figure.get_suptitle().replace("\n", " ")
+    how = "pgd on seg, linf eps 8 (levels of 0-255)"
+    assert title == f"{how}; attacked images made on B"
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [" _background_"]
+
+
 def test_where_tasks_have_other_colors_the_legend_names_them():
     clean, attacked = results_of(["seg", "depth"])
     red, blue = (250, 0, 0), (0, 0, 250)

@@ -114,7 +114,7 @@ def test_errors_are_ordered_the_other_way_and_seeds_have_a_deviation():
         ("a", "2.00 ± 1.4"),
         ("b", "2.50"),
     ]
-    assert board.title == "depth mae [m], linf eps 2"
+    assert board.title == "depth mae [m], linf eps 2 (levels of 0-255)"
 
 
 def test_other_units_and_other_data_of_ones_own_are_boards_of_their_own():
@@ -122,13 +122,32 @@ def test_other_units_and_other_data_of_ones_own_are_boards_of_their_own():
     metres = records("a", 0, result("pgd", 3.0, "depth", **depth, unit="m"))
     disparity = records("b", 0, result("pgd", 0.05, "depth", **depth, unit="px"))
     titles = [board.title for board in leaderboard.boards([*metres, *disparity])]
-    assert titles == ["depth mae [m], linf eps 2", "depth mae [px], linf eps 2"]
+    eps = "linf eps 2 (levels of 0-255)"
+    assert titles == [f"depth mae [m], {eps}", f"depth mae [px], {eps}"]
     for data, count in (("examples", 2), ("my_data:load", 2), ("rooms", 1)):
         pair = [
             records(name, 0, result("pgd", 0.2, dataset=data, images=f"8x8x3 {name}"))
             for name in ("a", "b")
         ]
         assert len(leaderboard.boards([*pair[0], *pair[1]])) == count
+
+
+def test_models_with_other_first_metrics_have_boards_of_their_own():
+    first = records("a", 0, result("pgd", 0.2), result("pgd", 0.3, metric="mine"))
+    other = records("b", 0, result("pgd", 0.4, metric="mine"))
+    for both in ((*first, *other), (*other, *first)):
+        found = leaderboard.boards(both)
+        assert {(b.title.split(",")[0], *(r.name for r in b.rows)) for b in found} == {
+            ("seg miou", "a"),
+            ("seg mine", "b"),
+        }
+
+
+def test_the_attack_that_counts_is_named_with_what_is_not_usual():
+    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f")
+    (board,) = leaderboard.boards(records("a", 0, some))
+    named = "pgd, 20 steps, 5 output pixels attacked, transferred"
+    assert board.rows[0].attack == named
 
 
 def test_attacks_that_leave_the_ball_do_not_count():
@@ -183,6 +202,15 @@ def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
         ({"seeds": []}, "seeds of record 1"),
         ({"attacked_value": [True]}, "attacked_value of record 1"),
         ({"name": None}, "name of record 1"),
+        ({"better": "max"}, "better of record 1 must be higher or lower, got 'max'"),
+        ({"attacked_value": [float("nan")]}, "must be a list of finite numbers, got"),
+        ({"eps": float("inf")}, "eps of record 1 must be a finite number, got inf"),
+        ({"commit": None}, "commit of record 1 must be a list of texts, got None"),
+        ({"commit": "abc"}, "commit of record 1 must be a list of texts, got 'abc'"),
+        ({"architecture": "resnet"}, "architecture of record 1 must be an object"),
+        ({"unit": ["m"]}, "unit of record 1 must be a text"),
+        ({"images": ["8x8x3"]}, "images of record 1 must be a text"),
+        ({"step_size": float("nan")}, "Out of range float values"),
     ],
 )
 def test_damaged_records_are_refused(tmp_path, change, said):

@@ -18,6 +18,20 @@ def test_looks_of_lines_differ():
     assert len({look[:2] for look in looks}) == 19
     looks = [style.attack_look(*divmod(n, 13)) for n in range(4 * 13)]
     assert len({(look["linestyle"], look["color"]) for look in looks}) == 4 * 13
+    many = [style.attack_look(attack, n) for attack in range(3) for n in range(40)]
+    assert len({tuple(look.values()) for look in many}) == 3 * 40
+    alone = [style.attack_look(0, group, alone=True) for group in range(4 * 13)]
+    assert len({(look["linestyle"], look["color"]) for look in alone}) == 4 * 13
+
+
+def test_legends_have_names_that_begin_with_an_underscore():
+    figure, (axes,) = style.multiples(1, (3, 3))
+    for name in ("_old", "new", "_nolegend_", None):
+        axes.plot([0, 1], [0, 1], label=name)
+    style.end_legend(axes, {"_old": 1.0, "new": 0.0})
+    style.finish(figure, "title")
+    for legend in (axes.get_legend(), figure.legends[0]):
+        assert [text.get_text() for text in legend.get_texts()] == [" _old", "new"]
 
 
 def test_long_names_lose_their_middle_and_stay_apart():

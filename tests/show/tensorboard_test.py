@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -458,7 +459,7 @@ def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp
         ],
     )
     events = read(tmp_path)
-    names = ("pgd on seg+depth", "fgsm on seg")
+    names = ("pgd on seg+depth (l2, eps x 1000)", "fgsm on seg (l2, eps x 1000)")
     assert set(events.Tags()["tensors"]) == {
         "settings",
         *(
@@ -467,18 +468,18 @@ def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp
             for name in names
         ),
     }
-    curve = dict(numbers(events, "seg_by_eps/miou, pgd on seg+depth"))
+    curve = dict(numbers(events, f"seg_by_eps/miou, {names[0]}"))
     assert {eps: curve[eps] for eps in (0, 250, 1500)} == {
         0: 0.75,
         250: 0.5,
         1500: 0.25,
     }
-    assert dict(numbers(events, "seg_by_eps/miou, fgsm on seg"))[1000] == 0.125
-    about = description(events, "seg_by_eps/miou, pgd on seg+depth")
+    assert dict(numbers(events, f"seg_by_eps/miou, {names[1]}"))[1000] == 0.125
+    about = description(events, f"seg_by_eps/miou, {names[0]}")
     assert "miou of seg; higher is better." in about
     assert "first 11 images of test" in about
     assert "eps times 1000 (l2, the plain l2 norm)" in about
-    shown = "seg_by_eps/pictures, pgd on seg+depth"
+    shown = f"seg_by_eps/pictures, {names[0]}"
     assert [e.step for e in events.Tensors(shown)] == [250, 1500]
     assert picture(events, shown).shape == (
         HEADING + 2 * 128 + GAP,
@@ -486,6 +487,24 @@ def test_attacks_are_one_run_with_a_curve_over_eps_for_each_attack_and_group(tmp
         3,
     )
     assert "attacked output, perturbation." in description(events, shown)
+
+
+def test_runs_with_other_radii_have_one_axis(tmp_path):
+    """Steps are radii times 100, which no tag says."""
+    for folder, radii in (("a", (1.0, 2.0, 4.0, 8.0)), ("b", (8.0,))):
+        found = [a_result("pgd", ("seg",), eps, 0.5) for eps in radii]
+        for place, one in enumerate(found):
+            threat = dataclasses.replace(one.cell.threat, norm="linf")
+            cell = dataclasses.replace(one.cell, threat=threat)
+            found[place] = dataclasses.replace(one, cell=cell)
+        clean = a_result("", (), 0, 0.75)
+        tensorboard.write_attacks(
+            {"split": "test"}, clean, found, tmp_path / folder, more="images made on B"
+        )
+        events = read(tmp_path / folder)
+        assert dict(numbers(events, "seg_by_eps/miou, pgd on seg"))[800] == 0.5
+        about = description(events, "seg_by_eps/miou, pgd on seg")
+        assert about.endswith("is a straight line. Images made on B.")
 
 
 @pytest.mark.parametrize("radii", [(1, 2, 4, 8), (0.25, 0.3), (64,), (0.001, 1000)])
@@ -558,6 +577,14 @@ def test_measures_are_numbers_over_counts_and_plots(tmp_path):
             "eps": 0.25,
             "value": 1.5,
         },
+        {
+            "measure": "first_order",
+            "quantity": "rise",
+            "norm": "l2",
+            "tasks": ["seg"],
+            "eps": 0.5,
+            "value": 0.5,
+        },
     ]
     plot = tmp_path / "measure_tasks.png"
     Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(plot)
@@ -565,8 +592,9 @@ def test_measures_are_numbers_over_counts_and_plots(tmp_path):
     events = read(tmp_path)
     assert numbers(events, "measure_tasks/l2_raw") == [(2, 0.5)]
     assert numbers(events, "measure_first_order/seg+depth") == [(250, 1.5)]
+    assert numbers(events, "measure_first_order/seg_l2") == [(500, 0.5)]
     assert (picture(events, "measure_tasks") == np.full((4, 6, 3), 7)).all()
-    assert len(events.Tags()["tensors"]) == 3
+    assert len(events.Tags()["tensors"]) == 4
     left = [path.name for path in tmp_path.glob("events*")]
     assert len(left) == 2
     assert "events.out.tfevents.1.of.a.training.v2" in left

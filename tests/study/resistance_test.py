@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import figure_fixture
 import numpy as np
 import pytest
 import scipy.stats
@@ -49,7 +50,10 @@ def test_the_rank_correlation_is_that_of_all_nets_with_both_numbers():
     assert len(norms) == 8
     assert "8 nets" in plot.caption
     assert f"eps 1: ρ {rho:.3f} (" in plot.alt
-    axes = plot.draw().axes[0]
+    axes, *_, last = figure_fixture.drawn(plot.draw).axes
+    figure_fixture.check(axes.figure)
+    said = "dual norm of the gradient\n[loss over eps, linf (levels of 0-255)]"
+    assert last.get_xlabel() == said
     drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
     np.testing.assert_allclose(drawn["s+d"], [[1.0, 10], [2.0, 16]])
 

@@ -289,7 +289,7 @@ def dataset_info(
         splits={split: len(value) for split, value in splits.items()},
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
-        ranges={**_RANGES, **_ranges(columns, tasks), **facts.get("ranges", {})},
+        ranges={**_RANGES, **ranges_of(columns, tasks), **facts.get("ranges", {})},
         units=dict(facts.get("units", {})),
         class_weights=_floats(facts.get("class_weights", ())),
     )
@@ -445,16 +445,22 @@ def _statistics(images: Any) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.maximum(std, 1 / 255)  # Of one grey, to be divided by.
 
 
-def _ranges(columns: Columns, tasks: TaskSet) -> dict[str, tuple[float, float]]:
-    """What maps are painted between: most of what is known in some examples."""
-    rows = _spaced(len(columns), _PAINTED)
+def ranges_of(columns: Columns, tasks: TaskSet) -> dict[str, tuple[float, float]]:
+    """What maps are painted between: most of what is known in some examples.
+
+    Args:
+      columns: whose targets they are; images may be more.
+      tasks: those of the targets.
+    """
     found = {}
     for task, target in columns.targets.items():
         if tasks[task].discrete or tasks[task].kind == "labels":
             continue
+        rows = _spaced(len(target), _PAINTED)
         values = target[rows]
         if task in columns.masks:
             values = values[columns.masks[task][rows]]
+        values = values[np.isfinite(values)]
         if values.size:
             low, high = np.percentile(values, (2, 98))
             found[task] = (float(low), float(high))

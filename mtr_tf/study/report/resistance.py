@@ -91,5 +91,5 @@ def _plot(curve: Curve, nets: Sequence[theory.Net]) -> Plot:
         "interval, nets taken as independent; above 0, nets of larger gradients lose "
         "more.",
         f"{title}: {'; '.join(titles)}.",
-        functools.partial(theory.resistance, title, titles, nets),
+        functools.partial(theory.resistance, title, titles, nets, curve.facts["norm"]),
     )
