@@ -51,7 +51,7 @@ _State = dict[str, tuple[int, int, int]]
 
 
 class NotUploaded(InputError):
-    """A copy here is newer than what is at its address; the message names both."""
+    """A copy here is not what is at its address; the message names both."""
 
 
 @dataclasses.dataclass
@@ -141,6 +141,10 @@ class _Copies:
         if isinstance(error, OSError) and isinstance(error.filename, str):
             error.filename = self.named(error.filename)
 
+    def is_whole(self) -> bool:
+        """Whether nobody else has begun to delete the copies."""
+        return self._kept or not self._folder or (self._folder / _IN_USE).is_file()
+
     def keep(self) -> None:
         """Leaves the copies beyond the command's end, for the user to save."""
         self._kept = True
@@ -158,18 +162,31 @@ class _Copies:
 def _locked(folder: pathlib.Path) -> IO[str]:
     """Says that a temporary folder is in use, for as long as this process lives."""
     file = open(folder / f"{_IN_USE}.new", "w")  # noqa: SIM115  (closed at the end)
+    file.write(_machine())
+    file.flush()
     with contextlib.suppress(OSError):  # There may be no locks.
         fcntl.flock(file, fcntl.LOCK_EX)
     os.rename(file.name, folder / _IN_USE)
     return file
 
 
+def _machine() -> str:
+    """This machine since it started: where a lock of a file certainly holds."""
+    return f"{socket.gethostname()} {turns.machine()}"
+
+
 def _clear_killed() -> None:
-    """Deletes the temporary folders of commands that were killed."""
+    """Deletes the temporary folders of commands of this machine that were killed.
+
+    Where several machines share the folder, each may have locks of its own.
+    """
     for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         # Of another user, in use, kept, or without locks.
         with contextlib.suppress(OSError), open(folder / _IN_USE, "r+") as file:
+            if file.read() != _machine():
+                continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / _IN_USE).unlink()  # First: what is half there is not in use.
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -455,9 +472,13 @@ class _Held:
         return name.startswith(self._inner) and not inner.startswith(self._skip)
 
     def _state(self) -> _State:
-        """What changes with each file's content, by its name in the copy."""
+        """What changes with each file's content, by its name in the copy.
+
+        Raises:
+          OSError: Some folder cannot be read, so that what is in it is not known.
+        """
         found = {}
-        for folder, _, names in os.walk(self.folder):
+        for folder, _, names in os.walk(self.folder, onerror=_fail):
             for last in names:
                 file = pathlib.Path(folder, last)
                 name = file.relative_to(self._copy.folder).as_posix()
@@ -468,10 +489,12 @@ class _Held:
 
     def push(self, needed: bool) -> None:
         """Uploads what is new or changed, then deletes what was deleted here."""
-        now = self._state()
-        if now == self._known:
-            return
         try:
+            self._check_whole()
+            now = self._state()
+            if now == self._known:
+                return
+            self._check_whole(now)
             other = self._running()
             if other != self._me:
                 raise self._taken(other)
@@ -498,6 +521,23 @@ class _Held:
                 f"{told}; all of it is in {self.folder}: copy it there, or repeat the "
                 "command, which does again what is missing."
             ) from error
+
+    def _check_whole(self, now: _State | None = None) -> None:
+        """Raises `NotUploaded` if others have deleted the copy, or parts of it.
+
+        Nothing may be deleted at the address for that. `now`: what there is here.
+        """
+        config = f"{self._inner}config.json"
+        lacks = now is not None and config in self._known and config not in now
+        if self.folder.is_dir() and self._made.is_whole() and not lacks:
+            return
+        self._made.keep()
+        raise NotUploaded(
+            f"{self._address} stays as it was at the last upload, because something "
+            f"else has deleted files of its copy in {self.folder}; let TMPDIR name a "
+            "folder of this machine that nothing clears, and repeat the command, "
+            "which does again what is missing."
+        )
 
     def end(self) -> None:
         """Uploads the rest, and says that this process has ended."""
@@ -548,6 +588,10 @@ class _Held:
             f"{self._address} has been taken over by {by}, so this process ends; what "
             f"it has not uploaded is in {self.folder}."
         )
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def _order(name: str, state: tuple[int, int, int]) -> tuple:

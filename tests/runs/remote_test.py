@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging as standard_logging
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -610,15 +612,79 @@ def test_what_a_killed_process_was_writing_goes(memory):
 def test_copies_of_killed_processes_go(memory, copies_folder):
     left = copies_folder / "mtr_tf-copy-0"
     left.mkdir()
-    (left / "in_use").touch()  # Nobody has locked it.
+    (left / "in_use").write_text(remote._machine())  # Nobody has locked it.
     kept = copies_folder / "mtr_tf-copy-1"
     kept.mkdir()
+    elsewhere = copies_folder / "mtr_tf-copy-2"
+    elsewhere.mkdir()
+    (elsewhere / "in_use").write_text("node7 0")  # Its locks may not reach us.
     with remote.copies():
         used = remote.local(memory, "--workdir").parents[1]
-        assert {*copies_folder.iterdir()} == {used, kept}
+        assert {*copies_folder.iterdir()} == {used, kept, elsewhere}
         remote._clear_killed()
         assert used.exists()
-    assert [*copies_folder.iterdir()] == [kept]
+    assert {*copies_folder.iterdir()} == {kept, elsewhere}
+
+
+def delete_all(folder):
+    shutil.rmtree(folder.parents[1])
+
+
+def delete_all_and_go_on(folder):
+    delete_all(folder)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "ckpt-2.index").write_text("new")
+
+
+def delete_the_oldest(folder):
+    (folder.parents[1] / "in_use").unlink()
+    (folder / "checkpoints" / "ckpt-1.index").unlink()
+
+
+def delete_settings(folder):
+    (folder / "config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "delete", [delete_all, delete_all_and_go_on, delete_the_oldest, delete_settings]
+)
+@pytest.mark.parametrize("pushes", [True, False])
+def test_what_others_delete_here_stays_at_the_address(memory, delete, pushes):
+    files = {"config.json": b"{}", "train.flags": b"", "checkpoints/ckpt-1.index": b"1"}
+    write(memory, files)
+
+    def work():
+        with remote.copies(), remote.held(remote.local(memory, "--workdir")):
+            folder = remote.local(memory, "--workdir")
+            delete(folder)
+            if pushes:
+                remote.push(folder / "checkpoints")
+
+    with pytest.raises(remote.NotUploaded) as told:
+        work()
+    assert str(told.value).startswith(f"{memory} stays as it was at the last upload")
+    assert {n: c for n, c in contents(memory).items() if n != remote.RUNNING} == files
+
+
+def test_what_cannot_be_read_here_stays_at_the_address(memory, monkeypatch):
+    write(memory, files := {"config.json": b"{}", "checkpoints/ckpt-1.index": b"1"})
+    with remote.copies():
+        folder = remote.local(memory, "--workdir")
+        with remote.held(folder):
+            (folder / "new").write_text("new")
+            scandir = os.scandir
+
+            def broken(path):
+                if str(path).endswith("checkpoints"):
+                    raise OSError(errno.ESTALE, "Stale file handle", str(path))
+                return scandir(path)
+
+            with monkeypatch.context() as patch, log_lines() as lines:
+                patch.setattr(os, "scandir", broken)
+                remote.push(folder)
+            assert "Stale file handle" in lines[0]
+            assert "the next upload tries again" in lines[0]
+    assert contents(memory) == files | {"new": b"new"}
 
 
 @pytest.mark.parametrize(
