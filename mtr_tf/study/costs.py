@@ -46,6 +46,7 @@ def of_attack(config: AttackConfig, run: TrainConfig) -> float:
         _MEASURE[name](config, count, groups, radii) for name in config.measure
     )
     passes += passes_of(config, count)
+    passes = max(passes, FORWARD)  # Without an attack, as with radii of 0.
     return images * passes * _size(config.image_size or run.image_size, count)
 
 

@@ -357,6 +357,14 @@ def test_costs_are_in_proportion():
     assert attack(**nothing, measure_draws=8) == 2 * attack(**nothing, measure_draws=4)
 
 
+def test_a_cell_without_an_attack_takes_time_too():
+    cells = cells_of()
+    run = TrainConfig(tasks=("seg",))
+    price = costs.of_attack(AttackConfig(ckpt="x", eps=(0.0,)), run)
+    known = clock({cell: price for cell in cells}, {cells[2]: 10 + 20})
+    assert known.seconds(cells[3]) == pytest.approx(10 + 20)
+
+
 # Running.
 
 
