@@ -58,8 +58,8 @@ class ExportConfig(Settings):
     )
     dataset: str = setting(
         "",
-        "For a checkpoint whose run used your own data set: that data set, "
-        "module:function.",
+        "For a checkpoint whose run used your own data set, or a run with layers of "
+        "your own that its module registers: that data set, module:function.",
     )
     data_dir: str = setting(
         "",

@@ -165,7 +165,8 @@ def load_run(
       data_dir: where the run's data set is now; empty: where it was in training.
       dataset: the data set that the user has named, which `data_dir` is of; empty: that
         of the run. A checkpoint's model is built for its data set, which must be named
-        if it is a user's own: see `check_named`.
+        if it is a user's own: see `check_named`. The module of one that is named is
+        imported before the model is loaded, which may have layers that it registers.
       flag: that which says `ckpt`.
       own: what to know of a model of one's own; None: what its names say.
 
@@ -190,6 +191,8 @@ def load_run(
         path = root / "model.keras"
     step = None
     if path.suffix == ".keras":
+        if ":" in dataset:  # Registers its layers; the user has named it.
+            reading.own_function(dataset)
         model = model_files.keras_file(path, flag)
     else:
         check_named(config.dataset, dataset, root)
@@ -197,7 +200,9 @@ def load_run(
             config = dataclasses.replace(config, data_dir=data_dir)
         model, step = _restore(root, path, config)
         logging.info("using the model after %d steps, from a checkpoint", step)
-    return Run(model, tuple(model.output), config, root, fingerprint(model), step)
+    size = config.parsed_image_size
+    unique = _functional_fingerprint(model, model, size and (*size, 3), str(root))
+    return Run(model, tuple(model.output), config, root, unique, step)
 
 
 def check_named(dataset: str, given: str, root: pathlib.Path) -> None:
@@ -515,13 +520,7 @@ def _fingerprint_of(
     """
     given = file.model
     if adapters.is_functional(given):
-        if not _has_own_code(given):
-            return fingerprint(given)
-        about = f"{fingerprint(given)} "
-        with contextlib.suppress(InputError):
-            images = model_files.noise(model, shape, file.name)
-            about += model_files.behaviour(model, images)
-        return hashlib.sha256(about.encode()).hexdigest()
+        return _functional_fingerprint(given, model, shape, file.name)
     images = model_files.noise(model, shape, file.name)
     name = getattr(given, "__name__", type(given).__name__)
     outputs = model_files.outputs_digest(model, images)
@@ -530,6 +529,22 @@ def _fingerprint_of(
     for variable in getattr(given, "variables", ()):
         digest.update(np.asarray(variable).tobytes())
     return digest.hexdigest()
+
+
+def _functional_fingerprint(
+    given: keras.Model,
+    model: keras.Model,
+    shape: Sequence[int | None] | None,
+    name: str,
+) -> str:
+    """`fingerprint` of `given`, and what code of its own makes `model` do."""
+    if not _has_own_code(given):
+        return fingerprint(given)
+    about = f"{fingerprint(given)} "
+    with contextlib.suppress(InputError):
+        images = model_files.noise(model, shape, name)
+        about += model_files.behaviour(model, images)
+    return hashlib.sha256(about.encode()).hexdigest()
 
 
 def _has_own_code(model: keras.Model) -> bool:

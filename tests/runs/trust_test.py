@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 
+import keras
 import pytest
 
 from mtr_tf import attack_job
@@ -83,13 +85,68 @@ def test_with_the_flag_it_is_opened_as_in_training(theirs):
     finish(theirs)
     config = AttackConfig(ckpt=str(theirs), dataset=DATASET, attack_tasks=("seg",))
     run = loading.load_run(str(theirs), (), "", DATASET)
-    assert not ran(theirs)  # The model needs no data.
+    assert ran(theirs) == ["imported"]  # For its layers; the model needs no data.
     loading.open_data(config, run, ("seg",))
     assert ran(theirs) == ["imported", "called"]
     # Results go where they went when nothing was asked.
     named = dataclasses.replace(config, dataset="")
     job = attack_job.resolve(config)
     assert job.folder.name == attack_job.default_name(named, run.fingerprint)
+
+
+OWN_LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable("theirs")
+class Scale(keras.layers.Layer):
+    def call(self, x):
+        return 2.0 * x
+"""
+
+
+def test_a_run_may_have_layers_of_the_module_that_the_user_names(theirs):
+    module = theirs.parent / "theirs_test.py"
+
+    def registered():
+        return [n for n in keras.saving.get_custom_objects() if n.startswith("theirs>")]
+
+    def forget():
+        sys.modules.pop("theirs_test", None)
+        for name in registered():
+            del keras.saving.get_custom_objects()[name]
+        for name in ("imported", "called"):
+            (theirs.parent / name).unlink(missing_ok=True)
+
+    module.write_text(CODE + OWN_LAYER)
+    own = importlib.import_module("theirs_test")
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(2, 1)(own.Scale()(image))
+    keras.Model(image, {"seg": x}).save(theirs / "model.keras")
+
+    forget()
+    try:
+        with pytest.raises(InputError, match="has a layer .* not Keras's own"):
+            loading.load_run(str(theirs))  # Only its config.json names the module.
+        assert not ran(theirs)
+        run = loading.load_run(str(theirs), dataset=DATASET)
+        again = loading.load_run(str(theirs), dataset=DATASET)
+        assert run.fingerprint == again.fingerprint != loading.fingerprint(run.model)
+
+        # Its results are known by what the layer does.
+        forget()
+        module.write_text((CODE + OWN_LAYER).replace("2.0 * x", "2.125 * x"))
+        changed = loading.load_run(str(theirs), dataset=DATASET)
+        assert changed.fingerprint != run.fingerprint
+        assert loading.fingerprint(changed.model) == loading.fingerprint(run.model)
+    finally:
+        forget()
+
+
+def test_runs_of_built_in_models_are_known_by_config_and_weights(tmp_path):
+    directory.write_config(tmp_path, TrainConfig(tasks=("seg",), model="tiny"))
+    finish(tmp_path)
+    run = loading.load_run(str(tmp_path))
+    assert run.fingerprint == loading.fingerprint(run.model)
 
 
 def test_no_function_of_pythons_own_is_called(theirs):
