@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import time
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from concurrent.futures import Executor
 from concurrent.futures import Future
 from typing import Any
 from typing import TypeVar
+
+from absl import logging
 
 from mtr_tf.cli import stopping
 from mtr_tf.config.settings import LOCAL
@@ -33,6 +36,7 @@ from mtr_tf.executors.command import Ended
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.05  # After which a signal is seen.
+_REFUSED_SECONDS = 60.0  # After which a command that was refused is given again.
 _IN_FLIGHT = 100  # Commands that are given at a time to an engine with a queue.
 
 
@@ -89,22 +93,42 @@ def results(
 ) -> Iterator[tuple[T, Future[Ended]]]:
     """Runs commands, and yields how each ended, until none is left or a signal comes.
 
-    The engine is shut down at the end; commands that still run are stopped then.
+    The engine is shut down at the end; commands that still run are stopped then. One
+    that it refuses is given again as long as others run: a queue may be full.
 
     Args:
       engine: what runs them.
       take: the next command, and what it is known by to the caller; None: there is
         none now, or none that can be run before another one has ended.
+
+    Raises:
+      Refused: the engine does not take a command, and none runs.
     """
     running: dict[Future[Ended], T] = {}
+    refused: tuple[T, Command] | None = None
+    again = 0.0  # When the next one is given, at the latest.
     try:
         while not stopping.asked():
-            while len(running) < engine.at_once and (given := take()):
-                running[engine.executor.submit(command.run, given[1])] = given[0]
+            while (
+                len(running) < engine.at_once
+                and (not running or time.monotonic() >= again)
+                and (given := refused or take())
+            ):
+                try:
+                    future = engine.executor.submit(command.run, given[1])
+                except command.Refused as error:
+                    if not running:
+                        raise
+                    if not refused:
+                        logging.warning("%s It is given again while others run.", error)
+                    refused, again = given, time.monotonic() + _REFUSED_SECONDS
+                else:
+                    refused, running[future] = None, given[0]
             if not running:
                 return
             ended, _ = futures.wait(running, _POLL_SECONDS, futures.FIRST_COMPLETED)
             for future in ended:
+                again = 0.0  # There may be room now.
                 yield running.pop(future), future
     finally:
         engine.executor.shutdown(cancel_futures=True)

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf import files
+from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 
 ONE_THREAD = dict.fromkeys(
@@ -173,6 +174,10 @@ class Lease:
         if seen != self._seen:
             self._seen, self._since = seen, time.monotonic()
         return time.monotonic() - self._since > _STALE_SECONDS
+
+
+class Refused(InputError):
+    """An engine does not take a command now."""
 
 
 class Stopping(Exception):

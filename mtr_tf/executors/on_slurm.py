@@ -108,8 +108,9 @@ class SlurmExecutor(Executor):
             job = self._engine.submit(call, *args, **kwargs)
         except Exception as error:
             said = (str(error).splitlines() or [type(error).__name__])[-1].rstrip(".")
-            raise InputError(
-                f"SLURM refuses a job: {said}. Correct --executor_options."
+            raise command.Refused(
+                f"SLURM refuses a job ({said}); correct --executor_options, or let "
+                "fewer jobs be there at a time (--workers)."
             ) from error
         future.set_running_or_notify_cancel()
         with self._lock:

@@ -329,6 +329,60 @@ def test_a_job_of_slurm_that_does_not_end_is_given_up(tmp_path, monkeypatch):
     assert isinstance(future.exception(0), command.Stopping)
 
 
+class Full(futures.Executor):
+    """Refuses its call of a number; what runs then ends, or else after the next."""
+
+    def __init__(self, refused, ends=True):
+        self.refused, self.ends, self.given, self.running = refused, ends, [], []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.given.append(args[0])
+        is_refused = len(self.given) == self.refused
+        if not is_refused:
+            self.running.append(futures.Future())
+        last = self.running[-1] if self.running else None
+        if len(self.given) > self.refused or (is_refused and self.ends):
+            while self.running:
+                self.running.pop().set_result(None)
+        if is_refused:
+            raise command.Refused("the queue is full.")
+        return last
+
+
+def test_a_command_that_is_refused_is_given_again_while_others_run(monkeypatch):
+    def ended(full):
+        left = [1, 2, 3]
+
+        def take():
+            return (name := left.pop(0), name) if left else None
+
+        engine = executors.Engine(full, 3, 3)
+        return sorted(name for name, _ in executors.results(engine, take))
+
+    full = Full(3)
+    assert ended(full) == [1, 2, 3]
+    assert full.given == [1, 2, 3, 3]
+    with pytest.raises(command.Refused, match="the queue is full"):
+        ended(Full(1))  # Nothing else runs.
+    monkeypatch.setattr(executors, "_REFUSED_SECONDS", 0.1)
+    full = Full(3, ends=False)
+    assert ended(full) == [1, 2, 3]
+    assert full.given == [1, 2, 3, 3]
+
+
+def test_slurm_says_what_to_do_where_it_refuses_a_job(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    made = executors.create("slurm", tmp_path, 1, ("cluster=local",))
+
+    def refuse(*_):
+        raise RuntimeError("sbatch: error:\nSocket timed out on send/recv operation.")
+
+    monkeypatch.setattr(made.executor._engine, "submit", refuse)
+    said = r"a job \(Socket timed out on send/recv operation\); .* \(--workers\)\.$"
+    with made.executor as executor, pytest.raises(command.Refused, match=said):
+        executor.submit(command.run)
+
+
 def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setattr(executors.on_slurm, "_AGAIN_SECONDS", 0.0)
