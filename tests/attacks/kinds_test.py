@@ -58,7 +58,7 @@ KEYS = {
         "attack_loss": ("own", "js+angular", "cospgd"),
         "judge": "harm",
     },
-    "422d5f086d1263a3": {
+    "c7d08ff22f747282": {  # Its ensembles break ties: others than in 0.2.0.dev1.
         "attack_block": "4x4+1+2",
         "attack_classes": ("b",),
         "eps": (1, 4.0),

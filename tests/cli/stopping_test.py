@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
         read, write = os.pipe()
         with stopping.later():
             signal.siginterrupt(signal.SIGTERM, False)  # It goes on reading.
-            threading.Timer(10, os.write, (write, b"x")).start()
+            threading.Timer(4, os.write, (write, b"x")).start()
             ready()
             ctypes.CDLL(None).read(read, ctypes.create_string_buffer(1), 1)
         """,
@@ -130,8 +131,9 @@ def test_the_word_of_a_runner_after_a_signal_is_no_second_one(start):
     time.sleep(0.3)  # It is in there now.
     process.send_signal(signal.SIGTERM)
     time.sleep(0.5)
-    process.stdin.write("stop")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # It has ended, on a busy machine.
+        process.stdin.write("stop")
+        process.stdin.flush()
     process.wait(30)
     assert ended(process) == (143, "stopped by SIGTERM. Nothing is lost.")
 
