@@ -19,7 +19,15 @@ from mtr_tf.attacks import base
 from mtr_tf.errors import InputError
 
 # Methods of objectives that return another one.
-_CHANGING = ("checked", "drawn", "in_ensemble", "seeded", "with_judge", "with_losses")
+_CHANGING = (
+    "checked",
+    "drawn",
+    "in_ensemble",
+    "seeded",
+    "with_judge",
+    "with_losses",
+    "with_ties",
+)
 
 
 def on_channels(
