@@ -18,17 +18,6 @@ import tensorflow as tf
 from mtr_tf.attacks import base
 from mtr_tf.errors import InputError
 
-# Methods of objectives that return another one.
-_CHANGING = (
-    "checked",
-    "drawn",
-    "in_ensemble",
-    "seeded",
-    "with_judge",
-    "with_losses",
-    "with_ties",
-)
-
 
 def on_channels(
     attack: Callable[..., tf.Tensor], channels: Sequence[int]
@@ -144,13 +133,19 @@ class OnChannels:
     def __getattr__(self, name: str) -> Any:
         """What else the objective has; `reusable` not, as the images are a part of it.
 
-        Images that it is handed are made whole.
+        Images that it is handed are made whole. Methods that return another objective
+        return one of these channels, too.
         """
         if name == "reusable" or name.startswith("__"):
             raise AttributeError(name)
         value = getattr(self.objective, name)
         if name == "checked":
             return lambda x: self._of(value(self.whole(x)))
-        if name in _CHANGING:
-            return lambda *arguments: self._of(value(*arguments))
-        return value
+        if not callable(value):
+            return value
+
+        def method(*arguments: Any, **options: Any) -> Any:
+            found = value(*arguments, **options)
+            return self._of(found) if isinstance(found, type(self.objective)) else found
+
+        return method
