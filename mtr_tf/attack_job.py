@@ -95,7 +95,6 @@ _AGAIN = (
 )
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
-_LONGEST_NAME = 255  # Bytes that file systems take.
 
 
 def attack(config: AttackConfig) -> str:
@@ -663,10 +662,8 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     unique = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
-    named = f"{kind}_{config.norm}_{radii}_{config.split}_{unique}"
-    if len(named.encode()) > _LONGEST_NAME:
-        named = f"{files.cut(named, _LONGEST_NAME - len(unique) - 1)}_{unique}"
-    return named
+    said = f"{kind}_{config.norm}_{radii}_{config.split}"
+    return f"{files.cut(said, files.LONGEST_NAME - len(unique) - 1)}_{unique}"
 
 
 def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:

@@ -53,6 +53,7 @@ DAMAGED = (
 )
 
 
+LONGEST_NAME = 255  # Bytes that file systems take.
 _MOST_UNPACKED = 20  # Times the size of a zip file of weights.
 _PICTURES = (".png", ".pdf", ".svg")
 _FEW_WORDS = 200  # Characters.

@@ -84,20 +84,20 @@ class Results:
             raise InputError(
                 f"format must be one of {', '.join(_FORMATS)}; got {format!r}."
             )
-        parts = []
-        if self.records and format == "text":
+        if format in tables.RECORDS:
+            found = self.records or self.measures
+            return tables.as_records(format, found) if found else ""
+        parts, is_text = [], format == "text"
+        if self.records and is_text:
             parts.append(tables.about(self.title, self.records, width, self.more))
         elif self.records:
             given = (format, self.title, self.records, None, self.more)
             parts.append(tables.printed(*given))
-        if self.measures and format == "markdown":
-            parts.append(f"```text\n{tables.measures(self.measures)}\n```")
-        if self.consistency and format == "text":
+        if self.consistency and is_text:
             parts.append(tables.consistency(self.consistency))
-        if self.measures and format == "text":
-            parts.append(tables.measures(self.measures))
-        if self.measures and not self.records and format in tables.RECORDS:
-            parts.append(tables.as_records(format, self.measures))
+        if self.measures:
+            measured = tables.measures(self.measures)
+            parts.append(measured if is_text else f"```text\n{measured}\n```")
         return "\n\n".join(parts)
 
     def to_pandas(self) -> Any:

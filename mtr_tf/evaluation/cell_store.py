@@ -38,7 +38,7 @@ from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 
 _LONG = 80  # Characters of tasks that are attacked together, in names of files.
-_LONGEST = 236  # Bytes of such a name: file systems take 255, with `name_beside`.
+_LONGEST = files.LONGEST_NAME - 19  # Bytes of such a name, beside `name_beside`.
 _ROWS = 16  # Examples that are read at once.
 _SOME = 64  # Images, at most, that images are told from others by.
 _FORMAT = 4  # Of the files; cells of another number are not known.

@@ -33,6 +33,12 @@ def is_functional(model: Any) -> bool:
     )
 
 
+def inputs_of(model: Any) -> Sequence[keras.KerasTensor]:
+    """What a Keras model was made of; () where that is not known, or it is none."""
+    is_model = isinstance(model, keras.Model)
+    return (getattr(model, "inputs", None) or ()) if is_model else ()
+
+
 def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -> Any:
     """Returns what any callable does as a functional model.
 
@@ -41,8 +47,7 @@ def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -
       shape: Of one image; a model that was made with several inputs has its own.
     """
     image: Any = keras.Input(tuple(shape), dtype="float32", name="image")
-    inputs = getattr(function, "inputs", None) or ()
-    if isinstance(function, keras.Model) and len(inputs) > 1:
+    if isinstance(function, keras.Model) and len(inputs_of(function)) > 1:
         image = keras.tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
             function.input,

@@ -367,7 +367,7 @@ def begin(
     """
     check_workdir(workdir, config, resume)
     old, content, facts = read_config(workdir), _content(workdir), facts or {}
-    check_data(workdir, data_facts(workdir), facts.get("data"))
+    check_data(workdir, content.get("data"), facts.get("data"))
     if changed := older_targets(workdir):
         raise InputError(f"{workdir} cannot be continued: {changed}. Give another.")
     _check_code(workdir, content, facts)

@@ -364,10 +364,10 @@ def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
     trained = run.config
     if trained is None or source.info.name != trained.dataset:
         return []
-    before = directory.data_facts(run.directory)
     if older := directory.older_targets(run.directory):
         logging.warning("%s", older)
         return [older]
+    before = directory.data_facts(run.directory)
     if not before:
         return []
     now: dict[str, dict[str, Any]] = {
@@ -456,8 +456,7 @@ def own_run(file: File, single_task: Sequence[str], own: Own) -> Run:
     whole = model_files.functional(
         file, own.image_shape, own.channels_first, own.layout
     )
-    inputs = getattr(file.model, "inputs", None) or ()
-    several = isinstance(file.model, keras.Model) and len(inputs) > 1
+    several = len(adapters.inputs_of(file.model)) > 1
     known = own.known or tasks_lib.TASKS
     heads = heads_lib.find(file.name, whole, own.heads, known, single_task, own.flag)
     model = heads.model(whole)

@@ -278,8 +278,7 @@ def _as_functional(
 
     Where the images are not known, they are those that it was made for.
     """
-    any_size = (None, None, 3)
-    given = tuple(file.shape or shape or any_size)
+    given = tuple(file.shape or shape or (None, None, 3))
     if first and not file.shape:
         given = (given[-1], *given[:-1])
     if not (file.shape or shape):
@@ -304,7 +303,7 @@ def _own_shape(model: Any) -> tuple[int | None, ...]:
     """
     if not isinstance(model, keras.Model):
         return ()
-    inputs = getattr(model, "inputs", None) or ()
+    inputs = adapters.inputs_of(model)
     if len(inputs) == 1:
         return tuple(inputs[0].shape[1:])
     built = (model.get_build_config() or {}).get("input_shape")
@@ -349,12 +348,12 @@ def noise(
     """
     given = [(side,) * 3 for side in _SIDES] + ([tuple(shape)] if shape else [])
     own = model.inputs[0].shape[1:]
-    sizes = [
+    sizes = dict.fromkeys(
         tuple(a or b or _SIDES[0] for a, b in zip(own, one, strict=True))
         for one in given
-    ]
+    )
     errors = []
-    for size in dict.fromkeys(sizes):
+    for size in sizes:
         random = np.random.default_rng(0)
         images = tf.constant(random.random((_OUTPUTS_OF, *size), np.float32))
         try:
@@ -365,7 +364,7 @@ def noise(
             errors.append(error)
     raise InputError(
         f"{name} must take images of some size, but it fails on those of "
-        f"{' and '.join(f'{h}x{w}' for h, w, _ in dict.fromkeys(sizes))} "
+        f"{' and '.join(f'{h}x{w}' for h, w, _ in sizes)} "
         f"({_cause(errors[-1])}); give the right --image_size."
     ) from errors[-1]
 

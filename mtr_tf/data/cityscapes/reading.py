@@ -317,8 +317,9 @@ def _prepared(
         builder = prepared.prepare(needed, folder, "Cityscapes", place)
         logging.warning(
             "Cityscapes: prepared only for the tasks that are asked for, because of "
-            "the others' files: %s", error
-        )  # fmt: skip
+            "the others' files: %s",
+            error,
+        )
         return builder
 
 
