@@ -89,8 +89,8 @@ class Groups:
     Attributes:
       of: the group of each image, a name or a number, `[N]`.
       name: what groups are called, such as "buildings".
-      frames: whether consecutive images of a group are frames of a video, so that only
-        near ones depend on each other.
+      frames: whether the images of a group, in their order, are frames of a video, so
+        that only near ones depend on each other. Those of other groups may lie between.
     """
 
     of: Sequence[str | int] | np.ndarray
