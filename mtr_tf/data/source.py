@@ -172,6 +172,8 @@ class Source:
       missing: of splits that are not there, why, and what to do about it.
       declared: tasks that a user declares, with targets or without.
       is_cut: whether there are more examples than could be loaded here.
+      unknown: by split, the tasks whose targets no example has, as far as that is known
+        without reading them.
     """
 
     info: DatasetInfo
@@ -179,6 +181,7 @@ class Source:
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     declared: Sequence[tasks_lib.Task] = ()
     is_cut: bool = False
+    unknown: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def known(self) -> tasks_lib.TaskSet:
