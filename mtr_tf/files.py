@@ -307,8 +307,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all; refuses NaN, which JSON lacks."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Writes a JSON file whole or not at all; see `json_text`."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Returns a value as JSON; refuses NaN, which JSON lacks."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_csv(

@@ -36,6 +36,7 @@ def on_channels(
       InputError: The channels are not different ones; or, when called, the images lack
         one, or as the attack does.
     """
+    channels = tuple(channels)  # Of NumPy, too.
     if not channels:
         return attack
     check(channels)
@@ -43,7 +44,7 @@ def on_channels(
     def restricted(objective, x, *arguments, **options):
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
-        whole = _Whole(x, tuple(channels))
+        whole = _Whole(x, channels)
         inner = OnChannels(objective, whole)
         return whole(attack(inner, chosen(x, channels), *arguments, **options))
 

@@ -16,6 +16,7 @@ import numpy as np
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,9 @@ def replace(
 
     Values are over the range that pictures of them are painted between
     (`DatasetInfo.ranges`), else [0, 1]: targets need not fill it, nor stay in it.
+
+    Raises:
+      InputError: Such a range is a single value, of which there is no noise.
     """
     targets = dict(columns.targets)
     for name in tasks:
@@ -86,5 +90,11 @@ def replace(
         low, high = info.ranges.get(name, (0.0, 1.0))
         if task.discrete:
             low, high = 0, channels
+        elif task.kind not in ("labels", "directions") and low == high:
+            raise InputError(
+                f"--random_targets must have a range of values of {name} to draw from, "
+                f"but its ends are {low:g} and {high:g}; give "
+                f'"ranges": {{"{name}": (low, high)}} with the data.'
+            )
         targets[name] = NoiseColumn(task, tuple(shape), low, high, seed)
     return dataclasses.replace(columns, targets=targets)

@@ -89,8 +89,8 @@ class Groups:
     Attributes:
       of: the group of each image, a name or a number, `[N]`.
       name: what groups are called, such as "buildings".
-      frames: whether consecutive images of a group are frames of a video, so that only
-        near ones depend on each other.
+      frames: whether the images of a group, in their order, are frames of a video, so
+        that only near ones depend on each other. Those of other groups may lie between.
     """
 
     of: Sequence[str | int] | np.ndarray
@@ -172,6 +172,8 @@ class Source:
       missing: of splits that are not there, why, and what to do about it.
       declared: tasks that a user declares, with targets or without.
       is_cut: whether there are more examples than could be loaded here.
+      unknown: by split, the tasks whose targets no example has, as far as that is known
+        without reading them.
     """
 
     info: DatasetInfo
@@ -179,6 +181,7 @@ class Source:
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     declared: Sequence[tasks_lib.Task] = ()
     is_cut: bool = False
+    unknown: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def known(self) -> tasks_lib.TaskSet:

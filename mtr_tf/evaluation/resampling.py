@@ -80,10 +80,16 @@ def units(groups: Groups | None, count: int) -> Units:
     """
     if groups is None:
         return independent(count)
-    of = np.unique(np.asarray(groups.of[:count]), return_inverse=True)[1].reshape(-1)
+    _, first, of = np.unique(
+        np.asarray(groups.of[:count]), return_index=True, return_inverse=True
+    )
+    of = of.reshape(-1)
     if not groups.frames:
-        return Units(of.astype(np.int64), f"{len(np.unique(of))} {groups.name}")
-    found = _blocks(of)
+        return Units(of.astype(np.int64), f"{len(first)} {groups.name}")
+    # Video after video: frames of several may alternate.
+    order = np.argsort(first[of], kind="stable")
+    found = np.empty(len(of), np.int64)
+    found[order] = _blocks(of[order])
     number = int(found.max()) + 1 if count else 0
     length = round(count / max(number, 1))
     blocks = "block" if number == 1 else "blocks"
@@ -91,7 +97,11 @@ def units(groups: Groups | None, count: int) -> Units:
 
 
 def _blocks(sequence: np.ndarray) -> np.ndarray:
-    """Numbers of blocks of consecutive frames; another sequence begins a new one."""
+    """Numbers of blocks of consecutive frames; another sequence begins a new one.
+
+    Args:
+      sequence: int64 `[frames]`, the sequence of each frame, one after another.
+    """
     least = max(_BLOCK, len(sequence) // _BLOCKS)
     starts = np.flatnonzero(np.diff(sequence, prepend=-1))
     blocks, before = [], 0

@@ -151,16 +151,25 @@ def write_config(
       ranges: By task the (low, high) of a scalar map in that data set, if known.
       facts: What else is kept of the data and the model, by name (`Begun`).
     """
+    for name, text in _settings(workdir, config, tasks, ranges, facts).items():
+        files.write_text(workdir / name, text)
+
+
+def _settings(
+    workdir: pathlib.Path,
+    config: TrainConfig,
+    tasks: TaskSet | None,
+    ranges: Mapping[str, Sequence[float]] | None,
+    facts: Mapping[str, Any] | None,
+) -> dict[str, str]:
+    """What `write_config` writes, by the files' names; arguments are its own."""
     known: dict[str, Any] = {}
     if tasks:
         ranges = {
             name: list(of) for name, of in (ranges or {}).items() if name in tasks
         }
         known = {"tasks": [task.to_dict() for task in tasks.values()], "ranges": ranges}
-    files.write_json(
-        workdir / "config.json",
-        {"train": config.to_dict(), **known, **(facts or {}), **environment()},
-    )
+    content = {"train": config.to_dict(), **known, **(facts or {}), **environment()}
     flags = f"{workdir}/train.flags"
     if remote.named(flags) != flags:  # At an address; flagfiles are read from paths.
         flags = "train.flags"
@@ -172,7 +181,10 @@ def write_config(
         if isinstance(value, list):
             value = ",".join(map(str, value))
         lines.append(f"--{name}={value}")
-    files.write_text(workdir / "train.flags", "\n".join(lines) + "\n")
+    return {
+        "config.json": files.json_text(content),
+        "train.flags": "\n".join(lines) + "\n",
+    }
 
 
 def read_tasks(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -371,13 +383,16 @@ def begin(
     if changed := older_targets(workdir):
         raise InputError(f"{workdir} cannot be continued: {changed}. Give another.")
     _check_code(workdir, content, facts)
-    if old and old.epochs < config.epochs:
+    if old and old.epochs >= config.epochs:
+        return
+    kept = {name: content[name] for name in _FACTS if name in content}
+    settings = _settings(workdir, config, tasks, ranges, {**facts, **kept})
+    if old:  # Whose model stays where the settings cannot be written as files.
         (workdir / "model.keras").unlink(missing_ok=True)
         remote.push(workdir, needed=True)  # Before the settings speak of a longer run.
-    if old is None or old.epochs < config.epochs:
-        kept = {name: content[name] for name in _FACTS if name in content}
-        write_config(workdir, config, tasks, ranges, {**facts, **kept})
-        remote.push(workdir, needed=True)
+    for name, text in settings.items():
+        files.write_text(workdir / name, text)
+    remote.push(workdir, needed=True)
 
 
 def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:

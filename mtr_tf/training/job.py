@@ -151,6 +151,7 @@ def resolve(
         best = monitor.parse_best(config, tasks)
         columns = _training_columns(config, source)
         source.columns("validation")  # Complains now if it cannot be read.
+        _check_targets(tasks, source)
         examples = config.train_examples or len(columns)
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
@@ -346,6 +347,23 @@ def _training_columns(config: TrainConfig, source: Source) -> Columns:
     return noise_targets.replace(
         columns, config.random_targets, source.info, config.seed
     )
+
+
+def _check_targets(tasks: tasks_lib.TaskSet, source: Source) -> None:
+    """Raises `InputError` for a task that no training example has a target of."""
+    for name in tasks:
+        if name in source.unknown.get("train", ()):
+            raise InputError(
+                f"The task {name} must have targets in train, but none of its "
+                f"{source.info.splits['train']} examples has one; add targets, or "
+                "leave it out of --tasks."
+            )
+        if name in source.unknown.get("validation", ()):
+            logging.warning(
+                "no example of validation has a target of %s, so no number there says "
+                "how well it is learned",
+                name,
+            )
 
 
 def _jit(

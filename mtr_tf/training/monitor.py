@@ -177,6 +177,9 @@ class Monitor:
         )
         images = f"On the first {self._count} images of validation"
         self._losses = losses
+        self._per_epoch = per_epoch
+        # Tasks without any loss so far; of a run that is continued nobody knows.
+        self._silent = [] if first else list(tasks)
         self._about = {
             "training": _of_training(config),
             "clean": f"{images}.",
@@ -220,6 +223,7 @@ class Monitor:
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
+        self._look_for_targets(step, losses)
         weights = self._weighting.current()
         scalars = tensorboard.loss_scalars(
             dict(zip(self.tasks, losses, strict=True)), weights
@@ -243,6 +247,19 @@ class Monitor:
             optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
         self._board.scalars(optimizer, step)
         return scalars["total/loss"]
+
+    def _look_for_targets(self, step: int, losses: np.ndarray) -> None:
+        """Warns after the first epoch of tasks whose mean losses [tasks] were all 0."""
+        there = [task for task, loss in zip(self.tasks, losses, strict=True) if loss]
+        self._silent = [task for task in self._silent if task not in there]
+        if step >= self._per_epoch and self._silent:
+            logging.warning(
+                "the loss of %s was 0 in each of the first %d steps: perhaps no "
+                "training example has a target of it (see the masks)",
+                " and of ".join(self._silent),
+                step,
+            )
+            self._silent = []
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
         """Numbers of an optimizer that scales the loss; a skipped step is logged."""

@@ -87,6 +87,13 @@ def test_objectives_of_tasks_and_ensembles_of_losses():
             assert np.any(moved.numpy()[..., :3])
 
 
+def test_channels_may_be_an_array():
+    x, attack = images(), attacks.PGD(0.1, 0.05, 2)
+    found = attacks.on_channels(attack, np.array([3, 1]))(linear, x, 5)
+    same = attacks.on_channels(attack, (3, 1))(linear, x, 5)
+    np.testing.assert_array_equal(found, same)
+
+
 def test_without_channels_it_is_the_attack_itself():
     attack = attacks.FGSM(0.1)
     assert attacks.on_channels(attack, ()) is attack

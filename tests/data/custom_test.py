@@ -165,6 +165,21 @@ def test_facts_can_be_given(open_it):
     assert info.units == {"depth": "px"}
 
 
+def test_facts_may_be_arrays(open_it):
+    facts = {
+        "classes": ["a", "b", "c"],
+        "colors": np.arange(9).reshape(3, 3),
+        "class_weights": np.ones(3, np.float32),
+        "mean": np.full(3, 0.5, np.float32),
+        "std": np.full(3, 0.5),
+        "ranges": {"depth": np.array([0, 9]), "autoencoder": (np.float32(0), 1)},
+    }
+    info = open_it({"train": [example()], **facts}).info
+    assert info.colors == info.tasks["seg"].colors == ((0, 1, 2), (3, 4, 5), (6, 7, 8))
+    assert json.loads(json.dumps(info.ranges["depth"])) == [0, 9]  # As runs keep them.
+    assert json.loads(json.dumps(info.ranges["autoencoder"])) == [0, 1]
+
+
 def labelled(*labels, **changes):
     """An 8 x 6 example whose labels are these, again and again."""
     seg = np.resize(labels, (8, 6))
@@ -248,6 +263,17 @@ def test_groups_are_handed_on(open_it):
         False,
     )
     assert open_it(given | {"frames": True}).columns("train").groups.frames
+    for of in (np.array(list("abba"), object), np.array([1, 2, 2, 1], object)):
+        given["groups"] = {"train": of}  # As pandas has them.
+        assert list(open_it(given).columns("train").groups.of) == list(of)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_tasks_without_any_target_are_known_where_masks_are(open_it, lazy):
+    made = [example(i, masks={"depth": np.zeros((8, 6))}) for i in range(3)]
+    read = LazyList if lazy else list
+    given = {"train": read(made), "test": [*made, example()], "classes": list("abc")}
+    assert open_it(given).unknown == {"train": [] if lazy else ["depth"], "test": []}
 
 
 def test_only_the_asked_tasks_are_kept(open_it):
@@ -569,12 +595,20 @@ def test_wrong_examples(open_it, mistake):
         ),
         (
             {"train": [example()], "classes": ["a"], "class_weights": [-1]},
-            '"class_weights" must be a number that is not negative',
+            '"class_weights" must be a finite number that is not negative',
         ),
         ({"train": [example()], "mean": 0.5}, '"mean" must be one number for each'),
         ({"train": [example()], "mean": [127.0] * 3}, "for images in [0, 1]; got"),
         ({"train": [example()], "std": [0, 1, 1]}, "one number above 0"),
         ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
+        (
+            {"train": [example()], "ranges": {"depth": (0, np.inf)}},
+            "(low, high) by task, two finite numbers; got",
+        ),
+        (
+            {"train": [example()], "classes": ["a", "b"], "class_weights": [1, np.inf]},
+            '"class_weights" must be a finite number',
+        ),
         ({"train": [example()], "units": {"dpeth": "m"}}, '"units" must be a dict of'),
         (
             {"train": [labelled(0, 1, 2, 255)]},
@@ -611,6 +645,14 @@ def test_wrong_examples(open_it, mistake):
         (
             {"train": [example()], "groups": {"train": [0.5]}},
             "each of the 1 examples of train; got float64 of shape [1]",
+        ),
+        (
+            {"train": [example()] * 2, "groups": {"train": [[1], [1, 2]]}},
+            "each of the 2 examples of train; got lists of several lengths",
+        ),
+        (
+            {"train": [example()], "groups": {"train": np.array([None])}},
+            "each of the 1 examples of train; got object of shape [1]",
         ),
         ({"train": [example()], "frames": True}, '"frames" must be True or False, be'),
         ({"train": [example()], "readers": True}, '"readers" must be a whole number f'),

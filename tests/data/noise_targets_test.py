@@ -72,6 +72,18 @@ def test_an_example_has_the_same_noise_wherever_it_comes():
     assert (noisy(("depth", "keypoints2d")).targets["keypoints2d"][[0]] != whole).any()
 
 
+def test_of_a_range_of_one_value_there_is_no_noise():
+    """As most values of a sparse map are 0; directions and classes have no range."""
+    flat = dict.fromkeys(("depth", "normal", "seg"), (0.0, 0.0))
+    info = dataclasses.replace(INFO, ranges=flat)
+    columns = Columns(IMAGES, {"seg": np.zeros((6, 40, 50), np.uint8)}, {})
+    found = noise_targets.replace(columns, ("seg", "normal"), info, 0)
+    assert np.ptp(found.targets["seg"][[0]]) == 3
+    assert np.ptp(found.targets["normal"][[0]]) > 1
+    with pytest.raises(InputError, match=r'are 0 and 0; give "ranges": .*"depth": \(l'):
+        noise_targets.replace(columns, ("depth",), info, 0)
+
+
 def trained(config, workdir):
     training.train(config, workdir)
     model = loading.load_run(str(workdir), (), "").model

@@ -693,6 +693,20 @@ def test_domains_that_are_not_there_are_no_tasks(tmp_path):
         data.open_source("taskonomy", tasks=["k"], **options)
 
 
+def test_tasks_without_a_file_in_a_split_are_known(folder):
+    assert data.open_source(
+        "taskonomy", data_dir=str(folder), image_size=(8, 8), tasks=["n", "s"]
+    ).unknown == {"train": [], "validation": []}
+    remove(folder, "normal/point_1200_*")
+    for point in range(3):
+        remove(folder, f"segment_semantic/point_{point}_*")
+    source = data.open_source(
+        "taskonomy", data_dir=str(folder), image_size=(8, 8), tasks=["n", "s"]
+    )
+    assert source.unknown == {"train": ["seg"], "validation": ["normal"]}
+    assert not source.columns("train").masks["seg"][np.arange(3)].any()
+
+
 def test_it_is_prepared_once(folder, monkeypatch):
     options = {"data_dir": str(folder), "image_size": (8, 8)}
     data.open_source("taskonomy", **options)

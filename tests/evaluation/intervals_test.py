@@ -165,6 +165,15 @@ def test_blocks_of_frames(lengths, blocks, over):
     assert units.over == over
 
 
+def test_frames_of_videos_may_alternate():
+    apart = Groups(np.repeat(["right", "left"], 64), frames=True)
+    mixed = Groups(["right", "left"] * 64, frames=True)
+    apart, mixed = (resampling.units(groups, 128) for groups in (apart, mixed))
+    np.testing.assert_array_equal(mixed.of[0::2], apart.of[:64])
+    np.testing.assert_array_equal(mixed.of[1::2], apart.of[64:])
+    assert mixed.over == apart.over == "6 blocks of about 21 frames"
+
+
 def test_what_is_said():
     assert resampling.note("images", 96, True) == "intervals: 95 %, over 96 images"
     assert resampling.note("3 cities", 96, True) == "intervals: 95 %, over 3 cities"

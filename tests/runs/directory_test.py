@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_a_run_is_made_longer_where_its_first_steps_stay_what_they_were(
         directory.begin(tmp_path, longer, resume=True)
     assert directory.read_config(tmp_path) == (config if message else longer)
     assert (tmp_path / "model.keras").exists() == bool(message)
+
+
+def test_the_model_stays_if_the_settings_of_a_longer_run_cannot_be_written(tmp_path):
+    config = TrainConfig(epochs=4, schedule="constant")
+    directory.begin(tmp_path, config, resume=True)
+    (tmp_path / "model.keras").touch()
+    longer = dataclasses.replace(config, epochs=9)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        directory.begin(tmp_path, longer, True, facts={"normalization": math.nan})
+    assert (tmp_path / "model.keras").exists()
+    assert directory.read_config(tmp_path) == config
 
 
 def test_runs_whose_autoencoder_had_other_targets_are_not_continued(tmp_path):

@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import logging
+import types
 
+import numpy as np
 import pytest
 
+from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.custom import reading
+from mtr_tf.errors import InputError
 from mtr_tf.training import job as job_lib
+from mtr_tf.training.monitor import Monitor
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,41 @@ def test_no_xla_where_batch_norms_speak_to_other_replicas(
     why = "" if compiled else ", but --sync_batch_norm speaks to other replicas within"
     assert f"(--jit=on{why}" in said
     assert said.startswith("XLA compiles no") != compiled
+
+
+def open_masked(**known):
+    """An example of seg and depth for each split, whose depth is known or not."""
+    image, seg = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=int)
+    targets = {"seg": seg, "depth": np.arange(64.0).reshape(8, 8)}
+    given = {
+        split: [(image, targets, {"depth": np.full((8, 8), there)})]
+        for split, there in known.items()
+    }
+    return reading.open_given("masked", given)
+
+
+def test_a_task_without_any_target_to_train_on_is_refused(monkeypatch):
+    source = open_masked(train=False, validation=True)
+    monkeypatch.setitem(data.DATASETS, "masked", lambda **_: source)
+    config = TrainConfig(tasks=("seg", "depth"), dataset="masked", model="tiny")
+    with pytest.raises(InputError, match="depth must have targets in train, but none"):
+        job_lib.resolve(config)
+    job_lib._check_targets(source.info.tasks.select(["seg"]), source)
+
+
+def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
+    for known, said in ((True, []), (False, ["depth"])):
+        caplog.clear()
+        source = open_masked(train=True, validation=known)
+        job_lib._check_targets(source.info.tasks, source)
+        assert [m.split("target of ")[1].split(",")[0] for m in caplog.messages] == said
+
+
+def test_a_loss_of_zero_in_the_whole_first_epoch_is_warned_of(caplog):
+    """As of data that are read lazily, whose masks nobody has seen before."""
+    run = types.SimpleNamespace(tasks=("a", "b", "c"), _per_epoch=4)
+    run._silent = list(run.tasks)
+    for step, losses in ((3, [1, 0, 0]), (6, [0, 0, 2]), (9, [0, 0, 0])):
+        Monitor._look_for_targets(run, step, np.array(losses, np.float32))
+    (said,) = caplog.messages
+    assert said.startswith("the loss of b was 0 in each of the first 6 steps: perhaps")

@@ -82,6 +82,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                 )
 
 
+def unknown(columns: Columns) -> list[str]:
+    """The tasks whose targets no example has, of masks in memory."""
+    masks = columns.masks.items()
+    return [t for t, mask in masks if isinstance(mask, np.ndarray) and not mask.any()]
+
+
 class First:
     """The first `count` of some examples (0: all), and whether there were more."""
 

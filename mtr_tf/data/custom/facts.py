@@ -71,8 +71,8 @@ def check(facts: Mapping[str, Any]) -> None:
                 _is_by_task(given, known, lambda weights: _are_weights(weights, None))
                 or _are_weights(given, count)
             ),
-            'a number that is not negative for each of the "classes", or a dict of '
-            "such lists by task",
+            'a finite number that is not negative for each of the "classes", or a dict '
+            "of such lists by task",
         ),
         "mean": (
             lambda given: _are_within(given, (_length(given),), 0, 1),
@@ -86,7 +86,7 @@ def check(facts: Mapping[str, Any]) -> None:
             lambda given: _is_by_task(
                 given, known, lambda pair: _are_within(pair, (2,))
             ),
-            "a dict of (low, high) by task",
+            "a dict of (low, high) by task, two finite numbers",
         ),
         "units": (
             lambda given: _is_by_task(given, known, lambda unit: isinstance(unit, str)),
@@ -232,13 +232,18 @@ def groups(
     given = facts.get("groups", {}).get(split)
     if given is None:
         return None
-    given = np.asarray(given)
+    must = f'"groups" must have a name or number for each of the {count} examples of '
+    try:
+        given = np.asarray(given)
+    except ValueError as error:
+        raise InputError(f"{must}{split}; got lists of several lengths.") from error
+    if given.dtype == object and all(map(_is_group, given.flat)):
+        given = np.asarray(given.tolist())  # As pandas has names.
     if is_cut and given.ndim:
         given = given[:count]
     if given.shape != (count,) or given.dtype.kind not in "uiSU":
         raise InputError(
-            f'"groups" must have a name or number for each of the {count} examples of '
-            f"{split}; got {given.dtype} of shape {list(given.shape)}."
+            f"{must}{split}; got {given.dtype} of shape {list(given.shape)}."
         )
     frames = facts.get("frames", False)
     return Groups(given, "videos" if frames else "groups", frames)
@@ -279,7 +284,7 @@ def dataset_info(
         found = _statistics(columns.images)
         mean = found[0] if mean is None else mean
         std = found[1] if std is None else std
-    colors = facts.get("colors") or palettes.distinct_colors(len(classes))
+    colors = facts.get("colors", palettes.distinct_colors(len(classes)))
     return DatasetInfo(
         name=name,
         image_shape=_triple(columns.images.shape[1:]),
@@ -289,7 +294,11 @@ def dataset_info(
         splits={split: len(value) for split, value in splits.items()},
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
-        ranges={**_RANGES, **ranges_of(columns, tasks), **facts.get("ranges", {})},
+        ranges={
+            **_RANGES,
+            **ranges_of(columns, tasks),
+            **_floats(facts.get("ranges", {})),
+        },
         units=dict(facts.get("units", {})),
         class_weights=_floats(facts.get("class_weights", ())),
     )
@@ -486,6 +495,10 @@ def _are_weights(given: Any, count: int | None) -> bool:
     return _are_within(given, (_length(given) if count is None else count,), 0, np.inf)
 
 
+def _is_group(given: Any) -> bool:
+    return isinstance(given, str) or is_whole(given)
+
+
 def _length(given: Any) -> int:
     return len(given) if isinstance(given, Sequence | np.ndarray) else 0
 
@@ -498,12 +511,13 @@ def _are_labels(given: Any) -> bool:
 def _are_within(
     given: Any, shape: tuple[int, ...], low: float = -np.inf, high: float = np.inf
 ) -> bool:
-    """Whether these are numbers of a shape, none of them NaN, in [low, high]."""
+    """Whether these are finite numbers of a shape, in [low, high]."""
     try:
         array = np.asarray(given, float)
     except (TypeError, ValueError):
         return False
-    return array.shape == shape and bool(((array >= low) & (array <= high)).all())
+    is_good = np.isfinite(array) & (array >= low) & (array <= high)
+    return array.shape == shape and bool(is_good.all())
 
 
 def _is_by_task(

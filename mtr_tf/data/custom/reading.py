@@ -92,7 +92,12 @@ def open_given(
         )
     info = facts_lib.dataset_info(name, facts, opened, rules)
     declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
-    return Source(info, lambda split: only(opened[split], tasks), declared=declared)
+    return Source(
+        info,
+        lambda split: only(opened[split], tasks),
+        declared=declared,
+        unknown={split: columns_lib.unknown(of) for split, of in opened.items()},
+    )
 
 
 def only(columns: Columns, tasks: Sequence[str] | None) -> Columns:

@@ -108,7 +108,11 @@ def open_source(
         }
         info = dataclasses.replace(info, ranges=ranges)
     absent = splitting.missing(listing, splits, as_released=as_released)
-    return Source(info, load, absent)
+    unknown = {
+        split: [t for t in wanted if not any(t in view.places for view in views)]
+        for split, views in splits.items()
+    }
+    return Source(info, load, absent, unknown=unknown)
 
 
 def dataset_info(
