@@ -89,8 +89,9 @@ class AttackConfig(Settings):
     )
     attack_weights: tuple[str, ...] = setting(
         (),
-        "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
-        "others have weight 1.",
+        "Weights of the losses of tasks that are attacked together, such as "
+        "seg:1,depth:0.5; the others have weight 1. A task that is attacked by itself "
+        "(each) has its loss raised, whatever its weight.",
     )
     spare: tuple[str, ...] = setting(
         (),
