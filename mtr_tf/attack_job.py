@@ -209,7 +209,8 @@ class Job:
                 texts += [self._write(attacked)] if write and attacked else []
             if self.measures:
                 measures = self._measured(self.measures)
-                texts += [self._write_measures(measures)] if write else []
+                if write:
+                    texts.append(self._write_measures(self.measures, measures))
             workers.any(False)  # None ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(filter(None, texts)))
 
@@ -358,13 +359,16 @@ class Job:
             subject, settings, self.provenance, warnings, self.folder
         )
 
-    def _write_measures(self, records: list[dict[str, Any]]) -> str:
+    def _write_measures(
+        self, settings: measure.MeasureSettings, records: list[dict[str, Any]]
+    ) -> str:
         """Writes what shows of the measures; returns the text to print.
 
         As json and csv, the records of attacks are printed alone where there are any.
         """
         subject = self.subject
-        table = measure_files.write(records, self.folder)
+        facts = self.provenance.to_dict() | settings.of_channels
+        table = measure_files.write(records, self.folder, settings.measures, facts)
         if self.config.format in tables.RECORDS:
             return "" if self.cells else tables.as_records(self.config.format, records)
         exist = any(end is not None for r in records for end in r.get("interval") or ())

@@ -385,7 +385,7 @@ def a_job(cells=(), **settings) -> attack_job.Job:
         subject=subject,
         cells=cells,
         measures=None,
-        provenance=None,
+        provenance=types.SimpleNamespace(to_dict=dict),
         warnings=(),
         checkpoint_step=None,
         folder=pathlib.Path("unused"),
@@ -413,8 +413,11 @@ def test_titles_say_on_which_model_and_which_part_of_the_output():
 def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form):
     monkeypatch.setattr(attack_job.measure_files, "write", lambda *arguments: "TABLE")
     records = [{"quantity": "rise", "value": 0.5}]
-    both = a_job(cells=("an attack",), format=form)._write_measures(records)
-    alone = a_job(format=form)._write_measures(records)
+    settings = types.SimpleNamespace(measures=("first_order",), of_channels={})
+    both, alone = (
+        a_job(cells, format=form)._write_measures(settings, records)
+        for cells in (("an attack",), ())
+    )
     if form == "text":
         assert both == alone
         assert "TABLE" in alone
