@@ -171,7 +171,8 @@ class AttackConfig(Settings):
     )
     attack_classes: tuple[str, ...] = setting(
         (),
-        "Attack only the pixels of these classes (names) of the attacked task.",
+        "Attack only the pixels of these classes (names), of the attacked tasks that "
+        "have classes; others that are attacked with them are attacked everywhere.",
     )
     attack_channels: tuple[int, ...] = setting(
         (),

@@ -409,6 +409,24 @@ def test_titles_say_on_which_model_and_which_part_of_the_output():
     )
 
 
+def test_titles_say_which_tasks_a_part_of_the_output_is_of():
+    settings = {"attack_tasks": ("all",), "attack_classes": ("ball",)}
+    tasks = ("seg", "depth")
+    config = AttackConfig(ckpt="runs/a", **settings)
+    cells = tuple(plan.make_cells(config, tasks, ("wall", "ball")))
+    over = "; metrics over all pixels"
+    assert a_job(cells, **settings).details == (
+        f"only pixels of ball attacked (of seg; depth everywhere){over}"
+    )
+    tasks = ("seg", *(f"depth{number}" for number in range(4)))
+    known = tasks_lib.task_set([tasks_lib.Task(t, kind="numbers") for t in tasks[1:]])
+    many = tasks_lib.TaskSet((tasks_lib.TASKS["seg"], *known.values()))
+    many_cells = tuple(plan.make_cells(config, many, ("wall", "ball")))
+    assert "(of seg; the others everywhere)" in a_job(many_cells, **settings).details
+    of_pixels = {"attack_tasks": ("all",), "attack_pixels": 5}
+    assert a_job(cells, **of_pixels).details == f"5 output pixels attacked{over}"
+
+
 @pytest.mark.parametrize("form", ["json", "csv", "text"])
 def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form):
     monkeypatch.setattr(attack_job.measure_files, "write", lambda *arguments: "TABLE")
