@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -209,7 +210,8 @@ class Job:
                 texts += [self._write(attacked)] if write and attacked else []
             if self.measures:
                 measures = self._measured(self.measures)
-                texts += [self._write_measures(measures)] if write else []
+                if write:
+                    texts.append(self._write_measures(self.measures, measures))
             workers.any(False)  # None ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(filter(None, texts)))
 
@@ -338,15 +340,32 @@ class Job:
         if config.source_ckpt:
             parts.append(f"attacked images made on {config.source_ckpt}")
         if config.attack_pixels:
-            parts.append(f"{config.attack_pixels} output pixels attacked")
+            parts.append(
+                f"{config.attack_pixels} output pixels attacked{self._of_maps}"
+            )
         if config.attack_block:
-            parts.append(f"output pixels {config.attack_block} attacked")
+            parts.append(f"output pixels {config.attack_block} attacked{self._of_maps}")
         if config.attack_classes:
             names = ", ".join(config.attack_classes)
-            parts.append(f"only pixels of {names} attacked")
+            which = self._restricted(lambda task: task.discrete)
+            parts.append(f"only pixels of {names} attacked{which}")
         if config.attack_pixels or config.attack_block or config.attack_classes:
             parts.append("metrics over all pixels")
         return "; ".join(parts)
+
+    @property
+    def _of_maps(self) -> str:
+        return self._restricted(lambda task: task.is_map)
+
+    def _restricted(self, restricts: Callable[[Task], bool]) -> str:
+        """Which attacked tasks a choice of pixels is of; empty where it is of all."""
+        tasks = {t: cell.known[t] for cell in self.cells for t in cell.tasks}
+        chosen = [name for name, task in tasks.items() if restricts(task)]
+        others = [name for name in tasks if name not in chosen]
+        if not others:
+            return ""
+        named = ", ".join(others) if len(others) < 4 else "the others"
+        return f" (of {', '.join(chosen)}; {named} everywhere)"
 
     def _measured(self, settings: measure.MeasureSettings) -> list[dict[str, Any]]:
         """Measures what is not finished, and keeps it in the folder."""
@@ -358,13 +377,16 @@ class Job:
             subject, settings, self.provenance, warnings, self.folder
         )
 
-    def _write_measures(self, records: list[dict[str, Any]]) -> str:
+    def _write_measures(
+        self, settings: measure.MeasureSettings, records: list[dict[str, Any]]
+    ) -> str:
         """Writes what shows of the measures; returns the text to print.
 
         As json and csv, the records of attacks are printed alone where there are any.
         """
         subject = self.subject
-        table = measure_files.write(records, self.folder)
+        facts = self.provenance.to_dict() | settings.of_channels
+        table = measure_files.write(records, self.folder, settings.measures, facts)
         if self.config.format in tables.RECORDS:
             return "" if self.cells else tables.as_records(self.config.format, records)
         exist = any(end is not None for r in records for end in r.get("interval") or ())

@@ -274,6 +274,8 @@ class AttackLoss:
       source: Where it is from, likewise.
       signed: Whether it may be negative.
       targetable: Whether a targeted form is defined.
+      leaves_out: Whether an image that is wrong everywhere (targeted: as wanted) has no
+        gradient at first, since nothing is left to do.
     """
 
     loss: Callable[[Case], tf.Tensor]
@@ -282,6 +284,7 @@ class AttackLoss:
     source: str
     signed: bool = False
     targetable: bool = True
+    leaves_out: bool = False
 
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
@@ -297,6 +300,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         "`(1 - a) l` where right, `a l` where wrong, `a` from 0 to 1/2: half the "
         "progress",
         "Gu et al., ECCV 2022",
+        leaves_out=True,
     ),
     "cospgd": AttackLoss(
         cospgd,
@@ -310,12 +314,14 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         _is_discrete,
         "`-log p_y` where right, else 0",
         "Croce et al., ECCV 2024 (SEA)",
+        leaves_out=True,
     ),
     "masked_ce_balanced": AttackLoss(
         masked_ce_balanced,
         _is_discrete,
         "the same, times `N / (K n_y)`",
         "after Croce et al., ECCV 2024 (SEA), with weights from the image itself",
+        leaves_out=True,
     ),
     "js": AttackLoss(
         js,
@@ -343,6 +349,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         "`[100 mIoU] (1 - Phi(s_y - max s))` and another backward pass",
         "released code of Mao et al. 2020",
         targetable=False,
+        leaves_out=True,
     ),
     "bce": AttackLoss(
         lambda case: losses.binary_cross_entropy(case.target, case.output, case.mask),
@@ -355,6 +362,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         _is_of_labels,
         "the same for labels that are right, else 0",
         "as masked_ce, for labels",
+        leaves_out=True,
     ),
     "l1": AttackLoss(
         lambda case: losses.l1(case.target, case.output, case.mask),

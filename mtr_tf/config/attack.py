@@ -89,8 +89,9 @@ class AttackConfig(Settings):
     )
     attack_weights: tuple[str, ...] = setting(
         (),
-        "Weights of the attacked tasks' losses, such as seg:1,depth:0.5; the "
-        "others have weight 1.",
+        "Weights of the losses of tasks that are attacked together, such as "
+        "seg:1,depth:0.5; the others have weight 1. A task that is attacked by itself "
+        "(each) has its loss raised, whatever its weight.",
     )
     spare: tuple[str, ...] = setting(
         (),
@@ -170,7 +171,8 @@ class AttackConfig(Settings):
     )
     attack_classes: tuple[str, ...] = setting(
         (),
-        "Attack only the pixels of these classes (names) of the attacked task.",
+        "Attack only the pixels of these classes (names), of the attacked tasks that "
+        "have classes; others that are attacked with them are attacked everywhere.",
     )
     attack_channels: tuple[int, ...] = setting(
         (),

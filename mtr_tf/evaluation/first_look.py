@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tries a model on the first images before anything is attacked.
+"""Tries a model on a few images before anything is attacked.
 
 A model must be attacked in the way that it is meant to be used. A net that expects
 0-255 also gives outputs for images in [0, 1], but they are meaningless, and so is an
@@ -69,7 +69,10 @@ def look_at(
     attacked: Sequence[str],
     replicas: int = 1,
 ) -> tuple[Run, Run | None, list[str]]:
-    """Tries --ckpt and --source_ckpt on the first images, and logs what it finds.
+    """Tries --ckpt and --source_ckpt on a few images, and logs what it finds.
+
+    The images are spread over those that are attacked: the first ones may all be of one
+    class.
 
     Args:
       config: The settings.
@@ -95,10 +98,11 @@ def look_at(
             "models; a run of mtr_tf.train normalises images in [0, 1] itself, so "
             "leave them out."
         )
-    count = min(config.num_examples or _IMAGES, _IMAGES)
-    first = np.arange(min(count, len(columns)))
+    total = min(config.num_examples or len(columns), len(columns))
+    count = min(total, _IMAGES)
+    rows = np.arange(count) * total // count
     known = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
-    batch = batching.gather(columns, known, first, info.num_classes)
+    batch = batching.gather(columns, known, rows, info.num_classes)
 
     def looked(
         of: Run, tasks: Sequence[str], name: str = "the model"
@@ -131,7 +135,7 @@ def look(
     Args:
       run: The model.
       info: Of the data set.
-      batch: The first images; see `data.batching.gather`. Of tasks without targets
+      batch: The images; see `data.batching.gather`. Of tasks without targets
         there only the outputs are looked at.
       tasks: The tasks that are looked at.
       affine: What the model wants, if it is a .keras file; None: images in [0, 1].
@@ -283,7 +287,7 @@ def _finishing(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstLook:
-    """A model that gives logits, on the first images."""
+    """A model that gives logits, on a few images."""
 
     model: keras.Model
     call: _Call
@@ -324,7 +328,7 @@ class _FirstLook:
             bad = _not_finite(output)
             if bad:
                 logging.warning(
-                    "%s's %s is not finite for %d of the first %d images",
+                    "%s's %s is not finite for %d of %d images",
                     self.name,
                     task,
                     bad,
@@ -351,17 +355,21 @@ class _FirstLook:
         return warnings
 
     def guesses(self, likely: str) -> list[str]:
-        """What to say of tasks that are no better than a constant."""
+        """What to say of tasks that are no better than a constant.
+
+        Nothing where a constant is perfect, as where all targets are of one class.
+        """
         warnings = []
         for task in self.sound:
-            guess = _constant(self.tasks[task], self.batch, self.num_classes)
+            guess = self._guess(task)
             scores = self._scores(task, self.outputs)
-            if _no_better(scores, guess, self.tasks[task]):
+            perfect = _errors(self.tasks[task], guess)[0] == 0
+            if not perfect and _no_better(scores, guess, self.tasks[task]):
                 headline = self.tasks[task].metrics[0].name
                 warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{likely} "
                     f"({headline} {scores[0]:.3g}, a constant's is {guess[0]:.3g}, on "
-                    f"the first {self._count} images)."
+                    f"{self._count} images)."
                 )
         return warnings
 
@@ -370,7 +378,13 @@ class _FirstLook:
 
         `changed`: whether it is looked at on images of another range than [0, 1].
         """
-        if not self.sound:
+        # A constant that is perfect leaves nothing to compare errors with.
+        judged = [
+            task
+            for task in self.sound
+            if _errors(self.tasks[task], self._guess(task))[0] > 0
+        ]
+        if not judged:
             return []
         colours = self.channels == 3
         cures = [cure for cure in _CURES if colours or not cure.of_colours]
@@ -384,23 +398,23 @@ class _FirstLook:
         better = _far_better(
             self.call
             if given is self.model
-            else _called(given, self.sound, self.name, self.size),
+            else _called(given, judged, self.name, self.size),
             self.outputs,
             self.batch,
-            [self.tasks[task] for task in self.sound],
+            [self.tasks[task] for task in judged],
             self.num_classes,
             cures,
         )
         if better is None:
             return []
         cure, outputs = better
-        task = self.sound[0]
+        task = judged[0]
         there, here = (self._scores(task, o)[0] for o in (outputs, self.outputs))
         headline = self.tasks[task].metrics[0].name
         return [
             f"{self.name} does far better on images {cure.images}, so it is probably "
             f"attacked in the wrong way; {cure.advice} ({task} {headline} {there:.2g} "
-            f"instead of {here:.2g}, on the first {self._count} images)."
+            f"instead of {here:.2g}, on {self._count} images)."
         ]
 
     def bad_gradients(self) -> list[str]:
@@ -433,9 +447,12 @@ class _FirstLook:
             return []
         return [
             f"the gradient of {self.name}'s losses is not finite, although its "
-            f"outputs are: attacks treat NaN as 0, and may be too weak ({bad} of the "
-            f"first {self._count} images)."
+            f"outputs are: attacks treat NaN as 0, and may be too weak ({bad} of "
+            f"{self._count} images)."
         ]
+
+    def _guess(self, task: str) -> np.ndarray:
+        return _constant(self.tasks[task], self.batch, self.num_classes)
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         record = self.tasks[task]
@@ -531,7 +548,8 @@ def _far_better(
       call: Images, changed by a cure, to outputs {task: float32}.
       now: The outputs as it is.
       batch: The images in [0, 1], targets and masks.
-      tasks: Those to judge by; each has finite outputs, and a valid pixel.
+      tasks: Those to judge by; each has finite outputs, a valid pixel, and no constant
+        that is perfect.
       num_classes: Of the data set.
       cures: To try.
     """
@@ -614,7 +632,7 @@ def _share_of_error(
         of = _scores(task, outputs[task.name], batch, num_classes)
         guess = _constant(task, batch, num_classes)
         error, worst = _errors(task, of)[0], _errors(task, guess)[0]
-        shares.append(error / worst if worst else np.inf)
+        shares.append(error / worst)
     return float(np.mean(shares))
 
 

@@ -519,7 +519,7 @@ def make_cells(
         discrete = any(tasks[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)
-    _check_used(config, groups, tasks, [task for task, _ in weights])
+    _check_used(config, groups, tasks, weights)
     if not cells:
         raise InputError(
             f"--attack={','.join(config.attack)} with "
@@ -534,15 +534,24 @@ def _check_used(
     config: AttackConfig,
     groups: Sequence[Sequence[str]],
     known: TaskSet,
-    weighted: Sequence[str],
+    weights: Sequence[tuple[str, float]],
 ) -> None:
     """Raises `InputError` for a loss or a weight that no attack would make use of."""
     tasks = dict.fromkeys(task for group in groups for task in group)
-    for task in weighted:
+    joint = {task for group in groups if len(group) > 1 for task in group}
+    for task, weight in weights:
+        given = f"--attack_weights={','.join(config.attack_weights)}"
         if task not in tasks:
             raise InputError(
-                f"--attack_weights={','.join(config.attack_weights)} names {task}, "
-                f"which is not attacked ({', '.join(tasks)} are); leave it out."
+                f"{given} names {task}, which is not attacked ({', '.join(tasks)} "
+                "are); leave it out."
+            )
+        if weight <= 0 and task not in joint:
+            raise InputError(
+                f"{given} gives {task} a weight that is not above 0, but {task} is "
+                "attacked only by itself, where its loss is raised whatever its "
+                "weight; attack it together with others (--attack_tasks=all), or leave "
+                "it out."
             )
     named = [loss for loss in config.attack_loss if loss != OWN_LOSS]
     for name in (part for loss in named for part in loss.split("+")):

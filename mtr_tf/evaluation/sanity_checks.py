@@ -27,6 +27,7 @@ from mtr_tf import attacks
 from mtr_tf import files
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
+from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.kinds import Kind
 from mtr_tf.cli import progress
 from mtr_tf.errors import present
@@ -39,7 +40,7 @@ from mtr_tf.evaluation.plan import Cell
 from mtr_tf.runs import store
 
 _QUERIES = 200  # Of the black-box attack.
-_HUGE = 64 / 255  # A radius at which no picture can be told any more.
+_HUGE = 64 / 255  # See `_huge`; of linf.
 _FLOOR = 0.4  # The share of pixels that may still be right there.
 _FAR_STEPS = 50  # There, at least.
 _FEW = 4  # Images that are attacked one by one.
@@ -88,6 +89,7 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
+    about |= _mended(cell, subject)
     alike = _alike(cell, results) if transfer else ()
     if transfer:
         about["transferred"] = [result.attack_cell.to_dict() for result in alike]
@@ -130,6 +132,29 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
         files.say_damaged(path, error)
         return {}
     return kept
+
+
+def _mended(cell: Cell, subject: sweep.Subject) -> dict[str, Any]:
+    """What sets checks apart from those of before that may have warned for nothing."""
+    found = {}
+    if cell.objective.losses != _full_losses(cell):
+        found["zero_gradients"] = 1
+    if cell.numbers[0] >= _huge(cell, subject):
+        found["large_eps"] = 1
+    return found
+
+
+def _huge(cell: Cell, subject: sweep.Subject) -> float:
+    """A radius at which no picture can be told any more, of images in [0, 1]."""
+    if cell.threat.norm == "l2":
+        return _HUGE * math.sqrt(math.prod(subject.info.image_shape))
+    return _HUGE
+
+
+def _full_losses(cell: Cell) -> tuple[str, ...]:
+    """The cell's losses but those that leave out what is wrong already."""
+    losses = cell.objective.losses
+    return tuple(each for each in losses if not ATTACK_LOSSES[each].leaves_out)
 
 
 def _may_be_false(check: Check) -> bool:
@@ -181,9 +206,7 @@ def run(
     """
     epsilon, step = cell.numbers
     steps = cell.attack.steps
-    huge = _HUGE
-    if cell.threat.norm == "l2":
-        huge *= math.sqrt(math.prod(subject.info.image_shape))
+    huge = _huge(cell, subject)
     evaluate = _Evaluations(subject, cell)
     pgd = functools.partial(evaluate.pgd, epsilon, step)
     calls = {
@@ -248,7 +271,7 @@ def run(
             "size is wrong, or the gradients mislead",
             rise_fgsm=fgsm - clean,
         ),
-        _floor(cell, base - clean, distant - clean, far),
+        _floor(cell, base - clean, distant - clean, far, farther=huge > epsilon),
         order(
             "batch_size",
             np.mean(np.abs(single - few)) <= 0.05 * scale,
@@ -335,8 +358,14 @@ class _Evaluations:
         """The gradients where PGD starts, in place of adversarial images.
 
         At the clean image itself the loss may have its minimum: that of numbers does
-        whose targets are the model's own outputs.
+        whose targets are the model's own outputs. Tasks whose loss leaves out what is
+        wrong already raise their own: an image that is wrong everywhere has no gradient
+        of the other, and need not have one.
         """
+        goal = dataclasses.replace(
+            self._cell.objective, losses=_full_losses(self._cell)
+        )
+        cell = dataclasses.replace(self._cell, objective=goal)
 
         def attack(objective, x, seed, epsilon):  # What it hands out is no image.
             ball = threat.ball(self._cell.threat.norm, epsilon)
@@ -344,7 +373,7 @@ class _Evaluations:
             begun = base.begin(objective, start, x)
             return base.gradient(begun, start, tf.constant(0.0))[0]
 
-        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        evaluator = sweep.make_evaluator(self._subject, cell, attack)
         count = self._subject.num_examples
         return self._run(evaluator, numbers=(epsilon,), keep_examples=count)
 
@@ -444,8 +473,14 @@ def _order(
     return Check(name, "" if holds else reason, measured)
 
 
-def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> Check:
-    """At a radius of 64 levels classes alone under attack must be near 0 right."""
+def _floor(
+    cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation, farther: bool
+) -> Check:
+    """At a radius of 64 levels classes alone under attack must be near 0 right.
+
+    Others must be harmed no less there than at the radius itself, if that is smaller
+    (`farther`).
+    """
     measured = {"rise": float(np.mean(base)), "rise_eps_64": float(np.mean(far))}
     high = ""
     if _all_pixels_of_classes(cell):
@@ -454,7 +489,7 @@ def _floor(cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation) -> 
         measured["accuracy"] = float(correct / max(count, 1))
         if measured["accuracy"] > _FLOOR:
             high = "at eps 64 over two fifths of the pixels are still classified right"
-    elif _more(base, far):
+    elif farther and _more(base, far):
         high = "at eps 64 PGD does less harm than at the radius itself"
     reason = (
         f"{high}; more steps may be needed, or the gradients are masked" if high else ""

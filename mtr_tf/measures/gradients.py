@@ -274,11 +274,13 @@ def predicted(norms: np.ndarray, correlated: np.ndarray) -> np.ndarray:
       correlated: `[M, M]`, as `correlation` returns it.
 
     Returns:
-      `[S]`.
+      `[S]`; NaN for sets with a task or a pair of which nothing is known.
     """
     chosen = members(len(norms))
     full = correlated * norms[:, np.newaxis] * norms
-    squares = np.sum((chosen @ full) * chosen, axis=1)
+    squares = np.sum((chosen @ np.nan_to_num(full)) * chosen, axis=1)
+    missing = np.sum((chosen @ np.isnan(full)) * chosen, axis=1)
+    squares = np.where(missing > 0, np.nan, squares)
     return np.sqrt(np.maximum(squares, 0)) / chosen.sum(axis=1)
 
 

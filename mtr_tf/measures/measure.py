@@ -3,7 +3,8 @@
 
 FOLDER/measures.json, .csv     the records, see `records`
        measure_*.png           plots
-       measures/               finished parts, so that none is done twice; TensorBoard
+       measures/               finished parts, so that none is done twice; what the
+                               records depend on; TensorBoard
 
 A part is one pass (or one per draw) over all images. Its arrays, a row per image, are
 kept; records and plots are made anew from them, which takes no time.

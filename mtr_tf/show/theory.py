@@ -237,12 +237,18 @@ def _side(records: Sequence[Record]) -> tuple[float, float]:
 
 
 def save_run(records: Sequence[Record], folder: pathlib.Path) -> list[pathlib.Path]:
-    """Saves a plot per measure that there are records of; returns the paths."""
+    """Saves a plot per measure that there are records of; returns the paths.
+
+    Plots of others, that an earlier call has left, are removed.
+    """
     paths = []
     for name, (draw, quantity) in _OF_RUN.items():
+        path = folder / f"{name}.png"
         if series.chosen(records, quantity=quantity):
-            paths.append(folder / f"{name}.png")
-            style.save(functools.partial(draw, records), paths[-1])
+            paths.append(path)
+            style.save(functools.partial(draw, records), path)
+        else:
+            path.unlink(missing_ok=True)
     return paths
 
 

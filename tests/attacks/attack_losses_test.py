@@ -14,9 +14,14 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import attack_losses
 from mtr_tf.attacks.attack_losses import ATTACK_LOSSES
 from mtr_tf.attacks.attack_losses import Case
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import losses
 
 DISCRETE = ("ce", "segpgd", "cospgd", "masked_ce", "masked_ce_balanced", "js", "margin")
+KINDS = {
+    "scene": Task("scene", kind="classes", channels=4),
+    "tags": Task("tags", kind="labels", channels=4),
+}
 CONTINUOUS = ("l1", "l2", "relative", "cospgd", "angular")
 
 
@@ -217,6 +222,40 @@ def test_masked_ce_is_zero_once_all_is_wrong_and_targeted_once_all_is_as_wanted(
             assert not value.any()
             assert not slope.any()
             assert np.all(run(name, target, -output, mask, targeted=targeted)[0][:2])
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_losses_that_leave_out_what_is_done_have_no_gradient_there(targeted):
+    """An image that is wrong everywhere; if targeted, one that is as wanted."""
+    rng = np.random.default_rng(0)
+    logits = tf.constant(rng.normal(size=(1, 2, 3, 4)), tf.float32)
+    likeliest = np.argmax(logits, axis=-1)
+    classes = tf.constant(likeliest if targeted else (likeliest + 1) % 4)
+    there = np.float32(logits > 0)
+    labels = tf.constant(there if targeted else 1 - there)
+    for name, loss in ATTACK_LOSSES.items():
+        kinds = [kind for kind in ("scene", "tags") if loss.fits(KINDS[kind])]
+        for kind in kinds if loss.targetable or not targeted else ():
+            target = classes if kind == "scene" else labels
+            own = losses.cross_entropy
+            own = own if kind == "scene" else losses.binary_cross_entropy
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                case = Case(
+                    target,
+                    logits,
+                    tf.ones((1, 2, 3)),
+                    own,
+                    targeted=targeted,
+                    kind=KINDS[kind].kind,
+                )
+                value = loss.loss(case)
+            gradient = tape.gradient(value, logits)
+            dead = not np.any(gradient)
+            if name == "houdini" and targeted:  # Else it is the right that it leaves.
+                assert dead
+                continue
+            assert dead == loss.leaves_out, (name, kind)
 
 
 def test_balanced_is_the_mean_over_classes_of_the_mean_in_a_class():

@@ -385,7 +385,7 @@ def a_job(cells=(), **settings) -> attack_job.Job:
         subject=subject,
         cells=cells,
         measures=None,
-        provenance=None,
+        provenance=types.SimpleNamespace(to_dict=dict),
         warnings=(),
         checkpoint_step=None,
         folder=pathlib.Path("unused"),
@@ -409,12 +409,33 @@ def test_titles_say_on_which_model_and_which_part_of_the_output():
     )
 
 
+def test_titles_say_which_tasks_a_part_of_the_output_is_of():
+    settings = {"attack_tasks": ("all",), "attack_classes": ("ball",)}
+    tasks = ("seg", "depth")
+    config = AttackConfig(ckpt="runs/a", **settings)
+    cells = tuple(plan.make_cells(config, tasks, ("wall", "ball")))
+    over = "; metrics over all pixels"
+    assert a_job(cells, **settings).details == (
+        f"only pixels of ball attacked (of seg; depth everywhere){over}"
+    )
+    tasks = ("seg", *(f"depth{number}" for number in range(4)))
+    known = tasks_lib.task_set([tasks_lib.Task(t, kind="numbers") for t in tasks[1:]])
+    many = tasks_lib.TaskSet((tasks_lib.TASKS["seg"], *known.values()))
+    many_cells = tuple(plan.make_cells(config, many, ("wall", "ball")))
+    assert "(of seg; the others everywhere)" in a_job(many_cells, **settings).details
+    of_pixels = {"attack_tasks": ("all",), "attack_pixels": 5}
+    assert a_job(cells, **of_pixels).details == f"5 output pixels attacked{over}"
+
+
 @pytest.mark.parametrize("form", ["json", "csv", "text"])
 def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form):
     monkeypatch.setattr(attack_job.measure_files, "write", lambda *arguments: "TABLE")
     records = [{"quantity": "rise", "value": 0.5}]
-    both = a_job(cells=("an attack",), format=form)._write_measures(records)
-    alone = a_job(format=form)._write_measures(records)
+    settings = types.SimpleNamespace(measures=("first_order",), of_channels={})
+    both, alone = (
+        a_job(cells, format=form)._write_measures(settings, records)
+        for cells in (("an attack",), ())
+    )
     if form == "text":
         assert both == alone
         assert "TABLE" in alone

@@ -205,6 +205,46 @@ def test_other_orders_and_ranges_are_named():
     assert "leave out --input_range" in said[0]
 
 
+def test_a_task_of_which_a_constant_is_perfect_says_nothing_of_the_model():
+    """As where images are sorted by class; the other tasks still tell the range."""
+    both = ("seg", "depth")
+    batch = batching.gather(colours("validation"), both, np.arange(COUNT))
+    batch["targets"]["seg"] = np.zeros_like(batch["targets"]["seg"])
+
+    def said(depth, tasks=both):
+        run = run_of(net(in_255, depth))
+        return first_look.look(run, INFO, batch, tasks)[1]
+
+    (cure, *rest) = said(lambda x: 4 / 255 * x[..., :1])
+    assert "times 255" in cure
+    assert "(depth mae " in cure
+    assert "seg is no better" not in " ".join(rest)
+    alone = said(lambda x: 4 * x[..., :1], ("seg",))
+    assert not any("constant" in text or "far better" in text for text in alone)
+
+
+def test_images_are_spread_over_those_that_are_attacked(monkeypatch):
+    gathered, real = [], batching.gather
+
+    def gather(columns, tasks, rows, num_classes):
+        gathered.append(rows.tolist())
+        return real(columns, tasks, rows, num_classes)
+
+    monkeypatch.setattr(first_look.batching, "gather", gather)
+    few = colours("validation")
+    targets = {
+        task: np.tile(t, (7, *[1] * (t.ndim - 1))) for task, t in few.targets.items()
+    }
+    columns = Columns(np.tile(few.images, (7, 1, 1, 1)), targets, {})
+    for num_examples in (32, 0, 5):
+        config = AttackConfig(ckpt="x", num_examples=num_examples)
+        run = run_of(net(plain))
+        first_look.look_at(config, run, None, INFO, columns, ["seg"], ["seg"])
+    assert gathered[0] == list(range(0, 32, 2))
+    assert (gathered[1][0], gathered[1][-1], len(gathered[1])) == (0, 39, 16)
+    assert gathered[2] == [0, 1, 2, 3, 4]
+
+
 def test_outputs_that_do_not_depend_on_the_image_are_named():
     _, said = look(
         net(
@@ -364,7 +404,7 @@ def test_gradients_that_are_not_finite_are_counted(unplotted):
     records, *_ = run_flags("steep.keras")
     (sentence,) = records[0]["warnings"]
     assert "gradient of the model's losses is not finite" in sentence
-    assert f"({COUNT} of the first {COUNT} images)" in sentence
+    assert f"({COUNT} of {COUNT} images)" in sentence
     assert values_of(records)[0] == 1.0
 
 

@@ -52,6 +52,27 @@ def test_a_weight_of_a_task_that_is_not_attacked_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("groups", "weight", "refused"),
+    [
+        (("depth",), "depth:-1", True),
+        (("each",), "depth:0", True),
+        (("depth", "seg+parts"), "depth:-1", True),
+        (("each", "all"), "depth:-1", False),
+        (("depth",), "depth:2", False),
+    ],
+)
+def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
+    groups, weight, refused
+):
+    given = {"attack_tasks": groups, "attack_weights": (weight,)}
+    if not refused:
+        assert cells(**given)
+        return
+    with pytest.raises(InputError, match="depth is attacked only by itself"):
+        cells(**given)
+
+
+@pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"balance": ("dgba_paper",)}, "those of the clean image, and .* depth is 0"),

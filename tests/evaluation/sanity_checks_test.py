@@ -193,6 +193,45 @@ def test_images_with_nothing_to_attack_have_no_gradient_to_miss(settings):
     assert nothing == ("", {"of_images": 0})
 
 
+@pytest.mark.parametrize("loss", ["segpgd", "masked_ce", "houdini_released"])
+def test_an_image_that_is_wrong_everywhere_needs_no_gradient(loss):
+    """Losses that leave out what is wrong have none; the task's own has one."""
+    subject = make_subject(honest)
+    seg = subject.columns.targets["seg"].copy()
+    seg[:2] = 1 - seg[:2]
+    columns = Columns(subject.columns.images, {"seg": seg}, {})
+    subject = dataclasses.replace(subject, columns=columns)
+    cell = a_cell(attack_loss=(loss,))
+    assert cell.objective.losses == (loss,)
+    found = sanity_checks._Evaluations(subject, cell).slopes(cell.numbers[0])
+    slopes = sanity_checks._slopes_of_attacked(cell, found)
+    assert len(slopes) == COUNT
+    assert sanity_checks.zero_gradients(slopes, cell, subject.model)[0] == ""
+
+
+def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
+    cell = a_cell(attack_pixels=3)  # Of which no accuracy is asked.
+    base, far = 2 + 0.1 * np.arange(8), np.ones(8)
+    checks = [sanity_checks._floor(cell, base, far, None, f) for f in (True, False)]
+    assert [bool(check.reason) for check in checks] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "anew"),
+    [
+        ({"eps": (8.0,)}, set()),
+        ({"eps": (64.0,)}, {"large_eps"}),
+        ({"eps": (2.0,), "norm": "l2"}, set()),
+        ({"eps": (3.0,), "norm": "l2"}, {"large_eps"}),
+        ({"eps": (8.0,), "attack_loss": ("js",)}, set()),
+        ({"eps": (8.0,), "attack_loss": ("masked_ce",)}, {"zero_gradients"}),
+    ],
+)
+def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):
+    cell = sanity_checks.probe(make_cells(AttackConfig(ckpt="x", **settings), ("seg",)))
+    assert {*sanity_checks._mended(cell, make_subject(honest))} == anew
+
+
 def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp_path):
     found = {"images": 0.5, "entries": 0.5}
     for measured, reason in (

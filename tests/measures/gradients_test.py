@@ -419,3 +419,15 @@ def test_they_do_not_underflow_outside_a_graph_either(precision, wrapped):
     )
     np.testing.assert_allclose(found[0], weight / side**2, rtol=1e-3)
     np.testing.assert_array_equal(found[1], 0)
+
+
+def test_what_is_predicted_is_unknown_only_of_sets_with_a_task_or_pair_that_is():
+    correlated = np.array([[1, 0.5, 0.0], [0.5, 1, np.nan], [0.0, np.nan, 1]])
+    found = gradients_lib.predicted(np.array([2.0, 2.0, 4.0]), correlated)
+    pair = math.sqrt(4 + 4 + 2 * 0.5 * 4) / 2
+    far = math.sqrt(4 + 16) / 2
+    expected = [2, 2, pair, 4, far, np.nan, np.nan]
+    np.testing.assert_allclose(found, expected)
+    correlated[2], correlated[:, 2] = np.nan, np.nan  # As without a target of it.
+    found = gradients_lib.predicted(np.array([2.0, 2.0, np.nan]), correlated)
+    np.testing.assert_allclose(found, [2, 2, pair, *[np.nan] * 4])

@@ -92,7 +92,10 @@ def test_attacks_on_pixels_of_a_task_with_no_other_metric_show_its_loss(tmp_path
 
 def test_files_of_a_run_are_those_with_records(tmp_path):
     records = [r for r in measures(tmp_path, 2) if r["measure"] != "first_order"]
+    left = tmp_path / "measure_first_order.png"  # By an earlier command.
+    left.touch()
     paths = theory.save_run(records, tmp_path)
+    assert not left.exists()
     assert [path.name for path in paths] == [
         "measure_tasks.png",
         "measure_cosines.png",
