@@ -205,11 +205,12 @@ def _run(
     from mtr_tf.executors import local
     from mtr_tf.runs import building
     from mtr_tf.study import queue
+    from mtr_tf.study import unchanged
 
     gpus = local.gpus(len(tf.config.list_physical_devices("GPU")))
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
     runner.queue.retry()
-    _check_data(runner, workdir)
+    unchanged.check(runner.queue, workdir)
     missing = len(runner.queue.waiting())
     runner.write(computes=missing > 0)
     if not missing:
@@ -237,41 +238,6 @@ def _run(
             workdir / "logs",
         )
         runner.run(engine)
-
-
-def _check_data(runner: Runner, workdir: pathlib.Path) -> None:
-    """Raises `InputError` where models were trained on other data than are given now.
-
-    Only the user's can be others under one name; one model on each is looked at. Where
-    all is done they need not be there.
-    """
-    from mtr_tf import files
-    from mtr_tf.config.train import TrainConfig
-    from mtr_tf.runs import building
-    from mtr_tf.runs import directory
-    from mtr_tf.training import job
-
-    seen = set()
-    for cell in runner.queue.cells:
-        config = cell.config
-        if not isinstance(config, TrainConfig):
-            continue
-        data = (config.dataset, config.data_dir, config.image_size)
-        if data in seen or not (config.data_dir or ":" in config.dataset):
-            continue
-        before = files.read_object(workdir / cell.folder / "config.json").get("data")
-        if not before:
-            continue
-        seen.add(data)
-        try:
-            source = building.open_source(config)
-            examples = config.train_examples or len(source.columns("train"))
-            now = job.data_facts(source, examples)
-        except InputError:
-            if runner.queue.waiting():
-                raise
-            continue
-        directory.check_data(workdir / cell.folder, before, now)
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:

@@ -382,7 +382,7 @@ def begin(
     check_data(workdir, content.get("data"), facts.get("data"))
     if changed := older_targets(workdir):
         raise InputError(f"{workdir} cannot be continued: {changed}. Give another.")
-    _check_code(workdir, content, facts)
+    check_code(workdir, content, facts)
     if old and old.epochs >= config.epochs:
         return
     kept = {name: content[name] for name in _FACTS if name in content}
@@ -453,7 +453,7 @@ def data_changes(before: Any, now: Any) -> list[str]:
     return changed
 
 
-def _check_code(
+def check_code(
     workdir: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
     """Raises `InputError` unless a run is of the same code and initial weights.

@@ -302,8 +302,8 @@ class Row:
       clean: Mean over seeds.
       attacked: The same under the attack that did the most harm, with its deviation.
       attack: That attack.
-      tried: How many attacks there are records of, on all seeds that any is of.
-      seeds: How many.
+      tried: How many attacks there are records of.
+      seeds: How many the attack that counts is of.
       commit: Short; several are named.
     """
 
@@ -366,10 +366,7 @@ def _made(records: Sequence[Record]) -> Board:
     first = records[0]
     higher = first["better"] == "higher"
     sign = -1 if higher else 1
-    worst = []
-    for own in map(_of_all_seeds, by_model.values()):
-        one = max(own, key=lambda r: sign * statistics.fmean(r["attacked_value"]))
-        worst.append((one, len(own)))
+    worst = [(_strongest(own, sign), len(own)) for own in by_model.values()]
     worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
     task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = _board(first)
     unit = f" [{unit}]" if unit else ""
@@ -383,10 +380,31 @@ def _made(records: Sequence[Record]) -> Board:
     )
 
 
-def _of_all_seeds(records: Sequence[Record]) -> list[Record]:
-    """Of a model's attacks, those on the most seeds: only they can be compared."""
-    most = max(len(record["seeds"]) for record in records)
-    return [record for record in records if len(record["seeds"]) == most]
+def _strongest(records: Sequence[Record], sign: int) -> Record:
+    """The attack that did a model the most harm: of two, on the seeds that both have.
+
+    One that lacks seeds takes the place of another only if it did more harm than the
+    choice of seeds makes: how far the other's mean over them is from that over all of
+    its own. So an unlucky seed is no stronger attack.
+
+    Args:
+      records: Of one model.
+      sign: -1 where higher values are better, else 1.
+    """
+    best, *others = sorted(records, key=lambda record: -len(record["seeds"]))
+    for other in others:
+        shared = [seed for seed in best["seeds"] if seed in other["seeds"]]
+        of_best = _mean(best, shared or best["seeds"])
+        harm = sign * (_mean(other, shared or other["seeds"]) - of_best)
+        if harm > abs(_mean(best, best["seeds"]) - of_best):
+            best = other
+    return best
+
+
+def _mean(record: Record, seeds: Sequence[int]) -> float:
+    """What an attack left, the mean over some of its seeds."""
+    left = dict(zip(record["seeds"], record["attacked_value"], strict=True))
+    return statistics.fmean(left[seed] for seed in seeds)
 
 
 def _row(place: int, record: Record, tried: int) -> Row:

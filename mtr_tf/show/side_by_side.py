@@ -320,11 +320,11 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
                     continue
                 settings = _settings(record)
                 kept = by_settings.setdefault(settings, [])
-                older |= {size_of(r) for r in kept if _other_size(r, record)}
+                older |= {size_of(r) for r in kept if other_size(r, record)}
                 kept[:] = [
                     r
                     for r in kept
-                    if _place(r) != _place(record) and not _other_size(r, record)
+                    if _place(r) != _place(record) and not other_size(r, record)
                 ] + [record]
         except files.DAMAGED as error:
             raise InputError(
@@ -619,12 +619,12 @@ def _comparison(
                 "compare models with the same targets, or leave this task out with "
                 "--task."
             )
-        if _other_images(facts, chosen[0]):
+        if other_images(facts, chosen[0]):
             raise InputError(
                 f"{models[0].label} and {model.label} were attacked on other images "
                 f"of {facts['dataset']} {facts['split']}; attack both on the same."
             )
-        if _other_size(facts, chosen[0]):
+        if other_size(facts, chosen[0]):
             logging.warning(
                 "%s: pictures are %s in %s and %s in %s; a radius is not the same at "
                 "another size",
@@ -643,10 +643,10 @@ def _comparison(
     return Comparison(task, facts["metric"], facts, points) if facts else None
 
 
-def _other_images(one: Record, other: Record) -> bool:
+def other_images(one: Record, other: Record) -> bool:
     """Whether images of one size differ; those of two sizes cannot be told."""
     means = [_means(record) for record in (one, other)]
-    if not all(means) or _other_size(one, other):
+    if not all(means) or other_size(one, other):
         return False
     return any(abs(a - b) > _CLOSE for a, b in zip(*means, strict=True))
 
@@ -657,7 +657,7 @@ def size_of(record: Record) -> str:
     return "x".join(size.split("x")[:2])
 
 
-def _other_size(one: Record, other: Record) -> bool:
+def other_size(one: Record, other: Record) -> bool:
     """Whether two records are of pictures of other sizes, as far as they say."""
     sizes = size_of(one), size_of(other)
     return all(sizes) and sizes[0] != sizes[1]

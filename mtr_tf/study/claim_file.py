@@ -38,6 +38,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.study.claim_checks import check_attack
 from mtr_tf.study.claim_checks import check_measure
 from mtr_tf.study.claim_checks import metrics_of
@@ -207,6 +208,8 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
         than = table.values("than", str)
     if not better or not than:
         table.fail("better and than must each name one or more variants.")
+    if candidates:
+        _check_matched(table, study, better[0])
 
     def term(weight, *variants):
         points = [p for v in variants for p in _points(table, study, v)]
@@ -219,6 +222,20 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
         return {"better": better, "matched": candidates, "terms": terms}
     terms = (term(1.0, *better), term(-1.0, *than))
     return {"better": better, "than": than, "terms": terms}
+
+
+def _check_matched(table: Table, study: Study, variant: str) -> None:
+    """Refuses models matched by values of which all are alike."""
+    attack = table.value("attack", str)
+    one_of(table, "attack", attack, [each.name for each in study.attacks])
+    fields = study.attack_fields(attack, variant, study.seeds[0])
+    if fields.get("targets") == OWN_TARGETS:
+        table.fail(
+            "than must not be matched where the attack has targets = "
+            f'"{OWN_TARGETS}", because every model agrees with its own clean outputs; '
+            f"got attack {attack!r}. Name variants in than, or an attack with targets "
+            '= "data".'
+        )
 
 
 def _listed(table: Table, study: Study) -> dict[str, Any]:

@@ -188,9 +188,12 @@ def _unlike(claim: Claim, effect: effects.Effect) -> str:
 
 def _mixed(claim: Claim, results: Results) -> str:
     """Why numbers of one variant and seed are not of one model; empty if they are."""
-    points = [point for term in claim.terms for point in term.points]
-    for variant in claim.variants:
-        attacks = {point.attack for point in points if point.variant == variant}
+    attacks_on: dict[str, set[str]] = {}
+    for point in (point for term in claim.terms for point in term.points):
+        source = results.study.spec(point.attack).source
+        for variant in filter(None, (point.variant, source)):
+            attacks_on.setdefault(variant, set()).add(point.attack)
+    for variant, attacks in attacks_on.items():
         for seed in results.seeds:
             models = [results.models(variant, seed, attack) for attack in attacks]
             if len(set().union(*models)) > 1:

@@ -171,7 +171,7 @@ def resolve(
         optimizer.build(model.trainable_variables + weighting.variables)
     code = _code(config, model, tasks)
     with workers.agreeing(_hashes(code, tasks)):
-        kept |= code | _weights(config, begun)
+        kept |= code | _weights(config, fetch=not begun.steps)
     learner = Learner(
         model,
         optimizer,
@@ -214,10 +214,33 @@ def _normalization(config: TrainConfig, info: DatasetInfo) -> dict[str, Any]:
     return {"normalization": {"mean": list(info.mean), "std": list(info.std)}}
 
 
+def own_facts(config: TrainConfig, source: Source | None) -> dict[str, Any]:
+    """What config.json keeps of a user's code and of `--init`, as they are now.
+
+    Args:
+      config: The settings of a run, which is done: nothing is downloaded for it.
+      source: Its data set; None where neither model nor data are a user's own.
+
+    Raises:
+      InputError: The model cannot be built, or the data have not its tasks.
+    """
+    code: dict[str, Any] = {}
+    if source:
+        model = None
+        if ":" in config.model:
+            new = dataclasses.replace(config, init="")
+            model = building.new_model(new, source.info)
+        code = _code(config, model, source.info.tasks.select(config.tasks))
+    return code | _weights(config, fetch=False)
+
+
 def _code(
-    config: TrainConfig, model: keras.Model, tasks: tasks_lib.TaskSet
+    config: TrainConfig, model: keras.Model | None, tasks: tasks_lib.TaskSet
 ) -> dict[str, Any]:
-    """What is compared of a user's own code when the run is continued."""
+    """What is compared of a user's own code when the run is continued.
+
+    The model is looked at where it is the user's own.
+    """
     if ":" not in config.model + config.dataset:
         return {}
     versions = directory.versions()
@@ -225,7 +248,7 @@ def _code(
     found: dict[str, Any] = {
         "versions": {name: versions[name] for name in ("python", "keras", "mtr_tf")}
     }
-    if ":" in config.model:
+    if model is not None and ":" in config.model:
         found["model"] = own_models.digest(model)
     replaced = [pair.partition(":")[0] for pair in config.task_losses]
     for name, task in tasks.items():
@@ -241,12 +264,15 @@ def _hashes(code: Mapping[str, Any], tasks: tasks_lib.TaskSet) -> dict[str, Any]
     return {f"the code of the {part}": found.get(part) for part in own}
 
 
-def _weights(config: TrainConfig, begun: Begun) -> dict[str, Any]:
+def _weights(config: TrainConfig, fetch: bool) -> dict[str, Any]:
     """What is compared of `--init` when the run is continued, if it is still there.
 
-    A run that has a checkpoint does not need it: nothing is downloaded for it.
+    Args:
+      config: The settings.
+      fetch: Whether it is downloaded, if it is at an address. A run that has a
+        checkpoint does not need it.
     """
-    if config.init and not (begun.steps and files.is_remote(config.init)):
+    if config.init and (fetch or not files.is_remote(config.init)):
         with contextlib.suppress(InputError):
             return {"init": initial_weights.digest(config.init)}
     return {}

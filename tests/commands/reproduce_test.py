@@ -26,6 +26,7 @@ from mtr_tf.runs import building
 from mtr_tf.study import queue
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
+from mtr_tf.study import unchanged
 from mtr_tf.training import job
 
 STUDY = """
@@ -315,7 +316,7 @@ def test_a_study_is_not_continued_on_other_data(
     (folder / "config.json").write_text(json.dumps(content))
     moved = shutil.copytree(camvid_dir, tmp_path / "moved")
     other = study_file.load(str(study_toml), train={"data_dir": str(moved)})
-    reproduce._check_data(runner_lib.Runner(other, workdir), workdir)
+    unchanged.check(runner_lib.Runner(other, workdir).queue, workdir)
     for part in ("val", "valannot"):
         sorted((moved / part).iterdir())[0].unlink()
     with pytest.raises(InputError, match="on other data: validation had . examples"):
@@ -327,7 +328,7 @@ def test_a_study_is_not_continued_on_other_data(
     shutil.rmtree(moved)
     runner = runner_lib.Runner(other, workdir)
     with pytest.raises(InputError, match="moved"):
-        reproduce._check_data(runner, workdir)
+        unchanged.check(runner.queue, workdir)
     for cell in runner.queue.cells:
         runner.queue.set(cell, queue.DONE)
-    reproduce._check_data(runner, workdir)  # Finished work needs no data.
+    unchanged.check(runner.queue, workdir)  # Finished work needs no data.

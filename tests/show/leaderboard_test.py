@@ -72,9 +72,25 @@ def test_an_attack_on_some_seeds_alone_does_not_stand_for_all():
     whole += [records("b", s, result("apgd", 0.25)) for s in (0, 1)]
     (board,) = leaderboard.boards(leaderboard.together(sum(whole, [])))
     assert [(row.name, row.attacked, row.tried, row.seeds) for row in board.rows] == [
-        ("a", "0.280 ± 0.11", 1, 2),
+        ("a", "0.280 ± 0.11", 2, 2),
         ("b", "0.250 ± 0", 1, 2),
     ]
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (1, 2, 3)])
+def test_an_attack_that_lacks_a_seed_counts_where_it_does_more_harm(seeds):
+    """On equal seeds; and one on none of them by its mean."""
+    weak = [records("a", s, result("fgsm", 0.4 + s / 100)) for s in (0, 1, 2)]
+    strong = [records("a", s, result("apgd", 0.01)) for s in seeds]
+    apart = records("a", 7, result("sea", 0.3))
+    for attacks in ((weak, strong), (strong, weak), (weak, strong, [apart])):
+        whole = leaderboard.together(sum(sum(attacks, []), []))
+        (board,) = leaderboard.boards(whole)
+        (row,) = board.rows
+        assert (row.attack, row.attacked) == ("apgd, 20 steps", "0.0100 ± 0")
+        assert (row.seeds, row.tried) == (len(seeds), len(attacks))
+    (board,) = leaderboard.boards(leaderboard.together(sum([*weak, apart], [])))
+    assert board.rows[0].attack == "sea, 20 steps"
 
 
 def test_scores_by_own_outputs_have_a_board_of_their_own():

@@ -166,6 +166,33 @@ def test_matched_waits_for_all_candidates(tmp_path):
     np.testing.assert_allclose(found.by_seed, [0.0, np.nan, 0.02, 0.035, 0.02])
 
 
+@pytest.mark.parametrize("before", ['[variants."s"]', 'attack = ["pgd", "apgd"]'])
+def test_models_that_agree_with_themselves_cannot_be_matched(tmp_path, before):
+    """Their clean values are the best there is; of all attacks, or of one."""
+    table = "[attack]\n" if "variants" in before else ""
+    study = STUDY.replace(before, f'{table}targets = "own"\n{before}', 1)
+    text = CLAIM + COMPARED + 'than = { matched = ["s", "early"] }'
+    with pytest.raises(InputError, match="than must not be matched where .* 'pgd'"):
+        claims.check(study_with(tmp_path, text, study))
+    claims.check(study_with(tmp_path, CLAIM + COMPARED + 'than = ["s"]', study))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_claim_on_images_made_on_several_models_is_undecided(tmp_path, again):
+    moved = '[attacks."moved"]\nsource = "s"\nattack_tasks = ["seg"]\neps = [2]\n'
+    text = COMPARED.replace('"pgd"', '"moved"', 1).replace("[2, 4]", "[2]")
+    text = text.replace('algorithm = "pgd"\n', "") + 'than = ["early"]'
+    study = study_with(tmp_path, moved + CLAIM + text)
+    (claim,) = claim_file.read(study)
+    made = {"s+d": "first", "early": "second" if again else "first"}
+    records = tuple(
+        {"spec": "moved", "seed": 3, "variant": name, "source_fingerprint": source}
+        for name, source in made.items()
+    )
+    said = "Its numbers of s, seed 3, are of several models." if again else ""
+    assert claims._mixed(claim, Results(study, tmp_path, records)) == said
+
+
 def test_what_is_only_rounding_is_no_effect(tmp_path):
     """A sum that is 0 but for -1e-16 in floating point, in every seed alike."""
     points = ("weight = 0.3", "weight = 0.8", "weight = -1.1")

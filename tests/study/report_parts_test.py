@@ -158,6 +158,22 @@ def test_curves_say_of_which_images_they_are_where_these_differ():
     ]
 
 
+def test_curves_of_pictures_of_two_sizes_say_so():
+    small, large = ({"images": f"{size}x3 0.5 0.5 0.5"} for size in ("32x40", "64x80"))
+    records = [record("a", 0, 2, 0.3, **small) for _ in range(2)]
+    records[1]["spec"] = "other"
+    assert {curve.images for curve in curves.make(records, ("a",), (0,))} == {""}
+    said = "96 images of rooms (validation) at"
+    assert curves.images(records) == f"{said} 32x40 pixels"
+    records[1] |= large
+    found = [curve.images for curve in curves.make(records, ("a",), (0,))]
+    assert found == [f"{said} 32x40 pixels", f"{said} 64x80 pixels"]
+    # Also where every curve has both.
+    mixed = [record("a", 0, 2, 0.3, **small), record("b", 0, 2, 0.3, **large)]
+    (curve,) = curves.make(mixed, ("a", "b"), (0,))
+    assert curve.images == f"{said} 32x40 pixels or {said} 64x80 pixels"
+
+
 def test_warnings_say_whose_they_are():
     records = [
         record(
@@ -189,6 +205,20 @@ def test_warnings_bear_on_claims_of_that_attack_and_those_models():
     assert lines("a", ("seg",)) == ["pgd50: weak. [a: seed 0]"]
     assert not lines("a", ("seg",), algorithm="pgd")
     assert not lines("a", ("seg", "depth"), algorithm="sea")
+
+
+def test_warnings_of_several_metrics_keep_all_seeds():
+    records = [
+        record("a", seed, 2, 0.3, metric=metric, warnings=["weak."])
+        for metric, seeds in (("miou", (0, 2)), ("loss", (1, 2)))
+        for seed in seeds
+    ]
+    found = curves.make(records, ("a",), (0, 1, 2))
+    point = Point("a", "pgd50", 2, "seg", "miou", ("seg",), ())
+    claim = Claim("id", "source", "text", terms=(Term(1, (point,)),))
+    lines = evidence.warnings_of(claim, found)
+    assert lines == ["pgd50: weak. [a: seeds 0, 1, 2]"]
+    assert found[0].warnings == {"weak.": {"a": [0, 2]}}
 
 
 # Plots.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import html
@@ -18,6 +19,7 @@ from html_fixture import parse
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.show import leaderboard
 from mtr_tf.show import text
@@ -225,6 +227,39 @@ def test_values_of_an_export_are_means_over_seeds(written, exported):
         values = results.values("s+d", "pgd50", eps, "seg", "miou")
         assert float(mean) == pytest.approx(values.mean(), rel=5e-3)
         assert float(spread) == pytest.approx(values.std(ddof=1), rel=5e-2)
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_an_export_that_was_stopped_can_be_repeated(
+    written, exported, tmp_path, monkeypatch, over
+):
+    """After any of its files, whether they are new or take the place of others."""
+    plots = sorted(path.stem for path in (exported / "plots").iterdir())
+    whole = sorted(path.name for path in exported.rglob("*") if path.is_file())
+    copy, count = files.whole_file, len(whole)
+    for last in range(count):
+        folder = tmp_path / str(last)
+        if over:  # Of another study: claims and a plot, which are not these.
+            (folder / "plots").mkdir(parents=True)
+            (folder / "claims.json").write_text("[]")
+            (folder / "README.md").write_text("![It was](plots/former.png)")
+            (folder / "plots" / "former.png").write_bytes(b"")
+        left = [None] * last
+
+        @contextlib.contextmanager
+        def stopping(path, left=left):
+            with copy(path) as beside:
+                yield beside
+                beside.with_name(files.name_beside(path.name)).write_bytes(b"")
+                left.pop()  # An error, where none is left.
+
+        monkeypatch.setattr(files, "whole_file", stopping)
+        with pytest.raises(IndexError):
+            export.write(written[0], folder, plots)
+        monkeypatch.setattr(files, "whole_file", copy)
+        export.write(written[0], folder, plots)
+        found = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        assert found == whole
 
 
 def test_export_leaves_what_is_not_its_own_alone(written, exported, tmp_path):

@@ -58,6 +58,14 @@ def test_the_rank_correlation_is_that_of_all_nets_with_both_numbers():
     np.testing.assert_allclose(drawn["s+d"], [[1.0, 10], [2.0, 16]])
 
 
+def test_nets_without_a_clean_value_above_0_have_no_share_to_lose(monkeypatch):
+    """As of minus PSNR: of -20 and -25 the sign would be turned round."""
+    values = {**VALUES, "s+d": -VALUES["s+d"]}
+    monkeypatch.setitem(globals(), "VALUES", values)
+    nets = resistance._nets(curve(), resistance._norms(measures(), curve()), SEEDS)
+    assert [net.variant for net in nets] == ["s"] * 3 + ["s+n"] * 3
+
+
 @pytest.mark.parametrize(
     "changes", [{"attacked": ("seg", "depth")}, {"norm": "l2"}, {"few": True}]
 )

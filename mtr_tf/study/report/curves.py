@@ -14,6 +14,7 @@ import numpy as np
 
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.show import text
+from mtr_tf.show.side_by_side import size_of
 from mtr_tf.study.results import CHOICES
 
 Record = Mapping[str, Any]
@@ -37,7 +38,7 @@ class Curve:
       warnings: {what a check found: {variant: its seeds}}.
       reference: A variant whose values of the same seeds are taken off; empty: none.
       ends: {variant: `[2, seeds, E]`}, the values' intervals over images.
-      images: Which images it is of, in words; empty where all curves are of the same.
+      images: Which images it is of, in words; empty where all records are of the same.
     """
 
     spec: str
@@ -103,7 +104,7 @@ def make(records: Sequence[Record], variants: Sequence[str], seeds: Sequence[int
         _curve(key, members, headline, variants, seeds)
         for key, members in grouped.items()
     ]
-    if len({curve.images for curve in found}) == 1:
+    if len(_kinds_of_images(records)) == 1:
         found = [dataclasses.replace(curve, images="") for curve in found]
     return found
 
@@ -170,17 +171,26 @@ def _number(value: float | None) -> float:
 
 
 def images(records: Iterable[Record]) -> str:
-    """Which images the records are of: `96 images of rooms (validation)`.
+    """Which they are: `96 images of rooms (validation) at 32x48 pixels`.
 
-    With whose outputs the targets are, where they are the model's own.
+    With whose outputs the targets are, where they are the model's own; without the size
+    where records do not say it.
     """
-    kinds = {(r["n"], r["dataset"], r["split"], r.get("targets", "")) for r in records}
     texts = [
         f"{n} images of {name} ({split})"
+        + (f" at {size} pixels" if size else "")
         + (", against the model's own outputs" if targets == OWN_TARGETS else "")
-        for n, name, split, targets in sorted(kinds)
+        for n, name, split, size, targets in sorted(_kinds_of_images(records))
     ]
     return " or ".join(texts)
+
+
+def _kinds_of_images(records: Iterable[Record]) -> set[tuple[int, str, str, str, str]]:
+    """(n, data set, split, size, whose targets) of the records, each once."""
+    return {
+        (r["n"], r["dataset"], r["split"], size_of(r), r.get("targets", ""))
+        for r in records
+    }
 
 
 def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
@@ -195,7 +205,7 @@ def warnings(records: Sequence[Record]) -> dict[str, dict[str, list[int]]]:
     return found
 
 
-def warning_lines(found: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]:
+def warning_lines(found: Mapping[str, Mapping[str, Iterable[int]]]) -> list[str]:
     """A sentence per warning, with whose it is."""
     return [
         f"{reason} [{'; '.join(_whose(*item) for item in of.items())}]"
@@ -203,5 +213,5 @@ def warning_lines(found: Mapping[str, Mapping[str, Sequence[int]]]) -> list[str]
     ]
 
 
-def _whose(variant: str, seeds: Sequence[int]) -> str:
+def _whose(variant: str, seeds: Iterable[int]) -> str:
     return f"{variant}: {text.numbers_in_words(sorted(seeds))}"

@@ -78,11 +78,11 @@ def _first(value: Any) -> Any:
 def warnings_of(claim: Claim, curves: Sequence[Curve]) -> list[str]:
     """What the checks of the attacks found on the models that a claim compares."""
     points = [point for term in claim.terms for point in term.points]
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, set[int]]] = {}
     for curve in curves:
         variants = {point.variant for point in points if _is_under(point, curve)}
         for reason, whose in curve.warnings.items():
-            own = {v: seeds for v, seeds in whose.items() if v in variants}
-            if own:
-                found.setdefault(f"{curve.spec}: {reason}", {}).update(own)
+            for variant in (v for v in whose if v in variants):
+                of = found.setdefault(f"{curve.spec}: {reason}", {})
+                of.setdefault(variant, set()).update(whose[variant])
     return curves_lib.warning_lines(found)

@@ -30,8 +30,11 @@ _DERIVED = "relative_vulnerability"  # The column that follows from others.
 
 
 def check(folder: pathlib.Path) -> None:
-    """Raises `InputError` where an export would touch what is not an export's."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    """Raises `InputError` where an export would touch what is not an export's.
+
+    One that was stopped half-way is an export.
+    """
+    there = _names(folder)
     strange = sorted(there - {PAGE, RECORDS, _CLAIMS, _RESULTS, *_FORMER, "plots"})
     if there and _CLAIMS not in there:
         strange = sorted(there)
@@ -39,17 +42,19 @@ def check(folder: pathlib.Path) -> None:
         page = folder / PAGE
         text = page.read_text("utf-8") if page.exists() else ""
         shown = re.findall(r"\]\(plots/([^)]+)\)", text)
-        strange += sorted(
-            path.name
-            for path in files.listed(folder / "plots")
-            if path.name not in shown
-        )
+        strange += sorted(_names(folder / "plots") - {*shown})
     if strange or (folder.exists() and not folder.is_dir()):
         raise InputError(
             "--export must be a new folder or an earlier export; got "
             f"'{folder}'{f', which contains {strange[0]!r}' if strange else ''}. Give "
             "another."
         )
+
+
+def _names(folder: pathlib.Path) -> set[str]:
+    """Of what is in a folder, without what a killed process was writing there."""
+    names = {path.name for path in files.listed(folder)}
+    return {name for name in names if not files.is_leftover(name)}
 
 
 def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> None:
@@ -64,15 +69,17 @@ def write(report: pathlib.Path, folder: pathlib.Path, plots: Iterable[str]) -> N
       InputError: In the folder is what no export has left.
     """
     check(folder)
-    names = [_CLAIMS, RECORDS, *(f"plots/{plot}.png" for plot in plots), PAGE]
+    # `check` knows an export by its claims, and its plots by its page: these first.
+    names = [_CLAIMS, PAGE, RECORDS, *(f"plots/{plot}.png" for plot in plots)]
+    files.clear_leftovers(folder, folder / "plots")
     for path in [*folder.glob("plots/*.png"), *(folder / name for name in _FORMER)]:
         if str(path.relative_to(folder)) not in names:
             path.unlink(missing_ok=True)
-    with files.whole_file(folder / _RESULTS) as beside:
-        beside.write_bytes(_packed(report / "results.csv"))
     for name in names:
         with files.whole_file(folder / name) as beside:
             shutil.copyfile(report / name, beside)
+    with files.whole_file(folder / _RESULTS) as beside:
+        beside.write_bytes(_packed(report / "results.csv"))
 
 
 def _packed(table: pathlib.Path) -> bytes:

@@ -61,13 +61,13 @@ def _norms(measures: Sequence[Record], curve: Curve) -> dict[tuple[str, int], fl
 def _nets(
     curve: Curve, norms: Mapping[tuple[str, int], float], seeds: Sequence[int]
 ) -> list[theory.Net]:
-    """Those with a norm and a value at each radius."""
+    """Those with a norm and a value at each radius, and a clean one above 0."""
     sign = 1 if curve.facts["better"] == "higher" else -1
     nets = []
     for variant, values in curve.values.items():
         for seed, row in zip(seeds, values, strict=True):
             norm = norms.get((variant, seed))
-            if norm and row[0] and not np.isnan(row).any():
+            if norm and row[0] > 0 and not np.isnan(row).any():
                 loss = sign * (row[0] - row[1:]) / row[0]
                 nets.append(theory.Net(variant, norm, 100 * loss))
     return nets

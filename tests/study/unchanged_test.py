@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies that go on after a user's data, code or weights have changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mtr_tf import attack_job
+from mtr_tf import data
+from mtr_tf.errors import InputError
+from mtr_tf.executors.command import Ended
+from mtr_tf.runs import building
+from mtr_tf.study import commands
+from mtr_tf.study import queue
+from mtr_tf.study import study_file
+from mtr_tf.study import unchanged
+from mtr_tf.study.runner import Runner
+from mtr_tf.tasks import Task
+from mtr_tf.training import job
+from mtr_tf.training import loop
+
+SIZE = (8, 12)
+OWN = """
+about = "Data, losses, metrics and a model of one's own."
+seeds = [0, 1]
+[train]
+dataset = "own_study:examples"
+model = "own_study:net"
+init = "{init}"
+epochs = 1
+batch_size = 2
+eval_steps = 1
+[attack]
+num_examples = 2
+checks = false
+steps = 1
+eps = [4]
+[variants."flow"]
+tasks = ["flow"]
+[attacks."pgd"]
+"""
+MOVED = """
+about = "An attack on data of its own."
+seeds = [0, 1]
+[variants."s"]
+tasks = ["seg"]
+[attacks."moved"]
+dataset = "camvid"
+data_dir = "{folder}"
+image_size = "32x40"
+num_examples = 5
+eps = [4]
+"""
+
+
+def loss(target, output, mask):
+    return tf.reduce_mean(tf.square(output - target), [1, 2, 3])
+
+
+def other_loss(target, output, mask):
+    return tf.reduce_mean(tf.abs(output - target), [1, 2, 3])
+
+
+def error(target, output, mask):
+    return tf.reduce_max(tf.abs(output - target), [1, 2, 3])
+
+
+def other_error(target, output, mask):
+    return 2 * tf.reduce_max(tf.abs(output - target), [1, 2, 3])
+
+
+other_error.__name__ = other_error.__qualname__ = "error"
+error.better = other_error.better = "lower"
+
+
+def net(image_shape, tasks, filters=4):
+    image = keras.Input(image_shape)
+    hidden = keras.layers.Conv2D(filters, 3, padding="same", name="body")(image)
+    return keras.Model(image, {"flow": keras.layers.Conv2D(2, 1, name="head")(hidden)})
+
+
+class Own(types.ModuleType):
+    """A user's module, which can be changed as its file can."""
+
+    def __init__(self):
+        super().__init__("own_study")
+        self.loss, self.error, self.light, self.net = loss, error, 0.5, net
+
+    def examples(self):
+        def example(seed):
+            rng = np.random.default_rng(seed)
+            image = self.light * rng.uniform(0, 1, (*SIZE, 3))
+            return {"image": image, "targets": {"flow": rng.normal(size=(*SIZE, 2))}}
+
+        metrics = [self.error]
+        flow = Task("flow", channels=2, loss=self.loss, metrics=metrics)
+        splits = {"train": range(4), "validation": range(4, 7), "test": range(7, 10)}
+        return {name: [*map(example, of)] for name, of in splits.items()} | {
+            "tasks": [flow]
+        }
+
+
+@pytest.fixture
+def module(monkeypatch):
+    module = Own()
+    monkeypatch.setitem(sys.modules, "own_study", module)
+    return module
+
+
+def study_of(tmp_path: pathlib.Path, text: str, **fields):
+    path = tmp_path / "own.toml"
+    path.write_text(text.format(**fields))
+    return study_file.load(str(path))
+
+
+def refused(study, workdir, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        unchanged.check(Runner(study, workdir).queue, workdir)
+
+
+def test_a_study_is_not_continued_with_other_code_or_weights(module, tmp_path):
+    init, workdir = tmp_path / "init.keras", tmp_path / "w"
+    net((*SIZE, 3), ()).save(init)
+    study = study_of(tmp_path, OWN, init=init)
+    cell = Runner(study, workdir).queue.cells[0]
+    folder = workdir / cell.folder
+    folder.mkdir(parents=True)
+    facts = job.resolve(cell.config).facts  # As training keeps them.
+    content = {"train": cell.config.to_dict(), **facts}
+    (folder / "config.json").write_text(json.dumps(content))
+    unchanged.check(Runner(study, workdir).queue, workdir)
+
+    module.net = lambda image_shape, tasks: net(image_shape, tasks, filters=5)
+    refused(study, workdir, "run of other code or weights: the model is another one")
+    module.net = net
+    module.loss = other_loss
+    refused(study, workdir, "the loss of flow is another one")
+    module.loss = loss
+    module.light = 0.4
+    refused(study, workdir, "other data: the first or last image of train")
+    module.light = 0.5
+    kept = init.read_bytes()
+    net((*SIZE, 3), ()).save(init)  # Drawn anew.
+    refused(study, workdir, "--init has other weights")
+    init.write_bytes(kept)
+    unchanged.check(Runner(study, workdir).queue, workdir)
+
+    # Older runs kept no hashes; what is done needs no code.
+    module.net = lambda *given: 1 / 0
+    refused(study, workdir, "ZeroDivisionError")
+    done = Runner(study, workdir).queue
+    for cell in done.cells:
+        done.set(cell, queue.DONE)
+    unchanged.check(done, workdir)
+    module.net, module.loss = net, other_loss
+    del content["code"], content["init"]
+    (folder / "config.json").write_text(json.dumps(content))
+    unchanged.check(Runner(study, workdir).queue, workdir)
+
+
+def test_a_study_of_what_is_ours_opens_nothing(tmp_path, monkeypatch):
+    study = study_file.load("rooms-quick")
+    runner = Runner(study, tmp_path)
+    for cell in runner.queue.cells:
+        folder = tmp_path / cell.folder
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"data": {"train": {}}}))
+        runner.queue.set(cell, queue.DONE)
+    monkeypatch.setattr(building, "open_source", None)
+    unchanged.check(runner.queue, tmp_path)
+
+
+def test_an_attack_on_other_data_of_its_own_is_not_taken_for_done(camvid_dir, tmp_path):
+    folder = shutil.copytree(camvid_dir, tmp_path / "A")
+    study = study_of(tmp_path, MOVED, folder=folder)
+    runner = Runner(study, tmp_path)
+    first = next(cell for cell in runner.queue.cells if cell.kind == "attack")
+    results = tmp_path / first.folder / "results.json"
+    results.parent.mkdir(parents=True)
+    source = data.open_source(
+        "camvid", image_size=(32, 40), data_dir=str(folder), tasks=("seg",)
+    )
+    images = source.columns("validation").images[np.arange(5)] / 255
+    means = [float(np.mean(images[i])) for i in range(5)]
+    said = f"32x40x3 {means[0]:.5f} {means[-1]:.5f} {np.mean(means):.5f}"
+    results.write_text(json.dumps([{"images": said}]))
+
+    def check(where):
+        runner = Runner(study_of(tmp_path, MOVED, folder=where), tmp_path)
+        runner.queue.set(first, queue.DONE)
+        unchanged.check(runner.queue, tmp_path)
+
+    check(folder)
+    other = shutil.copytree(folder, tmp_path / "B")
+    check(other)  # Moved.
+    shutil.copy(other / "val" / "007.png", other / "val" / "000.png")
+    with pytest.raises(InputError, match="attack on other data or code: the images"):
+        check(other)
+    results.write_text(json.dumps([{"images": ""}]))  # Of an older version.
+    check(other)
+
+
+@pytest.mark.slow
+def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
+    """The whole way: a run is trained and attacked, and the study goes on."""
+    init, workdir = tmp_path / "init.keras", tmp_path / "w"
+    net((*SIZE, 3), ()).save(init)
+    text = OWN + 'split = "test"\n[attacks."measured"]\nattack = ["none"]\n'
+    text += 'measure = ["tasks"]\n'
+    study = study_of(tmp_path, text, init=init)
+    trained, *attacked = [c for c in Runner(study, workdir).queue.cells if not c.seed]
+    loop.train(trained.config, workdir / trained.folder)
+    for cell in attacked:
+        dataset = trained.config.dataset
+        attack_job.attack(dataclasses.replace(cell.config, dataset=dataset))
+        ended = Ended(0, 1.0, "", {}, "here")
+        commands.write_marker(cell, workdir, ended, whole=True)
+    runner = Runner(study, workdir)
+    assert {cell.seed for cell in runner.queue.waiting()} == {1}
+    unchanged.check(runner.queue, workdir)
+
+    folders = [workdir / cell.folder for cell in attacked]
+    module.error = other_error
+    for folder in folders:
+        refused(study, workdir, f"{folder.name} .* a metric of flow is another one")
+        made = json.loads((folder / "settings.json").read_text())
+        made["versions"]["python"] = "3.0"  # Hashes of which are others.
+        (folder / "settings.json").write_text(json.dumps(made))
+    unchanged.check(Runner(study, workdir).queue, workdir)
+    module.error = error
+    (results,) = folders[0].glob("results.json")
+    marker = folders[0] / commands.MARKER
+    marker.unlink()
+    first = json.loads(results.read_text())
+    first[0]["images"] = first[0]["images"].replace("8x12", "8x13")
+    results.write_text(json.dumps(first))
+    commands.write_marker(attacked[0], workdir, ended, whole=True)
+    refused(study, workdir, "the images had 8x13 pixels and have 8x12")
