@@ -276,6 +276,12 @@ class TrainConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        # Keras computes in the type of a rate. (An attack's ints stay: finished attacks
+        # are known by them.)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, float) and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
         ours = self.width or self.decoders != "separate" or self.sync_batch_norm
         if ":" in self.model and ours:
             raise InputError(

@@ -216,19 +216,29 @@ class Workers:
             self._assign_sums(variables, lambda replica: tf.equal(replica, 0))
 
     def take_mean(self, variables: Sequence[Any]) -> None:
-        """Gives variables of TensorFlow's their mean over all workers."""
+        """Gives variables of TensorFlow's, of floats, their mean over all workers.
+
+        It is taken in float64, so that equal values stay as they are.
+        """
         if self.several:
             share = 1 / self.strategy.num_replicas_in_sync
-            self._assign_sums(variables, lambda replica: share)
+            self._assign_sums(variables, lambda replica: share, tf.float64)
 
     def _assign_sums(
-        self, variables: Sequence[Any], weight: Callable[[Any], Any]
+        self,
+        variables: Sequence[Any],
+        weight: Callable[[Any], Any],
+        dtype: tf.DType | None = None,
     ) -> None:
-        """Assigns the sum over replicas, each times its weight by its number."""
+        """Assigns the sum over replicas, each times its weight by its number.
+
+        It is computed in `dtype`; None: in that of each variable.
+        """
 
         def of_replica(some: Sequence[Any]) -> list[tf.Tensor]:
             context = tf.distribute.get_replica_context()
             values = [tf.convert_to_tensor(variable) for variable in some]
+            values = [tf.cast(value, dtype or value.dtype) for value in values]
             share = weight(context.replica_id_in_sync_group)
             parts = [v * tf.cast(share, v.dtype) for v in values]
             return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
@@ -237,11 +247,11 @@ class Workers:
             results = self.strategy.run(of_replica, (some,))
             return [self.strategy.experimental_local_results(r)[0] for r in results]
 
-        for dtype in dict.fromkeys(variable.dtype for variable in variables):
-            some = [variable for variable in variables if variable.dtype == dtype]
+        for kind in dict.fromkeys(variable.dtype for variable in variables):
+            some = [variable for variable in variables if variable.dtype == kind]
             sums = tf.function(functools.partial(of_one_type, some), autograph=False)()
             for variable, total in zip(some, sums, strict=True):
-                variable.assign(total)
+                variable.assign(tf.cast(total, variable.dtype))
 
     @contextlib.contextmanager
     def explaining_loss(self, kept: str) -> Iterator[None]:

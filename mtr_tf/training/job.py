@@ -162,6 +162,8 @@ def resolve(
         }
         if workers.several:
             facts |= _facts(config, source, tasks)
+    # Data that were prepared just now drew from what an own model's weights come from.
+    keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         weighting = training_losses.make_weighting(config, tasks)
         model = building.new_model(start, info)

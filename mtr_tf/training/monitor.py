@@ -164,6 +164,9 @@ class Monitor:
         per_epoch = batching.steps_per_epoch(train_examples, config.batch_size)
         self._rate = schedules.learning_rate(config, per_epoch)
         self._count = min(config.eval_examples, len(self._columns.images))
+        # No more than there are: a batch would be filled up with nothing.
+        most = -(-self._count // workers.replicas) * workers.replicas
+        self._batch_size = min(config.batch_size, most)
         self._evaluator = Evaluator(
             model,
             self.tasks,
@@ -216,9 +219,9 @@ class Monitor:
         """Whether XLA compiles the evaluations: by how many there are in `steps`."""
         config, (height, width) = self._config, self._info.image_shape[:2]
         times = steps / (config.eval_every or max(1, steps / 10))
-        batches = -(-self._count // config.batch_size) * times
+        batches = -(-self._count // self._batch_size) * times
         passes = batches * (2 + config.eval_steps * bool(config.eval_eps))
-        pixels = height * width * config.batch_size / replicas
+        pixels = height * width * self._batch_size / replicas
         return compiling.worthwhile(config.jit, passes, pixels)
 
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
@@ -286,7 +289,7 @@ class Monitor:
         """Evaluates and attacks part of validation; returns the score of `best`."""
         evaluation = self._evaluator.run(
             self._columns,
-            batch_size=self._config.batch_size,
+            batch_size=self._batch_size,
             num_examples=self._count,
             keep_examples=tensorboard.EXAMPLES,
         )

@@ -39,6 +39,8 @@ def optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Opt
 
     Weight decay is not given to it: Keras decouples it from the gradient, PyTorch's
     SGD (which the paper used) does not. `step.replica_step` adds it to the loss.
+    Its momentum is of steps, each with the rate of its time, PyTorch's of gradients:
+    after the rate falls, weights go on with what is left of the old steps.
     """
     rate = learning_rate(config, steps_per_epoch)
     if config.optimizer == "sgd":

@@ -268,13 +268,16 @@ def settle_statistics(model: keras.Model, workers: Workers | None = None) -> Non
     Without --sync_batch_norm each replica keeps running statistics of its own. Before a
     model is evaluated or saved they must be one, or results would depend on which
     replica an image meets, and a resumed run would differ from one that never stopped.
+    Means are taken in float64, so that what is the same on all replicas, as frozen
+    weights are, stays so to the last bit.
     """
     values = [variable.value for variable in model.non_trainable_variables]
     statistics = [value for value in values if value.dtype.is_floating]
     for value in statistics:
         copies = getattr(value, "values", ())
         if len(copies) > 1:
-            mean = tf.add_n([tf.identity(copy) for copy in copies]) / len(copies)
+            wide = [tf.cast(copy, tf.float64) for copy in copies]
+            mean = tf.add_n(wide) / len(copies)
             for copy in copies:
                 copy.assign(tf.cast(mean, copy.dtype))
     if workers:

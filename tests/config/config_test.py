@@ -110,6 +110,23 @@ def test_what_others_ignore_is_said_but_not_refused(given, names):
     assert all(map(str.startswith, said, names))
 
 
+def test_whole_numbers_of_training_are_floats_where_others_may_be():
+    config = TrainConfig.from_dict({"learning_rate": 1, "momentum": 0, "epochs": 3})
+    kinds = {name: type(value) for name, value in config.to_dict().items()}
+    defaults = TrainConfig().to_dict()
+    assert kinds == {name: type(value) for name, value in defaults.items()}
+    assert config == TrainConfig(learning_rate=1.0, momentum=0.0, epochs=3)
+    with pytest.raises(InputError, match="--learning_rate must be from 0 to"):
+        TrainConfig(learning_rate=10**400)
+
+
+def test_finished_attacks_are_known_by_the_numbers_that_were_given():
+    """Python's 1 and the flag's 1.0 are in the hashes of folders' names."""
+    for given in (1, 1.0):
+        kept = AttackConfig(ckpt="run", step_size=given).to_dict()["step_size"]
+        assert type(kept) is type(given)
+
+
 def test_an_unknown_setting_suggests_a_known_one():
     with pytest.raises(InputError, match="Did you mean 'batch_size'"):
         TrainConfig.from_dict({"batchsize": 3})

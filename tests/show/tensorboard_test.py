@@ -317,10 +317,8 @@ def watch(folder: pathlib.Path, optimizer=None, step: int = 1, **settings) -> No
     config = TrainConfig(
         tasks=("depth", "seg"),
         dataset="noise",
-        batch_size=2,
-        eval_examples=5,
         eval_steps=1,
-        **settings,
+        **({"batch_size": 2, "eval_examples": 5} | settings),
     )
     watched = monitor.Monitor(
         config,
@@ -412,6 +410,30 @@ def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
     others = ["seg/loss", "seg/losses, clean", "aseg/loss, clean", "total/loss, clean"]
     others += ["seg_by_eps/loss, pgd on seg"]
     assert [tag for tag in of_loss + others if re.match(line, tag)] == of_loss
+
+
+def test_evaluations_take_no_more_images_at_once_than_there_are(
+    tmp_path, monkeypatch, mirrored
+):
+    class Seen(Exception):
+        pass
+
+    def worthwhile(mode, passes, pixels):
+        found.append((passes, pixels / 16**2))
+
+    def run(self, columns, *, batch_size, **more):
+        found.append(batch_size)
+        raise Seen
+
+    found: list = []
+    monkeypatch.setattr(monitor.compiling, "worthwhile", worthwhile)
+    monkeypatch.setattr(monitor.Evaluator, "run", run)
+    one = tf.distribute.get_strategy()
+    for i, (strategy, size) in enumerate(((one, 6), (mirrored, 6), (one, 2))):
+        with strategy.scope(), pytest.raises(Seen):
+            watch(tmp_path / str(i), batch_size=size, eval_examples=3)
+    # Ten evaluations, three passes a batch: of 3 images, 2 on each replica, and 2.
+    assert found == [(30, 3), 3, (30, 2), 4, (60, 2), 2]
 
 
 def test_training_without_an_attack_has_no_attacked_numbers(tmp_path):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import random
 import shutil
 import sys
 import threading
@@ -335,6 +336,21 @@ def test_a_model_of_ones_own_from_weights_of_a_run(module, watched, tmp_path):
         building.build_model(config(**chosen), None)
     with pytest.raises(InputError, match="joints have 1 axes of places"):
         job_lib.resolve(config(tasks=("joints",)))
+
+
+def test_a_model_of_ones_own_starts_the_same_whatever_data_drew(module):
+    def start(draws):
+        def examples():
+            for _ in range(draws):  # As TFDS does where it prepares data.
+                random.random()
+            return declared()
+
+        module.examples, module.net = examples, conv_net
+        chosen = config(tasks=("flow",), model="own_blocks:net", strategy="one_device")
+        return job_lib.resolve(chosen).learner.model.get_weights()
+
+    for one, other in zip(start(0), start(2), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def brighter(light):

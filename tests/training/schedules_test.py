@@ -29,6 +29,16 @@ def test_cosine_starts_at_the_rate_and_would_end_at_zero():
     assert got == pytest.approx(want, abs=1e-6)
 
 
+def test_a_whole_number_is_a_rate_like_any_other():
+    config = TrainConfig(learning_rate=1, epochs=2)
+    want = [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)]
+    assert rates(config, 4, 8) == pytest.approx(want, abs=1e-6)
+    settings = {"schedule": "step", "lr_epochs": (1,), "lr_factor": 0, "epochs": 2}
+    assert rates(TrainConfig(learning_rate=2, **settings), 1, 2) == [2, 0]
+    made = schedules.optimizer(TrainConfig(optimizer="sgd", momentum=0), 10)
+    assert made.momentum == 0
+
+
 def test_constant_stays():
     config = TrainConfig(schedule="constant", learning_rate=0.3, epochs=2)
     assert rates(config, 4, 8) == pytest.approx([0.3] * 8)

@@ -2,6 +2,7 @@
 """The training step against hand-made updates, and one replica against two."""
 
 import dataclasses
+import types
 
 import keras
 import numpy as np
@@ -178,6 +179,20 @@ def test_statistics_of_replicas_settle_on_their_mean(mirrored):
     for variable, pair in zip(moving, before, strict=True):
         for copy in variable.value.values:
             np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [3, 5, 7])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_is_the_same_on_all_replicas_stays_the_same(replicas, dtype):
+    before = np.random.default_rng(0).normal(size=1000).astype(dtype)
+    copies = [tf.Variable(before) for _ in range(replicas)]
+    value = types.SimpleNamespace(dtype=copies[0].dtype, values=copies)
+    variable = types.SimpleNamespace(value=value)
+    model = types.SimpleNamespace(non_trainable_variables=[variable])
+    for _ in range(3):
+        step_lib.settle_statistics(model)
+    for copy in copies:
+        np.testing.assert_array_equal(copy.numpy(), before)
 
 
 def test_steps_in_one_call_equal_steps_in_many():
