@@ -258,6 +258,40 @@ def test_outputs_that_do_not_depend_on_the_image_are_named():
     assert "other data" in hardly[0]
 
 
+def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(caplog):
+    nothing = {"image": colours("validation").images / np.float32(255)}
+    nothing |= {"targets": {}, "masks": {}}
+    still = net(
+        lambda x: 1e-4 * x + keras.ops.array([0.0, 1.0, 2.0]),
+        lambda x: 3 + 1e-4 * x[..., :1],
+    )
+    _, said = first_look.look(run_of(still), INFO, nothing, ("seg", "depth"))
+    assert [s.split()[2] for s in said] == ["seg", "depth"]
+    for sentence in said:
+        assert "hardly changes with the image" in sentence
+        assert "not far better" not in sentence  # In ranges that were not tried.
+    moving = net(plain, lambda x: x[..., :1])
+    _, said = first_look.look(run_of(moving), INFO, nothing, ("seg", "depth"))
+    assert not said
+    unlabelled = dataclasses.replace(INFO, tasks=())
+    for settings, told in [
+        ({}, True),
+        ({"input_range": (0.0, 255.0)}, False),
+    ]:
+        caplog.clear()
+        config = AttackConfig(ckpt="x", targets="own", **settings)
+        first_look.look_at(
+            config,
+            run_of(moving),
+            None,
+            unlabelled,
+            colours("validation"),
+            ["seg", "depth"],
+            ["seg"],
+        )
+        assert ("without labels nobody can see which range" in caplog.text) == told
+
+
 @pytest.mark.parametrize(
     ("settings", "scale", "offset"),
     [
