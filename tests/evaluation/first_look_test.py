@@ -378,13 +378,25 @@ def u_net(pool_padding: str) -> keras.Model:
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_sizes_that_a_net_cannot_take(padding):
-    info = dataclasses.replace(INFO, image_shape=(18, 30, 3))
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        (
+            "camvid",
+            "the nearest sizes that work are --image_size=16x28 and --image_size=16x32",
+        ),
+        (
+            "mine:examples",  # For which --image_size is refused.
+            "resize your examples to 16x28 or 16x32: images, targets and masks",
+        ),
+    ],
+)
+def test_sizes_that_a_net_cannot_take(padding, name, advice):
+    info = dataclasses.replace(INFO, name=name, image_shape=(18, 30, 3))
     with pytest.raises(InputError) as error:
         model_fit.fitted(run_of(u_net(padding)), info, ("seg",))
     assert "\n" not in str(error.value)
-    assert "--image_size=16x28" in str(error.value)
-    assert "--image_size=16x32" in str(error.value)
+    assert str(error.value).endswith(f"; {advice}.")
     fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
     model_fit.fitted(run_of(u_net(padding)), fitting, ("seg",))
 
