@@ -176,7 +176,7 @@ def look(
     if not trained:
         given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
-    likely = "" if cures else _likely(trained, tried=bool(first.sound))
+    likely = "" if cures else _likely(trained, tried=bool(first.judged))
     found = cures + first.unresponsive(likely) + first.guesses(likely)
     found += first.bad_gradients()
     return dataclasses.replace(run, model=model), doubts_first(found + warnings)
@@ -330,6 +330,15 @@ class _FirstLook:
         masks = self.batch["masks"]
         return [t for t in self.finite if t in masks and masks[t].any()]
 
+    @functools.cached_property
+    def judged(self) -> list[str]:
+        """Those of them whose errors compare: a perfect constant leaves nothing to."""
+        return [
+            task
+            for task in self.sound
+            if _errors(self.tasks[task], self._guess(task))[0] > 0
+        ]
+
     def report_not_finite(self) -> None:
         """Logs it now; of how many images in all is known in the end."""
         for task, output in self.outputs.items():
@@ -389,12 +398,7 @@ class _FirstLook:
 
         `changed`: whether it is looked at on images of another range than [0, 1].
         """
-        # A constant that is perfect leaves nothing to compare errors with.
-        judged = [
-            task
-            for task in self.sound
-            if _errors(self.tasks[task], self._guess(task))[0] > 0
-        ]
+        judged = self.judged
         if not judged:
             return []
         colours = self.channels == 3
