@@ -74,6 +74,7 @@ setuptools.setup(
         "absl-py>=2.1",
         "array_record>=0.6",  # TFDS asks for it on Linux only.
         "fsspec>=2023.5",
+        "h5py>=3.11",
         "importlib_resources>=6",  # TFDS needs it and does not say so.
         "jinja2>=3.1",
         "keras>=3.12",

@@ -15,6 +15,7 @@ from mtr_tf import attacks
 from mtr_tf import tasks
 from mtr_tf.attacks.attack_losses import AttackLoss
 from mtr_tf.attacks.kinds import Kind
+from mtr_tf.tasks import Task
 
 PAGE = pathlib.Path(__file__).parent / "attacks.md"
 
@@ -55,18 +56,12 @@ def _in_python(kind: Kind) -> str:
 
 
 def _what_for(loss: AttackLoss) -> str:
-    """The tasks that a loss fits, in a word or by their names."""
-    fits = {name for name, task in tasks.TASKS.items() if loss.fits(task)}
-    discrete = {name for name, task in tasks.TASKS.items() if task.discrete}
-    if not fits:
-        return "labels"
-    if fits == set(tasks.TASKS):
-        return "all"
-    if fits == discrete:
-        return "classes"
-    if fits == set(tasks.TASKS) - discrete:
-        return "maps"
-    return ", ".join(f"`{name}`" for name in sorted(fits))
+    """The kinds of tasks that a loss fits, or that it does not fit if these are few."""
+    fits = {kind: loss.fits(Task("any", kind=kind, channels=3)) for kind in tasks.KINDS}
+    others = [kind for kind in fits if not fits[kind]]
+    if len(others) < len(fits) / 2:
+        return f"all but {' and '.join(others)}" if others else "all"
+    return ", ".join(kind for kind in fits if fits[kind])
 
 
 def markdown(rows: Iterable[tuple[str, ...]]) -> str:

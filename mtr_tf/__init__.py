@@ -15,7 +15,7 @@ Measure and train your own models:
 - `RobustnessCallback` shows how robust each output becomes during your own `fit`.
 - `AdversarialModel` trains your own model on attacked images.
 
-The other commands as calls; arguments have the names of the flags:
+Other commands as calls (all but `export`); arguments have the names of the flags:
 
 - `train_model` trains one of the built-in models; `evaluate("runs/NAME")` attacks it.
 - `compare_runs` compares finished attacks side by side.

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import pathlib
+import re
+import sys
 
 import pytest
 
@@ -90,6 +93,17 @@ def test_only_commands_and_cli_know_flags(imports, structure):
     flags = [i for i in imports if i.target.startswith("absl.flags")]
     assert flags
     assert_none(i for i in flags if room(i.source) not in allowed)
+
+
+def test_what_is_imported_is_required(imports):
+    """Of ourselves, not by way of a library that may cease to need it."""
+    setup = (ROOT / "setup.py").read_text()
+    required = re.findall(r'"([\w.-]+)[\[>]', setup.partition("install_requires")[2])
+    others = {i.target.split(".")[0] for i in imports}
+    others -= {*sys.stdlib_module_names, "mtr_tf", "torch"}  # An extra.
+    known = importlib.metadata.packages_distributions()
+    given = {name.lower() for other in others for name in known[other]}
+    assert given <= set(required)
 
 
 def test_the_script_sees_circles_and_imports(structure, tmp_path):

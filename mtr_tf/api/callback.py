@@ -16,6 +16,7 @@ from mtr_tf import files
 from mtr_tf.api import evaluate as evaluate_lib
 from mtr_tf.api import settings as settings_lib
 from mtr_tf.attack_job import Job
+from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import prepared
@@ -81,7 +82,8 @@ class RobustnessCallback(keras.callbacks.Callback):
         Args:
           examples: Examples as for `mtr_tf.evaluate`. They are read once, at the start.
           tasks: The tasks of the outputs; empty: taken from the names of the outputs.
-          attack: The name of an attack, as for the command's --attack.
+          attack: The name of an attack, as for the command's --attack, but not of one
+            that is the worst of several (`worst`, `sea`).
           eps: One radius or several.
           attack_tasks: The tasks to attack together: "all", "seg+depth", ...
           every: Attack after every so many epochs; other epochs have no such numbers.
@@ -101,6 +103,12 @@ class RobustnessCallback(keras.callbacks.Callback):
                 raise InputError(
                     f"{name} has no meaning during training; leave it out here, and "
                     "pass it to mtr_tf.evaluate afterwards."
+                )
+        for name in settings_lib.several(attack):
+            if name in KINDS and KINDS[name].is_ensemble:
+                raise InputError(
+                    f"attack must be a single attack during training, but {name} is "
+                    "the worst of several; give one of them."
                 )
         if settings.get("targets") == OWN_TARGETS:
             raise InputError(
@@ -210,11 +218,6 @@ def _evaluators(job: Job) -> Iterator[tuple[str, Cell | None, Evaluator]]:
     groups, labels = {cell.group for cell in cells}, {cell.label for cell in cells}
     families: dict[Cell, Evaluator] = {}  # One graph for all radii.
     for cell in cells:
-        if cell.members:
-            raise InputError(
-                "attack must be a single attack during training, but "
-                f"{cell.attack.name} is the worst of several; give one of them."
-            )
         if cell.family not in families:
             families[cell.family] = sweep.make_evaluator(subject, cell)
         radius = f"_eps{cell.eps:g}" if len({c.eps for c in cells}) > 1 else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All commands except `attack` (which is `evaluate`), each as one call."""
+"""Commands as calls: all but `export`, and `attack`, which is `evaluate`."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
         kinds = {"float": float, "int": _whole}
         convert = next((kinds[of] for of in kinds if of in str(field.type)), str)
         try:
-            return tuple(map(convert, _several(value)))
+            return tuple(map(convert, several(value)))
         except (ValueError, TypeError, OverflowError) as error:
             whole = "whole " if convert is _whole else ""
             raise InputError(
@@ -60,7 +60,7 @@ def _value(field: dataclasses.Field, value: Any) -> Any:
                 f"got {value!r}."
             ) from error
     if field.name in ("image_size", "crop") and not isinstance(value, str):
-        return "x".join(map(str, _several(value)))
+        return "x".join(map(str, several(value)))
     if field.metadata["path"] and isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
@@ -74,7 +74,8 @@ def _whole(value: Any) -> int:
     return number
 
 
-def _several(value: Any) -> Iterable[Any]:
+def several(value: Any) -> Iterable[Any]:
+    """The parts of a value for a flag that takes a list."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(value, Mapping):
@@ -84,7 +85,7 @@ def _several(value: Any) -> Iterable[Any]:
 
 def check_levels(eps: float | Iterable[float]) -> None:
     """Raises `InputError` for linf radii, in levels, that seem to be of [0, 1]."""
-    settings_lib.check_levels("eps", max(map(float, _several(eps)), default=0.0))
+    settings_lib.check_levels("eps", max(map(float, several(eps)), default=0.0))
 
 
 def shown(

@@ -104,7 +104,8 @@ class SEA(base.Attack):
     them. The losses are the paper's class-balanced masked cross-entropy, masked
     cross-entropy and Jensen-Shannon divergence, and CosPGD's, which the paper does not
     have. Each image keeps the result with the highest share of wrong pixels (for
-    several tasks: the most harm, see `Worst`). Each run chooses its best point in the
+    several tasks: the most harm, see `Worst`), or the largest loss where a task has
+    metrics of its own that do not measure harm. Each run chooses its best point in the
     same way, as the authors' code does.
 
     Attributes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How points are judged: one score per image, in an attack or from rows on disk.
 
-    harm   what the table of results shows: for classes the share of wrong pixels, else
-           the mean error of the task's headline metric (depth in metres, angles, ...)
+    harm   for classes and labels the share that is wrong, else the mean error of the
+           task's headline metric (depth in metres, angles, ...); see `Task.harm`
     loss   the tasks' own training losses, as the balance makes one number of them
 
 The harm of several tasks is their geometric mean. This orders points by the mean rise

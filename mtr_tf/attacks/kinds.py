@@ -292,12 +292,12 @@ KINDS = {
     "pgd_released": _released(
         "corner",
         "wrong",
-        "what the paper's code does on Cityscapes: starts from the corner `min(1, x + "
-        "eps)`, and treats standardised units as pixels, so it goes OUTSIDE the ball",
+        "what the paper's code does on Cityscapes: starts from the upper corner of its "
+        "bounds, and treats standardised units as pixels, so it goes OUTSIDE the ball",
         "code of Mao et al., with two errors",
     ),
     "pgd_released_start": _released(
-        "corner", "pixels", "only the corner start; inside the ball"
+        "corner", "pixels", "only the corner start, `min(1, x + eps)`; inside the ball"
     ),
     "pgd_released_scale": _released(
         "image",

@@ -502,16 +502,16 @@ def objective(
 
     What it climbs and how it judges points are two different things. The score compares
     iterates, restarts and members of ensembles; it is the same at any progress and for
-    any start. With judge "harm", the score is what the table of results shows: for
-    classes the share of wrong pixels, otherwise the mean error in the task's headline
-    metric; for several tasks the geometric mean of these, so that no task's unit or
-    scale matters. Where few places count (classes or labels that are no maps, or of
-    which a part is attacked), points of equal harm differ a little, by less than one
-    wrong place: those whose logits are nearer to another answer score more. With judge
-    "loss", it is made from the tasks' own training losses: with "sum" and "mean" their
-    weighted sum or mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the
-    largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the others, where
-    no task's scale should matter, the mean logarithm of the losses.
+    any start. With judge "harm", the score is for classes and labels the share that is
+    wrong, otherwise the mean error in the task's headline metric (`Task.harm`); for
+    several tasks the geometric mean of these, so that no task's unit or scale matters.
+    Where few places count (classes or labels that are no maps, or of which a part is
+    attacked), points of equal harm differ a little, by less than one wrong place: those
+    whose logits are nearer to another answer score more. With judge "loss", it is made
+    from the tasks' own training losses: with "sum" and "mean" their weighted sum or
+    mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the largest log(L_t /
+    L_t(clean)) (of L_t itself, outside a run); with the others, where no task's scale
+    should matter, the mean logarithm of the losses.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is

@@ -65,8 +65,9 @@ class ReleasedPGD(base.Attack):
       steps: Number of steps.
       start: "corner" is where the released "random" start lands, for its two bounds
         are swapped: whatever the noise, max(upper, min(lower, x + noise)) is upper,
-        that is min(1, x + epsilon). (Where lower is above upper it is the end of
-        [x - r, x + r] that is nearer to the box.) "image" starts at the image.
+        which with the right scale is min(1, x + epsilon). (Where lower is above upper
+        it is the end of [x - r, x + r] that is nearer to the box.) "image" starts at
+        the image.
       scale: "pixels" is right: epsilon and box [0, 1] in pixels. "wrong" is above.
       mean: Of each channel in [0, 1]; for "wrong" alone, which needs it.
       std: Of each channel; as mean.

@@ -102,8 +102,8 @@ class AttackConfig(Settings):
     judge: str = setting(
         "auto",
         "The score that decides between points of an attack, restarts and members of "
-        "ensembles. harm: what the table shows (wrong pixels, or the task's error; "
-        "for several tasks the geometric mean). loss: the tasks' own losses. auto: "
+        "ensembles. harm: the share of wrong pixels or labels, or the task's error; "
+        "for several tasks the geometric mean. loss: the tasks' own losses. auto: "
         "loss with --attack_loss=own; harm with any other loss, and for sea and "
         "worst.",
         choices=("auto", "harm", "loss"),

@@ -95,8 +95,8 @@ class TrainConfig(Settings):
         "Unit of cityscapes' depth: disparity (pixels), inverse_depth (1/m) or metres "
         "(both need camera/), or released (targets as in the paper's code: depth is "
         "the file's values / 1000, nothing masked, and autoencoder makes the "
-        "standardised picture). For taskonomy's two depths: metres; otherwise the "
-        "files' logarithms, in [0, 1].",
+        "standardised picture). For taskonomy's two depths: metres, or the files' "
+        "logarithms in [0, 1] (disparity or released).",
         choices=("disparity", "inverse_depth", "metres", "released"),
     )
     validation_share: float = setting(

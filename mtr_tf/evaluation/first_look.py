@@ -26,6 +26,7 @@ from absl import logging
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.attacks import base
+from mtr_tf.config.attack import OWN_TARGETS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
@@ -102,6 +103,13 @@ def look_at(
     count = min(total, _IMAGES)
     rows = np.arange(count) * total // count
     known = TaskSet(info.tasks[task] for task in tasks if task in info.tasks)
+    own = any(not each.config for each in (run, source_run) if each)
+    if own and not (known or affine) and config.targets == OWN_TARGETS:
+        logging.warning(
+            "without labels nobody can see which range of images a model takes, so it "
+            "gets them in [0, 1]; if it takes another, give --input_range, or "
+            "--input_mean and --input_std"
+        )
     batch = batching.gather(columns, known, rows, info.num_classes)
 
     def looked(
@@ -168,7 +176,7 @@ def look(
     if not trained:
         given = model if run.model is given and not affine else finish(given)
     cures = [] if trained else first.cures(given, affine is not None)
-    likely = "" if cures else _likely(trained)
+    likely = "" if cures else _likely(trained, tried=bool(first.judged))
     found = cures + first.unresponsive(likely) + first.guesses(likely)
     found += first.bad_gradients()
     return dataclasses.replace(run, model=model), doubts_first(found + warnings)
@@ -312,14 +320,23 @@ class _FirstLook:
         return self.call(self.batch["image"])
 
     @functools.cached_property
+    def finite(self) -> list[str]:
+        """The tasks whose outputs are finite."""
+        return [t for t in self.tasks if np.isfinite(self.outputs[t]).all()]
+
+    @functools.cached_property
     def sound(self) -> list[str]:
-        """The tasks whose outputs are finite, and that have targets here."""
+        """Those of them that have targets here."""
+        masks = self.batch["masks"]
+        return [t for t in self.finite if t in masks and masks[t].any()]
+
+    @functools.cached_property
+    def judged(self) -> list[str]:
+        """Those of them whose errors compare: a perfect constant leaves nothing to."""
         return [
             task
-            for task in self.tasks
-            if np.isfinite(self.outputs[task]).all()
-            and task in self.batch["masks"]
-            and self.batch["masks"][task].any()
+            for task in self.sound
+            if _errors(self.tasks[task], self._guess(task))[0] > 0
         ]
 
     def report_not_finite(self) -> None:
@@ -339,11 +356,14 @@ class _FirstLook:
         """What to say of tasks whose outputs hardly depend on the image."""
         negative = self.call(self._changed(lambda x: 1 - x, self.batch["image"]))
         warnings = []
-        for task in self.sound:
+        for task in self.finite:
             output = self.outputs[task]
             change = max(_rms(negative[task] - output), _spread(output, axis=0))
-            scale = _spread(output, axis=-1)
-            if not self.tasks[task].discrete:
+            if self.tasks[task].discrete:
+                scale = _spread(output, axis=-1)
+            elif task not in self.sound:
+                scale = _rms(output)
+            else:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
             if change < _STILL * scale:
@@ -378,12 +398,7 @@ class _FirstLook:
 
         `changed`: whether it is looked at on images of another range than [0, 1].
         """
-        # A constant that is perfect leaves nothing to compare errors with.
-        judged = [
-            task
-            for task in self.sound
-            if _errors(self.tasks[task], self._guess(task))[0] > 0
-        ]
+        judged = self.judged
         if not judged:
             return []
         colours = self.channels == 3
@@ -474,15 +489,19 @@ def _spread(values: np.ndarray, axis: int) -> float:
     return _rms(values - values.mean(axis=axis, keepdims=True))
 
 
-def _likely(trained: bool) -> str:
-    """The likely causes; `trained`: by mtr_tf.train."""
+def _likely(trained: bool, tried: bool) -> str:
+    """The likely causes; `trained`: by mtr_tf.train; `tried`: in other ranges."""
     if trained:
         return "; it may need more training (--epochs), or it was trained on other data"
-    return (
+    likely = (
         "; perhaps it was trained on other data or another order of classes, or "
-        "expects images in another range (--input_range) or order of channels, "
-        "although it is not far better in any of the usual ones (0-255, -1 to 1, "
-        "ImageNet's, BGR)"
+        "expects images in another range (--input_range) or order of channels"
+    )
+    if not tried:
+        return likely
+    return (
+        f"{likely}, although it is not far better in any of the usual ones (0-255, -1 "
+        "to 1, ImageNet's, BGR)"
     )
 
 

@@ -72,7 +72,7 @@ def fitted(
         raise InputError(
             f"{name} cannot take the images of {info.name}, {height}x{width}, because "
             "its layers do not fit together at that size; "
-            f"{_other_sizes(model, info)}."
+            f"{_to_other_size(info, _other_sizes(model, info))}."
         )
     outputs = dict(model.output)
     for each in tasks:
@@ -129,9 +129,14 @@ def _check_images(model: keras.Model, info: DatasetInfo, name: str) -> None:
 
 def _to_resize(info: DatasetInfo, size: Sequence[int]) -> str:
     """How images of a data set get another size."""
-    if info.name in data.DATASETS and not data.may_bring_tasks(info.name):
+    if _has_sizes(info):
         return f"give --image_size={size[0]}x{size[1]}"
     return "resize your examples: images, targets and masks"
+
+
+def _has_sizes(info: DatasetInfo) -> bool:
+    """Whether --image_size is for a data set."""
+    return info.name in data.DATASETS and not data.may_bring_tasks(info.name)
 
 
 def _check_dtype(output: keras.KerasTensor, task: Task, name: str) -> None:
@@ -208,10 +213,11 @@ def _check_size(
     if tf.TensorShape(shape[:2]).is_compatible_with((height, width)):
         return
     other = _other_sizes(model, info, task.name)
-    if "--image_size=" in other:
+    if other:
         raise InputError(
             f"{name}'s {task.name} must be {height}x{width}, like the images of "
-            f"{info.name}, but it is always {shape[0]}x{shape[1]}; {other}."
+            f"{info.name}, but it is {shape[0]}x{shape[1]}; "
+            f"{_to_other_size(info, other)}."
         )
 
 
@@ -232,8 +238,10 @@ def output_shapes(
     return {name: tuple(output.shape[1:]) for name, output in outputs.items()}
 
 
-def _other_sizes(model: keras.Model, info: DatasetInfo, task: str = "") -> str:
-    """Says which sizes near the images' the model takes (and gives `task` at)."""
+def _other_sizes(
+    model: keras.Model, info: DatasetInfo, task: str = ""
+) -> list[tuple[int, ...]]:
+    """The sizes nearest the images' that the model takes (and gives `task` at)."""
     height, width, channels = info.image_shape
     near = {
         size: abs(size[0] - height) + abs(size[1] - width)
@@ -244,12 +252,22 @@ def _other_sizes(model: keras.Model, info: DatasetInfo, task: str = "") -> str:
     for size in sorted(near, key=lambda size: (near[size], size)):
         shapes = output_shapes(model, (*size, channels))
         if shapes and (not task or shapes[task][:2] == size):
-            sizes.append(f"--image_size={size[0]}x{size[1]}")
+            sizes.append(size)
         if len(sizes) == _OFFERED:
             break
-    if not sizes:
-        return "give --image_size, a size that it takes"
-    return f"the nearest sizes that work are {' and '.join(sizes)}"
+    return sizes
+
+
+def _to_other_size(info: DatasetInfo, sizes: Sequence[Sequence[int]]) -> str:
+    """How images of a data set get a size that a model takes, of those found."""
+    named = [f"{height}x{width}" for height, width in sizes]
+    if _has_sizes(info):
+        named = [f"--image_size={size}" for size in named]
+        if not named:
+            return "give --image_size, a size that it takes"
+        return f"the nearest sizes that work are {' and '.join(named)}"
+    to = f" to {' or '.join(named)}" if named else " to a size that it takes"
+    return f"resize your examples{to}: images, targets and masks"
 
 
 def _multiples(number: int, stride: int) -> list[int]:

@@ -88,8 +88,9 @@ class Task:
         until the data are known.
       loss: `(target, output, mask)` -> float32 `[batch]`, or a Keras loss; None for the
         kind's loss. Of classes and labels a function gets logits, as a loss whose class
-        is yours; Keras's own get what they were made for, by their `from_logits`. Of
-        Keras's own losses and metrics, classes take those named Sparse.
+        is yours; Keras's own get what they were made for, by their `from_logits`,
+        and hinges logits. Of Keras's own losses and metrics, classes take those named
+        Sparse.
       metrics: The metrics, with the headline first and the loss last. When you make a
         task, give them without the loss, or one alone: each is a `Metric`, a Keras
         metric, or a function `(target, output, mask)` -> `[batch]`, see
@@ -202,7 +203,8 @@ class Task:
         """The metric that measures harm: the first mean of errors, or of a share.
 
         Mean IoU is not such a mean, so for classes it is the accuracy. Of a function of
-        your own where higher is better nobody knows which value is without harm.
+        your own where higher is better nobody knows which value is without harm. Where
+        no metric will do, it is the loss.
         """
         return next(metric for metric in self.metrics if metric.measures_harm)
 

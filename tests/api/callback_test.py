@@ -160,10 +160,15 @@ def test_other_callbacks_go_by_it(batch, tmp_path):
         ({"every": 0}, "every must be a whole number, 1 or more"),
         ({"measure": "tasks"}, "measure has no meaning during training"),
         ({"stepz": 1}, "Did you mean 'steps'"),
-        ({"attack": "worst"}, "must be a single attack"),
         ({"targets": "own"}, "has no meaning during training"),
     ],
 )
 def test_what_cannot_be_is_said(batch, given, says):
     with pytest.raises(mtr_tf.InputError, match=says):
         fit(make_model(), batch, 1, mtr_tf.RobustnessCallback(batch, **given))
+
+
+@pytest.mark.parametrize("attack", ["worst", "pgd, sea", ["pgd", "sea"]])
+def test_ensembles_are_refused_before_training(batch, attack):
+    with pytest.raises(mtr_tf.InputError, match="must be a single attack"):
+        mtr_tf.RobustnessCallback(batch, attack=attack)

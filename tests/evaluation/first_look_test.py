@@ -258,6 +258,40 @@ def test_outputs_that_do_not_depend_on_the_image_are_named():
     assert "other data" in hardly[0]
 
 
+def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(caplog):
+    nothing = {"image": colours("validation").images / np.float32(255)}
+    nothing |= {"targets": {}, "masks": {}}
+    still = net(
+        lambda x: 1e-4 * x + keras.ops.array([0.0, 1.0, 2.0]),
+        lambda x: 3 + 1e-4 * x[..., :1],
+    )
+    _, said = first_look.look(run_of(still), INFO, nothing, ("seg", "depth"))
+    assert [s.split()[2] for s in said] == ["seg", "depth"]
+    for sentence in said:
+        assert "hardly changes with the image" in sentence
+        assert "not far better" not in sentence  # In ranges that were not tried.
+    moving = net(plain, lambda x: x[..., :1])
+    _, said = first_look.look(run_of(moving), INFO, nothing, ("seg", "depth"))
+    assert not said
+    unlabelled = dataclasses.replace(INFO, tasks=())
+    for settings, told in [
+        ({}, True),
+        ({"input_range": (0.0, 255.0)}, False),
+    ]:
+        caplog.clear()
+        config = AttackConfig(ckpt="x", targets="own", **settings)
+        first_look.look_at(
+            config,
+            run_of(moving),
+            None,
+            unlabelled,
+            colours("validation"),
+            ["seg", "depth"],
+            ["seg"],
+        )
+        assert ("without labels nobody can see which range" in caplog.text) == told
+
+
 @pytest.mark.parametrize(
     ("settings", "scale", "offset"),
     [
@@ -344,13 +378,25 @@ def u_net(pool_padding: str) -> keras.Model:
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
-def test_sizes_that_a_net_cannot_take(padding):
-    info = dataclasses.replace(INFO, image_shape=(18, 30, 3))
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        (
+            "camvid",
+            "the nearest sizes that work are --image_size=16x28 and --image_size=16x32",
+        ),
+        (
+            "mine:examples",  # For which --image_size is refused.
+            "resize your examples to 16x28 or 16x32: images, targets and masks",
+        ),
+    ],
+)
+def test_sizes_that_a_net_cannot_take(padding, name, advice):
+    info = dataclasses.replace(INFO, name=name, image_shape=(18, 30, 3))
     with pytest.raises(InputError) as error:
         model_fit.fitted(run_of(u_net(padding)), info, ("seg",))
     assert "\n" not in str(error.value)
-    assert "--image_size=16x28" in str(error.value)
-    assert "--image_size=16x32" in str(error.value)
+    assert str(error.value).endswith(f"; {advice}.")
     fitting = dataclasses.replace(INFO, image_shape=(16, 32, 3))
     model_fit.fitted(run_of(u_net(padding)), fitting, ("seg",))
 
