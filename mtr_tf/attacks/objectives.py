@@ -508,7 +508,7 @@ def objective(
     scale matters. Where few places count (classes or labels that are no maps, or of
     which a part is attacked), points of equal harm differ a little, by less than one
     wrong place: those whose logits are nearer to another answer score more. With judge
-    "loss", it is made from the tasks' own training losses: with "sum" and "mean" their
+    "loss", it is made from the tasks' own losses: with "sum" and "mean" their
     weighted sum or mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the
     largest log(L_t / L_t(clean)) (of L_t itself, outside a run); with the others, where
     no task's scale should matter, the mean logarithm of the losses.
@@ -530,7 +530,7 @@ def objective(
         with a negative weight gets better while the others get worse: the joint harm is
         divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
-        kind, or else its own training loss.
+        kind, or else its own loss, whatever the model was trained with.
       targeted: Whether `targets` are what the attacker wants to see. What is climbed,
         and the score, are then minus the loss towards them.
       classes: For tasks with classes, attack only pixels whose target is one of these;
