@@ -41,6 +41,7 @@ _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not kn
 _LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
 _TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
 _TIES = 1  # How points of equal harm are told apart; likewise.
+_NORMS_OF_MOVABLE = 1  # What gradients are divided by if a part may change; likewise.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,8 @@ class Cell:
     """One attack on one objective within one threat model.
 
     `place` is that among the members of an ensemble, which the random numbers depend
-    on, -1 for none. `known` has the records of the tasks, and is no setting.
+    on, -1 for none. `known` has the records of the tasks, and `packed` is whether
+    further inputs are packed behind images, which stay; both are no settings.
     """
 
     threat: Threat
@@ -227,6 +229,7 @@ class Cell:
     seed: int = 0
     place: int = -1
     known: TaskSet = dataclasses.field(default=TASKS, compare=False, repr=False)
+    packed: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     @property
     def eps(self) -> float:
@@ -429,6 +432,13 @@ class Cell:
         return goal.targeted and by_largest and goal.judge == judging.LOSS
 
     @property
+    def _normalizes_a_part(self) -> bool:
+        """Whether it divides by norms of gradients of which it follows a part."""
+        normalizes = attacks.BALANCES[self.objective.balance].normalizes
+        follows = normalizes and self.attack.kind.gradient
+        return follows and (self.packed or bool(self.threat.channels))
+
+    @property
     def _breaks_ties(self) -> bool:
         """Whether its points of equal harm are told apart."""
         goal, weights = self.objective, dict(self.objective.weights)
@@ -456,6 +466,8 @@ class Cell:
             flat["losses_of_0"] = _LOSSES_OF_0
         if self._breaks_ties:
             flat["ties"] = _TIES
+        if self._normalizes_a_part:
+            flat["norms_of_movable"] = _NORMS_OF_MOVABLE
         kind = self.attack.kind
         if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.
             flat["code"] = own_code.of(kind.load(), kind.fixed, kind.named)
@@ -467,6 +479,7 @@ def make_cells(
     tasks: Tasks,
     classes: Sequence[str] = (),
     scale: tuple[tuple[float, ...], ...] = (),
+    packed: bool = False,
 ) -> list[Cell]:
     """All combinations, without repetitions: by attack, objective, group, radius.
 
@@ -476,6 +489,7 @@ def make_cells(
       classes: The names of the data set's classes.
       scale: (mean, std) per colour of the model's standardisation; for the attacks
         that are not bounded alone, which need it.
+      packed: Whether further inputs are packed behind images, which attacks leave.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
@@ -509,6 +523,7 @@ def make_cells(
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,
             known=tasks,
+            packed=packed,
         )
         cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)
