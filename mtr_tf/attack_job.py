@@ -480,7 +480,7 @@ def _resolve(
     tasks = TaskSet(_task(run, source.info, name) for name in names)
     tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
-    cells = _cells(config, source_run or run, tasks, source.info)
+    cells = _cells(config, source_run or run, tasks, source.info, run.packed)
     measures = measure.settings_of(config, tasks) if config.measure else None
     if measures and config.targets == OWN_TARGETS:
         measure.check_own_targets(measures, tasks)
@@ -639,14 +639,14 @@ def _load(
 
 
 def _cells(
-    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo
+    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo, packed: bool
 ) -> tuple[Cell, ...]:
-    """The attacks; gradients are taken of `run`."""
+    """The attacks; gradients are taken of `run`. `packed`: see `Subject`."""
     if config.attack == NO_ATTACK:
         return ()
     unbound = [name for name in config.attack if not KINDS[name].bounded]
     scale = run.normalization(unbound[0]) if unbound else ()
-    return tuple(plan.make_cells(config, tasks, info.classes, scale))
+    return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
 
 
 def _images(count: int, total: int, is_cut: bool) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses that an attacker may raise in place of a task's own training loss.
+"""Losses that an attacker may raise in place of a task's own loss.
 
 All are means over an image's N valid pixels, float32, one number per image; whatever
 stands under a mask of zero (labels of 255, NaN) enters neither them nor a gradient. A
@@ -33,7 +33,7 @@ class Case(NamedTuple):
       target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
       output: Of the model: logits, or values.
       mask: [batch, *places], zero where there is no target.
-      own: The task's training loss, `(target, output, mask)` -> [batch].
+      own: The task's own loss, `(target, output, mask)` -> [batch].
       progress: Share of the attack's steps done, in [0, 1].
       targeted: Whether the loss will be lowered, towards `target`.
       kind: The task's.
@@ -105,7 +105,7 @@ class Case(NamedTuple):
 
 
 def own(case: Case) -> tf.Tensor:
-    """The task's training loss: (1/N) sum_i l_i."""
+    """The task's own loss: (1/N) sum_i l_i."""
     return case.own(case.target, case.output, case.mask)
 
 

@@ -26,6 +26,7 @@ from mtr_tf.attacks import threat
 Losses = Mapping[str, tf.Tensor]
 
 _LEAST = 1e-12  # Of a loss that divides others, or has its logarithm taken.
+_over_norm = threat.L2(0.0).steepest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Balance:
     def judges_by_largest(self) -> bool:
         """Whether the score is that of the task whose loss grew most."""
         return self.judge is _largest
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether gradients are divided by their norms, of what may change alone."""
+        return self.steepest is _over_norm
 
     def __call__(
         self,
@@ -222,7 +228,7 @@ BALANCES: dict[str, Balance] = {
         _geometric,
         "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
         "normalised gradients",
-        steepest=threat.L2(0.0).steepest,
+        steepest=_over_norm,
     ),
     "sign_sum": Balance(
         _sum,
@@ -247,6 +253,7 @@ def sum_of_steepest(
     x: tf.Tensor,
     losses: Sequence[tf.Tensor],
     steepest: Callable[[tf.Tensor], tf.Tensor],
+    movable: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
@@ -260,6 +267,7 @@ def sum_of_steepest(
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
+      movable: Returns what is left of a gradient where the attack can move; None: all.
     """
     total = tf.stop_gradient(tf.add_n(list(losses)))
     half = base.computes_in_float16(base.graph_operations())
@@ -267,7 +275,8 @@ def sum_of_steepest(
     @tf.custom_gradient
     def joined(_):
         def backward(upstream):
-            moves = [steepest(slope_of(tape, x, loss, half)) for loss in losses]
+            slopes = [slope_of(tape, x, loss, half) for loss in losses]
+            moves = [steepest(movable(s) if movable else s) for s in slopes]
             ones = [1] * (x.shape.rank - 1)
             scale = tf.reshape(tf.cast(upstream, x.dtype), (-1, *ones))
             return scale * tf.add_n(moves)

@@ -98,7 +98,8 @@ class Attack(abc.ABC):
         """Returns the attack with other lengths, which are not checked again.
 
         With tensors one graph of an attack serves all radii. All else stays as it is,
-        and a length that the attack does not have is left out.
+        also what was worked out of the lengths when the attack was made, and a length
+        that the attack does not have is left out.
         """
         bound = copy.copy(self)
         for name, length in (("epsilon", epsilon), ("step_size", step_size)):
@@ -585,7 +586,7 @@ def scaled_gradient(
 
     Args:
       tape: A persistent one that watched `x`.
-      ascend: [batch].
+      ascend: [batch]; perhaps of another float type than the images.
       x: [batch, ...], float32 or float64.
 
     Returns:
@@ -598,7 +599,7 @@ def scaled_gradient(
     exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first, tf.int32)
 
     def attempt(number, exponents, lowered, known, found, _):
-        scale = tf.cast(_power_of_two(exponents), x.dtype)
+        scale = tf.cast(_power_of_two(exponents), ascend.dtype)
         scaled = tape.gradient(
             ascend, x, scale, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )

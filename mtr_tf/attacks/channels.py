@@ -45,7 +45,7 @@ def on_channels(
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
         whole = _Whole(x, channels)
-        inner = OnChannels(objective, whole)
+        inner = OnChannels(objective, whole).confined(lambda slope: slope)
         return whole(attack(inner, chosen(x, channels), *arguments, **options))
 
     return restricted
@@ -91,7 +91,7 @@ class _Whole:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Move:
-    """How an attack on some channels moves whole images; see `sparing.bent`."""
+    """What an attack on some channels makes of gradients of whole images."""
 
     move: Callable[[tf.Tensor], tf.Tensor]
     whole: _Whole
@@ -127,6 +127,12 @@ class OnChannels:
         if not hasattr(self.objective, "moving"):
             return self
         return self._of(self.objective.moving(_Move(move, self.whole)))
+
+    def confined(self, movable: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
+        """Returns it, told which gradients count: of these channels, `movable` ones."""
+        if not hasattr(self.objective, "confined"):
+            return self
+        return self._of(self.objective.confined(_Move(movable, self.whole)))
 
     def _of(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)

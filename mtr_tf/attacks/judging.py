@@ -3,7 +3,7 @@
 
     harm   for classes and labels the share that is wrong, else the mean error of the
            task's headline metric (depth in metres, angles, ...); see `Task.harm`
-    loss   the tasks' own training losses, as the balance makes one number of them
+    loss   the tasks' own losses, as the balance makes one number of them
 
 The harm of several tasks is their geometric mean. This orders points by the mean rise
 of log harm from any common start, so no task's unit or scale matters.

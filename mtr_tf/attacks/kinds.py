@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import numbers
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -52,19 +53,21 @@ class Kind:
 
     Attributes:
       record: A subclass of `base.Attack`, or "package.module:Class", which is imported
-        when the attack is made: a frozen record, made of epsilon and of those of its
-        fields that are set.
+        when the attack is made: a frozen record, made of `epsilon`, its first field,
+        and of those of its other fields that are set.
       does: What it does, a line of Markdown for docs/attacks.md.
       source: Where it is from, likewise.
       uses: The settings of the command that it takes: "step_size", "steps", "queries",
         "restarts", "random_start" or "ensemble". Others do not affect its results; it
         then has the steps and restarts of the record.
       named: Fields of the record that `make` knows by another name: {field: setting}.
-      fixed: Fields of the record that always have these values.
+      fixed: Fields of the record that always have these values, unless `uses` names
+        their setting.
       step: Its default step size as a share of epsilon; 0 for a record without
         `step_size`.
       starts: "random" or "image": where it starts by default ("image" only for a single
-        run); "members": each member starts as it does by itself.
+        run), unless `fixed` says it; "members": each member starts as it does by
+        itself.
       members: Of an ensemble, whose results are combined image by image; None: those
         that `ensemble` names.
       is_ensemble: Whether it is one.
@@ -72,8 +75,9 @@ class Kind:
       guesses: Whether it uses the objective only to choose among random draws.
       own_losses: Whether it raises its own losses, whatever was asked for.
       needs_classes: Whether a task with classes must be attacked.
-      bounded: Whether results stay in the ball and the box. Attacks that do not are for
-        comparison only, need the model's normalisation, and say so in each record.
+      bounded: Whether results stay in the ball and the box, which sweeps check. Attacks
+        that do not are for comparison only, need the model's normalisation, and say so
+        in each record.
       norms: The norms that it supports.
       for_comparison: Whether it repeats the mistakes of other code, to measure what
         they change. It is then never in an ensemble, nor among the attacks in Python.
@@ -105,31 +109,43 @@ class Kind:
           **settings: step_size, steps, queries, norm, restarts, random_start, radii,
             mean and std, as far as they apply, and any other field of the record. One
             of `named` may have either name; its own counts. Without a step size it is
-            the share `step` of epsilon.
+            the share `step` of epsilon. A field that is fixed stays as it is.
 
         Raises:
           InputError: As the record does; or a setting is neither one of these nor a
-            field, or a field without a default is not given; or the record has a step
-            size that `uses` leaves out, which would be overwritten.
+            field that is not fixed, or a field without a default is not given; or the
+            record's first field is not epsilon, or it has a step size that `uses`
+            leaves out, which would be overwritten.
         """
         record: Any = self.load()
-        _, *fields = (field for field in dataclasses.fields(record) if field.init)
-        names = [field.name for field in fields]
-        if "step_size" in names and "step_size" not in self.uses:
+        fields = [field for field in dataclasses.fields(record) if field.init]
+        first, *names = [field.name for field in fields] or [""]
+        if first != "epsilon":
+            raise InputError(
+                f"The first field of {record.__name__} must be epsilon, its radius, "
+                f"got {first or 'none'}; rename it, or put epsilon before it."
+            )
+        setting_of = {name: self.named.get(name, name) for name in names}
+        if "step_size" in setting_of.values() and "step_size" not in self.uses:
             raise InputError(
                 f"{record.__name__} has a step_size, so its entry in KINDS must name "
                 f"it in uses, got {', '.join(sorted(self.uses)) or 'nothing'}; add it."
             )
-        known = dict.fromkeys((*SETTINGS, *self.named.values(), *names))
+        fixed = {n for n in self.fixed if self.named.get(n, n) not in self.uses}
+        free = [name for name in names if name not in fixed]
+        known = dict.fromkeys((*SETTINGS, *self.named.values(), *free))
         check_keys(settings, known, f"{record.__name__} takes the settings", "but got")
-        has_step = self.step and "step_size" in names
-        given = {"step_size": self.step * epsilon} if has_step else {}
+        # At radius 0, where nothing moves, any step that is allowed.
+        is_0 = isinstance(epsilon, numbers.Real) and epsilon == 0
+        radius: Any = 1.0 if is_0 else epsilon
+        steps = [n for n in names if setting_of[n] == "step_size" and self.step]
+        given = {name: self.step * radius for name in steps}
         given |= self.fixed
-        for name in names:
-            for setting in (self.named.get(name, name), name):
+        for name in free:
+            for setting in (setting_of[name], name):
                 if setting in settings:
                     given[name] = settings[setting]
-        for field in fields:
+        for field in fields[1:]:
             needed = field.default is field.default_factory is dataclasses.MISSING
             if needed and field.name not in given:
                 raise InputError(
@@ -137,6 +153,11 @@ class Kind:
                     f"it, {field.name}=..."
                 )
         return record(epsilon, **given)
+
+    @property
+    def ours(self) -> bool:
+        """Whether its record is this package's; a user's may change."""
+        return self.place[0].startswith("mtr_tf.")
 
     @property
     def place(self) -> tuple[str, str]:
@@ -157,6 +178,8 @@ class Kind:
         """Where it starts, if `asked` says nothing; None: as each member does."""
         if "random_start" in self.uses and asked is not None:
             return asked
+        if "random_start" in self.fixed:
+            return self.fixed["random_start"]
         if self.starts == "members":
             return None
         return self.starts == "random" or restarts > 1

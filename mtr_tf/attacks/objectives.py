@@ -123,7 +123,8 @@ class Recipe:
 
         Where the balance uses them, a batch that was `begun` also has "before", losses
         that others are compared with, and "clean", rows of the clean images; where
-        tasks are spared "kept", their losses of the clean images.
+        tasks are spared "kept", their losses of the clean images; where the attack
+        changes a part of the images "movable" (`balance.sum_of_steepest`).
         """
         kept = batch.get("kept")
         x = tf.convert_to_tensor(x)
@@ -154,7 +155,11 @@ class Recipe:
         ascend = balance(raised, batch.get("before"), progress)
         if balance.steepest:
             ascend = balance_lib.sum_of_steepest(
-                tape, x, list(raised.values()), balance.steepest
+                tape,
+                x,
+                list(raised.values()),
+                balance.steepest,
+                batch.get("movable"),
             )
         score = judging.score(
             self.judged_by,
@@ -341,6 +346,10 @@ class TaskObjective:
             return self
         return self.recipe.bind({**self.batch, "move": move})
 
+    def confined(self, movable: sparing.Move) -> TaskObjective:
+        """Returns it, told what is left of a gradient where the attack can move."""
+        return self.recipe.bind({**self.batch, "movable": movable})
+
     def checked(self, x: tf.Tensor) -> TaskObjective:
         """Returns it, its model looked at on the images x: outside any graph."""
         recipe = self.recipe
@@ -382,7 +391,7 @@ class TaskObjective:
         return self._changed(break_ties=False)
 
     def _changed(self, **fields) -> TaskObjective:
-        kept = ("targets", "masks", "keys")
+        kept = ("targets", "masks", "keys", "movable")
         batch = {kind: self.batch[kind] for kind in kept if kind in self.batch}
         return dataclasses.replace(self.recipe, **fields).checked().bind(batch)
 
@@ -508,7 +517,7 @@ def objective(
     Where few places count (classes or labels that are no maps, or of which a part is
     attacked), points of equal harm differ a little, by less than one wrong place: those
     whose logits are nearer to another answer score more. With judge "loss", it is made
-    from the tasks' own training losses: with "sum" and "mean" their weighted sum or
+    from the tasks' own losses: with "sum" and "mean" their weighted sum or
     mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the largest log(L_t /
     L_t(clean)) (of L_t itself, outside a run); with the others, where no task's scale
     should matter, the mean logarithm of the losses.
@@ -530,7 +539,7 @@ def objective(
         with a negative weight gets better while the others get worse: the joint harm is
         divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
-        kind, or else its own training loss.
+        kind, or else its own loss, whatever the model was trained with.
       targeted: Whether `targets` are what the attacker wants to see. What is climbed,
         and the score, are then minus the loss towards them.
       classes: For tasks with classes, attack only pixels whose target is one of these;

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -235,8 +236,11 @@ def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     Args:
       seed: an int, or a key [2].
       data: ints of any shape.
+
+    Raises:
+      InputError: `seed` is no number of int64.
     """
-    seed, data = tf.cast(seed, tf.int64), tf.cast(data, tf.int64)
+    seed, data = tf.cast(_in_int64(seed), tf.int64), tf.cast(data, tf.int64)
     key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
     mixed = tf.random.experimental.stateless_fold_in(
         key, tf.constant(0, tf.int64), _ALG
@@ -253,9 +257,9 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
       indices: int [batch], each image's number, used with a single seed only.
 
     Raises:
-      InputError: `seed` is not of integers, or of another shape.
+      InputError: `seed` is not of integers of int64, or of another shape.
     """
-    seed = tf.convert_to_tensor(seed)
+    seed = tf.convert_to_tensor(_in_int64(seed))
     if not seed.dtype.is_integer:
         raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
     seed = tf.cast(seed, tf.int64)
@@ -270,6 +274,16 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
         "seed must be one int, or one per image (shape [batch] or [batch, 2]); got "
         f"shape {seed.shape} for a batch of {indices.shape[0]}."
     )
+
+
+def _in_int64(seed: Any) -> Any:
+    """Returns the seed or seeds; raises InputError where Python's are too large."""
+    for number in tf.nest.flatten(seed):
+        if isinstance(number, int) and not -(2**63) <= number < 2**63:
+            raise InputError(
+                f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
+            )
+    return seed
 
 
 def choose(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:

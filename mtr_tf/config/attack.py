@@ -79,9 +79,9 @@ class AttackConfig(Settings):
     )
     attack_loss: tuple[str, ...] = setting(
         (OWN_LOSS,),
-        "Losses to raise. own: each task's training loss. docs/attacks.md lists the "
-        "others and the tasks that they fit; join them with + for several tasks "
-        "(js+angular).",
+        "Losses to raise. own: each task's own loss, whatever the model was trained "
+        "with. docs/attacks.md lists the others and the tasks that they fit; join them "
+        "with + for several tasks (js+angular).",
     )
     balance: tuple[str, ...] = setting(
         ("sum",),

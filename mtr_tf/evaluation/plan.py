@@ -41,6 +41,8 @@ _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not kn
 _LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
 _TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
 _TIES = 1  # How points of equal harm are told apart; likewise.
+_NORMS_OF_MOVABLE = 1  # What gradients are divided by if a part may change; likewise.
+_LENGTHS = 1  # What a user's record works out of its lengths; likewise.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,10 +193,11 @@ class AttackSettings:
         Raises:
           InputError: It has no such norm, or a setting is out of range.
         """
-        if norm not in self.kind.norms:
+        fixed = self.kind.fixed.get("norm")
+        norms = (fixed,) if fixed else self.kind.norms
+        if norm not in norms:
             raise InputError(
-                f"--attack={self.name} needs --norm={' or '.join(self.kind.norms)}, "
-                f"got {norm}."
+                f"--attack={self.name} needs --norm={' or '.join(norms)}, got {norm}."
             )
         mean, std = self.scale or (None, None)
         settings: dict[str, Any] = {"radii": self.radii} if self.radii else {}
@@ -218,7 +221,8 @@ class Cell:
     """One attack on one objective within one threat model.
 
     `place` is that among the members of an ensemble, which the random numbers depend
-    on, -1 for none. `known` has the records of the tasks, and is no setting.
+    on, -1 for none. `known` has the records of the tasks, and `packed` is whether
+    further inputs are packed behind images, which stay; both are no settings.
     """
 
     threat: Threat
@@ -227,6 +231,7 @@ class Cell:
     seed: int = 0
     place: int = -1
     known: TaskSet = dataclasses.field(default=TASKS, compare=False, repr=False)
+    packed: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     @property
     def eps(self) -> float:
@@ -251,7 +256,9 @@ class Cell:
 
     @property
     def family(self) -> Cell:
-        """What it shares with the cells that differ in `numbers` alone."""
+        """What it shares with the cells that differ in `numbers` alone: its graph."""
+        if self._keeps_lengths:
+            return self
         threat = dataclasses.replace(self.threat, eps=0.0)
         attack = dataclasses.replace(self.attack, step_size=0.0)
         return dataclasses.replace(self, threat=threat, attack=attack)
@@ -347,11 +354,48 @@ class Cell:
 
         It is made and checked here; only the numbers are bound in the compiled step.
         """
+        if self._keeps_lengths:
+            return self._build_alone()
         attack = self.attack.make(self.threat.norm, 1.0, 1.0)  # Any that are allowed.
         if self.place < 0:
             return attack.at_lengths
         # The same images as of `attacks.Worst`.
         return functools.partial(ensemble.member_at_lengths, attack, self.place)
+
+    def _build_alone(self) -> Callable[..., tf.Tensor]:
+        """The same of a record that is made for the numbers of this cell."""
+        made = self.attack.make(self.threat.norm, *self._allowed_numbers)
+
+        def attack(objective, x, seed, *_):
+            member = self.place >= 0
+            keys = ensemble.member_keys(seed, self.place) if member else seed
+            return made(objective, x, keys)
+
+        return attack
+
+    @property
+    def _allowed_numbers(self) -> tuple[float, float]:
+        """The numbers, with any step at radius 0, where nothing moves."""
+        epsilon, step_size = self.numbers
+        return epsilon, step_size if epsilon else 1.0
+
+    @property
+    def _keeps_lengths(self) -> bool:
+        """Whether a user's record holds what it has worked out of its lengths.
+
+        `with_lengths` leaves that as it is, so such a record serves one radius. What
+        cannot be compared counts, too.
+        """
+        if self.attack.kind.ours or self.members:
+            return False
+        numbers = self._allowed_numbers
+        made = self.attack.make(self.threat.norm, *numbers)
+        bound = self.attack.make(self.threat.norm, 1.0, 1.0).with_lengths(*numbers)
+        held, others = (getattr(a, "__dict__", a) for a in (made, bound))
+        try:
+            return held != others
+        except (TypeError, ValueError):  # As arrays raise.
+            return True
 
     def check(self, image_shape: Sequence[int], num_classes: int) -> None:
         """Raises InputError where its attack or its objective cannot be made."""
@@ -429,6 +473,13 @@ class Cell:
         return goal.targeted and by_largest and goal.judge == judging.LOSS
 
     @property
+    def _normalizes_a_part(self) -> bool:
+        """Whether it divides by norms of gradients of which it follows a part."""
+        normalizes = attacks.BALANCES[self.objective.balance].normalizes
+        follows = normalizes and self.attack.kind.gradient
+        return follows and (self.packed or bool(self.threat.channels))
+
+    @property
     def _breaks_ties(self) -> bool:
         """Whether its points of equal harm are told apart."""
         goal, weights = self.objective, dict(self.objective.weights)
@@ -456,9 +507,13 @@ class Cell:
             flat["losses_of_0"] = _LOSSES_OF_0
         if self._breaks_ties:
             flat["ties"] = _TIES
+        if self._normalizes_a_part:
+            flat["norms_of_movable"] = _NORMS_OF_MOVABLE
         kind = self.attack.kind
-        if not kind.place[0].startswith("mtr_tf."):  # A user's, which may change.
+        if not kind.ours:
             flat["code"] = own_code.of(kind.load(), kind.fixed, kind.named)
+        if self._keeps_lengths:
+            flat["lengths"] = _LENGTHS
         return flat | {"seed": self.seed, "place": self.place}
 
 
@@ -467,6 +522,7 @@ def make_cells(
     tasks: Tasks,
     classes: Sequence[str] = (),
     scale: tuple[tuple[float, ...], ...] = (),
+    packed: bool = False,
 ) -> list[Cell]:
     """All combinations, without repetitions: by attack, objective, group, radius.
 
@@ -476,6 +532,7 @@ def make_cells(
       classes: The names of the data set's classes.
       scale: (mean, std) per colour of the model's standardisation; for the attacks
         that are not bounded alone, which need it.
+      packed: Whether further inputs are packed behind images, which attacks leave.
 
     Raises:
       InputError: A task, loss, balance or class is unknown, or does not fit.
@@ -509,6 +566,7 @@ def make_cells(
             attack=AttackSettings.of(config, attack, scale),
             seed=config.seed,
             known=tasks,
+            packed=packed,
         )
         cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)

@@ -21,6 +21,7 @@ from mtr_tf.cli import stopping
 from mtr_tf.data import batching
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
+from mtr_tf.errors import InputError
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import consistency
@@ -44,6 +45,7 @@ from mtr_tf.tasks import palettes
 from mtr_tf.tasks import task_set
 
 PAINTED = 3  # Examples kept for the gallery and for TensorBoard.
+_ROUNDING = 1e-5  # What results may be outside of ball and box by.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +182,8 @@ def run(
                 keep_examples=max(PAINTED, store.save_examples),
                 numbers=cell.numbers if cell else (),
             )
+            if cell and evaluation.examples:
+                _check_inside(cell, evaluation.examples)
             if workers.chief:
                 result = _result(subject, cell, evaluation)
                 store.write(result, evaluation.examples)
@@ -370,6 +374,33 @@ def make_evaluator(
         image_channels=subject.image_channels,
         **settings,
     )
+
+
+def _check_inside(cell: Cell, examples: Examples) -> None:
+    """Raises InputError where a bounded attack has left the ball or the box.
+
+    It looks at the first images alone, which are here: a radius that is not the cell's
+    shows there.
+    """
+    if examples.adversarial is None or not cell.attack.kind.bounded:
+        return
+    found = examples.adversarial[:PAINTED].astype(np.float64)
+    moves = (found - examples.image[:PAINTED]).reshape(len(found), -1)
+    order = np.inf if cell.threat.norm == "linf" else 2
+    reach = np.linalg.norm(moves, order, axis=1).max() * cell.threat.unit
+    most = cell.eps * (1 + _ROUNDING) + _ROUNDING * cell.threat.unit
+    if not reach <= most:
+        raise InputError(
+            f"--attack={cell.attack.name} must stay within --eps={cell.eps:g}, but it "
+            f"moved an image by {reach:.4g}; end its search by a projection onto "
+            "threat.ball(norm, epsilon)."
+        )
+    if found.min() < -_ROUNDING or found.max() > 1 + _ROUNDING:
+        raise InputError(
+            f"--attack={cell.attack.name} must return images in [0, 1], got values "
+            f"from {found.min():.4g} to {found.max():.4g}; end its search by a "
+            "projection onto threat.ball(norm, epsilon)."
+        )
 
 
 def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Result:

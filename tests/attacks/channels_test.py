@@ -109,3 +109,37 @@ def test_an_objective_that_takes_images_alone_is_told_what_to_do():
 def test_channels_that_are_not_there(chosen):
     with pytest.raises(InputError, match="different numbers from 0 to 3; got"):
         channels.check(chosen, 4)
+
+
+@pytest.mark.parametrize("balance", ["normalized", "sign_sum"])
+def test_balances_of_steepest_moves_are_those_of_the_channels_that_may_change(balance):
+    """As of a model that holds the others itself."""
+    weights = {"depth": [0.5, 0.5, 0.5, 0], "reshading": [-0.6, -0.6, 0.6, 300]}
+    x = images(2)
+
+    def whole(images):
+        return {
+            task: tf.reduce_sum(images * tf.constant(w, tf.float32), -1, keepdims=True)
+            for task, w in weights.items()
+        }
+
+    def part(three):
+        return whole(tf.concat([three, x[..., 3:]], -1))
+
+    targets = {task: tf.fill((2, 6, 5, 1), -1000.0) for task in weights}
+    masks = {task: tf.ones((2, 6, 5)) for task in weights}
+    attack = attacks.FGSM(0.05)
+    goals = [
+        attacks.objective(model, targets, masks, balance=balance)
+        for model in (whole, part)
+    ]
+    wanted = attack(goals[1], x[..., :3])
+    on_three = attacks.on_channels(attack, (0, 1, 2))
+    np.testing.assert_array_equal(on_three(goals[0], x)[..., :3], wanted)
+    # Also where the channels of channels are chosen, and of what an ensemble makes.
+    nested = attacks.on_channels(
+        attacks.on_channels(attacks.Worst((attack,)), (1, 2, 3)), (3, 0, 1, 2)
+    )
+    np.testing.assert_array_equal(nested(goals[0], x)[..., :3], wanted)
+    if balance == "normalized":  # Of all channels the second task had nearly no part.
+        assert np.any(attack(goals[0], x)[..., :3] != wanted)

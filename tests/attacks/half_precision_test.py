@@ -190,3 +190,12 @@ def test_the_adversary_in_training_sees_them_too(batch_norm):
         run = tf.function(perturb)
         moved.append(np.sign(run().numpy() - images))
     assert np.mean(moved[0] == moved[1]) > 0.98
+
+
+def test_images_in_float64_have_the_slopes_of_images_in_float32():
+    images, targets, masks = a_batch(16)
+    model, settings = net(16, "mixed_float16"), {"balance": "normalized"}
+    want = slopes(model, (images, targets, masks), **settings)
+    got = slopes(model, (images.astype(np.float64), targets, masks), **settings)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -253,3 +255,131 @@ def test_a_step_size_that_would_be_overwritten_is_refused():
         Kind(record=Stepping).make(0.1)
     made = Kind(record=Stepping, uses=frozenset({"step_size"})).make(0.1, step_size=0.2)
     assert made.step_size == 0.2
+
+
+def test_a_record_whose_first_field_is_not_its_radius_is_refused():
+    other = dataclasses.make_dataclass("Other", [("eps", float)], frozen=True)
+    with pytest.raises(
+        InputError, match="first field of Other must be epsilon.*got eps"
+    ):
+        Kind(record=other).make(0.1)
+    empty = dataclasses.make_dataclass("Empty", [], frozen=True)
+    with pytest.raises(InputError, match="first field of Empty.*got none"):
+        Kind(record=empty).make(0.1)
+
+
+def test_fixed_fields_stay_unless_uses_names_them(monkeypatch):
+    fixed = {"random_start": False, "keep": "last", "norm": "l2"}
+    kind = Kind(
+        record=attacks.PGD,
+        uses=frozenset({"steps", "step_size"}),
+        fixed=fixed,
+        step=0.5,
+    )
+    wanted = attacks.PGD(0.1, 0.05, 3, "l2", random_start=False, keep="last")
+    assert kind.make(0.1, steps=3, random_start=True, norm="linf") == wanted
+    with pytest.raises(InputError, match="PGD takes .*but got 'keep'"):
+        kind.make(0.1, steps=3, keep="best")
+    free = dataclasses.replace(kind, uses=kind.uses | {"random_start"})
+    assert free.make(0.1, steps=3, random_start=True).random_start
+    assert not free.make(0.1, steps=3).random_start
+
+    monkeypatch.setitem(KINDS, "fixed", kind)
+    config = AttackConfig(ckpt="-", attack=("fixed",), steps=3, eps=(1.0,), norm="l2")
+    cell, *_ = plan.make_cells(config, ("depth",))
+    assert cell.attack.random_start is False
+    assert cell.attack.make("l2", 0.1, 0.05) == wanted
+    with pytest.raises(InputError, match="--attack=fixed needs --norm=l2, got linf"):
+        cell.attack.make("linf", 0.1, 0.05)
+
+
+@pytest.mark.parametrize("name", ["pgd", "mim", "mim_released", "apgd"])
+def test_a_radius_of_0_needs_no_step_size(name):
+    assert attacks.make(name, 0.0, steps=5).epsilon == 0
+    assert attacks.make("pgd", 0.1, steps=5).step_size == 0.025
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Brighter):
+    """The same, with what it adds worked out when it is made."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "shift", np.float32(self.epsilon))
+
+    def search(self, objective, x, keys):
+        return x + self.shift
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed(Brighter):
+    """The same, by a step that the entry has another name for."""
+
+    alpha: float = 0.0
+
+    def search(self, objective, x, keys):
+        lengths = [tf.cast(number, x.dtype) for number in (self.alpha, self.epsilon)]
+        return x + tf.minimum(*lengths)
+
+
+@pytest.mark.parametrize(
+    ("record", "fields"),
+    [
+        (Brighter, {}),
+        (Derived, {}),
+        (Renamed, {"named": {"alpha": "step_size"}, "step": 1.0}),
+    ],
+)
+def test_a_record_of_ones_own_is_run_at_the_radii_of_the_plan(
+    monkeypatch, record, fields
+):
+    kind = Kind(record=record, uses=frozenset({"restarts", "step_size"}), **fields)
+    monkeypatch.setitem(KINDS, "mine", kind)
+    config = AttackConfig(ckpt="-", attack=("mine",), eps=(0.0, 5.1, 51.0))
+    cells = plan.make_cells(config, ("depth",))
+    x = tf.fill((1, 4, 4, 3), 0.4)
+    shared = record is Brighter
+    assert len({cell.family for cell in cells}) == (1 if shared else 3)
+    for cell in cells:
+        member = dataclasses.replace(cell, place=1)
+        for each in (cell, member):
+            numbers = (tf.constant(n, tf.float64) for n in each.numbers)
+            keys = tf.zeros((1, 2), tf.int64)
+            found = each.family.build()(None, x, keys, *numbers)
+            np.testing.assert_allclose(found - x, cell.eps / 255, atol=1e-6)
+        # Results of before may be wrong if the record has kept lengths.
+        if cell.eps:
+            assert cell.to_dict().get("lengths") == (None if shared else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Farther(Brighter):
+    """An attack that leaves the ball, or the box."""
+
+    times: float = 2.0
+
+    def search(self, objective, x, keys):
+        return x + self.times * tf.cast(self.epsilon, x.dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("times", "bright", "norm", "said"),
+    [
+        (2.0, 0.4, "linf", r"--attack=mine must stay within --eps=8.*by 16; end"),
+        (1.0, 0.4, "l2", r"must stay within --eps=8, but it moved an image by 110\.9"),
+        (1.0, 0.99, "linf", r"must return images in \[0, 1\], got .* to 1\.02; end"),
+        (1.0, 0.4, "linf", ""),
+    ],
+)
+def test_a_sweep_ends_where_an_attack_leaves_the_ball(
+    monkeypatch, times, bright, norm, said
+):
+    kind = Kind(record=Farther, fixed={"times": times})
+    monkeypatch.setitem(KINDS, "mine", kind)
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, {"depth": keras.layers.Conv2D(1, 1)(image)})
+    x = np.full((8, 8, 3), bright, np.float32)
+    examples = [{"image": x, "targets": {"depth": x[..., :1]}}] * 4
+    settings = {"attacks": ["mine"], "eps": [8], "norm": norm, "checks": False}
+    with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+        assert mtr_tf.evaluate(model, examples, **settings).records

@@ -114,6 +114,19 @@ def test_seeds_of_another_shape_or_type_are_refused():
         threat.image_keys(0.5, tf.range(4))
 
 
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_seeds_beyond_int64_are_refused(number):
+    said = rf"seed must be from -2\^63 to 2\^63 - 1; got {number}"
+    with pytest.raises(InputError, match=said):
+        threat.image_keys(number, tf.range(4))
+    with pytest.raises(InputError, match=said):
+        threat.image_keys([1, number, 2, 3], tf.range(4))
+    with pytest.raises(InputError, match=said):
+        attacks.fold_in(number, tf.range(4))
+    for most in (2**63 - 1, -(2**63)):
+        assert threat.image_keys(most, tf.range(4)).shape == (4, 2)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_steepest_step_is_the_best_of_many(norm):
     # Of all moves of length 1, none raises a linear loss more: against random ones.

@@ -247,3 +247,25 @@ def test_a_negative_error_whose_logarithm_is_taken_is_said(fields, warned):
     if warned:
         assert "the minus_psnr of depth is below 0 on clean images" in found[0]
         assert "give it a first metric that is 0 at best" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "packed", "known"),
+    [
+        ({"balance": ("normalized",), "attack_channels": (0, 1)}, False, 1),
+        ({"balance": ("normalized",)}, True, 1),
+        ({"balance": ("normalized",)}, False, None),
+        ({"balance": ("normalized",), "attack_tasks": ("seg",)}, True, None),
+        ({"balance": ("normalized",), "attack": ("square",)}, True, None),
+        ({"balance": ("sign_sum",), "attack_channels": (0, 1)}, True, None),
+        ({"balance": ("sum",), "attack_channels": (0, 1)}, True, None),
+    ],
+)
+def test_norms_of_a_part_of_the_images_are_known_by_it(fields, packed, known):
+    """Cells of before, which divided by the norms of all gradients, are done again."""
+    config = AttackConfig(
+        ckpt="x", **{"attack_tasks": ("seg+depth",), "eps": (1.0,)} | fields
+    )
+    (cell,) = plan.make_cells(config, KNOWN, ROADS, packed=packed)
+    assert cell.to_dict().get("norms_of_movable") == known
+    assert "packed" not in cell.to_dict()
