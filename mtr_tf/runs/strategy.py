@@ -70,10 +70,7 @@ def create(
 
 def local(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
     """A strategy of one worker of several, on its own devices alone."""
-    devices = strategy.extended.worker_devices
-    if len(devices) == 1:
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    return _mirrored(devices)
+    return _mirrored(strategy.extended.worker_devices)
 
 
 def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
@@ -95,12 +92,14 @@ def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(joined, values)
 
 
-def _mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+def _mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
+    if len(devices) == 1:  # XLA cannot compile an update in a mirrored replica.
+        return tf.distribute.OneDeviceStrategy(devices[0])
     if "GPU" in devices[0]:
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.MirroredStrategy(
         devices,
-        # The default for CPUs fails on collectives of changing shapes, and in loops.
+        # The default for CPUs, collectives, fails where their shapes change.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 

@@ -14,7 +14,7 @@ needs_cpu = pytest.mark.skipif(
 
 
 @needs_cpu
-@pytest.mark.parametrize("name", ["auto", "one_device"])
+@pytest.mark.parametrize("name", ["auto", "one_device", "mirrored"])
 def test_one_cpu_is_one_device(name):
     made = strategy.create(name)
     assert isinstance(made, tf.distribute.OneDeviceStrategy)

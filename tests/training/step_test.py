@@ -18,6 +18,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.tasks import task_set
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
@@ -178,6 +179,21 @@ def test_statistics_of_replicas_settle_on_their_mean(mirrored):
     for variable, pair in zip(moving, before, strict=True):
         for copy in variable.value.values:
             np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_strategy_of_one_mirrored_device_trains_under_xla():
+    """Keras cannot update weights in a mirrored replica that XLA compiles."""
+    found = []
+    for name in ("mirrored", "one_device"):
+        strategy = strategy_lib.create(name)
+        with strategy.scope():
+            made = learner()
+        run = step_lib.compile_steps(made, strategy, jit=True)
+        run(batches(strategy, 2), tf.constant(2))
+        found.append([v.numpy() for v in made.model.trainable_variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_steps_in_one_call_equal_steps_in_many():
