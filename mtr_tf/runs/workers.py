@@ -29,6 +29,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
+from mtr_tf.errors import first_line
 from mtr_tf.errors import input_error_within
 from mtr_tf.runs import cluster as cluster_lib
 from mtr_tf.runs import directory
@@ -256,6 +257,13 @@ class Workers:
             aborted = "Collective ops is aborted" in error.message
             if not self.several or input_error_within(error):
                 raise
+            if re.search("NCCL: |invoking NCCL", error.message):
+                raise InputError(
+                    "NCCL, by which the workers' GPUs speak to each other, has failed "
+                    f"({first_line(error)}); see what the others say and what "
+                    "NCCL_DEBUG=WARN tells, or go without it by "
+                    f"--strategy=multi_worker_ring. {kept}"
+                ) from error
             if not isinstance(error, _LOST) and not aborted:
                 raise
             named = dict.fromkeys(re.findall(r"/task:(\d+)", _last(error.message)))
@@ -296,7 +304,7 @@ def join(name: str, replicas: int = 0) -> Workers:
     Raises:
       InputError: See `cluster.from_environment` and `strategy.create`.
     """
-    wanted = name in ("auto", "multi_worker")
+    wanted = strategy_lib.takes_workers(name)
     cluster = cluster_lib.from_environment() if wanted else None
     if cluster and cluster.index:
         # The chief tells how it goes.

@@ -14,7 +14,10 @@ import workers_fixture
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.cluster import Cluster
 from mtr_tf.runs.workers import Workers
+
+TWO = Cluster(("a:1", "b:1"), 0, "a test")
 
 
 def test_arrays_are_joined_in_the_order_of_the_workers():
@@ -94,6 +97,22 @@ def test_one_alone_says_what_it_has():
     assert alone.local is alone.strategy
     with pytest.raises(InputError, match="^as it is$"), alone.agreeing({}):
         raise InputError("as it is")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (tf.errors.UnavailableError, "worker 1 (b:1) has ended or cannot be reached"),
+        (tf.errors.InternalError, "NCCL, by which the workers' GPUs speak to each"),
+    ],
+)
+def test_a_failure_of_others_or_of_nccl_is_one_sentence(error, said):
+    workers = Workers(tf.distribute.get_strategy(), TWO)
+    text = "unhealthy: /task:1" if error is tf.errors.UnavailableError else "NCCL: bad"
+    with pytest.raises(InputError) as found, workers.explaining_loss("Kept."):
+        raise error(None, None, text)
+    assert str(found.value).startswith(said)
+    assert str(found.value).endswith(". Kept.")
 
 
 def test_other_code_is_another_fact(tmp_path, monkeypatch):
