@@ -59,6 +59,7 @@ class Workers:
         self._index = cluster.index if cluster else 0
         self.several = cluster is not None and cluster.several
         self.chief = self._index == 0
+        self._assigners: dict[tuple[Any, ...], Callable[[tf.Tensor], None]] = {}
 
     @property
     def replicas(self) -> int:
@@ -214,35 +215,59 @@ class Workers:
     def take_chiefs(self, variables: Sequence[Any]) -> None:
         """Gives variables of TensorFlow's the values that they have on the chief."""
         if self.several:
-            self._assign_sums(variables, lambda replica: tf.equal(replica, 0))
+            self._assign(variables, mean=False)
 
     def take_mean(self, variables: Sequence[Any]) -> None:
-        """Gives variables of TensorFlow's their mean over all workers."""
-        if self.several:
-            share = 1 / self.strategy.num_replicas_in_sync
-            self._assign_sums(variables, lambda replica: share)
+        """Gives variables of TensorFlow's their mean over all replicas of all workers.
 
-    def _assign_sums(
-        self, variables: Sequence[Any], weight: Callable[[Any], Any]
+        Each replica may have a copy of its own. The first call with these variables
+        makes a graph, which later ones run.
+        """
+        copied = [v for v in variables if self.several or len(_copies(v)) > 1]
+        self._assign(copied, mean=True)
+
+    def _assign(self, variables: Sequence[Any], mean: bool) -> None:
+        """Assigns the mean, or what the chief's first replica has, to all copies."""
+        for dtype in dict.fromkeys(variable.dtype for variable in variables):
+            some = [variable for variable in variables if variable.dtype == dtype]
+            kind = (mean, *map(id, some))  # They live as long as the function.
+            if kind not in self._assigners:
+                assign = functools.partial(self._assign_in_graph, some, mean)
+                self._assigners[kind] = tf.function(assign, autograph=False)
+            # No constant of the graph, which would multiply by its inverse: other bits.
+            counts = tf.constant([len(_copies(variable)) for variable in some])
+            self._assigners[kind](tf.cast(counts, dtype))
+
+    def _assign_in_graph(
+        self, variables: Sequence[Any], mean: bool, counts: tf.Tensor
     ) -> None:
-        """Assigns the sum over replicas, each times its weight by its number."""
+        """As `_assign`, for variables of one type; `counts` are those of their copies.
+
+        What all workers have is the sum over replicas, each times its share.
+        """
 
         def of_replica(some: Sequence[Any]) -> list[tf.Tensor]:
             context = tf.distribute.get_replica_context()
-            values = [tf.convert_to_tensor(variable) for variable in some]
-            share = weight(context.replica_id_in_sync_group)
-            parts = [v * tf.cast(share, v.dtype) for v in values]
+            if mean:
+                share = 1 / self.strategy.num_replicas_in_sync
+            else:
+                share = tf.equal(context.replica_id_in_sync_group, 0)
+            values = [tf.convert_to_tensor(value) for value in some]
+            parts = [value * tf.cast(share, value.dtype) for value in values]
             return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
 
-        def of_one_type(some: Sequence[Any]) -> list[tf.Tensor]:
-            results = self.strategy.run(of_replica, (some,))
-            return [self.strategy.experimental_local_results(r)[0] for r in results]
-
-        for dtype in dict.fromkeys(variable.dtype for variable in variables):
-            some = [variable for variable in variables if variable.dtype == dtype]
-            sums = tf.function(functools.partial(of_one_type, some), autograph=False)()
-            for variable, total in zip(some, sums, strict=True):
-                variable.assign(total)
+        values = list(variables)
+        if mean:
+            values = [
+                tf.add_n([tf.identity(copy) for copy in _copies(variable)]) / count
+                for variable, count in zip(variables, tf.unstack(counts), strict=True)
+            ]
+        if self.several:
+            sums = self.strategy.run(of_replica, (values,))
+            values = [self.strategy.experimental_local_results(s)[0] for s in sums]
+        for variable, value in zip(variables, values, strict=True):
+            for copy in _copies(variable):
+                copy.assign(value)
 
     @contextlib.contextmanager
     def explaining_loss(self, kept: str) -> Iterator[None]:
@@ -272,6 +297,11 @@ class Workers:
                 f"{lost} has ended or cannot be reached, and so all end; see what it "
                 f"says. {kept}"
             ) from error
+
+
+def _copies(variable: Any) -> tuple[Any, ...]:
+    """A variable's copies on the replicas of this process."""
+    return getattr(variable, "values", (variable,))
 
 
 def _to_bytes(arrays: Iterable[np.ndarray]) -> bytes:
