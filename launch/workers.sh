@@ -30,12 +30,18 @@ print(json.dumps([f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]))
 PYTHON
 )" || exit 1
 
-gpus=()
+named=()
 if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
-  IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+  IFS=', ' read -r -a named <<<"$CUDA_VISIBLE_DEVICES"
 elif command -v nvidia-smi >/dev/null; then
-  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
+  mapfile -t named < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 fi
+gpus=()
+for gpu in "${named[@]}"; do
+  # -1, NoDevFiles (SLURM) and "No devices were found" are none; CUDA ignores what follows.
+  [[ "$gpu" =~ ^([0-9]+|GPU-.*|MIG-.*)$ ]] || break
+  gpus+=("$gpu")
+done
 if [ "${#gpus[@]}" -gt 0 ] && [ $((${#gpus[@]} % count)) -ne 0 ]; then
   echo "error: ${#gpus[@]} GPUs must be shared evenly by $count workers; take another N," \
     "or name some of them in CUDA_VISIBLE_DEVICES." >&2

@@ -434,7 +434,7 @@ def resolve(
 
 def _alone(config: AttackConfig) -> Workers:
     """This process alone; `InputError` where the environment names several."""
-    if config.strategy in ("auto", "multi_worker"):
+    if strategy_lib.takes_workers(config.strategy):
         cluster.refuse("this function of mtr_tf")
     return Workers(strategy_lib.create(config.strategy, config.replicas))
 

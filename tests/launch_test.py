@@ -22,6 +22,8 @@ if sys.argv[1:2] == ["-"]:  # Not a worker.
 from mtr_tf.runs import cluster
 found = cluster.from_environment()
 gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+if "CORES" in os.environ:
+    gpus = os.environ.get("SRUN_CPUS_PER_TASK")
 line = json.dumps([found.addresses, found.index, sys.argv[1:], gpus])
 os.write(1, line.encode() + b"\\n")  # At once: others write there, too.
 if "WAIT" in os.environ:
@@ -92,6 +94,37 @@ def test_gpus_that_cannot_be_shared_evenly_are_told(place):
     code, told, said = launched(place, "workers.sh", "2", CUDA_VISIBLE_DEVICES="0,1,2")
     assert (code, told) == (1, [])
     assert said.startswith("error: 3 GPUs must be shared evenly by 2 workers")
+
+
+@pytest.mark.parametrize("none", ["-1", "NoDevFiles", "-1,0", ""])
+def test_workers_on_a_machine_whose_gpus_are_hidden_compute_on_its_cpu(place, none):
+    code, told, said = launched(place, "workers.sh", "2", CUDA_VISIBLE_DEVICES=none)
+    assert code == 0, said
+    assert [line[3] for line in told] == [none] * 2
+
+
+def test_gpus_end_at_a_name_that_is_none(place):
+    hidden = "GPU-5d,MIG-7,-1,3"
+    code, told, said = launched(place, "workers.sh", "2", CUDA_VISIBLE_DEVICES=hidden)
+    assert code == 0, said
+    assert [line[3] for line in told] == ["GPU-5d", "MIG-7"]
+
+
+def test_a_driver_without_gpus_is_none(place):
+    smi = place / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho No devices were found\n")
+    smi.chmod(0o755)
+    code, told, said = launched(place, "workers.sh", "2")
+    assert code == 0, said
+    assert [line[3] for line in told] == [None] * 2
+
+
+@pytest.mark.parametrize("cores", ["", "16"])
+def test_tasks_of_slurm_have_the_cores_of_their_job(place, cores):
+    job = {"SLURM_JOB_ID": "12", "CORES": "told", "SLURM_CPUS_PER_TASK": cores}
+    code, told, said = launched(place, "slurm.sbatch", **job)
+    assert code == 0, said
+    assert [line[3] for line in told] == [cores or None] * 2
 
 
 def test_tasks_of_slurm_find_each_other(place):

@@ -246,8 +246,9 @@ STRATEGY = setting(
     "auto",
     "tf.distribute strategy; auto: multi_worker if TF_CONFIG or SLURM names several "
     "workers (docs/cluster.md), mirrored over the GPUs if there are several, otherwise "
-    "one device.",
-    choices=("auto", "one_device", "mirrored", "multi_worker"),
+    "one device. Several workers speak by NCCL on GPUs; multi_worker_ring: as "
+    "multi_worker, but by TensorFlow's own, slower collectives.",
+    choices=("auto", "one_device", "mirrored", "multi_worker", "multi_worker_ring"),
     changes=NOTHING,
 )
 REPLICAS = setting(

@@ -226,13 +226,20 @@ class Evaluator:
                 if rows_of:
                     rows["own"] = rows_of(self._gather(outputs))
                 shown = {task: outputs[task] for task in on_outputs or {}}
+                own = self._gather(batch["index"])
                 places, rows, shown = self._workers.joined(
-                    (self._gather(batch["index"]), rows, self._gather(shown))
+                    (own, rows, self._gather(shown))
                 )
                 index.append(places)
                 results.append(rows)
-                if (places[places >= 0] < keep_examples).any():
-                    kept.append(self._workers.joined(self._gather((batch, pictures))))
+                first = (places >= 0) & (places < keep_examples)
+                # The rows of a share where any worker has one: as many on all.
+                at = np.flatnonzero(first.reshape(-1, len(own)).any(axis=0))
+                if len(at):
+                    take = functools.partial(np.take, indices=at, axis=0)
+                    pictures = self._gather((batch, pictures))
+                    pictures = tf.nest.map_structure(take, pictures)
+                    kept.append(self._workers.joined(pictures))
                 for task, call in (on_outputs or {}).items():
                     call(places, shown[task])
                 if on_batch:

@@ -66,10 +66,10 @@ def _check(cluster: Cluster, every: Mapping[str, Mapping[str, Any]]) -> None:
         ]
         if changed:
             raise InputError(
-                "all workers must name the same addresses and have the same number of "
-                f"replicas, and {name} differs: {'; '.join(changed)}. Give all of them "
-                f"the same {cluster.said_by} and --replicas, or machines with as many "
-                "GPUs."
+                "all workers must name the same addresses, have the same number of "
+                f"replicas and speak by the same collectives, and {name} differs: "
+                f"{'; '.join(changed)}. Give all of them the same {cluster.said_by}, "
+                "--strategy and --replicas, or machines with as many GPUs."
             )
 
 

@@ -26,12 +26,13 @@ def create(
     """The strategy of a name.
 
     `auto` is multi_worker if there are several workers, else mirrored if there are
-    several GPUs or replicas are asked for, else the one GPU, else the CPU.
+    several GPUs or replicas are asked for, else the one GPU, else the CPU. On GPUs
+    multi_worker speaks by NCCL; multi_worker_ring does not, and is the same else.
 
     Args:
-      name: auto, one_device, mirrored or multi_worker.
+      name: auto, one_device, mirrored, multi_worker or multi_worker_ring.
       replicas: how many devices `mirrored` takes, or each worker; 0 takes all GPUs.
-      cluster: the workers, where auto and multi_worker may take several.
+      cluster: the workers, where all names but one_device and mirrored take several.
 
     Raises:
       InputError: more replicas are asked for than there are GPUs (where there are
@@ -39,13 +40,14 @@ def create(
         split, or the workers cannot be joined.
     """
     gpus = [f"GPU:{i}" for i in range(len(tf.config.list_physical_devices("GPU")))]
-    if name == "multi_worker" and not cluster:
+    if name.startswith("multi_worker") and not cluster:
         raise InputError(
-            "--strategy=multi_worker must find the addresses of the workers in the "
+            f"--strategy={name} must find the addresses of the workers in the "
             "variable TF_CONFIG or in those of SLURM's srun, and there are none; start "
             "it by launch/workers.sh, or leave it out."
         )
-    if name in ("auto", "multi_worker"):
+    ring = name == "multi_worker_ring"
+    if takes_workers(name):
         several = len(gpus) > 1 or replicas > 1
         name = "mirrored" if several else "one_device"
         if cluster and cluster.several:
@@ -64,16 +66,18 @@ def create(
         )
     devices = gpus[: replicas or None] or _split_cpu(max(replicas, 1))
     if name == "multi_worker" and cluster:
-        return _joined(cluster, devices)
+        return _joined(cluster, devices, _communication(devices, ring))
     return _mirrored(devices)
+
+
+def takes_workers(name: str) -> bool:
+    """Whether a strategy of this name takes the workers that the environment names."""
+    return name not in ("one_device", "mirrored")
 
 
 def local(strategy: tf.distribute.Strategy) -> tf.distribute.Strategy:
     """A strategy of one worker of several, on its own devices alone."""
-    devices = strategy.extended.worker_devices
-    if len(devices) == 1:
-        return tf.distribute.OneDeviceStrategy(devices[0])
-    return _mirrored(devices)
+    return _mirrored(strategy.extended.worker_devices)
 
 
 def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
@@ -95,12 +99,14 @@ def gathered(strategy: tf.distribute.Strategy, values: Any) -> Any:
     return tf.nest.map_structure(joined, values)
 
 
-def _mirrored(devices: Sequence[str]) -> tf.distribute.MirroredStrategy:
+def _mirrored(devices: Sequence[str]) -> tf.distribute.Strategy:
+    if len(devices) == 1:  # XLA cannot compile an update in a mirrored replica.
+        return tf.distribute.OneDeviceStrategy(devices[0])
     if "GPU" in devices[0]:
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.MirroredStrategy(
         devices,
-        # The default for CPUs fails on collectives of changing shapes, and in loops.
+        # The default for CPUs, collectives, fails where their shapes change.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
@@ -139,7 +145,7 @@ class _Extended(collective_all_reduce_strategy.CollectiveAllReduceExtended):
 class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
     """MultiWorkerMirroredStrategy on some devices of each worker."""
 
-    def __init__(self, cluster: Cluster, devices: list[str]):
+    def __init__(self, cluster: Cluster, devices: list[str], communication: str):
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
             task_type="worker",
@@ -150,18 +156,36 @@ class _MultiWorker(tf.distribute.MultiWorkerMirroredStrategy):
             self,
             devices,
             cluster_resolver=resolver,
-            communication_options=tf.distribute.experimental.CommunicationOptions(),
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                implementation=communication
+            ),
         )
         tf.distribute.Strategy.__init__(self, extended)
 
 
-def _joined(cluster: Cluster, devices: list[str]) -> tf.distribute.Strategy:
+def _communication(devices: Sequence[str], ring: bool) -> str:
+    """How the replicas of several workers speak to each other, as TensorFlow names it.
+
+    NCCL takes all that they say: sums of the types that variables of several workers
+    may have, and joined int32 and int64. First values of variables go by TensorFlow's
+    tree, whatever is chosen here.
+    """
+    return "NCCL" if "GPU" in devices[0] and not ring else "RING"
+
+
+def _joined(
+    cluster: Cluster, devices: list[str], communication: str
+) -> tf.distribute.Strategy:
     """Waits for all workers, and joins them."""
     place = cluster.addresses[cluster.index]
-    facts = {"replicas": len(devices), "addresses": ", ".join(cluster.addresses)}
+    facts = {
+        "replicas": len(devices),
+        "collectives": communication,
+        "addresses": ", ".join(cluster.addresses),
+    }
     rendezvous.meet(cluster, facts)
     try:
-        return _MultiWorker(cluster, devices)
+        return _MultiWorker(cluster, devices, communication)
     except RuntimeError as error:
         raise InputError(
             "the workers can only be joined before TensorFlow runs anything "

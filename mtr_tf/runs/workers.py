@@ -29,6 +29,7 @@ import mtr_tf
 from mtr_tf import files
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
+from mtr_tf.errors import first_line
 from mtr_tf.errors import input_error_within
 from mtr_tf.runs import cluster as cluster_lib
 from mtr_tf.runs import directory
@@ -58,6 +59,7 @@ class Workers:
         self._index = cluster.index if cluster else 0
         self.several = cluster is not None and cluster.several
         self.chief = self._index == 0
+        self._assigners: dict[tuple[Any, ...], Callable[[tf.Tensor], None]] = {}
 
     @property
     def replicas(self) -> int:
@@ -213,45 +215,55 @@ class Workers:
     def take_chiefs(self, variables: Sequence[Any]) -> None:
         """Gives variables of TensorFlow's the values that they have on the chief."""
         if self.several:
-            self._assign_sums(variables, lambda replica: tf.equal(replica, 0))
+            self._assign(variables, mean=False)
 
     def take_mean(self, variables: Sequence[Any]) -> None:
-        """Gives variables of TensorFlow's, of floats, their mean over all workers.
+        """Gives variables of TensorFlow's their mean over all replicas of all workers.
 
-        It is taken in float64, so that equal values stay as they are.
+        Each replica may have a copy of its own. The mean is taken in float64, so that
+        equal values stay as they are. The first call with these variables makes a
+        graph, which later ones run.
         """
-        if self.several:
-            share = 1 / self.strategy.num_replicas_in_sync
-            self._assign_sums(variables, lambda replica: share, tf.float64)
+        copied = [v for v in variables if self.several or len(_copies(v)) > 1]
+        self._assign(copied, mean=True)
 
-    def _assign_sums(
-        self,
-        variables: Sequence[Any],
-        weight: Callable[[Any], Any],
-        dtype: tf.DType | None = None,
-    ) -> None:
-        """Assigns the sum over replicas, each times its weight by its number.
+    def _assign(self, variables: Sequence[Any], mean: bool) -> None:
+        """Assigns the mean, or what the chief's first replica has, to all copies."""
+        for dtype in dict.fromkeys(variable.dtype for variable in variables):
+            some = [variable for variable in variables if variable.dtype == dtype]
+            kind = (mean, *map(id, some))  # They live as long as the function.
+            if kind not in self._assigners:
+                assign = functools.partial(self._assign_in_graph, some, mean)
+                self._assigners[kind] = tf.function(assign, autograph=False)
+            self._assigners[kind]()
 
-        It is computed in `dtype`; None: in that of each variable.
+    def _assign_in_graph(self, variables: Sequence[Any], mean: bool) -> None:
+        """As `_assign`, for variables of one type.
+
+        What all workers have is the sum over replicas, each times its share.
         """
 
         def of_replica(some: Sequence[Any]) -> list[tf.Tensor]:
             context = tf.distribute.get_replica_context()
-            values = [tf.convert_to_tensor(variable) for variable in some]
-            values = [tf.cast(value, dtype or value.dtype) for value in values]
-            share = weight(context.replica_id_in_sync_group)
-            parts = [v * tf.cast(share, v.dtype) for v in values]
+            if mean:
+                share = 1 / self.strategy.num_replicas_in_sync
+            else:
+                share = tf.equal(context.replica_id_in_sync_group, 0)
+            values = [tf.convert_to_tensor(value) for value in some]
+            parts = [value * tf.cast(share, value.dtype) for value in values]
             return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
 
-        def of_one_type(some: Sequence[Any]) -> list[tf.Tensor]:
-            results = self.strategy.run(of_replica, (some,))
-            return [self.strategy.experimental_local_results(r)[0] for r in results]
+        def own_mean(variable: Any) -> tf.Tensor:
+            copies = [tf.cast(copy, tf.float64) for copy in _copies(variable)]
+            return tf.add_n(copies) / len(copies)
 
-        for kind in dict.fromkeys(variable.dtype for variable in variables):
-            some = [variable for variable in variables if variable.dtype == kind]
-            sums = tf.function(functools.partial(of_one_type, some), autograph=False)()
-            for variable, total in zip(some, sums, strict=True):
-                variable.assign(tf.cast(total, variable.dtype))
+        values = [own_mean(v) for v in variables] if mean else list(variables)
+        if self.several:
+            sums = self.strategy.run(of_replica, (values,))
+            values = [self.strategy.experimental_local_results(s)[0] for s in sums]
+        for variable, value in zip(variables, values, strict=True):
+            for copy in _copies(variable):
+                copy.assign(tf.cast(value, copy.dtype))
 
     @contextlib.contextmanager
     def explaining_loss(self, kept: str) -> Iterator[None]:
@@ -266,6 +278,13 @@ class Workers:
             aborted = "Collective ops is aborted" in error.message
             if not self.several or input_error_within(error):
                 raise
+            if re.search("NCCL: |invoking NCCL", error.message):
+                raise InputError(
+                    "NCCL, by which the workers' GPUs speak to each other, has failed "
+                    f"({first_line(error)}); see what the others say and what "
+                    "NCCL_DEBUG=WARN tells, or go without it by "
+                    f"--strategy=multi_worker_ring. {kept}"
+                ) from error
             if not isinstance(error, _LOST) and not aborted:
                 raise
             named = dict.fromkeys(re.findall(r"/task:(\d+)", _last(error.message)))
@@ -274,6 +293,11 @@ class Workers:
                 f"{lost} has ended or cannot be reached, and so all end; see what it "
                 f"says. {kept}"
             ) from error
+
+
+def _copies(variable: Any) -> tuple[Any, ...]:
+    """A variable's copies on the replicas of this process."""
+    return getattr(variable, "values", (variable,))
 
 
 def _to_bytes(arrays: Iterable[np.ndarray]) -> bytes:
@@ -306,7 +330,7 @@ def join(name: str, replicas: int = 0) -> Workers:
     Raises:
       InputError: See `cluster.from_environment` and `strategy.create`.
     """
-    wanted = name in ("auto", "multi_worker")
+    wanted = strategy_lib.takes_workers(name)
     cluster = cluster_lib.from_environment() if wanted else None
     if cluster and cluster.index:
         # The chief tells how it goes.

@@ -273,12 +273,4 @@ def settle_statistics(model: keras.Model, workers: Workers | None = None) -> Non
     """
     values = [variable.value for variable in model.non_trainable_variables]
     statistics = [value for value in values if value.dtype.is_floating]
-    for value in statistics:
-        copies = getattr(value, "values", ())
-        if len(copies) > 1:
-            wide = [tf.cast(copy, tf.float64) for copy in copies]
-            mean = tf.add_n(wide) / len(copies)
-            for copy in copies:
-                copy.assign(tf.cast(mean, copy.dtype))
-    if workers:
-        workers.take_mean(statistics)
+    (workers or Workers(tf.distribute.get_strategy())).take_mean(statistics)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import workers_fixture
 from tiers_fixture import slow
 
 from mtr_tf import attacks
@@ -178,6 +179,34 @@ def test_batches_and_replicas_change_nothing(reference, mirrored, batch_size, re
             reference.examples.attacked[task][:3],
             atol=1e-5,
         )
+
+
+@pytest.mark.parametrize("keep", [slow(1), 3, slow(6)])
+def test_workers_send_no_more_pictures_than_are_kept(reference, keep):
+    model, rows = make_model(), []
+
+    def work(workers):
+        def joined(arrays):
+            found = of_all(arrays)
+            if "adversarial" in arrays[-1]:
+                rows.append(len(found[0]["index"]))
+            return found
+
+        of_all, workers.joined = workers.joined, joined
+        evaluator = Evaluator(model, TASKS, CLASSES, workers, attack=PGD, seed=3)
+        return evaluator.run(make_columns(), batch_size=4, keep_examples=keep)
+
+    for found in workers_fixture.run(work):
+        np.testing.assert_array_equal(found.index, reference.index)
+        assert found.examples.image.shape[0] == keep
+        np.testing.assert_array_equal(
+            found.examples.image, reference.examples.image[:keep]
+        )
+        np.testing.assert_allclose(
+            found.examples.adversarial, reference.examples.adversarial[:keep], atol=1e-6
+        )
+    # As many of each worker, of which one has 0, 1, 4, 5 and the other 2, 3, 6.
+    assert sum(rows) == 2 * {1: 2, 3: 4, 6: 8}[keep]
 
 
 def test_a_new_seed_gives_new_starts_and_the_subset_is_a_prefix(reference):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from mtr_tf.errors import InputError
 from mtr_tf.runs import strategy
+from mtr_tf.runs.cluster import Cluster
 
 needs_cpu = pytest.mark.skipif(
     bool(tf.config.list_physical_devices("GPU")), reason="there is a GPU"
@@ -14,7 +15,7 @@ needs_cpu = pytest.mark.skipif(
 
 
 @needs_cpu
-@pytest.mark.parametrize("name", ["auto", "one_device"])
+@pytest.mark.parametrize("name", ["auto", "one_device", "mirrored"])
 def test_one_cpu_is_one_device(name):
     made = strategy.create(name)
     assert isinstance(made, tf.distribute.OneDeviceStrategy)
@@ -36,6 +37,38 @@ def test_the_cpu_cannot_be_split_once_tensorflow_runs():
 def test_several_replicas_on_one_device_make_no_sense():
     with pytest.raises(InputError, match="--replicas=2 needs --strategy=mirrored"):
         strategy.create("one_device", 2)
+
+
+@pytest.mark.parametrize("name", ["multi_worker", "multi_worker_ring"])
+def test_workers_must_be_named(name):
+    with pytest.raises(InputError, match=f"--strategy={name} must find the addresses"):
+        strategy.create(name)
+
+
+@pytest.mark.parametrize(
+    ("devices", "name", "collectives"),
+    [
+        (["GPU:0"], "auto", "NCCL"),
+        (["GPU:0", "GPU:1"], "multi_worker", "NCCL"),
+        (["GPU:0", "GPU:1"], "multi_worker_ring", "RING"),
+        ([], "auto", "RING"),
+    ],
+)
+def test_workers_speak_by_nccl_on_gpus_unless_the_ring_is_asked_for(
+    monkeypatch, devices, name, collectives
+):
+    met = {}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: devices)
+    monkeypatch.setattr(strategy, "_split_cpu", lambda count: ["CPU:0"])
+    monkeypatch.setattr(strategy.rendezvous, "meet", lambda _, facts: met.update(facts))
+    monkeypatch.setattr(strategy, "_MultiWorker", lambda *arguments: arguments)
+    cluster = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
+    assert strategy.create(name, 0, cluster) == (
+        cluster,
+        devices or ["CPU:0"],
+        collectives,
+    )
+    assert met["collectives"] == collectives
 
 
 DTYPES = (tf.bool, tf.uint8, tf.int32, tf.int64, tf.float16, tf.bfloat16, tf.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ import workers_fixture
 from mtr_tf.cli import stopping
 from mtr_tf.errors import InputError
 from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.cluster import Cluster
 from mtr_tf.runs.workers import Workers
+
+TWO = Cluster(("a:1", "b:1"), 0, "a test")
 
 
 def test_arrays_are_joined_in_the_order_of_the_workers():
@@ -94,6 +98,77 @@ def test_one_alone_says_what_it_has():
     assert alone.local is alone.strategy
     with pytest.raises(InputError, match="^as it is$"), alone.agreeing({}):
         raise InputError("as it is")
+
+
+def test_copies_take_their_mean_by_one_graph_for_the_same_variables():
+    """Here of three, by which a graph would divide in another way than NumPy."""
+    alone = Workers(tf.distribute.get_strategy())
+    rng = np.random.default_rng(0)
+    single = tf.Variable(2.0)
+    copies = tuple(tf.Variable(tf.zeros(1000)) for _ in range(3))
+    copied = types.SimpleNamespace(values=copies, dtype=tf.float32)
+    for _ in range(3):
+        values = rng.random((3, 1000), np.float32)
+        for copy, value in zip(copies, values, strict=True):
+            copy.assign(value)
+        alone.take_mean([single, copied])
+        want = tf.add_n(list(values)) / 3
+        for copy in copies:
+            np.testing.assert_array_equal(copy, want)
+    assert single.numpy() == 2
+    (made,) = alone._assigners.values()
+    assert made.experimental_get_tracing_count() == 1
+
+
+def test_variables_take_the_mean_of_all_or_the_chiefs_value(mirrored):
+    """Of two replicas, which stand for those of two workers."""
+    workers = Workers(mirrored, TWO)
+    with mirrored.scope():
+        variables = [
+            tf.Variable(
+                tf.zeros(2, dtype),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.MEAN,
+            )
+            for dtype in (tf.float32, tf.float64, tf.float32)
+        ]
+
+    def put():
+        for variable in variables:
+            for n, copy in enumerate(variable.values):
+                copy.assign(tf.constant([n + 1, n - 4], copy.dtype))
+
+    for _ in range(3):
+        put()
+        workers.take_mean(variables)
+        for variable in variables:
+            for copy in variable.values:
+                np.testing.assert_array_equal(copy, [1.5, -3.5])
+    assert len(workers._assigners) == 2  # One for each type.
+    for made in workers._assigners.values():
+        assert made.experimental_get_tracing_count() == 1
+    put()
+    workers.take_chiefs(variables)
+    for variable in variables:
+        for copy in variable.values:
+            np.testing.assert_array_equal(copy, [1, -4])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (tf.errors.UnavailableError, "worker 1 (b:1) has ended or cannot be reached"),
+        (tf.errors.InternalError, "NCCL, by which the workers' GPUs speak to each"),
+    ],
+)
+def test_a_failure_of_others_or_of_nccl_is_one_sentence(error, said):
+    workers = Workers(tf.distribute.get_strategy(), TWO)
+    text = "unhealthy: /task:1" if error is tf.errors.UnavailableError else "NCCL: bad"
+    with pytest.raises(InputError) as found, workers.explaining_loss("Kept."):
+        raise error(None, None, text)
+    assert str(found.value).startswith(said)
+    assert str(found.value).endswith(". Kept.")
 
 
 def test_other_code_is_another_fact(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
+from mtr_tf.runs import strategy as strategy_lib
 from mtr_tf.tasks import task_set
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
@@ -193,6 +194,21 @@ def test_what_is_the_same_on_all_replicas_stays_the_same(replicas, dtype):
         step_lib.settle_statistics(model)
     for copy in copies:
         np.testing.assert_array_equal(copy.numpy(), before)
+
+
+@pytest.mark.slow
+def test_a_strategy_of_one_mirrored_device_trains_under_xla():
+    """Keras cannot update weights in a mirrored replica that XLA compiles."""
+    found = []
+    for name in ("mirrored", "one_device"):
+        strategy = strategy_lib.create(name)
+        with strategy.scope():
+            made = learner()
+        run = step_lib.compile_steps(made, strategy, jit=True)
+        run(batches(strategy, 2), tf.constant(2))
+        found.append([v.numpy() for v in made.model.trainable_variables])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_steps_in_one_call_equal_steps_in_many():
