@@ -59,7 +59,7 @@ class Workers:
         self._index = cluster.index if cluster else 0
         self.several = cluster is not None and cluster.several
         self.chief = self._index == 0
-        self._assigners: dict[tuple[Any, ...], Callable[[tf.Tensor], None]] = {}
+        self._assigners: dict[tuple[Any, ...], Callable[[], None]] = {}
 
     @property
     def replicas(self) -> int:
