@@ -99,7 +99,9 @@ class AdversarialModel(keras.Model):
           InputError: A setting is out of range, a task is unknown, or the model has
             several inputs.
         """
-        super().__init__(name=f"adversarial_{inner.name}")
+        # It casts no images: the model within does, if it computes in half precision.
+        policy = inner.dtype_policy
+        super().__init__(name=f"adversarial_{inner.name}", dtype=policy, autocast=False)
         self.inner = inner
         self.built = inner.built
         names = getattr(inner, "output_names", None)
@@ -132,8 +134,9 @@ class AdversarialModel(keras.Model):
         """Returns a batch's images after the attack: a pure function of seed and step.
 
         Args:
-          x: Images `[batch, height, width, channels]` in `input_range`; if they are
-            whole numbers, those after the attack are rounded to such.
+          x: Images `[batch, height, width, channels]` in `input_range`, alone or as
+            the only value of a dict, list or tuple; if they are whole numbers, those
+            after the attack are rounded to such.
           y: Targets by task, or in the order of the tasks.
           sample_weight: Weights by task, or one for all, as in training. If a task has
             a weight for each pixel (or place), those with weight zero are not attacked,
@@ -141,11 +144,20 @@ class AdversarialModel(keras.Model):
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller; or a weight has the name of no target.
+            is [0, 1] or smaller; an attacked task has no target; or a weight has the
+            name of none.
         """
+        structure, (x, *others) = x, keras.tree.flatten(x)
+        packed = structure is not x
+        if others or (packed and not adapters.is_functional(self.inner)):
+            raise InputError(
+                "x must be images alone, [batch, height, width, channels], or one such "
+                "tensor in a dict, list or tuple for a functional model; got "
+                f"{1 + len(others)} in a {type(structure).__name__}. Give the images."
+            )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
-        targets = examples_lib.by_task(y, names, "targets")
+        targets = _by_name(y, self._tasks, self._adversary.tasks, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
             named = y if isinstance(y, Mapping) else names
@@ -181,7 +193,8 @@ class AdversarialModel(keras.Model):
         x_adv = self._adversary.perturb(objective, batch) * width + self._low
         if is_integer:
             x_adv = tf.round(x_adv)
-        return tf.cast(x_adv, x.dtype)
+        x_adv = tf.cast(x_adv, x.dtype)
+        return keras.tree.pack_sequence_as(structure, [x_adv]) if packed else x_adv
 
     def fit(self, *args, **settings):
         """Trains the model; arguments are those of `keras.Model.fit`.
@@ -195,7 +208,8 @@ class AdversarialModel(keras.Model):
     def train_step(self, data):
         """Attacks the batch, then makes one step with the compiled losses."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x_adv = tf.stop_gradient(self.attacked(x, y, sample_weight))
+        attacked = self.attacked(x, y, sample_weight)
+        x_adv = tf.nest.map_structure(tf.stop_gradient, attacked)
         self._clean = x if self._adversary.share < 1 else None
         return super().train_step((x_adv, y, sample_weight))
 
@@ -275,11 +289,11 @@ class AdversarialModel(keras.Model):
         if not adapters.is_functional(self.inner):
             model = _ByTask(self.inner, scale, self._low, self._tasks)
             spec = model.compute_output_spec(keras.KerasTensor(shape))
-            self._warn_of_probabilities(_of_classes(self._tasks), shape)
+            self._warn_of_probabilities(self.inner, _of_classes(self._tasks), shape)
             return model, spec
         image = self.inner.inputs[0]
-        outputs = heads_lib.structure_of(self.inner)
-        outputs = examples_lib.by_task(outputs, tuple(self._tasks), "outputs")
+        outputs = adapters.structure_of(self.inner)
+        outputs = _by_name(outputs, self._tasks, self._tasks, "outputs")
         kinds, unseen = {}, []
         for name in _of_classes(self._tasks):
             single = self._tasks[name].kind == "labels" or outputs[name].shape[-1] == 1
@@ -287,32 +301,34 @@ class AdversarialModel(keras.Model):
                 kinds[name] = "sigmoid" if single else of
             elif not probabilities.is_linear(outputs[name]):
                 unseen.append(name)
-        self._warn_of_probabilities(unseen, image.shape)
         model = keras.Model(image, outputs, name=self.inner.name)
+        self._warn_of_probabilities(model, unseen, image.shape)
         exact = dict.fromkeys(kinds, True)
         model, _ = probabilities.with_logits(model, kinds, None, exact, shares=True)
-        outputs = _as_losses_take(self._tasks, model.output, image.shape)
+        taken = adapters.names_in(model)
+        outputs = _as_losses_take(self._tasks, model.output, image.shape, taken)
         model = keras.Model(image, outputs, name=self.inner.name)
         if (scale, self._low) != (1.0, 0.0):
             model = in_front(model, [scale], [self._low])
         return model, outputs
 
     def _warn_of_probabilities(
-        self, names: Iterable[str], shape: Sequence[int | None]
+        self, model: keras.Model, names: Iterable[str], shape: Sequence[int | None]
     ) -> None:
         """Says which outputs of these tasks may be probabilities, by images of noise.
 
-        They are taken for logits. `shape`: of a batch of images.
+        They are taken for logits. `model`: from images in their own range. `shape`: of
+        a batch of them.
         """
         names = [name for name in names if name in self._adversary.tasks]
         if not names or tf.distribute.has_strategy():
             return
         sides = [side or 32 for side in shape[1:]]
         try:
-            with tf.init_scope(), stateless.unchanged(self.inner):
+            with tf.init_scope(), stateless.unchanged(model):
                 noise = tf.random.stateless_uniform((2, *sides), (0, 0))
                 noise = noise * (self._high - self._low) + self._low
-                outputs = stateless.outputs(self.inner, noise)
+                outputs = stateless.outputs(model, noise)
         except Exception:  # It may raise whatever it likes, and need not take these.
             return
         outputs = examples_lib.by_task(outputs, tuple(self._tasks), "outputs")
@@ -370,13 +386,13 @@ class _ByTask(keras.Layer):
     """A model that is no graph of layers, from images in [0, 1] to outputs by task."""
 
     def __init__(self, inner: keras.Model, scale: float, low: float, tasks: TaskSet):
-        super().__init__(name="by_task")
+        super().__init__(name="by_task", dtype="float32")
         self._inner, self._scale, self._low, self._tasks = inner, scale, low, tasks
 
     def call(self, x, training=False):
         """Returns {task: output}."""
         outputs = self._inner(x * self._scale + self._low, training=training)
-        return _as_losses_take(self._tasks, outputs, x.shape)
+        return _as_losses_take(self._tasks, outputs, x.shape, set())
 
 
 def _of_classes(tasks: TaskSet) -> list[str]:
@@ -384,8 +400,22 @@ def _of_classes(tasks: TaskSet) -> list[str]:
     return [name for name, task in tasks.items() if KINDS[task.kind].probabilities]
 
 
+def _by_name(
+    values: Any, tasks: TaskSet, needed: Iterable[str], what: str
+) -> dict[str, Any]:
+    """`by_task`; raises `InputError` unless it has all that is needed."""
+    found = examples_lib.by_task(values, tuple(tasks), what)
+    if lacking := [name for name in needed if name not in found]:
+        raise InputError(
+            f"The {what} must have one for each task, and {', '.join(lacking)} is "
+            f"missing; got {', '.join(map(str, values)) or 'none'}. Rename them, or "
+            "give other tasks."
+        )
+    return found
+
+
 def _as_losses_take(
-    tasks: TaskSet, outputs: Any, image: Sequence[int | None]
+    tasks: TaskSet, outputs: Any, image: Sequence[int | None], taken: set[str]
 ) -> dict[str, Any]:
     """Outputs by task, with an axis of channels, and for classes two logits or more.
 
@@ -393,17 +423,20 @@ def _as_losses_take(
       tasks: Those of the outputs.
       outputs: Tensors in the model's own structure.
       image: The shape of a batch of images.
+      taken: The names that new layers must not have.
     """
-    found = examples_lib.by_task(outputs, tuple(tasks), "outputs")
+    found = _by_name(outputs, tasks, tasks, "outputs")
     for name, output in found.items():
         task, rank = tasks[name], len(output.shape)
         places = task.places
         if places is None:
             places, _ = heads_lib.axes_of(output, image)
         if rank == 1 + places:
-            output = keras.ops.expand_dims(output, -1)
+            free = adapters.free_name(f"{name}_with_channels", taken)
+            output = adapters.ExpandDims(name=free, dtype=output.dtype)(output)
         if task.discrete and output.shape[-1] == 1:
-            output = adapters.TwoLogits(name=f"{name}_of_two")(output)
+            free = adapters.free_name(f"{name}_of_two", taken)
+            output = adapters.TwoLogits(name=free)(output)
         found[name] = output
     return found
 

@@ -18,6 +18,7 @@ from mtr_tf import data
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.models import adapters
 from mtr_tf.runs import heads as heads_lib
 from mtr_tf.runs.loading import Run
 from mtr_tf.runs.loading import input_size
@@ -74,7 +75,7 @@ def fitted(
             "its layers do not fit together at that size; "
             f"{_to_other_size(info, _other_sizes(model, info))}."
         )
-    outputs = dict(model.output)
+    outputs, taken = dict(model.output), adapters.names_in(model)
     for each in tasks:
         task = task_of(run, info, each)
         _check_dtype(outputs[each], task, name)
@@ -85,10 +86,13 @@ def fitted(
             _check_size(model, info, task, shapes[each], name)
         if wanted == shapes[each]:
             continue
+        name = adapters.free_name(f"{each}_with_channels", taken)
+        settings = {"dtype": outputs[each].dtype, "name": name}
         if len(wanted) > len(shapes[each]):
-            outputs[each] = keras.ops.expand_dims(outputs[each], -1)
+            layer = adapters.ExpandDims(**settings)
         else:
-            outputs[each] = keras.layers.Reshape(wanted)(outputs[each])
+            layer = keras.layers.Reshape(wanted, **settings)
+        outputs[each] = layer(outputs[each])
     if all(outputs[each] is model.output[each] for each in outputs):
         return run
     made = keras.Model(model.inputs[0], outputs, name=model.name)
@@ -195,10 +199,17 @@ def _misfit(
         2: f"{(height, width, channels)} (height, width, channels)",
         0: f"{(channels,)}, for the whole image",
     }.get(task.axes, f"{task.axes} axes and then {channels} channels")
+    more = len(shape) == task.axes + 1 and (shape[-1] or 0) > channels
+    counted = ""
+    if more and task.discrete and info.name not in data.DATASETS:
+        counted = (
+            f"name all classes, or declare Task({task.name!r}, kind='classes', "
+            f"channels={shape[-1]}), if these data do not show all of them; or "
+        )
     return InputError(
         f"{name}'s {task.name} must have shape {expected} on {info.name}, but it has "
-        f"{shape}; say with {flag} which output is which task, or give the data set "
-        "that the model was trained on."
+        f"{shape}; {counted}say with {flag} which output is which task, or give the "
+        "data set that the model was trained on."
     )
 
 

@@ -39,22 +39,69 @@ def inputs_of(model: Any) -> Sequence[keras.KerasTensor]:
     return (getattr(model, "inputs", None) or ()) if is_model else ()
 
 
-def as_functional(function: Callable[[Any], Any], shape: Sequence[int | None]) -> Any:
+def structure_of(model: keras.Model) -> Any:
+    """A functional model's outputs; Sequential ones have no `output` when loaded."""
+    if isinstance(model, keras.Sequential):
+        return model.outputs[0]
+    return model.output
+
+
+def names_in(model: keras.Model) -> set[str]:
+    """The names of a functional model's layers and operations, and of those within.
+
+    Keras refuses a graph that has a name twice. It numbers names, but a model from a
+    file has been numbered by another process.
+    """
+    sequential = isinstance(model, keras.Sequential)
+    parts = model.layers if sequential else model.operations
+    within = [names_in(part) for part in parts if is_functional(part)]
+    return {part.name for part in parts}.union(*within)
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Returns `name`, with `_` behind it until it is not `taken`, and adds it there."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def new_image(
+    model: keras.Model,
+    shape: Sequence[int | None],
+    batch: int | None = None,
+    dtype: str = "float32",
+) -> keras.KerasTensor:
+    """Returns an input of images that takes the place of those of a model."""
+    taken = names_in(model) - {tensor.name for tensor in model.inputs}
+    name = free_name("image", taken)
+    return keras.Input(tuple(shape), batch, dtype=dtype, name=name)
+
+
+def as_functional(
+    function: Callable[[Any], Any],
+    shape: Sequence[int | None],
+    batch: int | None = None,
+) -> Any:
     """Returns what any callable does as a functional model.
 
     Args:
       function: Images [batch, ...] -> outputs: a Keras model or a plain function.
       shape: Of one image; a model that was made with several inputs has its own.
+      batch: The one size of batches that it takes; None: any.
     """
-    image: Any = keras.Input(tuple(shape), dtype="float32", name="image")
+    is_graph = bool(getattr(function, "inputs", None))
+    if isinstance(function, keras.Layer) and not is_graph:
+        layer = function
+    else:
+        layer = Function(function)  # Keras would look at a graph, not at `call`.
+    name = free_name("image", {layer.name})
+    image: Any = keras.Input(tuple(shape), batch, dtype="float32", name=name)
     if isinstance(function, keras.Model) and len(inputs_of(function)) > 1:
         image = keras.tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
             function.input,
         )
-    layer = function
-    if not isinstance(function, keras.Layer) or getattr(function, "inputs", None):
-        layer = Function(function)  # Keras would look at a graph, not at `call`.
     made = layer(image)
     return keras.Model(image, made, name=getattr(function, "name", None) or "function")
 
@@ -94,12 +141,14 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
     they are called on one batch after another, the last one filled up with its first.
     """
     shape = tuple(model.inputs[0].shape[1:])
-    image = keras.Input(shape, dtype=model.inputs[0].dtype, name="image")
+    image = new_image(model, shape, dtype=model.inputs[0].dtype)
     try:
         outputs = called_on(model, image)
         free = keras.Model(image, outputs, name=model.name)
         whole = [d or 32 for d in shape]
-        given = [free(tf.zeros((n, *whole)), training=False) for n in (size, size + 1)]
+        # As a graph, as everywhere: TensorFlow then compares shapes, too.
+        call = tf.function(lambda x: free(x, training=False), autograph=False)
+        given = [call(tf.zeros((n, *whole))) for n in (size, size + 1)]
         flat = [tf.nest.flatten(each) for each in given]
         lengths = [{len(y) for y in outputs} for outputs in flat]
         if lengths == [{size}, {size + 1}]:
@@ -131,7 +180,8 @@ class InBatches(keras.Layer):
         x = tf.concat([x, tf.repeat(x[:1], missing, axis=0)], 0)
         batches = tf.reshape(x, (parts, self.size, *tf.unstack(tf.shape(x))[1:]))
         shape = (self.size, *self.model.inputs[0].shape[1:])
-        like = keras.tree.flatten(self.model.output)
+        structure = structure_of(self.model)
+        like = keras.tree.flatten(structure)
 
         def call(batch):
             made = self.model(tf.ensure_shape(batch, shape), training=False)
@@ -148,13 +198,13 @@ class InBatches(keras.Layer):
             parallel_iterations=1,
         )
         whole = list(map(joined, outputs, like))
-        return keras.tree.pack_sequence_as(self.model.output, whole)
+        return keras.tree.pack_sequence_as(structure, whole)
 
     def compute_output_spec(self, x):
         """The model's, of any batch size."""
         return keras.tree.map_structure(
             lambda y: keras.KerasTensor((None, *y.shape[1:]), y.dtype),
-            self.model.output,
+            structure_of(self.model),
         )
 
 
@@ -173,13 +223,19 @@ def channels_last(model: keras.Model) -> keras.Model:
     the image's height and width.
     """
     channels, height, width = model.inputs[0].shape[1:]
-    image = keras.Input((height, width, channels), dtype="float32", name="image")
-    outputs = called_on(model, keras.layers.Permute((3, 1, 2))(image))
+    image = new_image(model, (height, width, channels))
+    taken = names_in(model) | {image.name}
+
+    def permuted(x, axes, name):  # In float32, whatever the global policy is.
+        name = free_name(name, taken)
+        return keras.layers.Permute(axes, dtype="float32", name=name)(x)
+
+    outputs = called_on(model, permuted(image, (3, 1, 2), "to_channels_first"))
 
     def turned(y):
         if len(y.shape) != 4 or (height and tuple(y.shape[1:3]) == (height, width)):
             return y
-        return keras.layers.Permute((2, 3, 1))(y)
+        return permuted(y, (2, 3, 1), "to_channels_last")
 
     outputs = keras.tree.map_structure(turned, outputs)
     return keras.Model(image, outputs, name=model.name)
@@ -187,17 +243,19 @@ def channels_last(model: keras.Model) -> keras.Model:
 
 def with_two_logits(model: keras.Model, names: Sequence[str]) -> keras.Model:
     """Returns the model of {name: output} with two logits in place of one."""
-    outputs = dict(model.output)
+    outputs, taken = dict(model.output), names_in(model)
     for name in names:
-        outputs[name] = TwoLogits(name=f"{name}_of_two")(outputs[name])
+        layer = TwoLogits(name=free_name(f"{name}_of_two", taken))
+        outputs[name] = layer(outputs[name])
     return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
 def resized(model: keras.Model, sizes: Mapping[str, tuple[int, int]]) -> keras.Model:
     """Returns the model of {name: map} with some of its maps at another size."""
-    outputs = dict(model.output)
+    outputs, taken = dict(model.output), names_in(model)
     for name, size in sizes.items():
-        outputs[name] = Resize(*size, name=f"{name}_resized")(outputs[name])
+        layer = Resize(*size, name=free_name(f"{name}_resized", taken))
+        outputs[name] = layer(outputs[name])
     return keras.Model(model.inputs[0], outputs, name=model.name)
 
 
@@ -243,8 +301,12 @@ def _weights(outputs: int, inputs: Any) -> Any:
 class TwoLogits(keras.layers.Layer):
     """The logit of the second of two classes, as logits of both: 0 and itself.
 
-    Their softmax is 1 - sigmoid(z) and sigmoid(z).
+    Their softmax is 1 - sigmoid(z) and sigmoid(z). In float32.
     """
+
+    def __init__(self, **kwargs: Any):
+        """Whatever the global policy is."""
+        super().__init__(**{"dtype": "float32", **kwargs})
 
     def call(self, z):
         """Maps [..., 1] to [..., 2]."""
@@ -253,3 +315,16 @@ class TwoLogits(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         """The input's, with two channels."""
         return (*input_shape[:-1], 2)
+
+
+@keras.saving.register_keras_serializable(package="mtr_tf")
+class ExpandDims(keras.layers.Layer):
+    """Puts an axis of one channel behind; an operation of Keras takes no name."""
+
+    def call(self, x):
+        """Maps [...] to [..., 1]."""
+        return keras.ops.expand_dims(x, -1)
+
+    def compute_output_shape(self, input_shape):
+        """The input's, with one channel."""
+        return (*input_shape, 1)

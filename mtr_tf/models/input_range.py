@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
 from mtr_tf.models import adapters
 
@@ -35,21 +36,12 @@ def in_front(
             [*(n if len(n) == channels else n[:1] * channels), *rest * behind]
             for n, rest in (([*scale], [1.0]), ([*offset], [0.0]))
         )
-    if len(scale) != shape[-1] and len({*scale}) == len({*offset}) == 1:
+    if len({*scale}) == len({*offset}) == 1:
         scale, offset = scale[:1], offset[:1]
-    image = keras.Input(tuple(shape), batch, dtype="float32", name="image")
-    front = keras.layers.Rescaling(
-        *(list(numbers) for numbers in (scale, offset)),
-        dtype="float32",
-        name=_free_name(model),
-    )
+    image = adapters.new_image(model, shape, batch)
+    # Of so many axes, they are of the last one, whatever Keras's global order is.
+    factors = (np.reshape(each, (1, 1, -1)).tolist() for each in (scale, offset))
+    name = adapters.free_name("to_input_range", adapters.names_in(model) | {image.name})
+    front = keras.layers.Rescaling(*factors, dtype="float32", name=name)
     outputs = adapters.called_on(model, front(image))
     return keras.Model(image, outputs, name=model.name)
-
-
-def _free_name(model: keras.Model) -> str:
-    name = "to_input_range"
-    names = {layer.name for layer in model.layers}
-    while name in names:
-        name += "_"
-    return name

@@ -10,7 +10,6 @@ softmaxes in half precision may be exactly 0 or 1, and have no gradient there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +32,10 @@ _MEANS = (
 _LINEAR = (*_MEANS, "BatchNormalization", "Multiply", "Rescaling")  # Logits alone.
 _SUMS = ("Add", "Average", "Subtract")
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+_KNOWN = {  # What layers may be given as such.
+    "softmax": (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax),
+    "sigmoid": (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid),
+}
 
 
 def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) -> str:
@@ -63,14 +66,9 @@ def kind(output: np.ndarray, tensor: keras.KerasTensor, single: bool = False) ->
 def unclear(output: np.ndarray, tensor: keras.KerasTensor) -> bool:
     """Whether outputs that `kind` takes for logits may be sigmoids all the same.
 
-    They are in [0, 1], and made by code that is none of Keras's layers.
+    They are in [0, 1], and nothing shows that a linear layer made them.
     """
-    layer, sources = _made_by(tensor)
-    while type(layer).__module__.startswith("keras."):
-        if len(sources) != 1 or getattr(layer, "weights", ()):
-            return False
-        layer, sources = _made_by(sources[0])
-    return in_range(output)
+    return in_range(output) and not is_linear(tensor)
 
 
 def in_range(output: np.ndarray) -> bool:
@@ -117,16 +115,16 @@ def with_logits(
       the outputs are what the probabilities were made of (True) or their logs (False):
       log p of a softmax, log p - log(1 - p) of a sigmoid.
     """
-    outputs, found = dict(model.output), {}
+    outputs, found, twins = dict(model.output), {}, _Twins(model, shares)
     for task, of in kinds.items():
         given = model.output[task]
         reached = exact is None or exact[task]
-        logits = _before(given, of, shares) if reached else None
+        logits = _before(given, of, twins) if reached else None
         if exact is None and logits is not None:
             both = keras.Model(model.inputs[0], {task: logits, "p": given})
             logits = logits if _stands_for(both, of, task, images) else None
         found[task] = logits is not None
-        logs = Logits(of, name=f"{task}_logits_of_{of}")
+        logs = Logits(of, name=twins.name(f"{task}_logits_of_{of}"))
         outputs[task] = logs(given) if logits is None else logits
     return keras.Model(model.inputs[0], outputs, name=model.name), found
 
@@ -169,13 +167,51 @@ class Logits(keras.layers.Layer):
 # The way back to what the probabilities were made of.
 
 
+class _Twins:
+    """A model's layers without their activations: one of each, under a free name."""
+
+    def __init__(self, model: keras.Model, shares: bool):
+        """`shares`: as in `with_logits`."""
+        self._taken = adapters.names_in(model)
+        self._shares = shares
+        self._of: dict[int, keras.Layer] = {}
+
+    def name(self, name: str) -> str:
+        """A name like that one which is free in the model."""
+        return adapters.free_name(name, self._taken)
+
+    def called(self, layer: Any, source: keras.KerasTensor) -> keras.KerasTensor | None:
+        """What a layer makes of `source` but for its activation.
+
+        None where it cannot be copied: if it is quantized, or of other code whose
+        config has no activation.
+        """
+        if id(layer) in self._of:
+            return self._of[id(layer)](source)
+        name = self.name(f"{layer.name}_logits")
+        if self._shares:
+            twin = self._of[id(layer)] = _Linear(layer, name)
+            return twin(source)
+        if getattr(layer, "quantization_mode", None):
+            return None
+        try:
+            config = {**layer.get_config(), "activation": "linear", "name": name}
+            twin = type(layer).from_config(config)
+            made = twin(source)
+            twin.set_weights(layer.get_weights())
+        except Exception:  # Layers raise whatever they like.
+            return None
+        self._of[id(layer)] = twin
+        return made
+
+
 def _before(
-    tensor: keras.KerasTensor, of: str, shares: bool, axis: int | None = None
+    tensor: keras.KerasTensor, of: str, twins: _Twins, axis: int | None = None
 ) -> keras.KerasTensor | None:
     """What a softmax or sigmoid is taken of to give `tensor`; None if not known.
 
     Looks behind what treats each value alone or moves it, and into models within the
-    model. `shares`: as in `with_logits`. `axis`: that of the classes; None: the last.
+    model. `axis`: that of the classes; None: the last.
     """
     axis = len(tensor.shape) - 1 if axis is None else axis
     layer, number, place = tensor._keras_history
@@ -183,28 +219,30 @@ def _before(
     if not node.input_tensors:
         return None
     if adapters.is_functional(layer):
-        inner = _before(keras.tree.flatten(layer.outputs)[place], of, shares, axis)
+        inner = _before(keras.tree.flatten(layer.outputs)[place], of, twins, axis)
         if inner is None:
             return None
         args, kwargs = node.arguments.args, node.arguments.kwargs
         inputs = layer.inputs[0] if len(layer.inputs) == 1 else layer.inputs
-        return keras.Model(inputs, inner)(*args, **kwargs)
+        name = twins.name(f"{layer.name}_logits")
+        return keras.Model(inputs, inner, name=name)(*args, **kwargs)
     (source, *others) = node.input_tensors
     if others:
         return None
     axis_before = _moved(layer, source, tensor, axis, of)
     if axis_before is not None:
-        inner = _before(source, of, shares, axis_before)
+        inner = _before(source, of, twins, axis_before)
         return None if inner is None else layer(inner)
-    twin = _without_activation(layer, of, axis, len(tensor.shape), shares)
-    return None if twin is None else twin(source)
+    if not _ends_in(layer, of, axis, len(tensor.shape)):
+        return None
+    return source if _is_activation(layer) else twins.called(layer, source)
 
 
 def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
     """Whether it is made of a softmax or sigmoid, by layers without weights."""
     layer, sources = _made_by(tensor)
     last = len(tensor.shape) - 1
-    if _without_activation(layer, of, last, last + 1):
+    if _ends_in(layer, of, last, last + 1):
         return True
     plain = len(sources) == 1 and not getattr(layer, "weights", ())
     return plain and _comes_from(sources[0], of)
@@ -213,7 +251,7 @@ def _comes_from(tensor: keras.KerasTensor, of: str) -> bool:
 def _has_values(tensor: keras.KerasTensor, of: str, axis: int) -> bool:
     """Whether it has the values of a softmax or sigmoid, moved, resized or averaged."""
     layer, sources = _made_by(tensor)
-    if _without_activation(layer, of, axis, len(tensor.shape)):
+    if _ends_in(layer, of, axis, len(tensor.shape)):
         return True
     if len(sources) != 1:
         return False
@@ -281,45 +319,32 @@ def _moved(
     return axis if isinstance(layer, kinds) or name == "Cast" else None
 
 
-def _without_activation(
-    layer: Any, of: str, axis: int, rank: int, shares: bool = False
-) -> Callable | None:
-    """The layer as it is before its activation `of`; None where it has none.
+def _ends_in(layer: Any, of: str, axis: int, rank: int) -> bool:
+    """Whether the last thing that a layer does is the softmax or sigmoid `of`.
 
-    A softmax must be over the axis of classes. `shares`: as in `with_logits`.
+    A softmax must be over the axis of classes.
     """
     name = type(layer).__name__
     if name in ("Softmax", "Sigmoid"):  # A layer or an operation.
         over = getattr(layer, "axis", axis)
         over = over % rank if isinstance(over, int) else None
-        same = name.lower() == of and (of == "sigmoid" or over == axis)
-        return (lambda x: x) if same else None
-    if getattr(layer, "activation", None) is not getattr(keras.activations, of):
-        return None
-    if of == "softmax" and axis != rank - 1:
-        return None
-    if isinstance(layer, keras.layers.Activation):
-        return lambda x: x
-    if shares:
-        return _Linear(layer)
-    if getattr(layer, "quantization_mode", None):
-        return None
-    config = {**layer.get_config(), "activation": "linear"}
-    twin = type(layer).from_config({**config, "name": f"{layer.name}_logits"})
+        return name.lower() == of and (of == "sigmoid" or over == axis)
+    activation = getattr(layer, "activation", None)
+    known = any(activation is each for each in _KNOWN[of])
+    return known and (of == "sigmoid" or axis == rank - 1)
 
-    def call(x):
-        y = twin(x)
-        twin.set_weights(layer.get_weights())
-        return y
 
-    return call
+def _is_activation(layer: Any) -> bool:
+    """Whether it does nothing else."""
+    kinds = (keras.layers.Activation, keras.layers.Softmax)
+    return isinstance(layer, kinds) or type(layer).__name__ in ("Softmax", "Sigmoid")
 
 
 class _Linear(keras.layers.Layer):
     """A layer without its activation, whose weights it shares."""
 
-    def __init__(self, layer: Any):
-        super().__init__(dtype=layer.dtype_policy, name=f"{layer.name}_logits")
+    def __init__(self, layer: Any, name: str):
+        super().__init__(dtype=layer.dtype_policy, name=name)
         self.layer = layer
 
     def call(self, x):

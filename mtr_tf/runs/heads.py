@@ -23,6 +23,7 @@ from absl import logging
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.models import adapters
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 
@@ -76,7 +77,7 @@ class Heads:
 
     def model(self, model: keras.Model) -> keras.Model:
         """The model of images -> {task: output}; itself if it is that already."""
-        given, image = structure_of(model), model.inputs[0]
+        given, image = adapters.structure_of(model), model.inputs[0]
         own = {task: output.tensor for task, output in self.outputs.items()}
         same = isinstance(given, dict) and list(given) == list(own)
         if same and model.input is image and all(given[t] is own[t] for t in own):
@@ -94,18 +95,11 @@ class Heads:
 
 def outputs_of(model: keras.Model) -> list[Output]:
     """All outputs of a functional model, in the order of its own structure."""
-    structure = structure_of(model)
+    structure = adapters.structure_of(model)
     return [
         Output(number, path, _layer_name(tensor), tensor)
         for number, (path, tensor) in enumerate(_flat(structure, ()))
     ]
-
-
-def structure_of(model: keras.Model) -> Any:
-    """A functional model's outputs; Sequential ones have no `output` when loaded."""
-    if isinstance(model, keras.Sequential):
-        return model.outputs[0]
-    return model.output
 
 
 def _flat(structure: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

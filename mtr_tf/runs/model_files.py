@@ -46,6 +46,7 @@ class File:
       stem: What its results are named after.
       shape: (height, width, channels) that a plain function is known to take.
       content: A hash of its files, where it is known by these.
+      batch: The one size of batches that a plain function is known to take, if any.
     """
 
     name: str
@@ -53,6 +54,7 @@ class File:
     stem: str
     shape: tuple[int | None, ...] | None = None
     content: str = ""
+    batch: int | None = None
 
 
 def is_function(ckpt: str) -> bool:
@@ -191,7 +193,10 @@ def _saved_model(path: pathlib.Path) -> File:
         raise too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
     ((argument, spec),) = specs.items()
     packing.check_dtype(str(path), spec.dtype.name)
-    shape = tuple(spec.shape[1:]) if spec.shape.rank else None
+    batch, *shape = tuple(spec.shape) if spec.shape.rank else (None,)
+    made = [tuple(y.shape[:1]) for y in signature.structured_outputs.values()]
+    if batch is None and len({*made}) == 1 and made[0]:  # Keras frees the inputs' one.
+        (batch,) = made[0]
 
     def call(images, keep=loaded):
         del keep  # Its variables live as long as this.
@@ -205,7 +210,8 @@ def _saved_model(path: pathlib.Path) -> File:
         if file.is_file() and file.name != "fingerprint.pb":
             digest.update(file.relative_to(path).as_posix().encode())
             digest.update(files.read_bytes(file))
-    return File(str(path), call, path.name, shape, digest.hexdigest())
+    size = tuple(shape) or None
+    return File(str(path), call, path.name, size, digest.hexdigest(), batch)
 
 
 def _cause(error: Exception) -> str:
@@ -284,7 +290,7 @@ def _as_functional(
     if not (file.shape or shape):
         given = _own_shape(file.model) or given
     try:
-        return adapters.as_functional(file.model, given)
+        return adapters.as_functional(file.model, given, file.batch)
     except InputError:
         raise
     except Exception as error:  # It may raise whatever it likes.

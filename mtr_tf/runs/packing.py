@@ -74,8 +74,9 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
     check_dtype(where, str(tensors[image].dtype))
     dtypes = {name: str(tensors[name].dtype) for name in names if name != image}
     batch = tensors[image].shape[0]
-    whole = keras.Input(layout.packed, batch, dtype="float32", name=IMAGE)
-    parts = Unpack(layout, dtypes)(whole)
+    whole = adapters.new_image(model, layout.packed, batch)
+    name = adapters.free_name("unpack", adapters.names_in(model) | {whole.name})
+    parts = Unpack(layout, dtypes, name=name)(whole)
     given = [parts[IMAGE if name == image else name] for name in names]
     return keras.Model(whole, adapters.called_on(model, *given), name=model.name)
 

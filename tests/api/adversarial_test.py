@@ -289,7 +289,7 @@ class OfProbabilities(keras.Model):
         tf.sigmoid,
         OwnSigmoid(),
         slow(keras.layers.Lambda(tf.nn.softmax)),
-        keras.layers.Activation(tf.nn.softmax),
+        keras.layers.Activation(lambda x: tf.nn.softmax(x)),
         tf.identity,
     ],
 )
@@ -312,6 +312,68 @@ def test_what_may_be_probabilities_is_asked_about(finish, caplog):
     said = [r.message for r in caplog.records if "as probabilities are" in r.message]
     assert len(said) == (finish is not tf.identity)
     assert all("net's parts is in [0, 1]" in sentence for sentence in said)
+
+
+def test_names_that_outputs_and_targets_lack_are_said(batch):
+    image = keras.Input((16, 16, 3))
+    heads = {name: keras.layers.Conv2D(2, 1)(image) for name in ("segm", "depth")}
+    with pytest.raises(mtr_tf.InputError, match="seg is missing; got segm, depth"):
+        mtr_tf.AdversarialModel(keras.Model(image, heads), TASKS)
+    adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
+    adversarial.compile("sgd", loss=LOSSES)
+    given = {"depth": batch[1]["depth"]}
+    with pytest.raises(mtr_tf.InputError, match="targets .* seg is missing; got depth"):
+        adversarial.attacked(tf.constant(batch[0]), given)
+
+
+def test_images_may_be_the_only_value_of_a_dict_or_a_list(batch):
+    images, targets = tf.constant(batch[0]), batch[1]["seg"]
+    image = keras.Input((16, 16, 3), name="image")
+    layer = keras.layers.Conv2D(3, 1)
+    moved = []
+    for pack in (lambda x: x, lambda x: {"image": x}, lambda x: [x]):
+        model = keras.Model(pack(image), {"seg": layer(image)})
+        adversarial = mtr_tf.AdversarialModel(model, steps=1)
+        adversarial.compile(keras.optimizers.SGD(0.0), loss=LOSSES["seg"])
+        adversarial.fit(pack(images), {"seg": targets}, verbose=0)
+        given = adversarial.attacked(pack(images), targets)
+        assert type(given) is type(pack(images))
+        moved += keras.tree.flatten(given)
+    np.testing.assert_array_equal(moved[0], moved[1])
+    np.testing.assert_array_equal(moved[0], moved[2])
+    with pytest.raises(mtr_tf.InputError, match="images alone.*got 2 in a list"):
+        adversarial.attacked([images, images], targets)
+    free = mtr_tf.AdversarialModel(Subclassed(), "seg", steps=1)
+    with pytest.raises(mtr_tf.InputError, match="got 1 in a dict. Give the images"):
+        free.attacked({"image": images}, targets)
+
+
+class Same(keras.Model):
+    """The images themselves."""
+
+    def call(self, x):
+        return {"depth": x}
+
+
+def same():
+    image = keras.Input((16, 16, 3))
+    layer = keras.layers.Identity(dtype="float32")
+    return keras.Model(image, {"depth": layer(image)})
+
+
+@pytest.mark.parametrize("make", [same, lambda: Same(dtype="float32")])
+def test_no_image_is_rounded_on_its_way_into_a_float32_model(batch, make):
+    images = tf.constant(batch[0])
+    task = tasks_lib.Task("depth", kind="numbers", channels=3, places=2)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        adversarial = mtr_tf.AdversarialModel(make(), [task], steps=1)
+        np.testing.assert_array_equal(adversarial(images)["depth"], images)
+        model, _ = adversarial._by_task(images.shape)
+        np.testing.assert_array_equal(model(images)["depth"], images)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert adversarial.dtype_policy == adversarial.inner.dtype_policy
 
 
 class Negative(keras.Model):

@@ -308,6 +308,36 @@ def test_of_a_function_nobody_knows_how_many_classes_it_has():
     assert clean == pytest.approx(1 - light().mean())
 
 
+class ThreeClasses(keras.Model):
+    """No graph of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = keras.layers.Conv2D(3, 1)
+
+    def call(self, x, training=False):
+        return {"parts": self.layer(x)}
+
+
+def test_how_to_say_classes_that_examples_do_not_show(tmp_path):
+    """Of a subclassed model nobody knows before how many classes there are."""
+    examples = {"image": GREYS, "targets": {"parts": GREYS[..., 0] // 128}}
+    settings = {"attack": "pgd", "eps": 8}
+
+    def classes(task, facts):
+        job = evaluate.job_of(
+            ThreeClasses(), examples, task, {}, facts, settings, tmp_path
+        )
+        return len(job.subject.tasks["parts"].classes)
+
+    unknown = Task("parts", kind="classes")
+    cure = r"or declare Task\('parts', kind='classes', channels=3\), if these data"
+    with pytest.raises(InputError, match=cure):
+        classes(unknown, {})
+    assert classes(Task("parts", kind="classes", channels=3), {}) == 3
+    assert classes(unknown, {"classes": ["a", "b", "c"]}) == 3
+
+
 def test_results_of_a_task_with_an_ignored_class_are_others(tmp_path):
     image = keras.Input((8, 8, 3))
     model = keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(image)})

@@ -523,3 +523,15 @@ def test_the_case_of_nan(wide_colours):
 def test_the_case_of_bfloat16(wide_colours):
     records = run_case("mixed_bfloat16")
     assert all(record["attacked_value"] is not None for record in records)
+
+
+def test_an_axis_of_channels_beside_layers_of_the_same_names():
+    """Those of a file were numbered by another process."""
+    image = keras.Input((SIZE, SIZE, 3))
+    y = keras.layers.Identity(name="depth_with_channels")(image)
+    y = keras.layers.Identity(name="expand_dims")(y)
+    given = keras.Model(image, {"depth": y[..., 0], "seg": y})
+    keras.backend.clear_session()
+    fitted = model_fit.fitted(run_of(given), INFO, ("seg", "depth")).model
+    x = np.random.default_rng(0).random((2, SIZE, SIZE, 3)).astype(np.float32)
+    np.testing.assert_array_equal(fitted(x)["depth"], x[..., :1])

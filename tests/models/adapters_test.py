@@ -12,10 +12,11 @@ from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.models import adapters
 from mtr_tf.models import folding
+from mtr_tf.models import input_range
 from mtr_tf.models import probabilities
-from mtr_tf.runs import heads
 from mtr_tf.runs import loading
 from mtr_tf.runs import model_files
+from mtr_tf.runs import packing
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 
@@ -115,7 +116,7 @@ def test_models_with_classes_of_their_own_are_called_layer_by_layer():
     np.testing.assert_allclose(adapters.called_on(two, x, 2 * x), -5 * x, rtol=1e-6)
     line = Line([keras.Input((4, 4, 3)), layer])
     np.testing.assert_array_equal(adapters.called_on(line, x), layer(x))
-    assert heads.structure_of(line) is line.outputs[0]
+    assert adapters.structure_of(line) is line.outputs[0]
     assert all(map(adapters.is_functional, (one, two, line)))
 
 
@@ -256,3 +257,142 @@ def test_a_function_as_a_model():
     two, rest = made(x)
     np.testing.assert_allclose(two, 2 * x)
     np.testing.assert_allclose(rest["a"], x[..., :1])
+
+
+OURS = (
+    *("image", "to_input_range", "to_channels_first", "to_channels_last", "unpack"),
+    *("n_of_two", "n_resized"),
+)
+
+
+def with_our_names(shape, batch=None, name="given"):
+    """The first channel; layers have the names of what is put around models."""
+    image = keras.Input(shape, batch, name=name)
+    y = image
+    for each in OURS:
+        y = keras.layers.Identity(name=each)(y)
+    return keras.Model(image, {"n": y[..., :1]})
+
+
+def test_layers_may_have_the_names_of_ours():
+    x = maps(2, 4, 6, 3)
+    last, first = with_our_names((4, 6, 3)), with_our_names((3, 4, 6))
+    layout = Layout((4, 6, 2), (("gain", (4, 6, 1)),))
+    packed = packing.packed(with_our_names((4, 6, 2)), layout, "it")
+    for made, expected in (
+        (input_range.in_front(last, (2, 2, 2), (1, 1, 1)), 2 * x[..., :1] + 1),
+        (adapters.any_batch(with_our_names((4, 6, 3), 2), 2), x[..., :1]),
+        (
+            adapters.with_two_logits(last, ["n"]),
+            tf.pad(x[..., :1], [[0, 0]] * 3 + [[1, 0]]),
+        ),
+        (adapters.resized(last, {"n": (4, 6)}), x[..., :1]),
+        (packed, x[..., :1]),
+    ):
+        np.testing.assert_allclose(made(x)["n"], expected, atol=1e-6)
+    turned = first(tf.transpose(x, (0, 3, 1, 2)))["n"]
+    made = adapters.channels_last(first)(x)["n"]
+    np.testing.assert_array_equal(made, tf.transpose(turned, (0, 2, 3, 1)))
+    twice = input_range.in_front(input_range.in_front(last, [2], [0]), [3], [1])
+    np.testing.assert_allclose(twice(x)["n"], 6 * x[..., :1] + 2, atol=1e-5)
+
+
+def test_a_subclassed_model_may_be_called_image():
+    made = adapters.as_functional(Free(name="image"), (4, 4, 3))
+    x = maps(2, 4, 4, 3)
+    np.testing.assert_array_equal(made(x)["n"], -x)
+
+
+def test_channels_of_a_file_that_another_process_has_numbered(tmp_path):
+    keras.backend.clear_session()
+    image = keras.Input((3, 8, 6))
+    y = keras.layers.Permute((2, 3, 1))(image)
+    model = keras.Model(image, {"n": keras.layers.Permute((3, 1, 2))(2 * y)})
+    model.save(tmp_path / "first.keras")
+    keras.backend.clear_session()
+    file = model_files.load(str(tmp_path / "first.keras"))
+    assert {"permute", "permute_1"} < {layer.name for layer in file.model.layers}
+    x = maps(2, 8, 6, 3)
+    np.testing.assert_array_equal(model_files.functional(file, None)(x)["n"], 2 * x)
+
+
+@pytest.fixture
+def mixed_policy():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_nothing_of_a_float32_model_is_rounded(mixed_policy):
+    x = maps(2, 8, 6, 3)
+    for shape in ((8, 6, 3), (3, 8, 6)):
+        image = keras.Input(shape)
+        y = keras.layers.Identity(dtype="float32")(image)
+        made = keras.Model(image, {"n": y})
+        made = adapters.channels_last(made) if shape[0] == 3 else made
+        np.testing.assert_array_equal(made(x)["n"], x)
+    one = with_our_names((8, 6, 3))
+    for layer in one.layers:
+        layer.dtype_policy = "float32"
+    two = adapters.with_two_logits(one, ["n"])(x)["n"]
+    np.testing.assert_array_equal(two[..., 1:], x[..., :1])
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [((2,) * 3, (1,) * 3), ((1, 2, 3), (0, 1, 0)), ((2,) * 3, (0, 1, 2)), ((2,), (1,))],
+)
+@pytest.mark.parametrize("order", ["channels_last", "channels_first"])
+def test_ranges_do_not_go_by_the_order_that_keras_is_set_to(order, scale, offset):
+    image = keras.Input((4, 6, 3))
+    given, x = keras.Model(image, {"n": 1 * image}), maps(2, 4, 6, 3)
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format(order)
+    try:
+        made = input_range.in_front(given, scale, offset)(x)["n"]
+    finally:
+        keras.config.set_image_data_format(before)
+    np.testing.assert_allclose(made, x * scale + offset, rtol=1e-6, atol=1e-6)
+
+
+class Together(keras.layers.Layer):
+    """Three times the image, of batches of two alone."""
+
+    def call(self, x):
+        return tf.reshape(3.0 * tf.reshape(x, (8, 4, 3)), (2, 4, 4, 3))
+
+
+def of_two_images():
+    return keras.Sequential([keras.Input((4, 4, 3), 2), Together()])
+
+
+def sequential(folder):
+    return model_files.of_object(of_two_images(), "the model", "model")
+
+
+def sequential_file(folder):
+    with keras.saving.custom_object_scope({"Together": Together}):
+        of_two_images().save(folder / "net.keras")
+        return model_files.load(str(folder / "net.keras"))
+
+
+def export(folder):
+    """Whose signature takes any batch, by Keras's doing, but gives batches of two."""
+    of_two_images().export(folder / "net", verbose=False)
+    return model_files.load(str(folder / "net"))
+
+
+def signature(folder):
+    module = tf.Module()
+    module.call = tf.function(Together(), input_signature=[tf.TensorSpec((2, 4, 4, 3))])
+    tf.saved_model.save(module, folder / "net", signatures=module.call)
+    return model_files.load(str(folder / "net"))
+
+
+@pytest.mark.parametrize("form", [sequential, sequential_file, export, signature])
+def test_fixed_batches_that_models_of_any_form_need(form, tmp_path):
+    made = model_files.functional(form(tmp_path), None)
+    call = tf.function(lambda x: tf.nest.flatten(made(x, training=False)))
+    for count in (1, 2, 5):
+        x = maps(count, 4, 4, 3)
+        np.testing.assert_allclose(call(x)[0], 3 * x, rtol=1e-6)

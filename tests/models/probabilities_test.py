@@ -40,6 +40,10 @@ EXACT = {
     "of the convolution": lambda z, x: layers.Conv2D(3, 1, activation="softmax")(x),
     "operation": lambda z, x: ops.softmax(z),
     "function": lambda z, x: keras.activations.softmax(z),
+    "of TensorFlow": lambda z, x: layers.Conv2D(3, 1, activation=tf.nn.softmax)(x),
+    "operation of the convolution": lambda z, x: layers.Conv2D(
+        3, 1, activation=ops.softmax
+    )(x),
     "before a cast": lambda z, x: ops.cast(
         ops.softmax(ops.cast(z, "float16")), "float32"
     ),
@@ -62,6 +66,11 @@ LOGS = {
 SIGMOIDS = {
     "layer": lambda z, x: layers.Activation("sigmoid")(z),
     "operation": lambda z, x: ops.sigmoid(z),
+    "of TensorFlow": lambda z, x: layers.Conv2D(3, 1, activation=tf.nn.sigmoid)(x),
+    "activation of TensorFlow": lambda z, x: layers.Activation(tf.sigmoid)(z),
+    "operation of the convolution": lambda z, x: layers.Conv2D(
+        3, 1, activation=ops.sigmoid
+    )(x),
 }
 LOGITS = {
     "logits": lambda z, x: z,
@@ -167,7 +176,28 @@ def test_sigmoids_of_other_code_are_not_clear():
         assert probabilities.kind(values, tensor) == ""
         assert probabilities.unclear(values, tensor) is unclear
         assert not probabilities.unclear(values - 1, tensor)
-    assert not probabilities.unclear(values, image[..., :2])
+
+
+def lines(z):
+    return ops.clip(z / 4 + 0.5, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda z, x: layers.Conv2D(3, 1, activation="hard_sigmoid")(x),
+        lambda z, x: layers.Conv2D(3, 1, activation=lines)(x),
+        lambda z, x: layers.Activation(lines)(z),
+        lambda z, x: 1 / (1 + ops.exp(-z)),
+        lambda z, x: ops.concatenate([ops.sigmoid(z), ops.sigmoid(-z)]),
+    ],
+)
+def test_numbers_in_0_to_1_that_no_linear_layer_made_are_not_clear(end):
+    model = net(end)
+    output = model(images())["seg"].numpy()
+    assert 0 <= output.min() < output.max() <= 1
+    assert probabilities.kind(output, model.output["seg"]) == ""
+    assert probabilities.unclear(output, model.output["seg"])
 
 
 @pytest.mark.parametrize(
@@ -233,3 +263,82 @@ def test_the_model_that_was_given_stays_as_it_is():
     converted(model, x)
     np.testing.assert_array_equal(model(x)["seg"], before)
     assert [layer.name for layer in model.layers] == names
+
+
+class Head(layers.Layer):
+    """Of other code, whose config has no activation."""
+
+    def __init__(self, of, **settings):
+        super().__init__(**settings)
+        self.of, self.conv = of, layers.Conv2D(CLASSES, 1)
+        self.activation = getattr(keras.activations, of)
+
+    def call(self, x):
+        return self.activation(self.conv(x))
+
+
+@pytest.mark.parametrize("of", ["softmax", "sigmoid"])
+def test_a_layer_that_cannot_be_copied_gives_the_logs(of):
+    model, x = net(lambda z, x: Head(of)(x)), images()
+    found, made, exact, output = converted(model, x)
+    assert (found, exact) == (of, {"seg": False})
+    back = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}[of](made(x)["seg"])
+    np.testing.assert_allclose(back, output, atol=1e-6)
+
+
+def of_two(head):
+    image = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(image, {"near": head(image), "far": head(-image)})
+
+
+def shared_convolution():
+    return of_two(layers.Conv2D(CLASSES, 1, activation="softmax"))
+
+
+def shared_model():
+    inside = keras.Input((SIZE, SIZE, 3))
+    layer = layers.Conv2D(CLASSES, 1, activation="softmax")
+    return of_two(keras.Model(inside, layer(inside)))
+
+
+def models_numbered_by_another_process():
+    names = iter(["functional", "functional_1"])
+
+    def part():
+        inside = keras.Input((SIZE, SIZE, 3))
+        layer = layers.Conv2D(CLASSES, 1, activation="softmax")
+        return keras.Model(inside, layer(inside), name=next(names))
+
+    image = keras.Input((SIZE, SIZE, 3))
+    both = {"near": part()(image), "far": part()(image)}
+    keras.backend.clear_session()
+    return keras.Model(image, both)
+
+
+def names_of_ours():
+    def end(name):
+        return layers.Conv2D(CLASSES, 1, activation="softmax", name=name)
+
+    image = keras.Input((SIZE, SIZE, 3))
+    return keras.Model(image, {"near": end("a")(image), "far": end("a_logits")(image)})
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        shared_convolution,
+        shared_model,
+        models_numbered_by_another_process,
+        names_of_ours,
+    ],
+)
+def test_two_outputs_get_their_logits(make, shares):
+    model, x = make(), images()
+    kinds = {"near": "softmax", "far": "softmax"}
+    made, exact = probabilities.with_logits(model, kinds, x, shares=shares)
+    assert exact == {"near": True, "far": True}
+    given, logits = model(x), made(x)
+    for task in kinds:
+        assert np.ptp(logits[task]) > 1 or np.min(logits[task]) < 0
+        np.testing.assert_allclose(tf.nn.softmax(logits[task]), given[task], atol=1e-6)
