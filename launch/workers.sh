@@ -37,7 +37,7 @@ elif command -v nvidia-smi >/dev/null; then
   mapfile -t named < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)
 fi
 gpus=()
-for gpu in "${named[@]}"; do
+for gpu in ${named[@]+"${named[@]}"}; do  # Older shells take an empty array for an error.
   # -1, NoDevFiles (SLURM) and "No devices were found" are none; CUDA ignores what follows.
   [[ "$gpu" =~ ^([0-9]+|GPU-.*|MIG-.*)$ ]] || break
   gpus+=("$gpu")

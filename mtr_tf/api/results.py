@@ -42,7 +42,7 @@ class Results:
       title: What was attacked.
       records: One record per attack, radius, attacked group, task and metric, as in
         `results.json` (docs/reading_results.md).
-      measures: The records of `measure=`, as in `measures.json`.
+      measures: The records of `measure=`; `measures.json` has earlier ones, too.
       clean: Results on the clean images: scores, rows per image, painted examples.
       attacked: The same for each attack.
       folder: The folder or address that `out` named, where everything is written; None:

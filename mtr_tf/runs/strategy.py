@@ -27,7 +27,7 @@ def create(
 
     `auto` is multi_worker if there are several workers, else mirrored if there are
     several GPUs or replicas are asked for, else the one GPU, else the CPU. On GPUs
-    multi_worker speaks by NCCL; multi_worker_ring does not, and is the same else.
+    multi_worker speaks by NCCL; multi_worker_ring does not, otherwise it is the same.
 
     Args:
       name: auto, one_device, mirrored, multi_worker or multi_worker_ring.

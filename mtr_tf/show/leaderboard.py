@@ -385,7 +385,8 @@ def _strongest(records: Sequence[Record], sign: int) -> Record:
 
     One that lacks seeds takes the place of another only if it did more harm than the
     choice of seeds makes: how far the other's mean over them is from that over all of
-    its own. So an unlucky seed is no stronger attack.
+    its own. So an unlucky seed is no stronger attack. Where they share no seed, the
+    means of both are compared.
 
     Args:
       records: Of one model.

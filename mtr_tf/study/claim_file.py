@@ -208,8 +208,6 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
         than = table.values("than", str)
     if not better or not than:
         table.fail("better and than must each name one or more variants.")
-    if candidates:
-        _check_matched(table, study, better[0])
 
     def term(weight, *variants):
         points = [p for v in variants for p in _points(table, study, v)]
@@ -219,6 +217,7 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
         share = 1 / len(better)
         pairs = [(term(share, v), term(-share, *candidates)) for v in better]
         terms = tuple(one for pair in pairs for one in pair)
+        _check_matched(table, study, better[0])
         return {"better": better, "matched": candidates, "terms": terms}
     terms = (term(1.0, *better), term(-1.0, *than))
     return {"better": better, "than": than, "terms": terms}
@@ -227,7 +226,6 @@ def _compared(table: Table, study: Study) -> dict[str, Any]:
 def _check_matched(table: Table, study: Study, variant: str) -> None:
     """Refuses models matched by values of which all are alike."""
     attack = table.value("attack", str)
-    one_of(table, "attack", attack, [each.name for each in study.attacks])
     fields = study.attack_fields(attack, variant, study.seeds[0])
     if fields.get("targets") == OWN_TARGETS:
         table.fail(

@@ -175,7 +175,7 @@ def _other_code(
     made = files.read_object(folder / "settings.json").get("versions")
     if made != directory.versions():
         return []
-    kept = [_codes(path) for path in _work(folder, record)]
+    kept = [codes for path in _work(folder, record) if (codes := _codes(path))]
     tasks = source.info.tasks
     return [
         f"the loss or a metric of {name} is another one"

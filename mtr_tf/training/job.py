@@ -151,7 +151,7 @@ def resolve(
         best = monitor.parse_best(config, tasks)
         columns = _training_columns(config, source)
         source.columns("validation")  # Complains now if it cannot be read.
-        _check_targets(tasks, source)
+        _check_targets(tasks, source, begun.is_run)
         examples = config.train_examples or len(columns)
         augment = Augment(config.flip, config.parsed_crop)
         augment.check(*source.info.image_shape[:2], tasks)
@@ -231,6 +231,7 @@ def own_facts(config: TrainConfig, source: Source | None) -> dict[str, Any]:
         model = None
         if ":" in config.model:
             new = dataclasses.replace(config, init="")
+            keras.utils.clear_session()  # Names count from the start, as in training.
             model = building.new_model(new, source.info)
         code = _code(config, model, source.info.tasks.select(config.tasks))
     return code | _weights(config, fetch=False)
@@ -377,10 +378,17 @@ def _training_columns(config: TrainConfig, source: Source) -> Columns:
     )
 
 
-def _check_targets(tasks: tasks_lib.TaskSet, source: Source) -> None:
-    """Raises `InputError` for a task that no training example has a target of."""
+def _check_targets(tasks: tasks_lib.TaskSet, source: Source, is_run: bool) -> None:
+    """Raises `InputError` for a task that no training example has a target of.
+
+    Runs that have begun may have one, and only say so.
+    """
     for name in tasks:
-        if name in source.unknown.get("train", ()):
+        if name in source.unknown.get("train", ()) and is_run:
+            logging.warning(
+                "no example of train has a target of %s, which learns nothing", name
+            )
+        elif name in source.unknown.get("train", ()):
             raise InputError(
                 f"The task {name} must have targets in train, but none of its "
                 f"{source.info.splits['train']} examples has one; add targets, or "

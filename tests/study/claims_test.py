@@ -177,6 +177,12 @@ def test_models_that_agree_with_themselves_cannot_be_matched(tmp_path, before):
     claims.check(study_with(tmp_path, CLAIM + COMPARED + 'than = ["s"]', study))
 
 
+def test_a_misspelt_variant_of_a_matched_claim_is_named(tmp_path):
+    text = CLAIM + COMPARED + 'than = { matched = ["s", "early"] }'
+    with pytest.raises(InputError, match="claim 'E4'.* 'sd'"):
+        claims.check(study_with(tmp_path, text.replace("s+d", "sd")))
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_claim_on_images_made_on_several_models_is_undecided(tmp_path, again):
     moved = '[attacks."moved"]\nsource = "s"\nattack_tasks = ["seg"]\neps = [2]\n'

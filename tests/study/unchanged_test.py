@@ -20,6 +20,7 @@ from mtr_tf import data
 from mtr_tf.errors import InputError
 from mtr_tf.executors.command import Ended
 from mtr_tf.runs import building
+from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import queue
 from mtr_tf.study import study_file
@@ -166,6 +167,37 @@ def test_a_study_is_not_continued_with_other_code_or_weights(module, tmp_path):
     del content["code"], content["init"]
     (folder / "config.json").write_text(json.dumps(content))
     unchanged.check(Runner(study, workdir).queue, workdir)
+
+
+def test_a_model_is_known_however_many_were_built_before(module, tmp_path):
+    """An operation has the name of an activation, until Keras has counted one."""
+
+    def of_relu(image_shape, tasks):
+        image = keras.Input(image_shape)
+        hidden = keras.layers.Conv2D(4, 3, activation="relu", name="body")(image)
+        heads = keras.layers.Conv2D(2, 3, name="head")(keras.ops.relu(hidden))
+        return keras.Model(image, {"flow": keras.layers.ZeroPadding2D(2)(heads)})
+
+    module.net = of_relu
+    study = study_of(tmp_path, OWN, init="")
+    config = Runner(study, tmp_path / "w").queue.cells[0].config
+    source = building.open_source(config)
+    assert job.own_facts(config, source) == job.own_facts(config, source)
+
+
+def test_hashes_are_read_past_what_is_no_work(tmp_path):
+    """As the facts that records of measures depend on, which lie beside it."""
+    (tmp_path / "settings.json").write_text(
+        json.dumps({"versions": directory.versions()})
+    )
+    flow = Task("flow", channels=2, loss=loss, metrics=[error])
+    source = types.SimpleNamespace(info=types.SimpleNamespace(tasks={"flow": flow}))
+    (tmp_path / "measures").mkdir()
+    (tmp_path / "measures" / "facts.json").write_text("{}")
+    key = {"own_tasks": [{"name": "flow", "code": "of another one"}]}
+    (tmp_path / "measures" / "later.json").write_text(json.dumps({"key": key}))
+    (said,) = unchanged._other_code(tmp_path, {}, source)
+    assert said == "the loss or a metric of flow is another one"
 
 
 def test_a_study_of_what_is_ours_opens_nothing(tmp_path, monkeypatch):

@@ -44,20 +44,22 @@ def open_masked(**known):
     return reading.open_given("masked", given)
 
 
-def test_a_task_without_any_target_to_train_on_is_refused(monkeypatch):
+def test_a_task_without_any_target_to_train_on_is_refused(monkeypatch, caplog):
     source = open_masked(train=False, validation=True)
     monkeypatch.setitem(data.DATASETS, "masked", lambda **_: source)
     config = TrainConfig(tasks=("seg", "depth"), dataset="masked", model="tiny")
     with pytest.raises(InputError, match="depth must have targets in train, but none"):
         job_lib.resolve(config)
-    job_lib._check_targets(source.info.tasks.select(["seg"]), source)
+    job_lib._check_targets(source.info.tasks.select(["seg"]), source, False)
+    job_lib._check_targets(source.info.tasks, source, True)  # A run that has begun.
+    assert "no example of train has a target of depth" in caplog.text
 
 
 def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
     for known, said in ((True, []), (False, ["depth"])):
         caplog.clear()
         source = open_masked(train=True, validation=known)
-        job_lib._check_targets(source.info.tasks, source)
+        job_lib._check_targets(source.info.tasks, source, False)
         assert [m.split("target of ")[1].split(",")[0] for m in caplog.messages] == said
 
 
