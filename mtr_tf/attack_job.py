@@ -645,7 +645,10 @@ def _cells(
     if config.attack == NO_ATTACK:
         return ()
     unbound = [name for name in config.attack if not KINDS[name].bounded]
-    scale = run.normalization(unbound[0]) if unbound else ()
+    ours = [name for name in unbound if KINDS[name].ours]
+    # A user's may do without, where the model does not tell.
+    needed = ours or (unbound if run.config else [])
+    scale = run.normalization(needed[0]) if needed else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
 
 

@@ -76,8 +76,8 @@ class Kind:
       own_losses: Whether it raises its own losses, whatever was asked for.
       needs_classes: Whether a task with classes must be attacked.
       bounded: Whether results stay in the ball and the box, which sweeps check. Attacks
-        that do not are for comparison only, need the model's normalisation, and say so
-        in each record.
+        that do not are for comparison only, and say so in each record; ours need the
+        model's normalisation.
       norms: The norms that it supports.
       for_comparison: Whether it repeats the mistakes of other code, to measure what
         they change. It is then never in an ensemble, nor among the attacks in Python.

@@ -277,8 +277,9 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
 
 
 def _in_int64(seed: Any) -> Any:
-    """Returns the seed or seeds; raises InputError where Python's are too large."""
-    for number in tf.nest.flatten(seed):
+    """Returns the seed or seeds; raises InputError where one is too large."""
+    given = [one for one in tf.nest.flatten(seed) if not tf.is_tensor(one)]
+    for number in (n for one in given for n in np.ravel(one).tolist()):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."

@@ -55,6 +55,7 @@ _CAFFE = (103.939, 116.779, 123.68)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet.
 _TURN = "reverse the channels in front of the model (images[..., ::-1])"
 _STILL = 0.01  # Outputs that change by less of their scale do not depend on the image.
+_STILL_OF_SIZE = 1e-4  # The same of their size, where nothing tells their scale.
 
 Affine = tuple[Sequence[float], Sequence[float]]
 """(scale, offset) per channel of what a model wants for images in [0, 1]."""
@@ -359,14 +360,15 @@ class _FirstLook:
         for task in self.finite:
             output = self.outputs[task]
             change = max(_rms(negative[task] - output), _spread(output, axis=0))
+            still = _STILL
             if self.tasks[task].discrete:
                 scale = _spread(output, axis=-1)
             elif task not in self.sound:
-                scale = _rms(output)
+                scale, still = _rms(output), _STILL_OF_SIZE
             else:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
-            if change < _STILL * scale:
+            if change < still * scale:
                 warnings.append(
                     f"{self.name}'s {task} hardly changes with the image, even from "
                     f"an image to its negative{likely} (by {change / scale:.2g} of "

@@ -86,8 +86,8 @@ def fitted(
             _check_size(model, info, task, shapes[each], name)
         if wanted == shapes[each]:
             continue
-        name = adapters.free_name(f"{each}_with_channels", taken)
-        settings = {"dtype": outputs[each].dtype, "name": name}
+        free = adapters.free_name(f"{each}_with_channels", taken)
+        settings = {"dtype": outputs[each].dtype, "name": free}
         if len(wanted) > len(shapes[each]):
             layer = adapters.ExpandDims(**settings)
         else:

@@ -43,6 +43,7 @@ _TARGETED_OF_0 = 3  # The same, where the largest is to be lowered.
 _TIES = 1  # How points of equal harm are told apart; likewise.
 _NORMS_OF_MOVABLE = 1  # What gradients are divided by if a part may change; likewise.
 _LENGTHS = 1  # What a user's record works out of its lengths; likewise.
+_ANY_LENGTH = 1 / 510  # At which records are compared: no length of a sweep's, nor 0.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -364,7 +365,9 @@ class Cell:
 
     def _build_alone(self) -> Callable[..., tf.Tensor]:
         """The same of a record that is made for the numbers of this cell."""
-        made = self.attack.make(self.threat.norm, *self._allowed_numbers)
+        if not self.eps:  # A record may refuse 0.
+            return lambda objective, x, seed, *_: x
+        made = self.attack.make(self.threat.norm, *self.numbers)
 
         def attack(objective, x, seed, *_):
             member = self.place >= 0
@@ -374,21 +377,16 @@ class Cell:
         return attack
 
     @property
-    def _allowed_numbers(self) -> tuple[float, float]:
-        """The numbers, with any step at radius 0, where nothing moves."""
-        epsilon, step_size = self.numbers
-        return epsilon, step_size if epsilon else 1.0
-
-    @property
     def _keeps_lengths(self) -> bool:
         """Whether a user's record holds what it has worked out of its lengths.
 
         `with_lengths` leaves that as it is, so such a record serves one radius. What
-        cannot be compared counts, too.
+        cannot be compared counts, too. The cell's own lengths do not matter: all of a
+        family must agree.
         """
         if self.attack.kind.ours or self.members:
             return False
-        numbers = self._allowed_numbers
+        numbers = (_ANY_LENGTH, _ANY_LENGTH)
         made = self.attack.make(self.threat.norm, *numbers)
         bound = self.attack.make(self.threat.norm, 1.0, 1.0).with_lengths(*numbers)
         held, others = (getattr(a, "__dict__", a) for a in (made, bound))

@@ -89,11 +89,11 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    about |= _mended(cell, subject)
     alike = _alike(cell, results) if transfer else ()
     if transfer:
         about["transferred"] = [result.attack_cell.to_dict() for result in alike]
-    known: dict[str, Any] = _kept(path) if workers.chief else {}
+    mended = _mended(cell, subject)
+    known: dict[str, Any] = _kept(path, mended) if workers.chief else {}
     if not workers.of_chief(known.get("about") == store.as_json(about)):
         replicas = workers.replicas
         few = dataclasses.replace(
@@ -105,6 +105,7 @@ def check_once(
         checks = run(few, cell, alike)
         known = {
             "about": about,
+            "mended": mended,
             "checks": [dataclasses.asdict(check) for check in checks],
             "warnings": warnings(checks),
         }
@@ -119,8 +120,11 @@ def check_once(
     return known["warnings"]
 
 
-def _kept(path: pathlib.Path) -> dict[str, Any]:
-    """The checks in a file; none where there is none, or (warning) a damaged one."""
+def _kept(path: pathlib.Path, mended: Sequence[str]) -> dict[str, Any]:
+    """The checks in a file; none where there is none, or (warning) a damaged one.
+
+    Nor where one of those that were mended warns, and was made before.
+    """
     kept = store.read_kept(path)
     try:  # What the warnings are is in the checks, which need not have a checksum.
         checks = [Check(**check) for check in kept["checks"]] if kept else []
@@ -128,20 +132,22 @@ def _kept(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError("its warnings do not match its checks")
         if any(map(_may_be_false, checks)):
             return {}
+        older = {*mended}.difference(kept.get("mended", ()))
+        if any(check.reason and check.name in older for check in checks):
+            return {}
     except files.DAMAGED as error:
         files.say_damaged(path, error)
         return {}
     return kept
 
 
-def _mended(cell: Cell, subject: sweep.Subject) -> dict[str, Any]:
-    """What sets checks apart from those of before that may have warned for nothing."""
-    found = {}
-    if cell.objective.losses != _full_losses(cell):
-        found["zero_gradients"] = 1
-    if cell.numbers[0] >= _huge(cell, subject):
-        found["large_eps"] = 1
-    return found
+def _mended(cell: Cell, subject: sweep.Subject) -> list[str]:
+    """Names of the checks that warned of such a cell for nothing before."""
+    found = {
+        "zero_gradients": cell.objective.losses != _full_losses(cell),
+        "large_eps": cell.numbers[0] >= _huge(cell, subject),
+    }
+    return [name for name, is_one in found.items() if is_one]
 
 
 def _huge(cell: Cell, subject: sweep.Subject) -> float:

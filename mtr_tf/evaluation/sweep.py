@@ -393,7 +393,7 @@ def _check_inside(cell: Cell, examples: Examples) -> None:
         raise InputError(
             f"--attack={cell.attack.name} must stay within --eps={cell.eps:g}, but it "
             f"moved an image by {reach:.4g}; end its search by a projection onto "
-            "threat.ball(norm, epsilon)."
+            "threat.ball(norm, epsilon), or say bounded=False in its entry in KINDS."
         )
     if found.min() < -_ROUNDING or found.max() > 1 + _ROUNDING:
         raise InputError(

@@ -352,6 +352,32 @@ def test_a_record_of_ones_own_is_run_at_the_radii_of_the_plan(
 
 
 @dataclasses.dataclass(frozen=True)
+class Positive(Derived):
+    """The same, which refuses a radius of 0."""
+
+    def __post_init__(self):
+        assert self.epsilon > 0
+        super().__post_init__()
+
+
+@pytest.mark.parametrize("record", [Derived, Positive])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_family_agrees_on_what_a_record_makes_of_its_radius(
+    monkeypatch, record, norm
+):
+    """Also at radii that are 1 or 0 of images in [0, 1], in either norm."""
+    kind = Kind(record=record, uses=frozenset({"restarts", "step_size"}))
+    monkeypatch.setitem(KINDS, "mine", kind)
+    radii = (0.0, 1.0, 255.0)
+    config = AttackConfig(ckpt="-", attack=("mine",), eps=radii, norm=norm)
+    x = tf.zeros((1, 4, 4, 3))
+    for cell in plan.make_cells(config, ("depth",)):
+        assert cell.to_dict()["lengths"] == 1
+        found = cell.family.build()(None, x, tf.zeros((1, 2), tf.int64), *cell.numbers)
+        np.testing.assert_allclose(found, cell.numbers[0], atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
 class Farther(Brighter):
     """An attack that leaves the ball, or the box."""
 

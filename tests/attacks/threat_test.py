@@ -114,7 +114,7 @@ def test_seeds_of_another_shape_or_type_are_refused():
         threat.image_keys(0.5, tf.range(4))
 
 
-@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30, np.uint64(2**64 - 1)])
 def test_seeds_beyond_int64_are_refused(number):
     said = rf"seed must be from -2\^63 to 2\^63 - 1; got {number}"
     with pytest.raises(InputError, match=said):

@@ -270,7 +270,7 @@ def test_without_labels_what_hardly_changes_is_named_and_the_range_is_asked(capl
     for sentence in said:
         assert "hardly changes with the image" in sentence
         assert "not far better" not in sentence  # In ranges that were not tried.
-    moving = net(plain, lambda x: x[..., :1])
+    moving = net(plain, lambda x: 300 + 2 * x[..., :1])  # Kelvins, of their size.
     _, said = first_look.look(run_of(moving), INFO, nothing, ("seg", "depth"))
     assert not said
     unlabelled = dataclasses.replace(INFO, tasks=())

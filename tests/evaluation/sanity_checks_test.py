@@ -219,17 +219,33 @@ def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
 @pytest.mark.parametrize(
     ("settings", "anew"),
     [
-        ({"eps": (8.0,)}, set()),
-        ({"eps": (64.0,)}, {"large_eps"}),
-        ({"eps": (2.0,), "norm": "l2"}, set()),
-        ({"eps": (3.0,), "norm": "l2"}, {"large_eps"}),
-        ({"eps": (8.0,), "attack_loss": ("js",)}, set()),
-        ({"eps": (8.0,), "attack_loss": ("masked_ce",)}, {"zero_gradients"}),
+        ({"eps": (8.0,)}, []),
+        ({"eps": (64.0,)}, ["large_eps"]),
+        ({"eps": (2.0,), "norm": "l2"}, []),
+        ({"eps": (3.0,), "norm": "l2"}, ["large_eps"]),
+        ({"eps": (8.0,), "attack_loss": ("js",)}, []),
+        ({"eps": (8.0,), "attack_loss": ("masked_ce",)}, ["zero_gradients"]),
     ],
 )
 def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):
     cell = sanity_checks.probe(make_cells(AttackConfig(ckpt="x", **settings), ("seg",)))
-    assert {*sanity_checks._mended(cell, make_subject(honest))} == anew
+    assert sanity_checks._mended(cell, make_subject(honest)) == anew
+
+
+def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
+    path = tmp_path / "checks.json"
+    for name, reason, mended, again in (
+        ("large_eps", "less harm", [], True),
+        ("large_eps", "less harm", ["large_eps"], False),
+        ("large_eps", "", [], False),
+        ("finite", "some", [], False),
+    ):
+        check = sanity_checks.Check(name, reason, {})
+        content = {"about": {}, "mended": mended, "checks": [dataclasses.asdict(check)]}
+        content["warnings"] = sanity_checks.warnings([check])
+        store.write_file(path, content)
+        kept = sanity_checks._kept(path, ["large_eps"])
+        assert kept == ({} if again else content)
 
 
 def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp_path):
@@ -244,9 +260,8 @@ def test_kept_warnings_of_images_that_may_have_had_nothing_are_checked_again(tmp
         content["warnings"] = sanity_checks.warnings([check])
         store.write_file(tmp_path / "checks.json", content)
         again = "of_images" not in measured and reason
-        assert sanity_checks._kept(tmp_path / "checks.json") == (
-            {} if again else content
-        )
+        kept = sanity_checks._kept(tmp_path / "checks.json", [])
+        assert kept == ({} if again else content)
 
 
 @pytest.mark.slow
