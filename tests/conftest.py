@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import fuzz_fixture
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from PIL import Image
 
 from mtr_tf.config.train import TrainConfig
@@ -42,6 +44,12 @@ def pytest_addoption(parser):
         default=0,
         help="the number of the first case of each test of `-m fuzz`",
     )
+
+
+def pytest_configure():
+    """Lets Ctrl-C come through, which shells let their background jobs ignore."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -77,6 +85,16 @@ def no_determinism_for_all():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """What commands and workers do to logs would hold for all later tests."""
+    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
+    handlers, propagate = list(logger.handlers), logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logging.set_verbosity(verbosity)
 
 
 @pytest.fixture
