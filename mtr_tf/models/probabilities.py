@@ -32,6 +32,7 @@ _MEANS = (
 _LINEAR = (*_MEANS, "BatchNormalization", "Multiply", "Rescaling")  # Logits alone.
 _SUMS = ("Add", "Average", "Subtract")
 _ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+_BY_NAME = ("Softmax", "Sigmoid")  # Layers or operations that are nothing else.
 _KNOWN = {  # What layers may be given as such.
     "softmax": (keras.activations.softmax, keras.ops.softmax, tf.nn.softmax),
     "sigmoid": (keras.activations.sigmoid, keras.ops.sigmoid, tf.sigmoid),
@@ -325,7 +326,7 @@ def _ends_in(layer: Any, of: str, axis: int, rank: int) -> bool:
     A softmax must be over the axis of classes.
     """
     name = type(layer).__name__
-    if name in ("Softmax", "Sigmoid"):  # A layer or an operation.
+    if name in _BY_NAME:
         over = getattr(layer, "axis", axis)
         over = over % rank if isinstance(over, int) else None
         return name.lower() == of and (of == "sigmoid" or over == axis)
@@ -336,8 +337,8 @@ def _ends_in(layer: Any, of: str, axis: int, rank: int) -> bool:
 
 def _is_activation(layer: Any) -> bool:
     """Whether it does nothing else."""
-    kinds = (keras.layers.Activation, keras.layers.Softmax)
-    return isinstance(layer, kinds) or type(layer).__name__ in ("Softmax", "Sigmoid")
+    is_layer = isinstance(layer, keras.layers.Activation)
+    return is_layer or type(layer).__name__ in _BY_NAME
 
 
 class _Linear(keras.layers.Layer):

@@ -403,12 +403,18 @@ def check_data(workdir: pathlib.Path, before: Any, now: Any) -> None:
       before: What `data_facts` gives of it.
       now: The same of the data that are open.
     """
-    if changed := data_changes(before, now):
-        raise InputError(
-            f"{workdir} holds a run on other data: {'; '.join(changed)}. Give the data "
-            "that it was trained on to continue it (--data_dir, if they were moved), "
-            "or give another --workdir."
-        )
+    refuse_changed(
+        f"{workdir} holds a run on other data",
+        data_changes(before, now),
+        "Give the data that it was trained on to continue it (--data_dir, if they were "
+        "moved), or give another --workdir.",
+    )
+
+
+def refuse_changed(held: str, changed: Sequence[str], cure: str) -> None:
+    """Raises `InputError` where something has changed: what is held, each, the cure."""
+    if changed:
+        raise InputError(f"{held}: {'; '.join(changed)}. {cure}")
 
 
 def data_facts(workdir: pathlib.Path) -> Any:
@@ -471,12 +477,11 @@ def check_code(
         changed += [f"the {what} is another one" for what in different]
     if before.get("init", now.get("init")) != now.get("init", before.get("init")):
         changed.append("--init has other weights")
-    if changed:
-        raise InputError(
-            f"{workdir} holds a run of other code or weights: {'; '.join(changed)}. "
-            "Restore what it was trained with to continue it, or give another "
-            "--workdir."
-        )
+    refuse_changed(
+        f"{workdir} holds a run of other code or weights",
+        changed,
+        "Restore what it was trained with to continue it, or give another --workdir.",
+    )
 
 
 def _may_be_equal(before: Any, now: Any) -> bool:
@@ -501,8 +506,8 @@ def check_same(workdir: pathlib.Path, old: Settings, new: Settings) -> None:
         for name in now
         if before[name] != now[name]
     ]
-    if changed:
-        raise InputError(
-            f"{workdir} holds a run with other settings: {'; '.join(changed)}. Repeat "
-            "its settings to continue it, or give another --workdir."
-        )
+    refuse_changed(
+        f"{workdir} holds a run with other settings",
+        changed,
+        "Repeat its settings to continue it, or give another --workdir.",
+    )

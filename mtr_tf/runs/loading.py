@@ -348,7 +348,7 @@ def open_data(
         image_size=size or input_size(run.model),
         data_dir=config.data_dir or (trained.data_dir if trained else "") or None,
         tasks=tasks,
-        **_options(config, trained),
+        **data_options(config, trained),
     )
     source.check(config.split)
     return source
@@ -406,8 +406,11 @@ def _check_targets(
         )
 
 
-def _options(config: AttackConfig, trained: TrainConfig | None) -> dict[str, object]:
-    """The data set's options: the flags', else the run's, else the defaults."""
+def data_options(config: AttackConfig, trained: TrainConfig | None) -> dict[str, Any]:
+    """The data set's options: the flags', else the run's, else the defaults.
+
+    `trained`: the settings of a run on the same data set.
+    """
     options = {name: default for name, (default, _) in data.OPTIONS.items()}
     if trained:
         options = {name: getattr(trained, name) for name in options}

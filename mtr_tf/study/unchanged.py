@@ -25,6 +25,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_store
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.runs import loading
 from mtr_tf.show import side_by_side
 from mtr_tf.study.queue import DONE
 from mtr_tf.study.queue import Queue
@@ -133,29 +134,27 @@ def _check_attacks(
             changed += _other_images(record, {"images": images})
             if own:
                 changed += _other_code(folder, record, source)
-        if changed:
-            raise InputError(
-                f"{folder} holds an attack on other data or code: {'; '.join(changed)}."
-                " Restore what it was done with to continue, delete such attacks to do "
-                "them again, or give another --workdir."
-            )
+        directory.refuse_changed(
+            f"{folder} holds an attack on other data or code",
+            changed,
+            "Restore what it was done with to continue, delete such attacks to do them "
+            "again, or give another --workdir.",
+        )
 
 
 def _data_of(config: AttackConfig, run: TrainConfig) -> TrainConfig:
     """The settings of a training on the data that a run is attacked on."""
-    given: dict[str, Any] = {
-        "image_size": config.image_size,
-        "validation_share": config.validation_share,
-        "depth_target": config.depth_target.removeprefix("own"),
-    }
-    given = {name: value for name, value in given.items() if value}
-    dataset = config.dataset or run.dataset
-    tasks = data.canonical_tasks(dataset, config.tasks or run.tasks)
-    if dataset == run.dataset:
-        folder = config.data_dir or run.data_dir
-        return dataclasses.replace(run, tasks=tasks, data_dir=folder, **given)
-    folder = config.data_dir
-    return TrainConfig(dataset=dataset, data_dir=folder, tasks=tasks, **given)
+    name = config.dataset or run.dataset
+    tasks = data.canonical_tasks(name, config.tasks or run.tasks)
+    trained = run if name == run.dataset else None
+    base = trained or TrainConfig(dataset=name, tasks=tasks)
+    return dataclasses.replace(
+        base,
+        tasks=tasks,
+        data_dir=config.data_dir or base.data_dir,
+        image_size=config.image_size or base.image_size,
+        **loading.data_options(config, trained),
+    )
 
 
 def _other_images(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

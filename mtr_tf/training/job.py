@@ -384,15 +384,15 @@ def _check_targets(tasks: tasks_lib.TaskSet, source: Source, is_run: bool) -> No
     Runs that have begun may have one, and only say so.
     """
     for name in tasks:
-        if name in source.unknown.get("train", ()) and is_run:
+        if name in source.unknown.get("train", ()):
+            if not is_run:
+                raise InputError(
+                    f"The task {name} must have targets in train, but none of its "
+                    f"{source.info.splits['train']} examples has one; add targets, or "
+                    "leave it out of --tasks."
+                )
             logging.warning(
                 "no example of train has a target of %s, which learns nothing", name
-            )
-        elif name in source.unknown.get("train", ()):
-            raise InputError(
-                f"The task {name} must have targets in train, but none of its "
-                f"{source.info.splits['train']} examples has one; add targets, or "
-                "leave it out of --tasks."
             )
         if name in source.unknown.get("validation", ()):
             logging.warning(

@@ -262,7 +262,7 @@ def compile_steps(
     return train_steps
 
 
-def settle_statistics(model: keras.Model, workers: Workers | None = None) -> None:
+def settle_statistics(model: keras.Model, workers: Workers) -> None:
     """Gives all replicas, of all workers, the mean of their batch-norm statistics.
 
     Without --sync_batch_norm each replica keeps running statistics of its own. Before a
@@ -273,4 +273,4 @@ def settle_statistics(model: keras.Model, workers: Workers | None = None) -> Non
     """
     values = [variable.value for variable in model.non_trainable_variables]
     statistics = [value for value in values if value.dtype.is_floating]
-    (workers or Workers(tf.distribute.get_strategy())).take_mean(statistics)
+    workers.take_mean(statistics)

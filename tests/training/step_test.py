@@ -20,6 +20,7 @@ from mtr_tf.data import batching
 from mtr_tf.errors import InputError
 from mtr_tf.runs import directory
 from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.runs.workers import Workers
 from mtr_tf.tasks import task_set
 from mtr_tf.training import step as step_lib
 from mtr_tf.training.losses import Weighting
@@ -176,7 +177,7 @@ def test_statistics_of_replicas_settle_on_their_mean(mirrored):
     moving = [v for v in made.model.non_trainable_variables if "moving" in v.path]
     before = [[copy.numpy() for copy in v.value.values] for v in moving]
     assert any(not np.array_equal(*pair) for pair in before)
-    step_lib.settle_statistics(made.model)
+    step_lib.settle_statistics(made.model, Workers(mirrored))
     for variable, pair in zip(moving, before, strict=True):
         for copy in variable.value.values:
             np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
@@ -190,8 +191,9 @@ def test_what_is_the_same_on_all_replicas_stays_the_same(replicas, dtype):
     value = types.SimpleNamespace(dtype=copies[0].dtype, values=copies)
     variable = types.SimpleNamespace(value=value)
     model = types.SimpleNamespace(non_trainable_variables=[variable])
+    alone = Workers(tf.distribute.get_strategy())
     for _ in range(3):
-        step_lib.settle_statistics(model)
+        step_lib.settle_statistics(model, alone)
     for copy in copies:
         np.testing.assert_array_equal(copy.numpy(), before)
 
