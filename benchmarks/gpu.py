@@ -3,11 +3,14 @@
 
     python benchmarks/gpu.py --torch_python=/usr/bin/python3
     python benchmarks/gpu.py --part=attack,limit --batch_sizes=32
+    python benchmarks/gpu.py --part=attack --batch_sizes=8 --profile=FOLDER
     python benchmarks/gpu.py --tiny --torch_python=python    # A rehearsal on a CPU.
 
-Each part is a process of its own with a limit of time, so that a slow one takes nothing
-from the others; each line is printed, and the JSON file written, as soon as it is
-measured. The first call, in which XLA compiles, is in the column "first". A step of an
+XLA compiles for half a minute and longer, mostly on the CPU. So each group of cases is
+a process of its own: several compile at the same time, and are then timed one after
+the other, while the others wait. PyTorch runs afterwards, alone. Each line is printed,
+and the JSON file written, as soon as it is measured; what takes longer than its limit
+is ended. The first call, in which XLA compiles, is in the column "first". A step of an
 attack is a pass forwards and one backwards to the images; one of training is three
 passes. TFLOP/s count the multiplications and additions of convolutions.
 """
@@ -15,11 +18,12 @@ passes. TFLOP/s count the multiplications and additions of convolutions.
 from __future__ import annotations
 
 import argparse
-import itertools
+import collections
 import json
 import logging
 import os
 import pathlib
+import queue
 import signal
 import subprocess
 import sys
@@ -27,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
@@ -34,37 +39,24 @@ from typing import Any
 import timing
 
 Record = dict[str, Any]
+Case = tuple[Record, Callable[[], Record]]
 
-# Seconds that a part may take, with its start. Those after the first five, which take
-# less than four minutes in all, are run only if named.
-_LIMITS = {
-    "matmul": 25,
-    "attack": 90,
-    "limit": 35,
-    "torch": 25,
-    "train": 60,
-    "drn_train": 90,
-    "free_train": 90,
-    "deterministic": 60,
-    "float16": 60,
-    "torch_train": 60,
-    "torch_compile": 150,
-}
-_USUAL = tuple(_LIMITS)[:5]
+_USUAL = "matmul,attack,train,torch"  # In less than four minutes.
+_COMPILE, _MEASURE = 100, 60  # Seconds that a process may compile, and be measured.
+_READY = {"ready": True}  # What it says in between.
 _CLASSES = 8
+_KERNELS = 8  # Of a profile that are shown.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures the parts, one after the other."""
+    """Measures the parts."""
     args = _arguments(argv)
     if args.worker:
         _work(args)
         return
     records: list[Record] = []
-    for part in args.part.split(","):
-        if part.startswith("torch") and not args.torch_python:
-            continue
-        for record in _run(part, args):
+    for together in _together(args):
+        for record in _measured(together, args):
             records.append(_completed(record, records))
             print(_line(records[-1]), flush=True)
             timing.write(args, records)
@@ -77,61 +69,124 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--part", default=",".join(_USUAL), help=f"out of {', '.join(_LIMITS)}")
+    add("--part", default=_USUAL, help=f"out of {', '.join(_PARTS)}")
     add("--torch_python", default="", help="a Python that has PyTorch; empty: without")
     add("--batch_sizes", default="8,32", help="of attacks")
     add("--image_size", default="256x512", help="of attacks")
-    add("--seconds", type=float, default=0, help="limit of each part; 0: its own")
+    add("--seconds", type=float, default=_COMPILE, help="in which to compile")
     add("--rounds", type=int, default=5, help="of each, of which the median counts")
     add("--steps", type=int, default=20, help="of PGD")
+    most = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
+    add("--processes", type=int, default=most, help="that compile at the same time")
+    add("--profile", default="", help="a folder for the trace of one call of each case")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
     add("--output", default="runs/benchmarks/gpu.json")
     add("--worker", default="", help=argparse.SUPPRESS)
+    parser.set_defaults(waits=False)  # Whether a worker must still be told to go on.
     args = parser.parse_args(argv)
+    for part in args.part.split(","):
+        if part not in _PARTS:
+            parser.error(f"--part={part} must be out of {', '.join(_PARTS)}")
     if args.tiny:
         args.batch_sizes, args.image_size, args.rounds, args.steps = "2", "32", 1, 2
     return args
 
 
-def _run(part: str, args: argparse.Namespace) -> Iterator[Record]:
-    """The records of a part, which runs in a process of its own."""
-    own = [f"--{k}={v}" for k, v in vars(args).items() if k not in ("worker", "tiny")]
-    own += ["--tiny"] if args.tiny else []
-    command = [sys.executable, __file__, *own, f"--worker={part}"]
-    limit = args.seconds or _LIMITS[part]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    ended = threading.Event()
+def _together(args: argparse.Namespace) -> Iterator[list[str]]:
+    """Names of groups of cases whose processes compile at the same time."""
+    parts = args.part.split(",")
+    ours = [part for part in parts if not part.startswith("torch")]
+    names = [f"{part}:{i}" for part in ours for i in range(len(_PARTS[part](args)))]
+    for i in range(0, len(names), args.processes):
+        yield names[i : i + args.processes]
+    if args.torch_python:
+        yield from ([f"{part}:0"] for part in parts if part not in ours)
 
-    def end():
-        ended.set()
-        os.killpg(process.pid, signal.SIGKILL)  # With what it has started.
 
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr))
-    reader.start()
-    timer = threading.Timer(limit, end)
-    timer.start()
-    start = time.perf_counter()
-    for line in process.stdout:
-        if line.startswith("{"):
-            yield {"part": part, **json.loads(line)}
-    code = process.wait()
-    timer.cancel()
-    reader.join(5)
-    if ended.is_set():
-        yield {"part": part, "what": f"ended after {limit:g} s", "error": "time"}
-    elif code:
-        told = "".join(errors).strip().splitlines()[-1:] or [f"exit {code}"]
-        yield {"part": part, "what": "ended", "error": told[0][:300]}
-    else:
-        seconds = time.perf_counter() - start
-        print(f"# {part}: {seconds:.0f} s in all", flush=True)
+def _measured(names: Iterable[str], args: argparse.Namespace) -> Iterator[Record]:
+    """The records of groups that compile together and are then timed in turn."""
+    late = time.monotonic() + args.seconds
+    processes = [_Process(name, args) for name in names]
+    try:
+        for process in processes:
+            process.compile(late)
+        for process in processes:
+            yield from process.records()
+    finally:
+        for process in processes:
+            process.end()
+
+
+class _Process:
+    """A process that compiles one group of cases, and measures them when told to."""
+
+    def __init__(self, name: str, args: argparse.Namespace):
+        """`name`: that of a part, and the group's place in it."""
+        own = {k: v for k, v in vars(args).items() if k not in ("tiny", "waits")}
+        flags = [f"--{key}={value}" for key, value in {**own, "worker": name}.items()]
+        self._part = name.partition(":")[0]
+        self._what: Record = {"part": self._part, "what": name}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *flags, *["--tiny"] * args.tiny],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._early: list[Record] = []  # Cases that failed before they were compiled.
+        self._ended = False
+        self._said: queue.Queue[Record | None] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._errors: list[str] = []
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._reader.start()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                self._said.put(json.loads(line))
+        self._said.put(None)
+
+    def _read_errors(self) -> None:
+        self._errors.extend(self._process.stderr)
+
+    def _next(self, late: float) -> Record | None:
+        """What it says next, None at its end; ends it where it takes too long."""
+        try:
+            return self._said.get(timeout=max(0.0, late - time.monotonic()))
+        except queue.Empty:
+            self.end()
+            self._what["error"] = "took too long; see --seconds and the limits"
+            return None
+
+    def compile(self, late: float) -> None:
+        """Waits until it has compiled, or has ended."""
+        while (said := self._next(late)) not in (None, _READY):
+            self._early.append({"part": self._part, **said})
+        self._ended = said is None
+
+    def records(self) -> Iterator[Record]:
+        """What it measures now, and how it failed."""
+        yield from self._early
+        if not self._ended:
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
+        late = time.monotonic() + _MEASURE * (4 if self._part == "torch_compile" else 1)
+        while not self._ended and (said := self._next(late)) is not None:
+            yield {"part": self._part, **said}
+        if self._process.wait() and "error" not in self._what:
+            self._reader.join(5)
+            told = [line.strip() for line in self._errors if line.strip()]
+            self._what["error"] = (told or ["no word"])[-1][:300]
+        if "error" in self._what:
+            yield self._what
+
+    def end(self) -> None:
+        """Ends it, with what it has started."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 def _completed(record: Record, before: Sequence[Record]) -> Record:
@@ -161,18 +216,26 @@ def _line(record: Record) -> str:
         f"first {record['first_s']:5.1f} s",
     ]
     extra = [f"{k} {record[k]}" for k in ("loss", "peak_gb", "note") if k in record]
-    return "  ".join([*cells, *extra])
+    kernels = [
+        f"    {kernel['ms']:9.2f} ms  {kernel['count']:6d} x {kernel['name'][:100]}"
+        for kernel in record.get("kernels", ())
+    ]
+    return "\n".join(["  ".join([*cells, *extra]), *kernels])
 
 
 # What follows runs in the processes of the parts.
 
 
 def _work(args: argparse.Namespace) -> None:
-    """Prints the records of one part as lines of JSON."""
+    """Prints the records of one group as lines of JSON."""
+    part, _, place = args.worker.partition(":")
+    args.waits = True
+    if not part.startswith("torch"):  # Those need TensorFlow on the CPU alone.
+        _import(part not in _FREE)
     warnings: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warnings.append(record.getMessage())
-    for what, run in _PARTS[args.worker](args):
+    for what, run in _PARTS[part](args)[int(place)]:
         logging.getLogger("absl").addHandler(handler)  # XLA may be left out.
         try:
             found = run()
@@ -184,10 +247,7 @@ def _work(args: argparse.Namespace) -> None:
         print(json.dumps({**what, **found}), flush=True)
 
 
-Case = tuple[Record, Callable[[], Record]]
-
-
-def _import(deterministic: bool = False) -> None:
+def _import(deterministic: bool) -> None:
     from mtr_tf.cli import startup
 
     startup.import_tensorflow(deterministic)
@@ -197,35 +257,83 @@ def _import(deterministic: bool = False) -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _timed(run: Callable[[], Any], rounds: int, per: int = 1) -> Record:
+def _timed(run: Callable[[], Any], args: argparse.Namespace, per: int = 1) -> Record:
     """Milliseconds per step, a median over rounds, and seconds of the first call."""
     import tensorflow as tf
 
-    def wait(value) -> None:
-        float(tf.reduce_sum(tf.cast(value, tf.float32)))
-
-    start = time.perf_counter()
-    wait(run())
-    first, times = time.perf_counter() - start, []
-    wait(run())
-    for _ in range(rounds):
+    def seconds() -> float:
         start = time.perf_counter()
-        wait(run())
-        times.append(time.perf_counter() - start)
-    found = {"ms": 1000 * sorted(times)[len(times) // 2] / per, "first_s": first}
+        float(tf.reduce_sum(tf.cast(run(), tf.float32)))  # Waits for the GPU.
+        return time.perf_counter() - start
+
+    first = seconds()
+    _wait_for_turn(args)
+    seconds()
+    times = sorted(1000 * seconds() / per for _ in range(args.rounds))
+    found = {"ms": times[len(times) // 2], "first_s": first}
+    found |= {"least_ms": times[0], "most_ms": times[-1]}
     if tf.config.list_physical_devices("GPU"):
         peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
         found["peak_gb"] = round(peak / 2**30, 1)
+    if args.profile:
+        found["kernels"] = _kernels(seconds, pathlib.Path(args.profile))
     return found
 
 
-def _matmul(args: argparse.Namespace) -> Iterator[Case]:
-    """How fast matrix products are: what other rates are a share of."""
-    _import()
+def _wait_for_turn(args: argparse.Namespace) -> None:
+    """Says that the first call is done, and waits until the others are not timed."""
+    if args.waits:
+        args.waits = False
+        print(json.dumps(_READY), flush=True)
+        sys.stdin.readline()
+
+
+def _kernels(run: Callable[[], float], folder: pathlib.Path) -> list[Record]:
+    """The GPU's kernels that take longest in one call, from TensorFlow's profiler.
+
+    The trace stays in the folder, for TensorBoard.
+    """
     import tensorflow as tf
 
+    place = folder / f"{os.getpid()}-{time.monotonic_ns()}"
+    tf.profiler.experimental.start(str(place))
+    try:
+        run()
+    finally:
+        tf.profiler.experimental.stop()
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    (path,) = place.rglob("*.xplane.pb")
+    return _longest(xplane_pb2.XSpace.FromString(path.read_bytes()))
+
+
+def _longest(space: Any) -> list[Record]:
+    """Names, counts and milliseconds of the kernels that take longest in a trace."""
+    times: dict[str, float] = collections.defaultdict(float)
+    counts: dict[str, int] = collections.Counter()
+    for plane in space.planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):  # Others sum these up.
+                continue
+            for event in line.events:
+                name = plane.event_metadata[event.metadata_id].name
+                times[name] += event.duration_ps / 1e9
+                counts[name] += 1
+    names = sorted(times, key=lambda name: -times[name])
+    total = {"name": "all", "count": counts.total(), "ms": sum(times.values())}
+    each = [{"name": n, "count": counts[n], "ms": times[n]} for n in names[:_KERNELS]]
+    return [total, *each] if names else []
+
+
+def _matmul(args: argparse.Namespace) -> list[list[Case]]:
+    """How fast matrix products are: what other rates are a share of."""
     side, count = (64, 2) if args.tiny else (8192, 20)
-    for dtype in ("bfloat16", "float16", "float32"):
+
+    def run(dtype: str) -> Record:
+        import tensorflow as tf
+
         a = tf.cast(tf.random.normal((side, side)) / side**0.5, dtype)
 
         @tf.function(jit_compile=True)
@@ -234,10 +342,15 @@ def _matmul(args: argparse.Namespace) -> Iterator[Case]:
                 x = x @ a
             return x
 
-        yield (
-            {"what": f"{side} x {side}", "dtype": dtype, "gflop": 2e-9 * side**3},
-            lambda f=products, a=a: _timed(lambda: f(a, a), args.rounds, count),
-        )
+        return _timed(lambda: products(a, a), args, count)
+
+    what = {"what": f"{side} x {side}", "gflop": 2e-9 * side**3}
+    return [
+        [
+            ({**what, "dtype": dtype}, lambda dtype=dtype: run(dtype))
+            for dtype in ("bfloat16", "float16", "float32")
+        ]
+    ]
 
 
 def _problem(args: argparse.Namespace, batch: int, policy: str = "float32"):
@@ -265,27 +378,24 @@ def _batch_sizes(args: argparse.Namespace) -> list[int]:
     return sorted(map(int, args.batch_sizes.split(",")), reverse=True)
 
 
-def _attack(args: argparse.Namespace) -> Iterator[Case]:
+def _attack(args: argparse.Namespace) -> list[list[Case]]:
     """The product's PGD, with XLA and without, in float32 and with --fast."""
-    _import()
-    for batch in _batch_sizes(args):  # The most telling first, as below.
-        for jit in ("on", "off"):
-            for dtype in ("float32", "bfloat16"):
-                yield _attack_case(args, batch, dtype, jit)
+    return [
+        [_attack_case(args, batch, dtype, jit) for jit, dtype in group]
+        for batch in _batch_sizes(args)
+        for group in (
+            [("on", "float32")],
+            [("on", "bfloat16")],
+            [("off", "float32"), ("off", "bfloat16")],
+        )
+    ]
 
 
-def _deterministic(args: argparse.Namespace) -> Iterator[Case]:
-    """The same with deterministic kernels, as `python -m mtr_tf.attack` has it."""
-    _import(deterministic=True)
-    for dtype in ("float32", "bfloat16"):
-        yield _attack_case(args, min(_batch_sizes(args)), dtype, "on")
-
-
-def _float16(args: argparse.Namespace) -> Iterator[Case]:
+def _float16(args: argparse.Namespace) -> list[list[Case]]:
     """The same in float16."""
-    _import()
-    for batch in _batch_sizes(args):
-        yield _attack_case(args, batch, "float16", "on")
+    return [
+        [_attack_case(args, batch, "float16", "on")] for batch in _batch_sizes(args)
+    ]
 
 
 def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> Case:
@@ -306,100 +416,97 @@ def _attack_case(args: argparse.Namespace, batch: int, dtype: str, jit: str) -> 
         def call():
             return attack(objective, problem.x, seed=0, jit=jit)
 
-        found = _timed(call, args.rounds, args.steps)
+        found = _timed(call, args, args.steps)
         loss = problem.head(min(batch, 8)).loss(call()[:8])
         return {**found, "gflop": 2 * gflop, "loss": round(loss, 5)}
 
     return about, run
 
 
-def _limit(args: argparse.Namespace) -> Iterator[Case]:
+def _limit(args: argparse.Namespace) -> list[list[Case]]:
     """A pass forwards and backwards to the images, compiled by XLA: no attack."""
-    _import()
-    for batch in _batch_sizes(args)[:1]:
-        for dtype in ("bfloat16", "float32", "float16"):
-            policy = dtype if dtype == "float32" else f"mixed_{dtype}"
 
-            def run(batch=batch, policy=policy) -> Record:
-                problem, _, _, gflop = _problem(args, batch, policy)
-                passes = problem.passes(args.steps, jit=True)
-                return {**_timed(passes, args.rounds, args.steps), "gflop": 2 * gflop}
+    def run(batch: int, dtype: str) -> Record:
+        policy = dtype if dtype == "float32" else f"mixed_{dtype}"
+        problem, _, _, gflop = _problem(args, batch, policy)
+        passes = problem.passes(args.steps, jit=True)
+        return {**_timed(passes, args, args.steps), "gflop": 2 * gflop}
 
-            yield {"what": "forward + backward", "dtype": dtype, "batch": batch}, run
-
-
-def _train(args: argparse.Namespace) -> Iterator[Case]:
-    """Training steps at 64 px: the product's loop with its input, and the bare step."""
-    _import(deterministic=True)
-    yield from _all_training_cases(args)
-
-
-def _free_train(args: argparse.Namespace) -> Iterator[Case]:
-    """The first of these two with --nodeterministic."""
-    _import()
-    yield from itertools.islice(_all_training_cases(args), 2)
-
-
-def _all_training_cases(args: argparse.Namespace) -> Iterator[Case]:
-    from mtr_tf import tasks
-
-    every = ",".join(tasks.TASKS)
-    cases = [  # The most telling first: a limit of time may cut the rest off.
-        ("resnet18", "seg,depth", "on", "float32"),
-        ("resnet18", "seg,depth", "off", "float32"),
-        ("resnet18", every, "on", "float32"),
-        ("small", "seg,depth", "on", "float32"),
-        ("small", "seg,depth", "off", "float32"),
-        ("resnet18", every, "off", "float32"),
-        ("resnet18", "seg,depth", "on", "mixed_bfloat16"),
+    return [
+        [
+            (
+                {"what": "forward + backward", "dtype": dtype, "batch": batch},
+                lambda batch=batch, dtype=dtype: run(batch, dtype),
+            )
+        ]
+        for batch in _batch_sizes(args)
+        for dtype in ("bfloat16", "float32", "float16")
     ]
-    side = 32 if args.tiny else 64
-    batch = 4 if args.tiny else 32
-    width = 4 if args.tiny else None
-    for model, names, jit, policy in cases:
-        yield from _training_cases(
-            args, model, names, jit, policy, (side, side), batch, width
-        )
 
 
-def _drn_train(args: argparse.Namespace) -> Iterator[Case]:
-    """Training DRN-D-22 on crops of 256, batch 16, as the paper does."""
-    _import(deterministic=True)
-    side, batch = (32, 2) if args.tiny else (256, 16)
-    for policy in ("float32", "mixed_bfloat16"):
-        yield from _training_cases(
-            args,
-            "drn_d_22",
-            "seg,depth,autoencoder",
-            "on",
-            policy,
-            (side, side),
-            batch,
-            4 if args.tiny else None,
-        )
+_EVERY = "all"  # Tasks.
+
+
+def _train(args: argparse.Namespace) -> list[list[Case]]:
+    """Training steps at 64 px: the product's loop with its input, and the bare step."""
+    return [
+        _training_cases(args, "resnet18", "seg,depth", "on", "float32"),
+        _training_cases(args, "resnet18", "seg,depth", "off", "float32"),
+        _training_cases(args, "resnet18", _EVERY, "on", "float32"),
+    ]
+
+
+def _more_train(args: argparse.Namespace) -> list[list[Case]]:
+    """The same for a small net, for all tasks without XLA, and in half precision."""
+    return [
+        _training_cases(args, "small", "seg,depth", "on", "float32"),
+        _training_cases(args, "small", "seg,depth", "off", "float32"),
+        _training_cases(args, "resnet18", _EVERY, "off", "float32"),
+        _training_cases(args, "resnet18", "seg,depth", "on", "mixed_bfloat16"),
+    ]
+
+
+def _drn_train(args: argparse.Namespace) -> list[list[Case]]:
+    """Training DRN-D-22 on crops of 256, batch 16, as the paper does.
+
+    With one decoder for all tasks: the net of `_problem`, so PyTorch's too.
+    """
+    return [
+        _training_cases(args, "drn_d_22", "seg,depth,autoencoder", "on", policy)
+        for policy in ("float32", "mixed_bfloat16")
+    ]
 
 
 def _training_cases(
-    args, model, names, jit, policy, sides, batch, width
-) -> Iterator[Case]:
+    args: argparse.Namespace, model: str, names: str, jit: str, policy: str
+) -> list[Case]:
     """The bare step on a batch that is on the device, then the product's loop."""
-    from mtr_tf import tasks
-
-    names = tasks.resolve(names.split(","))
-    dtype = policy.removeprefix("mixed_")
-    what = f"{model}, {len(names)} tasks, jit={jit}"
-    about = {"dtype": dtype, "batch": batch, "jit": jit, "model": model}
+    side, batch, width = (64, 32, None) if model != "drn_d_22" else (256, 16, None)
+    if args.tiny:
+        side, batch, width = 32, 2, 4
+    what = f"{model}, {names.count(',') + 1} tasks, jit={jit}"
+    if names == _EVERY:
+        what = f"{model}, all tasks, jit={jit}"
+    about = {"dtype": policy.removeprefix("mixed_"), "batch": batch}
+    about |= {"jit": jit, "model": model}
     state: dict[str, Any] = {}
 
     def bare() -> Record:
-        state["steps"] = _Steps(model, names, jit == "on", policy, sides, batch, width)
+        from mtr_tf import tasks
+
+        trained = tuple(tasks.TASKS) if names == _EVERY else tasks.resolve(names)
+        state["steps"] = _Steps(
+            model, trained, jit == "on", policy, (side, side), batch, width
+        )
         return state["steps"].bare(args)
 
     def product() -> Record:
         return state["steps"].product(args)
 
-    yield {**about, "what": f"step, {what}"}, bare
-    yield {**about, "what": f"loop, {what}"}, product
+    return [
+        ({**about, "what": f"step, {what}"}, bare),
+        ({**about, "what": f"loop, {what}"}, product),
+    ]
 
 
 class _Steps:
@@ -423,7 +530,11 @@ class _Steps:
         self._strategy = tf.distribute.OneDeviceStrategy("GPU:0" if gpu else "CPU:0")
         with self._strategy.scope():
             keras.config.set_dtype_policy(policy)
-            net = models.build(model, names, (*sides, 3), _CLASSES, width=width)
+            shape = (*sides, 3)
+            decoders = "shared" if model == "drn_d_22" else "separate"
+            net = models.build(
+                model, names, shape, _CLASSES, width=width, decoders=decoders
+            )
             keras.config.set_dtype_policy("float32")
             optimizer = keras.optimizers.Adam(1e-3)
             optimizer.build(net.trainable_variables)
@@ -480,7 +591,7 @@ class _Steps:
                 losses = run(batch)
             return losses
 
-        return {**_timed(several, args.rounds, count), "gflop": self._gflop}
+        return {**_timed(several, args, count), "gflop": self._gflop}
 
     def product(self, args: argparse.Namespace) -> Record:
         """Steps as `python -m mtr_tf.train` takes them, 20 in one call."""
@@ -488,12 +599,12 @@ class _Steps:
 
         count = 2 if args.tiny else 20
         found = _timed(
-            lambda: self._steps(self._iterator, tf.constant(count)), args.rounds, count
+            lambda: self._steps(self._iterator, tf.constant(count)), args, count
         )
         return {**found, "gflop": self._gflop}
 
 
-def _torch(args: argparse.Namespace) -> Iterator[Case]:
+def _torch(args: argparse.Namespace) -> list[Iterator[Case]]:
     """PyTorch's eager PGD on the same net."""
     cases = [
         {"kind": "pgd", "dtype": d, "channels_last": c, "compile": False, "batch": b}
@@ -505,10 +616,10 @@ def _torch(args: argparse.Namespace) -> Iterator[Case]:
             ("float32", True),
         )
     ]
-    return _of_torch(args, cases, args.image_size)
+    return [_of_torch(args, cases, args.image_size)]
 
 
-def _torch_train(args: argparse.Namespace) -> Iterator[Case]:
+def _torch_train(args: argparse.Namespace) -> list[Iterator[Case]]:
     """PyTorch's eager training steps of DRN-D-22, crops of 256, batch 16."""
     cases = [
         {"kind": "train", "dtype": d, "channels_last": c, "compile": False, "batch": b}
@@ -516,26 +627,27 @@ def _torch_train(args: argparse.Namespace) -> Iterator[Case]:
         for d in ("float32", "bfloat16")
         for c in (False, True)
     ]
-    return _of_torch(args, cases, "32" if args.tiny else "256")
+    return [_of_torch(args, cases, "32" if args.tiny else "256")]
 
 
-def _torch_compile(args: argparse.Namespace) -> Iterator[Case]:
+def _torch_compile(args: argparse.Namespace) -> list[Iterator[Case]]:
     """PGD with torch.compile."""
     cases = [
         {"kind": "pgd", "dtype": d, "channels_last": True, "compile": True, "batch": b}
         for b in _batch_sizes(args)
         for d in ("bfloat16", "float32")
     ]
-    return _of_torch(args, cases, args.image_size)
+    return [_of_torch(args, cases, args.image_size)]
 
 
 def _of_torch(
     args: argparse.Namespace, cases: Sequence[Record], size: str
 ) -> Iterator[Case]:
     """Runs the cases in the Python that has PyTorch, with this net."""
+    _wait_for_turn(args)  # It compiles and is timed case by case.
     environment = _plain_environment()
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Here it only describes the net.
-    _import()
+    _import(False)
     args = argparse.Namespace(**{**vars(args), "image_size": size})
     problem, spec, arrays, gflop = _problem(args, 1)
     import net_spec
@@ -568,7 +680,9 @@ def _of_torch(
             what += ", NHWC" if record["channels_last"] else ", NCHW"
             passes = 2 if record["kind"] == "pgd" else 3
             yield {"what": what, "gflop": passes * gflop}, lambda r=record: r
-        process.wait()
+        if code := process.wait():
+            error = f"{args.torch_python} ended with exit code {code}: has it PyTorch?"
+            yield {"what": "PyTorch"}, lambda: {"error": error}
 
 
 def _plain_environment() -> dict[str, str]:
@@ -577,19 +691,24 @@ def _plain_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ours}
 
 
-_PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Case]]] = {
+_PARTS: dict[str, Callable[[argparse.Namespace], Sequence[Iterable[Case]]]] = {
     "matmul": _matmul,
     "attack": _attack,
-    "limit": _limit,
-    "torch": _torch,
     "train": _train,
-    "free_train": _free_train,
+    "torch": _torch,
+    "more_train": _more_train,
     "drn_train": _drn_train,
-    "deterministic": _deterministic,
     "float16": _float16,
+    "limit": _limit,
+    "free_attack": _attack,
+    "free_train": _train,
+    "free_drn_train": _drn_train,
     "torch_train": _torch_train,
     "torch_compile": _torch_compile,
 }
+# With kernels that need not be deterministic; the others have those that are, as the
+# commands do.
+_FREE = ("matmul", "limit", "free_attack", "free_train", "free_drn_train")
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ MARK = "mtr_tf.errors.InputError: "  # Before our sentence in an error of Tensor
 # What TensorFlow, XLA, cuDNN and cuBLAS say where a device has too little memory,
 _NO_MEMORY = re.compile(
     r"\bOOM\b|out of memory|Resource_?Exhausted|Dst tensor is not initialized"
-    r"|ALLOC_FAILED",
+    r"|ALLOC_FAILED|No BLAS for stream|CU(BLAS|DNN)_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
 # and what of that is about files.
@@ -133,6 +133,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """
     text = f"{type(error).__name__}: {_plain(error)}"
     return bool(_NO_MEMORY.search(text)) and not _OF_FILES.search(text)
+
+
+def raise_out_of_memory(error: Exception) -> None:
+    """Raises the error if it says that, for it says nothing about what was tried."""
+    if is_out_of_memory(error):
+        raise error
 
 
 def _plain(error: Exception) -> str:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 from mtr_tf import models
 from mtr_tf.tasks import task_losses
@@ -219,39 +220,65 @@ def test_torch_computes_the_same(script, tmp_path):
 def test_gpu_rehearsed(script, tmp_path, capsys):
     flags = ("--tiny", "--part=matmul,attack", f"--output={tmp_path / 'report.json'}")
     script("gpu").main([*flags, "--seconds=1"])  # Not even TensorFlow is imported.
-    assert capsys.readouterr().out.count("ended after 1 s time") == 2
+    assert capsys.readouterr().out.count("took too long") == 4
     report = json.loads((tmp_path / "report.json").read_text())
-    assert [row["part"] for row in report["results"]] == ["matmul", "attack"]
+    assert [row["part"] for row in report["results"]] == ["matmul", *["attack"] * 3]
+    with pytest.raises(SystemExit):
+        script("gpu").main(["--part=matmull"])
+    assert "--part=matmull must be out of matmul, attack" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_gpu_on_a_cpu(script, tmp_path):
-    report = _report(script, "gpu", tmp_path, "--tiny", "--part=matmul,limit")
+    flags = ("--tiny", "--part=matmul,limit", "--processes=3")
+    report = _report(script, "gpu", tmp_path, *flags, f"--profile={tmp_path}")
     products, passes = report["results"][0], report["results"][3]
+    assert products["least_ms"] <= products["ms"] <= products["most_ms"]
+    assert products["kernels"] == []  # Those of a CPU are none.
     assert products["dtype"] == passes["dtype"] == "bfloat16"
     assert passes["tflops"] == pytest.approx(passes["gflop"] * 2 / passes["ms"])
     assert passes["share"] == pytest.approx(passes["tflops"] / products["tflops"])
 
 
-def test_the_usual_parts_take_less_than_four_minutes(script):
+def test_the_usual_parts_compile_together(script):
     gpu = script("gpu")
-    assert sum(gpu._LIMITS[part] for part in gpu._USUAL) < 240
-    assert {*gpu._LIMITS} == {*gpu._PARTS}
+    args = gpu._arguments(["--processes=10", "--torch_python=x"])
+    assert [len(names) for names in gpu._together(args)] == [10, 1]
+    args = gpu._arguments(["--processes=4"])
+    together = list(gpu._together(args))
+    assert [len(names) for names in together] == [4, 4, 2]
+    assert together[0] == ["matmul:0", "attack:0", "attack:1", "attack:2"]
+
+
+def test_the_longest_kernels_of_a_trace(script):
+    space = xplane_pb2.XSpace()
+    for name in ("/device:GPU:0", "/host:CPU"):
+        plane = space.planes.add(name=name)
+        for line_name in ("Stream #14(Compute)", "XLA Ops"):
+            line = plane.lines.add(name=line_name)
+            for i, (kernel, ps) in enumerate([("a", 5e9), ("b", 3e9), ("b", 4e9)]):
+                plane.event_metadata[i].name = kernel
+                line.events.add(metadata_id=i, duration_ps=int(ps))
+    assert script("gpu")._longest(space) == [
+        {"name": "all", "count": 3, "ms": 12.0},
+        {"name": "b", "count": 2, "ms": 7.0},
+        {"name": "a", "count": 1, "ms": 5.0},
+    ]
 
 
 @pytest.fixture
 def tiny_gpu(script, monkeypatch):
     """benchmarks/gpu.py and its tiny settings, in this process."""
     gpu = script("gpu")
-    monkeypatch.setattr(gpu, "_import", lambda deterministic=False: None)
+    monkeypatch.setattr(gpu, "_import", lambda deterministic: None)
     return gpu, gpu._arguments(["--tiny"])
 
 
 def test_cases_of_all_parts(tiny_gpu):
     gpu, args = tiny_gpu
-    for part, cases in gpu._PARTS.items():
+    for part, groups in gpu._PARTS.items():
         if not part.startswith("torch"):
-            about = [what for what, _ in cases(args)]
+            about = [what for group in groups(args) for what, _ in group]
             assert len({str(what) for what in about}) == len(about) > 0
 
 
@@ -261,12 +288,13 @@ def test_cases_of_all_parts(tiny_gpu):
     [
         ("attack", {"jit": "off", "dtype": "bfloat16"}),
         ("float16", {}),
-        ("train", {"jit": "off", "model": "small"}),
+        ("more_train", {"jit": "off", "model": "small"}),
     ],
 )
 def test_cases_of_a_part_run(part, chosen, tiny_gpu):
     gpu, args = tiny_gpu
-    cases = [c for c in gpu._PARTS[part](args) if chosen.items() <= c[0].items()]
+    cases = [case for group in gpu._PARTS[part](args) for case in group]
+    cases = [case for case in cases if chosen.items() <= case[0].items()]
     assert cases
     for _, run in cases:
         found = run()

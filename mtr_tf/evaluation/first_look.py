@@ -36,7 +36,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.errors import doubts_first
 from mtr_tf.errors import first_line
 from mtr_tf.errors import input_error_within
-from mtr_tf.errors import is_out_of_memory
+from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.evaluation import evaluator
 from mtr_tf.evaluation import largest_batch
 from mtr_tf.evaluation import model_fit
@@ -213,8 +213,7 @@ def _called(model: keras.Model, tasks: Sequence[str], name: str, size: int) -> _
             with stateless.unchanged(model):
                 outputs = built(images.shape)(images)
         except Exception as error:  # Layers raise whatever they like.
-            if is_out_of_memory(error):
-                raise
+            raise_out_of_memory(error)
             if told := input_error_within(error):
                 raise InputError(told) from error
             raise InputError(

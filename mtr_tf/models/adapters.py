@@ -17,6 +17,8 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf.errors import raise_out_of_memory
+
 CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are looked at.
 
 
@@ -154,7 +156,8 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
         if lengths == [{size}, {size + 1}]:
             return free
         raise ValueError("outputs of another batch size")
-    except Exception:  # Layers raise whatever they like.
+    except Exception as error:  # Layers raise whatever they like.
+        raise_out_of_memory(error)
         logging.info(
             "the model only takes batches of %d images, so it gets batches of that "
             "size",

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.models import compiling
 from mtr_tf.models import pooling
 from mtr_tf.models import probabilities
@@ -99,6 +100,7 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
         given = stateless.outputs(model, images)
         reason = difference(given, fold(model, names)(images), _tolerance(model))
     except Exception as error:  # Whatever it is, the model itself may do without.
+        raise_out_of_memory(error)
         reason = f"{type(error).__name__}: {error}"
     if reason:
         _DIFFERENT.add(model)
@@ -305,6 +307,7 @@ def in_half(
             given, made = (stateless.outputs(m, images) for m in (model, copy))
         reason = difference(given, made, _HALF_SHARE)
     except Exception as error:  # Whatever it is, the model itself may do without.
+        raise_out_of_memory(error)
         reason = f"{type(error).__name__}: {error}"
     if reason:
         logging.warning(

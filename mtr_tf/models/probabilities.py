@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.models import adapters
 
 _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
@@ -200,7 +201,8 @@ class _Twins:
             twin = type(layer).from_config(config)
             made = twin(source)
             twin.set_weights(layer.get_weights())
-        except Exception:  # Layers raise whatever they like.
+        except Exception as error:  # Layers raise whatever they like.
+            raise_out_of_memory(error)
             return None
         self._of[id(layer)] = twin
         return made

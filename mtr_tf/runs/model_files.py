@@ -22,6 +22,7 @@ from mtr_tf.data.custom import reading
 from mtr_tf.data.layout import Layout
 from mtr_tf.errors import InputError
 from mtr_tf.errors import first_line
+from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.models import adapters
 from mtr_tf.models import keras_files
 from mtr_tf.models import stateless
@@ -109,6 +110,7 @@ def keras_file(path: pathlib.Path, flag: str = "--ckpt") -> Any:
     except InputError:
         raise
     except Exception as error:  # Keras raises nearly every kind on a damaged file.
+        raise_out_of_memory(error)
         raise _refusal(path, error) from error
 
 
@@ -176,6 +178,7 @@ def _saved_model(path: pathlib.Path) -> File:
         with checkpoints.plain(path) as place:
             loaded = tf.saved_model.load(place)
     except Exception as error:
+        raise_out_of_memory(error)
         raise InputError(
             f"{path} cannot be loaded as a SavedModel: {first_line(error)}; export it "
             "again."
@@ -294,6 +297,7 @@ def _as_functional(
     except InputError:
         raise
     except Exception as error:  # It may raise whatever it likes.
+        raise_out_of_memory(error)
         raise InputError(
             f"{file.name} cannot be called on images of "
             f"{'x'.join(map(str, given))}: {_cause(error)}. It must be made of "
@@ -319,7 +323,8 @@ def _own_shape(model: Any) -> tuple[int | None, ...]:
     try:
         with stateless.unchanged(model):
             stateless.outputs(model, tf.zeros((1, *others)))
-    except Exception:  # It may raise whatever it likes.
+    except Exception as error:  # It may raise whatever it likes.
+        raise_out_of_memory(error)
         return tuple(built[1:])
     return ()
 
@@ -367,6 +372,7 @@ def noise(
                 stateless.outputs(model, images)
             return images
         except Exception as error:  # It may raise whatever it likes.
+            raise_out_of_memory(error)
             errors.append(error)
     raise InputError(
         f"{name} must take images of some size, but it fails on those of "

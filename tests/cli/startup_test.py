@@ -115,6 +115,8 @@ def test_nothing_is_kept_where_that_cannot_be(kind, machine, monkeypatch):
             None, None, "Failed copying input tensor: Dst tensor is not initialized."
         ),
         tf.errors.InternalError(None, None, "CUBLAS_STATUS_ALLOC_FAILED"),
+        tf.errors.InternalError(None, None, "{{node Conv2D}} No BLAS for stream."),
+        tf.errors.InternalError(None, None, "CUDNN_STATUS_NOT_INITIALIZED"),
         tf.errors.NotFoundError(
             None, None, "No algorithm worked! Error messages: RESOURCE_EXHAUSTED: x"
         ),

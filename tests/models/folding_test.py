@@ -207,5 +207,24 @@ def test_the_bfloat16_copy():
         assert 1e-5 < error < 0.1
 
 
+@pytest.mark.parametrize("way", ["folded", "half"])
+def test_too_little_memory_is_no_other_output(way, monkeypatch):
+    model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
+    error = tf.errors.InternalError(None, None, "No BLAS for stream.")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(folding, "fold", fail)
+    monkeypatch.setattr(folding, "_in_half", fail)
+    x = tf.zeros((1, 16, 16, 3))
+    ways = {
+        "folded": lambda: folding.check(model, ("seg",), x),
+        "half": lambda: folding.in_half(model, images=x),
+    }
+    with pytest.raises(tf.errors.InternalError, match="No BLAS"):
+        ways[way]()
+
+
 def _first_conv(model: keras.Model) -> str:
     return next(layer.name for layer in model.layers if isinstance(layer, L.Conv2D))
