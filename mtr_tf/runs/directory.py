@@ -321,17 +321,21 @@ def check_path(workdir: pathlib.Path) -> None:
         raise InputError(f"--workdir must be a directory, but {workdir} is a file.")
 
 
-def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
-    """Raises `InputError` for the work of a run whose settings are not known."""
+def kept_work(workdir: pathlib.Path) -> pathlib.Path | None:
+    """The newest checkpoint of a run, else its model; None where it has neither."""
     folder = workdir / "checkpoints"
     for place in (folder, folder / "best"):
         if steps := checkpoints.steps(place):
-            found = place / checkpoints.name(steps[-1])
-            break
-    else:
-        found = workdir / "model.keras"
-        if not found.exists():
-            return
+            return place / checkpoints.name(steps[-1])
+    model = workdir / "model.keras"
+    return model if model.exists() else None
+
+
+def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
+    """Raises `InputError` for the work of a run whose settings are not known."""
+    found = kept_work(workdir)
+    if found is None:
+        return
     raise InputError(
         f"{workdir} holds {found.relative_to(workdir)}, but no config.json that says "
         "which run it belongs to; restore config.json to continue, or give another "

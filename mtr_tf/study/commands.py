@@ -5,14 +5,15 @@
     runs/SLUG-seedK-HASH8/attacks/SLUG-HASH8/      of mtr_tf.attack
 
 HASH8 covers all settings that change results and differ from their defaults, the
-package's version, and, for an attack, the hashes of the runs that it needs. So cells
-with different settings never mix. A new setting at its default does not change the
-hash; a changed default does.
+package's version, and the hashes of the runs that it needs. So cells with different
+settings never mix, and a study can be moved: where these runs are is not in it. A new
+setting at its default does not change the hash; a changed default does.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -84,7 +85,7 @@ class Cell:
 
 
 def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
-    """All cells, seed by seed; of each seed, training first.
+    """All cells, seed by seed; of each seed, training first. Each is after its needs.
 
     Args:
       study: What is to be done.
@@ -93,8 +94,10 @@ def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
     cells = []
     for seed in study.seeds:
         trained = {}
-        for variant in study.variants:
-            trained[variant.name] = _train_cell(study, variant.name, seed, workdir)
+        for variant in study.in_training_order:
+            first = trained.get(variant.init_from)
+            cell = _train_cell(study, variant.name, seed, first, workdir)
+            trained[variant.name] = cell
         cells += trained.values()
         for variant in study.variants:
             for spec in study.attacks:
@@ -135,6 +138,8 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
     if not isinstance(old, Mapping):  # Damaged.
         return False
     now = _settings(cell.config)
+    if cell.kind == "train" and cell.needs:
+        del now["init"]  # The hash says which run it is, wherever that is now.
     kept = now | _as_kept(cell.config)
     return all(old[name] in (now[name], kept[name]) for name in now if name in old)
 
@@ -144,6 +149,26 @@ def _as_kept(config: Settings) -> dict[str, Any]:
     if not isinstance(config, TrainConfig):
         return {}
     return _settings(directory.canonical(config))
+
+
+def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
+    """Lets a training that begins with another run's model go on, or begin anew.
+
+    If the study was moved, config.json has that run's path of before; training compares
+    the weights themselves. Where no step is kept, config.json goes: the other run may
+    have been trained again, with other bits.
+    """
+    folder = workdir / cell.folder
+    path = folder / "config.json"
+    if not (isinstance(cell.config, TrainConfig) and cell.needs and path.exists()):
+        return
+    if directory.kept_work(folder) is None:
+        path.unlink()
+        return
+    content = files.read_object(path)
+    if isinstance(train := content.get("train"), dict):
+        train["init"] = os.path.abspath(cell.config.init)
+        files.write_json(path, content)
 
 
 def write_marker(
@@ -178,9 +203,15 @@ def _checksums(cell: Cell, folder: pathlib.Path) -> dict[str, str]:
     return {name: store.file_digest(folder / name) for name in cell.files}
 
 
-def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> Cell:
+def _train_cell(
+    study: Study, variant: str, seed: int, first: Cell | None, workdir: pathlib.Path
+) -> Cell:
     config = study.train_config(variant, seed)
-    digest = _hash({"train": _content(config)})
+    content: dict[str, Any] = {"train": _content(config)}
+    if first:
+        content["init_from"] = first.hash
+        config = dataclasses.replace(config, init=str(workdir / first.folder))
+    digest = _hash(content)
     folder = f"runs/{slug(variant)}-seed{seed}-{digest[:8]}"
     flags = [*config.flags(), f"--workdir={workdir / folder}"]
     return Cell(
@@ -189,7 +220,7 @@ def _train_cell(study: Study, variant: str, seed: int, workdir: pathlib.Path) ->
         seed=seed,
         attack=None,
         folder=folder,
-        needs=(),
+        needs=(first.folder,) if first else (),
         command=("mtr_tf.train", *flags),
         hash=digest,
         files=("model.keras",),

@@ -25,11 +25,14 @@ class Variant:
       name: As in "s+A".
       train: Its own fields of `TrainConfig`, beside those of the study.
       note: Text for the report.
+      init_from: Name of the variant with whose trained model of the same seed it
+        begins; empty: with what its `init` says.
     """
 
     name: str
     train: dict[str, Any]
     note: str = ""
+    init_from: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +98,20 @@ class Study:
         """The variant of a name; `InputError` for an unknown one."""
         return _by_name("variant", name, self.variants)
 
+    @property
+    def in_training_order(self) -> tuple[Variant, ...]:
+        """The variants as in the file, but each after the one that it begins with."""
+        found: dict[str, Variant] = {}
+
+        def add(variant: Variant) -> None:
+            if variant.init_from and variant.name not in found:
+                add(self.variant(variant.init_from))
+            found.setdefault(variant.name, variant)
+
+        for variant in self.variants:
+            add(variant)
+        return tuple(found.values())
+
     def spec(self, name: str) -> AttackSpec:
         """The attack of a name; `InputError` for an unknown one."""
         return _by_name("attack", name, self.attacks)
@@ -102,10 +119,13 @@ class Study:
     def train_config(self, variant: str, seed: int) -> TrainConfig:
         """The settings of the run of a variant's name and a seed.
 
-        Of those that all variants have, without the ones that it makes no use of.
+        Of those that all variants have, without the ones that it makes no use of. The
+        `init` of a variant with `init_from` is the runner's to say.
         """
         own = self.variant(variant).train
         fields: dict[str, Any] = {**self.train, **own, "seed": seed}
+        if self.variant(variant).init_from:
+            fields["init"] = ""
         for name in TrainConfig(**fields).unused:
             if name not in own:
                 del fields[name]

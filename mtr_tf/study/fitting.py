@@ -51,8 +51,11 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
 
 
 def _lacking(study: Study, variant: str, has: Collection[str]) -> list[str]:
+    """The tasks that are not there, of a variant and of those that it begins with."""
+    first = study.variant(variant).init_from
+    before = _lacking(study, first, has) if first else []
     wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
-    return [task for task in wanted if task not in has]
+    return [*before, *(task for task in wanted if task not in has)]
 
 
 def _attack(spec: AttackSpec, kept: Collection[str]) -> AttackSpec | None:

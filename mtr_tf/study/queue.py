@@ -23,7 +23,7 @@ class Queue:
     """
 
     def __init__(self, cells: Sequence[Cell], chosen: Iterable[str]):
-        """Takes all cells, and the folders of those that shall be done."""
+        """Takes all cells, each after its needs, and the folders of those to do."""
         self.cells = tuple(cells)
         self._states = dict.fromkeys((cell.folder for cell in cells), MISSING)
         self._chosen = set(chosen)
@@ -59,12 +59,15 @@ class Queue:
 
     def waiting(self) -> list[Cell]:
         """The chosen cells that are still to be run; not those that cannot be."""
-        return [
-            cell
-            for cell in self.cells
-            if self._waits(cell)
-            and not any(self._states[need] == FAILED for need in cell.needs)
-        ]
+        found, stopped = [], set()  # By failures, also of what their needs need.
+        for cell in self.cells:
+            state = self._states[cell.folder]
+            cannot = state == MISSING and stopped.intersection(cell.needs)
+            if state == FAILED or cannot:
+                stopped.add(cell.folder)
+            elif self._waits(cell):
+                found.append(cell)
+        return found
 
     def _waits(self, cell: Cell) -> bool:
         return cell.folder in self._chosen and self._states[cell.folder] == MISSING

@@ -85,9 +85,7 @@ class Runner:
         self._study = study
         self._workdir = workdir
         cells = commands.make_cells(study, workdir)
-        asked = [cell for cell in cells if not variants or cell.variant in variants]
-        chosen = {cell.folder for cell in asked}
-        self.queue = queue.Queue(cells, chosen.union(*(cell.needs for cell in asked)))
+        self.queue = queue.Queue(cells, _chosen(cells, variants))
         self.clock = costs.Clock(costs.of_cells(cells))
         self._errors: dict[str, str] = {}
         self._markers: dict[str, dict[str, Any]] = {}
@@ -101,7 +99,7 @@ class Runner:
                 self._set_done(cell)
             elif cell.folder in before:
                 self._set_failed(cell, before[cell.folder])
-        for cell in cells:  # Results outlive models, which are large.
+        for cell in reversed(cells):  # Results outlive models, which are large.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
 
@@ -170,6 +168,7 @@ class Runner:
         folder = self._workdir / cell.folder
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
+            commands.renew_init(cell, self._workdir)
         return not any((folder / part).exists() for part in _PARTS)
 
     def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
@@ -242,6 +241,15 @@ class Runner:
 
 # What a cell that was stopped may have left.
 _PARTS = ("config.json", "settings.json")
+
+
+def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
+    """The folders of the cells of some variants, or of all, and of what they need."""
+    found: set[str] = set()
+    for cell in reversed(cells):
+        if not variants or cell.variant in variants or cell.folder in found:
+            found.update((cell.folder, *cell.needs))
+    return found
 
 
 def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:

@@ -10,6 +10,7 @@ A study file is TOML:
     [variants."s+A"]            # settings of mtr_tf.train for one kind of model
     tasks = ["seg", "autoencoder"]
     note = "shown in the report"
+    init_from = "s"             # begins with this variant's model of the same seed
     [attacks."pgd50"]           # settings of mtr_tf.attack for one attack
     variants = ["s+A"]          # which models it is run on; left out: on all
     source = "s"                # made on this variant's run of the same seed
@@ -211,12 +212,51 @@ def _variants(file: Table, names: Resolve) -> tuple[Variant, ...]:
             '= ["seg"].'
         )
     _check_slugs(file, "variants", tables)
-    return tuple(
+    beside = ("note", "init_from")
+    variants = tuple(
         Variant(
-            name, _train_fields(table, names, ("note",)), table.value("note", str, "")
+            name,
+            _train_fields(table, names, beside),
+            *(table.value(key, str, "") for key in beside),
         )
         for name, table in tables.items()
     )
+    _check_starts(variants, tables)
+    return variants
+
+
+def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> None:
+    """Refuses variants that begin with what is not there, or with themselves."""
+    starts = {each.name: each.init_from for each in variants}
+    for variant in variants:
+        name, table, path = variant.name, tables[variant.name], [variant.name]
+        if not variant.init_from:
+            continue
+        _check_variants(table, [variant.init_from], list(starts))
+        if variant.init_from == name:
+            table.fail(f"init_from must name another variant, got {name!r} itself.")
+        if "init" in variant.train:
+            table.fail("init_from and init say the same; leave out one of the two.")
+        while (other := starts.get(path[-1])) and other not in path:
+            path.append(other)
+        if other == name:
+            table.fail(
+                "init_from must not lead round in a circle, but here "
+                f"{' begins with '.join(map(repr, (*path, name)))}; leave out one."
+            )
+
+
+def _check_variants(
+    table: Table, named: Iterable[str], variants: Sequence[str]
+) -> None:
+    """Refuses names of variants that are not there."""
+    for one in named:
+        if one not in variants:
+            hint = did_you_mean(one, variants, "; did")
+            table.fail(
+                f"there is no variant {one!r}; there are "
+                f"{', '.join(variants)}{hint or '.'}"
+            )
 
 
 def _attacks(
@@ -229,13 +269,7 @@ def _attacks(
         fields = _attack_fields(table, names, ("variants", "source"))
         named = table.values("variants", str, list(variants))
         source = table.value("source", str, "")
-        for one in (*named, source) if source else named:
-            if one not in variants:
-                hint = did_you_mean(one, variants, "; did")
-                table.fail(
-                    f"there is no variant {one!r}; there are "
-                    f"{', '.join(variants)}{hint or '.'}"
-                )
+        _check_variants(table, (*named, source) if source else named, variants)
         if not named:
             table.fail(
                 "variants must name one or more variants; leave it out to take all."

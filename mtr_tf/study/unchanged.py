@@ -54,6 +54,9 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
         for cell in queue.cells
         if isinstance(cell.config, TrainConfig)
     }
+    for cell in queue.cells:  # Models of the study's own are not the user's to change.
+        if cell.folder in runs and cell.needs:
+            runs[cell.folder] = dataclasses.replace(runs[cell.folder], init="")
     _check_runs(queue, workdir, runs, opened)
     _check_attacks(queue, workdir, runs, opened)
 

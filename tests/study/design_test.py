@@ -174,6 +174,11 @@ def test_it_survives_json(load):
         ('variants = ["s"]', 'variants = ["S+a"]', ["'S+a'", "did you mean 's+A'?"]),
         ('variants = ["s"]', "variants = []", ['[attacks."from A"]: variants must']),
         ('source = "s+A"', 'source = "t"', ['[attacks."from A"]', "no variant 't'"]),
+        ('note = "', 'init_from = "t" #', ['[variants."s+A"]', "no variant 't'"]),
+        ('note = "', 'init_from = "S" #', ["'S'; there are s, s+A; did you mean 's'?"]),
+        ('note = "', "init_from = 3 #", ['[variants."s+A"]: init_from must be a text']),
+        ('note = "', 'init_from = "s+A" #', ['"s+A"]: init_from must name another']),
+        ('note = "', 'init = "x"\ninit_from = "s" #', ["init_from and init say"]),
         ('["s", "EACH"]', '["A"]', ["\"own\"]: on the variant 's'", "--attack_tasks"]),
         ('["s", "EACH"]', '["x"]', ['"own"]: attack_tasks: Unknown task']),
         ("steps = 5", 'attack = ["pdg"]', ['"from A"]: ', "Did you mean 'pgd'?"]),
@@ -188,6 +193,38 @@ def test_mistakes_are_named_with_file_table_and_key(load, old, new, said):
         load(GOOD.replace(old, new, 1))
     for words in ("mine.toml", *said):
         assert words in str(mistake.value)
+
+
+FROM = """
+about = "x"
+seeds = [0]
+[train]
+init = "pretrained.keras"
+[variants."last"]
+tasks = ["seg"]
+init_from = "tuned"
+[variants."tuned"]
+tasks = ["seg"]
+init_from = "s"
+[variants."s"]
+tasks = ["seg"]
+"""
+
+
+def test_a_variant_comes_after_the_one_that_it_begins_with(load):
+    study = load(FROM)
+    assert [each.name for each in study.variants] == ["last", "tuned", "s"]
+    assert [each.name for each in study.in_training_order] == ["s", "tuned", "last"]
+    assert study.variant("tuned") == Variant("tuned", {"tasks": ("seg",)}, "", "s")
+    assert Study.from_dict(json.loads(json.dumps(study.to_dict()))) == study
+    given = {name: study.train_config(name, 0).init for name in ("s", "tuned")}
+    assert given == {"s": "pretrained.keras", "tuned": ""}
+
+
+def test_variants_that_begin_with_each_other_are_refused(load):
+    circle = "'tuned' begins with 's' begins with 'tuned'; leave out one"
+    with pytest.raises(InputError, match=rf'variants."tuned"\]: .* {circle}'):
+        load(FROM + 'init_from = "tuned"')
 
 
 @pytest.mark.parametrize("given", ["no/such.toml", "such.toml", "room-quick"])

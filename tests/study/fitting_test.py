@@ -74,6 +74,20 @@ def test_what_needs_a_source_or_a_term_goes_with_it(rooms):
     assert not fitting.to_tasks(study, "heights", ("depth", "normal")).attacks
 
 
+def test_what_begins_with_a_model_that_is_left_out_goes_with_it(rooms):
+    names = ("d", "s", "d+n 1")
+    first = {"d": "s", "d+n 1": "d", "s": ""}
+    variants = (
+        dataclasses.replace(rooms.variant(name), init_from=first[name])
+        for name in names
+    )
+    study = dataclasses.replace(rooms, variants=tuple(variants), attacks=(), claims=())
+    fitted = fitting.to_tasks(study, "flat", ("seg",))
+    assert [each.name for each in fitted.variants] == ["s"]
+    with pytest.raises(InputError, match="no models for heights"):
+        fitting.to_tasks(study, "heights", ("depth", "normal"))
+
+
 def test_data_without_any_of_the_models(rooms):
     with pytest.raises(
         InputError, match="no models for plain, which has the tasks auto"

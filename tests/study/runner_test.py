@@ -173,6 +173,107 @@ def test_a_folder_stands_for_all_that_changes_results(other, new):
         assert (old.folder == now.folder) == (old.hash == now.hash)
 
 
+# In the file's order, which is not that of training.
+TUNED = dataclasses.replace(
+    STUDY,
+    variants=(
+        Variant("last", {"tasks": ("seg",), "epochs": 2}, init_from="tuned"),
+        Variant("tuned", {"tasks": ("seg",), "epochs": 1}, init_from="s"),
+        Variant("s", {"tasks": ("seg",)}),
+    ),
+    attacks=(AttackSpec("pgd", {"attack_tasks": ("seg",)}, ("s", "last")),),
+)
+
+
+def trainings(study=TUNED, workdir=HERE):
+    """{(variant, seed): its training}"""
+    cells = [cell for cell in cells_of(study, workdir) if cell.kind == "train"]
+    return {(cell.variant, cell.seed): cell for cell in cells}
+
+
+def test_a_training_begins_with_the_other_ones_model_of_its_seed():
+    found = [(c.seed, c.kind, c.variant) for c in cells_of(TUNED)]
+    of_one_seed = [
+        ("train", "s"),
+        ("train", "tuned"),
+        ("train", "last"),
+        ("attack", "last"),
+        ("attack", "s"),
+    ]
+    assert found == [(seed, *cell) for seed in (0, 1) for cell in of_one_seed]
+    cells = trainings()
+    for seed in (0, 1):
+        s, tuned, last = (cells[name, seed] for name in ("s", "tuned", "last"))
+        assert (s.needs, tuned.needs, last.needs) == ((), (s.folder,), (tuned.folder,))
+        for cell, first in ((tuned, s), (last, tuned)):
+            config, place = parsed(cell.command, TrainConfig, RunPlace)
+            plain = TUNED.train_config(cell.variant, seed)
+            assert config == dataclasses.replace(plain, init=f"w/{first.folder}")
+            assert place == RunPlace(workdir=f"w/{cell.folder}")
+    assert cells["s", 0].hash == trainings(STUDY)["s", 0].hash
+
+
+def test_a_hash_covers_what_a_training_begins_with_but_not_where_that_is():
+    def others(study=TUNED, workdir=HERE):
+        """The cells with another hash than those of TUNED."""
+        pairs = zip(cells_of(TUNED), cells_of(study, workdir), strict=True)
+        return {f"{a.variant}/{a.attack}" for a, b in pairs if a.hash != b.hash}
+
+    def with_train(index, **fields):
+        variants = list(TUNED.variants)
+        train = variants[index].train | fields
+        variants[index] = dataclasses.replace(variants[index], train=train)
+        return dataclasses.replace(TUNED, variants=tuple(variants))
+
+    assert not others(workdir=pathlib.Path("/else/where"))
+    assert others(with_train(0, epochs=9)) == {"last/None", "last/pgd"}
+    of_tuned = {"tuned/None", "last/None", "last/pgd"}
+    assert others(with_train(1, epochs=9)) == of_tuned
+    assert others(with_train(2, epochs=9)) == of_tuned | {"s/None", "s/pgd"}
+    assert others(with_train(2, data_dir="d")) == set()
+    tuned = trainings()["tuned", 0]
+    alone = [Variant("tuned", TUNED.variants[1].train)]
+    study = dataclasses.replace(TUNED, variants=tuple(alone), attacks=())
+    assert trainings(study)["tuned", 0].hash != tuned.hash
+
+
+def test_a_tuned_run_is_done_wherever_the_study_is_now(tmp_path):
+    cell = trainings(workdir=tmp_path / "before")["tuned", 0]
+    folder = tmp_path / "before" / cell.folder
+    directory.write_config(folder, cell.config)
+    (folder / "model.keras").touch()
+    (tmp_path / "before").rename(tmp_path / "now")
+    moved = trainings(workdir=tmp_path / "now")["tuned", 0]
+    assert moved.config.init != cell.config.init
+    assert commands.is_done(moved, tmp_path / "now")
+    other = dataclasses.replace(cell.config, epochs=9)
+    directory.write_config(tmp_path / "now" / cell.folder, other)
+    assert not commands.is_done(moved, tmp_path / "now")
+
+
+def test_a_begun_run_goes_on_where_the_study_is_now(tmp_path):
+    """Or begins anew, if nothing of it is left."""
+    s, tuned = (trainings(workdir=tmp_path)[name, 0] for name in ("s", "tuned"))
+    for cell in (s, tuned):
+        directory.write_config(
+            tmp_path / cell.folder,
+            dataclasses.replace(cell.config, init="/before/s" if cell.needs else ""),
+            facts={"init": "digest"},
+        )
+    config = tmp_path / tuned.folder / "config.json"
+    checkpoint = tmp_path / tuned.folder / "checkpoints" / "ckpt-3.index"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    commands.renew_init(tuned, tmp_path)
+    directory.check_workdir(tmp_path / tuned.folder, tuned.config, resume=True)
+    assert json.loads(config.read_text())["init"] == "digest"  # Compared in training.
+    checkpoint.unlink()
+    for cell in (s, tuned):
+        commands.renew_init(cell, tmp_path)
+        kept = (tmp_path / cell.folder / "config.json").exists()
+        assert kept == (cell.variant == "s")
+
+
 def test_another_version_of_the_package_is_another_folder(monkeypatch):
     before = {cell.folder for cell in cells_of()}
     monkeypatch.setattr(mtr_tf, "__version__", "9.9")
@@ -538,6 +639,58 @@ def test_results_outlive_models(fake):
     (fake.workdir / pgd.folder / "results.json").unlink()
     fake("done()").run(engine(*ONE))
     assert order(fake.workdir)[12:] == [train.folder, pgd.folder]
+
+
+def test_trainings_wait_for_the_model_that_they_begin_with(fake):
+    body = """
+        if name == "last-seed0":
+            assert list(root.glob("runs/tuned-seed0-*/model.keras"))
+        if name == "tuned-seed0":
+            assert list(root.glob("runs/s-seed0-*/model.keras"))
+        done()
+        """
+    fake(body, TUNED).run(engine({}, {}))
+    assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
+    assert len(order(fake.workdir)) == 10
+
+
+def test_a_failed_training_stops_those_that_begin_with_it(fake):
+    runner = fake("if name == 's-seed0': sys.exit(1)\ndone()", TUNED)
+    runner.run(engine(*ONE))
+    states = {key: cell["state"] for key, cell in index(fake.workdir).items()}
+    assert {key: state for key, state in states.items() if state != "done"} == {
+        (0, "s", None): "failed",
+        (0, "tuned", None): "missing",
+        (0, "last", None): "missing",
+        (0, "last", "pgd"): "missing",
+        (0, "s", "pgd"): "missing",
+    }
+    assert not runner.queue.waiting()
+    assert len(runner.failures()) == 1
+    runner.queue.retry()
+    assert len(runner.queue.waiting()) == 5
+
+
+def test_only_a_variant_and_all_that_it_begins_with(fake):
+    study = dataclasses.replace(TUNED, seeds=(0,))
+    fake("done()", study, ("last",)).run(engine(*ONE))
+    names = [path.rsplit("/", 1)[-1].rsplit("-", 1)[0] for path in order(fake.workdir)]
+    assert names == ["s-seed0", "tuned-seed0", "last-seed0", "pgd"]
+
+
+def test_models_that_others_began_with_are_not_trained_again(fake):
+    """Results outlive models, also those of a line of trainings."""
+    study = dataclasses.replace(TUNED, seeds=(0,))
+    fake("done()", study).run(engine(*ONE))
+    for model in fake.workdir.glob("runs/*/model.keras"):
+        model.unlink()
+    fake("done()", study).run(engine(*ONE))
+    assert len(order(fake.workdir)) == 5
+    cells = {(c.variant, c.kind): c for c in cells_of(study, fake.workdir)}
+    (fake.workdir / cells["last", "attack"].folder / "results.json").unlink()
+    fake("done()", study).run(engine(*ONE))
+    wanted = [("s", "train"), ("tuned", "train"), ("last", "train"), ("last", "attack")]
+    assert order(fake.workdir)[5:] == [cells[key].folder for key in wanted]
 
 
 def test_a_worker_has_one_thread_or_one_gpu(fake):

@@ -21,6 +21,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.executors.command import Ended
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.runs import initial_weights
 from mtr_tf.study import commands
 from mtr_tf.study import queue
 from mtr_tf.study import study_file
@@ -278,3 +279,41 @@ def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
     results.write_text(json.dumps(first))
     commands.write_marker(attacked[0], workdir, ended, whole=True)
     refused(study, workdir, "the images had 8x13 pixels and have 8x12")
+
+
+@pytest.mark.slow
+def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
+    """The whole way: trained, tuned at a rate of 0, moved, and continued."""
+    text = OWN + '[variants."tuned"]\ntasks = ["flow"]\ninit_from = "flow"\n'
+    text += "learning_rate = 0\n"
+    study = dataclasses.replace(study_of(tmp_path, text, init=""), attacks=())
+
+    def trained(workdir):
+        for cell in Runner(study, workdir).queue.waiting():
+            commands.renew_init(cell, workdir)
+            loop.train(cell.config, workdir / cell.folder)
+        runner = Runner(study, workdir)
+        assert not runner.queue.waiting()
+        unchanged.check(runner.queue, workdir)
+        return {(c.variant, c.seed): workdir / c.folder for c in runner.queue.cells}
+
+    folders = trained(tmp_path / "w")
+    digests = {key: initial_weights.digest(str(path)) for key, path in folders.items()}
+    for seed in study.seeds:
+        content = json.loads((folders["tuned", seed] / "config.json").read_text())
+        assert content["train"]["init"] == str(folders["flow", seed])
+        assert content["init"] == digests["flow", seed] == digests["tuned", seed]
+    assert digests["flow", 0] != digests["flow", 1]
+
+    (tmp_path / "w").rename(tmp_path / "moved")
+    moved = {
+        key: tmp_path / "moved" / path.relative_to(tmp_path / "w")
+        for key, path in folders.items()
+    }
+    assert not Runner(study, tmp_path / "moved").queue.waiting()
+    (moved["tuned", 1] / "model.keras").unlink()  # Its checkpoints are there.
+    assert trained(tmp_path / "moved") == moved
+    assert initial_weights.digest(str(moved["tuned", 1])) == digests["tuned", 1]
+    # A model that was lost may be trained again with other bits.
+    net((*SIZE, 3), ()).save(moved["flow", 0] / "model.keras")
+    trained(tmp_path / "moved")
