@@ -240,6 +240,20 @@ def test_gpu_on_a_cpu(script, tmp_path):
     assert passes["share"] == pytest.approx(passes["tflops"] / products["tflops"])
 
 
+def test_a_process_that_dies_as_it_waits_is_one_record(script, monkeypatch, tmp_path):
+    gpu = script("gpu")
+    fake = tmp_path / "fake.py"
+    fake.write_text(
+        "import os\nprint('{{node x}} {')\nprint('{\"ready\": true}', flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setattr(gpu, "__file__", str(fake))
+    args = gpu._arguments([f"--output={tmp_path / 'x.json'}"])
+    records = list(gpu._measured(["attack:0", "attack:1"], args))
+    assert [record["what"] for record in records] == ["attack:0", "attack:1"]
+    assert {record["error"] for record in records} == {"no word"}
+
+
 def test_the_usual_parts_compile_together(script):
     gpu = script("gpu")
     args = gpu._arguments(["--processes=10", "--torch_python=x"])

@@ -99,15 +99,15 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
         names = [name for name, y in model.output.items() if _is_tensor(y)]
         given = stateless.outputs(model, images)
         reason = difference(given, fold(model, names)(images), _tolerance(model))
+        reason = reason and f"its outputs differ ({reason})"
     except Exception as error:  # Whatever it is, the model itself may do without.
         raise_out_of_memory(error)
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"it cannot be computed ({type(error).__name__}: {error})"
     if reason:
         _DIFFERENT.add(model)
         logging.warning(
-            "the copy of the model with folded batch norms is not used, because its "
-            "outputs differ (%s); the model itself is attacked, which takes longer. "
-            "Its layers: %s",
+            "the copy of the model with folded batch norms is not used, because %s; "
+            "the model itself is attacked, which takes longer. Its layers: %s",
             reason,
             layer_types(model),
         )

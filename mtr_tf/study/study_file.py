@@ -303,6 +303,9 @@ def _check(study: Study, file: Table) -> None:
         with tables[variant.name].explained():
             config = directory.canonical(study.train_config(variant.name, seed))
             task_weights(config.tasks, config.main_tasks, config.aux_weight)
+            if variant.init_from:
+                first = study.train_config(variant.init_from, seed)
+                _check_same_net(config, directory.canonical(first), variant.init_from)
     tables = file.tables("attacks")
     for spec in study.attacks:
         for name in spec.variants:
@@ -313,6 +316,17 @@ def _check(study: Study, file: Table) -> None:
                 with tables[spec.name].explained(f"on the variant {run!r}: "):
                     has = study.names(study.train_config(run, seed).tasks)
                     _check_tasks(config, has)
+
+
+def _check_same_net(config: TrainConfig, first: TrainConfig, name: str) -> None:
+    """Refuses to begin with the weights of a net of another kind or width."""
+    for key in ("model", "width"):
+        own, other = getattr(config, key), getattr(first, key)
+        if own != other:
+            raise InputError(
+                f"init_from needs a variant with the same {key}, but {name!r} has "
+                f"{other!r} and this one {own!r}; change one of them."
+            )
 
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:

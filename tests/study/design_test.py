@@ -179,6 +179,7 @@ def test_it_survives_json(load):
         ('note = "', "init_from = 3 #", ['[variants."s+A"]: init_from must be a text']),
         ('note = "', 'init_from = "s+A" #', ['"s+A"]: init_from must name another']),
         ('note = "', 'init = "x"\ninit_from = "s" #', ["init_from and init say"]),
+        ('note = "', 'width = 8\ninit_from = "s" #', ["the same width, but 's' has 0"]),
         ('["s", "EACH"]', '["A"]', ["\"own\"]: on the variant 's'", "--attack_tasks"]),
         ('["s", "EACH"]', '["x"]', ['"own"]: attack_tasks: Unknown task']),
         ("steps = 5", 'attack = ["pdg"]', ['"from A"]: ', "Did you mean 'pgd'?"]),
