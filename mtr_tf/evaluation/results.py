@@ -111,6 +111,7 @@ def _record(
         **channels,
         "better": metric.better,
         "unit": task.unit_of(metric, units),
+        **({"ignored": list(task.ignored)} if task.ignored else {}),
         **_spared(clean, result, task),
     }
 

@@ -26,7 +26,7 @@ lower is better is negated. `relative` uses minus the relative vulnerability, (a
   averaged over, of which each must be there, and metrics of one direction. `field` is
   read (value), divided by the field `ratio_to` if that is named; `minus` is a table of
   keys, and of `variants`, for what is taken off. With `within`, the number is claimed
-  to be that near to `reference`.
+  to be that near to `reference`, and there is no `margin`.
 - `margin`: an effect below is too small to matter; of `relative` claims a share.
 - `main`: the report leads with it; else with the first claim that algebra does not
   decide.
@@ -189,6 +189,11 @@ def _claim(table: Table, study: Study) -> Claim:
         measure = _measure(
             Table(f"{table.where}, measure", table.content["measure"]), study
         )
+        if measure["within"] is not None and "margin" in table.content:
+            table.fail(
+                "margin must not be given with within, which itself says how near is "
+                "near enough."
+            )
         return Claim(**fields, attack=measure["attack"], measure=measure)
     made = _compared(table, study) if ways == ["better"] else _listed(table, study)
     first = made["terms"][0].points[0]
@@ -308,10 +313,15 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     for variant in minus.values("variants", str, ()):
         one_of(minus, f"variant of {attack!r}", variant, study.spec(attack).variants)
     within = table.value("within", float, 0.0) if "within" in table.content else None
+    if within is not None and within < 0:
+        table.fail(f"within must be 0 or more; got {within:g}.")
+    sign = float(table.value("sign", float, 1.0))
+    if not sign:
+        table.fail("sign must not be 0, which makes every effect 0; give 1 or -1.")
     measure: dict[str, Any] = {
         **_with_tasks(table, study),
         "variants": variants,
-        "sign": float(table.value("sign", float, 1.0)),
+        "sign": sign,
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),

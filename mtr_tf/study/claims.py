@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from mtr_tf.study import claim_file
 from mtr_tf.study import effects
@@ -26,7 +27,10 @@ RULES = (
     "that the effect is above 0, or above the margin if the claim has one; and the "
     "95 % bootstrap interval over seeds (and over images, if there are values for "
     "each) lies above that, too. With n seeds, p is at least 1/2^n, so 5 seeds are "
-    "needed; claims with fewer do not count in the correction.",
+    "needed; claims with fewer do not count in the correction. Among several "
+    "directional claims p may not go below 2/2^n, however large the effect: changing "
+    "the signs of all seeds turns a larger effect of another claim, below 0, into one "
+    "above. Then 6 seeds are needed.",
     "It does not hold if test and interval show in the same way that the effect is "
     "below 0, or below the margin. A claim that a number is near a value holds if the "
     "whole interval is near enough, and does not hold if all of it lies outside; no "
@@ -47,7 +51,7 @@ class Power:
 
     Attributes:
       deviation: Standard deviation of the effect over seeds.
-      least: Fewer seeds than this find no effect, however large.
+      least: Fewer seeds than this may miss any effect, however large.
       detectable: The least mean effect that these seeds find, nine times in ten, to be
         above the claim's margin; None where they are too few.
       seeds_needed: How many tell, nine times in ten, an effect of 0 from one of the
@@ -73,7 +77,7 @@ def power(by_seed: np.ndarray, margin: float, claims: int) -> Power | None:
         return None
     deviation = float(known.std(ddof=1))
     level = min((1 - effects.CONFIDENCE) / 2, ALPHA / claims)
-    least = statistics.least_seeds(ALPHA)  # Max-T's least p is of any number of claims.
+    least = statistics.least_seeds(ALPHA, claims)
     needed = found = None
     if margin:
         needed = statistics.seeds_needed(deviation, margin, level, least)
@@ -104,6 +108,7 @@ class Verdict:
       power: What its seeds can show; None of a claim of nearness, or of too few seeds.
       gaps: By how much clean values of `matched` models differ; see `Effect`.
       negated: Of a measure: whether lower values of its metric are better.
+      note: Why the interval is not over images though there are rows; else empty.
     """
 
     claim: Claim
@@ -121,6 +126,7 @@ class Verdict:
     power: Power | None = None
     gaps: np.ndarray | None = None
     negated: bool = False
+    note: str = ""
 
 
 def check(study: Study) -> None:
@@ -162,8 +168,11 @@ def evaluate(results: Results) -> list[Verdict]:
                 power=power(*spread) if i in tested else None,
                 gaps=effect.gaps,
                 negated=effect.negated,
+                note=effect.note,
             )
         )
+        if effect.note:
+            logging.warning("claim %r: %s", claim.id, effect.note)
     return verdicts
 
 
@@ -268,6 +277,6 @@ def _open(claim: Claim, low: float, high: float, n: int, p: float) -> str:
     if 2.0**-n > ALPHA:
         return (
             f"{whole} {n} seeds cannot give p of {ALPHA:g} or less (1/{2**n} at "
-            "best): 5 are needed."
+            "best): 5 are needed, or 6 among several directional claims."
         )
     return f"{whole} p is {p:.2g} after correction for all claims."

@@ -52,6 +52,7 @@ class Effect:
         matches, up or down, the mean over models, `[seeds]`; of relative claims as a
         share of the match's. None of others.
       negated: Of a measure: whether lower values of its metric are better.
+      note: Why images were not drawn though there are rows; else empty.
     """
 
     by_seed: np.ndarray
@@ -61,6 +62,7 @@ class Effect:
     clean: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     gaps: np.ndarray | None = None
     negated: bool = False
+    note: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -135,7 +137,7 @@ def _compared(claim: Claim, results: Results) -> Effect:
     if claim.matched:
         gaps = np.array([_gap(claim, results, i) for i in range(len(parts))])
         gaps[np.isnan(by_seed)] = np.nan
-    return Effect(by_seed, draws, over, count, clean, gaps)
+    return Effect(by_seed, draws, over, count, clean, gaps, note=numbers.note)
 
 
 def _gap(claim: Claim, results: Results, place: int) -> float:
@@ -198,20 +200,26 @@ def _clean_of(point: Point, results: Results) -> np.ndarray:
 
 
 class _Numbers:
-    """Values of points, upwards the more robust; what is read is kept."""
+    """Values of points, upwards the more robust; what is read is kept.
+
+    Attributes:
+      note: Which rows, as far as was looked, do not give the value of their record.
+    """
 
     def __init__(self, claim: Claim, results: Results):
         self._relative = claim.relative
         self._results = results
         self._rows: dict[tuple[Point, int, bool], np.ndarray | None] = {}
         self._units: dict[str, resampling.Units | None] = {}
+        self._metrics: dict[tuple[Any, ...], metrics.Metric] = {}
+        self.note = ""
 
     def value(self, point: Point, place: int) -> float:
         """Of the seed at a place; NaN where absent."""
         record = self._record(point, place)
         if record is None:
             return np.nan
-        metric = _metric(record)
+        metric = self._metric(record)
         values = [
             np.nan if record[key] is None else record[key]
             for key in ("clean", "attacked_value" if point.eps else "clean")
@@ -248,7 +256,7 @@ class _Numbers:
 
         A metric of a user's own may have the name of another, or another sum.
         """
-        metric = _metric(record)
+        metric = self._metric(record)
         for clean in {False, self._relative}:
             value = value_of(record, 0.0 if clean else point.eps)
             of_units = self._of(point, place, clean)
@@ -257,14 +265,15 @@ class _Numbers:
             try:
                 again = metric.over(of_units)
             except (ValueError, IndexError):  # Rows of another shape.
-                return False
+                again = np.nan
             if not np.isclose(again, value, rtol=1e-4, atol=1e-6):
+                self.note = _unlike(record, value, again)
                 return False
         return True
 
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
         """Of the seed at a place, on units drawn so often, `[resamples]`."""
-        metric = _metric(present(self._record(point, place), "record"))
+        metric = self._metric(present(self._record(point, place), "record"))
         attacked = self._resampled(metric, point, place, counts, clean=False)
         clean = attacked
         if self._relative:
@@ -291,9 +300,21 @@ class _Numbers:
             known = rows is not None and units is not None
             self._rows[key] = None
             if known:
-                metric = _metric(present(record, "record"))
+                metric = self._metric(present(record, "record"))
                 self._rows[key] = intervals.summed(metric, rows, units)
         return self._rows[key]
+
+    def _metric(self, record: dict[str, Any]) -> metrics.Metric:
+        """That of a record, without the classes that it leaves out."""
+        names = ("folder", "task", "metric", "better")
+        key = tuple(record.get(name) for name in names)
+        if key not in self._metrics:
+            metric = _metric(record)
+            if metric.name in ("miou", "image_miou"):
+                ignored = self._results.ignored_of(record)
+                metric = metrics.without_classes(metric, ignored)
+            self._metrics[key] = metric
+        return self._metrics[key]
 
     def _units_of(self, record: dict[str, Any] | None) -> resampling.Units | None:
         if record is None:
@@ -319,12 +340,26 @@ class _Numbers:
 def _metric(record: Mapping[str, Any]) -> metrics.Metric:
     """The metric of a record.
 
-    Equal names are equal metrics, of all kinds of tasks. Others are of a user's own:
-    means, as those of functions are, of which the record says what is better.
+    Equal names are equal metrics, of all kinds of tasks, if the record agrees in what
+    is better. Others are of a user's own: means, as those of functions are, of which
+    the record says what is better.
     """
-    name = record["metric"]
-    own = metrics.of_function(name, lambda *given: 0, record.get("better", "lower"))
-    return _known_metrics().get(name, own)
+    name, better = record["metric"], record.get("better")
+    known = _known_metrics().get(name)
+    if known and better in (None, known.better):
+        return known
+    return metrics.of_function(name, lambda *given: 0, better or "lower")
+
+
+def _unlike(record: Mapping[str, Any], value: float, again: float) -> str:
+    """A sentence about rows that do not give the value of their record."""
+    given = "no value" if np.isnan(again) else f"{again:.4g}"
+    return (
+        f"The interval leaves out the choice of images: the rows of {record['task']} "
+        f"{record['metric']} in {record['folder']} give {given}, but its record says "
+        f"{value:.4g}; a metric of your own may not be a mean, or may have the name of "
+        "another."
+    )
 
 
 @functools.cache

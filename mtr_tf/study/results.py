@@ -218,6 +218,18 @@ class Results:
         unit = self._read(record, name, "unit", lambda cell: present(cell.unit, "unit"))
         return resampling.Units(unit, over)
 
+    def ignored_of(self, record: Record) -> tuple[int, ...]:
+        """The classes that mean IoUs of a record leave out.
+
+        Records of finished work may not say; the run's config.json then does.
+        """
+        if "ignored" in record:
+            return tuple(record["ignored"])
+        run = (self.workdir / record["folder"]).parent.parent
+        tasks = files.read_object(run / "config.json").get("tasks", ())
+        of = (task for task in tasks if task["name"] == record["task"])
+        return tuple(next(of, {}).get("ignored", ()))
+
     def _read(
         self,
         record: Record,

@@ -198,9 +198,15 @@ def power(deviation: float, difference: float, seeds: int, level: float) -> floa
     return 1.0 - float(special.nctdtr(seeds - 1, shift, critical))
 
 
-def least_seeds(level: float) -> int:
-    """The least n whose exact test over changes of sign can give such a p, 2^-n."""
-    return max(2, math.ceil(-math.log2(level)))
+def least_seeds(level: float, claims: int = 1) -> int:
+    """The least n whose exact test gives such a p for any effect that is large enough.
+
+    The p of one claim is 2^-n then. By `max_t` over several it is up to 2 / 2^n: with
+    the signs of all seeds changed, another claim whose mean is far below 0 is above it,
+    and perhaps beyond this one.
+    """
+    flips = 2 if claims > 1 else 1  # As seen, and with all signs changed.
+    return max(2, math.ceil(math.log2(flips / level)))
 
 
 def seeds_needed(

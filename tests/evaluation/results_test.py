@@ -16,6 +16,7 @@ from results_fixture import result
 
 from mtr_tf.evaluation import results
 from mtr_tf.show import tables
+from mtr_tf.tasks import TASKS
 
 KEYS = ["attack", "norm", "eps", "steps", "step_size", "attacked", "task", "metric"]
 KEYS += ["clean", "attacked_value", "relative_vulnerability", "n", "seed"]
@@ -52,6 +53,16 @@ def test_records_say_which_channels_were_attacked_where_some_were():
     attacked = dataclasses.replace(attacked, cell=cell)
     records = results.make_records(CLEAN, [attacked], FACTS)
     assert all(record["attack_channels"] == [0, 2] for record in records)
+
+
+def test_records_say_which_classes_mean_ious_leave_out_where_some_are():
+    assert not any("ignored" in record for record in RECORDS)
+    tasks = dict(TASKS) | {"seg": TASKS["seg"].bound(ignored=(0, 2))}
+    found = results.make_records(CLEAN, [result(4.0, 0.3, 0.3)], FACTS, tasks=tasks)
+    assert {record["task"]: record.get("ignored") for record in found} == {
+        "seg": [0, 2],
+        "depth": None,
+    }
 
 
 def test_what_a_cell_itself_warns_of_is_in_its_records_and_said_once(tmp_path):

@@ -442,6 +442,7 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
 
 
 PIXELS = 'measure = "pixels", quantity = "gradient_norm", tasks = ["seg"]'
+COSINE = 'measure = "tasks", quantity = "mean_cosine"'
 ATTACKED = (
     'measure = "pixels", quantity = "attacked_pixels", tasks = ["seg"], count = 4'
 )
@@ -500,6 +501,8 @@ ATTACKED = (
             "no norm 'linf'; there are l2, l1",
         ),
         (f'{ATTACKED}, metric = "mIoU"', "no metric 'mIoU'; there are pixel_accuracy"),
+        (f"{COSINE}, within = -0.1", "within must be 0 or more; got -0.1"),
+        (f"{COSINE}, sign = 0", "sign must not be 0, which makes every effect 0"),
         (f'{ATTACKED}, metric = "loss", norm = "l2"', "no norm 'l2'; there are linf"),
     ],
 )
@@ -511,6 +514,15 @@ def test_mistakes_in_a_measure_are_found_before_anything_runs(
         InputError, match=f"hand.toml, claim 'E4', measure.*: .*{message}"
     ):
         claims.check(study_with(tmp_path, CLAIM + text))
+
+
+def test_a_claim_of_nearness_has_no_margin(tmp_path):
+    text = f'measure = {{ attack = "theory", variants = ["s+d"], {COSINE}, %s }}\n'
+    claims.check(study_with(tmp_path, CLAIM + text % "within = 0"))
+    claims.check(study_with(tmp_path, CLAIM + text % "sign = -1" + "margin = 0.1"))
+    both = study_with(tmp_path, CLAIM + text % "within = 0.1" + "margin = 0.1")
+    with pytest.raises(InputError, match="margin must not be given with within"):
+        claims.check(both)
 
 
 @pytest.mark.parametrize(
@@ -728,8 +740,8 @@ def test_power_of_a_claim_against_scipy():
     known = by_seed[~np.isnan(by_seed)]
     found = claims.power(by_seed, 0.01, claims=10)
     assert found.deviation == pytest.approx(known.std(ddof=1))
-    # 1/2^5 is the first below .05, which max-T reaches with any number of claims.
-    assert (found.least, len(known)) == (5, 8)
+    # 2/2^6 is the first below .05: with all signs changed others may be as large.
+    assert (found.least, len(known)) == (6, 8)
     critical = scipy.stats.t.ppf(1 - 0.005, 7)  # A tenth of .05 for each of ten claims.
     shift = (found.detectable - 0.01) * np.sqrt(8) / known.std(ddof=1)
     assert scipy.stats.nct.sf(critical, 7, shift) == pytest.approx(0.9, abs=1e-5)
@@ -744,6 +756,18 @@ def test_power_needs_two_seeds_and_a_margin():
     assert claims.power(np.array([0.1, np.nan]), 0.01, 1) is None
     few = claims.power(np.array([0.1, 0.2]), 0.0, 1)
     assert (few.least, few.detectable, few.seeds_needed) == (5, None, None)
+
+
+def test_five_seeds_are_enough_for_one_claim_but_not_among_several():
+    clear = 0.1 + 1e-4 * np.arange(5)
+    one, several = claims.power(clear, 0.01, 1), claims.power(clear, 0.01, 2)
+    assert (one.least, one.seeds_needed) == (5, 5)
+    assert one.detectable > 0.01
+    assert (several.least, several.seeds_needed) == (6, 6)
+    assert several.detectable is None
+    opposite = -0.1 - 1e-5 * np.arange(5)
+    assert claims.tests([clear])[1, 0] <= claims.ALPHA
+    assert claims.tests([clear, opposite])[1, 0] > claims.ALPHA
 
 
 def test_what_seeds_find_is_found_as_often_as_is_said(monkeypatch):

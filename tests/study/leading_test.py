@@ -44,7 +44,7 @@ POWER = {"margin": "0.0100", "deviation": "0.00700", "seeds_needed": "9"}
         ),
         (
             {"deviation": "0.00700"},
-            ["So few seeds find no effect, however large."],
+            ["So few seeds may miss any effect, however large."],
         ),
     ],
 )

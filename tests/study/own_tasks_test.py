@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pathlib
 
 import numpy as np
@@ -10,8 +12,11 @@ import pytest
 
 from mtr_tf.errors import InputError
 from mtr_tf.study import claim_file
+from mtr_tf.study import claims
 from mtr_tf.study import effects
+from mtr_tf.study import statistics
 from mtr_tf.study import study_file
+from mtr_tf.study.report import verdicts
 from mtr_tf.study.results import Results
 
 STUDY = """
@@ -107,3 +112,93 @@ def test_metrics_are_known_by_name_or_by_their_record():
     rmse = effects._metric(record("rmse", 1, 1))
     np.testing.assert_allclose(rmse.value(np.array([8.0, 2.0])), 2.0)
     assert effects._metric(record("f1", 1, 1)).name == "f1"
+
+
+def test_a_metric_with_the_name_of_another_has_its_own_direction():
+    known = effects._metric(record("rel", 1, 1))
+    assert (known.better, known.relative) == ("lower", True)
+    own = effects._metric(record("rel", 1, 1, better="higher"))
+    assert (own.better, own.relative) == ("higher", False)
+
+
+# Mean IoU of three classes, of which the first may be no label.
+
+SEEDS, IMAGES = 2, 5
+
+
+def write_rows(tmp_path: pathlib.Path, ignored: tuple[int, ...], said: str) -> Results:
+    """A study with rows of mean IoU; `said`: where its ignored classes stand."""
+    text = STUDY.replace("DATA", "my_data:examples").replace(
+        '"epe"\nattacked = ["flow", "seg"]', '"miou"'
+    )
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    rng, found = np.random.default_rng(3), []
+    for variant, seed in itertools.product(("flow", "flow+scene"), range(SEEDS)):
+        run = tmp_path / f"{variant}{seed}"
+        cells = run / "attacks" / "pgd" / "cells"
+        cells.mkdir(parents=True)
+        of = rng.integers(20, 40, (IMAGES, 6))
+        hits = np.minimum(of[:, :3], of[:, 3:]) // 2
+        if ignored:  # No target has the class, but outputs do.
+            of[:, 0] = hits[:, 0] = 0
+        rows = np.concatenate([hits, of], axis=1)
+        np.savez(cells / "a.npz", **{"row/flow/miou": rows})
+        about = {"folder": f"{run.name}/attacks/pgd", "better": "higher", "n": IMAGES}
+        about |= {"rows": "cells/a.npz", "clean_rows": "cells/a.npz"}
+        about |= {"ignored": list(ignored)} if said == "record" else {}
+        tasks = [{"name": "flow"} | ({"ignored": ignored} if said == "run" else {})]
+        (run / "config.json").write_text(json.dumps({"tasks": tasks}))
+        value = by_hand(rows, ignored)
+        about["attacked"] = ["flow"]
+        found.append(record("miou", value, value, variant, seed) | about)
+    return Results(study_file.load(str(path)), tmp_path, tuple(found))
+
+
+def by_hand(rows: np.ndarray, ignored: tuple[int, ...]) -> float:
+    hits, target, output = rows.sum(axis=0).reshape(3, 3)
+    kept = [c for c in range(3) if c not in ignored]
+    return float(np.mean([hits[c] / (target + output - hits)[c] for c in kept]))
+
+
+@pytest.mark.parametrize(
+    ("ignored", "said"), [((), ""), ((0,), "record"), ((0,), "run")]
+)
+def test_images_are_drawn_without_the_classes_that_are_ignored(
+    tmp_path, monkeypatch, ignored, said
+):
+    """Against a plain loop over resamples."""
+    monkeypatch.setattr(effects, "RESAMPLES", 20)
+    results = write_rows(tmp_path, ignored, said)
+    (claim,) = claim_file.read(results.study)
+    found = effects.of(claim, results)
+    assert (found.over, found.note) == ("seeds and images", "")
+    images = statistics.resampled_images(IMAGES, 20, 0).astype(int)
+    seeds = statistics.resampled_seeds(SEEDS, 20, 0).astype(int)
+    for i in range(20):
+        chosen = np.repeat(np.arange(IMAGES), images[i])
+        by_seed = []
+        for seed in range(SEEDS):
+            ours, theirs = (
+                results.rows_of(results.records("pgd", variant, seed)[0], 4.0)
+                for variant in ("flow+scene", "flow")
+            )
+            by_seed.append(
+                by_hand(ours[chosen], ignored) - by_hand(theirs[chosen], ignored)
+            )
+        assert found.draws[i] == pytest.approx(np.repeat(by_seed, seeds[i]).mean())
+
+
+def test_rows_that_do_not_give_the_value_are_not_used_and_it_is_said(tmp_path):
+    results = write_rows(tmp_path, (0,), "nowhere")
+    (claim,) = claim_file.read(results.study)
+    found = effects.of(claim, results)
+    assert found.over == "seeds"
+    first = results.records("pgd", "flow+scene", 0)[0]
+    again = by_hand(results.rows_of(first, 4.0), ())
+    assert f"flow miou in flow+scene0/attacks/pgd give {again:.4g}" in found.note
+    assert f"its record says {first['attacked_value']:.4g};" in found.note
+    (verdict,) = claims.evaluate(results)
+    assert verdict.note == found.note
+    (row,) = verdicts.rows([verdict], results.seeds, [], ())
+    assert row.note == found.note

@@ -329,7 +329,7 @@ def test_the_answer_stands_first_with_its_numbers(written, page):
     found = (text.signed if not verdict.claim.relative else text.points)(
         verdict.power.detectable
     )
-    few = "So few seeds find no effect" in first
+    few = "So few seeds may miss any effect" in first
     decided = verdict.verdict != claims.OPEN
     assert few == (not decided and verdict.n < verdict.power.least)
     assert decided or few or f"an effect of {found.lstrip('+')} nine times" in first

@@ -249,8 +249,24 @@ def test_seeds_needed_are_the_first_with_that_power(ratio):
     assert statistics.seeds_needed(3.0, 3.0 * ratio, 0.025) == by_hand
 
 
+@pytest.mark.parametrize(("n", "p"), [(5, 2 / 32), (6, 2 / 64)])
+def test_another_claim_of_the_other_sign_doubles_the_least_p(n, p):
+    """Even of an effect that is all but the same in each seed."""
+    ours = 1.0 + 1e-3 * np.arange(n)
+    theirs = -1.0 - 1e-4 * np.arange(n)  # Its t is larger, and below 0.
+    flips = np.array(list(itertools.product((1, -1), repeat=n)))
+    t = [
+        scipy.stats.ttest_1samp(flips * x, 0, axis=1).statistic for x in (ours, theirs)
+    ]
+    by_hand = np.mean(np.max(t, axis=0) >= t[0][0] * (1 - 1e-9))
+    alone, corrected = statistics.max_t([ours, theirs])[:, 0]
+    assert (alone, corrected) == (1 / 2**n, by_hand) == (p / 2, p)
+    assert (n >= statistics.least_seeds(0.05, claims=2)) == (p <= 0.05)
+
+
 def test_seeds_needed_for_large_small_and_certain_effects():
     assert statistics.least_seeds(0.05) == 5  # 1/32 is the first below.
+    assert statistics.least_seeds(0.05, claims=24) == 6  # 2/64 is.
     assert statistics.seeds_needed(1.0, 100.0, 0.05, least=5) == 5
     assert statistics.seeds_needed(0.0, 0.01, 0.001) == 2
     assert statistics.seeds_needed(1.0, 1e-3, 0.05) is None

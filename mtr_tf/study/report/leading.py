@@ -101,7 +101,7 @@ def _reach(row: Row) -> list[str]:
     above = "" if row.margin == text.NONE else " to be above the margin"
     said = f"So many seeds find an effect of {row.detectable}{above} nine times in ten"
     if row.detectable == text.NONE:
-        said = "So few seeds find no effect, however large"
+        said = "So few seeds may miss any effect, however large"
     if row.margin != text.NONE:
         said += (
             f"; to tell none from one of the margin, {row.margin}, takes "

@@ -45,7 +45,7 @@ POWER = (
     "and how many seeds tell, nine times in ten, an effect of 0 from one of the "
     "margin, the least that matters (Student's t test, one-sided, with an equal share "
     "of the level for each claim; variation over images comes on top). A dash: so few "
-    "seeds find no effect, however large."
+    "seeds may miss any effect, however large."
 )
 POWER_HEAD = (
     "claim",
@@ -97,6 +97,7 @@ class Row:
       seeds_needed: How many tell 0 from an effect of the margin.
       attack: The attack in words; empty for a measure.
       main: Whether the report leads with it.
+      note: Why the interval is not over images though there are rows; else empty.
     """
 
     claim: str
@@ -123,6 +124,7 @@ class Row:
     seeds_needed: str = text.NONE
     attack: str = ""
     main: bool = False
+    note: str = ""
 
     @property
     def id(self) -> str:
@@ -188,6 +190,7 @@ def _row(
         algebra=claim.algebra,
         attack=evidence.attack_of(claim, curves),
         main=claim.main,
+        note=verdict.note,
         **_power(verdict, write),
     )
 
