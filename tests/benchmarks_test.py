@@ -357,3 +357,15 @@ def test_nets_in_pytorch_are_ours(name, script):
     for task, want in model(x, training=False).items():
         got = found[task].detach().permute(0, 2, 3, 1)
         np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gpu_checks_on_a_cpu(script, tmp_path):
+    flags = ("--tiny", "--only=xla,xla-again,attack,attack-fast")
+    report = _report(script, "gpu_checks", tmp_path, *flags)
+    rows = {row["check"]: row for row in report["results"]}
+    ends = [f"{name} ends well" for name in ("data", "xla", "xla-again", "attack")]
+    for check in (*ends, "equal bits of two runs, xla"):
+        assert rows[check]["met"] == "yes"
+    least, _, most = rows["losses of --fast"]["found"].split()
+    assert 0.9 < float(least) <= float(most) < 1.1
