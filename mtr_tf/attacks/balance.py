@@ -7,7 +7,8 @@ Below, L_t is the loss of attacked task t out of M, L_t(start) that of the point
 began from, L_t(clean) that of the clean image, g_t the gradient of L_t, and what stands
 in [brackets] is held fixed (stop_gradient). Where losses divide or have their logarithm
 taken, one of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits are
-over 17 apart, and such a task must count, too.
+over 17 apart, and such a task must count, too. So does a negative one that divides: it
+is rounding, or else refused (`objectives`). The logarithm goes on below 0 as a line.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
 
 def _not_zero(losses: tf.Tensor) -> tf.Tensor:
     """Returns losses that others can be divided by."""
-    return tf.where(tf.abs(losses) < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
+    return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
 
 # What is climbed.
@@ -143,7 +144,10 @@ def _worst(losses, clean, progress) -> tf.Tensor:
 
 
 def _log(losses: tf.Tensor) -> tf.Tensor:
-    return tf.math.log(tf.maximum(losses, tf.cast(_LEAST, losses.dtype)))
+    """Returns log L; below 0 log 1e-12 + L, so that a larger loss still scores more."""
+    least = tf.cast(_LEAST, losses.dtype)
+    logs = tf.math.log(tf.maximum(losses, least))
+    return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
 def _geometric(losses, clean) -> tf.Tensor:

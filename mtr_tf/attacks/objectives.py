@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from mtr_tf.attacks import balance as balance_lib
@@ -38,6 +39,7 @@ from mtr_tf.models import stateless
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import table
 from mtr_tf.tasks import task_set
@@ -47,6 +49,15 @@ Tasks = str | Iterable[str | Task] | Mapping[str, Task]
 Tensors = Mapping[str, tf.Tensor]
 Batch = Mapping[str, Any]
 """{"targets": {task: tensor}, "masks": {task: tensor}}, and what a run adds."""
+
+_NEVER_NEGATIVE = (
+    losses_lib.cross_entropy,
+    losses_lib.binary_cross_entropy,
+    losses_lib.l1,
+    losses_lib.l2,
+)
+_ROUNDING = 1e-6  # So far below 0 may a loss be by rounding, as 1 - cos of what is 1.
+_LOOKED_AT = 2  # Images that a Keras model is looked at on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,12 +201,29 @@ class Recipe:
         compared = BALANCES[self.balance].compared == "clean"
         return bool(self.spare) or (compared and self.judged_by == judging.LOSS)
 
+    @property
+    def divided(self) -> tuple[str, ...]:
+        """The attacked tasks whose own losses divide, and may be negative: a user's."""
+        if not BALANCES[self.balance].relative:
+            return ()
+        raised = self.losses or (None,) * len(self.tasks)
+        return tuple(
+            name
+            for name, loss in zip(self.tasks, raised, strict=True)
+            if (loss is None or self.judged_by == judging.LOSS)
+            and self.tasks[name].loss not in _NEVER_NEGATIVE
+        )
+
     def folded(self) -> Recipe:
         """Returns it with a model of now that does less work, if asked for."""
         names = tuple(self.looked_at)
         if not self.fold or not folding.can_fold(self.model, names):
             return self
         return dataclasses.replace(self, model=folding.fold(self.model, names))
+
+    def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
+        """Computes the tasks' losses eagerly, which raises what is wrong with them."""
+        self._own(self._outputs(x, batch, 0.0), batch)
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
@@ -223,10 +251,11 @@ class Recipe:
         return {**batch, **base.mean(compare, self.eot)}
 
     def _own(self, outputs, batch: Batch) -> Losses:
-        """Returns each task's own loss."""
-        return table.task_losses(
+        """Returns each task's own loss; those that divide are not negative."""
+        own = table.task_losses(
             self.looked_at, outputs, batch["targets"], batch["masks"]
         )
+        return _not_negative(self.balance, own, self.divided)
 
     def _raised(self, own: Losses, outputs, batch: Batch, progress) -> Losses:
         """Returns what the tasks raise (or lower, if targeted)."""
@@ -356,7 +385,26 @@ class TaskObjective:
         if recipe.fold:
             folding.check(recipe.model, tuple(recipe.looked_at), x[:2])
         randomness.say_once(recipe.model, x[:2], recipe.eot)
+        # A function may take batches of this size alone.
+        known = isinstance(recipe.model, keras.Layer)
+        self.look_at_losses(x[:_LOOKED_AT] if known else x)
         return self
+
+    def look_at_losses(self, x: tf.Tensor) -> None:
+        """Looks at losses that divide, of the first images, x: outside any graph.
+
+        XLA drops the check that is in graphs.
+
+        Raises:
+          InputError: One is negative.
+        """
+        if not self.recipe.divided:
+            return
+        batch = {
+            kind: {name: tensor[: len(x)] for name, tensor in self.batch[kind].items()}
+            for kind in ("targets", "masks")
+        }
+        self.recipe.look_at_losses(batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         """Puts back what the model changes behind Keras' back; see `stateless`."""
@@ -520,7 +568,8 @@ def objective(
     from the tasks' own losses: with "sum" and "mean" their weighted sum or
     mean; with "dgba_paper" sum_t L_t / L_t(clean); with "worst" the largest log(L_t /
     L_t(clean)) (of L_t itself, outside a run); with the others, where no task's scale
-    should matter, the mean logarithm of the losses.
+    should matter, the mean logarithm of the losses (below 0 it goes on as a line). The
+    balances that divide losses by losses refuse a negative one.
 
     Args:
       model: Images [batch, H, W, 3] in [0, 1] -> {task: output}. A Keras model is
@@ -725,6 +774,32 @@ def _checked_outputs(
         with tf.control_dependencies([] if tf.executing_eagerly() else checks):
             found[name] = tf.identity(output)
     return found
+
+
+@tf.autograph.experimental.do_not_convert  # There is nothing to.
+def _not_negative(balance: str, own: Losses, divided: Iterable[str]) -> Losses:
+    """Returns the losses, once those that divide are not negative (`base.require`)."""
+    checks = [_divides(balance, name, own[name]) for name in divided]
+    if not checks or tf.executing_eagerly():
+        return own
+    with tf.control_dependencies(checks):
+        return {name: tf.identity(loss) for name, loss in own.items()}
+
+
+def _divides(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
+    """The check that a task's own loss, which divides, is not negative."""
+    others = [b for b in BALANCES if not BALANCES[b].relative]
+
+    def words():
+        return [
+            f"The balance {balance!r} divides losses by losses, but that of {name!r} "
+            "is negative,",
+            tf.reduce_min(loss),
+            f"; choose {', '.join(others[:-1])} or {others[-1]}, or give the task a "
+            "loss that is never below 0.",
+        ]
+
+    return base.require(~tf.reduce_any(loss < -_ROUNDING), words)
 
 
 def _axes(task: Task, last: str = "") -> str:

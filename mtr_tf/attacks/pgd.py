@@ -125,6 +125,11 @@ class PGD(base.Attack):
                 "step_size must be in units of [0, 1] (2/255, not 2); got "
                 f"{self.step_size:g}."
             )
+        if self.step_size > threat.LARGEST_L2:  # As epsilon: squares stay numbers.
+            raise InputError(
+                "step_size must be an l2 norm for images in [0, 1], up to 1e6; got "
+                f"{self.step_size:g}."
+            )
 
     @property
     def passes(self) -> int:

@@ -23,6 +23,7 @@ import tensorflow as tf
 from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
 
+LARGEST_L2 = 1e6  # Of an epsilon, and of a step.
 _ALG = "philox"  # The same numbers on every device.
 
 
@@ -83,7 +84,7 @@ class L2:
     def check(self) -> None:
         """Raises InputError unless the radius, no tensor, is allowed."""
         wanted = "an l2 norm for images in [0, 1], from 0 to 1e6"
-        _check_radius(self.epsilon, 1e6, wanted)
+        _check_radius(self.epsilon, LARGEST_L2, wanted)
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit ball.

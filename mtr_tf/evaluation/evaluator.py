@@ -218,7 +218,7 @@ class Evaluator:
             for batch in self._batches(columns, batch_size, num_examples):
                 batch = {key: batch[key] for key in _USED if key in batch}
                 if not index:
-                    self._look_at_models(batch["image"])
+                    self._look_at_models(batch)
                 arguments = (batch, seed, numbers)
                 rows, pictures = self._step_for(arguments)(*arguments)
                 outputs = pictures["clean" if self._attack is None else "attacked"]
@@ -262,20 +262,25 @@ class Evaluator:
             own=rows.get("own", {}),
         )
 
-    def _look_at_models(self, images) -> None:
+    def _look_at_models(self, batch: Mapping[str, Any]) -> None:
         """Looks at what is attacked on a few images, before anything is compiled.
 
-        Whether its folded copy does the same, and whether it is random.
+        Whether its folded copy does the same, whether it is random, and whether losses
+        that divide others are negative.
         """
         if self._attack is None:
             return
-        (few, *_) = self._strategy.experimental_local_results(images)
-        few = few[:_LOOKED_AT]
+        local = self._strategy.experimental_local_results
+        batch = tf.nest.map_structure(lambda all_: local(all_)[0][:_LOOKED_AT], batch)
+        few = batch["image"]
         recipe = self._objective.recipe
         if recipe.fold:
             folding.check(self._surrogate, tuple(recipe.looked_at), few)
         for model in (self._surrogate, self._model):
             randomness.say_once(model, few, recipe.eot)
+        if recipe.divided:
+            goal = batch["wanted"] if self._targeted else batch
+            self._objective.bind(goal, batch).look_at_losses(few)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""

@@ -569,7 +569,8 @@ def make_cells(
         cell = cell.fitted().judged(config.judge)
         checks.check_name("balance", balance, attacks.BALANCES)
         if config.targets == OWN_TARGETS and not config.targeted:
-            _check_compared(cell)
+            for member in cell.members or (cell,):
+                _check_compared(member)
         # A loss that fits none of the tasks would be another attack than was asked for.
         any_loss = loss == OWN_LOSS or kind.own_losses or kind.guesses
         discrete = any(tasks[task].discrete for task in group)

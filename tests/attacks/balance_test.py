@@ -368,3 +368,14 @@ def test_the_records_say_where_they_are_from():
     np.testing.assert_allclose(BALANCES["dgba"](losses), [2, 2])
     score = BALANCES["dgba"].score(losses)
     np.testing.assert_allclose(score, [math.log(2) / 2, math.log(15) / 2])
+
+
+def test_scores_of_negative_losses_still_rise_with_the_loss():
+    """Where the geometric mean ends: log 1e-12 + L, beside the log of the other."""
+    losses = {"a": tf.constant([-0.9, -0.5, 0.0, 2.0]), "b": tf.fill([4], 3.0)}
+    for name in ("normalized", "sign_sum"):
+        least = math.log(1e-12)
+        logs = np.array([least - 0.9, least - 0.5, least, math.log(2)])
+        np.testing.assert_allclose(
+            BALANCES[name].score(losses), (logs + math.log(3)) / 2, rtol=1e-6
+        )

@@ -10,8 +10,10 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
+from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
+from mtr_tf.tasks import Task
 
 CLASSES = 3
 ATTACK = attacks.PGD(8 / 255, 2 / 255, 2)
@@ -218,3 +220,73 @@ def test_images_that_come_back_as_they_were_are_counted(scale, caplog):
     caplog.clear()
     attack(attacks.simple(lambda x: tf.reduce_sum(x, (1, 2, 3))), x)
     assert "are unchanged" not in caplog.text
+
+
+NORMALS = Task(
+    "pointing", kind="numbers", channels=3, loss=keras.losses.CosineSimilarity()
+)
+NEGATIVE = "divides losses by losses, but that of 'pointing' is negative, -.*choose sum"
+
+
+def pointing():
+    """A model, and its batch: a loss of about -1, and one that is never negative."""
+    x, targets, masks = a_batch()
+    found = {"pointing": 2 * x - 1 + 0.1, "depth": targets["depth"]}
+    masks = {"pointing": masks["depth"], "depth": masks["depth"]}
+    tasks = (NORMALS, "depth")
+
+    def call(z):
+        return {"pointing": 2 * z - 1, "depth": z[..., :1]}
+
+    return call, x, found, masks, tasks
+
+
+@pytest.mark.parametrize("balance", [b for b, r in BALANCES.items() if r.relative])
+@pytest.mark.parametrize("caller", [eager, in_graph])
+def test_a_negative_loss_cannot_divide(caller, balance):
+    *batch, tasks = pointing()
+    with pytest.raises(InputError, match=NEGATIVE) as raised:
+        caller(*batch, tasks=tasks, balance=balance)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_negative_loss_is_seen_before_xla_which_drops_what_graphs_check():
+    model, x, targets, masks, tasks = pointing()
+    objective = attacks.objective(model, targets, masks, tasks, "dgba")
+    with pytest.raises(InputError, match=NEGATIVE):
+        ATTACK(objective, x, jit="on")
+
+
+def test_a_loss_below_0_by_rounding_alone_is_none():
+    """As 1 - cos is: it counts as 0."""
+    task = Task("mine", kind="numbers", channels=1, loss=lambda t, o, m: o[:, 0, 0, 0])
+    x, targets, masks = a_batch()
+    targets, masks = {"mine": targets["depth"]}, {"mine": masks["depth"]}
+    for low, said in ((-5e-7, ""), (-2e-6, "is negative, -2e-06; choose")):
+        objective = attacks.objective(
+            lambda z, low=low: {"mine": 0 * z[..., :1] + low},
+            targets,
+            masks,
+            (task,),
+            "dgba",
+        )
+        if said:
+            with pytest.raises(InputError, match=said):
+                objective(x)
+        else:
+            assert np.all(np.isfinite(objective(x)[0]))
+
+
+@pytest.mark.parametrize("balance", [b for b, r in BALANCES.items() if not r.relative])
+def test_the_balances_to_choose_instead_raise_a_negative_loss(balance):
+    model, x, targets, masks, tasks = pointing()
+    objective = attacks.objective(model, targets, masks, tasks, balance)
+    moved = attacks.PGD(0.1, 0.025, 5, random_start=False)(objective, x, jit="off")
+
+    def loss(images):
+        return NORMALS.loss(
+            targets["pointing"], model(images)["pointing"], masks["pointing"]
+        )
+
+    assert np.all(loss(moved) > loss(x) + 0.01)
+    assert np.all(objective(moved)[1] > objective(x)[1])

@@ -525,6 +525,10 @@ def test_images_a_rounding_error_outside_the_box_are_taken():
         ),
         ({"step_size": 2}, r"step_size must be in units of \[0, 1\] \(2/255, not 2\)"),
         ({"step_size": 0}, "step_size must be above 0; got 0"),
+        (
+            {"step_size": 2e6, "norm": "l2"},
+            r"step_size must be an l2 norm for .*, up to 1e6; got 2e\+06",
+        ),
         ({"step_size": None}, "step_size must be a finite number; got None"),
         ({"steps": 0}, "steps must be a whole number, 1 or more; got 0"),
         ({"steps": 2.5}, "steps must be a whole number, 1 or more; got 2.5"),

@@ -17,6 +17,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import evaluator as evaluator_lib
 from mtr_tf.evaluation.evaluator import Evaluator
 from mtr_tf.runs.workers import Workers
+from mtr_tf.tasks import Task
 
 CLASSES = 3
 TASKS = ("seg", "depth")
@@ -115,6 +116,24 @@ def test_labels_that_are_no_class_are_refused(example):
     said = f"from 0 to 2 .* example {example} has 3; mask it"
     with pytest.raises(InputError, match=said):
         Evaluator(make_model(), TASKS, CLASSES).run(columns, batch_size=4)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_negative_loss_that_divides_is_refused_compiled_or_not(jit):
+    """XLA drops what graphs check: the first images are looked at before."""
+    depth = Task(
+        "depth", kind="numbers", channels=1, loss=lambda t, o, m: o[:, 0, 0, 0] * 0 - 1
+    )
+    attacked = Evaluator(
+        make_model(),
+        ("seg", depth),
+        CLASSES,
+        attack=PGD,
+        objective={"balance": "dgba"},
+        jit=jit,
+    )
+    with pytest.raises(InputError, match="that of 'depth' is negative, -1; choose sum"):
+        attacked.run(make_columns(), batch_size=4)
 
 
 def test_a_signal_ends_it_after_a_batch_unless_the_caller_stops():

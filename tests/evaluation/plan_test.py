@@ -81,6 +81,14 @@ def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
         ({"balance": ("wgd",)}, ""),
         ({"balance": ("wgd",), "attack": ("worst",)}, ""),
         ({"balance": ("wgd",), "attack": ("fgsm",)}, "those of the start, and"),
+        (
+            {"balance": ("wgd",), "attack": ("worst",), "ensemble": ("fgsm", "mim")},
+            "those of the start, and",
+        ),
+        (
+            {"balance": ("wgd",), "attack": ("worst",), "ensemble": ("pgd", "square")},
+            "",
+        ),
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),
