@@ -112,7 +112,10 @@ def _all_ended(
     args: argparse.Namespace, folder: pathlib.Path, wanted: Sequence[str]
 ) -> dict[str, Ended]:
     """Runs the commands; those that attack, after what they attack."""
-    run = lambda name, command: _ended(args, folder, name, command)  # noqa: E731
+
+    def run(name: str, command: Sequence[str]) -> Ended:
+        return _ended(args, folder, name, command)
+
     first = _train(args, folder / "data", ("--jit=off", "--eval_eps=0"))
     ended = {"data": run("data", first)}  # Makes the data set.
     for commands in (
@@ -178,22 +181,21 @@ def _ended(
 
 def _digest(run: pathlib.Path) -> str:
     """A hash of a model's weights."""
-    found = hashlib.sha256()
+    arrays: dict[str, bytes] = {}
+
+    def see(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[name] = item[()].tobytes()
+
     with (
         zipfile.ZipFile(run / "model.keras") as file,
         file.open("model.weights.h5") as stream,
         h5py.File(stream) as weights,
     ):
-        arrays: dict[str, Any] = {}
-        weights.visititems(
-            lambda name, item: (
-                arrays.update({name: item[()]})
-                if isinstance(item, h5py.Dataset)
-                else None
-            )
-        )
+        weights.visititems(see)
+    found = hashlib.sha256()
     for name in sorted(arrays):
-        found.update(name.encode() + arrays[name].tobytes())
+        found.update(name.encode() + arrays[name])
     return found.hexdigest()[:12]
 
 
