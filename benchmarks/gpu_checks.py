@@ -7,8 +7,8 @@
 Trains and attacks a small net by the commands themselves, several at the same time, and
 compares: two runs of one seed, with XLA and without; an attack with XLA, without, and
 with --fast; `--batch_size=auto`; training in float16, on replicas and with attacks.
-Then the first of them starts once more, alone, to see how soon its first step is done
-with the compiled code that the first has kept.
+Then a run of one step is made twice, alone, to see how long the second takes with the
+compiled code that the first has kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +34,6 @@ import h5py
 import timing
 
 _COLUMNS = {"check": "s", "found": "s", "goal": "s", "met": "s"}
-_FIRST_STEP = re.compile(r"training: [1-9]\d* of ")
 _TRAIN = {
     "xla": ("--jit=on",),
     "xla-again": ("--jit=on",),
@@ -52,16 +50,17 @@ _ATTACK = {  # The model of the first of these.
     "attack-fast": ("--jit=on", "--fast"),
     "attack-auto": ("--jit=on", "--batch_size=auto"),
 }
-_SECOND = "second-start"
+_STARTS = ("first-start", "second-start")
+_ONE_STEP = ("--jit=on", "--train_examples=32", "--epochs=1", "--eval_eps=0")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A command that has ended: its exit code, last line, and when a step was done."""
+    """A command that has ended: its exit code, last line, and seconds."""
 
     code: int
     last: str
-    first_step: float | None
+    seconds: float
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,7 +85,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str, str]]:
     """The rows of the table."""
-    wanted = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, _SECOND]
+    wanted = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, *_STARTS]
     ended = _all_ended(args, folder, wanted)
     for name, found in ended.items():
         yield _row(f"{name} ends well", found.last, "exit code 0", found.code == 0)
@@ -98,10 +97,10 @@ def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str
     losses = {name: _losses(folder / "xla", name) for name in _ATTACK if name in good}
     if "attack" in losses:
         yield from _compared(losses)
-    if _SECOND in good:
-        seconds = ended[_SECOND].first_step
-        met = seconds is not None and seconds <= 12
-        yield _row("first step of a second start", f"{seconds:.1f} s", "12 s", met)
+    if good.issuperset(_STARTS):
+        first, second = (ended[name].seconds for name in _STARTS)
+        said = f"{second:.1f} s after {first:.1f}"
+        yield _row("second start, one step and its end", said, "12 s", second <= 12)
 
 
 def _row(check: str, found: str, goal: str, met: bool) -> dict[str, str]:
@@ -121,7 +120,7 @@ def _all_ended(
     for commands in (
         {n: _train(args, folder / n, flags) for n, flags in _TRAIN.items()},
         {n: _attack(args, folder / "xla", n, flags) for n, flags in _ATTACK.items()},
-        {_SECOND: _train(args, folder / _SECOND, _TRAIN["xla"])},
+        *({name: _train(args, folder / name, _ONE_STEP)} for name in _STARTS),
     ):
         commands = {n: command for n, command in commands.items() if n in wanted}
         with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
@@ -135,7 +134,7 @@ def _train(
 ) -> list[str]:
     sizes = ["--model=resnet18", "--rooms_scenes=256", "--epochs=8"]
     if args.tiny:
-        sizes = ["--model=tiny", "--width=4", "--rooms_scenes=32", "--epochs=1"]
+        sizes = ["--model=tiny", "--width=4", "--rooms_scenes=64", "--epochs=1"]
     sizes += ["--image_size=64", "--eval_examples=16", "--eval_steps=2"]
     command = [sys.executable, "-m", "mtr_tf.train", "--tasks=seg,depth", *sizes]
     return [*command, *_flags(args, flags), f"--workdir={workdir}"]
@@ -159,7 +158,7 @@ def _ended(
     args: argparse.Namespace, folder: pathlib.Path, name: str, command: Sequence[str]
 ) -> Ended:
     """Runs a command; what it says goes to a file, too."""
-    start, first, last = time.perf_counter(), None, ""
+    start, last = time.perf_counter(), ""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -170,13 +169,11 @@ def _ended(
         for line in process.stdout:
             log.write(line)
             last = line.strip() or last
-            if first is None and _FIRST_STEP.search(line):
-                first = time.perf_counter() - start
     code = process.wait()
     timer.cancel()
     if code < 0:
         last = f"ended after {args.seconds:g} s: {last}"
-    return Ended(code, last[:60], first)
+    return Ended(code, last[:60], time.perf_counter() - start)
 
 
 def _digest(run: pathlib.Path) -> str:

@@ -120,6 +120,11 @@ class Attack(abc.ABC):
         return self.with_lengths(epsilon, step_size)(objective, x, seed)
 
     @property
+    def raises_own_losses(self) -> bool:
+        """Whether it raises the tasks' own losses, if the objective names no others."""
+        return True
+
+    @property
     @abc.abstractmethod
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
@@ -172,7 +177,7 @@ def launch(
     unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
     with input_errors(), unchanged():
         if hasattr(objective, "checked"):
-            objective = objective.checked(x)
+            objective = objective.checked(x, attack.raises_own_losses)
         found = tf.stop_gradient(_run(attack, objective, x, keys, on))
     _say_unmoved(attack, found, x)
     return found

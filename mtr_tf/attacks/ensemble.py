@@ -65,6 +65,14 @@ class Worst(base.Attack):
                 )
 
     @property
+    def raises_own_losses(self) -> bool:
+        """Whether a member does for which no losses are named."""
+        return any(
+            losses is None and attack.raises_own_losses
+            for attack, losses in self._pairs()
+        )
+
+    @property
     def passes(self) -> int:
         """Evaluations of the objective per image, with or without a gradient."""
         return sum(attack.passes + 1 for attack, _ in self._pairs())
@@ -127,6 +135,11 @@ class SEA(base.Attack):
 
     def __post_init__(self):
         self._worst()
+
+    @property
+    def raises_own_losses(self) -> bool:
+        """False: each run has a loss of the paper's."""
+        return False
 
     @property
     def passes(self) -> int:

@@ -56,7 +56,8 @@ _NEVER_NEGATIVE = (
     losses_lib.l1,
     losses_lib.l2,
 )
-_ROUNDING = 1e-6  # So far below 0 may a loss be by rounding, as 1 - cos of what is 1.
+# So far below 0 may a loss be by rounding: 1 - cos of what is 1, in half precision.
+_ROUNDING = 1e-4
 _LOOKED_AT = 2  # Images that a Keras model is looked at on.
 
 
@@ -203,14 +204,20 @@ class Recipe:
 
     @property
     def divided(self) -> tuple[str, ...]:
-        """The attacked tasks whose own losses divide, and may be negative: a user's."""
-        if not BALANCES[self.balance].relative:
+        """The attacked tasks whose own losses divide, and may be negative: a user's.
+
+        They divide where they are climbed, which what compares an ensemble's results
+        does not, or where they are compared with those of the clean images.
+        """
+        balance = BALANCES[self.balance]
+        if not balance.relative:
             return ()
+        compared = balance.compared == "clean" and self.judged_by == judging.LOSS
         raised = self.losses or (None,) * len(self.tasks)
         return tuple(
             name
             for name, loss in zip(self.tasks, raised, strict=True)
-            if (loss is None or self.judged_by == judging.LOSS)
+            if (compared or (loss is None and self.break_ties))
             and self.tasks[name].loss not in _NEVER_NEGATIVE
         )
 
@@ -379,15 +386,20 @@ class TaskObjective:
         """Returns it, told what is left of a gradient where the attack can move."""
         return self.recipe.bind({**self.batch, "movable": movable})
 
-    def checked(self, x: tf.Tensor) -> TaskObjective:
-        """Returns it, its model looked at on the images x: outside any graph."""
+    def checked(self, x: tf.Tensor, own_losses: bool = True) -> TaskObjective:
+        """Returns it, its model looked at on the images x: outside any graph.
+
+        `own_losses` says whether the attack raises those of the tasks, if no others are
+        named; they are looked at, too.
+        """
         recipe = self.recipe
         if recipe.fold:
             folding.check(recipe.model, tuple(recipe.looked_at), x[:2])
         randomness.say_once(recipe.model, x[:2], recipe.eot)
         # A function may take batches of this size alone.
         known = isinstance(recipe.model, keras.Layer)
-        self.look_at_losses(x[:_LOOKED_AT] if known else x)
+        if own_losses:
+            self.look_at_losses(x[:_LOOKED_AT] if known else x)
         return self
 
     def look_at_losses(self, x: tf.Tensor) -> None:

@@ -133,6 +133,7 @@ class Evaluator:
         jit: bool = False,
         image_channels: int | None = None,
         stops: bool = True,
+        own_losses: bool = True,
     ):
         """Takes what does not change from call to call.
 
@@ -157,6 +158,8 @@ class Evaluator:
             packed inputs. None: all.
           stops: Whether `run` ends after a batch where a signal has come to one of
             several workers; False: it is finished, and the caller stops them.
+          own_losses: Whether the attack raises those of the tasks, if the objective
+            names no others.
         """
         self._model = model
         self._tasks = task_set(tasks)
@@ -176,6 +179,7 @@ class Evaluator:
         self._jit = jit
         self._image_channels = image_channels
         self._stops = stops
+        self._own_losses = own_losses
         self._compiled = {}  # By the type of the batches.
 
     def run(
@@ -278,7 +282,7 @@ class Evaluator:
             folding.check(self._surrogate, tuple(recipe.looked_at), few)
         for model in (self._surrogate, self._model):
             randomness.say_once(model, few, recipe.eot)
-        if recipe.divided:
+        if recipe.divided and self._own_losses:
             goal = batch["wanted"] if self._targeted else batch
             self._objective.bind(goal, batch).look_at_losses(few)
 
