@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import pathlib
 import subprocess
@@ -24,14 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
-import h5py
 import timing
+
+from mtr_tf.runs import initial_weights
 
 _COLUMNS = {"check": "s", "found": "s", "goal": "s", "met": "s"}
 _TRAIN = {
@@ -177,23 +175,8 @@ def _ended(
 
 
 def _digest(run: pathlib.Path) -> str:
-    """A hash of a model's weights."""
-    arrays: dict[str, bytes] = {}
-
-    def see(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = item[()].tobytes()
-
-    with (
-        zipfile.ZipFile(run / "model.keras") as file,
-        file.open("model.weights.h5") as stream,
-        h5py.File(stream) as weights,
-    ):
-        weights.visititems(see)
-    found = hashlib.sha256()
-    for name in sorted(arrays):
-        found.update(name.encode() + arrays[name])
-    return found.hexdigest()[:12]
+    """The beginning of a hash of a model's weights."""
+    return initial_weights.digest(str(run / "model.keras"))[:12]
 
 
 def _losses(run: pathlib.Path, name: str) -> dict[str, float]:

@@ -147,7 +147,7 @@ class OnChannels:
             raise AttributeError(name)
         value = getattr(self.objective, name)
         if name == "checked":
-            return lambda x: self._of(value(self.whole(x)))
+            return lambda x, *more: self._of(value(self.whole(x), *more))
         if not callable(value):
             return value
 

@@ -68,7 +68,7 @@ class Worst(base.Attack):
     def raises_own_losses(self) -> bool:
         """Whether a member does for which no losses are named."""
         return any(
-            losses is None and attack.raises_own_losses
+            losses is None and getattr(attack, "raises_own_losses", True)
             for attack, losses in self._pairs()
         )
 

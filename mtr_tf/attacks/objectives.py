@@ -394,15 +394,15 @@ class TaskObjective:
         """
         recipe = self.recipe
         if recipe.fold:
-            folding.check(recipe.model, tuple(recipe.looked_at), x[:2])
-        randomness.say_once(recipe.model, x[:2], recipe.eot)
+            folding.check(recipe.model, tuple(recipe.looked_at), x[:_LOOKED_AT])
+        randomness.say_once(recipe.model, x[:_LOOKED_AT], recipe.eot)
         # A function may take batches of this size alone.
         known = isinstance(recipe.model, keras.Layer)
         if own_losses:
-            self.look_at_losses(x[:_LOOKED_AT] if known else x)
+            self._look_at_losses(x[:_LOOKED_AT] if known else x)
         return self
 
-    def look_at_losses(self, x: tf.Tensor) -> None:
+    def _look_at_losses(self, x: tf.Tensor) -> None:
         """Looks at losses that divide, of the first images, x: outside any graph.
 
         XLA drops the check that is in graphs.

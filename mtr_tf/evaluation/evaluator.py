@@ -28,7 +28,6 @@ from mtr_tf.attacks import threat
 from mtr_tf.attacks.objectives import Tasks
 from mtr_tf.data import batching
 from mtr_tf.models import compiling
-from mtr_tf.models import folding
 from mtr_tf.models import randomness
 from mtr_tf.models import stateless
 from mtr_tf.runs import strategy as strategy_lib
@@ -276,15 +275,10 @@ class Evaluator:
             return
         local = self._strategy.experimental_local_results
         batch = tf.nest.map_structure(lambda all_: local(all_)[0][:_LOOKED_AT], batch)
-        few = batch["image"]
-        recipe = self._objective.recipe
-        if recipe.fold:
-            folding.check(self._surrogate, tuple(recipe.looked_at), few)
-        for model in (self._surrogate, self._model):
-            randomness.say_once(model, few, recipe.eot)
-        if recipe.divided and self._own_losses:
-            goal = batch["wanted"] if self._targeted else batch
-            self._objective.bind(goal, batch).look_at_losses(few)
+        goal = batch["wanted"] if self._targeted else batch
+        objective = self._objective.bind(goal, batch)
+        objective.checked(batch["image"], self._own_losses)
+        randomness.say_once(self._model, batch["image"], objective.recipe.eot)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""

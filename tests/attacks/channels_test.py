@@ -143,3 +143,15 @@ def test_balances_of_steepest_moves_are_those_of_the_channels_that_may_change(ba
     np.testing.assert_array_equal(nested(goals[0], x)[..., :3], wanted)
     if balance == "normalized":  # Of all channels the second task had nearly no part.
         assert np.any(attack(goals[0], x)[..., :3] != wanted)
+
+
+@pytest.mark.parametrize("attack", [attacks.PGD(0.1, 0.025, 2), attacks.SEA(0.1, 3)])
+def test_attacks_by_hand_look_at_whole_images(attack):
+    x = tf.random.stateless_uniform((2, 4, 4, 3), (0, 0))
+    labels, mask = tf.zeros((2, 4, 4), tf.int32), tf.ones((2, 4, 4))
+    objective = attacks.objective(
+        lambda z: {"seg": 9 * z}, {"seg": labels}, {"seg": mask}, ("seg",)
+    )
+    moved = attacks.on_channels(attack, (0, 1))(objective, x, jit="off")
+    assert np.array_equal(moved[..., 2], x[..., 2])
+    assert not np.array_equal(moved[..., :2], x[..., :2])
