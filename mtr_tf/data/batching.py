@@ -92,10 +92,11 @@ def gather(
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
     image = pad(_packed(columns, images, rows), np.float32)
-    if columns.layout and 0 < len(rows) < len(indices):
-        # Zeros may be no inputs that a model can take: the first example's are.
+    if columns.layout and not real.all():
+        # Zeros may be no inputs that a model can take: those of an example are.
+        (first,) = image[real][:1] if len(rows) else images_of(columns, np.array([0]))
         channels = columns.layout.image[2]
-        image[~real, ..., channels:] = image[real.argmax(), ..., channels:]
+        image[~real, ..., channels:] = first[..., channels:]
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 

@@ -137,6 +137,26 @@ def test_gather_of_padding_alone_keeps_the_shapes():
     assert not any(mask.any() for mask in batch["masks"].values())
 
 
+def test_padding_has_inputs_that_a_model_can_take():
+    """Also where a replica gets nothing else, at the end of a split."""
+    gains = np.arange(1, 13, dtype=np.float32).reshape(3, 2, 2)
+    columns = dataclasses.replace(make_columns(3), inputs={"gain": gains})
+
+    def gains_of(batch):
+        packed = batch["image"]
+        padding = batch["index"] < 0
+        assert not np.asarray(packed)[padding][..., :3].any()
+        return columns.layout.unpack(np.asarray(packed), np.reshape)["gain"]
+
+    alone = batching.gather(columns, STORED, [-1, -1])
+    np.testing.assert_array_equal(gains_of(alone), gains[[0, 0]])
+    mixed = batching.gather(columns, STORED, [-1, 2, -1, 1])
+    np.testing.assert_array_equal(gains_of(mixed), gains[[2, 2, 2, 1]])
+    shares = batching.eval_batches(columns, STORED, batch_size=2, context=context(2))
+    found = np.concatenate([gains_of(share) for share in shares])
+    np.testing.assert_array_equal(found, gains[[0, 1, 2, 0]])
+
+
 def test_gather_computes_the_tasks_of_the_picture():
     columns = make_columns()
     batch = batching.gather(columns, ("autoencoder", "edge_texture"), [2, -1, 5])
