@@ -251,6 +251,31 @@ def test_masked_labels_leave_no_gap(open_it):
     assert source.info.num_classes == 4  # Whoever names classes need not have all.
 
 
+@pytest.mark.parametrize("form", [list, LazyList])
+def test_inputs_are_packed_in_one_order_in_all_splits(open_it, form):
+    made = example(inputs={"gain": [2.0], "camera": np.eye(3)})
+    other = example(inputs=dict(reversed(made["inputs"].items())))
+    given = {"train": form([made]), "test": form([other]), "classes": list("abc")}
+    source = open_it(given)
+    train, test = source.columns("train"), source.columns("test")
+    assert (
+        train.layout.shapes
+        == test.layout.shapes
+        == (("gain", (1,)), ("camera", (3, 3)))
+    )
+    one = np.arange(1)
+    np.testing.assert_array_equal(
+        batching.images_of(train, one), batching.images_of(test, one)
+    )
+    fewer = example(inputs={"gain": [2.0]})
+    for splits in (
+        {"train": [made], "test": [fewer]},
+        {"train": [fewer], "test": [made]},
+    ):
+        with pytest.raises(InputError, match="must have the same inputs with the same"):
+            open_it(splits)
+
+
 def test_groups_are_handed_on(open_it):
     made = [example(i) for i in range(4)]
     given = {"train": made, "test": made[:2], "groups": {"train": list("abba")}}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -80,6 +81,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                     f"{name} have {list(here)} and those of {first_name} "
                     f"{list(there)}."
                 )
+
+
+def in_order_of(first: Columns, columns: Columns) -> Columns:
+    """Returns columns with inputs in the order of the first ones, as they are packed."""
+    known = {n: columns.inputs[n] for n in first.inputs if n in columns.inputs}
+    return dataclasses.replace(columns, inputs={**known, **columns.inputs})
 
 
 def unknown(columns: Columns) -> list[str]:
