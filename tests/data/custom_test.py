@@ -517,6 +517,15 @@ WRONG_EXAMPLES = {
         "A mask must have its image's height and width, [8, 6]",
     ),
     "mask with nan": (changed("masks", "seg", nan_at(0, 0)), "with NaN in it"),
+    "mask of words": (
+        changed("masks", "seg", np.full((8, 6), "x")),
+        "but that for seg of example 1 of train has shape [8, 6] and type <U1.",
+    ),
+    "masked values": (
+        changed("targets", "depth", np.ma.masked_less(nan_at(0, 0), 2)),
+        "The target of depth must be a plain array, but that of example 1 of train has "
+        'masked values; fill them in, and say where a target is not known by "masks".',
+    ),
     "masks as array": (
         example(masks=np.ones((8, 6))),
         "but those of example 1 of train are an array of shape [8, 6]",

@@ -233,6 +233,9 @@ def test_wrong_facts(open_it, given, message):
         ({"angle": np.nan}, "angle must be finite where it is known, but example 0"),
         ({"parts": np.zeros((2, 2), int)}, "flatten another grid to one"),
         ({"angle": np.zeros((2, 2))}, "flatten another grid to one"),
+        ({"seen": np.zeros((0, 4))}, "seen must have values, but that of example 0 of"),
+        ({"scene": np.zeros(0, int)}, "scene must have values, but that of example 0"),
+        ({"angle": np.zeros(0)}, "angle must have values, but that of example 0"),
     ],
 )
 def test_wrong_targets(open_it, targets, message):

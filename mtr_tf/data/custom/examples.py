@@ -196,11 +196,18 @@ def _array(value: Any, what: str, where: str) -> np.ndarray:
 def as_array(value: Any, what: str, which: str = "") -> np.ndarray:
     """An array of what is given; `InputError` where it cannot be made one.
 
+    NumPy would drop the mask of a masked array.
+
     Args:
       value: Whatever NumPy takes.
       what: What it is, in words.
       which: Which one of these it is, in words, with a space at the end.
     """
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"The {what} must be a plain array, but {which}has masked values; fill "
+            'them in, and say where a target is not known by "masks".'
+        )
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -298,6 +305,11 @@ def _places(
     if task.places == MAP:
         return size
     shape = value.shape
+    if 0 in shape:
+        raise InputError(
+            f"The target of {task.name} must have values, but that of {where} has "
+            f"shape {list(shape)}."
+        )
     if task.discrete:
         places = shape[:-1] if shape in ((1,), (*size, 1)) else shape
     else:
@@ -334,13 +346,14 @@ def _mask(
     if value.shape == (*places, 1):
         value = value[..., 0]
     is_good = value.shape == places and value.dtype.kind in "buif"
-    if not is_good or (value != value).any():
+    has_nan = is_good and (value != value).any()
+    if has_nan or not is_good:
         what = "image's height and width" if len(places) == MAP else "target's places"
         raise InputError(
             f"A mask must have its {what}, {list(places)}, and zeros where nothing is "
             f"known, but that for {task.name} of {where} has shape "
             f"{list(value.shape)} and type {value.dtype}"
-            f"{', with NaN in it' if value.shape == places else ''}."
+            f"{', with NaN in it' if has_nan else ''}."
         )
     return value != 0
 
