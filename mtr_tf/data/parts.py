@@ -76,7 +76,8 @@ def examples(
     missing = sum(not _path(folder, key).exists() for key, _ in jobs)
     with progress.bar(len(jobs), what, unit, done=len(jobs) - missing) as advance:
         for key, job, is_new in _ensured(folder, jobs, work, missing, processes):
-            advance(int(is_new))
+            if is_new:  # Each advance past the last one would log a line.
+                advance(1)
             arrays = _read(_path(folder, key))
             if arrays is None:
                 _here(folder, work)(key, job)

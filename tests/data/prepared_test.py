@@ -436,6 +436,18 @@ def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
     ]
 
 
+def test_parts_that_are_there_are_not_told_of_one_by_one(tmp_path, caplog):
+    caplog.set_level("INFO", "absl")
+    wanted = jobs(tmp_path, 10)
+    run(tmp_path, wanted, 1)
+    assert caplog.messages.count("testing: 10 of 10 images, 00:00 left") == 1
+    (tmp_path / "parts" / "no3.npz").unlink()
+    caplog.clear()
+    for _ in range(2):  # One is missing, and then none.
+        run(tmp_path, wanted, 1)
+    assert caplog.messages == ["testing: 10 of 10 images, 00:00 left"]
+
+
 @pytest.mark.parametrize("at", [0, 40, 90, -60])
 def test_a_damaged_part_is_made_again(tmp_path, at, caplog):
     wanted = jobs(tmp_path, 3)
