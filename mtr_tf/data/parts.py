@@ -45,7 +45,7 @@ Jobs = Sequence[tuple[str, Any]]
 
 
 class WorkerError(Exception):
-    """A process that makes parts has ended before its time."""
+    """A process that makes examples has ended before its time."""
 
 
 def examples(

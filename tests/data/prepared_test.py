@@ -173,6 +173,10 @@ def test_errors_say_what_to_do(tmp_path):
             tmp_path,
             "Things",
         )
+    with pytest.raises(parts.WorkerError, match="^killed$"):  # No lack of room.
+        prepared.prepare(
+            lambda folder: Failing(folder, parts.WorkerError("killed")), tmp_path, "it"
+        )
     full = OSError(28, "No space left on device")
     with pytest.raises(
         InputError, match=r"Things could not be written .* No space .* VAR"

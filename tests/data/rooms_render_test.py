@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from process_fixture import imported_by
 
+from mtr_tf.data import parts
 from mtr_tf.data.rooms import geometry
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
@@ -269,7 +270,7 @@ def test_processes_give_equal_bytes_and_know_no_tensorflow():
 
 
 def test_a_worker_that_fails_is_an_error():
-    with pytest.raises(RuntimeError, match="ended early"):
+    with pytest.raises(parts.WorkerError, match="ended early"):
         list(workers.examples(-1, 0, 4, 32, processes=2))
 
 
