@@ -249,6 +249,7 @@ def test_buildings_whose_names_are_no_utf8_are_found(tmp_path):
             "must be a text table",
         ),
         (b"train,val,test,id\n1\n", None),
+        (b"\xef\xbb\xbfid,train,val,test\nb,1,0,0\n", None),
         (b"", "must have the columns id, train, val and test"),
     ],
 )

@@ -168,6 +168,9 @@ def test_bad_input_is_one_sentence(data_dir, tmp_path):
     for size in [(48, 48), (64, 32), (64, 64, 3)]:
         with pytest.raises(InputError, match="32 x 32, 64 x 64 or 128 x 128 pixels"):
             rooms.open_source(image_size=size, data_dir=data_dir)
+    for count in (-3, 2.5):
+        with pytest.raises(InputError, match="scenes to train on, or 0 for the usual"):
+            rooms.open_source(config=tiny(), data_dir=data_dir, rooms_scenes=count)
     source = rooms.open_source(config=tiny(), data_dir=data_dir)
     with pytest.raises(InputError, match="train, validation, test, not 'val'"):
         source.columns("val")

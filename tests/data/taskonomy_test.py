@@ -496,6 +496,9 @@ def test_a_share_that_cannot_be_had(tmp_path):
         InputError, match="needs at least two points or buildings to divide"
     ):
         points_of(tmp_path, validation_share=0.5)
+    for share in (20, -0.2, float("nan")):
+        with pytest.raises(InputError, match="must be a share, from 0 to 1; got"):
+            points_of(tmp_path, validation_share=share)
     with pytest.raises(InputError, match="leave out one of them"):
         points_of(tmp_path, validation_share=0.5, as_released=True)
     with pytest.raises(InputError, match="only for taskonomy, but got 0.5 for rooms"):

@@ -84,7 +84,7 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
 
 
 def in_order_of(first: Columns, columns: Columns) -> Columns:
-    """Returns columns with inputs in the order of the first ones, as they are packed."""
+    """Columns with inputs in the order of the first ones: so they are packed."""
     known = {n: columns.inputs[n] for n in first.inputs if n in columns.inputs}
     return dataclasses.replace(columns, inputs={**known, **columns.inputs})
 

@@ -20,6 +20,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_whole
 
 _READ_BATCH = 50
 
@@ -44,9 +45,14 @@ def open_source(
       rooms_scenes: how many scenes to train on; 0 for the usual number.
 
     Raises:
-      InputError: another size, or a folder that cannot be written.
+      InputError: another size, no number of scenes, or a folder that cannot be written.
     """
     chosen = config or _named_config(image_size)
+    if not is_whole(rooms_scenes) or rooms_scenes < 0:
+        raise InputError(
+            "--rooms_scenes must be how many scenes to train on, or 0 for the usual "
+            f"number; got {rooms_scenes!r}."
+        )
     if rooms_scenes:
         chosen = chosen.with_scenes(rooms_scenes)
     builder = prepare(chosen, data_dir)

@@ -423,7 +423,7 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of a split list, which has the columns that it must have."""
     try:
-        text = _read_list(path).decode()
+        text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
         rows = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )

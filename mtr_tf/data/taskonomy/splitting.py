@@ -87,6 +87,10 @@ def _by_share(
             "--validation_share and --as_released both choose the validation split; "
             "leave out one of them."
         )
+    if not 0 < share <= 1:
+        raise InputError(
+            f"--validation_share must be a share, from 0 to 1; got {share!r}."
+        )
     one = len({view.building for view in listing.views}) == 1
     of = [view.point if one else view.building for view in listing.views]
     units = sorted(set(of))
