@@ -28,6 +28,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
+from mtr_tf.data.source import checked_size
 from mtr_tf.errors import InputError
 
 _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
@@ -66,7 +67,7 @@ def open_source(
         has none for a task that is asked for; the image size is not positive; prepared
         data cannot be written.
     """
-    size = _checked_size(image_size)
+    size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in layout.DEPTHS:
         raise InputError(
             f"--depth_target must be one of {', '.join(layout.DEPTHS)}, got "
@@ -90,7 +91,7 @@ def open_source(
     builder = _prepared(root, size, depth_target, jobs, kinds)
     released = depth_target == layout.RELEASED
     unit, painted = layout.DEPTHS[depth_target]
-    ranges = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0), "depth": painted}
+    ranges = {**picture.RANGES, "depth": painted}
     if released:
         ranges["autoencoder"] = layout.STANDARDISED
     info = DatasetInfo(
@@ -121,15 +122,6 @@ def standardised(images: np.ndarray) -> np.ndarray:
     """
     mean, std = (np.array(of, np.float32) for of in (layout.MEAN, layout.STD))
     return (picture.as_floats(images) - mean) / std
-
-
-def _checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
-    size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(
-            f"The image size must be a positive height and width, got {image_size}."
-        )
-    return size
 
 
 def _folder(data_dir: str | None) -> pathlib.Path:

@@ -51,7 +51,6 @@ KEYS = (
 _SAMPLE = 1000
 _PAINTED = 32
 _AT_ONCE = 16
-_RANGES = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)}
 
 
 def check(facts: Mapping[str, Any]) -> None:
@@ -295,7 +294,7 @@ def dataset_info(
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
         ranges={
-            **_RANGES,
+            **picture.RANGES,
             **ranges_of(columns, tasks),
             **_floats(facts.get("ranges", {})),
         },
