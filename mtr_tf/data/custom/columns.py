@@ -56,10 +56,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
     """Raises InputError unless images and targets have one shape in all splits."""
     (first_name, first), *others = splits.items()
     for name, columns in others:
-        if columns.images.shape[1:] != first.images.shape[1:]:
+        shape, first_shape = columns.images.shape[1:], first.images.shape[1:]
+        if shape != first_shape:
             raise InputError(
                 f"All splits must have images of the same size, but those of {name} "
-                f"are {_size(columns)} and those of {first_name} {_size(first)}."
+                f"are {examples.size(shape)} and those of {first_name} "
+                f"{examples.size(first_shape)}."
             )
         if set(columns.targets) != set(first.targets):
             raise InputError(
@@ -282,7 +284,3 @@ def _empty(split: str) -> InputError:
     return InputError(
         f"The split {split} must have at least one example, but it is empty."
     )
-
-
-def _size(columns: Columns) -> str:
-    return examples.size(np.empty(columns.images.shape[1:], np.bool_))

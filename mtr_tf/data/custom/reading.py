@@ -95,11 +95,10 @@ def open_given(
             "in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules)
-    declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
     return Source(
         info,
         lambda split: only(opened[split], tasks),
-        declared=declared,
+        declared=tuple(rules.tasks[name] for name in rules.declared),
         unknown={split: columns_lib.unknown(of) for split, of in opened.items()},
     )
 
