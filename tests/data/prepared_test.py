@@ -357,6 +357,8 @@ def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
 class WithParts(rooms.Rooms):
     """Rooms that says that it keeps parts."""
 
+    work = {}
+
     @property
     def parts(self):
         return prepared.parts_folder(self, ("facts",))

@@ -330,9 +330,7 @@ def _maker(
         source=str(root),
         jobs=jobs,
     )
-    return lambda folder: MtrCityscapes(
-        data_dir=folder, config=config, file_format=prepared.FILE_FORMAT
-    )
+    return lambda folder: MtrCityscapes(data_dir=folder, config=config)
 
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:

@@ -197,7 +197,7 @@ def _prepared(
 
 
 def _builder(config: TaskonomyConfig, root: pathlib.Path) -> Taskonomy:
-    return Taskonomy(config=config, data_dir=root, file_format=prepared.FILE_FORMAT)
+    return Taskonomy(config=config, data_dir=root)
 
 
 def _columns(
