@@ -23,7 +23,6 @@ from mtr_tf.data.taskonomy.finding import SPLITS
 from mtr_tf.data.taskonomy.finding import Listing
 from mtr_tf.data.taskonomy.finding import View
 from mtr_tf.data.taskonomy.finding import list_name
-from mtr_tf.data.taskonomy.finding import select
 from mtr_tf.errors import InputError
 
 TRAIN_POINTS = 1200
@@ -72,9 +71,7 @@ def _sorted(
 ) -> dict[str, Sequence[View]]:
     """The views of each split that has some, by their numbers in the listing."""
     return {
-        split: select(listing.views, places)
-        for split, places in found.items()
-        if places
+        split: listing.views.select(places) for split, places in found.items() if places
     }
 
 
