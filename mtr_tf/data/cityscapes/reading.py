@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -79,9 +80,7 @@ def open_source(
         needs["depth"].append(layout.CAMERA)
     wanted = [task for task in needs if tasks is None or task in tasks]
     kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
-    found = _found(
-        root, kinds, [kind for of_task in needs.values() for kind in of_task]
-    )
+    found = _found(root, kinds, needs)
     available = _available(found, needs, root, depth_target, tasks)
     wanted = [task for task in wanted if task in available]
     kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
@@ -141,11 +140,11 @@ def _folder(data_dir: str | None) -> pathlib.Path:
 
 
 def _found(
-    root: pathlib.Path, kinds: Sequence[Kind], of_tasks: Sequence[Kind]
+    root: pathlib.Path, kinds: Sequence[Kind], needs: Mapping[str, Sequence[Kind]]
 ) -> dict[Kind, Files | None]:
     """The files of `kinds`, and of other tasks' kinds, whose archive may be damaged."""
     found = {kind: files.find(root, kind) for kind in kinds}
-    for kind in of_tasks:
+    for kind in itertools.chain.from_iterable(needs.values()):
         if kind not in found:
             try:
                 found[kind] = files.find(root, kind)

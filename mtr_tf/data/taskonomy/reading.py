@@ -155,10 +155,9 @@ def edges_painted(columns: Columns) -> tuple[float, float]:
     rows //= max(len(rows), 1)
     values = columns.targets["edge_occlusion"][rows]
     values = values[columns.masks["edge_occlusion"][rows]]
-    low, high = layout.RANGES["edge_occlusion"]
-    if values.size:
-        high = float(np.percentile(values, 99))
-    return low, high if high > low else layout.RANGES["edge_occlusion"][1]
+    low, usual = layout.RANGES["edge_occlusion"]
+    high = float(np.percentile(values, 99)) if values.size else usual
+    return low, high if high > low else usual
 
 
 def _prepared(
