@@ -73,6 +73,13 @@ def open_it(monkeypatch):
     return open_it
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Facts are found out of the first example alone."""
+    monkeypatch.setattr(facts, "_SAMPLE", 1)
+    monkeypatch.setattr(facts, "_PAINTED", 1)
+
+
 # What comes out.
 
 
@@ -566,7 +573,7 @@ WRONG_EXAMPLES = {
 
 
 @pytest.mark.parametrize("mistake", WRONG_EXAMPLES)
-def test_wrong_examples(open_it, mistake):
+def test_wrong_examples(open_it, few, mistake):
     wrong, message = WRONG_EXAMPLES[mistake]
     classes = ["a", "b", "c"]
     with pytest.raises(InputError, match=re.escape(message)) as raised:
@@ -574,9 +581,9 @@ def test_wrong_examples(open_it, mistake):
     assert "example 1 of train" in str(raised.value)
     assert "\n" not in str(raised.value)
     if not isinstance(wrong, np.ndarray | int):
-        lazy = open_it({"train": Lazy(2000, wrong), "classes": classes})
-        with pytest.raises(InputError, match="example 1999 of train"):
-            lazy.columns("train").images[np.array([1999])]
+        lazy = open_it({"train": Lazy(9, wrong), "classes": classes})
+        with pytest.raises(InputError, match="example 8 of train"):
+            lazy.columns("train").images[np.array([8])]
 
 
 @pytest.mark.parametrize(
@@ -698,17 +705,15 @@ def test_wrong_data_sets(open_it, given, message):
         open_it(given)
 
 
-def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it):
+def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it, few):
     wrong = changed("targets", "seg", np.full((8, 6), 7))
-    columns = open_it({"train": Lazy(2000, wrong), "classes": ["a", "b", "c"]}).columns(
-        "train"
-    )
-    batches = batching.eval_batches(columns, ("seg",), batch_size=1)
+    source = open_it({"train": Lazy(9, wrong), "classes": ["a", "b", "c"]})
+    batches = batching.eval_batches(source.columns("train"), ("seg",), batch_size=1)
     with pytest.raises(tf.errors.OpError) as raised:
-        list(batches.skip(1999))
+        list(batches.skip(8))
     told = errors.input_error_within(raised.value)
     assert told.startswith("The labels of seg must be below the number of classes, 3, ")
-    assert "example 1999 of train has 7" in told
+    assert "example 8 of train has 7" in told
     assert errors.input_error_within(ValueError("another")) is None
 
 

@@ -144,7 +144,7 @@ def test_windows_hide_nothing(monkeypatch):
 
 def blocked(drawn: scene.Scene, points: np.ndarray, lamp: np.ndarray) -> np.ndarray:
     """Whether a march from points [N, 3] to the lamp goes through any solid."""
-    path = np.linspace(0.003, 1, 1500)[:, None, None]
+    path = np.linspace(0.003, 1, 750)[:, None, None]
     path = points + path * (lamp - points)
     within = np.zeros(path.shape[:2], bool)
     for thing in drawn.things:
