@@ -831,7 +831,7 @@ def test_the_page_runs(tmp_path):
         for name in ("train", "attack")
     )
     few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
-           "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
+           "--eval_examples=4", "--eval_eps=0", "--workdir=run")  # fmt: skip
     _run(tmp_path, *train, *few)
     attack = [part for part in attack if not part.startswith("--ckpt=")]
     attack += [

@@ -787,7 +787,7 @@ def test_train_and_attack(folder, tmp_path_factory):
     commands = (
         ("mtr_tf.train", "--dataset=taskonomy", f"--data_dir={folder}", "--model=tiny",
          "--tasks=s,n,A", "--image_size=16", "--batch_size=2",
-         "--epochs=1", "--eval_examples=1", "--eval_steps=1", f"--workdir={workdir}"),
+         "--epochs=1", "--eval_examples=1", "--eval_eps=0", f"--workdir={workdir}"),
         ("mtr_tf.attack", f"--ckpt={workdir}", "--attack_tasks=seg+normal", "--steps=1",
          "--nochecks"),
     )  # fmt: skip
