@@ -102,7 +102,7 @@ def open_source(
         splits={split: len(pairs) for split, pairs in splits.items()},
         mean=MEAN,
         std=STD,
-        ranges=picture.RANGES,
+        ranges=dict(picture.RANGES),
     )
 
     @functools.cache

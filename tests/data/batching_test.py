@@ -241,7 +241,7 @@ def test_starting_anywhere_goes_on_as_the_full_run(augment):
     columns = make_columns()
     full = train(columns, 0, 9, augment=augment)
     assert [int(batch["step"]) for batch in full] == list(range(9))
-    for first in (1, 2, 5, 8):
+    for first in (1, 2, 8):
         part = train(columns, first, 9, augment=augment)
         assert len(part) == 9 - first
         for a, b in zip(full[first:], part, strict=True):
