@@ -152,7 +152,8 @@ def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            present(pipe, "a pipe").close()
+            with contextlib.suppress(BrokenPipeError):  # Of jobs that nobody reads.
+                present(pipe, "a pipe").close()
         process.wait()
 
 

@@ -490,6 +490,12 @@ def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
     assert "no3" not in kept
 
 
+def test_a_mistake_is_told_where_its_worker_was_given_more_to_do(tmp_path):
+    wanted = jobs(tmp_path, 50, no0={"sleep": 0.5}, no1={"fail": "input"})
+    with pytest.raises(InputError, match=r"^'1.png' is broken$"):
+        run(tmp_path, wanted, 2)
+
+
 def test_a_worker_that_dies_is_no_silent_end(tmp_path, capfd):
     wanted = jobs(tmp_path, 4, no1={"fail": "bug"})
     with pytest.raises(parts.WorkerError, match="ended early"):
