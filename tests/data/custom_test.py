@@ -640,6 +640,10 @@ def test_wrong_examples(open_it, few, mistake):
         ),
         ({"train": [example()], "mean": 0.5}, '"mean" must be one number for each'),
         ({"train": [example()], "mean": [127.0] * 3}, "for images in [0, 1]; got"),
+        (
+            {"train": [example()], "mean": np.full((3, 1), 0.5)},
+            "in [0, 1]; got array([[0.5], [0.5], [0.5]]).",
+        ),
         ({"train": [example()], "std": [0, 1, 1]}, "one number above 0"),
         ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
         (
@@ -701,8 +705,9 @@ def test_wrong_examples(open_it, few, mistake):
     ],
 )
 def test_wrong_data_sets(open_it, given, message):
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
         open_it(given)
+    assert "\n" not in str(raised.value)
 
 
 def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it, few):

@@ -244,6 +244,13 @@ def test_wrong_targets(open_it, targets, message):
     assert "\n" not in str(raised.value)
 
 
+def test_many_channels_are_told_on_one_line(open_it):
+    image, target = np.zeros((*SIZE, 3), np.uint8), np.full((*SIZE, 40), np.nan)
+    told = r"example 0 of train has \[nan( nan){39}\] at row 0, column 0; put zeros"
+    with pytest.raises(InputError, match=told):
+        open_it(train=[(image, {"many": target})], tasks=[Task("many", channels=40)])
+
+
 def test_all_targets_of_a_task_have_one_shape(open_it):
     other = example(1, {"joints": np.zeros((16, 2))})
     with pytest.raises(InputError, match=r"shape \[17, 2\], but that of example 1"):

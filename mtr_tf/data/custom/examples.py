@@ -267,9 +267,8 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
     for name, value in given.items():
         value = _array(value, f"input {name}", where)
         is_number = value.dtype.kind in "buif" and value.size > 0
-        kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
-        exact = is_number and _is_kept(value, kept)
-        if not (np.isfinite(kept).all() and exact):
+        kept = value.astype(np.float32) if is_number else value
+        if not (is_number and np.isfinite(kept).all() and _is_kept(value, kept)):
             raise InputError(
                 f"The input {name} must be finite numbers (whole numbers up to "
                 f"16777216), but that of {where} is {_kind(value)} of {value.dtype}; "
@@ -442,10 +441,10 @@ def _numbers(
         at = f" at {', '.join(map(str, place))}" if place else ""
         if len(place) == MAP:
             at = f" at row {place[0]}, column {place[1]}"
+        found = " ".join(str(value[place]).split())  # NumPy may write several lines.
         raise InputError(
             f"The target of {task.name} must be finite where it is known, but {where} "
-            f"has {value[place]}{at}; put zeros there into "
-            f'"masks": {{"{task.name}": ...}}.'
+            f'has {found}{at}; put zeros there into "masks": {{"{task.name}": ...}}.'
         )
     value = np.where(known[..., np.newaxis], value, np.float32(0))
     if task.kind == "directions":

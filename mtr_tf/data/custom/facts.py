@@ -112,7 +112,7 @@ def check(facts: Mapping[str, Any]) -> None:
     for key, given in facts.items():
         is_good, what = rules[key]
         if not is_good(given):
-            raise InputError(f'"{key}" must be {what}; got {given!r}.')
+            raise InputError(f'"{key}" must be {what}; got {_shown(given)}.')
 
 
 def declared(facts: Mapping[str, Any]) -> TaskSet:
@@ -248,6 +248,11 @@ def groups(
     return Groups(given, "videos" if frames else "groups", frames)
 
 
+def _shown(given: Any) -> str:
+    """What was given, on one line: NumPy writes arrays on several."""
+    return " ".join(repr(given).split())
+
+
 def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
     first, second, third = values
     return first, second, third
@@ -273,7 +278,7 @@ def dataset_info(
         if len(facts.get(key, (0,) * channels)) != channels:
             raise InputError(
                 f'"{key}" must be one number for each of the {channels} channels of '
-                f"the images; got {facts[key]!r}."
+                f"the images; got {_shown(facts[key])}."
             )
     tasks = _tasks(splits, columns, rules)
     _check_weights(facts.get("class_weights", ()), tasks, facts.get("classes", ()))
@@ -375,7 +380,7 @@ def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
         if len(weights) != tasks[name].channels:
             raise InputError(
                 f'"class_weights" must be a number for each of the '
-                f"{tasks[name].channels} classes of {name}; got {weights!r}."
+                f"{tasks[name].channels} classes of {name}; got {_shown(weights)}."
             )
 
 
