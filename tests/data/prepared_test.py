@@ -11,7 +11,6 @@ import os
 import pathlib
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -501,40 +500,6 @@ def test_a_worker_that_dies_is_no_silent_end(tmp_path, capfd):
     with pytest.raises(parts.WorkerError, match="ended early"):
         run(tmp_path, wanted, 2)
     assert "ZeroDivisionError" in capfd.readouterr().err
-
-
-SCRIPT = """
-import json, pathlib, sys
-from mtr_tf.data import parts
-folder, jobs = sys.argv[1:]
-work = "prepared_fixture:square"
-jobs = list(json.loads(jobs).items())
-made = parts.examples(pathlib.Path(folder), jobs, work, "it", processes=2)
-print(len(list(made)))
-"""
-
-
-@pytest.mark.slow
-def test_killed_it_goes_on_where_it_was(tmp_path):
-    wanted = jobs(tmp_path, 40)
-    slow = {key: {**job, "sleep": 0.1} for key, job in wanted.items()}
-    folder = tmp_path / "parts"
-    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(slow)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("no*.npz"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)  # Its workers, which end by themselves, write too.
-    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("no*.npz")}
-    assert 5 <= len(before) < 40
-    assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
-    for name, time_ns in before.items():
-        assert (folder / name).stat().st_mtime_ns == time_ns
 
 
 HELPER = """
