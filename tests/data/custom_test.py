@@ -115,6 +115,31 @@ def test_all_forms_give_the_same_batches(open_it, form):
     assert not batch["masks"]["depth"][1].any()
 
 
+def test_a_generator_may_fill_the_same_arrays_again(open_it):
+    """As `fit` takes it, which looks at each example before the next one."""
+    made = [example(i, inputs={"gain": np.float32([i])}) for i in range(3)]
+    for one in made:
+        one["targets"] |= {"autoencoder": one["image"]}
+        one["masks"] = {"depth": np.uint8(one["image"][..., 0] > 99)}
+    made = [tf.nest.map_structure(np.asarray, one) for one in made]
+
+    def examples():
+        arrays = tf.nest.map_structure(np.empty_like, made[0])
+        for one in made:
+            tf.nest.map_structure(np.copyto, arrays, one)
+            yield arrays
+
+    again = open_it({"train": examples()}).columns("train")
+    listed = open_it({"train": made}).columns("train")
+    for found, expected in (
+        (again.images, listed.images),
+        (again.targets, listed.targets),
+        (again.masks, listed.masks),
+        (again.inputs, listed.inputs),
+    ):
+        tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
+
+
 def test_pairs_as_for_fit(open_it):
     made = example()
     mask = np.zeros((8, 6), np.float32)

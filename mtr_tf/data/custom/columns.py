@@ -213,6 +213,7 @@ def _lazy(split: str, sequence: Sequence, rules: Rules, readers: Readers) -> Col
 
 def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
     found: list[Example] = []
+    may_change = not isinstance(given, list | tuple)  # Generators may reuse an array.
     with _counted(split, given) as (iterator, advance):
         while True:
             where = f"example {len(found)} of {split}"
@@ -221,7 +222,10 @@ def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
             if raw is _END:
                 break
             first = found[0] if found else None
-            found.append(examples.check(raw, where, rules, first))
+            made = examples.check(raw, where, rules, first)
+            if may_change:  # All but bytes of images is in arrays of our own.
+                made = dataclasses.replace(made, image=made.image.copy())
+            found.append(made)
             advance(1)
     if not found:
         raise _empty(split)
