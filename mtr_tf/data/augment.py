@@ -22,6 +22,9 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks.task import MAP
 
+# Records, or names of the eleven.
+Tasks = Iterable[str | Task] | Mapping[str, Task]
+
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
@@ -38,12 +41,7 @@ class Augment:
     flip: bool = True
     crop: tuple[int, int] | None = None
 
-    def check(
-        self,
-        height: int,
-        width: int,
-        tasks: Iterable[str | Task] | Mapping[str, Task] = (),
-    ) -> None:
+    def check(self, height: int, width: int, tasks: Tasks = ()) -> None:
         """Raises InputError if pictures of [height, width] are too small for `crop`.
 
         Also raises it if it is not known what a mirror does to the target of one of
@@ -77,10 +75,7 @@ class Augment:
             )
 
     def __call__(
-        self,
-        batch: dict[str, Any],
-        seed: int,
-        tasks: Iterable[str | Task] | Mapping[str, Task] | None = None,
+        self, batch: dict[str, Any], seed: int, tasks: Tasks | None = None
     ) -> dict[str, Any]:
         """Returns `batch` with its images, targets and masks flipped and cropped.
 

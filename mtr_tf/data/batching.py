@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -34,6 +32,7 @@ from mtr_tf import tasks as tasks_lib
 from mtr_tf.data import picture
 from mtr_tf.data import source
 from mtr_tf.data.augment import Augment
+from mtr_tf.data.augment import Tasks
 from mtr_tf.errors import InputError
 from mtr_tf.tasks import Task
 
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
 # AutoGraph would look for Python's control flow, for seconds, where there is none.
 _as_it_is = tf.autograph.experimental.do_not_convert
 _ONE_PIPELINE = tf.distribute.InputContext()
-# Records, or names of the eleven.
-Tasks = Iterable[str | Task] | Mapping[str, Task]
 
 
 def gather(
@@ -92,10 +89,11 @@ def gather(
         targets[name] = pad(target, np.int32 if task.discrete else np.float32)
         masks[name] = pad(mask, np.float32)
     image = pad(_packed(columns, images, rows), np.float32)
-    if columns.layout and 0 < len(rows) < len(indices):
-        # Zeros may be no inputs that a model can take: the first example's are.
+    if columns.layout and not real.all():
+        # Zeros may be no inputs that a model can take: those of an example are.
+        one = image[real][:1] if len(rows) else images_of(columns, np.array([0]))
         channels = columns.layout.image[2]
-        image[~real, ..., channels:] = image[real.argmax(), ..., channels:]
+        image[~real, ..., channels:] = one[..., channels:]
     return {"image": image, "targets": targets, "masks": masks, "index": indices}
 
 

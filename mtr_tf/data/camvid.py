@@ -32,6 +32,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
+from mtr_tf.data.source import checked_size
 from mtr_tf.data.source import given_folder
 from mtr_tf.errors import InputError
 
@@ -89,23 +90,19 @@ def open_source(
       InputError: Folders or files are missing. Later, from `columns`: a file is broken
         or does not fit its partner.
     """
-    size = IMAGE_SIZE if image_size is None else image_size
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(
-            f"The image size must be a positive height and width, got {image_size}."
-        )
+    size = checked_size(image_size, IMAGE_SIZE)
     splits = _find_splits(data_dir)
     with_labels = tasks is None or "seg" in tasks
     info = DatasetInfo(
         name="camvid",
-        image_shape=(size[0], size[1], 3),
+        image_shape=(*size, 3),
         classes=tuple(CLASSES),
         colors=tuple(CLASSES.values()),
         tasks=tasks_lib.task_set(TASKS),
         splits={split: len(pairs) for split, pairs in splits.items()},
         mean=MEAN,
         std=STD,
-        ranges={"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)},
+        ranges=dict(picture.RANGES),
     )
 
     @functools.cache

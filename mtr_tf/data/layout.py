@@ -43,10 +43,11 @@ class Layout:
     def pack(self, images: np.ndarray, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns float32 `[n, *packed]`, of as many images and inputs."""
         count, (height, width, channels) = len(images), self.packed
-        behind = np.zeros((count, height * width * (channels - self.image[2])), "f")
-        flat = [np.reshape(inputs[name], (count, -1)) for name, _ in self.shapes]
+        further = channels - self.image[2]
+        behind = np.zeros((count, height * width * further), "f")
+        flat = [np.reshape(inputs[n], (count, math.prod(s))) for n, s in self.shapes]
         behind[:, : self.numbers] = np.concatenate(flat, axis=1)
-        behind = behind.reshape(count, height, width, -1)
+        behind = behind.reshape(count, height, width, further)
         return np.concatenate([images.astype(np.float32), behind], axis=-1)
 
     def unpack(self, packed: Any, reshape: Callable[..., Any]) -> dict[str, Any]:

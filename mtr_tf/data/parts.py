@@ -45,7 +45,7 @@ Jobs = Sequence[tuple[str, Any]]
 
 
 class WorkerError(Exception):
-    """A process that makes parts has ended before its time."""
+    """A process that makes examples has ended before its time."""
 
 
 def examples(
@@ -76,7 +76,8 @@ def examples(
     missing = sum(not _path(folder, key).exists() for key, _ in jobs)
     with progress.bar(len(jobs), what, unit, done=len(jobs) - missing) as advance:
         for key, job, is_new in _ensured(folder, jobs, work, missing, processes):
-            advance(int(is_new))
+            if is_new:  # Each advance past the last one would log a line.
+                advance(1)
             arrays = _read(_path(folder, key))
             if arrays is None:
                 _here(folder, work)(key, job)
@@ -151,7 +152,8 @@ def worker(module: str, *arguments: Any) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            present(pipe, "a pipe").close()
+            with contextlib.suppress(BrokenPipeError):  # Of jobs that nobody reads.
+                present(pipe, "a pipe").close()
         process.wait()
 
 

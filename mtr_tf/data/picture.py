@@ -25,6 +25,9 @@ from __future__ import annotations
 
 import numpy as np
 
+# What maps of these are painted between, of photographs.
+RANGES = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)}
+
 _LUMINANCE = np.array((0.299, 0.587, 0.114), np.float32)
 _LUMINOUS = (1, 3)  # Channels of pictures that have a luminance.
 _WINDOW_SIGMA = 1.0

@@ -54,9 +54,7 @@ def read(data: bytes, name: str) -> Image.Image:
     try:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # The checksums.
         picture = Image.open(io.BytesIO(data), formats=("PNG",))
-        _check_pixels(
-            picture.width, picture.height, name
-        )  # Of a second head, in strange files.
+        _check_pixels(*picture.size, name)  # Of a second head, in strange files.
         picture.load()
     except InputError:
         raise

@@ -72,10 +72,12 @@ class Parted(Protocol):
     """A builder that keeps parts while it prepares.
 
     Attributes:
+      name: the data set's.
       parts: the folder that has all of them.
       work: what they are made of, by split.
     """
 
+    name: str
     parts: pathlib.Path
     work: Mapping[str, Work]
 
@@ -305,17 +307,16 @@ def _sharing_parts(
     Configs that share views share their parts. Where the data were not made, and where
     others go on, parts stay.
     """
-    if not hasattr(builder, "parts"):
+    if not isinstance(builder, Parted):
         yield
         return
-    folder = pathlib.Path(builder.parts)
-    name = f".{builder.name}{folder.name.removeprefix('.parts')}.lock"
+    name = f".{builder.name}{builder.parts.name.removeprefix('.parts')}.lock"
     with (root / name).open("w") as file:
         files.flock(file, wait=True, shared=True)
         yield
         with contextlib.suppress(BlockingIOError):
             files.flock(file)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(builder.parts, ignore_errors=True)
 
 
 def _make(builder: tfds.core.DatasetBuilder) -> None:
@@ -352,9 +353,9 @@ def _little_memory(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
 
 def _kept(builder: tfds.core.DatasetBuilder, what: str) -> str:
     """What there is of a data set whose preparation a signal has stopped."""
-    if not hasattr(builder, "parts"):
+    if not isinstance(builder, Parted):
         return f"{what} has not been made yet; the same command starts again."
-    count = sum(1 for _ in pathlib.Path(builder.parts).glob("**/*.npz"))
+    count = sum(1 for _ in builder.parts.glob("**/*.npz"))
     return (
         f"{what} is not complete yet; {count} of its examples are prepared and kept, "
         "and the same command continues with the others."

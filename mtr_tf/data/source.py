@@ -230,6 +230,22 @@ def check_labels(
         )
 
 
+def checked_size(
+    image_size: tuple[int, int] | None, usual: tuple[int, int]
+) -> tuple[int, int]:
+    """The (height, width) to resize to: what is asked for, or the usual one.
+
+    Raises:
+      InputError: It is none that a picture can have.
+    """
+    size = usual if image_size is None else tuple(image_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"The image size must be a positive height and width, got {image_size}."
+        )
+    return size
+
+
 def given_folder(name: str, data_dir: str | None, holds: str) -> pathlib.Path:
     """The folder of a data set that the user must have fetched.
 

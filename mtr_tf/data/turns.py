@@ -44,7 +44,7 @@ def turn(
       meanwhile: what to do first if another one has the turn.
     """
     claim = path.with_suffix(".claim")
-    with path.open("w") as file, contextlib.ExitStack() as stack:
+    with path.open("w") as file:
         busy = _Once(f"Another process is making {what}; helping, or waiting for it.")
         try:
             without_locks = files.flock(file)
@@ -59,8 +59,8 @@ def turn(
                 continue
             busy.say(meanwhile)
             time.sleep(_LOOK_SECONDS)
-        stack.enter_context(_beating(claim, token))
-        yield
+        with _beating(claim, token):
+            yield
 
 
 class _Once:
@@ -123,7 +123,7 @@ def _beating(claim: pathlib.Path, token: str) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
-        if _is_ours(claim, token):
+        if _read(claim).startswith(token):
             with contextlib.suppress(OSError):
                 claim.unlink()
 
@@ -141,10 +141,6 @@ def _create(claim: pathlib.Path, token: str) -> bool:
         claim.unlink(missing_ok=True)
         raise
     return True
-
-
-def _is_ours(claim: pathlib.Path, token: str) -> bool:
-    return _read(claim).startswith(token)
 
 
 def _is_lost(claim: pathlib.Path, token: str) -> bool:

@@ -59,27 +59,29 @@ def flips(moved: dict) -> np.ndarray:
     return x[:, 0, 0] > x[:, 0, -1]
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("crop", [None, (4, 5), (7, 9), (1, 1)])
+@pytest.mark.parametrize(
+    ("flip", "crop"),
+    [(True, None), (True, (4, 5)), (True, (7, 9)), (True, (1, 1)), (False, (4, 5))],
+)
 def test_image_targets_and_masks_move_together(flip, crop):
-    moved = Augment(flip, crop)(make_batch(64), seed=1)
+    moved = Augment(flip, crop)(make_batch(16), seed=1)
     i, y, x = origin(moved)
     height, width = crop or (HEIGHT, WIDTH)
-    assert i.shape == (64, height, width)
+    assert i.shape == (16, height, width)
     marks = mark(i, y, x)
     for task in ("seg", "depth"):
         np.testing.assert_array_equal(moved["targets"][task], marks[task])
         np.testing.assert_array_equal(moved["masks"][task], marks[f"{task}_mask"])
     assert moved["targets"]["seg"].dtype == tf.int32
     # Each image is its own, and a window: rows and columns without a gap.
-    assert (i == np.arange(64)[:, None, None]).all()
+    assert (i == np.arange(16)[:, None, None]).all()
     assert (np.diff(y, axis=1) == 1).all()
     assert (np.diff(y, axis=2) == 0).all()
     assert (np.diff(x, axis=1) == 0).all()
     signs = np.where(flips(moved), -1, 1)[:, None, None]
     assert (np.diff(x, axis=2) == signs).all()
-    assert flip or not flips(moved).any()
-    np.testing.assert_array_equal(moved["index"], np.arange(64)[::-1])
+    assert flips(moved).any() == (flip and width > 1)
+    np.testing.assert_array_equal(moved["index"], np.arange(16)[::-1])
 
 
 def test_nothing_to_do_changes_nothing():
@@ -131,12 +133,12 @@ def test_an_image_is_varied_as_its_position_says_whoever_is_beside_it():
 
 def test_seed_and_step_change_what_is_done():
     def places(seed, step):
-        moved = Augment(crop=(3, 3))(make_batch(16, step), seed)
+        moved = Augment(crop=(3, 3))(make_batch(4, step), seed)
         return moved["image"].numpy().tobytes()
 
-    kinds = [places(s, t) for s in range(3) for t in range(3)]
-    assert len(set(kinds)) == 9
-    assert places(1, 2) == places(1, 2)
+    kinds = [places(s, t) for s in range(2) for t in range(2)]
+    assert len(set(kinds)) == 4
+    assert places(1, 0) == kinds[2]
 
 
 def normals_of(depth: np.ndarray) -> np.ndarray:

@@ -73,6 +73,13 @@ def open_it(monkeypatch):
     return open_it
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Facts are found out of the first example alone."""
+    monkeypatch.setattr(facts, "_SAMPLE", 1)
+    monkeypatch.setattr(facts, "_PAINTED", 1)
+
+
 # What comes out.
 
 
@@ -106,6 +113,31 @@ def test_all_forms_give_the_same_batches(open_it, form):
         )
         assert batch["masks"]["seg"][row].all()
     assert not batch["masks"]["depth"][1].any()
+
+
+def test_a_generator_may_fill_the_same_arrays_again(open_it):
+    """As `fit` takes it, which looks at each example before the next one."""
+    made = [example(i, inputs={"gain": np.float32([i])}) for i in range(3)]
+    for one in made:
+        one["targets"] |= {"autoencoder": one["image"]}
+        one["masks"] = {"depth": np.uint8(one["image"][..., 0] > 99)}
+    made = [tf.nest.map_structure(np.asarray, one) for one in made]
+
+    def examples():
+        arrays = tf.nest.map_structure(np.empty_like, made[0])
+        for one in made:
+            tf.nest.map_structure(np.copyto, arrays, one)
+            yield arrays
+
+    again = open_it({"train": examples()}).columns("train")
+    listed = open_it({"train": made}).columns("train")
+    for found, expected in (
+        (again.images, listed.images),
+        (again.targets, listed.targets),
+        (again.masks, listed.masks),
+        (again.inputs, listed.inputs),
+    ):
+        tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 
 
 def test_pairs_as_for_fit(open_it):
@@ -249,6 +281,31 @@ def test_masked_labels_leave_no_gap(open_it):
     assert source.info.num_classes == 3  # Of all splits together.
     source = open_it({"train": [labelled(0, 3)], "classes": list("abcd")})
     assert source.info.num_classes == 4  # Whoever names classes need not have all.
+
+
+@pytest.mark.parametrize("form", [list, LazyList])
+def test_inputs_are_packed_in_one_order_in_all_splits(open_it, form):
+    made = example(inputs={"gain": [2.0], "camera": np.eye(3)})
+    other = example(inputs=dict(reversed(made["inputs"].items())))
+    given = {"train": form([made]), "test": form([other]), "classes": list("abc")}
+    source = open_it(given)
+    train, test = source.columns("train"), source.columns("test")
+    assert (
+        train.layout.shapes
+        == test.layout.shapes
+        == (("gain", (1,)), ("camera", (3, 3)))
+    )
+    one = np.arange(1)
+    np.testing.assert_array_equal(
+        batching.images_of(train, one), batching.images_of(test, one)
+    )
+    fewer = example(inputs={"gain": [2.0]})
+    for splits in (
+        {"train": [made], "test": [fewer]},
+        {"train": [fewer], "test": [made]},
+    ):
+        with pytest.raises(InputError, match="must have the same inputs with the same"):
+            open_it(splits)
 
 
 def test_groups_are_handed_on(open_it):
@@ -492,6 +549,15 @@ WRONG_EXAMPLES = {
         "A mask must have its image's height and width, [8, 6]",
     ),
     "mask with nan": (changed("masks", "seg", nan_at(0, 0)), "with NaN in it"),
+    "mask of words": (
+        changed("masks", "seg", np.full((8, 6), "x")),
+        "but that for seg of example 1 of train has shape [8, 6] and type <U1.",
+    ),
+    "masked values": (
+        changed("targets", "depth", np.ma.masked_less(nan_at(0, 0), 2)),
+        "The target of depth must be a plain array, but that of example 1 of train has "
+        'masked values; fill them in, and say where a target is not known by "masks".',
+    ),
     "masks as array": (
         example(masks=np.ones((8, 6))),
         "but those of example 1 of train are an array of shape [8, 6]",
@@ -532,7 +598,7 @@ WRONG_EXAMPLES = {
 
 
 @pytest.mark.parametrize("mistake", WRONG_EXAMPLES)
-def test_wrong_examples(open_it, mistake):
+def test_wrong_examples(open_it, few, mistake):
     wrong, message = WRONG_EXAMPLES[mistake]
     classes = ["a", "b", "c"]
     with pytest.raises(InputError, match=re.escape(message)) as raised:
@@ -540,9 +606,9 @@ def test_wrong_examples(open_it, mistake):
     assert "example 1 of train" in str(raised.value)
     assert "\n" not in str(raised.value)
     if not isinstance(wrong, np.ndarray | int):
-        lazy = open_it({"train": Lazy(2000, wrong), "classes": classes})
-        with pytest.raises(InputError, match="example 1999 of train"):
-            lazy.columns("train").images[np.array([1999])]
+        lazy = open_it({"train": Lazy(9, wrong), "classes": classes})
+        with pytest.raises(InputError, match="example 8 of train"):
+            lazy.columns("train").images[np.array([8])]
 
 
 @pytest.mark.parametrize(
@@ -599,6 +665,10 @@ def test_wrong_examples(open_it, mistake):
         ),
         ({"train": [example()], "mean": 0.5}, '"mean" must be one number for each'),
         ({"train": [example()], "mean": [127.0] * 3}, "for images in [0, 1]; got"),
+        (
+            {"train": [example()], "mean": np.full((3, 1), 0.5)},
+            "in [0, 1]; got array([[0.5], [0.5], [0.5]]).",
+        ),
         ({"train": [example()], "std": [0, 1, 1]}, "one number above 0"),
         ({"train": [example()], "ranges": {"depth": 3}}, '"ranges" must be a dict of'),
         (
@@ -660,21 +730,20 @@ def test_wrong_examples(open_it, mistake):
     ],
 )
 def test_wrong_data_sets(open_it, given, message):
-    with pytest.raises(InputError, match=re.escape(message)):
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
         open_it(given)
+    assert "\n" not in str(raised.value)
 
 
-def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it):
+def test_mistakes_met_in_the_pipeline_stay_one_sentence(open_it, few):
     wrong = changed("targets", "seg", np.full((8, 6), 7))
-    columns = open_it({"train": Lazy(2000, wrong), "classes": ["a", "b", "c"]}).columns(
-        "train"
-    )
-    batches = batching.eval_batches(columns, ("seg",), batch_size=1)
+    source = open_it({"train": Lazy(9, wrong), "classes": ["a", "b", "c"]})
+    batches = batching.eval_batches(source.columns("train"), ("seg",), batch_size=1)
     with pytest.raises(tf.errors.OpError) as raised:
-        list(batches.skip(1999))
+        list(batches.skip(8))
     told = errors.input_error_within(raised.value)
     assert told.startswith("The labels of seg must be below the number of classes, 3, ")
-    assert "example 1999 of train has 7" in told
+    assert "example 8 of train has 7" in told
     assert errors.input_error_within(ValueError("another")) is None
 
 
@@ -792,7 +861,7 @@ def test_the_page_runs(tmp_path):
         for name in ("train", "attack")
     )
     few = ("--epochs=1", "--model=tiny", "--train_examples=8", "--batch_size=4",
-           "--eval_examples=4", "--eval_steps=1", "--workdir=run")  # fmt: skip
+           "--eval_examples=4", "--eval_eps=0", "--workdir=run")  # fmt: skip
     _run(tmp_path, *train, *few)
     attack = [part for part in attack if not part.startswith("--ckpt=")]
     attack += [

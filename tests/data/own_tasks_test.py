@@ -233,12 +233,22 @@ def test_wrong_facts(open_it, given, message):
         ({"angle": np.nan}, "angle must be finite where it is known, but example 0"),
         ({"parts": np.zeros((2, 2), int)}, "flatten another grid to one"),
         ({"angle": np.zeros((2, 2))}, "flatten another grid to one"),
+        ({"seen": np.zeros((0, 4))}, "seen must have values, but that of example 0 of"),
+        ({"scene": np.zeros(0, int)}, "scene must have values, but that of example 0"),
+        ({"angle": np.zeros(0)}, "angle must have values, but that of example 0"),
     ],
 )
 def test_wrong_targets(open_it, targets, message):
     with pytest.raises(InputError, match=re.escape(message)) as raised:
         open_it(train=[example(targets=targets)], tasks=TASKS)
     assert "\n" not in str(raised.value)
+
+
+def test_many_channels_are_told_on_one_line(open_it):
+    image, target = np.zeros((*SIZE, 3), np.uint8), np.full((*SIZE, 40), np.nan)
+    told = r"example 0 of train has \[nan( nan){39}\] at row 0, column 0; put zeros"
+    with pytest.raises(InputError, match=told):
+        open_it(train=[(image, {"many": target})], tasks=[Task("many", channels=40)])
 
 
 def test_all_targets_of_a_task_have_one_shape(open_it):

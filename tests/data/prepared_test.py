@@ -11,7 +11,6 @@ import os
 import pathlib
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -173,6 +172,10 @@ def test_errors_say_what_to_do(tmp_path):
             tmp_path,
             "Things",
         )
+    with pytest.raises(parts.WorkerError, match="^killed$"):  # No lack of room.
+        prepared.prepare(
+            lambda folder: Failing(folder, parts.WorkerError("killed")), tmp_path, "it"
+        )
     full = OSError(28, "No space left on device")
     with pytest.raises(
         InputError, match=r"Things could not be written .* No space .* VAR"
@@ -241,12 +244,13 @@ def of_format(kind):
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """Prepared data sets in both formats."""
+def sound(tmp_path_factory, expected):
+    """Prepared data sets in both formats, which are whole."""
     folders = {}
     for kind in (None, prepared.FILE_FORMAT):
         folders[kind] = tmp_path_factory.mktemp("sound")
-        prepared.prepare(of_format(kind), folders[kind], "rooms")
+        images = read_all(kind, folders[kind])
+        np.testing.assert_array_equal(images, expected["image"])
     return folders
 
 
@@ -276,8 +280,6 @@ def test_damage_to_prepared_data_is_one_sentence(
 ):
     """`old`: before 0.3 it was not written down what must be there."""
     root = shutil.copytree(sound[kind], tmp_path / "root")
-    np.testing.assert_array_equal(read_all(kind, root), expected["image"])
-    prepared._records.cache_clear()
     folder = root / "rooms" / small_config().name / "1.0.0"
     if not known:
         (folder / "contents.json").unlink()
@@ -352,6 +354,8 @@ def test_on_a_full_disk_nothing_is_made_in_part(sound, tmp_path, room):
 
 class WithParts(rooms.Rooms):
     """Rooms that says that it keeps parts."""
+
+    work = {}
 
     @property
     def parts(self):
@@ -436,6 +440,18 @@ def test_examples_come_in_order_and_are_made_once(tmp_path, processes):
     ]
 
 
+def test_parts_that_are_there_are_not_told_of_one_by_one(tmp_path, caplog):
+    caplog.set_level("INFO", "absl")
+    wanted = jobs(tmp_path, 10)
+    run(tmp_path, wanted, 1)
+    assert caplog.messages.count("testing: 10 of 10 images, 00:00 left") == 1
+    (tmp_path / "parts" / "no3.npz").unlink()
+    caplog.clear()
+    for _ in range(2):  # One is missing, and then none.
+        run(tmp_path, wanted, 1)
+    assert caplog.messages == ["testing: 10 of 10 images, 00:00 left"]
+
+
 @pytest.mark.parametrize("at", [0, 40, 90, -60])
 def test_a_damaged_part_is_made_again(tmp_path, at, caplog):
     wanted = jobs(tmp_path, 3)
@@ -473,45 +489,17 @@ def test_a_mistake_of_the_user_is_told_as_it_is(tmp_path, processes):
     assert "no3" not in kept
 
 
+def test_a_mistake_is_told_where_its_worker_was_given_more_to_do(tmp_path):
+    wanted = jobs(tmp_path, 50, no0={"sleep": 0.5}, no1={"fail": "input"})
+    with pytest.raises(InputError, match=r"^'1.png' is broken$"):
+        run(tmp_path, wanted, 2)
+
+
 def test_a_worker_that_dies_is_no_silent_end(tmp_path, capfd):
     wanted = jobs(tmp_path, 4, no1={"fail": "bug"})
     with pytest.raises(parts.WorkerError, match="ended early"):
         run(tmp_path, wanted, 2)
     assert "ZeroDivisionError" in capfd.readouterr().err
-
-
-SCRIPT = """
-import json, pathlib, sys
-from mtr_tf.data import parts
-folder, jobs = sys.argv[1:]
-work = "prepared_fixture:square"
-jobs = list(json.loads(jobs).items())
-made = parts.examples(pathlib.Path(folder), jobs, work, "it", processes=2)
-print(len(list(made)))
-"""
-
-
-@pytest.mark.slow
-def test_killed_it_goes_on_where_it_was(tmp_path):
-    wanted = jobs(tmp_path, 40)
-    slow = {key: {**job, "sleep": 0.1} for key, job in wanted.items()}
-    folder = tmp_path / "parts"
-    path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder), json.dumps(slow)],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while len(list(folder.glob("no*.npz"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)  # Its workers, which end by themselves, write too.
-    before = {p.name: p.stat().st_mtime_ns for p in folder.glob("no*.npz")}
-    assert 5 <= len(before) < 40
-    assert run(tmp_path, wanted, 2) == [i * i for i in range(40)]
-    for name, time_ns in before.items():
-        assert (folder / name).stat().st_mtime_ns == time_ns
 
 
 HELPER = """

@@ -157,17 +157,13 @@ def test_info(data_dir):
     assert len(set(info.colors)) == 8
 
 
-def test_mean_and_deviation_are_those_of_the_pictures():
-    pictures = [workers.example(0, 0, index, 32)["image"] / 255 for index in range(300)]
-    pixels = np.reshape(pictures, (-1, 3))
-    np.testing.assert_allclose(pixels.mean(0), layout.MEAN, atol=0.02)
-    np.testing.assert_allclose(pixels.std(0), layout.STD, atol=0.01)
-
-
 def test_bad_input_is_one_sentence(data_dir, tmp_path):
     for size in [(48, 48), (64, 32), (64, 64, 3)]:
         with pytest.raises(InputError, match="32 x 32, 64 x 64 or 128 x 128 pixels"):
             rooms.open_source(image_size=size, data_dir=data_dir)
+    for count in (-3, 2.5):
+        with pytest.raises(InputError, match="scenes to train on, or 0 for the usual"):
+            rooms.open_source(config=tiny(), data_dir=data_dir, rooms_scenes=count)
     source = rooms.open_source(config=tiny(), data_dir=data_dir)
     with pytest.raises(InputError, match="train, validation, test, not 'val'"):
         source.columns("val")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes, colours, textures and noise of rooms, by counting."""
+"""Classes, colours, textures, noise and ranges of rooms, by counting."""
 
 from __future__ import annotations
 
@@ -20,6 +20,25 @@ MANY = 200
 def many() -> list[dict[str, np.ndarray]]:
     """The first examples of the training split, small."""
     return [workers.example(0, 0, index, 32) for index in range(MANY)]
+
+
+def test_every_pixel_is_finite_and_in_range(many):
+    limits = {**layout.RANGES, "depth": (0.3, 10), "depth_euclidean": (0.3, 10)}
+    for arrays in many:
+        for name, (low, high) in limits.items():
+            if name in arrays:
+                assert np.isfinite(arrays[name]).all(), name
+                assert arrays[name].min() >= low - 1e-6, name
+                assert arrays[name].max() <= high + 1e-6, name
+        assert arrays["seg"].max() < len(scene.CLASSES)
+        k = arrays["curvature"]
+        assert (k[..., 0] >= k[..., 1]).all()
+
+
+def test_mean_and_deviation_are_those_of_the_pictures(many):
+    pixels = np.reshape([arrays["image"] / 255 for arrays in many], (-1, 3))
+    np.testing.assert_allclose(pixels.mean(0), layout.MEAN, atol=0.02)
+    np.testing.assert_allclose(pixels.std(0), layout.STD, atol=0.01)
 
 
 def test_no_class_is_rare(many):

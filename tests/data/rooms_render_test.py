@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from process_fixture import imported_by
 
+from mtr_tf.data import parts
 from mtr_tf.data.rooms import geometry
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import render
@@ -19,13 +20,6 @@ from mtr_tf.data.rooms import shading
 from mtr_tf.data.rooms import workers
 
 SIZE = 64
-MANY = 200
-
-
-@pytest.fixture(scope="module")
-def many() -> list[dict[str, np.ndarray]]:
-    """The first examples of the training split, small."""
-    return [workers.example(0, 0, index, 32) for index in range(MANY)]
 
 
 @pytest.fixture(scope="module", params=range(3))
@@ -53,19 +47,6 @@ def test_types_and_shapes(one):
     for name, (shape, kind) in table.items():
         assert arrays[name].shape == shape, name
         assert arrays[name].dtype == kind, name
-
-
-def test_every_pixel_is_finite_and_in_range(many):
-    limits = {**layout.RANGES, "depth": (0.3, 10), "depth_euclidean": (0.3, 10)}
-    for arrays in many:
-        for name, (low, high) in limits.items():
-            if name in arrays:
-                assert np.isfinite(arrays[name]).all(), name
-                assert arrays[name].min() >= low - 1e-6, name
-                assert arrays[name].max() <= high + 1e-6, name
-        assert arrays["seg"].max() < len(scene.CLASSES)
-        k = arrays["curvature"]
-        assert (k[..., 0] >= k[..., 1]).all()
 
 
 def test_depth_euclidean_is_the_length_of_the_ray(one):
@@ -163,7 +144,7 @@ def test_windows_hide_nothing(monkeypatch):
 
 def blocked(drawn: scene.Scene, points: np.ndarray, lamp: np.ndarray) -> np.ndarray:
     """Whether a march from points [N, 3] to the lamp goes through any solid."""
-    path = np.linspace(0.003, 1, 1500)[:, None, None]
+    path = np.linspace(0.003, 1, 750)[:, None, None]
     path = points + path * (lamp - points)
     within = np.zeros(path.shape[:2], bool)
     for thing in drawn.things:
@@ -269,14 +250,15 @@ def test_processes_give_equal_bytes_and_know_no_tensorflow():
 
 
 def test_a_worker_that_fails_is_an_error():
-    with pytest.raises(RuntimeError, match="ended early"):
+    with pytest.raises(parts.WorkerError, match="ended early"):
         list(workers.examples(-1, 0, 4, 32, processes=2))
 
 
-def test_sizes_show_the_same_scene(many):
+def test_sizes_show_the_same_scene():
     """The 2 x 2 pixels around a point of the 64 px depth enclose that of 32 px."""
     agree = []
     for index in range(10):
-        large = workers.example(0, 0, index, 64)["seg"].reshape(32, 2, 32, 2)
-        agree.append((large == many[index]["seg"][:, None, :, None]).any((1, 3)).mean())
+        small, large = (workers.example(0, 0, index, n)["seg"] for n in (32, 64))
+        blocks = large.reshape(32, 2, 32, 2)
+        agree.append((blocks == small[:, None, :, None]).any((1, 3)).mean())
     assert min(agree) > 0.98

@@ -116,7 +116,7 @@ def test_views_are_those_of_the_files(tmp_path):
         for task, path in places.items():
             assert found[key].places[task].size == path.stat().st_size
         assert found[key].path("seg") is None
-    some = finding.select(listing.views, [3, 0])
+    some = listing.views.select([3, 0])
     names = ["/".join(map(str, (k[0], found[k].stem))) for k in found]
     assert list(finding.Names(some)) == [names[3], names[0]]
     assert list(finding.Names(listing.views)[1:4]) == names[1:4]
@@ -144,10 +144,13 @@ def test_several_buildings_are_split_by_name(tmp_path):
     assert released["train"] == [f"{name}/point_0_view_0" for name in "abcd"]
 
 
-def test_a_fifth_of_the_buildings_is_validation():
-    views = [finding.View(f"b{i:02}", 0, 0, "", {}) for i in range(17)]
-    found = splitting.splits(finding.Listing(views, 0, None, ""))
-    assert [v.building for v in found["validation"]] == ["b14", "b15", "b16"]
+def test_a_fifth_of_the_buildings_is_validation(tmp_path):
+    for i in range(17):
+        file = tmp_path / f"b{i:02}" / "rgb" / "point_0_view_0_domain_rgb.png"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(bytes(100))
+    names = split_names(tmp_path)["validation"]
+    assert [name[:3] for name in names] == ["b14", "b15", "b16"]
 
 
 LIST = "id, train, val, test\n"
@@ -496,6 +499,9 @@ def test_a_share_that_cannot_be_had(tmp_path):
         InputError, match="needs at least two points or buildings to divide"
     ):
         points_of(tmp_path, validation_share=0.5)
+    for share in (20, -0.2, float("nan")):
+        with pytest.raises(InputError, match="must be a share, from 0 to 1; got"):
+            points_of(tmp_path, validation_share=share)
     with pytest.raises(InputError, match="leave out one of them"):
         points_of(tmp_path, validation_share=0.5, as_released=True)
     with pytest.raises(InputError, match="only for taskonomy, but got 0.5 for rooms"):
@@ -781,7 +787,7 @@ def test_train_and_attack(folder, tmp_path_factory):
     commands = (
         ("mtr_tf.train", "--dataset=taskonomy", f"--data_dir={folder}", "--model=tiny",
          "--tasks=s,n,A", "--image_size=16", "--batch_size=2",
-         "--epochs=1", "--eval_examples=1", "--eval_steps=1", f"--workdir={workdir}"),
+         "--epochs=1", "--eval_examples=1", "--eval_eps=0", f"--workdir={workdir}"),
         ("mtr_tf.attack", f"--ckpt={workdir}", "--attack_tasks=seg+normal", "--steps=1",
          "--nochecks"),
     )  # fmt: skip

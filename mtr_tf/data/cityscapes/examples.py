@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mtr_tf.data.cityscapes import files
+from mtr_tf.data import png
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes import resizing
 from mtr_tf.data.cityscapes.files import File
@@ -77,7 +77,7 @@ def make(job: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _read(file: File, kind: type, axes: int, size: Size | None) -> np.ndarray:
     """A picture of the type, number of axes and size that it must have."""
-    picture = files.read_png(file)
+    picture = png.decode(file.read(), str(file))
     if picture.dtype != kind or picture.ndim != axes:
         bits = 8 * np.dtype(kind).itemsize
         channels = "three channels" if axes == 3 else "one channel"

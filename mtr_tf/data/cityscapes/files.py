@@ -20,8 +20,6 @@ import pathlib
 import zipfile
 from collections.abc import Iterator
 
-import numpy as np
-
 from mtr_tf.data import png
 from mtr_tf.data.cityscapes import layout
 from mtr_tf.data.cityscapes.layout import Kind
@@ -129,12 +127,3 @@ def _sorted(kind: Kind, found: Iterator[tuple[list[str], File]]) -> Files:
         if parts[-1].endswith(kind.suffixes):
             files[split_of[parts[0]]][parts[-1]] = file
     return files
-
-
-def read_png(file: File) -> np.ndarray:
-    """Returns [H, W] uint8 or uint16, or RGB [H, W, 3] uint8; see `png.decode`.
-
-    Raises:
-      InputError: it cannot be read, is not whole, or is no PNG file.
-    """
-    return png.decode(file.read(), str(file))

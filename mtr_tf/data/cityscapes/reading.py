@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
+from mtr_tf.data.source import checked_size
 from mtr_tf.errors import InputError
 
 _REGISTER = "free of charge at cityscapes-dataset.com, after registration"
@@ -66,7 +68,7 @@ def open_source(
         has none for a task that is asked for; the image size is not positive; prepared
         data cannot be written.
     """
-    size = _checked_size(image_size)
+    size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in layout.DEPTHS:
         raise InputError(
             f"--depth_target must be one of {', '.join(layout.DEPTHS)}, got "
@@ -78,9 +80,7 @@ def open_source(
         needs["depth"].append(layout.CAMERA)
     wanted = [task for task in needs if tasks is None or task in tasks]
     kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
-    found = _found(
-        root, kinds, [kind for of_task in needs.values() for kind in of_task]
-    )
+    found = _found(root, kinds, needs)
     available = _available(found, needs, root, depth_target, tasks)
     wanted = [task for task in wanted if task in available]
     kinds = [layout.IMAGE, *(kind for task in wanted for kind in needs[task])]
@@ -90,7 +90,7 @@ def open_source(
     builder = _prepared(root, size, depth_target, jobs, kinds)
     released = depth_target == layout.RELEASED
     unit, painted = layout.DEPTHS[depth_target]
-    ranges = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0), "depth": painted}
+    ranges = {**picture.RANGES, "depth": painted}
     if released:
         ranges["autoencoder"] = layout.STANDARDISED
     info = DatasetInfo(
@@ -123,15 +123,6 @@ def standardised(images: np.ndarray) -> np.ndarray:
     return (picture.as_floats(images) - mean) / std
 
 
-def _checked_size(image_size: tuple[int, int] | None) -> tuple[int, int]:
-    size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(
-            f"The image size must be a positive height and width, got {image_size}."
-        )
-    return size
-
-
 def _folder(data_dir: str | None) -> pathlib.Path:
     wanted = (
         f"the folder with {layout.IMAGE.archive}, {layout.LABEL.archive} and "
@@ -149,11 +140,11 @@ def _folder(data_dir: str | None) -> pathlib.Path:
 
 
 def _found(
-    root: pathlib.Path, kinds: Sequence[Kind], of_tasks: Sequence[Kind]
+    root: pathlib.Path, kinds: Sequence[Kind], needs: Mapping[str, Sequence[Kind]]
 ) -> dict[Kind, Files | None]:
     """The files of `kinds`, and of other tasks' kinds, whose archive may be damaged."""
     found = {kind: files.find(root, kind) for kind in kinds}
-    for kind in of_tasks:
+    for kind in itertools.chain.from_iterable(needs.values()):
         if kind not in found:
             try:
                 found[kind] = files.find(root, kind)
@@ -338,9 +329,7 @@ def _maker(
         source=str(root),
         jobs=jobs,
     )
-    return lambda folder: MtrCityscapes(
-        data_dir=folder, config=config, file_format=prepared.FILE_FORMAT
-    )
+    return lambda folder: MtrCityscapes(data_dir=folder, config=config)
 
 
 def _log_missing(jobs: dict[str, Jobs], kinds: Sequence[Kind]) -> None:

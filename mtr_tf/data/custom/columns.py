@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -55,10 +56,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
     """Raises InputError unless images and targets have one shape in all splits."""
     (first_name, first), *others = splits.items()
     for name, columns in others:
-        if columns.images.shape[1:] != first.images.shape[1:]:
+        shape, first_shape = columns.images.shape[1:], first.images.shape[1:]
+        if shape != first_shape:
             raise InputError(
                 f"All splits must have images of the same size, but those of {name} "
-                f"are {_size(columns)} and those of {first_name} {_size(first)}."
+                f"are {examples.size(shape)} and those of {first_name} "
+                f"{examples.size(first_shape)}."
             )
         if set(columns.targets) != set(first.targets):
             raise InputError(
@@ -80,6 +83,12 @@ def check_alike(splits: Mapping[str, Columns]) -> None:
                     f"{name} have {list(here)} and those of {first_name} "
                     f"{list(there)}."
                 )
+
+
+def in_order_of(first: Columns, columns: Columns) -> Columns:
+    """Columns with inputs in the order of the first ones: so they are packed."""
+    known = {n: columns.inputs[n] for n in first.inputs if n in columns.inputs}
+    return dataclasses.replace(columns, inputs={**known, **columns.inputs})
 
 
 def unknown(columns: Columns) -> list[str]:
@@ -204,6 +213,7 @@ def _lazy(split: str, sequence: Sequence, rules: Rules, readers: Readers) -> Col
 
 def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
     found: list[Example] = []
+    may_change = not isinstance(given, list | tuple)  # Generators may reuse an array.
     with _counted(split, given) as (iterator, advance):
         while True:
             where = f"example {len(found)} of {split}"
@@ -212,7 +222,10 @@ def _in_memory(split: str, given: Iterable, rules: Rules) -> Columns:
             if raw is _END:
                 break
             first = found[0] if found else None
-            found.append(examples.check(raw, where, rules, first))
+            made = examples.check(raw, where, rules, first)
+            if may_change:  # All but bytes of images is in arrays of our own.
+                made = dataclasses.replace(made, image=made.image.copy())
+            found.append(made)
             advance(1)
     if not found:
         raise _empty(split)
@@ -275,7 +288,3 @@ def _empty(split: str) -> InputError:
     return InputError(
         f"The split {split} must have at least one example, but it is empty."
     )
-
-
-def _size(columns: Columns) -> str:
-    return examples.size(np.empty(columns.images.shape[1:], np.bool_))

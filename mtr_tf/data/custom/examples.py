@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
@@ -42,7 +42,7 @@ class Rules:
 
     tasks: TaskSet
     ignored: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    declared: Container[str] = ()
+    declared: Collection[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +78,11 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
     Raises:
       InputError: anything is not as `docs/own_data.md` says.
     """
-    image, targets, masks, name = _parts(raw, where)
-    image = _image(image, where)
-    given = raw.get("inputs") if isinstance(raw, Mapping) else None
-    inputs = _inputs({} if given is None else given, where, like)
-    targets, masks = (
-        _by_task(targets, "targets", where, rules.tasks),
-        _by_task(masks, "masks", where, rules.tasks),
-    )
+    parts = _parts(raw, where)
+    image = _image(parts["image"], where)
+    inputs = _inputs(parts["inputs"], where, like)
+    targets = _by_task(parts["targets"], "targets", where, rules.tasks)
+    masks = _by_task(parts["masks"], "masks", where, rules.tasks)
     if like is not None:
         _check_alike(image, targets, where, like)
     for task in masks:
@@ -110,7 +107,7 @@ def check(raw: Any, where: str, rules: Rules, like: Example | None = None) -> Ex
             known[task] = known[task] & _is_label(target, ignored, places)
         read = _labels if record.discrete else _numbers
         found[task] = read(record, target, known[task], where)
-    return Example(image, found, known, name, inputs)
+    return Example(image, found, known, parts["name"], inputs)
 
 
 def _check_alike(
@@ -119,8 +116,8 @@ def _check_alike(
     """Raises InputError unless an example has the size and tasks of the first one."""
     if image.shape != like.image.shape:
         raise InputError(
-            f"All images must have the same size, but {where} is {size(image)} and "
-            f"the first one {size(like.image)}; resize or crop them."
+            f"All images must have the same size, but {where} is {size(image.shape)} "
+            f"and the first one {size(like.image.shape)}; resize or crop them."
         )
     if image.dtype != like.image.dtype:
         raise InputError(
@@ -135,9 +132,9 @@ def _check_alike(
         )
 
 
-def size(image: np.ndarray) -> str:
+def size(shape: Iterable[int]) -> str:
     """The size of an image [H, W, C] in words; channels where they are not three."""
-    height, width, channels = image.shape
+    height, width, channels = shape
     return f"{height}x{width}" + (f"x{channels}" if channels != 3 else "")
 
 
@@ -146,8 +143,8 @@ def listed(tasks: Iterable[str]) -> str:
     return ", ".join(sorted(tasks)) or "none"
 
 
-def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
-    """Image, targets, masks and name."""
+def _parts(raw: Any, where: str) -> dict[str, Any]:
+    """What an example has under each of `_KEYS`."""
     if isinstance(raw, tuple | list) and len(raw) in (2, 3):
         image, targets, *rest = raw
         raw = {"image": image, "targets": targets, "masks": rest[0] if rest else None}
@@ -159,10 +156,13 @@ def _parts(raw: Any, where: str) -> tuple[Any, Any, Any, str]:
     check_keys(raw, _KEYS, "An example has the keys", f"but {where} has")
     if "image" not in raw:
         raise InputError(f"An example must have 'image', but {where} has none.")
-    name = raw.get("name", "")
-    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    masks = raw.get("masks")
-    return raw["image"], raw.get("targets", {}), {} if masks is None else masks, name
+    parts = {"targets": {}, "name": "", **raw}
+    for key in ("masks", "inputs"):  # They may be None.
+        parts[key] = {} if raw.get(key) is None else raw[key]
+    name = parts["name"]
+    is_bytes = isinstance(name, bytes)
+    parts["name"] = name.decode(errors="replace") if is_bytes else str(name)
+    return parts
 
 
 def _by_task(
@@ -196,11 +196,18 @@ def _array(value: Any, what: str, where: str) -> np.ndarray:
 def as_array(value: Any, what: str, which: str = "") -> np.ndarray:
     """An array of what is given; `InputError` where it cannot be made one.
 
+    NumPy would drop the mask of a masked array.
+
     Args:
       value: Whatever NumPy takes.
       what: What it is, in words.
       which: Which one of these it is, in words, with a space at the end.
     """
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"The {what} must be a plain array, but {which}has masked values; fill "
+            'them in, and say where a target is not known by "masks".'
+        )
     try:
         return np.asarray(value)
     except (TypeError, ValueError) as error:
@@ -260,9 +267,8 @@ def _inputs(given: Any, where: str, like: Example | None) -> dict[str, np.ndarra
     for name, value in given.items():
         value = _array(value, f"input {name}", where)
         is_number = value.dtype.kind in "buif" and value.size > 0
-        kept = value.astype(np.float32) if is_number else np.full(1, np.nan, np.float32)
-        exact = is_number and _is_kept(value, kept)
-        if not (np.isfinite(kept).all() and exact):
+        kept = value.astype(np.float32) if is_number else value
+        if not (is_number and np.isfinite(kept).all() and _is_kept(value, kept)):
             raise InputError(
                 f"The input {name} must be finite numbers (whole numbers up to "
                 f"16777216), but that of {where} is {_kind(value)} of {value.dtype}; "
@@ -298,6 +304,11 @@ def _places(
     if task.places == MAP:
         return size
     shape = value.shape
+    if 0 in shape:
+        raise InputError(
+            f"The target of {task.name} must have values, but that of {where} has "
+            f"shape {list(shape)}."
+        )
     if task.discrete:
         places = shape[:-1] if shape in ((1,), (*size, 1)) else shape
     else:
@@ -334,13 +345,14 @@ def _mask(
     if value.shape == (*places, 1):
         value = value[..., 0]
     is_good = value.shape == places and value.dtype.kind in "buif"
-    if not is_good or (value != value).any():
+    has_nan = is_good and (value != value).any()
+    if has_nan or not is_good:
         what = "image's height and width" if len(places) == MAP else "target's places"
         raise InputError(
             f"A mask must have its {what}, {list(places)}, and zeros where nothing is "
             f"known, but that for {task.name} of {where} has shape "
             f"{list(value.shape)} and type {value.dtype}"
-            f"{', with NaN in it' if value.shape == places else ''}."
+            f"{', with NaN in it' if has_nan else ''}."
         )
     return value != 0
 
@@ -429,10 +441,10 @@ def _numbers(
         at = f" at {', '.join(map(str, place))}" if place else ""
         if len(place) == MAP:
             at = f" at row {place[0]}, column {place[1]}"
+        found = " ".join(str(value[place]).split())  # NumPy may write several lines.
         raise InputError(
             f"The target of {task.name} must be finite where it is known, but {where} "
-            f"has {value[place]}{at}; put zeros there into "
-            f'"masks": {{"{task.name}": ...}}.'
+            f'has {found}{at}; put zeros there into "masks": {{"{task.name}": ...}}.'
         )
     value = np.where(known[..., np.newaxis], value, np.float32(0))
     if task.kind == "directions":

@@ -51,7 +51,6 @@ KEYS = (
 _SAMPLE = 1000
 _PAINTED = 32
 _AT_ONCE = 16
-_RANGES = {"edge_texture": (0.0, 0.5), "keypoints2d": (0.0, 1.0)}
 
 
 def check(facts: Mapping[str, Any]) -> None:
@@ -113,7 +112,7 @@ def check(facts: Mapping[str, Any]) -> None:
     for key, given in facts.items():
         is_good, what = rules[key]
         if not is_good(given):
-            raise InputError(f'"{key}" must be {what}; got {given!r}.')
+            raise InputError(f'"{key}" must be {what}; got {_shown(given)}.')
 
 
 def declared(facts: Mapping[str, Any]) -> TaskSet:
@@ -160,22 +159,9 @@ def rules(facts: Mapping[str, Any]) -> Rules:
     Raises:
       InputError: a task has but one class, or labels to ignore and no classes.
     """
-    names = tuple(facts.get("classes", ()))
     own = declared(facts)
-    tasks = TASKS.replaced(*own.values())
-    units = facts.get("units", {})
-    tasks = TaskSet(
-        task if task.unit else task.bound(unit=units.get(name, ""))
-        for name, task in tasks.items()
-    )
-    tasks = TaskSet(
-        task.bound(channels=None, classes=names, colors=facts.get("colors", ()))
-        if names and task.discrete and task.channels is None
-        else task
-        for task in tasks.values()
-    )
-    for task in tasks.values():
-        _check_classes(task)
+    known = TASKS.replaced(*own.values()).values()
+    tasks = TaskSet(_with_facts(task, facts) for task in known)
     ignored = facts.get("ignore_label", ())
     if not isinstance(ignored, Mapping):
         ignored = {name: ignored for name, task in tasks.items() if task.discrete}
@@ -195,14 +181,27 @@ def rules(facts: Mapping[str, Any]) -> Rules:
     )
 
 
-def _check_classes(task: Task) -> None:
-    """Raises `InputError` for a single class, which every place has."""
+def _with_facts(task: Task, facts: Mapping[str, Any]) -> Task:
+    """A task with the unit, classes and colors of the facts where it says none.
+
+    Raises:
+      InputError: it has a single class, which every place has.
+    """
+    if not task.unit:
+        task = task.bound(unit=facts.get("units", {}).get(task.name, ""))
+    if "classes" in facts and task.discrete and task.channels is None:
+        task = task.bound(
+            channels=None,
+            classes=tuple(facts["classes"]),
+            colors=facts.get("colors", ()),
+        )
     if task.discrete and task.channels == 1:
         raise InputError(
             f"The task {task.name} must have at least two classes, but there is one, "
             f"{task.classes[0] if task.classes else 0}; name the other too, or give "
             'kind="labels".'
         )
+    return task
 
 
 def check_groups(facts: Mapping[str, Any], splits: Iterable[str]) -> None:
@@ -249,6 +248,11 @@ def groups(
     return Groups(given, "videos" if frames else "groups", frames)
 
 
+def _shown(given: Any) -> str:
+    """What was given, on one line: NumPy writes arrays on several."""
+    return " ".join(repr(given).split())
+
+
 def _triple(values: Iterable[_Number]) -> tuple[_Number, _Number, _Number]:
     first, second, third = values
     return first, second, third
@@ -274,7 +278,7 @@ def dataset_info(
         if len(facts.get(key, (0,) * channels)) != channels:
             raise InputError(
                 f'"{key}" must be one number for each of the {channels} channels of '
-                f"the images; got {facts[key]!r}."
+                f"the images; got {_shown(facts[key])}."
             )
     tasks = _tasks(splits, columns, rules)
     _check_weights(facts.get("class_weights", ()), tasks, facts.get("classes", ()))
@@ -295,7 +299,7 @@ def dataset_info(
         mean=tuple(map(float, mean)),
         std=tuple(map(float, std)),
         ranges={
-            **_RANGES,
+            **picture.RANGES,
             **ranges_of(columns, tasks),
             **_floats(facts.get("ranges", {})),
         },
@@ -376,7 +380,7 @@ def _check_weights(given: Any, tasks: TaskSet, classes: Sequence[str]) -> None:
         if len(weights) != tasks[name].channels:
             raise InputError(
                 f'"class_weights" must be a number for each of the '
-                f"{tasks[name].channels} classes of {name}; got {weights!r}."
+                f"{tasks[name].channels} classes of {name}; got {_shown(weights)}."
             )
 
 
@@ -394,12 +398,12 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
       InputError: some numbers below the largest label are no label of any example, so
         that nobody can know which labels are classes.
     """
-    found = set()
+    found: set[int] = set()
     for columns in splits.values():
         target, known = columns.targets[task], columns.masks.get(task)
         for row in range(len(target)):  # No copy of the whole split.
             labels = target[row] if known is None else target[row][known[row]]
-            found |= set(np.unique(labels))
+            found |= set(np.unique(labels).tolist())
     if found and len(found) <= max(found):
         most, hint = max(found), ""
         others = found - {most}
@@ -419,7 +423,7 @@ def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
 def _ranges_of(numbers: Iterable[int]) -> str:
     """Whole numbers as people write them: 0-18 and 255."""
     ranges: list[list[int]] = []
-    for number in sorted(map(int, numbers)):
+    for number in sorted(numbers):
         if ranges and number == ranges[-1][1] + 1:
             ranges[-1][1] = number
         else:

@@ -81,8 +81,12 @@ def open_given(
         is_cut = isinstance(examples, columns_lib.First) and examples.is_cut
         groups = facts_lib.groups(facts, split, len(columns), is_cut)
         opened[split] = dataclasses.replace(columns, groups=groups)
-    columns_lib.check_alike(opened)
     first = next(iter(opened.values()))
+    opened = {
+        split: columns_lib.in_order_of(first, columns)
+        for split, columns in opened.items()
+    }
+    columns_lib.check_alike(opened)
     size = first.images.shape[1:3]
     if image_size and tuple(image_size) != tuple(size):
         raise InputError(
@@ -91,11 +95,10 @@ def open_given(
             "in the function."
         )
     info = facts_lib.dataset_info(name, facts, opened, rules)
-    declared = tuple(rules.tasks[name] for name in facts_lib.declared(facts))
     return Source(
         info,
         lambda split: only(opened[split], tasks),
-        declared=declared,
+        declared=tuple(rules.tasks[name] for name in rules.declared),
         unknown={split: columns_lib.unknown(of) for split, of in opened.items()},
     )
 

@@ -196,6 +196,11 @@ def dot(u: Vector, v: Vector) -> float | np.ndarray:
     return u[0] * v[0] + u[1] * v[1] + u[2] * v[2]
 
 
+def minus(u: Vector, v: Vector) -> Vector:
+    """Difference of two vectors, part by part."""
+    return u[0] - v[0], u[1] - v[1], u[2] - v[2]
+
+
 def cross(u: Vector, v: Vector) -> Vector:
     """Vector product."""
     return (

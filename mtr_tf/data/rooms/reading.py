@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mtr_tf import tasks as tasks_lib
+from mtr_tf.data import picture
 from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
@@ -20,6 +21,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_whole
 
 _READ_BATCH = 50
 
@@ -44,9 +46,14 @@ def open_source(
       rooms_scenes: how many scenes to train on; 0 for the usual number.
 
     Raises:
-      InputError: another size, or a folder that cannot be written.
+      InputError: another size, no number of scenes, or a folder that cannot be written.
     """
     chosen = config or _named_config(image_size)
+    if not is_whole(rooms_scenes) or rooms_scenes < 0:
+        raise InputError(
+            "--rooms_scenes must be how many scenes to train on, or 0 for the usual "
+            f"number; got {rooms_scenes!r}."
+        )
     if rooms_scenes:
         chosen = chosen.with_scenes(rooms_scenes)
     builder = prepare(chosen, data_dir)
@@ -57,12 +64,14 @@ def open_source(
 
 def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetInfo:
     """The facts of rooms at a size."""
+    there = {*layout.STORED, *picture.TASKS}
+    known = tasks_lib.TASKS.values()
     return DatasetInfo(
         name="rooms",
         image_shape=(size, size, 3),
         classes=scene.CLASSES,
         colors=layout.COLORS,
-        tasks=tasks_lib.task_set(layout.TASKS),
+        tasks=tasks_lib.TaskSet(task for task in known if task.name in there),
         splits=dict(splits or layout.SPLIT_SIZES),
         mean=layout.MEAN,
         std=layout.STD,

@@ -86,9 +86,7 @@ def cast(scene: Scene, height: int, width: int) -> Hits:
         window = _window(scene.camera, thing, x[0], y[:, 0])
         if window is None:
             continue
-        origin = tuple(
-            a - b for a, b in zip(scene.camera.position, thing.center, strict=True)
-        )
+        origin = geometry.minus(scene.camera.position, thing.center)
         # The camera's axes in the thing's frame; rays are x right + y down + forward.
         right, down, forward = scene.camera.frame
         axes = (
@@ -130,7 +128,7 @@ def _window(
     camera: Camera, thing: Thing, x: np.ndarray, y: np.ndarray
 ) -> tuple[slice, slice] | None:
     """Rows and columns that may see a thing: where its bounding ball is projected."""
-    gap = tuple(a - b for a, b in zip(thing.center, camera.position, strict=True))
+    gap = geometry.minus(thing.center, camera.position)
     center = geometry.into(camera.frame, gap)
     radius = thing.shape.radius
     window = []
@@ -173,7 +171,8 @@ def find_surface(scene: Scene, hits: Hits) -> Surface:
             values = FACE_NORMALS[number]
         else:
             thing = scene.things[number - _FACES]
-            local = local_point(thing, tuple(axis[rows] for axis in point))
+            gap = geometry.minus(tuple(axis[rows] for axis in point), thing.center)
+            local = geometry.into(thing.frame, gap)
             values = thing.shape.normal(local, part[rows])
             values = geometry.out_of(thing.frame, values)
             bends = thing.shape.curvature(local, part[rows])
@@ -181,12 +180,6 @@ def find_surface(scene: Scene, hits: Hits) -> Surface:
         for axis, value in zip(normal, values, strict=True):
             axis[rows] = value
     return Surface(order, groups, point, normal, curvature)
-
-
-def local_point(thing: Thing, point: Vector) -> Vector:
-    """World coordinates in a thing's own frame."""
-    gap = tuple(a - b for a, b in zip(point, thing.center, strict=True))
-    return geometry.into(thing.frame, gap)
 
 
 def render(scene: Scene, height: int, width: int, key: tuple[int, ...] = ()) -> dict:

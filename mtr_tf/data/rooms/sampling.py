@@ -60,7 +60,7 @@ def _camera(stream: Stream, size: Vector) -> Camera:
     while True:
         position = tuple(stream.uniform(low, extent - high) for extent in size)
         target = tuple(stream.uniform(0.3, extent - 0.3) for extent in size)
-        forward = tuple(b - a for a, b in zip(position, target, strict=True))
+        forward = geometry.minus(target, position)
         flat = forward[0] * forward[0] + forward[1] * forward[1]
         if flat > 6 and forward[2] * forward[2] < 0.2 * flat:
             break
@@ -210,7 +210,7 @@ def _is_free(
 
 
 def _distance(a: Vector, b: Vector) -> float:
-    gap = tuple(p - q for p, q in zip(a, b, strict=True))
+    gap = geometry.minus(a, b)
     return math.sqrt(geometry.dot(gap, gap))
 
 

@@ -27,9 +27,7 @@ _HALVING = 4.0  # Squared metres at which a lamp's light has halved.
 def shade(scene: Scene, surface: Surface) -> Vector:
     """Light per colour at every row of the surface, at least 0; 1 is white."""
     albedo, gloss = paint(scene, surface)
-    view = tuple(
-        a - b for a, b in zip(scene.camera.position, surface.point, strict=True)
-    )
+    view = geometry.minus(scene.camera.position, surface.point)
     distance = np.sqrt(geometry.dot(view, view))
     view = tuple(axis / distance for axis in view)
     sky = 0.85 + 0.15 * geometry.dot(scene.sky, surface.normal)
@@ -86,7 +84,7 @@ def _lamp(
     scene: Scene, surface: Surface, lifted: Vector, light: Light, view: Vector
 ) -> tuple[np.ndarray, np.ndarray]:
     """Light of one lamp that arrives (Lambert's law), and its mirrored part."""
-    ray = tuple(a - b for a, b in zip(light.position, surface.point, strict=True))
+    ray = geometry.minus(light.position, surface.point)
     square = geometry.dot(ray, ray)
     distance = np.sqrt(square)
     cosine = geometry.dot(surface.normal, ray) / distance
@@ -115,7 +113,7 @@ def _cast_shadows(
     Only points that see a thing's bounding ball in front of the lamp are followed.
     """
     for thing in things:
-        gap = tuple(a - b for a, b in zip(thing.center, light.position, strict=True))
+        gap = geometry.minus(thing.center, light.position)
         away = math.sqrt(geometry.dot(gap, gap))
         share = thing.shape.radius / away
         toward = tuple(axis / away for axis in gap)
@@ -124,9 +122,7 @@ def _cast_shadows(
         rows = np.flatnonzero(behind & lit & (along > away - thing.shape.radius))
         if not len(rows):
             continue
-        start = tuple(
-            axis[rows] - shift for axis, shift in zip(lifted, thing.center, strict=True)
-        )
+        start = geometry.minus(tuple(axis[rows] for axis in lifted), thing.center)
         t, _ = thing.shape.hit(
             geometry.into(thing.frame, start),
             geometry.into(thing.frame, tuple(axis[rows] for axis in ray)),

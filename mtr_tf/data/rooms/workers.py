@@ -42,7 +42,7 @@ def examples(
       processes: how many render; None for one per core, at most `parts.MAX_PROCESSES`.
 
     Raises:
-      RuntimeError: a worker has died.
+      WorkerError: a worker has died.
     """
     if processes is None:
         processes = parts.processes_for(count, _FEW)
@@ -65,8 +65,9 @@ def _read(pipe: IO[bytes], size: int) -> dict[str, np.ndarray]:
         array = np.empty(shape, kind)
         data = pipe.read(array.nbytes)
         if len(data) != array.nbytes:
-            raise RuntimeError(
-                "A process that renders rooms ended early; its error is above."
+            raise parts.WorkerError(
+                "a process that renders rooms ended early; its error is above, unless "
+                "it was killed (perhaps for lack of memory)"
             )
         array.ravel()[:] = np.frombuffer(data, kind)
         found[name] = array

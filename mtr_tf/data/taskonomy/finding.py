@@ -122,13 +122,6 @@ class Views(Sequence[View]):
         return Views(self._table, self._rows[np.asarray(places, np.int64)])
 
 
-def select(views: Sequence[View], places: Sequence[int]) -> Sequence[View]:
-    """Some views, by their numbers."""
-    if isinstance(views, Views):
-        return views.select(places)
-    return [views[place] for place in places]
-
-
 class Names(Sequence[str]):
     """The names of views, made when they are asked for."""
 
@@ -273,12 +266,12 @@ class Listing:
       fingerprint: 16 hexadecimal digits that change with the files' names and sizes.
     """
 
-    views: Sequence[View]
+    views: Views
     without_picture: int
     lists: Mapping[str, str] | None
     fingerprint: str
 
-    @property
+    @functools.cached_property
     def tasks(self) -> tuple[str, ...]:
         """Tasks of which at least one view has a file, in the order of `DOMAINS`."""
         found = {task for view in self.views for task in view.places}
@@ -423,7 +416,7 @@ def _read_lists(paths: Sequence[pathlib.Path]) -> dict[str, str] | None:
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     """The rows of a split list, which has the columns that it must have."""
     try:
-        text = _read_list(path).decode()
+        text = _read_list(path).decode("utf-8-sig")  # Spreadsheets write a mark first.
         rows = csv.DictReader(
             io.StringIO(text, newline=""), skipinitialspace=True, restval=""
         )

@@ -19,6 +19,7 @@ from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
 from mtr_tf.data.source import Groups
 from mtr_tf.data.source import Source
+from mtr_tf.data.source import checked_size
 from mtr_tf.data.taskonomy import coding
 from mtr_tf.data.taskonomy import finding
 from mtr_tf.data.taskonomy import layout
@@ -62,11 +63,7 @@ def open_source(
       InputError: there is no such folder, or no picture in it; a picture is broken;
         what is prepared cannot be written; there is no such depth target.
     """
-    size = layout.IMAGE_SIZE if image_size is None else tuple(image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(
-            f"The image size must be a positive height and width, got {image_size}."
-        )
+    size = checked_size(image_size, layout.IMAGE_SIZE)
     if depth_target not in (*layout.LOG_DEPTH, layout.METRES):
         raise InputError(
             f"--depth_target for taskonomy must be {layout.METRES}, or left out to "
@@ -158,10 +155,9 @@ def edges_painted(columns: Columns) -> tuple[float, float]:
     rows //= max(len(rows), 1)
     values = columns.targets["edge_occlusion"][rows]
     values = values[columns.masks["edge_occlusion"][rows]]
-    low, high = layout.RANGES["edge_occlusion"]
-    if values.size:
-        high = float(np.percentile(values, 99))
-    return low, high if high > low else layout.RANGES["edge_occlusion"][1]
+    low, usual = layout.RANGES["edge_occlusion"]
+    high = float(np.percentile(values, 99)) if values.size else usual
+    return low, high if high > low else usual
 
 
 def _prepared(
@@ -200,7 +196,7 @@ def _prepared(
 
 
 def _builder(config: TaskonomyConfig, root: pathlib.Path) -> Taskonomy:
-    return Taskonomy(config=config, data_dir=root, file_format=prepared.FILE_FORMAT)
+    return Taskonomy(config=config, data_dir=root)
 
 
 def _columns(

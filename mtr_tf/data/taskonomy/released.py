@@ -67,8 +67,7 @@ def curvature(
     file: np.ndarray, known: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The grey picture, twice, standardised as if it were curvatures."""
-    grey = transforms.grey(file) if file.ndim == 3 else file[..., np.newaxis]
-    target, known = _resized(grey, known, size)
+    target, known = _resized(transforms.grey(file), known, size)
     return transforms.standardised(target), known
 
 

@@ -23,7 +23,6 @@ from mtr_tf.data.taskonomy.finding import SPLITS
 from mtr_tf.data.taskonomy.finding import Listing
 from mtr_tf.data.taskonomy.finding import View
 from mtr_tf.data.taskonomy.finding import list_name
-from mtr_tf.data.taskonomy.finding import select
 from mtr_tf.errors import InputError
 
 TRAIN_POINTS = 1200
@@ -72,9 +71,7 @@ def _sorted(
 ) -> dict[str, Sequence[View]]:
     """The views of each split that has some, by their numbers in the listing."""
     return {
-        split: select(listing.views, places)
-        for split, places in found.items()
-        if places
+        split: listing.views.select(places) for split, places in found.items() if places
     }
 
 
@@ -86,6 +83,10 @@ def _by_share(
         raise InputError(
             "--validation_share and --as_released both choose the validation split; "
             "leave out one of them."
+        )
+    if not 0 < share <= 1:
+        raise InputError(
+            f"--validation_share must be a share, from 0 to 1; got {share!r}."
         )
     one = len({view.building for view in listing.views}) == 1
     of = [view.point if one else view.building for view in listing.views]
