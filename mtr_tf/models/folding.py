@@ -97,8 +97,9 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     _CHECKED.add(model)
     try:
         names = [name for name, y in model.output.items() if _is_tensor(y)]
-        given = stateless.outputs(model, images)
-        reason = difference(given, fold(model, names)(images), _tolerance(model))
+        with stateless.unchanged(model):
+            given, made = stateless.outputs(model, images), fold(model, names)(images)
+        reason = difference(given, made, _tolerance(model))
         reason = reason and f"its outputs differ ({reason})"
     except Exception as error:  # Whatever it is, the model itself may do without.
         raise_out_of_memory(error)

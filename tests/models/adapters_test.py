@@ -6,6 +6,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import random_models_fixture as random_models
 import tensorflow as tf
 
 from mtr_tf.data.layout import Layout
@@ -91,6 +92,15 @@ def test_fixed_batches_of_layers_that_need_none_still_fold():
 
 class Net(keras.Model):
     """A functional model with a class of its own."""
+
+
+def test_nothing_of_a_model_changes_as_batches_are_tried():
+    image = keras.Input((4, 4, 3), 2)
+    y = random_models.Counting()(random_models.AlwaysNoise()(image))
+    given = keras.Model(image, {"seg": y})
+    before = random_models.bits(given)
+    assert adapters.any_batch(given, 2).input_shape[0] is None
+    assert random_models.bits(given) == before
 
 
 class Line(keras.Sequential):

@@ -124,10 +124,12 @@ def test_nothing_of_a_model_changes(layers):
     }
 
 
-def test_plain_variables_are_put_back_after_an_attack():
+def test_plain_variables_are_put_back_after_a_look_and_an_attack():
     model, x = fixture.model(fixture.Counting()), images()
     counting = next(y for y in model.layers if isinstance(y, fixture.Counting))
     counting.plain.assign(7)
+    assert folding.check(model, ("depth",), x)
+    assert int(counting.plain) == 7
     attacks.PGD(8 / 255, 2 / 255, 2)(objective_of(model, x), x)
     assert int(counting.plain) == 7
     model(x, training=False)
