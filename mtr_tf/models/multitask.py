@@ -135,7 +135,8 @@ def check_image_shape(
     if all(side is None or (side > 0 and side % stride == 0) for side in sides):
         return
     height, width = (
-        side and max(stride, round(side / stride) * stride) for side in sides
+        side if side is None else max(stride, round(side / stride) * stride)
+        for side in sides
     )
     raise InputError(
         f"{name} takes images whose height and width are multiples of {stride}, got "

@@ -148,6 +148,7 @@ class Task:
         kind = KINDS[self.kind]
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
         if self.channels is None:
+        fill("ignored", tuple(map(int, self.ignored)))
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
@@ -559,7 +560,13 @@ def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | No
 
 
 def _between(value: np.ndarray, known: Sequence[float] | None, mask):
-    low, high = known or (float(np.nanmin(value)), float(np.nanmax(value)))
+    if known is None:
+        is_shown = np.isfinite(value)
+        if mask is not None:
+            is_shown &= np.asarray(mask)[..., np.newaxis] != 0
+        shown = value[is_shown]
+        known = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
+    low, high = known
     scale = high - low if high > low else 1
     return palettes.image_to_rgb((value - low) / scale, mask)
 
