@@ -378,9 +378,6 @@ def _kept_exact(model: keras.Model) -> set[int]:
 
 
 # A convolution with the batch norm after it, and the Rescaling before it, in one.
-#
-# Without training, a batch normalisation is a fixed scale and offset per channel, and
-# `s (W * x) + b` is `(s W) * x + b`. So is the scale of a Rescaling before `W * x`.
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
 

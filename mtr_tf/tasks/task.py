@@ -11,6 +11,7 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 import re
 from collections.abc import Callable
@@ -134,7 +135,7 @@ class Task:
         Raises:
           InputError: the fields are not as described, or do not fit together.
         """
-        fill = _filler(self)
+        fill = functools.partial(object.__setattr__, self)  # It is frozen.
         for name, (what, fits) in _LISTS.items():
             fill(name, _listed(self, name, what, fits))
         if self.mirror is not None:
@@ -147,8 +148,8 @@ class Task:
         _check(self)
         kind = KINDS[self.kind]
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
-        if self.channels is None:
         fill("ignored", tuple(map(int, self.ignored)))
+        if self.channels is None:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
             fill("mirror", kind.mirror)
@@ -278,11 +279,6 @@ def _check_names(task: Task) -> None:
                 f"loss is named loss), but {names.count(name)} are named {name}; give "
                 "a function another __name__, or a Keras metric another name."
             )
-
-
-def _filler(task: Task) -> Callable[[str, Any], None]:
-    """Returns what sets a field of a frozen record while it is made."""
-    return lambda name, value: object.__setattr__(task, name, value)
 
 
 def _listed(
