@@ -109,7 +109,7 @@ def test_every_task_has_losses_and_rows_inside_a_function():
     names = tuple(tasks.TASKS)
     outputs, targets, masks = batch(names, 5, np.random.default_rng(0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def both(outputs, targets, masks):
         return (
             tasks.task_losses(names, outputs, targets, masks),
