@@ -233,18 +233,18 @@ def _folded_calls(
         if type(node.operation) is not keras.layers.BatchNormalization:
             continue
         source = node.input_tensors[0]
-        if read[id(source)] == 1 and _foldable(_node(source), node.operation):
-            convolution = _node(source)
-            before = _rescaling(convolution, read)
-            rescaling = before and before.operation
-            calls[id(convolution)] = _on_input(
-                convolution,
-                _folded(convolution.operation, node.operation, rescaling),
-            )
-            calls[id(node)] = _on_input(node, lambda x: x)
-            if before:
-                shifted = functools.partial(_shifted, rescaling)
-                calls[id(before)] = _on_input(before, shifted)
+        convolution = _node(source)
+        if read[id(source)] != 1 or not _foldable(convolution, node.operation):
+            continue
+        before = _rescaling(convolution, read)
+        rescaling = before and before.operation
+        calls[id(convolution)] = _on_input(
+            convolution, _folded(convolution.operation, node.operation, rescaling)
+        )
+        calls[id(node)] = _on_input(node, lambda x: x)
+        if before:
+            shifted = functools.partial(_shifted, rescaling)
+            calls[id(before)] = _on_input(before, shifted)
     return calls
 
 

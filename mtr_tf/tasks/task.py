@@ -338,7 +338,7 @@ def _check(task: Task) -> None:
             f"A task's kind must be one of {', '.join(KINDS)}; got {task.kind!r} for "
             f"{task.name}.{did_you_mean(task.kind, KINDS)}"
         )
-    count = len(task.classes)
+    kind, count = KINDS[task.kind], len(task.classes)
     if task.places is not None and not (is_whole(task.places) and task.places >= 0):
         raise InputError(
             f"The places of the task {task.name} must be how many axes they have, 2 "
@@ -362,8 +362,7 @@ def _check(task: Task) -> None:
             f"The task {task.name} must have as many colors as classes; got "
             f"{len(task.colors)} colors and {known} classes."
         )
-    needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
-    if needs and task.channels is None and not count:
+    if not (known or kind.channels or kind.discrete):
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
@@ -375,12 +374,12 @@ def _check(task: Task) -> None:
             "mask) -> [batch] or a Keras loss, such as "
             f"keras.losses.MeanSquaredError(); got {task.loss!r}."
         )
-    if task.mirror is not None and KINDS[task.kind].discrete:
+    if task.mirror is not None and kind.discrete:
         raise InputError(
             f"The task {task.name} must not have mirror, which multiplies numbers, "
             f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
-    channels = task.channels or count or KINDS[task.kind].channels or 0
+    channels = known or kind.channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
         raise InputError(
             f"The task {task.name} must have one number in mirror for each of its "
