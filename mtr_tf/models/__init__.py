@@ -140,19 +140,16 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
     Raises:
       InputError: It was not built by `build`.
     """
-    named = [layer for layer in model.layers if layer.name == "normalize"]
-    if not named or not isinstance(getattr(named[0], "scale", None), list | tuple):
+    layer = next((each for each in model.layers if each.name == "normalize"), None)
+    scale, offset = (getattr(layer, part, None) for part in ("scale", "offset"))
+    if not isinstance(scale, list | tuple) or not isinstance(offset, list | tuple):
         raise InputError(
             "The mean and standard deviation that images are standardised with are "
             f"known only for built-in models, and {model.name} is not one; choose "
             "something that does not need them."
         )
-    (layer,) = named
-    std = tuple(round(1 / scale, 12) for scale in layer.scale)
-    mean = (
-        -offset / scale for offset, scale in zip(layer.offset, layer.scale, strict=True)
-    )
-    return tuple(round(m, 12) for m in mean), std
+    mean = (round(-o / s, 12) for o, s in zip(offset, scale, strict=True))
+    return tuple(mean), tuple(round(1 / s, 12) for s in scale)
 
 
 def check_name(name: str) -> None:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf.errors import raise_out_of_memory
+from mtr_tf.models import stateless
 
 CHANNELS = (1, 2, 3, 4)  # What an axis is of channels by, where shapes are looked at.
 
@@ -149,8 +150,9 @@ def any_batch(model: keras.Model, size: int) -> keras.Model:
         free = keras.Model(image, outputs, name=model.name)
         whole = [d or 32 for d in shape]
         # As a graph, as everywhere: TensorFlow then compares shapes, too.
-        call = tf.function(lambda x: free(x, training=False), autograph=False)
-        given = [call(tf.zeros((n, *whole))) for n in (size, size + 1)]
+        call = tf.function(lambda x: stateless.outputs(free, x), autograph=False)
+        with stateless.unchanged(free):
+            given = [call(tf.zeros((n, *whole))) for n in (size, size + 1)]
         flat = [tf.nest.flatten(each) for each in given]
         lengths = [{len(y) for y in outputs} for outputs in flat]
         if lengths == [{size}, {size + 1}]:

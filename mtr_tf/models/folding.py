@@ -97,8 +97,9 @@ def check(model: Any, names: Iterable[str], images: tf.Tensor) -> bool:
     _CHECKED.add(model)
     try:
         names = [name for name, y in model.output.items() if _is_tensor(y)]
-        given = stateless.outputs(model, images)
-        reason = difference(given, fold(model, names)(images), _tolerance(model))
+        with stateless.unchanged(model):
+            given, made = stateless.outputs(model, images), fold(model, names)(images)
+        reason = difference(given, made, _tolerance(model))
         reason = reason and f"its outputs differ ({reason})"
     except Exception as error:  # Whatever it is, the model itself may do without.
         raise_out_of_memory(error)
@@ -232,18 +233,18 @@ def _folded_calls(
         if type(node.operation) is not keras.layers.BatchNormalization:
             continue
         source = node.input_tensors[0]
-        if read[id(source)] == 1 and _foldable(_node(source), node.operation):
-            convolution = _node(source)
-            before = _rescaling(convolution, read)
-            rescaling = before and before.operation
-            calls[id(convolution)] = _on_input(
-                convolution,
-                _folded(convolution.operation, node.operation, rescaling),
-            )
-            calls[id(node)] = _on_input(node, lambda x: x)
-            if before:
-                shifted = functools.partial(_shifted, rescaling)
-                calls[id(before)] = _on_input(before, shifted)
+        convolution = _node(source)
+        if read[id(source)] != 1 or not _foldable(convolution, node.operation):
+            continue
+        before = _rescaling(convolution, read)
+        rescaling = before and before.operation
+        calls[id(convolution)] = _on_input(
+            convolution, _folded(convolution.operation, node.operation, rescaling)
+        )
+        calls[id(node)] = _on_input(node, lambda x: x)
+        if before:
+            shifted = functools.partial(_shifted, rescaling)
+            calls[id(before)] = _on_input(before, shifted)
     return calls
 
 
@@ -377,9 +378,6 @@ def _kept_exact(model: keras.Model) -> set[int]:
 
 
 # A convolution with the batch norm after it, and the Rescaling before it, in one.
-#
-# Without training, a batch normalisation is a fixed scale and offset per channel, and
-# `s (W * x) + b` is `(s W) * x + b`. So is the scale of a Rescaling before `W * x`.
 
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.Conv2DTranspose)
 

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from collections.abc import Sequence
 
 import keras
 
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_whole
 from mtr_tf.models.layers import BilinearUpSampling
 from mtr_tf.models.layers import Blocks
-from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 
 DECODERS = ("separate", "shared")
@@ -135,7 +134,8 @@ def check_image_shape(
     if all(side is None or (side > 0 and side % stride == 0) for side in sides):
         return
     height, width = (
-        side and max(stride, round(side / stride) * stride) for side in sides
+        side if side is None else max(stride, round(side / stride) * stride)
+        for side in sides
     )
     raise InputError(
         f"{name} takes images whose height and width are multiples of {stride}, got "
@@ -145,7 +145,13 @@ def check_image_shape(
 
 def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
     for task in tasks.values():
-        _check_places(task)
+        if not task.is_map and task.axes:
+            raise InputError(
+                "Built-in models have heads for maps and for whole-image values only, "
+                f"but targets of the task {task.name} have {task.axes} axes of places; "
+                "leave it out of --tasks, or build the model yourself: "
+                "--model=module:function."
+            )
         if task.discrete and task.output_channels(num_classes) < 2:
             raise InputError(
                 f"num_classes must be at least 2 for the task {task.name}, got "
@@ -153,17 +159,8 @@ def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
             )
 
 
-def _check_places(task: Task) -> None:
-    if not task.is_map and task.axes:
-        raise InputError(
-            "Built-in models have heads for maps and for whole-image values only, but "
-            f"targets of the task {task.name} have {task.axes} axes of places; leave "
-            "it out of --tasks, or build the model yourself: --model=module:function."
-        )
-
-
 def _check_settings(width, decoders, mean, std, channels):
-    if not _is_integer(width) or width < 1:
+    if not is_whole(width) or width < 1:
         raise InputError(f"width must be a whole number, 1 or more; got {width}.")
     if decoders not in DECODERS:
         raise InputError(f"decoders must be {' or '.join(DECODERS)}, got {decoders!r}.")
@@ -172,11 +169,3 @@ def _check_settings(width, decoders, mean, std, channels):
             f"mean and std must have {channels} numbers each, one per channel, and std "
             f"must be above 0; got mean {tuple(mean)} and std {tuple(std)}."
         )
-
-
-def _is_integer(value):
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True

@@ -28,7 +28,8 @@ def plain(model: keras.Model) -> keras.Model:
             f"this one is a {type(model).__name__}."
         )
     for layer in model._flatten_layers(include_self=False):
-        if not is_kerass(layer) and type(layer) not in _REPLACED:
+        is_kerass = type(layer).__module__.split(".")[0] == "keras"
+        if not is_kerass and type(layer) not in _REPLACED:
             raise InputError(
                 "all layers must be Keras's own so that the model loads elsewhere; "
                 f"{layer.name} is a {type(layer).__module__}.{type(layer).__name__}."
@@ -67,11 +68,6 @@ def _own_part(part: Mapping[str, Any]) -> str:
     name = part.get("registered_name")
     is_function = part.get("class_name") == "function"
     return name if isinstance(name, str) and (">" in name or is_function) else ""
-
-
-def is_kerass(layer: keras.Layer) -> bool:
-    """Whether a layer's class is one of Keras's own."""
-    return type(layer).__module__.split(".")[0] == "keras"
 
 
 def _clone(layer: keras.Layer) -> keras.Layer:

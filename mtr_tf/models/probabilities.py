@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from mtr_tf.errors import raise_out_of_memory
 from mtr_tf.models import adapters
+from mtr_tf.models import stateless
 
 _SUM = 0.01  # How far sums of probabilities may be from 1, being rounded,
 _SHARE = 0.9  # for so many of the pixels: where a resizing pads, sums are smaller.
@@ -133,7 +134,8 @@ def with_logits(
 
 def _stands_for(both: keras.Model, of: str, task: str, images: tf.Tensor) -> bool:
     """Whether logits give the probabilities "p" beside them."""
-    outputs = both(images, training=False)
+    with stateless.unchanged(both):
+        outputs = stateless.outputs(both, images)
     again = _ACTIVATIONS[of](tf.cast(outputs[task], tf.float32))
     off = np.abs(again - tf.cast(outputs["p"], tf.float32))
     return bool(np.nanmax(off, initial=0) <= _CLOSE)

@@ -40,8 +40,7 @@ def card(
     picture = Image.new("RGB", (width, height), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 0, width - 1, height - 1), outline=_EDGE)
-    if len(names) > LINES:
-        names = names[:LINES]
+    names = names[:LINES]
     lines = len(names)
     step = height / max(lines, 3)
     font = ImageFont.load_default(min(15.0, step * 0.36, width / 11))

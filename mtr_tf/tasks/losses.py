@@ -139,7 +139,8 @@ def of_keras(
     takes_logits = own or "from_logits" in config
 
     def of_images(target, output, mask):
-        target, output = where_valid(mask, target), where_valid(mask, output)
+        target = where_valid(mask, target)
+        output = where_valid(mask, tf.cast(output, tf.float32))
         if probabilities and not takes_logits:
             output = where_valid(mask, probabilities(output))
         values = tf.cast(loss.call(target, output), tf.float32)
@@ -243,7 +244,7 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """
 
     def of_images(target, output, mask):
-        there, output = count_valid(mask) > 0, tf.convert_to_tensor(output)
+        there, output = count_valid(mask) > 0, tf.cast(output, tf.float32)
         chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
         output = tf.where(chosen, output, tf.stop_gradient(output))
         values = tf.cast(loss(target, output, mask), tf.float32)

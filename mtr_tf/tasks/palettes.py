@@ -37,9 +37,8 @@ def scalar_to_rgb(
     values: np.ndarray,
     value_range: tuple[float, float] | None = None,
     mask: np.ndarray | None = None,
-    colormap: str = "viridis",
 ) -> np.ndarray:
-    """Paints numbers `[..., 1]` by a perceptually ordered colormap.
+    """Paints numbers `[..., 1]` by viridis, a perceptually ordered colormap.
 
     Args:
       values: Float `[..., 1]`.
@@ -47,13 +46,12 @@ def scalar_to_rgb(
         percentiles of the valid values; do not use this for pictures that will be
         compared.
       mask: `[...]`, zero where black.
-      colormap: One of matplotlib's maps of 256 colors.
     """
     values = np.asarray(values, np.float32)[..., 0]
     mask = _finite(values, mask)
     low, high = value_range or _robust_range(values[mask])
     level = _unit_range(values, low, high, mask)
-    return _blacken(_colormap(colormap)[_to_uint8(level)], mask)
+    return _blacken(_viridis()[_to_uint8(level)], mask)
 
 
 def vectors_to_rgb(vectors: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -152,6 +150,6 @@ def _blacken(rgb: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 
 @functools.cache
-def _colormap(name: str) -> np.ndarray:
-    colors = matplotlib.colormaps[name](np.arange(256))[:, :3]
+def _viridis() -> np.ndarray:
+    colors = matplotlib.colormaps["viridis"](np.arange(256))[:, :3]
     return np.rint(colors * 255).astype(np.uint8)

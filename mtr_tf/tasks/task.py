@@ -11,6 +11,7 @@ anything else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import numbers
 import re
 from collections.abc import Callable
@@ -134,7 +135,7 @@ class Task:
         Raises:
           InputError: the fields are not as described, or do not fit together.
         """
-        fill = _filler(self)
+        fill = functools.partial(object.__setattr__, self)  # It is frozen.
         for name, (what, fits) in _LISTS.items():
             fill(name, _listed(self, name, what, fits))
         if self.mirror is not None:
@@ -147,6 +148,7 @@ class Task:
         _check(self)
         kind = KINDS[self.kind]
         fill("colors", tuple(tuple(map(int, color)) for color in self.colors))
+        fill("ignored", tuple(map(int, self.ignored)))
         if self.channels is None:
             fill("channels", len(self.classes) or kind.channels)
         if self.mirror is None and self.channels == kind.channels:
@@ -279,11 +281,6 @@ def _check_names(task: Task) -> None:
             )
 
 
-def _filler(task: Task) -> Callable[[str, Any], None]:
-    """Returns what sets a field of a frozen record while it is made."""
-    return lambda name, value: object.__setattr__(task, name, value)
-
-
 def _listed(
     task: Task, field: str, what: str, fits: Callable[[Any], bool]
 ) -> tuple[Any, ...]:
@@ -341,7 +338,7 @@ def _check(task: Task) -> None:
             f"A task's kind must be one of {', '.join(KINDS)}; got {task.kind!r} for "
             f"{task.name}.{did_you_mean(task.kind, KINDS)}"
         )
-    count = len(task.classes)
+    kind, count = KINDS[task.kind], len(task.classes)
     if task.places is not None and not (is_whole(task.places) and task.places >= 0):
         raise InputError(
             f"The places of the task {task.name} must be how many axes they have, 2 "
@@ -365,8 +362,7 @@ def _check(task: Task) -> None:
             f"The task {task.name} must have as many colors as classes; got "
             f"{len(task.colors)} colors and {known} classes."
         )
-    needs = KINDS[task.kind].channels is None and not KINDS[task.kind].discrete
-    if needs and task.channels is None and not count:
+    if not (known or kind.channels or kind.discrete):
         raise InputError(
             f"The task {task.name} must say how many {task.kind} it has: give "
             "channels, or give their names as classes."
@@ -378,12 +374,12 @@ def _check(task: Task) -> None:
             "mask) -> [batch] or a Keras loss, such as "
             f"keras.losses.MeanSquaredError(); got {task.loss!r}."
         )
-    if task.mirror is not None and KINDS[task.kind].discrete:
+    if task.mirror is not None and kind.discrete:
         raise InputError(
             f"The task {task.name} must not have mirror, which multiplies numbers, "
             f"because its targets are {task.kind}; got {task.mirror!r}. Leave it out."
         )
-    channels = task.channels or count or KINDS[task.kind].channels or 0
+    channels = known or kind.channels or 0
     if task.mirror is not None and len(task.mirror) != channels:
         raise InputError(
             f"The task {task.name} must have one number in mirror for each of its "
@@ -559,7 +555,13 @@ def _paint_image(task: Task, value: np.ndarray, info: Any, mask: np.ndarray | No
 
 
 def _between(value: np.ndarray, known: Sequence[float] | None, mask):
-    low, high = known or (float(np.nanmin(value)), float(np.nanmax(value)))
+    if known is None:
+        is_shown = np.isfinite(value)
+        if mask is not None:
+            is_shown &= np.asarray(mask)[..., np.newaxis] != 0
+        shown = value[is_shown]
+        known = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
+    low, high = known
     scale = high - low if high > low else 1
     return palettes.image_to_rgb((value - low) / scale, mask)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import random_models_fixture as random_models
 import tensorflow as tf
 
 from mtr_tf.data.layout import Layout
@@ -55,7 +56,11 @@ def test_resizing_by_hand():
 
 def test_resizing_without_static_shape_and_of_its_own_size():
     layer = adapters.Resize(4, 6)
-    call = tf.function(layer, input_signature=[tf.TensorSpec((None,) * 3 + (2,))])
+    call = tf.function(
+        layer,
+        input_signature=[tf.TensorSpec((None,) * 3 + (2,))],
+        autograph=False,
+    )
     x = maps(2, 4, 6, 2)
     np.testing.assert_allclose(call(x), x, atol=1e-6)
     np.testing.assert_allclose(call(x[:, :2]), layer(x[:, :2]), atol=1e-6)
@@ -87,6 +92,15 @@ def test_fixed_batches_of_layers_that_need_none_still_fold():
     assert folding.can_fold(free, ["seg"])
     kinds = {type(layer).__name__ for layer in free.layers}
     assert "BatchNormalization" in kinds
+
+
+def test_nothing_of_a_model_changes_as_batches_are_tried():
+    image = keras.Input((4, 4, 3), 2)
+    y = random_models.Counting()(random_models.AlwaysNoise()(image))
+    given = keras.Model(image, {"seg": y})
+    before = random_models.bits(given)
+    assert adapters.any_batch(given, 2).input_shape[0] is None
+    assert random_models.bits(given) == before
 
 
 class Net(keras.Model):
@@ -200,7 +214,7 @@ def test_fixed_batches_that_layers_need_with_gradients():
     for count in (1, 2, 5):
         x = maps(count, 4, 4, 3)
 
-        @tf.function
+        @tf.function(autograph=False)
         def slope(x):
             (y,) = tf.nest.flatten(made(x, training=False))
             return y, tf.gradients(tf.reduce_sum(y**2), x)[0]
@@ -392,7 +406,9 @@ def signature(folder):
 @pytest.mark.parametrize("form", [sequential, sequential_file, export, signature])
 def test_fixed_batches_that_models_of_any_form_need(form, tmp_path):
     made = model_files.functional(form(tmp_path), None)
-    call = tf.function(lambda x: tf.nest.flatten(made(x, training=False)))
+    call = tf.function(
+        lambda x: tf.nest.flatten(made(x, training=False)), autograph=False
+    )
     for count in (1, 2, 5):
         x = maps(count, 4, 4, 3)
         np.testing.assert_allclose(call(x)[0], 3 * x, rtol=1e-6)

@@ -39,7 +39,7 @@ def _compare(model: keras.Model, names, shape) -> None:
     x = tf.constant(np.random.default_rng(1).random((3, *shape)), tf.float32)
     scales = {n: np.abs(y).max() for n, y in model(x, training=False).items()}
 
-    @tf.function
+    @tf.function(autograph=False)
     def gradient(x):
         pairs = []
         for call in (lambda x: model(x, training=False), folding.fold(model, names)):
@@ -109,7 +109,8 @@ assert tf.reduce_max(abs(gradient(tf.ones((1, 16, 16, 3))))) > 0
 
 
 def _operations(function, shape) -> list[str]:
-    graph = tf.function(function).get_concrete_function(tf.zeros((1, *shape))).graph
+    made = tf.function(function, autograph=False)
+    graph = made.get_concrete_function(tf.zeros((1, *shape))).graph
     return [op.type for op in graph.get_operations()]
 
 
@@ -182,7 +183,11 @@ def test_what_cannot_be_folded():
 def test_weights_are_those_of_the_moment():
     model = models.build("tiny", ("seg",), (16, 16, 3), 3, width=4)
     x = tf.random.stateless_uniform((1, 16, 16, 3), (0, 0))
-    run = tf.function(lambda x: folding.fold(model, ("seg",))(x)["seg"])
+
+    @tf.function(autograph=False)
+    def run(x):
+        return folding.fold(model, ("seg",))(x)["seg"]
+
     before = run(x)
     for variable in model.trainable_variables:
         variable.assign(2 * variable)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import random_models_fixture as random_models
 import tensorflow as tf
 
 from mtr_tf import attacks
@@ -263,6 +264,17 @@ def test_the_model_that_was_given_stays_as_it_is():
     converted(model, x)
     np.testing.assert_array_equal(model(x)["seg"], before)
     assert [layer.name for layer in model.layers] == names
+
+
+def test_what_a_model_draws_and_counts_stays_as_it_is():
+    image = keras.Input((SIZE, SIZE, 3))
+    y = random_models.Counting()(random_models.AlwaysNoise()(image))
+    end = layers.Conv2D(CLASSES, 1, activation="softmax")(y)
+    model = keras.Model(image, {"seg": end})
+    before = random_models.bits(model)
+    _, exact = probabilities.with_logits(model, {"seg": "softmax"}, images())
+    assert exact == {"seg": True}
+    assert random_models.bits(model) == before
 
 
 class Head(layers.Layer):

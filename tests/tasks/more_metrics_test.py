@@ -23,7 +23,7 @@ from mtr_tf.tasks import more_metrics
 def rows_of(metric, target, output, mask=None, num_classes=None):
     output = np.asarray(output, np.float32)
     mask = np.ones(output.shape[:-1], np.float32) if mask is None else mask
-    run = tf.function(metric.statistics)
+    run = tf.function(metric.statistics, autograph=False)
     given = (tf.constant(target), tf.constant(output), tf.constant(mask, tf.float32))
     return run(*given, num_classes).numpy()
 

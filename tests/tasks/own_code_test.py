@@ -220,6 +220,24 @@ def test_a_function_is_0_of_images_without_a_target_and_so_is_its_gradient():
     assert task.bound(unit="m").loss is task.loss  # Not wrapped once more.
 
 
+@pytest.mark.parametrize("half", [tf.float16, tf.bfloat16])
+def test_losses_and_metrics_get_float32_whatever_a_model_computes_in(half):
+    """300^2 is no number of float16, and 300.5 none of bfloat16."""
+
+    def square(target, output, mask):
+        return tf.reduce_mean(tf.square(output - target), [1, 2, 3])
+
+    square.better = "lower"
+    target = tf.fill((1, 2, 2, 1), 0.5)
+    output, mask = tf.fill((1, 2, 2, 1), tf.cast(300, half)), tf.ones((1, 2, 2))
+    for loss in (square, keras.losses.MeanSquaredError()):
+        task = Task("far", loss=loss, metrics=[square])
+        assert task.loss(target, output, mask) == 299.5**2
+        for metric in task.metrics:
+            rows = metric.statistics(target, output, mask, None)
+            np.testing.assert_array_equal(rows, [[299.5**2, 1]])
+
+
 def test_a_function_of_the_whole_batch_or_of_each_place_is_refused():
     for loss in (
         lambda target, output, mask: tf.reduce_mean(tf.abs(target - output)),

@@ -109,7 +109,7 @@ def test_every_task_has_losses_and_rows_inside_a_function():
     names = tuple(tasks.TASKS)
     outputs, targets, masks = batch(names, 5, np.random.default_rng(0))
 
-    @tf.function
+    @tf.function(autograph=False)
     def both(outputs, targets, masks):
         return (
             tasks.task_losses(names, outputs, targets, masks),
@@ -179,6 +179,16 @@ def test_a_label_is_there_where_its_logit_is_above_0():
     info = types.SimpleNamespace(image_shape=(6, 6))
     line = tags.bound(places=1).to_rgb(logits, info, output=True)
     assert {tuple(color) for color in line.reshape(-1, 3)} >= set(colors)
+
+
+def test_a_picture_of_numbers_spans_the_values_that_it_shows():
+    points = tasks.Task("points", channels=3)
+    value = np.array([[[0, 1, 2], [2, 2, 0], [99, 99, -99], [np.inf, 0, 0]]])
+    picture = points.to_rgb(value, INFO, np.array([[1, 1, 0, 1]]))
+    black = [0, 0, 0]
+    expected = [[[0, 128, 255], [255, 255, 0], black, black]]
+    np.testing.assert_array_equal(picture, expected)
+    assert not points.to_rgb(value, INFO, np.zeros((1, 4))).any()
 
 
 def test_depth_is_painted_in_the_data_sets_range():

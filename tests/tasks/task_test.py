@@ -262,8 +262,9 @@ def test_one_metric_alone_and_numpy_s_numbers_are_taken():
     assert [m.name for m in task.metrics] == ["mean_absolute_error", "loss"]
     assert task.colors == ((0, 1, 2), (3, 4, 255))
     assert json.loads(json.dumps(task.to_dict()))["channels"] == 2
-    names = tasks.Task("parts", classes=np.array(["a", "b"])).classes
-    assert names == ("a", "b")
+    parts = tasks.Task("parts", classes=np.array(["a", "b"]), ignored=np.array([1]))
+    assert parts.classes == ("a", "b")
+    assert json.loads(json.dumps(parts.to_dict()))["ignored"] == [1]
     for factors in ((-1, 1), [-1, 1], np.array([-1.0, 1.0], np.float32)):
         flow = tasks.Task("flow", channels=2, mirror=factors)
         assert flow.mirror == (-1.0, 1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch's files put into our models; `weights_file` reads them."""
+"""Weights of PyTorch's files put into our models; `reading` reads them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Contents:
 
 
 def contents(arrays: Mapping[str, np.ndarray], model: str) -> Contents:
-    """Sorts what `weights_file.read` returns; norms' counts of batches are dropped.
+    """Sorts what `reading.read` returns; norms' counts of batches are dropped.
 
     Raises:
       InputError: Nothing in it has a name of this family of models.
