@@ -207,9 +207,9 @@ def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
 
 
 @pytest.mark.slow
-def test_options_that_ray_does_not_know_are_said(ray_nodes, place):
-    options = (f"address={ray_nodes.address}", "num_gpu=1")
-    said = "Ray refuses --executor_options: .*gpu"
+def test_options_that_ray_refuses_with_the_first_command_are_said(ray_nodes, place):
+    options = (f"address={ray_nodes.address}", "num_cpus=1.5")
+    said = "Ray refuses --executor_options: .*whole number"
     with (
         executors.create("ray", place.folder, 1, options).executor as executor,
         pytest.raises(InputError, match=said),
@@ -238,14 +238,17 @@ def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(plac
         ("local", ("num_gpus=1",), "are for --executor=ray and slurm"),
         ("ray", ("num_gpus",), "must be NAME=VALUE"),
         ("ray", ("num_gpus=1", "num_gpus=2"), "once, but num_gpus has several"),
+        ("ray", ("num_gpu=1",), "Ray refuses --executor_options: .*num_gpu"),
+        ("ray", ("num_gpus=two",), "Ray refuses --executor_options: .*num_gpus"),
+        ("ray", ("address=6379",), "found no cluster at 6379: .* correct the address"),
         ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
         ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
         ("slurm", ("cluster=local", "timeout_min=soon"), "cannot be used: "),
     ],
 )
 def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
-    if name == "slurm":
-        pytest.importorskip("submitit")
+    if name != "local":
+        pytest.importorskip({"ray": "ray", "slurm": "submitit"}[name])
     monkeypatch.setenv("PATH", "")  # No sbatch.
     with pytest.raises(InputError, match=said):
         executors.create(name, tmp_path, 1, options)
@@ -268,6 +271,7 @@ def test_commands_on_ray_take_a_gpu_unless_told_otherwise(
     library = types.SimpleNamespace(
         init=lambda *_, **__: None,
         cluster_resources=lambda: {"GPU": 4, "CPU": 32},
+        remote=lambda _: types.SimpleNamespace(options=lambda **options: options),
         shutdown=lambda: None,
     )
     monkeypatch.setattr(executors.on_ray.extras, "library", lambda *_: library)
