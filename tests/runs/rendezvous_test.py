@@ -84,6 +84,12 @@ def test_a_port_that_is_taken_is_told_to_all(addresses):
     assert chief == other == f"worker 1 ({addresses[1]}) says: {taken}"
 
 
+def test_what_many_have_said_is_long(addresses):
+    """Each tells the addresses of all, so what the chief answers grows as a square."""
+    facts = [{"addresses": "a" * 600_000}] * 2
+    assert meeting(addresses[:2], facts) == [None] * 2
+
+
 @pytest.mark.parametrize("address", ["host", "host:port"])
 def test_addresses_have_ports(address):
     with pytest.raises(InputError, match=f"must be HOST:PORT, got '{address}'"):
