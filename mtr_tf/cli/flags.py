@@ -221,6 +221,17 @@ def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
     return "\n".join(lines)
 
 
+def _asked_for(
+    given: Sequence[str], name: str, doc: str, records: Sequence[type[Settings]]
+) -> str:
+    """The help or the version that a command line asks for; empty if neither."""
+    if any(argument in _HELP for argument in given):
+        return help_text(name, doc, records)
+    if given == ["--version"]:
+        return mtr_tf.__version__
+    return defined(records).get_help() if "--helpfull" in given else ""
+
+
 def run(
     name: str,
     doc: str,
@@ -238,15 +249,9 @@ def run(
       on_interrupt: what is kept if a signal stops `main` before anything there has said
         more (`stopping.saying`).
     """
-    if any(argument in _HELP for argument in sys.argv[1:]):
+    if told := _asked_for(sys.argv[1:], name, doc, records):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
-            os.write(1, (help_text(name, doc, records) + "\n").encode())
-        sys.exit(0)
-    if sys.argv[1:] == ["--version"]:
-        print(mtr_tf.__version__)
-        sys.exit(0)
-    if "--helpfull" in sys.argv[1:]:
-        print(defined(records).get_help())
+            os.write(1, f"{told}\n".encode())
         sys.exit(0)
     settings: list[Settings] = []
 

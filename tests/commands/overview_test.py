@@ -35,6 +35,16 @@ def test_the_version(module):
     assert (done.returncode, done.stdout) == (0, f"{mtr_tf.__version__}\n")
 
 
+def test_whoever_reads_the_help_may_end_first():
+    """As in `... --helpfull | head`."""
+    command = [sys.executable, "-m", "mtr_tf.compare", "--helpfull"]
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
