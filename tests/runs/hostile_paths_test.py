@@ -3,6 +3,7 @@
 
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -27,11 +28,17 @@ NAMES = [
 ]  # fmt: skip
 
 
-def keeper(workdir, keep=2, units=1):
+@functools.cache
+def learner(units):
+    """A model of so many units and its optimizer."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.build(model.trainable_variables)
-    return Keeper(workdir, model, optimizer, keep)
+    return model, optimizer
+
+
+def keeper(workdir, keep=2, units=1):
+    return Keeper(workdir, *learner(units), keep)
 
 
 def kept(workdir):
@@ -43,6 +50,10 @@ def saved(workdir, *steps, **options):
     for step in steps:
         made.save(step)
     return workdir / "checkpoints"
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -57,24 +68,30 @@ def told(monkeypatch):
     return lines
 
 
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory):
+    """A folder of runs, beside which others are made."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("vXY", "vX", "a", "x"):
+        saved(folder / name, 7)
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_no_pattern(tmp_path, name, told):
+def test_a_name_is_no_pattern(neighbours, name, told):
     """Its oldest are deleted and none of a neighbour's, and it goes on from its own."""
-    neighbours = [tmp_path / other for other in ("vXY", "vX", "a", "x")]
-    for neighbour in neighbours:
-        saved(neighbour, 7)
-    made = keeper(tmp_path / name)
+    others = contents(neighbours)
+    workdir = neighbours / name
+    made = keeper(workdir)
     for step in (1, 2, 3):
         made.save(step)
         made.save_if_best(step, step, "higher")
-    assert kept(tmp_path / name) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
-    data = [p.name for p in (tmp_path / name / "checkpoints").glob("*.data-*")]
+    assert kept(workdir) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
+    data = [p.name for p in (workdir / "checkpoints").glob("*.data-*")]
     assert len(data) == 2
-    again = keeper(tmp_path / name)
-    assert again.restore(3) == 3
-    for neighbour in neighbours:
-        assert kept(neighbour) == ["ckpt-7.index"]
-        assert keeper(neighbour).restore() == 7
+    assert keeper(workdir).restore(3) == 3
+    shutil.rmtree(workdir)
+    assert contents(neighbours) == others
     assert not told
 
 
