@@ -36,6 +36,7 @@ from mtr_tf.errors import is_out_of_memory
 from mtr_tf.errors import nearest
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
+_PACKAGE = os.path.join(os.path.dirname(mtr_tf.__file__), "")
 
 
 def define(record: type[Settings], values: flags.FlagValues) -> None:
@@ -332,7 +333,7 @@ class _PlainHandler(standard_logging.Handler):
     """Prints our log lines, and the warnings of others, without tearing a bar."""
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        ours = "mtr_tf" in record.pathname
+        ours = record.pathname.startswith(_PACKAGE)  # A clone may have .venv inside.
         return super().filter(record) and (
             ours or record.levelno > standard_logging.INFO
         )
