@@ -42,37 +42,28 @@ _PACKAGE = os.path.join(os.path.dirname(mtr_tf.__file__), "")
 def define(record: type[Settings], values: flags.FlagValues) -> None:
     """Defines one flag per field of the record, with the field's default and help."""
     for field in dataclasses.fields(record):
-        help = field.metadata["help"]
-        if isinstance(field.default, tuple):
-            default = ",".join(map(str, field.default))
-            flags.DEFINE_list(field.name, default, help, flag_values=values)
-        elif field.metadata["choices"]:
-            flags.DEFINE_enum(
-                field.name,
-                field.default,
-                field.metadata["choices"],
-                help,
-                flag_values=values,
-            )
-        elif field.metadata["words"]:
-            flags.DEFINE(
-                _NumberOrWord(field.metadata["words"]),
-                field.name,
-                field.default,
-                help,
-                flag_values=values,
-                serializer=flags.ArgumentSerializer(),
-            )
+        name, default, about = field.name, field.default, field.metadata
+        help = about["help"]
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+            flags.DEFINE_list(name, default, help, flag_values=values)
+        elif choices := about["choices"]:
+            flags.DEFINE_enum(name, default, choices, help, flag_values=values)
+        elif words := about["words"]:
+            parser, written = _NumberOrWord(words), flags.ArgumentSerializer()
+            flags.DEFINE(parser, name, default, help, values, written)
         else:
-            make: dict[type, Callable[..., Any]] = {
-                bool: flags.DEFINE_bool,
-                type(None): flags.DEFINE_bool,
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                str: flags.DEFINE_string,
-            }
-            define = make[type(field.default)]
-            define(field.name, field.default, help, flag_values=values)
+            _DEFINE[type(default)](name, default, help, flag_values=values)
+
+
+# What defines a flag, by the type of its default.
+_DEFINE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    type(None): flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 class _NumberOrWord(flags.ArgumentParser):
