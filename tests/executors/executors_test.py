@@ -415,8 +415,3 @@ def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
     assert command.run(given).code == 0
     said = (place.folder / "inner" / "logs" / "here.log").read_text()
     assert "workers: None None" in said
-
-
-def test_they_are_executors():
-    for engine in (executors.on_ray.RayExecutor, executors.on_slurm.SlurmExecutor):
-        assert issubclass(engine, futures.Executor)
