@@ -156,7 +156,7 @@ def _toml(value) -> str:
     return json.dumps(value)
 
 
-@fuzz_fixture.tiers(quick=100)
+@fuzz_fixture.tiers(quick=60)
 def test_study_files(cases, tmp_path):
     import tomllib
 
