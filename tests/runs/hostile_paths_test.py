@@ -224,53 +224,21 @@ def test_names_that_no_file_can_name_are_refused(tmp_path, name):
         directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
 
 
-def config_as_folder(workdir):
-    (workdir / "config.json").mkdir()
+NO_CONFIG = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a circle": lambda path: path.symlink_to("config.json"),
+    "a broken link": lambda path: path.symlink_to("nothing"),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "noise": lambda path: path.write_bytes(b"\xff\x00"),
+    "a list": lambda path: path.write_text("[]"),
+    "deep nesting": lambda path: path.write_text("[" * 100_000),
+}
 
 
-def config_as_pipe(workdir):
-    os.mkfifo(workdir / "config.json")
-
-
-def config_as_circle(workdir):
-    (workdir / "config.json").symlink_to("config.json")
-
-
-def config_as_broken_link(workdir):
-    (workdir / "config.json").symlink_to("nothing")
-
-
-def config_as_device(workdir):
-    (workdir / "config.json").symlink_to("/dev/zero")
-
-
-def config_as_noise(workdir):
-    (workdir / "config.json").write_bytes(b"\xff\x00")
-
-
-def config_as_list(workdir):
-    (workdir / "config.json").write_text("[]")
-
-
-def config_nested(workdir):
-    (workdir / "config.json").write_text("[" * 100_000)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        config_as_folder,
-        config_as_pipe,
-        config_as_circle,
-        config_as_broken_link,
-        config_as_device,
-        config_as_noise,
-        config_as_list,
-        config_nested,
-    ],
-)
-def test_a_config_that_is_none_is_one_sentence(tmp_path, change):
-    change(tmp_path)
+@pytest.mark.parametrize("kind", NO_CONFIG)
+def test_a_config_that_is_none_is_one_sentence(tmp_path, kind):
+    NO_CONFIG[kind](tmp_path / "config.json")
     with pytest.raises(InputError, match=r"config\.json (cannot be used|is damaged)"):
         directory.check_workdir(tmp_path, TrainConfig(), resume=True)
 
