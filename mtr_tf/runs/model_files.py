@@ -140,11 +140,9 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
             "module of --dataset=module:function, which is imported before the model "
             f"is loaded, or give {_BUILT}."
         )
-    detail = text.strip().splitlines()
     return InputError(
         f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or not "
-        "from Keras 3, or uses layers that are not Keras's own "
-        f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
+        f"from Keras 3, or uses layers that are not Keras's own ({first_line(error)})."
     )
 
 

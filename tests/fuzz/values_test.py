@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import re
+import tomllib
 
 import fuzz_fixture
 import numpy as np
@@ -158,8 +159,6 @@ def _toml(value) -> str:
 
 @fuzz_fixture.tiers(quick=60)
 def test_study_files(cases, tmp_path):
-    import tomllib
-
     texts = [p.read_text() for p in study_file.shipped().values()]
     path = tmp_path / "own.toml"
     for rng in cases:
