@@ -71,9 +71,9 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
     _check(image, inputs[image], {image: layout.image}, where)
     check_dtype(where, str(inputs[image].dtype))
     whole = adapters.new_image(model, layout.packed, inputs[image].shape[0])
-    name = adapters.free_name("unpack", adapters.names_in(model) | {whole.name})
+    taken = adapters.names_in(model) | {whole.name}
     dtypes = {name: str(tensor.dtype) for name, tensor in others.items()}
-    parts = Unpack(layout, dtypes, name=name)(whole)
+    parts = Unpack(layout, dtypes, name=adapters.free_name("unpack", taken))(whole)
     given = [parts[IMAGE if name == image else name] for name in inputs]
     return keras.Model(whole, adapters.called_on(model, *given), name=model.name)
 
@@ -149,7 +149,7 @@ def _missing(
     name: str,
 ) -> InputError:
     takes = ", ".join(
-        f"{name} {tuple(tensor.shape[1:])}" for name, tensor in inputs.items()
+        f"{other} {tuple(tensor.shape[1:])}" for other, tensor in inputs.items()
     )
     return InputError(
         f"one input of the model of {where} must be the image, and the others must "
