@@ -404,6 +404,13 @@ def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch)
     assert call.checkpoint().function is call
 
 
+def test_a_machine_that_does_not_see_the_files_is_named(place):
+    lease = str(place.folder / "none.lease")
+    with pytest.raises(command.Stopping, match=r"none.lease is not there on .*: the r"):
+        command.within({}, lease, command.run, place.command("print"))
+    assert not place.found("logs/*")
+
+
 def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
