@@ -103,7 +103,8 @@ def test_gpus_end_at_a_name_that_is_none(place):
     assert [line[3] for line in told] == ["GPU-5d,MIG-7"]
 
 
-def test_a_driver_without_gpus_is_none(place):
+def test_a_driver_without_gpus_is_none(place, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     smi = place / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho No devices were found\n")
     smi.chmod(0o755)
