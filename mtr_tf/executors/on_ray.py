@@ -121,7 +121,7 @@ def _options_checked() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        said = str(error).rstrip(".")
+        said = "".join(map(str, error.args)).rstrip(".")  # Ray parts one of them.
         raise InputError(
             f"Ray refuses --executor_options: {said}. Correct them."
         ) from error

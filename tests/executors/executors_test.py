@@ -208,13 +208,14 @@ def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
 
 @pytest.mark.slow
 def test_options_that_ray_refuses_with_the_first_command_are_said(ray_nodes, place):
-    options = (f"address={ray_nodes.address}", "num_cpus=1.5")
-    said = "Ray refuses --executor_options: .*whole number"
-    with (
-        executors.create("ray", place.folder, 1, options).executor as executor,
-        pytest.raises(InputError, match=said),
-    ):
-        executor.submit(command.run, place.command("print"))
+    options = (f"address={ray_nodes.address}", "num_gpus=1.5")
+    made = executors.create("ray", place.folder, 1, options)
+    said = "Ray refuses --executor_options: GPU .*must be whole numbers"
+    try:
+        with pytest.raises(InputError, match=said):
+            made.executor.submit(command.run, place.command("print"))
+    finally:
+        made.executor.shutdown(cancel_futures=True)
 
 
 def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(place):
