@@ -36,42 +36,34 @@ from mtr_tf.errors import is_out_of_memory
 from mtr_tf.errors import nearest
 
 _HELP = ("-h", "-help", "--help", "-?", "--helpshort")
+_PACKAGE = os.path.join(os.path.dirname(mtr_tf.__file__), "")
 
 
 def define(record: type[Settings], values: flags.FlagValues) -> None:
     """Defines one flag per field of the record, with the field's default and help."""
     for field in dataclasses.fields(record):
-        help = field.metadata["help"]
-        if isinstance(field.default, tuple):
-            default = ",".join(map(str, field.default))
-            flags.DEFINE_list(field.name, default, help, flag_values=values)
-        elif field.metadata["choices"]:
-            flags.DEFINE_enum(
-                field.name,
-                field.default,
-                field.metadata["choices"],
-                help,
-                flag_values=values,
-            )
-        elif field.metadata["words"]:
-            flags.DEFINE(
-                _NumberOrWord(field.metadata["words"]),
-                field.name,
-                field.default,
-                help,
-                flag_values=values,
-                serializer=flags.ArgumentSerializer(),
-            )
+        name, default, about = field.name, field.default, field.metadata
+        help = about["help"]
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+            flags.DEFINE_list(name, default, help, flag_values=values)
+        elif choices := about["choices"]:
+            flags.DEFINE_enum(name, default, choices, help, flag_values=values)
+        elif words := about["words"]:
+            parser, written = _NumberOrWord(words), flags.ArgumentSerializer()
+            flags.DEFINE(parser, name, default, help, values, written)
         else:
-            make: dict[type, Callable[..., Any]] = {
-                bool: flags.DEFINE_bool,
-                type(None): flags.DEFINE_bool,
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                str: flags.DEFINE_string,
-            }
-            define = make[type(field.default)]
-            define(field.name, field.default, help, flag_values=values)
+            _DEFINE[type(default)](name, default, help, flag_values=values)
+
+
+# What defines a flag, by the type of its default.
+_DEFINE: dict[type, Callable[..., Any]] = {
+    bool: flags.DEFINE_bool,
+    type(None): flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 class _NumberOrWord(flags.ArgumentParser):
@@ -221,6 +213,17 @@ def help_text(name: str, doc: str, records: Sequence[type[Settings]]) -> str:
     return "\n".join(lines)
 
 
+def _asked_for(
+    given: Sequence[str], name: str, doc: str, records: Sequence[type[Settings]]
+) -> str:
+    """The help or the version that a command line asks for; empty if neither."""
+    if any(argument in _HELP for argument in given):
+        return help_text(name, doc, records)
+    if given == ["--version"]:
+        return mtr_tf.__version__
+    return defined(records).get_help() if "--helpfull" in given else ""
+
+
 def run(
     name: str,
     doc: str,
@@ -238,15 +241,9 @@ def run(
       on_interrupt: what is kept if a signal stops `main` before anything there has said
         more (`stopping.saying`).
     """
-    if any(argument in _HELP for argument in sys.argv[1:]):
+    if told := _asked_for(sys.argv[1:], name, doc, records):
         with contextlib.suppress(BrokenPipeError):  # As in `... --help | head`.
-            os.write(1, (help_text(name, doc, records) + "\n").encode())
-        sys.exit(0)
-    if sys.argv[1:] == ["--version"]:
-        print(mtr_tf.__version__)
-        sys.exit(0)
-    if "--helpfull" in sys.argv[1:]:
-        print(defined(records).get_help())
+            os.write(1, f"{told}\n".encode())
         sys.exit(0)
     settings: list[Settings] = []
 
@@ -327,7 +324,7 @@ class _PlainHandler(standard_logging.Handler):
     """Prints our log lines, and the warnings of others, without tearing a bar."""
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        ours = "mtr_tf" in record.pathname
+        ours = record.pathname.startswith(_PACKAGE)  # A clone may have .venv inside.
         return super().filter(record) and (
             ours or record.levelno > standard_logging.INFO
         )

@@ -28,8 +28,7 @@ def bar(
       done: what an earlier process had done already.
       shown: whether there is a bar; lines are logged all the same.
     """
-    start = time.monotonic()
-    logged = [start]
+    start = logged = time.monotonic()
     interactive = sys.stderr.isatty() or "ipykernel" in sys.modules  # A notebook.
     meter = tqdm.tqdm(
         total=total,
@@ -43,15 +42,15 @@ def bar(
     count = done
 
     def advance(n: int = 1, note: str = "") -> None:
-        nonlocal count
+        nonlocal count, logged
         count += n
         if interactive:
             meter.set_postfix_str(note, refresh=False)
             meter.update(n)
             return
         now = time.monotonic()
-        if now - logged[0] >= LOG_SECONDS or count >= total:
-            logged[0] = now
+        if now - logged >= LOG_SECONDS or count >= total:
+            logged = now
             left = (now - start) / max(count - done, 1) * (total - count)
             logging.info(
                 "%s: %d of %d %s, %s left%s", what, count, total, unit,

@@ -69,14 +69,13 @@ def import_tensorflow(deterministic: bool = False) -> None:
     _keep_compiled(deterministic)
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
         _share_gpus()
-        _warn_of_unused_gpus()
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    with _stderr_held_back():
-        importlib.import_module("keras")
-        tf = importlib.import_module("tensorflow")
-        _share_gpus()
-        tf.get_logger().setLevel("WARNING")
+    else:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        with _stderr_held_back():
+            importlib.import_module("keras")
+            tf = importlib.import_module("tensorflow")
+            _share_gpus()
+            tf.get_logger().setLevel("WARNING")
     _warn_of_unused_gpus()
 
 

@@ -55,10 +55,9 @@ class _Watch:
         """Ends the process on the second signal; in a thread of its own."""
         spoken = False
         while True:
-            wait = self.came and not spoken
-            if not select.select([pipe], [], [], _PATIENCE_SECONDS if wait else None)[
-                0
-            ]:
+            patience = _PATIENCE_SECONDS if self.came and not spoken else None
+            ready, _, _ = select.select([pipe], [], [], patience)
+            if not ready:
                 spoken = True
                 _say(
                     "stopping as soon as everything is saved; a second signal stops "
@@ -142,7 +141,7 @@ def noted() -> Iterator[None]:
 
 def asked() -> bool:
     """Whether a signal has asked to stop."""
-    return bool(_watch and _watch.signum)
+    return signum() != 0
 
 
 def came() -> bool:
@@ -208,17 +207,16 @@ def told(stop: KeyboardInterrupt | None, sentence: str) -> str:
       stop: What was raised; None for an error that a signal has led to.
       sentence: What is true wherever the command was, if nobody has said more.
     """
-    name = _SIGNALS[signal.Signals(_signum())]
+    name = _SIGNALS[signal.Signals(signum() or signal.SIGINT)]
     return f"stopped by {name}. {(stop and ' '.join(stop.args)) or sentence}"
 
 
-def exit_code(signum: int | None = None) -> int:
-    """The exit code by which a signal that ended a process is known: 130 or 143."""
-    return 128 + (signum or _signum())
+def exit_code(number: int = 0) -> int:
+    """The exit code by which a signal that ended a process is known: 130 or 143.
 
-
-def _signum() -> int:
-    return (_watch and _watch.signum) or signal.SIGINT
+    `number`: of the signal; 0: that which has asked to stop.
+    """
+    return 128 + (number or signum() or signal.SIGINT)
 
 
 def _say(line: str) -> None:

@@ -229,13 +229,16 @@ def run(command: Command) -> Ended:
     """Runs a command to its end; if interrupted, stops it, and it keeps its work.
 
     Raises:
-      Stopping: see `Processes`.
+      Stopping: see `Processes`; or the runner has ended, or its files are not here.
       InputError: the log cannot be written.
       OSError: the process cannot be started.
     """
     lease: Lease | None = getattr(place, "lease", None)
     if lease and lease.ended():
-        raise Stopping
+        raise Stopping(
+            f"{lease.path} is not there on {socket.gethostname()}: the runner has "
+            "ended, or not all machines see the same files under the same paths."
+        )
     processes = getattr(place, "processes", None) or Processes()
     own = {**command.environment, **getattr(place, "environment", {})}
     whole = {**os.environ, **own}

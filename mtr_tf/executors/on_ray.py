@@ -11,6 +11,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from concurrent import futures
 from concurrent.futures import Executor
@@ -48,9 +49,16 @@ class RayExecutor(Executor):
         given = dict(options)
         self._ray = extras.library("ray", "ray")
         address = given.pop("address", None)
+        task = self._ray.remote(command.within)
+        with _options_checked():  # Before anything starts.
+            task.options(**given)
         try:
             with stopping.kept():  # Ray would end the process on SIGTERM.
-                self._ray.init(address, log_to_driver=False, logging_level="warning")
+                self._ray.init(
+                    address and str(address),  # A port alone is a number.
+                    log_to_driver=False,
+                    logging_level="warning",
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
@@ -59,8 +67,8 @@ class RayExecutor(Executor):
             ) from error
         there = self._ray.cluster_resources()
         needs = "num_gpus" if there.get("GPU") else "num_cpus"
-        self._options = {needs: 1, "max_retries": _RETRIES, **given}
-        on_gpus = self._options.get("num_gpus", 0)
+        needed = {needs: 1, "max_retries": _RETRIES, **given}
+        on_gpus = needed.get("num_gpus", 0)
         if on_gpus > there.get("GPU", 0):
             logging.warning(
                 "the Ray cluster has no node with %g GPUs now; commands wait until "
@@ -68,27 +76,22 @@ class RayExecutor(Executor):
                 on_gpus,
             )
         if not on_gpus:
-            self._options.setdefault("num_cpus", 1)
+            needed.setdefault("num_cpus", 1)
+        self._task = task.options(**needed)
         self._environment = {} if on_gpus else dict(command.ONE_THREAD)
         if data := os.environ.get("TFDS_DATA_DIR"):
             self._environment["TFDS_DATA_DIR"] = data
-        kind, each = ("GPU", on_gpus) if on_gpus else ("CPU", self._options["num_cpus"])
+        kind, each = ("GPU", on_gpus) if on_gpus else ("CPU", needed["num_cpus"])
         self.room = max(1, int(there.get(kind, 1) / (each or 1)))
         self._lease = command.Lease.begin(folder)
         self._pending: dict[Future, Any] = {}
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """See `Executor`."""
-        try:
-            task = self._ray.remote(command.within).options(**self._options)
-        except (TypeError, ValueError) as error:
-            said = str(error).rstrip(".")
-            raise InputError(
-                f"Ray refuses --executor_options: {said}. Correct them."
-            ) from error
-        reference = task.remote(
-            self._environment, self._lease.path, fn, *args, **kwargs
-        )
+        with _options_checked():  # Some are looked at only now, as 1.5 GPUs.
+            reference = self._task.remote(
+                self._environment, self._lease.path, fn, *args, **kwargs
+            )
         future = reference.future()
         self._pending[future] = reference
         future.add_done_callback(lambda done: self._pending.pop(done, None))
@@ -110,3 +113,15 @@ class RayExecutor(Executor):
                     self._ray.cancel(reference, force=True)
         self._lease.end()
         self._ray.shutdown()
+
+
+@contextlib.contextmanager
+def _options_checked() -> Iterator[None]:
+    """Turns what Ray says of options that it refuses into an `InputError`."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        said = "".join(map(str, error.args)).rstrip(".")  # Ray parts one of them.
+        raise InputError(
+            f"Ray refuses --executor_options: {said}. Correct them."
+        ) from error

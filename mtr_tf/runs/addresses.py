@@ -83,11 +83,10 @@ def place(address: str, flag: str) -> Place:
     try:
         fsspec.get_filesystem_class(name)
     except ValueError as error:
-        known = ", ".join(f"{one}://" for one in ("gs", "s3", "abfs"))
         raise InputError(
             f"{flag} must be a path, or an address that TensorFlow or fsspec can reach "
-            f"({known} and others); got {address!r}. Mount it as a folder, and give "
-            "its path."
+            f"(gs://, s3://, abfs:// and others); got {address!r}. Mount it as a "
+            "folder, and give its path."
         ) from error
     except ImportError as error:
         registry = importlib.import_module("fsspec.registry")  # Not its attribute.

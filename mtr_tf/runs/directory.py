@@ -51,8 +51,9 @@ if TYPE_CHECKING:
 
 def environment() -> dict[str, Any]:
     """What a result is traced by: command, commit, versions, machine, time (UTC)."""
+    name = pathlib.Path(sys.argv[0]).stem.removeprefix("mtr-")
     return {
-        "command": shlex.join(["python", "-m", *_module_and_flags()]),
+        "command": shlex.join(["python", "-m", f"mtr_tf.{name}", *sys.argv[1:]]),
         "commit": _commit(),
         "versions": versions(),
         "platform": platform.platform(),
@@ -68,11 +69,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _module_and_flags() -> list[str]:
-    binary = pathlib.Path(sys.argv[0]).stem.removeprefix("mtr-")
-    return [f"mtr_tf.{binary}", *sys.argv[1:]]
 
 
 def _commit() -> str | None:
@@ -295,14 +291,19 @@ def check_workdir(workdir: pathlib.Path, config: TrainConfig, resume: bool) -> N
         )
     old = read_config(workdir)
     if old is None:
-        _check_nothing_of_a_run(workdir)
-    else:
-        check_same(workdir, _as_long(old, config), config)
-        if not resume:
+        if found := kept_work(workdir):
             raise InputError(
-                f"{workdir} already holds a run; leave out --noresume to continue it, "
+                f"{workdir} holds {found.relative_to(workdir)}, but no config.json "
+                "that says which run it belongs to; restore config.json to continue, "
                 "or give another --workdir."
             )
+        return
+    check_same(workdir, _as_long(old, config), config)
+    if not resume:
+        raise InputError(
+            f"{workdir} already holds a run; leave out --noresume to continue it, or "
+            "give another --workdir."
+        )
 
 
 def check_path(workdir: pathlib.Path) -> None:
@@ -329,18 +330,6 @@ def kept_work(workdir: pathlib.Path) -> pathlib.Path | None:
             return place / checkpoints.name(steps[-1])
     model = workdir / "model.keras"
     return model if model.exists() else None
-
-
-def _check_nothing_of_a_run(workdir: pathlib.Path) -> None:
-    """Raises `InputError` for the work of a run whose settings are not known."""
-    found = kept_work(workdir)
-    if found is None:
-        return
-    raise InputError(
-        f"{workdir} holds {found.relative_to(workdir)}, but no config.json that says "
-        "which run it belongs to; restore config.json to continue, or give another "
-        "--workdir."
-    )
 
 
 def _as_long(old: TrainConfig, new: TrainConfig) -> TrainConfig:

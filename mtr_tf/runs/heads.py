@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -236,8 +237,7 @@ def _asked(
     flag: str,
 ) -> tuple[Output, Task]:
     """The output and the task of one pair of the flag."""
-    by_rank = zip(*(_padded(output.names) for output in outputs), strict=True)
-    for names in by_rank:
+    for names in itertools.zip_longest(*(output.names for output in outputs)):
         if names.count(name) > 1:
             raise InputError(
                 f"{flag} names {name!r}, but {names.count(name)} outputs of {where} "
@@ -251,10 +251,6 @@ def _asked(
         f"{flag} names the output {name!r}, but the outputs of {where} are "
         f"{_listed(outputs)}; name one of these.{did_you_mean(name, every)}"
     )
-
-
-def _padded(names: Sequence[str]) -> tuple[str, ...]:
-    return (*names, "", "", "", "")[:4]
 
 
 def _task(

@@ -16,10 +16,12 @@ from collections.abc import Sequence
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import logging
 
 from mtr_tf import files
 from mtr_tf.errors import InputError
+from mtr_tf.models import keras_files
 from mtr_tf.runs import remote
 
 _LISTED = 6  # Layers that messages name at most.
@@ -132,12 +134,15 @@ def read(path: str) -> Arrays:
     """Returns the weights of a file, or of the model of a run directory.
 
     Raises:
-      InputError: There is no such file, or it holds no named weights.
+      InputError: There is no such file, or it would fill the memory, is damaged or
+        holds no named weights.
     """
     file = check(path)
     try:
         arrays = _read(file)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except files.DAMAGED as error:
         raise InputError(
             f"--init={path} must be a .keras or .h5 file of Keras, but it cannot be "
             f"read ({type(error).__name__}: {' '.join(str(error).split())[:100]})."
@@ -165,6 +170,8 @@ def digest(path: str) -> str:
 
 
 def _read(path: pathlib.Path) -> Arrays:
+    if zipfile.is_zipfile(path) or h5py.is_hdf5(path):
+        keras_files.check_size(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             content = io.BytesIO(archive.read("model.weights.h5"))
@@ -185,7 +192,7 @@ def _of_keras_3(group: h5py.Group, path: str = "") -> Arrays:
         inner = f"{path}/{own.attrs['name']}".lstrip("/")
         if len(own):
             numbers = sorted(own, key=int)
-            arrays[inner] = [own[number][()] for number in numbers]
+            arrays[inner] = [_array(own[number]) for number in numbers]
     for key, child in group.items():
         if key != "vars" and isinstance(child, h5py.Group):
             arrays |= _of_keras_3(child, inner)
@@ -198,8 +205,18 @@ def _of_keras_2(group: h5py.Group) -> Arrays:
     for layer in map(_text, group.attrs["layer_names"]):
         for name in map(_text, group[layer].attrs["weight_names"]):
             owner = name.rpartition("/")[0] or layer
-            arrays.setdefault(owner, []).append(group[layer][name][()])
+            arrays.setdefault(owner, []).append(_array(group[layer][name]))
     return arrays
+
+
+def _array(kept: h5py.Dataset) -> np.ndarray:
+    """The numbers of a weight; raises `ValueError` where it is of something else."""
+    array = np.asarray(kept[()])
+    if array.dtype == "V2":  # HDF5 knows no bfloat16, and Keras writes its bytes.
+        return array.view(tf.bfloat16.as_numpy_dtype)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{kept.name} holds no numbers")
+    return array
 
 
 def _text(value: str | bytes) -> str:

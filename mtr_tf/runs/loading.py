@@ -280,12 +280,10 @@ def _no_checkpoint(root: pathlib.Path, path: pathlib.Path) -> str:
 
 def check_heads(config: AttackConfig, run: Run, source: Run | None) -> None:
     """Raises `InputError` for flags about a user's own model if there is none."""
-    given = {
-        "heads": any(each and each.heads for each in (run, source)),
-        "channels_first": any(each and each.heads for each in (run, source)),
-        "source_heads": bool(source and source.heads),
-    }
-    for name, used in given.items():
+    own = any(each and each.heads for each in (run, source))
+    of_source = bool(source and source.heads)
+    uses = {"heads": own, "channels_first": own, "source_heads": of_source}
+    for name, used in uses.items():
         if getattr(config, name) and not used:
             flag = "--source_ckpt" if name == "source_heads" else "--ckpt"
             raise InputError(
@@ -327,9 +325,9 @@ def open_data(
     if opened:
         opened.check(config.split)
         _check_targets(config, opened.info, tasks)
-        given = opened
+        load = opened.load
         return dataclasses.replace(
-            given, load=lambda split: reading.only(given.load(split), tasks)
+            opened, load=lambda split: reading.only(load(split), tasks)
         )
     trained = run.config
     name = config.dataset or (trained.dataset if trained else "")

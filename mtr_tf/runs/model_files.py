@@ -140,11 +140,9 @@ def _refusal(path: pathlib.Path, error: Exception) -> InputError:
             "module of --dataset=module:function, which is imported before the model "
             f"is loaded, or give {_BUILT}."
         )
-    detail = text.strip().splitlines()
     return InputError(
         f"{path} cannot be loaded as a {path.suffix} file: it is truncated, or not "
-        "from Keras 3, or uses layers that are not Keras's own "
-        f"({type(error).__name__}{': ' + detail[0][:200] if detail else ''})."
+        f"from Keras 3, or uses layers that are not Keras's own ({first_line(error)})."
     )
 
 
@@ -193,7 +191,7 @@ def _saved_model(path: pathlib.Path) -> File:
     signature = signatures["serving_default"]
     specs = signature.structured_input_signature[1]
     if len(specs) != 1:
-        raise too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
+        raise _too_many_inputs(str(path), [tuple(s.shape) for s in specs.values()])
     ((argument, spec),) = specs.items()
     packing.check_dtype(str(path), spec.dtype.name)
     batch, *shape = tuple(spec.shape) if spec.shape.rank else (None,)
@@ -265,7 +263,7 @@ def functional(
     inputs = model.inputs
     shapes = [tuple(tensor.shape) for tensor in inputs]
     if not shapes:
-        raise too_many_inputs(file.name, shapes)
+        raise _too_many_inputs(file.name, shapes)
     if len(shapes[0]) != 4:
         raise InputError(
             f"the model of {file.name} must take images of shape (batch, height, "
@@ -328,7 +326,7 @@ def _own_shape(model: Any) -> tuple[int | None, ...]:
     return ()
 
 
-def too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
+def _too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     """The refusal of a model with several inputs, or none."""
     return InputError(
         f"the model of {name} must have one input, images of shape (batch, height, "

@@ -18,6 +18,7 @@ from mtr_tf.models import adapters
 from mtr_tf.models import plain
 from mtr_tf.models import probabilities
 from mtr_tf.tasks import KINDS
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import own_code
 
@@ -56,7 +57,7 @@ def build(name: str, image_shape: Sequence[int | None], tasks: TaskSet) -> keras
     _check_input(name, model, image_shape)
     outputs = _outputs(name, model, tasks)
     for task in tasks.values():
-        _check_output(name, task, outputs[task.name].shape, image_shape)
+        _check_output(name, task, outputs[task.name], image_shape)
     if not isinstance(model.output, dict) or list(model.output) != list(outputs):
         if not adapters.is_functional(model):
             raise InputError(
@@ -101,14 +102,22 @@ def _outputs(
     return {task: given[task] for task in tasks}
 
 
-def _check_output(name, task, shape, image_shape) -> None:
+def _check_output(
+    name: str, task: Task, output: Any, image_shape: Sequence[int | None]
+) -> None:
+    if not isinstance(output, keras.KerasTensor):
+        raise InputError(
+            f"The output for {task.name} of --model={name} must be one tensor, but it "
+            f"is a {type(output).__name__} of tensors; return one of them, or join "
+            "them."
+        )
     channels = task.output_channels(None)
     places = tuple(image_shape[:2]) if task.is_map else (None,) * task.axes
-    if not _agree(tuple(shape)[1:], (*places, channels)):
+    if not _agree(output.shape[1:], (*places, channels)):
         raise InputError(
             f"The output for {task.name} of --model={name} must have shape "
             f"{(None, *places, channels)}, with {channels} channels for each place, "
-            f"but it has {tuple(shape)}."
+            f"but it has {output.shape}."
         )
 
 

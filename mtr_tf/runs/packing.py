@@ -7,7 +7,6 @@ A layer in front of the model takes apart again what `data.layout` has packed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -61,55 +60,49 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
     Raises:
       InputError: The model needs what does not come, or not in that shape.
     """
-    names = _names(model)
-    image = _image_of(names, layout, where, model)
+    inputs = _inputs(model)
+    image = _image_of(inputs, layout, where)
+    others = {name: tensor for name, tensor in inputs.items() if name != image}
     shapes = dict(layout.shapes) if layout else {}
-    for name, tensor in zip(names, model.inputs, strict=True):
-        if name != image:
-            _check(name, tensor, shapes, where)
+    for name, tensor in others.items():
+        _check(name, tensor, shapes, where)
     if layout is None:  # There is but the image, and nothing comes with it.
         return model
-    tensors = dict(zip(names, model.inputs, strict=True))
-    _check(image, tensors[image], {image: layout.image}, where)
-    check_dtype(where, str(tensors[image].dtype))
-    dtypes = {name: str(tensors[name].dtype) for name in names if name != image}
-    batch = tensors[image].shape[0]
-    whole = adapters.new_image(model, layout.packed, batch)
-    name = adapters.free_name("unpack", adapters.names_in(model) | {whole.name})
-    parts = Unpack(layout, dtypes, name=name)(whole)
-    given = [parts[IMAGE if name == image else name] for name in names]
+    _check(image, inputs[image], {image: layout.image}, where)
+    check_dtype(where, str(inputs[image].dtype))
+    whole = adapters.new_image(model, layout.packed, inputs[image].shape[0])
+    taken = adapters.names_in(model) | {whole.name}
+    dtypes = {name: str(tensor.dtype) for name, tensor in others.items()}
+    parts = Unpack(layout, dtypes, name=adapters.free_name("unpack", taken))(whole)
+    given = [parts[IMAGE if name == image else name] for name in inputs]
     return keras.Model(whole, adapters.called_on(model, *given), name=model.name)
 
 
-def _names(model: keras.Model) -> list[str]:
-    """What the model's inputs are called, in their order: by keys, else by layers."""
+def _inputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
+    """The model's inputs, in their order, by their keys, else by their layers."""
     structure = getattr(model, "input", None)
     keys = (
         {id(tensor): key for key, tensor in structure.items()}
         if isinstance(structure, Mapping)
         else {}
     )
-    return [str(keys.get(id(tensor), tensor.name)) for tensor in model.inputs]
+    return {str(keys.get(id(tensor), tensor.name)): tensor for tensor in model.inputs}
 
 
 def _image_of(
-    names: Sequence[str], layout: Layout | None, where: str, model: keras.Model
+    inputs: Mapping[str, keras.KerasTensor], layout: Layout | None, where: str
 ) -> str:
     """The name of the input that is the image: the one that nothing else is for."""
-    if len(names) == 1:
-        return names[0]
+    if len(inputs) == 1:
+        return next(iter(inputs))
     known = [name for name, _ in layout.shapes] if layout else []
-    left = [name for name in names if name not in known]
+    left = [name for name in inputs if name not in known]
     if IMAGE in left:
         return IMAGE
-    pictures = [
-        name
-        for name, tensor in zip(names, model.inputs, strict=True)
-        if name in left and len(tensor.shape) == 4
-    ]
+    pictures = [name for name in left if len(inputs[name].shape) == 4]
     if len(pictures) == 1 or (pictures and not known):
         return pictures[0]
-    raise _missing(where, model, layout, left[1:] or names)
+    raise _missing(where, inputs, layout, (left[1:] or [*inputs])[0])
 
 
 def check_dtype(name: str, dtype: str) -> None:
@@ -150,15 +143,17 @@ def _check(
 
 
 def _missing(
-    where: str, model: keras.Model, layout: Layout | None, names: Sequence[str]
+    where: str,
+    inputs: Mapping[str, keras.KerasTensor],
+    layout: Layout | None,
+    name: str,
 ) -> InputError:
     takes = ", ".join(
-        f"{name} {tuple(tensor.shape[1:])}"
-        for name, tensor in zip(_names(model), model.inputs, strict=True)
+        f"{other} {tuple(tensor.shape[1:])}" for other, tensor in inputs.items()
     )
     return InputError(
         f"one input of the model of {where} must be the image, and the others must "
         f"come with the examples, but it takes {takes}, and the examples have the "
         f"inputs {layout or 'none'}. Call the image's input image, and give each "
-        f'example "inputs": {{"{names[0]}": ...}} (docs/own_data.md), or give {FILLED}.'
+        f'example "inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'
     )

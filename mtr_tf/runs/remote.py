@@ -276,11 +276,10 @@ def _fetch(made: _Copies, address: str, flag: str) -> pathlib.Path:
         root = address.rsplit("/", depth)[0]
         copy = made.of(root, flag)
         with addresses.explained(root, "read"):
-            is_run = all(copy.place.exists(name) for name in _OF_RUNS)
-        if is_run:
-            inner = address[len(root) :].strip("/")
-            _fetch_run(copy, inner)
-            return copy.folder / inner
+            if all(copy.place.exists(name) for name in _OF_RUNS):
+                inner = address[len(root) :].strip("/")
+                _fetch_run(copy, inner)
+                return copy.folder / inner
     folder, _, last = address.rpartition("/")
     parent = made.of(folder, flag)
     with addresses.explained(address, "read"):

@@ -20,7 +20,7 @@ from mtr_tf.runs.cluster import Cluster
 
 _AGAIN_SECONDS = 0.2
 _PATIENCE_SECONDS = 10  # For a line of who has come.
-_LONGEST = 2**20  # Of what one of them says.
+_LONGEST = 2**20  # Bytes that one of them says.
 
 
 def meet(cluster: Cluster, facts: Mapping[str, Any]) -> None:
@@ -130,20 +130,23 @@ def _come(cluster: Cluster, told: str) -> dict[str, Any]:
             connection = socket.create_connection(place, _PATIENCE_SECONDS)
             with connection:
                 connection.sendall(told.encode() + b"\n")
-                said = _heard(connection, patience=None)
+                # All that hundreds of workers say is longer than what one does.
+                said = _heard(connection, patience=None, longest=-1)
                 if said:
                     return said
         time.sleep(_AGAIN_SECONDS)
 
 
 def _heard(
-    connection: socket.socket, patience: float | None = _PATIENCE_SECONDS
+    connection: socket.socket,
+    patience: float | None = _PATIENCE_SECONDS,
+    longest: int = _LONGEST,
 ) -> dict[str, Any] | None:
     """The one line that the other side says; None if it is none of ours."""
     connection.settimeout(patience)
     try:
         with connection.makefile("rb") as file:
-            said = json.loads(file.readline(_LONGEST))
+            said = json.loads(file.readline(longest))
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) else None

@@ -287,7 +287,9 @@ class Workers:
                 ) from error
             if not isinstance(error, _LOST) and not aborted:
                 raise
-            named = dict.fromkeys(re.findall(r"/task:(\d+)", _last(error.message)))
+            # What is said before that names this one, too.
+            unhealthy = error.message.rpartition("unhealthy")[2]
+            named = dict.fromkeys(re.findall(r"/task:(\d+)", unhealthy))
             lost = " and ".join(self._name(int(n)) for n in named) or "another worker"
             raise InputError(
                 f"{lost} has ended or cannot be reached, and so all end; see what it "
@@ -313,11 +315,6 @@ def _from_bytes(data: bytes, kinds: Iterable[tuple[str, Any]]) -> list[np.ndarra
         arrays.append(array.reshape(shape))
         start += array.nbytes
     return arrays
-
-
-def _last(message: str) -> str:
-    """What speaks of the tasks that are lost, in an error that names this one too."""
-    return message.rpartition("unhealthy")[2]
 
 
 def join(name: str, replicas: int = 0) -> Workers:

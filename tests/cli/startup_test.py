@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -172,6 +173,17 @@ def test_a_command_without_batches_is_told_of_no_flag_that_it_lacks():
     assert told is not None
     assert told.startswith("the device has too little memory. ")
     assert "--" not in told
+
+
+def test_lines_are_ours_or_warnings():
+    """Also where the packages of others lie in a folder of that name."""
+    other = "/home/me/mtr_tf/.venv/lib/python3.11/site-packages/tensorflow/a.py"
+    lines = [(startup.__file__, 20), (other, 20), (other, 30)]
+    shown = []
+    for file, level in lines:
+        record = logging.LogRecord("absl", level, file, 1, "told", (), None)
+        shown.append(bool(cli_flags._PlainHandler().filter(record)))
+    assert shown == [True, False, True]
 
 
 def test_skipped_steps_are_those_without_an_update():

@@ -464,7 +464,3 @@ def test_a_batch_is_not_larger_than_the_images(place):
         ckpt=str(place / "run"), batch_size=10**9, num_examples=3, deterministic=False
     )
     assert attack_job.resolve(config).subject.batch_size == 3
-
-
-def test_the_list_is_long():
-    assert len({row[0] for row in (*TRAIN, *ATTACK, *ON_A_RUN, *OTHERS)}) >= 150

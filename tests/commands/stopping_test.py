@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training that signals stop, in processes of its own; see also cli/stopping_test."""
+"""Training that stops and goes on, also by signals; see also cli/stopping_test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import sys
 import process_fixture
 import pytest
 
+from mtr_tf import train
+from mtr_tf.cli import flags as cli_flags
+from mtr_tf.config.train import RunPlace
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.runs import checkpoints
 from mtr_tf.runs import loading
 
@@ -79,13 +83,10 @@ def test_stopped_at_random_steps_it_ends_with_the_same_bits(whole_run, tmp_path)
 
 
 def test_a_longer_run_goes_on_where_the_rate_does_not_depend_on_it(whole_run, tmp_path):
-    rate = ("--schedule=constant", "--jit=off", "--eval_eps=0")
-    for epochs in (1, 3):
-        process = start(whole_run, tmp_path / "a", *rate, f"--epochs={epochs}")
-        process.communicate(timeout=300)
-        assert process.returncode == 0
-    process = start(whole_run, tmp_path / "b", *rate, "--epochs=3")
-    process.communicate(timeout=300)
+    flags = [*whole_run.flags, "--schedule=constant", "--jit=off", "--eval_eps=0"]
+    for name, epochs in (("a", 1), ("a", 3), ("b", 3)):
+        given = [*flags, f"--epochs={epochs}", f"--workdir={tmp_path / name}"]
+        train.main(*cli_flags.parse(["train", *given], (TrainConfig, RunPlace)))
     end = [
         loading.load_run(str(tmp_path / name / "model.keras")).fingerprint
         for name in "ab"

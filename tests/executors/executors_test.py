@@ -207,14 +207,15 @@ def test_a_command_whose_ray_node_is_lost_is_run_on_another(ray_nodes, place):
 
 
 @pytest.mark.slow
-def test_options_that_ray_does_not_know_are_said(ray_nodes, place):
-    options = (f"address={ray_nodes.address}", "num_gpu=1")
-    said = "Ray refuses --executor_options: .*gpu"
-    with (
-        executors.create("ray", place.folder, 1, options).executor as executor,
-        pytest.raises(InputError, match=said),
-    ):
-        executor.submit(command.run, place.command("print"))
+def test_options_that_ray_refuses_with_the_first_command_are_said(ray_nodes, place):
+    options = (f"address={ray_nodes.address}", "num_gpus=1.5")
+    made = executors.create("ray", place.folder, 1, options)
+    said = "Ray refuses --executor_options: GPU .*must be whole numbers"
+    try:
+        with pytest.raises(InputError, match=said):
+            made.executor.submit(command.run, place.command("print"))
+    finally:
+        made.executor.shutdown(cancel_futures=True)
 
 
 def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(place):
@@ -238,14 +239,17 @@ def test_local_commands_wait_for_a_slot_and_do_not_start_once_it_is_stopped(plac
         ("local", ("num_gpus=1",), "are for --executor=ray and slurm"),
         ("ray", ("num_gpus",), "must be NAME=VALUE"),
         ("ray", ("num_gpus=1", "num_gpus=2"), "once, but num_gpus has several"),
+        ("ray", ("num_gpu=1",), "Ray refuses --executor_options: .*num_gpu"),
+        ("ray", ("num_gpus=two",), "Ray refuses --executor_options: .*num_gpus"),
+        ("ray", ("address=6379",), "found no cluster at 6379: .* correct the address"),
         ("slurm", ("cluster=slurm",), "--executor=slurm cannot be used"),
         ("slurm", ("cluster=local", "nonsense=1"), "nonsense"),
         ("slurm", ("cluster=local", "timeout_min=soon"), "cannot be used: "),
     ],
 )
 def test_what_cannot_be_is_said(name, options, said, tmp_path, monkeypatch):
-    if name == "slurm":
-        pytest.importorskip("submitit")
+    if name != "local":
+        pytest.importorskip({"ray": "ray", "slurm": "submitit"}[name])
     monkeypatch.setenv("PATH", "")  # No sbatch.
     with pytest.raises(InputError, match=said):
         executors.create(name, tmp_path, 1, options)
@@ -268,6 +272,7 @@ def test_commands_on_ray_take_a_gpu_unless_told_otherwise(
     library = types.SimpleNamespace(
         init=lambda *_, **__: None,
         cluster_resources=lambda: {"GPU": 4, "CPU": 32},
+        remote=lambda _: types.SimpleNamespace(options=lambda **options: options),
         shutdown=lambda: None,
     )
     monkeypatch.setattr(executors.on_ray.extras, "library", lambda *_: library)
@@ -400,6 +405,13 @@ def test_a_job_that_is_taken_back_does_not_count_as_ended(tmp_path, monkeypatch)
     assert call.checkpoint().function is call
 
 
+def test_a_machine_that_does_not_see_the_files_is_named(place):
+    lease = str(place.folder / "none.lease")
+    with pytest.raises(command.Stopping, match=r"none.lease is not there on .*: the r"):
+        command.within({}, lease, command.run, place.command("print"))
+    assert not place.found("logs/*")
+
+
 def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
@@ -411,8 +423,3 @@ def test_commands_do_not_take_themselves_for_workers(place, monkeypatch):
     assert command.run(given).code == 0
     said = (place.folder / "inner" / "logs" / "here.log").read_text()
     assert "workers: None None" in said
-
-
-def test_they_are_executors():
-    for engine in (executors.on_ray.RayExecutor, executors.on_slurm.SlurmExecutor):
-        assert issubclass(engine, futures.Executor)

@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import io
 import json
-import pathlib
 import re
+import tomllib
 
 import fuzz_fixture
 import numpy as np
 import pytest
 import study_fixture
-from cells_fixture import a_cell
 from results_fixture import RECORDS
 from results_fixture import result
 
@@ -158,10 +157,8 @@ def _toml(value) -> str:
     return json.dumps(value)
 
 
-@fuzz_fixture.tiers(quick=100)
+@fuzz_fixture.tiers(quick=60)
 def test_study_files(cases, tmp_path):
-    import tomllib
-
     texts = [p.read_text() for p in study_file.shipped().values()]
     path = tmp_path / "own.toml"
     for rng in cases:
@@ -222,7 +219,3 @@ def test_flags(cases):
             parsed = cli_flags.parse(argv, records)
             for record, found in zip(records, parsed, strict=True):
                 assert record.from_dict(found.to_dict()) == found
-
-
-def test_a_cell_is_needed_to_read_one(tmp_path):
-    assert Store(pathlib.Path(tmp_path), {}).read(a_cell()) is None

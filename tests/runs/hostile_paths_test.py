@@ -3,6 +3,7 @@
 
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -27,11 +28,17 @@ NAMES = [
 ]  # fmt: skip
 
 
-def keeper(workdir, keep=2, units=1):
+@functools.cache
+def learner(units):
+    """A model of so many units and its optimizer."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units)])
     optimizer = keras.optimizers.Adam(0.1)
     optimizer.build(model.trainable_variables)
-    return Keeper(workdir, model, optimizer, keep)
+    return model, optimizer
+
+
+def keeper(workdir, keep=2, units=1):
+    return Keeper(workdir, *learner(units), keep)
 
 
 def kept(workdir):
@@ -43,6 +50,10 @@ def saved(workdir, *steps, **options):
     for step in steps:
         made.save(step)
     return workdir / "checkpoints"
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 @pytest.fixture
@@ -57,24 +68,30 @@ def told(monkeypatch):
     return lines
 
 
+@pytest.fixture(scope="module")
+def neighbours(tmp_path_factory):
+    """A folder of runs, beside which others are made."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("vXY", "vX", "a", "x"):
+        saved(folder / name, 7)
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_no_pattern(tmp_path, name, told):
+def test_a_name_is_no_pattern(neighbours, name, told):
     """Its oldest are deleted and none of a neighbour's, and it goes on from its own."""
-    neighbours = [tmp_path / other for other in ("vXY", "vX", "a", "x")]
-    for neighbour in neighbours:
-        saved(neighbour, 7)
-    made = keeper(tmp_path / name)
+    others = contents(neighbours)
+    workdir = neighbours / name
+    made = keeper(workdir)
     for step in (1, 2, 3):
         made.save(step)
         made.save_if_best(step, step, "higher")
-    assert kept(tmp_path / name) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
-    data = [p.name for p in (tmp_path / name / "checkpoints").glob("*.data-*")]
+    assert kept(workdir) == ["ckpt-2.index", "ckpt-3.index", "ckpt-3.index"]
+    data = [p.name for p in (workdir / "checkpoints").glob("*.data-*")]
     assert len(data) == 2
-    again = keeper(tmp_path / name)
-    assert again.restore(3) == 3
-    for neighbour in neighbours:
-        assert kept(neighbour) == ["ckpt-7.index"]
-        assert keeper(neighbour).restore() == 7
+    assert keeper(workdir).restore(3) == 3
+    shutil.rmtree(workdir)
+    assert contents(neighbours) == others
     assert not told
 
 
@@ -207,53 +224,21 @@ def test_names_that_no_file_can_name_are_refused(tmp_path, name):
         directory.check_workdir(tmp_path / name, TrainConfig(), resume=True)
 
 
-def config_as_folder(workdir):
-    (workdir / "config.json").mkdir()
+NO_CONFIG = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a circle": lambda path: path.symlink_to("config.json"),
+    "a broken link": lambda path: path.symlink_to("nothing"),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "noise": lambda path: path.write_bytes(b"\xff\x00"),
+    "a list": lambda path: path.write_text("[]"),
+    "deep nesting": lambda path: path.write_text("[" * 100_000),
+}
 
 
-def config_as_pipe(workdir):
-    os.mkfifo(workdir / "config.json")
-
-
-def config_as_circle(workdir):
-    (workdir / "config.json").symlink_to("config.json")
-
-
-def config_as_broken_link(workdir):
-    (workdir / "config.json").symlink_to("nothing")
-
-
-def config_as_device(workdir):
-    (workdir / "config.json").symlink_to("/dev/zero")
-
-
-def config_as_noise(workdir):
-    (workdir / "config.json").write_bytes(b"\xff\x00")
-
-
-def config_as_list(workdir):
-    (workdir / "config.json").write_text("[]")
-
-
-def config_nested(workdir):
-    (workdir / "config.json").write_text("[" * 100_000)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        config_as_folder,
-        config_as_pipe,
-        config_as_circle,
-        config_as_broken_link,
-        config_as_device,
-        config_as_noise,
-        config_as_list,
-        config_nested,
-    ],
-)
-def test_a_config_that_is_none_is_one_sentence(tmp_path, change):
-    change(tmp_path)
+@pytest.mark.parametrize("kind", NO_CONFIG)
+def test_a_config_that_is_none_is_one_sentence(tmp_path, kind):
+    NO_CONFIG[kind](tmp_path / "config.json")
     with pytest.raises(InputError, match=r"config\.json (cannot be used|is damaged)"):
         directory.check_workdir(tmp_path, TrainConfig(), resume=True)
 

@@ -129,6 +129,68 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     assert "\n" not in str(raised.value)
 
 
+def dense(dtype="float32"):
+    return keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(64, name="d", dtype=dtype)]
+    )
+
+
+def as_group(file):
+    file.create_group(KERNEL)
+
+
+def as_text(file):
+    file[KERNEL] = np.full((8, 64), b"text")
+
+
+def as_zeros_that_fill_the_memory(file):
+    file.create_dataset(KERNEL, (10**7, 10**4), "f4", chunks=True, compression="gzip")
+
+
+KERNEL = "layers/dense/vars/0"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (as_group, r"cannot be read \(TypeError"),
+        (as_text, r"cannot be read \(ValueError: /layers/dense/vars/0 holds no numb"),
+        (as_zeros_that_fill_the_memory, "would take 400,000,000,256 bytes of memory"),
+    ],
+)
+def test_weights_that_are_none_are_one_sentence(tmp_path, change, message):
+    path = tmp_path / "net.weights.h5"
+    dense().save_weights(path)
+    with h5py.File(path, "r+") as file:
+        del file[KERNEL]
+        change(file)
+    with pytest.raises(InputError, match=message):
+        initial_weights.start_from(dense(), str(path))
+
+
+def test_a_damaged_archive_is_one_sentence(tmp_path):
+    path, packed = tmp_path / "net.keras", tmp_path / "packed.keras"
+    dense().save(path)
+    with (
+        zipfile.ZipFile(path) as file,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again,
+    ):
+        again.writestr("model.weights.h5", file.read("model.weights.h5"))
+    content = bytearray(packed.read_bytes())
+    content[60:80] = bytes(20)
+    packed.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read \(error: Error -3 while dec"):
+        initial_weights.start_from(dense(), str(packed))
+
+
+def test_weights_in_bfloat16_are_numbers(tmp_path):
+    """HDF5 knows no such type."""
+    model, other = dense("bfloat16"), dense()
+    model.save(tmp_path / "net.keras")
+    initial_weights.start_from(other, str(tmp_path / "net.keras"))
+    np.testing.assert_array_equal(other.get_weights()[0], model.get_weights()[0])
+
+
 def test_nothing_that_matches_is_refused(tmp_path):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="theirs")])
     other.save(tmp_path / "other.keras")

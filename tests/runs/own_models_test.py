@@ -125,6 +125,13 @@ def of_two_inputs(shape, tasks):
             ),
             r"for scene .* shape \(None, 2\), with 2 channels.* has \(None, 3\)",
         ),
+        (
+            lambda shape, tasks: keras.Model(
+                (made := net(shape, tasks)).input,
+                {**made.output, "scene": [made.output["scene"]] * 2},
+            ),
+            "output for scene .* must be one tensor, but it is a list of tensors",
+        ),
         (lambda_net, "cannot be loaded again .*no Lambda layers"),
         (of_two_inputs, "must have one input"),
     ],

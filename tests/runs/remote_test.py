@@ -407,6 +407,21 @@ def test_what_of_a_run_is_downloaded(memory, inner, wanted):
         assert remote.named(str(path)) == memory + inner
 
 
+def test_a_network_that_fails_in_between_is_one_sentence(memory, monkeypatch):
+    write(memory, dict.fromkeys(("config.json", "train.flags", "model.keras"), b"{}"))
+    exists = addresses._OfFsspec.exists
+
+    def failing(self, name):
+        if name == "model.keras":
+            raise ConnectionError("it is gone")
+        return exists(self, name)
+
+    monkeypatch.setattr(addresses._OfFsspec, "exists", failing)
+    told = r"run cannot be read \(ConnectionError: it is gone\); check the address"
+    with remote.copies(), pytest.raises(InputError, match=told):
+        remote.fetched(memory, "--ckpt")
+
+
 def test_models_of_ones_own_at_addresses(memory):
     saved = {"saved_model.pb": b"p", "variables/variables.index": b"i"}
     write(f"{memory}/saved", saved)

@@ -29,7 +29,7 @@ def meeting(addresses, facts=({}, {}, {}), order=(0, 1, 2)) -> list:
     """What comes of each worker, where they come in this order: None or an error."""
 
     def come(index):
-        time.sleep(0.2 * order.index(index))
+        time.sleep(0.1 * order.index(index))
         try:
             cluster = Cluster(addresses, index, "TF_CONFIG")
             return rendezvous.meet(cluster, facts[index])
@@ -82,6 +82,12 @@ def test_a_port_that_is_taken_is_told_to_all(addresses):
         chief, taken, other = meeting(addresses)
     assert taken.startswith(f"worker 1 must have the address {addresses[1]} for itself")
     assert chief == other == f"worker 1 ({addresses[1]}) says: {taken}"
+
+
+def test_what_many_have_said_is_long(addresses):
+    """Each tells the addresses of all, so what the chief answers grows as a square."""
+    facts = [{"addresses": "a" * 600_000}] * 2
+    assert meeting(addresses[:2], facts) == [None] * 2
 
 
 @pytest.mark.parametrize("address", ["host", "host:port"])

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
+import socket
 import types
 
 import numpy as np
@@ -13,10 +15,12 @@ import tensorflow as tf
 import workers_fixture
 
 from mtr_tf.cli import stopping
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import workers as workers_lib
 from mtr_tf.runs.cluster import Cluster
 from mtr_tf.runs.workers import Workers
+from mtr_tf.training import loop as training
 
 TWO = Cluster(("a:1", "b:1"), 0, "a test")
 
@@ -168,6 +172,18 @@ def test_a_failure_of_others_or_of_nccl_is_one_sentence(error, said):
         raise error(None, None, text)
     assert str(found.value).startswith(said)
     assert str(found.value).endswith(". Kept.")
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = f"127.0.0.1:{taken.getsockname()[1]}"
+        jobs = {"worker": [place, "127.0.0.1:1"]}
+        config = {"cluster": jobs, "task": {"type": "worker", "index": 0}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        said = f"^worker 0 must have the address {place} for itself"
+        with pytest.raises(InputError, match=said):
+            training.train(TrainConfig(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_code_is_another_fact(tmp_path, monkeypatch):
