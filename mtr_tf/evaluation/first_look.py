@@ -158,9 +158,9 @@ def look(
     records = TaskSet(model_fit.task_of(run, info, task) for task in tasks)
     given = model = run.model
     if affine and not trained:
-        channels = info.image_shape[-1] if run.packed else None
-        _check_channels(channels or model.input_shape[-1], affine)
-        model = input_range.in_front(given, *affine, channels)
+        channels = info.image_shape[-1]  # Of a model that takes any, too.
+        _check_channels(channels, affine)
+        model = input_range.in_front(given, *affine, channels if run.packed else None)
     images = batch["image"]
     call = _called(model, tasks, name, size)
     finish, warnings = _finishing(
@@ -367,11 +367,11 @@ class _FirstLook:
             else:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
-            if change < still * scale:
+            if change <= still * scale:  # Both are 0 where all outputs are equal.
+                share = change / scale if change else 0.0
                 warnings.append(
                     f"{self.name}'s {task} hardly changes with the image, even from "
-                    f"an image to its negative{likely} (by {change / scale:.2g} of "
-                    "its scale)."
+                    f"an image to its negative{likely} (by {share:.2g} of its scale)."
                 )
         return warnings
 
@@ -454,7 +454,7 @@ class _FirstLook:
                 lambda array, i=i: tf.constant(array[i : i + self.size]),
                 [self.batch[kind] for kind in ("image", "targets", "masks")],
             )
-            with base.input_errors():
+            with stateless.unchanged(self.model), base.input_errors():
                 slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
