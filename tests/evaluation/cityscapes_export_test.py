@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 
+import cells_fixture
 import cityscapes_fixture as fixture
 import keras
 import numpy as np
@@ -17,11 +19,11 @@ import pytest
 from PIL import Image
 
 from mtr_tf import attack_job
-from mtr_tf import data
 from mtr_tf import models
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import sweep
@@ -225,16 +227,25 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
     assert len(list(sets["corner"].iterdir())) == 3
 
 
-def test_what_cannot_be_exported(run_directory, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("cityscapes", "autoencoder", "writes predictions of the task seg, but the"),
+        ("camvid", "seg", "needs the data set cityscapes, not camvid; leave it"),
+    ],
+)
+def test_what_cannot_be_exported(name, task, said, tmp_path):
+    info = dataclasses.replace(cells_fixture.depth_info(1, 4), name=name)
+    images, sizes = np.zeros((1, 4, 4, 3), np.uint8), np.array([[4, 4]])
+    columns = Columns(images, {}, {}, fixture.VAL[:1], original_sizes=sizes)
+    with pytest.raises(InputError, match=said):
+        cityscapes_export.open_predictions(tmp_path, info, columns, (task,), 1)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(run_directory):
     with pytest.raises(InputError, match="writes predictions of the task seg, but the"):
         attack(run_directory, tasks=("autoencoder",), attack_tasks=("all",))
-    real = data.open_source
-    info = real("cityscapes", data_dir=str(run_directory.parent / "raw")).info
-    other = cityscapes_export.dataclasses.replace(info, name="camvid")
-    with pytest.raises(
-        InputError, match="needs the data set cityscapes, not camvid; leave it"
-    ):
-        cityscapes_export.open_predictions(run_directory, other, None, ("seg",), 1)
     assert not (run_directory / "attacks").exists()
 
 
