@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from mtr_tf.evaluation.plan import Cell
 
 
+_VIEWS = {  # Fields of `Result` with rows, by what they are called in files.
+    "row": "rows",
+    "wanted": "wanted_rows",
+    "aimed": "aimed_rows",
+    "before": "before_rows",
+    "consistent": "consistent_rows",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """The result of one cell, or of the clean images (`cell` is None).
@@ -97,13 +106,7 @@ class Result:
     @property
     def views(self) -> dict[str, Rows]:
         """All rows, as they are called in files."""
-        return {
-            "row": self.rows,
-            "wanted": self.wanted_rows,
-            "aimed": self.aimed_rows,
-            "before": self.before_rows,
-            "consistent": self.consistent_rows,
-        }
+        return {view: getattr(self, field) for view, field in _VIEWS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,19 +183,11 @@ def _with_arrays(
     rows_of: Callable[[str, str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
 ) -> Result:
     """The result with other pictures, and rows `rows_of(view, task, its rows)`."""
-    views = {
-        view: {task: rows_of(view, task, rows[task]) for task in rows}
+    fields: dict[str, Any] = {
+        _VIEWS[view]: {task: rows_of(view, task, rows[task]) for task in rows}
         for view, rows in result.views.items()
     }
-    return dataclasses.replace(
-        result,
-        pictures=pictures,
-        rows=views["row"],
-        wanted_rows=views["wanted"],
-        aimed_rows=views["aimed"],
-        before_rows=views["before"],
-        consistent_rows=views["consistent"],
-    )
+    return dataclasses.replace(result, pictures=pictures, **fields)
 
 
 def contents(result: Result) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -221,19 +216,18 @@ def result_of(
     Raises:
       KeyError, ValueError: Something is not there, or not named as it must be.
     """
+    rows: dict[str, Any] = {
+        field: _rows(arrays, view) for view, field in _VIEWS.items()
+    }
     return Result(
         cell,
         content["scores"],
         content["count"],
         _part(arrays, "picture"),
-        _rows(arrays, "row"),
-        content["wanted"],
-        _rows(arrays, "wanted"),
-        _rows(arrays, "aimed"),
-        _rows(arrays, "before"),
-        arrays.get("unit"),
-        arrays.get("still"),
-        _rows(arrays, "consistent"),
+        wanted=content["wanted"],
+        unit=arrays.get("unit"),
+        still=arrays.get("still"),
+        **rows,
     )
 
 

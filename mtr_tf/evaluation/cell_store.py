@@ -64,7 +64,8 @@ class Store:
     def write(self, result: Result, examples: Examples | None = None) -> None:
         """Keeps a finished cell, and its examples if they are asked for and there."""
         if self.save_examples and examples:
-            store.write_arrays(self._examples(result.cell), _arrays(examples))
+            arrays = {n: a[: self.save_examples] for n, a in _arrays(examples).items()}
+            store.write_arrays(self._examples(result.cell), arrays)
         content, arrays = cell_files.contents(result)
         self._store.write(self._key(result.cell), content, arrays)
 

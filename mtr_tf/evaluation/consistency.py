@@ -54,6 +54,7 @@ class Relation:
         return "+".join(self.tasks)
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # Of values that are not finite.
 def tilt_angle(
     depth: np.ndarray, normal: np.ndarray, known: np.ndarray | None = None
 ) -> np.ndarray:
@@ -82,6 +83,7 @@ def tilt_angle(
     return np.where(_finite(depth) & _finite(normal), angles, np.nan)
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def edge_correlation(
     depth: np.ndarray, edges: np.ndarray, known: np.ndarray | None = None
 ) -> np.ndarray:

@@ -381,12 +381,8 @@ def in_order(
     whole = np.concatenate(index)
     order = np.argsort(whole, kind="stable")
     order = order[whole[order] >= 0]
-    join = functools.partial(_join, order)
-    return tf.nest.map_structure(join, *parts), whole[order]
-
-
-def _join(order: np.ndarray, *parts: np.ndarray) -> np.ndarray:
-    return np.concatenate(parts)[order]
+    joined = tf.nest.map_structure(lambda *of: np.concatenate(of)[order], *parts)
+    return joined, whole[order]
 
 
 def _examples(

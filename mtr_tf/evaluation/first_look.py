@@ -156,11 +156,10 @@ def look(
     """
     trained = run.config is not None  # By mtr_tf.train, on images in [0, 1].
     records = TaskSet(model_fit.task_of(run, info, task) for task in tasks)
-    given = model = run.model
+    model, channels = run.model, info.image_shape[-1]
     if affine and not trained:
-        channels = info.image_shape[-1] if run.packed else None
-        _check_channels(channels or model.input_shape[-1], affine)
-        model = input_range.in_front(given, *affine, channels)
+        _check_channels(channels, affine)
+        model = input_range.in_front(model, *affine, channels if run.packed else None)
     images = batch["image"]
     call = _called(model, tasks, name, size)
     finish, warnings = _finishing(
@@ -169,14 +168,14 @@ def look(
     finished = finish(model)
     if finished is not model:
         model, call = finished, _called(finished, tasks, name, size)
-    channels = info.image_shape[-1]
     first = _FirstLook(
         model, call, batch, records, info.num_classes, name, size, channels
     )
     first.report_not_finite()
+    cures = []
     if not trained:
-        given = model if run.model is given and not affine else finish(given)
-    cures = [] if trained else first.cures(given, affine is not None)
+        as_given = finish(run.model) if affine else model
+        cures = first.cures(as_given, affine is not None)
     likely = "" if cures else _likely(trained, tried=bool(first.judged))
     found = cures + first.unresponsive(likely) + first.guesses(likely)
     found += first.bad_gradients()
@@ -240,18 +239,18 @@ def _finishing(
     """
     kinds, warnings, exact = {}, [], {}
     for task in tasks:
-        output = outputs[task.name]
+        if not (task.discrete or task.kind == "labels"):
+            continue
+        output, tensor = outputs[task.name], model.output[task.name]
         single = task.kind == "labels" or output.shape[-1] == 1
-        if task.discrete or task.kind == "labels":
-            tensor = model.output[task.name]
-            kinds[task.name] = probabilities.kind(output, tensor, single)
-            if not kinds[task.name] and probabilities.unclear(output, tensor):
-                warnings.append(
-                    f"{name}'s {task.name} is in [0, 1], as probabilities are, but is "
-                    "taken for logits, because nothing shows what made it; if a "
-                    "sigmoid did, give the model without it."
-                )
-    kinds = {task: kind for task, kind in kinds.items() if kind}
+        if kind := probabilities.kind(output, tensor, single):
+            kinds[task.name] = kind
+        elif probabilities.unclear(output, tensor):
+            warnings.append(
+                f"{name}'s {task.name} is in [0, 1], as probabilities are, but is "
+                "taken for logits, because nothing shows what made it; if a "
+                "sigmoid did, give the model without it."
+            )
     if kinds:
         _, exact = probabilities.with_logits(model, kinds, images)
     for task, kind in kinds.items():
@@ -331,13 +330,17 @@ class _FirstLook:
         return [t for t in self.finite if t in masks and masks[t].any()]
 
     @functools.cached_property
+    def constants(self) -> dict[str, np.ndarray]:
+        """What a constant comes to, of each sound task; see `_constant`."""
+        return {
+            name: _constant(self.tasks[name], self.batch, self.num_classes)
+            for name in self.sound
+        }
+
+    @functools.cached_property
     def judged(self) -> list[str]:
         """Those of them whose errors compare: a perfect constant leaves nothing to."""
-        return [
-            task
-            for task in self.sound
-            if _errors(self.tasks[task], self._guess(task))[0] > 0
-        ]
+        return [t for t in self.sound if self._error(t, self.constants[t]) > 0]
 
     def report_not_finite(self) -> None:
         """Logs it now; of how many images in all is known in the end."""
@@ -367,11 +370,11 @@ class _FirstLook:
             else:
                 valid = self.batch["masks"][task] > 0
                 scale = _spread(self.batch["targets"][task][valid], axis=0)
-            if change < still * scale:
+            if change <= still * scale:  # Both are 0 where all outputs are equal.
+                share = change / scale if change else 0.0
                 warnings.append(
                     f"{self.name}'s {task} hardly changes with the image, even from "
-                    f"an image to its negative{likely} (by {change / scale:.2g} of "
-                    "its scale)."
+                    f"an image to its negative{likely} (by {share:.2g} of its scale)."
                 )
         return warnings
 
@@ -382,10 +385,9 @@ class _FirstLook:
         """
         warnings = []
         for task in self.sound:
-            guess = self._guess(task)
-            scores = self._scores(task, self.outputs)
-            perfect = _errors(self.tasks[task], guess)[0] == 0
-            if not perfect and _no_better(scores, guess, self.tasks[task]):
+            scores, guess = self._scores(task, self.outputs), self.constants[task]
+            errors, worst = (_errors(self.tasks[task], of) for of in (scores, guess))
+            if worst[0] != 0 and np.all(errors >= worst):  # In no metric better.
                 headline = self.tasks[task].metrics[0].name
                 warnings.append(
                     f"{self.name}'s {task} is no better than a constant guess{likely} "
@@ -402,25 +404,11 @@ class _FirstLook:
         judged = self.judged
         if not judged:
             return []
-        colours = self.channels == 3
-        cures = [cure for cure in _CURES if colours or not cure.of_colours]
-        cures = [_AS_THEY_ARE, *cures] if changed else cures
-        cures = [
-            dataclasses.replace(
-                cure, change=functools.partial(self._changed, cure.change)
-            )
-            for cure in cures
-        ]
-        better = _far_better(
-            self.call
-            if given is self.model
-            else _called(given, judged, self.name, self.size),
-            self.outputs,
-            self.batch,
-            [self.tasks[task] for task in judged],
-            self.num_classes,
-            cures,
-        )
+        call = self.call
+        if given is not self.model:
+            call = _called(given, judged, self.name, self.size)
+        cures = [c for c in _CURES if self.channels == 3 or not c.of_colours]
+        better = self._far_better(call, [_AS_THEY_ARE, *cures] if changed else cures)
         if better is None:
             return []
         cure, outputs = better
@@ -433,11 +421,37 @@ class _FirstLook:
             f"instead of {here:.2g}, on {self._count} images)."
         ]
 
+    def _far_better(
+        self, call: _Call, cures: Sequence[_Cure]
+    ) -> tuple[_Cure, Mapping[str, np.ndarray]] | None:
+        """The cure that a model does far better on, with its outputs; None without one.
+
+        Args:
+          call: The model: images, changed by a cure, to outputs.
+          cures: To try.
+        """
+        limit = _FAR_BETTER * self._share_of_error(self.outputs)
+        best, limit = None, min(limit, _AND_GOOD)
+        for cure in cures:
+            outputs = call(self._changed(cure.change, self.batch["image"]))
+            if all(np.isfinite(outputs[task]).all() for task in self.judged):
+                error = self._share_of_error(outputs)
+                if error < limit:
+                    best, limit = (cure, outputs), error
+        return best
+
+    def _share_of_error(self, outputs: Mapping[str, np.ndarray]) -> float:
+        """The headline's error as a share of a constant's, mean over judged tasks."""
+        shares = []
+        for task in self.judged:
+            error = self._error(task, self._scores(task, outputs))
+            shares.append(error / self._error(task, self.constants[task]))
+        return float(np.mean(shares))
+
     def bad_gradients(self) -> list[str]:
         """What to say where the gradient of the tasks' losses is not finite."""
         if not self.sound:
             return []
-
         sound = TaskSet(self.tasks[task] for task in self.sound)
 
         @tf.function(autograph=False)
@@ -454,7 +468,7 @@ class _FirstLook:
                 lambda array, i=i: tf.constant(array[i : i + self.size]),
                 [self.batch[kind] for kind in ("image", "targets", "masks")],
             )
-            with base.input_errors():
+            with stateless.unchanged(self.model), base.input_errors():
                 slope = gradient.get_concrete_function(*few)(*few)
             if slope is None:  # Attacks refuse it themselves.
                 return []
@@ -467,8 +481,9 @@ class _FirstLook:
             f"{self._count} images)."
         ]
 
-    def _guess(self, task: str) -> np.ndarray:
-        return _constant(self.tasks[task], self.batch, self.num_classes)
+    def _error(self, task: str, scores: np.ndarray) -> float:
+        """That of the headline."""
+        return _errors(self.tasks[task], scores)[0]
 
     def _scores(self, task: str, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         record = self.tasks[task]
@@ -554,36 +569,6 @@ _CURES = (
 )
 
 
-def _far_better(
-    call: Callable[[np.ndarray], Mapping[str, np.ndarray]],
-    now: Mapping[str, np.ndarray],
-    batch: Mapping[str, Any],
-    tasks: Sequence[Task],
-    num_classes: int,
-    cures: Sequence[_Cure],
-) -> tuple[_Cure, Mapping[str, np.ndarray]] | None:
-    """The cure that a model does far better on, with its outputs; None without one.
-
-    Args:
-      call: Images, changed by a cure, to outputs {task: float32}.
-      now: The outputs as it is.
-      batch: The images in [0, 1], targets and masks.
-      tasks: Those to judge by; each has finite outputs, a valid pixel, and no constant
-        that is perfect.
-      num_classes: Of the data set.
-      cures: To try.
-    """
-    limit = _FAR_BETTER * _share_of_error(now, batch, tasks, num_classes)
-    best, limit = None, min(limit, _AND_GOOD)
-    for cure in cures:
-        outputs = call(cure.change(batch["image"]))
-        if all(np.isfinite(outputs[task.name]).all() for task in tasks):
-            error = _share_of_error(outputs, batch, tasks, num_classes)
-            if error < limit:
-                best, limit = (cure, outputs), error
-    return best
-
-
 # Scores, and what a guess scores that never looks at an image.
 
 
@@ -600,12 +585,12 @@ def _scores(
     )
     rows = tf.nest.map_structure(np.asarray, rows)
     values = evaluator.values(rows, {task.name: task})[task.name]
-    return np.array([values[metric.name] for metric in _metrics(task)])
+    return np.array([values[metric.name] for metric in task.metrics[:-1]])
 
 
 def _errors(task: Task, of: np.ndarray) -> np.ndarray:
     """Such scores, `[..., metrics]`, as errors: 1 - score where higher is better."""
-    higher = [metric.better == "higher" for metric in _metrics(task)]
+    higher = [metric.better == "higher" for metric in task.metrics[:-1]]
     return np.where(higher, 1 - of, of)
 
 
@@ -633,28 +618,3 @@ def _constant(task: Task, batch: Mapping[str, Any], num_classes: int) -> np.ndar
     )
     best = _errors(task, candidates).argmin(axis=0)
     return candidates[best, np.arange(len(best))]
-
-
-def _no_better(of: np.ndarray, guess: np.ndarray, task: Task) -> bool:
-    """Whether scores are in no metric better than a guess's."""
-    return bool(np.all(_errors(task, of) >= _errors(task, guess)))
-
-
-def _share_of_error(
-    outputs: Mapping[str, np.ndarray],
-    batch: Mapping[str, Any],
-    tasks: Sequence[Task],
-    num_classes: int,
-) -> float:
-    """The headline's error as a share of a constant's, mean over tasks."""
-    shares = []
-    for task in tasks:
-        of = _scores(task, outputs[task.name], batch, num_classes)
-        guess = _constant(task, batch, num_classes)
-        error, worst = _errors(task, of)[0], _errors(task, guess)[0]
-        shares.append(error / worst)
-    return float(np.mean(shares))
-
-
-def _metrics(task: Task) -> Sequence[Any]:
-    return task.metrics[:-1]

@@ -48,7 +48,8 @@ def fitting(
             _pass(model, columns, size + -(-size // _ROOM), strategy)
         return size
 
-    return halving(fits, min(count, MOST))
+    with stateless.unchanged(*models):
+        return halving(fits, min(count, MOST))
 
 
 def halving(run: Callable[[int], T], size: int) -> T:

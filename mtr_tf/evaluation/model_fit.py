@@ -27,19 +27,8 @@ from mtr_tf.tasks import Task
 Shape = tuple[int | None, ...]
 """That of one example's output."""
 
-_STRIDES = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    12,
-    16,
-    32,
-    64,
-)  # Sizes that are tried are multiples of these.
+# Sizes that are tried are multiples of these.
+_STRIDES = (2, 3, 4, 5, 6, 7, 8, 12, 16, 32, 64)
 _OFFERED = 2  # So many sizes that work are named.
 
 

@@ -273,14 +273,18 @@ class Cell:
     def label(self) -> str:
         """The attack with what is not as usual about its objective, as one word."""
         goal = self.objective
-        parts = [self.attack.name, "+".join(goal.losses)]
-        parts += [goal.balance] if goal.balance != "sum" else []
-        parts += ["targeted" * goal.targeted, f"eot{goal.eot}" * (goal.eot > 1)]
-        parts += ["spare-" + "+".join(goal.spare) if goal.spare else ""]
         of_channels = "+".join(map(str, self.threat.channels))
-        parts += [f"channels{of_channels}" if of_channels else ""]
-        parts += [goal.judge if goal.judge != self._judge(judging.AUTO) else ""]
-        return "-".join(part for part in parts if part)
+        parts = (
+            self.attack.name,
+            "+".join(goal.losses),
+            goal.balance if goal.balance != "sum" else "",
+            "targeted" if goal.targeted else "",
+            f"eot{goal.eot}" if goal.eot > 1 else "",
+            "spare-" + "+".join(goal.spare) if goal.spare else "",
+            f"channels{of_channels}" if of_channels else "",
+            goal.judge if goal.judge != self._judge(judging.AUTO) else "",
+        )
+        return "-".join(filter(None, parts))
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -165,7 +165,7 @@ def without_targets(clean: Result) -> list[str]:
 
 def negative_losses(clean: Result, cells: Iterable[Cell]) -> list[str]:
     """Warnings about attacks that compare, by ratios, losses or errors below 0."""
-    said, cells = [], list(cells)
+    said, cells = [], [each for cell in cells for each in cell.members or (cell,)]
     for task in clean.scores:
         for name, rows in clean.rows.get(task, {}).items():
             wrong = {

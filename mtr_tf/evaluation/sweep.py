@@ -418,30 +418,31 @@ def _result(subject: Subject, cell: Cell | None, evaluation: Evaluation) -> Resu
         len(evaluation.index),
         _paint(present(evaluation.examples, "examples"), subject),
         rows,
-        scores.wanted(unmoved, evaluation.wanted, subject.tasks),
-        evaluation.wanted,
-        evaluation.aimed,
-        evaluation.before,
-        subject.units.of,
-        evaluation.still,
-        evaluation.own,
+        wanted=scores.wanted(unmoved, evaluation.wanted, subject.tasks),
+        wanted_rows=evaluation.wanted,
+        aimed_rows=evaluation.aimed,
+        before_rows=evaluation.before,
+        unit=subject.units.of,
+        still=evaluation.still,
+        consistent_rows=evaluation.own,
     )
 
 
 def _paint(examples: Examples, subject: Subject) -> dict[str, np.ndarray]:
     """The first examples as bytes, each task by its own colours; see `Result`."""
-    adversarial = examples.adversarial
-    outputs = examples.clean if adversarial is None else examples.attacked
-    pictures = {"image": palettes.image_to_rgb(palettes.three_channels(examples.image))}
-    if adversarial is not None:
-        adversarial = palettes.three_channels(adversarial)
-        change = adversarial - palettes.three_channels(examples.image)
-        magnify = palettes.magnification(change[:PAINTED])
+    outputs = examples.clean
+    image = palettes.three_channels(examples.image[:PAINTED])
+    pictures = {"image": palettes.image_to_rgb(image)}
+    if examples.adversarial is not None:
+        outputs = examples.attacked
+        adversarial = palettes.three_channels(examples.adversarial[:PAINTED])
+        change = adversarial - image
+        magnify = palettes.magnification(change)
         pictures["adversarial"] = palettes.image_to_rgb(adversarial)
         pictures["perturbation"] = palettes.perturbation_rgb(change, magnify)
     for task, record in subject.tasks.items():
-        to_rgb = record.to_rgb
-        target, mask = examples.targets[task], examples.masks[task]
-        pictures[f"target/{task}"] = to_rgb(target, subject.info, mask)
-        pictures[f"output/{task}"] = to_rgb(outputs[task], subject.info, output=True)
-    return {name: picture[:PAINTED] for name, picture in pictures.items()}
+        parts = (examples.targets, examples.masks, outputs)
+        target, mask, output = (part[task][:PAINTED] for part in parts)
+        pictures[f"target/{task}"] = record.to_rgb(target, subject.info, mask)
+        pictures[f"output/{task}"] = record.to_rgb(output, subject.info, output=True)
+    return pictures

@@ -21,6 +21,7 @@ from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import scores
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.cell_store import Store
+from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.runs import store as files_of_work
 from mtr_tf.tasks import TASKS
@@ -213,6 +214,22 @@ def test_names_of_files_are_short_however_many_tasks(tmp_path):
     assert all(len(name) < 60 and "12_tasks" in name for name in names)
     assert names[0] != names[1]
     assert "_depth_eps1_" in kept.label(CELLS[0])
+
+
+def test_as_many_examples_are_saved_as_were_asked_for(tmp_path):
+    """Pictures are painted of three, whatever is saved."""
+    kept = Store(tmp_path, FACTS, save_examples=1)
+    images = np.zeros((3, 4, 4, 3), np.float32)
+    depth = {"depth": images[..., :1]}
+    kept.write(result(), Examples(images, depth, depth, {}, images, depth))
+    with np.load(kept._examples(CELLS[0])) as saved:
+        assert {name: len(array) for name, array in saved.items()} == {
+            "image": 1,
+            "adversarial": 1,
+            "target/depth": 1,
+            "mask/depth": 1,
+            "output/depth": 1,
+        }
 
 
 def test_examples_of_an_ensemble_are_those_of_the_members_that_count(tmp_path):

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
+import cells_fixture
 import cityscapes_fixture as fixture
 import keras
 import numpy as np
@@ -17,11 +20,11 @@ import pytest
 from PIL import Image
 
 from mtr_tf import attack_job
-from mtr_tf import data
 from mtr_tf import models
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.cityscapes import layout
+from mtr_tf.data.source import Columns
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cityscapes_export
 from mtr_tf.evaluation import sweep
@@ -36,12 +39,19 @@ def prepared_here(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
 
-def official_score(root: pathlib.Path, predictions: pathlib.Path) -> dict:
-    """What the evaluator says of the predictions for all labels of val."""
-    evaluator = pytest.importorskip(
+@pytest.fixture
+def evaluator():
+    """Cityscapes' own, where it is installed: without, nothing is attacked for it."""
+    return pytest.importorskip(
         "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
         reason="needs the extra [cityscapes]",
     )
+
+
+def official_score(
+    evaluator: types.ModuleType, root: pathlib.Path, predictions: pathlib.Path
+) -> dict:
+    """What the evaluator says of the predictions for all labels of val."""
     arguments = evaluator.args
     arguments.evalInstLevelScore = arguments.JSONOutput = False
     arguments.quiet = True
@@ -65,12 +75,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mean_iou_is_the_evaluators(case, tmp_path):
+def test_mean_iou_is_the_evaluators(evaluator, case, tmp_path):
     truth, predicted = (np.array([ids], np.uint8) for ids in CASES[case])
     name = fixture.VAL[0]
     fixture.save(fixture.path(tmp_path, "gtFine", "val", name), truth)
     fixture.save(tmp_path / "predictions" / f"{name}_pred.png", predicted)
-    official = official_score(tmp_path, tmp_path / "predictions")
+    official = official_score(evaluator, tmp_path, tmp_path / "predictions")
 
     target = layout.OF_LABEL_IDS[truth][np.newaxis]
     known = target != layout.VOID
@@ -190,7 +200,9 @@ def by_cell(records) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unplotted):
+def test_the_evaluator_gives_our_mean_iou(
+    evaluator, root, run_directory, monkeypatch, unplotted
+):
     records = attack(run_directory)
     folder = run_directory / "attacks" / "it" / "predictions"
     ours = by_cell(records)
@@ -200,10 +212,10 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
     for name, value in ours.items():
         found = sorted(path.name for path in sets[name].iterdir())
         assert found == [f"{name}_predLabelIds.png" for name in fixture.VAL]
-        official = official_score(root, sets[name])["averageScoreClasses"]
+        official = official_score(evaluator, root, sets[name])["averageScoreClasses"]
         assert abs(official - value) < 1e-4
     members = [
-        official_score(root, sets[f"{name}-harm"])["averageScoreClasses"]
+        official_score(evaluator, root, sets[f"{name}-harm"])["averageScoreClasses"]
         for name in ("corner", "noise")
     ]
     assert ours["worst"] <= min(members) + 1e-4
@@ -225,16 +237,25 @@ def test_the_evaluator_gives_our_mean_iou(root, run_directory, monkeypatch, unpl
     assert len(list(sets["corner"].iterdir())) == 3
 
 
-def test_what_cannot_be_exported(run_directory, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "task", "said"),
+    [
+        ("cityscapes", "autoencoder", "writes predictions of the task seg, but the"),
+        ("camvid", "seg", "needs the data set cityscapes, not camvid; leave it"),
+    ],
+)
+def test_what_cannot_be_exported(name, task, said, tmp_path):
+    info = dataclasses.replace(cells_fixture.depth_info(1, 4), name=name)
+    images, sizes = np.zeros((1, 4, 4, 3), np.uint8), np.array([[4, 4]])
+    columns = Columns(images, {}, {}, fixture.VAL[:1], original_sizes=sizes)
+    with pytest.raises(InputError, match=said):
+        cityscapes_export.open_predictions(tmp_path, info, columns, (task,), 1)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_refused_before_anything_is_written(run_directory):
     with pytest.raises(InputError, match="writes predictions of the task seg, but the"):
         attack(run_directory, tasks=("autoencoder",), attack_tasks=("all",))
-    real = data.open_source
-    info = real("cityscapes", data_dir=str(run_directory.parent / "raw")).info
-    other = cityscapes_export.dataclasses.replace(info, name="camvid")
-    with pytest.raises(
-        InputError, match="needs the data set cityscapes, not camvid; leave it"
-    ):
-        cityscapes_export.open_predictions(run_directory, other, None, ("seg",), 1)
     assert not (run_directory / "attacks").exists()
 
 
@@ -258,15 +279,8 @@ def from_camvid(camvid: pathlib.Path, root: pathlib.Path) -> None:
             shutil.copy(image, picture)
 
 
-def command(*arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.slow
-def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
+def test_camvid_as_cityscapes_from_files_to_the_evaluator(evaluator, tmp_path):
     beside = pathlib.Path(__file__).parents[3] / "shared" / "camvid"
     camvid = pathlib.Path(os.environ.get("MTR_CAMVID", beside))
     if not camvid.is_dir():
@@ -274,8 +288,7 @@ def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
     root, run = tmp_path / "raw", tmp_path / "run"
     from_camvid(camvid, root)
     fixture.zip_up(root, ("leftImg8bit", "disparity"))
-    command(
-        "mtr_tf.train",
+    arguments = (
         "--dataset=cityscapes",
         f"--data_dir={root}",
         "--tasks=s,d",
@@ -288,25 +301,20 @@ def test_camvid_as_cityscapes_from_files_to_the_evaluator(tmp_path):
         "--eval_steps=1",
         f"--workdir={run}",
     )
-    command(
-        "mtr_tf.attack",
-        f"--ckpt={run}",
-        "--eps=2",
-        "--steps=2",
-        "--attack_tasks=seg",
-        "--num_examples=0",
-        "--nochecks",
-        "--export_predictions",
-        "--name=it",
+    done = subprocess.run(
+        [sys.executable, "-m", "mtr_tf.train", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    records = json.loads((run / "attacks/it/results.json").read_text())
-    ours = by_cell(records)
+    assert done.returncode == 0, done.stderr
+    ours = by_cell(attack(run, attack=("pgd",), eps=(2.0,), steps=2))
     size = fixture.load(next((camvid / "valannot").glob("*.png"))).shape
     for path in (run / "attacks" / "it" / "predictions").iterdir():
         files = sorted(path.iterdir())
         assert len(files) == 5
         assert {fixture.load(file).shape for file in files} == {size}
         assert set(np.unique(fixture.load(files[0]))) <= set(layout.LABEL_IDS)
-        official = official_score(root, path)["averageScoreClasses"]
+        official = official_score(evaluator, root, path)["averageScoreClasses"]
         # Ours is of smaller pictures.
         assert abs(official - ours[path.name.split("_")[0]]) < 0.03

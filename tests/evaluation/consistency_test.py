@@ -80,9 +80,12 @@ def test_what_is_not_known_does_not_count():
     nothing = np.zeros_like(known)
     assert np.isnan(consistency.tilt_angle(depth, flat(normal), nothing))
     assert np.isnan(consistency.edge_correlation(depth, edges, nothing))
-    depth[0, 3, 3] = np.nan
-    assert np.isnan(consistency.tilt_angle(depth, flat(normal)))
-    assert np.isnan(consistency.edge_correlation(depth, edges))
+    for value in (np.nan, np.inf):  # Without a warning of NumPy's.
+        depth[0, 3, 3] = value
+        assert np.isnan(consistency.tilt_angle(depth, flat(normal)))
+        assert np.isnan(consistency.tilt_angle(edges + 1, value * flat(normal)))
+        assert np.isnan(consistency.edge_correlation(depth, edges))
+        assert np.isnan(consistency.edge_correlation(edges + 1, value + edges))
 
 
 def test_masks_of_the_data_are_looked_at():

@@ -108,6 +108,19 @@ def test_clean_and_attacked_values_are_the_brute_force_ones(reference):
     )
 
 
+def test_outputs_in_half_precision_are_scored_and_kept_in_float32(reference):
+    model = make_model()
+    half = {task: keras.ops.cast(y, "bfloat16") for task, y in model.output.items()}
+    model = keras.Model(model.inputs[0], half)
+    evaluator = Evaluator(model, TASKS, CLASSES, attack=attacks.FGSM(8 / 255))
+    found = evaluator.run(make_columns(), batch_size=8, keep_examples=7)
+    clean, attacked = map(evaluator_lib.values, (found.clean, found.attacked))
+    assert_close(clean, evaluator_lib.values(reference.clean), 0.02)
+    for task in TASKS:
+        assert found.examples.attacked[task].dtype == np.float32
+        assert attacked[task]["loss"] > clean[task]["loss"]
+
+
 @pytest.mark.parametrize("example", [0, 6])
 def test_labels_that_are_no_class_are_refused(example):
     """The first is read before there is a pipeline, the last one in it."""

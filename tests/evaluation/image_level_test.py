@@ -276,6 +276,17 @@ def test_measures_of_tasks_take_all_and_those_of_pixels_maps(tmp_path):
     assert by_measure["first_order"] == {"scene", "depth"}
 
 
+def test_own_targets_have_the_same_bits_whatever_the_batch_size():
+    """Finished work is known by them, and last bits go by what is taken at once."""
+    subject = make_subject()
+    found = [
+        own_targets.of_model(subject.model, subject.columns, TASKS, 5, size).targets
+        for size in (4, 5)
+    ]
+    for name in TASKS:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+
+
 @pytest.mark.slow
 def test_own_targets_are_the_clean_outputs():
     subject = make_subject()

@@ -83,8 +83,8 @@ def held(folder, count: int, monkeypatch) -> tracemalloc.Snapshot:
 @pytest.mark.slow
 def test_memory_grows_by_a_few_kilobytes_a_cell(tmp_path, monkeypatch):
     held(tmp_path / "first", 2, monkeypatch)  # What is made once.
-    few = held(tmp_path / "few", 20, monkeypatch)
-    many = held(tmp_path / "many", 220, monkeypatch)
+    few = held(tmp_path / "few", 10, monkeypatch)
+    many = held(tmp_path / "many", 70, monkeypatch)
     grown = many.compare_to(few, "lineno")
-    each = sum(line.size_diff for line in grown) / 200
+    each = sum(line.size_diff for line in grown) / 60
     assert each < 8_000, "\n".join([f"{each:.0f} bytes a cell:", *map(str, grown[:9])])

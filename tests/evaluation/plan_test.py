@@ -230,6 +230,17 @@ def test_a_negative_loss_that_is_divided_is_said(fields, warned):
     assert not results.negative_losses(clean, cells(tasks, **given))
 
 
+def test_a_negative_loss_that_no_member_of_an_ensemble_raises_is_not_said():
+    """SEA has its own losses of classes."""
+    seg = Task("seg", classes=ROADS, loss=lambda target, output, mask: -mask[:, 0, 0])
+    tasks, rows = TaskSet((seg, TASKS["depth"])), {"loss": np.array([[-0.5, 1]])}
+    clean = types.SimpleNamespace(scores={"seg": {}}, rows={"seg": rows})
+    given = {"attack_tasks": ("seg+depth",), "balance": ("dgba",), "eps": (1.0,)}
+    for attack, warned in (("sea", False), ("pgd", True)):
+        made = cells(tasks, attack=(attack,), **given)
+        assert bool(results.negative_losses(clean, made)) == warned
+
+
 @pytest.mark.parametrize(
     ("fields", "warned"),
     [

@@ -31,13 +31,20 @@ def images(height=24, width=32, channels=3) -> np.ndarray:
 
 def apply(name, x, strength, **settings) -> np.ndarray:
     function = tf.function(
-        lambda x, strength: corruptions.corrupted(name, x, strength, KEYS, **settings)
+        lambda x, strength: corruptions.corrupted(name, x, strength, KEYS, **settings),
+        autograph=False,
     )
     return function(tf.constant(x), tf.constant(strength, tf.float32)).numpy()
 
 
-@pytest.mark.parametrize("name", corruptions.SEVERITIES)
-@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        *((name, 3) for name in corruptions.SEVERITIES),
+        *((name, 5) for name in ("gaussian_noise", "brightness", "jpeg")),
+        *((name, 1) for name in ("pixelate", "jpeg")),
+    ],
+)
 def test_results_are_images_and_severer_is_further_away(name, channels):
     x = images(64, 72, channels)
     moved = []
