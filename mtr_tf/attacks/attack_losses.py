@@ -259,7 +259,8 @@ def _is_continuous(task: Task) -> bool:
 
 
 def _is_direction(task: Task) -> bool:
-    return any(metric.name == "angular_error" for metric in task.metrics)
+    by_angles = any(metric.name == "angular_error" for metric in task.metrics)
+    return task.kind == "directions" or by_angles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -662,7 +663,7 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
     if tf.executing_eagerly():
         if not bool(holds):
             parts = [p if isinstance(p, str) else f"{p.numpy():g}" for p in words()]
-            raise InputError(_joined(parts))
+            raise InputError(re.sub(" ([;,])", r"\1", " ".join(parts)))
         return holds
 
     def fail():
@@ -689,7 +690,3 @@ def input_errors() -> Iterator[None]:
         if told is None:
             raise
         raise InputError(told) from error
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return " ".join(parts).replace(" ;", ";")

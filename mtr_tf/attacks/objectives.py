@@ -660,12 +660,13 @@ def objective(
 
 def _placed(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
     """Returns the tasks, those that say nothing of their places with their targets'."""
-    return TaskSet(
-        task.bound(places=len(targets[name].shape) - 1 - (not task.discrete))
-        if task.places is None and hasattr(targets.get(name), "shape")
-        else task
-        for name, task in tasks.items()
-    )
+    found = []
+    for name, task in tasks.items():
+        if task.places is None and name in targets:
+            rank = tf.convert_to_tensor(targets[name]).shape.rank
+            task = task.bound(places=rank - 1 - (not task.discrete))
+        found.append(task)
+    return TaskSet(found)
 
 
 def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:

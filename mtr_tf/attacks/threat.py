@@ -239,9 +239,9 @@ def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
       data: ints of any shape.
 
     Raises:
-      InputError: `seed` is no number of int64.
+      InputError: `seed` is not of integers of int64.
     """
-    seed, data = tf.cast(_in_int64(seed), tf.int64), tf.cast(data, tf.int64)
+    seed, data = _in_int64(seed), tf.cast(data, tf.int64)
     key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
     mixed = tf.random.experimental.stateless_fold_in(
         key, tf.constant(0, tf.int64), _ALG
@@ -260,10 +260,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64, or of another shape.
     """
-    seed = tf.convert_to_tensor(_in_int64(seed))
-    if not seed.dtype.is_integer:
-        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
-    seed = tf.cast(seed, tf.int64)
+    seed = _in_int64(seed)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
     matches = seed.shape[:1].is_compatible_with(indices.shape)
@@ -277,15 +274,18 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _in_int64(seed: Any) -> Any:
-    """Returns the seed or seeds; raises InputError where one is too large."""
+def _in_int64(seed: Any) -> tf.Tensor:
+    """Returns the seed or seeds as int64; raises InputError unless they can be that."""
     given = [one for one in tf.nest.flatten(seed) if not tf.is_tensor(one)]
     for number in (n for one in given for n in np.ravel(one).tolist()):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
             )
-    return seed
+    seed = tf.convert_to_tensor(seed)
+    if not seed.dtype.is_integer:
+        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
+    return tf.cast(seed, tf.int64)
 
 
 def choose(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:

@@ -105,7 +105,7 @@ def test_an_objective_that_takes_images_alone_is_told_what_to_do():
         attack(lambda x: tf.reduce_sum(x, [1, 2, 3]), images())
 
 
-@pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,)])
+@pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,), (0.0, 1.0), ("0",)])
 def test_channels_that_are_not_there(chosen):
     with pytest.raises(InputError, match="different numbers from 0 to 3; got"):
         channels.check(chosen, 4)

@@ -105,6 +105,17 @@ def test_values_are_checked_alike(model, caller, mistake):
     assert "\n" not in str(raised.value)
 
 
+def test_an_objective_that_is_called_by_hand_says_it_in_the_same_words(model):
+    x, *rest = batch = a_batch()
+    label(*batch)
+    with pytest.raises(InputError) as raised:
+        attacks.objective(model, *rest)(x)
+    assert str(raised.value) == (
+        "Labels of 'seg' must be below its number of classes, 3, and not negative, "
+        "where the mask is not zero; got 3; mask such pixels."
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("balance", ["sum", "wgd"])

@@ -84,6 +84,16 @@ def test_the_value_is_the_mean_over_chosen_valid_pixels_by_hand(net):
     np.testing.assert_array_equal(objective(x)[0], same(x)[0])
 
 
+def test_targets_may_be_lists_which_tell_the_places_too():
+    logits = tf.constant([[2.0, 0.0], [0.0, 1.0]])
+    task = tasks_lib.Task("scene", classes=("in", "out"))
+    objective = attacks.objective(
+        lambda x: {"scene": logits}, {"scene": [0, 0]}, {"scene": [1, 1]}, [task]
+    )
+    by_hand = np.log1p(np.exp([-2.0, 1.0]))
+    np.testing.assert_allclose(objective(tf.zeros((2, 4, 4, 3)))[0], by_hand, 1e-6)
+
+
 def test_names_letters_and_aliases_mean_the_same(net):
     x, targets, masks = batch()
     by_name = attacks.objective(net, targets, masks, ("seg", "autoencoder"))

@@ -110,8 +110,9 @@ def test_noise_depends_on_seed_image_and_restart_but_not_on_the_batch(norm):
 def test_seeds_of_another_shape_or_type_are_refused():
     with pytest.raises(InputError, match=r"got shape \(3,\) for a batch of 4"):
         threat.image_keys([1, 2, 3], tf.range(4))
-    with pytest.raises(InputError, match="whole numbers; got float32"):
-        threat.image_keys(0.5, tf.range(4))
+    for keys_of in (threat.image_keys, attacks.fold_in):
+        with pytest.raises(InputError, match="whole numbers; got float32"):
+            keys_of(0.5, tf.range(4))
 
 
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30, np.uint64(2**64 - 1)])
