@@ -320,12 +320,26 @@ def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective
     return objective.begin(start, clean) if hasattr(objective, "begin") else objective
 
 
-def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
-    """Is tf.while_loop, with one pass at a time.
+def loop(
+    first: int | tf.Tensor, end: int | tf.Tensor, body: Callable[..., Any], state: Any
+) -> Any:
+    """Returns the state after state = body(number, state) for first <= number < end.
 
-    Ten passes may overlap otherwise, and the features of several be held at once.
+    One pass at a time: ten may overlap otherwise, and the features of several be held
+    at once.
     """
-    return tf.while_loop(condition, body, state, parallel_iterations=1)
+    _, state = tf.while_loop(
+        lambda number, _: number < end,
+        lambda number, state: (number + 1, body(number, state)),
+        (first, state),
+        parallel_iterations=1,
+    )
+    return state
+
+
+def repeat(count: int | tf.Tensor, body: Callable[..., Any], state: Any) -> Any:
+    """Returns the same for the numbers below `count`; a single pass is no loop."""
+    return body(0, state) if count == 1 else loop(0, count, body, state)
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
@@ -521,12 +535,9 @@ def mean(function: Callable[[Any], Any], count: int) -> Any:
         return total
 
     def add(number, total):
-        parts = function(number)
-        return number + 1, tf.nest.map_structure(tf.add, total, parts)
+        return tf.nest.map_structure(tf.add, total, function(number))
 
-    _, total = tf.while_loop(
-        lambda number, _: number < count, add, (1, total), parallel_iterations=1
-    )
+    total = loop(1, count, add, total)
     return tf.nest.map_structure(lambda t: t / count, total)
 
 

@@ -46,6 +46,24 @@ class Best(NamedTuple):
         """Returns the better per image; the earlier one where equal or NaN."""
         return self.take(scores > self.scores, points, scores)
 
+    def offer_last(
+        self,
+        points: tf.Tensor,
+        still: tf.Tensor,
+        images: tf.Tensor,
+        objective: base.Objective,
+    ) -> Best:
+        """Returns it after the last points of runs, the only ones not scored yet.
+
+        Where a run stood still (a mask [batch]), without a gradient, the score of its
+        point is known. The image itself is scored in its place there and wins a tie:
+        without a gradient, nothing shall move.
+        """
+        points = threat.choose(still, images, points)
+        scores = base.score(objective, points, tf.constant(1.0))
+        better = (scores > self.scores) | (still & (scores >= self.scores))
+        return self.take(better, points, scores)
+
     def take(self, where: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns these with the images of the mask [batch] replaced."""
         return Best(
@@ -146,7 +164,8 @@ class PGD(base.Attack):
         step_size = exactly(self.step_size, centre.dtype)
         judged = self._judged
 
-        def step(begun, number, point, best, memory):
+        def step(begun, number, state):
+            point, best, memory = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
 
             def moved(slope):
@@ -159,29 +178,24 @@ class PGD(base.Attack):
             if self.keep == "best":
                 best = best.offer(point, scores)
             memory, point = moved(slope)
-            return number + 1, point, best, memory
+            return point, best, memory
 
-        def run(restart, point, best):
+        def run(restart, state):
+            _, best = state
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
             begun = base.begin(objective, start, centre)
-            _, point, best, _ = base.loop(
-                lambda number, *_: number < self.steps,
-                functools.partial(step, begun),
-                (0, start, best, self._memory(start)),
+            state = (start, best, self._memory(start))
+            point, best, _ = base.loop(
+                0, self.steps, functools.partial(step, begun), state
             )
             if judged:
                 best = self._judge(begun, centre, start, point, best)
-            return restart + 1, point, best
+            return point, best
 
-        state = (0, centre, Best.clean(centre, objective))
-        if self.restarts == 1:
-            _, point, best = run(*state)
-        else:
-            _, point, best = base.loop(
-                lambda restart, *_: restart < self.restarts, run, state
-            )
+        state = (centre, Best.clean(centre, objective))
+        point, best = base.repeat(self.restarts, run, state)
         return ball.rounded(best.points if judged else point, x)
 
     @property
@@ -199,19 +213,12 @@ class PGD(base.Attack):
         return memory, slope
 
     def _judge(self, objective, centre, start, point, best) -> Best:
-        """Offers the last point of a run, the only one not scored yet.
-
-        Where that is still the start, its score is known. The clean image is scored in
-        its place there and wins a tie: without a gradient, nothing shall move.
-        """
+        """Offers the last point of a run."""
         if self.keep == "last":
             return best.offer(point, base.score(objective, point, tf.constant(1.0)))
         axes = list(range(1, point.shape.rank))
-        stuck = tf.reduce_all(tf.equal(point, start), axes)
-        point = threat.choose(stuck, centre, point)
-        scores = base.score(objective, point, tf.constant(1.0))
-        better = (scores > best.scores) | (stuck & (scores >= best.scores))
-        return best.take(better, point, scores)
+        still = tf.reduce_all(tf.equal(point, start), axes)
+        return best.offer_last(point, still, centre, objective)
 
 
 @dataclasses.dataclass(frozen=True)

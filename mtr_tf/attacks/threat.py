@@ -219,13 +219,30 @@ def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
 
 def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:
     dtype = compute_dtype(x)
-    shape = tf.shape(x)[1:]
-    noise = tf.map_fn(
+    noise = random_images(draw, x, keys, number)
+    return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
+
+
+def random_images(
+    draw: Callable[..., tf.Tensor],
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    number: tf.Tensor | int,
+) -> tf.Tensor:
+    """Returns random numbers like `x`, each image's from its own key and `number`.
+
+    Args:
+      draw: (shape, key, dtype) -> numbers of one image, such as `normal` or `uniform`.
+      x: Images [batch, ...].
+      keys: int64 [batch, 2].
+      number: Which draw the numbers are for.
+    """
+    dtype, shape = compute_dtype(x), tf.shape(x)[1:]
+    return tf.map_fn(
         lambda key: draw(shape, fold_in(key, number), dtype),
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )
-    return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
 
 
 def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
@@ -413,7 +430,7 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
       x: [batch, ...] in [0, 1].
       offset: float64, x + offset in [0, 1].
     """
-    axes = list(range(1, x.shape.rank))
+    axes = _inner_axes(x)
     wide = tf.cast(x, tf.float64)
     # Room for the rounding of the sums.
     limit = tf.reduce_sum(tf.square(offset), axes, keepdims=True) * (1 - 1e-12)
