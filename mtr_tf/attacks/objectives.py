@@ -229,8 +229,20 @@ class Recipe:
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Computes the tasks' losses eagerly, which raises what is wrong with them."""
-        self._own(self._outputs(x, batch, 0.0), batch)
+        """Looks at losses that divide, of the first images, x: outside any graph.
+
+        XLA drops the check that is in graphs.
+
+        Raises:
+          InputError: One is negative.
+        """
+        if not self.divided:
+            return
+        first = {
+            kind: {name: tensor[: len(x)] for name, tensor in batch[kind].items()}
+            for kind in ("targets", "masks")
+        }
+        self._own(self._outputs(x, first, 0.0), first)
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
@@ -399,24 +411,8 @@ class TaskObjective:
         # A function may take batches of this size alone.
         known = isinstance(recipe.model, keras.Layer)
         if own_losses:
-            self._look_at_losses(x[:_LOOKED_AT] if known else x)
+            recipe.look_at_losses(self.batch, x[:_LOOKED_AT] if known else x)
         return self
-
-    def _look_at_losses(self, x: tf.Tensor) -> None:
-        """Looks at losses that divide, of the first images, x: outside any graph.
-
-        XLA drops the check that is in graphs.
-
-        Raises:
-          InputError: One is negative.
-        """
-        if not self.recipe.divided:
-            return
-        batch = {
-            kind: {name: tensor[: len(x)] for name, tensor in self.batch[kind].items()}
-            for kind in ("targets", "masks")
-        }
-        self.recipe.look_at_losses(batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         """Puts back what the model changes behind Keras' back; see `stateless`."""
