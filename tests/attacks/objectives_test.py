@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import tasks as tasks_lib
@@ -407,7 +408,7 @@ def test_each_task_raises_the_surrogate_that_fits_it_or_its_own_loss(net):
         plain.with_losses(["angular"])
 
 
-@pytest.mark.parametrize("balance", ["sum", "dgba", "worst"])
+@pytest.mark.parametrize("balance", ["sum", "dgba", slow("worst")])
 def test_targeted_attacks_bring_every_task_nearer_to_its_target(net, balance):
     x, targets, masks = batch()
     masks = {name: np.ones_like(mask) for name, mask in masks.items()}

@@ -57,9 +57,15 @@ def small_net(seed=0):
     return loss
 
 
-@pytest.mark.parametrize("random_start", [True, False])
-@pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("scale", [1.0, 1e-30])
+@pytest.mark.parametrize(
+    ("random_start", "keep", "scale"),
+    [
+        (True, "best", 1.0),
+        (True, "last", 1e-30),
+        (False, "best", 1e-30),
+        (False, "last", 1.0),
+    ],
+)
 def test_linear_loss_linf_ends_in_the_corner(random_start, keep, scale):
     x, w = images(), normal()
     attack = attacks.PGD(EPS, EPS / 4, 10, random_start=random_start, keep=keep)
@@ -148,9 +154,8 @@ def test_two_pixels_against_brute_force(norm):
             np.linspace(0, eps, 151), np.linspace(0, 2 * np.pi, 721)
         )
         grid = radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], -1)
-    points = np.clip(x + grid.reshape(-1, 1, 2), 0, 1).astype(np.float32)
-    search = tf.function(lambda points: tf.map_fn(loss, points))
-    best = search(tf.constant(points)).numpy().max(axis=0)
+    z = np.clip(x + grid.reshape(-1, 1, 2), 0, 1).astype(np.float64)
+    best = ((np.sin(a * z) + np.cos(3 * z + b)).sum(2) + z.prod(2)).max(axis=0)
     got = attacks.PGD(eps, 0.01, 60, norm, restarts=40)(loss, x)
     found = loss(got).numpy()
     assert np.all(found >= best - 2e-3)
