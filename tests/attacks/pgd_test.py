@@ -374,9 +374,9 @@ def test_the_graph_does_not_grow_with_steps_or_restarts():
     sizes = set()
     for steps, restarts in ((2, 2), (100, 9)):
         attack = attacks.PGD(EPS, 1 / 255, steps, restarts=restarts)
-        graph = tf.function(lambda x, a=attack: a(loss, x)).get_concrete_function(
-            tf.TensorSpec([2, 4, 4, 3])
-        )
+        graph = tf.function(
+            lambda x, a=attack: a(loss, x), autograph=False
+        ).get_concrete_function(tf.TensorSpec([2, 4, 4, 3]))
         functions = graph.graph.as_graph_def().library.function
         sizes.add(sum(len(f.node_def) for f in functions))
         assert len(traces) == 2  # Once in the loop, once for the last point.
@@ -435,6 +435,12 @@ def test_progress_is_the_share_of_steps_done():
         return z[:, 0] * tf.where(known, 1.0, -1.0)
 
     np.testing.assert_allclose(attack(by_value, x), [[0.9]], atol=1e-6)
+
+
+def test_a_function_that_autograph_rewrites_may_attack():
+    x, w = images((2, 3), low=0.3, high=0.6), normal((2, 3))
+    got = tf.function(lambda x: attacks.FGSM(0.1)(linear(w), x))(x)
+    np.testing.assert_allclose(got, x + 0.1 * np.sign(w), atol=1e-6)
 
 
 def test_other_defaults_of_an_objective_are_left_alone():

@@ -25,12 +25,12 @@ def keys(batch, seed=0):
     return threat.image_keys(seed, tf.range(batch))
 
 
-@tf.function
+@tf.function(autograph=False)
 def starts(ball, x, image_keys, restart=0):
     return threat.random_start(ball, x, image_keys, restart)
 
 
-@tf.function
+@tf.function(autograph=False)
 def points(ball, x, image_keys, number=0):
     return threat.random_point(ball, x, image_keys, number)
 
