@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ class Best(NamedTuple):
     scores: tf.Tensor
 
     @classmethod
-    def none(cls, points: tf.Tensor) -> Best:
-        """Returns `points` as the best that any other with a score will replace."""
-        scores = tf.fill(tf.shape(points)[:1], tf.constant(-float("inf"), points.dtype))
+    def none(cls, points: tf.Tensor, below: float = -math.inf) -> Best:
+        """Returns `points` as the best, which any other of a score above replaces."""
+        scores = tf.fill(tf.shape(points)[:1], tf.constant(below, points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
 
     @classmethod
@@ -35,12 +36,8 @@ class Best(NamedTuple):
 
         Of an objective that spares tasks, any point that does spare them.
         """
-        none = cls.none(images)
-        if not getattr(objective, "spares", False):
-            return none
-        return cls(
-            images, tf.fill(tf.shape(none.scores), tf.cast(-sparing.FAR, images.dtype))
-        )
+        spares = getattr(objective, "spares", False)
+        return cls.none(images, -sparing.FAR if spares else -math.inf)
 
     def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns the better per image; the earlier one where equal or NaN."""
