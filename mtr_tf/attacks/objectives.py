@@ -405,13 +405,13 @@ class TaskObjective:
         named; they are looked at, too.
         """
         recipe = self.recipe
-        if recipe.fold:
-            folding.check(recipe.model, tuple(recipe.looked_at), x[:_LOOKED_AT])
-        randomness.say_once(recipe.model, x[:_LOOKED_AT], recipe.eot)
-        # A function may take batches of this size alone.
-        known = isinstance(recipe.model, keras.Layer)
+        if isinstance(recipe.model, keras.Layer):
+            x = x[:_LOOKED_AT]  # A function may take batches of this size alone.
+            if recipe.fold:
+                folding.check(recipe.model, tuple(recipe.looked_at), x)
+            randomness.say_once(recipe.model, x, recipe.eot)
         if own_losses:
-            recipe.look_at_losses(self.batch, x[:_LOOKED_AT] if known else x)
+            recipe.look_at_losses(self.batch, x)
         return self
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:

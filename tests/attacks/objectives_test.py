@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -326,6 +328,23 @@ def test_bad_arguments_are_refused(net, change, message):
     arguments = {"model": net, "targets": targets, "masks": masks} | change
     with pytest.raises(InputError, match=message):
         attacks.objective(**arguments)
+
+
+@dataclasses.dataclass
+class Scaled:
+    """A model that is equal to others, and so has no hash."""
+
+    factor: float
+
+    def __call__(self, x):
+        return {"depth": self.factor * x[..., :1]}
+
+
+def test_a_model_may_be_any_callable():
+    x, targets, masks = batch()
+    objective = attacks.objective(Scaled(2.0), targets, masks, "depth")
+    moved = attacks.FGSM(EPS)(objective, x)
+    assert np.all(objective(moved)[0] > objective(x)[0])
 
 
 def test_models_without_the_task_are_refused():
