@@ -400,6 +400,24 @@ def a_job(cells=(), **settings) -> attack_job.Job:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"step_size": 2 / 255}, "--step_size is in levels .*, give --step_size=2$"),
+        ({"step_size": 2 / 255, "attack": ("apgd",)}, ""),  # Has steps of its own.
+        ({"step_size": 2 / 255, "norm": "l2"}, ""),
+        ({"step_size": 0.05, "steps": 200}, ""),  # They reach the radius.
+        ({"step_size": 2.0}, ""),
+        ({"eps": (8 / 255,)}, "--eps is in levels of .* give --eps=8$"),
+    ],
+)
+def test_lengths_that_look_as_if_of_images_from_0_to_1_are_told(settings, said):
+    config = AttackConfig(ckpt="x", **settings)
+    found = [*attack_job._small_radii(config), *attack_job._small_steps(config)]
+    assert len(found) == bool(said)
+    assert all(re.search(said, sentence) for sentence in found)
+
+
 def test_titles_say_on_which_model_and_which_part_of_the_output():
     usual, _ = a_job().title.split("\n")
     assert usual == "runs/a on 3 images of blobs validation"
