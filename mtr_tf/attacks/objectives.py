@@ -640,7 +640,7 @@ def objective(
         spare=kept,
     )
     names = found.recipe.looked_at
-    for kind, given in (("target", targets), ("mask", masks)):
+    for kind, given in (("target", targets), ("mask", masks or {})):
         for name in names:
             if name not in given:
                 ones = " with ones where there is a target" if kind == "mask" else ""

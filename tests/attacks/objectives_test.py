@@ -285,6 +285,7 @@ def test_half_precision_images_and_models():
         ({"tasks": "segg"}, "seg"),
         ({"tasks": ()}, "At least one task"),
         ({"masks": {}}, "No mask was given for 'seg'. Pass masks={'seg'"),
+        ({"masks": None}, "No mask was given for 'seg'. Pass masks={'seg'"),
         (
             {"balance": "summ"},
             "balance must be one of sum, mean.*'summ'. Did you mean 'su",
