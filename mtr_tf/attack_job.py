@@ -464,7 +464,7 @@ def _resolve(
     strategy = workers.local
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
-    small = _small_radii(config)
+    small = [*_small_radii(config), *_small_steps(config)]
     own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
@@ -669,13 +669,31 @@ def _small_radii(config: AttackConfig) -> list[str]:
     unused = config.attack == NO_ATTACK and "first_order" not in config.measure
     if config.norm != "linf" or not 0 < radius <= 1 or unused:
         return []
+    said = _said_of_levels("eps", radius)
+    return [said] if radius < LEAST_LEVELS else []
+
+
+def _small_steps(config: AttackConfig) -> list[str]:
+    """Says the same of steps that look so and do not reach the radius.
+
+    Returns:
+      That, as a warning for the results.
+    """
+    step, kinds = config.step_size, [KINDS[n] for n in config.attack if n in KINDS]
+    used = config.norm == "linf" and any("step_size" in kind.uses for kind in kinds)
+    short = 0 < step < LEAST_LEVELS and step * config.steps < max(config.eps)
+    return [_said_of_levels("step_size", step)] if used and short else []
+
+
+def _said_of_levels(name: str, length: float) -> str:
+    """Logs what a length in levels means, and returns it."""
     said = (
-        f"--eps is in levels of 0-255 under --norm=linf, so {radius:g} means "
-        f"{radius / 255:.3g} in an image in [0, 1]; if you meant {radius:g}, give "
-        f"--eps={radius * 255:g}"
+        f"--{name} is in levels of 0-255 under --norm=linf, so {length:g} means "
+        f"{length / 255:.3g} in an image in [0, 1]; if you meant {length:g}, give "
+        f"--{name}={length * 255:g}"
     )
     logging.warning("%s", said)
-    return [said] if radius < LEAST_LEVELS else []
+    return said
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:

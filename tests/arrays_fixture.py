@@ -22,3 +22,22 @@ def linear(w):
     return attacks.simple(
         lambda x: tf.reduce_sum(tf.constant(w) * x, list(range(1, x.shape.rank)))
     )
+
+
+def two_pixels(norm):
+    """Images of two pixels, a wavy loss, and its most in balls of radius 0.3.
+
+    That is by brute force, on a grid of points 0.0025 apart.
+    """
+    x, a = images((6, 2), seed=3), normal((6, 2), 4) * 4
+
+    @attacks.simple
+    def loss(z):
+        return tf.reduce_sum(tf.sin(a * z), 1) + tf.reduce_prod(z, 1)
+
+    line = np.linspace(-0.3, 0.3, 241)
+    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 1, 2)
+    if norm == "l2":
+        grid = grid[np.linalg.norm(grid, axis=2)[:, 0] <= 0.3]
+    z = np.moveaxis(np.clip(x + grid, 0, 1), 1, 0)
+    return x, loss, (np.sin(a[:, None] * z).sum(2) + z.prod(2)).max(1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -120,10 +121,10 @@ class APGD(base.Attack):
                 ball = stage_ball(number)
                 return self._stage(raised, ball, x, found.points, span)
 
-            found = _repeat(len(self.radii), stage, Best.none(start))
+            found = base.repeat(len(self.radii), stage, Best.none(start))
             return best.offer(*found)
 
-        best = _repeat(self.restarts, run, Best.clean(centre, objective))
+        best = base.repeat(self.restarts, run, Best.clean(centre, objective))
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
@@ -135,10 +136,10 @@ class APGD(base.Attack):
         """How many rises each step's check asks for, [steps]; -1: no checkpoint."""
         needed = np.full(self.steps, -1.0)
         ends = self._ends()
-        for first, last in zip(ends, ends[1:], strict=False):
+        for first, last in itertools.pairwise(ends):
             marks = checkpoints(last - first)
             needed[first] = 0
-            for before, mark in zip(marks, marks[1:], strict=False):
+            for before, mark in itertools.pairwise(marks):
                 needed[first + mark] = _RISES * (mark - before)
         return needed
 
@@ -162,17 +163,15 @@ class APGD(base.Attack):
             seen = state.seen(slope, scores)
             rises = needed[number]
             seen = tf.cond(rises >= 0, lambda: seen.checked(rises), lambda: seen)
-            return number + 1, seen.moved(ball, project, share)
+            return seen.moved(ball, project, share)
 
-        _, state = base.loop(
-            lambda number, _: number < last,
-            step,
-            (first, _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))),
-        )
+        state = _State.at(start, 2 * tf.cast(ball.epsilon, start.dtype))
+        state = base.loop(first, last, step, state)
         centre = tf.cast(x, start.dtype)
         axes = list(range(1, start.shape.rank))
         still = tf.equal(state.point, start) & tf.equal(state.slope, 0)
-        return _judge(objective, centre, tf.reduce_all(still, axes), state)
+        still = tf.reduce_all(still, axes)
+        return state.best.offer_last(state.point, still, centre, objective)
 
 
 class _State(NamedTuple):
@@ -275,27 +274,3 @@ def _stages(radii: Any) -> tuple[tuple[float, float], ...]:
             f"to 1; got {radii!r}."
         )
     return stages
-
-
-def _repeat(count: int, body: Callable, state: Any) -> Any:
-    """Returns state = body(number, state) for the numbers below `count`."""
-    if count == 1:
-        return body(0, state)
-    _, state = base.loop(
-        lambda number, _: number < count,
-        lambda number, state: (number + 1, body(number, state)),
-        (0, state),
-    )
-    return state
-
-
-def _judge(objective, centre: tf.Tensor, still: tf.Tensor, state: _State) -> Best:
-    """Returns the best of a stage, with its last point, the only one not scored yet.
-
-    Where the image stood `still` (a mask [batch]), without a gradient, that point's
-    score is known. The clean image is scored in its place and wins a tie, as in PGD.
-    """
-    point = threat.choose(still, centre, state.point)
-    scores = base.score(objective, point, tf.constant(1.0))
-    better = (scores > state.best.scores) | (still & (scores >= state.best.scores))
-    return state.best.take(better, point, scores)

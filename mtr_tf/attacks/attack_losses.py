@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from mtr_tf.attacks import houdini
 from mtr_tf.tasks import losses
 from mtr_tf.tasks import metrics
 from mtr_tf.tasks.task import Loss
@@ -169,6 +168,98 @@ def _one_hot(labels: tf.Tensor, classes: int) -> tf.Tensor:
     return tf.one_hot(labels, classes, on_value=True, off_value=False)
 
 
+# Houdini, for classes, and its released variant.
+#
+# Cisse et al. ("Houdini: Fooling Deep Structured Prediction Models", 2017) multiply
+# what an attack is about, the task loss, by the chance that the true class loses
+# against the predicted one once Gaussian noise is added to the scores:
+#
+#     task loss / N * sum over pixels of P[noise > s_y - s_max], where P[noise > d]
+#     is 1 - Phi(d)
+#
+# Here s are log-softmax scores, s_max the largest of ALL classes (the true one
+# included, as in the code that "Multitask Learning Strengthens Adversarial Robustness"
+# released), and N is the image's number of valid pixels. No gradient goes through the
+# task loss.
+
+
+def houdini(case: Case) -> tf.Tensor:
+    """Houdini with task loss 1 - mIoU and its true derivative.
+
+    The mIoU is the image's, over the classes in its target or prediction. At a pixel
+    that is still right, s_y - s_max is 0 whatever the scores, so its derivative is 0
+    too: pixels already wrong are pushed further, the others are not moved, and an
+    image without a wrong pixel has a task loss and a gradient of 0.
+    """
+    chance = _chance(_gap(tf.nn.log_softmax(case.prediction), case.labels))
+    return (1 - _mean_iou(case, of_all=False)) * case.mean(chance)
+
+
+def houdini_released(case: Case) -> tf.Tensor:
+    """Houdini as the released code computes it.
+
+    It differs from `houdini` in two ways, both kept on purpose. Its "task loss" is the
+    image's mIoU in percent, over all classes, absent ones counting 0: a factor that
+    falls as the attack succeeds, and ends it at 0. And its backward pass is not its
+    derivative: with C = 1 / sqrt(2 pi), each pixel adds C exp(-(s_y - s_max)^2 / 2)
+    (task loss) / N to the predicted class and subtracts it from the true one, but
+    where both are the same the subtraction alone remains. Through the log-softmax that
+    is C (task loss) / N times the gradient of the pixel's cross-entropy, and it is
+    what moves the pixels that are still right.
+
+    Void pixels count in neither mIoU nor N.
+    """
+    chance = _released_chance(tf.nn.log_softmax(case.prediction), case.labels)
+    return 100 * _mean_iou(case, of_all=True) * case.mean(chance)
+
+
+def _released_chance(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns P[noise > s_y - s_max], [batch, *places], with the released gradient."""
+
+    @tf.custom_gradient
+    def chance(scores):
+        gap = _gap(scores, labels)
+
+        def backward(upstream):
+            size = upstream * tf.exp(-tf.square(gap) / 2) / math.sqrt(2 * math.pi)
+            classes = scores.shape[-1]
+            predicted = tf.one_hot(tf.argmax(scores, axis=-1), classes)
+            true = tf.one_hot(labels, classes)
+            move = tf.where(true > 0, -true, predicted)  # Not predicted - true.
+            return size[..., tf.newaxis] * move
+
+        return _chance(gap), backward
+
+    return chance(scores)
+
+
+def _gap(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Returns s_y - s_max of each pixel, [batch, *places]."""
+    chosen = _one_hot(labels, scores.shape[-1])
+    own = tf.reduce_sum(tf.where(chosen, scores, 0.0), axis=-1)
+    return own - tf.reduce_max(scores, axis=-1)
+
+
+def _chance(gap: tf.Tensor) -> tf.Tensor:
+    """Returns 1 - Phi(gap), Phi being the standard normal distribution function."""
+    return tf.math.erfc(gap / math.sqrt(2)) / 2
+
+
+def _mean_iou(case: Case, of_all: bool) -> tf.Tensor:
+    """Returns each image's mIoU in [0, 1], [batch], without a gradient.
+
+    The mean is over the classes in target or prediction, or else over all; 0 where
+    there is no valid pixel.
+    """
+    classes = case.output.shape[-1]
+    counts = metrics.class_counts(case.target, case.output, case.mask, classes)
+    hits, of_target, predicted = (tf.cast(count, tf.float32) for count in counts)
+    union = of_target + predicted - hits
+    occurring = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
+    total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
+    return total / classes if of_all else tf.math.divide_no_nan(total, occurring)
+
+
 # For labels.
 
 
@@ -246,6 +337,11 @@ def angular(case: Case) -> tf.Tensor:
 # The table.
 
 
+def _plain(loss: Loss) -> Callable[[Case], tf.Tensor]:
+    """Returns a task's loss as one of a case."""
+    return lambda case: loss(case.target, case.output, case.mask)
+
+
 def _is_discrete(task: Task) -> bool:
     return task.discrete
 
@@ -259,7 +355,8 @@ def _is_continuous(task: Task) -> bool:
 
 
 def _is_direction(task: Task) -> bool:
-    return any(metric.name == "angular_error" for metric in task.metrics)
+    by_angles = any(metric.name == "angular_error" for metric in task.metrics)
+    return task.kind == "directions" or by_angles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,7 +386,7 @@ class AttackLoss:
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(
-        lambda case: losses.cross_entropy(case.target, case.output, case.mask),
+        _plain(losses.cross_entropy),
         _is_discrete,
         "`-log p_y`",
         "own loss of classes",
@@ -338,13 +435,13 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         signed=True,
     ),
     "houdini": AttackLoss(
-        lambda case: houdini.houdini(case.target, case.output, case.mask),
+        houdini,
         _is_discrete,
         "`[1 - mIoU] (1 - Phi(s_y - max s))`, `s = log p`",
         "Cisse et al. 2017",
     ),
     "houdini_released": AttackLoss(
-        lambda case: houdini.released(case.target, case.output, case.mask),
+        houdini_released,
         _is_discrete,
         "`[100 mIoU] (1 - Phi(s_y - max s))` and another backward pass",
         "released code of Mao et al. 2020",
@@ -352,7 +449,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "bce": AttackLoss(
-        lambda case: losses.binary_cross_entropy(case.target, case.output, case.mask),
+        _plain(losses.binary_cross_entropy),
         _is_of_labels,
         "`-y log s - (1 - y) log(1 - s)`, `s` the sigmoid, mean over labels",
         "own loss of labels",
@@ -365,13 +462,13 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "l1": AttackLoss(
-        lambda case: losses.l1(case.target, case.output, case.mask),
+        _plain(losses.l1),
         _is_continuous,
         "`|output - target|`",
         "own loss of most maps",
     ),
     "l2": AttackLoss(
-        lambda case: losses.l2(case.target, case.output, case.mask),
+        _plain(losses.l2),
         _is_continuous,
         "`(output - target)^2`",
         "own loss of the autoencoder",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all attacks share: how they are called, and how they call their objective.
 
-`launch` checks the images, makes each image's seed and runs the attack as one graph.
+`Attack` checks the images, makes each image's seed and runs the search as one graph.
 `score` and `gradient` evaluate an objective at images, checked to be one number each: a
 mean over the draws of a random one, scaled where it computes in float16. `require` and
 `input_errors` say in our sentences what is wrong with values, in graphs too.
@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from mtr_tf.models import compiling
 
 # f(x, progress) -> what to raise [batch], or (what to raise, score) [batch].
 Objective = Callable[[tf.Tensor, tf.Tensor], Any]
+_TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,6 +80,12 @@ class Attack(abc.ABC):
     ) -> tf.Tensor:
         """Returns adversarial images, [batch, ...] like `x`, under stop_gradient.
 
+        Within a tf.function it becomes part of that graph. Called eagerly it is
+        compiled here: once and for all for objectives that keep their batch apart from
+        what they do with it (`attacks.objective` on a Keras model), but anew in each
+        call for any other callable, for a graph cannot see what its closure has come to
+        hold since.
+
         Args:
           objective: What to raise; see `attacks.PGD`.
           x: Float images in [0, 1], [batch, ...], of any float type; half precision is
@@ -88,8 +96,28 @@ class Attack(abc.ABC):
             returns.
           jit: Whether XLA compiles it: "on", "off", or "auto" (if this one call is long
             enough to gain from it). Inside a tf.function, that function decides.
+
+        Raises:
+          InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
+            Values that are wrong in a graph of the caller's own end it with
+            TensorFlow's error, which has our sentence in it (`input_errors` makes it
+            ours). XLA does not check them.
         """
-        return launch(self, objective, x, seed, jit)
+        x = _images(x)
+        keys = threat.image_keys(seed, _indices(x))
+        if x.shape[0] == 0:
+            return x
+        if not tf.executing_eagerly():
+            return tf.stop_gradient(_searched(self, objective, x, keys))
+        passes = float(self.passes) * getattr(objective, "draws", 1)
+        on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+        unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
+        with input_errors(), unchanged():
+            if hasattr(objective, "checked"):
+                objective = objective.checked(x, self.raises_own_losses)
+            found = tf.stop_gradient(_run(self, objective, x, keys, on))
+        _say_unmoved(self, found, x)
+        return found
 
     @final
     def with_lengths(
@@ -140,49 +168,6 @@ class Attack(abc.ABC):
         """
 
 
-_TOLERANCE = 1e-6  # Rounding may carry an image this far out of [0, 1].
-
-
-def launch(
-    attack: Attack, objective: Objective, x: Any, seed: Any, jit: str = "auto"
-) -> tf.Tensor:
-    """Runs the attack, compiled, and returns its images under stop_gradient.
-
-    Within a tf.function it becomes part of that graph. Called eagerly it is
-    compiled here: once and for all for objectives that keep their batch apart from what
-    they do with it (`attacks.objective` on a Keras model), but anew in each call for
-    any other callable, for a graph cannot see what its closure has come to hold since.
-
-    Args:
-      attack: the record.
-      objective: what to raise.
-      x: float images in [0, 1], [batch, ...].
-      seed: an int or a seed per image, see `threat.image_keys`.
-      jit: one of `compiling.MODES`.
-
-    Raises:
-      InputError: `x`, `seed`, `jit` or what the objective returns cannot be used.
-        Values that are wrong in a graph of the caller's own end it with TensorFlow's
-        error, which has our sentence in it (`input_errors` makes it ours). XLA does
-        not check them.
-    """
-    x = _images(x)
-    keys = threat.image_keys(seed, _indices(x))
-    if x.shape[0] == 0:
-        return x
-    if not tf.executing_eagerly():
-        return tf.stop_gradient(_searched(attack, objective, x, keys))
-    passes = float(attack.passes) * getattr(objective, "draws", 1)
-    on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
-    unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
-    with input_errors(), unchanged():
-        if hasattr(objective, "checked"):
-            objective = objective.checked(x, attack.raises_own_losses)
-        found = tf.stop_gradient(_run(attack, objective, x, keys, on))
-    _say_unmoved(attack, found, x)
-    return found
-
-
 def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
     """Warns of images that come back as they were, which may look like robustness."""
     if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
@@ -200,11 +185,6 @@ def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
         )
 
 
-def _seeded(objective: Objective, keys: tf.Tensor) -> Objective:
-    """Returns it with random numbers, if it has any, made of the attack's keys."""
-    return objective.seeded(keys) if hasattr(objective, "seeded") else objective
-
-
 def _run(
     attack: Attack, objective: Any, x: tf.Tensor, keys: tf.Tensor, jit: bool
 ) -> tf.Tensor:
@@ -218,9 +198,10 @@ def _run(
 def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """Returns the attack's images in the graph that is being built.
 
-    A batch that may turn out to be empty is then left alone: convolutions fail on it.
+    The objective's random numbers, if it has any, are made of the attack's keys. A
+    batch that may turn out to be empty is then left alone: convolutions fail on it.
     """
-    objective = _seeded(objective, keys)
+    objective = objective.seeded(keys) if hasattr(objective, "seeded") else objective
     if x.shape[0] is not None:
         return attack.search(objective, x, keys)
     found = tf.cond(
@@ -319,12 +300,26 @@ def begin(objective: Objective, start: tf.Tensor, clean: tf.Tensor) -> Objective
     return objective.begin(start, clean) if hasattr(objective, "begin") else objective
 
 
-def loop(condition: Callable, body: Callable, state: tuple) -> tuple:
-    """Is tf.while_loop, with one pass at a time.
+def loop(
+    first: int | tf.Tensor, end: int | tf.Tensor, body: Callable[..., Any], state: Any
+) -> Any:
+    """Returns the state after state = body(number, state) for first <= number < end.
 
-    Ten passes may overlap otherwise, and the features of several be held at once.
+    One pass at a time: ten may overlap otherwise, and the features of several be held
+    at once.
     """
-    return tf.while_loop(condition, body, state, parallel_iterations=1)
+    _, state = tf.while_loop(
+        lambda number, _: number < end,
+        lambda number, state: (number + 1, body(number, state)),
+        (first, state),
+        parallel_iterations=1,
+    )
+    return state
+
+
+def repeat(count: int | tf.Tensor, body: Callable[..., Any], state: Any) -> Any:
+    """Returns the same for the numbers below `count`; a single pass is no loop."""
+    return body(0, state) if count == 1 else loop(0, count, body, state)
 
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
@@ -350,10 +345,7 @@ def gradient(
     """
     if move is not None and hasattr(objective, "moving"):
         objective = objective.moving(move)
-    slope, scores = mean_over_draws(
-        objective, lambda drawn: _gradient(drawn, x, progress)
-    )
-    return tf.ensure_shape(slope, x.shape), scores
+    return mean_over_draws(objective, lambda drawn: _gradient(drawn, x, progress))
 
 
 def _gradient(
@@ -366,14 +358,14 @@ def _gradient(
         ascend, scores = _evaluate(objective, x, progress)
     made = graph_operations()[before:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
-    if slope is not None and computes_in_float16(made):
-        slope = scaled_gradient(tape, ascend, x)
     if slope is None:
         raise InputError(
             "The objective must depend on the images through differentiable "
             "TensorFlow operations, but it has no gradient; compute it from its "
             "argument."
         )
+    if computes_in_float16(made):
+        slope = scaled_gradient(tape, ascend, x)
     # One reading pass for all that is well; cleaning takes many times as long.
     well = tf.math.is_finite(tf.reduce_sum(slope))
     slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
@@ -520,12 +512,9 @@ def mean(function: Callable[[Any], Any], count: int) -> Any:
         return total
 
     def add(number, total):
-        parts = function(number)
-        return number + 1, tf.nest.map_structure(tf.add, total, parts)
+        return tf.nest.map_structure(tf.add, total, function(number))
 
-    _, total = tf.while_loop(
-        lambda number, _: number < count, add, (1, total), parallel_iterations=1
-    )
+    total = loop(1, count, add, total)
     return tf.nest.map_structure(lambda t: t / count, total)
 
 
@@ -641,7 +630,7 @@ def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
 
 # Values that are wrong, said in our sentences, in graphs too. A graph cannot raise
 # `InputError`. So the assertion in it carries the sentence, and who calls the graph
-# turns TensorFlow's error into ours: `launch`, `Evaluator.run` and the commands do. XLA
+# turns TensorFlow's error into ours: `Attack`, `Evaluator.run` and the commands do. XLA
 # drops assertions: there values go unchecked.
 
 # Parts of a sentence, joined by spaces: text, and numbers that are known when it runs.
@@ -662,7 +651,7 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
     if tf.executing_eagerly():
         if not bool(holds):
             parts = [p if isinstance(p, str) else f"{p.numpy():g}" for p in words()]
-            raise InputError(_joined(parts))
+            raise InputError(re.sub(" ([;,])", r"\1", " ".join(parts)))
         return holds
 
     def fail():
@@ -689,7 +678,3 @@ def input_errors() -> Iterator[None]:
         if told is None:
             raise
         raise InputError(told) from error
-
-
-def _joined(parts: Sequence[str]) -> str:
-    return " ".join(parts).replace(" ;", ";")

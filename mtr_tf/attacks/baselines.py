@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -53,12 +52,9 @@ class Noise(base.Attack):
 
         def step(draw, best):
             points = project(self._points(ball, x, keys, draw))
-            scores = base.score(begun, points, tf.constant(1.0))
-            return draw + 1, best.offer(points, scores)
+            return best.offer(points, base.score(begun, points, tf.constant(1.0)))
 
-        _, best = base.loop(
-            lambda draw, _: draw < self.draws, step, (0, Best.clean(centre, objective))
-        )
+        best = base.loop(0, self.draws, step, Best.clean(centre, objective))
         return ball.rounded(best.points, x)
 
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
@@ -83,24 +79,5 @@ class Corner(Noise):
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
         """A point of the rim: along a Gaussian, its signs or its direction."""
         dtype = threat.compute_dtype(x)
-        noise = random_images(threat.normal, x, keys, draw)
+        noise = threat.random_images(threat.normal, x, keys, draw)
         return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)
-
-
-def random_images(
-    draw: Callable[..., tf.Tensor], x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor
-) -> tf.Tensor:
-    """Returns random numbers like `x`, each image's from its own key and `number`.
-
-    Args:
-      draw: threat.normal or threat.uniform.
-      x: images [batch, ...].
-      keys: int64 [batch, 2].
-      number: int, which draw the numbers are for.
-    """
-    dtype = threat.compute_dtype(x)
-    return tf.map_fn(
-        lambda key: draw(tf.shape(x)[1:], threat.fold_in(key, number), dtype),
-        keys,
-        fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
-    )

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from mtr_tf.attacks import base
 from mtr_tf.errors import InputError
+from mtr_tf.errors import is_whole
 
 
 def on_channels(
@@ -60,7 +61,7 @@ def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
 
 def check(channels: Sequence[int], count: int | None = None) -> None:
     """Raises `InputError` unless they are different ones of `count` channels."""
-    within = all(0 <= channel < (count or channel + 1) for channel in channels)
+    within = all(is_whole(c) and 0 <= c < (count or c + 1) for c in channels)
     if not within or len({*channels}) < len(channels):
         last = "" if count is None else f" to {count - 1}"
         raise InputError(

@@ -58,7 +58,8 @@ class Worst(base.Attack):
         members = tuple(pair[0] if pair[1] is None else pair for pair in pairs)
         object.__setattr__(self, "attacks", members)
         for attack, _ in pairs:
-            if not callable(getattr(attack, "search", None)):
+            is_class = isinstance(attack, type)
+            if is_class or not callable(getattr(attack, "search", None)):
                 raise InputError(
                     "Each entry of attacks must be an attack, or a pair (attack, "
                     f"names of losses); got {attack!r}."
@@ -160,9 +161,11 @@ class SEA(base.Attack):
 
 def _pair(member: Any) -> tuple[base.Attack, tuple[str, ...] | None]:
     """A member with its losses, None for the objective's own."""
-    if isinstance(member, tuple) and len(member) == 2:
-        return member[0], tuple(member[1])
-    return member, None
+    is_pair = isinstance(member, tuple) and len(member) == 2
+    attack, names = member if is_pair else (member, None)
+    if isinstance(names, str):  # As for `with_losses`.
+        names = names.split(",")
+    return attack, None if names is None else tuple(names)
 
 
 def _with_losses(objective: base.Objective, names: tuple[str, ...]) -> Any:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from typing import Any
 
+from mtr_tf.attacks import checks
 from mtr_tf.errors import InputError
 from mtr_tf.errors import check_keys
 from mtr_tf.errors import did_you_mean
@@ -135,6 +136,8 @@ class Kind:
         free = [name for name in names if name not in fixed]
         known = dict.fromkeys((*SETTINGS, *self.named.values(), *free))
         check_keys(settings, known, f"{record.__name__} takes the settings", "but got")
+        if not hasattr(epsilon, "dtype"):  # As tensors have; those are not checked.
+            checks.check_number("epsilon", epsilon)
         # At radius 0, where nothing moves, any step that is allowed.
         is_0 = isinstance(epsilon, numbers.Real) and epsilon == 0
         radius: Any = 1.0 if is_0 else epsilon

@@ -229,8 +229,20 @@ class Recipe:
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Computes the tasks' losses eagerly, which raises what is wrong with them."""
-        self._own(self._outputs(x, batch, 0.0), batch)
+        """Looks at losses that divide, of the first images, x: outside any graph.
+
+        XLA drops the check that is in graphs.
+
+        Raises:
+          InputError: One is negative.
+        """
+        if not self.divided:
+            return
+        first = {
+            kind: {name: tensor[: len(x)] for name, tensor in batch[kind].items()}
+            for kind in ("targets", "masks")
+        }
+        self._own(self._outputs(x, first, 0.0), first)
 
     def bind(self, batch: Batch) -> TaskObjective:
         """Returns the objective of this recipe on a batch."""
@@ -393,30 +405,14 @@ class TaskObjective:
         named; they are looked at, too.
         """
         recipe = self.recipe
-        if recipe.fold:
-            folding.check(recipe.model, tuple(recipe.looked_at), x[:_LOOKED_AT])
-        randomness.say_once(recipe.model, x[:_LOOKED_AT], recipe.eot)
-        # A function may take batches of this size alone.
-        known = isinstance(recipe.model, keras.Layer)
+        if isinstance(recipe.model, keras.Layer):
+            x = x[:_LOOKED_AT]  # A function may take batches of this size alone.
+            if recipe.fold:
+                folding.check(recipe.model, tuple(recipe.looked_at), x)
+            randomness.say_once(recipe.model, x, recipe.eot)
         if own_losses:
-            self._look_at_losses(x[:_LOOKED_AT] if known else x)
+            recipe.look_at_losses(self.batch, x)
         return self
-
-    def _look_at_losses(self, x: tf.Tensor) -> None:
-        """Looks at losses that divide, of the first images, x: outside any graph.
-
-        XLA drops the check that is in graphs.
-
-        Raises:
-          InputError: One is negative.
-        """
-        if not self.recipe.divided:
-            return
-        batch = {
-            kind: {name: tensor[: len(x)] for name, tensor in self.batch[kind].items()}
-            for kind in ("targets", "masks")
-        }
-        self.recipe.look_at_losses(batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         """Puts back what the model changes behind Keras' back; see `stateless`."""
@@ -644,7 +640,7 @@ def objective(
         spare=kept,
     )
     names = found.recipe.looked_at
-    for kind, given in (("target", targets), ("mask", masks)):
+    for kind, given in (("target", targets), ("mask", masks or {})):
         for name in names:
             if name not in given:
                 ones = " with ones where there is a target" if kind == "mask" else ""
@@ -660,12 +656,13 @@ def objective(
 
 def _placed(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
     """Returns the tasks, those that say nothing of their places with their targets'."""
-    return TaskSet(
-        task.bound(places=len(targets[name].shape) - 1 - (not task.discrete))
-        if task.places is None and hasattr(targets.get(name), "shape")
-        else task
-        for name, task in tasks.items()
-    )
+    found = []
+    for name, task in tasks.items():
+        if task.places is None and name in targets:
+            rank = tf.convert_to_tensor(targets[name]).shape.rank
+            task = task.bound(places=rank - 1 - (not task.discrete))
+        found.append(task)
+    return TaskSet(found)
 
 
 def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:

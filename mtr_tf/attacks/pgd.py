@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ class Best(NamedTuple):
     scores: tf.Tensor
 
     @classmethod
-    def none(cls, points: tf.Tensor) -> Best:
-        """Returns `points` as the best that any other with a score will replace."""
-        scores = tf.fill(tf.shape(points)[:1], tf.constant(-float("inf"), points.dtype))
+    def none(cls, points: tf.Tensor, below: float = -math.inf) -> Best:
+        """Returns `points` as the best, which any other of a score above replaces."""
+        scores = tf.fill(tf.shape(points)[:1], tf.constant(below, points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
 
     @classmethod
@@ -35,16 +36,30 @@ class Best(NamedTuple):
 
         Of an objective that spares tasks, any point that does spare them.
         """
-        none = cls.none(images)
-        if not getattr(objective, "spares", False):
-            return none
-        return cls(
-            images, tf.fill(tf.shape(none.scores), tf.cast(-sparing.FAR, images.dtype))
-        )
+        spares = getattr(objective, "spares", False)
+        return cls.none(images, -sparing.FAR if spares else -math.inf)
 
     def offer(self, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns the better per image; the earlier one where equal or NaN."""
         return self.take(scores > self.scores, points, scores)
+
+    def offer_last(
+        self,
+        points: tf.Tensor,
+        still: tf.Tensor,
+        images: tf.Tensor,
+        objective: base.Objective,
+    ) -> Best:
+        """Returns it after the last points of runs, the only ones not scored yet.
+
+        Where a run stood still (a mask [batch]), without a gradient, the score of its
+        point is known. The image itself is scored in its place there and wins a tie:
+        without a gradient, nothing shall move.
+        """
+        points = threat.choose(still, images, points)
+        scores = base.score(objective, points, tf.constant(1.0))
+        better = (scores > self.scores) | (still & (scores >= self.scores))
+        return self.take(better, points, scores)
 
     def take(self, where: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
         """Returns these with the images of the mask [batch] replaced."""
@@ -146,7 +161,8 @@ class PGD(base.Attack):
         step_size = exactly(self.step_size, centre.dtype)
         judged = self._judged
 
-        def step(begun, number, point, best, memory):
+        def step(begun, number, state):
+            point, best, memory = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
 
             def moved(slope):
@@ -159,29 +175,24 @@ class PGD(base.Attack):
             if self.keep == "best":
                 best = best.offer(point, scores)
             memory, point = moved(slope)
-            return number + 1, point, best, memory
+            return point, best, memory
 
-        def run(restart, point, best):
+        def run(restart, state):
+            _, best = state
             start = centre
             if self.random_start:
                 start = project(threat.random_start(ball, x, keys, restart))
             begun = base.begin(objective, start, centre)
-            _, point, best, _ = base.loop(
-                lambda number, *_: number < self.steps,
-                functools.partial(step, begun),
-                (0, start, best, self._memory(start)),
+            state = (start, best, self._memory(start))
+            point, best, _ = base.loop(
+                0, self.steps, functools.partial(step, begun), state
             )
             if judged:
                 best = self._judge(begun, centre, start, point, best)
-            return restart + 1, point, best
+            return point, best
 
-        state = (0, centre, Best.clean(centre, objective))
-        if self.restarts == 1:
-            _, point, best = run(*state)
-        else:
-            _, point, best = base.loop(
-                lambda restart, *_: restart < self.restarts, run, state
-            )
+        state = (centre, Best.clean(centre, objective))
+        point, best = base.repeat(self.restarts, run, state)
         return ball.rounded(best.points if judged else point, x)
 
     @property
@@ -199,19 +210,12 @@ class PGD(base.Attack):
         return memory, slope
 
     def _judge(self, objective, centre, start, point, best) -> Best:
-        """Offers the last point of a run, the only one not scored yet.
-
-        Where that is still the start, its score is known. The clean image is scored in
-        its place there and wins a tie: without a gradient, nothing shall move.
-        """
+        """Offers the last point of a run."""
         if self.keep == "last":
             return best.offer(point, base.score(objective, point, tf.constant(1.0)))
         axes = list(range(1, point.shape.rank))
-        stuck = tf.reduce_all(tf.equal(point, start), axes)
-        point = threat.choose(stuck, centre, point)
-        scores = base.score(objective, point, tf.constant(1.0))
-        better = (scores > best.scores) | (stuck & (scores >= best.scores))
-        return best.take(better, point, scores)
+        still = tf.reduce_all(tf.equal(point, start), axes)
+        return best.offer_last(point, still, centre, objective)
 
 
 @dataclasses.dataclass(frozen=True)

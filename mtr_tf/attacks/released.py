@@ -92,11 +92,7 @@ class ReleasedPGD(base.Attack):
         # Whose settings mean the same, and are checked there.
         momentum.MIM(self.epsilon, self.step_size, self.steps, decay=self.decay)
         for name, known in (("start", STARTS), ("scale", SCALES)):
-            value = getattr(self, name)
-            if value not in known:
-                raise InputError(
-                    f"{name} must be one of {', '.join(known)}; got {value!r}."
-                )
+            checks.check_name(name, getattr(self, name), known)
         for name in ("mean", "std"):
             self._check_channels(name)
         mean, std = self.mean or (), self.std or ()
@@ -146,19 +142,16 @@ class ReleasedPGD(base.Attack):
             start = _clamp(centre, lower, upper)  # Swapped, as released.
         begun = base.begin(objective, start, centre)
 
-        def step(number, point, total):
+        def step(number, state):
+            point, total = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
             slope, _ = base.gradient(begun, point, progress)
             # Of any size: standardised inputs' gradients have the same signs.
             total = self.decay * total + slope
             point = _clamp(point + step_size * tf.sign(total), upper, lower)
-            return number + 1, point, total
+            return point, total
 
-        _, point, _ = base.loop(
-            lambda number, *_: number < self.steps,
-            step,
-            (0, start, tf.zeros_like(start)),
-        )
+        point, _ = base.loop(0, self.steps, step, (start, tf.zeros_like(start)))
         return tf.where(tf.equal(self.epsilon, 0), x, tf.cast(point, x.dtype))
 
     def _pixels(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -166,16 +166,14 @@ def _bent_by(slope, along, against, left, move: Move) -> tf.Tensor:
     def fits(share):
         return _along(along, move(at(share))) <= left
 
-    def halve(number, low, high):
+    def halve(_, ends):
+        low, high = ends
         middle = (low + high) / 2
         good = fits(middle)
-        low, high = tf.where(good, low, middle), tf.where(good, middle, high)
-        return number + 1, low, high
+        return tf.where(good, low, middle), tf.where(good, middle, high)
 
     none = tf.zeros_like(left)
-    _, _, share = base.loop(
-        lambda number, *_: number < _HALVINGS, halve, (0, none, none + 1)
-    )
+    _, share = base.loop(0, _HALVINGS, halve, (none, none + 1))
     return at(tf.where(fits(none), none, share))
 
 

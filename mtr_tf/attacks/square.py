@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import base
-from mtr_tf.attacks import baselines
 from mtr_tf.attacks import checks
 from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
@@ -109,19 +108,12 @@ class Square(base.Attack):
             def query(number, found):
                 draw = _Draw.of(draws[:, number])
                 point = moves.change(found.points, shares[number], draw)
-                scores = base.score(asked, point, one)
-                return number + 1, found.offer(point, scores)
+                return found.offer(point, base.score(asked, point, one))
 
-            _, found = base.loop(
-                lambda number, _: number < self.queries, query, (1, found)
-            )
-            return restart + 1, best.offer(*found)
+            return best.offer(*base.loop(1, self.queries, query, found))
 
-        _, best = base.loop(
-            lambda restart, _: restart < self.restarts,
-            run,
-            (0, Best.clean(moves.centre, objective)),
-        )
+        best = Best.clean(moves.centre, objective)
+        best = base.loop(0, self.restarts, run, best)
         return ball.rounded(best.points, x)
 
 
@@ -154,7 +146,7 @@ class _Linf:
 
     def start(self, keys: tf.Tensor) -> tf.Tensor:
         """Returns the stripes."""
-        row = baselines.random_images(threat.uniform, self._x[:, :1], keys, 0)
+        row = threat.random_images(threat.uniform, self._x[:, :1], keys, 0)
         return self._project(self.centre + self._epsilon * _signs(row))
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
@@ -179,10 +171,9 @@ class _L2:
         side = tf.maximum(tf.minimum(height, width) // _GRID, 1)
         rows, columns = tf.range(height) % side, tf.range(width) % side
         cells = self._x[:, ::side, ::side]
-        uniform = threat.uniform
-        signs = _signs(baselines.random_images(uniform, cells, keys, 0))
+        signs = _signs(threat.random_images(threat.uniform, cells, keys, 0))
         signs = self._spread(signs, side)
-        turned = baselines.random_images(uniform, cells[..., :1], keys, 1) < 0.5
+        turned = threat.random_images(threat.uniform, cells[..., :1], keys, 1) < 0.5
         window = _pyramids(side, signs.dtype)
         rows, columns = rows[:, None], columns[None]
         upright = _look_up(window, rows, columns)

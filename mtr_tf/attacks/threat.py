@@ -219,13 +219,30 @@ def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
 
 def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:
     dtype = compute_dtype(x)
-    shape = tf.shape(x)[1:]
-    noise = tf.map_fn(
+    noise = random_images(draw, x, keys, number)
+    return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
+
+
+def random_images(
+    draw: Callable[..., tf.Tensor],
+    x: tf.Tensor,
+    keys: tf.Tensor,
+    number: tf.Tensor | int,
+) -> tf.Tensor:
+    """Returns random numbers like `x`, each image's from its own key and `number`.
+
+    Args:
+      draw: (shape, key, dtype) -> numbers of one image, such as `normal` or `uniform`.
+      x: Images [batch, ...].
+      keys: int64 [batch, 2].
+      number: Which draw the numbers are for.
+    """
+    dtype, shape = compute_dtype(x), tf.shape(x)[1:]
+    return tf.map_fn(
         lambda key: draw(shape, fold_in(key, number), dtype),
         keys,
         fn_output_signature=tf.TensorSpec(x.shape[1:], dtype),
     )
-    return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
 
 
 def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
@@ -239,9 +256,9 @@ def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
       data: ints of any shape.
 
     Raises:
-      InputError: `seed` is no number of int64.
+      InputError: `seed` is not of integers of int64.
     """
-    seed, data = tf.cast(_in_int64(seed), tf.int64), tf.cast(data, tf.int64)
+    seed, data = _in_int64(seed), tf.cast(data, tf.int64)
     key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
     mixed = tf.random.experimental.stateless_fold_in(
         key, tf.constant(0, tf.int64), _ALG
@@ -260,10 +277,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64, or of another shape.
     """
-    seed = tf.convert_to_tensor(_in_int64(seed))
-    if not seed.dtype.is_integer:
-        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
-    seed = tf.cast(seed, tf.int64)
+    seed = _in_int64(seed)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
     matches = seed.shape[:1].is_compatible_with(indices.shape)
@@ -277,15 +291,18 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _in_int64(seed: Any) -> Any:
-    """Returns the seed or seeds; raises InputError where one is too large."""
+def _in_int64(seed: Any) -> tf.Tensor:
+    """Returns the seed or seeds as int64; raises InputError unless they can be that."""
     given = [one for one in tf.nest.flatten(seed) if not tf.is_tensor(one)]
     for number in (n for one in given for n in np.ravel(one).tolist()):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
             )
-    return seed
+    seed = tf.convert_to_tensor(seed)
+    if not seed.dtype.is_integer:
+        raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")
+    return tf.cast(seed, tf.int64)
 
 
 def choose(mask: tf.Tensor, yes: tf.Tensor, no: tf.Tensor) -> tf.Tensor:
@@ -413,7 +430,7 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
       x: [batch, ...] in [0, 1].
       offset: float64, x + offset in [0, 1].
     """
-    axes = list(range(1, x.shape.rank))
+    axes = _inner_axes(x)
     wide = tf.cast(x, tf.float64)
     # Room for the rounding of the sums.
     limit = tf.reduce_sum(tf.square(offset), axes, keepdims=True) * (1 - 1e-12)

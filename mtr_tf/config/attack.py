@@ -506,8 +506,8 @@ class AttackConfig(Settings):
     def input_affine(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(scale, offset) per channel of what the model takes for images in [0, 1].
 
-        A single pair applies to any number of channels. None if the model takes images
-        in [0, 1].
+        Where they are the same for all channels there are three, however many channels
+        there are. None if the model takes images in [0, 1].
         """
         if not (self.input_range or self.input_mean or self.input_std):
             return None

@@ -192,7 +192,7 @@ def check_range(field: dataclasses.Field, value: Any) -> None:
 
 
 def check_levels(name: str, eps: float) -> None:
-    """Raises `InputError` for a linf radius, in levels, that seems to be of [0, 1]."""
+    """Raises `InputError` for a linf length, in levels, that seems to be of [0, 1]."""
     if 0 < eps < LEAST_LEVELS:
         raise InputError(
             f"{name} must be in levels of 0-255, {LEAST_LEVELS:g} or more; got "

@@ -340,8 +340,9 @@ class TrainConfig(Settings):
     def check_used(self) -> None:
         """Raises `InputError` for settings that only another one would make use of.
 
-        Also for radii that seem to be of images in [0, 1], and for adversarial training
-        that attacks nothing. Older runs may have such settings, and are not asked.
+        Also for radii that seem to be of images in [0, 1], for steps that seem so and
+        do not reach the radius, and for adversarial training that attacks nothing.
+        Older runs may have such settings, and are not asked.
         """
         given = self.unused
         if "aux_weight" in given:
@@ -366,6 +367,9 @@ class TrainConfig(Settings):
                 )
         for name in ("adversarial_eps", "eval_eps"):
             check_levels(f"--{name}", getattr(self, name))
+        step = self.adversarial_step_size
+        if step * self.adversarial_steps < self.adversarial_eps:
+            check_levels("--adversarial_step_size", step)
 
     @functools.cached_property
     def parsed_image_size(self) -> tuple[int, int] | None:

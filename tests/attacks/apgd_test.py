@@ -11,6 +11,7 @@ import tensorflow as tf
 from arrays_fixture import images
 from arrays_fixture import linear
 from arrays_fixture import normal
+from arrays_fixture import two_pixels
 
 from mtr_tf import attacks
 from mtr_tf.attacks import apgd
@@ -224,18 +225,7 @@ def test_a_peak_inside_the_ball_is_found(norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_two_pixels_against_brute_force(norm):
-    x, a = images((6, 2), seed=3), normal((6, 2), 4) * 4
-
-    @attacks.simple
-    def loss(z):
-        return tf.reduce_sum(tf.sin(a * z), 1) + tf.reduce_prod(z, 1)
-
-    line = np.linspace(-0.3, 0.3, 241)
-    grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 1, 2)
-    if norm == "l2":
-        grid = grid[np.linalg.norm(grid, axis=2)[:, 0] <= 0.3]
-    z = np.moveaxis(np.clip(x + grid, 0, 1), 1, 0)
-    best = (np.sin(a[:, None] * z).sum(2) + z.prod(2)).max(1)
+    x, loss, best = two_pixels(norm)
     found = loss(APGD(0.3, 40, norm, restarts=15)(loss, x)).numpy()
     assert np.all(found >= best - 1e-3)
     assert np.all(found <= best + 3e-3)

@@ -336,6 +336,9 @@ def test_each_surrogate_fits_tasks_of_its_kind():
             assert fitting == (others if name in CONTINUOUS else {"seg"})
         assert surrogate.formula
         assert surrogate.source
+    # Directions stay some whatever they are scored by.
+    flow = Task("flow", kind="directions", metrics=tasks_lib.metrics.mae())
+    assert ATTACK_LOSSES["angular"].fits(flow)
 
 
 def test_a_pixel_is_an_image_of_one_pixel():

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
@@ -314,7 +315,9 @@ def keras_net():
     return keras.Model(image, heads)
 
 
-@pytest.mark.parametrize("balance", ["sign_sum", "normalized", "wgd", "worst"])
+@pytest.mark.parametrize(
+    "balance", ["normalized", "wgd", *map(slow, ("sign_sum", "worst"))]
+)
 def test_inside_a_compiled_attack_with_variables_a_step_is_as_by_hand(balance):
     model, size, steps = keras_net(), 0.02, 3
     attack = attacks.PGD(0.5, size, steps, "l2", random_start=False, keep="last")

@@ -105,7 +105,7 @@ def test_an_objective_that_takes_images_alone_is_told_what_to_do():
         attack(lambda x: tf.reduce_sum(x, [1, 2, 3]), images())
 
 
-@pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,)])
+@pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,), (0.0, 1.0), ("0",)])
 def test_channels_that_are_not_there(chosen):
     with pytest.raises(InputError, match="different numbers from 0 to 3; got"):
         channels.check(chosen, 4)
@@ -145,7 +145,10 @@ def test_balances_of_steepest_moves_are_those_of_the_channels_that_may_change(ba
         assert np.any(attack(goals[0], x)[..., :3] != wanted)
 
 
-@pytest.mark.parametrize("attack", [attacks.PGD(0.1, 0.025, 2), attacks.SEA(0.1, 3)])
+STEPS = attacks.PGD(0.1, 0.025, 2)
+
+
+@pytest.mark.parametrize("attack", [STEPS, attacks.Worst(((STEPS, ("masked_ce",)),))])
 def test_attacks_by_hand_look_at_whole_images(attack):
     x = tf.random.stateless_uniform((2, 4, 4, 3), (0, 0))
     labels, mask = tf.zeros((2, 4, 4), tf.int32), tf.ones((2, 4, 4))

@@ -128,7 +128,8 @@ def test_members_with_losses_of_their_own():
     x = np.full((4, 3), 0.5, np.float32)
     run = apgd.APGD(0.1, 4, random_start=False)
     worst = Worst(((run, ("down",)), (run, ["up"])))
-    assert worst == Worst(((run, ("down",)), (run, ("up",))))
+    assert worst == Worst(((run, ("down",)), (run, "up")))
+    assert Worst(((run, "up,down"), (run, None))) == Worst(((run, ["up", "down"]), run))
     got = worst(Losses(), x).numpy()
     # Of going all up and all down: the first two by their harm, the others too.
     expected = np.array([-0.1, 0.1, 0.1, -0.1])[:, None] + x
@@ -194,7 +195,7 @@ def test_passes_are_the_members_and_one_more_each():
 
 
 @pytest.mark.parametrize(
-    "attacks", [(), None, (1,), (("up",),), ((Noise, ("up",), 1),)]
+    "attacks", [(), None, (1,), (Noise,), (("up",),), ((Noise, ("up",), 1),)]
 )
 def test_members_that_are_no_attacks_are_refused(attacks):
     with pytest.raises(InputError, match="got "):

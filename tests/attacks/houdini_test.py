@@ -10,7 +10,9 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from mtr_tf.attacks import houdini
+from mtr_tf.attacks.attack_losses import Case
+from mtr_tf.attacks.attack_losses import houdini
+from mtr_tf.attacks.attack_losses import houdini_released
 
 CLASSES = 4
 
@@ -28,11 +30,11 @@ def batch(seed=0):
     return target, logits.astype(np.float32), mask
 
 
-def run(function, target, logits, mask):
+def run(loss, target, logits, mask):
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        value = function(tf.constant(target), logits, tf.constant(mask))
+        value = loss(Case(tf.constant(target), logits, tf.constant(mask)))
     return value.numpy(), tape.gradient(value, logits).numpy()
 
 
@@ -64,7 +66,7 @@ def chance(target, logits):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_true_one_is_the_formula_and_has_its_derivative(seed):
     target, logits, mask = batch(seed)
-    value, slope = run(houdini.houdini, target, logits, mask)
+    value, slope = run(houdini, target, logits, mask)
     for i in range(2):
         valid = mask[i] > 0
         y, z = target[i][valid], logits[i][valid].astype(float)
@@ -86,7 +88,7 @@ def test_the_true_one_is_the_formula_and_has_its_derivative(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_released_one_is_the_formula_and_has_the_released_backward_pass(seed):
     target, logits, mask = batch(seed)
-    value, slope = run(houdini.released, target, logits, mask)
+    value, slope = run(houdini_released, target, logits, mask)
     for i in range(2):
         valid = mask[i] > 0
         y, z = target[i][valid], logits[i][valid].astype(float)
@@ -110,10 +112,10 @@ def test_absent_classes_count_zero_in_the_released_one_alone():
     target = np.array([[[0, 1], [1, 0]]], np.int32)
     right = 9 * np.eye(CLASSES, dtype=np.float32)[target]
     mask = np.ones((1, 2, 2), np.float32)
-    value, slope = run(houdini.released, target, right, mask)
+    value, slope = run(houdini_released, target, right, mask)
     np.testing.assert_allclose(value, [50 * 0.5])
     assert np.abs(slope).max() > 0  # What is right is moved, unlike below.
-    value, slope = run(houdini.houdini, target, right, mask)
+    value, slope = run(houdini, target, right, mask)
     assert not value.any()
     assert not slope.any()
 
@@ -122,10 +124,10 @@ def test_what_is_wrong_everywhere_ends_the_released_one_alone():
     target = np.array([[[0, 1], [1, 0]]], np.int32)
     wrong = 2 * np.eye(CLASSES, dtype=np.float32)[target + 2]
     mask = np.ones((1, 2, 2), np.float32)
-    value, slope = run(houdini.released, target, wrong, mask)
+    value, slope = run(houdini_released, target, wrong, mask)
     assert not value.any()
     assert not slope.any()
-    value, slope = run(houdini.houdini, target, wrong, mask)
+    value, slope = run(houdini, target, wrong, mask)
     np.testing.assert_allclose(value, stats.norm.sf(-2.0), rtol=1e-5)
     assert np.abs(slope).max() > 0
 
@@ -134,7 +136,7 @@ def test_the_released_gradient_of_a_right_pixel_is_that_of_its_cross_entropy():
     target = np.zeros((1, 1, 1), np.int32)
     logits = np.array([[[[2.0, 1.0, -1.0, 0.5]]]], np.float32)
     mask = np.ones((1, 1, 1), np.float32)
-    slope = run(houdini.released, target, logits, mask)[1]
+    slope = run(houdini_released, target, logits, mask)[1]
     scale = 100 / CLASSES / math.sqrt(2 * math.pi)
     p = np.exp(log_softmax(logits[0, 0, 0]))
     np.testing.assert_allclose(slope[0, 0, 0], scale * (p - [1, 0, 0, 0]), rtol=1e-5)

@@ -180,6 +180,7 @@ def test_settings_may_have_the_names_of_commands_or_of_fields(name, settings, ma
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
+        ("pgd", {"epsilon": "0.1"}, "epsilon must be a finite number; got '0.1'"),
         ("apgd", {"restart": 5}, "APGD takes .*got 'restart'. Did you mean 'restarts'"),
         (
             "sea",
@@ -194,7 +195,7 @@ def test_settings_that_nothing_takes_or_that_are_missing_are_refused(
     name, settings, said
 ):
     with pytest.raises(InputError, match=said):
-        attacks.make(name, 0.1, **settings)
+        attacks.make(name, **{"epsilon": 0.1} | settings)
 
 
 def test_an_entry_may_be_of_another_package():

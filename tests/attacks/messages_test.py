@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tensorflow as tf
 
 from mtr_tf import attacks
 from mtr_tf.attacks import base
+from mtr_tf.attacks import threat
 from mtr_tf.attacks.balance import BALANCES
 from mtr_tf.errors import InputError
 from mtr_tf.errors import input_error_within
@@ -71,20 +74,26 @@ def anew(model, x, targets, masks, **settings):
     return ATTACK(objective, x)
 
 
+@functools.cache
+def graph_of(model, settings):
+    """A function whose graphs are kept, one for each signature."""
+    return tf.function(
+        lambda x, targets, masks: eager(model, x, targets, masks, **dict(settings)),
+        autograph=False,
+    )
+
+
 def in_graph(model, x, targets, masks, size=2, **settings):
     """In a graph that knows all shapes, called by one who turns errors into ours."""
 
-    def spec(array):
-        return tf.TensorSpec([size, *array.shape[1:]], array.dtype)
+    def spec(tensor):
+        return tf.TensorSpec([size, *tensor.shape[1:]], tensor.dtype)
 
-    signature = tf.nest.map_structure(spec, [x, targets, masks])
-
-    @tf.function(input_signature=signature, autograph=False)
-    def run(x, targets, masks):
-        return eager(model, x, targets, masks, **settings)
-
+    batch = tf.nest.map_structure(tf.constant, (x, targets, masks))
+    signature = tf.nest.map_structure(spec, batch)
+    run = graph_of(model, tuple(settings.items()))
     with base.input_errors():
-        return run(x, targets, masks)
+        return run.get_concrete_function(*signature)(*batch)
 
 
 def of_any_size(*args, **settings):
@@ -103,6 +112,17 @@ def test_values_are_checked_alike(model, caller, mistake):
         caller(model, *batch)
     assert "]" not in str(raised.value).replace("[0, 1]", "")
     assert "\n" not in str(raised.value)
+
+
+def test_an_objective_that_is_called_by_hand_says_it_in_the_same_words(model):
+    x, *rest = batch = a_batch()
+    label(*batch)
+    with pytest.raises(InputError) as raised:
+        attacks.objective(model, *rest)(x)
+    assert str(raised.value) == (
+        "Labels of 'seg' must be below its number of classes, 3, and not negative, "
+        "where the mask is not zero; got 3; mask such pixels."
+    )
 
 
 @pytest.mark.slow
@@ -177,8 +197,9 @@ def test_another_caller_finds_the_sentence_in_tensorflows_error(model):
 def test_under_xla_values_are_not_checked(model):
     batch = a_batch()
     above(*batch)
+    objective = attacks.objective(model, *batch[1:])
     run = tf.function(
-        lambda x: eager(model, x, *batch[1:]), jit_compile=True, autograph=False
+        lambda x: attacks.FGSM(8 / 255)(objective, x), jit_compile=True, autograph=False
     )
     assert np.all(np.isfinite(run(tf.constant(batch[0]))))
 
@@ -241,8 +262,13 @@ def pointing():
     return call, x, found, masks, tasks
 
 
-@pytest.mark.parametrize("balance", [b for b, r in BALANCES.items() if r.relative])
-@pytest.mark.parametrize("caller", [eager, in_graph])
+RELATIVE = [name for name, record in BALANCES.items() if record.relative]
+
+
+@pytest.mark.parametrize(
+    ("caller", "balance"),
+    [*((eager, balance) for balance in RELATIVE), (in_graph, "dgba")],
+)
 def test_a_negative_loss_cannot_divide(caller, balance):
     *batch, tasks = pointing()
     with pytest.raises(InputError, match=NEGATIVE) as raised:
@@ -292,14 +318,17 @@ def test_a_negative_loss_that_nothing_divides_by_is_none_of_its_business(balance
     objective = attacks.objective(
         lambda z: dict.fromkeys(found, 9 * z), found, masks, (task, "seg"), balance
     )
-    runs = attacks.Worst((((attacks.FGSM(0.1)), ("masked_ce",)),))
-    for attack in (attacks.SEA(8 / 255, 3), runs):
-        attack(objective, x, jit="off")
+    runs = attacks.Worst(((attacks.FGSM(0.1), ("masked_ce",)),))
+    runs(objective, x, jit="off")
+    # As it is called, but operation by operation: to make its graph takes long.
+    sea, x = attacks.SEA(8 / 255, 3), tf.constant(x)
+    looked_at = objective.checked(x, sea.raises_own_losses)
+    sea.search(looked_at, x, threat.image_keys(0, tf.range(2)))
     with pytest.raises(InputError, match="that of 'cls' is negative"):
         attacks.Worst((attacks.FGSM(0.1),))(objective, x, jit="off")
 
 
-@pytest.mark.parametrize("balance", [b for b, r in BALANCES.items() if not r.relative])
+@pytest.mark.parametrize("balance", sorted(set(BALANCES) - set(RELATIVE)))
 def test_the_balances_to_choose_instead_raise_a_negative_loss(balance):
     model, x, targets, masks, tasks = pointing()
     objective = attacks.objective(model, targets, masks, tasks, balance)

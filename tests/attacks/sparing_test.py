@@ -193,10 +193,12 @@ def test_an_attack_that_does_not_say_how_it_moves_is_bent_all_the_same():
 
         def search(self, objective, x, keys):
             begun = base.begin(objective, x, x)
-            for _ in range(10):
+
+            def step(_, x):
                 slope, _ = base.gradient(begun, x, tf.constant(0.0))
-                x += EPS / 10 * threat.L2(EPS).steepest(slope)
-            return x
+                return x + EPS / 10 * threat.L2(EPS).steepest(slope)
+
+            return base.loop(0, 10, step, x)
 
     slope, other = slopes_of(9, 3)
     x = np.full((1, 1, 9, 1), 0.5, np.float32)

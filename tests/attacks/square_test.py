@@ -23,6 +23,12 @@ def norms(d):
     return np.linalg.norm(np.reshape(d, (len(d), -1)), axis=1)
 
 
+def search(attack, objective, x):
+    """What it does operation by operation: for few queries less than compiling."""
+    keys = threat.image_keys(0, tf.range(len(x)))
+    return attack.search(objective, tf.constant(x), keys).numpy()
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_gradients_are_never_asked_for(norm):
     @attacks.simple
@@ -34,23 +40,23 @@ def test_gradients_are_never_asked_for(norm):
         return tf.reduce_sum(z, [1, 2, 3]), raises
 
     x = images((2, 6, 7, 3))
-    got = Square(0.1, 40, norm)(guarded, x)
+    got = search(Square(0.1, 40, norm), guarded, x)
     assert np.all(guarded(got).numpy() > guarded(tf.constant(x)).numpy())
     # And an objective without any gradient is not refused.
-    Square(0.1, 5, norm)(attacks.simple(lambda z: tf.round(z[:, 0, 0, 0])), x)
+    search(Square(0.1, 5, norm), attacks.simple(lambda z: tf.round(z[:, 0, 0, 0])), x)
 
 
 def test_a_linear_loss_linf_nears_the_corner():
     x, w = images((3, 6, 7, 2)), normal((3, 6, 7, 2))
     best = np.sum(w * (np.clip(x + 0.1 * np.sign(w), 0, 1) - x), (1, 2, 3))
     shares = []
-    for queries in (30, 300, 3000):
+    for queries in (30, 3000):
         got = Square(0.1, queries)(linear(w), x).numpy()
         shares.append((w * (got - x)).sum((1, 2, 3)) / best)
         inside = (got > 0) & (got < 1)  # All windows have a corner's values.
         np.testing.assert_allclose(np.abs(got - x)[inside], 0.1, atol=1e-6)
-    assert np.all(np.diff(shares, axis=0) > 0)
-    assert shares[-1].min() > 0.97
+    assert np.all(shares[1] > shares[0])
+    assert shares[1].min() > 0.97
 
 
 def test_a_linear_loss_l2_rises_far_above_random_points_of_the_sphere():
@@ -63,10 +69,10 @@ def test_a_linear_loss_l2_rises_far_above_random_points_of_the_sphere():
         np.testing.assert_allclose(norms(got - x), 0.5, rtol=1e-5)
         return (w * (got - x)).sum((1, 2, 3)) / (0.5 * norms(w))
 
-    shares = [share(Square(0.5, queries, "l2")) for queries in (10, 100, 1000)]
-    assert np.all(np.diff(shares, axis=0) > 0)
-    assert np.all(shares[-1] > 1.5 * share(Corner(0.5, "l2", draws=1000)))
-    assert np.all(shares[-1] > 0.45)
+    few, many = (share(Square(0.5, queries, "l2")) for queries in (10, 1000))
+    assert np.all(many > few)
+    assert np.all(many > 1.5 * share(Corner(0.5, "l2", draws=1000)))
+    assert np.all(many > 0.45)
 
 
 def test_the_window_shrinks_as_in_the_paper():
@@ -81,7 +87,7 @@ def test_the_window_shrinks_as_in_the_paper():
 
 def test_the_start_linf_is_vertical_stripes():
     x = images((40, 5, 6, 3), low=0.2, high=0.8)
-    got = Square(0.1, 1)(linear(np.zeros_like(x)), x).numpy() - x
+    got = search(Square(0.1, 1), linear(np.zeros_like(x)), x) - x
     np.testing.assert_allclose(np.abs(got), 0.1, atol=1e-6)
     np.testing.assert_allclose(got, np.broadcast_to(got[:, :1], got.shape), atol=1e-6)
     signs = np.sign(got[:, 0]).reshape(40, -1)
@@ -102,16 +108,16 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
         seen.append(z.numpy()[0])
         return tf.constant([float(len(seen))], tf.float64)
 
-    attack = Square(0.25, 400, p=0.8)
-    attack.search(count, tf.constant(x), threat.image_keys(0, [0]))
-    assert len(seen) == attack.passes == 400
+    attack = Square(0.25, 200, p=0.8)
+    search(attack, count, x)
+    assert len(seen) == attack.passes == 200
     corners = set()
-    for number in range(1, 400):
+    for number in range(1, 200):
         changed = np.any(seen[number] != seen[number - 1], axis=-1)
         if not changed.any():
             continue
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        share = square._shares(0.8, 400)[number]
+        share = square._shares(0.8, 200)[number]
         side = max(1, min(7, round(np.sqrt(share * 63))))
         assert np.ptp(rows) < side
         assert np.ptp(columns) < side
@@ -120,7 +126,7 @@ def test_windows_linf_are_squares_of_the_side_asked_for_anywhere_in_the_image():
         assert set(np.abs(inside[0] - 0.5)) == {0.25}
         if side == 1:
             corners.add((rows[0], columns[0]))
-    assert len(corners) > 40  # Of 63 pixels, with some 260 draws (a quarter idle).
+    assert len(corners) > 40  # Of 63 pixels, with some 135 draws (a quarter idle).
 
 
 def pyramids(side):
@@ -195,7 +201,7 @@ def test_a_move_l2_equals_the_papers_written_with_slices():
 
 def test_the_start_l2_is_a_grid_of_pyramids():
     x = np.full((2, 11, 16, 2), 0.5)
-    got = Square(0.5, 1, "l2")(linear(np.zeros_like(x)), x).numpy() - x
+    got = search(Square(0.5, 1, "l2"), linear(np.zeros_like(x)), x) - x
     np.testing.assert_allclose(norms(got), 0.5, rtol=1e-9)
     seen = set()
     for image in got:  # Squares of 2 pixels, the shorter side's fifth.
@@ -238,11 +244,11 @@ def test_the_result_is_the_best_of_all_asked_for_and_nan_never_wins(norm):
         asked.append((z.numpy(), value.numpy()))
         return value
 
-    attack = Square(0.3, 30, norm, restarts=2)
-    keys = threat.image_keys(0, tf.range(6))
-    got = attack.search(wave, tf.constant(x), keys).numpy()
-    assert len(asked) == attack.passes == 60
+    attack = Square(0.3, 12, norm, restarts=2)
+    got = search(attack, wave, x)
+    assert len(asked) == attack.passes == 24
     points, scores = map(np.array, zip(*asked, strict=True))
+    assert np.isnan(scores).any()
     best = points[np.nanargmax(scores, 0), range(6)]
     np.testing.assert_allclose(got, best, atol=1e-9)
 
@@ -251,7 +257,9 @@ def test_the_result_is_the_best_of_all_asked_for_and_nan_never_wins(norm):
 def test_odd_images_unknown_sizes_and_an_epsilon_tensor(norm):
     spec = tf.TensorSpec([None, None, None, None])
 
-    @tf.function(input_signature=[spec, tf.TensorSpec([], tf.float64)])
+    signature = [spec, tf.TensorSpec([], tf.float64)]
+
+    @tf.function(input_signature=signature, autograph=False)
     def graph(x, epsilon):
         loss = attacks.simple(lambda z: tf.reduce_sum(z * z, [1, 2, 3]))  # noqa: E731
         return Square(epsilon, 25, norm)(loss, x)

@@ -99,9 +99,11 @@ def open_blobs(*, image_size=None, data_dir=None, tasks=None) -> Source:
     return Source(INFO, blobs)
 
 
-@pytest.fixture(autouse=True)
-def blobs_known(monkeypatch):
-    monkeypatch.setitem(data.DATASETS, "blobs", open_blobs)
+@pytest.fixture(autouse=True, scope="module")
+def blobs_known():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.DATASETS, "blobs", open_blobs)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +131,13 @@ def trained() -> keras.Model:
 
 @pytest.fixture
 def run_directory(trained, tmp_path) -> pathlib.Path:
-    folder = tmp_path / "run"
+    return write_run(trained, tmp_path / "run")
+
+
+def write_run(model: keras.Model, folder: pathlib.Path) -> pathlib.Path:
     config = TrainConfig(tasks=TASKS, dataset="blobs", model="tiny")
     directory.write_config(folder, config)
-    trained.save(folder / "model.keras")
+    model.save(folder / "model.keras")
     return folder
 
 
@@ -156,17 +161,18 @@ def cell_times(folder: pathlib.Path) -> dict[str, int]:
 
 
 def test_from_run_to_results_and_again(run_directory, monkeypatch):
-    records = run_attack(run_directory, attack_tasks=("seg",))
+    settings = {"attack_tasks": ("seg",), "eps": (2.0, 8.0)}
+    records = run_attack(run_directory, **settings)
     folder = run_directory / "attacks" / "test"
     for name in ("results.csv", "settings.json", "curves.png", "gallery.png"):
         assert (folder / name).stat().st_size > 500, name
     events = EventAccumulator(str(folder), {"tensors": 0}).Reload()
     curve = events.Tensors("seg_by_eps/miou, pgd on seg")
-    assert {0, 100, 200, 400, 800} <= {event.step for event in curve}
+    assert {0, 200, 800} <= {event.step for event in curve}
     tags = events.Tags()["tensors"]
     assert {"depth_by_eps/pictures, pgd on seg", "robustness/curves"} <= {*tags}
 
-    assert len(records) == 4 * (3 + 4)  # Radii; metrics of seg and of depth.
+    assert len(records) == 2 * (3 + 4)  # Radii; metrics of seg and of depth.
     assert all(record["n"] == 11 for record in records)
     alone = [r for r in records if r["task"] == "seg"]
     losses = [r["attacked_value"] for r in alone if r["metric"] == "loss"]
@@ -177,7 +183,7 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     # The same command again: no model is called, nothing changes.
     before, text = cell_times(folder), (folder / "results.json").read_bytes()
     monkeypatch.setattr(sweep, "Evaluator", None)
-    assert run_attack(run_directory, attack_tasks=("seg",)) == records
+    assert run_attack(run_directory, **settings) == records
     assert cell_times(folder) == before
     assert (folder / "results.json").read_bytes() == text
 
@@ -394,6 +400,24 @@ def a_job(cells=(), **settings) -> attack_job.Job:
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"step_size": 2 / 255}, "--step_size is in levels .*, give --step_size=2$"),
+        ({"step_size": 2 / 255, "attack": ("apgd",)}, ""),  # Has steps of its own.
+        ({"step_size": 2 / 255, "norm": "l2"}, ""),
+        ({"step_size": 0.05, "steps": 200}, ""),  # They reach the radius.
+        ({"step_size": 2.0}, ""),
+        ({"eps": (8 / 255,)}, "--eps is in levels of .* give --eps=8$"),
+    ],
+)
+def test_lengths_that_look_as_if_of_images_from_0_to_1_are_told(settings, said):
+    config = AttackConfig(ckpt="x", **settings)
+    found = [*attack_job._small_radii(config), *attack_job._small_steps(config)]
+    assert len(found) == bool(said)
+    assert all(re.search(said, sentence) for sentence in found)
+
+
 def test_titles_say_on_which_model_and_which_part_of_the_output():
     usual, _ = a_job().title.split("\n")
     assert usual == "runs/a on 3 images of blobs validation"
@@ -476,7 +500,7 @@ def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
             if (r["task"], r["metric"]) == ("seg", "loss")
         }
 
-    attack = ("pgd", "worst", "sea")
+    attack = ("pgd", "worst")
     found = losses(attack=attack, ensemble=("pgd", "square"), attack_tasks=("s+d",))
     clean, pgd = found["pgd"]
     assert found["worst"][1] >= pgd * 0.9 > clean * 0.9
@@ -506,12 +530,8 @@ MEAN, STD = (0.45, 0.5, 0.6), (0.02, 0.04, 0.05)
 @pytest.mark.slow
 def test_the_released_scale_is_that_of_the_attacked_model(tmp_path, unplotted):
     """Not that of the data set: converted models have another."""
-    folder = tmp_path / "run"
     model = models.build("tiny", TASKS, INFO.image_shape, 2, mean=MEAN, std=STD)
-    directory.write_config(
-        folder, TrainConfig(tasks=TASKS, dataset="blobs", model="tiny")
-    )
-    model.save(folder / "model.keras")
+    folder = write_run(model, tmp_path / "run")
     records = run_attack(
         folder,
         attack=("pgd_released", "pgd_released_start", "pgd_released_scale"),
@@ -761,9 +781,17 @@ def rows_of(records):
     return [{k: v for k, v in r.items() if k not in ("rows", "time")} for r in records]
 
 
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    """The records of a run that is not spread."""
+    folder = write_run(trained, tmp_path_factory.mktemp("whole"))
+    return rows_of(run_attack(folder, **SMALL))
+
+
 @pytest.mark.slow
-def test_parts_finish_what_the_whole_then_finds(run_directory, monkeypatch):
-    whole = run_attack(run_directory, name="whole", **SMALL)
+def test_parts_finish_what_the_whole_then_finds(
+    run_directory, whole, monkeypatch, unplotted
+):
     ran = []
     real = sweep.make_evaluator
 
@@ -782,7 +810,7 @@ def test_parts_finish_what_the_whole_then_finds(run_directory, monkeypatch):
     before = len(ran)
     parted = run_attack(run_directory, name="parted", **SMALL)
     assert len(ran) == before
-    assert rows_of(parted) == rows_of(whole)
+    assert rows_of(parted) == whole
 
 
 def test_parts_are_a_partition_and_none_is_much_longer(run_directory):
@@ -834,13 +862,14 @@ def here(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_executor_runs_parts_and_says_which_failed(run_directory, here):
-    one = run_attack(run_directory, name="one", **SMALL)
+def test_an_executor_runs_parts_and_says_which_failed(
+    run_directory, whole, here, unplotted
+):
     fields = SMALL | {"name": "spread", "executor": "local", "workers": 2}
     with pytest.raises(InputError, match="1 of 2 parts .* no memory .*2-of-2.log"):
         run_attack(run_directory, **fields)
     assert not (run_directory / "attacks" / "spread" / "results.json").exists()
-    assert rows_of(run_attack(run_directory, **fields)) == rows_of(one)
+    assert rows_of(run_attack(run_directory, **fields)) == whole
     done = len(here)
     assert done == 3  # The part that had failed was repeated alone.
     assert "--name=spread" in here[-1]

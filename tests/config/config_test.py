@@ -76,6 +76,18 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
             {"adversarial_eps": 8 / 255, "adversarial_tasks": "main"},
             "--adversarial_eps must be in levels .* give --adversarial_eps=8.",
         ),
+        (
+            {"adversarial_step_size": 2 / 255, "adversarial_tasks": "main"},
+            "--adversarial_step_size must be in levels .* --adversarial_step_size=2.",
+        ),
+        (
+            {
+                "adversarial_step_size": 0.05,
+                "adversarial_eps": 0.2,
+                "adversarial_tasks": "main",
+            },
+            "",  # Five of them reach the radius.
+        ),
         ({"eval_eps": 4 / 255}, "--eval_eps must be in levels .* give --eval_eps=4."),
         ({"eval_eps": 0.1}, ""),
         ({"adversarial_eps": 4.0, "adversarial_tasks": "main"}, ""),
