@@ -37,7 +37,7 @@ from mtr_tf.show.side_by_side import size_of
 Record = Mapping[str, Any]
 
 SCHEMA = "mtr_tf/robustness/1"
-_WHAT = ("task", "metric", "better", "unit", "dataset", "split", "n")
+_WHAT = ("task", "metric", "better", "unit", "ignored", "dataset", "split", "n")
 # What chooses an attack, as results.json has it; records are of one of each. The model
 # that images were made on differs from seed to seed: `of_results` says `transfer`.
 _ATTACK = ("eps", "attacked", "step_size")
@@ -267,7 +267,9 @@ _OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("unit", "images", "size", "targets"), _TEXT),
     **dict.fromkeys(("architecture", "weights"), ("an object", _is(dict))),
     **dict.fromkeys((*_TRACED, "models", "ensemble"), _TEXTS),
-    **dict.fromkeys(("attack_block", "attack_classes"), ("a list", _is(list))),
+    **dict.fromkeys(
+        ("attack_block", "attack_classes", "ignored"), ("a list", _is(list))
+    ),
 }
 
 
@@ -350,7 +352,7 @@ def _board(record: Record) -> tuple:
     of = (record["task"], record["metric"], record.get("targets") or "data")
     on = (record["norm"], record["eps"])
     kind = (record.get("unit") or "", record["better"], record.get("images") or "")
-    return (*of, *data, *on, *kind)
+    return (*of, *data, *on, *kind, tuple(map(str, record.get("ignored") or ())))
 
 
 def _size(record: Record) -> str:
@@ -368,13 +370,16 @@ def _made(records: Sequence[Record]) -> Board:
     sign = -1 if higher else 1
     worst = [(_strongest(own, sign), len(own)) for own in by_model.values()]
     worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
-    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = _board(first)
+    board = _board(first)
+    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = board
     unit = f" [{unit}]" if unit else ""
     pixels = f" at {size} pixels" if size else ""
+    ignored = ", ".join(board[-1])
+    but = f", without the classes numbered {ignored}" if ignored else ""
     own = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(
         f"{task} {metric}{unit}, {norm} eps {eps:g} ({style.unit_of(norm)}){own}",
-        f"{n} images of {dataset} ({split}){pixels}; "
+        f"{n} images of {dataset} ({split}){pixels}{but}; "
         f"{'higher' if higher else 'lower'} is better.",
         [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
     )

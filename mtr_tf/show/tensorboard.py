@@ -133,7 +133,8 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
 
 def of_kind(tag: str, kind: str) -> str:
     """The tag of a number with its kind, unless that is known: `seg/loss, clean`."""
-    known = _KIND in tag or tag.startswith("optimizer/")
+    has_one = tag.rpartition(_KIND)[2] in (TRAINING, CLEAN, ATTACKED)
+    known = has_one or tag.startswith("optimizer/")
     is_number = "/" in tag and not tag.endswith("/pictures")
     return f"{tag}{_KIND}{kind}" if is_number and not known else tag
 
@@ -171,18 +172,17 @@ def describe(
     """What a number is, its unit (`units`: the data set's), which way is better.
 
     Args:
-      tag: Such as `seg/miou`, or `seg/miou, clean`.
+      tag: Such as `seg/miou`.
       units: By task, the data set's.
       tasks: Those that there are; None: the eleven.
       losses: By task, what its `loss` is, where that is not its own.
     """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
-    tag, *_ = tag.split(_KIND)
     if tag == "total/loss":
         return "Sum of the tasks' losses, each times its weight; lower is better."
     name, measure = tag.split("/", 1)
-    if measure.startswith("weight_"):
+    if tag.startswith("optimizer/weight_"):
         return f"The learned weight of the loss of {measure.removeprefix('weight_')}."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]
     metric = next(metric for metric in task.all_metrics if metric.name == measure)
@@ -395,7 +395,8 @@ class Board:
         for tag, value in values.items():
             what = describe(tag, units, self._tasks, losses)
             description = f"{what} {about}".strip()
-            self.number(of_kind(tag, kind) if kind else tag, value, step, description)
+            shown = f"{tag}{_KIND}{kind}" if kind else tag
+            self.number(shown, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""

@@ -288,14 +288,15 @@ def data_facts(source: Source, examples: int) -> dict[str, Any]:
       source: The data set.
       examples: How many are trained on.
     """
-    counts = {"train": examples, "validation": len(source.columns("validation"))}
-    return {
-        split: {
-            "examples": count,
-            "means": batching.first_and_last(source.columns(split), count),
-        }
-        for split, count in counts.items()
-    }
+    found = {}
+    for split in ("train", "validation"):
+        columns = source.columns(split)
+        count = len(columns)
+        if split == "train":  # Which may have become fewer since it was trained on.
+            count = min(count, examples)
+        means = batching.first_and_last(columns, count)
+        found[split] = {"examples": count, "means": means}
+    return found
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
@@ -318,11 +319,26 @@ def _facts(
     facts = workers_lib.facts(settings)
     for split in ("train", "validation"):
         columns = source.columns(split)
-        facts[f"the size of {split}"] = count = len(columns)
-        few = batching.gather(columns, tasks, np.array([0, count - 1]))
-        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
-        facts[f"the first and last of {split}"] = [one.hexdigest()[:16] for one in sums]
+        facts[f"the size of {split}"] = len(columns)
+        facts[f"the first and last of {split}"] = _ends(columns, tasks)
     return facts
+
+
+def _ends(columns: Columns, tasks: tasks_lib.TaskSet) -> list[str] | None:
+    """Hashes of the first and the last example, the same on all workers.
+
+    None where examples are others each time they are read.
+    """
+
+    def read() -> list[str]:
+        # One by one, as `batching.first_and_last` does.
+        rows = np.array([[0], [len(columns) - 1]])
+        few = [batching.gather(columns, tasks, row) for row in rows]
+        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
+        return [one.hexdigest()[:16] for one in sums]
+
+    hashes = read()
+    return hashes if read() == hashes else None
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -33,6 +33,7 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import Task
 from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
@@ -114,6 +115,27 @@ def test_every_number_says_its_unit_and_which_way_is_better():
     assert ", in pixels;" in tensorboard.describe("depth/mae", {"depth": "pixels"})
     assert "lower is better" in tensorboard.describe("total/loss")
     assert "higher is better" in tensorboard.describe("optimizer/examples_per_second")
+
+
+def test_metrics_of_ones_own_have_any_names(tmp_path):
+    """As those of a learned weight, and those of a number with its kind."""
+
+    def named(name):
+        def error(target, output, mask):
+            return mask
+
+        error.__name__, error.better = name, "lower"
+        return error
+
+    names = ("weight_error", "error, all")
+    pose = Task("pose", places=0, metrics=[named(name) for name in names])
+    with tensorboard.Board(tmp_path, tasks=task_set([pose])) as board:
+        board.scalars({f"pose/{name}": 0.5 for name in names}, 1, "clean")
+    events = read(tmp_path)
+    assert set(events.Tags()["tensors"]) == {f"pose/{name}, clean" for name in names}
+    for name in names:
+        about = description(events, f"pose/{name}, clean")
+        assert about == f"{name} of pose; lower is better."
 
 
 @pytest.mark.slow
