@@ -39,6 +39,7 @@ from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
 from mtr_tf.training import schedules
 from mtr_tf.training.losses import Weighting
+from mtr_tf.training.step import Learner
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
@@ -342,17 +343,22 @@ def watch(folder: pathlib.Path, optimizer=None, step: int = 1, **settings) -> No
         eval_steps=1,
         **({"batch_size": 2, "eval_examples": 5} | settings),
     )
+    learner = Learner(
+        models.build("tiny", config.tasks, (16, 16, 3), 2),
+        optimizer or keras.optimizers.Adam(),
+        training_losses.make(config, a_source().info),
+        Weighting({"depth": 1.0, "seg": 2.0}),
+        config.weight_decay,
+        config.batch_size,
+    )
     watched = monitor.Monitor(
         config,
         a_source(),
         Workers(tf.distribute.get_strategy()),
-        models.build("tiny", config.tasks, (16, 16, 3), 2),
+        learner,
         task_set(config.tasks),
-        Weighting({"depth": 1.0, "seg": 2.0}),
         monitor.parse_best(config, task_set(config.tasks)),
         folder,
-        optimizer,
-        losses=training_losses.make(config, a_source().info),
     )
     watched.trained(step, np.array([0.5, 0.25]), 3.0)
     watched.evaluated(step)

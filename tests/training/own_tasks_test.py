@@ -111,9 +111,8 @@ class Losses:
 
     stop_after = math.inf
 
-    def __init__(self, config, source, strategy, model, tasks, weighting, best, *rest):
+    def __init__(self, config, source, workers, learner, tasks, best, *rest):
         self.tasks, self.best, self.seen = tasks, best, []
-        self.weighting = weighting
         type(self).last = self
 
     def trained(self, step, losses, steps_per_second):
