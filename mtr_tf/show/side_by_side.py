@@ -308,28 +308,22 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
 
     Of pictures of several sizes, only those of the newest size.
     """
-    by_settings: dict[tuple[str, ...], list[Record]] = {}
+    found = [
+        (_settings(record), record)
+        for file in result_files(path, name)
+        for record in _records(file)
+        if record["eps"]
+    ]
+    newest = {settings: size for settings, r in found if (size := size_of(r))}
+    by_settings: dict[tuple[str, ...], dict[tuple, Record]] = {}
     older = set()
-    for file in result_files(path, name):
-        try:
-            records = files.read_json(file)
-            for number, record in enumerate(records, start=1):
-                _check(record, number)
-                if not record["eps"]:
-                    continue
-                settings = _settings(record)
-                kept = by_settings.setdefault(settings, [])
-                older |= {size_of(r) for r in kept if other_size(r, record)}
-                kept[:] = [
-                    r
-                    for r in kept
-                    if _place(r) != _place(record) and not other_size(r, record)
-                ] + [record]
-        except files.DAMAGED as error:
-            raise InputError(
-                f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
-                "repeat the attack to write it again."
-            ) from error
+    for settings, record in found:
+        if (size := size_of(record)) not in ("", newest.get(settings)):
+            older.add(size)
+            continue
+        kept = by_settings.setdefault(settings, {})
+        kept.pop(_place(record), None)  # The newest come last.
+        kept[_place(record)] = record
     if older:
         logging.warning(
             "%s was attacked at several sizes of pictures; left out where there is a "
@@ -342,7 +336,21 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
             f"{path} has no attack with a radius above 0 in its results; attack it "
             "with another --eps."
         )
-    return by_settings
+    return {settings: list(kept.values()) for settings, kept in by_settings.items()}
+
+
+def _records(file: pathlib.Path) -> list[Record]:
+    """The records of a file of results; raises `InputError` for a damaged one."""
+    try:
+        records = files.read_json(file)
+        for number, record in enumerate(records, start=1):
+            _check(record, number)
+        return records
+    except files.DAMAGED as error:
+        raise InputError(
+            f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
+            "repeat the attack to write it again."
+        ) from error
 
 
 def _number(value: Any) -> bool:

@@ -258,7 +258,7 @@ def sheet(columns: Columns) -> np.ndarray:
     factor = math.ceil(_TILE / min(height, width))
     tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
     above = ((_HEADING, 0), (0, 0), (0, 0))
-    canvas = Image.fromarray(np.pad(grid(tiles), above, constant_values=255))
+    canvas = Image.fromarray(np.pad(_grid(tiles), above, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
     for number, heading in enumerate(columns):
         middle = number * (width * factor + _GAP) + width * factor / 2
@@ -275,23 +275,12 @@ def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
     return tiles.repeat(factor, 1).repeat(factor, 2)
 
 
-def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Tiles uint8 `[rows, H, W, 3]` arrays, one per column, with white between."""
-    rows, height, width, _ = columns[0].shape
-    canvas = np.full(
-        (
-            rows * (height + _GAP) - _GAP,
-            len(columns) * (width + _GAP) - _GAP,
-            3,
-        ),
-        255,
-        np.uint8,
-    )
-    for j, column in enumerate(columns):
-        for i, tile in enumerate(column):
-            y, x = i * (height + _GAP), j * (width + _GAP)
-            canvas[y : y + height, x : x + width] = tile
-    return canvas
+def _grid(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles uint8 `[rows, H, W, 3]`, an array per column, with white between."""
+    gap = ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    padded = [np.pad(column, gap, constant_values=255) for column in columns]
+    rows = np.concatenate(padded, axis=2)
+    return np.concatenate(rows)[:-_GAP, :-_GAP]
 
 
 # Settings.
@@ -299,9 +288,11 @@ def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
-    texts = {name: _text(v).replace("`", "'") for name, v in settings.items()}
-    rows = [(name, text and f"`{text}`") for name, text in texts.items()]
-    return markdown_table([("setting", "value"), *rows])
+    rows = [("setting", "value")]
+    for name, value in settings.items():
+        text = _text(value).replace("|", "\\|").replace("`", "'")
+        rows.append((name, text and f"`{text}`"))
+    return markdown_table(rows)
 
 
 def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -315,7 +306,7 @@ def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float |
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return str(value).replace("|", "\\|")
+    return str(value)
 
 
 # Writing.

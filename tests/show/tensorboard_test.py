@@ -247,10 +247,10 @@ def test_the_longest_heading_is_no_wider_than_the_smallest_tile():
 
 def test_settings_as_text():
     table = tensorboard.settings_table(
-        {"tasks": ["seg", "depth"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
+        {"tasks": ["seg", "a|b"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
     )
     assert table.splitlines()[2:] == [
-        "| tasks | `seg,depth` |",
+        "| tasks | `seg,a\\|b` |",
         "| a|b | `c\\|d` |",
         "| crop |  |",
         "| main |  |",
