@@ -223,7 +223,9 @@ def test_a_strategy_of_one_mirrored_device_trains_under_xla():
 def test_steps_in_one_call_equal_steps_in_many():
     strategy, made = tf.distribute.get_strategy(), learner()
     run = step_lib.compile_steps(made, strategy)
-    state = [*made.model.variables, *made.optimizer.variables]
+    trained = made.model.trainable_variables
+    others = made.model.non_trainable_variables + made.optimizer.variables
+    state = [*trained, *others]
     start, found = [v.numpy() for v in state], []
     for calls in ([3], [1, 1, 1]):
         for variable, value in zip(state, start, strict=True):
@@ -235,7 +237,7 @@ def test_steps_in_one_call_equal_steps_in_many():
     assert run.experimental_get_tracing_count() == 1
     for together, apart in zip(*found, strict=True):
         np.testing.assert_array_equal(together, apart)
-    assert any((a != b).any() for a, b in zip(found[0], start, strict=True))
+    assert (found[0][0] != start[0]).any()
 
 
 def test_training_lowers_the_loss_on_one_batch():
