@@ -145,7 +145,7 @@ def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
     Each number of a task has a chart, with a line for each kind and run.
     """
     numbers = {
-        name: ("loss", *(m.name for m in tasks[name].metrics if m.name != "loss"))
+        name: ("loss", *(m.name for m in tasks[name].all_metrics if m.name != "loss"))
         for name in sorted(tasks, key=lambda name: name not in main)
     }
     return layout_pb2.Layout(

@@ -20,7 +20,6 @@ import process_fixture
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
-from tiers_fixture import slow
 
 from mtr_tf import attack_job
 from mtr_tf import train
@@ -316,10 +315,6 @@ def test_bad_settings_are_explained_and_leave_nothing(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        # After TensorFlow is imported, which takes seconds.
-        slow(
-            ["--tasks=seg,dpeth"], "error: Unknown task 'dpeth'. Did you mean 'depth'"
-        ),
         (["--eval_eps=-1"], "error: --eval_eps must be from 0 to 255, got -1"),
         (["--eval_steps=0"], "error: --eval_steps must be from 1 to 1000000, got 0"),
         (["seg"], "error: every argument must be a flag"),

@@ -33,6 +33,7 @@ from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import Task
+from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
@@ -426,7 +427,8 @@ def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
 
 
 def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
-    layout = tensorboard.layout(task_set(("depth", "seg", "normal")), ("seg",))
+    tasks = more_metrics.with_more(task_set("d,s,n"), ["delta1"], None)
+    layout = tensorboard.layout(tasks, ("seg",))
     assert [category.title for category in layout.category][:2] == ["seg", "depth"]
     assert layout.category[-1].title == "total"
     charts = {chart.title: chart for part in layout.category for chart in part.chart}
@@ -435,6 +437,7 @@ def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
         "seg/miou",
         "seg/pixel_accuracy",
     ]
+    assert "depth/delta1" in charts  # As of a callback that was asked for it.
     (line,) = charts["seg/loss"].multiline.tag
     of_loss = [f"seg/loss, {kind}" for kind in KINDS_SHOWN]
     others = ["seg/loss", "seg/losses, clean", "aseg/loss, clean", "total/loss, clean"]
