@@ -70,18 +70,7 @@ def of_results(
         "platform": made.get("platform"),
     }
     return [
-        about
-        | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
-        | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
-        | ({"transfer": True} if record.get("source_fingerprint") else {})
-        | ({"images": record["images"]} if _has_own_data(record) else {})
-        | (
-            {"size": size}
-            if (size := size_of(record)) not in ("", _size(about))
-            else {}
-        )
-        | {"seeds": [seed], "models": [str(record.get("model_fingerprint", ""))[:12]]}
-        | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
+        _of_seed(about, seed, record)
         | {key: [value] for key, value in traced.items() if value}
         for record in records
         if record["eps"]
@@ -89,6 +78,23 @@ def of_results(
         and _stays_in_ball(record)
         and None not in (record["clean"], record["attacked_value"])
     ]
+
+
+def _of_seed(about: Record, seed: int, record: Record) -> dict[str, Any]:
+    """What is said of a model and of one record of its results."""
+    found = {**about, **{k: record[k] for k in (*_WHAT, *_ATTACK) if record.get(k)}}
+    found |= {key: record[key] for key in ("eps", "n", "attacked")}
+    if record.get("source_fingerprint"):
+        found["transfer"] = True
+    if _has_own_data(record):
+        found["images"] = record["images"]
+    if (size := size_of(record)) not in ("", _size(about)):
+        found["size"] = size
+    found["seeds"] = [seed]
+    found["models"] = [str(record.get("model_fingerprint", ""))[:12]]
+    for key in ("clean", "attacked_value"):
+        found[key] = [float(f"{record[key]:.6g}")]
+    return found
 
 
 def _stays_in_ball(record: Record) -> bool:
@@ -265,6 +271,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 # What they may have.
 _OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("unit", "images", "size", "targets"), _TEXT),
+    "restarts": ("a whole number", _is(int)),
     **dict.fromkeys(("architecture", "weights"), ("an object", _is(dict))),
     **dict.fromkeys((*_TRACED, "models", "ensemble"), _TEXTS),
     **dict.fromkeys(
@@ -418,6 +425,8 @@ def _row(place: int, record: Record, tried: int) -> Row:
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     attack = [record["attack"]]
     attack += [f"{record['steps']} steps"] if record.get("steps") else []
+    restarts = record.get("restarts", 1)
+    attack += [f"{restarts} restarts"] if restarts > 1 else []
     said = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
     attack += details(said)  # The title says whose targets they are.
     attack += ["transferred"] if "transfer" in record else []

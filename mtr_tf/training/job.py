@@ -61,6 +61,7 @@ class Job:
       tasks: Those that are trained, as the data set has them.
       columns: Its training split, with noise for the targets of `--random_targets`.
       examples: How many of these are trained on.
+      steps: How many the whole run has.
       augment: How they are varied.
       learner: The model, and what a step needs beside it.
       best: The number that decides which checkpoint is the best.
@@ -74,6 +75,7 @@ class Job:
     tasks: tasks_lib.TaskSet
     columns: Columns
     examples: int
+    steps: int
     augment: Augment
     learner: Learner
     best: monitor.BestMetric
@@ -84,12 +86,6 @@ class Job:
     def strategy(self) -> tf.distribute.Strategy:
         """Where the run computes."""
         return self.workers.strategy
-
-    @property
-    def steps(self) -> int:
-        """How many steps the whole run has."""
-        per_epoch = batching.steps_per_epoch(self.examples, self.config.batch_size)
-        return self.config.epochs * per_epoch
 
     def batches(self, first: int) -> tf.distribute.DistributedDataset:
         """The batches from a step on, on all replicas."""
@@ -183,8 +179,9 @@ def resolve(
         config.batch_size,
         step_lib.make_adversary(config, tasks),
     )
+    steps = config.epochs * per_epoch
     size = config.parsed_crop or source.info.image_shape[:2]
-    jit = _jit(config, config.epochs * per_epoch, size, strategy.num_replicas_in_sync)
+    jit = _jit(config, steps, size, strategy.num_replicas_in_sync)
     return Job(
         config,
         workers,
@@ -192,6 +189,7 @@ def resolve(
         tasks,
         columns,
         examples,
+        steps,
         augment,
         learner,
         best,

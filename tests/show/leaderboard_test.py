@@ -172,9 +172,9 @@ def test_models_with_other_first_metrics_have_boards_of_their_own():
 
 
 def test_the_attack_that_counts_is_named_with_what_is_not_usual():
-    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f")
+    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f", restarts=3)
     (board,) = leaderboard.boards(records("a", 0, some))
-    named = "pgd, 20 steps, 5 output pixels attacked, transferred"
+    named = "pgd, 20 steps, 3 restarts, 5 output pixels attacked, transferred"
     assert board.rows[0].attack == named
 
 
