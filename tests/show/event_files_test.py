@@ -21,7 +21,7 @@ TAG = "total/loss"
 
 def train(folder: pathlib.Path, first: int, last: int, start: int) -> None:
     """What a start of a training writes: its settings, and the steps it does."""
-    event_files.keep_until(folder, first)
+    event_files.keep_until(folder, first, {folder: str})
     board = Board(folder)
     board.settings({"start": start})
     for step in range(first + 1, last + 1):
@@ -146,5 +146,6 @@ def test_an_older_run_that_goes_on_becomes_one(tmp_path):
 
 
 def test_a_first_start_leaves_nothing(tmp_path):
-    event_files.keep_until(tmp_path / "train", 0)
-    assert not (tmp_path / "train").exists()
+    folder = tmp_path / "train"
+    event_files.keep_until(folder, 0, {folder: str})
+    assert not folder.exists()

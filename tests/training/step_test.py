@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from columns_fixture import columns
-from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import models
@@ -162,7 +161,8 @@ def test_what_layers_add_is_the_same_on_two_replicas(mirrored):
         np.testing.assert_allclose(one, two, atol=2e-6)
 
 
-@pytest.mark.parametrize("weight_decay", [slow(0.0), 0.1])
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_two_replicas_equal_one(mirrored, weight_decay):
     settings = {"weight_decay": weight_decay, "rate": 0.002}
     one = train(tf.distribute.get_strategy(), **settings)
