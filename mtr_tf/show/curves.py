@@ -166,7 +166,11 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
     lines = {}
     for attack, group in series.distinct(records, "attack", "attacked"):
         of_line = series.chosen(records, attack=attack, attacked=list(group))
-        points = [_point(record) for record in of_line if record["eps"]]
+        points = [
+            (record["eps"], record["attacked_value"], *record["attacked_interval"])
+            for record in of_line
+            if record["eps"]
+        ]
         if points:
             first = of_line[0]
             clean = (0.0, first["clean"], *first["clean_interval"])
@@ -174,10 +178,6 @@ def _lines(records: Sequence[Record]) -> dict[tuple[str, tuple[str, ...]], Line]
             look = style.attack_look(number, place, len(attacks) == 1)
             lines[attack, group] = from_points(attack, [clean, *sorted(points)], look)
     return lines
-
-
-def _point(record: Record) -> tuple:
-    return record["eps"], record["attacked_value"], *record["attacked_interval"]
 
 
 def from_points(label: str, points: Sequence[tuple], look: Mapping[str, Any]) -> Line:

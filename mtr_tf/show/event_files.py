@@ -30,7 +30,7 @@ _OF_TRAINING = re.compile(r"events\.out\.tfevents\.\d+\..*\.\d+\.\d+\.(before)?"
 def keep_until(
     folder: pathlib.Path,
     step: int,
-    places: Mapping[pathlib.Path, Callable[[str], str]] | None = None,
+    places: Mapping[pathlib.Path, Callable[[str], str]],
 ) -> None:
     """Leaves of the steps in a folder those from 1 to `step`.
 
@@ -40,10 +40,9 @@ def keep_until(
     Args:
       folder: Where they are written.
       step: The last that is kept.
-      places: Folders from which they are put there, each with what makes its tags the
-        new ones; None: that folder alone, with its tags.
+      places: Folders from which they are put there, that one too, each with what makes
+        its tags the new ones.
     """
-    places = places or {folder: str}
     former = {
         file: renamed
         for place, renamed in places.items()

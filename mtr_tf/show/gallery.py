@@ -101,9 +101,8 @@ def _seen(
     for task, of_classes in colors.items():
         outputs = [found.pictures[f"output/{task}"] for found in (clean, attacked)]
         shown = np.stack([clean.pictures[f"target/{task}"], *outputs])[:, :examples]
-        there = set(map(tuple, np.unique(shown.reshape(-1, 3), axis=0).tolist()))
         for name, color in of_classes.items():
-            if tuple(color) in there:
+            if (shown == color).all(axis=-1).any():
                 seen[f"{task}: {name}" if apart and len(colors) > 1 else name] = color
     return seen
 

@@ -37,7 +37,7 @@ from mtr_tf.show.side_by_side import size_of
 Record = Mapping[str, Any]
 
 SCHEMA = "mtr_tf/robustness/1"
-_WHAT = ("task", "metric", "better", "unit", "dataset", "split", "n")
+_WHAT = ("task", "metric", "better", "unit", "ignored", "dataset", "split", "n")
 # What chooses an attack, as results.json has it; records are of one of each. The model
 # that images were made on differs from seed to seed: `of_results` says `transfer`.
 _ATTACK = ("eps", "attacked", "step_size")
@@ -70,18 +70,7 @@ def of_results(
         "platform": made.get("platform"),
     }
     return [
-        about
-        | {key: record.get(key) for key in (*_WHAT, *_ATTACK) if record.get(key)}
-        | {"eps": record["eps"], "n": record["n"], "attacked": record["attacked"]}
-        | ({"transfer": True} if record.get("source_fingerprint") else {})
-        | ({"images": record["images"]} if _has_own_data(record) else {})
-        | (
-            {"size": size}
-            if (size := size_of(record)) not in ("", _size(about))
-            else {}
-        )
-        | {"seeds": [seed], "models": [str(record.get("model_fingerprint", ""))[:12]]}
-        | {key: [float(f"{record[key]:.6g}")] for key in ("clean", "attacked_value")}
+        _of_seed(about, seed, record)
         | {key: [value] for key, value in traced.items() if value}
         for record in records
         if record["eps"]
@@ -89,6 +78,23 @@ def of_results(
         and _stays_in_ball(record)
         and None not in (record["clean"], record["attacked_value"])
     ]
+
+
+def _of_seed(about: Record, seed: int, record: Record) -> dict[str, Any]:
+    """What is said of a model and of one record of its results."""
+    found = {**about, **{k: record[k] for k in (*_WHAT, *_ATTACK) if record.get(k)}}
+    found |= {key: record[key] for key in ("eps", "n", "attacked")}
+    if record.get("source_fingerprint"):
+        found["transfer"] = True
+    if _has_own_data(record):
+        found["images"] = record["images"]
+    if (size := size_of(record)) not in ("", _size(about)):
+        found["size"] = size
+    found["seeds"] = [seed]
+    found["models"] = [str(record.get("model_fingerprint", ""))[:12]]
+    for key in ("clean", "attacked_value"):
+        found[key] = [float(f"{record[key]:.6g}")]
+    return found
 
 
 def _stays_in_ball(record: Record) -> bool:
@@ -265,9 +271,12 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 # What they may have.
 _OPTIONAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("unit", "images", "size", "targets"), _TEXT),
+    "restarts": ("a whole number", _is(int)),
     **dict.fromkeys(("architecture", "weights"), ("an object", _is(dict))),
     **dict.fromkeys((*_TRACED, "models", "ensemble"), _TEXTS),
-    **dict.fromkeys(("attack_block", "attack_classes"), ("a list", _is(list))),
+    **dict.fromkeys(
+        ("attack_block", "attack_classes", "ignored"), ("a list", _is(list))
+    ),
 }
 
 
@@ -350,7 +359,7 @@ def _board(record: Record) -> tuple:
     of = (record["task"], record["metric"], record.get("targets") or "data")
     on = (record["norm"], record["eps"])
     kind = (record.get("unit") or "", record["better"], record.get("images") or "")
-    return (*of, *data, *on, *kind)
+    return (*of, *data, *on, *kind, tuple(map(str, record.get("ignored") or ())))
 
 
 def _size(record: Record) -> str:
@@ -368,13 +377,16 @@ def _made(records: Sequence[Record]) -> Board:
     sign = -1 if higher else 1
     worst = [(_strongest(own, sign), len(own)) for own in by_model.values()]
     worst.sort(key=lambda pair: sign * statistics.fmean(pair[0]["attacked_value"]))
-    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = _board(first)
+    board = _board(first)
+    task, metric, targets, dataset, split, n, size, norm, eps, unit, *_ = board
     unit = f" [{unit}]" if unit else ""
     pixels = f" at {size} pixels" if size else ""
+    ignored = ", ".join(board[-1])
+    but = f", without the classes numbered {ignored}" if ignored else ""
     own = ", judged by the models' own clean outputs" if targets == "own" else ""
     return Board(
         f"{task} {metric}{unit}, {norm} eps {eps:g} ({style.unit_of(norm)}){own}",
-        f"{n} images of {dataset} ({split}){pixels}; "
+        f"{n} images of {dataset} ({split}){pixels}{but}; "
         f"{'higher' if higher else 'lower'} is better.",
         [_row(place, *pair) for place, pair in enumerate(worst, start=1)],
     )
@@ -413,6 +425,8 @@ def _row(place: int, record: Record, tried: int) -> Row:
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     attack = [record["attack"]]
     attack += [f"{record['steps']} steps"] if record.get("steps") else []
+    restarts = record.get("restarts", 1)
+    attack += [f"{restarts} restarts"] if restarts > 1 else []
     said = {k: v for k, v in record.items() if k in _ATTACK and k != "targets"}
     attack += details(said)  # The title says whose targets they are.
     attack += ["transferred"] if "transfer" in record else []

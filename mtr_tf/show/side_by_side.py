@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Callable
@@ -86,13 +87,11 @@ class Comparison:
 
     Attributes:
       task: The task.
-      metric: Its metric.
       facts: One of the records, for what all have in common.
       points: By model's label: (eps, value, low, high), the clean one at eps 0 first.
     """
 
     task: str
-    metric: str
     facts: Record
     points: Mapping[str, Sequence[tuple[float, float | None, Any, Any]]]
 
@@ -103,7 +102,7 @@ class Comparison:
         unit = f" [{facts['unit']}]" if facts.get("unit") else ""
         better = f", {facts['better']} is better" if facts.get("better") else ""
         return (
-            f"{self.task} {self.metric}{unit}{better}: {facts['attack']} on "
+            f"{self.task} {facts['metric']}{unit}{better}: {facts['attack']} on "
             f"{self.task} alone ({_how(facts)}; {facts['n']} images "
             f"of {facts['dataset']} {facts['split']}; 95 % intervals over "
             f"{facts.get('interval_over', 'images')})"
@@ -123,10 +122,11 @@ class Comparison:
 
     def records(self) -> list[dict[str, Any]]:
         """A record for each model and radius."""
+        metric = self.facts["metric"]
         common = {name: _setting(self.facts, name) for name in SAME}
         common |= {name: self.facts.get(name, "") for name in ("unit", "better")}
         return [
-            {"model": label, "task": self.task, "metric": self.metric, "eps": eps}
+            {"model": label, "task": self.task, "metric": metric, "eps": eps}
             | {"value": value, "low": low, "high": high}
             | common
             for label, line in self.points.items()
@@ -141,8 +141,7 @@ class Comparison:
         ]
         title = f"{self.task} under {self.facts['attack']} on {self.task} alone"
         title = "; ".join([title, *details(self.facts)])
-        facts = {**self.facts, "metric": self.metric}
-        return curves.of_variants(title, lines, facts)
+        return curves.of_variants(title, lines, self.facts)
 
 
 def _how(facts: Record) -> str:
@@ -309,28 +308,22 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
 
     Of pictures of several sizes, only those of the newest size.
     """
-    by_settings: dict[tuple[str, ...], list[Record]] = {}
+    found = [
+        (_settings(record), record)
+        for file in result_files(path, name)
+        for record in _records(file)
+        if record["eps"]
+    ]
+    newest = {settings: size for settings, r in found if (size := size_of(r))}
+    by_settings: dict[tuple[str, ...], dict[tuple, Record]] = {}
     older = set()
-    for file in result_files(path, name):
-        try:
-            records = files.read_json(file)
-            for number, record in enumerate(records, start=1):
-                _check(record, number)
-                if not record["eps"]:
-                    continue
-                settings = _settings(record)
-                kept = by_settings.setdefault(settings, [])
-                older |= {size_of(r) for r in kept if other_size(r, record)}
-                kept[:] = [
-                    r
-                    for r in kept
-                    if _place(r) != _place(record) and not other_size(r, record)
-                ] + [record]
-        except files.DAMAGED as error:
-            raise InputError(
-                f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
-                "repeat the attack to write it again."
-            ) from error
+    for settings, record in found:
+        if (size := size_of(record)) not in ("", newest.get(settings)):
+            older.add(size)
+            continue
+        kept = by_settings.setdefault(settings, {})
+        kept.pop(_place(record), None)  # The newest come last.
+        kept[_place(record)] = record
     if older:
         logging.warning(
             "%s was attacked at several sizes of pictures; left out where there is a "
@@ -343,7 +336,21 @@ def _attacks(path: str, name: str) -> dict[tuple[str, ...], list[Record]]:
             f"{path} has no attack with a radius above 0 in its results; attack it "
             "with another --eps."
         )
-    return by_settings
+    return {settings: list(kept.values()) for settings, kept in by_settings.items()}
+
+
+def _records(file: pathlib.Path) -> list[Record]:
+    """The records of a file of results; raises `InputError` for a damaged one."""
+    try:
+        records = files.read_json(file)
+        for number, record in enumerate(records, start=1):
+            _check(record, number)
+        return records
+    except files.DAMAGED as error:
+        raise InputError(
+            f"{file} is damaged ({type(error).__name__}: {files.reason(error)}); "
+            "repeat the attack to write it again."
+        ) from error
 
 
 def _number(value: Any) -> bool:
@@ -558,20 +565,28 @@ def _check_named(models: Sequence[Model], attacks: Iterable[str]) -> None:
 
 def _difference(models: Sequence[Model], attacks: Sequence[str]) -> str:
     """In which settings the attacks on two models differ that are most alike."""
-    first, *others = models
-    apart = [m for m in others if not first.attacks.keys() & m.attacks.keys()]
-    other = [*apart, *others, first][0]
-    pairs = [
-        (sum(a != b for a, b in zip(one, two, strict=True)), one, two)
-        for one in first.attacks
-        for two in other.attacks
-        if not attacks or one[0] == two[0]
+    found = [
+        (m.path, {s for s in m.attacks if not attacks or s[0] in attacks})
+        for m in models
     ]
-    if not pairs:
-        return f"{first.path} and {other.path} share none of the attacks asked for."
-    _, one, two = min(pairs)
+    pairs = itertools.combinations(found, 2)
+    apart = [pair for pair in pairs if not pair[0][1] & pair[1][1]]
+    if not apart:
+        return (
+            "Runs can be compared only if all were attacked with the same settings, "
+            "but each attack is missing in the results of one of "
+            f"{', '.join(path for path, _ in found)}; repeat one there, or compare "
+            "fewer runs."
+        )
+    (path, own), (other, others) = apart[0]
+    _, one, two = min(
+        (sum(a != b for a, b in zip(one, two, strict=True)), one, two)
+        for one in own
+        for two in others
+        if not attacks or one[0] == two[0]
+    )
     different = [
-        f"{name} is {a} in {first.path} and {b} in {other.path}"
+        f"{name} is {a} in {path} and {b} in {other}"
         for name, a, b in zip(SAME, one, two, strict=True)
         if a != b
     ]
@@ -582,17 +597,21 @@ def _difference(models: Sequence[Model], attacks: Sequence[str]) -> str:
 
 
 def _tasks_alone(models: Sequence[Model], shared: Sequence[tuple]) -> list[str]:
-    """The tasks that were attacked alone in all models, in the first one's order."""
+    """The tasks that were attacked alone in all models, in the first one's order.
+
+    In the same way in all: of two attacks on one task, each on another model, none is.
+    """
     by_model = [
         dict.fromkeys(
-            record["task"]
+            (settings, record["task"])
             for settings in shared
             for record in model.attacks[settings]
             if record["attacked"] == [record["task"]]
         )
         for model in models
     ]
-    return [task for task in by_model[0] if all(task in tasks for tasks in by_model)]
+    in_all = [way for way in by_model[0] if all(way in ways for ways in by_model)]
+    return list(dict.fromkeys(task for _, task in in_all))
 
 
 def _comparison(
@@ -612,35 +631,51 @@ def _comparison(
         if not chosen:
             return None
         facts = facts or chosen[0]
-        if chosen[0].get("unit") != facts.get("unit"):
-            raise InputError(
-                f"{task} is not in the same unit in all models: {facts.get('unit')!r} "
-                f"in {models[0].label}, {chosen[0].get('unit')!r} in {model.label}; "
-                "compare models with the same targets, or leave this task out with "
-                "--task."
-            )
-        if other_images(facts, chosen[0]):
-            raise InputError(
-                f"{models[0].label} and {model.label} were attacked on other images "
-                f"of {facts['dataset']} {facts['split']}; attack both on the same."
-            )
-        if other_size(facts, chosen[0]):
-            logging.warning(
-                "%s: pictures are %s in %s and %s in %s; a radius is not the same at "
-                "another size",
-                task,
-                size_of(facts),
-                models[0].label,
-                size_of(chosen[0]),
-                model.label,
-            )
-        clean = (0.0, chosen[0]["clean"], *_ends(chosen[0], "clean_interval"))
+        _check_alike(facts, models[0].label, chosen[0], model.label)
+        clean = (0.0, chosen[0]["clean"], *chosen[0]["clean_interval"])
         attacked = [
-            (r["eps"], r["attacked_value"], *_ends(r, "attacked_interval"))
-            for r in chosen
+            (r["eps"], r["attacked_value"], *r["attacked_interval"]) for r in chosen
         ]
         points[model.label] = [clean, *sorted(attacked, key=lambda point: point[0])]
-    return Comparison(task, facts["metric"], facts, points) if facts else None
+    return Comparison(task, facts, points) if facts else None
+
+
+def _check_alike(one: Record, label: str, other: Record, other_label: str) -> None:
+    """Raises `InputError` unless two models were judged in the same way.
+
+    Pictures of another size are only warned of.
+    """
+    task = one["task"]
+    if one.get("unit") != other.get("unit"):
+        raise InputError(
+            f"{task} is not in the same unit in all models: {one.get('unit')!r} "
+            f"in {label}, {other.get('unit')!r} in {other_label}; "
+            "compare models with the same targets, or leave this task out with "
+            "--task."
+        )
+    if one.get("ignored") != other.get("ignored"):
+        left_out = [record.get("ignored", "none") for record in (one, other)]
+        raise InputError(
+            f"{task} must be judged by the same classes in all models, but the "
+            f"numbers of those left out are {left_out[0]} in {label} and "
+            f"{left_out[1]} in {other_label}; attack both on the same data, or leave "
+            "this task out with --task."
+        )
+    if other_images(one, other):
+        raise InputError(
+            f"{label} and {other_label} were attacked on other images "
+            f"of {one['dataset']} {one['split']}; attack both on the same."
+        )
+    if other_size(one, other):
+        logging.warning(
+            "%s: pictures are %s in %s and %s in %s; a radius is not the same at "
+            "another size",
+            task,
+            size_of(one),
+            label,
+            size_of(other),
+            other_label,
+        )
 
 
 def other_images(one: Record, other: Record) -> bool:
@@ -666,10 +701,6 @@ def other_size(one: Record, other: Record) -> bool:
 def _means(record: Record) -> list[float]:
     """Those of a record's images."""
     return [float(mean) for mean in str(record.get("images", "")).split(" ")[1:]]
-
-
-def _ends(record: Record, name: str) -> Sequence[float | None]:
-    return record.get(name) or (None, None)
 
 
 def _cell(value: float | None, ends: Sequence[float | None]) -> str:

@@ -322,11 +322,6 @@ def band(axes, x: np.ndarray, values: np.ndarray, ends, color: str) -> None:
         axes.fill_between(x, *ends[:, 0], color=color, alpha=0.15, lw=0)
 
 
-def about_band(seeds: int, interval: str) -> str:
-    """What a band is, as a note; `interval` says what of one seed."""
-    return "band: from the lowest to the highest seed" if seeds > 1 else interval
-
-
 def radii(axes, eps: Sequence[float], norm: str) -> None:
     """Makes x the axis of radii, also of many sizes, with 0 for clean images."""
     least = min((e for e in eps if e > 0), default=1)

@@ -394,7 +394,10 @@ def _pixel_gradients(records: Sequence[Record]) -> str:
 
 
 def _pixel_attacks(records: Sequence[Record]) -> str:
-    values = [r for r in _chosen(records, "attacked_pixels") if r["metric"] != "loss"]
+    """Of each task's headline metric, which is the loss where it has no other."""
+    found = _with_task(_chosen(records, "attacked_pixels"))
+    headlines = _headlines(found)
+    values = [r for r in found if r["metric"] == headlines[r["task"]]]
     eps = f"{values[0]['eps']:g}" if values else ""
     title = (
         f"PGD with eps {eps} on n output pixels; the metric on these pixels, "
@@ -440,7 +443,7 @@ def _first_order(records: Sequence[Record]) -> str:
 
 def _corruptions(records: Sequence[Record]) -> str:
     """A row per corruption, a column per task, each the mean over severities."""
-    found = [{**r, "task": r["tasks"][0]} for r in _chosen(records, "corrupted")]
+    found = _with_task(_chosen(records, "corrupted"))
     columns = list(_headlines(found).items())
     values: dict[str, dict[tuple[str, str], list]] = {}
     for record in found:
@@ -461,6 +464,11 @@ def _corruptions(records: Sequence[Record]) -> str:
     count = len({record["severity"] for record in found})
     title = f"metrics on corrupted images, the mean over {count} severities:"
     return f"{title}\n{aligned(rows)}"
+
+
+def _with_task(records: Sequence[Record]) -> list[Record]:
+    """Records of measures of one task, with it as those of attacks have it."""
+    return [{**record, "task": record["tasks"][0]} for record in records]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

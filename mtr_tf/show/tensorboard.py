@@ -133,7 +133,8 @@ def _total(losses: Mapping[str, float], weights: Mapping[str, float] | None) -> 
 
 def of_kind(tag: str, kind: str) -> str:
     """The tag of a number with its kind, unless that is known: `seg/loss, clean`."""
-    known = _KIND in tag or tag.startswith("optimizer/")
+    has_one = tag.rpartition(_KIND)[2] in (TRAINING, CLEAN, ATTACKED)
+    known = has_one or tag.startswith("optimizer/")
     is_number = "/" in tag and not tag.endswith("/pictures")
     return f"{tag}{_KIND}{kind}" if is_number and not known else tag
 
@@ -144,7 +145,7 @@ def layout(tasks: Mapping[str, Task], main: Sequence[str]) -> layout_pb2.Layout:
     Each number of a task has a chart, with a line for each kind and run.
     """
     numbers = {
-        name: ("loss", *(m.name for m in tasks[name].metrics if m.name != "loss"))
+        name: ("loss", *(m.name for m in tasks[name].all_metrics if m.name != "loss"))
         for name in sorted(tasks, key=lambda name: name not in main)
     }
     return layout_pb2.Layout(
@@ -171,18 +172,17 @@ def describe(
     """What a number is, its unit (`units`: the data set's), which way is better.
 
     Args:
-      tag: Such as `seg/miou`, or `seg/miou, clean`.
+      tag: Such as `seg/miou`.
       units: By task, the data set's.
       tasks: Those that there are; None: the eleven.
       losses: By task, what its `loss` is, where that is not its own.
     """
     if tag in _OPTIMIZER:
         return _OPTIMIZER[tag]
-    tag, *_ = tag.split(_KIND)
     if tag == "total/loss":
         return "Sum of the tasks' losses, each times its weight; lower is better."
     name, measure = tag.split("/", 1)
-    if measure.startswith("weight_"):
+    if tag.startswith("optimizer/weight_"):
         return f"The learned weight of the loss of {measure.removeprefix('weight_')}."
     task = (tasks_lib.TASKS if tasks is None else tasks)[name]
     metric = next(metric for metric in task.all_metrics if metric.name == measure)
@@ -258,7 +258,7 @@ def sheet(columns: Columns) -> np.ndarray:
     factor = math.ceil(_TILE / min(height, width))
     tiles = [_enlarged(tile, factor * height) for tile in columns.values()]
     above = ((_HEADING, 0), (0, 0), (0, 0))
-    canvas = Image.fromarray(np.pad(grid(tiles), above, constant_values=255))
+    canvas = Image.fromarray(np.pad(_grid(tiles), above, constant_values=255))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
     for number, heading in enumerate(columns):
         middle = number * (width * factor + _GAP) + width * factor / 2
@@ -275,23 +275,12 @@ def _enlarged(tiles: np.ndarray, height: int) -> np.ndarray:
     return tiles.repeat(factor, 1).repeat(factor, 2)
 
 
-def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """Tiles uint8 `[rows, H, W, 3]` arrays, one per column, with white between."""
-    rows, height, width, _ = columns[0].shape
-    canvas = np.full(
-        (
-            rows * (height + _GAP) - _GAP,
-            len(columns) * (width + _GAP) - _GAP,
-            3,
-        ),
-        255,
-        np.uint8,
-    )
-    for j, column in enumerate(columns):
-        for i, tile in enumerate(column):
-            y, x = i * (height + _GAP), j * (width + _GAP)
-            canvas[y : y + height, x : x + width] = tile
-    return canvas
+def _grid(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles uint8 `[rows, H, W, 3]`, an array per column, with white between."""
+    gap = ((0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    padded = [np.pad(column, gap, constant_values=255) for column in columns]
+    rows = np.concatenate(padded, axis=2)
+    return np.concatenate(rows)[:-_GAP, :-_GAP]
 
 
 # Settings.
@@ -299,9 +288,11 @@ def grid(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def settings_table(settings: Mapping[str, Any]) -> str:
     """The settings as a Markdown table, in their own order."""
-    texts = {name: _text(v).replace("`", "'") for name, v in settings.items()}
-    rows = [(name, text and f"`{text}`") for name, text in texts.items()]
-    return markdown_table([("setting", "value"), *rows])
+    rows = [("setting", "value")]
+    for name, value in settings.items():
+        text = _text(value).replace("|", "\\|").replace("`", "'")
+        rows.append((name, text and f"`{text}`"))
+    return markdown_table(rows)
 
 
 def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -315,7 +306,7 @@ def hparam_values(settings: Mapping[str, Any]) -> dict[str, bool | int | float |
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
-    return str(value).replace("|", "\\|")
+    return str(value)
 
 
 # Writing.
@@ -395,7 +386,8 @@ class Board:
         for tag, value in values.items():
             what = describe(tag, units, self._tasks, losses)
             description = f"{what} {about}".strip()
-            self.number(of_kind(tag, kind) if kind else tag, value, step, description)
+            shown = f"{tag}{_KIND}{kind}" if kind else tag
+            self.number(shown, value, step, description)
 
     def number(self, tag: str, value: float, step: int, about: str = "") -> None:
         """Writes one number as it is, unless it is NaN."""

@@ -34,6 +34,7 @@ _HOW = {
     "dataset": "each task scaled to 1",
 }
 _INTERVAL = "band: 95 % interval over images"
+_RANGE = "band: from the lowest to the highest seed"
 
 
 def plot(panel: Callable, title: str, records: Sequence[Record], *more: Any) -> Figure:
@@ -47,8 +48,8 @@ def plot(panel: Callable, title: str, records: Sequence[Record], *more: Any) -> 
     """
     figure, grid = style.multiples(1, style.SIZE)
     notes = panel(grid[0], records, *more) or []
-    seeds = len(series.seeds_of(records))
-    return style.finish(figure, title, [*notes, style.about_band(seeds, _INTERVAL)])
+    band = _RANGE if len(series.seeds_of(records)) > 1 else _INTERVAL
+    return style.finish(figure, title, [*notes, band])
 
 
 # Panels.

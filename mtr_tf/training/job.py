@@ -61,6 +61,7 @@ class Job:
       tasks: Those that are trained, as the data set has them.
       columns: Its training split, with noise for the targets of `--random_targets`.
       examples: How many of these are trained on.
+      steps: How many the whole run has.
       augment: How they are varied.
       learner: The model, and what a step needs beside it.
       best: The number that decides which checkpoint is the best.
@@ -74,6 +75,7 @@ class Job:
     tasks: tasks_lib.TaskSet
     columns: Columns
     examples: int
+    steps: int
     augment: Augment
     learner: Learner
     best: monitor.BestMetric
@@ -84,12 +86,6 @@ class Job:
     def strategy(self) -> tf.distribute.Strategy:
         """Where the run computes."""
         return self.workers.strategy
-
-    @property
-    def steps(self) -> int:
-        """How many steps the whole run has."""
-        per_epoch = batching.steps_per_epoch(self.examples, self.config.batch_size)
-        return self.config.epochs * per_epoch
 
     def batches(self, first: int) -> tf.distribute.DistributedDataset:
         """The batches from a step on, on all replicas."""
@@ -183,8 +179,9 @@ def resolve(
         config.batch_size,
         step_lib.make_adversary(config, tasks),
     )
+    steps = config.epochs * per_epoch
     size = config.parsed_crop or source.info.image_shape[:2]
-    jit = _jit(config, config.epochs * per_epoch, size, strategy.num_replicas_in_sync)
+    jit = _jit(config, steps, size, strategy.num_replicas_in_sync)
     return Job(
         config,
         workers,
@@ -192,6 +189,7 @@ def resolve(
         tasks,
         columns,
         examples,
+        steps,
         augment,
         learner,
         best,
@@ -288,14 +286,15 @@ def data_facts(source: Source, examples: int) -> dict[str, Any]:
       source: The data set.
       examples: How many are trained on.
     """
-    counts = {"train": examples, "validation": len(source.columns("validation"))}
-    return {
-        split: {
-            "examples": count,
-            "means": batching.first_and_last(source.columns(split), count),
-        }
-        for split, count in counts.items()
-    }
+    found = {}
+    for split in ("train", "validation"):
+        columns = source.columns(split)
+        count = len(columns)
+        if split == "train":  # Which may have become fewer since it was trained on.
+            count = min(count, examples)
+        means = batching.first_and_last(columns, count)
+        found[split] = {"examples": count, "means": means}
+    return found
 
 
 def _steps_per_epoch(config: TrainConfig, examples: int) -> int:
@@ -318,11 +317,26 @@ def _facts(
     facts = workers_lib.facts(settings)
     for split in ("train", "validation"):
         columns = source.columns(split)
-        facts[f"the size of {split}"] = count = len(columns)
-        few = batching.gather(columns, tasks, np.array([0, count - 1]))
-        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
-        facts[f"the first and last of {split}"] = [one.hexdigest()[:16] for one in sums]
+        facts[f"the size of {split}"] = len(columns)
+        facts[f"the first and last of {split}"] = _ends(columns, tasks)
     return facts
+
+
+def _ends(columns: Columns, tasks: tasks_lib.TaskSet) -> list[str] | None:
+    """Hashes of the first and the last example, the same on all workers.
+
+    None where examples are others each time they are read.
+    """
+
+    def read() -> list[str]:
+        # One by one, as `batching.first_and_last` does.
+        rows = np.array([[0], [len(columns) - 1]])
+        few = [batching.gather(columns, tasks, row) for row in rows]
+        sums = [hashlib.sha256(leaf.tobytes()) for leaf in tf.nest.flatten(few)]
+        return [one.hexdigest()[:16] for one in sums]
+
+    hashes = read()
+    return hashes if read() == hashes else None
 
 
 def _check_model(config: TrainConfig) -> None:

@@ -127,14 +127,11 @@ def _run(job: Job, workdir: pathlib.Path, keeper: Keeper) -> None:
             job.config,
             job.source,
             workers,
-            learner.model,
+            learner,
             job.tasks,
-            learner.weighting,
             job.best,
             workdir if workers.chief else None,
-            learner.optimizer,
             first,
-            learner.losses,
         )
     step = loop(
         _train_steps(job, first),
@@ -238,7 +235,7 @@ def loop(
     monitor: Monitor,
     keeper: Keeper,
     settle: Callable[[], None],
-    workers: Workers | None = None,
+    workers: Workers,
 ) -> int:
     """Runs all steps; watches, evaluates and keeps checkpoints as the timetable says.
 
@@ -252,7 +249,7 @@ def loop(
       monitor: what watches.
       keeper: what keeps checkpoints.
       settle: is called before the model is evaluated or saved.
-      workers: those that stop together; None: this process alone.
+      workers: those that stop together.
 
     Returns:
       After how many steps it ended: fewer than all where it was asked to stop.
@@ -260,7 +257,6 @@ def loop(
     Raises:
       InputError: a loss is not finite. The checkpoints stay as they were before.
     """
-    workers = workers or Workers(tf.distribute.get_strategy(), None)
     step, kept_at = timetable.first, time.monotonic()
     stop = workers.asked_to_stop()
     with progress.bar(

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +31,7 @@ from mtr_tf.show.tensorboard import Board
 from mtr_tf.tasks import metrics
 from mtr_tf.training import schedules
 from mtr_tf.training import step as step_lib
-from mtr_tf.training.losses import Loss
-from mtr_tf.training.losses import Weighting
+from mtr_tf.training.step import Learner
 
 # The settings that people compare runs by.
 _HPARAMS = (
@@ -136,26 +134,20 @@ class Monitor:
         config: TrainConfig,
         source: data.Source,
         workers: Workers,
-        model: keras.Model,
+        learner: Learner,
         tasks: tasks_lib.TaskSet,
-        weighting: Weighting,
         best: BestMetric,
         workdir: pathlib.Path | None,
-        optimizer: keras.optimizers.Optimizer | None = None,
         first: int = 0,
-        losses: Mapping[str, Loss] | None = None,
     ):
         """Opens the event files, and writes the run's settings once.
 
         All `workers` evaluate, each its share; no `workdir` is for those whose chief
-        writes alone.
-        `optimizer` says how many steps were not skipped; `first` is how many steps are
-        done: what was shown of later ones is removed. `losses` are those of training,
-        by task; None: the tasks' own.
+        writes alone. The learner's optimizer says how many steps were not skipped;
+        `first` is how many steps are done: what was shown of later ones is removed.
         """
-        self._optimizer, self._skipped = optimizer, 0
+        self._learner, self._skipped = learner, 0
         self.tasks = tasks
-        self._weighting = weighting
         self.best = best
         self._config = config
         self._info = source.info
@@ -168,7 +160,7 @@ class Monitor:
         most = -(-self._count // workers.replicas) * workers.replicas
         self._batch_size = min(config.batch_size, most)
         self._evaluator = Evaluator(
-            model,
+            learner.model,
             self.tasks,
             source.info.num_classes,
             workers,
@@ -179,7 +171,6 @@ class Monitor:
             stops=False,  # The loop does, after a checkpoint.
         )
         images = f"On the first {self._count} images of validation"
-        self._losses = losses
         self._per_epoch = per_epoch
         # Tasks without any loss so far; of a run that is continued nobody knows.
         self._silent = [] if first else list(tasks)
@@ -227,7 +218,8 @@ class Monitor:
     def trained(self, step: int, losses: np.ndarray, steps_per_second: float) -> float:
         """Writes the mean losses [tasks] of the last steps; returns their total."""
         self._look_for_targets(step, losses)
-        weights = self._weighting.current()
+        weighting = self._learner.weighting
+        weights = weighting.current()
         scalars = tensorboard.loss_scalars(
             dict(zip(self.tasks, losses, strict=True)), weights
         )
@@ -238,15 +230,15 @@ class Monitor:
             tensorboard.TRAINING,
             self._about["training"],
             self._info.units,
-            self._losses,
+            self._learner.losses,
         )
-        updates = int(self._optimizer.iterations.numpy()) if self._optimizer else step
+        updates = int(self._learner.optimizer.iterations.numpy())
         optimizer = {
             "optimizer/learning_rate": float(self._rate(max(0, updates - 1))),
             "optimizer/examples_per_second": speed,
             **self._loss_scaling(step),
         }
-        if self._weighting.log_variances:
+        if weighting.log_variances:
             optimizer |= {f"optimizer/weight_{t}": w for t, w in weights.items()}
         self._board.scalars(optimizer, step)
         return scalars["total/loss"]
@@ -266,10 +258,11 @@ class Monitor:
 
     def _loss_scaling(self, step: int) -> dict[str, float]:
         """Numbers of an optimizer that scales the loss; a skipped step is logged."""
-        if not isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = self._learner.optimizer
+        if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return {}
-        skipped = step - int(self._optimizer.iterations.numpy())
-        scale = float(self._optimizer.dynamic_scale.numpy())
+        skipped = step - int(optimizer.iterations.numpy())
+        scale = float(optimizer.dynamic_scale.numpy())
         if skipped > self._skipped:
             logging.info(
                 "%d of %d steps skipped so far because gradients were not finite; the "
@@ -297,8 +290,9 @@ class Monitor:
         numbers_of = {"clean": values(evaluation.clean, self.tasks)}
         if evaluation.attacked:
             numbers_of["adversarial"] = values(evaluation.attacked, self.tasks)
+        weights = self._learner.weighting.current()
         for kind, numbers in numbers_of.items():
-            scalars = tensorboard.evaluation_scalars(numbers, self._weighting.current())
+            scalars = tensorboard.evaluation_scalars(numbers, weights)
             self._board.scalars(
                 scalars, step, _KINDS[kind], self._about[kind], self._info.units
             )

@@ -21,7 +21,7 @@ TAG = "total/loss"
 
 def train(folder: pathlib.Path, first: int, last: int, start: int) -> None:
     """What a start of a training writes: its settings, and the steps it does."""
-    event_files.keep_until(folder, first)
+    event_files.keep_until(folder, first, {folder: str})
     board = Board(folder)
     board.settings({"start": start})
     for step in range(first + 1, last + 1):
@@ -124,9 +124,10 @@ def test_files_of_others_stay(tmp_path):
 
 def test_an_older_run_that_goes_on_becomes_one(tmp_path):
     """It had a folder for each kind of number, with the same tags in all."""
+    kinds = {"train": "training", "val": "clean", "val/adv": "attacked"}
     places = {
         tmp_path / place: functools.partial(tensorboard.of_kind, kind=kind)
-        for place, kind in {"train": "x", "val": "y", "val/adv": "z"}.items()
+        for place, kind in kinds.items()
     }
     for start, place in enumerate(places):
         train(place, 0, 5, start)
@@ -134,7 +135,7 @@ def test_an_older_run_that_goes_on_becomes_one(tmp_path):
         event_files.keep_until(tmp_path / "train", 4, places)
         assert [path.name for path in tmp_path.iterdir()] == ["train"]
         events = EventAccumulator(str(tmp_path / "train")).Reload()
-        for start, kind in enumerate("xyz"):
+        for start, kind in enumerate(kinds.values()):
             written = [
                 (e.step, float(tf.make_ndarray(e.tensor_proto)))
                 for e in events.Tensors(f"{TAG}, {kind}")
@@ -145,5 +146,6 @@ def test_an_older_run_that_goes_on_becomes_one(tmp_path):
 
 
 def test_a_first_start_leaves_nothing(tmp_path):
-    event_files.keep_until(tmp_path / "train", 0)
-    assert not (tmp_path / "train").exists()
+    folder = tmp_path / "train"
+    event_files.keep_until(folder, 0, {folder: str})
+    assert not folder.exists()

@@ -148,6 +148,18 @@ def test_other_units_and_other_data_of_ones_own_are_boards_of_their_own():
         assert len(leaderboard.boards([*pair[0], *pair[1]])) == count
 
 
+def test_other_ignored_classes_are_a_board_of_their_own(tmp_path):
+    every = records("a", 0, result("pgd", 0.2))
+    but_one = records("b", 0, result("pgd", 0.3, ignored=[3]))
+    leaderboard.write([*every, *but_one], tmp_path / "records.json")
+    found = leaderboard.boards(leaderboard.read(tmp_path / "records.json"))
+    about = "7 images of rooms (validation) at 64x64 pixels{}; higher is better."
+    assert [(board.about, board.rows[0].name) for board in found] == [
+        (about.format(""), "a"),
+        (about.format(", without the classes numbered 3"), "b"),
+    ]
+
+
 def test_models_with_other_first_metrics_have_boards_of_their_own():
     first = records("a", 0, result("pgd", 0.2), result("pgd", 0.3, metric="mine"))
     other = records("b", 0, result("pgd", 0.4, metric="mine"))
@@ -160,9 +172,9 @@ def test_models_with_other_first_metrics_have_boards_of_their_own():
 
 
 def test_the_attack_that_counts_is_named_with_what_is_not_usual():
-    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f")
+    some = result("pgd", 0.2, attack_pixels=5, source_fingerprint="f", restarts=3)
     (board,) = leaderboard.boards(records("a", 0, some))
-    named = "pgd, 20 steps, 5 output pixels attacked, transferred"
+    named = "pgd, 20 steps, 3 restarts, 5 output pixels attacked, transferred"
     assert board.rows[0].attack == named
 
 

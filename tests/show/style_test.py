@@ -138,7 +138,9 @@ def test_files_are_pictures_and_drawings(tmp_path):
         return style.finish(style.multiples(1, (2, 1))[0], "")
 
     svg = style.save(draw, tmp_path / "a.png")
-    height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape
+    pixels = matplotlib.image.imread(tmp_path / "a.png")
+    height, width, _ = pixels.shape
+    assert pixels.std() > 0.02  # There is something.
     assert width == 2 * 144
     assert 144 < height < 200
     assert b"<svg" in svg

@@ -157,6 +157,19 @@ def test_measures(tmp_path):
     assert tables.measures([]) == ""
 
 
+def test_attacks_on_pixels_of_a_task_with_no_other_metric_show_its_loss():
+    """As of one that has mean IoU alone, which says nothing of few pixels."""
+    record = {"measure": "pixels", "quantity": "attacked_pixels", "eps": 8.0}
+    record |= {"count": 4, "value": 0.5, "clean": 0.25}
+    pairs = [("seg", "loss"), ("depth", "mae"), ("depth", "loss")]
+    records = [record | {"tasks": [task], "metric": name} for task, name in pairs]
+    assert tables.measures(records).splitlines()[1:] == [
+        "        task   metric  n=4",
+        "pixels  seg    loss    0.500/0.250",
+        "pixels  depth  mae     0.500/0.250",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -23,7 +23,6 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.data.source import DatasetInfo
@@ -33,11 +32,14 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.evaluator import Examples
 from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
 from mtr_tf.training import schedules
 from mtr_tf.training.losses import Weighting
+from mtr_tf.training.step import Learner
 
 INFO = types.SimpleNamespace(
     colors=((10, 20, 30), (200, 100, 50)), ranges={"depth": (0.0, 1.0)}
@@ -116,6 +118,27 @@ def test_every_number_says_its_unit_and_which_way_is_better():
     assert "higher is better" in tensorboard.describe("optimizer/examples_per_second")
 
 
+def test_metrics_of_ones_own_have_any_names(tmp_path):
+    """As those of a learned weight, and those of a number with its kind."""
+
+    def named(name):
+        def error(target, output, mask):
+            return mask
+
+        error.__name__, error.better = name, "lower"
+        return error
+
+    names = ("weight_error", "error, all")
+    pose = Task("pose", places=0, metrics=[named(name) for name in names])
+    with tensorboard.Board(tmp_path, tasks=task_set([pose])) as board:
+        board.scalars({f"pose/{name}": 0.5 for name in names}, 1, "clean")
+    events = read(tmp_path)
+    assert set(events.Tags()["tensors"]) == {f"pose/{name}, clean" for name in names}
+    for name in names:
+        about = description(events, f"pose/{name}, clean")
+        assert about == f"{name} of pose; lower is better."
+
+
 @pytest.mark.slow
 def test_training_says_which_losses_it_lowers_and_on_which_images(tmp_path):
     attack = {"adversarial_tasks": "seg", "adversarial_eps": 2, "adversarial_steps": 3}
@@ -141,7 +164,7 @@ def test_the_learning_rate_is_that_of_the_last_step_that_was_not_skipped(tmp_pat
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
     optimizer.build([keras.Variable(0.0)])
     optimizer.iterations.assign(7)
-    watch(tmp_path / "run", optimizer, step=9)
+    watch(tmp_path / "run", optimizer, step=9, evaluates=False)
     events = read(tmp_path / "run" / "train")
     rate = float(schedules.learning_rate(config, 3)(6))
     assert numbers(events, "optimizer/learning_rate") == [(9, pytest.approx(rate))]
@@ -224,10 +247,10 @@ def test_the_longest_heading_is_no_wider_than_the_smallest_tile():
 
 def test_settings_as_text():
     table = tensorboard.settings_table(
-        {"tasks": ["seg", "depth"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
+        {"tasks": ["seg", "a|b"], "a|b": "c|d", "crop": "", "main": (), "n": 0}
     )
     assert table.splitlines()[2:] == [
-        "| tasks | `seg,depth` |",
+        "| tasks | `seg,a\\|b` |",
         "| a|b | `c\\|d` |",
         "| crop |  |",
         "| main |  |",
@@ -312,7 +335,9 @@ def a_source() -> Source:
     return Source(info, lambda split: columns)
 
 
-def watch(folder: pathlib.Path, optimizer=None, step: int = 1, **settings) -> None:
+def watch(
+    folder: pathlib.Path, optimizer=None, step: int = 1, evaluates=True, **settings
+) -> None:
     """What a run of one step on `a_source` writes."""
     config = TrainConfig(
         tasks=("depth", "seg"),
@@ -320,20 +345,26 @@ def watch(folder: pathlib.Path, optimizer=None, step: int = 1, **settings) -> No
         eval_steps=1,
         **({"batch_size": 2, "eval_examples": 5} | settings),
     )
+    learner = Learner(
+        models.build("tiny", config.tasks, (16, 16, 3), 2),
+        optimizer or keras.optimizers.Adam(),
+        training_losses.make(config, a_source().info),
+        Weighting({"depth": 1.0, "seg": 2.0}),
+        config.weight_decay,
+        config.batch_size,
+    )
     watched = monitor.Monitor(
         config,
         a_source(),
         Workers(tf.distribute.get_strategy()),
-        models.build("tiny", config.tasks, (16, 16, 3), 2),
+        learner,
         task_set(config.tasks),
-        Weighting({"depth": 1.0, "seg": 2.0}),
         monitor.parse_best(config, task_set(config.tasks)),
         folder,
-        optimizer,
-        losses=training_losses.make(config, a_source().info),
     )
     watched.trained(step, np.array([0.5, 0.25]), 3.0)
-    watched.evaluated(step)
+    if evaluates:
+        watched.evaluated(step)
 
 
 def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
@@ -396,7 +427,8 @@ def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
 
 
 def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
-    layout = tensorboard.layout(task_set(("depth", "seg", "normal")), ("seg",))
+    tasks = more_metrics.with_more(task_set("d,s,n"), ["delta1"], None)
+    layout = tensorboard.layout(tasks, ("seg",))
     assert [category.title for category in layout.category][:2] == ["seg", "depth"]
     assert layout.category[-1].title == "total"
     charts = {chart.title: chart for part in layout.category for chart in part.chart}
@@ -405,6 +437,7 @@ def test_a_chart_for_each_number_takes_all_its_kinds_main_tasks_first():
         "seg/miou",
         "seg/pixel_accuracy",
     ]
+    assert "depth/delta1" in charts  # As of a callback that was asked for it.
     (line,) = charts["seg/loss"].multiline.tag
     of_loss = [f"seg/loss, {kind}" for kind in KINDS_SHOWN]
     others = ["seg/loss", "seg/losses, clean", "aseg/loss, clean", "total/loss, clean"]
@@ -557,7 +590,7 @@ def test_plots_are_shown(tmp_path):
 
 
 def test_writing_attacks_again_removes_what_it_wrote_and_nothing_else(tmp_path):
-    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in KINDS]
+    earlier = [a_result(name, ("seg",), 1.0, 0.5) for name in ("pgd", "fgsm")]
     write_attacks(tmp_path, [*earlier, a_result("pgd", ("depth",), 1.0, 0.5)])
     mine = [
         tmp_path / "results.json",

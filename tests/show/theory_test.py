@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 
 import figure_fixture
-import matplotlib.image
 import numpy as np
 import pytest
 import study_fixture
@@ -90,7 +89,14 @@ def test_attacks_on_pixels_of_a_task_with_no_other_metric_show_its_loss(tmp_path
     assert all(axes.get_ylabel().startswith("loss") for axes in figure.axes)
 
 
-def test_files_of_a_run_are_those_with_records(tmp_path):
+def test_files_of_a_run_are_those_with_records(tmp_path, monkeypatch):
+    """Each is drawn; how figures are written is tested in style_test."""
+
+    def save(draw, path):
+        assert draw().axes
+        path.touch()
+
+    monkeypatch.setattr(theory.style, "save", save)
     records = [r for r in measures(tmp_path, 2) if r["measure"] != "first_order"]
     left = tmp_path / "measure_first_order.png"  # By an earlier command.
     left.touch()
@@ -102,8 +108,7 @@ def test_files_of_a_run_are_those_with_records(tmp_path):
         "measure_gradients.png",
         "measure_pixels.png",
     ]
-    for path in paths:
-        assert matplotlib.image.imread(path).std() > 0.02
+    assert all(path.exists() for path in paths)
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

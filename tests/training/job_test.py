@@ -63,6 +63,33 @@ def test_a_task_without_any_target_in_validation_is_warned_of(caplog):
         assert [m.split("target of ")[1].split(",")[0] for m in caplog.messages] == said
 
 
+def test_facts_of_data_that_have_become_fewer():
+    """Fewer than were trained on: what compares them says so."""
+    source = open_masked(train=True, validation=True)
+    facts = job_lib.data_facts(source, 16)
+    assert facts == job_lib.data_facts(source, 1)
+    assert facts["train"]["examples"] == 1
+
+
+def test_workers_do_not_agree_on_examples_that_are_others_at_each_look():
+    """As those of a reader that varies pictures itself, of which each reads others."""
+    rng = np.random.default_rng(0)
+
+    class Varied:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            targets = {"seg": np.eye(8, dtype=int)}
+            return {"image": rng.random((8, 8, 3)), "targets": targets}
+
+    for examples, same in ((Varied(), True), ([Varied()[0]] * 3, False)):
+        facts = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.2] * 3}
+        source = reading.open_given("some", {"train": examples, **facts})
+        columns, tasks = source.columns("train"), source.info.tasks
+        assert (job_lib._ends(columns, tasks) is None) == same
+
+
 def test_a_loss_of_zero_in_the_whole_first_epoch_is_warned_of(caplog):
     """As of data that are read lazily, whose masks nobody has seen before."""
     run = types.SimpleNamespace(tasks=("a", "b", "c"), _per_epoch=4)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from mtr_tf.cli import stopping
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
+from mtr_tf.runs.workers import Workers
 from mtr_tf.training import loop as training
 
 TASKS = ("seg", "depth")
@@ -87,7 +88,9 @@ class Recorder:
 def run_loop(config, train_steps, first=0):
     recorder = Recorder()
     timetable = training.Timetable(first, 20, config)
-    steps = training.loop(train_steps, timetable, recorder, recorder, lambda: None)
+    alone = Workers(tf.distribute.get_strategy())
+    parts = (train_steps, timetable, recorder, recorder, lambda: None, alone)
+    steps = training.loop(*parts)
     return steps, recorder.said
 
 

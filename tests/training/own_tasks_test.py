@@ -102,6 +102,9 @@ def config(**settings):
     return directory.canonical(TrainConfig(**chosen))
 
 
+SCENE = {"tasks": ("scene", "parts"), "epochs": 1}
+
+
 class Stopped(Exception):
     """Stands for a kill."""
 
@@ -111,9 +114,8 @@ class Losses:
 
     stop_after = math.inf
 
-    def __init__(self, config, source, strategy, model, tasks, weighting, best, *rest):
+    def __init__(self, config, source, workers, learner, tasks, best, *rest):
         self.tasks, self.best, self.seen = tasks, best, []
-        self.weighting = weighting
         type(self).last = self
 
     def trained(self, step, losses, steps_per_second):
@@ -129,6 +131,25 @@ class Losses:
     def evaluated(self, step):
         """A score that rises."""
         return float(step)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of `SCENE`: copy it to change it."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    module = types.ModuleType("own_blocks")
+    module.examples = declared
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "own_blocks", module)
+        patch.setattr(training, "Monitor", Losses)
+        training.train(config(**SCENE), workdir)
+    return workdir
+
+
+@pytest.fixture
+def finished(trained, module, watched, tmp_path):
+    """A run of `SCENE` that has ended, in a folder of the test's own."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.fixture
@@ -198,9 +219,8 @@ def test_a_run_is_attacked_and_seen_as_it_trains(module, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "best").is_dir()
 
 
-def test_config_json_keeps_the_tasks_as_the_data_have_them(module, watched, tmp_path):
-    training.train(config(epochs=1, tasks=("scene", "parts")), tmp_path / "run")
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+def test_config_json_keeps_the_tasks_as_the_data_have_them(trained):
+    kept = json.loads((trained / "config.json").read_text())
     assert kept["train"]["tasks"] == ["scene", "parts"]
     scene, parts = kept["tasks"]
     assert scene == {
@@ -213,7 +233,7 @@ def test_config_json_keeps_the_tasks_as_the_data_have_them(module, watched, tmp_
         "metrics": ["accuracy", "loss"],
     }
     assert (parts["places"], parts["channels"]) == (2, 4)
-    assert directory.read_config(tmp_path / "run").tasks == ("scene", "parts")
+    assert directory.read_config(trained).tasks == ("scene", "parts")
 
 
 def test_uncertainty_weighs_by_kind(module):
@@ -367,14 +387,9 @@ def first_layer(model):
     return np.round([*mean, *std], 6).tolist()
 
 
-def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(
-    module, watched, monkeypatch, tmp_path
-):
-    chosen, workdir = config(tasks=("scene",), epochs=4), tmp_path / "run"
-    monkeypatch.setattr(watched, "stop_after", 9)
-    with pytest.raises(Stopped):
-        training.train(chosen, workdir)
-    monkeypatch.setattr(watched, "stop_after", math.inf)
+def test_a_run_keeps_the_mean_of_the_data_that_it_was_trained_on(module, finished):
+    workdir = finished
+    (workdir / "model.keras").unlink()  # There are checkpoints.
     before = data.open_source("own_blocks:examples").info
     kept = json.loads((workdir / "config.json").read_text())["normalization"]
     assert kept == {"mean": list(before.mean), "std": list(before.std)}
@@ -440,10 +455,9 @@ def longer():
     ],
 )
 def test_a_finished_run_is_not_trained_further_on_other_data(
-    module, watched, tmp_path, changed, message
+    module, finished, changed, message
 ):
-    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
-    training.train(chosen, workdir)
+    chosen, workdir = config(**SCENE), finished
     before = weights(workdir)
     module.examples = changed
     with pytest.raises(InputError, match=message):
@@ -458,9 +472,7 @@ def test_a_finished_run_is_not_trained_further_on_other_data(
     training.train(chosen, workdir)
 
 
-def test_data_that_are_others_at_each_look_go_on_by_their_number(
-    module, watched, tmp_path
-):
+def test_data_that_are_others_at_each_look_go_on_by_their_number(module, finished):
     """As those of a reader that varies pictures itself."""
     rng = np.random.default_rng(0)
 
@@ -473,23 +485,23 @@ def test_data_that_are_others_at_each_look_go_on_by_their_number(
 
         def __getitem__(self, index):
             one = example(self.seeds[index])
-            scene = one["targets"]["scene"]
-            image = one["image"] * rng.uniform(0.5, 1)
-            return {"image": image, "targets": {"scene": scene}}
+            return {**one, "image": one["image"] * rng.uniform(0.5, 1)}
 
     def examples(count=24):
         varied = {"train": Varied(range(count)), "validation": Varied(range(50, 56))}
-        return {**declared(), **varied}
+        parts, *others = declared()["tasks"]  # Its classes cannot be counted.
+        return {**varied, "tasks": [parts.bound(channels=4), *others]}
 
     module.examples = examples
-    chosen, workdir = config(tasks=("scene",), epochs=1), tmp_path / "run"
-    training.train(chosen, workdir)
-    kept = json.loads((workdir / "config.json").read_text())["data"]["train"]
-    assert kept == {"examples": 24, "means": None}
-    training.train(chosen, workdir)
+    facts = job_lib.data_facts(data.open_source("own_blocks:examples"), 24)
+    assert facts["train"] == {"examples": 24, "means": None}
+    path = finished / "config.json"  # As a run on these data writes it.
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data": facts}))
+    chosen = config(**SCENE)
+    training.train(chosen, finished)
     module.examples = lambda: examples(32)
     with pytest.raises(InputError, match="train had 24 examples and has 32"):
-        training.train(chosen, workdir)
+        training.train(chosen, finished)
 
 
 @pytest.mark.slow
@@ -522,15 +534,12 @@ def test_examples_that_are_not_trained_on_may_be_added(module, watched, tmp_path
     training.train(chosen, tmp_path / "run")
 
 
-def test_the_same_data_may_be_moved(module, watched, tmp_path):
+def test_the_same_data_may_be_moved(module, finished):
     module.examples = lambda data_dir: declared()
-    training.train(config(tasks=("scene",), epochs=1, data_dir="/a"), tmp_path / "run")
-    training.train(config(tasks=("scene",), epochs=1, data_dir="/b"), tmp_path / "run")
+    training.train(config(**SCENE, data_dir="/b"), finished)
 
 
-def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
-    training.train(config(tasks=("scene",), epochs=1), tmp_path / "run")
-
+def test_other_channels_than_in_training_are_refused(module, finished):
     def grey():
         content = declared()
         for split in ("train", "validation"):
@@ -539,10 +548,10 @@ def test_other_channels_than_in_training_are_refused(module, watched, tmp_path):
         return content
 
     module.examples = grey
-    (tmp_path / "run" / "model.keras").unlink()
+    (finished / "model.keras").unlink()
     message = "trained on images of 3 channels, but those of own_blocks:examples have 1"
     with pytest.raises(InputError, match=message):
-        loading.load_run(str(tmp_path / "run"), dataset="own_blocks:examples")
+        loading.load_run(str(finished), dataset="own_blocks:examples")
 
 
 @pytest.mark.slow
@@ -685,17 +694,15 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(module, watched, tmp_
     training.train(dataclasses.replace(chosen, epochs=2), workdir)
 
 
-def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(
-    module, watched, monkeypatch, tmp_path
-):
-    chosen, workdir = config(tasks=("scene",), aux_weight=0.1, epochs=1), tmp_path / "a"
+def test_an_old_run_with_a_setting_that_nothing_uses_goes_on(finished, tmp_path):
+    chosen, new = config(**SCENE, aux_weight=0.1), tmp_path / "new"
     with pytest.raises(InputError, match="--aux_weight needs auxiliary tasks"):
-        training.train(chosen, workdir)
-    assert not workdir.exists()
-    directory.write_config(workdir, chosen)
-    training.train(chosen, workdir)
-    (workdir / "model.keras").rename(tmp_path / "model.keras")
-    run = loading.load_run(str(workdir), dataset="own_blocks:examples")
+        training.train(chosen, new)
+    assert not new.exists()
+    directory.write_config(finished, chosen)
+    training.train(chosen, finished)
+    (finished / "model.keras").unlink()
+    run = loading.load_run(str(finished), dataset="own_blocks:examples")
     assert run.config == chosen
 
 

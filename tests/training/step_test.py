@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from columns_fixture import columns
-from tiers_fixture import slow
 
 from mtr_tf import attacks
 from mtr_tf import models
@@ -162,7 +161,8 @@ def test_what_layers_add_is_the_same_on_two_replicas(mirrored):
         np.testing.assert_allclose(one, two, atol=2e-6)
 
 
-@pytest.mark.parametrize("weight_decay", [slow(0.0), 0.1])
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_two_replicas_equal_one(mirrored, weight_decay):
     settings = {"weight_decay": weight_decay, "rate": 0.002}
     one = train(tf.distribute.get_strategy(), **settings)
@@ -173,11 +173,18 @@ def test_two_replicas_equal_one(mirrored, weight_decay):
 
 
 def test_statistics_of_replicas_settle_on_their_mean(mirrored):
-    _, _, made = train(mirrored, 2, sync=False)
-    moving = [v for v in made.model.non_trainable_variables if "moving" in v.path]
+    with mirrored.scope():
+        model = models.build("tiny", TASKS, (16, 16, 3), 3, sync_batch_norm=False)
+
+    @tf.function
+    def see(batch):
+        mirrored.run(lambda batch: model(batch["image"], training=True), (batch,))
+
+    see(next(batches(mirrored, 1)))
+    moving = [v for v in model.non_trainable_variables if "moving" in v.path]
     before = [[copy.numpy() for copy in v.value.values] for v in moving]
     assert any(not np.array_equal(*pair) for pair in before)
-    step_lib.settle_statistics(made.model, Workers(mirrored))
+    step_lib.settle_statistics(model, Workers(mirrored))
     for variable, pair in zip(moving, before, strict=True):
         for copy in variable.value.values:
             np.testing.assert_allclose(copy.numpy(), np.mean(pair, axis=0), rtol=1e-6)
@@ -214,15 +221,23 @@ def test_a_strategy_of_one_mirrored_device_trains_under_xla():
 
 
 def test_steps_in_one_call_equal_steps_in_many():
-    strategy = tf.distribute.get_strategy()
-    _, together, _ = train(strategy, 3)
-    made = learner()
-    run, iterator = step_lib.compile_steps(made, strategy), batches(strategy, 3)
-    for _ in range(3):
-        run(iterator, tf.constant(1))
+    strategy, made = tf.distribute.get_strategy(), learner()
+    run = step_lib.compile_steps(made, strategy)
+    trained = made.model.trainable_variables
+    others = made.model.non_trainable_variables + made.optimizer.variables
+    state = [*trained, *others]
+    start, found = [v.numpy() for v in state], []
+    for calls in ([3], [1, 1, 1]):
+        for variable, value in zip(state, start, strict=True):
+            variable.assign(value)
+        iterator = batches(strategy, 3)
+        for count in calls:
+            run(iterator, tf.constant(count))
+        found.append([v.numpy() for v in state])
     assert run.experimental_get_tracing_count() == 1
-    for a, b in zip(together, made.model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(a, b.numpy())
+    for together, apart in zip(*found, strict=True):
+        np.testing.assert_array_equal(together, apart)
+    assert (found[0][0] != start[0]).any()
 
 
 def test_training_lowers_the_loss_on_one_batch():
