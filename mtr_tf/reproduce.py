@@ -108,11 +108,12 @@ def main(config: ReproduceConfig) -> None:
         seeds=config.seeds or None,
         train={name: value for name, value in given.items() if value},
     )
+    claims.check(study)  # Mistakes in them show now, not after hours.
     if config.dataset:
         study = _fitted(study)
+        claims.check(study)
     for name in config.only:
         study.variant(name)  # Complains of an unknown one.
-    claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
     directory.check_path(workdir)
     if config.export:

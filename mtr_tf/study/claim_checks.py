@@ -8,6 +8,8 @@ appear.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -60,6 +62,19 @@ QUANTITIES = {
         "mean_corrupted": (("value", "clean"), ("metric",)),
     },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
+}
+# What chooses the records of a measure, and of what kind it is.
+MEASURE = {
+    "measure": str,
+    "quantity": str,
+    "tasks": str,
+    "normalisation": str,
+    "norm": str,
+    "metric": str,
+    "count": float,
+    "eps": float,
+    "corruption": str,
+    "severity": float,
 }
 _OF_OUTPUTS = ("pixels", "blocks")
 _SMALLEST = 64  # Pixels of an image.
@@ -147,29 +162,33 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         tasks = _tasks(study, config, variant)
         for task in measure.get("tasks", ()):
             one_of(table, f"task of variant {variant!r}", task, tasks)
+        quantity = measure["quantity"]
         quantities = QUANTITIES[measure["measure"]]
         what = f"quantity of {measure['measure']}"
-        fields, needed = quantities[
-            one_of(table, what, measure["quantity"], list(quantities))
-        ]
-        what = f"field of {measure['quantity']}"
+        fields, needed = quantities[one_of(table, what, quantity, list(quantities))]
         for field in filter(None, (measure["field"], measure["ratio_to"])):
-            one_of(table, what, field, fields)
+            one_of(table, f"field of {quantity}", field, fields)
         if measure["measure"] != "tasks" and len(tasks) > 1:
             needed = (*needed, "tasks")
         for key in needed:
             if key not in measure:
-                table.fail(f"{key} must be given to say which {what[9:]} is meant.")
-        known = _known(config, measure, tasks)
-        if measure["measure"] in _OF_OUTPUTS:
-            size = config.parsed_image_size
-            size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
-            known["count"] = _counts(measure, size)
+                table.fail(f"{key} must be given to say which {quantity} is meant.")
         if "metric" in needed and not study.has_own_data:  # Else the results say.
             _check_metric(table, study, measure, variant, tasks)
+        size = config.parsed_image_size
+        size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
+        known = _known(config, measure, tasks, size)
         for key, values in known.items():
             for value in _listed(measure.get(key, [])):
                 one_of(table, key, value, values)
+        groups = _groups(config, measure, tasks)
+        if "tasks" in measure and groups is not None:
+            what = f"group of tasks of {quantity}"
+            one_of(table, what, sorted(measure["tasks"]), groups)
+        usual = ("measure", "quantity", "tasks", *needed, *known)
+        for key in MEASURE:
+            if key in measure and key not in usual:
+                table.fail(f"{key} must not be given, for no {quantity} has one.")
 
 
 def metrics_of(study: Study, attack: str, variant: str, task: str) -> list[Metric]:
@@ -214,21 +233,53 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _known(
-    config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
-) -> dict[str, Sequence[Any]]:
-    """By key, the values that records of a measure have."""
-    known: dict[str, Sequence[Any]] = dict(_CHOICES)
-    if measure["measure"] == "first_order":
-        known["eps"] = measure_lib.settings_of(config, tasks).eps
-        known["norm"] = (config.norm,)
-    elif measure["measure"] == "tasks":
-        known["norm"] = records.NORMS
+    config: AttackConfig,
+    measure: Mapping[str, Any],
+    tasks: Sequence[str],
+    size: tuple[int, int] | None,
+) -> Mapping[str, Sequence[Any]]:
+    """By key, but for tasks and metrics, the values that records of a quantity have.
+
+    Images are of `size`; see `_counts`.
+    """
+    kind, quantity = measure["measure"], measure["quantity"]
+    numbers = range(1, 1 + len(tasks))
+    if kind == "corruptions":
+        return _CHOICES if quantity == "corrupted" else {}
+    if kind == "first_order":
+        eps = measure_lib.settings_of(config, tasks).eps
+        return {"eps": eps, "norm": (config.norm,), "count": numbers}
+    if quantity == "attacked_pixels":
+        eps = measure_lib.MeasureSettings.pixel_attack[:1]
+        return {"norm": ("linf",), "count": _counts(measure, size), "eps": eps}
+    known: dict[str, Sequence[Any]] = {"norm": records.NORMS}
+    if kind in _OF_OUTPUTS:
+        known["normalisation"] = ("raw",)
+    elif "normalisation" in QUANTITIES[kind][quantity][1]:
         known["normalisation"] = gradients.NORMALISATIONS
-        known["count"] = range(1, 1 + len(tasks))
-    elif measure["measure"] in _OF_OUTPUTS:
-        attacked = measure["quantity"] == "attacked_pixels"
-        known["norm"] = ("linf",) if attacked else records.NORMS
+    else:
+        known["norm"] = ("l2",)
+    if quantity == "gradient_norm":
+        known["count"] = _counts(measure, size)
+    elif quantity in ("norm_of_mean", "norm_by_size"):
+        known["count"] = numbers
     return known
+
+
+def _groups(
+    config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
+) -> list[list[str]] | None:
+    """The tasks that records of a quantity are of together; None for any of them."""
+    kind, quantity = measure["measure"], measure["quantity"]
+    found: Iterable[Sequence[str]] = [(task,) for task in tasks]
+    if quantity == "norm_of_mean":
+        return None
+    if kind == "first_order":
+        found = measure_lib.settings_of(config, tasks).groups
+    elif kind == "tasks":
+        pairs = "tasks" in QUANTITIES[kind][quantity][1]
+        found = itertools.combinations(tasks, 2) if pairs else ()
+    return [sorted(group) for group in found]
 
 
 def _counts(measure: Mapping[str, Any], size: tuple[int, int] | None) -> list[int]:

@@ -19,7 +19,7 @@ from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.study import claim_checks
 from mtr_tf.study import statistics
-from mtr_tf.study.claim_file import MEASURE
+from mtr_tf.study.claim_checks import MEASURE
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term

@@ -25,8 +25,16 @@ from mtr_tf.tasks import names
 
 Record = dict[str, Any]
 NAMES = tuple(each.name for each in names.NAMES)
-# What may tell two records of one attack, radius, task and metric apart.
-CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
+# What may tell two records of one attack, radius, task and metric apart; of what kind.
+CHOICES = {
+    "algorithm": str,
+    "loss": str,
+    "balance": str,
+    "targeted": bool,
+    "norm": str,
+    "steps": float,
+    "restarts": float,
+}
 
 
 @dataclasses.dataclass(frozen=True)
