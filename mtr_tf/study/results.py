@@ -21,10 +21,8 @@ from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
-from mtr_tf.tasks import names
 
 Record = dict[str, Any]
-NAMES = tuple(each.name for each in names.NAMES)
 # What may tell two records of one attack, radius, task and metric apart; of what kind.
 CHOICES = {
     "algorithm": str,
@@ -44,12 +42,16 @@ class Results:
     Attributes:
       study: What was asked.
       workdir: Its folder.
+      cells: All of index.json, done or not.
+      provenance: What study.json says of where it comes from.
     """
 
     study: Study
     workdir: pathlib.Path
     _found: tuple[Record, ...] = dataclasses.field(repr=False, default=())
     _measured: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+    cells: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+    provenance: Record = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, workdir: str | pathlib.Path) -> Results:
@@ -73,20 +75,26 @@ class Results:
     @classmethod
     def _read_all(cls, workdir: pathlib.Path) -> Results:
         content = _json(workdir / "study.json")
-        content.pop("provenance", None)
+        cells = tuple(_json(workdir / "index.json")["cells"])
         found, measured = [], []
-        for cell in _json(workdir / "index.json").get("cells", ()):
+        for cell in cells:
             if cell["kind"] != "attack" or cell["state"] != "done":
                 continue
-            about = {"variant": cell["variant"], "seed": cell["seed"]}
+            about = {name: cell[name] for name in ("variant", "seed", "folder")}
             about["spec"] = cell["attack"]
             folder = workdir / cell["folder"]
-            about["folder"] = cell["folder"]
             for name, kept in (("results", found), ("measures", measured)):
                 if (folder / f"{name}.json").exists():
                     records = _json(folder / f"{name}.json")
                     kept += [record | about for record in records]
-        return cls(Study.from_dict(content), workdir, tuple(found), tuple(measured))
+        return cls(
+            Study.from_dict(content),
+            workdir,
+            tuple(found),
+            tuple(measured),
+            cells,
+            dict(content.get("provenance", {})),
+        )
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -180,7 +188,7 @@ class Results:
         fitting = [record for record in there if fits(record, wanted)]
         if len(fitting) > 1 and eps:
             raise InputError(ambiguous(attack, fitting, wanted))
-        if not fitting and task not in NAMES:
+        if not fitting and self.study.has_own_data:
             _check_metric(task, metric, there)
         return fitting[0] if fitting else None
 
@@ -234,9 +242,15 @@ class Results:
         if "ignored" in record:
             return tuple(record["ignored"])
         run = (self.workdir / record["folder"]).parent.parent
-        tasks = files.read_object(run / "config.json").get("tasks", ())
-        of = (task for task in tasks if task["name"] == record["task"])
+        if run not in self._tasks:
+            self._tasks[run] = files.read_object(run / "config.json").get("tasks", ())
+        of = (task for task in self._tasks[run] if task["name"] == record["task"])
         return tuple(next(of, {}).get("ignored", ()))
+
+    @functools.cached_property
+    def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
+        """What config.json says of the tasks of runs, as far as it was read."""
+        return {}
 
     def _read(
         self,
@@ -266,7 +280,7 @@ class Results:
 
 
 def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
-    """Raises `InputError` where a task of a user's own has no such metric.
+    """Raises `InputError` where a task of a user's own data has no such metric.
 
     A study file names it before anybody knows what metrics there are.
     """
