@@ -153,7 +153,6 @@ def main(config: ReproduceConfig) -> None:
 
 def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
     """Raises `InputError` where a report would take the place of a better one."""
-    from mtr_tf import files
     from mtr_tf.study import queue
 
     if not (workdir / "study.json").exists():
@@ -163,8 +162,7 @@ def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
         )
     if runner.queue.count(queue.DONE):
         return
-    before = files.read_object(workdir / "index.json").get("cells", ())
-    if any(cell["state"] == queue.DONE for cell in before):
+    if any(state == queue.DONE for state, _ in runner.before.values()):
         raise InputError(
             f"What is done in {workdir} is of another study, or of other settings or "
             "another version of mtr_tf than this one, of which nothing is done; "
@@ -181,11 +179,14 @@ def _fitted(study: Study) -> Study:
     """The study without what its data have no tasks for."""
     from absl import logging
 
+    from mtr_tf import data
+    from mtr_tf.config.train import TrainConfig
     from mtr_tf.runs import building
     from mtr_tf.study import fitting
 
-    config = study.train_config(study.variants[0].name, study.seeds[0])
-    config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
+    of_data = ("dataset", "data_dir", "image_size", *data.OPTIONS)
+    fields = {name: study.train[name] for name in of_data if name in study.train}
+    config = TrainConfig(tasks=("autoencoder",), **fields)
     fitted = fitting.to_tasks(
         study, config.dataset, building.open_source(config).info.tasks
     )
@@ -212,8 +213,8 @@ def _run(
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
     runner.queue.retry()
     unchanged.check(runner.queue, workdir)
-    missing = len(runner.queue.waiting())
-    runner.write(computes=missing > 0)
+    missing = runner.queue.waiting()
+    runner.write(computes=bool(missing))
     if not missing:
         done = runner.queue.count(queue.DONE)
         logging.info("%s is already finished: %d cells", study.name, done)
@@ -227,12 +228,13 @@ def _run(
         parts.cores(),
     )
     with engine.executor:
-        for variant in study.variants:  # Prepared once; and wrong data show now.
-            building.open_source(study.train_config(variant.name, study.seeds[0]))
+        # Prepared once; and wrong data show now.
+        for variant in dict.fromkeys(cell.variant for cell in missing):
+            building.open_source(study.train_config(variant, study.seeds[0]))
         logging.info(
             "%s: %d of %d cells to do, at most %d at a time (%s); their logs are in %s",
             study.name,
-            missing,
+            len(missing),
             len(runner.queue.cells),
             engine.at_once,
             config.executor,

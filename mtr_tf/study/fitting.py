@@ -27,7 +27,7 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
     Raises:
       InputError: No variant is left.
     """
-    lacking = {each.name: _lacking(study, each.name, has) for each in study.variants}
+    lacking = {v.name: _lacking(study, v.name, dataset, has) for v in study.variants}
     kept = [name for name, tasks in lacking.items() if not tasks]
     if len(kept) == len(lacking):
         return study
@@ -50,10 +50,17 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
     return dataclasses.replace(fitted, about=about)
 
 
-def _lacking(study: Study, variant: str, has: Collection[str]) -> list[str]:
-    """The tasks that are not there, of a variant and of those that it begins with."""
-    first = study.variant(variant).init_from
-    before = _lacking(study, first, has) if first else []
+def _lacking(
+    study: Study, variant: str, dataset: str, has: Collection[str]
+) -> list[str]:
+    """The tasks that are not there, of a variant and of those that it begins with.
+
+    None of a variant that names other data itself.
+    """
+    first, own = study.variant(variant).init_from, study.variant(variant).train
+    before = _lacking(study, first, dataset, has) if first else []
+    if own.get("dataset", dataset) != dataset:
+        return before
     wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
     return [*before, *(task for task in wanted if task not in has)]
 

@@ -70,6 +70,8 @@ class Runner:
 
     Attributes:
       queue: Its cells and their states.
+      before: {folder: (state, error)}, of the cells that an earlier runner has left,
+        perhaps of another study or with other settings.
     """
 
     def __init__(
@@ -93,12 +95,13 @@ class Runner:
         self._room = 1
         self._write_index_sparingly = _Sparing(self._write_index)
         self._left = _Sparing(self._time_left)
-        before = _failed_before(workdir)
+        self.before = _before(workdir)
         for cell in cells:
+            state, error = self.before.get(cell.folder, (queue.MISSING, ""))
             if commands.is_done(cell, workdir):
                 self._set_done(cell)
-            elif cell.folder in before:
-                self._set_failed(cell, before[cell.folder])
+            elif state == queue.FAILED:
+                self._set_failed(cell, error)
         for cell in reversed(cells):  # Results outlive models, which are large.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
@@ -256,14 +259,13 @@ def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:
     return all((workdir / cell.folder / name).exists() for name in cell.files)
 
 
-def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
-    """{folder: why}, of the cells that an earlier runner saw fail."""
+def _before(workdir: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """{folder: (state, error)} of the cells as index.json has them."""
     path = workdir / "index.json"
     try:
         return {
-            str(cell["folder"]): str(cell["error"])
+            str(cell["folder"]): (str(cell["state"]), str(cell.get("error")))
             for cell in files.read_object(path).get("cells", ())
-            if cell["state"] == queue.FAILED
         }
     except files.DAMAGED as error:
         files.say_damaged(path, error)

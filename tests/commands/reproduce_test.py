@@ -144,6 +144,20 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
     assert "--rooms_scenes" not in commands  # Camvid takes no such flag.
 
 
+def test_data_of_other_variants_need_not_be_there(study_toml, tmp_path, monkeypatch):
+    study = study_file.load(str(study_toml))
+    s, both = study.variants
+    both = dataclasses.replace(both, train=both.train | {"dataset": "cityscapes"})
+    study = dataclasses.replace(study, variants=(s, both), attacks=())
+    opened = []
+    monkeypatch.setattr(building, "open_source", lambda of: opened.append(of.dataset))
+    monkeypatch.setattr(runner_lib.Runner, "run", lambda self, engine: None)
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda *given: None)
+    runner = runner_lib.Runner(study, tmp_path, ("s",))
+    reproduce._run(runner, study, ReproduceConfig(workers=1), tmp_path)
+    assert opened == ["camvid"]
+
+
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert local.gpus(2) == ["0", "1"]
@@ -297,6 +311,9 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
     with pytest.raises(InputError, match="is of another study, or of other settings"):
         reproduce.main(config)
     assert not (workdir / "report").exists()
+    (workdir / "index.json").write_text('{"cells": 3}')  # Damaged: nobody knows.
+    reproduce.main(config)
+    assert (workdir / "report").exists()
 
 
 def test_a_study_is_not_continued_on_other_data(

@@ -390,7 +390,7 @@ def test_a_marker_of_another_form_is_done_again(change, tmp_path):
 )  # fmt: skip
 def test_an_index_of_another_form_is_no_traceback(text, tmp_path):
     (tmp_path / "index.json").write_text(text)
-    assert runner_lib._failed_before(tmp_path) == {}
+    assert runner_lib.Runner(STUDY, tmp_path).before == {}
 
 
 # The time left.
