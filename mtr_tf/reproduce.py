@@ -268,17 +268,16 @@ def _listing() -> str:
 
 def _plan(runner: Runner) -> str:
     """What would be done: each cell with its share of the work, and its command."""
+    from mtr_tf.study import costs
     from mtr_tf.study import queue
-    from mtr_tf.study.messages import interval
 
-    waiting = runner.queue.waiting()
-    costs = runner.clock.costs
-    total = sum(costs[cell.folder] for cell in waiting) or 1
+    waiting, of = runner.queue.waiting(), runner.clock.costs
+    total = sum(of[cell.folder] for cell in waiting) or 1
     lines = []
     for cell in waiting:
-        share = costs[cell.folder] / total
+        share = of[cell.folder] / total
         seconds = runner.clock.seconds(cell)
-        about = f", about {interval(seconds)}" if seconds else ""
+        about = f", about {costs.in_words(seconds)}" if seconds else ""
         lines += [f"# {cell.title}: {share:.1%} of the work{about}", cell.shown]
     done = runner.queue.count(queue.DONE)
     lines.append(f"# {len(waiting)} cells to do, {done} done")

@@ -107,19 +107,21 @@ def _describe(
     study: Study, fitted: Study, dataset: str, missing: Collection[str]
 ) -> str:
     """What was left out, and why."""
-    parts = []
-    for key, name in (("variants", "name"), ("attacks", "name"), ("claims", "id")):
-        before, after = (
-            [
-                each[name] if isinstance(each, dict) else getattr(each, name)
-                for each in getattr(one, key)
-            ]
-            for one in (study, fitted)
-        )
-        left_out = [each for each in before if each not in after]
+    parts, after = [], _names(fitted)
+    for key, names in _names(study).items():
+        left_out = [name for name in names if name not in after[key]]
         if left_out:
             parts.append(f"{key} {', '.join(left_out)}")
     return (
         f"{dataset} has no {' or '.join(missing)}, so these are left out: "
         f"{'; '.join(parts)}."
     )
+
+
+def _names(study: Study) -> dict[str, list[str]]:
+    """What its parts are called."""
+    return {
+        "variants": [variant.name for variant in study.variants],
+        "attacks": [attack.name for attack in study.attacks],
+        "claims": [claim["id"] for claim in study.claims],
+    }

@@ -30,7 +30,6 @@ from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import costs
-from mtr_tf.study import messages
 from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
@@ -172,14 +171,15 @@ class Runner:
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
             commands.renew_init(cell, self._workdir)
-        return not any((folder / part).exists() for part in _PARTS)
+        begun = ("config.json", "settings.json")
+        return not any((folder / name).exists() for name in begun)
 
     def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
         """Takes note of a cell that has ended, in whichever way."""
         self._running.remove(begun)
         cell = begun.cell
         failure = executors.failure(future)
-        if not failure and not _has_files(cell, self._workdir):
+        if not failure and not commands.has_files(cell, self._workdir):
             failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
         if failure:
             log = self._workdir / cell.log
@@ -208,9 +208,9 @@ class Runner:
 
     def _say_done(self, cell: Cell, seconds: float) -> None:
         count, left = self._left()
-        about = f", about {messages.interval(left)}" if left and count else ""
+        about = f", about {costs.in_words(left)}" if left and count else ""
         logging.info(
-            "%s: %s; %d left%s", cell.title, messages.interval(seconds), count, about
+            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, about
         )
 
     def _time_left(self) -> tuple[int, float | None]:
@@ -242,10 +242,6 @@ class Runner:
         files.write_json(self._workdir / "index.json", content)
 
 
-# What a cell that was stopped may have left.
-_PARTS = ("config.json", "settings.json")
-
-
 def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
     """The folders of the cells of some variants, or of all, and of what they need."""
     found: set[str] = set()
@@ -253,10 +249,6 @@ def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
         if not variants or cell.variant in variants or cell.folder in found:
             found.update((cell.folder, *cell.needs))
     return found
-
-
-def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:
-    return all((workdir / cell.folder / name).exists() for name in cell.files)
 
 
 def _before(workdir: pathlib.Path) -> dict[str, tuple[str, str]]:

@@ -129,7 +129,7 @@ def load(
         attack=_attack_fields(file.table("attack"), names),
         variants=variants,
         attacks=_attacks(file, [variant.name for variant in variants], names),
-        claims=_claims(file),
+        claims=file.values("claims", dict, []),  # As they are; `claims` checks them.
         file=name_or_path,
     )
     if other:
@@ -276,11 +276,6 @@ def _attacks(
             )
         found.append(AttackSpec(name, fields, tuple(dict.fromkeys(named)), source))
     return tuple(found)
-
-
-def _claims(file: Table) -> tuple[dict[str, Any], ...]:
-    """The tables under [[claims]], as they are; `claims` checks them."""
-    return file.values("claims", dict, [])
 
 
 def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import tomllib
 import types
 import typing
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -94,20 +96,18 @@ class Table:
     def tables(self, key: str) -> dict[str, Table]:
         """The named tables under a key, as [variants."s"] and [variants."d"]."""
         found = {}
-        file = self.where.split(", [")[0]
         for name, inner in self.value(key, dict, {}).items():
             if not isinstance(inner, dict):
                 self.fail(
                     f'{key} must hold named tables, such as [{key}."{name}"]; got '
                     f"{name} = {inner!r}."
                 )
-            found[name] = Table(f'{file}, [{key}."{name}"]', inner)
+            found[name] = Table(f'{self.where}, [{key}."{name}"]', inner)
         return found
 
     def table(self, key: str) -> Table:
         """The table under a key; an empty one where it is not there."""
-        file = self.where.split(", [")[0]
-        return Table(f"{file}, [{key}]", self.value(key, dict, {}))
+        return Table(f"{self.where}, [{key}]", self.value(key, dict, {}))
 
     def settings(
         self,
@@ -144,9 +144,13 @@ class Table:
                 found[key] = tuple(spell(given)) if spell and given else given
         return found
 
-    def explained(self, before: str = "") -> _Explained:
+    @contextlib.contextmanager
+    def explained(self, before: str = "") -> Iterator[None]:
         """A context in which an `InputError` gets the table's place before it."""
-        return _Explained(f"{self.where}: {before}")
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.where}: {before}{error}") from error
 
     def _setting(self, key: str, hint: Any) -> Any:
         if typing.get_origin(hint) is tuple:
@@ -155,18 +159,6 @@ class Table:
         if typing.get_origin(hint) in (types.UnionType, typing.Union):
             hint = typing.get_args(hint)[0]  # None is to say nothing; words are known.
         return hint(self.value(key, hint))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Explained:
-    before: str
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, InputError):
-            raise InputError(f"{self.before}{error}") from error
 
 
 def _is(given: Any, kind: type) -> bool:

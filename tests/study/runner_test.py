@@ -32,7 +32,6 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import store
 from mtr_tf.study import commands
 from mtr_tf.study import costs
-from mtr_tf.study import messages
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
@@ -799,7 +798,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_intervals_are_said_as_people_do():
-    said = [messages.interval(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
+    said = [costs.in_words(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
     assert said == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "2 h 47 min"]
 
 

@@ -22,7 +22,11 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
       curves: All of the report.
       known: The ids of all its plots.
     """
-    wanted = _of_measure(claim) if claim.measure else _of_curve(claim, curves)
+    if claim.measure:
+        wanted = _of_measure(claim)
+    else:
+        curve = _curve_of(claim, curves)
+        wanted = curve.id if curve else None
     return wanted if wanted is not None and wanted in known else None
 
 
@@ -30,11 +34,6 @@ def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
     """The attack of a claim in words; empty for a measure, or where none is done."""
     curve = None if claim.measure else _curve_of(claim, curves)
     return curve.attack if curve else ""
-
-
-def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:
-    curve = _curve_of(claim, curves)
-    return curve.id if curve else None
 
 
 def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:

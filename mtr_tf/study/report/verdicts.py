@@ -209,7 +209,7 @@ def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, 
     power, margin = verdict.power, verdict.claim.margin
     if not power:
         return {}
-    needed = f"{power.seeds_needed or f'over {statistics.MOST_SEEDS}'}"
+    needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
     return {
         "margin": write(margin).lstrip("+") if margin else text.NONE,
         "deviation": write(power.deviation).lstrip("+"),
@@ -237,11 +237,7 @@ def tally(rows: Sequence[Row]) -> str:
     claims = "claim" if len(rows) == 1 else "claims"
     said = f"Of {len(rows)} {claims} {', '.join(parts)}."
     if known and known[0] not in rows:
-        said += (
-            f" {len(known)} more follow from algebra."
-            if len(known) > 1
-            else (" 1 more follows from algebra.")
-        )
+        said += f" {len(known)} more follow{'s' * (len(known) == 1)} from algebra."
     return said
 
 
