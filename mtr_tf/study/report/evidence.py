@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +14,9 @@ from mtr_tf.study.report import plots
 from mtr_tf.study.report.curves import Curve
 
 
-def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str | None:
+def plot_of(
+    claim: Claim, curves: Sequence[Curve], known: Collection[str]
+) -> str | None:
     """The `id` of the plot that shows a claim's numbers; None if there is none.
 
     Args:
@@ -22,12 +24,12 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
       curves: All of the report.
       known: The ids of all its plots.
     """
-    if claim.measure:
-        wanted = _of_measure(claim)
+    if claim.measure:  # Of a claim that leaves out the norm there is one.
+        wanted = [_of_measure(claim, norm) for norm in ("l2", "linf")]
     else:
         curve = _curve_of(claim, curves)
-        wanted = curve.id if curve else None
-    return wanted if wanted is not None and wanted in known else None
+        wanted = [curve.id] if curve else []
+    return next((plot for plot in wanted if plot in known), None)
 
 
 def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
@@ -52,11 +54,11 @@ def _is_under(point: Point, curve: Curve) -> bool:
     return same and dict(point.choice).items() <= curve.facts.items()
 
 
-def _of_measure(claim: Claim) -> str:
-    """The plot of the first variant, norm and so on that are named."""
+def _of_measure(claim: Claim, norm: str) -> str:
+    """The plot of the first variant, norm and so on that are named, else of `norm`."""
     chosen = {name: _first(value) for name, value in claim.measure.items()}
     quantity, kind = chosen["quantity"], chosen["measure"]
-    norm = chosen.get("norm", "l2")
+    norm = chosen.get("norm", norm)
     if kind == "tasks" and "cosine" in quantity:
         what = (quantity.removeprefix("mean_"),)
     elif kind == "tasks":
@@ -64,7 +66,7 @@ def _of_measure(claim: Claim) -> str:
     elif quantity == "attacked_pixels":
         what = (quantity, chosen.get("tasks", ""), chosen.get("metric", ""))
     elif kind == "first_order":
-        what = (kind, chosen.get("norm", "linf"), "ratio")
+        what = (kind, norm, "ratio")
     else:
         what = (kind, norm)
     return plots.measure_id(chosen["attack"], chosen["variants"], *what)
