@@ -54,6 +54,7 @@ STUDY = Study(
     ),
     claims=(),
 )
+ONE_SEED = dataclasses.replace(STUDY, seeds=(0,))
 HERE = pathlib.Path("w")
 ONE = ({"SLOT": "mine"},)  # One worker, and what is in its environment.
 ENDED = command.Ended(0, 1.0, "", {}, "here")
@@ -565,11 +566,12 @@ def test_two_workers_work_at_a_time_and_never_before_what_a_cell_needs(fake):
         if name == "moved":
             assert list(root.glob("runs/s_A-seed0-*/model.keras"))
         done()
-        """
+        """,
+        ONE_SEED,
     )
     runner.run(engine({}, {}))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
-    assert len(order(fake.workdir)) == 12
+    assert len(order(fake.workdir)) == 6
 
 
 def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
@@ -610,34 +612,34 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
 
 
 def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):
-    runner = fake("if name != 'pgd': done()\nelse: print('I have ended')")
+    runner = fake("if name != 'pgd': done()\nelse: print('I have ended')", ONE_SEED)
     runner.run(engine(*ONE))
-    assert len(runner.failures()) == 4
+    assert len(runner.failures()) == 2
     assert "I have ended" in runner.failures()[0]
 
 
 def test_only_some_variants_and_what_they_need(fake):
-    fake("done()", variants=("s",)).run(engine(*ONE))
-    cells = cells_of(workdir=fake.workdir)
+    fake("done()", ONE_SEED, ("s",)).run(engine(*ONE))
+    cells = cells_of(ONE_SEED, fake.workdir)
     wanted = [c for c in cells if c.variant == "s" or c.kind == "train"]
     assert order(fake.workdir) == [cell.folder for cell in wanted]
     states = [cell["state"] for cell in index(fake.workdir).values()]
-    assert (states.count("done"), states.count("missing")) == (8, 4)
+    assert (states.count("done"), states.count("missing")) == (4, 2)
 
 
 def test_results_outlive_models(fake):
     """A study goes on from a copy without models; one is trained again if needed."""
-    fake("done()").run(engine(*ONE))
+    fake("done()", ONE_SEED).run(engine(*ONE))
     for model in fake.workdir.glob("runs/*/model.keras"):
         model.unlink()
-    fake("done()").run(engine(*ONE))
+    fake("done()", ONE_SEED).run(engine(*ONE))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
     assert {cell["seconds"] is None for cell in index(fake.workdir).values()} == {False}
-    assert len(order(fake.workdir)) == 12
+    assert len(order(fake.workdir)) == 6
     train, _, pgd, *_ = cells_of(workdir=fake.workdir)
     (fake.workdir / pgd.folder / "results.json").unlink()
-    fake("done()").run(engine(*ONE))
-    assert order(fake.workdir)[12:] == [train.folder, pgd.folder]
+    fake("done()", ONE_SEED).run(engine(*ONE))
+    assert order(fake.workdir)[6:] == [train.folder, pgd.folder]
 
 
 def test_trainings_wait_for_the_model_that_they_begin_with(fake):
@@ -648,9 +650,9 @@ def test_trainings_wait_for_the_model_that_they_begin_with(fake):
             assert list(root.glob("runs/s-seed0-*/model.keras"))
         done()
         """
-    fake(body, TUNED).run(engine({}, {}))
+    fake(body, dataclasses.replace(TUNED, seeds=(0,))).run(engine({}, {}))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
-    assert len(order(fake.workdir)) == 10
+    assert len(order(fake.workdir)) == 5
 
 
 def test_a_failed_training_stops_those_that_begin_with_it(fake):
