@@ -16,7 +16,6 @@ from typing import Any
 
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.errors import did_you_mean
 from mtr_tf.evaluation import plan
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients
@@ -26,6 +25,7 @@ from mtr_tf.measures import records
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
+from mtr_tf.study.toml_table import in_words
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import more_metrics
@@ -84,19 +84,6 @@ _CHOICES = {  # Of corruptions.
 }
 
 
-def one_of(table: Table, what: str, given: Any, known: Sequence[Any]) -> Any:
-    """Returns what is given; raises `InputError` where it is not known."""
-    if given not in known:
-        texts = list(map(_text, known))
-        hint = did_you_mean(_text(given), texts, "; did")
-        shown = repr(given) if isinstance(given, str) else _text(given)
-        table.fail(
-            f"there is no {what} {shown}; there are "
-            f"{', '.join(texts) or 'none'}{hint or '.'}"
-        )
-    return given
-
-
 def check_attack(
     table: Table, study: Study, attack: str, variant: str, wanted: Mapping[str, Any]
 ) -> None:
@@ -114,20 +101,20 @@ def check_attack(
     if config.attack == NO_ATTACK:
         table.fail(f"attack {attack!r} of the study only measures.")
     looked_at = _tasks(study, config, variant)
-    one_of(table, f"task of attack {attack!r}", wanted["task"], looked_at)
+    table.one_of(f"task of attack {attack!r}", wanted["task"], looked_at)
     if study.has_own_data:  # Which losses fit their tasks, only the data know.
         if "eps" in wanted:
-            one_of(table, f"eps of attack {attack!r}", wanted["eps"], config.eps)
+            table.one_of(f"eps of attack {attack!r}", wanted["eps"], config.eps)
         return
     cells = planned(config, looked_at)
     wanted = {key: value for key, value in wanted.items() if key != "task"}
     for key, value in wanted.items():
-        known = list({_text(cell[key]): cell[key] for cell in cells}.values())
+        known = list({in_words(cell[key]): cell[key] for cell in cells}.values())
         if not any(results.fits(cell, {key: value}) for cell in cells):
-            one_of(table, f"{key} of attack {attack!r}", value, known)
+            table.one_of(f"{key} of attack {attack!r}", value, known)
     fitting = [cell for cell in cells if results.fits(cell, wanted)]
     if not fitting:
-        said = " and ".join(f"{key} {_text(value)}" for key, value in wanted.items())
+        said = " and ".join(f"{key} {in_words(value)}" for key, value in wanted.items())
         table.fail(f"attack {attack!r} of the study has no single result with {said}.")
     if len(fitting) > 1 and "eps" in wanted:
         table.fail(results.ambiguous(attack, fitting, wanted))
@@ -156,18 +143,17 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
     attack = measure["attack"]
     for variant in measure["variants"]:
         config = _config(study, attack, variant)
-        one_of(
-            table, f"measure of attack {attack!r}", measure["measure"], config.measure
-        )
+        what = f"measure of attack {attack!r}"
+        table.one_of(what, measure["measure"], config.measure)
         tasks = _tasks(study, config, variant)
         for task in measure.get("tasks", ()):
-            one_of(table, f"task of variant {variant!r}", task, tasks)
+            table.one_of(f"task of variant {variant!r}", task, tasks)
         quantity = measure["quantity"]
         quantities = QUANTITIES[measure["measure"]]
         what = f"quantity of {measure['measure']}"
-        fields, needed = quantities[one_of(table, what, quantity, list(quantities))]
+        fields, needed = quantities[table.one_of(what, quantity, list(quantities))]
         for field in filter(None, (measure["field"], measure["ratio_to"])):
-            one_of(table, f"field of {quantity}", field, fields)
+            table.one_of(f"field of {quantity}", field, fields)
         if measure["measure"] != "tasks" and len(tasks) > 1:
             needed = (*needed, "tasks")
         for key in needed:
@@ -180,11 +166,11 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
         known = _known(config, measure, tasks, size)
         for key, values in known.items():
             for value in _listed(measure.get(key, [])):
-                one_of(table, key, value, values)
+                table.one_of(key, value, values)
         groups = _groups(config, measure, tasks)
         if "tasks" in measure and groups is not None:
             what = f"group of tasks of {quantity}"
-            one_of(table, what, sorted(measure["tasks"]), groups)
+            table.one_of(what, sorted(measure["tasks"]), groups)
         usual = ("measure", "quantity", "tasks", *needed, *known)
         for key in MEASURE:
             if key in measure and key not in usual:
@@ -216,7 +202,7 @@ def _check_metric(
         better |= {metric.name: metric.better for metric in found}
     given = _listed(measure["metric"])
     for name in given:
-        one_of(table, "metric", name, list(better))
+        table.one_of("metric", name, list(better))
     given += _listed(measure["minus"].get("metric", []))
     if len({better[name] for name in given if name in better}) > 1:
         table.fail(MIXED)
@@ -303,9 +289,3 @@ def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
     has = study.names(study.train_config(variant, study.seeds[0]).tasks)
     chosen = study.names(config.tasks) if config.tasks else has
     return tuple(task for task in has if task in chosen)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -43,7 +43,7 @@ from mtr_tf.study.claim_checks import MEASURE
 from mtr_tf.study.claim_checks import check_attack
 from mtr_tf.study.claim_checks import check_measure
 from mtr_tf.study.claim_checks import metrics_of
-from mtr_tf.study.claim_checks import one_of
+from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
@@ -257,22 +257,20 @@ def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
     """A point per radius, of one variant."""
-    one_of(table, "variant", variant, [each.name for each in study.variants])
-    attack = one_of(
-        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
-    )
-    spec = study.spec(attack)
-    one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
+    table.one_of("variant", variant, [each.name for each in study.variants])
+    spec = _spec(table, study)
+    attack = spec.name
+    table.one_of(f"variant of attack {attack!r}", variant, spec.variants)
     config = study.train_config(variant, study.seeds[0])
     with table.explained():
         task = study.names([table.value("task", str)])[0]
         attacked = study.names(table.values("attacked", str, [task]))
     for one in (task, *attacked):
-        one_of(table, f"task of variant {variant!r}", one, config.tasks)
+        table.one_of(f"task of variant {variant!r}", one, config.tasks)
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
         metrics = metrics_of(study, attack, variant, task)
-        one_of(table, f"metric of {task}", metric, [each.name for each in metrics])
+        table.one_of(f"metric of {task}", metric, [each.name for each in metrics])
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")
@@ -290,16 +288,14 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
 def _measure(table: Table, study: Study) -> dict[str, Any]:
     """The measure of a claim, with all that it leaves out filled in."""
     table.check_keys((*_USED, *MEASURE, "minus"))
-    attack = one_of(
-        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
-    )
-    variants = _variants(table, study, attack)
+    spec = _spec(table, study)
+    variants = _variants(table, spec)
     table.value("measure", str)
     table.value("quantity", str)
     minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
     minus.check_keys(("variants", *MEASURE))
     if "variants" in minus.content:
-        _variants(minus, study, attack)
+        _variants(minus, spec)
     within = table.value("within", float, 0.0) if "within" in table.content else None
     if within is not None and within < 0:
         table.fail(f"within must be 0 or more; got {within:g}.")
@@ -322,11 +318,17 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     return measure
 
 
-def _variants(table: Table, study: Study, attack: str) -> tuple[str, ...]:
+def _spec(table: Table, study: Study) -> AttackSpec:
+    """The attack that a table names."""
+    known = [each.name for each in study.attacks]
+    return study.spec(table.one_of("attack", table.value("attack", str), known))
+
+
+def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
     """The variants of a measure, which its attack is run on."""
     variants = table.values("variants", str)
     for variant in variants:
-        one_of(table, f"variant of {attack!r}", variant, study.spec(attack).variants)
+        table.one_of(f"variant of {spec.name!r}", variant, spec.variants)
     if not variants:
         table.fail("variants must name one or more.")
     return variants

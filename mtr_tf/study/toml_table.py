@@ -71,6 +71,18 @@ class Table:
                 )
                 self.fail(f"there is no key {key!r}{hint}")
 
+    def one_of(self, what: str, given: Any, known: Sequence[Any]) -> Any:
+        """Returns what is given; refuses what is not known."""
+        if given not in known:
+            texts = list(map(in_words, known))
+            hint = did_you_mean(in_words(given), texts, "; did")
+            shown = repr(given) if isinstance(given, str) else in_words(given)
+            self.fail(
+                f"there is no {what} {shown}; there are "
+                f"{', '.join(texts) or 'none'}{hint or '.'}"
+            )
+        return given
+
     def value(self, key: str, kind: type, default: Any = None) -> Any:
         """What a key holds, of a type; a key without a default must be there."""
         if key not in self.content:
@@ -159,6 +171,13 @@ class Table:
         if typing.get_origin(hint) in (types.UnionType, typing.Union):
             hint = typing.get_args(hint)[0]  # None is to say nothing; words are known.
         return hint(self.value(key, hint))
+
+
+def in_words(value: Any) -> str:
+    """A value as a sentence has it."""
+    if isinstance(value, list):
+        return "+".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is(given: Any, kind: type) -> bool:
