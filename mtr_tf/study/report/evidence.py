@@ -24,7 +24,7 @@ def plot_of(
       curves: All of the report.
       known: The ids of all its plots.
     """
-    if claim.measure:  # Of a claim that leaves out the norm there is one.
+    if claim.measure:  # An attack has one norm, which a claim may leave out.
         wanted = [_of_measure(claim, norm) for norm in ("l2", "linf")]
     else:
         curve = _curve_of(claim, curves)
