@@ -199,6 +199,12 @@ def _clean_of(point: Point, results: Results) -> np.ndarray:
     return results.values(point.variant, point.attack, 0.0, point.task, point.metric)
 
 
+def _sum(values: Sequence[float]) -> float:
+    """Their sum; what is only rounding is 0, or it would be above 0 in all seeds."""
+    total = float(np.sum(values))
+    return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
+
+
 class _Numbers:
     """Values of points, upwards the more robust; what is read is kept.
 
@@ -227,10 +233,8 @@ class _Numbers:
         return float(self._upwards(metric, *values))
 
     def sum(self, part: Weighted, place: int) -> float:
-        """The effect of the seed at a place; what is only rounding is 0."""
-        values = [weight * self.value(point, place) for weight, point in part]
-        total = float(np.sum(values))
-        return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
+        """The effect of the seed at a place."""
+        return _sum([weight * self.value(point, place) for weight, point in part])
 
     def units(
         self, parts: Sequence[Weighted], by_seed: np.ndarray
@@ -382,11 +386,11 @@ def _measured(claim: Claim, results: Results, seed: int, lower: bool) -> float:
     nearness has the distance from the reference with its sign.
     """
     measure = claim.measure
-    value = _mean_measured(claim, results, seed, {})
+    parts = [_mean_measured(claim, results, seed, {})]
     if measure["minus"]:
-        value -= _mean_measured(claim, results, seed, measure["minus"])
+        parts.append(-_mean_measured(claim, results, seed, measure["minus"]))
     sign = -1 if lower else 1
-    return sign * measure["sign"] * (value - measure["reference"])
+    return sign * measure["sign"] * _sum([*parts, -measure["reference"]])
 
 
 def _is_lower(claim: Claim, results: Results) -> bool:

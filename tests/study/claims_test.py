@@ -245,6 +245,8 @@ def test_measures(tmp_path):
     slope = f'measure = "tasks", quantity = "slope", {how}'
     found = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
     np.testing.assert_allclose(found.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
+    assert -0.40 - 0.01 - -0.41 != 0  # Of seed 1, by rounding alone.
+    assert measured(tmp_path / "d", f"{slope}, reference = -0.41").by_seed[1] == 0
     norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {how}'
     found = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
     np.testing.assert_allclose(found.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
@@ -376,7 +378,7 @@ def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path):
-    for name in "abc":
+    for name in "abcd":
         (tmp_path / name).mkdir()
 
 
