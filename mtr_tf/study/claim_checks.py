@@ -163,18 +163,29 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
             _check_metric(table, study, measure, variant, tasks)
         size = config.parsed_image_size
         size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
-        known = _known(config, measure, tasks, size)
-        for key, values in known.items():
-            for value in _listed(measure.get(key, [])):
-                table.one_of(key, value, values)
+        _check_keys(table, measure, needed, _known(config, measure, tasks, size))
         groups = _groups(config, measure, tasks)
         if "tasks" in measure and groups is not None:
             what = f"group of tasks of {quantity}"
             table.one_of(what, sorted(measure["tasks"]), groups)
-        usual = ("measure", "quantity", "tasks", *needed, *known)
-        for key in MEASURE:
-            if key in measure and key not in usual:
-                table.fail(f"{key} must not be given, for no {quantity} has one.")
+
+
+def _check_keys(
+    table: Table,
+    measure: Mapping[str, Any],
+    needed: Sequence[str],
+    known: Mapping[str, Sequence[Any]],
+) -> None:
+    """Refuses values of keys that no record has, and keys that none has."""
+    for key, values in known.items():
+        for value in _listed(measure.get(key, [])):
+            table.one_of(key, value, values)
+    usual = ("measure", "quantity", "tasks", *needed, *known)
+    for key in MEASURE:
+        if key in measure and key not in usual:
+            table.fail(
+                f"{key} must not be given, for no {measure['quantity']} has one."
+            )
 
 
 def metrics_of(study: Study, attack: str, variant: str, task: str) -> list[Metric]:
@@ -257,9 +268,9 @@ def _groups(
 ) -> list[list[str]] | None:
     """The tasks that records of a quantity are of together; None for any of them."""
     kind, quantity = measure["measure"], measure["quantity"]
-    found: Iterable[Sequence[str]] = [(task,) for task in tasks]
     if quantity == "norm_of_mean":
         return None
+    found: Iterable[Sequence[str]] = [(task,) for task in tasks]
     if kind == "first_order":
         found = measure_lib.settings_of(config, tasks).groups
     elif kind == "tasks":

@@ -276,6 +276,25 @@ def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
     assert len(places) == len(set(places))
 
 
+def test_the_keys_that_may_be_given_are_those_that_records_have(measured):
+    """But for metrics, which are checked apart; so are sums of any tasks."""
+    tasks = ("seg", "depth", "normal")
+    config = AttackConfig(ckpt="-", measure=MEASURES, attack_tasks=("each", "all"))
+    for record in measured:
+        _, needed = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
+        known = claim_checks._known(config, record, tasks, (24, 24))
+        apart = {"measure", "quantity", "tasks", "metric"}
+        keys = claim_checks.MEASURE.keys() & record.keys() - apart
+        assert keys == {*known, *needed} - apart
+        for key in keys - {"eps", "count", "corruption"}:  # Few are in the fixture.
+            assert record[key] in known[key]
+        groups, of = claim_checks._groups(config, record, tasks), record.get("tasks")
+        if of is None:
+            assert groups == []
+        elif record["quantity"] != "norm_of_mean" and of[:1] != of[1:]:
+            assert sorted(of) in groups
+
+
 def test_a_study_of_another_version(tmp_path):
     with pytest.raises(InputError, match="not from this version"):
         design.Study.from_dict({"seeds": [0]})
