@@ -139,19 +139,19 @@ def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
         marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
             return False
-        sums = marker.get("checksums", {})  # Versions before 0.2 kept none.
-        if sums and sums != _checksums(cell, folder):
+        if marker.get("checksums") != _checksums(cell, folder):
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
         old = marker.get("settings", {})
     if not isinstance(old, Mapping):  # Damaged.
         return False
-    now = kept = _settings(cell.config)
-    if isinstance(cell.config, TrainConfig):  # Each task by its one name since 0.2.
-        kept = _settings(directory.canonical(cell.config))
+    config = cell.config
+    if isinstance(config, TrainConfig):  # A run keeps each task by its one name.
+        config = directory.canonical(config)
+    now = _settings(config)
     if cell.begins_with:
         del now["init"]  # The hash says which run it is, wherever that is now.
-    return all(old[name] in (now[name], kept[name]) for name in now if name in old)
+    return all(old[name] == now[name] for name in now if name in old)
 
 
 def renew_init(cell: Cell, workdir: pathlib.Path) -> None:

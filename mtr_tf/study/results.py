@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -219,8 +218,6 @@ class Results:
         rows = self._read(
             record, name, f"row/{task}/{metric}", lambda cell: cell.rows[task][metric]
         )
-        if metric == "miou" and rows.dtype == np.float32:
-            rows = _without_pairs(rows)
         return np.asarray(rows, float)
 
     def units_of(self, record: Record) -> resampling.Units | None:
@@ -290,14 +287,6 @@ def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
             f"The study asks for {metric!r} of {task}, whose metrics are "
             f"{', '.join(known)}; name one of these."
         )
-
-
-def _without_pairs(rows: np.ndarray) -> np.ndarray:
-    """Rows of mean IoU as they are now, of the confusions that version 0.1.0 kept."""
-    classes = math.isqrt(rows.shape[1])
-    pairs = rows.reshape(-1, classes, classes)
-    hits = np.diagonal(pairs, axis1=1, axis2=2)
-    return np.concatenate([hits, pairs.sum(axis=2), pairs.sum(axis=1)], axis=1)
 
 
 def value_of(record: Record | None, eps: float) -> float:

@@ -197,17 +197,6 @@ def rows(tmp_path):
     return read, tmp_path / record["folder"] / record["rows"]
 
 
-def test_rows_of_version_0_1_0_are_still_read(rows):
-    """That version kept all pairs of target and prediction, as float32."""
-    read, file = rows
-    pairs = np.random.default_rng(0).integers(0, 9, (12, 5, 5))
-    np.savez(file, **{"row/seg/miou": pairs.reshape(12, 25).astype(np.float32)})
-    found = study_fixture.rows_of(read, "s", 0)
-    np.testing.assert_array_equal(found[:, :5], np.einsum("ncc->nc", pairs))
-    np.testing.assert_array_equal(found[:, 5:10], pairs.sum(axis=2))
-    np.testing.assert_array_equal(found[:, 10:], pairs.sum(axis=1))
-
-
 @pytest.mark.parametrize("kept", [0, 0.5])
 def test_damaged_rows_are_named(rows, kept):
     read, file = rows

@@ -308,14 +308,13 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
 
 
 def test_a_run_is_done_however_the_study_spells_its_tasks(tmp_path):
-    """A run keeps each task's one name; versions before 0.2 kept what was given."""
+    """A run keeps each task's one name."""
     variant = Variant("r", {"tasks": ("seg", "autoencoder"), "random_targets": ("A",)})
     study = dataclasses.replace(STUDY, seeds=(0,), variants=(variant,), attacks=())
     (cell,) = cells_of(study, tmp_path)
-    for config in (directory.canonical(cell.config), cell.config):
-        directory.write_config(tmp_path / cell.folder, config)
-        (tmp_path / cell.folder / "model.keras").touch()
-        assert commands.is_done(cell, tmp_path)
+    directory.write_config(tmp_path / cell.folder, directory.canonical(cell.config))
+    (tmp_path / cell.folder / "model.keras").touch()
+    assert commands.is_done(cell, tmp_path)
     other = dataclasses.replace(cell.config, random_targets=("seg",))
     directory.write_config(tmp_path / cell.folder, other)
     assert not commands.is_done(cell, tmp_path)
@@ -340,9 +339,9 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
     whole = marker.read_text()
     marker.write_text(whole.replace('"seconds": 1.0', '"seconds": 2.0'))
     assert not commands.is_done(pgd, tmp_path)
-    old = json.loads(whole)  # As versions before 0.2 wrote it.
-    del old["checksum"], old["checksums"]
-    for text, done in ((json.dumps(old), True), (whole, True)):
+    without = json.loads(whole)
+    del without["checksum"], without["checksums"]
+    for text, done in ((json.dumps(without), False), (whole, True)):
         marker.write_text(text)
         assert commands.is_done(pgd, tmp_path) == done
     (tmp_path / pgd.folder / "results.json").write_text("[]")
