@@ -160,15 +160,17 @@ def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
             "--workdir must be the folder of a study that mtr_tf.reproduce has begun, "
             f"but {workdir} is not one; leave out --report to begin it there."
         )
-    if runner.queue.count(queue.DONE):
-        return
-    if any(state == queue.DONE for state, _ in runner.before.values()):
+    cells = runner.queue.cells
+    done = {cell.kind for cell in cells if runner.queue.state(cell) == queue.DONE}
+    before = [left for left in runner.before.values() if left["state"] == queue.DONE]
+    if any(left["kind"] not in done for left in before):
         raise InputError(
             f"What is done in {workdir} is of another study, or of other settings or "
-            "another version of mtr_tf than this one, of which nothing is done; "
-            "report it with those that it was run with."
+            "another version of mtr_tf than this one, of which "
+            f"{'no attack' if done else 'nothing'} is done; report it with those that "
+            "it was run with."
         )
-    if export:
+    if export and not runner.queue.count(queue.DONE):
         raise InputError(
             f"There is nothing to export: no cell of the study is done in {workdir}; "
             "leave out --export until some are."

@@ -69,8 +69,8 @@ class Runner:
 
     Attributes:
       queue: Its cells and their states.
-      before: {folder: (state, error)}, of the cells that an earlier runner has left,
-        perhaps of another study or with other settings.
+      before: The kind, state and error of the cells that an earlier runner has left,
+        by folder; perhaps of another study, or with other settings.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Runner:
         self._left = _Sparing(self._time_left)
         self.before = _before(workdir)
         for cell in cells:
-            state, error = self.before.get(cell.folder, (queue.MISSING, ""))
+            left = self.before.get(cell.folder, {})
             if commands.is_done(cell, workdir):
                 self._set_done(cell)
-            elif state == queue.FAILED:
-                self._set_failed(cell, error)
+            elif left.get("state") == queue.FAILED:
+                self._set_failed(cell, left["error"])
         for cell in reversed(cells):  # Results outlive models, which are large.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
@@ -251,12 +251,14 @@ def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
     return found
 
 
-def _before(workdir: pathlib.Path) -> dict[str, tuple[str, str]]:
-    """{folder: (state, error)} of the cells as index.json has them."""
+def _before(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """The kind, state and error of each folder as index.json has them."""
     path = workdir / "index.json"
     try:
         return {
-            str(cell["folder"]): (str(cell["state"]), str(cell.get("error")))
+            str(cell["folder"]): {
+                name: str(cell.get(name)) for name in ("kind", "state", "error")
+            }
             for cell in files.read_object(path).get("cells", ())
         }
     except files.DAMAGED as error:

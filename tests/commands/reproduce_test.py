@@ -25,6 +25,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.runs import building
+from mtr_tf.runs import directory
 from mtr_tf.study import queue
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
@@ -323,14 +324,23 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
     with pytest.raises(InputError, match="must be the folder of a study"):
         reproduce.main(config)
     assert not workdir.exists()
-    runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()
+    study = study_file.load(str(study_toml))
+    runner_lib.Runner(study, workdir).write()
     export = str(tmp_path / "export")
     with pytest.raises(InputError, match="nothing to export: no cell of the study"):
         reproduce.main(dataclasses.replace(config, export=export))
     index = json.loads((workdir / "index.json").read_text())
     index["cells"][0]["state"] = "done"  # Of this study with other settings.
     (workdir / "index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="is of another study, or of other settings"):
+    with pytest.raises(InputError, match="other settings .* of which nothing is done"):
+        reproduce.main(config)
+    train, *_, attack = index["cells"]  # A run that is done, but none of its attacks.
+    attack |= {"folder": "of/other/settings", "state": "done"}
+    (workdir / "index.json").write_text(json.dumps(index))
+    run = workdir / train["folder"]
+    directory.write_config(run, study.train_config(train["variant"], train["seed"]))
+    (run / "model.keras").touch()
+    with pytest.raises(InputError, match="other settings .* no attack is done"):
         reproduce.main(config)
     assert not (workdir / "report").exists()
     (workdir / "index.json").write_text('{"cells": 3}')  # Damaged: nobody knows.
