@@ -144,12 +144,13 @@ def _paths(plot: pathlib.Path, compared: list) -> list[pathlib.Path]:
     """A file for each table: the named one, or with attack and task in its name."""
     if len(compared) == 1:
         return [plot]
-    names = []
-    for one in compared:
-        name = f"{plot.stem}-{one.facts['attack']}-{one.task}"
-        again = sum(known.startswith(name) for known in names)
-        names.append(f"{name}-{again + 1}" if again else name)
-    return [plot.with_name(name + plot.suffix) for name in names]
+    stems = [f"{plot.stem}-{one.facts['attack']}-{one.task}" for one in compared]
+    paths = []
+    for place, stem in enumerate(stems):
+        before = stems[:place].count(stem)
+        name = f"{stem}-{before + 1}" if before else stem
+        paths.append(plot.with_name(name + plot.suffix))
+    return paths
 
 
 def run() -> None:

@@ -108,11 +108,12 @@ def main(config: ReproduceConfig) -> None:
         seeds=config.seeds or None,
         train={name: value for name, value in given.items() if value},
     )
+    claims.check(study)  # Mistakes in them show now, not after hours.
     if config.dataset:
         study = _fitted(study)
+        claims.check(study)
     for name in config.only:
         study.variant(name)  # Complains of an unknown one.
-    claims.check(study)  # Mistakes in them show now, not after hours.
     workdir = pathlib.Path(config.workdir or f"runs/study-{study.name}")
     directory.check_path(workdir)
     if config.export:
@@ -152,7 +153,6 @@ def main(config: ReproduceConfig) -> None:
 
 def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
     """Raises `InputError` where a report would take the place of a better one."""
-    from mtr_tf import files
     from mtr_tf.study import queue
 
     if not (workdir / "study.json").exists():
@@ -160,16 +160,17 @@ def _check_reported(runner: Runner, workdir: pathlib.Path, export: str) -> None:
             "--workdir must be the folder of a study that mtr_tf.reproduce has begun, "
             f"but {workdir} is not one; leave out --report to begin it there."
         )
-    if runner.queue.count(queue.DONE):
-        return
-    before = files.read_object(workdir / "index.json").get("cells", ())
-    if any(cell["state"] == queue.DONE for cell in before):
+    cells = runner.queue.cells
+    done = {cell.kind for cell in cells if runner.queue.state(cell) == queue.DONE}
+    before = [left for left in runner.before.values() if left["state"] == queue.DONE]
+    if any(left["kind"] not in done for left in before):
         raise InputError(
             f"What is done in {workdir} is of another study, or of other settings or "
-            "another version of mtr_tf than this one, of which nothing is done; "
-            "report it with those that it was run with."
+            "another version of mtr_tf than this one, of which "
+            f"{'no attack' if done else 'nothing'} is done; report it with those that "
+            "it was run with."
         )
-    if export:
+    if export and not runner.queue.count(queue.DONE):
         raise InputError(
             f"There is nothing to export: no cell of the study is done in {workdir}; "
             "leave out --export until some are."
@@ -180,14 +181,20 @@ def _fitted(study: Study) -> Study:
     """The study without what its data have no tasks for."""
     from absl import logging
 
-    from mtr_tf.runs import building
+    from mtr_tf import data
+    from mtr_tf.config.settings import parse_image_size
     from mtr_tf.study import fitting
 
-    config = study.train_config(study.variants[0].name, study.seeds[0])
-    config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
-    fitted = fitting.to_tasks(
-        study, config.dataset, building.open_source(config).info.tasks
+    given, dataset = study.train, study.train["dataset"]
+    source = data.open_source(
+        dataset,
+        image_size=parse_image_size(given.get("image_size", "")),
+        data_dir=given.get("data_dir") or None,
+        # One that all of ours have, so that no more is prepared than is needed.
+        tasks=None if data.may_bring_tasks(dataset) else ("autoencoder",),
+        **{option: given[option] for option in data.OPTIONS if option in given},
     )
+    fitted = fitting.to_tasks(study, dataset, source.info.tasks)
     if fitted is not study:
         logging.warning("%s", fitted.about.removeprefix(study.about).strip())
     return fitted
@@ -211,8 +218,8 @@ def _run(
     tf.config.set_visible_devices([], "GPU")  # They are the workers'.
     runner.queue.retry()
     unchanged.check(runner.queue, workdir)
-    missing = len(runner.queue.waiting())
-    runner.write(computes=missing > 0)
+    missing = runner.queue.waiting()
+    runner.write(computes=bool(missing))
     if not missing:
         done = runner.queue.count(queue.DONE)
         logging.info("%s is already finished: %d cells", study.name, done)
@@ -226,12 +233,13 @@ def _run(
         parts.cores(),
     )
     with engine.executor:
-        for variant in study.variants:  # Prepared once; and wrong data show now.
-            building.open_source(study.train_config(variant.name, study.seeds[0]))
+        # Prepared once; and wrong data show now.
+        for variant in dict.fromkeys(cell.variant for cell in missing):
+            building.open_source(study.train_config(variant, study.seeds[0]))
         logging.info(
             "%s: %d of %d cells to do, at most %d at a time (%s); their logs are in %s",
             study.name,
-            missing,
+            len(missing),
             len(runner.queue.cells),
             engine.at_once,
             config.executor,
@@ -265,17 +273,16 @@ def _listing() -> str:
 
 def _plan(runner: Runner) -> str:
     """What would be done: each cell with its share of the work, and its command."""
+    from mtr_tf.study import costs
     from mtr_tf.study import queue
-    from mtr_tf.study.messages import interval
 
-    waiting = runner.queue.waiting()
-    costs = runner.clock.costs
-    total = sum(costs[cell.folder] for cell in waiting) or 1
+    waiting, of = runner.queue.waiting(), runner.clock.costs
+    total = sum(of[cell.folder] for cell in waiting) or 1
     lines = []
     for cell in waiting:
-        share = costs[cell.folder] / total
+        share = of[cell.folder] / total
         seconds = runner.clock.seconds(cell)
-        about = f", about {interval(seconds)}" if seconds else ""
+        about = f", about {costs.in_words(seconds)}" if seconds else ""
         lines += [f"# {cell.title}: {share:.1%} of the work{about}", cell.shown]
     done = runner.queue.count(queue.DONE)
     lines.append(f"# {len(waiting)} cells to do, {done} done")

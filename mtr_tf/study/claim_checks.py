@@ -8,13 +8,14 @@ appear.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from mtr_tf.config.attack import NO_ATTACK
 from mtr_tf.config.attack import AttackConfig
-from mtr_tf.errors import did_you_mean
 from mtr_tf.evaluation import plan
 from mtr_tf.measures import corruptions
 from mtr_tf.measures import gradients
@@ -24,6 +25,7 @@ from mtr_tf.measures import records
 from mtr_tf.study import results
 from mtr_tf.study.design import Study
 from mtr_tf.study.toml_table import Table
+from mtr_tf.study.toml_table import in_words
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import metric_names
 from mtr_tf.tasks import more_metrics
@@ -61,25 +63,25 @@ QUANTITIES = {
     },
     "first_order": {"rise": (("value", "predicted", "ratio", "clean"), ("eps",))},
 }
+# What chooses the records of a measure, and of what kind it is.
+MEASURE = {
+    "measure": str,
+    "quantity": str,
+    "tasks": str,
+    "normalisation": str,
+    "norm": str,
+    "metric": str,
+    "count": float,
+    "eps": float,
+    "corruption": str,
+    "severity": float,
+}
 _OF_OUTPUTS = ("pixels", "blocks")
 _SMALLEST = 64  # Pixels of an image.
 _CHOICES = {  # Of corruptions.
     "corruption": tuple(corruptions.SEVERITIES),
     "severity": tuple(range(1, 1 + len(next(iter(corruptions.SEVERITIES.values()))))),
 }
-
-
-def one_of(table: Table, what: str, given: Any, known: Sequence[Any]) -> Any:
-    """Returns what is given; raises `InputError` where it is not known."""
-    if given not in known:
-        texts = list(map(_text, known))
-        hint = did_you_mean(_text(given), texts, "; did")
-        shown = repr(given) if isinstance(given, str) else _text(given)
-        table.fail(
-            f"there is no {what} {shown}; there are "
-            f"{', '.join(texts) or 'none'}{hint or '.'}"
-        )
-    return given
 
 
 def check_attack(
@@ -99,20 +101,20 @@ def check_attack(
     if config.attack == NO_ATTACK:
         table.fail(f"attack {attack!r} of the study only measures.")
     looked_at = _tasks(study, config, variant)
-    one_of(table, f"task of attack {attack!r}", wanted["task"], looked_at)
+    table.one_of(f"task of attack {attack!r}", wanted["task"], looked_at)
     if study.has_own_data:  # Which losses fit their tasks, only the data know.
         if "eps" in wanted:
-            one_of(table, f"eps of attack {attack!r}", wanted["eps"], config.eps)
+            table.one_of(f"eps of attack {attack!r}", wanted["eps"], config.eps)
         return
     cells = planned(config, looked_at)
     wanted = {key: value for key, value in wanted.items() if key != "task"}
     for key, value in wanted.items():
-        known = list({_text(cell[key]): cell[key] for cell in cells}.values())
+        known = list({in_words(cell[key]): cell[key] for cell in cells}.values())
         if not any(results.fits(cell, {key: value}) for cell in cells):
-            one_of(table, f"{key} of attack {attack!r}", value, known)
+            table.one_of(f"{key} of attack {attack!r}", value, known)
     fitting = [cell for cell in cells if results.fits(cell, wanted)]
     if not fitting:
-        said = " and ".join(f"{key} {_text(value)}" for key, value in wanted.items())
+        said = " and ".join(f"{key} {in_words(value)}" for key, value in wanted.items())
         table.fail(f"attack {attack!r} of the study has no single result with {said}.")
     if len(fitting) > 1 and "eps" in wanted:
         table.fail(results.ambiguous(attack, fitting, wanted))
@@ -141,35 +143,49 @@ def check_measure(table: Table, study: Study, measure: Mapping[str, Any]) -> Non
     attack = measure["attack"]
     for variant in measure["variants"]:
         config = _config(study, attack, variant)
-        one_of(
-            table, f"measure of attack {attack!r}", measure["measure"], config.measure
-        )
+        what = f"measure of attack {attack!r}"
+        table.one_of(what, measure["measure"], config.measure)
         tasks = _tasks(study, config, variant)
         for task in measure.get("tasks", ()):
-            one_of(table, f"task of variant {variant!r}", task, tasks)
+            table.one_of(f"task of variant {variant!r}", task, tasks)
+        quantity = measure["quantity"]
         quantities = QUANTITIES[measure["measure"]]
         what = f"quantity of {measure['measure']}"
-        fields, needed = quantities[
-            one_of(table, what, measure["quantity"], list(quantities))
-        ]
-        what = f"field of {measure['quantity']}"
+        fields, needed = quantities[table.one_of(what, quantity, list(quantities))]
         for field in filter(None, (measure["field"], measure["ratio_to"])):
-            one_of(table, what, field, fields)
+            table.one_of(f"field of {quantity}", field, fields)
         if measure["measure"] != "tasks" and len(tasks) > 1:
             needed = (*needed, "tasks")
         for key in needed:
             if key not in measure:
-                table.fail(f"{key} must be given to say which {what[9:]} is meant.")
-        known = _known(config, measure, tasks)
-        if measure["measure"] in _OF_OUTPUTS:
-            size = config.parsed_image_size
-            size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
-            known["count"] = _counts(measure, size)
+                table.fail(f"{key} must be given to say which {quantity} is meant.")
         if "metric" in needed and not study.has_own_data:  # Else the results say.
             _check_metric(table, study, measure, variant, tasks)
-        for key, values in known.items():
-            for value in _listed(measure.get(key, [])):
-                one_of(table, key, value, values)
+        size = config.parsed_image_size
+        size = size or study.train_config(variant, study.seeds[0]).parsed_image_size
+        _check_keys(table, measure, needed, _known(config, measure, tasks, size))
+        groups = _groups(config, measure, tasks)
+        if "tasks" in measure and groups is not None:
+            what = f"group of tasks of {quantity}"
+            table.one_of(what, sorted(measure["tasks"]), groups)
+
+
+def _check_keys(
+    table: Table,
+    measure: Mapping[str, Any],
+    needed: Sequence[str],
+    known: Mapping[str, Sequence[Any]],
+) -> None:
+    """Refuses values of keys that no record has, and keys that none has."""
+    for key, values in known.items():
+        for value in _listed(measure.get(key, [])):
+            table.one_of(key, value, values)
+    usual = ("measure", "quantity", "tasks", *needed, *known)
+    for key in MEASURE:
+        if key in measure and key not in usual:
+            table.fail(
+                f"{key} must not be given, for no {measure['quantity']} has one."
+            )
 
 
 def metrics_of(study: Study, attack: str, variant: str, task: str) -> list[Metric]:
@@ -197,7 +213,7 @@ def _check_metric(
         better |= {metric.name: metric.better for metric in found}
     given = _listed(measure["metric"])
     for name in given:
-        one_of(table, "metric", name, list(better))
+        table.one_of("metric", name, list(better))
     given += _listed(measure["minus"].get("metric", []))
     if len({better[name] for name in given if name in better}) > 1:
         table.fail(MIXED)
@@ -214,21 +230,53 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _known(
-    config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
-) -> dict[str, Sequence[Any]]:
-    """By key, the values that records of a measure have."""
-    known: dict[str, Sequence[Any]] = dict(_CHOICES)
-    if measure["measure"] == "first_order":
-        known["eps"] = measure_lib.settings_of(config, tasks).eps
-        known["norm"] = (config.norm,)
-    elif measure["measure"] == "tasks":
-        known["norm"] = records.NORMS
+    config: AttackConfig,
+    measure: Mapping[str, Any],
+    tasks: Sequence[str],
+    size: tuple[int, int] | None,
+) -> Mapping[str, Sequence[Any]]:
+    """By key, but for tasks and metrics, the values that records of a quantity have.
+
+    Images are of `size`; see `_counts`.
+    """
+    kind, quantity = measure["measure"], measure["quantity"]
+    numbers = range(1, 1 + len(tasks))
+    if kind == "corruptions":
+        return _CHOICES if quantity == "corrupted" else {}
+    if kind == "first_order":
+        eps = measure_lib.settings_of(config, tasks).eps
+        return {"eps": eps, "norm": (config.norm,), "count": numbers}
+    if quantity == "attacked_pixels":
+        eps = measure_lib.MeasureSettings.pixel_attack[:1]
+        return {"norm": ("linf",), "count": _counts(measure, size), "eps": eps}
+    known: dict[str, Sequence[Any]] = {"norm": records.NORMS}
+    if kind in _OF_OUTPUTS:
+        known["normalisation"] = ("raw",)
+    elif "normalisation" in QUANTITIES[kind][quantity][1]:
         known["normalisation"] = gradients.NORMALISATIONS
-        known["count"] = range(1, 1 + len(tasks))
-    elif measure["measure"] in _OF_OUTPUTS:
-        attacked = measure["quantity"] == "attacked_pixels"
-        known["norm"] = ("linf",) if attacked else records.NORMS
+    else:
+        known["norm"] = ("l2",)
+    if quantity == "gradient_norm":
+        known["count"] = _counts(measure, size)
+    elif quantity in ("norm_of_mean", "norm_by_size"):
+        known["count"] = numbers
     return known
+
+
+def _groups(
+    config: AttackConfig, measure: Mapping[str, Any], tasks: Sequence[str]
+) -> list[list[str]] | None:
+    """The tasks that records of a quantity are of together; None for any of them."""
+    kind, quantity = measure["measure"], measure["quantity"]
+    if quantity == "norm_of_mean":
+        return None
+    found: Iterable[Sequence[str]] = [(task,) for task in tasks]
+    if kind == "first_order":
+        found = measure_lib.settings_of(config, tasks).groups
+    elif kind == "tasks":
+        pairs = "tasks" in QUANTITIES[kind][quantity][1]
+        found = itertools.combinations(tasks, 2) if pairs else ()
+    return [sorted(group) for group in found]
 
 
 def _counts(measure: Mapping[str, Any], size: tuple[int, int] | None) -> list[int]:
@@ -252,9 +300,3 @@ def _tasks(study: Study, config: AttackConfig, variant: str) -> tuple[str, ...]:
     has = study.names(study.train_config(variant, study.seeds[0]).tasks)
     chosen = study.names(config.tasks) if config.tasks else has
     return tuple(task for task in has if task in chosen)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return "+".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)

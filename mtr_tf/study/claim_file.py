@@ -39,10 +39,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtr_tf.config.attack import OWN_TARGETS
+from mtr_tf.study.claim_checks import MEASURE
 from mtr_tf.study.claim_checks import check_attack
 from mtr_tf.study.claim_checks import check_measure
 from mtr_tf.study.claim_checks import metrics_of
-from mtr_tf.study.claim_checks import one_of
+from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
 from mtr_tf.study.results import CHOICES
 from mtr_tf.study.toml_table import Table
@@ -53,18 +54,6 @@ _KEYS = (*_CLAIM, "relative", "margin", "algebra", "main")
 _TERM = ("weight", "variant", *_POINT)
 # Of a measure: what is done with the records, and what chooses them.
 _USED = ("attack", "variants", "sign", "reference", "within", "field", "ratio_to")
-MEASURE = (
-    "measure",
-    "quantity",
-    "tasks",
-    "normalisation",
-    "norm",
-    "metric",
-    "count",
-    "eps",
-    "corruption",
-    "severity",
-)
 _WAYS = ("better", "terms", "measure")
 
 
@@ -172,6 +161,8 @@ def _claim(table: Table, study: Study) -> Claim:
             "a claim must have exactly one of better (with than), terms and measure; "
             f"got {' and '.join(ways) or 'none of them'}."
         )
+    if "than" in table.content and ways != ["better"]:
+        table.fail(f"than must not be given with {ways[0]}, only with better.")
     margin = table.value("margin", float, 0.0)
     if margin < 0:
         table.fail(f"margin must be 0 or more; got {margin}.")
@@ -186,9 +177,8 @@ def _claim(table: Table, study: Study) -> Claim:
     if ways == ["measure"]:
         if fields["relative"]:
             table.fail("relative must not be given with measure; see ratio_to.")
-        measure = _measure(
-            Table(f"{table.where}, measure", table.content["measure"]), study
-        )
+        inner = Table(f"{table.where}, measure", table.value("measure", dict))
+        measure = _measure(inner, study)
         if measure["within"] is not None and "margin" in table.content:
             table.fail(
                 "margin must not be given with within, which itself says how near is "
@@ -249,6 +239,8 @@ def _listed(table: Table, study: Study) -> dict[str, Any]:
         inner = Table(f"{table.where}, term {number}", {**own, **content})
         inner.check_keys(_TERM)
         variants = _several(inner, "variant", str)
+        if not variants:
+            inner.fail("variant must name one or more.")
         points = [p for v in variants for p in _points(inner, study, v)]
         terms.append(Term(float(inner.value("weight", float)), tuple(points)))
     if not terms:
@@ -265,26 +257,24 @@ def _several(table: Table, key: str, kind: type) -> tuple[Any, ...]:
 
 def _points(table: Table, study: Study, variant: str) -> list[Point]:
     """A point per radius, of one variant."""
-    one_of(table, "variant", variant, [each.name for each in study.variants])
-    attack = one_of(
-        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
-    )
-    spec = study.spec(attack)
-    one_of(table, f"variant of attack {attack!r}", variant, spec.variants)
+    table.one_of("variant", variant, [each.name for each in study.variants])
+    spec = _spec(table, study)
+    attack = spec.name
+    table.one_of(f"variant of attack {attack!r}", variant, spec.variants)
     config = study.train_config(variant, study.seeds[0])
     with table.explained():
         task = study.names([table.value("task", str)])[0]
         attacked = study.names(table.values("attacked", str, [task]))
     for one in (task, *attacked):
-        one_of(table, f"task of variant {variant!r}", one, config.tasks)
+        table.one_of(f"task of variant {variant!r}", one, config.tasks)
     metric = table.value("metric", str)
     if not study.has_own_data:  # Else the results say which there are.
         metrics = metrics_of(study, attack, variant, task)
-        one_of(table, f"metric of {task}", metric, [each.name for each in metrics])
+        table.one_of(f"metric of {task}", metric, [each.name for each in metrics])
     radii = [float(eps) for eps in _several(table, "eps", float)]
     if not radii:
         table.fail("eps must hold one or more radii.")
-    choice = {key: table.content[key] for key in CHOICES if key in table.content}
+    choice = {k: table.value(k, of) for k, of in CHOICES.items() if k in table.content}
     for eps in radii:
         wanted = {"eps": eps, "attacked": list(attacked)} if eps else {}
         wanted |= {"task": task, **choice}
@@ -298,20 +288,14 @@ def _points(table: Table, study: Study, variant: str) -> list[Point]:
 def _measure(table: Table, study: Study) -> dict[str, Any]:
     """The measure of a claim, with all that it leaves out filled in."""
     table.check_keys((*_USED, *MEASURE, "minus"))
-    attack = one_of(
-        table, "attack", table.value("attack", str), [a.name for a in study.attacks]
-    )
-    variants = table.values("variants", str)
-    for variant in variants:
-        one_of(table, f"variant of {attack!r}", variant, study.spec(attack).variants)
-    if not variants:
-        table.fail("variants must name one or more.")
+    spec = _spec(table, study)
+    variants = _variants(table, spec)
     table.value("measure", str)
     table.value("quantity", str)
     minus = Table(f"{table.where}, minus", table.value("minus", dict, {}))
     minus.check_keys(("variants", *MEASURE))
-    for variant in minus.values("variants", str, ()):
-        one_of(minus, f"variant of {attack!r}", variant, study.spec(attack).variants)
+    if "variants" in minus.content:
+        _variants(minus, spec)
     within = table.value("within", float, 0.0) if "within" in table.content else None
     if within is not None and within < 0:
         table.fail(f"within must be 0 or more; got {within:g}.")
@@ -319,14 +303,14 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     if not sign:
         table.fail("sign must not be 0, which makes every effect 0; give 1 or -1.")
     measure: dict[str, Any] = {
-        **_with_tasks(table, study),
+        **_choosing(table, study),
         "variants": variants,
         "sign": sign,
         "reference": float(table.value("reference", float, 0.0)),
         "within": within,
         "field": table.value("field", str, "value"),
         "ratio_to": table.value("ratio_to", str, ""),
-        "minus": _with_tasks(minus, study),
+        "minus": _choosing(minus, study),
     }
     check_measure(table, study, measure)
     if measure["minus"]:
@@ -334,8 +318,27 @@ def _measure(table: Table, study: Study) -> dict[str, Any]:
     return measure
 
 
-def _with_tasks(table: Table, study: Study) -> dict[str, Any]:
-    """What a table holds, tasks by their own names."""
+def _spec(table: Table, study: Study) -> AttackSpec:
+    """The attack that a table names."""
+    known = [each.name for each in study.attacks]
+    return study.spec(table.one_of("attack", table.value("attack", str), known))
+
+
+def _variants(table: Table, spec: AttackSpec) -> tuple[str, ...]:
+    """The variants of a measure, which its attack is run on."""
+    variants = table.values("variants", str)
+    for variant in variants:
+        table.one_of(f"variant of {spec.name!r}", variant, spec.variants)
+    if not variants:
+        table.fail("variants must name one or more.")
+    return variants
+
+
+def _choosing(table: Table, study: Study) -> dict[str, Any]:
+    """What a table holds, with what chooses records checked; tasks by their names."""
+    for key, kind in MEASURE.items():
+        if key in table.content and not _several(table, key, kind):
+            table.fail(f"{key} must hold one or more.")
     if "tasks" not in table.content:
         return dict(table.content)
     with table.explained():

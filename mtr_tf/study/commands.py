@@ -79,6 +79,11 @@ class Cell:
         return f"{self.attack} on {run}" if self.attack else f"training of {run}"
 
     @property
+    def begins_with(self) -> str:
+        """The folder of the training whose model this one begins with; else empty."""
+        return self.needs[0] if self.kind == "train" and self.needs else ""
+
+    @property
     def log(self) -> str:
         """The file of what its command says, relative to the study's folder."""
         return f"logs/{'-'.join(pathlib.PurePath(self.folder).parts[1::2])}.log"
@@ -108,6 +113,11 @@ def make_cells(study: Study, workdir: pathlib.Path) -> list[Cell]:
     return cells
 
 
+def has_files(cell: Cell, workdir: pathlib.Path) -> bool:
+    """Whether all is there that its command leaves."""
+    return all((workdir / cell.folder / name).exists() for name in cell.files)
+
+
 def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     """Whether its command ended well, once, with the settings it has now.
 
@@ -115,40 +125,33 @@ def is_done(cell: Cell, workdir: pathlib.Path) -> bool:
     What is said there in another form than it was written counts for nothing.
     """
     try:
-        return _is_done(cell, workdir / cell.folder)
+        return has_files(cell, workdir) and _is_done(cell, workdir / cell.folder)
     except files.DAMAGED as error:
         files.say_damaged(workdir / cell.folder, error)
         return False
 
 
 def _is_done(cell: Cell, folder: pathlib.Path) -> bool:
-    if not all((folder / name).exists() for name in cell.files):
-        return False
+    """The same of files that are there."""
     if cell.kind == "train":
         old = files.read_object(folder / "config.json").get("train", {})
     else:
         marker = store.read_kept(folder / MARKER)
         if marker.get("hash") != cell.hash:
             return False
-        sums = marker.get("checksums", {})  # Versions before 0.2 kept none.
-        if sums and sums != _checksums(cell, folder):
+        if marker.get("checksums") != _checksums(cell, folder):
             logging.warning("%s was changed or damaged; it is done again", folder)
             return False
         old = marker.get("settings", {})
     if not isinstance(old, Mapping):  # Damaged.
         return False
-    now = _settings(cell.config)
-    if cell.kind == "train" and cell.needs:
+    config = cell.config
+    if isinstance(config, TrainConfig):  # A run keeps each task by its one name.
+        config = directory.canonical(config)
+    now = _settings(config)
+    if cell.begins_with:
         del now["init"]  # The hash says which run it is, wherever that is now.
-    kept = now | _as_kept(cell.config)
-    return all(old[name] in (now[name], kept[name]) for name in now if name in old)
-
-
-def _as_kept(config: Settings) -> dict[str, Any]:
-    """The settings as a run keeps them since 0.2: each task by its one name."""
-    if not isinstance(config, TrainConfig):
-        return {}
-    return _settings(directory.canonical(config))
+    return all(old[name] == now[name] for name in now if name in old)
 
 
 def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
@@ -160,14 +163,14 @@ def renew_init(cell: Cell, workdir: pathlib.Path) -> None:
     """
     folder = workdir / cell.folder
     path = folder / "config.json"
-    if not (isinstance(cell.config, TrainConfig) and cell.needs and path.exists()):
+    if not cell.begins_with or not path.exists():
         return
     if directory.kept_work(folder) is None:
         path.unlink()
         return
     content = files.read_object(path)
     if isinstance(train := content.get("train"), dict):
-        train["init"] = os.path.abspath(cell.config.init)
+        train["init"] = os.path.abspath(workdir / cell.begins_with)
         files.write_json(path, content)
 
 

@@ -115,6 +115,14 @@ def _size(image_size: str, tasks: int) -> float:
     return height * width / 64**2 * (1 + tasks) / 2
 
 
+def in_words(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 min, 1 h 30 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Clock:
     """Says how long cells will take, from how long others took.
 

@@ -13,6 +13,7 @@ from mtr_tf import data
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.errors import did_you_mean
+from mtr_tf.runs import store
 from mtr_tf.tasks import canonical
 from mtr_tf.tasks import resolve
 
@@ -145,7 +146,7 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """The study as JSON takes it: lists for tuples."""
-        return _plain(dataclasses.asdict(self))
+        return store.as_json(dataclasses.asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Study:
@@ -191,15 +192,6 @@ def _by_name(what: str, name: str, known: Sequence[Any]) -> Any:
     raise InputError(
         f"there is no {what} {name!r} in this study; there are "
         f"{', '.join(names) or 'none'}{did_you_mean(name, names, '; did') or '.'}"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Dicts and lists all the way down."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return (
-        [_plain(item) for item in value] if isinstance(value, tuple | list) else value
     )
 
 

@@ -19,7 +19,7 @@ from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
 from mtr_tf.study import claim_checks
 from mtr_tf.study import statistics
-from mtr_tf.study.claim_file import MEASURE
+from mtr_tf.study.claim_checks import MEASURE
 from mtr_tf.study.claim_file import Claim
 from mtr_tf.study.claim_file import Point
 from mtr_tf.study.claim_file import Term
@@ -199,6 +199,12 @@ def _clean_of(point: Point, results: Results) -> np.ndarray:
     return results.values(point.variant, point.attack, 0.0, point.task, point.metric)
 
 
+def _sum(values: Sequence[float]) -> float:
+    """Their sum; what is only rounding is 0, or it would be above 0 in all seeds."""
+    total = float(np.sum(values))
+    return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
+
+
 class _Numbers:
     """Values of points, upwards the more robust; what is read is kept.
 
@@ -227,10 +233,8 @@ class _Numbers:
         return float(self._upwards(metric, *values))
 
     def sum(self, part: Weighted, place: int) -> float:
-        """The effect of the seed at a place; what is only rounding is 0."""
-        values = [weight * self.value(point, place) for weight, point in part]
-        total = float(np.sum(values))
-        return 0.0 if abs(total) < _ROUNDING * np.abs(values).sum() else total
+        """The effect of the seed at a place."""
+        return _sum([weight * self.value(point, place) for weight, point in part])
 
     def units(
         self, parts: Sequence[Weighted], by_seed: np.ndarray
@@ -241,9 +245,8 @@ class _Numbers:
             if np.isnan(by_seed[place]):
                 continue
             for _, point in part:
-                record = present(self._record(point, place), "record")
-                units = self._units_of(record)
-                if units is None or not self._has_rows(point, place, record):
+                units = self._units_of(self._present(point, place))
+                if units is None or not self._has_rows(point, place):
                     return None
                 found.append(units)
         if not found or found[0].count < resampling.LEAST:
@@ -251,11 +254,12 @@ class _Numbers:
         alike = all(np.array_equal(each.of, found[0].of) for each in found)
         return found[0] if alike else None
 
-    def _has_rows(self, point: Point, place: int, record: dict[str, Any]) -> bool:
+    def _has_rows(self, point: Point, place: int) -> bool:
         """Whether rows are there whose sums give the record's values.
 
         A metric of a user's own may have the name of another, or another sum.
         """
+        record = self._present(point, place)
         metric = self._metric(record)
         for clean in {False, self._relative}:
             value = value_of(record, 0.0 if clean else point.eps)
@@ -273,17 +277,16 @@ class _Numbers:
 
     def resampled(self, point: Point, place: int, counts: np.ndarray) -> np.ndarray:
         """Of the seed at a place, on units drawn so often, `[resamples]`."""
-        metric = self._metric(present(self._record(point, place), "record"))
-        attacked = self._resampled(metric, point, place, counts, clean=False)
-        clean = attacked
-        if self._relative:
-            clean = self._resampled(metric, point, place, counts, clean=True)
-        return self._upwards(metric, clean, attacked)
+        record = self._present(point, place)
+        metric, units = self._metric(record), present(self._units_of(record), "units")
 
-    def _resampled(self, metric, point, place, counts, clean: bool) -> np.ndarray:
-        units = present(self._units_of(self._record(point, place)), "units")
-        of_units = present(self._of(point, place, clean), "rows")
-        return intervals.resampled(metric, of_units, units, counts)
+        def drawn(clean: bool) -> np.ndarray:
+            of_units = present(self._of(point, place, clean), "rows")
+            return intervals.resampled(metric, of_units, units, counts)
+
+        attacked = drawn(clean=False)
+        clean = drawn(clean=True) if self._relative else attacked
+        return self._upwards(metric, clean, attacked)
 
     def _upwards(self, metric: metrics.Metric, clean: Any, attacked: Any) -> Any:
         if self._relative:
@@ -293,15 +296,12 @@ class _Numbers:
     def _of(self, point: Point, place: int, clean: bool) -> np.ndarray | None:
         key = (point, place, clean)
         if key not in self._rows:
-            eps = 0.0 if clean else point.eps
-            record = self._record(point, place)
-            rows = self._results.rows_of(record, eps)
+            record = self._present(point, place)
+            rows = self._results.rows_of(record, 0.0 if clean else point.eps)
             units = self._units_of(record)
-            known = rows is not None and units is not None
             self._rows[key] = None
-            if known:
-                metric = self._metric(present(record, "record"))
-                self._rows[key] = intervals.summed(metric, rows, units)
+            if rows is not None and units is not None:
+                self._rows[key] = intervals.summed(self._metric(record), rows, units)
         return self._rows[key]
 
     def _metric(self, record: dict[str, Any]) -> metrics.Metric:
@@ -316,13 +316,15 @@ class _Numbers:
             self._metrics[key] = metric
         return self._metrics[key]
 
-    def _units_of(self, record: dict[str, Any] | None) -> resampling.Units | None:
-        if record is None:
-            return None
+    def _units_of(self, record: dict[str, Any]) -> resampling.Units | None:
         path = f"{record['folder']}/{record.get('clean_rows')}"
         if path not in self._units:
             self._units[path] = self._results.units_of(record)
         return self._units[path]
+
+    def _present(self, point: Point, place: int) -> dict[str, Any]:
+        """The record of a point that has a value at this seed."""
+        return present(self._record(point, place), "record")
 
     def _record(self, point: Point, place: int) -> dict[str, Any] | None:
         return self._results.record(
@@ -384,11 +386,11 @@ def _measured(claim: Claim, results: Results, seed: int, lower: bool) -> float:
     nearness has the distance from the reference with its sign.
     """
     measure = claim.measure
-    value = _mean_measured(claim, results, seed, {})
+    parts = [_mean_measured(claim, results, seed, {})]
     if measure["minus"]:
-        value -= _mean_measured(claim, results, seed, measure["minus"])
+        parts.append(-_mean_measured(claim, results, seed, measure["minus"]))
     sign = -1 if lower else 1
-    return sign * measure["sign"] * (value - measure["reference"])
+    return sign * measure["sign"] * _sum([*parts, -measure["reference"]])
 
 
 def _is_lower(claim: Claim, results: Results) -> bool:

@@ -27,7 +27,7 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
     Raises:
       InputError: No variant is left.
     """
-    lacking = {each.name: _lacking(study, each.name, has) for each in study.variants}
+    lacking = {v.name: _lacking(study, v.name, dataset, has) for v in study.variants}
     kept = [name for name, tasks in lacking.items() if not tasks]
     if len(kept) == len(lacking):
         return study
@@ -50,10 +50,17 @@ def to_tasks(study: Study, dataset: str, has: Collection[str]) -> Study:
     return dataclasses.replace(fitted, about=about)
 
 
-def _lacking(study: Study, variant: str, has: Collection[str]) -> list[str]:
-    """The tasks that are not there, of a variant and of those that it begins with."""
-    first = study.variant(variant).init_from
-    before = _lacking(study, first, has) if first else []
+def _lacking(
+    study: Study, variant: str, dataset: str, has: Collection[str]
+) -> list[str]:
+    """The tasks that are not there, of a variant and of those that it begins with.
+
+    None of a variant that names other data itself.
+    """
+    first, own = study.variant(variant).init_from, study.variant(variant).train
+    before = _lacking(study, first, dataset, has) if first else []
+    if own.get("dataset", dataset) != dataset:
+        return before
     wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
     return [*before, *(task for task in wanted if task not in has)]
 
@@ -100,19 +107,21 @@ def _describe(
     study: Study, fitted: Study, dataset: str, missing: Collection[str]
 ) -> str:
     """What was left out, and why."""
-    parts = []
-    for key, name in (("variants", "name"), ("attacks", "name"), ("claims", "id")):
-        before, after = (
-            [
-                each[name] if isinstance(each, dict) else getattr(each, name)
-                for each in getattr(one, key)
-            ]
-            for one in (study, fitted)
-        )
-        left_out = [each for each in before if each not in after]
+    parts, after = [], _names(fitted)
+    for key, names in _names(study).items():
+        left_out = [name for name in names if name not in after[key]]
         if left_out:
             parts.append(f"{key} {', '.join(left_out)}")
     return (
         f"{dataset} has no {' or '.join(missing)}, so these are left out: "
         f"{'; '.join(parts)}."
     )
+
+
+def _names(study: Study) -> dict[str, list[str]]:
+    """What its parts are called."""
+    return {
+        "variants": [variant.name for variant in study.variants],
+        "attacks": [attack.name for attack in study.attacks],
+        "claims": [claim["id"] for claim in study.claims],
+    }

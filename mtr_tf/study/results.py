@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -21,12 +20,18 @@ from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.study.design import Study
-from mtr_tf.tasks import names
 
 Record = dict[str, Any]
-NAMES = tuple(each.name for each in names.NAMES)
-# What may tell two records of one attack, radius, task and metric apart.
-CHOICES = ("algorithm", "loss", "balance", "targeted", "norm", "steps", "restarts")
+# What may tell two records of one attack, radius, task and metric apart; of what kind.
+CHOICES = {
+    "algorithm": str,
+    "loss": str,
+    "balance": str,
+    "targeted": bool,
+    "norm": str,
+    "steps": float,
+    "restarts": float,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +41,16 @@ class Results:
     Attributes:
       study: What was asked.
       workdir: Its folder.
+      cells: All of index.json, done or not.
+      provenance: What study.json says of where it comes from.
     """
 
     study: Study
     workdir: pathlib.Path
     _found: tuple[Record, ...] = dataclasses.field(repr=False, default=())
     _measured: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+    cells: tuple[Record, ...] = dataclasses.field(repr=False, default=())
+    provenance: Record = dataclasses.field(default_factory=dict)
 
     @classmethod
     def read(cls, workdir: str | pathlib.Path) -> Results:
@@ -65,20 +74,26 @@ class Results:
     @classmethod
     def _read_all(cls, workdir: pathlib.Path) -> Results:
         content = _json(workdir / "study.json")
-        content.pop("provenance", None)
+        cells = tuple(_json(workdir / "index.json")["cells"])
         found, measured = [], []
-        for cell in _json(workdir / "index.json").get("cells", ()):
+        for cell in cells:
             if cell["kind"] != "attack" or cell["state"] != "done":
                 continue
-            about = {"variant": cell["variant"], "seed": cell["seed"]}
+            about = {name: cell[name] for name in ("variant", "seed", "folder")}
             about["spec"] = cell["attack"]
             folder = workdir / cell["folder"]
-            about["folder"] = cell["folder"]
             for name, kept in (("results", found), ("measures", measured)):
                 if (folder / f"{name}.json").exists():
                     records = _json(folder / f"{name}.json")
                     kept += [record | about for record in records]
-        return cls(Study.from_dict(content), workdir, tuple(found), tuple(measured))
+        return cls(
+            Study.from_dict(content),
+            workdir,
+            tuple(found),
+            tuple(measured),
+            cells,
+            dict(content.get("provenance", {})),
+        )
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -172,7 +187,7 @@ class Results:
         fitting = [record for record in there if fits(record, wanted)]
         if len(fitting) > 1 and eps:
             raise InputError(ambiguous(attack, fitting, wanted))
-        if not fitting and task not in NAMES:
+        if not fitting and self.study.has_own_data:
             _check_metric(task, metric, there)
         return fitting[0] if fitting else None
 
@@ -203,8 +218,6 @@ class Results:
         rows = self._read(
             record, name, f"row/{task}/{metric}", lambda cell: cell.rows[task][metric]
         )
-        if metric == "miou" and rows.dtype == np.float32:
-            rows = _without_pairs(rows)
         return np.asarray(rows, float)
 
     def units_of(self, record: Record) -> resampling.Units | None:
@@ -226,9 +239,15 @@ class Results:
         if "ignored" in record:
             return tuple(record["ignored"])
         run = (self.workdir / record["folder"]).parent.parent
-        tasks = files.read_object(run / "config.json").get("tasks", ())
-        of = (task for task in tasks if task["name"] == record["task"])
+        if run not in self._tasks:
+            self._tasks[run] = files.read_object(run / "config.json").get("tasks", ())
+        of = (task for task in self._tasks[run] if task["name"] == record["task"])
         return tuple(next(of, {}).get("ignored", ()))
+
+    @functools.cached_property
+    def _tasks(self) -> dict[pathlib.Path, Sequence[Record]]:
+        """What config.json says of the tasks of runs, as far as it was read."""
+        return {}
 
     def _read(
         self,
@@ -258,7 +277,7 @@ class Results:
 
 
 def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
-    """Raises `InputError` where a task of a user's own has no such metric.
+    """Raises `InputError` where a task of a user's own data has no such metric.
 
     A study file names it before anybody knows what metrics there are.
     """
@@ -268,14 +287,6 @@ def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
             f"The study asks for {metric!r} of {task}, whose metrics are "
             f"{', '.join(known)}; name one of these."
         )
-
-
-def _without_pairs(rows: np.ndarray) -> np.ndarray:
-    """Rows of mean IoU as they are now, of the confusions that version 0.1.0 kept."""
-    classes = math.isqrt(rows.shape[1])
-    pairs = rows.reshape(-1, classes, classes)
-    hits = np.diagonal(pairs, axis1=1, axis2=2)
-    return np.concatenate([hits, pairs.sum(axis=2), pairs.sum(axis=1)], axis=1)
 
 
 def value_of(record: Record | None, eps: float) -> float:

@@ -30,7 +30,6 @@ from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.study import commands
 from mtr_tf.study import costs
-from mtr_tf.study import messages
 from mtr_tf.study import queue
 from mtr_tf.study.commands import Cell
 from mtr_tf.study.design import Study
@@ -70,6 +69,8 @@ class Runner:
 
     Attributes:
       queue: Its cells and their states.
+      before: The kind, state and error of the cells that an earlier runner has left,
+        by folder; perhaps of another study, or with other settings.
     """
 
     def __init__(
@@ -93,12 +94,13 @@ class Runner:
         self._room = 1
         self._write_index_sparingly = _Sparing(self._write_index)
         self._left = _Sparing(self._time_left)
-        before = _failed_before(workdir)
+        self.before = _before(workdir)
         for cell in cells:
+            left = self.before.get(cell.folder, {})
             if commands.is_done(cell, workdir):
                 self._set_done(cell)
-            elif cell.folder in before:
-                self._set_failed(cell, before[cell.folder])
+            elif left.get("state") == queue.FAILED:
+                self._set_failed(cell, left["error"])
         for cell in reversed(cells):  # Results outlive models, which are large.
             if self.queue.state(cell) != queue.DONE and self.queue.is_spent(cell):
                 self._set_done(cell)
@@ -169,14 +171,15 @@ class Runner:
         with files.write_errors_explained(folder):
             (folder / commands.MARKER).unlink(missing_ok=True)
             commands.renew_init(cell, self._workdir)
-        return not any((folder / part).exists() for part in _PARTS)
+        begun = ("config.json", "settings.json")
+        return not any((folder / name).exists() for name in begun)
 
     def _finish(self, begun: _Begun, future: futures.Future[command.Ended]) -> None:
         """Takes note of a cell that has ended, in whichever way."""
         self._running.remove(begun)
         cell = begun.cell
         failure = executors.failure(future)
-        if not failure and not _has_files(cell, self._workdir):
+        if not failure and not commands.has_files(cell, self._workdir):
             failure = f"it left no {', '.join(cell.files)}: {future.result().said}"
         if failure:
             log = self._workdir / cell.log
@@ -205,9 +208,9 @@ class Runner:
 
     def _say_done(self, cell: Cell, seconds: float) -> None:
         count, left = self._left()
-        about = f", about {messages.interval(left)}" if left and count else ""
+        about = f", about {costs.in_words(left)}" if left and count else ""
         logging.info(
-            "%s: %s; %d left%s", cell.title, messages.interval(seconds), count, about
+            "%s: %s; %d left%s", cell.title, costs.in_words(seconds), count, about
         )
 
     def _time_left(self) -> tuple[int, float | None]:
@@ -239,10 +242,6 @@ class Runner:
         files.write_json(self._workdir / "index.json", content)
 
 
-# What a cell that was stopped may have left.
-_PARTS = ("config.json", "settings.json")
-
-
 def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
     """The folders of the cells of some variants, or of all, and of what they need."""
     found: set[str] = set()
@@ -252,18 +251,15 @@ def _chosen(cells: Sequence[Cell], variants: Sequence[str]) -> set[str]:
     return found
 
 
-def _has_files(cell: Cell, workdir: pathlib.Path) -> bool:
-    return all((workdir / cell.folder / name).exists() for name in cell.files)
-
-
-def _failed_before(workdir: pathlib.Path) -> dict[str, str]:
-    """{folder: why}, of the cells that an earlier runner saw fail."""
+def _before(workdir: pathlib.Path) -> dict[str, dict[str, str]]:
+    """The kind, state and error of each folder as index.json has them."""
     path = workdir / "index.json"
     try:
         return {
-            str(cell["folder"]): str(cell["error"])
+            str(cell["folder"]): {
+                name: str(cell.get(name)) for name in ("kind", "state", "error")
+            }
             for cell in files.read_object(path).get("cells", ())
-            if cell["state"] == queue.FAILED
         }
     except files.DAMAGED as error:
         files.say_damaged(path, error)

@@ -129,7 +129,7 @@ def load(
         attack=_attack_fields(file.table("attack"), names),
         variants=variants,
         attacks=_attacks(file, [variant.name for variant in variants], names),
-        claims=_claims(file),
+        claims=file.values("claims", dict, []),  # As they are; `claims` checks them.
         file=name_or_path,
     )
     if other:
@@ -232,7 +232,7 @@ def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> N
         name, table, path = variant.name, tables[variant.name], [variant.name]
         if not variant.init_from:
             continue
-        _check_variants(table, [variant.init_from], list(starts))
+        table.one_of("variant", variant.init_from, list(starts))
         if variant.init_from == name:
             table.fail(f"init_from must name another variant, got {name!r} itself.")
         if "init" in variant.train:
@@ -246,19 +246,6 @@ def _check_starts(variants: Sequence[Variant], tables: Mapping[str, Table]) -> N
             )
 
 
-def _check_variants(
-    table: Table, named: Iterable[str], variants: Sequence[str]
-) -> None:
-    """Refuses names of variants that are not there."""
-    for one in named:
-        if one not in variants:
-            hint = did_you_mean(one, variants, "; did")
-            table.fail(
-                f"there is no variant {one!r}; there are "
-                f"{', '.join(variants)}{hint or '.'}"
-            )
-
-
 def _attacks(
     file: Table, variants: Sequence[str], names: Resolve
 ) -> tuple[AttackSpec, ...]:
@@ -269,18 +256,14 @@ def _attacks(
         fields = _attack_fields(table, names, ("variants", "source"))
         named = table.values("variants", str, list(variants))
         source = table.value("source", str, "")
-        _check_variants(table, (*named, source) if source else named, variants)
+        for one in (*named, source) if source else named:
+            table.one_of("variant", one, variants)
         if not named:
             table.fail(
                 "variants must name one or more variants; leave it out to take all."
             )
         found.append(AttackSpec(name, fields, tuple(dict.fromkeys(named)), source))
     return tuple(found)
-
-
-def _claims(file: Table) -> tuple[dict[str, Any], ...]:
-    """The tables under [[claims]], as they are; `claims` checks them."""
-    return file.values("claims", dict, [])
 
 
 def _check_slugs(file: Table, key: str, names: Iterable[str]) -> None:

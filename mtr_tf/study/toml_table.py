@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import tomllib
 import types
 import typing
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +71,18 @@ class Table:
                 )
                 self.fail(f"there is no key {key!r}{hint}")
 
+    def one_of(self, what: str, given: Any, known: Sequence[Any]) -> Any:
+        """Returns what is given; refuses what is not known."""
+        if given not in known:
+            texts = list(map(in_words, known))
+            hint = did_you_mean(in_words(given), texts, "; did")
+            shown = repr(given) if isinstance(given, str) else in_words(given)
+            self.fail(
+                f"there is no {what} {shown}; there are "
+                f"{', '.join(texts) or 'none'}{hint or '.'}"
+            )
+        return given
+
     def value(self, key: str, kind: type, default: Any = None) -> Any:
         """What a key holds, of a type; a key without a default must be there."""
         if key not in self.content:
@@ -94,20 +108,18 @@ class Table:
     def tables(self, key: str) -> dict[str, Table]:
         """The named tables under a key, as [variants."s"] and [variants."d"]."""
         found = {}
-        file = self.where.split(", [")[0]
         for name, inner in self.value(key, dict, {}).items():
             if not isinstance(inner, dict):
                 self.fail(
                     f'{key} must hold named tables, such as [{key}."{name}"]; got '
                     f"{name} = {inner!r}."
                 )
-            found[name] = Table(f'{file}, [{key}."{name}"]', inner)
+            found[name] = Table(f'{self.where}, [{key}."{name}"]', inner)
         return found
 
     def table(self, key: str) -> Table:
         """The table under a key; an empty one where it is not there."""
-        file = self.where.split(", [")[0]
-        return Table(f"{file}, [{key}]", self.value(key, dict, {}))
+        return Table(f"{self.where}, [{key}]", self.value(key, dict, {}))
 
     def settings(
         self,
@@ -144,9 +156,13 @@ class Table:
                 found[key] = tuple(spell(given)) if spell and given else given
         return found
 
-    def explained(self, before: str = "") -> _Explained:
+    @contextlib.contextmanager
+    def explained(self, before: str = "") -> Iterator[None]:
         """A context in which an `InputError` gets the table's place before it."""
-        return _Explained(f"{self.where}: {before}")
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.where}: {before}{error}") from error
 
     def _setting(self, key: str, hint: Any) -> Any:
         if typing.get_origin(hint) is tuple:
@@ -157,16 +173,11 @@ class Table:
         return hint(self.value(key, hint))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Explained:
-    before: str
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, InputError):
-            raise InputError(f"{self.before}{error}") from error
+def in_words(value: Any) -> str:
+    """A value as a sentence has it."""
+    if isinstance(value, list):
+        return "+".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is(given: Any, kind: type) -> bool:

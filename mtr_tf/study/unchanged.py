@@ -49,14 +49,12 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
             sources[place] = building.open_source(config)
         return sources[place]
 
-    runs = {
-        cell.folder: directory.canonical(cell.config)
-        for cell in queue.cells
-        if isinstance(cell.config, TrainConfig)
-    }
-    for cell in queue.cells:  # Models of the study's own are not the user's to change.
-        if cell.folder in runs and cell.needs:
-            runs[cell.folder] = dataclasses.replace(runs[cell.folder], init="")
+    runs = {}
+    for cell in queue.cells:
+        if isinstance(config := cell.config, TrainConfig):
+            if cell.begins_with:  # A model of the study is not the user's to change.
+                config = dataclasses.replace(config, init="")
+            runs[cell.folder] = directory.canonical(config)
     _check_runs(queue, workdir, runs, opened)
     _check_attacks(queue, workdir, runs, opened)
 

@@ -5,6 +5,8 @@ import csv
 import hashlib
 import json
 import os
+import pathlib
+import types
 
 import pytest
 
@@ -175,6 +177,16 @@ def test_several_tasks_and_attacks_are_several_tables_and_plots(
     }
     compare.main(CompareConfig(runs=(run,), attack=("fgsm",), task=("depth",)))
     assert capsys.readouterr().out.count("alone (linf") == 1
+
+
+def test_plots_are_numbered_where_attack_and_task_are_the_same():
+    tasks = ("depth_euclidean", "depth", "depth", "seg", "depth")
+    compared = [types.SimpleNamespace(facts={"attack": "pgd"}, task=t) for t in tasks]
+    paths = compare._paths(pathlib.Path("plots/all.png"), compared)
+    assert [str(path) for path in paths] == [
+        f"plots/all-pgd-{name}.png"
+        for name in ("depth_euclidean", "depth", "depth-2", "seg", "depth-3")
+    ]
 
 
 ONES_OWN = {"algorithm": "pgd", "random_start": True, "source_fingerprint": None}

@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 
+import numpy as np
 import process_fixture
 import pytest
 
@@ -23,6 +25,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.executors import local
 from mtr_tf.reproduce import ReproduceConfig
 from mtr_tf.runs import building
+from mtr_tf.runs import directory
 from mtr_tf.study import queue
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study import study_file
@@ -142,6 +145,40 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
     commands = capsys.readouterr().out
     assert "--tasks=seg " in commands
     assert "--rooms_scenes" not in commands  # Camvid takes no such flag.
+
+
+def test_data_of_ones_own_need_only_some_of_the_tasks(tmp_path, monkeypatch, capsys):
+    """Not `autoencoder` either, which all of ours have."""
+    example = {
+        "image": np.zeros((8, 8, 3), np.uint8),
+        "targets": {"seg": np.zeros((8, 8), np.uint8)},
+    }
+    given = {"train": [example], "validation": [example], "classes": ["a", "b"]}
+    module = types.ModuleType("own_fit")
+    module.examples = lambda: given
+    monkeypatch.setitem(sys.modules, "own_fit", module)
+    path = tmp_path / "two.toml"
+    text = 'about = "x"\nseeds = [0]\n[variants."s"]\ntasks = ["seg"]\n'
+    path.write_text(text + '[variants."s+d"]\ntasks = ["seg", "depth"]\n')
+    reproduce.main(
+        ReproduceConfig(study=str(path), dataset="own_fit:examples", dry_run=True)
+    )
+    (command,) = (x for x in capsys.readouterr().out.splitlines() if x[0] != "#")
+    assert "--tasks=seg --dataset=own_fit:examples" in command
+
+
+def test_data_of_other_variants_need_not_be_there(study_toml, tmp_path, monkeypatch):
+    study = study_file.load(str(study_toml))
+    s, both = study.variants
+    both = dataclasses.replace(both, train=both.train | {"dataset": "cityscapes"})
+    study = dataclasses.replace(study, variants=(s, both), attacks=())
+    opened = []
+    monkeypatch.setattr(building, "open_source", lambda of: opened.append(of.dataset))
+    monkeypatch.setattr(runner_lib.Runner, "run", lambda self, engine: None)
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", lambda *given: None)
+    runner = runner_lib.Runner(study, tmp_path, ("s",))
+    reproduce._run(runner, study, ReproduceConfig(workers=1), tmp_path)
+    assert opened == ["camvid"]
 
 
 def test_gpus_are_called_as_the_driver_calls_them(monkeypatch):
@@ -287,16 +324,28 @@ def test_a_report_takes_the_place_of_no_better_one(study_toml, tmp_path, monkeyp
     with pytest.raises(InputError, match="must be the folder of a study"):
         reproduce.main(config)
     assert not workdir.exists()
-    runner_lib.Runner(study_file.load(str(study_toml)), workdir).write()
+    study = study_file.load(str(study_toml))
+    runner_lib.Runner(study, workdir).write()
     export = str(tmp_path / "export")
     with pytest.raises(InputError, match="nothing to export: no cell of the study"):
         reproduce.main(dataclasses.replace(config, export=export))
     index = json.loads((workdir / "index.json").read_text())
     index["cells"][0]["state"] = "done"  # Of this study with other settings.
     (workdir / "index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="is of another study, or of other settings"):
+    with pytest.raises(InputError, match="other settings .* of which nothing is done"):
+        reproduce.main(config)
+    train, *_, attack = index["cells"]  # A run that is done, but none of its attacks.
+    attack |= {"folder": "of/other/settings", "state": "done"}
+    (workdir / "index.json").write_text(json.dumps(index))
+    run = workdir / train["folder"]
+    directory.write_config(run, study.train_config(train["variant"], train["seed"]))
+    (run / "model.keras").touch()
+    with pytest.raises(InputError, match="other settings .* no attack is done"):
         reproduce.main(config)
     assert not (workdir / "report").exists()
+    (workdir / "index.json").write_text('{"cells": 3}')  # Damaged: nobody knows.
+    reproduce.main(config)
+    assert (workdir / "report").exists()
 
 
 def test_a_study_is_not_continued_on_other_data(

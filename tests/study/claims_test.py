@@ -40,7 +40,7 @@ attack_tasks = ["seg"]
 eps = [2, 4]
 [attacks."theory"]
 attack = ["none"]
-measure = ["tasks", "pixels"]
+measure = ["tasks", "pixels", "corruptions"]
 variants = ["s+d"]
 """
 CLAIM = """
@@ -141,7 +141,7 @@ def measures(variant, seed):
 def effect(tmp_path, text, **settings):
     study = study_with(tmp_path, CLAIM + text)
     results = write(tmp_path / "work", study, **settings)
-    (claim,) = claims.claim_file.read(study)
+    (claim,) = claim_file.read(study)
     return effects.of(claim, results)
 
 
@@ -245,6 +245,8 @@ def test_measures(tmp_path):
     slope = f'measure = "tasks", quantity = "slope", {how}'
     found = measured(tmp_path / "a", f"{slope}, sign = -1, reference = -0.1")
     np.testing.assert_allclose(found.by_seed, [0.30, 0.31, 0.32, 0.33, 0.34])
+    assert -0.40 - 0.01 - -0.41 != 0  # Of seed 1, by rounding alone.
+    assert measured(tmp_path / "d", f"{slope}, reference = -0.41").by_seed[1] == 0
     norm = f'measure = "tasks", quantity = "norm_by_size", count = [2, 3], {how}'
     found = measured(tmp_path / "b", f'{norm}, ratio_to = "predicted", reference = 1')
     np.testing.assert_allclose(found.by_seed, 0.1)  # (1 + 1.2) / 2 - 1
@@ -260,7 +262,7 @@ def test_a_measure_of_one_variant_less_that_of_another(tmp_path):
     fields = f'attack = "theory", variants = ["s+d"], {slope}'
     text = f'measure = {{ {fields}, minus = {{ variants = ["s"] }} }}'
     results = write(tmp_path / "work", study_with(tmp_path, CLAIM + text, study))
-    (found,) = claims.claim_file.read(study_with(tmp_path, CLAIM + text, study))
+    (found,) = claim_file.read(study_with(tmp_path, CLAIM + text, study))
     by_seed = effects.of(found, results).by_seed
     np.testing.assert_allclose(by_seed, [0, 0.02, 0.04, 0.06, 0.08], atol=1e-12)
 
@@ -272,33 +274,13 @@ def test_a_list_that_is_not_all_there_gives_no_number(tmp_path):
     assert measured(tmp_path / "b", f"{norm}, count = [2, 3, 4]").n == 0
 
 
-def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
-    study = STUDY.replace('["s+d"]\n"""', '["s+d"]\n')
-    study = study.replace('["tasks", "pixels"]', '["corruptions"]')
-    text = (
-        'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
-        'quantity = "mean_corrupted", tasks = ["depth"], metric = "mae" }'
-    )
-    results = write(tmp_path / "work", study_with(tmp_path, CLAIM + text, study))
-    for path in (tmp_path / "work").rglob("measures.json"):
-        about = {"measure": "corruptions", "quantity": "mean_corrupted"}
-        about |= {"tasks": ["depth"], "metric": "mae", "better": "lower"}
-        path.write_text(json.dumps([about | {"value": 0.5}]))
-    results = Results.read(tmp_path / "work")
-    (found,) = claims.claim_file.read(study_with(tmp_path, CLAIM + text, study))
-    np.testing.assert_array_equal(effects.of(found, results).by_seed, -0.5)
-    above = dataclasses.replace(found, measure={**found.measure, "reference": 0.4})
-    np.testing.assert_allclose(effects.of(above, results).by_seed, -0.1)
-
-
 def of_corruptions(tmp_path, metric, more="", **better):
     """The results of a claim about metrics of depth, of which some are better lower."""
-    study = STUDY.replace('["tasks", "pixels"]', '["corruptions"]')
     text = (
         'measure = { attack = "theory", variants = ["s+d"], measure = "corruptions", '
         f'quantity = "mean_corrupted", tasks = ["depth"], metric = {metric}{more} }}'
     )
-    study = study_with(tmp_path, CLAIM + text, study)
+    study = study_with(tmp_path, CLAIM + text)
     write(tmp_path / "work", study)
     about = {"measure": "corruptions", "quantity": "mean_corrupted", "tasks": ["depth"]}
     found = [
@@ -308,6 +290,14 @@ def of_corruptions(tmp_path, metric, more="", **better):
     for path in (tmp_path / "work").rglob("measures.json"):
         path.write_text(json.dumps(found))
     return study, Results.read(tmp_path / "work")
+
+
+def test_a_metric_of_errors_is_negated_in_measures_too(tmp_path):
+    study, results = of_corruptions(tmp_path, '"mae"', mae="lower")
+    (found,) = claim_file.read(study)
+    np.testing.assert_array_equal(effects.of(found, results).by_seed, -1.0)
+    above = dataclasses.replace(found, measure={**found.measure, "reference": 0.9})
+    np.testing.assert_allclose(effects.of(above, results).by_seed, -0.1)
 
 
 def test_lists_of_metrics_are_averaged_and_said_in_words(tmp_path):
@@ -388,7 +378,7 @@ def test_clean_values_above_and_below_those_of_the_nearest_do_not_cancel(
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path):
-    for name in "abc":
+    for name in "abcd":
         (tmp_path / name).mkdir()
 
 
@@ -428,7 +418,10 @@ def test_several_records_of_a_measure_that_fit_are_refused(tmp_path):
             r"several .* choose one with algorithm \(apgd, pgd\)",
         ),
         (('algorithm = "pgd"', 'algorithm = "pgd"\nsteps = 7'), "no steps of"),
+        (('algorithm = "pgd"', 'algorithm = "pgd"\nsteps = [50]'), r"got \[50\]"),
         (("eps = [2, 4]", "eps = []"), "eps must hold one or more"),
+        (('better = ["s+d"]', "measure = 3"), "than must not be given with measure"),
+        (('better = ["s+d"]', "terms = []"), "than must not be given with terms"),
     ],
 )
 def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, message):
@@ -441,8 +434,24 @@ def test_mistakes_in_a_claim_are_found_before_anything_runs(tmp_path, change, me
         claims.check(study)
 
 
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("measure = 3", "measure must be a table, got 3"),
+        ("terms = [{ weight = 1, variant = [] }]", "variant must name one or more"),
+    ],
+)
+def test_mistakes_in_the_way_of_a_claim(tmp_path, way, message):
+    text = COMPARED.replace('better = ["s+d"]', way)
+    with pytest.raises(InputError, match=message):
+        claims.check(study_with(tmp_path, CLAIM + text))
+
+
 PIXELS = 'measure = "pixels", quantity = "gradient_norm", tasks = ["seg"]'
 COSINE = 'measure = "tasks", quantity = "mean_cosine"'
+CORRUPTED = (
+    'measure = "corruptions", quantity = "corrupted", tasks = ["seg"], metric = "miou"'
+)
 ATTACKED = (
     'measure = "pixels", quantity = "attacked_pixels", tasks = ["seg"], count = 4'
 )
@@ -472,7 +481,7 @@ ATTACKED = (
             "did you mean 'variants'",
         ),
         (
-            'measure = "tasks", quantity = "mean_cosine", corruption = ["jpg"]',
+            f'{CORRUPTED}, severity = 1, corruption = ["jpg"]',
             "no corruption 'jpg'; .*did you mean 'jpeg'",
         ),
         (
@@ -486,9 +495,25 @@ ATTACKED = (
             "no normalisation 'units'; .*did you mean 'unit'",
         ),
         (
-            'measure = "tasks", quantity = "mean_cosine", severity = [5, 6]',
+            f'{CORRUPTED}, severity = [5, 6], corruption = "jpeg"',
             "no severity 6; there are 1, 2, 3, 4, 5",
         ),
+        # What no record of the quantity has, so that none would ever fit.
+        (f'{COSINE}, normalisation = "unit"', "normalisation .* no mean_cosine has"),
+        (f'{COSINE}, norm = "l1"', "no norm 'l1'; there are l2"),
+        (f"{COSINE}, count = 2", "count must not be given, for no mean_cosine has one"),
+        (f'{COSINE}, tasks = ["seg"]', "tasks of mean_cosine seg; there are none"),
+        (
+            'measure = "tasks", quantity = "cosine", tasks = ["seg"]',
+            "no group of tasks of cosine seg; there are depth\\+seg, reshading\\+seg, ",
+        ),
+        (
+            PIXELS.replace("]", ', "depth"], norm = "l2", count = 4'),
+            "tasks of gradient_norm depth\\+seg; there are seg, depth, reshading",
+        ),
+        (f'{PIXELS}, norm = "l2", count = "all"', "count must be a number, got 'all'"),
+        (f'{PIXELS}, norm = "l2", count = []', "count must hold one or more"),
+        (f"{COSINE}, minus = {{ variants = [] }}", "variants must name one or more"),
         (
             'measure = "tasks", quantity = "norm_by_size", count = 5, norm = "l2", '
             'normalisation = "unit"',
@@ -568,7 +593,7 @@ def test_images_are_resampled_together(tmp_path):
     text += 'task = "seg"\nmetric = "miou"\nbetter = ["s+d"]\nthan = ["s"]\n'
     study = study_fixture.example(tmp_path / "work", text)
     results = Results.read(tmp_path / "work")
-    claim = claims.claim_file.read(study)[-1]
+    claim = claim_file.read(study)[-1]
     found = effects.of(claim, results)
     assert found.over == "seeds and images"
     images = statistics.resampled_images(12, effects.RESAMPLES, 0).astype(int)
@@ -614,7 +639,7 @@ def test_groups_of_images_are_resampled_whole(tmp_path):
             arrays = dict(arrays)
         np.savez(path, unit=of, **arrays)
     results = Results.read(tmp_path / "work")
-    claim = claims.claim_file.read(study)[-1]
+    claim = claim_file.read(study)[-1]
     found = effects.of(claim, results)
     assert (found.over, found.units) == ("seeds and 4 cities", 4)
     cities = statistics.resampled_images(4, effects.RESAMPLES, 0).astype(int)

@@ -88,6 +88,20 @@ def test_what_begins_with_a_model_that_is_left_out_goes_with_it(rooms):
         fitting.to_tasks(study, "heights", ("depth", "normal"))
 
 
+def test_variants_with_data_of_their_own_stay(rooms):
+    names = ("s", "d", "d+n 1")
+    s, *others = map(rooms.variant, names)
+    others = [
+        dataclasses.replace(v, train=v.train | {"dataset": "rooms"}) for v in others
+    ]
+    study = dataclasses.replace(rooms, variants=(s, *others), attacks=(), claims=())
+    assert fitting.to_tasks(study, "flat", ("seg",)) is study
+    tuned = dataclasses.replace(others[0], init_from="s")  # Of what is left out.
+    study = dataclasses.replace(study, variants=(s, tuned, others[1]))
+    fitted = fitting.to_tasks(study, "heights", ("depth",))
+    assert [each.name for each in fitted.variants] == ["d+n 1"]
+
+
 def test_data_without_any_of_the_models(rooms):
     with pytest.raises(
         InputError, match="no models for plain, which has the tasks auto"

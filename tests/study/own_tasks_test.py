@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -16,6 +17,7 @@ from mtr_tf.study import claims
 from mtr_tf.study import effects
 from mtr_tf.study import statistics
 from mtr_tf.study import study_file
+from mtr_tf.study.claim_file import Term
 from mtr_tf.study.report import verdicts
 from mtr_tf.study.results import Results
 
@@ -102,6 +104,11 @@ def test_an_effect_of_a_metric_of_ones_own(tmp_path):
     with pytest.raises(
         InputError, match="asks for 'epe' of flow, whose metrics are mae"
     ):
+        effects.of(claim, Results(study, tmp_path, others))
+    of_seg = [dataclasses.replace(point, task="seg") for point in claim.terms[0].points]
+    claim = dataclasses.replace(claim, terms=(Term(1.0, tuple(of_seg)),))
+    others = tuple(other | {"task": "seg"} for other in others)
+    with pytest.raises(InputError, match="'epe' of seg, whose metrics are mae"):
         effects.of(claim, Results(study, tmp_path, others))
 
 

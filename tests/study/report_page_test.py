@@ -103,6 +103,21 @@ def test_paragraphs_stay_paragraphs(content, words):
     assert unescaped == words.strip()  # What a reader sees.
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--workdir=/mine --data_dir=/data --workers=2 --report --export=/mine/kept",
+        "--workdir /mine --data_dir /data --workers 2 --noreport -export /mine/kept",
+        "'--workdir=/mine or yours' '--data_dir=/my data' --executor=ray "
+        "--executor_options=address=mine",
+    ],
+)
+def test_a_command_is_shown_without_what_is_of_one_machine(given):
+    command = f"python -m mtr_tf.reproduce --study=rooms {given} '--only=s, d'"
+    shown = "python -m mtr_tf.reproduce --study=rooms --data_dir=DIR '--only=s, d'"
+    assert page._command(command) == shown
+
+
 def test_pictures_are_made_narrow():
     wide = page._picture(np.zeros((10, 1000, 3), np.uint8))
     assert (wide.width, wide.height) == (256, 3)

@@ -317,6 +317,35 @@ def test_measures_of_one_seed_or_one_task_are_drawn(measured, tasks):
             plot.draw()
 
 
+def test_attacks_on_pixels_and_on_blocks_are_told_apart(tmp_path):
+    """In one plot of both, drawn and said."""
+    records = []
+    for numbers, measure in enumerate(("pixels", "blocks")):
+        study_fixture.write_measures(tmp_path, (measure,), ("seg",), numbers)
+        made = json.loads((tmp_path / "measures.json").read_text())
+        records += [r | {"variant": "v", "spec": "t", "seed": 0} for r in made]
+    plot = next(p for p in plots.pixels(records) if "attacked_pixels" in p.id)
+    ends = {
+        measure: [
+            text.number(record["value"])
+            for record in records
+            if (record["measure"], record.get("metric")) == (measure, "pixel_accuracy")
+        ]
+        for measure in ("pixels", "blocks")
+    }
+    assert ends["pixels"] != ends["blocks"]
+    for measure, values in ends.items():
+        assert f"seg of {measure} from {values[0]} to {values[-1]}" in plot.alt
+
+
+def test_the_plot_of_a_claim_about_the_first_order_has_the_norm_of_its_attack():
+    measure = {"measure": "first_order", "quantity": "rise", "attack": "theory"}
+    claim = Claim("T", "source", "text", measure=measure | {"variants": ("s+d",)})
+    for norm in ("linf", "l2"):
+        known = {plots.measure_id("theory", "s+d", "first_order", norm, "ratio")}
+        assert evidence.plot_of(claim, [], known) in known
+
+
 def test_numbers_that_do_not_exist_leave_plots_empty(measured):
     numbers = ("value", "predicted", "ratio", "clean", "factor")
     empty = dict.fromkeys(numbers)

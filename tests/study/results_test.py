@@ -187,26 +187,19 @@ def test_a_folder_without_a_study(tmp_path, name, text, message):
         Results.read(tmp_path)
 
 
-def test_rows_of_version_0_1_0_are_still_read(tmp_path):
-    """That version kept all pairs of target and prediction, as float32."""
-    study_fixture.example(tmp_path)
+@pytest.fixture
+def rows(tmp_path):
+    """(a study with one attack, the file of the rows of its record)."""
+    one = ("s", 0, "pgd50")
+    study_fixture.example(tmp_path, done=lambda *cell: cell == one)
     read = Results.read(tmp_path)
     record = read.record("s", 0, *WHERE)
-    file = tmp_path / record["folder"] / record["rows"]
-    pairs = np.random.default_rng(0).integers(0, 9, (12, 5, 5))
-    np.savez(file, **{"row/seg/miou": pairs.reshape(12, 25).astype(np.float32)})
-    found = study_fixture.rows_of(read, "s", 0)
-    np.testing.assert_array_equal(found[:, :5], np.einsum("ncc->nc", pairs))
-    np.testing.assert_array_equal(found[:, 5:10], pairs.sum(axis=2))
-    np.testing.assert_array_equal(found[:, 10:], pairs.sum(axis=1))
+    return read, tmp_path / record["folder"] / record["rows"]
 
 
 @pytest.mark.parametrize("kept", [0, 0.5])
-def test_damaged_rows_are_named(tmp_path, kept):
-    study_fixture.example(tmp_path)
-    read = Results.read(tmp_path)
-    record = read.record("s", 0, *WHERE)
-    file = tmp_path / record["folder"] / record["rows"]
+def test_damaged_rows_are_named(rows, kept):
+    read, file = rows
     content = file.read_bytes()
     file.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(InputError, match=f"{file.name} is missing or damaged"):
@@ -225,7 +218,8 @@ def test_planned_cells_are_those_that_records_come_from(tmp_path):
         'attack = ["pgd"]',
         'attack = ["pgd", "apgd", "fgsm"]\nattack_loss = ["own", "js"]',
     )
-    study = study_fixture.example(tmp_path, text)
+    one = ("s", 0, "pgd50")
+    study = study_fixture.example(tmp_path, text, done=lambda *cell: cell == one)
     fields = study.attack_fields("pgd50", "s", 0)
     planned = claim_checks.planned(AttackConfig(ckpt="-", **fields), ("seg",))
     keys = ("eps", "attacked", *results_lib.CHOICES)
@@ -269,6 +263,25 @@ def test_the_keys_that_must_be_given_tell_all_records_apart(measured):
         said = [str(record[key]) for key in keys]
         places.append((record["measure"], record["quantity"], *said))
     assert len(places) == len(set(places))
+
+
+def test_the_keys_that_may_be_given_are_those_that_records_have(measured):
+    """But for metrics, which are checked apart; so are sums of any tasks."""
+    tasks = ("seg", "depth", "normal")
+    config = AttackConfig(ckpt="-", measure=MEASURES, attack_tasks=("each", "all"))
+    for record in measured:
+        _, needed = claim_checks.QUANTITIES[record["measure"]][record["quantity"]]
+        known = claim_checks._known(config, record, tasks, (24, 24))
+        apart = {"measure", "quantity", "tasks", "metric"}
+        keys = claim_checks.MEASURE.keys() & record.keys() - apart
+        assert keys == {*known, *needed} - apart
+        for key in keys - {"eps", "count", "corruption"}:  # Few are in the fixture.
+            assert record[key] in known[key]
+        groups, of = claim_checks._groups(config, record, tasks), record.get("tasks")
+        if of is None:
+            assert groups == []
+        elif record["quantity"] != "norm_of_mean" and of[:1] != of[1:]:
+            assert sorted(of) in groups
 
 
 def test_a_study_of_another_version(tmp_path):

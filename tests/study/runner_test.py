@@ -32,7 +32,6 @@ from mtr_tf.runs import directory
 from mtr_tf.runs import store
 from mtr_tf.study import commands
 from mtr_tf.study import costs
-from mtr_tf.study import messages
 from mtr_tf.study import runner as runner_lib
 from mtr_tf.study.design import AttackSpec
 from mtr_tf.study.design import Study
@@ -55,6 +54,7 @@ STUDY = Study(
     ),
     claims=(),
 )
+ONE_SEED = dataclasses.replace(STUDY, seeds=(0,))
 HERE = pathlib.Path("w")
 ONE = ({"SLOT": "mine"},)  # One worker, and what is in its environment.
 ENDED = command.Ended(0, 1.0, "", {}, "here")
@@ -308,14 +308,13 @@ def test_a_new_setting_leaves_what_is_done_and_another_default_does_not(tmp_path
 
 
 def test_a_run_is_done_however_the_study_spells_its_tasks(tmp_path):
-    """A run keeps each task's one name; versions before 0.2 kept what was given."""
+    """A run keeps each task's one name."""
     variant = Variant("r", {"tasks": ("seg", "autoencoder"), "random_targets": ("A",)})
     study = dataclasses.replace(STUDY, seeds=(0,), variants=(variant,), attacks=())
     (cell,) = cells_of(study, tmp_path)
-    for config in (directory.canonical(cell.config), cell.config):
-        directory.write_config(tmp_path / cell.folder, config)
-        (tmp_path / cell.folder / "model.keras").touch()
-        assert commands.is_done(cell, tmp_path)
+    directory.write_config(tmp_path / cell.folder, directory.canonical(cell.config))
+    (tmp_path / cell.folder / "model.keras").touch()
+    assert commands.is_done(cell, tmp_path)
     other = dataclasses.replace(cell.config, random_targets=("seg",))
     directory.write_config(tmp_path / cell.folder, other)
     assert not commands.is_done(cell, tmp_path)
@@ -340,9 +339,9 @@ def test_an_attack_is_done_only_with_its_files_and_a_marker_of_its_own(tmp_path)
     whole = marker.read_text()
     marker.write_text(whole.replace('"seconds": 1.0', '"seconds": 2.0'))
     assert not commands.is_done(pgd, tmp_path)
-    old = json.loads(whole)  # As versions before 0.2 wrote it.
-    del old["checksum"], old["checksums"]
-    for text, done in ((json.dumps(old), True), (whole, True)):
+    without = json.loads(whole)
+    del without["checksum"], without["checksums"]
+    for text, done in ((json.dumps(without), False), (whole, True)):
         marker.write_text(text)
         assert commands.is_done(pgd, tmp_path) == done
     (tmp_path / pgd.folder / "results.json").write_text("[]")
@@ -390,7 +389,7 @@ def test_a_marker_of_another_form_is_done_again(change, tmp_path):
 )  # fmt: skip
 def test_an_index_of_another_form_is_no_traceback(text, tmp_path):
     (tmp_path / "index.json").write_text(text)
-    assert runner_lib._failed_before(tmp_path) == {}
+    assert runner_lib.Runner(STUDY, tmp_path).before == {}
 
 
 # The time left.
@@ -566,11 +565,12 @@ def test_two_workers_work_at_a_time_and_never_before_what_a_cell_needs(fake):
         if name == "moved":
             assert list(root.glob("runs/s_A-seed0-*/model.keras"))
         done()
-        """
+        """,
+        ONE_SEED,
     )
     runner.run(engine({}, {}))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
-    assert len(order(fake.workdir)) == 12
+    assert len(order(fake.workdir)) == 6
 
 
 def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
@@ -611,34 +611,34 @@ def test_a_failed_cell_stops_only_what_needs_it_and_is_tried_again(fake):
 
 
 def test_a_command_that_ends_well_and_leaves_nothing_has_failed(fake):
-    runner = fake("if name != 'pgd': done()\nelse: print('I have ended')")
+    runner = fake("if name != 'pgd': done()\nelse: print('I have ended')", ONE_SEED)
     runner.run(engine(*ONE))
-    assert len(runner.failures()) == 4
+    assert len(runner.failures()) == 2
     assert "I have ended" in runner.failures()[0]
 
 
 def test_only_some_variants_and_what_they_need(fake):
-    fake("done()", variants=("s",)).run(engine(*ONE))
-    cells = cells_of(workdir=fake.workdir)
+    fake("done()", ONE_SEED, ("s",)).run(engine(*ONE))
+    cells = cells_of(ONE_SEED, fake.workdir)
     wanted = [c for c in cells if c.variant == "s" or c.kind == "train"]
     assert order(fake.workdir) == [cell.folder for cell in wanted]
     states = [cell["state"] for cell in index(fake.workdir).values()]
-    assert (states.count("done"), states.count("missing")) == (8, 4)
+    assert (states.count("done"), states.count("missing")) == (4, 2)
 
 
 def test_results_outlive_models(fake):
     """A study goes on from a copy without models; one is trained again if needed."""
-    fake("done()").run(engine(*ONE))
+    fake("done()", ONE_SEED).run(engine(*ONE))
     for model in fake.workdir.glob("runs/*/model.keras"):
         model.unlink()
-    fake("done()").run(engine(*ONE))
+    fake("done()", ONE_SEED).run(engine(*ONE))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
     assert {cell["seconds"] is None for cell in index(fake.workdir).values()} == {False}
-    assert len(order(fake.workdir)) == 12
+    assert len(order(fake.workdir)) == 6
     train, _, pgd, *_ = cells_of(workdir=fake.workdir)
     (fake.workdir / pgd.folder / "results.json").unlink()
-    fake("done()").run(engine(*ONE))
-    assert order(fake.workdir)[12:] == [train.folder, pgd.folder]
+    fake("done()", ONE_SEED).run(engine(*ONE))
+    assert order(fake.workdir)[6:] == [train.folder, pgd.folder]
 
 
 def test_trainings_wait_for_the_model_that_they_begin_with(fake):
@@ -649,9 +649,9 @@ def test_trainings_wait_for_the_model_that_they_begin_with(fake):
             assert list(root.glob("runs/s-seed0-*/model.keras"))
         done()
         """
-    fake(body, TUNED).run(engine({}, {}))
+    fake(body, dataclasses.replace(TUNED, seeds=(0,))).run(engine({}, {}))
     assert {cell["state"] for cell in index(fake.workdir).values()} == {"done"}
-    assert len(order(fake.workdir)) == 10
+    assert len(order(fake.workdir)) == 5
 
 
 def test_a_failed_training_stops_those_that_begin_with_it(fake):
@@ -799,7 +799,7 @@ def wait_until(condition, seconds=60):
 
 
 def test_intervals_are_said_as_people_do():
-    said = [messages.interval(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
+    said = [costs.in_words(s) for s in (0.4, 89, 90, 3600, 5400, 10_000)]
     assert said == ["0 s", "89 s", "2 min", "60 min", "1 h 30 min", "2 h 47 min"]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -114,6 +115,9 @@ class Own(types.ModuleType):
 
 @pytest.fixture
 def module(monkeypatch):
+    """What is the user's; names count anew, but without a search for garbage."""
+    count_anew = functools.partial(keras.utils.clear_session, free_memory=False)
+    monkeypatch.setattr(keras.utils, "clear_session", count_anew)
     module = Own()
     monkeypatch.setitem(sys.modules, "own_study", module)
     return module

@@ -56,7 +56,7 @@ def write(workdir: pathlib.Path, export: pathlib.Path | None = None) -> str:
     folder = workdir / "report"
     results = Results.read(workdir)
     records, decided = results.records(), claims.evaluate(results)
-    content = _content(workdir, results, records, decided)
+    content = _content(results, records, decided)
     paths = {plot.id: folder / "plots" / f"{plot.id}.png" for plot in content.plots}
     drawn = {plot.id: style.save(plot.draw, paths[plot.id]) for plot in content.plots}
     _remove_others(folder / "plots", drawn)
@@ -101,15 +101,12 @@ def _remove_others(folder: pathlib.Path, kept: Iterable[str]) -> None:
 
 
 def _content(
-    workdir: pathlib.Path,
     results: Results,
     records: Sequence[Mapping[str, Any]],
     decided: Sequence[claims.Verdict],
 ) -> page.Content:
     """All that the report shows."""
     measures = results.measures()
-    cells = files.read_json(workdir / "index.json")["cells"]
-    provenance = files.read_json(workdir / "study.json").get("provenance", {})
     plain_curves = curves.make(records, results.variants, results.seeds)
     all_curves = curves.with_differences(plain_curves)
     of_curves = plots.curves(all_curves, results.variants)
@@ -127,11 +124,11 @@ def _content(
     def shown(part: Sequence[Plot]) -> list[Plot]:
         return [dataclasses.replace(p, first=p.first or p.id in pinned) for p in part]
 
-    galleries = gallery.make(records, workdir)
+    galleries = gallery.make(records, results.workdir)
     return page.Content(
         study=results.study,
-        cells=cells,
-        provenance=provenance | {"commits of the cells": _commits(workdir, cells)},
+        cells=results.cells,
+        provenance=results.provenance | {"commits of the cells": _commits(results)},
         verdicts=rows,
         images=curves.images(records),
         mixed=verdicts.mixed(results.mixed),
@@ -144,12 +141,13 @@ def _content(
     )
 
 
-def _commits(workdir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> str:
+def _commits(results: Results) -> str:
     """The commits that cells were done with, and how many with each."""
     names = {"train": "config.json", "attack": "settings.json"}
-    count = Counter(
-        files.read_object(workdir / cell["folder"] / names[cell["kind"]]).get("commit")
-        for cell in cells
+    paths = (
+        results.workdir / cell["folder"] / names[cell["kind"]]
+        for cell in results.cells
         if cell["state"] == "done"
     )
+    count = Counter(files.read_object(path).get("commit") for path in paths)
     return ", ".join(f"{commit} ({times})" for commit, times in count.items())

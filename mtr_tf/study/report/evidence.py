@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +14,9 @@ from mtr_tf.study.report import plots
 from mtr_tf.study.report.curves import Curve
 
 
-def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str | None:
+def plot_of(
+    claim: Claim, curves: Sequence[Curve], known: Collection[str]
+) -> str | None:
     """The `id` of the plot that shows a claim's numbers; None if there is none.
 
     Args:
@@ -22,19 +24,18 @@ def plot_of(claim: Claim, curves: Sequence[Curve], known: Iterable[str]) -> str 
       curves: All of the report.
       known: The ids of all its plots.
     """
-    wanted = _of_measure(claim) if claim.measure else _of_curve(claim, curves)
-    return wanted if wanted is not None and wanted in known else None
+    if claim.measure:  # An attack has one norm, which a claim may leave out.
+        wanted = [_of_measure(claim, norm) for norm in ("l2", "linf")]
+    else:
+        curve = _curve_of(claim, curves)
+        wanted = [curve.id] if curve else []
+    return next((plot for plot in wanted if plot in known), None)
 
 
 def attack_of(claim: Claim, curves: Sequence[Curve]) -> str:
     """The attack of a claim in words; empty for a measure, or where none is done."""
     curve = None if claim.measure else _curve_of(claim, curves)
     return curve.attack if curve else ""
-
-
-def _of_curve(claim: Claim, curves: Sequence[Curve]) -> str | None:
-    curve = _curve_of(claim, curves)
-    return curve.id if curve else None
 
 
 def _curve_of(claim: Claim, curves: Sequence[Curve]) -> Curve | None:
@@ -53,11 +54,11 @@ def _is_under(point: Point, curve: Curve) -> bool:
     return same and dict(point.choice).items() <= curve.facts.items()
 
 
-def _of_measure(claim: Claim) -> str:
-    """The plot of the first variant, norm and so on that are named."""
+def _of_measure(claim: Claim, norm: str) -> str:
+    """The plot of the first variant, norm and so on that are named, else of `norm`."""
     chosen = {name: _first(value) for name, value in claim.measure.items()}
     quantity, kind = chosen["quantity"], chosen["measure"]
-    norm = chosen.get("norm", "l2")
+    norm = chosen.get("norm", norm)
     if kind == "tasks" and "cosine" in quantity:
         what = (quantity.removeprefix("mean_"),)
     elif kind == "tasks":
@@ -65,7 +66,7 @@ def _of_measure(claim: Claim) -> str:
     elif quantity == "attacked_pixels":
         what = (quantity, chosen.get("tasks", ""), chosen.get("metric", ""))
     elif kind == "first_order":
-        what = (kind, chosen.get("norm", "linf"), "ratio")
+        what = (kind, norm, "ratio")
     else:
         what = (kind, norm)
     return plots.measure_id(chosen["attack"], chosen["variants"], *what)

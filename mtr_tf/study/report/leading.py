@@ -84,7 +84,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
             f"“{row.statement}” ({row.claim}) is undecided: nothing is measured yet.",
             verdicts.tally(rows),
         ]
-    verb = {"undecided": "is undecided"}.get(row.verdict, row.verdict)
+    verb = "is undecided" if row.verdict == OPEN else row.verdict
     under = f" under {row.attack}" if row.attack else ""
     seeds = f"{row.n} seed{'s' * (row.n != 1)}"
     first = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import shlex
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -265,18 +266,23 @@ def _flat(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return pairs
 
 
-_PLACES = ("workdir", "report", "export", "workers")  # They change no number.
+# Flags that change no number, and say something of one machine only.
+_PLACES = ("workdir", "export", "workers", "executor", "executor_options")
 
 
 def _command(command: str) -> str:
     """The command with neither the folders of a machine nor what changes no number."""
-    kept = []
-    for word in command.split():
-        flag = word.lstrip("-").split("=")[0].removeprefix("no")
-        if word.startswith("--") and flag in _PLACES:
-            continue
-        kept.append("--data_dir=DIR" if word.startswith("--data_dir=") else word)
-    return " ".join(kept)
+    kept, words = [], iter(shlex.split(command))
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        name = flag.lstrip("-") if flag.startswith("-") else ""
+        if name in (*_PLACES, "data_dir") and not equals:
+            next(words, None)  # Its value.
+        if name == "data_dir":
+            kept.append("--data_dir=DIR")
+        elif name not in (*_PLACES, "report", "noreport"):
+            kept.append(word)
+    return shlex.join(kept)
 
 
 def _ranked(plots: Sequence[Plot]) -> list[tuple[bool, list[Plot]]]:

@@ -175,12 +175,13 @@ def pixels(records: Sequence[Record]) -> list[Plot]:
 
 
 def _pixel_alt(records: Sequence[Record], title: str) -> str:
-    parts = []
-    for (task,) in series.distinct(records, "tasks"):
-        of_task = series.chosen(records, tasks=list(task))
+    parts, several = [], len(series.distinct(records, "measure")) > 1
+    for (task,), measure in series.distinct(records, "tasks", "measure"):
+        of_task = series.chosen(records, tasks=[task], measure=measure)
         _, (value,) = series.over(of_task, "count", "value")
         ends = series.mean(value)[[0, -1]]
-        parts.append(f"{task[0]} from {' to '.join(map(text.number, ends))}")
+        of = f" of {measure}" if several else ""
+        parts.append(f"{task}{of} from {' to '.join(map(text.number, ends))}")
     most = max(record["count"] for record in records)
     return f"{title}, from n = 1 to {most:g}: {'; '.join(parts)}."
 

@@ -16,16 +16,15 @@ import numpy as np
 from mtr_tf.show import tables
 from mtr_tf.show import text
 from mtr_tf.study import statistics
+from mtr_tf.study.claims import FAILS
+from mtr_tf.study.claims import HOLDS
+from mtr_tf.study.claims import OPEN
 from mtr_tf.study.claims import Verdict
 from mtr_tf.study.report import evidence
 from mtr_tf.study.report.curves import Curve
 
 # Word: (sign, class of the style sheet). The word always stands beside the colour.
-_LOOKS = {
-    "holds": ("✓", "holds"),
-    "does not hold": ("✗", "fails"),
-    "undecided": ("?", "open"),
-}
+_LOOKS = {HOLDS: ("✓", "holds"), FAILS: ("✗", "fails"), OPEN: ("?", "open")}
 
 EFFECTS = (
     "A positive effect supports the claim; one that says that two numbers are near is "
@@ -209,7 +208,7 @@ def _power(verdict: Verdict, write: Callable[[float | None], str]) -> dict[str, 
     power, margin = verdict.power, verdict.claim.margin
     if not power:
         return {}
-    needed = f"{power.seeds_needed or f'over {statistics.MOST_SEEDS}'}"
+    needed = str(power.seeds_needed or f"over {statistics.MOST_SEEDS}")
     return {
         "margin": write(margin).lstrip("+") if margin else text.NONE,
         "deviation": write(power.deviation).lstrip("+"),
@@ -229,19 +228,15 @@ def tally(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if not row.algebra] or rows
     count = Counter(row.verdict for row in rows)
     verbs = {
-        "holds": ("holds", "hold"),
-        "does not hold": ("does not hold", "do not hold"),
-        "undecided": ("is undecided", "are undecided"),
+        HOLDS: ("holds", "hold"),
+        FAILS: ("does not hold", "do not hold"),
+        OPEN: ("is undecided", "are undecided"),
     }
     parts = [f"{count[w]} {verbs[w][count[w] != 1]}" for w in _LOOKS if count[w]]
     claims = "claim" if len(rows) == 1 else "claims"
     said = f"Of {len(rows)} {claims} {', '.join(parts)}."
     if known and known[0] not in rows:
-        said += (
-            f" {len(known)} more follow from algebra."
-            if len(known) > 1
-            else (" 1 more follows from algebra.")
-        )
+        said += f" {len(known)} more follow{'s' * (len(known) == 1)} from algebra."
     return said
 
 
@@ -251,7 +246,7 @@ def answer(rows: Sequence[Row]) -> list[tuple[str, str]]:
     parts = []
     for verdict in _LOOKS:
         of = [row for row in rows if row.verdict == verdict]
-        if verdict == "undecided":
+        if verdict == OPEN:
             shown = ", ".join(row.claim for row in of)
         else:
             shown = " ".join(f"{row.claim}: {row.statement}" for row in of)
@@ -265,12 +260,11 @@ def powers(rows: Sequence[Row]) -> list[list[str]]:
 
     Empty where no such claim has a spread over seeds.
     """
-    rows = [row for row in rows if row.verdict == "undecided"]
     return [
         [row.claim, row.effect, row.deviation, str(row.n), row.detectable, row.margin]
         + [row.seeds_needed]
         for row in rows
-        if row.deviation != text.NONE
+        if row.verdict == OPEN and row.deviation != text.NONE
     ]
 
 
