@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -88,7 +89,8 @@ class AdversarialModel(keras.Model):
           steps: Its number of steps, if `attack` is not given.
           step_size: The size of a step, in levels; 0: a quarter of `eps`.
           share: Weight of the losses on attacked images; the losses on clean images
-            have the rest.
+            have the rest. (Of several losses, Keras shows each as its mean over both,
+            and metrics on attacked images.)
           batch_norm: "inference", or "training": during the attack, batch norms use
             each batch's own statistics, as in training.
           input_range: The range of training images, such as (0, 255).
@@ -124,7 +126,9 @@ class AdversarialModel(keras.Model):
         self._objective: Unbound | None = None  # Until outputs have been seen.
         if adapters.is_functional(inner):
             self._prepare()
-        self._clean = None  # Of the step: clean images whose loss is still to come.
+        # Clean images whose loss is still to come. Of each replica, which is a thread:
+        # where batch norms are synchronized, they are traced by turns.
+        self._of_step = threading.local()
 
     def call(self, inputs, training=None):
         """Returns the model's outputs."""
@@ -144,8 +148,8 @@ class AdversarialModel(keras.Model):
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller; an attacked task has no target; or a weight has the
-            name of none.
+            is [0, 1] or smaller; an attacked task has no target; a weight has the name
+            of none; or the model is not compiled.
         """
         structure, (x, *others) = x, keras.tree.flatten(x)
         packed = structure is not x
@@ -154,6 +158,11 @@ class AdversarialModel(keras.Model):
                 "x must be images alone, [batch, height, width, channels], or one such "
                 "tensor in a dict, list or tuple for a functional model; got "
                 f"{1 + len(others)} in a {type(structure).__name__}. Give the images."
+            )
+        if not self.compiled:
+            raise InputError(
+                "The model must be compiled before it attacks images, because its loss "
+                "says which places are ignored; call compile first."
             )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
@@ -210,15 +219,18 @@ class AdversarialModel(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         attacked = self.attacked(x, y, sample_weight)
         x_adv = tf.nest.map_structure(tf.stop_gradient, attacked)
-        self._clean = x if self._adversary.share < 1 else None
-        return super().train_step((x_adv, y, sample_weight))
+        self._of_step.clean = x if self._adversary.share < 1 else None
+        try:
+            return super().train_step((x_adv, y, sample_weight))
+        finally:
+            self._of_step.clean = None
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Returns the compiled loss; in a training step, of both kinds of images."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        clean, self._clean = self._clean, None
+        clean = getattr(self._of_step, "clean", None)
         if clean is None:
             return loss
         outputs = self.inner(clean, training=True)
@@ -449,9 +461,9 @@ def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
     weight = tf.convert_to_tensor(weight)
     if weight.shape.rank == 1 + task.axes + 1 and weight.shape[-1] == 1:
         weight = weight[..., 0]
-    if weight.shape.rank == 1:  # Of each image: those that do not count are not lost.
-        return tf.ones(places)
-    return tf.cast(weight != 0, tf.float32)
+    if weight.shape.rank != 1 + task.axes or not task.axes:
+        return tf.ones(places)  # Of each image: those that do not count are not lost.
+    return tf.broadcast_to(tf.cast(weight != 0, tf.float32), places)
 
 
 def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
@@ -463,8 +475,7 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
             f"{len(inputs)}: {', '.join(tensor.name for tensor in inputs)}; give "
             "keras.Model(image, model([image, ...])) with the others filled in."
         )
-    given = [tasks] if isinstance(tasks, Task) else tasks
-    given = given.split(",") if isinstance(given, str) else list(given)
+    given = examples_lib.tasks_given(tasks)
     if not given:
         outputs = getattr(inner, "output", None)
         if not isinstance(outputs, Mapping):

@@ -162,7 +162,9 @@ def job_of(
                 f"{name} is a flag of the command only, not of the Python function; "
                 "leave it out."
             )
-    own, names = _tasks(tasks)
+    listed = examples_lib.tasks_given(tasks)
+    own = [task for task in listed if isinstance(task, Task)]
+    names = [task.name if isinstance(task, Task) else task for task in listed]
     if isinstance(heads, Mapping):
         own += [task for task in heads.values() if isinstance(task, Task)]
         heads = {o: getattr(t, "name", t) for o, t in heads.items()}
@@ -204,15 +206,15 @@ def job_of(
             "data set, and none was given."
         )
     if by_name:
-        return attack_job.resolve(config, None, file, folder)
-    source = examples_lib.open_source(
-        examples,
-        _with_classes(file, own, names, config, "classes" in facts) if file else own,
-        names,
-        facts,
-        config.split,
-        config.num_examples,
-    )
+        source = None
+    elif isinstance(examples, Source):  # Whose own tasks have their classes.
+        source = dataclasses.replace(examples, declared=own)
+    else:
+        if file:
+            own = _with_classes(file, own, names, config, "classes" in facts)
+        source = examples_lib.open_source(
+            examples, own, names, facts, config.split, config.num_examples
+        )
     return attack_job.resolve(config, source, file, folder)
 
 
@@ -269,19 +271,6 @@ def _with_classes(
         found[name] = task
     usual = {} if any_task else tasks_lib.TASKS
     return [task for task in found.values() if task is not usual.get(task.name)]
-
-
-def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
-    """Records of one's own, and the names of all tasks."""
-    if isinstance(tasks, str):
-        tasks = tasks.split(",")
-    elif isinstance(tasks, Task):
-        tasks = [tasks]
-    elif isinstance(tasks, Mapping):
-        tasks = tasks.values()
-    tasks = list(tasks)
-    own = [task for task in tasks if isinstance(task, Task)]
-    return own, [task.name if isinstance(task, Task) else task for task in tasks]
 
 
 def _name(model: Any) -> str:

@@ -94,6 +94,27 @@ def test_a_step_is_that_of_training(batch, share, batch_norm):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_each_replica_has_its_own_clean_images(batch, mirrored):
+    """Also where synchronized batch norms let replicas take turns within a step."""
+    images, targets = batch
+    trained = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            keras.utils.set_random_seed(1)
+            image = keras.Input((16, 16, 3))
+            x = keras.layers.Conv2D(4, 1)(image)
+            x = keras.layers.BatchNormalization(synchronized=True)(x)
+            model = keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(x)})
+            attack = attacks.FGSM(epsilon=0.1)
+            adversarial = mtr_tf.AdversarialModel(model, attack=attack, share=0.3)
+            adversarial.compile(keras.optimizers.SGD(0.5), loss=LOSSES["seg"])
+        given = {"seg": targets["seg"]}
+        adversarial.fit(images, given, batch_size=4, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_images_of_another_range_are_attacked_by_as_many_levels(batch):
     images, targets = batch
     model = make_model()
@@ -457,6 +478,17 @@ def test_weights_of_zero_are_not_attacked(batch):
     assert not np.allclose(whole[:, :, 8:], moved[:, :, 8:])
 
 
+def test_weights_of_images_weigh_no_task_more_than_others(batch):
+    """Though one has axes of places, over which training broadcasts it."""
+    images, targets = batch
+    adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
+    adversarial.compile("sgd", loss=LOSSES)
+    weights = {"seg": np.ones((4, 1, 1)), "depth": np.ones((4, 1))}
+    moved = adversarial.attacked(tf.constant(images), targets, weights)
+    expected = adversarial.attacked(tf.constant(images), targets)
+    np.testing.assert_array_equal(moved, expected)
+
+
 @pytest.mark.parametrize("form", ["dict", "list", "single"])
 def test_classes_that_the_loss_ignores_are_not_attacked(batch, form):
     images, seg = tf.constant(batch[0]), batch[1]["seg"].copy()
@@ -531,6 +563,20 @@ def test_a_weight_needs_a_target(batch):
     weights = {"seg": tf.ones((4, 16, 16)), "sag": tf.zeros((4, 16, 16))}
     with pytest.raises(mtr_tf.InputError, match="one is named 'sag'.*mean 'seg'"):
         adversarial.attacked(tf.constant(images), targets, weights)
+
+
+def test_a_model_is_compiled_before_it_attacks(batch):
+    adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
+    with pytest.raises(mtr_tf.InputError, match="must be compiled before it attacks"):
+        adversarial.attacked(tf.constant(batch[0]), batch[1])
+
+
+def test_sets_of_tasks_have_those_of_ones_own():
+    image = keras.Input((4, 4, 3))
+    flow = tasks_lib.Task("flow", kind="numbers", channels=2)
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(image))
+    adversarial = mtr_tf.AdversarialModel(model, tasks_lib.TaskSet([flow]))
+    assert [*adversarial._tasks] == ["flow"]
 
 
 @pytest.mark.parametrize(

@@ -496,6 +496,7 @@ def test_measures_come_too(model):
         ({"name": "x"}, "name is a flag of the command"),
         ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
+        ({"examples": {"images": []}}, "must be an iterable.*got a dict"),
         ({"examples": [3]}, "An example must be"),
         ({"examples": [{"image": 3}]}, "An image must have shape"),
         ({"examples": [{"targets": 3}]}, 'must have "image" and "targets"'),

@@ -110,8 +110,12 @@ def test_units_are_those_of_the_data(folder, tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps(content | {"tasks": tasks} if tasks else {"train": {}})
         )
-        said = export.about(dataclasses.replace(run, directory=tmp_path), run.model)
+        moved = dataclasses.replace(run, directory=tmp_path)
+        said = export.about(moved, run.model)
         assert said["outputs"]["depth"]["unit"] == unit
+    own = keras.Model(run.model.input, {"flow": run.model.output["depth"]})
+    flow = export.about(moved, own)["outputs"]["flow"]
+    assert (flow["kind"], flow["unit"], flow["logits"]) == (None, "", False)
 
 
 def test_what_cannot_be_exported_is_said(folder, tmp_path):
