@@ -76,7 +76,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--torch_python", default="", help="a Python that has PyTorch; empty: without")
     add("--batch_sizes", default="8,32", help="of attacks")
     add("--image_size", default="256x512", help="of attacks")
-    add("--seconds", type=float, default=100, help="to compile, and to be measured")
+    add("--seconds", type=float, default=200, help="to compile, and to be measured")
     add("--rounds", type=int, default=5, help="of each, of which the median counts")
     add("--steps", type=int, default=20, help="of PGD")
     most = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
@@ -213,7 +213,8 @@ def _completed(record: Record, before: Sequence[Record]) -> Record:
     if "gflop" in made:
         made["tflops"] = made["gflop"] * made.get("batch", 1) / made["ms"]
         for other in before:
-            if other["part"] == "matmul" and other.get("dtype") == made.get("dtype"):
+            is_product = other["part"] == "matmul" and "tflops" in other
+            if is_product and other["dtype"] == made.get("dtype"):
                 made["share"] = made["tflops"] / other["tflops"]
     return made
 

@@ -264,6 +264,16 @@ def test_the_usual_parts_compile_together(script):
     assert together[0] == ["matmul:0", "attack:0", "attack:1", "attack:2"]
 
 
+def test_shares_are_of_products_that_were_measured(script):
+    gpu = script("gpu")
+    record = {"part": "attack", "dtype": "float32", "ms": 2.0, "gflop": 4.0, "batch": 3}
+    failed = {"part": "matmul", "dtype": "float32", "error": "no memory"}
+    found = gpu._completed(record, [failed])
+    assert (found["tflops"], found.get("share")) == (6, None)
+    measured = {"part": "matmul", "dtype": "float32", "tflops": 24.0}
+    assert gpu._completed(record, [failed, measured])["share"] == 0.25
+
+
 def test_the_longest_kernels_of_a_trace(script):
     space = xplane_pb2.XSpace()
     for name in ("/device:GPU:0", "/host:CPU"):
@@ -366,6 +376,6 @@ def test_gpu_checks_on_a_cpu(script, tmp_path):
     rows = {row["check"]: row for row in report["results"]}
     ends = [f"{name} ends well" for name in ("data", "xla", "xla-again", "attack")]
     for check in (*ends, "equal bits of two runs, xla"):
-        assert rows[check]["met"] == "yes"
+        assert rows[check]["met"]
     least, _, most = rows["losses of --fast"]["found"].split()
     assert 0.9 < float(least) <= float(most) < 1.1
