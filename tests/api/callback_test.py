@@ -89,7 +89,7 @@ def test_numbers_are_those_of_evaluate(batch, activation):
 
 def test_radii_epochs_and_tensorboard(batch, tmp_path):
     watch = mtr_tf.RobustnessCallback(
-        batch, eps=[2, 8], steps=1, every=2, log_dir=tmp_path, tasks="seg"
+        batch, "seg", "fgsm", eps=[2, 8], every=2, log_dir=tmp_path
     )
     history = fit(make_model(), batch, 4, watch)
     names = {name for name in history if name.startswith("val_")}
