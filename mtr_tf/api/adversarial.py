@@ -192,7 +192,7 @@ class AdversarialModel(keras.Model):
             )
         image = (tf.cast(x, tf.float32) - self._low) / width
         checked = self._check_range(image, width)
-        with tf.control_dependencies([] if tf.executing_eagerly() else [checked]):
+        with tf.control_dependencies([checked]):
             batch["image"] = tf.identity(image)
         count = tf.cast(tf.shape(x)[0], tf.int64)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -39,7 +39,7 @@ from mtr_tf.runs.model_files import File
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
-# What names model, data and results for the command, and for processes of its own.
+# What names model and results for the command, and for processes of its own.
 LEFT_OUT = (
     "ckpt",
     "name",
@@ -50,14 +50,13 @@ LEFT_OUT = (
     "executor_options",
     "workers",
     "part",
-    "attack",
 )
 # Where the command has another default.
 DEFAULTS = {"strategy": "one_device"}
 _OF_DATA = ("dataset", "data_dir", "depth_target", "validation_share", "image_size")
 
 
-@settings_lib.shown(AttackConfig, without=LEFT_OUT, defaults=DEFAULTS)
+@settings_lib.shown(AttackConfig, without=(*LEFT_OUT, "attack"), defaults=DEFAULTS)
 def evaluate(
     model: Any,
     examples: Any = None,
@@ -156,7 +155,7 @@ def job_of(
     Raises:
       InputError: They do not fit together.
     """
-    for name in LEFT_OUT[:-1]:
+    for name in LEFT_OUT:
         if name in settings:
             raise InputError(
                 f"{name} is a flag of the command only, not of the Python function; "
