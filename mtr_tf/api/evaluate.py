@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from mtr_tf import attack_job
 from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
@@ -36,6 +38,7 @@ from mtr_tf.runs import loading
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
 from mtr_tf.runs.model_files import File
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
@@ -81,7 +84,8 @@ def evaluate(
       model: A Keras model, or any function of images `[batch, height, width, channels]`
         in [0, 1] that returns outputs: a dict, a list, a tuple, or a single one. Or the
         path of a run or a file, as for the command's --ckpt. Of an `AdversarialModel`
-        it is the model that is trained.
+        it is the model that is trained. One that was made under a `MirroredStrategy`
+        is attacked on its replicas.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
         `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
@@ -214,7 +218,17 @@ def job_of(
         source = examples_lib.open_source(
             examples, own, names, facts, config.split, config.num_examples
         )
-    return attack_job.resolve(config, source, file, folder)
+    return attack_job.resolve(config, source, file, folder, _workers(model))
+
+
+def _workers(model: Any) -> Workers | None:
+    """The replicas that a model was made on, as no other strategy can read its weights.
+
+    None: it was made on none.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    return Workers(strategy) if is_mirrored else None
 
 
 def _check_facts(facts: Mapping[str, Any], examples: Any) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 
@@ -121,6 +122,19 @@ def test_several_attacks_have_numbers_of_their_own(batch):
         f"val_adv_{attack}_seg_loss" for attack in ("noise", "fgsm", "fgsm-cospgd")
     }
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
+
+
+def test_models_on_several_replicas_have_the_numbers_of_one(batch, mirrored):
+    logs = []
+    for scope in (contextlib.nullcontext(), mirrored.scope()):
+        with scope:
+            model = make_model()
+        watch = mtr_tf.RobustnessCallback(batch, "seg", "fgsm", batch_size=4)
+        watch.set_model(model)
+        logs.append({})
+        watch.on_epoch_end(0, logs[-1])
+    assert "val_adv_seg_loss" in logs[0]
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
 
 
 def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
