@@ -98,8 +98,8 @@ class AdversarialModel(keras.Model):
             position in the batch.
 
         Raises:
-          InputError: A setting is out of range, a task is unknown, or the model has
-            several inputs.
+          InputError: A setting is out of range, a task is unknown, the model has
+            several inputs, or its replicas cannot share statistics during an attack.
         """
         # It casts no images: the model within does, if it computes in half precision.
         policy = inner.dtype_policy
@@ -114,6 +114,7 @@ class AdversarialModel(keras.Model):
         if attack_tasks != "all":
             attacked = self._tasks.select(attack_tasks.split("+"))
         _check(share, batch_norm, input_range)
+        _check_statistics(inner, batch_norm)
         self._low, self._high = map(float, input_range)
         if attack is None:
             settings_lib.check_levels(eps)
@@ -501,4 +502,17 @@ def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> N
         raise InputError(
             "input_range must be two numbers, the lower first, such as (0, 255); got "
             f"{tuple(input_range)}."
+        )
+
+
+def _check_statistics(inner: keras.Model, batch_norm: str) -> None:
+    """Raises `InputError` for batch norms that TensorFlow cannot keep in step."""
+    layers = inner._flatten_layers()
+    shared = any(getattr(layer, "synchronized", False) for layer in layers)
+    mirrored = isinstance(inner.distribute_strategy, tf.distribute.MirroredStrategy)
+    if shared and mirrored and batch_norm == "training":
+        raise InputError(
+            'batch_norm must be "inference" for synchronized batch norms under a '
+            "MirroredStrategy, because the loop of an attack cannot share statistics "
+            'between replicas; got "training". Leave it out.'
         )

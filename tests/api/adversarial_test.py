@@ -115,6 +115,14 @@ def test_each_replica_has_its_own_clean_images(batch, mirrored):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+def test_replicas_cannot_share_statistics_during_an_attack(mirrored):
+    with mirrored.scope():
+        norm = keras.layers.BatchNormalization(synchronized=True)
+        model = keras.Sequential([keras.Input((4, 4, 3)), norm])
+        with pytest.raises(mtr_tf.InputError, match='must be "inference" for synchr'):
+            mtr_tf.AdversarialModel(model, "normal", batch_norm="training")
+
+
 def test_images_of_another_range_are_attacked_by_as_many_levels(batch):
     images, targets = batch
     model = make_model()
