@@ -160,11 +160,6 @@ class AdversarialModel(keras.Model):
                 "tensor in a dict, list or tuple for a functional model; got "
                 f"{1 + len(others)} in a {type(structure).__name__}. Give the images."
             )
-        if not self.compiled:
-            raise InputError(
-                "The model must be compiled before it attacks images, because its loss "
-                "says which places are ignored; call compile first."
-            )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
         targets = _by_name(y, self._tasks, self._adversary.tasks, "targets")
@@ -175,6 +170,11 @@ class AdversarialModel(keras.Model):
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
         elif sample_weight is not None:
             weights = dict.fromkeys(names, sample_weight)
+        if not self.compiled:
+            raise InputError(
+                "The model must be compiled before it attacks images, because its loss "
+                "says which places are ignored; call compile first."
+            )
         batch = {"targets": {}, "masks": {}}
         for name in self._adversary.tasks:
             target = self._target(self._tasks[name], targets[name])

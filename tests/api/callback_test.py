@@ -124,6 +124,7 @@ def test_several_attacks_have_numbers_of_their_own(batch):
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
 
 
+@pytest.mark.slow
 def test_models_on_several_replicas_have_the_numbers_of_one(batch, mirrored):
     logs = []
     for scope in (contextlib.nullcontext(), mirrored.scope()):
