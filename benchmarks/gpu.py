@@ -67,23 +67,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = timing.parser(__doc__, "gpu", rounds=5)
     add = parser.add_argument
     add("--part", default=_USUAL, help=f"out of {', '.join(_PARTS)}")
     add("--torch_python", default="", help="a Python that has PyTorch; empty: without")
     add("--batch_sizes", default="8,32", help="of attacks")
     add("--image_size", default="256x512", help="of attacks")
-    add("--seconds", type=float, default=100, help="to compile, and to be measured")
-    add("--rounds", type=int, default=5, help="of each, of which the median counts")
+    add("--seconds", type=float, default=200, help="to compile, and to be measured")
     add("--steps", type=int, default=20, help="of PGD")
     most = max(1, min(10, 5 * (os.cpu_count() or 1) // 8))
     add("--processes", type=int, default=most, help="that compile at the same time")
     add("--profile", default="", help="a folder for the trace of one call of each case")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
-    add("--output", default="runs/benchmarks/gpu.json")
     add("--worker", default="", help=argparse.SUPPRESS)
     parser.set_defaults(waits=False)  # Whether a worker must still be told to go on.
     args = parser.parse_args(argv)
@@ -213,7 +208,8 @@ def _completed(record: Record, before: Sequence[Record]) -> Record:
     if "gflop" in made:
         made["tflops"] = made["gflop"] * made.get("batch", 1) / made["ms"]
         for other in before:
-            if other["part"] == "matmul" and other.get("dtype") == made.get("dtype"):
+            is_product = other["part"] == "matmul" and "tflops" in other
+            if is_product and other["dtype"] == made.get("dtype"):
                 made["share"] = made["tflops"] / other["tflops"]
     return made
 

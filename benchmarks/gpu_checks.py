@@ -17,6 +17,8 @@ import argparse
 import concurrent.futures
 import dataclasses
 import json
+import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -26,12 +28,12 @@ import time
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import timing
 
 from mtr_tf.runs import initial_weights
 
-_COLUMNS = {"check": "s", "found": "s", "goal": "s", "met": "s"}
 _TRAIN = {
     "xla": ("--jit=on",),
     "xla-again": ("--jit=on",),
@@ -62,69 +64,73 @@ class Ended:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the commands, prints the table and writes the JSON file."""
+    """Runs the commands; prints and writes what each shows as soon as it is known."""
     args = _arguments(argv)
+    records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        records = list(_checks(args, pathlib.Path(args.folder or folder)))
-    goals = [(row["check"], row["met"] == "yes") for row in records if row["goal"]]
-    timing.finish(args, records, _COLUMNS, goals)
+        for row in _checks(args, pathlib.Path(args.folder or folder)):
+            said = "{check}: {found}; wanted: {goal}".format(**row)
+            print(f"{'met   ' if row['met'] else 'MISSED'} {said}", flush=True)
+            records.append(row)
+            timing.write(args, records)
+    print(f"written to {args.output}")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = timing.parser(__doc__, "gpu_checks", rounds=1)
     add = parser.add_argument
     add("--folder", default="", help="for the runs; empty: one that is deleted again")
-    add("--processes", type=int, default=4, help="commands at the same time")
+    most = max(2, min(8, (os.cpu_count() or 1) // 2))
+    add("--processes", type=int, default=most, help="commands at the same time")
     add("--seconds", type=float, default=300, help="that a command may take")
     add("--only", default="", help="of these names of commands, comma-separated")
     add("--tiny", action="store_true", help="small nets and images: a rehearsal")
     return parser.parse_args(argv)
 
 
-def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str, str]]:
-    """The rows of the table."""
+def _checks(args: argparse.Namespace, folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """What is checked, with what was found and wanted."""
     wanted = args.only.split(",") if args.only else [*_TRAIN, *_ATTACK, *_STARTS]
-    ended = _all_ended(args, folder, wanted)
-    for name, found in ended.items():
-        yield _row(f"{name} ends well", found.last, "exit code 0", found.code == 0)
-    good = {name for name, found in ended.items() if not found.code}
+    ended: dict[str, Ended] = {}
+
+    def good(*names: str) -> bool:
+        return all(name in ended and not ended[name].code for name in names)
+
+    def run(commands: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Any]]:
+        with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+            names = {
+                pool.submit(_ended, args, folder, name, command): name
+                for name, command in commands.items()
+                if name in ("data", *wanted)
+            }
+            for future in concurrent.futures.as_completed(names):
+                name = names[future]
+                found = ended[name] = future.result()
+                met = not found.code
+                yield _row(f"{name} ends well", found.last, "exit code 0", met)
+
+    # Makes the data set.
+    yield from run({"data": _train(args, folder / "data", (*_ONE_STEP, "--jit=off"))})
+    yield from run({n: _train(args, folder / n, flags) for n, flags in _TRAIN.items()})
     for name in ("xla", "no-xla"):
-        if {name, f"{name}-again"} <= good:
+        if good(name, f"{name}-again"):
             one, other = (_digest(folder / n) for n in (name, f"{name}-again"))
             yield _row(f"equal bits of two runs, {name}", other, one, one == other)
-    losses = {name: _losses(folder / "xla", name) for name in _ATTACK if name in good}
-    if "attack" in losses:
-        yield from _compared(losses)
-    if good.issuperset(_STARTS):
+    ckpt = folder / "xla"
+    yield from run({n: _attack(args, ckpt, n, flags) for n, flags in _ATTACK.items()})
+    if good("attack"):
+        others = [name for name in _ATTACK if name != "attack" and good(name)]
+        yield from _compared(ckpt, others)
+    for name in _STARTS:
+        yield from run({name: _train(args, folder / name, _ONE_STEP)})
+    if good(*_STARTS):
         first, second = (ended[name].seconds for name in _STARTS)
         said = f"{second:.1f} s after {first:.1f}"
         yield _row("second start, one step and its end", said, "12 s", second <= 12)
 
 
-def _row(check: str, found: str, goal: str, met: bool) -> dict[str, str]:
-    return {"check": check, "found": found, "goal": goal, "met": "yes" if met else "no"}
-
-
-def _all_ended(
-    args: argparse.Namespace, folder: pathlib.Path, wanted: Sequence[str]
-) -> dict[str, Ended]:
-    """Runs the commands; those that attack, after what they attack."""
-
-    def run(name: str, command: Sequence[str]) -> Ended:
-        return _ended(args, folder, name, command)
-
-    first = _train(args, folder / "data", ("--jit=off", "--eval_eps=0"))
-    ended = {"data": run("data", first)}  # Makes the data set.
-    for commands in (
-        {n: _train(args, folder / n, flags) for n, flags in _TRAIN.items()},
-        {n: _attack(args, folder / "xla", n, flags) for n, flags in _ATTACK.items()},
-        *({name: _train(args, folder / name, _ONE_STEP)} for name in _STARTS),
-    ):
-        commands = {n: command for n, command in commands.items() if n in wanted}
-        with concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
-            made = pool.map(run, commands, commands.values())
-            ended |= dict(zip(commands, made, strict=True))
-    return ended
+def _row(check: str, found: str, goal: str, met: bool) -> dict[str, Any]:
+    return {"check": check, "found": found, "goal": goal, "met": met}
 
 
 def _train(
@@ -171,7 +177,7 @@ def _ended(
     timer.cancel()
     if code < 0:
         last = f"ended after {args.seconds:g} s: {last}"
-    return Ended(code, last[:60], time.perf_counter() - start)
+    return Ended(code, last[:300], time.perf_counter() - start)
 
 
 def _digest(run: pathlib.Path) -> str:
@@ -182,23 +188,27 @@ def _digest(run: pathlib.Path) -> str:
 def _losses(run: pathlib.Path, name: str) -> dict[str, float]:
     """{attack and task: its loss under attack} of a command's results."""
     records = json.loads((run / "attacks" / name / "results.json").read_text())
-    return {
-        f"{row['attack']} {row['task']}": row["attacked_value"]
-        for row in records
-        if row["metric"] == "loss"
-    }
+    losses = {}
+    for row in records:
+        if row["metric"] == "loss":
+            value = row["attacked_value"]  # None where it is not finite.
+            key = f"{row['attack']} {row['task']}"
+            losses[key] = math.nan if value is None else value
+    return losses
 
 
-def _compared(losses: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, str]]:
+def _compared(run: pathlib.Path, others: Sequence[str]) -> Iterator[dict[str, Any]]:
     """How the losses of other ways to attack differ from those of the first."""
-    exact = losses["attack"]
-    for name, found in losses.items():
+    exact = _losses(run, "attack")
+    for name in others:
+        found = _losses(run, name)
         ratios = [found[key] / exact[key] for key in exact]
         said = f"{min(ratios):.5f} to {max(ratios):.5f}"
         if name == "attack-fast":
-            yield _row("losses of --fast", said, "at least .995", min(ratios) >= 0.995)
-        elif name != "attack":
-            near = max(abs(ratio - 1) for ratio in ratios) <= 0.005
+            strong = all(ratio >= 0.995 for ratio in ratios)
+            yield _row("losses of --fast", said, "at least .995", strong)
+        else:
+            near = all(abs(ratio - 1) <= 0.005 for ratio in ratios)
             yield _row(f"losses of {name}", said, "1, within .005", near)
 
 

@@ -144,7 +144,11 @@ def convert(config: ConvertConfig) -> pathlib.Path:
     from mtr_tf.models.torch_weights import transfer as torch_weights
     from mtr_tf.runs import store
 
-    _check_model(config.model, [k for k, v in models.MODELS.items() if v.family])
+    known = [name for name, model in models.MODELS.items() if model.family]
+    if config.model not in known:
+        raise InputError(
+            f"--model must be one of {', '.join(known)}, got {config.model!r}."
+        )
     if config.parsed_image_size:
         models.check_image_size(config.model, config.parsed_image_size)
     found = torch_weights.contents(torch_files.read(config.torch), config.model)
@@ -168,11 +172,6 @@ def convert(config: ConvertConfig) -> pathlib.Path:
         directory.write_config(workdir, run_config)
     logging.info("%d weights are in %s", len(model.variables), workdir)
     return workdir
-
-
-def _check_model(name: str, known: list[str]) -> None:
-    if name not in known:
-        raise InputError(f"--model must be one of {', '.join(known)}, got {name!r}.")
 
 
 def _run_config(config: ConvertConfig, found: Contents) -> TrainConfig:

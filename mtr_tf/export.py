@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _ABOUT = "model.json"
 _BEGUN = {"state": "being written"}
+_NOT_SAID = ("name", "metrics", "places")  # Of tasks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def about(run: Run, model: keras.Model) -> dict[str, Any]:
         usual = TASKS[name].to_dict() | {"unit": None} if name in TASKS else {}
         task = known.get(name) or usual  # Of the data that it is on nobody knows.
         task = {"kind": None, "unit": "", "classes": [], "range": None, **task}
-        del task["name"], task["metrics"], task["places"]
+        task = {key: task[key] for key in task if key not in _NOT_SAID}
         outputs[name] = {
             **task,
             "channels": output.shape[-1],

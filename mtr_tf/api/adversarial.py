@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -88,7 +89,8 @@ class AdversarialModel(keras.Model):
           steps: Its number of steps, if `attack` is not given.
           step_size: The size of a step, in levels; 0: a quarter of `eps`.
           share: Weight of the losses on attacked images; the losses on clean images
-            have the rest.
+            have the rest. (Of several losses, Keras shows each as its mean over both,
+            and metrics on attacked images.)
           batch_norm: "inference", or "training": during the attack, batch norms use
             each batch's own statistics, as in training.
           input_range: The range of training images, such as (0, 255).
@@ -96,8 +98,8 @@ class AdversarialModel(keras.Model):
             position in the batch.
 
         Raises:
-          InputError: A setting is out of range, a task is unknown, or the model has
-            several inputs.
+          InputError: A setting is out of range, a task is unknown, the model has
+            several inputs, or its replicas cannot share statistics during an attack.
         """
         # It casts no images: the model within does, if it computes in half precision.
         policy = inner.dtype_policy
@@ -112,6 +114,7 @@ class AdversarialModel(keras.Model):
         if attack_tasks != "all":
             attacked = self._tasks.select(attack_tasks.split("+"))
         _check(share, batch_norm, input_range)
+        _check_statistics(inner, batch_norm)
         self._low, self._high = map(float, input_range)
         if attack is None:
             settings_lib.check_levels(eps)
@@ -124,7 +127,9 @@ class AdversarialModel(keras.Model):
         self._objective: Unbound | None = None  # Until outputs have been seen.
         if adapters.is_functional(inner):
             self._prepare()
-        self._clean = None  # Of the step: clean images whose loss is still to come.
+        # Clean images whose loss is still to come. Of each replica, which is a thread:
+        # where batch norms are synchronized, they are traced by turns.
+        self._of_step = threading.local()
 
     def call(self, inputs, training=None):
         """Returns the model's outputs."""
@@ -144,8 +149,8 @@ class AdversarialModel(keras.Model):
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller; an attacked task has no target; or a weight has the
-            name of none.
+            is [0, 1] or smaller; an attacked task has no target; a weight has the name
+            of none; or the model is not compiled.
         """
         structure, (x, *others) = x, keras.tree.flatten(x)
         packed = structure is not x
@@ -165,6 +170,11 @@ class AdversarialModel(keras.Model):
             weights = examples_lib.by_task(sample_weight, names, "sample weights")
         elif sample_weight is not None:
             weights = dict.fromkeys(names, sample_weight)
+        if not self.compiled:
+            raise InputError(
+                "The model must be compiled before it attacks images, because its loss "
+                "says which places are ignored; call compile first."
+            )
         batch = {"targets": {}, "masks": {}}
         for name in self._adversary.tasks:
             target = self._target(self._tasks[name], targets[name])
@@ -183,7 +193,7 @@ class AdversarialModel(keras.Model):
             )
         image = (tf.cast(x, tf.float32) - self._low) / width
         checked = self._check_range(image, width)
-        with tf.control_dependencies([] if tf.executing_eagerly() else [checked]):
+        with tf.control_dependencies([checked]):
             batch["image"] = tf.identity(image)
         count = tf.cast(tf.shape(x)[0], tf.int64)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -210,15 +220,18 @@ class AdversarialModel(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         attacked = self.attacked(x, y, sample_weight)
         x_adv = tf.nest.map_structure(tf.stop_gradient, attacked)
-        self._clean = x if self._adversary.share < 1 else None
-        return super().train_step((x_adv, y, sample_weight))
+        self._of_step.clean = x if self._adversary.share < 1 else None
+        try:
+            return super().train_step((x_adv, y, sample_weight))
+        finally:
+            self._of_step.clean = None
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         """Returns the compiled loss; in a training step, of both kinds of images."""
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        clean, self._clean = self._clean, None
+        clean = getattr(self._of_step, "clean", None)
         if clean is None:
             return loss
         outputs = self.inner(clean, training=True)
@@ -449,9 +462,9 @@ def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
     weight = tf.convert_to_tensor(weight)
     if weight.shape.rank == 1 + task.axes + 1 and weight.shape[-1] == 1:
         weight = weight[..., 0]
-    if weight.shape.rank == 1:  # Of each image: those that do not count are not lost.
-        return tf.ones(places)
-    return tf.cast(weight != 0, tf.float32)
+    if weight.shape.rank != 1 + task.axes or not task.axes:
+        return tf.ones(places)  # Of each image: those that do not count are not lost.
+    return tf.broadcast_to(tf.cast(weight != 0, tf.float32), places)
 
 
 def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
@@ -463,8 +476,7 @@ def _task_set(inner: keras.Model, tasks: str | Iterable[str | Task]) -> TaskSet:
             f"{len(inputs)}: {', '.join(tensor.name for tensor in inputs)}; give "
             "keras.Model(image, model([image, ...])) with the others filled in."
         )
-    given = [tasks] if isinstance(tasks, Task) else tasks
-    given = given.split(",") if isinstance(given, str) else list(given)
+    given = examples_lib.tasks_given(tasks)
     if not given:
         outputs = getattr(inner, "output", None)
         if not isinstance(outputs, Mapping):
@@ -490,4 +502,17 @@ def _check(share: float, batch_norm: str, input_range: tuple[float, float]) -> N
         raise InputError(
             "input_range must be two numbers, the lower first, such as (0, 255); got "
             f"{tuple(input_range)}."
+        )
+
+
+def _check_statistics(inner: keras.Model, batch_norm: str) -> None:
+    """Raises `InputError` for batch norms that TensorFlow cannot keep in step."""
+    layers = inner._flatten_layers()
+    shared = any(getattr(layer, "synchronized", False) for layer in layers)
+    mirrored = isinstance(inner.distribute_strategy, tf.distribute.MirroredStrategy)
+    if shared and mirrored and batch_norm == "training":
+        raise InputError(
+            'batch_norm must be "inference" for synchronized batch norms under a '
+            "MirroredStrategy, because the loop of an attack cannot share statistics "
+            'between replicas; got "training". Leave it out.'
         )

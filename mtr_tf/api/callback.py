@@ -32,7 +32,7 @@ from mtr_tf.tasks import Task
 
 # What is computed once more than numbers, or left on disk.
 _NOT_IN_TRAINING = (
-    *evaluate_lib.LEFT_OUT[:-1],
+    *evaluate_lib.LEFT_OUT,
     "source_ckpt",
     "fast",
     "measure",

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from mtr_tf import attack_job
 from mtr_tf import files
 from mtr_tf import tasks as tasks_lib
@@ -36,10 +38,11 @@ from mtr_tf.runs import loading
 from mtr_tf.runs import model_files
 from mtr_tf.runs import remote
 from mtr_tf.runs.model_files import File
+from mtr_tf.runs.workers import Workers
 from mtr_tf.show import gallery
 from mtr_tf.tasks import Task
 
-# What names model, data and results for the command, and for processes of its own.
+# What names model and results for the command, and for processes of its own.
 LEFT_OUT = (
     "ckpt",
     "name",
@@ -50,14 +53,13 @@ LEFT_OUT = (
     "executor_options",
     "workers",
     "part",
-    "attack",
 )
 # Where the command has another default.
 DEFAULTS = {"strategy": "one_device"}
 _OF_DATA = ("dataset", "data_dir", "depth_target", "validation_share", "image_size")
 
 
-@settings_lib.shown(AttackConfig, without=LEFT_OUT, defaults=DEFAULTS)
+@settings_lib.shown(AttackConfig, without=(*LEFT_OUT, "attack"), defaults=DEFAULTS)
 def evaluate(
     model: Any,
     examples: Any = None,
@@ -82,7 +84,8 @@ def evaluate(
       model: A Keras model, or any function of images `[batch, height, width, channels]`
         in [0, 1] that returns outputs: a dict, a list, a tuple, or a single one. Or the
         path of a run or a file, as for the command's --ckpt. Of an `AdversarialModel`
-        it is the model that is trained.
+        it is the model that is trained. One that was made under a `MirroredStrategy`
+        is attacked on its replicas.
       examples: An iterable or `tf.data.Dataset` of examples or batches, `{"image":
         ..., "targets": {task: ...}, "masks": {task: ...}}` or `(image, targets)` or
         `(image, targets, masks)`; or one such batch. Dicts may have `"inputs": {name:
@@ -156,13 +159,15 @@ def job_of(
     Raises:
       InputError: They do not fit together.
     """
-    for name in LEFT_OUT[:-1]:
+    for name in LEFT_OUT:
         if name in settings:
             raise InputError(
                 f"{name} is a flag of the command only, not of the Python function; "
                 "leave it out."
             )
-    own, names = _tasks(tasks)
+    listed = examples_lib.tasks_given(tasks)
+    own = [task for task in listed if isinstance(task, Task)]
+    names = [task.name if isinstance(task, Task) else task for task in listed]
     if isinstance(heads, Mapping):
         own += [task for task in heads.values() if isinstance(task, Task)]
         heads = {o: getattr(t, "name", t) for o, t in heads.items()}
@@ -204,16 +209,26 @@ def job_of(
             "data set, and none was given."
         )
     if by_name:
-        return attack_job.resolve(config, None, file, folder)
-    source = examples_lib.open_source(
-        examples,
-        _with_classes(file, own, names, config, "classes" in facts) if file else own,
-        names,
-        facts,
-        config.split,
-        config.num_examples,
-    )
-    return attack_job.resolve(config, source, file, folder)
+        source = None
+    elif isinstance(examples, Source):  # Whose own tasks have their classes.
+        source = dataclasses.replace(examples, declared=own)
+    else:
+        if file:
+            own = _with_classes(file, own, names, config, "classes" in facts)
+        source = examples_lib.open_source(
+            examples, own, names, facts, config.split, config.num_examples
+        )
+    return attack_job.resolve(config, source, file, folder, _workers(model))
+
+
+def _workers(model: Any) -> Workers | None:
+    """The replicas that a model was made on, as no other strategy can read its weights.
+
+    None: it was made on none.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    is_mirrored = isinstance(strategy, tf.distribute.MirroredStrategy)
+    return Workers(strategy) if is_mirrored else None
 
 
 def _check_facts(facts: Mapping[str, Any], examples: Any) -> None:
@@ -269,19 +284,6 @@ def _with_classes(
         found[name] = task
     usual = {} if any_task else tasks_lib.TASKS
     return [task for task in found.values() if task is not usual.get(task.name)]
-
-
-def _tasks(tasks: str | Iterable[str | Task]) -> tuple[list[Task], list[str]]:
-    """Records of one's own, and the names of all tasks."""
-    if isinstance(tasks, str):
-        tasks = tasks.split(",")
-    elif isinstance(tasks, Task):
-        tasks = [tasks]
-    elif isinstance(tasks, Mapping):
-        tasks = tasks.values()
-    tasks = list(tasks)
-    own = [task for task in tasks if isinstance(task, Task)]
-    return own, [task.name if isinstance(task, Task) else task for task in tasks]
 
 
 def _name(model: Any) -> str:

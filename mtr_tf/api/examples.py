@@ -45,7 +45,7 @@ def open_source(
     """Opens examples in the same way as the command opens a user's own data.
 
     Args:
-      examples: A `Source`, or what `one_by_one` takes.
+      examples: What `one_by_one` takes.
       tasks: Those of the user's own, in place of any among the facts.
       names: Of the tasks, in the order of targets that have no names.
       facts: What a data function says beside its splits (docs/own_data.md).
@@ -55,8 +55,6 @@ def open_source(
     Raises:
       InputError: They do not have the form described in docs/own_data.md.
     """
-    if isinstance(examples, Source):
-        return examples
     is_endless = (
         hasattr(examples, "as_numpy_iterator")
         and int(examples.cardinality()) == tf.data.INFINITE_CARDINALITY
@@ -132,6 +130,15 @@ def _check_rows(parts: Mapping[str, Any], count: int) -> None:
                 )
 
 
+def tasks_given(tasks: str | Iterable[str | Task]) -> Sequence[str | Task]:
+    """All that a parameter `tasks` names, one by one: a task or name, or several."""
+    if isinstance(tasks, str):
+        return tasks.split(",")
+    if isinstance(tasks, Task):
+        return [tasks]
+    return list(tasks.values() if isinstance(tasks, Mapping) else tasks)
+
+
 def by_task(values: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     """Gives values the names of tasks.
 
@@ -187,14 +194,16 @@ def _parts(examples: Any) -> Iterable[Any]:
         return [examples]
     if hasattr(examples, "as_numpy_iterator"):
         return examples.as_numpy_iterator()
-    if hasattr(examples, "__getitem__") and hasattr(examples, "__len__"):
-        return (examples[i] for i in range(len(examples)))  # Also a PyDataset.
-    if isinstance(examples, Mapping) or not hasattr(examples, "__iter__"):
+    is_sequence = hasattr(examples, "__getitem__") and hasattr(examples, "__len__")
+    is_iterable = is_sequence or hasattr(examples, "__iter__")
+    if isinstance(examples, Mapping) or not is_iterable:
         raise InputError(
             "examples must be an iterable or a tf.data.Dataset of examples or batches, "
             '{"image": ..., "targets": {task: ...}} or (image, targets), or one such '
             f"batch; got a {type(examples).__name__}."
         )
+    if is_sequence:  # Also a PyDataset.
+        return (examples[i] for i in range(len(examples)))
     return examples
 
 

@@ -87,12 +87,11 @@ class Results:
         if format in tables.RECORDS:
             found = self.records or self.measures
             return tables.as_records(format, found) if found else ""
-        parts, is_text = [], format == "text"
+        parts, is_text, more = [], format == "text", self.more
         if self.records and is_text:
-            parts.append(tables.about(self.title, self.records, width, self.more))
+            parts.append(tables.about(self.title, self.records, width, more))
         elif self.records:
-            given = (format, self.title, self.records, None, self.more)
-            parts.append(tables.printed(*given))
+            parts.append(tables.printed(format, self.title, self.records, None, more))
         if self.consistency and is_text:
             parts.append(tables.consistency(self.consistency))
         if self.measures:

@@ -94,6 +94,35 @@ def test_a_step_is_that_of_training(batch, share, batch_norm):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_each_replica_has_its_own_clean_images(batch, mirrored):
+    """Also where synchronized batch norms let replicas take turns within a step."""
+    images, targets = batch
+    trained = []
+    for strategy in (tf.distribute.get_strategy(), mirrored):
+        with strategy.scope():
+            keras.utils.set_random_seed(1)
+            image = keras.Input((16, 16, 3))
+            x = keras.layers.Conv2D(4, 1)(image)
+            x = keras.layers.BatchNormalization(synchronized=True)(x)
+            model = keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(x)})
+            attack = attacks.FGSM(epsilon=0.1)
+            adversarial = mtr_tf.AdversarialModel(model, attack=attack, share=0.3)
+            adversarial.compile(keras.optimizers.SGD(0.5), loss=LOSSES["seg"])
+        given = {"seg": targets["seg"]}
+        adversarial.fit(images, given, batch_size=4, shuffle=False, verbose=0)
+        trained.append(model.get_weights())
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_replicas_cannot_share_statistics_during_an_attack(mirrored):
+    with mirrored.scope():
+        norm = keras.layers.BatchNormalization(synchronized=True)
+        model = keras.Sequential([keras.Input((4, 4, 3)), norm])
+        with pytest.raises(mtr_tf.InputError, match='must be "inference" for synchr'):
+            mtr_tf.AdversarialModel(model, "normal", batch_norm="training")
+
+
 def test_images_of_another_range_are_attacked_by_as_many_levels(batch):
     images, targets = batch
     model = make_model()
@@ -335,12 +364,12 @@ def test_images_may_be_the_only_value_of_a_dict_or_a_list(batch):
         model = keras.Model(pack(image), {"seg": layer(image)})
         adversarial = mtr_tf.AdversarialModel(model, steps=1)
         adversarial.compile(keras.optimizers.SGD(0.0), loss=LOSSES["seg"])
-        adversarial.fit(pack(images), {"seg": targets}, verbose=0)
         given = adversarial.attacked(pack(images), targets)
         assert type(given) is type(pack(images))
         moved += keras.tree.flatten(given)
     np.testing.assert_array_equal(moved[0], moved[1])
     np.testing.assert_array_equal(moved[0], moved[2])
+    adversarial.fit([images], {"seg": targets}, verbose=0)
     with pytest.raises(mtr_tf.InputError, match="images alone.*got 2 in a list"):
         adversarial.attacked([images, images], targets)
     free = mtr_tf.AdversarialModel(Subclassed(), "seg", steps=1)
@@ -391,8 +420,6 @@ def test_models_are_attacked_by_what_they_do(batch):
     images, targets = tf.constant(batch[0]), batch[1]["seg"]
     image = keras.Input((16, 16, 3))
     layer = keras.layers.Conv2D(3, 1)
-    expected = keras.Model(image, layer(image))
-    mirrored = keras.Model(image, layer(-image))
     layers = [keras.Input((16, 16, 3)), layer]
 
     def attacked(model):
@@ -400,14 +427,14 @@ def test_models_are_attacked_by_what_they_do(batch):
         made.compile("sgd", loss=LOSSES["seg"])
         return made.attacked(images, targets).numpy()
 
-    for given, same in (
-        (keras.Sequential(layers), expected),
-        (keras.Sequential([layer]), expected),
-        (OwnSequential(layers), expected),
-        (Negative(image, layer(image)), mirrored),
-    ):
-        np.testing.assert_array_equal(attacked(given), attacked(same))
-    assert (attacked(expected) != attacked(mirrored)).any()
+    expected = attacked(keras.Model(image, layer(image)))
+    sequential = (keras.Sequential(layers), keras.Sequential([layer]))
+    for given in (*sequential, OwnSequential(layers)):
+        np.testing.assert_array_equal(attacked(given), expected)
+    mirrored = attacked(keras.Model(image, layer(-image)))
+    negative = attacked(Negative(image, layer(image)))
+    np.testing.assert_array_equal(negative, mirrored)
+    assert (expected != mirrored).any()
 
 
 def test_losses_of_a_list_keep_their_names():
@@ -419,21 +446,18 @@ def test_losses_of_a_list_keep_their_names():
     ]
     adversarial = mtr_tf.AdversarialModel(model, tasks, steps=1)
     images = np.random.default_rng(0).uniform(size=(2, 4, 4, 3)).astype(np.float32)
-    histories = []
-    for each in (model, adversarial):
-        each.compile("sgd", loss=[LOSSES["seg"]] * 2)
-        targets = [np.zeros((2, 4, 4), np.int32)] * 2
-        histories.append(set(each.fit(images, targets, verbose=0).history))
-    assert histories[0] == histories[1] == {"loss", "one_loss", "two_loss"}
+    adversarial.compile("sgd", loss=[LOSSES["seg"]] * 2)
+    targets = [np.zeros((2, 4, 4), np.int32)] * 2
+    history = adversarial.fit(images, targets, verbose=0).history
+    assert set(history) == {"loss", "one_loss", "two_loss"}  # As without the attack.
 
 
 def test_the_model_is_saved_as_itself(batch, tmp_path):
-    images, targets = batch
+    images, _ = batch
     model = make_model()
-    adversarial = mtr_tf.AdversarialModel(model, steps=1)
-    adversarial.compile("sgd", loss=LOSSES)
     keep = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras")
-    adversarial.fit(images, targets, epochs=1, verbose=0, callbacks=[keep])
+    keep.set_model(mtr_tf.AdversarialModel(model, steps=1))
+    keep.on_epoch_end(0, {})
     again = keras.saving.load_model(tmp_path / "best.keras")
     assert type(again) is type(model)
     np.testing.assert_array_equal(again(images)["seg"], model(images)["seg"])
@@ -455,6 +479,17 @@ def test_weights_of_zero_are_not_attacked(batch):
     assert far.max() <= 8 / 255 + 1e-6
     assert not np.allclose(moved[:, :, :4], images[:, :, :4])
     assert not np.allclose(whole[:, :, 8:], moved[:, :, 8:])
+
+
+def test_weights_of_images_weigh_no_task_more_than_others(batch):
+    """Though one has axes of places, over which training broadcasts it."""
+    images, targets = batch
+    adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
+    adversarial.compile("sgd", loss=LOSSES)
+    weights = {"seg": np.ones((4, 1, 1)), "depth": np.ones((4, 1))}
+    moved = adversarial.attacked(tf.constant(images), targets, weights)
+    expected = adversarial.attacked(tf.constant(images), targets)
+    np.testing.assert_array_equal(moved, expected)
 
 
 @pytest.mark.parametrize("form", ["dict", "list", "single"])
@@ -531,6 +566,20 @@ def test_a_weight_needs_a_target(batch):
     weights = {"seg": tf.ones((4, 16, 16)), "sag": tf.zeros((4, 16, 16))}
     with pytest.raises(mtr_tf.InputError, match="one is named 'sag'.*mean 'seg'"):
         adversarial.attacked(tf.constant(images), targets, weights)
+
+
+def test_a_model_is_compiled_before_it_attacks(batch):
+    adversarial = mtr_tf.AdversarialModel(make_model(), TASKS, steps=1)
+    with pytest.raises(mtr_tf.InputError, match="must be compiled before it attacks"):
+        adversarial.attacked(tf.constant(batch[0]), batch[1])
+
+
+def test_sets_of_tasks_have_those_of_ones_own():
+    image = keras.Input((4, 4, 3))
+    flow = tasks_lib.Task("flow", kind="numbers", channels=2)
+    model = keras.Model(image, keras.layers.Conv2D(2, 1)(image))
+    adversarial = mtr_tf.AdversarialModel(model, tasks_lib.TaskSet([flow]))
+    assert [*adversarial._tasks] == ["flow"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -86,7 +90,7 @@ def test_numbers_are_those_of_evaluate(batch, activation):
 
 def test_radii_epochs_and_tensorboard(batch, tmp_path):
     watch = mtr_tf.RobustnessCallback(
-        batch, eps=[2, 8], steps=1, every=2, log_dir=tmp_path, tasks="seg"
+        batch, "seg", "fgsm", eps=[2, 8], every=2, log_dir=tmp_path
     )
     history = fit(make_model(), batch, 4, watch)
     names = {name for name in history if name.startswith("val_")}
@@ -118,6 +122,41 @@ def test_several_attacks_have_numbers_of_their_own(batch):
         f"val_adv_{attack}_seg_loss" for attack in ("noise", "fgsm", "fgsm-cospgd")
     }
     assert history["val_adv_fgsm_seg_loss"] > history["val_adv_noise_seg_loss"]
+
+
+@pytest.mark.slow
+def test_models_on_several_replicas_have_the_numbers_of_one(batch, mirrored):
+    logs = []
+    for scope in (contextlib.nullcontext(), mirrored.scope()):
+        with scope:
+            model = make_model()
+        watch = mtr_tf.RobustnessCallback(batch, "seg", "fgsm", batch_size=4)
+        watch.set_model(model)
+        logs.append({})
+        watch.on_epoch_end(0, logs[-1])
+    assert "val_adv_seg_loss" in logs[0]
+    assert logs[1] == pytest.approx(logs[0], rel=1e-5)
+
+
+def test_own_tasks_of_named_data_are_known_in_later_epochs(batch, monkeypatch):
+    """In which a model with a softmax is looked at anew, but not the data."""
+    images, targets = batch
+    module = types.ModuleType("callback_data")
+    parts = mtr_tf.Task("parts", kind="classes", channels=3)
+    rows = [(x, {"parts": y}) for x, y in zip(images, targets["seg"], strict=True)]
+    module.examples = lambda: {"validation": rows, "tasks": [parts]}
+    monkeypatch.setitem(sys.modules, "callback_data", module)
+    image = keras.Input((8, 8, 3))
+    output = keras.layers.Conv2D(3, 1, activation="softmax")(image)
+    watch = mtr_tf.RobustnessCallback(
+        "callback_data:examples", tasks="parts", attack="fgsm"
+    )
+    watch.set_model(keras.Model(image, {"parts": output}))
+    logs = [{}, {}]
+    for epoch, each in enumerate(logs):
+        watch.on_epoch_end(epoch, each)
+    assert logs[0] == logs[1]
+    assert "val_adv_parts_loss" in logs[0]
 
 
 @pytest.mark.slow

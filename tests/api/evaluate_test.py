@@ -27,7 +27,7 @@ from mtr_tf.tasks import Task
 
 METRICS = ("delta1", "image_miou")
 SETTINGS = {"attacks": "pgd", "eps": [4], "steps": 2, "checks": False}
-SETTINGS |= {"metrics": METRICS}
+SETTINGS |= {"metrics": METRICS, "attack_tasks": "all"}
 
 
 def make_model():
@@ -72,7 +72,7 @@ def numbers(results):
     ]
 
 
-def test_it_is_the_command(model, results, tmp_path, monkeypatch):
+def test_it_is_the_command(model, results, tmp_path, monkeypatch, unplotted):
     """The same numbers as of the command on a file and a data function."""
     monkeypatch.chdir(tmp_path)
     model.save("mine.keras")
@@ -84,6 +84,7 @@ def test_it_is_the_command(model, results, tmp_path, monkeypatch):
         '    return {"validation": make_examples()}\n'
     )
     settings = {**SETTINGS, "attack": ("pgd",), "eps": (4.0,)}
+    settings["attack_tasks"] = (settings["attack_tasks"],)
     del settings["attacks"]
     config = AttackConfig(ckpt="mine.keras", dataset="api_data:examples", **settings)
     attack_job.attack(config)
@@ -247,8 +248,7 @@ def one_logit(form):
 
 
 GREYS = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-ONE = {"attacks": "pgd", "eps": 8, "steps": 2, "step_size": 8, "checks": False}
-ONE |= {"random_start": False}
+ONE = {"attacks": "fgsm", "eps": 8, "checks": False}
 FORMS = ("logit", "probability", "map", "channels first")
 
 
@@ -496,6 +496,7 @@ def test_measures_come_too(model):
         ({"name": "x"}, "name is a flag of the command"),
         ({"examples": None}, "examples must be an iterable of examples or batches"),
         ({"examples": 3}, "must be an iterable"),
+        ({"examples": {"images": []}}, "must be an iterable.*got a dict"),
         ({"examples": [3]}, "An example must be"),
         ({"examples": [{"image": 3}]}, "An image must have shape"),
         ({"examples": [{"targets": 3}]}, 'must have "image" and "targets"'),

@@ -38,7 +38,10 @@ def test_calls_show_all_settings_of_their_commands():
     left_out = {"ckpt", "attack", "name", "format", "deterministic"}
     elsewhere = {"executor", "executor_options", "workers", "part"}
     assert names - set(given) == left_out | elsewhere | {"export_predictions"}
-    assert given["steps"].default == AttackConfig(ckpt="x").steps
+    config = AttackConfig(ckpt="x")
+    for name in ("steps", "eps", "attack_tasks"):
+        assert given[name].default == getattr(config, name)
+    assert given["attacks"].default == config.attack
     trained = inspect.signature(mtr_tf.train_model).parameters
     assert {field.name for field in dataclasses.fields(TrainConfig)} < set(trained)
     assert "learning_rate: " in mtr_tf.train_model.__doc__

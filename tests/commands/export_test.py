@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from tiers_fixture import slow
 
 from mtr_tf import export
 from mtr_tf import models
@@ -41,15 +42,16 @@ np.savez("found.npz", **arrays)
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+# The second has layers of our own, which an export must not need.
+@pytest.fixture(scope="module", params=["tiny", slow("drn_d_22")])
+def folder(request, tmp_path_factory):
     """A run, not trained, and its export."""
     folder = tmp_path_factory.mktemp("export")
-    config = TrainConfig(tasks=("seg", "depth"), model="drn_d_22", width=2)
+    config = TrainConfig(tasks=("seg", "depth"), model=request.param, width=2)
     tasks = tasks_lib.task_set(config.tasks)
     seg = tasks["seg"].bound(classes=CLASSES, colors=((0, 0, 0),) * 3)
     tasks = tasks.replaced(seg)
-    model = models.build("drn_d_22", config.tasks, (32, 40, 3), 3, width=2)
+    model = models.build(config.model, config.tasks, (32, 40, 3), 3, width=2)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             mean, variance = layer.moving_mean, layer.moving_variance
@@ -64,6 +66,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("folder", ["drn_d_22"], indirect=True)
 def test_outputs_are_equal_where_only_keras_is(folder):
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (2, 32, 40, 3), np.uint8)
@@ -110,8 +113,12 @@ def test_units_are_those_of_the_data(folder, tmp_path):
         (tmp_path / "config.json").write_text(
             json.dumps(content | {"tasks": tasks} if tasks else {"train": {}})
         )
-        said = export.about(dataclasses.replace(run, directory=tmp_path), run.model)
+        moved = dataclasses.replace(run, directory=tmp_path)
+        said = export.about(moved, run.model)
         assert said["outputs"]["depth"]["unit"] == unit
+    own = keras.Model(run.model.input, {"flow": run.model.output["depth"]})
+    flow = export.about(moved, own)["outputs"]["flow"]
+    assert (flow["kind"], flow["unit"], flow["logits"]) == (None, "", False)
 
 
 def test_what_cannot_be_exported_is_said(folder, tmp_path):

@@ -325,7 +325,7 @@ def dict_with_another_output():
     return keras.Model(x, {"seg": seg(x), "boxes": boxes, "depth": depth(x)})
 
 
-@form(BOTH, "--heads=decoder/mask:seg,decoder/far/0:depth", quick=True)
+@form(BOTH, "--heads=decoder/mask:seg,decoder/far/0:depth")
 def nested_dict():
     x = image_input()
     far = [depth(x), depth(x)]
@@ -341,6 +341,7 @@ def nested_dict_by_last_names():
 @form(
     "names 'mask', but 2 outputs .* have that name; give the number or path of one",
     "--heads=mask:seg",
+    quick=True,
 )
 def nested_dict_with_one_name_twice():
     x = image_input()
