@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import graphlib
+import importlib
 import importlib.metadata
 import pathlib
 import re
 import sys
-from collections.abc import Iterable
-from collections.abc import Iterator
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGE = "mtr_tf"
 # Each imports what is above it, and no others of its own line.
 ORDER = (
     "errors",
@@ -39,100 +34,43 @@ ORDER = (
     "api",
 )
 LEVELS = {room: i for i, rooms in enumerate(ORDER) for room in rooms.split()}
-COMMANDS = ORDER[-2].split()
 
 
-@dataclasses.dataclass(frozen=True)
-class Import:
-    """One name that a module imports.
-
-    Attributes:
-      source: The module that imports.
-      target: What it imports; of a name in a module of the package, the module.
-      line: Where.
-      inside: The function that it is in; empty: none.
-    """
-
-    source: str
-    target: str
-    line: int
-    inside: str
+@pytest.fixture(scope="module")
+def structure():
+    """The benchmark's script."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("structure")
 
 
-def modules_of(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The modules of the package in a checkout, as they are imported; their files."""
-    found = {}
-    for path in sorted((root / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+@pytest.fixture(scope="module")
+def modules(structure):
+    return structure.modules(ROOT)
 
 
-def imports_of(modules: dict[str, pathlib.Path]) -> Iterator[Import]:
-    """What modules import, wherever in them."""
-    for module, path in modules.items():
-        for node, inside in with_functions(ast.parse(path.read_text(), str(path))):
-            if isinstance(node, ast.Import):
-                targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, (
-                    f"{path}:{node.lineno} must name all of {PACKAGE}"
-                )
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-                ours = node.module.split(".")[0] == PACKAGE
-                targets = [
-                    node.module if ours and name not in modules else name
-                    for name in names
-                ]
-            else:
-                continue
-            for target in dict.fromkeys(targets):
-                yield Import(module, target, node.lineno, inside)
-
-
-def with_functions(tree: ast.AST, inside: str = "") -> Iterator[tuple[ast.AST, str]]:
-    """All nodes, each with the innermost function that it is in."""
-    for node in ast.iter_child_nodes(tree):
-        yield node, inside
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        yield from with_functions(node, node.name if is_function else inside)
-
-
-def arrows(modules: Iterable[str], imports: Iterable[Import]) -> dict[str, set[str]]:
-    """{module: other modules of the package that it imports}."""
-    between = {module: set() for module in modules}
-    for one in imports:
-        if one.target in between and one.target != one.source:
-            between[one.source].add(one.target)
-    return between
+@pytest.fixture(scope="module")
+def imports(structure, modules):
+    return [i for m in modules.values() for i in structure.imports(m, modules)]
 
 
 def room(name: str) -> str:
-    """The package that a module is in, or its own name on the top level."""
     return "".join(name.split(".")[1:2])
 
 
-def assert_none(found: Iterable[Import]) -> None:
+def assert_none(found) -> None:
     lines = sorted(f"{i.source}:{i.line} imports {i.target}" for i in found)
     assert not lines, "\n".join(lines)
-
-
-@pytest.fixture(scope="module")
-def modules():
-    return modules_of(ROOT)
-
-
-@pytest.fixture(scope="module")
-def imports(modules):
-    return list(imports_of(modules))
 
 
 def test_every_package_and_module_of_the_top_level_has_its_place(modules):
     assert {room(name) for name in modules} - {""} == set(LEVELS)
 
 
-def test_there_are_no_circles(modules, imports):
-    graphlib.TopologicalSorter(arrows(modules, imports)).prepare()
+def test_there_are_no_circles(structure):
+    between = structure.arrows(ROOT)
+    assert structure.circles(between) == []
+    assert structure.circles(structure.rooms(between)) == []
 
 
 def test_imports_point_down(imports, modules):
@@ -145,14 +83,16 @@ def test_imports_point_down(imports, modules):
     assert_none(filter(climbs, imports))
 
 
-def test_imports_inside_functions_are_in_commands_only(imports):
-    assert_none(i for i in imports if i.inside and room(i.source) not in COMMANDS)
+def test_imports_inside_functions_are_in_commands_only(imports, structure):
+    late = [i for i in imports if i.inside and room(i.source) not in structure.COMMANDS]
+    assert_none(late)
 
 
-def test_only_commands_and_cli_know_flags(imports):
+def test_only_commands_and_cli_know_flags(imports, structure):
+    allowed = (*structure.COMMANDS, "cli")
     flags = [i for i in imports if i.target.startswith("absl.flags")]
     assert flags
-    assert_none(i for i in flags if room(i.source) not in (*COMMANDS, "cli"))
+    assert_none(i for i in flags if room(i.source) not in allowed)
 
 
 def test_what_is_imported_is_required(imports):
@@ -166,24 +106,24 @@ def test_what_is_imported_is_required(imports):
     assert given <= set(required)
 
 
-def test_circles_and_late_imports_are_seen(tmp_path):
+def test_the_script_sees_circles_and_imports(structure, tmp_path):
     folder = tmp_path / "mtr_tf" / "a"
     folder.mkdir(parents=True)
-    for path, text in (
-        ("__init__.py", "from mtr_tf.a import b\n"),
-        ("b.py", "def f():\n    from mtr_tf.a import c\n"),
-        ("c.py", "import mtr_tf.b\nfrom mtr_tf.a.b import f\n"),
-        ("../__init__.py", ""),
-        ("../b.py", "from absl import flags\n"),
-    ):
-        (folder / path).write_text(text)
-    modules = modules_of(tmp_path)
-    imports = list(imports_of(modules))
-    found = arrows(modules, imports)
+    (folder.parent / "__init__.py").write_text("")
+    (folder / "__init__.py").write_text("from mtr_tf.a import b\n")
+    (folder / "b.py").write_text("def f():\n    from . import c\n")
+    text = (
+        "import mtr_tf.b\nfrom mtr_tf.a.b import f\n\nx = 'pgd' if f == 'pgd' else 0\n"
+    )
+    (folder / "c.py").write_text(text)
+    (folder.parent / "b.py").write_text("from absl import flags\nKINDS = {'pgd': 1}\n")
+    found = structure.arrows(tmp_path)
     assert found["mtr_tf.a"] == {"mtr_tf.a.b"}
     assert found["mtr_tf.a.b"] == {"mtr_tf.a.c"}
     assert found["mtr_tf.a.c"] == {"mtr_tf.b", "mtr_tf.a.b"}
-    assert [i.inside for i in imports if i.inside] == ["f"]
-    assert [i.target for i in imports if i.source == "mtr_tf.b"] == ["absl.flags"]
-    with pytest.raises(graphlib.CycleError):
-        graphlib.TopologicalSorter(found).prepare()
+    assert structure.circles(found) == [["mtr_tf.a.b", "mtr_tf.a.c"]]
+    assert structure.rooms(found)["a"] == {"b"}
+    assert [i.inside for i in structure.late_imports(tmp_path)] == ["f"]
+    (folder.parent / "attacks.py").write_text("KINDS = {'pgd': 1, 'fgsm': 2}\n")
+    assert structure.attack_branches(tmp_path) == ["mtr_tf/a/c.py:4"]
+    assert structure.attack_tables(tmp_path) == ["mtr_tf/attacks.py: KINDS"]
