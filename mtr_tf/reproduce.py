@@ -182,19 +182,16 @@ def _fitted(study: Study) -> Study:
     from absl import logging
 
     from mtr_tf import data
-    from mtr_tf.config.settings import parse_image_size
+    from mtr_tf.config.train import TrainConfig
+    from mtr_tf.runs import building
     from mtr_tf.study import fitting
 
-    given, dataset = study.train, study.train["dataset"]
-    source = data.open_source(
-        dataset,
-        image_size=parse_image_size(given.get("image_size", "")),
-        data_dir=given.get("data_dir") or None,
-        # One that all of ours have, so that no more is prepared than is needed.
-        tasks=None if data.may_bring_tasks(dataset) else ("autoencoder",),
-        **{option: given[option] for option in data.OPTIONS if option in given},
-    )
-    fitted = fitting.to_tasks(study, dataset, source.info.tasks)
+    of_data = ("dataset", "data_dir", "image_size", *data.OPTIONS)
+    fields = {name: study.train[name] for name in of_data if name in study.train}
+    # A task that all data have, so that no more is prepared than is needed.
+    config = TrainConfig(tasks=("autoencoder",), **fields)
+    tasks = building.open_source(config).info.tasks
+    fitted = fitting.to_tasks(study, config.dataset, tasks)
     if fitted is not study:
         logging.warning("%s", fitted.about.removeprefix(study.about).strip())
     return fitted

@@ -13,9 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-import types
 
-import numpy as np
 import process_fixture
 import pytest
 
@@ -145,26 +143,6 @@ def test_other_data_take_what_they_have_tasks_for(camvid_dir, tmp_path, capsys):
     commands = capsys.readouterr().out
     assert "--tasks=seg " in commands
     assert "--rooms_scenes" not in commands  # Camvid takes no such flag.
-
-
-def test_data_of_ones_own_need_only_some_of_the_tasks(tmp_path, monkeypatch, capsys):
-    """Not `autoencoder` either, which all of ours have."""
-    example = {
-        "image": np.zeros((8, 8, 3), np.uint8),
-        "targets": {"seg": np.zeros((8, 8), np.uint8)},
-    }
-    given = {"train": [example], "validation": [example], "classes": ["a", "b"]}
-    module = types.ModuleType("own_fit")
-    module.examples = lambda: given
-    monkeypatch.setitem(sys.modules, "own_fit", module)
-    path = tmp_path / "two.toml"
-    text = 'about = "x"\nseeds = [0]\n[variants."s"]\ntasks = ["seg"]\n'
-    path.write_text(text + '[variants."s+d"]\ntasks = ["seg", "depth"]\n')
-    reproduce.main(
-        ReproduceConfig(study=str(path), dataset="own_fit:examples", dry_run=True)
-    )
-    (command,) = (x for x in capsys.readouterr().out.splitlines() if x[0] != "#")
-    assert "--tasks=seg --dataset=own_fit:examples" in command
 
 
 def test_data_of_other_variants_need_not_be_there(study_toml, tmp_path, monkeypatch):
