@@ -79,7 +79,7 @@ ATTACKS = {
     "corner": attacks.Corner(E),
     "sea": attacks.SEA(E, 5),
 }
-# Without a random start, of which the compiler has as much to do as of all the rest.
+# Without a random start, which the compiler takes long for.
 ASCENT = attacks.PGD(E, E / 4, 3, random_start=False)
 
 
