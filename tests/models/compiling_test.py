@@ -79,7 +79,7 @@ ATTACKS = {
     "corner": attacks.Corner(E),
     "sea": attacks.SEA(E, 5),
 }
-# Without a random start, of which the compiler has as much to do as of all the rest.
+# Without a random start, which the compiler takes long for.
 ASCENT = attacks.PGD(E, E / 4, 3, random_start=False)
 
 
@@ -104,10 +104,11 @@ def assert_same_gradients(objective, x):
 
     plain = tf.function(follow, autograph=False)
     compiled = compiling.compiled(follow)
-    for one, two in zip(plain(x, point), compiled(x, point), strict=True):
+    found = zip(plain(x, point), compiled(x, point), (0, 1e-6), strict=True)
+    for one, two, rounding in found:  # A score may be how far losses over losses rose.
         scale = np.abs(one).max()
         assert scale > 0
-        np.testing.assert_allclose(two, one, atol=1e-5 * scale)
+        np.testing.assert_allclose(two, one, atol=1e-5 * scale + rounding)
 
 
 @pytest.mark.slow
