@@ -44,7 +44,9 @@ def of_model(
     with stateless.unchanged(model):
         for start in range(0, count, size):
             rows = np.arange(start, min(start + size, count))
-            outputs = call(tf.constant(batching.images_of(columns, rows)))
+            images = tf.constant(batching.images_of(columns, rows))
+            # Else TensorFlow warns of retracing, where several models are attacked.
+            outputs = call.get_concrete_function(images)(images)
             for name, task in tasks.items():
                 parts[name].append(_target(task, tf.cast(outputs[name], tf.float32)))
     targets = {name: np.concatenate(each) for name, each in parts.items()}
