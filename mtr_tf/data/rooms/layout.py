@@ -23,6 +23,22 @@ STORED: dict[str, tuple[int, type[np.generic]]] = {
     "curvature": (2, np.float32),
 }
 
+# All tasks, in the order of the table of tasks; those not stored are computed from the
+# picture when it is read.
+TASKS = (
+    "seg",
+    "depth",
+    "depth_euclidean",
+    "normal",
+    "edge_texture",
+    "edge_occlusion",
+    "keypoints2d",
+    "keypoints3d",
+    "reshading",
+    "curvature",
+    "autoencoder",
+)
+
 # One colour per class of `scene.CLASSES`.
 COLORS = (
     (139, 101, 71),

@@ -11,7 +11,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from mtr_tf import tasks as tasks_lib
-from mtr_tf.data import picture
 from mtr_tf.data import prepared
 from mtr_tf.data.rooms import layout
 from mtr_tf.data.rooms import scene
@@ -64,14 +63,12 @@ def open_source(
 
 def dataset_info(size: int, splits: Mapping[str, int] | None = None) -> DatasetInfo:
     """The facts of rooms at a size."""
-    there = {*layout.STORED, *picture.TASKS}
-    known = tasks_lib.TASKS.values()
     return DatasetInfo(
         name="rooms",
         image_shape=(size, size, 3),
         classes=scene.CLASSES,
         colors=layout.COLORS,
-        tasks=tasks_lib.TaskSet(task for task in known if task.name in there),
+        tasks=tasks_lib.task_set(layout.TASKS),
         splits=dict(splits or layout.SPLIT_SIZES),
         mean=layout.MEAN,
         std=layout.STD,
