@@ -541,7 +541,7 @@ def _resolve(
             lambda size: own_targets.of_model(
                 run.model, columns, tasks, looked_at, size
             ),
-            subject.batch_size // workers.replicas,
+            own_targets.AT_ONCE,
         )
         info = _with_ranges(subject.info, columns, tasks)
         subject = dataclasses.replace(subject, columns=columns, info=info)
@@ -679,10 +679,15 @@ def _small_steps(config: AttackConfig) -> list[str]:
     Returns:
       That, as a warning for the results.
     """
-    step, kinds = config.step_size, [KINDS[n] for n in config.attack if n in KINDS]
-    used = config.norm == "linf" and any("step_size" in kind.uses for kind in kinds)
-    short = 0 < step < LEAST_LEVELS and step * config.steps < max(config.eps)
-    return [_said_of_levels("step_size", step)] if used and short else []
+    step, radius = config.step_size, max(config.eps)
+    named = [name for name in config.attack if name in KINDS]
+    if any("ensemble" in KINDS[name].uses for name in named):
+        named = [n for n in named if "ensemble" not in KINDS[n].uses]
+        named += [name for name in config.ensemble if name in KINDS]
+    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in named)
+    short = 0 < step < LEAST_LEVELS and step * config.steps < radius
+    meant = 255 * step <= radius  # Else it is a short step on purpose.
+    return [_said_of_levels("step_size", step)] if used and short and meant else []
 
 
 def _said_of_levels(name: str, length: float) -> str:

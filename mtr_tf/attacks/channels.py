@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from mtr_tf.attacks import base
@@ -37,6 +38,10 @@ def on_channels(
       InputError: The channels are not different ones; or, when called, the images lack
         one, or as the attack does.
     """
+    if not np.iterable(channels):
+        raise InputError(
+            f"Channels must be several numbers, such as (0, 1, 2); got {channels!r}."
+        )
     channels = tuple(channels)  # Of NumPy, too.
     if not channels:
         return attack

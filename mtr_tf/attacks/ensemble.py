@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import tensorflow as tf
@@ -164,7 +165,12 @@ def _pair(member: Any) -> tuple[base.Attack, tuple[str, ...] | None]:
     is_pair = isinstance(member, tuple) and len(member) == 2
     attack, names = member if is_pair else (member, None)
     if isinstance(names, str):  # As for `with_losses`.
-        names = names.split(",")
+        names = [name.strip() for name in names.split(",")]
+    if names is not None and not isinstance(names, Iterable):
+        raise InputError(
+            "The second of a pair (attack, names of losses) must be names, such as "
+            f"'ce,margin'; got {names!r}."
+        )
     return attack, None if names is None else tuple(names)
 
 

@@ -299,6 +299,8 @@ def _in_int64(seed: Any) -> tf.Tensor:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
             )
+    if seed is None:
+        raise InputError("seed must be whole numbers; got None.")
     seed = tf.convert_to_tensor(seed)
     if not seed.dtype.is_integer:
         raise InputError(f"seed must be whole numbers; got {seed.dtype.name}.")

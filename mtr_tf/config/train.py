@@ -367,8 +367,8 @@ class TrainConfig(Settings):
                 )
         for name in ("adversarial_eps", "eval_eps"):
             check_levels(f"--{name}", getattr(self, name))
-        step = self.adversarial_step_size
-        if step * self.adversarial_steps < self.adversarial_eps:
+        step, radius = self.adversarial_step_size, self.adversarial_eps
+        if step * self.adversarial_steps < radius and 255 * step <= radius:
             check_levels("--adversarial_step_size", step)
 
     @functools.cached_property

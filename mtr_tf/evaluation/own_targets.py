@@ -20,36 +20,38 @@ from mtr_tf.models import stateless
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 
-_AT_ONCE = 4  # Images, at most: the last bits go by how many are taken at once.
+AT_ONCE = 4
 
 
 def of_model(
-    model: Any, columns: Columns, tasks: TaskSet, count: int, batch_size: int
+    model: Any, columns: Columns, tasks: TaskSet, count: int, size: int = AT_ONCE
 ) -> Columns:
     """Returns the columns of the first `count` images, with outputs as targets.
 
-    Finished work is known by the bits of these, so they go by a few images at a time:
-    whoever works on with other batches, or with a part of the attacks, finds the same.
+    Finished work is known by the bits of these, which go by how many images are taken
+    at once: always as many, so that whoever works on with other batches, or with a part
+    of the attacks, finds the same.
 
     Args:
       model: Images in [0, 1] -> {task: output}.
       columns: A split; its targets and masks do not matter.
       tasks: Those that are looked at.
       count: How many images go through the model, all targets being held in memory.
-      batch_size: How many of them may be taken at a time.
+      size: How many are taken at once; fewer only where memory lacks.
     """
     call = tf.function(lambda x: stateless.outputs(model, x), autograph=False)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in tasks}
-    size = min(batch_size, _AT_ONCE)
     with stateless.unchanged(model):
         for start in range(0, count, size):
-            rows = np.arange(start, min(start + size, count))
+            rows = (
+                np.arange(start, start + size) % count
+            )  # The last ones are filled up.
             images = tf.constant(batching.images_of(columns, rows))
             # Else TensorFlow warns of retracing, where several models are attacked.
             outputs = call.get_concrete_function(images)(images)
             for name, task in tasks.items():
                 parts[name].append(_target(task, tf.cast(outputs[name], tf.float32)))
-    targets = {name: np.concatenate(each) for name, each in parts.items()}
+    targets = {name: np.concatenate(each)[:count] for name, each in parts.items()}
     return dataclasses.replace(columns, targets=targets, masks={})
 
 

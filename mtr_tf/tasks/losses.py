@@ -140,7 +140,7 @@ def of_keras(
 
     def of_images(target, output, mask):
         target = where_valid(mask, target)
-        output = where_valid(mask, tf.cast(output, tf.float32))
+        output = where_valid(mask, not_half(output))
         if probabilities and not takes_logits:
             output = where_valid(mask, probabilities(output))
         values = tf.cast(loss.call(target, output), tf.float32)
@@ -244,7 +244,7 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     """
 
     def of_images(target, output, mask):
-        there, output = count_valid(mask) > 0, tf.cast(output, tf.float32)
+        there, output = count_valid(mask) > 0, not_half(output)
         chosen = tf.reshape(there, (-1, *(1,) * (output.shape.rank - 1)))
         output = tf.where(chosen, output, tf.stop_gradient(output))
         values = tf.cast(loss(target, output, mask), tf.float32)
@@ -253,6 +253,16 @@ def of_function(loss: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 
     of_images.__name__ = name_of(loss)  # As TensorBoard says it.
     return of_images
+
+
+def not_half(output: tf.Tensor) -> tf.Tensor:
+    """Returns an output in half precision as float32, and others as they are.
+
+    For a user's own losses and metrics, whose sums would overflow, as ours are taken.
+    """
+    output = tf.convert_to_tensor(output)
+    half = output.dtype in (tf.float16, tf.bfloat16)
+    return tf.cast(output, tf.float32) if half else output
 
 
 def check_per_image(kind: str, given: Any, values: tf.Tensor, like: tf.Tensor) -> None:

@@ -480,7 +480,7 @@ def of_function(name: str, function: Callable, better: str, unit: str = "") -> M
     def statistics(target, output, mask, num_classes):
         del num_classes
         counted = tf.cast(losses.count_valid(mask) > 0, tf.float64)
-        values = function(target, tf.cast(output, tf.float32), mask)
+        values = function(target, losses.not_half(output), mask)
         values = tf.cast(values, tf.float64)
         losses.check_per_image("metric", function, values, counted)
         return tf.stack((tf.where(counted > 0, values, 0.0), counted), axis=-1)

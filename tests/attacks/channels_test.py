@@ -105,6 +105,12 @@ def test_an_objective_that_takes_images_alone_is_told_what_to_do():
         attack(lambda x: tf.reduce_sum(x, [1, 2, 3]), images())
 
 
+@pytest.mark.parametrize("chosen", [0, None])
+def test_channels_are_several(chosen):
+    with pytest.raises(InputError, match="several numbers, such as .* got "):
+        attacks.on_channels(attacks.PGD(0.1, 0.05, 2), chosen)
+
+
 @pytest.mark.parametrize("chosen", [(4,), (1, 1), (-1,), (0.0, 1.0), ("0",)])
 def test_channels_that_are_not_there(chosen):
     with pytest.raises(InputError, match="different numbers from 0 to 3; got"):

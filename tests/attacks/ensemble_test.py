@@ -195,7 +195,17 @@ def test_passes_are_the_members_and_one_more_each():
 
 
 @pytest.mark.parametrize(
-    "attacks", [(), None, (1,), (Noise,), (("up",),), ((Noise, ("up",), 1),)]
+    "attacks",
+    [
+        (),
+        None,
+        (1,),
+        (Noise,),
+        (("up",),),
+        ((Noise, ("up",), 1),),
+        ((Noise(0.1), 5),),
+        ((Noise(0.1), Noise(0.2)),),
+    ],
 )
 def test_members_that_are_no_attacks_are_refused(attacks):
     with pytest.raises(InputError, match="got "):

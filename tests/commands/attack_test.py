@@ -407,6 +407,15 @@ def a_job(cells=(), **settings) -> attack_job.Job:
         ({"step_size": 2 / 255, "attack": ("apgd",)}, ""),  # Has steps of its own.
         ({"step_size": 2 / 255, "norm": "l2"}, ""),
         ({"step_size": 0.05, "steps": 200}, ""),  # They reach the radius.
+        ({"step_size": 0.05, "eps": (1.0,), "steps": 10}, ""),  # 12.75 is never meant.
+        (
+            {
+                "step_size": 2 / 255,
+                "attack": ("worst",),
+                "ensemble": ("fgsm", "square"),
+            },
+            "",
+        ),
         ({"step_size": 2.0}, ""),
         ({"eps": (8 / 255,)}, "--eps is in levels of .* give --eps=8$"),
     ],

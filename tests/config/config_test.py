@@ -88,6 +88,14 @@ def test_a_setting_out_of_range_is_named_with_its_value(change, message):
             },
             "",  # Five of them reach the radius.
         ),
+        (
+            {
+                "adversarial_step_size": 0.05,
+                "adversarial_eps": 1.0,
+                "adversarial_tasks": "main",
+            },
+            "",  # 12.75 is never meant.
+        ),
         ({"eval_eps": 4 / 255}, "--eval_eps must be in levels .* give --eval_eps=4."),
         ({"eval_eps": 0.1}, ""),
         ({"adversarial_eps": 4.0, "adversarial_tasks": "main"}, ""),

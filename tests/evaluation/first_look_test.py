@@ -173,7 +173,7 @@ def test_nothing_of_a_model_changes():
     assert random_models_fixture.bits(model) == before
     largest_batch.fitting([model], columns, 2, strategy)
     assert random_models_fixture.bits(model) == before
-    own_targets.of_model(model, columns, TASKS.select("depth"), COUNT, 4)
+    own_targets.of_model(model, columns, TASKS.select("depth"), COUNT)
     assert random_models_fixture.bits(model) == before
 
 
@@ -470,13 +470,24 @@ def test_what_is_not_finite_is_counted_and_the_sweep_ends():
     assert list(folder.glob("events*"))
 
 
-def test_gradients_that_are_not_finite_are_counted():
-    def steep(x):  # sqrt has no gradient at 0, to which ReLU gives none: 0 * inf.
-        return plain(x) + keras.ops.sqrt(keras.ops.relu(x - 2.0))
+def steep(x):
+    """sqrt has no gradient at 0, to which ReLU gives none: 0 * inf."""
+    return plain(x) + keras.ops.sqrt(keras.ops.relu(x - 2.0))
 
+
+def test_gradients_that_are_not_finite_are_counted():
     _, (sentence,) = look(net(steep))
     assert "gradient of the model's losses is not finite" in sentence
     assert f"({COUNT} of {COUNT} images)" in sentence
+
+
+@pytest.mark.slow
+def test_results_tell_of_gradients_that_are_not_finite(unplotted):
+    net(steep).save("steep.keras")
+    records, *_ = run_flags("steep.keras")
+    (sentence,) = records[0]["warnings"]
+    assert "gradient of the model's losses is not finite" in sentence
+    assert values_of(records)[0] == 1.0
 
 
 @pytest.mark.slow

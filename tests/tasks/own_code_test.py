@@ -238,6 +238,22 @@ def test_losses_and_metrics_get_float32_whatever_a_model_computes_in(half):
             np.testing.assert_array_equal(rows, [[299.5**2, 1]])
 
 
+def test_outputs_in_float64_stay_so():
+    """Own code may cast its targets to that; 1e-9 beside 1 is no number of float32."""
+
+    def square(target, output, mask):
+        far = output - tf.cast(target, tf.float64)
+        return tf.reduce_mean(tf.square(far), [1, 2, 3]) * 1e18
+
+    square.better = "lower"
+    target, mask = tf.ones((1, 2, 2, 1)), tf.ones((1, 2, 2))
+    output = tf.fill((1, 2, 2, 1), tf.constant(1 + 1e-9, tf.float64))
+    task = Task("far", loss=square, metrics=[square])
+    np.testing.assert_allclose(task.loss(target, output, mask), 1, rtol=1e-6)
+    rows = task.metrics[0].statistics(target, output, mask, None)
+    np.testing.assert_allclose(rows, [[1, 1]], rtol=1e-6)
+
+
 def test_a_function_of_the_whole_batch_or_of_each_place_is_refused():
     for loss in (
         lambda target, output, mask: tf.reduce_mean(tf.abs(target - output)),
