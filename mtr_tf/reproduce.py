@@ -187,7 +187,12 @@ def _fitted(study: Study) -> Study:
     from mtr_tf.study import fitting
 
     of_data = ("dataset", "data_dir", "image_size", *data.OPTIONS)
-    fields = {name: study.train[name] for name in of_data if name in study.train}
+    variants = ({**study.train, **variant.train} for variant in study.variants)
+    given = next(
+        (own for own in variants if own["dataset"] == study.train["dataset"]),
+        study.train,
+    )
+    fields = {name: given[name] for name in of_data if name in given}
     # A task that all data have, so that no more is prepared than is needed.
     config = TrainConfig(tasks=("autoencoder",), **fields)
     tasks = building.open_source(config).info.tasks

@@ -189,6 +189,10 @@ def prepare(
             builder, done = opened(make, root)
             if not done:
                 _make(builder)
+    except parts.WorkerError as error:
+        raise InputError(
+            f"{what} could not be prepared: {error}. The same command starts again."
+        ) from error
     except (OSError, RuntimeError) as error:  # TFDS wraps errors of writing.
         builder, done = opened(make, root)
         if not done:  # Nor by another process, which took us for dead.

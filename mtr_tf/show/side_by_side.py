@@ -658,7 +658,8 @@ def _check_alike(one: Record, label: str, other: Record, other_label: str) -> No
         raise InputError(
             f"{task} must be judged by the same classes in all models, but the "
             f"numbers of those left out are {left_out[0]} in {label} and "
-            f"{left_out[1]} in {other_label}; attack both on the same data, or leave "
+            f"{left_out[1]} in {other_label}; attack both on the same data (and "
+            "again what an earlier version attacked, which did not say them), or leave "
             "this task out with --task."
         )
     if other_images(one, other):

@@ -172,8 +172,8 @@ def test_errors_say_what_to_do(tmp_path):
             tmp_path,
             "Things",
         )
-    with pytest.raises(parts.WorkerError, match="^killed$"):  # No lack of room.
-        prepared.prepare(
+    with pytest.raises(InputError, match="^it could not be prepared: killed. The same"):
+        prepared.prepare(  # No lack of room.
             lambda folder: Failing(folder, parts.WorkerError("killed")), tmp_path, "it"
         )
     full = OSError(28, "No space left on device")

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from mtr_tf import data
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.study import study_file
@@ -247,6 +248,10 @@ def test_the_studies_that_come_with_the_package_can_be_read(name):
     for variant in study.variants:
         study.train_config(variant.name, 0).check_used()
     assert (study.name, study.file) == (name, name)
+    for spec in study.attacks:
+        for variant in spec.variants:
+            fields = study.attack_fields(spec.name, variant, study.seeds[0])
+            AttackConfig(ckpt="run", **fields)
 
 
 @pytest.mark.parametrize("dataset", [*data.DATASETS, "mine:examples"])
