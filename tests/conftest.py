@@ -28,7 +28,7 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 # Graphs and models are many small objects. With Python's own numbers the collector
-# looks at all of them so often that it takes a twelfth of the tests' time.
+# looks at all of them so often that it takes a thirteenth of the tests' time.
 gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
