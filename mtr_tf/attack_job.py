@@ -41,6 +41,7 @@ from mtr_tf.config.attack import parse_part
 from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import LEAST_LEVELS
 from mtr_tf.config.settings import RESULTS
+from mtr_tf.config.settings import is_step_of_one
 from mtr_tf.data import batching
 from mtr_tf.data.custom import facts as custom_facts
 from mtr_tf.data.source import Columns
@@ -679,15 +680,14 @@ def _small_steps(config: AttackConfig) -> list[str]:
     Returns:
       That, as a warning for the results.
     """
-    step, radius = config.step_size, max(config.eps)
     named = [name for name in config.attack if name in KINDS]
     if any("ensemble" in KINDS[name].uses for name in named):
         named = [n for n in named if "ensemble" not in KINDS[n].uses]
         named += [name for name in config.ensemble if name in KINDS]
     used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in named)
-    short = 0 < step < LEAST_LEVELS and step * config.steps < radius
-    meant = 255 * step <= radius  # Else it is a short step on purpose.
-    return [_said_of_levels("step_size", step)] if used and short and meant else []
+    if used and is_step_of_one(config.step_size, config.steps, max(config.eps)):
+        return [_said_of_levels("step_size", config.step_size)]
+    return []
 
 
 def _said_of_levels(name: str, length: float) -> str:

@@ -181,22 +181,18 @@ def _fitted(study: Study) -> Study:
     """The study without what its data have no tasks for."""
     from absl import logging
 
-    from mtr_tf import data
-    from mtr_tf.config.train import TrainConfig
     from mtr_tf.runs import building
     from mtr_tf.study import fitting
 
-    of_data = ("dataset", "data_dir", "image_size", *data.OPTIONS)
-    variants = ({**study.train, **variant.train} for variant in study.variants)
-    given = next(
-        (own for own in variants if own["dataset"] == study.train["dataset"]),
-        study.train,
-    )
-    fields = {name: given[name] for name in of_data if name in given}
+    dataset = study.train["dataset"]
+    on_it = [variant.name for variant in study.variants if variant.is_on(dataset)]
+    if not on_it:
+        return study
+    config = study.train_config(on_it[0], study.seeds[0])
     # A task that all data have, so that no more is prepared than is needed.
-    config = TrainConfig(tasks=("autoencoder",), **fields)
+    config = dataclasses.replace(config, tasks=("autoencoder",), main_tasks=())
     tasks = building.open_source(config).info.tasks
-    fitted = fitting.to_tasks(study, config.dataset, tasks)
+    fitted = fitting.to_tasks(study, dataset, tasks)
     if fitted is not study:
         logging.warning("%s", fitted.about.removeprefix(study.about).strip())
     return fitted

@@ -201,6 +201,16 @@ def check_levels(name: str, eps: float) -> None:
         )
 
 
+def is_step_of_one(step: float, steps: int, radius: float) -> bool:
+    """Whether a linf step, in levels, seems to be of [0, 1].
+
+    All steps do not reach the radius, and one 255 times as long would fit into it;
+    else it is a short one on purpose.
+    """
+    short = 0 < step < LEAST_LEVELS and step * steps < radius
+    return short and 255 * step <= radius
+
+
 def not_a_number(field: dataclasses.Field, given: object) -> str:
     """The sentence for what should be of the type of a setting's default."""
     kind = " or ".join((_KINDS[type(field.default)], *field.metadata["words"]))

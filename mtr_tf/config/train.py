@@ -15,6 +15,7 @@ from mtr_tf.config.settings import REPLICAS
 from mtr_tf.config.settings import STRATEGY
 from mtr_tf.config.settings import Settings
 from mtr_tf.config.settings import check_levels
+from mtr_tf.config.settings import is_step_of_one
 from mtr_tf.config.settings import parse_image_size
 from mtr_tf.config.settings import setting
 from mtr_tf.errors import InputError
@@ -367,8 +368,8 @@ class TrainConfig(Settings):
                 )
         for name in ("adversarial_eps", "eval_eps"):
             check_levels(f"--{name}", getattr(self, name))
-        step, radius = self.adversarial_step_size, self.adversarial_eps
-        if step * self.adversarial_steps < radius and 255 * step <= radius:
+        step = self.adversarial_step_size
+        if is_step_of_one(step, self.adversarial_steps, self.adversarial_eps):
             check_levels("--adversarial_step_size", step)
 
     @functools.cached_property

@@ -35,6 +35,10 @@ class Variant:
     note: str = ""
     init_from: str = ""
 
+    def is_on(self, dataset: str) -> bool:
+        """Whether it is trained on the study's `dataset`: it names no other itself."""
+        return self.train.get("dataset", dataset) == dataset
+
 
 @dataclasses.dataclass(frozen=True)
 class AttackSpec:

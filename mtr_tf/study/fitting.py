@@ -57,9 +57,9 @@ def _lacking(
 
     None of a variant that names other data itself.
     """
-    first, own = study.variant(variant).init_from, study.variant(variant).train
-    before = _lacking(study, first, dataset, has) if first else []
-    if own.get("dataset", dataset) != dataset:
+    own = study.variant(variant)
+    before = _lacking(study, own.init_from, dataset, has) if own.init_from else []
+    if not own.is_on(dataset):
         return before
     wanted = study.names(study.train_config(variant, study.seeds[0]).tasks)
     return [*before, *(task for task in wanted if task not in has)]
