@@ -95,7 +95,9 @@ def _classifier(side: int, width: int) -> keras.Model:
     """Returns images [batch, side, side, 3] -> logits [batch, classes]."""
     image = keras.Input((side, side, 3), name="image")
     x = keras.layers.Rescaling(4.0, -2.0)(image)
-    x = resnet.ResNet((2, 2, 2, 2)).encoder(layers.Blocks(), x, width)
+    encoder = resnet.ResNet((2, 2, 2, 2))
+    for number in range(resnet.STAGES):
+        x = encoder.stage(layers.Blocks(), x, width, "encoder", number)
     x = keras.layers.GlobalAveragePooling2D()(x)
     return keras.Model(image, keras.layers.Dense(_CLASSES)(x))
 

@@ -140,6 +140,14 @@ class TrainConfig(Settings):
         "layer per task.",
         choices=("separate", "shared"),
     )
+    shared_stages: int = setting(
+        -1,
+        "How many stages of the encoder the tasks share, from the image on; each task "
+        "has the others to itself. 0: tasks share no weights; -1: all stages. ResNets "
+        "have 5 (the stem and layers 1 to 4), DRNs 6 (layers 0 to 5), small 3, tiny 2.",
+        low=-1,
+        high=6,
+    )
     sync_batch_norm: bool = setting(
         False, "Share batch-norm statistics between replicas."
     )
@@ -283,11 +291,13 @@ class TrainConfig(Settings):
             value = getattr(self, field.name)
             if isinstance(field.default, float) and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
-        ours = self.width or self.decoders != "separate" or self.sync_batch_norm
+        branches = self.decoders != "separate" or self.shared_stages != -1
+        ours = self.width or branches or self.sync_batch_norm
         if ":" in self.model and ours:
             raise InputError(
-                "--width, --decoders and --sync_batch_norm are only for built-in "
-                f"models, but {self.model} is a function of yours; leave them out."
+                "--width, --decoders, --shared_stages and --sync_batch_norm are only "
+                f"for built-in models, but {self.model} is a function of yours; leave "
+                "them out."
             )
         if self.lr_epochs and self.schedule != "step":
             raise InputError(

@@ -32,7 +32,8 @@ def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
     return Architecture(
         drn.STRIDE,
         drn.WIDTH,
-        net.encoder,
+        drn.STAGES,
+        net.stage,
         net.decoder,
         drn.head,
         drn.STRIDE,
@@ -41,11 +42,11 @@ def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
 
 
 def _resnet(*depths: int, bottleneck: bool = False) -> Architecture:
-    encoder = resnet.ResNet(depths, bottleneck).encoder
     return Architecture(
         resnet.STRIDE,
         resnet.WIDTH,
-        encoder,
+        resnet.STAGES,
+        resnet.ResNet(depths, bottleneck).stage,
         resnet.decoder,
         resnet.head,
         family="resnet",
@@ -64,14 +65,21 @@ MODELS = {
     "small": Architecture(
         small.STRIDE,
         small.WIDTH,
-        small.encoder,
+        small.STAGES,
+        small.stage,
         small.decoder,
         small.head,
         small.STRIDE,
         replicate=True,
     ),
     "tiny": Architecture(
-        tiny.STRIDE, tiny.WIDTH, tiny.encoder, tiny.decoder, tiny.head, tiny.STRIDE
+        tiny.STRIDE,
+        tiny.WIDTH,
+        tiny.STAGES,
+        tiny.stage,
+        tiny.decoder,
+        tiny.head,
+        tiny.STRIDE,
     ),
 }
 
@@ -84,6 +92,7 @@ def build(
     *,
     width: int | None = None,
     decoders: str = "separate",
+    shared_stages: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int = 0,
@@ -93,6 +102,7 @@ def build(
 
     The weights are a pure function of (seed, layer name), so nets with the same seed
     start with the same encoder, and with the same heads for the tasks that they share.
+    Stages that a task has to itself start as the shared ones would.
 
     Args:
       name: Key of MODELS.
@@ -106,6 +116,10 @@ def build(
       width: Channels of the first layer; None is the published size.
       decoders: "separate" gives each task its own decoder; "shared" gives it only its
         own last convolution.
+      shared_stages: How many stages of the encoder all tasks share, from the image on;
+        each task has the others, named encoder_TASK_..., to itself. None: all; 0:
+        tasks share no weights. ResNets have 5 stages (the stem and layers 1 to 4), DRNs
+        6 (layers 0 to 5), small 3 and tiny 2.
       mean: What the layer "normalize" subtracts from images in [0, 1], per channel;
         None: 0.5 for each.
       std: What it then divides by, per channel; None: 0.25 for each.
@@ -128,6 +142,7 @@ def build(
         num_classes,
         width=width,
         decoders=decoders,
+        shared_stages=shared_stages,
         mean=mean,
         std=std,
         blocks=Blocks(seed, sync_batch_norm),

@@ -14,6 +14,7 @@ import dataclasses
 
 STRIDE = 8
 WIDTH = 16
+STAGES = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +31,23 @@ class DRN:
     depths: tuple[int, ...]
     bottleneck: bool = False
 
-    def encoder(self, blocks, x, width):
+    def stage(self, blocks, x, width, name, number):
         """Layers 0 to 5: maps [batch, H, W, 3] to [batch, H/8, W/8, 16 width].
 
         With bottleneck blocks there are 4 times as many channels.
         """
-        x = blocks.conv_norm(x, width, 7, "encoder_layer0")
-        x = self._outer(blocks, x, width, "encoder_layer1")
-        x = self._outer(blocks, x, 2 * width, "encoder_layer2", strides=2)
-        x = self._inner(blocks, x, 3, 4 * width, "encoder", strides=2)
-        x = self._inner(blocks, x, 4, 8 * width, "encoder", strides=2)
-        return self._inner(blocks, x, 5, 16 * width, "encoder", dilation=2)
+        if number == 0:
+            return blocks.conv_norm(x, width, 7, f"{name}_layer0")
+        if number in (1, 2):
+            layer = f"{name}_layer{number}"
+            return self._outer(blocks, x, number * width, layer, strides=number)
+        filters = 2 ** (number - 1) * width
+        if number == 5:
+            return self._inner(blocks, x, number, filters, name, dilation=2)
+        return self._inner(blocks, x, number, filters, name, strides=2)
 
     def decoder(self, blocks, x, width, name):
-        """Layers 6 to 8: maps `encoder`'s output to [batch, h, w, 32 width].
+        """Layers 6 to 8: maps the encoder's output to [batch, h, w, 32 width].
 
         The released code means to give each task its own and shares one by mistake
         (`decoders="shared"` here).

@@ -28,10 +28,13 @@ class Blocks:
     Attributes:
       seed: Enters the initial value of every weight, next to the layer's name.
       sync_batch_norm: Whether batch statistics are taken over all replicas.
+      branch: The task whose own stages of the encoder these are, if any: their initial
+        values are those of the stages that all tasks would share.
     """
 
     seed: int = 0
     sync_batch_norm: bool = False
+    branch: str = ""
 
     def conv(self, x, filters, kernel_size, name, *, initializer=None, **options):
         """Applies a convolution that pads evenly and never strides a 1x1 kernel.
@@ -154,6 +157,8 @@ class Blocks:
         return keras.initializers.RandomUniform(-bound, bound, seed=self._seed(name))
 
     def _seed(self, name):
+        if self.branch:
+            name = name.replace(f"encoder_{self.branch}_", "encoder_", 1)
         return zlib.crc32(f"{self.seed}:{name}".encode())
 
 

@@ -25,7 +25,9 @@ class Architecture:
     Attributes:
       stride: Image sides must be multiples of it.
       width: Default channels of the first layer; all others scale with it.
-      encoder: (blocks, image, width) -> features.
+      stages: How many stages the encoder has.
+      stage: (blocks, features, width, name, number) -> features, one stage of the
+        encoder; the stage 0 takes the image.
       decoder: (blocks, features, width, name) -> features for the heads.
       head: (blocks, features, channels, name) -> one task's output.
       upsample: How many times smaller than the image a head's output is.
@@ -35,7 +37,8 @@ class Architecture:
 
     stride: int
     width: int
-    encoder: Callable
+    stages: int
+    stage: Callable
     decoder: Callable
     head: Callable
     upsample: int = 1
@@ -52,6 +55,7 @@ def assemble(
     *,
     width: int | None,
     decoders: str,
+    shared_stages: int | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     blocks: Blocks,
@@ -64,18 +68,20 @@ def assemble(
     mean = [0.5 for _ in range(channels)] if mean is None else mean
     std = [0.25 for _ in range(channels)] if std is None else std
     _check_settings(width, decoders, mean, std, channels)
+    shared_stages = _checked_stages(name, architecture, decoders, shared_stages)
 
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
-    features = architecture.encoder(blocks, x, width)
+    for number in range(shared_stages):
+        x = architecture.stage(blocks, x, width, "encoder", number)
     shared, outputs = None, {}
     if decoders == "shared":
-        shared = architecture.decoder(blocks, features, width, "decoder_shared")
+        shared = architecture.decoder(blocks, x, width, "decoder_shared")
     for task, record in tasks.items():
         decoded = (
             shared
             if shared is not None
-            else architecture.decoder(blocks, features, width, f"decoder_{task}")
+            else _branch(architecture, blocks, x, width, task, shared_stages)
         )
         channels = record.output_channels(num_classes)
         if record.is_map:
@@ -84,6 +90,14 @@ def assemble(
         else:
             outputs[task] = _pooled(blocks, decoded, channels, task)
     return keras.Model(image, outputs, name=name)
+
+
+def _branch(architecture, blocks, x, width, task, shared_stages):
+    """One task's own stages of the encoder, after the shared ones, and its decoder."""
+    blocks = dataclasses.replace(blocks, branch=task)
+    for number in range(shared_stages, architecture.stages):
+        x = architecture.stage(blocks, x, width, f"encoder_{task}", number)
+    return architecture.decoder(blocks, x, width, f"decoder_{task}")
 
 
 def _normalize(image, mean, std):
@@ -157,6 +171,25 @@ def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
                 f"num_classes must be at least 2 for the task {task.name}, got "
                 f"{task.channels if task.channels else num_classes}."
             )
+
+
+def _checked_stages(name, architecture, decoders, shared_stages):
+    """How many stages of the encoder are shared: all of them where it is None."""
+    stages = architecture.stages
+    if shared_stages is None:
+        return stages
+    if not is_whole(shared_stages) or not 0 <= shared_stages <= stages:
+        raise InputError(
+            f"shared_stages must be a whole number from 0 to {stages}, as many stages "
+            f"as the encoder of {name} has, got {shared_stages!r}."
+        )
+    if decoders == "shared" and shared_stages < stages:
+        raise InputError(
+            "A decoder that all tasks share needs features that all share, but only "
+            f"{shared_stages} of {stages} stages of the encoder are shared; leave out "
+            "shared_stages, or give decoders=separate."
+        )
+    return shared_stages
 
 
 def _check_settings(width, decoders, mean, std, channels):

@@ -15,6 +15,7 @@ from mtr_tf.models.pooling import MaxPooling
 
 STRIDE = 32
 WIDTH = 64
+STAGES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,22 +30,26 @@ class ResNet:
     depths: tuple[int, ...]
     bottleneck: bool = False
 
-    def encoder(self, blocks, x, width):
-        """Maps [batch, H, W, 3] to [batch, H/32, W/32, 8 width].
+    def stage(self, blocks, x, width, name, number):
+        """Stem and layers 1 to 4: [batch, H, W, 3] to [batch, H/32, W/32, 8 width].
 
         With bottleneck blocks there are 4 times as many channels.
         """
-        x = blocks.conv_norm(x, width, 7, "encoder_stem", strides=2)
-        # After a ReLU, padding with zeros is PyTorch's padding with minus infinity.
-        x = keras.layers.ZeroPadding2D(1, name="encoder_stem_pool_pad")(x)
-        x = MaxPooling(3, 2, name="encoder_stem_pool")(x)
+        if number == 0:
+            return _stem(blocks, x, width, f"{name}_stem")
         block = blocks.bottleneck_block if self.bottleneck else blocks.basic_block
-        for layer, depth in enumerate(self.depths, start=1):
-            for i in range(depth):
-                strides = 2 if layer > 1 and i == 0 else 1
-                name = f"encoder_layer{layer}_block{i}"
-                x = block(x, width * 2 ** (layer - 1), name, strides=strides)
+        for i in range(self.depths[number - 1]):
+            strides = 2 if number > 1 and i == 0 else 1
+            layer = f"{name}_layer{number}_block{i}"
+            x = block(x, width * 2 ** (number - 1), layer, strides=strides)
         return x
+
+
+def _stem(blocks, x, width, name):
+    x = blocks.conv_norm(x, width, 7, name, strides=2)
+    # After a ReLU, padding with zeros is PyTorch's padding with minus infinity.
+    x = keras.layers.ZeroPadding2D(1, name=f"{name}_pool_pad")(x)
+    return MaxPooling(3, 2, name=f"{name}_pool")(x)
 
 
 def decoder(blocks, x, width, name):

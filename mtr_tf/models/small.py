@@ -9,15 +9,19 @@ from __future__ import annotations
 
 STRIDE = 4
 WIDTH = 16
+STAGES = 3
 
 
-def encoder(blocks, x, width):
-    """Maps [batch, H, W, 3] to [batch, H/4, W/4, 4 width]."""
-    x = blocks.conv_norm(x, width, 3, "encoder_stem", strides=2)
-    x = blocks.basic_block(x, 2 * width, "encoder_stage1_block0", strides=2)
-    x = blocks.basic_block(x, 2 * width, "encoder_stage1_block1")
-    x = blocks.basic_block(x, 4 * width, "encoder_stage2_block0", dilation=2)
-    return blocks.basic_block(x, 4 * width, "encoder_stage2_block1", dilation=4)
+def stage(blocks, x, width, name, number):
+    """Stem and two stages: [batch, H, W, 3] to [batch, H/4, W/4, 4 width]."""
+    if number == 0:
+        return blocks.conv_norm(x, width, 3, f"{name}_stem", strides=2)
+    first, second = (f"{name}_stage{number}_block{i}" for i in (0, 1))
+    if number == 1:
+        x = blocks.basic_block(x, 2 * width, first, strides=2)
+        return blocks.basic_block(x, 2 * width, second)
+    x = blocks.basic_block(x, 4 * width, first, dilation=2)
+    return blocks.basic_block(x, 4 * width, second, dilation=4)
 
 
 def decoder(blocks, x, width, name):

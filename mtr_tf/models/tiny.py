@@ -7,12 +7,14 @@ from mtr_tf.models import small
 
 STRIDE = 4
 WIDTH = 8
+STAGES = 2
 
 
-def encoder(blocks, x, width):
-    """Maps [batch, H, W, 3] to [batch, H/4, W/4, 2 width]."""
-    x = blocks.conv_norm(x, width, 3, "encoder_stem", strides=2)
-    return blocks.basic_block(x, 2 * width, "encoder_block", strides=2)
+def stage(blocks, x, width, name, number):
+    """Stem and a block: maps [batch, H, W, 3] to [batch, H/4, W/4, 2 width]."""
+    if number == 0:
+        return blocks.conv_norm(x, width, 3, f"{name}_stem", strides=2)
+    return blocks.basic_block(x, 2 * width, f"{name}_block", strides=2)
 
 
 def decoder(blocks, x, width, name):

@@ -117,6 +117,7 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
             len(info.classes),
             width=config.width or None,
             decoders=config.decoders,
+            shared_stages=None if config.shared_stages < 0 else config.shared_stages,
             mean=info.mean,
             std=info.std,
             seed=config.seed,

@@ -45,6 +45,7 @@ _HPARAMS = (
     "model",
     "width",
     "decoders",
+    "shared_stages",
     "epochs",
     "batch_size",
     "learning_rate",

@@ -155,6 +155,42 @@ def test_aliases_and_letters_name_tasks():
     assert tuple(_build("tiny", "n,segmentsemantic").output) == ("normal", "seg")
 
 
+@pytest.mark.parametrize(
+    ("name", "stages"), [("resnet18", 5), ("drn_d_22", 6), ("small", 3), ("tiny", 2)]
+)
+def test_tasks_share_the_first_stages_and_each_has_the_rest_to_itself(name, stages):
+    """Whatever is shared, a model starts with the outputs of those of one task."""
+    alone = {task: _build(name, (task,)) for task in ("seg", "depth")}
+    own = tuple(f"encoder_{task}_" for task in alone)
+    x = _images(1)
+    for number in (0, 1, stages):
+        model = _build(name, tuple(alone), shared_stages=number)
+        encoder = [p for p in _by_path(model) if p.startswith("encoder_")]
+        shared = [path for path in encoder if not path.startswith(own)]
+        assert len({path.split("_")[1] for path in shared}) == number
+        single = [p for p in _by_path(alone["seg"]) if p.startswith("encoder_")]
+        assert len(encoder) == 2 * len(single) - len(shared)
+        for task, other in alone.items():
+            np.testing.assert_array_equal(model(x)[task], other(x)[task])
+
+
+def test_tasks_that_share_nothing_train_as_if_alone():
+    x = tf.constant(_images(2, (8, 12)))
+    gradients = []
+    for tasks in (("seg", "depth"), ("seg",)):
+        model = _build("tiny", tasks, (8, 12), shared_stages=0)
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=True)
+            loss = sum(tf.reduce_mean((y - 1) ** 2) for y in outputs.values())
+        found = tape.gradient(loss, model.trainable_variables)
+        paths = [variable.path for variable in model.trainable_variables]
+        gradients.append(dict(zip(paths, found, strict=True)))
+    both, alone = gradients
+    assert len(both) == 2 * len(alone)
+    for path, gradient in alone.items():
+        np.testing.assert_allclose(both[path], gradient, rtol=1e-6)
+
+
 def test_normalisation_is_the_first_layer_and_has_no_weights():
     mean, std = (0.29, 0.33, 0.28), (0.18, 0.19, 0.2)
     model = _build("tiny", mean=mean, std=std)
@@ -369,6 +405,9 @@ def test_drn_geometry():
         ({"width": 0}, ["width", "0"]),
         ({"width": 1.5}, ["width", "1.5"]),
         ({"decoders": "both"}, ["separate or shared", "'both'"]),
+        ({"shared_stages": 6}, ["0 to 5", "resnet18", "6"]),
+        ({"shared_stages": 1.5}, ["whole number", "1.5"]),
+        ({"shared_stages": 1, "decoders": "shared"}, ["1 of 5 stages", "separate"]),
         ({"std": (1, 0, 1)}, ["std", "(1, 0, 1)"]),
         ({"mean": (0.5,)}, ["mean", "(0.5,)"]),
     ],

@@ -208,7 +208,7 @@ def test_a_file_that_names_the_function_runs_nothing():
 
 
 def test_settings_of_ours_are_not_of_theirs():
-    with pytest.raises(InputError, match="--width, --decoders .* leave them out"):
+    with pytest.raises(InputError, match="--width, --decoders, .* leave them out"):
         TrainConfig(model="own_net:make", width=3)
 
 

@@ -415,6 +415,7 @@ def test_training_is_one_run_with_all_kinds_of_numbers(tmp_path):
         "model": "small",
         "width": 0,
         "decoders": "separate",
+        "shared_stages": -1,
         "epochs": 20,
         "batch_size": 2,
         "learning_rate": 2e-3,
