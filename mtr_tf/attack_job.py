@@ -469,8 +469,7 @@ def _resolve(
     own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
-    names = groups.select(config.tasks, run.tasks, "--tasks")
-    source = loading.open_data(config, run, names, own_data)
+    source, names = loading.open_data(config, run, own_data)
     columns = source.columns(config.split)
     changed = loading.data_changes(config, run, source)
     with strategy.scope():
