@@ -6,10 +6,10 @@ Example:
   python -m mtr_tf.attack --ckpt=my.keras --dataset=camvid --data_dir=DIR --tasks=seg
 
 All combinations of --attack, --attack_loss, --balance, --eps and --attack_tasks are
-run. Results go to RUN/attacks/NAME: results.json, results.csv, curves.png, gallery.png,
-and TensorBoard's files. Finished combinations are kept there, so the same command does
-none of them twice. --measure adds quantities of the theory, such as gradient norms of
-groups of tasks.
+run. Results go to RUN/attacks/NAME, or with --out=DIR to DIR: results.json,
+results.csv, curves.png, gallery.png, and TensorBoard's files. Finished combinations are
+kept there, so the same command does none of them twice. --measure adds quantities of
+the theory, such as gradient norms of groups of tasks.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ RUN/attacks/NAME/settings.json    settings, versions, commit, command
                  predictions/     with --export_predictions (`cityscapes_export`)
                  consistency.json how well outputs agree (`evaluation.consistency`)
                  measures.json    with --measure (`measures.measure`)
+
+With --out=DIR, all of it is in DIR.
 """
 
 from __future__ import annotations
@@ -95,6 +97,8 @@ _AGAIN = (
     "Finished attacks are kept; run the same command on all workers to continue with "
     "the others."
 )
+# What a folder of results has once anything was kept in it.
+_MADE = ("settings.json", "cells", "parts")
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
@@ -198,7 +202,7 @@ class Job:
             with workers.agreeing({}):
                 if workers.chief:
                     stack.enter_context(remote.held(self.folder))
-                    stack.enter_context(files.locked(self.folder))
+                    stack.enter_context(self._held())
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)
                     if pathlib.Path(self.config.ckpt).is_file():
@@ -218,7 +222,7 @@ class Job:
 
     def run_part(self, part: tuple[int, int]) -> None:
         """Runs what is not finished of a part, and writes finished cells only."""
-        with files.locked(self.folder, shared=True):
+        with self._held(shared=True):
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)
 
     def spread(self) -> None:
@@ -229,6 +233,8 @@ class Job:
                 "and so do several workers; start it in one process, or leave out "
                 "--executor."
             )
+        with self._held(shared=True):
+            pass  # Complains now if nothing can be written there.
         if self.cells:
             gpus = len(tf.config.list_physical_devices("GPU"))
             spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
@@ -240,6 +246,11 @@ class Job:
         return dataclasses.replace(
             self, subject=dataclasses.replace(self.subject, batch_size=size)
         )
+
+    def _held(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Holds the folder of results; see `files.locked`."""
+        instead = "Let results go to a folder of yours with --out=DIR"
+        return files.locked(self.folder, shared, instead)
 
     @property
     def _store(self) -> cell_store.Store:
@@ -413,7 +424,8 @@ def resolve(
       source: The data; None: those that the settings name.
       file: The model, if it is the user's own and loaded already; None: the one that
         the settings name.
-      folder: Where results go; None: a folder beside the model.
+      folder: Where results go; None: where the settings say, or else a folder beside
+        the model.
       workers: Those that attack; None: this process alone.
 
     Raises:
@@ -469,8 +481,7 @@ def _resolve(
     own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
-    names = groups.select(config.tasks, run.tasks, "--tasks")
-    source = loading.open_data(config, run, names, own_data)
+    source, names = loading.open_data(config, run, own_data)
     columns = source.columns(config.split)
     changed = loading.data_changes(config, run, source)
     with strategy.scope():
@@ -550,6 +561,8 @@ def _resolve(
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
     name = config.name or default_name(named, run.fingerprint)
+    if folder is None and config.out:
+        folder = _out(config.out)
     folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -572,6 +585,20 @@ def _resolve(
         predictions=predictions,
         images=_images(count, len(columns), source.is_cut),
     )
+
+
+def _out(path: str) -> pathlib.Path:
+    """The folder of `--out`; `InputError` where it holds other things."""
+    folder = remote.local(path, "--out")
+    held = {file.name for file in files.listed(folder)}
+    others = {name for name in held if not files.is_systems(name)}
+    if folder.is_file() or (others and held.isdisjoint(_MADE)):
+        raise InputError(
+            "--out must be a new folder, or one of results of mtr_tf.attack, but "
+            f"{path} {'is a file' if folder.is_file() else 'holds other things'}; give "
+            f"another one{'' if folder.is_file() else f', such as {path}/results'}."
+        )
+    return folder
 
 
 def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:

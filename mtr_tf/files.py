@@ -63,6 +63,12 @@ _FORMULA = tuple(
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
+# What file servers and desktops put into any folder: .DS_Store, .snapshot, @eaDir,
+# #recycle, ~snapshot, $RECYCLE.BIN, Thumbs.db.
+_SYSTEMS = re.compile(
+    r"[.@#~$].*|(eh)?thumbs\.db|desktop\.ini|lost\+found|system volume information",
+    re.IGNORECASE,
+)
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:/")  # pathlib leaves one / of two.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -129,10 +135,16 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
+def write_errors_explained(
+    path: pathlib.Path, instead: str = "Give another directory"
+) -> Iterator[None]:
     """Turns errors while writing into `InputError`: a full disk, missing permission.
 
     A full disk may raise TensorFlow's errors as well as Python's.
+
+    Args:
+      path: What is written.
+      instead: What else the user can do where it cannot be, as a sentence begins.
     """
     try:
         yield
@@ -150,8 +162,8 @@ def write_errors_explained(path: pathlib.Path) -> Iterator[None]:
         if not isinstance(error, OSError):
             raise
         raise InputError(
-            f"{path} cannot be written: {error.strerror or error}. Give another "
-            "directory, or get permission to write there."
+            f"{path} cannot be written: {error.strerror or error}. {instead}, or get "
+            "permission to write there."
         ) from error
 
 
@@ -286,6 +298,11 @@ def is_leftover(name: str) -> bool:
     return bool(_BESIDE.fullmatch(name))
 
 
+def is_systems(name: str) -> bool:
+    """Whether a file or folder is called as those that a system adds to any folder."""
+    return bool(_SYSTEMS.fullmatch(name))
+
+
 def clear_leftovers(*folders: pathlib.Path) -> None:
     """Deletes what killed processes were writing in folders, which we have locked."""
     for folder in folders:
@@ -373,7 +390,11 @@ class InUse(InputError):
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path, shared: bool = False) -> Iterator[None]:
+def locked(
+    workdir: pathlib.Path,
+    shared: bool = False,
+    instead: str = "Give another directory",
+) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
 
     What killed processes have left in it (but not in folders of it) goes.
@@ -381,11 +402,13 @@ def locked(workdir: pathlib.Path, shared: bool = False) -> Iterator[None]:
     Args:
       workdir: the directory, which need not exist.
       shared: hold it together with others that share it, and delete nothing.
+      instead: see `write_errors_explained`.
 
     Raises:
       InUse: another process holds it.
+      InputError: it cannot be written.
     """
-    with write_errors_explained(workdir):
+    with write_errors_explained(workdir, instead):
         workdir.mkdir(parents=True, exist_ok=True)
         held = open(workdir / ".lock", "a+")  # noqa: SIM115  (closed below)
     with held as file:
@@ -398,7 +421,7 @@ def locked(workdir: pathlib.Path, shared: bool = False) -> Iterator[None]:
                 f"{file.read().strip() or 'unknown'}); wait for it, stop it, or give "
                 "another directory."
             ) from error
-        with write_errors_explained(workdir):
+        with write_errors_explained(workdir, instead):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -46,6 +46,7 @@ from mtr_tf.tasks import Task
 LEFT_OUT = (
     "ckpt",
     "name",
+    "out",  # Of the command: the call has an argument of that name.
     "format",
     "deterministic",
     "export_predictions",

@@ -361,6 +361,14 @@ class AttackConfig(Settings):
         "Results go to RUN/attacks/NAME; empty: a name made from the settings.",
         changes=NOTHING,
     )
+    out: str = setting(
+        "",
+        "Folder of the results in place of RUN/attacks/NAME, as of a run that you may "
+        "only read; may be at an address, such as gs://bucket/results.",
+        changes=NOTHING,
+        path=True,
+        address=True,
+    )
     save_examples: int = setting(
         0,
         "Also save the first N attacked images and all outputs as .npz; of worst and "
@@ -425,6 +433,10 @@ class AttackConfig(Settings):
                 "--name must be one folder name of letters, digits, and any of ._+-, "
                 f"got {self.name!r}."
             )
+        if self.name and self.out:
+            raise InputError(
+                "--name and --out both say where results go; give only one of them."
+            )
         self._check_spare()
         self._check_spread()
         _ = self.parsed_image_size  # Complains now.
@@ -468,11 +480,12 @@ class AttackConfig(Settings):
                 f"--part={self.part} is one part of the attacks, which "
                 f"--executor={self.executor} would spread; leave out one of the two."
             )
-        if files.is_remote(self.ckpt):
-            raise InputError(
-                f"{flag} needs --ckpt in a folder that all processes see, got "
-                f"{self.ckpt}; mount it as a folder, or leave out {flag}."
-            )
+        for name in ("ckpt", "out"):
+            if files.is_remote(path := getattr(self, name)):
+                raise InputError(
+                    f"{flag} needs --{name} in a folder that all processes see, got "
+                    f"{path}; mount it as a folder, or leave out {flag}."
+                )
 
     def _check_input(self):
         if self.input_range and not (

@@ -93,10 +93,17 @@ def open_source(
         if task not in source.info.tasks:
             raise InputError(
                 f"Data set {name!r} has no task {task!r}; it has "
-                f"{', '.join(source.info.tasks)}."
-                f"{did_you_mean(task, source.info.tasks)}"
+                f"{', '.join(source.info.tasks)}.{_meant(task, source.info)}"
             )
     return source
+
+
+def _meant(task: str, info: DatasetInfo) -> str:
+    """A hint at the task of a data set that was meant by another name."""
+    (full,) = canonical((task,), info.tasks.values())
+    if full != task:
+        return f" {task} is another name of {full}; give {full} here."
+    return did_you_mean(task, info.tasks)
 
 
 def canonical_tasks(dataset: str, tasks: str | Iterable[str]) -> tuple[str, ...]:

@@ -258,10 +258,15 @@ def _contents(folder: pathlib.Path) -> dict[str, Any]:
     """What `_CONTENTS` says of a folder."""
     sizes = {
         file.name: file.stat().st_size
-        for file in files.listed(folder)
+        for file in _listed(folder)
         if file.is_file() and file.name != _CONTENTS
     }
     return {"sizes": sizes, "info": files.digest(files.read_json(folder / _INFO))}
+
+
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What is in a folder, without what file servers and desktops put there."""
+    return [file for file in files.listed(folder) if not files.is_systems(file.name)]
 
 
 def _check_contents(folder: pathlib.Path) -> None:
@@ -270,7 +275,7 @@ def _check_contents(folder: pathlib.Path) -> None:
     Those of versions before 0.3 do not say; what is damaged there shows when it is
     read.
     """
-    for file in files.listed(folder):
+    for file in _listed(folder):
         if not file.is_file():  # TFDS would wait for a pipe.
             raise ValueError(f"{file.name} is not a file")
     if not (folder / _INFO).exists():
@@ -279,6 +284,8 @@ def _check_contents(folder: pathlib.Path) -> None:
         return
     written, found = files.read_json(folder / _CONTENTS), _contents(folder)
     for name, size in written["sizes"].items():
+        if files.is_systems(name):  # At first these were written down, too.
+            continue
         if found["sizes"].get(name) != size:
             raise ValueError(f"{name} is missing or has the wrong size")
     if found["info"] != written["info"]:

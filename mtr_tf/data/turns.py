@@ -11,6 +11,7 @@ is gone, and whoever sees that takes the turn. Clocks are not compared.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf.errors import InputError
 
 _BEAT_SECONDS = 5.0
 _SILENT_SECONDS = 60.0
@@ -40,8 +42,12 @@ def turn(
 
     Args:
       path: of the lock; its folder is there. The claim is beside it.
-      what: what is made, for the log.
+      what: what is made, for messages.
       meanwhile: what to do first if another one has the turn.
+
+    Raises:
+      InputError: the claim of a process that is gone must not be taken away.
+      OSError: the lock or the claim cannot be written.
     """
     claim = path.with_suffix(".claim")
     with path.open("w") as file:
@@ -54,8 +60,7 @@ def turn(
         token = f"{machine()} {os.getpid()} {secrets.token_hex(8)}"
         watch = _Watch(claim, mine=None if without_locks else machine())
         while not _create(claim, token):
-            if watch.is_dead():
-                watch.remove()
+            if watch.is_dead() and watch.remove(what):
                 continue
             busy.say(meanwhile)
             time.sleep(_LOOK_SECONDS)
@@ -95,13 +100,30 @@ class _Watch:
         is_ours = bool(self._mine) and found.split(" ")[0] == self._mine
         return is_ours or now - self._since > _SILENT_SECONDS
 
-    def remove(self) -> None:
-        """Takes the claim away, unless another one has been there first."""
+    def remove(self, what: str) -> bool:
+        """Takes the claim away, unless another one has been there first.
+
+        Args:
+          what: what is made, for the message.
+
+        Returns:
+          Whether a look at once is worth while; False if the file system fails for now.
+
+        Raises:
+          InputError: we must not, as in a sticky folder (/tmp) if it is another user's.
+        """
         aside = self._claim.with_name(f".{secrets.token_hex(8)}.claim")
-        with contextlib.suppress(OSError):
+        try:
             if _read(self._claim) == self._seen:
                 os.replace(self._claim, aside)
                 aside.unlink()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+                raise InputError(_stuck(self._claim, what, error)) from error
+            return False
+        return True
 
 
 @contextlib.contextmanager
@@ -141,6 +163,22 @@ def _create(claim: pathlib.Path, token: str) -> bool:
         claim.unlink(missing_ok=True)
         raise
     return True
+
+
+def _stuck(claim: pathlib.Path, what: str, error: OSError) -> str:
+    """Says whose claim it is that cannot be taken away, and what to do."""
+    try:
+        owner = f"the user {claim.owner()}"
+    except KeyError:  # It has no name on this machine.
+        owner = f"the user number {claim.stat().st_uid}"
+    except OSError:
+        owner = "another user"
+    return (
+        f"{claim} says that a process of {owner} is making {what}, but there is no "
+        "sign of life of that process, and its file cannot be taken away "
+        f"({files.reason(error)}); have {owner} or an administrator remove {claim}, "
+        "or choose another folder, then repeat the command."
+    )
 
 
 def _is_lost(claim: pathlib.Path, token: str) -> bool:

@@ -540,8 +540,8 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     tasks = task_set(tasks)
-    spare = select(config.spare, tuple(tasks), "--spare") if config.spare else ()
-    cells, groups = [], parse_groups(config.attack_tasks, tuple(tasks), spare)
+    spare = select(config.spare, tasks, "--spare") if config.spare else ()
+    cells, groups = [], parse_groups(config.attack_tasks, tasks, spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
     labels = {
         group: _class_labels(config.attack_classes, group, tasks, classes)

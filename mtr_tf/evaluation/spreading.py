@@ -132,7 +132,7 @@ def _arguments(config: AttackConfig, name: str, part: str) -> tuple[str, ...]:
         workers=0,
         strategy="one_device",
         replicas=0,
-        name=name,
+        name="" if config.out else name,
         part=part,
     )
     return ("mtr_tf.attack", *alone.flags())

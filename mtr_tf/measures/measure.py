@@ -17,7 +17,6 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
@@ -79,15 +78,16 @@ class MeasureSettings:
         return {"attack_channels": list(self.channels)} if self.channels else {}
 
 
-def settings_of(config: AttackConfig, tasks: Iterable[str]) -> MeasureSettings:
+def settings_of(
+    config: AttackConfig, tasks: Sequence[str] | TaskSet
+) -> MeasureSettings:
     """What flags ask for; two radii below theirs show the limit of the first order.
 
     Raises:
       InputError: `tasks` is to be measured of too many tasks.
     """
-    tasks = tuple(tasks)
     if "tasks" in config.measure:
-        gradients_lib.check_count(len(tasks))
+        gradients_lib.check_count(len(tuple(tasks)))
     eps = {radius for radius in config.eps if radius}
     if eps:
         eps |= {min(eps) / 16, min(eps) / 4}

@@ -27,6 +27,7 @@ from mtr_tf.errors import did_you_mean
 from mtr_tf.models import adapters
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import names as names_lib
 
 _PICTURE = 4  # Axes of a batch of images.
 
@@ -261,7 +262,7 @@ def _task(
     flag: str,
 ) -> Task:
     """The task of a name, or one of a kind that is named after the output."""
-    if name not in tasks_lib.KINDS:
+    if name in known or name not in tasks_lib.KINDS:
         try:
             return known.find(name)
         except InputError as error:
@@ -277,7 +278,7 @@ def _task(
                 f"{error}"
             ) from error
     own = re.sub(r"[^A-Za-z0-9_.-]", "_", output.name)
-    if not re.match(r"[A-Za-z].", own):
+    if not re.match(r"[A-Za-z].", own) or own.lower() in names_lib.RESERVED:
         own = f"output_{own or output.number}"
     if own in known:
         task = known[own]

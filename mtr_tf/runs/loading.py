@@ -41,6 +41,8 @@ from mtr_tf.runs import remote
 from mtr_tf.runs.heads import Heads
 from mtr_tf.runs.model_files import File
 from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import groups
+from mtr_tf.tasks.names import Names
 
 # What TensorFlow's checkpoint reader makes of a file that is damaged or does not fit.
 READ_ERRORS = (
@@ -309,28 +311,27 @@ def own_data(config: AttackConfig, file: File | None = None) -> Source | None:
 
 
 def open_data(
-    config: AttackConfig, run: Run, tasks: Sequence[str], opened: Source | None = None
-) -> Source:
+    config: AttackConfig, run: Run, opened: Source | None = None
+) -> tuple[Source, tuple[str, ...]]:
     """The data set to attack a model on: the named one, or that of its training.
 
     Args:
       config: The settings.
       run: The model.
-      tasks: Those that are looked at.
       opened: What `own_data` has opened already.
+
+    Returns:
+      The data, and the tasks that are looked at, by their full names.
 
     Raises:
       InputError: There is none, or it has not the tasks or the split.
     """
-    if opened:
-        opened.check(config.split)
-        _check_targets(config, opened.info, tasks)
-        load = opened.load
-        return dataclasses.replace(
-            opened, load=lambda split: reading.only(load(split), tasks)
-        )
     trained = run.config
     name = config.dataset or (trained.dataset if trained else "")
+    tasks = _named_tasks(config, run, name)
+    if opened:
+        opened.check(config.split)
+        return _with_tasks(config, run, opened)
     if not name:
         raise InputError(
             f"--dataset must name the data to attack {config.ckpt} on, because it is "
@@ -349,7 +350,41 @@ def open_data(
         **data_options(config, trained),
     )
     source.check(config.split)
-    return source
+    return (source, tasks) if tasks else _with_tasks(config, run, source)
+
+
+def _named_tasks(
+    config: AttackConfig, run: Run, dataset: str
+) -> tuple[str, ...] | None:
+    """The tasks that `--tasks` names; None where only data can tell what is meant.
+
+    Raises:
+      InputError: A task is unknown to a data set that declares none, or to a model.
+    """
+    has = run.heads.tasks if run.heads else run.tasks
+    try:
+        return groups.select(config.tasks, has, "--tasks")
+    except InputError:
+        if run.heads or not data.may_bring_tasks(dataset):
+            raise
+        return None
+
+
+def _with_tasks(
+    config: AttackConfig, run: Run, opened: Source
+) -> tuple[Source, tuple[str, ...]]:
+    """Data that are open with all their tasks, for those that `--tasks` names."""
+    known = {**opened.info.tasks, **(run.heads.tasks if run.heads else {})}
+    named = {task: known.get(task, Names(task, "")) for task in run.tasks}
+    tasks = groups.select(config.tasks, named, "--tasks")
+    _check_targets(config, run, opened.info, tasks)
+    load = opened.load
+    return (
+        dataclasses.replace(
+            opened, load=lambda split: reading.only(load(split), tasks)
+        ),
+        tasks,
+    )
 
 
 def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
@@ -391,11 +426,12 @@ def data_changes(config: AttackConfig, run: Run, source: Source) -> list[str]:
 
 
 def _check_targets(
-    config: AttackConfig, info: DatasetInfo, tasks: Sequence[str]
+    config: AttackConfig, run: Run, info: DatasetInfo, tasks: Sequence[str]
 ) -> None:
     """Raises `InputError` for tasks that only a kind in --heads has made."""
-    missing = [task for task in tasks if task not in info.tasks]
-    if missing and config.targets != OWN_TARGETS:
+    made = run.heads.tasks if run.heads and config.targets == OWN_TARGETS else ()
+    missing = [task for task in tasks if task not in (*info.tasks, *made)]
+    if missing:
         raise InputError(
             f"{info.name} must have targets for the attacked tasks, but has none for "
             f"{', '.join(missing)}, only for {', '.join(info.tasks) or 'no task'}; add "

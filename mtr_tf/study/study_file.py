@@ -63,6 +63,7 @@ _ATTACK_REFUSED = {
     "ckpt": "it is set by the attack's variants",
     "source_ckpt": 'say source = "VARIANT" instead',
     "name": "the runner gives each attack a folder of its own",
+    "out": "the runner gives each attack a folder of its own",
 }
 
 

@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 
 from mtr_tf.errors import InputError
 from mtr_tf.tasks.names import NAMES
+from mtr_tf.tasks.names import Named
 from mtr_tf.tasks.names import Names
 from mtr_tf.tasks.names import resolve
 
 
 def parse_groups(
-    groups: Sequence[str], tasks: Sequence[str], spare: Sequence[str] = ()
+    groups: Sequence[str],
+    tasks: Iterable[str] | Mapping[str, Named],
+    spare: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], ...]:
     """Reads --attack_tasks: task names joined by `+`, `each` and `all`.
 
     Args:
       groups: Such as ("seg+depth", "each").
-      tasks: The model's. Tasks inside a group come out in this order.
+      tasks: The model's, as `select` takes them. Tasks inside a group come out in this
+        order.
       spare: Those of them that are not attacked; `each` and `all` are the others.
 
     Raises:
@@ -47,19 +53,41 @@ def parse_groups(
     return tuple(dict.fromkeys(parsed))
 
 
-def select(names: Sequence[str], tasks: Sequence[str], flag: str) -> tuple[str, ...]:
+def select(
+    names: Sequence[str], tasks: Iterable[str] | Mapping[str, Named], flag: str
+) -> tuple[str, ...]:
     """The tasks that a flag names, in the model's order; all if it names none.
+
+    Args:
+      names: Names, aliases and letters.
+      tasks: The model's, by name; of a mapping the aliases and letters count too.
+      flag: For messages.
 
     Raises:
       InputError: A task is unknown, or the model lacks it.
     """
+    has = tuple(tasks)
     if not names:
-        return tuple(tasks)
-    eleven = {each.name for each in NAMES}
-    own = [Names(task, "") for task in tasks if task not in eleven]
-    named = resolve(names, (*NAMES, *own))
-    check_has(named, tasks, flag)
-    return tuple(task for task in tasks if task in named)
+        return has
+    named = resolve(names, _known(tasks))
+    check_has(named, has, flag)
+    return tuple(task for task in has if task in named)
+
+
+def _known(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
+    """The eleven, and a model's own tasks, with all that they are called.
+
+    A task that takes the place of one of the eleven is called as that one is, too.
+    """
+    is_known = isinstance(tasks, Mapping)
+    own = tasks.values() if is_known else [Names(task, "") for task in tasks]
+    known = {each.name: each for each in NAMES}
+    for each in own:
+        usual = known.get(each.name, Names(each.name, ""))
+        letter = each.letter or usual.letter
+        aliases = (*usual.aliases, *each.aliases)
+        known[each.name] = Names(each.name, letter, aliases)
+    return list(known.values())
 
 
 def check_has(asked: Sequence[str], tasks: Sequence[str], flag: str) -> None:

@@ -14,6 +14,10 @@ from typing import Protocol
 
 from mtr_tf.errors import InputError
 
+# Words that stand for something where a task is named, or for what is no task where
+# tasks are shown: groups of tasks, an attack loss, tags of TensorBoard.
+RESERVED = ("all", "each", "main", "none", "optimizer", "own", "total")
+
 
 @dataclasses.dataclass(frozen=True)
 class Names:
@@ -58,7 +62,7 @@ class Named(Protocol):
 
     @property
     def aliases(self) -> tuple[str, ...]:
-        """Other names, lower case."""
+        """Other names, which are taken in any case."""
 
 
 def resolve(
@@ -126,7 +130,7 @@ def _lookup(name: str, known: Sequence[Named]) -> str | None:
         if name and name in (each.name, each.letter):
             return each.name
     for each in known:
-        if name.lower() in (each.name.lower(), *each.aliases):
+        if name.lower() in map(str.lower, (each.name, *each.aliases)):
             return each.name
     return None
 

@@ -33,6 +33,7 @@ from mtr_tf.tasks import losses as losses_lib
 from mtr_tf.tasks import metrics as metrics_lib
 from mtr_tf.tasks import palettes
 from mtr_tf.tasks.metrics import Metric
+from mtr_tf.tasks.names import RESERVED
 from mtr_tf.tasks.names import resolve
 
 Loss = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -42,7 +43,6 @@ Paint = Callable[["Task", np.ndarray, Any, np.ndarray | None], np.ndarray]
 _OF_KIND: Any = None  # Filled in when a task is made.
 MAP = 2  # Axes of the places of a map: height and width.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+")
-_RESERVED = ("all", "each", "own")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Task:
       mirror: What each channel's values are multiplied by when an image is mirrored
         left to right; None if they do not change. Not for classes.
       letter: The paper's letter for it, case-sensitive; "" for your own task.
-      aliases: Other names the command line takes, lower case.
+      aliases: Other names that attacks and examples take, in any case; training takes
+        those of the eleven alone.
       more: Metrics that are computed too where somebody asked for them
         (`more_metrics`); nothing goes by them.
       ignored: Classes that no target has, because a data set says that their labels
@@ -327,12 +328,14 @@ def _check(task: Task) -> None:
             "A task's name must have at least two characters (letters, digits, '_', "
             f"'-' or '.') and begin with a letter; got {task.name!r}."
         )
-    if task.name.lower() in _RESERVED:
-        raise InputError(
-            f"A task must not be named {', '.join(_RESERVED[:-1])} or "
-            f"{_RESERVED[-1]}, because these words mean something else; got "
-            f"{task.name!r}."
-        )
+    for name in (task.name, *task.aliases):
+        if name.lower() in RESERVED:
+            of = "" if name == task.name else f" as another name of {task.name}"
+            raise InputError(
+                f"A task must not be named {', '.join(RESERVED[:-1])} or "
+                f"{RESERVED[-1]}, because these words mean something else in settings "
+                f"and in TensorBoard; got {name!r}{of}. Choose another name."
+            )
     if task.kind not in KINDS:
         raise InputError(
             f"A task's kind must be one of {', '.join(KINDS)}; got {task.kind!r} for "

@@ -50,6 +50,7 @@ from mtr_tf.evaluation import sweep
 from mtr_tf.executors import command
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
+from mtr_tf.show import side_by_side
 from mtr_tf.training import job
 
 SIZE = 16
@@ -186,6 +187,43 @@ def test_from_run_to_results_and_again(run_directory, monkeypatch):
     assert run_attack(run_directory, **settings) == records
     assert cell_times(folder) == before
     assert (folder / "results.json").read_bytes() == text
+
+
+def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
+    run_directory, tmp_path, unplotted
+):
+    (run_directory / "attacks").write_text("")  # So nothing can be written there.
+
+    def state():
+        return {
+            path: (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in (run_directory, *run_directory.rglob("*"))
+        }
+
+    before, small = state(), SETTINGS | SMALL | {"name": ""}
+    config = AttackConfig(ckpt=str(run_directory), **small)
+    with pytest.raises(InputError) as raised:
+        attack_job.attack(config)
+    assert re.fullmatch(
+        rf"{run_directory}/attacks/\S+ cannot be written: .*\. Let results go to a "
+        r"folder of yours with --out=DIR, or get permission to write there\.",
+        str(raised.value),
+    )
+    mine = tmp_path / "mine"
+    for part in ("1/2", "2/2", ""):
+        attack_job.attack(dataclasses.replace(config, out=str(mine), part=part))
+    made = {path.name for path in mine.iterdir()}
+    assert {"results.json", "settings.json", "cells"} <= made
+    assert len(json.loads((mine / "results.json").read_text())) == 2 * (3 + 4)
+    cells = cell_times(mine)
+    attack_job.attack(dataclasses.replace(config, out=str(mine)))
+    assert cell_times(mine) == cells
+    assert state() == before
+    for other in (run_directory, run_directory / "model.keras"):
+        with pytest.raises(InputError, match="--out must be a new folder, or one of"):
+            attack_job.resolve(dataclasses.replace(config, out=str(other)))
+    model = side_by_side.read([str(mine)])
+    assert [each.label for each in model] == ["mine"]
 
 
 @pytest.mark.slow
@@ -896,6 +934,8 @@ def test_an_executor_runs_parts_and_says_which_failed(
         ({"part": "1/2", "executor": "local"}, "leave out one of the two"),
         ({"part": "1/2", "ckpt": "gs://b/run"}, "--part needs --ckpt in a folder"),
         ({"executor": "ray", "ckpt": "gs://b/run"}, "--executor needs --ckpt in a"),
+        ({"part": "1/2", "out": "gs://b/mine"}, "--part needs --out in a folder"),
+        ({"name": "one", "out": "mine"}, "--name and --out both say where"),
     ],
 )
 def test_what_cannot_be_spread_is_said(fields, said):

@@ -397,8 +397,8 @@ def test_a_converted_autoencoder_is_compared_with_what_its_model_takes(
     said = json.loads((workdir / "conversion.json").read_text())["said"]
     assert any("autoencoder gives standardised pictures" in each for each in said)
     run = loading.load_run(str(workdir))
-    config = AttackConfig(ckpt=str(workdir), split="validation")
-    source = loading.open_data(config, run, ("autoencoder",))
+    config = AttackConfig(ckpt=str(workdir), tasks=("autoencoder",))
+    source, _ = loading.open_data(config, run)
     columns = source.columns("validation")
     batch = batching.gather(columns, ("autoencoder",), np.arange(3))
     taken = run.model.get_layer("normalize")(batch["image"])

@@ -270,7 +270,7 @@ def test_which_settings_change_no_result():
     assert set(train) == place | {"checkpoint_minutes", "keep_checkpoints"}
     assert not TrainConfig().that_change(settings.EXTRAS)
     attack = AttackConfig(ckpt="x")
-    paths = {"ckpt", "source_ckpt", "name"}
+    paths = {"ckpt", "source_ckpt", "name", "out"}
     of_models = {"heads", "source_heads", "channels_first"}  # In their fingerprints.
     processes = {"executor", "executor_options", "workers", "part"}
     expected = place | paths | of_models | processes

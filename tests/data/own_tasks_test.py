@@ -209,6 +209,11 @@ def test_a_dict_of_kinds_declares_too(open_it):
         ({"tasks": {"flow": TASKS[0]}}, "must map each name to a Task of that name"),
         ({"tasks": [*TASKS, TASKS[0]]}, "two are named parts"),
         ({"tasks": [Task("Depth")]}, "must not be called Depth"),
+        ({"tasks": [Task("flow", aliases=["d"])]}, "'d' of flow means depth too"),
+        (
+            {"tasks": [Task("flow", aliases=["Aim"]), Task("aim")]},
+            "'Aim' of flow means aim too; choose another alias",
+        ),
         ({"class_weights": {"flow": [1]}}, "must be for tasks with classes"),
         ({"ignore_label": {"seen": 0}}, "must be for tasks with classes; got seen"),
         ({"class_weights": {"scene": [1]}}, "each of the 3 classes of scene; got [1]"),

@@ -301,6 +301,31 @@ def test_damage_to_prepared_data_is_one_sentence(
         np.testing.assert_array_equal(read_all(kind, root), expected["image"])
 
 
+@pytest.mark.parametrize("kind", [None, prepared.FILE_FORMAT])
+@pytest.mark.parametrize("known", [True, False], ids=["new", "old"])
+def test_what_systems_put_into_prepared_data_is_no_damage(
+    sound, expected, tmp_path, kind, known
+):
+    root = shutil.copytree(sound[kind], tmp_path / "root")
+    folder = root / "rooms" / small_config().name / "1.0.0"
+    if not known:
+        (folder / "contents.json").unlink()
+    contents = prepared._contents(folder)
+    for place in (root, folder.parents[1], folder.parent, folder):
+        for name in ("@eaDir", ".snapshot", "#recycle", "lost+found"):
+            (place / name).mkdir()
+            (place / name / "SYNOFILE_THUMB_M.png").write_bytes(b"small")
+        for name in (".DS_Store", "._features.json", "Thumbs.db", "desktop.ini"):
+            (place / name).write_bytes(b"theirs")
+    images = read_all(kind, root)
+    np.testing.assert_array_equal(images, expected["image"])
+    assert prepared._contents(folder) == contents  # They may grow, and go.
+    prepared._records.cache_clear()
+    (folder / "mine").mkdir()
+    with pytest.raises(InputError, match=r"are damaged \(mine is not a file\)"):
+        read_all(kind, root)
+
+
 @pytest.mark.fuzz
 def test_killed_at_twenty_random_moments_the_data_are_whole(sound, tmp_path):
     """Whoever comes next makes them again, or reads what is whole."""

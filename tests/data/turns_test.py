@@ -11,6 +11,7 @@ import types
 import pytest
 
 from mtr_tf.data import turns
+from mtr_tf.errors import InputError
 
 FOR_EVER = 1e9
 
@@ -96,3 +97,50 @@ def test_who_was_taken_for_dead_leaves_the_other_one_alone(place):
     with turns.turn(place, "it"):
         claim.write_text("elsewhere 1 ab")
     assert claim.read_text() == "elsewhere 1 ab"
+
+
+def test_a_dead_claim_that_must_not_be_removed_is_one_sentence(place, monkeypatch):
+    """As another user's in a sticky folder: nobody tries for ever."""
+    claim, tried = place.with_suffix(".claim"), []
+    claim.write_text(f"{turns.machine()} 1 ab 7")
+
+    def replace(*names):
+        tried.append(names)
+        assert len(tried) == 1, "a busy loop"
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(turns.os, "replace", replace)
+    with pytest.raises(InputError) as raised, turns.turn(place, "rooms"):
+        pass
+    owner = f"the user {claim.owner()}"
+    assert str(raised.value) == (
+        f"{claim} says that a process of {owner} is making rooms, but there is no sign "
+        "of life of that process, and its file cannot be taken away (Operation not "
+        f"permitted); have {owner} or an administrator remove {claim}, or choose "
+        "another folder, then repeat the command."
+    )
+    assert claim.exists()
+
+
+def test_a_dead_claim_is_tried_again_in_a_while(place, monkeypatch):
+    """Where the file system is away for a moment."""
+    claim, slept, tried = place.with_suffix(".claim"), [], []
+    replace = turns.os.replace
+    claim.write_text(f"{turns.machine()} 1 ab 7")
+
+    def away(*names):
+        tried.append(names)
+        assert len(tried) == len(slept) + 1, "a busy loop"
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            monkeypatch.setattr(turns.os, "replace", replace)
+
+    time = types.SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep)
+    monkeypatch.setattr(turns, "time", time)
+    monkeypatch.setattr(turns.os, "replace", away)
+    with turns.turn(place, "it"):
+        assert slept == [turns._LOOK_SECONDS] * 3
+    assert not claim.exists()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -51,3 +52,13 @@ def test_parts_on_a_random_model_have_the_batches_of_a_replica(
     spreading.run(CONFIG, cells, Store(tmp_path, facts), None, 2)
     counts = [part.arguments.count("--batch_size=16") for _, part in ran]
     assert counts == [given] * 3
+
+
+def test_parts_write_where_the_whole_command_does():
+    """By --out where the user has named a folder, else by the name of the usual one."""
+    arguments = spreading._arguments(CONFIG, "pgd", "1/2")
+    assert "--name=pgd" in arguments
+    given = dataclasses.replace(CONFIG, out="a/mine")
+    arguments = spreading._arguments(given, "mine", "1/2")
+    assert "--out=a/mine" in arguments
+    assert not [word for word in arguments if word.startswith("--name")]

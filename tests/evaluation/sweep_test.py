@@ -36,6 +36,25 @@ def test_groups():
         parse_groups(("seg+s",), TASKS)
 
 
+def test_own_tasks_are_named_by_their_aliases_too():
+    """And one in the place of a known task by that one's aliases and letter."""
+    own = tasks_lib.TaskSet(
+        (
+            tasks_lib.Task("flow", aliases=("Motion", "of")),
+            tasks_lib.Task("depth", aliases=("range",)),
+            tasks_lib.Task("scene", classes=("in", "out")),
+        )
+    )
+    given = ("motion+d", "OF", "range", "depth_zbuffer+scene")
+    groups = (("flow", "depth"), ("flow",), ("depth",), ("depth", "scene"))
+    assert parse_groups(given, own) == groups
+    (cell,) = cells(own, eps=(1.0,), attack_tasks=("scene+of",), spare=("range",))
+    assert cell.tasks == ("flow", "scene")
+    assert cell.objective.spare == ("depth",)
+    with pytest.raises(InputError, match="Unknown task 'motoin'. Did you mean 'flow'"):
+        parse_groups(("motoin",), own)
+
+
 def test_the_product_without_repetitions():
     found = cells(attack=("pgd", "fgsm"), eps=(8, 1, 8), attack_tasks=("seg", "s+d"))
     assert [(c.attack.name, c.group, c.eps) for c in found] == [

@@ -86,7 +86,7 @@ def test_with_the_flag_it_is_opened_as_in_training(theirs):
     config = AttackConfig(ckpt=str(theirs), dataset=DATASET, attack_tasks=("seg",))
     run = loading.load_run(str(theirs), (), "", DATASET)
     assert ran(theirs) == ["imported"]  # For its layers; the model needs no data.
-    loading.open_data(config, run, ("seg",))
+    loading.open_data(config, run)
     assert ran(theirs) == ["imported", "called"]
     # Results go where they went when nothing was asked.
     named = dataclasses.replace(config, dataset="")

@@ -34,6 +34,7 @@ from mtr_tf.runs.workers import Workers
 from mtr_tf.show import tensorboard
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import more_metrics
+from mtr_tf.tasks import names as names_lib
 from mtr_tf.tasks import task_set
 from mtr_tf.training import losses as training_losses
 from mtr_tf.training import monitor
@@ -90,6 +91,14 @@ def hparams(events: EventAccumulator) -> dict:
         name: getattr(value, value.WhichOneof("kind"))
         for name, value in started.hparams.items()
     }
+
+
+def test_no_task_may_be_called_as_what_is_no_task_here():
+    """Its numbers would have the tags of the sum, or of the optimizer."""
+    tags = {*tensorboard.loss_scalars({}), *tensorboard._OPTIMIZER}
+    assert {tag.partition("/")[0] for tag in tags} == {"total", "optimizer"}
+    for word in ("total", "optimizer"):
+        assert word in names_lib.RESERVED
 
 
 def test_tags_and_totals():

@@ -193,6 +193,14 @@ def test_angles_in_other_than_three_dimensions(channels):
         ({"name": "x"}, "two characters"),
         ({"name": "a b"}, "two characters"),
         ({"name": "each"}, "must not be named"),
+        *(
+            ({"name": word}, f"must not be named .* got '{word}'. Choose another")
+            for word in ("all", "Total", "main", "none", "optimizer", "own")
+        ),
+        (
+            {"name": "flow", "aliases": ["total"]},
+            "must not be named .* got 'total' as another name of flow. Choose",
+        ),
         ({"name": "flow", "kind": "number"}, "Did you mean 'numbers'"),
         ({"name": "tags", "kind": "labels"}, "how many labels"),
         ({"name": "parts", "kind": "classes", "classes": "abc"}, "list of names"),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import pathlib
 import random
 import shutil
 import sys
@@ -23,6 +24,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from mtr_tf import data
 from mtr_tf import models
+from mtr_tf.config.attack import AttackConfig
 from mtr_tf.config.train import TrainConfig
 from mtr_tf.errors import InputError
 from mtr_tf.runs import building
@@ -371,6 +373,30 @@ def test_a_model_of_ones_own_starts_the_same_whatever_data_drew(module):
 
     for one, other in zip(start(0), start(2), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_aliases_name_own_tasks_where_a_run_is_attacked(module):
+    flow = Task("flow", channels=2, aliases=("Motion",))
+    module.examples = lambda: declared(tasks=[flow, *declared()["tasks"][:4]])
+    name, size = "own_blocks:examples", "x".join(map(str, SIZE))
+    trained = TrainConfig(dataset=name, tasks=TASKS, model="tiny", image_size=size)
+    run = loading.Run(None, TASKS, trained, pathlib.Path("run"), "")
+
+    def opened(*tasks):
+        config = AttackConfig(ckpt="run", dataset=name, tasks=tasks)
+        source, names = loading.open_data(config, run)
+        assert set(source.columns("validation").targets) == set(names)
+        return names
+
+    assert opened("motion", "scene") == opened("scene", "flow") == ("scene", "flow")
+    assert opened() == TASKS
+    with pytest.raises(InputError, match="Unknown task 'moton'. Did you mean 'flow'"):
+        opened("moton")
+    with pytest.raises(InputError, match="names 'flow' 2 times"):
+        opened("motion", "flow")
+    # Training keeps names as they are, and says which one is meant.
+    with pytest.raises(InputError, match="Motion is another name of flow; give flow"):
+        data.open_source(name, tasks=("Motion",))
 
 
 def brighter(light):

@@ -138,7 +138,23 @@ def declared(facts: Mapping[str, Any]) -> TaskSet:
                 f'A task of your own ("tasks") must not be called {name}, because '
                 f"that is another name for {meant}; rename it."
             )
+    _check_aliases(tasks)
     return tasks
+
+
+def _check_aliases(tasks: TaskSet) -> None:
+    """Raises `InputError` where an alias is what another task is called."""
+    taken = {name.lower(): name for name in tasks}
+    for name, task in tasks.items():
+        for alias in task.aliases:
+            (usual,) = canonical((alias,))
+            other = usual if usual in TASKS else taken.setdefault(alias.lower(), name)
+            if other != name:
+                raise InputError(
+                    f'An alias of a task of your own ("tasks") must name that task '
+                    f"alone, but {alias!r} of {name} means {other} too; choose another "
+                    "alias."
+                )
 
 
 def _task(name: Any, given: Any) -> Task:
