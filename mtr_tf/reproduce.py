@@ -244,6 +244,7 @@ def _run(
             workdir / "logs",
         )
         runner.run(engine)
+    unchanged.check_starts(runner.queue, workdir)  # Some may be trained again now.
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:

@@ -115,7 +115,13 @@ class Attack(abc.ABC):
         with input_errors(), unchanged():
             if hasattr(objective, "checked"):
                 objective = objective.checked(x, self.raises_own_losses)
+            look = getattr(objective, "look_at_losses", None)
+            looks = look if on and self.raises_own_losses else None
+            if looks:  # XLA drops the check that is in the graph.
+                looks(x)
             found = tf.stop_gradient(_run(self, objective, x, keys, on))
+            if looks:
+                looks(found)
         _say_unmoved(self, found, x)
         return found
 

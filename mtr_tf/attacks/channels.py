@@ -154,6 +154,8 @@ class OnChannels:
         value = getattr(self.objective, name)
         if name == "checked":
             return lambda x, *more: self._of(value(self.whole(x), *more))
+        if name == "look_at_losses":
+            return lambda x: value(self.whole(x))
         if not callable(value):
             return value
 

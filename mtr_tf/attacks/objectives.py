@@ -229,9 +229,9 @@ class Recipe:
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Looks at losses that divide, of the first images, x: outside any graph.
+        """Looks at losses that divide, of x, the batch's first images or all of them.
 
-        XLA drops the check that is in graphs.
+        Outside any graph: XLA drops the check that is in graphs.
 
         Raises:
           InputError: One is negative.
@@ -413,6 +413,10 @@ class TaskObjective:
         if own_losses:
             recipe.look_at_losses(self.batch, x)
         return self
+
+    def look_at_losses(self, x: tf.Tensor) -> None:
+        """Raises `InputError` where losses that divide are negative; see `Recipe`."""
+        self.recipe.look_at_losses(self.batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
         """Puts back what the model changes behind Keras' back; see `stateless`."""

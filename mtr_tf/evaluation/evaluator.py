@@ -223,7 +223,9 @@ class Evaluator:
                 if not index:
                     self._look_at_models(batch)
                 arguments = (batch, seed, numbers)
+                self._look_at_losses(batch, batch["image"])
                 rows, pictures = self._step_for(arguments)(*arguments)
+                self._look_at_losses(batch, pictures.get("adversarial"))
                 outputs = pictures["clean" if self._attack is None else "attacked"]
                 rows = self._gather(rows)
                 if rows_of:
@@ -279,6 +281,20 @@ class Evaluator:
         objective = self._objective.bind(goal, batch)
         objective.checked(batch["image"], self._own_losses)
         randomness.say_once(self._model, batch["image"], objective.recipe.eot)
+
+    def _look_at_losses(self, batch: Mapping[str, Any], images: Any) -> None:
+        """Raises `InputError` where losses that divide are negative, on any replica.
+
+        Before and after the attack, where XLA drops the check that is in its graph.
+        """
+        recipe = self._objective.recipe
+        if not (self._jit and self._attack and self._own_losses and recipe.divided):
+            return
+        local = self._strategy.experimental_local_results
+        for replica, x in enumerate(local(images)):
+            own = tf.nest.map_structure(lambda all_, i=replica: local(all_)[i], batch)
+            goal = own["wanted"] if self._targeted else own
+            self._objective.bind(goal, own).look_at_losses(x)
 
     def _batches(self, columns, batch_size: int, num_examples: int | None):
         """A distributed data set; every replica of every step gets a full batch."""

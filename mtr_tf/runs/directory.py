@@ -440,11 +440,21 @@ def older_targets(workdir: pathlib.Path) -> str:
 
 
 def data_changes(before: Any, now: Any) -> list[str]:
-    """How data differ from those of a run, in words; see `check_data`."""
+    """How data differ from those of a run, in words; see `check_data`.
+
+    Raises:
+      InputError: What config.json has as the means of images are none.
+    """
     changed = []
     for split, facts in _dict(now).items():
         old = _dict(_dict(before).get(split))
         count, means = old.get("examples"), old.get("means")
+        if not _are_means(means):
+            raise InputError(
+                "config.json of the run must have two numbers, or null, as the means "
+                f"of {split}, but it has {shortened(means)}; restore it, or use "
+                "another run directory."
+            )
         if count not in (None, facts["examples"]):
             changed.append(f"{split} had {count} examples and has {facts['examples']}")
         elif not _may_be_equal(means, facts["means"]):
@@ -477,12 +487,21 @@ def check_code(
     )
 
 
-def _may_be_equal(before: Any, now: Any) -> bool:
+def _are_means(value: Any) -> bool:
+    """Whether a value of config.json is that of two images' means; null: not known."""
+    return value is None or (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(mean) in (int, float) for mean in value)
+    )
+
+
+def _may_be_equal(before: list[float] | None, now: list[float] | None) -> bool:
     """Whether means are the same up to rounding, or one of the two is not known."""
-    if not isinstance(before, list) or not isinstance(now, list):
+    if before is None or now is None:
         return True
     return all(
-        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(before, now, strict=False)
+        math.isclose(a, b, rel_tol=1e-3) for a, b in zip(before, now, strict=True)
     )
 
 

@@ -366,6 +366,16 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _images(value: Any) -> bool:
+    """Whether it is a size of images, and their means behind it; see `cell_store`."""
+    if not _text(value):
+        return False
+    try:
+        return all(map(math.isfinite, _means({"images": value})))
+    except ValueError:
+        return False
+
+
 # What is read of a record, and what it must be.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "attack": _text,
@@ -385,6 +395,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 # The same of what records may lack.
 _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("algorithm", "source_fingerprint"), _text),
+    "images": _images,
     "restarts": lambda value: type(value) is int,
     "weights": lambda value: isinstance(value, dict),
     "ensemble": lambda value: isinstance(value, list) and all(map(_text, value)),
@@ -742,12 +753,40 @@ def _joint(
     comparisons: Sequence[Comparison], models: Sequence[Model]
 ) -> list[tuple[str, list[list[str]]]]:
     """The titles and tables of joint attacks, of models that have been attacked so."""
-    shared = {_settings(one.facts): one.facts for one in comparisons}
+    shared = dict.fromkeys(_settings(one.facts) for one in comparisons)
     found = []
-    for settings, facts in shared.items():
+    for settings in shared:
         for model in models:
-            rows = joint_rows(model.attacks[settings])
-            if len(rows) > 1:
-                attack = f"{facts['attack']} ({_how(facts)})"
-                found.append((f"{model.label}, {attack}: {_JOINT}", rows))
+            for kept in _joined(model.attacks, settings, shared):
+                rows, facts = joint_rows(kept), kept[-1]
+                if len(rows) > 1:
+                    attack = f"{facts['attack']} ({_how(facts)})"
+                    found.append((f"{model.label}, {attack}: {_JOINT}", rows))
     return found
+
+
+def _joined(
+    attacks: Mapping[tuple[str, ...], Sequence[Record]],
+    settings: tuple[str, ...],
+    shared: Iterable[tuple[str, ...]],
+) -> list[list[Record]]:
+    """The records of an attack; then these with those of each joint one that fits.
+
+    An attack on one task has neither balance nor weights. So a joint one with some has
+    other settings, and another name, and is compared with the same alone.
+    """
+    own = list(attacks[settings])
+    alone = [record for record in own if len(record["attacked"]) == 1]
+    found = [own]
+    for other, records in attacks.items():
+        if other not in shared and _apart(records[0]) == _apart(own[0]):
+            found.append([*alone, *records])
+    return found
+
+
+def _apart(record: Record) -> tuple[str, ...]:
+    """The settings of an attack without those that only joint ones have."""
+    algorithm = record.get("algorithm") or record["attack"].partition("-")[0]
+    but = ("attack", "balance", "weights")
+    settings = [str(_setting(record, name)) for name in SAME if name not in but]
+    return (algorithm, *settings)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.errors import present
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import resampling
@@ -94,9 +95,10 @@ def of(claim: Claim, results: Results) -> Effect:
 
     Raises:
       InputError: Several records fit one of its numbers, or metrics of a measure do
-        not agree in which values are better.
+        not agree in which values are better, or no record ever has one of them.
     """
     if claim.measure:
+        _check_metrics(claim, results)
         lower = _is_lower(claim, results)
         by_seed = np.array([_measured(claim, results, s, lower) for s in results.seeds])
         draws = statistics.bootstrap(by_seed, resamples=RESAMPLES)
@@ -404,6 +406,30 @@ def _is_lower(claim: Claim, results: Results) -> bool:
     if better >= {"higher", "lower"}:
         raise InputError(f"claim {claim.id!r}: {claim_checks.MIXED}")
     return "lower" in better
+
+
+def _check_metrics(claim: Claim, results: Results) -> None:
+    """Raises `InputError` where no record of a measure ever has one of its metrics.
+
+    A study on a user's own data names them before anybody knows what there are.
+    """
+    if not results.study.has_own_data:
+        return
+    for changes in ({}, claim.measure["minus"]):
+        measure = {**claim.measure, **changes}
+        given = measure.get("metric", [])
+        of = {k: measure[k] for k in ("measure", "quantity", "tasks") if k in measure}
+        for variant in measure["variants"]:
+            found = _fitting(of, results.measures(measure["attack"], variant))
+            known = list(dict.fromkeys(r["metric"] for r in found if "metric" in r))
+            for name in given if isinstance(given, list) else [given]:
+                if known and name not in known:
+                    raise InputError(
+                        f"claim {claim.id!r} asks for the metric {name!r} of "
+                        f"{measure['quantity']}, which has {', '.join(known)}"
+                        f"{did_you_mean(name, known, '; did') or '.'} Name one of "
+                        "these."
+                    )
 
 
 def _mean_measured(

@@ -15,6 +15,7 @@ import numpy as np
 
 from mtr_tf import files
 from mtr_tf.errors import InputError
+from mtr_tf.errors import did_you_mean
 from mtr_tf.errors import present
 from mtr_tf.evaluation import cell_files
 from mtr_tf.evaluation import resampling
@@ -285,7 +286,7 @@ def _check_metric(task: str, metric: str, there: Sequence[Record]) -> None:
     if known and metric not in known:
         raise InputError(
             f"The study asks for {metric!r} of {task}, whose metrics are "
-            f"{', '.join(known)}; name one of these."
+            f"{', '.join(known)}; name one of these.{did_you_mean(metric, known)}"
         )
 
 

@@ -25,6 +25,7 @@ from mtr_tf.errors import InputError
 from mtr_tf.evaluation import cell_store
 from mtr_tf.runs import building
 from mtr_tf.runs import directory
+from mtr_tf.runs import initial_weights
 from mtr_tf.runs import loading
 from mtr_tf.show import side_by_side
 from mtr_tf.study.queue import DONE
@@ -40,6 +41,7 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
 
     Where all is done, these need not be there.
     """
+    check_starts(queue, workdir)
     sources: dict[tuple, Source] = {}  # A user's own may be read at once, as a whole.
 
     def opened(config: TrainConfig) -> Source:
@@ -57,6 +59,34 @@ def check(queue: Queue, workdir: pathlib.Path) -> None:
             runs[cell.folder] = directory.canonical(config)
     _check_runs(queue, workdir, runs, opened)
     _check_attacks(queue, workdir, runs, opened)
+
+
+def check_starts(queue: Queue, workdir: pathlib.Path) -> None:
+    """Raises `InputError` where nets began with models that were trained again since.
+
+    Hashes cover the settings of such a model; another machine, say, gives it other
+    weights. Those that are gone, or began nothing that is done, are no matter; what is
+    only begun training itself compares.
+    """
+    digests: dict[str, str] = {}  # Of the models that others begin with.
+    changed = []
+    for cell in queue.cells:
+        first = cell.begins_with
+        if not first or queue.state(cell) != DONE:
+            continue
+        before = files.read_object(workdir / cell.folder / "config.json").get("init")
+        if before is None or not (workdir / first / "model.keras").exists():
+            continue
+        if first not in digests:
+            digests[first] = initial_weights.digest(str(workdir / first))
+        if before != digests[first]:
+            changed.append(f"{cell.folder} began with other weights than {first} has")
+    directory.refuse_changed(
+        f"{workdir} holds nets whose first nets were trained again",
+        changed,
+        "Delete the folders of those that began with them, to train and attack them "
+        "again, or restore the first nets.",
+    )
 
 
 def _place(config: TrainConfig) -> tuple:

@@ -523,9 +523,11 @@ def of_keras(
 
     So it is of `Mean` and what is made of it, of counts of right and wrong, of
     confusion matrices, of AUC. An image's row is the state after that image alone, of
-    counts with a 1 behind it: an image with none of what is counted is one of them. The
-    mask goes in as `sample_weight`. Of classes and labels, a metric of Keras's own gets
-    `probabilities` of the outputs, unless it was made with `from_logits=True`.
+    all but plain means with a 1 behind it if the image has a valid place: of a state
+    of zeros Keras has a number, which may look perfect, where nothing was counted, and
+    there is none. The mask goes in as `sample_weight`. Of classes and labels, a metric
+    of Keras's own gets `probabilities` of the outputs, unless it was made with
+    `from_logits=True`.
     """
     built = []
     finished = losses.is_kerass(metric) and not metric.get_config().get("from_logits")
@@ -573,16 +575,17 @@ def of_keras(
                     f"A Keras metric must give one number, but {metric.name} gives "
                     f"{result.size}; set its average, or use another metric."
                 )
-            values.append(float(result) if np.isfinite(row).all() else np.nan)
+            known = row[-1] > 0 and np.isfinite(row).all()
+            values.append(float(result) if known else np.nan)
         return np.array(values).reshape(sums.shape[:-1])
 
     known = _COUNTS.get(type(metric).__name__) if losses.is_kerass(metric) else None
-    rows = _with_ones(statistics) if known else statistics
     known = known or _DIRECTIONS.get(str(getattr(metric, "_direction", "")))
     better = _better(metric, metric.name, known)
+    made = (_with_ones(statistics), value)
     if type(metric).result is keras.metrics.Mean.result:
-        value = _ratio
-    return Metric(metric.name, better, "", rows, value, _bounds(metric), of_given=True)
+        made = (statistics, _ratio)
+    return Metric(metric.name, better, "", *made, _bounds(metric), of_given=True)
 
 
 def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

@@ -283,6 +283,34 @@ def test_a_negative_loss_is_seen_before_xla_which_drops_what_graphs_check():
         ATTACK(objective, x, jit="on")
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_loss_that_xla_would_let_divide_is_seen_in_all_images(targeted):
+    """Of clean images and, where an attack lowers the loss, of those that it found."""
+    x = np.full((3, 8, 8, 3), 0.5, np.float32)
+    x[2] = 0.1 if not targeted else 0.5
+
+    def call(z):
+        return {name: z[..., :1] for name in ("mine", "depth")}
+
+    def loss(target, output, mask):
+        del target, mask
+        return tf.reduce_mean(output, (1, 2, 3)) - (0.45 if targeted else 0.3)
+
+    layer = keras.layers.Lambda(call)
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layer(image))
+    task = Task("mine", kind="numbers", channels=1, loss=loss)
+    found = {name: np.ones((3, 8, 8, 1), np.float32) for name in ("mine", "depth")}
+    masks = {name: np.ones((3, 8, 8), np.float32) for name in found}
+    objective = attacks.objective(
+        model, found, masks, (task, "depth"), "dgba", targeted=targeted
+    )
+    attack = attacks.PGD(0.2, 0.1, 3, random_start=False)
+    for jit in ("off", "on"):
+        with pytest.raises(InputError, match="that of 'mine' is negative, -"):
+            attack(objective, x, jit=jit)
+
+
 def test_a_loss_below_0_by_rounding_alone_is_none():
     """As 1 - cos is: it counts as 0."""
     task = Task("mine", kind="numbers", channels=1, loss=lambda t, o, m: o[:, 0, 0, 0])

@@ -285,6 +285,10 @@ def test_data_that_have_changed_since_the_training_are_told(run_directory):
     told(validation={"examples": 10})
     (first, *_) = attack_job.resolve(config).warnings
     assert "validation had 10 examples and has 11" in first
+    for means in (["a", 0.1], [None, 0.1], [[0.1], 0.1], [], 0.1, {"a": 0.1}):
+        with pytest.raises(InputError, match=r"two numbers, or null, as the means of"):
+            told(validation={"means": means})
+    assert told(validation={"means": None}) == []
 
 
 @pytest.mark.slow

@@ -239,6 +239,29 @@ def test_plots_and_joint_tables_say_which_attack_they_are_of(tmp_path):
     assert f"**a, pgd ({how}): rise" in side_by_side.markdown([one], models)
 
 
+def test_joint_attacks_with_other_balances_and_weights_are_shown(tmp_path):
+    """What attacks one task alone has neither, so they have other settings."""
+    both = ["seg", "depth"]
+
+    def rises(tasks, rise, **facts):
+        common = {"algorithm": "pgd", "balance": "sum", "weights": {}} | facts
+        return [record(1, tasks, t, "loss", 1.0, 1.0 + rise) | common for t in tasks]
+
+    weights = {"seg": 1.0, "depth": 0.5}
+    records = rises(["seg"], 2.0) + rises(["depth"], 4.0)
+    records += rises(both, 1.0)
+    records += rises(both, 3.0, attack="pgd-dgba", balance="dgba")
+    records += rises(both, 0.5, weights=weights)
+    records += rises(both, 9.0, attack="apgd-dgba", balance="dgba", algorithm="apgd")
+    models = side_by_side.read([write(tmp_path / "a", records)])
+    text = side_by_side.text(side_by_side.compare(models), models)
+    found = [line.split() for line in text.splitlines() if "seg+depth" in line]
+    ratios = [("0.50", "0.25"), ("1.50", "0.75"), ("0.25", "0.12")]
+    assert found == [["1", "seg+depth", *pair] for pair in ratios]
+    assert "a, pgd-dgba (linf, eps: levels of 0-255): rise of each" in text
+    assert "levels of 0-255; weights seg:1.0, depth:0.5): rise of each" in text
+
+
 def test_records_have_units_and_directions(tmp_path, capsys):
     one = record(1, ["depth"], "depth", "mae", 0.5, 0.6)
     run = write(tmp_path / "a", [one | {"unit": "m", "better": "lower"}])
@@ -367,7 +390,8 @@ def test_after_a_copy_attacks_on_the_whole_model_count(tmp_path, capsys):
     ("field", "value"),
     [("eps", None), ("eps", "1"), ("n", 1.5), ("attacked", "seg"), ("clean", "x")]
     + [("attacked_interval", [1]), ("task", 3), ("clean", float("nan"))]
-    + [("weights", [1]), ("attack_block", 3), ("source_fingerprint", 3)],
+    + [("weights", [1]), ("attack_block", 3), ("source_fingerprint", 3)]
+    + [("images", 3), ("images", "8x8x3 0.5 x 0.4"), ("images", "8x8x3 0.5 nan 0.4")],
 )
 def test_a_record_that_is_none_is_explained(runs, tmp_path, field, value):
     path = tmp_path / "a" / "attacks" / "quick" / "results.json"

@@ -149,6 +149,29 @@ def test_a_negative_loss_that_divides_is_refused_compiled_or_not(jit):
         attacked.run(make_columns(), batch_size=4)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_negative_loss_of_a_later_image_is_refused_compiled_or_not(jit):
+    """Under XLA it counted as 1e-12, and the task as more than all others."""
+
+    def loss(target, output, mask):
+        del mask
+        low = tf.reduce_max(target, (1, 2, 3)) > 4
+        return output[:, 0, 0, 0] * 0 + tf.where(low, -1.0, 1.0)
+
+    columns = make_columns()
+    columns.targets["depth"][5] = 5
+    attacked = Evaluator(
+        make_model(),
+        ("seg", Task("depth", kind="numbers", channels=1, loss=loss)),
+        CLASSES,
+        attack=PGD,
+        objective={"balance": "dgba"},
+        jit=jit,
+    )
+    with pytest.raises(InputError, match="that of 'depth' is negative, -1; choose sum"):
+        attacked.run(columns, batch_size=4)
+
+
 def test_a_signal_ends_it_after_a_batch_unless_the_caller_stops():
     class Asked(Workers):
         def stop_if_asked(self):

@@ -112,6 +112,56 @@ def test_an_effect_of_a_metric_of_ones_own(tmp_path):
         effects.of(claim, Results(study, tmp_path, others))
 
 
+MEASURED = """
+[attacks.corrupt]
+attack = ["none"]
+measure = ["corruptions"]
+[[claims]]
+id = "B"
+source = "someone"
+statement = "Fog is no matter."
+[claims.measure]
+attack = "corrupt"
+measure = "corruptions"
+quantity = "mean_corrupted"
+tasks = ["flow"]
+variants = ["flow"]
+metric = METRIC
+"""
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ('"epee"', "'epee' of mean_corrupted, which has epe, inliers; did you mean"),
+        ('["inliers", "eps"]', "'eps' of mean_corrupted, which has epe, inliers"),
+        ('"epe"', ""),
+    ],
+)
+def test_a_metric_that_no_measure_has_is_refused_once_there_are_records(
+    tmp_path, metric, said
+):
+    path = tmp_path / "own.toml"
+    text = (STUDY + MEASURED).replace("DATA", "my_data:examples")
+    path.write_text(text.replace("METRIC", metric))
+    study = study_file.load(str(path))
+    _, claim = claim_file.read(study)
+    # Nobody can know it before.
+    assert effects.of(claim, Results(study, tmp_path)).mean is None
+    measured = tuple(
+        record(name, 1, 2)
+        | {"spec": "corrupt", "measure": "corruptions", "quantity": "mean_corrupted"}
+        | {"tasks": ["flow"], "value": 3.0}
+        for name in ("epe", "inliers")
+    )
+    results = Results(study, tmp_path, (), measured)
+    if said:
+        with pytest.raises(InputError, match=f"claim 'B' asks for the metric {said}"):
+            effects.of(claim, results)
+    else:
+        assert effects.of(claim, results).by_seed[0] == -3  # Less of it is better.
+
+
 def test_metrics_are_known_by_name_or_by_their_record():
     own = effects._metric(record("inliers", 1, 1))
     assert own.better == "higher"

@@ -285,6 +285,31 @@ def test_attacks_are_known_by_images_and_metrics_of_ones_own(module, tmp_path):
     refused(study, workdir, "the images had 8x13 pixels and have 8x12")
 
 
+def test_a_net_whose_first_net_was_trained_again_is_refused(tmp_path):
+    """Its settings and so its hash are the same, but its first weights are not."""
+    text = 'about = "Tuned."\nseeds = [0, 1]\n[variants."s"]\ntasks = ["seg"]\n'
+    text += '[variants."tuned"]\ntasks = ["seg"]\ninit_from = "s"\n'
+    study, workdir = study_of(tmp_path, text), tmp_path / "w"
+    cells = {(c.variant, c.seed): c for c in Runner(study, workdir).queue.cells}
+    for cell in cells.values():
+        folder = workdir / cell.folder
+        folder.mkdir(parents=True)
+        net((*SIZE, 3), ()).save(folder / "model.keras")
+    for (variant, seed), cell in cells.items():
+        first = workdir / cells["s", seed].folder
+        facts = {"init": initial_weights.digest(str(first))}
+        facts = facts if variant == "tuned" else {}
+        directory.write_config(workdir / cell.folder, cell.config, facts=facts)
+    done = Runner(study, workdir).queue
+    assert not done.waiting()
+    unchanged.check(done, workdir)
+    first, tuned = cells["s", 1].folder, cells["tuned", 1].folder
+    net((*SIZE, 3), ()).save(workdir / first / "model.keras")  # Drawn anew.
+    refused(study, workdir, f": {tuned} began with other weights than {first} has. Del")
+    (workdir / first / "model.keras").unlink()  # Results outlive models.
+    unchanged.check(Runner(study, workdir).queue, workdir)
+
+
 @pytest.mark.slow
 def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
     """The whole way: trained, tuned at a rate of 0, moved, and continued."""

@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import keras
 import numpy as np
@@ -140,6 +141,41 @@ def test_keras_metrics_of_numbers_are_keras(make):
         expected = np.sqrt(np.square(target - output)[mask != 0].mean())
     assert metric.value(rows.numpy().sum(0)) == pytest.approx(expected, rel=1e-4)
     assert metric.better == ("higher" if make is keras.metrics.R2Score else "lower")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        keras.metrics.MeanAbsoluteError(),
+        keras.metrics.RootMeanSquaredError(),
+        keras.metrics.R2Score(),
+        keras.metrics.AUC(),
+        keras.metrics.Precision(),
+        keras.metrics.FalsePositives(),
+    ],
+)
+def test_keras_metrics_of_nothing_are_no_numbers(metric):
+    """Keras says 0, which is perfect for an error."""
+    numbers = metric.name.startswith(("mean", "root", "r2"))
+    kind = {"kind": "numbers" if numbers else "labels", "channels": 2}
+    one = tasks.Task("mine", metrics=[metric], **kind).metrics[0]
+    target = RNG.integers(0, 2, (3, 4, 4, 2)).astype(np.float32)
+    output = (2 * target - 1) * 9  # A right answer everywhere.
+    masked = np.zeros((3, 4, 4), np.float32)
+    rows = one.statistics(*map(tf.constant, (target, output, masked)), None).numpy()
+    assert math.isnan(one.over(rows))
+    masked[1, 2, 3] = 1
+    rows = one.statistics(*map(tf.constant, (target, output, masked)), None).numpy()
+    assert not math.isnan(one.over(rows))
+
+
+def test_a_precision_of_no_prediction_is_still_keras():
+    """Its state is 0 as where nothing was counted, but something was."""
+    one = tasks.Task(
+        "tag", kind="labels", channels=1, places=0, metrics=[keras.metrics.Precision()]
+    ).metrics[0]
+    given = np.zeros((2, 1), "f4"), np.full((2, 1), -9, "f4"), np.ones(2, "f4")
+    assert one.over(one.statistics(*map(tf.constant, given), None).numpy()) == 0
 
 
 def test_keras_metrics_of_labels_and_classes_are_keras():
