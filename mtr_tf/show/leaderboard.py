@@ -111,7 +111,7 @@ def _has_own_data(record: Record) -> bool:
 
 
 def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of RUN/attacks/NAME, a finished attack on a model.
+    """The records of RUN/attacks/NAME, or of --out: a finished attack on a model.
 
     Args:
       name: Of the model.
@@ -120,9 +120,12 @@ def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       InputError: A file is damaged.
     """
-    run = folder.parent.parent
     try:
-        config, made = _json(run / "config.json"), _json(folder / "settings.json")
+        made = _json(folder / "settings.json")
+        config = _json(folder.parent.parent / "config.json")
+        if not config:  # A folder of --out: the run is where it was attacked.
+            run = pathlib.Path((made.get("attack") or {}).get("ckpt", ""))
+            config = _json(run / "config.json")
         records = files.read_json(folder / "results.json")
         seed = (config.get("train") or {}).get("seed", 0)
         return of_results(name, seed, records, config, made)

@@ -215,6 +215,12 @@ def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
         ("<b>theirs</b>", [0]),
         ("mine", [3]),
     ]
+    (out := tmp_path / "deep" / "out").mkdir(parents=True)
+    (out / "results.json").write_text(json.dumps([ours]))
+    (out / "settings.json").write_text(json.dumps({"attack": {"ckpt": str(run)}}))
+    assert leaderboard.of_folder("mine", out) == leaderboard.of_folder(
+        "mine", run / "attacks" / "quick"
+    )
     tree = parse(page.read_text())
     words = " ".join("".join(tree.texts).split())
     assert words.index("1. mine") < words.index("2. <b>theirs</b>")
