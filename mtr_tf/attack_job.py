@@ -44,6 +44,7 @@ from mtr_tf.config.settings import EXTRAS
 from mtr_tf.config.settings import LEAST_LEVELS
 from mtr_tf.config.settings import RESULTS
 from mtr_tf.config.settings import is_step_of_one
+from mtr_tf.config.train import TrainConfig
 from mtr_tf.data import batching
 from mtr_tf.data.custom import facts as custom_facts
 from mtr_tf.data.source import Columns
@@ -98,7 +99,7 @@ _AGAIN = (
     "the others."
 )
 # What a folder of results has once anything was kept in it.
-_MADE = ("settings.json", "cells", "parts")
+_MADE = ("settings.json", "cells", "parts", "predictions", "measures")
 # Settings that older folders were not named with, where they say nothing.
 _LATER = {"attack_channels": [], "targets": "data", "spare": []}
 
@@ -172,6 +173,7 @@ class Job:
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
       images: Which images those of the subject are, in words.
+      trained: The settings of the run that is attacked; None for a model of one's own.
     """
 
     config: AttackConfig
@@ -184,6 +186,7 @@ class Job:
     folder: pathlib.Path
     predictions: Predictions | None
     images: str
+    trained: TrainConfig | None = None
 
     def run(self, write: bool = True) -> Outcome:
         """Runs what is not finished; finished cells are kept in the folder.
@@ -195,6 +198,8 @@ class Job:
             "model_fingerprint": self.provenance.model,
             "checkpoint_step": self.checkpoint_step,
         }
+        if self.config.out and self.trained:  # RUN/config.json is not beside it.
+            settings["train"] = self.trained.to_dict()
         attacked, measures, texts = None, [], []
         workers = self.subject.workers
         write = write and workers.chief
@@ -203,6 +208,7 @@ class Job:
                 if workers.chief:
                     stack.enter_context(remote.held(self.folder))
                     stack.enter_context(self._held())
+                    self._check_out()
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)
                     if pathlib.Path(self.config.ckpt).is_file():
@@ -247,8 +253,22 @@ class Job:
             self, subject=dataclasses.replace(self.subject, batch_size=size)
         )
 
+    def _check_out(self) -> None:
+        """Raises `InputError` where --out holds the results of another model."""
+        before = files.read_object(self.folder / "settings.json")
+        same = before.get("model_fingerprint") == self.provenance.model
+        if self.config.out and before and not same:
+            raise InputError(
+                "--out must be a new folder, or one of results on the same model, but "
+                f"{self.config.out} holds those of another model, or of other weights; "
+                "give another folder."
+            )
+
     def _held(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Holds the folder of results; see `files.locked`."""
+        beside = self.folder.parent.name == "attacks" and not self.config.out
+        if not beside:
+            return files.locked(self.folder, shared)
         instead = "Let results go to a folder of yours with --out=DIR"
         return files.locked(self.folder, shared, instead)
 
@@ -475,6 +495,8 @@ def _resolve(
 ) -> Job:
     """See `resolve`; this worker's part of it."""
     strategy = workers.local
+    if folder is None and config.out:
+        folder = _out(config.out)  # Complains now.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
     small = [*_small_radii(config), *_small_steps(config)]
@@ -561,8 +583,6 @@ def _resolve(
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
         named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
     name = config.name or default_name(named, run.fingerprint)
-    if folder is None and config.out:
-        folder = _out(config.out)
     folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -584,13 +604,14 @@ def _resolve(
         folder=folder,
         predictions=predictions,
         images=_images(count, len(columns), source.is_cut),
+        trained=run.config,
     )
 
 
 def _out(path: str) -> pathlib.Path:
     """The folder of `--out`; `InputError` where it holds other things."""
     folder = remote.local(path, "--out")
-    held = {file.name for file in files.listed(folder)}
+    held = remote.names(path, "--out")
     others = {name for name in held if not files.is_systems(name)}
     if folder.is_file() or (others and held.isdisjoint(_MADE)):
         raise InputError(

@@ -142,6 +142,10 @@ def main(config: ReproduceConfig) -> None:
             runner = runner_lib.Runner(study, workdir, config.only)
             _run(runner, study, config, workdir)
     _write_report(workdir, config.export)
+    if any(cell.begins_with for cell in runner.queue.cells):
+        from mtr_tf.study import unchanged
+
+        unchanged.check_starts(runner.queue, workdir)  # Some may be trained again now.
     failures = runner.failures()
     if failures:
         raise InputError(
@@ -244,7 +248,6 @@ def _run(
             workdir / "logs",
         )
         runner.run(engine)
-    unchanged.check_starts(runner.queue, workdir)  # Some may be trained again now.
 
 
 def _write_report(workdir: pathlib.Path, export: str) -> None:

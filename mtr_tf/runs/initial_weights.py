@@ -11,6 +11,7 @@ import hashlib
 import io
 import pathlib
 import zipfile
+from collections.abc import Iterable
 from collections.abc import Sequence
 
 import h5py
@@ -34,7 +35,9 @@ def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> Non
     """Gives a model the weights of a file, for layers with equal names and shapes.
 
     A layer has the same path in both, or else its own name, if that is the only one of
-    its kind in both. What matched is logged.
+    its kind in both. Where the file has no such layer, a stage of the encoder that a
+    task has to itself (encoder_TASK_...) starts from the shared one (encoder_...). What
+    matched is logged.
 
     Args:
       model: Built.
@@ -51,6 +54,8 @@ def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> Non
     matched, lacking, other = [], [], []
     for name, variables in layers.items():
         found = _find(name, arrays, layers)
+        if found is None and isinstance(model.output, dict):
+            found = arrays.get(_in_common(name, model.output))
         if found is None:
             lacking.append(name)
         elif [a.shape for a in found] != [tuple(v.shape) for v in variables]:
@@ -245,6 +250,14 @@ def _find(
     same = [other for other in arrays if other.rpartition("/")[2] == name]
     here = [other for other in layers if other.rpartition("/")[2] == name]
     return arrays[same[0]] if len(same) == len(here) == 1 else None
+
+
+def _in_common(name: str, tasks: Iterable[str]) -> str:
+    """The name of a task's own stage where tasks share it; others as they are."""
+    for task in tasks:
+        if name.startswith(own := f"encoder_{task}_"):
+            return f"encoder_{name.removeprefix(own)}"
+    return name
 
 
 def _listed(names: Sequence[str]) -> str:

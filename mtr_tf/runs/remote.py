@@ -242,6 +242,22 @@ def local(path: str | os.PathLike, flag: str) -> pathlib.Path:
     return _the_copies(flag, path).of(addresses.normal(path), flag).folder
 
 
+def names(path: str | os.PathLike, flag: str) -> set[str]:
+    """What a folder, or the folder at an address, holds; nothing is downloaded.
+
+    Args:
+      path: What the user has given.
+      flag: To which flag or argument, for messages.
+
+    Raises:
+      InputError: The address cannot be reached or read.
+    """
+    if not files.is_remote(path):
+        return {file.name for file in files.listed(pathlib.Path(path))}
+    copy = _the_copies(flag, path).of(addresses.normal(path), flag)
+    return {name.split("/")[0] for name in _listed(copy)}
+
+
 def _the_copies(flag: str, path: str | os.PathLike) -> _Copies:
     made = _current.get()
     if not made:

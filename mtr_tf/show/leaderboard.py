@@ -122,10 +122,9 @@ def of_folder(name: str, folder: pathlib.Path) -> list[dict[str, Any]]:
     """
     try:
         made = _json(folder / "settings.json")
-        config = _json(folder.parent.parent / "config.json")
-        if not config:  # A folder of --out: the run is where it was attacked.
-            run = pathlib.Path((made.get("attack") or {}).get("ckpt", ""))
-            config = _json(run / "config.json")
+        # A folder of --out has the run's settings itself.
+        apart = made.get("attack", {}).get("out")
+        config = made if apart else _json(folder.parent.parent / "config.json")
         records = files.read_json(folder / "results.json")
         seed = (config.get("train") or {}).get("seed", 0)
         return of_results(name, seed, records, config, made)

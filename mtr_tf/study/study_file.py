@@ -311,6 +311,12 @@ def _check_same_net(config: TrainConfig, first: TrainConfig, name: str) -> None:
                 f"init_from needs a variant with the same {key}, but {name!r} has "
                 f"{other!r} and this one {own!r}; change one of them."
             )
+    if first.shared_stages not in (-1, config.shared_stages):
+        raise InputError(
+            "init_from needs a variant whose tasks share all stages of the encoder, or "
+            f"as many as here, but those of {name!r} share {first.shared_stages} and "
+            f"these {config.shared_stages}; change one of them."
+        )
 
 
 def _check_tasks(config: AttackConfig, has: Sequence[str]) -> None:

@@ -224,6 +224,16 @@ def test_a_run_that_may_only_be_read_is_attacked_into_a_folder_of_ones_own(
             attack_job.resolve(dataclasses.replace(config, out=str(other)))
     model = side_by_side.read([str(mine)])
     assert [each.label for each in model] == ["mine"]
+    origin = json.loads((mine / "settings.json").read_text())
+    assert (
+        origin["train"]
+        == json.loads((run_directory / "config.json").read_text())["train"]
+    )
+    (mine / "settings.json").write_text(json.dumps({"model_fingerprint": "another"}))
+    kept = (mine / "results.json").read_bytes()
+    with pytest.raises(InputError, match="holds those of another model, or of other"):
+        attack_job.attack(dataclasses.replace(config, out=str(mine)))
+    assert (mine / "results.json").read_bytes() == kept
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 import types
@@ -191,6 +192,13 @@ def test_one_of_the_eleven_may_be_replaced(open_it):
     source, _ = opened(open_it, tasks=[*TASKS, own])
     assert source.info.tasks["seg"].classes == ("a", "b", "c", "d")
     assert source.info.classes == ("a", "b", "c", "d")
+
+
+def test_a_copy_of_one_of_the_eleven_may_have_another_name(open_it):
+    copy = dataclasses.replace(tasks_lib.TASKS["depth"], name="distance")
+    made = {"image": np.zeros((*SIZE, 3), np.uint8), "targets": {}}
+    made["targets"]["distance"] = np.ones((*SIZE, 1), np.float32)
+    assert "distance" in open_it(train=[made], tasks=[copy]).info.tasks
 
 
 def test_a_dict_of_kinds_declares_too(open_it):

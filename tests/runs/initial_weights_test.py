@@ -60,6 +60,17 @@ def test_what_has_the_same_name_and_shape_is_taken(saved, caplog):
     assert "head_seg, which have other shapes" in caplog.text
 
 
+def test_stages_that_a_task_has_to_itself_start_from_the_shared_ones(tmp_path):
+    path = tmp_path / "net.keras"
+    (source := tiny(1, classes=5)).save(path)
+    there = weights(source)
+    model = models.build("tiny", ("seg",), SHAPE, 5, width=4, seed=2, shared_stages=1)
+    initial_weights.start_from(model, str(path))
+    for name, value in weights(model).items():
+        shared = name.replace("encoder_seg_", "encoder_")
+        np.testing.assert_array_equal(value, there[shared], err_msg=name)
+
+
 def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
     model, path = tiny(1), tmp_path / "net.keras"
     model.save(path)

@@ -215,9 +215,11 @@ def test_command_reads_runs_and_files_of_others_and_its_page_is_safe(tmp_path):
         ("<b>theirs</b>", [0]),
         ("mine", [3]),
     ]
-    (out := tmp_path / "deep" / "out").mkdir(parents=True)
+    whole = {"attack": {"out": "theirs"}, "train": trained}
+    (out := tmp_path / "attacks" / "out").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"seed": 7}}))
     (out / "results.json").write_text(json.dumps([ours]))
-    (out / "settings.json").write_text(json.dumps({"attack": {"ckpt": str(run)}}))
+    (out / "settings.json").write_text(json.dumps(whole))
     assert leaderboard.of_folder("mine", out) == leaderboard.of_folder(
         "mine", run / "attacks" / "quick"
     )
