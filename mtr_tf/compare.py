@@ -37,7 +37,7 @@ class CompareConfig(Settings):
     runs: tuple[str, ...] = setting(
         (),
         "What to compare, after it was attacked: run directories, .keras files, or "
-        "folders RUN/attacks/NAME; runs and folders may be at addresses. For "
+        "folders RUN/attacks/NAME or of --out; all may be at addresses. For "
         "--leaderboard also .json files of records. Required.",
         path=True,
         address=True,
