@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,7 @@ _LOOKS = {
 }
 _WIDTH = 3.9  # Inches: as wide as a phone shows it without making it smaller.
 _ROW, _EDGE = 0.3, 0.55  # Inches of a row, and of a panel's axis and title.
+_LETTERS, _LINE = 40, 0.17  # Of a unit on one line; inches of each further line.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,16 @@ def draw(title: str, effects: Sequence[Effect]) -> Figure:
     """
     units = list(dict.fromkeys(effect.unit for effect in effects))
     panels = [[e for e in effects if e.unit == unit] for unit in units]
-    heights = [_EDGE + _ROW * len(panel) for panel in panels]
+    labels = [textwrap.fill(unit, _LETTERS) for unit in units]
+    heights = [
+        _EDGE + _ROW * len(panel) + _LINE * label.count("\n")
+        for panel, label in zip(panels, labels, strict=True)
+    ]
     figure, grid = style.grid_of(
         len(panels), 1, (_WIDTH, sum(heights) / len(heights)), height_ratios=heights
     )
     short = style.short_names(effect.label for effect in effects)
-    for axes, unit, panel in zip(grid[:, 0], units, panels, strict=True):
+    for axes, label, panel in zip(grid[:, 0], labels, panels, strict=True):
         for row, effect in enumerate(panel):
             _draw_row(axes, row, effect)
         axes.axvline(0, color="0.3", lw=0.8, zorder=1)
@@ -70,7 +76,7 @@ def draw(title: str, effects: Sequence[Effect]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(unit)
+        axes.set_xlabel(label)
     notes = ["right of 0: as claimed; small dots: seeds; line: 95 % interval"]
     if any(effect.margin for effect in effects):
         notes.append("grey: too small to matter")
