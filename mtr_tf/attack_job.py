@@ -267,9 +267,8 @@ class Job:
     def _held(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Holds the folder of results; see `files.locked`."""
         beside = self.folder.parent.name == "attacks" and not self.config.out
-        if not beside:
-            return files.locked(self.folder, shared)
-        instead = "Let results go to a folder of yours with --out=DIR"
+        with_out = "Let results go to a folder of yours with --out=DIR"
+        instead = with_out if beside else files.ANOTHER_PLACE
         return files.locked(self.folder, shared, instead)
 
     @property

@@ -62,6 +62,7 @@ _FORMULA = tuple(
     "=+-@\t\r\n\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}"
     "\N{FULLWIDTH HYPHEN-MINUS}\N{FULLWIDTH COMMERCIAL AT}"
 )
+ANOTHER_PLACE = "Give another directory"  # What to do where one cannot be written.
 _BESIDE = re.compile(r"\.\d+\..+")  # What a file is called while it is written.
 # What file servers and desktops put into any folder: .DS_Store, .snapshot, @eaDir,
 # #recycle, ~snapshot, $RECYCLE.BIN, Thumbs.db.
@@ -136,7 +137,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def write_errors_explained(
-    path: pathlib.Path, instead: str = "Give another directory"
+    path: pathlib.Path, instead: str = ANOTHER_PLACE
 ) -> Iterator[None]:
     """Turns errors while writing into `InputError`: a full disk, missing permission.
 
@@ -393,7 +394,7 @@ class InUse(InputError):
 def locked(
     workdir: pathlib.Path,
     shared: bool = False,
-    instead: str = "Give another directory",
+    instead: str = ANOTHER_PLACE,
 ) -> Iterator[None]:
     """Holds a run directory for this process; the lock ends with it, even if killed.
 

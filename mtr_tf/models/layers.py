@@ -158,8 +158,14 @@ class Blocks:
 
     def _seed(self, name):
         if self.branch:
-            name = name.replace(f"encoder_{self.branch}_", "encoder_", 1)
+            name = shared_name(name, self.branch)
         return zlib.crc32(f"{self.seed}:{name}".encode())
+
+
+def shared_name(name: str, task: str) -> str:
+    """The name of a layer of a task's own stage where all share it; others stay."""
+    own = f"encoder_{task}_"
+    return f"encoder_{name.removeprefix(own)}" if name.startswith(own) else name
 
 
 @keras.saving.register_keras_serializable(package="mtr_tf")

@@ -23,6 +23,7 @@ from absl import logging
 from mtr_tf import files
 from mtr_tf.errors import InputError
 from mtr_tf.models import keras_files
+from mtr_tf.models import layers as layers_lib
 from mtr_tf.runs import remote
 
 _LISTED = 6  # Layers that messages name at most.
@@ -254,10 +255,8 @@ def _find(
 
 def _in_common(name: str, tasks: Iterable[str]) -> str:
     """The name of a task's own stage where tasks share it; others as they are."""
-    for task in tasks:
-        if name.startswith(own := f"encoder_{task}_"):
-            return f"encoder_{name.removeprefix(own)}"
-    return name
+    found = (layers_lib.shared_name(name, task) for task in tasks)
+    return next((shared for shared in found if shared != name), name)
 
 
 def _listed(names: Sequence[str]) -> str:
