@@ -343,6 +343,8 @@ def test_a_net_is_trained_on_wherever_the_study_is(module, tmp_path):
     (moved["tuned", 1] / "model.keras").unlink()  # Its checkpoints are there.
     assert trained(tmp_path / "moved") == moved
     assert initial_weights.digest(str(moved["tuned", 1])) == digests["tuned", 1]
-    # A model that was lost may be trained again with other bits.
+    # A model that was lost may be trained again with other bits: others began without.
     net((*SIZE, 3), ()).save(moved["flow", 0] / "model.keras")
-    trained(tmp_path / "moved")
+    began = f"{moved['tuned', 0].name} began with other weights than .*-seed0-"
+    with pytest.raises(InputError, match=began):
+        trained(tmp_path / "moved")
