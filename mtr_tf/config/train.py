@@ -154,7 +154,8 @@ class TrainConfig(Settings):
     init: str = setting(
         "",
         "Weights to start from: a .keras or .h5 file, or the directory of a finished "
-        "run (or an address). Layers with the same names and shapes take them.",
+        "run (or an address). Layers with the same names and shapes take them; a "
+        "task's own stages (--shared_stages) may take those that tasks share there.",
         path=True,
         address=True,
     )

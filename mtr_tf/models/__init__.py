@@ -19,6 +19,7 @@ from mtr_tf.models.layers import Blocks
 from mtr_tf.models.multitask import Architecture
 from mtr_tf.models.multitask import assemble
 from mtr_tf.models.multitask import check_image_shape
+from mtr_tf.models.multitask import checked_stages
 from mtr_tf.tasks import TASKS
 from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
@@ -163,6 +164,13 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
             f"known only for built-in models, and {model.name} is not one; choose "
             "something that does not need them."
         )
+    return mean_and_std(scale, offset)
+
+
+def mean_and_std(
+    scale: Sequence[float], offset: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and std of x * scale + offset = (x - mean) / std, by channel."""
     mean = (round(-o / s, 12) for o, s in zip(offset, scale, strict=True))
     return tuple(mean), tuple(round(1 / s, 12) for s in scale)
 
@@ -170,6 +178,11 @@ def normalization(model: keras.Model) -> tuple[tuple[float, ...], tuple[float, .
 def check_name(name: str) -> None:
     """Raises `InputError` unless there is a model of that name."""
     _architecture(name)
+
+
+def check_stages(name: str, decoders: str, shared_stages: int | None) -> None:
+    """Raises `InputError` unless a model can share so many stages; see `build`."""
+    checked_stages(name, _architecture(name), decoders, shared_stages)
 
 
 def check_image_size(name: str, size: Sequence[int | None]) -> None:

@@ -68,7 +68,7 @@ def assemble(
     mean = [0.5 for _ in range(channels)] if mean is None else mean
     std = [0.25 for _ in range(channels)] if std is None else std
     _check_settings(width, decoders, mean, std, channels)
-    shared_stages = _checked_stages(name, architecture, decoders, shared_stages)
+    shared_stages = checked_stages(name, architecture, decoders, shared_stages)
 
     image = keras.Input(tuple(image_shape), name="image", dtype="float32")
     x = _normalize(image, mean, std)
@@ -173,7 +173,7 @@ def _check_tasks(tasks: TaskSet, num_classes: int | None) -> None:
             )
 
 
-def _checked_stages(name, architecture, decoders, shared_stages):
+def checked_stages(name, architecture, decoders, shared_stages):
     """How many stages of the encoder are shared: all of them where it is None."""
     stages = architecture.stages
     if shared_stages is None:

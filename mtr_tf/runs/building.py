@@ -89,12 +89,18 @@ def new_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
                 _image_shape(config, info),
                 info.tasks.select(config.tasks),
             )
+        tasks = ()
     else:
-        model = build_model(config, info)
+        model, tasks = build_model(config, info), config.tasks
     if config.init:
-        initial_weights.start_from(model, config.init, config.frozen)
+        initial_weights.start_from(model, config.init, config.frozen, tasks)
     initial_weights.freeze(model, config.frozen)
     return model
+
+
+def shared_stages(config: TrainConfig) -> int | None:
+    """How many stages of the encoder tasks share; None: all."""
+    return None if config.shared_stages < 0 else config.shared_stages
 
 
 def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
@@ -117,7 +123,7 @@ def build_model(config: TrainConfig, info: DatasetInfo) -> keras.Model:
             len(info.classes),
             width=config.width or None,
             decoders=config.decoders,
-            shared_stages=None if config.shared_stages < 0 else config.shared_stages,
+            shared_stages=shared_stages(config),
             mean=info.mean,
             std=info.std,
             seed=config.seed,

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pathlib
 import zipfile
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 import h5py
 import keras
@@ -21,6 +24,7 @@ import tensorflow as tf
 from absl import logging
 
 from mtr_tf import files
+from mtr_tf import models
 from mtr_tf.errors import InputError
 from mtr_tf.models import keras_files
 from mtr_tf.models import layers as layers_lib
@@ -32,19 +36,26 @@ Arrays = dict[str, list[np.ndarray]]
 """{path of a layer: its weights, in the layer's order}"""
 
 
-def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> None:
+def start_from(
+    model: keras.Model,
+    path: str,
+    frozen: Sequence[str] = (),
+    tasks: Iterable[str] = (),
+) -> None:
     """Gives a model the weights of a file, for layers with equal names and shapes.
 
     A layer has the same path in both, or else its own name, if that is the only one of
     its kind in both. Where the file has no such layer, a stage of the encoder that a
     task has to itself (encoder_TASK_...) starts from the shared one (encoder_...). What
-    matched is logged.
+    matched is logged, and a warning says where both standardise images differently.
 
     Args:
       model: Built.
       path: A `.keras` file, `.weights.h5` or another `.h5` file of weights, or a run
         directory.
       frozen: What the names of layers begin with that will keep these weights.
+      tasks: Those of a built-in model, which may have stages of their own; of others
+        the names of layers say nothing of tasks.
 
     Raises:
       InputError: The file cannot be read, or nothing in it matches, or it lacks a layer
@@ -55,8 +66,8 @@ def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> Non
     matched, lacking, other = [], [], []
     for name, variables in layers.items():
         found = _find(name, arrays, layers)
-        if found is None and isinstance(model.output, dict):
-            found = arrays.get(_in_common(name, model.output))
+        if found is None:
+            found = _in_common(name, tasks, arrays)
         if found is None:
             lacking.append(name)
         elif [a.shape for a in found] != [tuple(v.shape) for v in variables]:
@@ -88,6 +99,7 @@ def start_from(model: keras.Model, path: str, frozen: Sequence[str] = ()) -> Non
     for what, names in (("are not in it", lacking), ("have other shapes", other)):
         if names:
             logging.info("new weights: %s, which %s", _listed(names), what)
+    _compare_normalization(model, path)
 
 
 def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
@@ -253,10 +265,58 @@ def _find(
     return arrays[same[0]] if len(same) == len(here) == 1 else None
 
 
-def _in_common(name: str, tasks: Iterable[str]) -> str:
-    """The name of a task's own stage where tasks share it; others as they are."""
+def _in_common(
+    name: str, tasks: Iterable[str], arrays: Arrays
+) -> list[np.ndarray] | None:
+    """The weights of a task's own stage where tasks share it.
+
+    A task may be called as another one and more: depth and depth_euclidean.
+    """
     found = (layers_lib.shared_name(name, task) for task in tasks)
-    return next((shared for shared in found if shared != name), name)
+    return next((arrays[n] for n in found if n != name and n in arrays), None)
+
+
+def _compare_normalization(model: keras.Model, path: str) -> None:
+    """Warns where weights were trained on images that were standardised otherwise.
+
+    It is said of built-in models and their `.keras` files, where mean or std differ by
+    more than a tenth of the std.
+    """
+    layer = next((each for each in model.layers if each.name == "normalize"), None)
+    there = _normalize_of(check(path))
+    if layer is None or there is None:
+        return
+    before = models.mean_and_std(there["scale"], there["offset"])
+    now = models.normalization(model)
+    if len(now[0]) != len(before[0]):
+        return
+    if (np.abs(np.subtract(now, before)) > 0.1 * np.array(before[1])).any():
+        logging.warning(
+            "The weights of --init=%s were trained on images standardised with mean %s "
+            "and std %s, but here images are standardised with mean %s and std %s: "
+            'layers of --frozen would see other numbers than they learnt from. "mean" '
+            'and "std" of data of your own set these.',
+            path,
+            *(_numbers(part) for part in (*before, *now)),
+        )
+
+
+def _normalize_of(file: pathlib.Path) -> Mapping[str, Any] | None:
+    """The settings of the layer that standardises images, in a file of our models."""
+    if not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        content = json.loads(archive.read("config.json"))
+    for layer in content.get("config", {}).get("layers", ()):
+        about = layer.get("config", {})
+        if (layer.get("class_name"), about.get("name")) == ("Rescaling", "normalize"):
+            per_channel = isinstance(about.get("scale"), list)
+            return about if per_channel else None
+    return None
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def _listed(names: Sequence[str]) -> str:

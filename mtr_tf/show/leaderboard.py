@@ -43,6 +43,7 @@ _WHAT = ("task", "metric", "better", "unit", "ignored", "dataset", "split", "n")
 _ATTACK = ("eps", "attacked", "step_size")
 _ATTACK += tuple(name for name in SAME if name not in (*_WHAT, "source_fingerprint"))
 _TRAINED = ("model", "width", "image_size", "adversarial_tasks")
+_SHARING = {"decoders": "separate", "shared_stages": -1}  # Said where it is unusual.
 
 
 def of_results(
@@ -58,11 +59,13 @@ def of_results(
       made: Of the attack's settings.json: commit, versions, platform.
     """
     trained = config.get("train") or {}
+    unusual = {k: v for k, v in _SHARING.items() if trained.get(k, v) != v}
     about = {
         "schema": SCHEMA,
         "name": name,
         "tasks": list(trained.get("tasks") or ()),
-        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)},
+        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)}
+        | {k: trained[k] for k in unusual},
     }
     traced = {
         "commit": made.get("commit"),

@@ -346,7 +346,8 @@ def _check_model(config: TrainConfig) -> None:
     if ":" in config.model:
         own_models.check(config.model)
         return
-    models.check_name(config.model)
+    stages = building.shared_stages(config)
+    models.check_stages(config.model, config.decoders, stages)
     for size in (config.parsed_image_size, config.parsed_crop):
         if size:
             models.check_image_size(config.model, size)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 
 import h5py
@@ -65,10 +66,48 @@ def test_stages_that_a_task_has_to_itself_start_from_the_shared_ones(tmp_path):
     (source := tiny(1, classes=5)).save(path)
     there = weights(source)
     model = models.build("tiny", ("seg",), SHAPE, 5, width=4, seed=2, shared_stages=1)
-    initial_weights.start_from(model, str(path))
+    initial_weights.start_from(model, str(path), tasks=("seg",))
     for name, value in weights(model).items():
         shared = name.replace("encoder_seg_", "encoder_")
         np.testing.assert_array_equal(value, there[shared], err_msg=name)
+
+
+def test_stages_of_a_task_whose_name_begins_with_anothers_start_from_shared_ones(
+    tmp_path, caplog
+):
+    tasks = ("depth", "depth_euclidean")
+    path = str(tmp_path / "net.keras")
+    (source := tiny(1, tasks)).save(path)
+    there = weights(source)
+    model = models.build("tiny", tasks, SHAPE, 5, width=4, seed=2, shared_stages=0)
+    with caplog.at_level(logging.INFO):
+        initial_weights.start_from(model, path, ("encoder",), tasks)
+    for name, value in weights(model).items():
+        shared = re.sub("encoder_(depth_euclidean|depth)_", "encoder_", name)
+        np.testing.assert_array_equal(value, there[shared], err_msg=name)
+    assert "new weights" not in caplog.text
+    with pytest.raises(InputError, match="encoder_depth_.* are not there"):
+        initial_weights.start_from(model, path, ("encoder",))  # A model of one's own.
+
+
+@pytest.mark.parametrize(
+    ("mean", "said"),
+    [
+        ((0.5, 0.5, 0.5), ""),
+        ((0.52, 0.5, 0.5), ""),  # Of other training images, say.
+        ((0.5, 0.5, 0.4), "mean 0.5, 0.5, 0.4 and std 0.25, 0.25, 0.25, but .*0.5,"),
+    ],
+)
+def test_weights_from_images_that_were_standardised_otherwise_are_told(
+    tmp_path, caplog, mean, said
+):
+    path = str(tmp_path / "net.keras")
+    std = (0.25, 0.25, 0.25)
+    models.build("tiny", ("seg",), SHAPE, 5, width=4, mean=mean, std=std).save(path)
+    initial_weights.start_from(models.build("tiny", ("seg",), SHAPE, 5, width=4), path)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == bool(said)
+    assert re.search(said, "".join(warned))
 
 
 def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):

@@ -22,8 +22,9 @@ def result(attack, value, task="seg", eps=2, **changes):
     return record | {"split": "validation", "loss": "own"} | changes
 
 
-def records(name, seed, *results, tasks=("seg",), commit="abcdef0123"):
-    config = {"train": {"tasks": list(tasks), "model": "small", "image_size": "64"}}
+def records(name, seed, *results, tasks=("seg",), commit="abcdef0123", **trained):
+    trained = {"tasks": list(tasks), "model": "small", "image_size": "64", **trained}
+    config = {"train": trained}
     made = {"commit": commit, "versions": {"mtr_tf": "1"}, "platform": "here"}
     return leaderboard.of_results(name, seed, results, config, made)
 
@@ -41,6 +42,17 @@ def test_seeds_of_a_model_are_together_and_none_counts_twice():
     assert whole[0]["commit"] == ["abcdef0123", "123"]
     assert whole[0]["architecture"] == {"model": "small", "image_size": "64"}
     assert leaderboard.together(whole) == whole
+
+
+def test_nets_that_share_other_parts_are_models_of_their_own():
+    ours = {"decoders": "separate", "shared_stages": -1}
+    usual = records("s+d", 0, result("pgd", 0.2), **ours)
+    assert usual == records("s+d", 0, result("pgd", 0.2))
+    for other in ({"decoders": "shared"}, {"shared_stages": 0}):
+        unlike = records("s+d", 1, result("pgd", 0.4), **ours | other)
+        whole = leaderboard.together([*usual, *unlike])
+        assert [r["seeds"] for r in whole] == [[0], [1]]
+        assert other.items() <= whole[1]["architecture"].items()
 
 
 def test_what_differs_in_settings_stays_apart():

@@ -33,6 +33,21 @@ def test_no_xla_where_batch_norms_speak_to_other_replicas(
     assert said.startswith("XLA compiles no") != compiled
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "small", "shared_stages": 6}, "from 0 to 3, .* small has, got 6"),
+        ({"shared_stages": 1, "decoders": "shared"}, "give decoders=separate"),
+    ],
+)
+def test_stages_that_cannot_be_shared_are_refused_before_data_are_opened(
+    monkeypatch, settings, message
+):
+    monkeypatch.setitem(data.DATASETS, "rooms", None)
+    with pytest.raises(InputError, match=message):
+        job_lib.resolve(TrainConfig(tasks=("seg", "depth"), **settings))
+
+
 def open_masked(**known):
     """An example of seg and depth for each split, whose depth is known or not."""
     image, seg = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=int)
