@@ -30,6 +30,8 @@ from mtr_tf import files
 from mtr_tf import models
 from mtr_tf import tasks as tasks_lib
 from mtr_tf.api.results import Results
+from mtr_tf.attack_job import job as job_lib
+from mtr_tf.attack_job import resolving
 from mtr_tf.attacks import kinds
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.cli import flags as cli_flags
@@ -474,7 +476,7 @@ def a_job(cells=(), **settings) -> attack_job.Job:
 )
 def test_lengths_that_look_as_if_of_images_from_0_to_1_are_told(settings, said):
     config = AttackConfig(ckpt="x", **settings)
-    found = [*attack_job._small_radii(config), *attack_job._small_steps(config)]
+    found = [*resolving._small_radii(config), *resolving._small_steps(config)]
     assert len(found) == bool(said)
     assert all(re.search(said, sentence) for sentence in found)
 
@@ -514,7 +516,7 @@ def test_titles_say_which_tasks_a_part_of_the_output_is_of():
 
 @pytest.mark.parametrize("form", ["json", "csv", "text"])
 def test_measures_are_printed_in_the_format_that_is_asked_for(monkeypatch, form):
-    monkeypatch.setattr(attack_job.measure_files, "write", lambda *arguments: "TABLE")
+    monkeypatch.setattr(job_lib.measure_files, "write", lambda *arguments: "TABLE")
     records = [{"quantity": "rise", "value": 0.5}]
     settings = types.SimpleNamespace(measures=("first_order",), of_channels={})
     both, alone = (
@@ -540,7 +542,7 @@ def test_without_labels_numbers_are_painted_as_far_as_clean_outputs_reach():
     tasks = tasks_lib.task_set(TASKS)
     for known, expected in (({}, None), ({"depth": (0.0, 9.0)}, (0.0, 9.0))):
         info = dataclasses.replace(INFO, ranges=known)
-        found = attack_job._with_ranges(info, columns, tasks).ranges
+        found = resolving._with_ranges(info, columns, tasks).ranges
         assert set(found) == {"depth"}
         depths = np.nanpercentile(columns.targets["depth"], (2, 98))
         assert found["depth"] == (expected or pytest.approx(tuple(depths)))

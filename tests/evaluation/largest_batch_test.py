@@ -16,6 +16,8 @@ from tiers_fixture import slow
 
 import mtr_tf
 from mtr_tf import attack_job
+from mtr_tf.attack_job import job as job_lib
+from mtr_tf.attack_job import resolving
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
 from mtr_tf.evaluation import largest_batch
@@ -89,7 +91,7 @@ def test_with_an_executor_its_parts_alone_try_what_fits(monkeypatch):
         small_net(), ("depth",), info, columns, 50, Workers(ONE), batch_size=1, seed=0
     )
     config = AttackConfig(ckpt="x", batch_size="auto", executor="local")
-    assert attack_job._batch_size(config, subject) == 32
+    assert job_lib.batch_size(config, subject) == 32
     assert not tried
     job = attack_job.Job(config, subject, (), None, None, (), None, None, None, "")
     assert job.after_parts().subject.batch_size == 7
@@ -109,7 +111,7 @@ def test_several_workers_take_what_fits_all_of_them(monkeypatch):
             config, subject, (), None, facts, (), None, None, None, ""
         )
 
-    monkeypatch.setattr(attack_job, "_resolve", resolve)
+    monkeypatch.setattr(resolving, "_resolve", resolve)
     jobs = workers_fixture.run(lambda w: attack_job.resolve(config, workers=w))
     assert [job.subject.batch_size for job in jobs] == [6, 6]
     given = dataclasses.replace(config, batch_size=8)

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
-from mtr_tf import attack_job
+from mtr_tf.attack_job import resolving
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
 from mtr_tf.tasks import TASKS
@@ -609,17 +609,17 @@ REL_FIRST = (metrics.rel(), metrics.mae("m"), metrics.rmse("m"))
     ids=lambda task: task.name,
 )
 def test_results_of_a_task_unlike_the_eleven_are_known_by_it(task):
-    (known,) = attack_job._own(TaskSet([task]))
+    (known,) = resolving._own(TaskSet([task]))
     assert known["name"] == task.name
     assert known["kind"] == task.kind
     standard = TaskSet([TASKS["depth"], TASKS["reshading"], TASKS["seg"]])
-    assert attack_job._own(standard) == ()
+    assert resolving._own(standard) == ()
 
 
 def test_a_loss_of_another_kind_counts():
     """Beside the kind, of which there is that of the metrics alone."""
     one, other = (
-        attack_job._own(TaskSet([Task("reshading", kind="image", **loss)]))
+        resolving._own(TaskSet([Task("reshading", kind="image", **loss)]))
         for loss in ({}, {"loss": losses.l1})
     )
     assert one != other

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the settings of an attack to its job: what is loaded, and whether it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+import mtr_tf
+from mtr_tf import files
+from mtr_tf.attack_job import job as job_lib
+from mtr_tf.attack_job.job import Job
+from mtr_tf.attacks import channels
+from mtr_tf.attacks.kinds import KINDS
+from mtr_tf.config.attack import NO_ATTACK
+from mtr_tf.config.attack import OWN_TARGETS
+from mtr_tf.config.attack import AttackConfig
+from mtr_tf.config.settings import EXTRAS
+from mtr_tf.config.settings import LEAST_LEVELS
+from mtr_tf.config.settings import RESULTS
+from mtr_tf.config.settings import is_step_of_one
+from mtr_tf.data import batching
+from mtr_tf.data.custom import facts as custom_facts
+from mtr_tf.data.source import Columns
+from mtr_tf.data.source import DatasetInfo
+from mtr_tf.data.source import Source
+from mtr_tf.errors import InputError
+from mtr_tf.evaluation import cell_store
+from mtr_tf.evaluation import cityscapes_export
+from mtr_tf.evaluation import first_look
+from mtr_tf.evaluation import largest_batch
+from mtr_tf.evaluation import model_fit
+from mtr_tf.evaluation import own_targets
+from mtr_tf.evaluation import plan
+from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.plan import Cell
+from mtr_tf.evaluation.provenance import Provenance
+from mtr_tf.measures import measure
+from mtr_tf.models import folding
+from mtr_tf.runs import cluster
+from mtr_tf.runs import loading
+from mtr_tf.runs import remote
+from mtr_tf.runs import strategy as strategy_lib
+from mtr_tf.runs import workers as workers_lib
+from mtr_tf.runs.loading import Run
+from mtr_tf.runs.model_files import File
+from mtr_tf.runs.workers import Workers
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import groups
+from mtr_tf.tasks import more_metrics
+from mtr_tf.tasks import own_code
+
+# What a folder of results has once anything was kept in it.
+_MADE = ("settings.json", "cells", "parts", "predictions", "measures")
+# Settings that older folders were not named with, where they say nothing.
+_LATER = {"attack_channels": [], "targets": "data", "spare": []}
+
+
+def resolve(
+    config: AttackConfig,
+    source: Source | None = None,
+    file: File | None = None,
+    folder: pathlib.Path | None = None,
+    workers: Workers | None = None,
+) -> Job:
+    """Loads models and data, and checks that they fit together; writes nothing.
+
+    Args:
+      config: The settings.
+      source: The data; None: those that the settings name.
+      file: The model, if it is the user's own and loaded already; None: the one that
+        the settings name.
+      folder: Where results go; None: where the settings say, or else a folder beside
+        the model.
+      workers: Those that attack; None: this process alone.
+
+    Raises:
+      InputError: Settings, checkpoint and data do not go together, or are not the same
+        on all workers.
+    """
+    workers = workers or _alone(config)
+    facts: dict[str, Any] = {}
+    with workers.agreeing(facts):
+        job = _resolve(config, workers, source, file, folder)
+        if workers.several:
+            facts |= _facts(job)
+    if workers.several and config.batch_size == "auto":  # What fits all of them.
+        sizes = workers.joined(np.array([job.subject.batch_size]))
+        subject = dataclasses.replace(job.subject, batch_size=int(sizes.min()))
+        job = dataclasses.replace(job, subject=subject)
+    return job
+
+
+def _alone(config: AttackConfig) -> Workers:
+    """This process alone; `InputError` where the environment names several."""
+    if strategy_lib.takes_workers(config.strategy):
+        cluster.refuse("this function of mtr_tf")
+    return Workers(strategy_lib.create(config.strategy, config.replicas))
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What must be the same on all workers: settings, code, models and data."""
+    config, provenance = job.config, job.provenance
+    settings = config.that_change(RESULTS, EXTRAS)
+    auto = config.batch_size == "auto"  # Then they take the least of them all.
+    size = "auto" if auto else job.subject.batch_size
+    settings |= {"batch_size": size, "jit": config.jit}
+    facts = workers_lib.facts(settings)
+    facts |= {"the model": provenance.model, "the other model": provenance.source}
+    if config.targets != OWN_TARGETS:  # Each makes those of its share.
+        facts["the data"] = provenance.data
+    return facts
+
+
+def _resolve(
+    config: AttackConfig,
+    workers: Workers,
+    source: Source | None,
+    file: File | None,
+    folder: pathlib.Path | None,
+) -> Job:
+    """See `resolve`; this worker's part of it."""
+    strategy = workers.local
+    if folder is None and config.out:
+        folder = _out(config.out)  # Complains now.
+    if config.batch_size != "auto":
+        batching.check_divisible(config.batch_size, workers.replicas)
+    small = [*_small_radii(config), *_small_steps(config)]
+    own_data = source or loading.own_data(config, file)
+    with strategy.scope():
+        run, source_run = _load(config, own_data, file)
+    source, names = loading.open_data(config, run, own_data)
+    columns = source.columns(config.split)
+    changed = loading.data_changes(config, run, source)
+    with strategy.scope():
+        run, source_run = loading.with_inputs(run, source_run, columns.layout)
+    columns = columns if run.packed else columns.without_inputs()
+    taken = source.info.with_layout(columns.layout)
+    run = model_fit.fitted(run, taken, names)
+    tasks = TaskSet(_task(run, source.info, name) for name in names)
+    tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
+    channels.check(config.attack_channels, source.info.image_shape[-1])
+    cells = _cells(config, source_run or run, tasks, source.info, run.packed)
+    measures = measure.settings_of(config, tasks) if config.measure else None
+    if measures and config.targets == OWN_TARGETS:
+        measure.check_own_targets(measures, tasks)
+    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
+    if config.precision not in ("own", run.config and run.config.precision):
+        with strategy.scope():
+            run = run.with_precision(config.precision, source.info)
+    if source_run:
+        groups.check_has(attacked, source_run.tasks, "--source_ckpt")
+        source_run = model_fit.fitted(
+            source_run,
+            taken,
+            attacked,
+            "the model of --source_ckpt",
+            "--source_heads",
+        )
+    if config.targeted and len(columns) < 2:
+        raise InputError(
+            "--targeted draws outputs to the targets of other images, but "
+            f"{config.split} has one image; give more, or leave out --targeted."
+        )
+    for cell in cells:  # Complains now.
+        cell.check(source.info.image_shape, source.info.num_classes)
+    with strategy.scope():
+        run, source_run, warnings = first_look.look_at(
+            config,
+            run,
+            source_run,
+            source.info,
+            columns,
+            names,
+            attacked,
+            workers.replicas,
+        )
+        surrogate = source_run.model if source_run else None
+        if config.fast:
+            images = batching.first_images(columns, 2)
+            surrogate = folding.in_half((source_run or run).model, images=images)
+    count = min(config.num_examples or len(columns), len(columns))
+    subject = sweep.Subject(
+        model=run.model,
+        tasks=tasks,
+        info=source.info,
+        columns=columns,
+        num_examples=count,
+        workers=workers,
+        batch_size=workers.replicas,  # For now.
+        seed=config.seed,
+        surrogate=surrogate,
+        jit=config.jit,
+        image_channels=source.info.image_shape[2] if run.packed else None,
+    )
+    subject = dataclasses.replace(
+        subject, batch_size=job_lib.batch_size(config, subject)
+    )
+    if config.targets == OWN_TARGETS:
+        # The targets that others are drawn to may be anywhere in the split.
+        looked_at = len(columns) if config.targeted else count
+        columns = largest_batch.halving(
+            lambda size: own_targets.of_model(
+                run.model, columns, tasks, looked_at, size
+            ),
+            own_targets.AT_ONCE,
+        )
+        info = _with_ranges(subject.info, columns, tasks)
+        subject = dataclasses.replace(subject, columns=columns, info=info)
+    named = config
+    if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
+        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
+    name = config.name or default_name(named, run.fingerprint)
+    folder = folder or run.directory / "attacks" / name
+    predictions = None
+    if config.export_predictions:
+        predictions = cityscapes_export.open_predictions(
+            folder / "predictions",
+            source.info,
+            columns,
+            names,
+            subject.num_examples,
+        )
+    return Job(
+        config=config,
+        subject=subject,
+        cells=cells,
+        measures=measures,
+        provenance=_provenance(config, run, source_run, subject),
+        warnings=(*small, *changed, *warnings),
+        checkpoint_step=run.unfinished,
+        folder=folder,
+        predictions=predictions,
+        images=_images(count, len(columns), source.is_cut),
+        trained=run.config,
+    )
+
+
+def _out(path: str) -> pathlib.Path:
+    """The folder of `--out`; `InputError` where it holds other things."""
+    folder = remote.local(path, "--out")
+    held = remote.names(path, "--out")
+    others = {name for name in held if not files.is_systems(name)}
+    if folder.is_file() or (others and held.isdisjoint(_MADE)):
+        raise InputError(
+            "--out must be a new folder, or one of results of mtr_tf.attack, but "
+            f"{path} {'is a file' if folder.is_file() else 'holds other things'}; give "
+            f"another one{'' if folder.is_file() else f', such as {path}/results'}."
+        )
+    return folder
+
+
+def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
+    """With what numbers are painted between where nobody says: as of the targets.
+
+    So clean and attacked outputs are painted on one scale.
+    """
+    found = custom_facts.ranges_of(columns, tasks)
+    found = {
+        name: ends for name, ends in found.items() if tasks[name].kind == "numbers"
+    }
+    return dataclasses.replace(info, ranges={**found, **info.ranges})
+
+
+def _task(run: Run, info: DatasetInfo, name: str) -> Task:
+    """The task of a name; one that data have no targets of is as its output is."""
+    task = model_fit.task_of(run, info, name)
+    if name in info.tasks:
+        return task
+    shape = run.model.output[name].shape
+    return task.bound(channels=task.channels or shape[-1], places=len(shape) - 2)
+
+
+def _load(
+    config: AttackConfig, own_data: Source | None, file: File | None
+) -> tuple[Run, Run | None]:
+    """What is attacked, and what adversarial images are made on if not on that."""
+    data = (config.data_dir, config.dataset)
+    own = loading.Own.of(config, own_data)
+    if file:
+        run = loading.own_run(file, config.tasks, own)
+    else:
+        run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
+    if not config.source_ckpt:
+        loading.check_heads(config, run, None)
+        return run, None
+    source = loading.load_run(
+        config.source_ckpt,
+        config.tasks,
+        *data,
+        flag="--source_ckpt",
+        own=loading.Own.of(config, own_data, source=True),
+    )
+    loading.check_heads(config, run, source)
+    return run, source
+
+
+def _cells(
+    config: AttackConfig, run: Run, tasks: TaskSet, info: DatasetInfo, packed: bool
+) -> tuple[Cell, ...]:
+    """The attacks; gradients are taken of `run`. `packed`: see `Subject`."""
+    if config.attack == NO_ATTACK:
+        return ()
+    unbound = [name for name in config.attack if not KINDS[name].bounded]
+    ours = [name for name in unbound if KINDS[name].ours]
+    # A user's may do without, where the model does not tell.
+    needed = ours or (unbound if run.config else [])
+    scale = run.normalization(needed[0]) if needed else ()
+    return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
+
+
+def _images(count: int, total: int, is_cut: bool) -> str:
+    """So many images of all, in words; `is_cut`: there are more than the total."""
+    if total > count:
+        return f"the first {count} of {total} images"
+    return f"the first {count} images" if is_cut else f"{count} images"
+
+
+def _small_radii(config: AttackConfig) -> list[str]:
+    """Says what radii mean where they look as if meant for images in [0, 1].
+
+    Returns:
+      That, as a warning for the results, of radii that hardly change a picture.
+    """
+    radius = max(config.eps)
+    unused = config.attack == NO_ATTACK and "first_order" not in config.measure
+    if config.norm != "linf" or not 0 < radius <= 1 or unused:
+        return []
+    said = _said_of_levels("eps", radius)
+    return [said] if radius < LEAST_LEVELS else []
+
+
+def _small_steps(config: AttackConfig) -> list[str]:
+    """Says the same of steps that look so and do not reach the radius.
+
+    Returns:
+      That, as a warning for the results.
+    """
+    named = [name for name in config.attack if name in KINDS]
+    if any("ensemble" in KINDS[name].uses for name in named):
+        named = [n for n in named if "ensemble" not in KINDS[n].uses]
+        named += [name for name in config.ensemble if name in KINDS]
+    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in named)
+    if used and is_step_of_one(config.step_size, config.steps, max(config.eps)):
+        return [_said_of_levels("step_size", config.step_size)]
+    return []
+
+
+def _said_of_levels(name: str, length: float) -> str:
+    """Logs what a length in levels means, and returns it."""
+    said = (
+        f"--{name} is in levels of 0-255 under --norm=linf, so {length:g} means "
+        f"{length / 255:.3g} in an image in [0, 1]; if you meant {length:g}, give "
+        f"--{name}={length * 255:g}"
+    )
+    logging.warning("%s", said)
+    return said
+
+
+def default_name(config: AttackConfig, fingerprint: str) -> str:
+    """A readable name of the main settings, and a hash of all of them and the model."""
+    facts = config.that_change(RESULTS) | {"model": fingerprint}
+    # Folders have been named with these; data that is moved is the same data.
+    facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
+    facts = {n: v for n, v in facts.items() if n not in _LATER or v != _LATER[n]}
+    unique = files.digest(facts)[:6]
+    radii = "-".join(f"{eps:g}" for eps in config.eps)
+    kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
+    said = f"{kind}_{config.norm}_{radii}_{config.split}"
+    return f"{files.cut(said, files.LONGEST_NAME - len(unique) - 1)}_{unique}"
+
+
+def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
+    """What results depend on of tasks that are none of the eleven, or unlike them."""
+    found = []
+    for task in tasks.values():
+        code = own_code.digest(task)
+        if code or not own_code.is_standard(task):
+            found.append(task.to_dict() | ({"code": code} if code else {}))
+    return tuple(found)
+
+
+def _provenance(
+    config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
+) -> Provenance:
+    """All that results depend on beside the attack."""
+    saved = run.config.precision if run.config else "own"
+    return Provenance(
+        mtr_tf=mtr_tf.__version__,
+        tensorflow=tf.__version__,
+        keras=keras.__version__,
+        model=run.fingerprint,
+        source=source_run.fingerprint if source_run else None,
+        fast=config.fast,
+        precision=saved if config.precision == "own" else config.precision,
+        input=config.input_affine,
+        dataset=subject.info.name,
+        split=config.split,
+        num_examples=subject.num_examples,
+        data=cell_store.data_fingerprint(
+            subject.columns, subject.num_examples, config.targeted
+        ),
+        tasks=tuple(subject.tasks),
+        own_tasks=_own(subject.tasks),
+        seed=config.seed,
+        # What the noise of a replica goes by.
+        batch_size=subject.batch_size // subject.workers.replicas
+        if subject.random
+        else None,
+        interval_over=subject.units.over,
+        images=cell_store.images_fingerprint(subject.columns, subject.num_examples),
+        targets=config.targets,
+    )
