@@ -78,7 +78,10 @@ class AdversarialModel(keras.Model):
 
         Args:
           inner: A model from images to outputs: a dict by task, a list or tuple in the
-            order of `tasks`, or the single output of a single task.
+            order of `tasks`, or the single output of a single task. Targets and losses
+            may be a dict by task, or a list as Keras takes it: in the order of the
+            outputs, of a dict in that of its sorted names. (A list of targets needs
+            `tasks` in the same order.)
           tasks: Names of the paper's tasks, or your own `tasks.Task`; empty: the
             model's outputs, which must then be named after tasks.
           attack: The attack; None: PGD with `steps` steps from a random start, which
@@ -124,6 +127,8 @@ class AdversarialModel(keras.Model):
             length = step_size / _LEVELS or radius / 4
             attack = attacks.PGD(radius, length, steps, keep="last")
         self._adversary = Adversary(attack, attacked, share, batch_norm, seed)
+        # The names of outputs in a dict, in the order in which Keras takes lists.
+        self._keys: tuple[str, ...] | None = None
         self._objective: Unbound | None = None  # Until outputs have been seen.
         if adapters.is_functional(inner):
             self._prepare()
@@ -142,15 +147,17 @@ class AdversarialModel(keras.Model):
           x: Images `[batch, height, width, channels]` in `input_range`, alone or as
             the only value of a dict, list or tuple; if they are whole numbers, those
             after the attack are rounded to such.
-          y: Targets by task, or in the order of the tasks.
+          y: Targets by task, or in the order of the tasks. Classes are whole numbers.
+            Of other tasks, places whose target is not finite are not attacked.
           sample_weight: Weights by task, or one for all, as in training. If a task has
             a weight for each pixel (or place), those with weight zero are not attacked,
             nor are those of the class that the task's loss ignores (`ignore_class`).
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
-            is [0, 1] or smaller; an attacked task has no target; a weight has the name
-            of none; or the model is not compiled.
+            is [0, 1] or smaller; an attacked task has no target, or Keras takes those
+            of a list for other tasks; classes are one-hot or no whole numbers; a weight
+            has the name of none; or the model is not compiled.
         """
         structure, (x, *others) = x, keras.tree.flatten(x)
         packed = structure is not x
@@ -162,6 +169,8 @@ class AdversarialModel(keras.Model):
             )
         objective = self._objective or self._prepare(x.shape)
         names = tuple(self._tasks)
+        self._check_order(y, "targets")
+        self._check_order(sample_weight, "sample weights")
         targets = _by_name(y, self._tasks, self._adversary.tasks, "targets")
         weights = {}
         if isinstance(sample_weight, Mapping | list | tuple):
@@ -177,12 +186,16 @@ class AdversarialModel(keras.Model):
             )
         batch = {"targets": {}, "masks": {}}
         for name in self._adversary.tasks:
-            target = self._target(self._tasks[name], targets[name])
-            batch["targets"][name] = target
-            mask = _mask(self._tasks[name], target, weights.get(name))
-            if (ignored := self._ignored(name)) is not None:
-                mask *= tf.cast(target != ignored, tf.float32)
-            batch["masks"][name] = mask
+            task = self._tasks[name]
+            target = _target(task, targets[name])
+            mask = _mask(task, target, weights.get(name))
+            if task.discrete:
+                if (ignored := self._ignored(name)) is not None:
+                    mask *= tf.cast(target != ignored, tf.float32)
+                target = _whole(name, target, mask)
+            else:
+                target, mask = _finite(name, target, mask)
+            batch["targets"][name], batch["masks"][name] = target, mask
         width = self._high - self._low
         is_integer = tf.as_dtype(x.dtype).is_integer
         if is_integer and width <= 1:
@@ -302,10 +315,12 @@ class AdversarialModel(keras.Model):
         if not adapters.is_functional(self.inner):
             model = _ByTask(self.inner, scale, self._low, self._tasks)
             spec = model.compute_output_spec(keras.KerasTensor(shape))
+            self._keys = model.keys
             self._warn_of_probabilities(self.inner, _of_classes(self._tasks), shape)
             return model, spec
         image = self.inner.inputs[0]
         outputs = adapters.structure_of(self.inner)
+        self._keys = _keys(outputs)
         outputs = _by_name(outputs, self._tasks, self._tasks, "outputs")
         kinds, unseen = {}, []
         for name in _of_classes(self._tasks):
@@ -375,24 +390,39 @@ class AdversarialModel(keras.Model):
 
     def _ignored(self, name: str) -> int | None:
         """The class of a task that its compiled loss ignores; None: none."""
-        loss, number = self.loss, list(self._tasks).index(name)
+        loss = self.loss
         if isinstance(loss, Mapping):
-            of_output = dict(enumerate(getattr(self, "output_names", ())))
-            loss = loss.get(name, loss.get(of_output.get(number)))
+            outputs = getattr(self, "output_names", ()) if self._keys is None else ()
+            keys = dict(zip(self._tasks, outputs, strict=False))
+            loss = loss.get(keys.get(name, name))
         elif isinstance(loss, list | tuple):
-            loss = loss[number]
+            names = self._keys or self._tasks
+            loss = dict(zip(names, loss, strict=False)).get(name)
         return getattr(loss, "ignore_class", None)
 
-    def _target(self, task: Task, target: Any) -> tf.Tensor:
-        """A target as losses take it: classes without an axis of one."""
-        target = tf.convert_to_tensor(target)
-        if task.discrete:
-            if target.shape.rank == 1 + task.axes + 1 and target.shape[-1] == 1:
-                target = target[..., 0]
-            return tf.cast(target, tf.int32)
-        if target.shape.rank == 1 + task.axes and task.channels == 1:
-            target = target[..., tf.newaxis]
-        return tf.cast(target, tf.float32)
+    def _check_order(self, values: Any, what: str) -> None:
+        """Raises `InputError` where Keras takes values for other outputs than we do.
+
+        It takes lists for outputs in a dict by the order of their names, and a dict for
+        outputs in a list by the names of their layers.
+
+        Args:
+          values: For each task.
+          what: What they are, in words.
+        """
+        tasks = [*self._tasks]
+        if self._keys is None:
+            order, given, other = [*getattr(self, "output_names", ())], "dict", "list"
+            differ = isinstance(values, Mapping) and {*order} == {*tasks}
+        else:
+            order, given, other = [n for n in self._keys if n in tasks], "list", "dict"
+            differ = isinstance(values, list | tuple)
+        if differ and order != tasks:
+            raise InputError(
+                f"A {given} of {what} must be for tasks in the order in which Keras "
+                f"has the outputs, {', '.join(order)}, but they are "
+                f"{', '.join(tasks)}; give a {other}, or tasks in that order."
+            )
 
 
 class _ByTask(keras.Layer):
@@ -401,10 +431,12 @@ class _ByTask(keras.Layer):
     def __init__(self, inner: keras.Model, scale: float, low: float, tasks: TaskSet):
         super().__init__(name="by_task", dtype="float32")
         self._inner, self._scale, self._low, self._tasks = inner, scale, low, tasks
+        self.keys: tuple[str, ...] | None = None  # Of outputs in a dict, once called.
 
     def call(self, x, training=False):
         """Returns {task: output}."""
         outputs = self._inner(x * self._scale + self._low, training=training)
+        self.keys = _keys(outputs)
         return _as_losses_take(self._tasks, outputs, x.shape, set())
 
 
@@ -452,6 +484,75 @@ def _as_losses_take(
             output = adapters.TwoLogits(name=free)(output)
         found[name] = output
     return found
+
+
+def _keys(outputs: Any) -> tuple[str, ...] | None:
+    """The names of outputs in a dict, in the order in which Keras takes lists."""
+    if not isinstance(outputs, Mapping):
+        return None
+    return tuple(path[0] for path, _ in keras.tree.flatten_with_path(outputs))
+
+
+def _target(task: Task, target: Any) -> tf.Tensor:
+    """A target as losses take it: classes without an axis of one, floats unchecked."""
+    target = tf.convert_to_tensor(target)
+    if not task.discrete:
+        if target.shape.rank == 1 + task.axes and task.channels == 1:
+            target = target[..., tf.newaxis]
+        return tf.cast(target, tf.float32)
+    if target.shape.rank == 1 + task.axes + 1:
+        if target.shape[-1] != 1:
+            raise InputError(
+                f"Targets of {task.name} must be one class number for each "
+                f"{'place' if task.axes else 'image'}, but their shape is "
+                f"{target.shape}, as if they were one-hot; give their argmax, and a "
+                "Sparse loss."
+            )
+        target = target[..., 0]
+    return target if target.dtype.is_floating else tf.cast(target, tf.int32)
+
+
+def _whole(name: str, target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Classes as int32; `InputError` for other numbers (`base.require` for graphs)."""
+    if not target.dtype.is_floating:
+        return target
+    soft = (target != tf.round(target)) & (mask != 0)  # Also NaN.
+
+    def words():
+        one = tf.boolean_mask(target, soft)[0]
+        return [
+            f"Targets of {name} must be class numbers, because the attack raises the "
+            "loss of one class at each place; got",
+            one,
+            "; give whole numbers, and smooth them in the loss, such as by "
+            "label_smoothing.",
+        ]
+
+    with tf.control_dependencies([base.require(~tf.reduce_any(soft), words)]):
+        return tf.cast(target, tf.int32)
+
+
+def _finite(
+    name: str, target: tf.Tensor, mask: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """A target and its mask, both 0 at places that have none: losses may skip NaN.
+
+    `InputError` for places that have one in some channels (`base.require` for graphs).
+    """
+    finite = tf.math.is_finite(target)
+    known = tf.reduce_all(finite, -1)
+    partly = tf.reduce_any(finite, -1) & ~known & (mask != 0)
+    said = base.require(
+        ~tf.reduce_any(partly),
+        lambda: [
+            f"Targets of {name} must be finite in all channels of a place or in none, "
+            "because the attack leaves out whole places; got some in which NaN or "
+            "infinity is beside numbers; give each channel a task of its own, or such "
+            "places a sample weight of 0."
+        ],
+    )
+    with tf.control_dependencies([said]):
+        return tf.where(finite, target, 0.0), mask * tf.cast(known, tf.float32)
 
 
 def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:

@@ -366,9 +366,10 @@ def _gradient(
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
     if slope is None:
         raise InputError(
-            "The objective must depend on the images through differentiable "
-            "TensorFlow operations, but it has no gradient; compute it from its "
-            "argument."
+            "What is attacked must depend on the images through differentiable "
+            "TensorFlow operations, but it has no gradient; if it is a model, leave "
+            "out what casts or rounds images (such as a cast to uint8), and compute an "
+            "objective of yours from its argument."
         )
     if computes_in_float16(made):
         slope = scaled_gradient(tape, ascend, x)

@@ -869,7 +869,8 @@ def _labels(name: str, output, target, mask, progress) -> tf.Tensor:
             classes,
             ", and not negative, where the mask is not zero; got",
             one,
-            "; mask such pixels.",
+            "; mask such pixels (for AdversarialModel: by sample weights of 0, or "
+            "ignore_class of the loss).",
         ]
 
     progress = tf.convert_to_tensor(progress, tf.float32)

@@ -277,9 +277,18 @@ def _finishing(
         if task.is_map and size != (height, width):
             sizes[task.name] = (height, width)
             what = "logits are" if task.name in kinds or task.discrete else "map is"
+            said = (
+                f"{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} resized "
+                f"bilinearly to {height}x{width}, the size of the targets"
+            )
+            if _is_scaled(size, (height, width)):
+                warnings.append(f"{NOTE}{said}.")
+                continue
             warnings.append(
-                f"{NOTE}{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} "
-                f"resized bilinearly to {height}x{width}, the size of the targets."
+                f"{said}, which is no whole multiple of it: an output of convolutions "
+                "without padding covers only the middle of the image, and is now "
+                "stretched; if so, pad it (keras.layers.ZeroPadding2D), and mask the "
+                "border of the targets."
             )
 
     def finish(model: keras.Model) -> keras.Model:
@@ -290,6 +299,22 @@ def _finishing(
         return adapters.resized(model, sizes) if sizes else model
 
     return finish, warnings
+
+
+def _is_scaled(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether a map of this size may be of the whole image, scaled by a whole number.
+
+    Strides round the sizes that they do not divide up or down.
+    """
+    if all(large % side == 0 for large, side in zip(size, image, strict=True)):
+        return size[0] // image[0] == size[1] // image[1]
+    return any(
+        all(
+            side in (large // stride, -(-large // stride))
+            for side, large in zip(size, image, strict=True)
+        )
+        for stride in range(2, max(image) + 1)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

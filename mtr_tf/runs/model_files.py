@@ -266,7 +266,7 @@ def functional(
         raise _too_many_inputs(file.name, shapes)
     if len(shapes[0]) != 4:
         raise InputError(
-            f"the model of {file.name} must take images of shape (batch, height, "
+            f"{file.name} must take images of shape (batch, height, "
             f"width, channels), but it takes {shapes[0]}. Put layers in front that "
             f"turn an image into that, or give {_BUILT}."
         )
@@ -329,7 +329,7 @@ def _own_shape(model: Any) -> tuple[int | None, ...]:
 def _too_many_inputs(name: str, shapes: Sequence[tuple]) -> InputError:
     """The refusal of a model with several inputs, or none."""
     return InputError(
-        f"the model of {name} must have one input, images of shape (batch, height, "
+        f"{name} must have one input, images of shape (batch, height, "
         f"width, channels), but it has {len(shapes)}: {', '.join(map(str, shapes))}. "
         "Give a .keras file, whose further inputs may come with the examples, or "
         f"{packing.FILLED}."

@@ -6,6 +6,7 @@ A layer in front of the model takes apart again what `data.layout` has packed.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,7 @@ def packed(model: keras.Model, layout: Layout | None, where: str) -> keras.Model
       InputError: The model needs what does not come, or not in that shape.
     """
     inputs = _inputs(model)
+    layout = layout and _as_taken(layout, inputs)
     image = _image_of(inputs, layout, where)
     others = {name: tensor for name, tensor in inputs.items() if name != image}
     shapes = dict(layout.shapes) if layout else {}
@@ -89,6 +91,16 @@ def _inputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
     return {str(keys.get(id(tensor), tensor.name)): tensor for tensor in model.inputs}
 
 
+def _as_taken(layout: Layout, inputs: Mapping[str, keras.KerasTensor]) -> Layout:
+    """The layout with plain numbers as `[1]` where the model takes them so."""
+    ones = {name for name, tensor in inputs.items() if tuple(tensor.shape[1:]) == (1,)}
+    shapes = [
+        (name, (1,) if name in ones and not shape else shape)
+        for name, shape in layout.shapes
+    ]
+    return dataclasses.replace(layout, shapes=tuple(shapes))
+
+
 def _image_of(
     inputs: Mapping[str, keras.KerasTensor], layout: Layout | None, where: str
 ) -> str:
@@ -109,7 +121,7 @@ def check_dtype(name: str, dtype: str) -> None:
     """Raises `InputError` unless a model takes floats."""
     if "float" not in dtype:
         raise InputError(
-            f"the model of {name} must take float images, because only floats have a "
+            f"{name} must take float images, because only floats have a "
             f"gradient, but it takes {dtype}; save it with keras.Input(shape, "
             "dtype='float32') instead, and give --input_range=0,255 if it expects 0 "
             "to 255."
@@ -123,13 +135,13 @@ def _check(
     if name not in shapes:
         have = ", ".join(f"{n} {shape}" for n, shape in shapes.items()) or "none"
         raise InputError(
-            f"the model of {where} takes the input {name} of shape {taken} besides "
+            f"{where} takes the input {name} of shape {taken} besides "
             f"the image, but the examples have the inputs {have}; give each one "
             f'"inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'
         )
     if "str" in str(tensor.dtype):
         raise InputError(
-            f"the input {name} of the model of {where} must be numbers, and it is "
+            f"the input {name} of {where} must be numbers, and it is "
             f"{tensor.dtype}; give {FILLED}."
         )
     fits = len(taken) == len(shapes[name]) and all(
@@ -137,8 +149,9 @@ def _check(
     )
     if not fits:
         raise InputError(
-            f"the input {name} of the model of {where} must have shape {taken}, but "
-            f"in the examples it has {shapes[name]}; change one of them."
+            f"the input {name} of {where} must have shape {taken}, but "
+            f"in the examples it has {shapes[name]}; reshape it there, or change the "
+            "model."
         )
 
 
@@ -152,7 +165,7 @@ def _missing(
         f"{other} {tuple(tensor.shape[1:])}" for other, tensor in inputs.items()
     )
     return InputError(
-        f"one input of the model of {where} must be the image, and the others must "
+        f"one input of {where} must be the image, and the others must "
         f"come with the examples, but it takes {takes}, and the examples have the "
         f"inputs {layout or 'none'}. Call the image's input image, and give each "
         f'example "inputs": {{"{name}": ...}} (docs/own_data.md), or give {FILLED}.'

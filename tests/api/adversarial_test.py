@@ -452,6 +452,180 @@ def test_losses_of_a_list_keep_their_names():
     assert set(history) == {"loss", "one_loss", "two_loss"}  # As without the attack.
 
 
+def of_classes(*names, loss=LOSSES["seg"], pack=dict):
+    """A compiled model of heads of three classes, which are its tasks in this order."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((16, 16, 3))
+    heads = {n: keras.layers.Conv2D(3, 3, name=n)(image) for n in ("zz", "aa")}
+    tasks = [tasks_lib.Task(name, kind="classes", channels=3) for name in names]
+    outputs = pack(heads) if pack is dict else [*heads.values()]
+    adversarial = mtr_tf.AdversarialModel(keras.Model(image, outputs), tasks, steps=1)
+    adversarial.compile("sgd", loss=loss)
+    return adversarial
+
+
+def targets_of_classes():
+    rng = np.random.default_rng(0)
+    return {name: rng.integers(0, 3, (4, 14, 14)) for name in ("aa", "zz")}
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+def test_lists_for_outputs_in_a_dict_are_in_keras_order(batch, form):
+    images, targets = tf.constant(batch[0]), targets_of_classes()
+    model = of_classes("aa", "zz")
+    moved = model.attacked(images, form([targets["aa"], targets["zz"]]))
+    np.testing.assert_array_equal(moved, model.attacked(images, targets))
+    other = of_classes("zz", "aa")
+    told = "A list of targets must .* outputs, aa, zz, but they are zz, aa; give a dict"
+    with pytest.raises(mtr_tf.InputError, match=told):
+        other.attacked(images, form([targets["zz"], targets["aa"]]))
+
+
+def test_a_dict_for_outputs_in_a_list_is_by_their_names(batch):
+    images, targets = tf.constant(batch[0]), targets_of_classes()
+    model = of_classes("aa", "zz", pack=list)  # The outputs are zz, aa.
+    with pytest.raises(mtr_tf.InputError, match="A dict of targets .*, zz, aa, but"):
+        model.attacked(images, targets)
+    other = of_classes("zz", "aa", pack=list)
+    moved = other.attacked(images, targets)
+    listed = other.attacked(images, [targets["zz"], targets["aa"]])
+    np.testing.assert_array_equal(moved, listed)
+
+
+class SubclassedDict(keras.Model):
+    """Two outputs in a dict, and no graph of layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = {n: keras.layers.Conv2D(3, 3) for n in ("zz", "aa")}
+
+    def call(self, x, training=False):
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+def test_lists_for_a_subclassed_model_are_in_keras_order(batch):
+    targets = targets_of_classes()
+    tasks = [tasks_lib.Task(n, kind="classes", channels=3) for n in ("zz", "aa")]
+    inner = SubclassedDict()
+    inner(batch[0])
+    model = mtr_tf.AdversarialModel(inner, tasks, steps=1)
+    model.compile("sgd", loss=[LOSSES["seg"]] * 2)
+    with pytest.raises(mtr_tf.InputError, match="A list of targets must"):
+        model.fit(batch[0], [targets["zz"], targets["aa"]], verbose=0)
+
+
+@pytest.mark.parametrize("order", [("zz", "aa"), ("aa", "zz")])
+@pytest.mark.parametrize("pack", [dict, list])
+def test_the_class_that_a_loss_ignores_is_that_of_keras(order, pack):
+    plain = LOSSES["seg"]
+    skips = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    listed = [skips, plain] if pack is dict else [plain, skips]  # Sorted, or as given.
+    for loss in ({"aa": skips, "zz": plain}, listed):
+        model = of_classes(*order, loss=loss, pack=pack)
+        of_aa = "aa" if pack is dict else order[1]  # What the second output is called.
+        assert [name for name in order if model._ignored(name) == 0] == [of_aa]
+
+
+@pytest.mark.slow
+def test_losses_and_targets_in_a_list_are_in_keras_order(batch):
+    """By what Keras itself computes, and by what the attack moves."""
+    images, targets = tf.constant(batch[0]), targets_of_classes()
+    plain = LOSSES["seg"]
+    skips = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0)
+    moved, losses = [], []
+    for loss in ({"aa": skips, "zz": plain}, [skips, plain], [plain, skips]):
+        model = of_classes("aa", "zz", loss=loss)
+        moved.append(model.attacked(images, targets))
+        for given in (targets, [targets["aa"], targets["zz"]]):
+            losses.append(model.evaluate(images, given, verbose=0, return_dict=True))
+    np.testing.assert_array_equal(moved[0], moved[1])
+    assert (moved[0] != moved[2]).numpy().any()
+    assert losses[0] == losses[1] == losses[2] == losses[3]
+    assert losses[4] == losses[5] != losses[0]
+
+
+def test_soft_classes_are_refused_unless_they_do_not_count(batch):
+    images, whole = batch[0], batch[1]["seg"]
+    adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
+    adversarial.compile("sgd", loss={"seg": LOSSES["seg"]})
+    soft = np.where(whole == 1, 0.95, whole).astype(np.float32)
+    told = "Targets of seg must be class numbers.* got 0.95; give whole numbers"
+    with pytest.raises(mtr_tf.InputError, match=told):
+        adversarial.attacked(tf.constant(images), {"seg": soft})
+    left = {"seg": tf.constant(whole != 1, tf.float32)}
+    moved = adversarial.attacked(tf.constant(images), {"seg": soft}, left)
+    expected = adversarial.attacked(tf.constant(images), {"seg": whole}, left)
+    np.testing.assert_array_equal(moved, expected)
+
+
+@pytest.mark.slow
+def test_soft_classes_and_partly_known_places_are_refused_in_training_too(batch):
+    image = keras.Input((16, 16, 3))
+    tasks = [
+        tasks_lib.Task("kinds", kind="classes", channels=2),
+        tasks_lib.Task("flow", kind="numbers", channels=2),
+    ]
+    heads = {task.name: keras.layers.Conv2D(2, 1)(image) for task in tasks}
+    adversarial = mtr_tf.AdversarialModel(keras.Model(image, heads), tasks, steps=1)
+    adversarial.compile("sgd", loss={"kinds": LOSSES["seg"], "flow": "mse"})
+    kinds, flow = np.zeros((4, 16, 16)), np.zeros((4, 16, 16, 2))
+    adversarial.fit(batch[0], {"kinds": kinds, "flow": flow}, verbose=0)
+    with pytest.raises(mtr_tf.InputError, match="kinds must be class numbers.* 0.5;"):
+        adversarial.fit(batch[0], {"kinds": kinds + 0.5, "flow": flow}, verbose=0)
+    flow[0, 0, 0] = np.nan, 1
+    with pytest.raises(mtr_tf.InputError, match="flow must be finite in all channels"):
+        adversarial.fit(batch[0], {"kinds": kinds, "flow": flow}, verbose=0)
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_places_without_a_finite_target_are_not_attacked(batch, nothing):
+    images, depth = tf.constant(batch[0]), batch[1]["depth"]
+    adversarial = mtr_tf.AdversarialModel(make_model(), "depth", steps=2)
+    adversarial.compile("sgd", loss={"depth": LOSSES["depth"]})
+    left = np.ones((4, 16, 16), np.float32)
+    left[:, :, 4:] = 0
+    lacking = np.where(left[..., None] > 0, depth, np.float32(nothing))
+    moved = adversarial.attacked(images, {"depth": lacking})
+    expected = adversarial.attacked(images, {"depth": depth}, {"depth": left})
+    np.testing.assert_array_equal(moved, expected)
+    whole = adversarial.attacked(images, {"depth": depth})
+    assert (moved != whole).numpy().any()
+
+
+def test_places_that_lack_some_channels_are_refused(batch):
+    image = keras.Input((16, 16, 3))
+    flow = tasks_lib.Task("flow", kind="numbers", channels=2)
+    model = keras.Model(image, {"flow": keras.layers.Conv2D(2, 1)(image)})
+    adversarial = mtr_tf.AdversarialModel(model, [flow], steps=1)
+    adversarial.compile("sgd", loss={"flow": "mse"})
+    target = np.zeros((4, 16, 16, 2), np.float32)
+    target[0, 0, 0] = np.nan, 1
+    with pytest.raises(mtr_tf.InputError, match="flow must be finite in all channels"):
+        adversarial.attacked(tf.constant(batch[0]), target)
+    target[0, 0, 0] = np.nan
+    adversarial.attacked(tf.constant(batch[0]), target)
+
+
+def test_what_to_do_with_labels_that_are_no_class_is_said(batch):
+    images, seg = tf.constant(batch[0]), batch[1]["seg"]
+    adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
+    adversarial.compile("sgd", loss={"seg": LOSSES["seg"]})
+    with pytest.raises(mtr_tf.InputError, match=r"shape is \(4, 16, 16, 3\).* argmax"):
+        adversarial.attacked(images, {"seg": np.eye(3, dtype=np.float32)[seg]})
+    with pytest.raises(mtr_tf.InputError, match="got 255; .*weights of 0, or ignore_"):
+        adversarial.attacked(images, {"seg": np.where(seg == 2, 255, seg)})
+
+
+def test_a_model_that_casts_its_images_is_named(batch):
+    image = keras.Input((16, 16, 3))
+    cast = keras.ops.cast(keras.ops.cast(255 * image, "uint8"), "float32")
+    model = keras.Model(image, {"seg": keras.layers.Conv2D(3, 1)(cast)})
+    adversarial = mtr_tf.AdversarialModel(model, steps=1)
+    adversarial.compile("sgd", loss=LOSSES["seg"])
+    with pytest.raises(mtr_tf.InputError, match="if it is a model, .* cast to uint8"):
+        adversarial.attacked(tf.constant(batch[0]), {"seg": batch[1]["seg"]})
+
+
 def test_the_model_is_saved_as_itself(batch, tmp_path):
     images, _ = batch
     model = make_model()

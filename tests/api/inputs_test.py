@@ -225,7 +225,10 @@ def changed(**inputs):
             changed(gain=None),
             r"takes the input gain of shape \(2, 1\) besides the image",
         ),
-        (changed(gain=np.ones(2)), r"gain .* must have shape \(2, 1\), .* has \(2,\)"),
+        (
+            changed(gain=np.ones(2)),
+            r"gain of the model must have shape \(2, 1\), .* has \(2,\); reshape",
+        ),
         (changed(number=2**24 + 1), "input number must be finite numbers"),
         (changed(number=np.int64(2**53 + 1)), "input number must be finite numbers"),
         (changed(number=np.iinfo(np.int64).min), "input number must be finite"),
@@ -255,6 +258,23 @@ def test_the_image_is_as_the_examples_are(shape, dtype, words):
     model = keras.Model([image, gain], {"depth": depth})
     with pytest.raises(InputError, match=words):
         mtr_tf.evaluate(model, make_examples(2), **SETTINGS)
+
+
+def test_a_number_is_taken_for_one_number():
+    """By `Input((1,))` as by `Input(())`."""
+    layout = Layout((2, 2, 3), (("before", (2,)), ("number", ())))
+    images, numbers = np.ones((3, 2, 2, 3), np.float32), np.array([1.5, 2.5, -1])
+    given = layout.pack(images, {"before": np.zeros((3, 2)), "number": numbers})
+    for shape in ((), (1,)):
+        inputs = [
+            keras.Input((2, 2, 3), name="image"),
+            keras.Input((2,), name="before"),
+        ]
+        number = keras.Input(shape, name="number")
+        out = keras.ops.reshape(number, (-1, 1)) + keras.ops.sum(inputs[1], 1)[:, None]
+        model = keras.Model([*inputs, number], {"sum": out})
+        found = packing.packed(model, layout, "the model")(given)["sum"]
+        np.testing.assert_array_equal(found[:, 0], numbers)
 
 
 def test_models_of_images_alone_leave_them_alone():

@@ -1123,9 +1123,8 @@ def test_a_trained_face_net_with_a_list_of_outputs_of_half_size(place, caplog):
     (place / "faces.py").write_text(FACES)
     form = Form(lambda: str(PNET), {}, ("--heads=conv4-2:seg", "--input_range=-1,1"))
     clean = run(form, str(PNET), "faces:examples")
-    assert (
-        "seg is 59x59, so its logits are resized bilinearly to 128x128" in caplog.text
-    )
+    assert "seg is 59x59, so its logits are resized bilinearly to 128x" in caplog.text
+    assert "which is no whole multiple of it: an output of convo" in caplog.text
     assert "logits before its softmax" in caplog.text
 
     data = importlib.import_module("faces").examples()["validation"]

@@ -274,6 +274,25 @@ def test_all_targets_of_a_task_have_one_shape(open_it):
         open_it(train=[example()], validation=[other], tasks=TASKS)
 
 
+@pytest.mark.parametrize("shape", [(4,), (*SIZE, 4)])
+def test_classes_that_nobody_has_counted_are_no_one_hot_vectors(open_it, shape):
+    rows = np.eye(4, dtype=int)
+    targets = [np.broadcast_to(rows[i], shape) for i in range(4)]
+
+    def of(given, **settings):
+        train = [{"image": example()["image"], "targets": {"what": t}} for t in given]
+        return open_it(train=train, tasks=[Task("what", kind="classes", **settings)])
+
+    told = f"shape {list(shape)} with a one for each class; give its argmax (or, if "
+    told += f"these are 4 places, say places={len(shape)} of the task)."
+    with pytest.raises(InputError, match=re.escape(told)):
+        of(targets)
+    places = len(shape)
+    assert of(targets, places=places).info.tasks["what"].channels == 2
+    others = [*targets, np.ones(shape, int)]  # These cannot be one-hot.
+    assert of(others).info.tasks["what"].places == places
+
+
 def test_lazy_classes_must_be_named(open_it):
     with pytest.raises(InputError, match="the number of classes of seg"):
         open_it(train=Sequence([example()]), tasks=TASKS)

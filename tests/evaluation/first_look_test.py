@@ -429,6 +429,40 @@ def test_sizes_that_a_net_cannot_take(padding, name, advice):
     model_fit.fitted(run_of(u_net(padding)), fitting, ("seg",))
 
 
+@pytest.mark.parametrize(
+    ("size", "image", "scaled"),
+    [
+        ((8, 16), (16, 32), True),
+        ((41, 61), (321, 481), True),  # A stride of 8 of padded convolutions,
+        ((40, 60), (321, 481), True),  # or of pooling that drops the rest.
+        ((32, 64), (16, 32), True),
+        ((2, 34), (5, 100), True),
+        ((388, 388), (572, 572), False),  # As of the first U-Net.
+        ((12, 12), (16, 16), False),
+        ((8, 8), (16, 32), False),
+        ((16, 8), (16, 16), False),
+        ((32, 32), (16, 32), False),
+        ((20, 20), (16, 16), False),
+    ],
+)
+def test_maps_are_scaled_or_cut(size, image, scaled):
+    assert first_look._is_scaled(size, image) == scaled
+
+
+def test_maps_of_the_middle_are_doubted_and_scaled_ones_noted():
+    cut, scaled = (
+        look(net(lambda x, layer=layer: layer(plain(x))))[1]
+        for layer in (keras.layers.Cropping2D(1), keras.layers.AveragePooling2D(2))
+    )
+    (sentence,) = (text for text in cut if "seg is 6x6" in text)
+    assert not sentence.startswith("note: ")
+    assert "covers only the middle" in sentence
+    assert "resized bilinearly to 8x8" in sentence
+    (sentence,) = (text for text in scaled if "seg is 4x4" in text)
+    assert sentence.startswith("note: ")
+    assert "middle" not in sentence
+
+
 def test_sigmoids_of_a_function_are_asked_about():
     given = adapters.as_functional(
         lambda x: {"seg": keras.ops.sigmoid(plain(x) - 5)}, (SIZE, SIZE, 3)

@@ -321,17 +321,22 @@ def _places(
             f"{task.places} axes of places, but that of {where} has shape "
             f"{list(shape)}."
         )
-    if task.discrete and task.places is None and _is_one_hot(value, task.channels):
-        raise InputError(
-            f"The target of {task.name} must be the class, but that of {where} has "
-            f"shape {list(shape)} with a one for each class; give its argmax (or, if "
-            f"these are {shape[-1]} places, say places={len(shape)} of the task)."
-        )
+    if task.discrete and task.places is None and is_one_hot(value, task.channels):
+        raise InputError(one_hot(task.name, where, shape))
     return size if len(places) == MAP else places
 
 
-def _is_one_hot(value: np.ndarray, classes: int | None) -> bool:
-    """Whether this is a one for each place's class beside zeros."""
+def one_hot(task: str, where: str, shape: tuple[int, ...]) -> str:
+    """The sentence that refuses one-hot targets of this shape, of a task's name."""
+    return (
+        f"The target of {task} must be the class, but that of {where} has shape "
+        f"{list(shape)} with a one for each class; give its argmax (or, if these are "
+        f"{shape[-1]} places, say places={len(shape)} of the task)."
+    )
+
+
+def is_one_hot(value: np.ndarray, classes: int | None) -> bool:
+    """Whether this is a one for each place's class beside zeros, in the last axis."""
     if classes is None or classes < 2 or value.shape[-1:] != (classes,):
         return False
     return bool(np.isin(value, (0, 1)).all() and (value.sum(axis=-1) == 1).all())

@@ -15,6 +15,7 @@ from absl import logging
 
 from mtr_tf.cli import progress
 from mtr_tf.data import picture
+from mtr_tf.data.custom import examples
 from mtr_tf.data.custom import readers
 from mtr_tf.data.custom.examples import Rules
 from mtr_tf.data.source import Columns
@@ -30,6 +31,7 @@ from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import canonical
 from mtr_tf.tasks import palettes
 from mtr_tf.tasks import task_set
+from mtr_tf.tasks.task import MAP
 
 _Number = TypeVar("_Number", int, float)
 
@@ -349,6 +351,8 @@ def _tasks(splits: Mapping[str, Columns], columns: Columns, rules: Rules) -> Tas
         else:
             _, *places = columns.targets[name].shape
             if task.discrete:
+                if task.places is None and task.channels is None:
+                    _check_not_one_hot(name, splits)
                 task = task.bound(places=len(places))
                 task = _of_classes(task, splits, rules.ignored.get(name, ()))
             else:
@@ -412,6 +416,25 @@ def _floats(given: Any) -> Any:
     if isinstance(given, Mapping):
         return {name: _floats(numbers) for name, numbers in given.items()}
     return tuple(map(float, given))
+
+
+def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
+    """Raises `InputError` where a task has a one for each class in all examples.
+
+    Nobody has said how many classes or places it has, so that a row of ones and zeros
+    might be as many places of two classes, too.
+
+    Args:
+      task: Its name.
+      splits: The columns by split.
+    """
+    shape = next(iter(splits.values())).targets[task].shape[1:]
+    if len(shape) in (0, MAP):
+        return
+    targets = [columns.targets[task] for columns in splits.values()]
+    rows = (target[i] for target in targets for i in range(len(target)))
+    if all(examples.is_one_hot(row, shape[-1]) for row in rows):
+        raise InputError(examples.one_hot(task, "the examples", shape))
 
 
 def _count_classes(task: str, splits: Mapping[str, Columns]) -> int:
