@@ -67,8 +67,8 @@ class Kind:
       step: Its default step size as a share of epsilon; 0 for a record without
         `step_size`.
       starts: "random" or "image": where it starts by default ("image" only for a single
-        run), unless `fixed` says it; "members": each member starts as it does by
-        itself.
+        run), unless `fixed` says it; "elsewhere": at a point of its own, whatever is
+        asked; "members": each member starts as it does by itself.
       members: Of an ensemble, whose results are combined image by image; None: those
         that `ensemble` names.
       is_ensemble: Whether it is one.
@@ -211,7 +211,7 @@ def _released(start: str, scale: str, does: str, source: str = "") -> Kind:
         source=source,
         fixed={"start": start, "scale": scale},
         step=0.25,
-        starts="image",
+        starts="image" if start == "image" else "elsewhere",
         bounded=scale == "pixels",
         norms=("linf",),
         for_comparison=True,

@@ -673,12 +673,16 @@ def _check_compared(cell: Cell) -> None:
 
     As those of numbers are, whose targets are the model's own clean outputs.
     """
-    compared = attacks.BALANCES[cell.objective.balance].compared
-    at_image = compared == "start" and cell.attack.random_start is False
+    kind, goal = cell.attack.kind, cell.objective
+    compared = attacks.BALANCES[goal.balance].compared
+    at_image = cell.attack.random_start is False and kind.starts != "elsewhere"
+    # What follows no gradient climbs nothing; scores compare with the clean image.
+    begun = compared == "clean" or (compared == "start" and at_image)
+    scored = compared == "clean" and goal.judge == judging.LOSS
     numbers = [t for t in cell.tasks if cell.known[t].kind not in ("classes", "labels")]
-    if numbers and (compared == "clean" or at_image):
+    if numbers and ((kind.gradient and begun) or scored):
         raise InputError(
-            f"--balance={cell.objective.balance} compares losses with those of the "
+            f"--balance={goal.balance} compares losses with those of the "
             f"{'clean image' if compared == 'clean' else 'start'}, and with "
             f"--targets=own that of {numbers[0]} is 0 there; choose another balance, "
             "such as dgba."

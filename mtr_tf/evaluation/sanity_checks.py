@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import pathlib
@@ -89,9 +90,10 @@ def check_once(
         return []
     count = min(examples, subject.num_examples)
     about = {**facts, "num_examples": count, "attack": cell.to_dict()}
-    alike = _alike(cell, results) if transfer else ()
+    pairs = itertools.zip_longest(cells, results) if transfer else ()
+    alike = [(each, result) for each, result in pairs if _alike(cell, each)]
     if transfer:
-        about["transferred"] = [result.attack_cell.to_dict() for result in alike]
+        about["transferred"] = [each.to_dict() for each, _ in alike]
     mended = _mended(cell, subject)
     known: dict[str, Any] = _kept(path, mended) if workers.chief else {}
     if not workers.of_chief(known.get("about") == store.as_json(about)):
@@ -142,10 +144,12 @@ def _kept(path: pathlib.Path, mended: Sequence[str]) -> dict[str, Any]:
 
 
 def _mended(cell: Cell, subject: sweep.Subject) -> list[str]:
-    """Names of the checks that warned of such a cell for nothing before."""
+    """Names of the checks that may have warned of such a cell for nothing before."""
+    far = cell.numbers[0] >= _huge(cell, subject)
     found = {
         "zero_gradients": cell.objective.losses != _full_losses(cell),
-        "large_eps": cell.numbers[0] >= _huge(cell, subject),
+        "large_eps": far or not _all_pixels_of_classes(cell),
+        "transfer": subject.surrogate is not None,
     }
     return [name for name, is_one in found.items() if is_one]
 
@@ -201,14 +205,17 @@ def _takes_steps(kind: Kind) -> bool:
 
 
 def run(
-    subject: sweep.Subject, cell: Cell, transferred: Sequence[Result] = ()
+    subject: sweep.Subject,
+    cell: Cell,
+    transferred: Sequence[tuple[Cell, Result | None]] = (),
 ) -> list[Check]:
     """Runs all checks.
 
     Args:
       subject: What is attacked; all its examples are used.
       cell: As `probe` returns it.
-      transferred: Results of attacks made on another model, on at least these images.
+      transferred: Attacks made on another model, with their results on at least these
+        images on the chief, and None on other workers.
     """
     epsilon, step = cell.numbers
     steps = cell.attack.steps
@@ -292,7 +299,7 @@ def run(
             "its rise; give more --restarts and --steps",
             rise_other_seed=other - clean,
         ),
-        *(_transfer(cell, result, whole) for result in transferred),
+        *(_transfer(evaluate, attack, made, whole) for attack, made in transferred),
     ]
     # Noise is drawn by batch: of a random model that check says nothing.
     random = subject.random
@@ -312,13 +319,13 @@ class _Evaluations:
     """Attacks the examples again and again; PGD of all settings is one graph."""
 
     def __init__(self, subject: sweep.Subject, cell: Cell):
-        self._subject, self._cell = subject, cell
+        self.workers, self.cell, self._subject = subject.workers, cell, subject
         self._pgd = sweep.make_evaluator(subject, cell, self._stepping)
 
     def _stepping(self, objective, x, seed, epsilon, step_size, steps):
         steps = tf.cast(steps, tf.int32)
         attack = attacks.PGD(
-            epsilon, step_size, steps, norm=self._cell.threat.norm, keep="last"
+            epsilon, step_size, steps, norm=self.cell.threat.norm, keep="last"
         )
         return attack(objective, x, seed)
 
@@ -341,12 +348,12 @@ class _Evaluations:
         The sum of cross-entropies goes on with pixels that are wrong already, and may
         leave the others as they are at any radius.
         """
-        if not _all_pixels_of_classes(self._cell):
+        if not _all_pixels_of_classes(self.cell):
             return self.pgd(epsilon, epsilon / 4, steps)
         goal = dataclasses.replace(
-            self._cell.objective, losses=("masked_ce",), balance="sum"
+            self.cell.objective, losses=("masked_ce",), balance="sum"
         )
-        cell = dataclasses.replace(self._cell, objective=goal)
+        cell = dataclasses.replace(self.cell, objective=goal)
         evaluator = sweep.make_evaluator(self._subject, cell, self._stepping)
         return self._run(evaluator, numbers=(epsilon, epsilon / 4, steps))
 
@@ -354,11 +361,23 @@ class _Evaluations:
         """Another attack at this radius."""
 
         def attack(objective, x, seed, epsilon):
-            named = attacks.make(name, epsilon, norm=self._cell.threat.norm, **settings)
+            named = attacks.make(name, epsilon, norm=self.cell.threat.norm, **settings)
             return named(objective, x, seed)
 
-        evaluator = sweep.make_evaluator(self._subject, self._cell, attack)
+        evaluator = sweep.make_evaluator(self._subject, self.cell, attack)
         return self._run(evaluator, numbers=(epsilon,))
+
+    def harm_of(self, attack: Cell) -> np.ndarray:
+        """The harm that an attack of the sweep does to each image, `[N]`.
+
+        Of an ensemble it is that of its worst member, as its results are.
+        """
+        harms = []
+        for each in attack.members or (attack,):
+            evaluator = sweep.make_evaluator(self._subject, each)
+            found = self._run(evaluator, numbers=each.numbers)
+            harms.append(_harm(self.cell, found))
+        return np.fmax.reduce(harms)
 
     def slopes(self, epsilon: float) -> Evaluation:
         """The gradients where PGD starts, in place of adversarial images.
@@ -368,13 +387,11 @@ class _Evaluations:
         wrong already raise their own: an image that is wrong everywhere has no gradient
         of the other, and need not have one.
         """
-        goal = dataclasses.replace(
-            self._cell.objective, losses=_full_losses(self._cell)
-        )
-        cell = dataclasses.replace(self._cell, objective=goal)
+        goal = dataclasses.replace(self.cell.objective, losses=_full_losses(self.cell))
+        cell = dataclasses.replace(self.cell, objective=goal)
 
         def attack(objective, x, seed, epsilon):  # What it hands out is no image.
-            ball = threat.ball(self._cell.threat.norm, epsilon)
+            ball = threat.ball(self.cell.threat.norm, epsilon)
             start = ball.projection(x)(threat.random_start(ball, x, seed, 0))
             begun = base.begin(objective, start, x)
             return base.gradient(begun, start, tf.constant(0.0))[0]
@@ -482,10 +499,10 @@ def _order(
 def _floor(
     cell: Cell, base: np.ndarray, far: np.ndarray, there: Evaluation, farther: bool
 ) -> Check:
-    """At a radius of 64 levels classes alone under attack must be near 0 right.
+    """At a radius of 64 levels accuracy under attack must be near 0.
 
-    Others must be harmed no less there than at the radius itself, if that is smaller
-    (`farther`).
+    That is where `_all_pixels_of_classes` holds. All else must be harmed no less there
+    than at the radius itself, if that is smaller (`farther`).
     """
     measured = {"rise": float(np.mean(base)), "rise_eps_64": float(np.mean(far))}
     high = ""
@@ -503,33 +520,49 @@ def _floor(
     return Check("large_eps", reason, measured)
 
 
-def _alike(cell: Cell, results: Sequence[Result]) -> list[Result]:
-    """Those that may be compared with the cell."""
+def _alike(cell: Cell, attack: Cell) -> bool:
+    """Whether results of an attack may be compared with those of the cell."""
     shared = operator.attrgetter("tasks", "eps", "objective.balance", "objective.judge")
-    return [
-        result
-        for result in results
-        if result.attack_cell.attack.kind.bounded  # Others are stronger.
-        and shared(result.cell) == shared(cell)
-    ]
+    bounded = attack.attack.kind.bounded  # Others are stronger.
+    return bounded and shared(attack) == shared(cell)
 
 
 def _all_pixels_of_classes(cell: Cell) -> bool:
-    """Whether the attack is on all pixels of one task that has classes."""
+    """Whether all of the input is changed to harm all pixels of one task with classes.
+
+    Its harm must be the accuracy: `masked_ce` leaves a pixel once it is wrong, although
+    its class may still be among the first k.
+    """
     restricted = cell.objective.restricted or cell.objective.targeted
-    task = cell.known[cell.tasks[0]]
-    scored = task.discrete and task.harm.better == "higher"  # A share of right ones.
-    return scored and len(cell.tasks) == 1 and not restricted
+    stays = bool(cell.threat.channels) or cell.packed
+    scored = cell.known[cell.tasks[0]].harm.is_accuracy
+    return scored and len(cell.tasks) == 1 and not (restricted or stays)
 
 
-def _transfer(cell: Cell, result: Result, base: np.ndarray) -> Check:
-    harm = worst_case.score_of(cell, result)[: len(base)]
-    harm, base = worst_case.finite(harm, base)
+def _transfer(
+    evaluate: _Evaluations, attack: Cell, made: Result | None, base: np.ndarray
+) -> Check:
+    """Compares images made on another model with those of attacks on the model itself.
+
+    Args:
+      evaluate: On the model itself.
+      attack: What made them. It may be stronger than PGD; so where they do more harm,
+        it is run on the model itself, too.
+      made: Its result; None on workers that only take part.
+      base: The harm that PGD does to each image, `[N]`.
+    """
+    harm = base
+    if made is not None:
+        harm = worst_case.score_of(evaluate.cell, made)[: len(base)]
+    transfer, white_box = worst_case.finite(harm, base)
+    if evaluate.workers.of_chief(_more(transfer, white_box)):
+        stronger = np.maximum(base, evaluate.harm_of(attack))
+        transfer, white_box = worst_case.finite(harm, stronger)
     return _order(
         "transfer",
-        not _more(harm, base),
-        f"{result.attack_cell.label} made on another model does more harm than PGD on "
-        "the model itself; its gradients are masked",
-        white_box=base,
-        transfer=harm,
+        not _more(transfer, white_box),
+        f"{attack.label} made on another model does more harm than the same attack "
+        "and PGD on the model itself; its gradients are masked",
+        white_box=white_box,
+        transfer=transfer,
     )

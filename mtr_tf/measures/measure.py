@@ -84,8 +84,10 @@ def settings_of(
     """What flags ask for; two radii below theirs show the limit of the first order.
 
     Raises:
-      InputError: `tasks` is to be measured of too many tasks.
+      InputError: `tasks` is to be measured of too many tasks, or the groups or the
+        spared tasks are not as `parse_groups` takes them.
     """
+    spare = groups.select(config.spare, tasks, "--spare") if config.spare else ()
     if "tasks" in config.measure:
         gradients_lib.check_count(len(tuple(tasks)))
     eps = {radius for radius in config.eps if radius}
@@ -93,7 +95,7 @@ def settings_of(
         eps |= {min(eps) / 16, min(eps) / 4}
     return MeasureSettings(
         measures=tuple(dict.fromkeys(config.measure)),
-        groups=groups.parse_groups(config.attack_tasks, tasks),
+        groups=groups.parse_groups(config.attack_tasks, tasks, spare),
         norm=config.norm,
         eps=tuple(sorted(eps)),
         steps=config.steps,

@@ -76,6 +76,11 @@ class Metric:
         return self.value is _ratio
 
     @property
+    def is_accuracy(self) -> bool:
+        """Whether it is the share of places whose largest logit is the target's."""
+        return self.statistics is _correct_and_count
+
+    @property
     def measures_harm(self) -> bool:
         """Whether it is the mean of an error, or the share of what is right."""
         return self.is_mean and (self.better == "lower" or self.bounds == (0.0, 1.0))

@@ -89,6 +89,20 @@ def test_a_task_attacked_by_itself_has_no_weight_to_be_made_better(
             {"balance": ("wgd",), "attack": ("worst",), "ensemble": ("pgd", "square")},
             "",
         ),
+        # Square starts at random, the released code at a corner, whatever is asked.
+        ({"balance": ("wgd",), "attack": ("square",), "random_start": False}, ""),
+        ({"balance": ("wgd",), "attack": ("pgd_released_start",)}, ""),
+        (
+            {
+                "balance": ("wgd",),
+                "attack": ("worst",),
+                "ensemble": ("square", "noise"),
+                "random_start": False,
+            },
+            "",
+        ),
+        ({"balance": ("worst",), "attack": ("square",)}, "those of the clean image"),
+        ({"balance": ("worst",), "attack": ("square",), "judge": "harm"}, ""),
         ({"balance": ("dgba",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("seg+parts",)}, ""),
         ({"balance": ("worst",), "attack_tasks": ("depth",)}, ""),

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from mtr_tf import attacks
 from mtr_tf.attacks.kinds import KINDS
 from mtr_tf.config.attack import AttackConfig
 from mtr_tf.data.source import Columns
@@ -21,6 +23,9 @@ from mtr_tf.evaluation.cell_files import Result
 from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.runs import store
 from mtr_tf.runs.workers import Workers
+from mtr_tf.tasks import Task
+from mtr_tf.tasks import TaskSet
+from mtr_tf.tasks import metrics
 
 COMPARED = [name for name, kind in KINDS.items() if kind.for_comparison]
 
@@ -218,6 +223,40 @@ def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
     assert [bool(check.reason) for check in checks] == [True, False]
 
 
+def a_task(metric):
+    """Classes with that metric, as a cell knows them."""
+    return TaskSet([Task("seg", kind="classes", places=2, metrics=(metric,))])
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        (dict, True),
+        (lambda: {"known": a_task(metrics.accuracy())}, True),
+        (lambda: {"known": a_task(metrics.top(2))}, False),
+        (lambda: {"known": a_task(metrics.image_miou())}, False),
+        (
+            lambda: {"known": a_task(keras.metrics.SparseTopKCategoricalAccuracy(k=2))},
+            False,
+        ),
+        (lambda: {"packed": True}, False),
+        (lambda: {"threat": a_cell(attack_channels=(2,)).threat}, False),
+    ],
+)
+def test_accuracy_at_eps_64_is_asked_where_all_that_is_right_may_become_wrong(
+    change, asked
+):
+    cell = dataclasses.replace(a_cell(), **change())
+    name = cell.known["seg"].harm.name
+    right = np.full((COUNT, 2), SIZE * SIZE)
+    there = types.SimpleNamespace(attacked={"seg": {name: right}})
+    harm = 0.1 * np.arange(COUNT)
+    check = sanity_checks._floor(cell, harm, harm, there, farther=True)
+    assert bool(check.reason) == asked == ("accuracy" in check.measured)
+    less = sanity_checks._floor(cell, harm + 1, harm, there, farther=True)
+    assert less.reason  # All of them must be harmed no less than at the radius.
+
+
 @pytest.mark.parametrize(
     ("settings", "anew"),
     [
@@ -227,11 +266,15 @@ def test_less_harm_at_eps_64_says_nothing_of_a_larger_radius():
         ({"eps": (3.0,), "norm": "l2"}, ["large_eps"]),
         ({"eps": (8.0,), "attack_loss": ("js",)}, []),
         ({"eps": (8.0,), "attack_loss": ("masked_ce",)}, ["zero_gradients"]),
+        ({"eps": (8.0,), "attack_channels": (0, 1)}, ["large_eps"]),
     ],
 )
 def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):
     cell = sanity_checks.probe(make_cells(AttackConfig(ckpt="x", **settings), ("seg",)))
-    assert sanity_checks._mended(cell, make_subject(honest)) == anew
+    subject = make_subject(honest)
+    assert sanity_checks._mended(cell, subject) == anew
+    by_transfer = dataclasses.replace(subject, surrogate=subject.model)
+    assert sanity_checks._mended(cell, by_transfer) == [*anew, "transfer"]
 
 
 def test_kept_checks_are_made_again_where_a_mended_one_warns(tmp_path):
@@ -278,10 +321,93 @@ def test_a_transfer_that_does_more_harm():
     cell = a_cell()
     rows = {"seg": {"loss": np.full((COUNT, 2), 9.0, np.float32)}}
     strong = Result(cell, {}, COUNT, {}, rows)
-    checks = sanity_checks.run(make_subject(honest), cell, [strong])
+    checks = sanity_checks.run(make_subject(honest), cell, [(cell, strong)])
     (warning,) = sanity_checks.warnings(checks)
     assert "made on another model does more harm" in warning
     assert "transfer 9" in warning
+
+
+@pytest.mark.parametrize(
+    ("pgd", "same", "runs", "warns"),
+    [(0.5, 0.9, 1, False), (0.5, 0.6, 1, True), (0.95, 0.6, 0, False)],
+)
+def test_a_transfer_is_compared_with_the_same_attack_if_it_does_more_harm_than_pgd(
+    pgd, same, runs, warns
+):
+    ran = []
+
+    def harm_of(attack):
+        ran.append(attack)
+        return spread + same
+
+    (attack,) = make_cells(
+        AttackConfig(ckpt="x", eps=(2.0,), attack=("apgd",)), ("seg",)
+    )
+    spread = 0.01 * np.arange(COUNT)
+    rows = {"seg": {"loss": np.stack([spread + 0.9, np.ones(COUNT)], axis=1)}}
+    made = Result(attack, {}, COUNT, {}, rows)
+    workers = types.SimpleNamespace(of_chief=lambda value: value)
+    evaluate = types.SimpleNamespace(cell=a_cell(), workers=workers, harm_of=harm_of)
+    check = sanity_checks._transfer(evaluate, attack, made, spread + pgd)
+    assert bool(check.reason) == warns
+    stronger = np.mean(spread) + max(pgd, same)
+    assert check.measured["white_box"] == pytest.approx(stronger)
+    assert ran == [attack] * runs
+    # Another worker, which has no result, takes part if the chief says so.
+    ran.clear()
+    workers.of_chief = lambda value: bool(runs)
+    sanity_checks._transfer(evaluate, attack, None, spread + pgd)
+    assert ran == [attack] * runs
+
+
+@pytest.mark.slow
+def test_an_ensemble_stronger_than_pgd_says_nothing_by_transfer_from_a_twin():
+    keras.utils.set_random_seed(0)
+    size, count = 12, 8
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 196, (count, size, size, 3)).astype(np.uint8)
+    image = keras.Input((size, size, 3))
+    layers = keras.layers
+    settings = {"padding": "same", "kernel_initializer": "he_normal"}
+    x = layers.Conv2D(12, 5, activation="gelu", **settings)(image - 0.5)
+    model = keras.Model(image, {"seg": 20 * layers.Conv2D(4, 3, **settings)(x)})
+    twin = keras.models.clone_model(model)
+    twin.set_weights([1.01 * weights for weights in model.get_weights()])
+    seg = model.predict(images / np.float32(255), verbose=0)["seg"].argmax(-1)
+    subject = dataclasses.replace(
+        make_subject(honest),
+        model=model,
+        info=dataclasses.replace(
+            INFO,
+            image_shape=(size, size, 3),
+            classes=tuple("abcd"),
+            colors=((0, 0, 0),) * 4,
+        ),
+        columns=Columns(images, {"seg": seg.astype(np.uint8)}, {}),
+        num_examples=count,
+        batch_size=count,
+    )
+    config = AttackConfig(ckpt="x", attack=("sea",), eps=(16.0,), steps=20)
+    (sea,) = make_cells(config, ("seg",))
+    by_transfer = dataclasses.replace(subject, surrogate=twin)
+    evaluator = sweep.make_evaluator(
+        by_transfer,
+        sea,
+        lambda objective, x, seed, *_: attacks.SEA(16 / 255, 20)(objective, x, seed),
+    )
+    found = evaluator.run(
+        subject.columns, batch_size=count, num_examples=count, numbers=sea.numbers
+    )
+    made = Result(sea, {}, count, {}, found.attacked)
+    probe = sanity_checks.probe([sea])
+    evaluate = sanity_checks._Evaluations(subject, probe)
+    pgd = sanity_checks._harm(probe, evaluate.pgd(16 / 255, 4 / 255, 20))
+    check = sanity_checks._transfer(evaluate, sea, made, pgd)
+    assert check.reason == ""
+    assert check.measured["transfer"] > pgd.mean() + 0.1
+    assert check.measured["white_box"] == pytest.approx(
+        check.measured["transfer"], abs=0.01
+    )
 
 
 def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
@@ -290,7 +416,7 @@ def test_a_transfer_that_leaves_the_ball_says_nothing_of_gradients(
     compared = []
 
     def run(subject, cell, transferred):
-        compared.extend(result.cell.attack.name for result in transferred)
+        compared.extend(each.attack.name for each, made in transferred if made)
         return []
 
     monkeypatch.setattr(sanity_checks, "run", run)

@@ -27,6 +27,7 @@ from mtr_tf.data.source import Source
 from mtr_tf.errors import InputError
 from mtr_tf.evaluation import intervals
 from mtr_tf.evaluation import sweep
+from mtr_tf.evaluation.plan import make_cells
 from mtr_tf.measures import gradients as gradients_lib
 from mtr_tf.measures import measure as measure_lib
 from mtr_tf.measures import passes
@@ -335,6 +336,23 @@ def test_gradients_of_numbers_need_targets_of_their_own(name):
     measure_lib.check_own_targets(of_classes, TaskSet([tasks["seg"]]))
     corruptions = dataclasses.replace(age, measures=("corruptions",))
     measure_lib.check_own_targets(corruptions, tasks)
+
+
+@pytest.mark.parametrize(
+    ("asked", "groups"),
+    [
+        (("all",), (("seg", "normal"),)),
+        (("each",), (("seg",), ("normal",))),
+        (("seg+normal",), (("seg", "normal"),)),
+    ],
+)
+def test_groups_are_those_of_the_attack_without_the_spared_tasks(asked, groups):
+    config = AttackConfig(
+        ckpt="x", measure=("first_order",), attack_tasks=asked, spare=("depth",)
+    )
+    tasks = ("seg", "depth", "normal")
+    assert measure_lib.settings_of(config, tasks).groups == groups
+    assert {cell.tasks for cell in make_cells(config, tasks)} == {*groups}
 
 
 def test_sets_of_too_many_tasks_are_refused():
