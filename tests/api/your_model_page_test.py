@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import shlex
@@ -11,7 +12,10 @@ import sys
 
 import pytest
 
+import mtr_tf
+
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "your_model.md"
+unchecked = functools.partial(mtr_tf.evaluate, checks=False)
 FEW = ("--steps=1", "--num_examples=4", "--eps=4", "--nochecks")
 
 
@@ -25,6 +29,8 @@ def test_blocks_and_commands_run(tmp_path, monkeypatch):
     names = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), names)
+        if "results" in names:  # The first time is as readers have it.
+            monkeypatch.setattr(mtr_tf, "evaluate", unchecked)
     for file in ("my.keras", "robust.keras", "curves.png"):
         assert (tmp_path / file).stat().st_size > 1000
     assert {r["task"] for r in names["results"].records}
