@@ -74,7 +74,7 @@ class Kind:
       is_ensemble: Whether it is one.
       gradient: Whether it follows gradients; otherwise it only makes forward passes.
       guesses: Whether it uses the objective only to choose among random draws.
-      own_losses: Whether it raises its own losses, whatever was asked for.
+      chooses_losses: Whether it raises losses of its own choice, whatever is asked.
       needs_classes: Whether a task with classes must be attacked.
       bounded: Whether results stay in the ball and the box, which sweeps check. Attacks
         that do not are for comparison only, and say so in each record; ours need the
@@ -96,7 +96,7 @@ class Kind:
     is_ensemble: bool = False
     gradient: bool = True
     guesses: bool = False
-    own_losses: bool = False
+    chooses_losses: bool = False
     needs_classes: bool = False
     bounded: bool = True
     norms: tuple[str, ...] = NORMS
@@ -303,7 +303,7 @@ KINDS = {
             Member(kind="apgd", losses=(loss,), radii=SEA_RADII) for loss in SEA_LOSSES
         ),
         is_ensemble=True,
-        own_losses=True,
+        chooses_losses=True,
         needs_classes=True,
     ),
     "worst": _kind(

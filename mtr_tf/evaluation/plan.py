@@ -325,7 +325,7 @@ class Cell:
         )
         change: dict[str, Any] = {"losses": losses}
         blind = attack.kind.draws_nothing(attack.restarts)
-        if blind or attack.kind.own_losses:
+        if blind or attack.kind.chooses_losses:
             change["losses"] = ()
         if blind and self.place < 0:  # Nothing to choose by the objective.
             change |= {"balance": "sum", "weights": (), "eot": 1}
@@ -576,7 +576,7 @@ def make_cells(
             for member in cell.members or (cell,):
                 _check_compared(member)
         # A loss that fits none of the tasks would be another attack than was asked for.
-        any_loss = loss == OWN_LOSS or kind.own_losses or kind.guesses
+        any_loss = loss == OWN_LOSS or kind.chooses_losses or kind.guesses
         discrete = any(tasks[task].discrete for task in group)
         if (cell.objective.losses or any_loss) and (discrete or not kind.needs_classes):
             cells.append(cell)

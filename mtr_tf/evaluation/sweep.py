@@ -363,7 +363,7 @@ def make_evaluator(
             "objective": cell.objective_settings(*subject.columns.images.shape[1:3]),
             "surrogate": subject.surrogate,
             "clean": False,
-            "own_losses": not cell.attack.kind.own_losses,
+            "own_losses": not cell.attack.kind.chooses_losses,
         }
     return Evaluator(
         subject.model,
