@@ -7,15 +7,14 @@ layers do no harm.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import pathlib
 import zipfile
 from collections.abc import Iterable
-from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import Any
 
 import h5py
 import keras
@@ -99,7 +98,8 @@ def start_from(
     for what, names in (("are not in it", lacking), ("have other shapes", other)):
         if names:
             logging.info("new weights: %s, which %s", _listed(names), what)
-    _compare_normalization(model, path)
+    if tasks:
+        _compare_normalization(model, path)
 
 
 def freeze(model: keras.Model, prefixes: Sequence[str]) -> None:
@@ -279,16 +279,11 @@ def _in_common(
 def _compare_normalization(model: keras.Model, path: str) -> None:
     """Warns where weights were trained on images that were standardised otherwise.
 
-    It is said of built-in models and their `.keras` files, where mean or std differ by
-    more than a tenth of the std.
+    It is said of a built-in model and the `.keras` files of such models, where mean or
+    std differ by more than a tenth of the std.
     """
-    layer = next((each for each in model.layers if each.name == "normalize"), None)
-    there = _normalize_of(check(path))
-    if layer is None or there is None:
-        return
-    before = models.mean_and_std(there["scale"], there["offset"])
-    now = models.normalization(model)
-    if len(now[0]) != len(before[0]):
+    before, now = _normalization_of(check(path)), models.normalization(model)
+    if not before or len(now[0]) != len(before[0]):
         return
     if (np.abs(np.subtract(now, before)) > 0.1 * np.array(before[1])).any():
         logging.warning(
@@ -301,17 +296,15 @@ def _compare_normalization(model: keras.Model, path: str) -> None:
         )
 
 
-def _normalize_of(file: pathlib.Path) -> Mapping[str, Any] | None:
-    """The settings of the layer that standardises images, in a file of our models."""
+def _normalization_of(file: pathlib.Path) -> tuple[Sequence[float], ...] | None:
+    """The mean and std by channel in a file of our models; None for all other files."""
     if not zipfile.is_zipfile(file):
         return None
-    with zipfile.ZipFile(file) as archive:
-        content = json.loads(archive.read("config.json"))
-    for layer in content.get("config", {}).get("layers", ()):
-        about = layer.get("config", {})
-        if (layer.get("class_name"), about.get("name")) == ("Rescaling", "normalize"):
-            per_channel = isinstance(about.get("scale"), list)
-            return about if per_channel else None
+    with zipfile.ZipFile(file) as archive, contextlib.suppress(*files.DAMAGED):
+        layers = json.loads(archive.read("config.json"))["config"]["layers"]
+        named = {layer["config"].get("name"): layer["config"] for layer in layers}
+        scale, offset = (named["normalize"][part] for part in ("scale", "offset"))
+        return models.mean_and_std(scale, offset)
     return None
 
 

@@ -51,6 +51,8 @@ class Metric:
       of_rows: Where no sum of rows gives the value: (rows `[images, K]`, how often each
         image counts `[resamples, images]`) -> `[resamples]`.
       of_given: Whether it is made of a function, loss or Keras metric that was given.
+      is_accuracy: Whether it is the share of places whose largest logit is the
+        target's.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Metric:
     relative: bool = False
     of_rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
     of_given: bool = False
+    is_accuracy: bool = False
 
     def over(self, rows: np.ndarray) -> float:
         """Returns the value over images with these rows, `[images, K]`."""
@@ -74,11 +77,6 @@ class Metric:
     def is_mean(self) -> bool:
         """Whether rows are (sum, count) and the value is their ratio, a mean."""
         return self.value is _ratio
-
-    @property
-    def is_accuracy(self) -> bool:
-        """Whether it is the share of places whose largest logit is the target's."""
-        return self.statistics is _correct_and_count
 
     @property
     def measures_harm(self) -> bool:
@@ -136,8 +134,8 @@ def pixel_accuracy() -> Metric:
 
 def accuracy() -> Metric:
     """The share of valid places whose largest logit is the target's class."""
-    rows = _correct_and_count
-    return Metric("accuracy", "higher", "", rows, _ratio, (0.0, 1.0))
+    rows, bounds = _correct_and_count, (0.0, 1.0)
+    return Metric("accuracy", "higher", "", rows, _ratio, bounds, is_accuracy=True)
 
 
 def top(k: int) -> Metric:
@@ -590,7 +588,15 @@ def of_keras(
     made = (_with_ones(statistics), value)
     if type(metric).result is keras.metrics.Mean.result:
         made = (statistics, _ratio)
-    return Metric(metric.name, better, "", *made, _bounds(metric), of_given=True)
+    return Metric(
+        metric.name,
+        better,
+        "",
+        *made,
+        _bounds(metric),
+        of_given=True,
+        is_accuracy=type(metric) is keras.metrics.SparseCategoricalAccuracy,
+    )
 
 
 def _with_ones(statistics: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:

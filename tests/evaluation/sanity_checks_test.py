@@ -235,6 +235,7 @@ def a_task(metric):
         (lambda: {"known": a_task(metrics.accuracy())}, True),
         (lambda: {"known": a_task(metrics.top(2))}, False),
         (lambda: {"known": a_task(metrics.image_miou())}, False),
+        (lambda: {"known": a_task(keras.metrics.SparseCategoricalAccuracy())}, True),
         (
             lambda: {"known": a_task(keras.metrics.SparseTopKCategoricalAccuracy(k=2))},
             False,
@@ -266,7 +267,7 @@ def test_accuracy_at_eps_64_is_asked_where_all_that_is_right_may_become_wrong(
         ({"eps": (3.0,), "norm": "l2"}, ["large_eps"]),
         ({"eps": (8.0,), "attack_loss": ("js",)}, []),
         ({"eps": (8.0,), "attack_loss": ("masked_ce",)}, ["zero_gradients"]),
-        ({"eps": (8.0,), "attack_channels": (0, 1)}, ["large_eps"]),
+        ({"eps": (8.0,), "attack_channels": (0, 1)}, ["large_eps part"]),
     ],
 )
 def test_checks_that_may_have_warned_for_nothing_are_made_again(settings, anew):

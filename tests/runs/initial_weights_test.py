@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import pathlib
 import re
 import zipfile
 
@@ -13,8 +16,12 @@ import numpy as np
 import pytest
 
 from mtr_tf import models
+from mtr_tf.config.train import TrainConfig
+from mtr_tf.data.source import DatasetInfo
 from mtr_tf.errors import InputError
+from mtr_tf.runs import building
 from mtr_tf.runs import initial_weights
+from mtr_tf.tasks import task_set
 
 SHAPE = (8, 8, 3)
 
@@ -104,10 +111,50 @@ def test_weights_from_images_that_were_standardised_otherwise_are_told(
     path = str(tmp_path / "net.keras")
     std = (0.25, 0.25, 0.25)
     models.build("tiny", ("seg",), SHAPE, 5, width=4, mean=mean, std=std).save(path)
-    initial_weights.start_from(models.build("tiny", ("seg",), SHAPE, 5, width=4), path)
+    model = models.build("tiny", ("seg",), SHAPE, 5, width=4)
+    initial_weights.start_from(model, path, tasks=("seg",))
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == bool(said)
     assert re.search(said, "".join(warned))
+
+
+def normalize(**settings):
+    """A net with a layer that is called as ours which standardises images."""
+    rescaling = keras.layers.Rescaling(**settings, name="normalize")
+    head = keras.layers.Dense(2, name="head")
+    return keras.Sequential([keras.Input(SHAPE), rescaling, head])
+
+
+@pytest.mark.parametrize(
+    "config", [None, [], {"config": {"layers": 3}}, {"config": {"layers": [(64, 128)]}}]
+)
+def test_nothing_is_said_of_how_other_nets_standardise(tmp_path, caplog, config):
+    path = str(tmp_path / "net.keras")
+    per_channel = {"scale": [4.0] * 3, "offset": [-1.0] * 3}
+    normalize(**per_channel).save(path)
+    initial_weights.start_from(normalize(scale=4.0, offset=-2.0), path)
+    normalize(scale=[4.0] * 3).save(path)  # Its offset is one number.
+    assert initial_weights._normalization_of(pathlib.Path(path)) is None
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("config.json", json.dumps(config))
+    assert initial_weights._normalization_of(pathlib.Path(path)) is None
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("other.json", "")
+    assert initial_weights._normalization_of(pathlib.Path(path)) is None
+    assert "standardised" not in caplog.text
+
+
+def test_a_training_starts_own_stages_from_shared_ones(tmp_path):
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    known = task_set(("seg", "depth"))
+    info = DatasetInfo("d", SHAPE, ("a", "b"), (), known, {}, mean, std, {})
+    config = TrainConfig(tasks=("seg", "depth"), model="tiny", width=4)
+    building.new_model(config, info).save(path := tmp_path / "net.keras")
+    there = weights(keras.models.load_model(path))
+    config = dataclasses.replace(config, init=str(path), shared_stages=0, seed=1)
+    for name, value in weights(building.new_model(config, info)).items():
+        shared = re.sub("encoder_(seg|depth)_", "encoder_", name)
+        np.testing.assert_array_equal(value, there[shared], err_msg=name)
 
 
 def test_a_digest_is_of_the_weights_not_of_the_file(tmp_path):
