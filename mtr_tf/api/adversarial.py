@@ -148,10 +148,13 @@ class AdversarialModel(keras.Model):
             the only value of a dict, list or tuple; if they are whole numbers, those
             after the attack are rounded to such.
           y: Targets by task, or in the order of the tasks. Classes are whole numbers.
-            Of other tasks, places whose target is not finite are not attacked.
+            Of other tasks, places (images, of a task without places) whose target is
+            not finite in all channels are not attacked, not even by their other
+            channels, though a loss that skips NaN learns from these.
           sample_weight: Weights by task, or one for all, as in training. If a task has
-            a weight for each pixel (or place), those with weight zero are not attacked,
-            nor are those of the class that the task's loss ignores (`ignore_class`).
+            a weight for each pixel or place (for each image, if it has no places),
+            those with weight zero are not attacked, nor are those of the class that
+            the task's loss ignores (`ignore_class`).
 
         Raises:
           InputError: Images are not in `input_range`, or are whole numbers though that
@@ -194,7 +197,7 @@ class AdversarialModel(keras.Model):
                     mask *= tf.cast(target != ignored, tf.float32)
                 target = _whole(name, target, mask)
             else:
-                target, mask = _finite(name, target, mask)
+                target, mask = _finite(target, mask)
             batch["targets"][name], batch["masks"][name] = target, mask
         width = self._high - self._low
         is_integer = tf.as_dtype(x.dtype).is_integer
@@ -524,35 +527,24 @@ def _whole(name: str, target: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
             f"Targets of {name} must be class numbers, because the attack raises the "
             "loss of one class at each place; got",
             one,
-            "; give whole numbers, and smooth them in the loss, such as by "
-            "label_smoothing.",
+            "; give whole numbers, and smooth them in the loss: by label_smoothing of "
+            "BinaryCrossentropy for one logit, by a loss of your own for several.",
         ]
 
     with tf.control_dependencies([base.require(~tf.reduce_any(soft), words)]):
         return tf.cast(target, tf.int32)
 
 
-def _finite(
-    name: str, target: tf.Tensor, mask: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """A target and its mask, both 0 at places that have none: losses may skip NaN.
+def _finite(target: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A target with 0 for what is not finite, and a mask without places that had such.
 
-    `InputError` for places that have one in some channels (`base.require` for graphs).
+    Args:
+      target: `[batch, *places, channels]`.
+      mask: `[batch, *places]`.
     """
     finite = tf.math.is_finite(target)
-    known = tf.reduce_all(finite, -1)
-    partly = tf.reduce_any(finite, -1) & ~known & (mask != 0)
-    said = base.require(
-        ~tf.reduce_any(partly),
-        lambda: [
-            f"Targets of {name} must be finite in all channels of a place or in none, "
-            "because the attack leaves out whole places; got some in which NaN or "
-            "infinity is beside numbers; give each channel a task of its own, or such "
-            "places a sample weight of 0."
-        ],
-    )
-    with tf.control_dependencies([said]):
-        return tf.where(finite, target, 0.0), mask * tf.cast(known, tf.float32)
+    known = tf.cast(tf.reduce_all(finite, -1), tf.float32)
+    return tf.where(finite, target, 0.0), mask * known
 
 
 def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
@@ -563,8 +555,8 @@ def _mask(task: Task, target: tf.Tensor, weight: Any) -> tf.Tensor:
     weight = tf.convert_to_tensor(weight)
     if weight.shape.rank == 1 + task.axes + 1 and weight.shape[-1] == 1:
         weight = weight[..., 0]
-    if weight.shape.rank != 1 + task.axes or not task.axes:
-        return tf.ones(places)  # Of each image: those that do not count are not lost.
+    if weight.shape.rank != 1 + task.axes:
+        return tf.ones(places)
     return tf.broadcast_to(tf.cast(weight != 0, tf.float32), places)
 
 

@@ -869,8 +869,8 @@ def _labels(name: str, output, target, mask, progress) -> tf.Tensor:
             classes,
             ", and not negative, where the mask is not zero; got",
             one,
-            "; mask such pixels (for AdversarialModel: by sample weights of 0, or "
-            "ignore_class of the loss).",
+            "; mask such places (for AdversarialModel: by ignore_class of the loss, or "
+            "by any class with a sample weight of 0).",
         ]
 
     progress = tf.convert_to_tensor(progress, tf.float32)

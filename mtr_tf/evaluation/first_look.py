@@ -281,7 +281,7 @@ def _finishing(
                 f"{name}'s {task.name} is {size[0]}x{size[1]}, so its {what} resized "
                 f"bilinearly to {height}x{width}, the size of the targets"
             )
-            if _is_scaled(size, (height, width)):
+            if not _may_be_cut(size, (height, width)):
                 warnings.append(f"{NOTE}{said}.")
                 continue
             warnings.append(
@@ -301,20 +301,36 @@ def _finishing(
     return finish, warnings
 
 
-def _is_scaled(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
-    """Whether a map of this size may be of the whole image, scaled by a whole number.
+def _may_be_cut(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether a map may be of the middle alone, as of convolutions without padding.
 
-    Strides round the sizes that they do not divide up or down.
+    It then lacks about as many pixels in height as in width, perhaps after a stride. So
+    does any smaller map of a square image: those that strides explain are not doubted.
+
+    Args:
+      size: Height and width of the map.
+      image: Those of the image.
     """
-    if all(large % side == 0 for large, side in zip(size, image, strict=True)):
-        return size[0] // image[0] == size[1] // image[1]
-    return any(
-        all(
-            side in (large // stride, -(-large // stride))
-            for side, large in zip(size, image, strict=True)
-        )
-        for stride in range(2, max(image) + 1)
-    )
+    if _is_scaled(size, image):
+        return False
+    for stride in range(1, min(image) + 1):
+        lacks = [large - stride * side for side, large in zip(size, image, strict=True)]
+        if min(lacks) > stride and abs(lacks[0] - lacks[1]) < stride:
+            return True
+    return False
+
+
+def _is_scaled(size: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether strides, which round up or down, give a whole map of this size.
+
+    Or those of an encoder, which round up, and a decoder, all of them powers of two.
+    """
+    sides = [*zip(size, image, strict=True)]
+    strides = range(1, max(image) + 1)
+    if any(all(s in (i // n, -(-i // n)) for s, i in sides) for n in strides):
+        return True
+    twos = [2**power for power in range(max(image).bit_length() + 1)]
+    return any(all(s == up * -(-i // n) for s, i in sides) for n in twos for up in twos)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -549,7 +549,7 @@ def test_soft_classes_are_refused_unless_they_do_not_count(batch):
     adversarial = mtr_tf.AdversarialModel(make_model(), "seg", steps=1)
     adversarial.compile("sgd", loss={"seg": LOSSES["seg"]})
     soft = np.where(whole == 1, 0.95, whole).astype(np.float32)
-    told = "Targets of seg must be class numbers.* got 0.95; give whole numbers"
+    told = "Targets of seg must be class numbers.* got 0.95; give whole numb.* BinaryC"
     with pytest.raises(mtr_tf.InputError, match=told):
         adversarial.attacked(tf.constant(images), {"seg": soft})
     left = {"seg": tf.constant(whole != 1, tf.float32)}
@@ -559,7 +559,7 @@ def test_soft_classes_are_refused_unless_they_do_not_count(batch):
 
 
 @pytest.mark.slow
-def test_soft_classes_and_partly_known_places_are_refused_in_training_too(batch):
+def test_soft_classes_are_refused_in_training_and_partly_known_places_are_not(batch):
     image = keras.Input((16, 16, 3))
     tasks = [
         tasks_lib.Task("kinds", kind="classes", channels=2),
@@ -573,8 +573,7 @@ def test_soft_classes_and_partly_known_places_are_refused_in_training_too(batch)
     with pytest.raises(mtr_tf.InputError, match="kinds must be class numbers.* 0.5;"):
         adversarial.fit(batch[0], {"kinds": kinds + 0.5, "flow": flow}, verbose=0)
     flow[0, 0, 0] = np.nan, 1
-    with pytest.raises(mtr_tf.InputError, match="flow must be finite in all channels"):
-        adversarial.fit(batch[0], {"kinds": kinds, "flow": flow}, verbose=0)
+    adversarial.fit(batch[0], {"kinds": kinds, "flow": flow}, verbose=0)
 
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf])
@@ -592,18 +591,67 @@ def test_places_without_a_finite_target_are_not_attacked(batch, nothing):
     assert (moved != whole).numpy().any()
 
 
-def test_places_that_lack_some_channels_are_refused(batch):
+def test_places_that_lack_some_channels_are_not_attacked(batch):
     image = keras.Input((16, 16, 3))
     flow = tasks_lib.Task("flow", kind="numbers", channels=2)
     model = keras.Model(image, {"flow": keras.layers.Conv2D(2, 1)(image)})
     adversarial = mtr_tf.AdversarialModel(model, [flow], steps=1)
     adversarial.compile("sgd", loss={"flow": "mse"})
-    target = np.zeros((4, 16, 16, 2), np.float32)
-    target[0, 0, 0] = np.nan, 1
-    with pytest.raises(mtr_tf.InputError, match="flow must be finite in all channels"):
-        adversarial.attacked(tf.constant(batch[0]), target)
-    target[0, 0, 0] = np.nan
-    adversarial.attacked(tf.constant(batch[0]), target)
+    images, target = tf.constant(batch[0]), np.zeros((4, 16, 16, 2), np.float32)
+    left = np.ones((4, 16, 16), np.float32)
+    left[:, :, 4:] = 0
+    expected = adversarial.attacked(images, target, left)
+    assert (adversarial.attacked(images, target) != expected).numpy().any()
+    target[:, :, 4:] = np.nan, 1
+    np.testing.assert_array_equal(adversarial.attacked(images, target), expected)
+
+
+def of_images(kind, loss):
+    """A compiled model of three numbers per image, of one task."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((16, 16, 3))
+    x = keras.layers.Conv2D(3, 3, activation="gelu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(image, {"what": keras.layers.Dense(3)(x)})
+    task = tasks_lib.Task("what", kind=kind, channels=3)
+    adversarial = mtr_tf.AdversarialModel(model, [task], steps=1)
+    adversarial.compile("sgd", loss={"what": loss})
+    return adversarial
+
+
+@pytest.mark.parametrize("weight", [[0, 1, 1, 2], [[0], [1], [1], [2]]])
+def test_images_of_weight_zero_are_not_attacked(batch, weight):
+    adversarial = of_images("classes", LOSSES["seg"])
+    images, weight = tf.constant(batch[0]), tf.constant(weight, tf.float32)
+    labels = np.array([1, 0, 1, 2])
+    expected = adversarial.attacked(images, labels, weight)
+    for label in (0, -1, 3, 0.5, np.nan):  # Of the first image, which does not count.
+        moved = adversarial.attacked(images, np.array([label, 0, 1, 2]), weight)
+        np.testing.assert_array_equal(moved, expected)
+    whole = adversarial.attacked(images, labels)
+    np.testing.assert_array_equal(whole[1:], expected[1:])
+    assert (whole[0] != expected[0]).numpy().any()
+    with pytest.raises(mtr_tf.InputError, match="got 3; mask such places .*ignore_cla"):
+        adversarial.attacked(images, np.array([3, 0, 1, 2]))
+
+
+def skips_nan(y_true, y_pred):
+    """The binary cross-entropy of logits where labels are known."""
+    known = tf.math.is_finite(y_true)
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(tf.where(known, y_true, 0.0), y_pred)
+    return tf.reduce_sum(tf.where(known, loss, 0.0), -1)
+
+
+def test_images_that_lack_a_label_train_and_are_not_attacked(batch):
+    adversarial = of_images("labels", skips_nan)
+    labels = np.array([[0, np.nan, 1], [0, 1, 1], [1, 0, 0], [1, 1, 0]], np.float32)
+    images = tf.constant(batch[0])
+    moved = adversarial.attacked(images, labels)
+    weight = tf.constant([0.0, 1, 1, 1])
+    expected = adversarial.attacked(images, np.nan_to_num(labels), weight)
+    np.testing.assert_array_equal(moved, expected)
+    history = adversarial.fit(batch[0], labels, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
 
 
 def test_what_to_do_with_labels_that_are_no_class_is_said(batch):
@@ -612,7 +660,7 @@ def test_what_to_do_with_labels_that_are_no_class_is_said(batch):
     adversarial.compile("sgd", loss={"seg": LOSSES["seg"]})
     with pytest.raises(mtr_tf.InputError, match=r"shape is \(4, 16, 16, 3\).* argmax"):
         adversarial.attacked(images, {"seg": np.eye(3, dtype=np.float32)[seg]})
-    with pytest.raises(mtr_tf.InputError, match="got 255; .*weights of 0, or ignore_"):
+    with pytest.raises(mtr_tf.InputError, match="got 255; .* by ignore_class of"):
         adversarial.attacked(images, {"seg": np.where(seg == 2, 255, seg)})
 
 

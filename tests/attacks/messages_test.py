@@ -121,8 +121,8 @@ def test_an_objective_that_is_called_by_hand_says_it_in_the_same_words(model):
         attacks.objective(model, *rest)(x)
     assert str(raised.value) == (
         "Labels of 'seg' must be below its number of classes, 3, and not negative, "
-        "where the mask is not zero; got 3; mask such pixels (for AdversarialModel: by "
-        "sample weights of 0, or ignore_class of the loss)."
+        "where the mask is not zero; got 3; mask such places (for AdversarialModel: by "
+        "ignore_class of the loss, or by any class with a sample weight of 0)."
     )
 
 

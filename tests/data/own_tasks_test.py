@@ -293,6 +293,38 @@ def test_classes_that_nobody_has_counted_are_no_one_hot_vectors(open_it, shape):
     assert of(others).info.tasks["what"].places == places
 
 
+@pytest.mark.parametrize("shape", [(4,), (*SIZE, 4)])
+@pytest.mark.parametrize("first", [True, False])
+def test_masked_vectors_are_passed_over_in_the_search_for_one_hot_ones(
+    open_it, shape, first
+):
+    rows = np.eye(4, dtype=int)
+
+    def of(given):
+        train = [
+            {
+                "image": example()["image"],
+                "targets": {"what": target},
+                "masks": {"what": np.broadcast_to(known, shape)},
+            }
+            for target, known in given
+        ]
+        train = train if first else train[::-1]
+        return open_it(train=train, tasks=[Task("what", kind="classes", channels=None)])
+
+    nothing = np.zeros(shape, int)
+    vectors = [np.broadcast_to(row, shape) for row in rows]
+    with pytest.raises(InputError, match="with a one for each class; give its argmax"):
+        of([(nothing, 0), *[(vector, 1) for vector in vectors]])
+    assert of([(nothing, 1), *[(vector, 1) for vector in vectors]])
+    partly = vectors[1].copy()
+    known = np.ones(shape, int)
+    if len(shape) > 1:  # One pixel of a map is not labelled.
+        partly[0, 0], known[0, 0] = 0, 0
+    with pytest.raises(InputError, match="with a one for each class; give its argmax"):
+        of([(partly, known), *[(vector, 1) for vector in vectors]])
+
+
 def test_lazy_classes_must_be_named(open_it):
     with pytest.raises(InputError, match="the number of classes of seg"):
         open_it(train=Sequence([example()]), tasks=TASKS)

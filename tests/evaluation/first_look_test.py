@@ -430,23 +430,36 @@ def test_sizes_that_a_net_cannot_take(padding, name, advice):
 
 
 @pytest.mark.parametrize(
-    ("size", "image", "scaled"),
+    ("size", "image", "cut"),
     [
-        ((8, 16), (16, 32), True),
-        ((41, 61), (321, 481), True),  # A stride of 8 of padded convolutions,
-        ((40, 60), (321, 481), True),  # or of pooling that drops the rest.
-        ((32, 64), (16, 32), True),
-        ((2, 34), (5, 100), True),
-        ((388, 388), (572, 572), False),  # As of the first U-Net.
-        ((12, 12), (16, 16), False),
+        ((8, 16), (16, 32), False),
+        ((41, 61), (321, 481), False),  # A stride of 8 of padded convolutions,
+        ((40, 60), (321, 481), False),  # or of pooling that drops the rest,
+        ((320, 480), (321, 481), False),  # from which a decoder comes.
+        ((88, 128), (321, 481), False),  # A stride of 32, and a decoder of 8.
+        ((88, 88), (321, 321), False),
+        ((128, 160), (228, 304), False),  # As of FCRN.
+        ((128, 128), (228, 228), False),
+        ((168, 168), (336, 224), False),  # Of nets that resize the image,
+        ((256, 256), (224, 224), False),
+        ((512, 512), (600, 600), False),
+        ((512, 512), (600, 800), False),
         ((8, 8), (16, 32), False),
-        ((16, 8), (16, 16), False),
-        ((32, 32), (16, 32), False),
-        ((20, 20), (16, 16), False),
+        ((384, 512), (480, 640), False),  # with its proportions.
+        ((32, 64), (16, 32), False),
+        ((2, 34), (5, 100), False),
+        ((388, 388), (572, 572), True),  # As of the first U-Net.
+        ((388, 516), (572, 700), True),
+        ((12, 12), (16, 16), True),  # One convolution of 5x5,
+        ((12, 28), (16, 32), True),
+        ((24, 24), (28, 28), True),
+        ((236, 316), (240, 320), True),
+        ((59, 59), (128, 128), True),  # or of 3x3 with strides of 2 between them.
+        ((59, 75), (128, 160), True),
     ],
 )
-def test_maps_are_scaled_or_cut(size, image, scaled):
-    assert first_look._is_scaled(size, image) == scaled
+def test_maps_of_the_middle_lack_as_much_in_height_as_in_width(size, image, cut):
+    assert first_look._may_be_cut(size, image) == cut
 
 
 def test_maps_of_the_middle_are_doubted_and_scaled_ones_noted():

@@ -422,7 +422,7 @@ def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
     """Raises `InputError` where a task has a one for each class in all examples.
 
     Nobody has said how many classes or places it has, so that a row of ones and zeros
-    might be as many places of two classes, too.
+    might be as many places of two classes, too. Rows that are masked are passed over.
 
     Args:
       task: Its name.
@@ -431,9 +431,15 @@ def _check_not_one_hot(task: str, splits: Mapping[str, Columns]) -> None:
     shape = next(iter(splits.values())).targets[task].shape[1:]
     if len(shape) in (0, MAP):
         return
-    targets = [columns.targets[task] for columns in splits.values()]
-    rows = (target[i] for target in targets for i in range(len(target)))
-    if all(examples.is_one_hot(row, shape[-1]) for row in rows):
+    seen = False
+    for columns in splits.values():
+        target, known = columns.targets[task], columns.masks.get(task)
+        for i in range(len(target)):  # No copy of the whole split.
+            rows = target[i] if known is None else target[i][known[i].any(axis=-1)]
+            if not examples.is_one_hot(rows, shape[-1]):
+                return
+            seen |= rows.size > 0
+    if seen:
         raise InputError(examples.one_hot(task, "the examples", shape))
 
 
