@@ -35,7 +35,7 @@ from mtr_tf.tasks import own_code
 from mtr_tf.tasks import resolve
 from mtr_tf.tasks import task_set
 from mtr_tf.tasks.groups import parse_groups
-from mtr_tf.tasks.groups import select
+from mtr_tf.tasks.groups import spared
 
 _JOINT_HARM = 2  # How harms of several tasks are joined; other cells are not known.
 _LOSSES_OF_0 = 2  # What they count as, where losses are compared; likewise.
@@ -540,7 +540,7 @@ def make_cells(
       InputError: A task, loss, balance or class is unknown, or does not fit.
     """
     tasks = task_set(tasks)
-    spare = select(config.spare, tasks, "--spare") if config.spare else ()
+    spare = spared(config.spare, tasks)
     cells, groups = [], parse_groups(config.attack_tasks, tasks, spare)
     weights, block = _weights(config, tasks), parse_block(config.attack_block)
     labels = {

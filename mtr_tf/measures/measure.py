@@ -87,7 +87,7 @@ def settings_of(
       InputError: `tasks` is to be measured of too many tasks, or the groups or the
         spared tasks are not as `parse_groups` takes them.
     """
-    spare = groups.select(config.spare, tasks, "--spare") if config.spare else ()
+    spare = groups.spared(config.spare, tasks)
     if "tasks" in config.measure:
         gradients_lib.check_count(len(tuple(tasks)))
     eps = {radius for radius in config.eps if radius}

@@ -25,7 +25,7 @@ from mtr_tf.tasks import Task
 from mtr_tf.tasks import TaskSet
 from mtr_tf.tasks import task_set
 
-__all__ = ["MODELS", "build", "check_image_size", "check_name", "normalization"]
+__all__ = ["MODELS", "build", "check_image_size", "check_stages", "normalization"]
 
 
 def _drn(family: str, *depths: int, bottleneck: bool = False) -> Architecture:
@@ -175,13 +175,14 @@ def mean_and_std(
     return tuple(mean), tuple(round(1 / s, 12) for s in scale)
 
 
-def check_name(name: str) -> None:
-    """Raises `InputError` unless there is a model of that name."""
-    _architecture(name)
-
-
 def check_stages(name: str, decoders: str, shared_stages: int | None) -> None:
-    """Raises `InputError` unless a model can share so many stages; see `build`."""
+    """Raises `InputError` unless there is such a model that can share so many stages.
+
+    Args:
+      name: Of the model.
+      decoders: As for `build`.
+      shared_stages: As for `build`.
+    """
     checked_stages(name, _architecture(name), decoders, shared_stages)
 
 

@@ -59,13 +59,12 @@ def of_results(
       made: Of the attack's settings.json: commit, versions, platform.
     """
     trained = config.get("train") or {}
-    unusual = {k: v for k, v in _SHARING.items() if trained.get(k, v) != v}
+    sharing = {k: trained[k] for k, v in _SHARING.items() if trained.get(k, v) != v}
     about = {
         "schema": SCHEMA,
         "name": name,
         "tasks": list(trained.get("tasks") or ()),
-        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)}
-        | {k: trained[k] for k in unusual},
+        "architecture": {k: trained[k] for k in _TRAINED if trained.get(k)} | sharing,
     }
     traced = {
         "commit": made.get("commit"),

@@ -74,6 +74,13 @@ def select(
     return tuple(task for task in has if task in named)
 
 
+def spared(
+    names: Sequence[str], tasks: Iterable[str] | Mapping[str, Named]
+) -> tuple[str, ...]:
+    """The tasks of --spare, as `select` reads them; none if it names none."""
+    return select(names, tasks, "--spare") if names else ()
+
+
 def _known(tasks: Iterable[str] | Mapping[str, Named]) -> list[Names]:
     """The eleven, and a model's own tasks, with all that they are called.
 
