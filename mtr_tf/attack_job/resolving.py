@@ -114,6 +114,7 @@ def _facts(job: Job) -> dict[str, Any]:
     settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
+    facts["--fast"] = provenance.fast  # On another card it may be something else.
     if config.targets != OWN_TARGETS:  # Each makes those of its share.
         facts["the data"] = provenance.data
     return facts
@@ -185,7 +186,9 @@ def _resolve(
         surrogate = source_run.model if source_run else None
         if config.fast:
             images = batching.first_images(columns, 2)
-            surrogate = folding.in_half((source_run or run).model, images=images)
+            surrogate = folding.in_half(
+                (source_run or run).model, folding.half_type(), images
+            )
     count = min(config.num_examples or len(columns), len(columns))
     subject = sweep.Subject(
         model=run.model,
@@ -392,13 +395,14 @@ def _provenance(
 ) -> Provenance:
     """All that results depend on beside the attack."""
     saved = run.config.precision if run.config else "own"
+    in_float16 = config.fast and folding.half_type() == "float16"
     return Provenance(
         mtr_tf=mtr_tf.__version__,
         tensorflow=tf.__version__,
         keras=keras.__version__,
         model=run.fingerprint,
         source=source_run.fingerprint if source_run else None,
-        fast=config.fast,
+        fast="float16" if in_float16 else config.fast,
         precision=saved if config.precision == "own" else config.precision,
         input=config.input_affine,
         dataset=subject.info.name,

@@ -191,8 +191,9 @@ class AttackConfig(Settings):
     )
     fast: bool = setting(
         False,
-        "Take gradients in bfloat16 from a copy of the model; results are still those "
-        "of the model itself. docs/gpu.md says what this saves and costs.",
+        "Take gradients in half precision (bfloat16, or float16 on GPUs that have only "
+        "that) from a copy of the model; results are still those of the model itself. "
+        "docs/gpu.md says what this saves and costs.",
     )
     checks: bool = setting(
         True,

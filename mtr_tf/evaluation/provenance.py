@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,7 @@ class Provenance:
       model: Fingerprint of the model that is attacked.
       source: Fingerprint of the model that adversarial images are made on; None where
         that is `model` itself.
-      fast: Whether gradients are taken in half precision.
+      fast: Whether gradients are taken in half precision; True stands for bfloat16.
       precision: The policy that the model computes in; `own`: the file's.
       input: (scale, offset) per channel of what the model takes for images in [0, 1];
         None where it takes just these.
@@ -42,7 +43,7 @@ class Provenance:
     keras: str
     model: str
     source: str | None
-    fast: bool
+    fast: bool | Literal["float16"]
     precision: str
     input: tuple[tuple[float, ...], tuple[float, ...]] | None
     dataset: str

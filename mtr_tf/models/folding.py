@@ -30,7 +30,7 @@ from mtr_tf.models import stateless
 
 _CHECKED = weakref.WeakSet()  # Models whose folded copies were looked at,
 _DIFFERENT = weakref.WeakSet()  # and those that came out as other functions.
-_HALF_SHARE = 0.2  # A deep net's outputs may differ so much in bfloat16.
+_HALF_SHARE = 0.2  # A deep net's outputs may differ so much in half precision.
 _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
@@ -280,6 +280,22 @@ def _rescaling(convolution: Any, read: collections.Counter) -> Any | None:
             return None
         node = _node(node.input_tensors[0])
     return None
+
+
+def half_type() -> str:
+    """The half precision that this machine's GPUs are made for; "bfloat16" without one.
+
+    NVIDIA's cards of compute capability 7.0 to 7.5 (V100, T4) multiply matrices in
+    float16 only, those from 8.0 on in bfloat16 just as fast. Of several, the oldest
+    counts: float16 is fast on all.
+    """
+    details = tf.config.experimental.get_device_details
+    capabilities = [
+        details(gpu).get("compute_capability", ())
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    old = any((7, 0) <= tuple(capability) < (8, 0) for capability in capabilities)
+    return "float16" if old else "bfloat16"
 
 
 def in_half(

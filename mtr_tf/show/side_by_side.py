@@ -183,7 +183,9 @@ def details(facts: Record) -> list[str]:
         parts.append(f"only pixels of the classes numbered {numbers} attacked")
     if facts.get("source_fingerprint"):
         parts.append(f"by transfer from model {facts['source_fingerprint'][:8]}")
-    parts += ["gradients in bfloat16 (--fast)"] if facts.get("fast") else []
+    if facts.get("fast"):
+        half = "bfloat16" if facts["fast"] is True else facts["fast"]
+        parts.append(f"gradients in {half} (--fast)")
     if _setting(facts, "targets") == "own":
         parts.append("against the model's own clean outputs")
     return parts

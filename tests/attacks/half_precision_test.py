@@ -86,13 +86,34 @@ def test_balances_that_add_up_directions_see_each_tasks_gradient(balance):
     np.testing.assert_allclose(np.linalg.norm(got), np.linalg.norm(want), rtol=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("side", SIDES)
-def test_signs_of_the_fast_copy_are_those_of_float32(side):
+def test_signs_of_the_fast_copy_are_those_of_float32(side, dtype):
     batch = a_batch(side)
     model = net(side, "float32")
-    fast = folding.in_half(model)
-    assert any(layer.compute_dtype == "bfloat16" for layer in fast.layers)
-    assert agreement(slopes(fast, batch), slopes(model, batch)) > 0.97
+    fast = folding.in_half(model, dtype, tf.constant(batch[0]))
+    assert any(layer.compute_dtype == dtype for layer in fast.layers)
+    least = {"bfloat16": 0.97, "float16": 0.99}[dtype]
+    assert agreement(slopes(fast, batch), slopes(model, batch)) > least
+
+
+@pytest.mark.parametrize(
+    ("cards", "half"),
+    [
+        ((), "bfloat16"),
+        (((8, 0),), "bfloat16"),
+        (((7, 5),), "float16"),
+        (((9, 0), (7, 0)), "float16"),
+        (((6, 1),), "bfloat16"),
+        (({},), "bfloat16"),  # Nothing is known of it.
+    ],
+)
+def test_the_half_precision_is_what_the_gpus_are_made_for(monkeypatch, cards, half):
+    known = [{"compute_capability": card} if card else {} for card in cards]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: known)
+    experimental = tf.config.experimental
+    monkeypatch.setattr(experimental, "get_device_details", lambda gpu: gpu)
+    assert folding.half_type() == half
 
 
 def test_signs_where_the_model_is_right_and_sure():

@@ -50,6 +50,7 @@ from mtr_tf.evaluation import plan
 from mtr_tf.evaluation import resampling
 from mtr_tf.evaluation import sweep
 from mtr_tf.executors import command
+from mtr_tf.models import folding
 from mtr_tf.runs import directory
 from mtr_tf.runs import loading
 from mtr_tf.show import side_by_side
@@ -549,7 +550,9 @@ def test_without_labels_numbers_are_painted_as_far_as_clean_outputs_reach():
 
 
 @pytest.mark.slow
-def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
+def test_objectives_transfer_and_the_worst(
+    run_directory, tmp_path, unplotted, monkeypatch
+):
     """Of every kind of setting one, and the orders that must hold between them."""
     folder = run_directory / "attacks" / "test"
     settings = {"attack_tasks": ("seg",), "eps": (8.0,), "steps": 4, "queries": 10}
@@ -575,6 +578,13 @@ def test_objectives_transfer_and_the_worst(run_directory, tmp_path, unplotted):
     assert len(list(folder.glob("events*"))) == 1
     found = losses(attack_classes=("ball",), attack_block="4x4", fast=True)
     assert found["pgd"][1] > clean
+    in_bfloat16 = losses(fast=True)["pgd"][1]
+    with monkeypatch.context() as patch:  # As on a V100.
+        patch.setattr(folding, "half_type", lambda: "float16")
+        in_float16 = losses(fast=True)["pgd"][1]
+    saved = json.loads((folder / "results.json").read_text())
+    assert {record["fast"] for record in saved} == {"float16"}
+    assert in_float16 == pytest.approx(in_bfloat16, rel=0.02)
 
     other = models.build("tiny", TASKS, INFO.image_shape, 2, seed=9)
     other.save(tmp_path / "other.keras")

@@ -195,6 +195,7 @@ VARIANTS = {
     "by transfer from model 0123abcd": {"source_fingerprint": "0123abcdef"},
     "by transfer from model 9123abcd": {"source_fingerprint": "9123abcdef"},
     "gradients in bfloat16 (--fast)": {"fast": True},
+    "gradients in float16 (--fast)": {"fast": "float16"},
     "from the image": {"random_start": False},
     "5 output pixels attacked": {"attack_pixels": 5},
     "output pixels 16x32+8+0 attacked": {"attack_block": [16, 32, 8, 0]},
