@@ -34,7 +34,7 @@ from mtr_tf.runs import workers as workers_lib
 
 __all__ = ["Job", "attack", "default_name", "resolve"]
 
-_AGAIN = (
+_CONTINUE = (
     "Finished attacks are kept; run the same command on all workers to continue with "
     "the others."
 )
@@ -54,7 +54,7 @@ def attack(config: AttackConfig) -> str:
     workers = workers_lib.join(config.strategy, config.replicas)
     with contextlib.ExitStack() as stack:
         stack.enter_context(remote.copies())
-        stack.enter_context(workers.explaining_loss(_AGAIN))
+        stack.enter_context(workers.explaining_loss(_CONTINUE))
         tf.random.set_seed(config.seed)  # Of a model's own draws that name no seed.
         job = resolve(config, workers=workers)
         if workers.several:  # They stop together.

@@ -58,9 +58,9 @@ from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks import own_code
 
 # What a folder of results has once anything was kept in it.
-_MADE = ("settings.json", "cells", "parts", "predictions", "measures")
+_RESULT_NAMES = ("settings.json", "cells", "parts", "predictions", "measures")
 # Settings that older folders were not named with, where they say nothing.
-_LATER = {"attack_channels": [], "targets": "data", "spare": []}
+_LATER_SETTINGS = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def resolve(
@@ -85,7 +85,7 @@ def resolve(
       InputError: Settings, checkpoint and data do not go together, or are not the same
         on all workers.
     """
-    workers = workers or _alone(config)
+    workers = workers or _single_worker(config)
     facts: dict[str, Any] = {}
     with workers.agreeing(facts):
         job = _resolve(config, workers, source, file, folder)
@@ -98,7 +98,7 @@ def resolve(
     return job
 
 
-def _alone(config: AttackConfig) -> Workers:
+def _single_worker(config: AttackConfig) -> Workers:
     """This process alone; `InputError` where the environment names several."""
     if strategy_lib.takes_workers(config.strategy):
         cluster.refuse("this function of mtr_tf")
@@ -109,8 +109,8 @@ def _facts(job: Job) -> dict[str, Any]:
     """What must be the same on all workers: settings, code, models and data."""
     config, provenance = job.config, job.provenance
     settings = config.that_change(RESULTS, EXTRAS)
-    auto = config.batch_size == "auto"  # Then they take the least of them all.
-    size = "auto" if auto else job.subject.batch_size
+    is_auto = config.batch_size == "auto"  # Then they take the least of them all.
+    size = "auto" if is_auto else job.subject.batch_size
     settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
@@ -130,21 +130,21 @@ def _resolve(
     """See `resolve`; this worker's part of it."""
     strategy = workers.local
     if folder is None and config.out:
-        folder = _out(config.out)  # Complains now.
+        folder = _out_folder(config.out)  # Complains now.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
-    small = [*_small_radii(config), *_small_steps(config)]
+    unit_warnings = [*_small_radii(config), *_small_steps(config)]
     own_data = source or loading.own_data(config, file)
     with strategy.scope():
         run, source_run = _load(config, own_data, file)
     source, names = loading.open_data(config, run, own_data)
     columns = source.columns(config.split)
-    changed = loading.data_changes(config, run, source)
+    data_warnings = loading.data_changes(config, run, source)
     with strategy.scope():
         run, source_run = loading.with_inputs(run, source_run, columns.layout)
     columns = columns if run.packed else columns.without_inputs()
-    taken = source.info.with_layout(columns.layout)
-    run = model_fit.fitted(run, taken, names)
+    input_info = source.info.with_layout(columns.layout)
+    run = model_fit.fitted(run, input_info, names)
     tasks = TaskSet(_task(run, source.info, name) for name in names)
     tasks = more_metrics.with_more(tasks, config.metrics, source.info.num_classes)
     channels.check(config.attack_channels, source.info.image_shape[-1])
@@ -152,16 +152,18 @@ def _resolve(
     measures = measure.settings_of(config, tasks) if config.measure else None
     if measures and config.targets == OWN_TARGETS:
         measure.check_own_targets(measures, tasks)
-    attacked = tuple(t for t in tasks if any(t in cell.looked_at for cell in cells))
+    attacked_names = tuple(
+        t for t in tasks if any(t in cell.looked_at for cell in cells)
+    )
     if config.precision not in ("own", run.config and run.config.precision):
         with strategy.scope():
             run = run.with_precision(config.precision, source.info)
     if source_run:
-        groups.check_has(attacked, source_run.tasks, "--source_ckpt")
+        groups.check_has(attacked_names, source_run.tasks, "--source_ckpt")
         source_run = model_fit.fitted(
             source_run,
-            taken,
-            attacked,
+            input_info,
+            attacked_names,
             "the model of --source_ckpt",
             "--source_heads",
         )
@@ -180,7 +182,7 @@ def _resolve(
             source.info,
             columns,
             names,
-            attacked,
+            attacked_names,
             workers.replicas,
         )
         surrogate = source_run.model if source_run else None
@@ -208,19 +210,21 @@ def _resolve(
     )
     if config.targets == OWN_TARGETS:
         # The targets that others are drawn to may be anywhere in the split.
-        looked_at = len(columns) if config.targeted else count
+        target_count = len(columns) if config.targeted else count
         columns = largest_batch.halving(
             lambda size: own_targets.of_model(
-                run.model, columns, tasks, looked_at, size
+                run.model, columns, tasks, target_count, size
             ),
             own_targets.AT_ONCE,
         )
         info = _with_ranges(subject.info, columns, tasks)
         subject = dataclasses.replace(subject, columns=columns, info=info)
-    named = config
+    name_config = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
-        named = dataclasses.replace(config, dataset="")  # As when it was not asked for.
-    name = config.name or default_name(named, run.fingerprint)
+        name_config = dataclasses.replace(
+            config, dataset=""
+        )  # As when it was not asked for.
+    name = config.name or default_name(name_config, run.fingerprint)
     folder = folder or run.directory / "attacks" / name
     predictions = None
     if config.export_predictions:
@@ -237,7 +241,7 @@ def _resolve(
         cells=cells,
         measures=measures,
         provenance=_provenance(config, run, source_run, subject),
-        warnings=(*small, *changed, *warnings),
+        warnings=(*unit_warnings, *data_warnings, *warnings),
         checkpoint_step=run.unfinished,
         folder=folder,
         predictions=predictions,
@@ -246,12 +250,12 @@ def _resolve(
     )
 
 
-def _out(path: str) -> pathlib.Path:
+def _out_folder(path: str) -> pathlib.Path:
     """The folder of `--out`; `InputError` where it holds other things."""
     folder = remote.local(path, "--out")
-    held = remote.names(path, "--out")
-    others = {name for name in held if not files.is_systems(name)}
-    if folder.is_file() or (others and held.isdisjoint(_MADE)):
+    names = remote.names(path, "--out")
+    other_names = {name for name in names if not files.is_systems(name)}
+    if folder.is_file() or (other_names and names.isdisjoint(_RESULT_NAMES)):
         raise InputError(
             "--out must be a new folder, or one of results of mtr_tf.attack, but "
             f"{path} {'is a file' if folder.is_file() else 'holds other things'}; give "
@@ -265,11 +269,11 @@ def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> Dataset
 
     So clean and attacked outputs are painted on one scale.
     """
-    found = custom_facts.ranges_of(columns, tasks)
-    found = {
-        name: ends for name, ends in found.items() if tasks[name].kind == "numbers"
+    ranges = custom_facts.ranges_of(columns, tasks)
+    ranges = {
+        name: ends for name, ends in ranges.items() if tasks[name].kind == "numbers"
     }
-    return dataclasses.replace(info, ranges={**found, **info.ranges})
+    return dataclasses.replace(info, ranges={**ranges, **info.ranges})
 
 
 def _task(run: Run, info: DatasetInfo, name: str) -> Task:
@@ -286,11 +290,11 @@ def _load(
 ) -> tuple[Run, Run | None]:
     """What is attacked, and what adversarial images are made on if not on that."""
     data = (config.data_dir, config.dataset)
-    own = loading.Own.of(config, own_data)
+    own_model = loading.Own.of(config, own_data)
     if file:
-        run = loading.own_run(file, config.tasks, own)
+        run = loading.own_run(file, config.tasks, own_model)
     else:
-        run = loading.load_run(config.ckpt, config.tasks, *data, own=own)
+        run = loading.load_run(config.ckpt, config.tasks, *data, own=own_model)
     if not config.source_ckpt:
         loading.check_heads(config, run, None)
         return run, None
@@ -311,11 +315,11 @@ def _cells(
     """The attacks; gradients are taken of `run`. `packed`: see `Subject`."""
     if config.attack == NO_ATTACK:
         return ()
-    unbound = [name for name in config.attack if not KINDS[name].bounded]
-    ours = [name for name in unbound if KINDS[name].ours]
+    unbounded = [name for name in config.attack if not KINDS[name].bounded]
+    our_names = [name for name in unbounded if KINDS[name].ours]
     # A user's may do without, where the model does not tell.
-    needed = ours or (unbound if run.config else [])
-    scale = run.normalization(needed[0]) if needed else ()
+    names = our_names or (unbounded if run.config else [])
+    scale = run.normalization(names[0]) if names else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
 
 
@@ -336,8 +340,8 @@ def _small_radii(config: AttackConfig) -> list[str]:
     unused = config.attack == NO_ATTACK and "first_order" not in config.measure
     if config.norm != "linf" or not 0 < radius <= 1 or unused:
         return []
-    said = _said_of_levels("eps", radius)
-    return [said] if radius < LEAST_LEVELS else []
+    warning = _log_levels("eps", radius)
+    return [warning] if radius < LEAST_LEVELS else []
 
 
 def _small_steps(config: AttackConfig) -> list[str]:
@@ -346,25 +350,25 @@ def _small_steps(config: AttackConfig) -> list[str]:
     Returns:
       That, as a warning for the results.
     """
-    named = [name for name in config.attack if name in KINDS]
-    if any("ensemble" in KINDS[name].uses for name in named):
-        named = [n for n in named if "ensemble" not in KINDS[n].uses]
-        named += [name for name in config.ensemble if name in KINDS]
-    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in named)
+    names = [name for name in config.attack if name in KINDS]
+    if any("ensemble" in KINDS[name].uses for name in names):
+        names = [n for n in names if "ensemble" not in KINDS[n].uses]
+        names += [name for name in config.ensemble if name in KINDS]
+    used = config.norm == "linf" and any("step_size" in KINDS[n].uses for n in names)
     if used and is_step_of_one(config.step_size, config.steps, max(config.eps)):
-        return [_said_of_levels("step_size", config.step_size)]
+        return [_log_levels("step_size", config.step_size)]
     return []
 
 
-def _said_of_levels(name: str, length: float) -> str:
+def _log_levels(name: str, length: float) -> str:
     """Logs what a length in levels means, and returns it."""
-    said = (
+    warning = (
         f"--{name} is in levels of 0-255 under --norm=linf, so {length:g} means "
         f"{length / 255:.3g} in an image in [0, 1]; if you meant {length:g}, give "
         f"--{name}={length * 255:g}"
     )
-    logging.warning("%s", said)
-    return said
+    logging.warning("%s", warning)
+    return warning
 
 
 def default_name(config: AttackConfig, fingerprint: str) -> str:
@@ -372,29 +376,33 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Folders have been named with these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
-    facts = {n: v for n, v in facts.items() if n not in _LATER or v != _LATER[n]}
-    unique = files.digest(facts)[:6]
+    facts = {
+        n: v
+        for n, v in facts.items()
+        if n not in _LATER_SETTINGS or v != _LATER_SETTINGS[n]
+    }
+    digest = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)
-    said = f"{kind}_{config.norm}_{radii}_{config.split}"
-    return f"{files.cut(said, files.LONGEST_NAME - len(unique) - 1)}_{unique}"
+    name = f"{kind}_{config.norm}_{radii}_{config.split}"
+    return f"{files.cut(name, files.LONGEST_NAME - len(digest) - 1)}_{digest}"
 
 
-def _own(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
+def _own_tasks(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
     """What results depend on of tasks that are none of the eleven, or unlike them."""
-    found = []
+    records = []
     for task in tasks.values():
         code = own_code.digest(task)
         if code or not own_code.is_standard(task):
-            found.append(task.to_dict() | ({"code": code} if code else {}))
-    return tuple(found)
+            records.append(task.to_dict() | ({"code": code} if code else {}))
+    return tuple(records)
 
 
 def _provenance(
     config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
 ) -> Provenance:
     """All that results depend on beside the attack."""
-    saved = run.config.precision if run.config else "own"
+    run_precision = run.config.precision if run.config else "own"
     in_float16 = config.fast and folding.half_type() == "float16"
     return Provenance(
         mtr_tf=mtr_tf.__version__,
@@ -403,7 +411,7 @@ def _provenance(
         model=run.fingerprint,
         source=source_run.fingerprint if source_run else None,
         fast="float16" if in_float16 else config.fast,
-        precision=saved if config.precision == "own" else config.precision,
+        precision=run_precision if config.precision == "own" else config.precision,
         input=config.input_affine,
         dataset=subject.info.name,
         split=config.split,
@@ -412,7 +420,7 @@ def _provenance(
             subject.columns, subject.num_examples, config.targeted
         ),
         tasks=tuple(subject.tasks),
-        own_tasks=_own(subject.tasks),
+        own_tasks=_own_tasks(subject.tasks),
         seed=config.seed,
         # What the noise of a replica goes by.
         batch_size=subject.batch_size // subject.workers.replicas

@@ -69,8 +69,8 @@ class Case(NamedTuple):
         def pixels(values):
             return tf.reshape(values, (-1, *[1] * axes, *values.shape[1 + axes :]))
 
-        of_each = self.own(*map(pixels, (self.target, self.output, self.mask)))
-        return tf.reshape(of_each, tf.shape(self.mask))
+        pixel_losses = self.own(*map(pixels, (self.target, self.output, self.mask)))
+        return tf.reshape(pixel_losses, tf.shape(self.mask))
 
     @property
     def cross_entropy(self) -> tf.Tensor:
@@ -116,8 +116,8 @@ def segpgd(case: Case) -> tf.Tensor:
 
     Gu et al. 2022. Targeted: 1 - a on pixels not yet as wanted, a on the others.
     """
-    late = tf.cast(case.progress, tf.float32) / 2
-    weights = tf.where(case.unfinished > 0, 1 - late, late)
+    a = tf.cast(case.progress, tf.float32) / 2
+    weights = tf.where(case.unfinished > 0, 1 - a, a)
     return case.mean(weights * case.cross_entropy)
 
 
@@ -141,11 +141,11 @@ def masked_ce_balanced(case: Case) -> tf.Tensor:
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
     sizes = tf.cast(counts[1], tf.float32)
-    occurring = tf.reduce_sum(tf.cast(sizes > 0, tf.float32), axis=1, keepdims=True)
+    class_count = tf.reduce_sum(tf.cast(sizes > 0, tf.float32), axis=1, keepdims=True)
     valid = losses.count_valid(case.mask)[:, tf.newaxis]
-    weights = tf.math.divide_no_nan(valid, occurring * sizes)  # [batch, classes]
-    of_pixels = tf.gather(weights, case.labels, batch_dims=1)
-    return case.mean(of_pixels * case.unfinished * case.cross_entropy)
+    weights = tf.math.divide_no_nan(valid, class_count * sizes)  # [batch, classes]
+    pixel_weights = tf.gather(weights, case.labels, batch_dims=1)
+    return case.mean(pixel_weights * case.unfinished * case.cross_entropy)
 
 
 def js(case: Case) -> tf.Tensor:
@@ -192,7 +192,7 @@ def houdini(case: Case) -> tf.Tensor:
     image without a wrong pixel has a task loss and a gradient of 0.
     """
     chance = _chance(_gap(tf.nn.log_softmax(case.prediction), case.labels))
-    return (1 - _mean_iou(case, of_all=False)) * case.mean(chance)
+    return (1 - _mean_iou(case, all_classes=False)) * case.mean(chance)
 
 
 def houdini_released(case: Case) -> tf.Tensor:
@@ -210,7 +210,7 @@ def houdini_released(case: Case) -> tf.Tensor:
     Void pixels count in neither mIoU nor N.
     """
     chance = _released_chance(tf.nn.log_softmax(case.prediction), case.labels)
-    return 100 * _mean_iou(case, of_all=True) * case.mean(chance)
+    return 100 * _mean_iou(case, all_classes=True) * case.mean(chance)
 
 
 def _released_chance(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -235,9 +235,9 @@ def _released_chance(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 def _gap(scores: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     """Returns s_y - s_max of each pixel, [batch, *places]."""
-    chosen = _one_hot(labels, scores.shape[-1])
-    own = tf.reduce_sum(tf.where(chosen, scores, 0.0), axis=-1)
-    return own - tf.reduce_max(scores, axis=-1)
+    is_target = _one_hot(labels, scores.shape[-1])
+    target_scores = tf.reduce_sum(tf.where(is_target, scores, 0.0), axis=-1)
+    return target_scores - tf.reduce_max(scores, axis=-1)
 
 
 def _chance(gap: tf.Tensor) -> tf.Tensor:
@@ -245,7 +245,7 @@ def _chance(gap: tf.Tensor) -> tf.Tensor:
     return tf.math.erfc(gap / math.sqrt(2)) / 2
 
 
-def _mean_iou(case: Case, of_all: bool) -> tf.Tensor:
+def _mean_iou(case: Case, all_classes: bool) -> tf.Tensor:
     """Returns each image's mIoU in [0, 1], [batch], without a gradient.
 
     The mean is over the classes in target or prediction, or else over all; 0 where
@@ -253,11 +253,11 @@ def _mean_iou(case: Case, of_all: bool) -> tf.Tensor:
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
-    hits, of_target, predicted = (tf.cast(count, tf.float32) for count in counts)
-    union = of_target + predicted - hits
-    occurring = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
+    hits, targets, predictions = (tf.cast(count, tf.float32) for count in counts)
+    union = targets + predictions - hits
+    class_count = tf.reduce_sum(tf.cast(union > 0, tf.float32), axis=-1)
     total = tf.reduce_sum(tf.math.divide_no_nan(hits, union), axis=-1)
-    return total / classes if of_all else tf.math.divide_no_nan(total, occurring)
+    return total / classes if all_classes else tf.math.divide_no_nan(total, class_count)
 
 
 # For labels.
@@ -271,8 +271,8 @@ def masked_bce(case: Case) -> tf.Tensor:
     """
     right = tf.equal(case.prediction > 0, case.values > 0.5)
     unfinished = tf.cast(right != case.targeted, tf.float32)
-    each = tf.nn.sigmoid_cross_entropy_with_logits(case.values, case.prediction)
-    return case.mean(unfinished * each)
+    label_losses = tf.nn.sigmoid_cross_entropy_with_logits(case.values, case.prediction)
+    return case.mean(unfinished * label_losses)
 
 
 # For classes and values.
@@ -291,7 +291,7 @@ def cospgd(case: Case) -> tf.Tensor:
     """
     if case.kind == "labels":
         predicted, wanted = map(
-            _with_rest, (tf.nn.sigmoid(case.prediction), case.values)
+            _with_complement, (tf.nn.sigmoid(case.prediction), case.values)
         )
     elif case.output.shape[-1] == 1:
         return own(case)
@@ -305,7 +305,7 @@ def cospgd(case: Case) -> tf.Tensor:
     return case.mean((1 - cosine if case.targeted else cosine) * case.per_pixel)
 
 
-def _with_rest(shares: tf.Tensor) -> tf.Tensor:
+def _with_complement(shares: tf.Tensor) -> tf.Tensor:
     return tf.concat([shares, 1 - shares], axis=-1)
 
 
@@ -337,7 +337,7 @@ def angular(case: Case) -> tf.Tensor:
 # The table.
 
 
-def _plain(loss: Loss) -> Callable[[Case], tf.Tensor]:
+def _case_loss(loss: Loss) -> Callable[[Case], tf.Tensor]:
     """Returns a task's loss as one of a case."""
     return lambda case: loss(case.target, case.output, case.mask)
 
@@ -386,7 +386,7 @@ class AttackLoss:
 
 ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": AttackLoss(
-        _plain(losses.cross_entropy),
+        _case_loss(losses.cross_entropy),
         _is_discrete,
         "`-log p_y`",
         "own loss of classes",
@@ -449,7 +449,7 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "bce": AttackLoss(
-        _plain(losses.binary_cross_entropy),
+        _case_loss(losses.binary_cross_entropy),
         _is_of_labels,
         "`-y log s - (1 - y) log(1 - s)`, `s` the sigmoid, mean over labels",
         "own loss of labels",
@@ -462,13 +462,13 @@ ATTACK_LOSSES: dict[str, AttackLoss] = {
         leaves_out=True,
     ),
     "l1": AttackLoss(
-        _plain(losses.l1),
+        _case_loss(losses.l1),
         _is_continuous,
         "`|output - target|`",
         "own loss of most maps",
     ),
     "l2": AttackLoss(
-        _plain(losses.l2),
+        _case_loss(losses.l2),
         _is_continuous,
         "`(output - target)^2`",
         "own loss of the autoencoder",

@@ -27,7 +27,7 @@ from mtr_tf.attacks import threat
 Losses = Mapping[str, tf.Tensor]
 
 _LEAST = 1e-12  # Of a loss that divides others, or has its logarithm taken.
-_over_norm = threat.L2(0.0).steepest
+_normalize = threat.L2(0.0).steepest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Balance:
     @property
     def judges_by_largest(self) -> bool:
         """Whether the score is that of the task whose loss grew most."""
-        return self.judge is _largest
+        return self.judge is _largest_growth
 
     @property
     def normalizes(self) -> bool:
         """Whether gradients are divided by their norms, of what may change alone."""
-        return self.steepest is _over_norm
+        return self.steepest is _normalize
 
     def __call__(
         self,
@@ -81,20 +81,20 @@ class Balance:
         `before` are the losses that `compared` names; without, this point's own.
         """
         before = losses if before is None else before
-        fixed = _not_zero(tf.stop_gradient(_stacked(before, losses)))
-        return self.combine(_stacked(losses, losses), fixed, progress)
+        divisors = _divisors(tf.stop_gradient(_stack(before, losses)))
+        return self.combine(_stack(losses, losses), divisors, progress)
 
     def score(self, losses: Losses, clean: Losses | None = None) -> tf.Tensor:
         """Returns what points are judged by, [batch]; the same at any progress."""
-        fixed = None if clean is None else _not_zero(_stacked(clean, losses))
-        return self.judge(_stacked(losses, losses), fixed)
+        divisors = None if clean is None else _divisors(_stack(clean, losses))
+        return self.judge(_stack(losses, losses), divisors)
 
 
-def _stacked(losses: Losses, order: Losses) -> tf.Tensor:
+def _stack(losses: Losses, order: Losses) -> tf.Tensor:
     return tf.stack([losses[name] for name in order])
 
 
-def _not_zero(losses: tf.Tensor) -> tf.Tensor:
+def _divisors(losses: tf.Tensor) -> tf.Tensor:
     """Returns losses that others can be divided by."""
     return tf.where(losses < _LEAST, tf.cast(_LEAST, losses.dtype), losses)
 
@@ -102,32 +102,32 @@ def _not_zero(losses: tf.Tensor) -> tf.Tensor:
 # What is climbed.
 
 
-def _sum(losses, before=None, progress=0.0) -> tf.Tensor:
-    del before, progress
+def _sum(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_sum(losses, axis=0)
 
 
-def _mean(losses, before=None, progress=0.0) -> tf.Tensor:
-    del before, progress
+def _mean(losses, reference=None, progress=0.0) -> tf.Tensor:
+    del reference, progress
     return tf.reduce_mean(losses, axis=0)
 
 
-def _dgba(losses, before, progress) -> tf.Tensor:
-    del before, progress
-    return _sum(losses / _not_zero(tf.stop_gradient(losses)))
+def _dgba(losses, reference, progress) -> tf.Tensor:
+    del reference, progress
+    return _sum(losses / _divisors(tf.stop_gradient(losses)))
 
 
-def _grown(losses, before, progress=0.0) -> tf.Tensor:
+def _total_growth(losses, reference, progress=0.0) -> tf.Tensor:
     del progress
-    return _sum(losses / before)
+    return _sum(losses / reference)
 
 
 def _wgd(losses, start, progress) -> tf.Tensor:
     del progress
-    now = tf.stop_gradient(losses)
-    mean = tf.reduce_mean(now / start, axis=0)
+    current = tf.stop_gradient(losses)
+    mean = tf.reduce_mean(current / start, axis=0)
     # Of 0, which may be that of a task without a target, only the weight is floored.
-    return _sum(_not_zero(now) / start / _not_zero(mean) * losses)
+    return _sum(_divisors(current) / start / _divisors(mean) * losses)
 
 
 def _wgd_released(losses, start, progress) -> tf.Tensor:
@@ -136,8 +136,8 @@ def _wgd_released(losses, start, progress) -> tf.Tensor:
 
 def _worst(losses, clean, progress) -> tf.Tensor:
     growth = losses / clean
-    first, later = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
-    return tf.where(tf.equal(progress, 0), first, later)
+    mean, largest = tf.reduce_mean(growth, axis=0), tf.reduce_max(growth, axis=0)
+    return tf.where(tf.equal(progress, 0), mean, largest)
 
 
 # What points are judged by.
@@ -150,7 +150,7 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
     return tf.where(losses < 0, tf.math.log(least) + losses, logs)
 
 
-def _geometric(losses, clean) -> tf.Tensor:
+def _geometric_mean(losses, clean) -> tf.Tensor:
     """The mean of log L_t: so many e-folds have the losses grown, but for a constant.
 
     Dividing each loss by that of the clean image would change the score by a number
@@ -160,12 +160,12 @@ def _geometric(losses, clean) -> tf.Tensor:
     return tf.reduce_mean(_log(losses), axis=0)
 
 
-def _relative(losses, clean) -> tf.Tensor:
+def _relative_sum(losses, clean) -> tf.Tensor:
     """The sum of L_t / L_t(clean); of L_t where the clean losses are not known."""
-    return _sum(losses) if clean is None else _grown(losses, clean)
+    return _sum(losses) if clean is None else _total_growth(losses, clean)
 
 
-def _largest(losses, clean) -> tf.Tensor:
+def _largest_growth(losses, clean) -> tf.Tensor:
     """The largest log(L_t / L_t(clean)); of log L_t where these are not known.
 
     Of the tasks whose losses are not both 0, as are those of a task without a target: a
@@ -197,14 +197,14 @@ BALANCES: dict[str, Balance] = {
     ),
     "dgba": Balance(
         _dgba,
-        _geometric,
+        _geometric_mean,
         "`sum_t L_t / [L_t]`, gradient `sum_t g_t / L_t`",
         "Zhang et al. 2023, arXiv 2305.12066 (DGBA, GB-MTA), its code",
         relative=True,
     ),
     "dgba_paper": Balance(
-        _grown,
-        _relative,
+        _total_growth,
+        _relative_sum,
         "`sum_t L_t / L_t(clean)`",
         "Zhang et al. 2023, arXiv 2305.12066, its text",
         relative=True,
@@ -212,7 +212,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd": Balance(
         _wgd,
-        _geometric,
+        _geometric_mean,
         "`sum_t [r_t] L_t`, where `r_t` is the task's loss relative to its start, "
         "`L_t / L_t(start)`, divided by the mean of these over the tasks",
         "Ghamizi et al. 2022, arXiv 2110.15053, its text",
@@ -221,7 +221,7 @@ BALANCES: dict[str, Balance] = {
     ),
     "wgd_released": Balance(
         _wgd_released,
-        _geometric,
+        _geometric_mean,
         "`sum_t L_t / L_t(start)`; at the first step `sum_t L_t`",
         "Ghamizi et al. 2022, its code",
         relative=True,
@@ -229,21 +229,21 @@ BALANCES: dict[str, Balance] = {
     ),
     "normalized": Balance(
         _sum,
-        _geometric,
+        _geometric_mean,
         "gradient `sum_t g_t / ‖g_t‖_2`; one backward pass per task",
         "normalised gradients",
-        steepest=_over_norm,
+        steepest=_normalize,
     ),
     "sign_sum": Balance(
         _sum,
-        _geometric,
+        _geometric_mean,
         "gradient `sum_t sign(g_t)`; one backward pass per task",
         "baseline of Zhang et al. 2023, arXiv 2305.12066",
         steepest=threat.Linf(0.0).steepest,
     ),
     "worst": Balance(
         _worst,
-        _largest,
+        _largest_growth,
         "`max_t L_t / L_t(clean)`; at the first step their mean",
         "the task that has suffered most so far is pushed further",
         relative=True,
@@ -277,7 +277,7 @@ def sum_of_steepest(
     half = base.computes_in_float16(base.graph_operations())
 
     @tf.custom_gradient
-    def joined(_):
+    def with_gradient(_):
         def backward(upstream):
             slopes = [slope_of(tape, x, loss, half) for loss in losses]
             moves = [steepest(movable(s) if movable else s) for s in slopes]
@@ -287,7 +287,7 @@ def sum_of_steepest(
 
         return total, backward
 
-    return joined(x)
+    return with_gradient(x)
 
 
 def slope_of(

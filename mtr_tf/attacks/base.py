@@ -108,22 +108,24 @@ class Attack(abc.ABC):
         if x.shape[0] == 0:
             return x
         if not tf.executing_eagerly():
-            return tf.stop_gradient(_searched(self, objective, x, keys))
+            return tf.stop_gradient(_search(self, objective, x, keys))
         passes = float(self.passes) * getattr(objective, "draws", 1)
-        on = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
+        use_xla = compiling.worthwhile(jit, passes, tf.size(x[..., 0]).numpy())
         unchanged = getattr(objective, "unchanged", contextlib.nullcontext)
         with input_errors(), unchanged():
             if hasattr(objective, "checked"):
                 objective = objective.checked(x, self.raises_own_losses)
-            look = getattr(objective, "look_at_losses", None)
-            looks = look if on and self.raises_own_losses else None
-            if looks:  # XLA drops the check that is in the graph.
-                looks(x)
-            found = tf.stop_gradient(_run(self, objective, x, keys, on))
-            if looks:
-                looks(found)
-        _say_unmoved(self, found, x)
-        return found
+            look_at_losses = getattr(objective, "look_at_losses", None)
+            check_losses = (
+                look_at_losses if use_xla and self.raises_own_losses else None
+            )
+            if check_losses:  # XLA drops the check that is in the graph.
+                check_losses(x)
+            x_adv = tf.stop_gradient(_run(self, objective, x, keys, use_xla))
+            if check_losses:
+                check_losses(x_adv)
+        _warn_unmoved(self, x_adv, x)
+        return x_adv
 
     @final
     def with_lengths(
@@ -135,11 +137,11 @@ class Attack(abc.ABC):
         also what was worked out of the lengths when the attack was made, and a length
         that the attack does not have is left out.
         """
-        bound = copy.copy(self)
+        attack = copy.copy(self)
         for name, length in (("epsilon", epsilon), ("step_size", step_size)):
             if hasattr(self, name):  # Frozen: set as dataclasses do.
-                object.__setattr__(bound, name, length)
-        return bound
+                object.__setattr__(attack, name, length)
+        return attack
 
     @final
     def at_lengths(
@@ -174,12 +176,12 @@ class Attack(abc.ABC):
         """
 
 
-def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
+def _warn_unmoved(attack: Attack, x_adv: tf.Tensor, x: tf.Tensor) -> None:
     """Warns of images that come back as they were, which may look like robustness."""
     if getattr(attack, "epsilon", 0.0) == 0 or x.shape.rank < 2:
         return
-    same = tf.reduce_all(tf.equal(found, x), axis=list(range(1, x.shape.rank)))
-    count = int(tf.reduce_sum(tf.cast(same, tf.int32)))
+    unmoved = tf.reduce_all(tf.equal(x_adv, x), axis=list(range(1, x.shape.rank)))
+    count = int(tf.reduce_sum(tf.cast(unmoved, tf.int32)))
     if count:
         logging.warning(
             "%d of %d images are unchanged, because the attack found no point with a "
@@ -187,7 +189,7 @@ def _say_unmoved(attack: Attack, found: tf.Tensor, x: tf.Tensor) -> None:
             "be zero, or the model's outputs or the targets NaN. Look at "
             "objective(images).",
             count,
-            len(same),
+            len(unmoved),
         )
 
 
@@ -195,13 +197,13 @@ def _run(
     attack: Attack, objective: Any, x: tf.Tensor, keys: tf.Tensor, jit: bool
 ) -> tf.Tensor:
     """Compiles the attack, unless that was done before, and returns its images."""
-    if getattr(objective, "reusable", False) and _hashable(attack):
+    if getattr(objective, "reusable", False) and _is_hashable(attack):
         return _compiled(attack, objective.recipe, jit)(objective.batch, x, keys)
-    search = functools.partial(_searched, attack, objective)
+    search = functools.partial(_search, attack, objective)
     return _Graph(search, jit)(x, keys)
 
 
-def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+def _search(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     """Returns the attack's images in the graph that is being built.
 
     The objective's random numbers, if it has any, are made of the attack's keys. A
@@ -210,13 +212,13 @@ def _searched(attack, objective, x: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
     objective = objective.seeded(keys) if hasattr(objective, "seeded") else objective
     if x.shape[0] is not None:
         return attack.search(objective, x, keys)
-    found = tf.cond(
+    x_adv = tf.cond(
         tf.shape(x)[0] > 0, lambda: attack.search(objective, x, keys), lambda: x
     )
-    return tf.ensure_shape(found, x.shape)
+    return tf.ensure_shape(x_adv, x.shape)
 
 
-def _hashable(attack: Attack) -> bool:
+def _is_hashable(attack: Attack) -> bool:
     """Whether it is a record of numbers, without tensors."""
     try:
         hash(attack)
@@ -244,14 +246,14 @@ class _Graph:
     def _build(self, jit: bool) -> Callable[..., tf.Tensor]:
         # AutoGraph would rewrite our error messages, and there is nothing to convert.
         function = tf.function(self._run, autograph=False)
-        made = compiling.compiled(self._run) if jit else function
-        return functools.partial(self._traced, made)
+        compiled = compiling.compiled(self._run) if jit else function
+        return functools.partial(self._call_concrete, compiled)
 
-    def _traced(self, made: Any, *arguments: Any) -> tf.Tensor:
+    def _call_concrete(self, function: Any, *arguments: Any) -> tf.Tensor:
         # By hand: plain calls warn of retracing where there are many attacks.
-        with compiling.own_gradients() as owned_by:
-            concrete = made.get_concrete_function(*arguments)
-            owned_by(made)
+        with compiling.own_gradients() as set_owner:
+            concrete = function.get_concrete_function(*arguments)
+            set_owner(function)
         if id(concrete) not in self._sized:
             self._sized.add(id(concrete))
             self.bytes += compiling.graph_bytes(concrete)
@@ -274,7 +276,7 @@ class _Compiled:
         key = attack, recipe, jit
         if key not in self._made:
             self._made[key] = _Graph(
-                lambda batch, x, keys: _searched(attack, recipe.bind(batch), x, keys),
+                lambda batch, x, keys: _search(attack, recipe.bind(batch), x, keys),
                 jit,
             )
         self._made.move_to_end(key)
@@ -330,7 +332,7 @@ def repeat(count: int | tf.Tensor, body: Callable[..., Any], state: Any) -> Any:
 
 def score(objective: Objective, x: tf.Tensor, progress: tf.Tensor) -> tf.Tensor:
     """Returns how good each image is, [batch] in x's dtype; a mean over draws."""
-    return mean_over_draws(objective, lambda drawn: _evaluate(drawn, x, progress)[1])
+    return mean_over_draws(objective, lambda draw: _evaluate(draw, x, progress)[1])
 
 
 def gradient(
@@ -351,18 +353,18 @@ def gradient(
     """
     if move is not None and hasattr(objective, "moving"):
         objective = objective.moving(move)
-    return mean_over_draws(objective, lambda drawn: _gradient(drawn, x, progress))
+    return mean_over_draws(objective, lambda draw: _gradient(draw, x, progress))
 
 
 def _gradient(
     objective: Objective, x: tf.Tensor, progress: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns what `gradient` does, of one draw."""
-    before = len(graph_operations())
+    count = len(graph_operations())
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
         ascend, scores = _evaluate(objective, x, progress)
-    made = graph_operations()[before:]
+    operations = graph_operations()[count:]
     slope = tape.gradient(ascend, x)  # Of the sum: images do not share a scale.
     if slope is None:
         raise InputError(
@@ -371,17 +373,17 @@ def _gradient(
             "out what casts or rounds images (such as a cast to uint8), and compute an "
             "objective of yours from its argument."
         )
-    if computes_in_float16(made):
+    if computes_in_float16(operations):
         slope = scaled_gradient(tape, ascend, x)
     # One reading pass for all that is well; cleaning takes many times as long.
-    well = tf.math.is_finite(tf.reduce_sum(slope))
-    slope = tf.cond(well, lambda: slope, lambda: _finite(slope))
+    finite = tf.math.is_finite(tf.reduce_sum(slope))
+    slope = tf.cond(finite, lambda: slope, lambda: _make_finite(slope))
     return tf.ensure_shape(slope, x.shape), tf.stop_gradient(scores)
 
 
-def _finite(slope: tf.Tensor) -> tf.Tensor:
-    known = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
-    return tf.clip_by_value(known, -slope.dtype.max, slope.dtype.max)
+def _make_finite(slope: tf.Tensor) -> tf.Tensor:
+    numbers = tf.where(tf.math.is_nan(slope), tf.zeros_like(slope), slope)
+    return tf.clip_by_value(numbers, -slope.dtype.max, slope.dtype.max)
 
 
 def _evaluate(
@@ -389,8 +391,8 @@ def _evaluate(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns (ascend, score), each [batch]."""
     check_arity(objective)
-    returned = objective(x, progress)
-    pair = returned if isinstance(returned, tuple) else (returned, returned)
+    result = objective(x, progress)
+    pair = result if isinstance(result, tuple) else (result, result)
     if len(pair) != 2:
         raise InputError(
             "The objective must return [batch] or (ascend [batch], score [batch]); "
@@ -420,10 +422,10 @@ def check_arity(objective: Objective) -> None:
     except (TypeError, ValueError):  # Some built-ins have no signature.
         return
     try:
-        taken = list(signature.bind(None, None).arguments)
+        names = list(signature.bind(None, None).arguments)
     except TypeError:
-        taken = []
-    second = signature.parameters[taken[-1]] if taken else None
+        names = []
+    second = signature.parameters[names[-1]] if names else None
     if second and (second.default is second.empty or second.name == "progress"):
         return
     raise InputError(
@@ -451,10 +453,10 @@ def _images(x: Any) -> tf.Tensor:
 def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
     """Raises InputError unless they are in [0, 1]; in a graph, what must run first."""
     wide = tf.cast(x, threat.compute_dtype(x))
-    known = ~tf.math.is_nan(wide)
+    valid = ~tf.math.is_nan(wide)
     inside = (wide >= -_TOLERANCE) & (wide <= 1 + _TOLERANCE)
 
-    def out_of_range():
+    def range_words():
         return [
             "Images must be in [0, 1]; got values from",
             tf.reduce_min(wide),
@@ -463,8 +465,8 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
             "; put the normalisation into the model.",
         ]
 
-    def unknown():
-        count = tf.math.count_nonzero(~known)
+    def nan_words():
+        count = tf.math.count_nonzero(~valid)
         return [
             "Images must be in [0, 1]; got",
             count,
@@ -472,8 +474,8 @@ def _check_values(x: tf.Tensor) -> list[tf.Tensor]:
         ]
 
     checks = [
-        require(tf.reduce_all(known), unknown),
-        require(tf.reduce_all(inside | ~known), out_of_range),
+        require(tf.reduce_all(valid), nan_words),
+        require(tf.reduce_all(inside | ~valid), range_words),
     ]
     return [] if tf.executing_eagerly() else checks
 
@@ -552,8 +554,8 @@ def computes_in_float16(operations: Iterable[tf.Operation]) -> bool:
         if operation.type in ("PartitionedCall", "StatefulPartitionedCall"):
             # TensorFlow has no public way to a called function's graph.
             name = operation.get_attr("f").name
-            called = operation.graph._get_function(name)
-            if called and computes_in_float16(called.graph.get_operations()):
+            function = operation.graph._get_function(name)
+            if function and computes_in_float16(function.graph.get_operations()):
                 return True
     return False
 
@@ -596,38 +598,38 @@ def scaled_gradient(
     axes = list(range(1, x.shape.rank))
     ones = [1] * len(axes)
     entries = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
-    first = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
-    exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first, tf.int32)
+    first_exponent = tf.math.ceil(tf.math.log(entries) / np.float32(np.log(2)))
+    exponents = tf.zeros_like(ascend, tf.int32) + tf.cast(first_exponent, tf.int32)
 
-    def attempt(number, exponents, lowered, known, found, _):
+    def attempt(number, exponents, lowered, solved, result, _):
         scale = tf.cast(_power_of_two(exponents), ascend.dtype)
-        scaled = tape.gradient(
+        scaled_slope = tape.gradient(
             ascend, x, scale, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        largest = tf.reduce_max(tf.abs(scaled), axes)
-        finite = tf.reduce_all(tf.math.is_finite(scaled), axes)
-        slope = scaled * tf.reshape(
+        largest = tf.reduce_max(tf.abs(scaled_slope), axes)
+        finite = tf.reduce_all(tf.math.is_finite(scaled_slope), axes)
+        slope = scaled_slope * tf.reshape(
             tf.cast(_power_of_two(-exponents), x.dtype), [-1, *ones]
         )
         # A larger scale that went too far leaves the one before.
-        take = tf.reshape(finite | ~known, [-1, *ones])
-        found = tf.where(take, slope, found)
+        take = tf.reshape(finite | ~solved, [-1, *ones])
+        result = tf.where(take, slope, result)
         small = finite & (largest < _LEAST) & ~lowered
-        pending = small | (~finite & ~known)
+        pending = small | (~finite & ~solved)
         lowered |= ~finite
         change = tf.where(small, _STEP, tf.where(finite, 0, -_STEP))
         exponents = tf.minimum(exponents + change, _HIGHEST)
-        return number + 1, exponents, lowered, known | finite, found, pending
+        return number + 1, exponents, lowered, solved | finite, result, pending
 
-    none = tf.zeros_like(ascend, tf.bool)
-    state = (0, exponents, none, none, tf.zeros_like(x), tf.ones_like(none))
-    _, _, _, _, found, _ = tf.while_loop(
-        lambda number, *rest: (number < _TRIES) & tf.reduce_any(rest[-1]),
+    false = tf.zeros_like(ascend, tf.bool)
+    state = (0, exponents, false, false, tf.zeros_like(x), tf.ones_like(false))
+    _, _, _, _, result, _ = tf.while_loop(
+        lambda number, *values: (number < _TRIES) & tf.reduce_any(values[-1]),
         attempt,
         state,
         parallel_iterations=1,
     )
-    return found
+    return result
 
 
 def _power_of_two(exponents: tf.Tensor) -> tf.Tensor:
@@ -664,8 +666,8 @@ def require(holds: tf.Tensor, words: Words) -> tf.Tensor:
     def fail():
         parts = list(words())
         parts[0] = MARK + parts[0]
-        told = tf.debugging.Assert(False, parts, summarize=1)
-        with tf.control_dependencies([told]):
+        assertion = tf.debugging.Assert(False, parts, summarize=1)
+        with tf.control_dependencies([assertion]):
             return tf.constant(False)
 
     return tf.cond(holds, lambda: tf.constant(True), fail)
@@ -681,7 +683,7 @@ def input_errors() -> Iterator[None]:
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-        told = input_error_within(error)
-        if told is None:
+        sentence = input_error_within(error)
+        if sentence is None:
             raise
-        raise InputError(told) from error
+        raise InputError(sentence) from error

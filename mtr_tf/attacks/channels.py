@@ -47,14 +47,18 @@ def on_channels(
         return attack
     check(channels)
 
-    def restricted(objective, x, *arguments, **options):
+    def channel_attack(objective, x, *arguments, **options):
         x = tf.convert_to_tensor(x)
         check(channels, x.shape[-1])
-        whole = _Whole(x, channels)
-        inner = OnChannels(objective, whole).confined(lambda slope: slope)
-        return whole(attack(inner, chosen(x, channels), *arguments, **options))
+        whole_images = _Whole(x, channels)
+        channel_objective = OnChannels(objective, whole_images).confined(
+            lambda slope: slope
+        )
+        return whole_images(
+            attack(channel_objective, chosen(x, channels), *arguments, **options)
+        )
 
-    return restricted
+    return channel_attack
 
 
 def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
@@ -66,8 +70,8 @@ def chosen(x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
 
 def check(channels: Sequence[int], count: int | None = None) -> None:
     """Raises `InputError` unless they are different ones of `count` channels."""
-    within = all(is_whole(c) and 0 <= c < (count or c + 1) for c in channels)
-    if not within or len({*channels}) < len(channels):
+    valid = all(is_whole(c) and 0 <= c < (count or c + 1) for c in channels)
+    if not valid or len({*channels}) < len(channels):
         last = "" if count is None else f" to {count - 1}"
         raise InputError(
             "The attacked channels (--attack_channels) must be different numbers from "
@@ -83,16 +87,18 @@ class _Whole:
     channels: tuple[int, ...]
 
     def __call__(self, part: tf.Tensor) -> tf.Tensor:
-        return self._between(part, tf.cast(self.x, part.dtype))
+        return self._merge(part, tf.cast(self.x, part.dtype))
 
     def change(self, part: tf.Tensor) -> tf.Tensor:
         """Returns a change of these channels as one of whole images."""
-        return self._between(part, tf.zeros_like(self.x, part.dtype))
+        return self._merge(part, tf.zeros_like(self.x, part.dtype))
 
-    def _between(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
+    def _merge(self, part: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
         parts = dict(zip(self.channels, tf.unstack(part, axis=-1), strict=True))
-        rest = tf.unstack(others, axis=-1)
-        return tf.stack([parts.get(i, own) for i, own in enumerate(rest)], axis=-1)
+        layers = tf.unstack(others, axis=-1)
+        return tf.stack(
+            [parts.get(i, layer) for i, layer in enumerate(layers)], axis=-1
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +130,7 @@ class OnChannels:
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor) -> OnChannels:
         """Returns it for one run, see `base.begin`."""
-        return self._of(
+        return self._wrap(
             base.begin(self.objective, self.whole(start), self.whole(clean))
         )
 
@@ -132,15 +138,15 @@ class OnChannels:
         """Returns it, told how the attack moves; see `base.gradient`."""
         if not hasattr(self.objective, "moving"):
             return self
-        return self._of(self.objective.moving(_Move(move, self.whole)))
+        return self._wrap(self.objective.moving(_Move(move, self.whole)))
 
     def confined(self, movable: Callable[[tf.Tensor], tf.Tensor]) -> OnChannels:
         """Returns it, told which gradients count: of these channels, `movable` ones."""
         if not hasattr(self.objective, "confined"):
             return self
-        return self._of(self.objective.confined(_Move(movable, self.whole)))
+        return self._wrap(self.objective.confined(_Move(movable, self.whole)))
 
-    def _of(self, objective: Any) -> OnChannels:
+    def _wrap(self, objective: Any) -> OnChannels:
         return dataclasses.replace(self, objective=objective)
 
     def __getattr__(self, name: str) -> Any:
@@ -153,14 +159,18 @@ class OnChannels:
             raise AttributeError(name)
         value = getattr(self.objective, name)
         if name == "checked":
-            return lambda x, *more: self._of(value(self.whole(x), *more))
+            return lambda x, *arguments: self._wrap(value(self.whole(x), *arguments))
         if name == "look_at_losses":
             return lambda x: value(self.whole(x))
         if not callable(value):
             return value
 
         def method(*arguments: Any, **options: Any) -> Any:
-            found = value(*arguments, **options)
-            return self._of(found) if isinstance(found, type(self.objective)) else found
+            result = value(*arguments, **options)
+            return (
+                self._wrap(result)
+                if isinstance(result, type(self.objective))
+                else result
+            )
 
         return method

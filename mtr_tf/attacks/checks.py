@@ -54,10 +54,10 @@ def check_restarts(restarts: object, random_start: bool) -> None:
         )
 
 
-def check_name(kind: str, given: object, known: Collection[str]) -> None:
+def check_name(kind: str, value: object, choices: Collection[str]) -> None:
     """Raises InputError unless `given` is one of `known`."""
-    if given not in known:
-        hint = did_you_mean(given, known)
+    if value not in choices:
+        hint = did_you_mean(value, choices)
         raise InputError(
-            f"{kind} must be one of {', '.join(known)}; got {given!r}.{hint}"
+            f"{kind} must be one of {', '.join(choices)}; got {value!r}.{hint}"
         )

@@ -91,10 +91,10 @@ class Worst(base.Attack):
         judge = base.begin(ties, centre, centre)
         best = None
         for number, (attack, losses) in enumerate(self._pairs()):
-            raised = objective
+            member_objective = objective
             if losses is not None:
-                raised = _with_losses(objective, losses)
-            points = attack.search(raised, x, member_keys(keys, number))
+                member_objective = _with_losses(objective, losses)
+            points = attack.search(member_objective, x, member_keys(keys, number))
             points = tf.cast(points, dtype)  # Exact: x's numbers in what scores take.
             best = Best.none(points) if best is None else best
             scores = base.score(judge, points, tf.constant(1.0))

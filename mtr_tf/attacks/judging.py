@@ -88,19 +88,21 @@ def may_tie(
       draws: How many scores a score is the mean of.
     """
     by_task = dict(zip(tasks, weights or [1.0] * len(tasks), strict=True))
-    judged = {name: tasks[name] for name, weight in by_task.items() if weight}
-    alike = len({by_task[name] for name in judged}) == 1 and draws == 1
-    if judge != HARM or (len(judged) > 1 and not alike):
+    weighted_tasks = {name: tasks[name] for name, weight in by_task.items() if weight}
+    comparable = len({by_task[name] for name in weighted_tasks}) == 1 and draws == 1
+    if judge != HARM or (len(weighted_tasks) > 1 and not comparable):
         return ()
-    if not all(_counts_places(task) for task in judged.values()):
+    if not all(_counts_places(task) for task in weighted_tasks.values()):
         return ()
-    return tuple(n for n, task in judged.items() if restricted or not task.is_map)
+    return tuple(
+        n for n, task in weighted_tasks.items() if restricted or not task.is_map
+    )
 
 
 def _counts_places(task: Task) -> bool:
     """Whether a task's harm is a share of wrong places, or of their labels."""
-    counts = task.harm.better == "higher" and not task.harm.of_shares
-    return counts and (task.discrete or task.kind == "labels")
+    is_count = task.harm.better == "higher" and not task.harm.of_shares
+    return is_count and (task.discrete or task.kind == "labels")
 
 
 def nearness(case: Case) -> tf.Tensor:
@@ -112,8 +114,8 @@ def nearness(case: Case) -> tf.Tensor:
     """
     margins = case.margins
     side = 0.5 / (1 + tf.abs(margins))
-    near = tf.where(margins < 0, side, 1 - side)
-    return case.mean(tf.where(tf.math.is_nan(near), 1.0, near))  # Counted as wrong.
+    values = tf.where(margins < 0, side, 1 - side)
+    return case.mean(tf.where(tf.math.is_nan(values), 1.0, values))  # Counted as wrong.
 
 
 def harm(
@@ -173,8 +175,8 @@ def score(
     if judge == HARM:
         value = _joint_harm(rows, by_task, tasks, near or {}, draws)
     else:
-        before = None if clean is None else _losses(clean, by_task, tasks)
-        value = balance.score(_losses(rows, by_task, tasks), before)
+        clean_losses = None if clean is None else _losses(clean, by_task, tasks)
+        value = balance.score(_losses(rows, by_task, tasks), clean_losses)
     return -value if targeted else value
 
 
@@ -194,9 +196,9 @@ def _joint_harm(
     harms = {}
     for task, by_metric in rows.items():
         if weights.get(task, 1.0):
-            record = metric(tasks[task], HARM)
-            several = tasks[task].kind == "labels" and tasks[task].channels
-            harms[task] = harm(record, by_metric[record.name], several or 1)
+            harm_metric = metric(tasks[task], HARM)
+            labels = tasks[task].kind == "labels" and tasks[task].channels
+            harms[task] = harm(harm_metric, by_metric[harm_metric.name], labels or 1)
     if len(harms) == 1:  # As it is, without the rounding of a logarithm.
         ((task, (value, least)),) = harms.items()
         return value + least * near[task] / draws if task in near else value

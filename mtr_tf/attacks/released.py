@@ -91,8 +91,8 @@ class ReleasedPGD(base.Attack):
     def __post_init__(self):
         # Whose settings mean the same, and are checked there.
         momentum.MIM(self.epsilon, self.step_size, self.steps, decay=self.decay)
-        for name, known in (("start", STARTS), ("scale", SCALES)):
-            checks.check_name(name, getattr(self, name), known)
+        for name, choices in (("start", STARTS), ("scale", SCALES)):
+            checks.check_name(name, getattr(self, name), choices)
         for name in ("mean", "std"):
             self._check_channels(name)
         mean, std = self.mean or (), self.std or ()
@@ -140,12 +140,12 @@ class ReleasedPGD(base.Attack):
         start = centre
         if self.start == "corner":
             start = _clamp(centre, lower, upper)  # Swapped, as released.
-        begun = base.begin(objective, start, centre)
+        run_objective = base.begin(objective, start, centre)
 
         def step(number, state):
             point, total = state
             progress = tf.cast(number, tf.float32) / tf.cast(self.steps, tf.float32)
-            slope, _ = base.gradient(begun, point, progress)
+            slope, _ = base.gradient(run_objective, point, progress)
             # Of any size: standardised inputs' gradients have the same signs.
             total = self.decay * total + slope
             point = _clamp(point + step_size * tf.sign(total), upper, lower)

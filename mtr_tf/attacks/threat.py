@@ -83,8 +83,8 @@ class L2:
 
     def check(self) -> None:
         """Raises InputError unless the radius, no tensor, is allowed."""
-        wanted = "an l2 norm for images in [0, 1], from 0 to 1e6"
-        _check_radius(self.epsilon, LARGEST_L2, wanted)
+        what = "an l2 norm for images in [0, 1], from 0 to 1e6"
+        _check_radius(self.epsilon, LARGEST_L2, what)
 
     def noise(self, shape: tf.Tensor, key: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
         """Returns one uniform point of the unit ball.
@@ -141,15 +141,15 @@ class L2:
         def project(point):
             offset = point - centre
             t = epsilon * _reciprocal(tf.maximum(_norms(offset), epsilon))
-            wanted = t * offset
-            kept = _clip(wanted, low, high)
+            scaled = t * offset
+            clipped = _clip(scaled, low, high)
             # A factor of 0 or 1: choosing by tf.where takes many times as long.
-            free = tf.cast(tf.equal(wanted, kept), centre.dtype)
-            free_norms = _norms(free * kept)
-            room = epsilon**2 - (_norms(kept) ** 2 - free_norms**2)
-            fills = tf.sqrt(tf.maximum(room, 0)) * _reciprocal(free_norms)
-            fills = tf.minimum(fills, _reciprocal(t))  # Not beyond the point itself.
-            return centre + _clip(tf.maximum(fills, 1) * wanted, low, high)
+            free = tf.cast(tf.equal(scaled, clipped), centre.dtype)
+            free_norms = _norms(free * clipped)
+            room = epsilon**2 - (_norms(clipped) ** 2 - free_norms**2)
+            factor = tf.sqrt(tf.maximum(room, 0)) * _reciprocal(free_norms)
+            factor = tf.minimum(factor, _reciprocal(t))  # Not beyond the point itself.
+            return centre + _clip(tf.maximum(factor, 1) * scaled, low, high)
 
         return project
 
@@ -201,14 +201,14 @@ def random_start(
     The noise of an image is a function of its key (int64 [batch, 2], see `image_keys`)
     and the number of the restart alone, whatever the batch around it.
     """
-    return _moved(threat.start, threat.epsilon, x, keys, restart)
+    return _add_noise(threat.start, threat.epsilon, x, keys, restart)
 
 
 def random_point(
     threat: Linf | L2, x: tf.Tensor, keys: tf.Tensor, number: tf.Tensor | int
 ) -> tf.Tensor:
     """Returns the same with noise uniform in the ball; for linf no other points."""
-    return _moved(threat.noise, threat.epsilon, x, keys, number)
+    return _add_noise(threat.noise, threat.epsilon, x, keys, number)
 
 
 def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
@@ -217,7 +217,9 @@ def _check_radius(radius: float | tf.Tensor, most: float, what: str) -> None:
         raise InputError(f"epsilon must be {what}; got {radius:g}.")
 
 
-def _moved(draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number) -> tf.Tensor:
+def _add_noise(
+    draw: Callable, epsilon, x: tf.Tensor, keys: tf.Tensor, number
+) -> tf.Tensor:
     dtype = compute_dtype(x)
     noise = random_images(draw, x, keys, number)
     return tf.cast(x, dtype) + tf.cast(epsilon, dtype) * noise
@@ -258,12 +260,12 @@ def fold_in(seed: int | tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64.
     """
-    seed, data = _in_int64(seed), tf.cast(data, tf.int64)
+    seed, data = _as_int64(seed), tf.cast(data, tf.int64)
     key = tf.stack([seed, 0]) if seed.shape.rank == 0 else seed
-    mixed = tf.random.experimental.stateless_fold_in(
+    mixed_key = tf.random.experimental.stateless_fold_in(
         key, tf.constant(0, tf.int64), _ALG
     )
-    return tf.stack([tf.broadcast_to(mixed[0], tf.shape(data)), data], axis=-1)
+    return tf.stack([tf.broadcast_to(mixed_key[0], tf.shape(data)), data], axis=-1)
 
 
 def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
@@ -277,7 +279,7 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     Raises:
       InputError: `seed` is not of integers of int64, or of another shape.
     """
-    seed = _in_int64(seed)
+    seed = _as_int64(seed)
     if seed.shape.rank == 0:
         return fold_in(seed, indices)
     matches = seed.shape[:1].is_compatible_with(indices.shape)
@@ -291,10 +293,10 @@ def image_keys(seed: int | tf.Tensor, indices: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _in_int64(seed: Any) -> tf.Tensor:
+def _as_int64(seed: Any) -> tf.Tensor:
     """Returns the seed or seeds as int64; raises InputError unless they can be that."""
-    given = [one for one in tf.nest.flatten(seed) if not tf.is_tensor(one)]
-    for number in (n for one in given for n in np.ravel(one).tolist()):
+    parts = [part for part in tf.nest.flatten(seed) if not tf.is_tensor(part)]
+    for number in (n for part in parts for n in np.ravel(part).tolist()):
         if isinstance(number, int) and not -(2**63) <= number < 2**63:
             raise InputError(
                 f"seed must be from -2^63 to 2^63 - 1; got {number}; give another."
@@ -460,11 +462,11 @@ def rounded_as_long(x: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     )
     inside, outside = scaled(low), scaled(high)
     spare = limit - tf.reduce_sum(squares(inside), axes, keepdims=True)
-    taken = _affordable(squares(outside) - squares(inside), spare)
-    return tf.where(taken, outside, inside)
+    affordable = _affordable_mask(squares(outside) - squares(inside), spare)
+    return tf.where(affordable, outside, inside)
 
 
-def _affordable(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
+def _affordable_mask(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
     """Returns bools like `costs`: which together cost no more than `spare`, by image.
 
     They are taken in an order that visits all parts of an image alike: multiples of the
@@ -474,5 +476,5 @@ def _affordable(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
     places = tf.range(tf.shape(flat)[1], dtype=tf.float64) * (np.sqrt(5) - 1) / 2
     order = tf.argsort(tf.math.floormod(places, 1))
     spent = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
-    taken = spent <= tf.reshape(spare, [-1, 1])
-    return tf.reshape(tf.gather(taken, tf.argsort(order), axis=1), tf.shape(costs))
+    affordable = spent <= tf.reshape(spare, [-1, 1])
+    return tf.reshape(tf.gather(affordable, tf.argsort(order), axis=1), tf.shape(costs))
