@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An attack command, all settings resolved: it is run, and its results are written."""
+"""An attack command with all settings resolved: runs it and writes its results."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Attacked:
     Attributes:
       clean: The result of the clean images.
       results: Those of the attacks, in the order of the cells.
-      records: All of it as `results.json` has it.
-      consistency: How well outputs agree that determine each other, likewise.
+      records: All results as `results.json` has them.
+      consistency: How well outputs that determine each other agree, likewise.
     """
 
     clean: Result
@@ -87,8 +87,8 @@ class Job:
       checkpoint_step: That of the attacked checkpoint; None for a whole model.
       folder: Where results go.
       predictions: Where predicted classes go; None where they are not asked for.
-      images: Which images those of the subject are, in words.
-      trained: The settings of the run that is attacked; None for a model of one's own.
+      images: The images of the subject, in words.
+      trained: The settings of the attacked run; None for a model of the user's own.
     """
 
     config: AttackConfig
@@ -104,9 +104,9 @@ class Job:
     trained: TrainConfig | None = None
 
     def run(self, write: bool = True) -> Outcome:
-        """Runs what is not finished; finished cells are kept in the folder.
+        """Runs what is not finished, and keeps finished cells in the folder.
 
-        `write`: also what people look at, and the text to print.
+        `write`: whether to write what people look at, too, and return text to print.
         """
         settings = {
             "attack": self.config.to_dict(),
@@ -138,11 +138,11 @@ class Job:
                 measures = self._run_measures(self.measures)
                 if write:
                     texts.append(self._write_measures(self.measures, measures))
-            workers.any(False)  # None ends before all is written.
+            workers.any(False)  # No worker ends before all is written.
         return Outcome(attacked, measures, "\n\n".join(filter(None, texts)))
 
     def run_part(self, part: tuple[int, int]) -> None:
-        """Runs what is not finished of a part, and writes finished cells only."""
+        """Runs what is not finished of a part, and writes only the finished cells."""
         with self._lock_folder(shared=True):
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)
 
@@ -161,7 +161,7 @@ class Job:
             spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
 
     def after_parts(self) -> Job:
-        """The same without an executor, with the batches of this process."""
+        """Returns the job without an executor, with the batches of this process."""
         config = dataclasses.replace(self.config, executor=NO_EXECUTOR)
         size = batch_size(config, self.subject)
         return dataclasses.replace(
@@ -182,7 +182,7 @@ class Job:
     def _lock_folder(
         self, shared: bool = False
     ) -> contextlib.AbstractContextManager[None]:
-        """Holds the folder of results; see `files.locked`."""
+        """Locks the folder of results; see `files.locked`."""
         is_default = self.folder.parent.name == "attacks" and not self.config.out
         use_out = "Let results go to a folder of yours with --out=DIR"
         advice = use_out if is_default else files.ANOTHER_PLACE
@@ -190,14 +190,14 @@ class Job:
 
     @property
     def _store(self) -> cell_store.Store:
-        """Where finished cells are."""
+        """The store of finished cells."""
         facts, tasks = self.provenance.to_dict(), self.subject.tasks
         return cell_store.Store(self.folder, facts, self.config.save_examples, tasks)
 
     def _run_attacks(self) -> Attacked | None:
         """Runs what is not finished of the cells, and keeps it in the folder.
 
-        None on workers that only take part in it.
+        Returns None on workers that only take part.
         """
         config, subject, folder = self.config, self.subject, self.folder
         facts = self.provenance.to_dict()
@@ -241,7 +241,7 @@ class Job:
         return Attacked(clean, results, records, agreement)
 
     def _write_attacks(self, attacked: Attacked) -> str:
-        """Writes what shows of the attacks; returns the text to print."""
+        """Writes what people look at of the attacks; returns the text to print."""
         config, subject, folder = self.config, self.subject, self.folder
         clean, results, records = attacked.clean, attacked.results, attacked.records
         results_lib.write(records, folder)
@@ -265,7 +265,7 @@ class Job:
 
     @property
     def title(self) -> str:
-        """What stands above tables."""
+        """The heading of tables."""
         config, subject = self.config, self.subject
         unit = "levels of 0-255" if config.norm == "linf" else "plain l2 norm"
         details = f", {self.details}" if self.details else ""
@@ -276,10 +276,10 @@ class Job:
 
     @property
     def details(self) -> str:
-        """What is said wherever the attacks are shown, beside their names.
+        """Remarks that accompany the attacks wherever they are shown.
 
-        Whether outputs are compared with the model's own, where images are made on
-        another model, and which part of the output is attacked; empty if all is usual.
+        They name own outputs as targets, another model that images are made on, and the
+        part of the output that is attacked; empty if all is usual.
         """
         config, parts = self.config, []
         if config.targets == OWN_TARGETS:
@@ -308,7 +308,7 @@ class Job:
         return self._restriction(lambda task: task.is_map)
 
     def _restriction(self, restricts: Callable[[Task], bool]) -> str:
-        """Which attacked tasks a choice of pixels is of; empty where it is of all."""
+        """Names the attacked tasks that a choice of pixels restricts; empty if all."""
         tasks = {t: cell.known[t] for cell in self.cells for t in cell.tasks}
         names = [name for name, task in tasks.items() if restricts(task)]
         free = [name for name in tasks if name not in names]
@@ -330,9 +330,9 @@ class Job:
     def _write_measures(
         self, settings: measure.MeasureSettings, records: list[dict[str, Any]]
     ) -> str:
-        """Writes what shows of the measures; returns the text to print.
+        """Writes what people look at of the measures; returns the text to print.
 
-        As json and csv, the records of attacks are printed alone where there are any.
+        In the formats json and csv, only the attacks' records are printed, if any.
         """
         subject = self.subject
         facts = self.provenance.to_dict() | settings.of_channels
@@ -351,15 +351,15 @@ class Job:
 
 
 def batch_size(config: AttackConfig, subject: sweep.Subject) -> int:
-    """How many images a step takes over all replicas.
+    """The number of images in a step, over all replicas.
 
-    No more than there are: a batch would be filled up with nothing.
+    At most the number of images there are, rounded up to a multiple of the replicas.
     """
     replicas = subject.workers.replicas
     most = -(-subject.num_examples // replicas) * replicas
     if config.batch_size != "auto":
         return min(config.batch_size, most)
-    # Memory that is tried out stays with this process, and the parts need it.
+    # Memory that is tried out stays with this process, but the parts need it.
     in_parts = config.executor != NO_EXECUTOR
     if not compiling.on_gpu() or subject.random or in_parts:
         return min(-(-DEFAULT_BATCH // replicas) * replicas, most)

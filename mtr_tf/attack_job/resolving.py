@@ -57,9 +57,9 @@ from mtr_tf.tasks import groups
 from mtr_tf.tasks import more_metrics
 from mtr_tf.tasks import own_code
 
-# What a folder of results has once anything was kept in it.
+# A folder of results has at least one of these.
 _RESULT_NAMES = ("settings.json", "cells", "parts", "predictions", "measures")
-# Settings that older folders were not named with, where they say nothing.
+# Later settings, which enter a folder's name only where they differ from these.
 _LATER_SETTINGS = {"attack_channels": [], "targets": "data", "spare": []}
 
 
@@ -99,7 +99,7 @@ def resolve(
 
 
 def _single_worker(config: AttackConfig) -> Workers:
-    """This process alone; `InputError` where the environment names several."""
+    """This process alone; `InputError` where the environment names several workers."""
     if strategy_lib.takes_workers(config.strategy):
         cluster.refuse("this function of mtr_tf")
     return Workers(strategy_lib.create(config.strategy, config.replicas))
@@ -109,13 +109,13 @@ def _facts(job: Job) -> dict[str, Any]:
     """What must be the same on all workers: settings, code, models and data."""
     config, provenance = job.config, job.provenance
     settings = config.that_change(RESULTS, EXTRAS)
-    is_auto = config.batch_size == "auto"  # Then they take the least of them all.
+    is_auto = config.batch_size == "auto"  # Then they take the smallest of their sizes.
     size = "auto" if is_auto else job.subject.batch_size
     settings |= {"batch_size": size, "jit": config.jit}
     facts = workers_lib.facts(settings)
     facts |= {"the model": provenance.model, "the other model": provenance.source}
-    facts["--fast"] = provenance.fast  # On another card it may be something else.
-    if config.targets != OWN_TARGETS:  # Each makes those of its share.
+    facts["--fast"] = provenance.fast  # It may differ on another card.
+    if config.targets != OWN_TARGETS:  # Each worker makes those of its share.
         facts["the data"] = provenance.data
     return facts
 
@@ -127,10 +127,10 @@ def _resolve(
     file: File | None,
     folder: pathlib.Path | None,
 ) -> Job:
-    """See `resolve`; this worker's part of it."""
+    """Does what each worker does by itself of `resolve`."""
     strategy = workers.local
     if folder is None and config.out:
-        folder = _out_folder(config.out)  # Complains now.
+        folder = _out_folder(config.out)  # Raises now.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
     unit_warnings = [*_small_radii(config), *_small_steps(config)]
@@ -172,7 +172,7 @@ def _resolve(
             "--targeted draws outputs to the targets of other images, but "
             f"{config.split} has one image; give more, or leave out --targeted."
         )
-    for cell in cells:  # Complains now.
+    for cell in cells:  # Raises now.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
@@ -209,7 +209,7 @@ def _resolve(
         subject, batch_size=job_lib.batch_size(config, subject)
     )
     if config.targets == OWN_TARGETS:
-        # The targets that others are drawn to may be anywhere in the split.
+        # A targeted attack may take targets from anywhere in the split.
         target_count = len(columns) if config.targeted else count
         columns = largest_batch.halving(
             lambda size: own_targets.of_model(
@@ -221,9 +221,7 @@ def _resolve(
         subject = dataclasses.replace(subject, columns=columns, info=info)
     name_config = config
     if run.config and ":" in config.dataset and config.dataset == run.config.dataset:
-        name_config = dataclasses.replace(
-            config, dataset=""
-        )  # As when it was not asked for.
+        name_config = dataclasses.replace(config, dataset="")  # As if not given.
     name = config.name or default_name(name_config, run.fingerprint)
     folder = folder or run.directory / "attacks" / name
     predictions = None
@@ -265,9 +263,9 @@ def _out_folder(path: str) -> pathlib.Path:
 
 
 def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> DatasetInfo:
-    """With what numbers are painted between where nobody says: as of the targets.
+    """Returns the info, with the range of their targets for numbers that have none.
 
-    So clean and attacked outputs are painted on one scale.
+    Clean and attacked outputs are thus painted on one scale.
     """
     ranges = custom_facts.ranges_of(columns, tasks)
     ranges = {
@@ -277,7 +275,7 @@ def _with_ranges(info: DatasetInfo, columns: Columns, tasks: TaskSet) -> Dataset
 
 
 def _task(run: Run, info: DatasetInfo, name: str) -> Task:
-    """The task of a name; one that data have no targets of is as its output is."""
+    """The task of a name; without targets in the data, it is as its output."""
     task = model_fit.task_of(run, info, name)
     if name in info.tasks:
         return task
@@ -288,7 +286,7 @@ def _task(run: Run, info: DatasetInfo, name: str) -> Task:
 def _load(
     config: AttackConfig, own_data: Source | None, file: File | None
 ) -> tuple[Run, Run | None]:
-    """What is attacked, and what adversarial images are made on if not on that."""
+    """The attacked run, and another one if adversarial images are made on that."""
     data = (config.data_dir, config.dataset)
     own_model = loading.Own.of(config, own_data)
     if file:
@@ -317,24 +315,24 @@ def _cells(
         return ()
     unbounded = [name for name in config.attack if not KINDS[name].bounded]
     our_names = [name for name in unbounded if KINDS[name].ours]
-    # A user's may do without, where the model does not tell.
+    # A user's attack may do without a scale, where the model has none.
     names = our_names or (unbounded if run.config else [])
     scale = run.normalization(names[0]) if names else ()
     return tuple(plan.make_cells(config, tasks, info.classes, scale, packed))
 
 
 def _images(count: int, total: int, is_cut: bool) -> str:
-    """So many images of all, in words; `is_cut`: there are more than the total."""
+    """The number of images in words; `is_cut`: the data have more than `total`."""
     if total > count:
         return f"the first {count} of {total} images"
     return f"the first {count} images" if is_cut else f"{count} images"
 
 
 def _small_radii(config: AttackConfig) -> list[str]:
-    """Says what radii mean where they look as if meant for images in [0, 1].
+    """Logs what radii mean where they look as if meant for images in [0, 1].
 
     Returns:
-      That, as a warning for the results, of radii that hardly change a picture.
+      The warning, for the results, if the radii hardly change a picture.
     """
     radius = max(config.eps)
     unused = config.attack == NO_ATTACK and "first_order" not in config.measure
@@ -345,10 +343,10 @@ def _small_radii(config: AttackConfig) -> list[str]:
 
 
 def _small_steps(config: AttackConfig) -> list[str]:
-    """Says the same of steps that look so and do not reach the radius.
+    """Logs the same for steps that look so and do not reach the radius.
 
     Returns:
-      That, as a warning for the results.
+      The warning, for the results.
     """
     names = [name for name in config.attack if name in KINDS]
     if any("ensemble" in KINDS[name].uses for name in names):
@@ -374,7 +372,7 @@ def _log_levels(name: str, length: float) -> str:
 def default_name(config: AttackConfig, fingerprint: str) -> str:
     """A readable name of the main settings, and a hash of all of them and the model."""
     facts = config.that_change(RESULTS) | {"model": fingerprint}
-    # Folders have been named with these; data that is moved is the same data.
+    # Names of folders depend on these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
     facts = {
         n: v
@@ -389,7 +387,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
 
 
 def _own_tasks(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
-    """What results depend on of tasks that are none of the eleven, or unlike them."""
+    """Records of the tasks that differ from the eleven, for what results depend on."""
     records = []
     for task in tasks.values():
         code = own_code.digest(task)
@@ -401,7 +399,7 @@ def _own_tasks(tasks: TaskSet) -> tuple[dict[str, Any], ...]:
 def _provenance(
     config: AttackConfig, run: Run, source_run: Run | None, subject: sweep.Subject
 ) -> Provenance:
-    """All that results depend on beside the attack."""
+    """All that results depend on besides the attack."""
     run_precision = run.config.precision if run.config else "own"
     in_float16 = config.fast and folding.half_type() == "float16"
     return Provenance(
@@ -422,7 +420,7 @@ def _provenance(
         tasks=tuple(subject.tasks),
         own_tasks=_own_tasks(subject.tasks),
         seed=config.seed,
-        # What the noise of a replica goes by.
+        # The noise of a replica depends on it.
         batch_size=subject.batch_size // subject.workers.replicas
         if subject.random
         else None,

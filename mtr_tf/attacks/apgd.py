@@ -41,7 +41,7 @@ class APGD(base.Attack):
 
     Checkpoints are the steps ceil(p_j N) of N with p_0 = 0, p_1 = 0.22 and
     p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06); the check is made when the point
-    after so many steps has been scored, before the next step.
+    after that many steps has been scored, before the next step.
 
     This is the paper's text. AutoAttack's code differs in details: it also halves at
     exactly 75 %, rounds the distances of checkpoints (0.22 N, less 0.03 N each time, at
@@ -128,12 +128,12 @@ class APGD(base.Attack):
         return threat.ball(self.norm, self.epsilon).rounded(best.points, x)
 
     def _ends(self) -> list[int]:
-        """The number of steps before each stage, and of all: one more than stages."""
+        """The numbers of steps before each stage and after the last one."""
         shares = [0.0] + [share for _, share in self.radii]
         return [round(end * self.steps) for end in np.cumsum(shares)]
 
     def _rises_needed(self) -> np.ndarray:
-        """How many rises each step's check asks for, [steps]; -1: no checkpoint."""
+        """The rises that each step's check needs, [steps]; -1 where there is none."""
         rises = np.full(self.steps, -1.0)
         ends = self._ends()
         for first, last in itertools.pairwise(ends):
@@ -179,7 +179,7 @@ class APGD(base.Attack):
 
 
 class _State(NamedTuple):
-    """Where each image's run is: numbers are [batch], all else [batch, ...]."""
+    """The state of each image's run: numbers are [batch], all else [batch, ...]."""
 
     point: tf.Tensor
     previous: tf.Tensor  # The point before.
@@ -207,11 +207,11 @@ class _State(NamedTuple):
             step_size=zeros + step_size,
             rises=zeros,
             halved=tf.zeros_like(zeros, tf.bool),
-            record=zeros + np.nan,  # Equal to none: the start is no stand-still.
+            record=zeros + np.nan,  # NaN equals nothing: the start is no standstill.
         )
 
     def seen(self, slope: tf.Tensor, score: tf.Tensor) -> _State:
-        """With the gradients and the scores of the points."""
+        """Returns the state with the gradients and the scores of the points."""
         better = score > self.best.scores
         return self._replace(
             slope=slope,
@@ -222,7 +222,7 @@ class _State(NamedTuple):
         )
 
     def checked(self, least_rises: tf.Tensor) -> _State:
-        """After a checkpoint that asks for so many rises."""
+        """Returns the state after a checkpoint that needs `least_rises`."""
         idle = ~self.halved & tf.equal(self.best.scores, self.record)
         halved = (self.rises < least_rises) | idle
         return self._replace(
@@ -236,7 +236,7 @@ class _State(NamedTuple):
         )
 
     def moved(self, ball, project: Callable, share: tf.Tensor) -> _State:
-        """After a step: `share` of it the new move, the rest the last one again."""
+        """Returns the state after a step: `share` new move, the rest the last move."""
         ones = [1] * (self.point.shape.rank - 1)
         step_size = tf.reshape(self.step_size, [-1, *ones])
         share = tf.cast(share, self.point.dtype)

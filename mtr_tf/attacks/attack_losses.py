@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses that an attacker may raise in place of a task's own loss.
 
-All are means over an image's N valid pixels, float32, one number per image; whatever
-stands under a mask of zero (labels of 255, NaN) enters neither them nor a gradient. A
+All are means over an image's N valid pixels, float32, one number per image. Values
+where the mask is zero (labels of 255, NaN) affect neither a loss nor its gradient. A
 targeted attack raises minus the loss towards the wanted target.
 
-Weights of pixels are always held fixed (stop_gradient). Where they ask whether a pixel
-still needs work, a targeted attack turns the question round: no longer "is it still
-right?" but "is it not yet as wanted?".
+Weights of pixels are always held fixed (stop_gradient). Where they depend on whether a
+pixel is still right, those of a targeted attack depend instead on whether it is not yet
+as wanted.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Case(NamedTuple):
     """One task's batch, as an attack loss sees it.
 
     Attributes:
-      target: Of the true label, or the wanted one if `targeted`; shapes as in `losses`.
-      output: Of the model: logits, or values.
+      target: The true one, or the wanted one if `targeted`; shapes as in `losses`.
+      output: The model's logits or values.
       mask: [batch, *places], zero where there is no target.
       own: The task's own loss, `(target, output, mask)` -> [batch].
       progress: Share of the attack's steps done, in [0, 1].
@@ -63,7 +63,7 @@ class Case(NamedTuple):
 
     @property
     def per_pixel(self) -> tf.Tensor:
-        """Each place's own loss, float32 [batch, *places]: as of an image of one."""
+        """Each place's own loss, float32 [batch, *places], as of a one-place image."""
         axes = len(self.mask.shape) - 1
 
         def pixels(values):
@@ -79,7 +79,7 @@ class Case(NamedTuple):
 
     @property
     def unfinished(self) -> tf.Tensor:
-        """1 where the predicted class still is the target (targeted: is not yet)."""
+        """1 where the predicted class is still the target (targeted: is not yet)."""
         predicted = tf.argmax(self.prediction, axis=-1, output_type=tf.int32)
         right = tf.equal(predicted, self.labels)
         return tf.cast(right != self.targeted, tf.float32)
@@ -136,7 +136,7 @@ def masked_ce_balanced(case: Case) -> tf.Tensor:
     A pixel of class c weighs N / (K n_c): n_c of the image's N valid pixels have this
     target class, K classes occur. So it is the mean over the image's classes of the
     class's mean, as the mIoU is a mean over classes. SEA's weights are fixed numbers
-    per class, of the frequencies in a whole data set; these need no data set.
+    per class, from the frequencies in a whole data set; these need no data set.
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
@@ -248,8 +248,8 @@ def _chance(gap: tf.Tensor) -> tf.Tensor:
 def _mean_iou(case: Case, all_classes: bool) -> tf.Tensor:
     """Returns each image's mIoU in [0, 1], [batch], without a gradient.
 
-    The mean is over the classes in target or prediction, or else over all; 0 where
-    there is no valid pixel.
+    With `all_classes` the mean is over all classes, otherwise over those in target or
+    prediction; 0 where there is no valid pixel.
     """
     classes = case.output.shape[-1]
     counts = metrics.class_counts(case.target, case.output, case.mask, classes)
@@ -281,13 +281,13 @@ def masked_bce(case: Case) -> tf.Tensor:
 def cospgd(case: Case) -> tf.Tensor:
     """CosPGD: own losses weighted by the cosine of prediction and target, per pixel.
 
-    Agnihotri et al. 2024. Of softmax and one-hot target for classes, of the softmax
-    over channels of both for values, of sigmoid
-    and target for labels, each beside 1 minus itself. Targeted: weighted by 1 minus the
+    Agnihotri et al. 2024. The cosine is that of softmax and one-hot target for classes,
+    of the softmax over channels of both for values, and of (s, 1 - s) and (y, 1 - y)
+    for labels, with the sigmoid s and the target y. Targeted: weighted by 1 minus the
     cosine.
 
     A softmax over one channel is 1, and so is the cosine: for tasks of one channel this
-    is plain PGD on the own loss (and kept so if targeted, where the weight would be 0).
+    is plain PGD on the own loss (also if targeted, where the weight would be 0).
     """
     if case.kind == "labels":
         predicted, wanted = map(
@@ -338,7 +338,7 @@ def angular(case: Case) -> tf.Tensor:
 
 
 def _case_loss(loss: Loss) -> Callable[[Case], tf.Tensor]:
-    """Returns a task's loss as one of a case."""
+    """Returns a task's loss as a function of a case."""
     return lambda case: loss(case.target, case.output, case.mask)
 
 

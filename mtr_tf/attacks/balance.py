@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the losses of several tasks become one number per image.
 
-A balance says two things: what is climbed, and what points are judged by where they are
+A balance defines two things: what is climbed, and the score of points where they are
 judged by losses (`judging`). All act per image: no image's loss scales another's.
 Below, L_t is the loss of attacked task t out of M, L_t(start) that of the point the run
 began from, L_t(clean) that of the clean image, g_t the gradient of L_t, and what stands
 in [brackets] is held fixed (stop_gradient). Where losses divide or have their logarithm
-taken, one of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits are
-over 17 apart, and such a task must count, too. So does a negative one that divides: it
-is rounding, or else refused (`objectives`). The logarithm goes on below 0 as a line.
+taken, a loss of nearly 0 counts as 1e-12: cross-entropy in float32 is 0 where logits
+are over 17 apart, and such a task must count, too. A negative loss that divides also
+counts as 1e-12: it is due to rounding, or else refused (`objectives`). Below 0 the
+logarithm continues as a straight line.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mtr_tf.attacks import threat
 
 Losses = Mapping[str, tf.Tensor]
 
-_LEAST = 1e-12  # Of a loss that divides others, or has its logarithm taken.
+_LEAST = 1e-12  # The least loss that divides others or has its logarithm taken.
 _normalize = threat.L2(0.0).steepest
 
 
@@ -67,7 +68,7 @@ class Balance:
 
     @property
     def normalizes(self) -> bool:
-        """Whether gradients are divided by their norms, of what may change alone."""
+        """Whether gradients are divided by their norms over what may change."""
         return self.steepest is _normalize
 
     def __call__(
@@ -78,7 +79,7 @@ class Balance:
     ) -> tf.Tensor:
         """Returns what is climbed, [batch].
 
-        `before` are the losses that `compared` names; without, this point's own.
+        `before` are the losses that `compared` names; None: those of this point.
         """
         before = losses if before is None else before
         divisors = _divisors(tf.stop_gradient(_stack(before, losses)))
@@ -126,7 +127,7 @@ def _wgd(losses, start, progress) -> tf.Tensor:
     del progress
     current = tf.stop_gradient(losses)
     mean = tf.reduce_mean(current / start, axis=0)
-    # Of 0, which may be that of a task without a target, only the weight is floored.
+    # A loss of 0 (perhaps of a task without a target) stays; its weight is above 0.
     return _sum(_divisors(current) / start / _divisors(mean) * losses)
 
 
@@ -151,10 +152,10 @@ def _log(losses: tf.Tensor) -> tf.Tensor:
 
 
 def _geometric_mean(losses, clean) -> tf.Tensor:
-    """The mean of log L_t: so many e-folds have the losses grown, but for a constant.
+    """The mean of log L_t: the e-folds by which losses have grown, up to a constant.
 
-    Dividing each loss by that of the clean image would change the score by a number
-    that is the same at all points. So it is left out.
+    Dividing each loss by that of the clean image would change the score by the same
+    number at all points. So it is left out.
     """
     del clean
     return tf.reduce_mean(_log(losses), axis=0)
@@ -168,8 +169,8 @@ def _relative_sum(losses, clean) -> tf.Tensor:
 def _largest_growth(losses, clean) -> tf.Tensor:
     """The largest log(L_t / L_t(clean)); of log L_t where these are not known.
 
-    Of the tasks whose losses are not both 0, as are those of a task without a target: a
-    targeted attack, which lowers the others, would always find that one the largest.
+    A task whose two losses are both 0, such as one without a target, does not count: in
+    a targeted attack, which lowers the others, it would always be the largest.
     """
     if clean is None:
         return tf.reduce_max(_log(losses), axis=0)
@@ -261,17 +262,19 @@ def sum_of_steepest(
 ) -> tf.Tensor:
     """Returns the sum of the losses, with gradient sum_t steepest(g_t) towards `x`.
 
-    That takes one backward pass per task, through heads and trunk alike, but only once
-    a gradient is asked for: a score costs one forward pass as ever. Entries of a g_t
-    that are not finite count as 0, so that one broken task does not hide the others.
-    There is no gradient towards anything else, nor a second derivative.
+    That takes one backward pass per task, through heads and trunk alike, but only if a
+    gradient is taken: a score still costs one forward pass. Entries of a g_t that are
+    not finite count as 0, so that one broken task does not hide the others. There is no
+    gradient towards anything else, nor a second derivative.
 
     Args:
-      tape: A persistent tape that watched `x` while the losses were made, and is over.
+      tape: A persistent tape that watched `x` while the losses were computed, and has
+        ended.
       x: Images [batch, ...].
       losses: Each task's, [batch].
       steepest: Maps gradients [batch, ...] to what is added up.
-      movable: Returns what is left of a gradient where the attack can move; None: all.
+      movable: Returns a gradient with 0 where the attack cannot move; None: it can
+        move everywhere.
     """
     total = tf.stop_gradient(tf.add_n(list(losses)))
     half = base.computes_in_float16(base.graph_operations())
@@ -293,6 +296,6 @@ def sum_of_steepest(
 def slope_of(
     tape: tf.GradientTape, x: tf.Tensor, loss: tf.Tensor, half: bool
 ) -> tf.Tensor:
-    """Returns `base.image_gradient`; what of it is not finite counts as 0."""
+    """Returns `base.image_gradient` with 0 for entries that are not finite."""
     slope = base.image_gradient(tape, loss, x, half)
     return tf.where(tf.math.is_finite(slope), slope, tf.zeros_like(slope))

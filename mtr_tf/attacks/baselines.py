@@ -79,7 +79,7 @@ class Corner(Noise):
     """
 
     def _points(self, ball, x, keys, draw) -> tf.Tensor:
-        """A point of the rim: along a Gaussian, its signs or its direction."""
+        """A point of the ball's surface: the signs or the direction of a Gaussian."""
         dtype = threat.compute_dtype(x)
         noise = threat.random_images(threat.normal, x, keys, draw)
         return tf.cast(x, dtype) + tf.cast(self.epsilon, dtype) * ball.steepest(noise)

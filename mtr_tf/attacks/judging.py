@@ -75,17 +75,17 @@ def may_tie(
 ) -> tuple[str, ...]:
     """Returns the tasks whose nearness tells points of equal harm apart.
 
-    Those with classes or labels that are no maps, or of which a part is attacked. None
-    where harms are no counts of wrong places alone, whose steps are known: beside tasks
-    of other kinds, which hardly ever tie; with several tasks of different weights, or
-    under several draws.
+    These are tasks with classes or labels that are no maps, or of which only a part is
+    attacked. There are none where the harm is more than counts of wrong places, whose
+    steps are known: beside tasks of other kinds, which hardly ever tie; and with
+    several tasks, of different weights or under several draws.
 
     Args:
       judge: "harm" or "loss".
       tasks: The attacked ones.
       weights: Of the tasks; empty where all are 1.
-      restricted: Whether some of the places are attacked, not all.
-      draws: How many scores a score is the mean of.
+      restricted: Whether only some of the places are attacked.
+      draws: Number of draws that a score is the mean over.
     """
     by_task = dict(zip(tasks, weights or [1.0] * len(tasks), strict=True))
     weighted_tasks = {name: tasks[name] for name, weight in by_task.items() if weight}
@@ -121,17 +121,17 @@ def nearness(case: Case) -> tf.Tensor:
 def harm(
     metric: metrics.Metric, rows: tf.Tensor | np.ndarray, labels: int = 1
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns how much harm rows show, and what counts for none at all, each [batch].
+    """Returns the harm that rows show, and what stands for no harm, each [batch].
 
     A metric of which more is better is a share of right pixels: its harm is the share
-    of wrong ones, and half a pixel (of one label) stands for none; else it is the mean
-    itself, and none is the smallest number. Where an image has nothing to count, no
-    harm is 1, which leaves a product of harms to the other tasks.
+    of wrong ones, and half a pixel (of one label) stands for no harm. Otherwise the
+    harm is the mean itself, and the smallest float stands for no harm. Where an image
+    has nothing to count, 1 does, which leaves a product of harms to the other tasks.
 
     Args:
       metric: One with `is_mean`.
       rows: Its (sum, count) per image, [batch, 2].
-      labels: How many each place has, whose mean it adds up.
+      labels: Number of labels of each place; the sum adds up their means.
     """
     total, count = tf.unstack(tf.cast(rows, tf.float32), axis=-1)
     least = tf.fill(tf.shape(total), np.finfo(np.float32).tiny)
@@ -161,15 +161,15 @@ def score(
     Args:
       judge: "harm" or "loss".
       balance: How losses become one number.
-      rows: Of the attacked tasks, in order: of those metrics that the judge looks at.
-        Of a targeted attack against the targets that it is after.
+      rows: Those of the attacked tasks, in order, of the metrics that the judge looks
+        at; for a targeted attack, against the targets that it wants.
       weights: Of the tasks; empty where all are 1.
       clean: The rows of the clean images, for balances that compare with them.
-      targeted: Whether the score is minus the harm, or the loss.
-      tasks: What the names are of.
+      targeted: Whether the score is minus the harm or loss.
+      tasks: The tasks by name.
       near: The `nearness` of the tasks of `may_tie`, which tells points of equal harm
-        apart; without, they tie.
-      draws: How many scores a score is the mean of.
+        apart; None: they tie.
+      draws: Number of draws that a score is the mean over.
     """
     by_task = dict(zip(rows, weights, strict=True)) if weights else {}
     if judge == HARM:
@@ -189,9 +189,9 @@ def _joint_harm(
 ) -> tf.Tensor:
     """Returns the geometric mean of the tasks' harms, prod_t harm_t^(w_t / sum |w|).
 
-    With `near` a bit more, by less than one wrong place adds: half a place times the
-    nearness, divided by the draws that may each be one place off; of several tasks the
-    same within the product, a multiple of prod_t least_t.
+    `near` adds less than one more wrong place would: half a place times the nearness,
+    divided by the draws, each of which may be one place off. With several tasks it does
+    so within the product, which is a multiple of prod_t least_t.
     """
     harms = {}
     for task, by_metric in rows.items():

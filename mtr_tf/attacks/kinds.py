@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
     from mtr_tf.attacks.base import Attack
 
-# The runs of SEA: balls of so many epsilon for such shares of the steps, on each of the
-# paper's three losses and on CosPGD's, which is the strongest alone.
+# The stages of SEA's runs, (radius in multiples of epsilon, share of the steps), and
+# the loss of each run: the paper's three and CosPGD's, which is the strongest alone.
 SEA_RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
 SEA_LOSSES = ("masked_ce_balanced", "masked_ce", "js", "cospgd")
 NORMS = ("linf", "l2")
-# What `make` takes for any attack, and each attack as far as it applies.
+# The settings that `make` takes for any attack; each attack uses those that apply.
 SETTINGS = ("step_size", "steps", "queries", "norm", "restarts", "random_start")
 SETTINGS += ("radii", "mean", "std")
-FORWARD = 0.4  # What a pass costs that takes no gradient, of one that does.
+FORWARD = 0.4  # The cost of a pass without a gradient, relative to one with it.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class Kind:
         asked; "members": each member starts as it does by itself.
       members: Of an ensemble, whose results are combined image by image; None: those
         that `ensemble` names.
-      is_ensemble: Whether it is one.
+      is_ensemble: Whether it is an ensemble.
       gradient: Whether it follows gradients; otherwise it only makes forward passes.
       guesses: Whether it uses the objective only to choose among random draws.
       chooses_losses: Whether it raises losses of its own choice, whatever is asked.
@@ -108,9 +108,10 @@ class Kind:
         Args:
           epsilon: Radius in [0, 1] pixel units.
           **settings: step_size, steps, queries, norm, restarts, random_start, radii,
-            mean and std, as far as they apply, and any other field of the record. One
-            of `named` may have either name; its own counts. Without a step size it is
-            the share `step` of epsilon. A field that is fixed stays as it is.
+            mean and std, as far as they apply, and any other field of the record. A
+            field in `named` may be given by either name; the field's own wins. The
+            default step size is the share `step` of epsilon. A fixed field stays as it
+            is.
 
         Raises:
           InputError: As the record does; or a setting is neither one of these nor a
@@ -180,7 +181,7 @@ class Kind:
         return getattr(importlib.import_module(module), name)
 
     def start_at_random(self, random_start: bool | None, restarts: int) -> bool | None:
-        """Where it starts, if `asked` says nothing; None: as each member does."""
+        """Whether it starts at random, given the setting; None: as each member does."""
         if "random_start" in self.uses and random_start is not None:
             return random_start
         if "random_start" in self.fixed:
@@ -190,7 +191,7 @@ class Kind:
         return self.starts == "random" or restarts > 1
 
     def can_spare(self, restarts: int) -> bool:
-        """Whether it goes by an objective that spares tasks."""
+        """Whether it follows an objective that spares tasks."""
         return not (self.for_comparison or self.draws_nothing(restarts))
 
     def draws_nothing(self, restarts: int) -> bool:
@@ -263,8 +264,8 @@ KINDS = {
         source="Croce and Hein 2020",
     ),
     "square": _kind(
-        # Starts at random whatever is asked, but results and the keys of finished
-        # cells have what was asked, as those of noise and corner.
+        # Always starts at random, but results and the keys of finished cells have the
+        # setting as it was given, like those of noise and corner.
         "square:Square",
         "queries",
         "random_start",

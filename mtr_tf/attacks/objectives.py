@@ -56,9 +56,9 @@ _NEVER_NEGATIVE = (
     losses_lib.l1,
     losses_lib.l2,
 )
-# So far below 0 may a loss be by rounding: 1 - cos of what is 1, in half precision.
+# Rounding may take a loss this far below 0: 1 - cos, where cos is 1, in half precision.
 _ROUNDING = 1e-4
-_CHECK_IMAGES = 2  # Images that a Keras model is looked at on.
+_CHECK_IMAGES = 2  # Images that a Keras model is checked on.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Recipe:
       weights: Of each attacked task's loss; empty where all are 1.
       losses: The attack loss that each attacked task raises, None for its own loss;
         empty where all raise their own.
-      targeted: Whether the targets are what the attacker wants to see.
+      targeted: Whether the targets are what the attacker wants.
       judge: One of `judging.JUDGES`.
       fold: Whether attacks fold the model's batch norms.
       eot: Draws of the model's own noise whose mean gradient attacks follow.
       spare: The tasks whose losses stay at or below those of the clean image.
-      restricted: Whether some of the output's places are attacked, not all.
+      restricted: Whether only some of the output's places are attacked.
       break_ties: Whether points of equal harm may be told apart; see `judging`.
     """
 
@@ -95,7 +95,7 @@ class Recipe:
     break_ties: bool = True
 
     def checked(self) -> Recipe:
-        """Returns it; raises InputError where settings do not go together."""
+        """Returns the recipe; raises InputError where settings do not fit together."""
         checks.check_name("balance", self.balance, BALANCES)
         judging.check(self.judge)
         checks.check_count("eot", self.eot)
@@ -133,10 +133,10 @@ class Recipe:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns (ascend, score), float32 [batch]; see `objective`.
 
-        Where the balance uses them, a batch that was `begun` also has "before", losses
-        that others are compared with, and "clean", rows of the clean images; where
-        tasks are spared "kept", their losses of the clean images; where the attack
-        changes a part of the images "movable" (`balance.sum_of_steepest`).
+        A batch that `begun` returns also has, where the balance uses them, "before",
+        losses that others are compared with, and "clean", rows of the clean images;
+        where tasks are spared, "kept", their losses of the clean images; and where the
+        attack changes a part of the images, "movable" (`balance.sum_of_steepest`).
         """
         clean_losses = batch.get("kept")
         x = tf.convert_to_tensor(x)
@@ -154,7 +154,7 @@ class Recipe:
     def _evaluate(
         self, batch: Batch, x: tf.Tensor, progress: tf.Tensor | float
     ) -> tuple[tf.Tensor, tf.Tensor, Losses]:
-        """Returns what is climbed and the score, none spared, and all own losses."""
+        """Returns what is climbed and the score, before sparing, and own losses."""
         balance = BALANCES[self.balance]
         # Watches nothing, and so records nothing, unless the balance needs it.
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -204,10 +204,10 @@ class Recipe:
 
     @property
     def divided(self) -> tuple[str, ...]:
-        """The attacked tasks whose own losses divide, and may be negative: a user's.
+        """The attacked tasks whose own losses divide and may be negative: a user's.
 
-        They divide where they are climbed, which what compares an ensemble's results
-        does not, or where they are compared with those of the clean images.
+        Losses divide where they are climbed (not where an ensemble's results are only
+        compared) or where they are compared with those of the clean images.
         """
         balance = BALANCES[self.balance]
         if not balance.relative:
@@ -222,16 +222,16 @@ class Recipe:
         )
 
     def folded(self) -> Recipe:
-        """Returns it with a model of now that does less work, if asked for."""
+        """Returns the recipe with the model folded as it is now, if asked for."""
         names = tuple(self.looked_at)
         if not self.fold or not folding.can_fold(self.model, names):
             return self
         return dataclasses.replace(self, model=folding.fold(self.model, names))
 
     def look_at_losses(self, batch: Batch, x: tf.Tensor) -> None:
-        """Looks at losses that divide, of x, the batch's first images or all of them.
+        """Checks losses that divide on `x`, the batch's first images or all of them.
 
-        Outside any graph: XLA drops the check that is in graphs.
+        Must be called outside of graphs: XLA drops the check that is in them.
 
         Raises:
           InputError: One is negative.
@@ -249,7 +249,7 @@ class Recipe:
         return TaskObjective(self, batch)
 
     def begun(self, batch: Batch, start: tf.Tensor, clean: tf.Tensor) -> Batch:
-        """Returns the batch with what balance and score compare with."""
+        """Returns the batch with the losses that balance and score compare with."""
         if self.spare:
             outputs = self._outputs(clean, batch, 0.0)
             own_losses = self._own_losses(outputs, batch)
@@ -302,7 +302,7 @@ class Recipe:
         )
 
     def _rows(self, own_losses: Losses, outputs, batch: Batch) -> judging.Rows:
-        """Returns the rows that scores are made of; losses are not computed again."""
+        """Returns the rows that scores are made of; reuses the own losses."""
         rows = {}
         for name, task in self.tasks.items():
             metric = judging.metric(task, self.judged_by)
@@ -347,8 +347,8 @@ class TaskObjective:
 
     Attributes:
       recipe: What is computed.
-      batch: {"targets": {task: tensor}, "masks": {task: tensor}}; once begun also what
-        was computed at the start.
+      batch: {"targets": {task: tensor}, "masks": {task: tensor}}; after `begin` also
+        what was computed there.
     """
 
     recipe: Recipe
@@ -356,10 +356,10 @@ class TaskObjective:
 
     @property
     def reusable(self) -> bool:
-        """Whether the recipe's graph serves later batches: all its state is variables.
+        """Whether the recipe's graph serves later batches: all state is in variables.
 
-        True of functional and sequential Keras models; any other callable, a subclassed
-        model too, may look at Python values.
+        True for functional and sequential Keras models; any other callable, including a
+        subclassed model, may depend on Python values.
         """
         return type(self.recipe.model).__name__ in ("Functional", "Sequential")
 
@@ -381,32 +381,32 @@ class TaskObjective:
 
     @property
     def draws(self) -> int:
-        """How many draws of the model's noise an attack takes the mean over."""
+        """Number of draws of the model's noise that an attack takes the mean over."""
         return self.recipe.eot
 
     def drawn(self, number: int | tf.Tensor) -> TaskObjective:
-        """Returns it under the draw of that number; see `draws`."""
+        """Returns the objective under the draw of that number; see `draws`."""
         return self.recipe.bind({**self.batch, "draw": number})
 
     def seeded(self, keys: tf.Tensor) -> TaskObjective:
-        """Returns it with noise made of an attack's seeds, int64 [batch, 2]."""
+        """Returns the objective with noise from an attack's seeds, int64 [batch, 2]."""
         return self.recipe.bind({**self.batch, "keys": keys})
 
     def moving(self, move: sparing.Move) -> TaskObjective:
-        """Returns it, told how the attack moves along a gradient; see `sparing`."""
+        """Returns the objective, given how the attack moves; see `sparing`."""
         if not self.recipe.spare:
             return self
         return self.recipe.bind({**self.batch, "move": move})
 
     def confined(self, movable: sparing.Move) -> TaskObjective:
-        """Returns it, told what is left of a gradient where the attack can move."""
+        """Returns the objective, given a map to the movable part of a gradient."""
         return self.recipe.bind({**self.batch, "movable": movable})
 
     def checked(self, x: tf.Tensor, own_losses: bool = True) -> TaskObjective:
-        """Returns it, its model looked at on the images x: outside any graph.
+        """Returns the objective, its model checked on `x`; call it outside of graphs.
 
-        `own_losses` says whether the attack raises those of the tasks, if no others are
-        named; they are looked at, too.
+        `own_losses` says whether the attack raises the tasks' own losses if no others
+        are named; then these are checked, too.
         """
         recipe = self.recipe
         if isinstance(recipe.model, keras.Layer):
@@ -423,7 +423,7 @@ class TaskObjective:
         self.recipe.look_at_losses(self.batch, x)
 
     def unchanged(self) -> contextlib.AbstractContextManager[None]:
-        """Puts back what the model changes behind Keras' back; see `stateless`."""
+        """Restores what the model changes behind Keras' back; see `stateless`."""
         return stateless.unchanged(self.recipe.model)
 
     def begin(self, start: tf.Tensor, clean: tf.Tensor | None = None) -> TaskObjective:
@@ -438,20 +438,20 @@ class TaskObjective:
         return recipe.bind(recipe.begun(self.batch, start, clean))
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
-        """Returns it, not begun, raising other losses; see `losses` of `objective`."""
+        """Returns it before `begin`, raising other losses: `losses` of `objective`."""
         return self._replace(losses=_checked_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
-        """Returns it, not begun, judged otherwise; see `judge` of `objective`."""
+        """Returns it before `begin`, with another judge: `judge` of `objective`."""
         return self._replace(judge=name)
 
     def in_ensemble(self) -> TaskObjective:
-        """Returns it, not begun, judged by harm where the judge is "auto"."""
+        """Returns it before `begin`, judged by harm where the judge is "auto"."""
         judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
         return self.with_judge(judge)
 
     def with_ties(self) -> TaskObjective:
-        """Returns it, not begun, with equal scores for all points of equal harm."""
+        """Returns it before `begin`, with equal scores for all points of equal harm."""
         return self._replace(break_ties=False)
 
     def _replace(self, **fields) -> TaskObjective:
@@ -476,17 +476,17 @@ class Unbound:
 
     @property
     def restricted(self) -> bool:
-        """Whether some of the output pixels are attacked, not all."""
+        """Whether only some of the output pixels are attacked."""
         return self.pixels is not None or bool(self.classes)
 
     def bind(self, batch: Batch, own: Batch | None = None) -> TaskObjective:
         """Returns the objective on a batch, of tensors that fit the tasks.
 
         Args:
-          batch: {"targets": {task: tensor}, "masks": {task: tensor}}, and what else
-            there is, which is left out.
-          own: The same of the spared tasks, where that is another: these keep to their
-            own targets, and all their places, whatever is done to the attacked ones.
+          batch: {"targets": {task: tensor}, "masks": {task: tensor}}; other entries
+            are ignored.
+          own: The same for the spared tasks; None: `batch`. These tasks keep their own
+            targets, and all their places, whatever is done to the attacked ones.
         """
         names = self.recipe.tasks
         targets, masks = _tensors(batch, names)
@@ -605,8 +605,8 @@ def objective(
         divided by its harm.
       losses: Keys of ATTACK_LOSSES: each attacked task raises the one that fits its
         kind, or else its own loss, whatever the model was trained with.
-      targeted: Whether `targets` are what the attacker wants to see. What is climbed,
-        and the score, are then minus the loss towards them.
+      targeted: Whether `targets` are what the attacker wants. What is climbed, and the
+        score, are then minus the loss towards them.
       classes: For tasks with classes, attack only pixels whose target is one of these;
         None for all.
       judge: "harm", "loss", or "auto": "loss" where every task raises its own loss
@@ -620,9 +620,9 @@ def objective(
         at each step and depend on the attack's seed, so the same seed gives the same
         bits.
       spare: Tasks that are kept, image by image, at or below their loss on the clean
-        image, against their targets here and over all that their masks have: attacks
-        bend their steps, and of all points that they meet prefer any at which no
-        spared task is worse (`sparing`). Not for several draws (`eot`).
+        image, against their targets here and over all places of their masks: attacks
+        bend their steps, and prefer points at which no spared task is worse to all
+        others (`sparing`). Not for several draws (`eot`).
 
     Raises:
       InputError: A task has no target or mask, a name is unknown, settings do not fit
@@ -663,7 +663,7 @@ def objective(
 
 
 def _with_places(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
-    """Returns the tasks, those that say nothing of their places with their targets'."""
+    """Returns the tasks; one that does not state its places gets its targets'."""
     placed_tasks = []
     for name, task in tasks.items():
         if task.places is None and name in targets:
@@ -676,8 +676,9 @@ def _with_places(tasks: TaskSet, targets: Mapping[str, Any]) -> TaskSet:
 def _noise_key(batch: Mapping[str, Any], progress: tf.Tensor | float) -> tf.Tensor:
     """Returns the key, int64 [2], of a random model's noise in one call.
 
-    One for each seed (that of the batch's first image), step of an attack, and draw.
-    Restarts and radii meet the same noise at the same step, so that they compare.
+    It depends on the seed (that of the batch's first image), the step of an attack and
+    the draw. Restarts and radii have the same noise at the same step, so that they can
+    be compared.
     """
     keys = batch.get("keys")
     key = tf.zeros(2, tf.int64) if keys is None else stateless.batch_key(keys)
@@ -721,7 +722,7 @@ def _checked_weights(
 def _checked_losses(
     losses: Iterable[str] | str, names: TaskSet
 ) -> tuple[str | None, ...]:
-    """Returns what each attacked task raises, checked; () where each its own loss."""
+    """Returns each attacked task's loss, checked; () where all raise their own."""
     losses = losses.split(",") if isinstance(losses, str) else losses
     by_task: dict[str, str] = {}
     for loss in losses:
@@ -746,7 +747,7 @@ def _checked_losses(
 
 
 def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
-    """Raises InputError where a target or mask has not the shape that its task has."""
+    """Raises InputError where the shape of a target or mask does not fit its task."""
     for name, task in names.items():
         target, mask = targets[name].shape, masks[name].shape
         axes = _axes(task, "" if task.discrete else "channels")
@@ -764,17 +765,17 @@ def _check_batch(names: TaskSet, targets: Tensors, masks: Tensors) -> None:
             )
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
 def _checked_outputs(
     names: TaskSet,
     outputs: Tensors,
     batch: Batch,
     progress: tf.Tensor | float,
 ) -> dict[str, tf.Tensor]:
-    """Returns the tasks' outputs, once they fit their targets, and labels the outputs.
+    """Returns the outputs, once they fit their targets, and labels fit the outputs.
 
-    Shapes are compared when the graph is built, those that are not known then when it
-    runs. Labels are looked at where a run begins and ends, which costs next to nothing
+    Shapes are compared when the graph is built, or when it runs if they are not known
+    before. Labels are checked where a run begins and ends, which costs next to nothing
     beside the model; those of masked pixels may be anything.
 
     Raises:
@@ -793,7 +794,7 @@ def _checked_outputs(
     return results
 
 
-@tf.autograph.experimental.do_not_convert  # There is nothing to.
+@tf.autograph.experimental.do_not_convert  # There is nothing to convert.
 def _nonnegative_losses(balance: str, losses: Losses, names: Iterable[str]) -> Losses:
     """Returns the losses, once those that divide are not negative (`base.require`)."""
     assertions = [_sign_check(balance, name, losses[name]) for name in names]
@@ -805,14 +806,14 @@ def _nonnegative_losses(balance: str, losses: Losses, names: Iterable[str]) -> L
 
 def _sign_check(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
     """The check that a task's own loss, which divides, is not negative."""
-    balances = [b for b in BALANCES if not BALANCES[b].relative]
+    names = [b for b in BALANCES if not BALANCES[b].relative]
 
     def words():
         return [
             f"The balance {balance!r} divides losses by losses, but that of {name!r} "
             "is negative,",
             tf.reduce_min(loss),
-            f"; choose {', '.join(balances[:-1])} or {balances[-1]}, or give the task a "
+            f"; choose {', '.join(names[:-1])} or {names[-1]}, or give the task a "
             "loss that is never below 0.",
         ]
 
@@ -820,7 +821,7 @@ def _sign_check(balance: str, name: str, loss: tf.Tensor) -> tf.Tensor:
 
 
 def _axes(task: Task, last: str = "") -> str:
-    """How the axes of a task's tensors are told, with those of its places."""
+    """The axes of a task's tensors in words; `last` comes after the places."""
     places = {0: [], MAP: ["H", "W"]}.get(task.axes, ["*places"])
     return f"[{', '.join(['batch', *places, *filter(None, [last])])}]"
 
@@ -836,7 +837,7 @@ def _check_shape(task: Task, output, target) -> None:
 
 
 def _size_checks(task: Task, output, target, mask) -> list[tf.Tensor]:
-    """Checks of what the shapes do not tell before the graph runs."""
+    """Checks of sizes that are not known before the graph runs."""
     shapes = output.shape, target.shape, mask.shape
     if all(shape.is_fully_defined() for shape in shapes):
         return []

@@ -26,15 +26,15 @@ class Best(NamedTuple):
 
     @classmethod
     def none(cls, points: tf.Tensor, score: float = -math.inf) -> Best:
-        """Returns `points` as the best, which any other of a score above replaces."""
+        """Returns `points` as the best; any other point above `score` replaces them."""
         scores = tf.fill(tf.shape(points)[:1], tf.constant(score, points.dtype))
         return cls(points, tf.ensure_shape(scores, points.shape[:1]))
 
     @classmethod
     def clean(cls, images: tf.Tensor, objective: base.Objective) -> Best:
-        """Returns the images themselves, which any point with a score will replace.
+        """Returns the images themselves, which any point with a score replaces.
 
-        Of an objective that spares tasks, any point that does spare them.
+        If the objective spares tasks, only a point that spares them does.
         """
         spares = getattr(objective, "spares", False)
         return cls.none(images, -sparing.FAR if spares else -math.inf)
@@ -50,11 +50,11 @@ class Best(NamedTuple):
         images: tf.Tensor,
         objective: base.Objective,
     ) -> Best:
-        """Returns it after the last points of runs, the only ones not scored yet.
+        """Returns the best including the last points of runs, which have no score yet.
 
-        Where a run stood still (a mask [batch]), without a gradient, the score of its
-        point is known. The image itself is scored in its place there and wins a tie:
-        without a gradient, nothing shall move.
+        Where a run has not moved (`unmoved`, [batch]), for lack of a gradient, the
+        score of its point is known. There the image itself is scored instead, and wins
+        a tie: without a gradient, nothing shall move.
         """
         points = threat.choose(unmoved, images, points)
         scores = base.score(objective, points, tf.constant(1.0))
@@ -62,7 +62,7 @@ class Best(NamedTuple):
         return self.take(better, points, scores)
 
     def take(self, mask: tf.Tensor, points: tf.Tensor, scores: tf.Tensor) -> Best:
-        """Returns these with the images of the mask [batch] replaced."""
+        """Returns the best with these points and scores where `mask` [batch] holds."""
         return Best(
             threat.choose(mask, points, self.points),
             tf.where(mask, scores, self.scores),
@@ -70,7 +70,7 @@ class Best(NamedTuple):
 
 
 def exactly(number: float | tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Returns a number as a tensor; tf.cast alone makes float32 of Python's first."""
+    """Returns a number as a tensor; tf.cast alone would make it float32 first."""
     return tf.cast(tf.convert_to_tensor(number, tf.float64), dtype)
 
 
@@ -203,7 +203,7 @@ class PGD(base.Attack):
         return self.keep == "best" or self.restarts > 1
 
     def _memory(self, start: tf.Tensor) -> Any:
-        """What a run remembers of its gradients, at first; here nothing."""
+        """What a run remembers of its gradients at its start; here nothing."""
         del start
         return ()
 

@@ -28,12 +28,13 @@ from mtr_tf.attacks import balance
 from mtr_tf.attacks import base
 from mtr_tf.attacks import threat
 
-# Points that do not spare score below -FAR, and so do means of their scores and others.
+# Points that do not spare tasks score below -FAR, and so does any mean of such scores
+# and others.
 FAR = 1e20
 _PENALTY = 1e30
 _MAX_EXCESS = 1e6  # The largest excess, also that of a loss that is not finite.
-_MARGIN = 0.1  # Moves aim lower by this share of what they could lower a loss by,
-_RETURN = 2.0  # and return from above with this multiple of what is missing.
+_MARGIN = 0.1  # Moves aim lower by this share of what they could lower a loss by
+_RETURN = 2.0  # and return from above by this multiple of the excess.
 _HALVINGS = 14  # The bend is found to 2^-14.
 _ROUNDS = 3  # Of bends, where several tasks are spared.
 _STEP = 1 / 255  # The step of an attack that does not say how it moves, per value.
@@ -45,7 +46,7 @@ Move = Callable[[tf.Tensor], tf.Tensor]
 def score(
     scores: tf.Tensor, losses: Mapping[str, tf.Tensor], clean: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
-    """Returns scores by which points that spare come before all that do not, [batch].
+    """Returns scores that rank points that spare above all that do not, [batch].
 
     Args:
       scores: What the attack judges points by.
@@ -59,7 +60,7 @@ def score(
 def excess(
     losses: Mapping[str, tf.Tensor], clean: Mapping[str, tf.Tensor]
 ) -> tf.Tensor:
-    """Returns how far losses are above the clean ones, as a share of these, summed.
+    """Returns the sum of the losses' excess over the clean ones, relative to these.
 
     [batch]; 0 where no task is above. A loss that is not finite counts as far above.
     """
@@ -89,7 +90,7 @@ def with_bent_gradient(
     There is no gradient with respect to anything else, and no second derivative.
 
     Args:
-      tape: A persistent tape that watched `x` while all that follows was made.
+      tape: A persistent tape that watched `x` while all of the following was computed.
       x: Images [batch, ...].
       ascend: What the attack raises, [batch].
       losses: Of the spared tasks, [batch] each.
@@ -124,16 +125,16 @@ def bent(
     """Returns the gradient of the attacked loss, bent so that spared losses stay low.
 
     A move usually ends higher than its gradient predicts. So moves aim below what is
-    allowed, by a share of what they could lower a spared loss by, and if they are above
-    that, they go down by more than what is missing.
+    allowed by `margin`, a share of what they could lower a spared loss by. Where the
+    loss is above that aim, they go down by more than the excess.
 
     Args:
       slope: The gradient, [batch, ...], finite.
-      others: Those of the spared losses.
+      spared_slopes: Those of the spared losses.
       room: By how much each may still rise, [batch]; negative: must fall.
       move: How the attack moves along a gradient; `move.movable`, if there is one,
-        returns what is left of a gradient where it can move.
-      margin: That share.
+        returns a gradient with 0 where the attack cannot move.
+      margin: A share, see above.
     """
     move = _step if move is None else move
     movable = getattr(move, "movable", lambda change: change)
@@ -143,7 +144,7 @@ def bent(
     )
     unit = threat.L2(0.0).steepest
     length = _dot(unit(slope), slope)
-    length = tf.where(length > 0, length, 1)  # Without a slope, back all the same.
+    length = tf.where(length > 0, length, 1)  # Without a slope, points still go back.
     bends = []
     for spared_slope, limit in zip(spared_slopes, room, strict=True):
         direction = unit(spared_slope)
@@ -162,7 +163,7 @@ def bent(
 
 
 def _bend(slope, direction, opposite, limit, move: Move) -> tf.Tensor:
-    """Returns (1 - u) slope - u against, the smallest u that moves `left` at most."""
+    """Returns (1 - u) slope - u opposite, u the smallest that keeps to `limit`."""
 
     def mixture(share):
         share = _per_image(share, slope)
@@ -194,5 +195,5 @@ def _dot(direction: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 def _per_image(numbers: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """Returns one number per image so that it multiplies images."""
+    """Returns one number per image in a shape that multiplies images."""
     return tf.reshape(numbers, [-1, *[1] * (x.shape.rank - 1)])

@@ -15,9 +15,9 @@ from mtr_tf.attacks import threat
 from mtr_tf.attacks.pgd import Best
 from mtr_tf.errors import InputError
 
-# The window's share of the image is halved after so many of 10 000 queries.
+# The queries, out of 10 000, after which the window's share of the image is halved.
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-_GRID = 5  # The l2 start is of so many squares along the image's shorter side.
+_GRID = 5  # Squares of the l2 start along the image's shorter side.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Square(base.Attack):
         ball = threat.ball(self.norm, self.epsilon)
         moves = {"linf": _Linf, "l2": _L2}[self.norm](ball, x)
         shares = tf.constant(_shares(self.p, self.queries), moves.centre.dtype)
-        progress = tf.constant(1.0)  # The progress: scores of one run must compare.
+        progress = tf.constant(1.0)  # Always: scores of one run must compare.
 
         def run(restart, best):
             run_keys = tf.map_fn(lambda key: threat.fold_in(key, restart), keys)
@@ -127,7 +127,7 @@ class _Draw(NamedTuple):
 
     @classmethod
     def of(cls, numbers: tf.Tensor) -> _Draw:
-        """From uniform numbers [batch, 5 + channels]."""
+        """Returns the draw made of uniform numbers [batch, 5 + channels]."""
         return cls(
             place=numbers[:, :2],
             other=numbers[:, 2:4],
@@ -185,7 +185,7 @@ class _L2:
         return self._rescale(shape * signs)
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
-        """Returns the points with new pyramids of what two windows held and spare."""
+        """Returns the points with new pyramids; two windows give up their norm."""
         side = _side(share, points, odd=True)
         rows, columns = _coordinates(points, side, draw.place)
         first = _window_mask(rows, columns, side, points.dtype)
@@ -251,10 +251,10 @@ def _side(share: tf.Tensor, points: tf.Tensor, odd: bool = False) -> tf.Tensor:
 def _coordinates(
     points: tf.Tensor, side: tf.Tensor, place: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns each row's and column's number within its image's window.
+    """Returns the number of each row and column within its image's window.
 
-    That is [batch, height, 1] and [batch, 1, width], negative or from `side` on
-    outside; all places inside the image are equally likely.
+    Shapes are [batch, height, 1] and [batch, 1, width]. Outside the window numbers are
+    negative, or `side` and more. All places inside the image are equally likely.
     """
     numbers = []
     for axis in (0, 1):
@@ -295,7 +295,7 @@ def _pyramids(side: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
 
 
 def _look_up(window: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """Returns the window's values at these places, [..., 1]; outside, its edge's."""
+    """Returns the window's values at these places, [..., 1]; its edge's outside."""
     last = tf.shape(window)[0] - 1
     rows, columns = (tf.clip_by_value(n, 0, last) for n in (rows, columns))
     return tf.gather(tf.reshape(window, [-1]), rows * (last + 1) + columns)[..., None]
@@ -307,5 +307,5 @@ def _channel_norms(offset: tf.Tensor) -> tf.Tensor:
 
 
 def _unit(offset: tf.Tensor) -> tf.Tensor:
-    """Returns each channel over its l2 norm; zero where that is zero."""
+    """Returns each channel divided by its l2 norm; zero where that is zero."""
     return tf.math.divide_no_nan(offset, _channel_norms(offset))
