@@ -122,7 +122,7 @@ class Job:
             with workers.agreeing({}):
                 if workers.chief:
                     stack.enter_context(remote.held(self.folder))
-                    stack.enter_context(self._lock_folder())
+                    stack.enter_context(self._lock())
                     self._check_out()
                     folders = (path for path in self.folder.rglob("*") if path.is_dir())
                     files.clear_leftovers(*folders)
@@ -143,7 +143,7 @@ class Job:
 
     def run_part(self, part: tuple[int, int]) -> None:
         """Runs what is not finished of a part, and writes only the finished cells."""
-        with self._lock_folder(shared=True):
+        with self._lock(shared=True):
             sweep.run(self.subject, self.cells, self._store, self.predictions, part)
 
     def spread(self) -> None:
@@ -154,8 +154,8 @@ class Job:
                 "and so do several workers; start it in one process, or leave out "
                 "--executor."
             )
-        with self._lock_folder(shared=True):
-            pass  # Complains now if nothing can be written there.
+        with self._lock(shared=True):
+            pass  # Raises early if nothing can be written there.
         if self.cells:
             gpus = len(tf.config.list_physical_devices("GPU"))
             spreading.run(self.config, self.cells, self._store, self.predictions, gpus)
@@ -179,13 +179,11 @@ class Job:
                 "give another folder."
             )
 
-    def _lock_folder(
-        self, shared: bool = False
-    ) -> contextlib.AbstractContextManager[None]:
+    def _lock(self, shared: bool = False) -> contextlib.AbstractContextManager[None]:
         """Locks the folder of results; see `files.locked`."""
         is_default = self.folder.parent.name == "attacks" and not self.config.out
-        use_out = "Let results go to a folder of yours with --out=DIR"
-        advice = use_out if is_default else files.ANOTHER_PLACE
+        hint = "Let results go to a folder of yours with --out=DIR"
+        advice = hint if is_default else files.ANOTHER_PLACE
         return files.locked(self.folder, shared, advice)
 
     @property

@@ -59,8 +59,8 @@ from mtr_tf.tasks import own_code
 
 # A folder of results has at least one of these.
 _RESULT_NAMES = ("settings.json", "cells", "parts", "predictions", "measures")
-# Later settings, which enter a folder's name only where they differ from these.
-_LATER_SETTINGS = {"attack_channels": [], "targets": "data", "spare": []}
+# Defaults of later settings, which name a folder only where they differ from these.
+_DEFAULTS = {"attack_channels": [], "targets": "data", "spare": []}
 
 
 def resolve(
@@ -130,7 +130,7 @@ def _resolve(
     """Does what each worker does by itself of `resolve`."""
     strategy = workers.local
     if folder is None and config.out:
-        folder = _out_folder(config.out)  # Raises now.
+        folder = _out_folder(config.out)  # Raises early.
     if config.batch_size != "auto":
         batching.check_divisible(config.batch_size, workers.replicas)
     unit_warnings = [*_small_radii(config), *_small_steps(config)]
@@ -172,7 +172,7 @@ def _resolve(
             "--targeted draws outputs to the targets of other images, but "
             f"{config.split} has one image; give more, or leave out --targeted."
         )
-    for cell in cells:  # Raises now.
+    for cell in cells:  # Raises early.
         cell.check(source.info.image_shape, source.info.num_classes)
     with strategy.scope():
         run, source_run, warnings = first_look.look_at(
@@ -374,11 +374,7 @@ def default_name(config: AttackConfig, fingerprint: str) -> str:
     facts = config.that_change(RESULTS) | {"model": fingerprint}
     # Names of folders depend on these; data that is moved is the same data.
     facts |= {"source_ckpt": config.source_ckpt, "data_dir": ""}
-    facts = {
-        n: v
-        for n, v in facts.items()
-        if n not in _LATER_SETTINGS or v != _LATER_SETTINGS[n]
-    }
+    facts = {n: v for n, v in facts.items() if n not in _DEFAULTS or v != _DEFAULTS[n]}
     digest = files.digest(facts)[:6]
     radii = "-".join(f"{eps:g}" for eps in config.eps)
     kind = "measures" if config.attack == NO_ATTACK else "-".join(config.attack)

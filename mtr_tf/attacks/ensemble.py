@@ -95,9 +95,7 @@ class Worst(base.Attack):
             if losses is not None:
                 member_objective = _with_losses(objective, losses)
             points = attack.search(member_objective, x, member_keys(keys, number))
-            points = tf.cast(
-                points, dtype
-            )  # Exact: the same numbers, in the dtype of scores.
+            points = tf.cast(points, dtype)  # Exact: x's numbers, in the scores' dtype.
             best = Best.none(points) if best is None else best
             scores = base.score(judge, points, tf.constant(1.0))
             best = best.offer(points, scores)

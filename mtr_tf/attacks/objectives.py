@@ -438,20 +438,20 @@ class TaskObjective:
         return recipe.bind(recipe.begun(self.batch, start, clean))
 
     def with_losses(self, names: Iterable[str] | str) -> TaskObjective:
-        """Returns it before `begin`, raising other losses: `losses` of `objective`."""
+        """Returns the objective before `begin`, with other losses; see `objective`."""
         return self._replace(losses=_checked_losses(names, self.recipe.tasks))
 
     def with_judge(self, name: str) -> TaskObjective:
-        """Returns it before `begin`, with another judge: `judge` of `objective`."""
+        """Returns the objective before `begin`, with another judge; see `objective`."""
         return self._replace(judge=name)
 
     def in_ensemble(self) -> TaskObjective:
-        """Returns it before `begin`, judged by harm where the judge is "auto"."""
+        """Returns the objective before `begin`; the judge "auto" becomes "harm"."""
         judge = judging.resolve(self.recipe.judge, any(self.recipe.losses), True)
         return self.with_judge(judge)
 
     def with_ties(self) -> TaskObjective:
-        """Returns it before `begin`, with equal scores for all points of equal harm."""
+        """Returns the objective before `begin`; points of equal harm score the same."""
         return self._replace(break_ties=False)
 
     def _replace(self, **fields) -> TaskObjective:

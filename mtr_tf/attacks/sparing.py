@@ -138,10 +138,7 @@ def bent(
     """
     move = _step if move is None else move
     movable = getattr(move, "movable", lambda change: change)
-    slope, spared_slopes = (
-        movable(slope),
-        [movable(spared_slope) for spared_slope in spared_slopes],
-    )
+    slope, spared_slopes = movable(slope), [movable(s) for s in spared_slopes]
     unit = threat.L2(0.0).steepest
     length = _dot(unit(slope), slope)
     length = tf.where(length > 0, length, 1)  # Without a slope, points still go back.

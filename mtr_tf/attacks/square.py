@@ -185,7 +185,10 @@ class _L2:
         return self._rescale(shape * signs)
 
     def change(self, points: tf.Tensor, share: tf.Tensor, draw: _Draw) -> tf.Tensor:
-        """Returns the points with new pyramids; two windows give up their norm."""
+        """Returns the points with new pyramids in one of two windows.
+
+        These have the norm that both windows had, and what was left of epsilon.
+        """
         side = _side(share, points, odd=True)
         rows, columns = _coordinates(points, side, draw.place)
         first = _window_mask(rows, columns, side, points.dtype)

@@ -476,6 +476,6 @@ def _affordable_mask(costs: tf.Tensor, spare: tf.Tensor) -> tf.Tensor:
     flat = tf.reshape(costs, [tf.shape(costs)[0], tf.reduce_prod(tf.shape(costs)[1:])])
     places = tf.range(tf.shape(flat)[1], dtype=tf.float64) * (np.sqrt(5) - 1) / 2
     order = tf.argsort(tf.math.floormod(places, 1))
-    spent = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
-    affordable = spent <= tf.reshape(spare, [-1, 1])
+    sums = tf.cumsum(tf.gather(flat, order, axis=1), axis=1)
+    affordable = sums <= tf.reshape(spare, [-1, 1])
     return tf.reshape(tf.gather(affordable, tf.argsort(order), axis=1), tf.shape(costs))
